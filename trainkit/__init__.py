@@ -1,0 +1,19 @@
+"""trainkit: one exact training loop on Hugging Face Accelerate for recognition and segmentation.
+
+A recipe is a Python file whose function `recipe(...)` returns a `Recipe`; `train` runs it and
+`evaluate` measures a checkpoint of it. The names below load on first use, so that
+`python -m trainkit --help` answers without importing torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["Options", "Recipe", "evaluate", "train"]
+
+_HOMES = {"Options": "trainkit.run", "Recipe": "trainkit.recipe", "evaluate": "trainkit.loop", "train": "trainkit.loop"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

@@ -1,0 +1,141 @@
+"""Checkpoints: whole or absent, verified when read, without pickled code.
+
+A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and `state.json`
+(everything else: tensors, and the structure they sit in), and `manifest.json` with the size and SHA-256 of
+each. It is written aside, flushed to the disk and renamed; older ones go only after.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is, or would be."""
+    return folder / f"step-{step:09d}"
+
+
+def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` into `folder` and return its path.
+
+    state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+    """
+    final, aside = checkpoint_path(folder, step), folder / f".writing-step-{step:09d}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    structure = _pack(state, tensors, "state")
+    save_file(_on_cpu(model), aside / "model.safetensors")
+    save_file(_on_cpu(tensors), aside / "state.safetensors")
+    (aside / "state.json").write_text(json.dumps(structure))
+    names = sorted(path.name for path in aside.iterdir())
+    manifest = {"step": step, "files": {name: _described(aside / name) for name in names}}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in (*aside.iterdir(), aside):
+        _flush(path)
+    if final.exists():  # the same step, written by a run that was stopped before it could say so
+        shutil.rmtree(final)
+    aside.rename(final)
+    _flush(folder)
+    return final
+
+
+def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and the protected ones."""
+    stay = {path.name for path in protected}
+    for path in list_checkpoints(folder)[:-keep]:
+        if path.name not in stay:
+            shutil.rmtree(path)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def verify(path: Path) -> str | None:
+    """Why the checkpoint at `path` cannot be used, or None."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if _described(path / name) != expected:
+                return f"{name} is not what was written (size or SHA-256 differs)"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Model weights and state of a checkpoint, on the CPU. Raises ValueError where it does not verify."""
+    reason = verify(path)
+    if reason:
+        raise ValueError(f"checkpoint {path} is damaged: {reason}")
+    tensors = load_file(path / "state.safetensors")
+    return load_file(path / "model.safetensors"), _unpack(json.loads((path / "state.json").read_text()), tensors)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Model weights from a checkpoint folder, a .safetensors file, or a .pth file of plain tensors."""
+    if path.is_dir():
+        return load(path)[0]
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory, which safetensors would refuse."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """JSON for `value`; tensors go into `tensors` and leave their name. Keys keep their type."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}: a checkpoint holds tensors and plain values")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    (kind, content), = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in content}
+    items = [_unpack(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _described(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,169 @@
+"""The commands, and the only reader of argv. Settings come from the recipe's signature, read by tyro."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from trainkit import __version__
+
+HELP = """\
+trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
+
+  trainkit RECIPE [--setting value ...]                      train it, or go on where it stopped
+  trainkit evaluate RECIPE --checkpoint PATH [--setting ...]   measure a run, a checkpoint or a weights file
+  trainkit RECIPE --help                                     its settings and the options of a run
+
+On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
+Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
+"""
+COMMANDS = ("train", "evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. 2: a mistake of the user's, told in one message."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["--help"], ["-h"]):
+        sys.stdout.write(HELP)
+        return 0
+    if words == ["--version"]:
+        sys.stdout.write(f"trainkit {__version__}\n")
+        return 0
+    command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
+    if not words or words[0].startswith("-"):
+        return _fail(f"which recipe? `trainkit {command} RECIPE ...` takes its file first; see trainkit --help")
+    try:
+        return (_train if command == "train" else _evaluate)(Path(words[0]), words[1:])
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        message = _users_mistake(error, Path(words[0]))
+        if message is None:
+            raise
+        return _fail(message)
+
+
+def _train(path: Path, words: list[str]) -> int:
+    from trainkit.recipe import build, load_recipe
+    from trainkit.run import Options
+
+    function = load_recipe(path)
+    settings, options = _read(function, Options, f"trainkit {path}", words, {})
+    options = _with_out(options, path)
+
+    from trainkit.data.order import seed_host
+    from trainkit.loop import train
+
+    seed_host(options.seed)
+    train(build(function, settings), options, settings, path)
+    return 0
+
+
+def _evaluate(path: Path, words: list[str]) -> int:
+    from trainkit.recipe import build, load_recipe
+    from trainkit.run import EvaluateOptions, Options, find_weights, read_settings, write_results
+
+    function = load_recipe(path)
+    prog = f"trainkit evaluate {path}"
+    recorded: dict[str, Any] = {}
+    if not {"-h", "--help"} & set(words):  # the run's own settings are the defaults
+        recorded = read_settings(_first_read(EvaluateOptions, prog, words).checkpoint)
+    settings, asked = _read(function, EvaluateOptions, prog, words, recorded)
+    weights, run_folder = find_weights(asked.checkpoint)
+
+    from trainkit.data.order import seed_host
+    from trainkit.loop import evaluate
+
+    seed_host(asked.seed)
+    options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers)
+    results = evaluate(build(function, settings), weights, options)
+    if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
+        write_results(options.out, weights, settings, results)
+    return 0
+
+
+def _with_out(options: Any, path: Path) -> Any:
+    return options if options.out is not None else replace(options, out=Path("runs") / path.stem)
+
+
+def _first_read(options: type, prog: str, words: list[str]) -> Any:
+    """The options alone; the settings among the words are left for later."""
+    import tyro
+
+    return tyro.cli(options, prog=prog, args=words, return_unknown_args=True)[0]
+
+
+def _read(function: Callable, options: type, prog: str, words: list[str], recorded: dict[str, Any]) -> tuple:
+    """The settings of `function` and the `options`, from the words of the command line.
+
+    A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where that is
+    given, else as the signature says.
+    """
+    import inspect
+
+    import tyro
+
+    from trainkit.recipe import sample_settings
+
+    defaults = {**(sample_settings(function) if "--sample" in words else {}), **recorded}
+
+    def collect(**settings: Any) -> dict[str, Any]:
+        return settings
+
+    signature = inspect.signature(function)
+    types = inspect.get_annotations(function, eval_str=True)
+    parameters = [
+        parameter.replace(default=_typed(defaults[name], types.get(name)))
+        if name in defaults
+        else parameter
+        for name, parameter in signature.parameters.items()
+    ]
+    collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)
+    collect.__annotations__ = {**types, "return": dict}
+    collect.__doc__ = function.__doc__
+
+    def command(settings: dict, options: Any) -> tuple:
+        return settings, options
+
+    command.__annotations__ = {
+        "settings": Annotated[dict, tyro.conf.arg(constructor=collect, name="")],
+        "options": Annotated[options, tyro.conf.arg(name="")],
+    }
+    module = inspect.getdoc(inspect.getmodule(function)) or ""
+    return tyro.cli(command, prog=prog, description=module, args=words)
+
+
+def _typed(value: Any, annotation: Any) -> Any:
+    """A setting as JSON keeps it, turned back into what its annotation says."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if isinstance(value, str) and Path in (annotation, *get_args(annotation)) else value
+
+
+def _users_mistake(error: Exception, recipe: Path) -> str | None:
+    """What to tell the user; None where the error is not one that trainkit or the recipe raised on purpose.
+
+    On purpose: the innermost frame is theirs. The same goes for an error from a worker process, whose
+    traceback arrives as text.
+    """
+    if os.environ.get("TRAINKIT_TRACEBACK"):
+        return None
+    ours = (str(Path(__file__).parent), str(recipe.resolve().parent))
+    text = str(error)
+    if re.match(r"Caught \w+ in DataLoader worker process", text):
+        innermost = re.findall(r'File "([^"]+)", line \d+', text)[-1]
+        text = re.split(r"^\w+Error: ", text, flags=re.MULTILINE)[-1].strip()
+    else:
+        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return text if str(Path(innermost).resolve()).startswith(ours) else None
+
+
+def _fail(message: str) -> int:
+    """Say it once, from the main process."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        from trainkit.display import error
+
+        error(message)
+    return 2

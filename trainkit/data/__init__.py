@@ -1,0 +1,1 @@
+"""Which image comes when, how it is read and changed, and one file per dataset."""

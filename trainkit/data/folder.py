@@ -1,0 +1,163 @@
+"""Datasets in local folders: one folder per class, or images with masks of the same name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from trainkit.data.images import EXTENSIONS, read_image, read_mask
+
+IGNORED = 255  # the train id that counts nowhere
+
+
+class FileList(Sequence):
+    """Paths relative to a root, kept as one array of bytes: workers share it, and it costs its characters."""
+
+    def __init__(self, root: Path, paths: list[str]):
+        self.root = root
+        encoded = [path.encode() for path in paths]
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Path:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin = self._ends[index - 1] if index else 0
+        return self.root / self._bytes[begin : self._ends[index]].tobytes().decode()
+
+
+class ClassFolder(Dataset):
+    """root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
+
+    Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder gets from
+    the training folder so that ids agree. Every file with an image's extension is taken, whatever else its
+    name says.
+    """
+
+    def __init__(
+        self, root: Path, transform: Callable[[Any], Any] | None = None, classes: Sequence[str] | None = None
+    ):
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
+        found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not found:
+            raise FileNotFoundError(f"{root} has no subfolders: put one folder of images per class there")
+        self.classes = list(classes) if classes is not None else found
+        unknown = sorted(set(found) - set(self.classes))
+        if unknown:
+            raise ValueError(f"{root} has classes {unknown[:5]} that the training folder has not; remove or rename them")
+        self.transform = transform
+        paths, targets = [], []
+        for target, name in enumerate(self.classes):
+            files = image_files(root / name) if name in found else []
+            paths += [f"{name}/{file}" for file in files]
+            targets += [target] * len(files)
+        if not paths:
+            raise FileNotFoundError(f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})")
+        self.files = FileList(root, paths)
+        self.targets = torch.tensor(targets, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = read_image(self.files[index])
+        if self.transform is not None:
+            image = self.transform(image)
+        return image.as_subclass(Tensor), self.targets[index]
+
+
+class MaskFolder(Dataset):
+    """Images and their masks in two folders, paired by name without extension: index -> (image, mask).
+
+    Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255 where nothing counts. `to_train_ids`
+    maps the labels stored in the file, once, here; without it they are train ids already and those in
+    `ignore` are ignored. Raises ValueError naming the file for a mask of another size than its image or a
+    label outside the classes.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        to_train_ids: Callable[[Tensor], Tensor] | None = None,
+        ignore: Sequence[int] = (IGNORED,),
+    ):
+        if num_classes > IGNORED:
+            raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
+        for folder in (images, masks):
+            if not Path(folder).is_dir():
+                raise FileNotFoundError(f"no folder {folder}")
+        names, with_mask = image_files(Path(images)), {_stem(name): name for name in image_files(Path(masks))}
+        missing = [name for name in names if _stem(name) not in with_mask]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(names)} images in {images} have no mask in {masks}: "
+                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            )
+        if not names:
+            raise FileNotFoundError(f"no images in {images} ({', '.join(sorted(EXTENSIONS))})")
+        self.images = FileList(Path(images), names)
+        self.masks = FileList(Path(masks), [with_mask[_stem(name)] for name in names])
+        self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
+        self.to_train_ids = to_train_ids
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = read_image(self.images[index]), read_mask(self.masks[index])
+        if image.shape[-2:] != labels.shape[-2:]:
+            raise ValueError(
+                f"{self.masks[index]} is {_size(labels)} and its image {self.images[index]} is {_size(image)}; "
+                "a mask has the size of its image"
+            )
+        mask = tv_tensors.Mask(self._train_ids(labels, index))
+        if self.transform is not None:
+            image, mask = self.transform(image, mask)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+    def _train_ids(self, labels: Tensor, index: int) -> Tensor:
+        labels = labels.as_subclass(Tensor)
+        if self.to_train_ids is not None:
+            ids = self.to_train_ids(labels)
+        else:
+            ids = labels.clone()
+            for ignored in self.ignore:
+                ids[labels == ignored] = IGNORED
+        stray = ids[(ids != IGNORED) & ((ids >= self.num_classes) | (ids < 0))]
+        if len(stray):
+            raise ValueError(
+                f"{self.masks[index]} holds label {int(stray[0])} on {len(stray)} pixels; the {self.num_classes} "
+                f"classes are 0 to {self.num_classes - 1} (ignored: {', '.join(map(str, self.ignore))}): "
+                "name it as ignored, or raise the number of classes"
+            )
+        return ids.to(torch.uint8)
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of all images below `folder`, relative to it, sorted."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    )
+
+
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix(""))
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"

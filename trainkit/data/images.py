@@ -1,0 +1,69 @@
+"""Reading images and masks from files or bytes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+# What torchvision decodes well by itself: JPEG (whatever its colours) and PNG. The rest is left to Pillow.
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(source: Path | bytes) -> tv_tensors.Image:
+    """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation.
+
+    source: a file, or the bytes of one; the format is told by its content, not its name. Raises
+    ValueError naming the file where it cannot be read.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        return tv_tensors.Image(_decode(data))
+    except (RuntimeError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(_unreadable(source, error)) from error
+
+
+def _decode(data: bytes) -> Tensor:
+    if data.startswith((_JPEG, _PNG)):
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        image = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+        return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+    with Image.open(io.BytesIO(data)) as image:
+        rgb = ImageOps.exif_transpose(image).convert("RGB")
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def read_mask(source: Path | bytes) -> tv_tensors.Mask:
+    """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
+
+    uint8, or int32 where the file has more than 8 bits. Raises ValueError naming the file where it cannot be
+    read or holds colours.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with Image.open(file) as image:
+            if len(image.getbands()) != 1:
+                raise ValueError(
+                    f"{_name(source)} is a mask with {len(image.getbands())} channels ({image.mode}); a mask "
+                    "holds one label per pixel: save it as grey or palette PNG"
+                )
+            labels = np.array(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(_unreadable(source, error)) from error
+    return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.int32)))
+
+
+def _name(source: Path | bytes) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _unreadable(source: Path | bytes, error: Exception) -> str:
+    return f"cannot read {_name(source)}: {error}; replace the file or take it out of the dataset"

@@ -1,0 +1,192 @@
+"""Which image comes when, and which random numbers it meets.
+
+Everything here is arithmetic on (seed, epoch, step, image): there is no state to save, so going on at
+step s is a seek, and the number of workers or processes cannot change what an image looks like.
+
+- Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B).
+- A process takes its contiguous slice of each batch, cut again into the passes of gradient accumulation.
+- The augmentation of image i in epoch e draws from generators seeded by (seed, e, i).
+- The model's own randomness (dropout) in step s draws from generators seeded by (seed, s, process).
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+ORDER, IMAGE, STEP, MIX = range(4)  # streams of random numbers that must not meet
+EVALUATION = -1  # the "epoch" of an evaluation
+
+
+def fold(*numbers: int) -> int:
+    """One 64-bit seed from several integers (splitmix64, Steele et al., 2014, once per integer)."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state
+
+
+def seed_host(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generators with `fold(*numbers)`; a few microseconds."""
+    seed = fold(*numbers)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed what the model may draw from in this step: the host's generators and the current device's."""
+    seed_host(seed, STEP, step, process)
+    if torch.cuda.is_initialized():  # one generator; torch.cuda.manual_seed_all would walk all devices
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(fold(seed, STEP, step, process))
+
+
+@contextmanager
+def host_state_kept() -> Iterator[None]:
+    """Put the host's generators back as they were."""
+    kept = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.default_generator.set_state(kept[2])
+
+
+class Seeded(Dataset):
+    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read."""
+
+    def __init__(self, data: Dataset, seed: int):
+        self.data = data
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        if get_worker_info() is not None:
+            return self._read(*key)
+        with host_state_kept():  # no workers: the model in this process draws from the same generators
+            return self._read(*key)
+
+    def _read(self, epoch: int, index: int) -> object:
+        seed_host(self.seed, IMAGE, epoch, index)
+        return self.data[index]
+
+
+def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
+    """Sizes of `parts` contiguous parts as even as whole `unit`s allow, larger ones first.
+
+    Only the last non-empty part may hold a broken unit. Parts are empty where there are too few units.
+    """
+    units = -(-num_images // unit)
+    ends = [min(num_images, unit * (units // parts * i + min(i, units % parts))) for i in range(1, parts + 1)]
+    return [end - start for start, end in zip([0, *ends], ends)]
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """The order of a whole run: batch -> process -> pass.
+
+    `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of one
+    forward pass in one process (None: the whole share). `unit` images are never parted (2 where a mixing
+    pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
+    out with `drop_last`.
+    """
+
+    num_images: int
+    batch_size: int
+    seed: int
+    num_processes: int = 1
+    micro_batch: int | None = None
+    unit: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError("train_data is empty: there is nothing to train on")
+        if self.batch_size < self.unit * self.num_processes:
+            raise ValueError(
+                f"batch_size is {self.batch_size} for {self.num_processes} processes: each needs at least "
+                f"{self.unit} of its images; raise batch_size or start fewer processes"
+            )
+        if self.micro_batch is not None and self.micro_batch < self.unit:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        whole, rest = divmod(self.num_images, self.batch_size)
+        return whole if self.drop_last and whole else whole + bool(rest)
+
+    def num_images_of(self, step: int) -> int:
+        """Images in the batch of `step`, over all processes."""
+        return min(self.batch_size, self.num_images - step % self.steps_per_epoch * self.batch_size)
+
+    def passes(self, step: int, process: int) -> list[int]:
+        """Images of each forward pass of `process` in `step`; as many passes in every process, so 0 occurs."""
+        shares = split(self.num_images_of(step), self.num_processes, self.unit)
+        micro_batch = self.micro_batch or max(shares)
+        num_passes = -(-max(shares) // (micro_batch // self.unit * self.unit or 1))
+        return split(shares[process], num_passes, self.unit)
+
+    def epoch(self, epoch: int) -> torch.Tensor:
+        """The permutation of epoch `epoch`: image indices, int64 (num_images,)."""
+        generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
+        return torch.randperm(self.num_images, generator=generator)
+
+    def batches(self, start: int, stop: int, process: int) -> Iterator[list[tuple[int, int]]]:
+        """The (epoch, index) keys of `process` for steps [start, stop).
+
+        A process left without an image gets the batch's first one, to keep its forward passes in line with
+        the others'; `passes` says 0 for it, and the loop counts it nowhere.
+        """
+        order, known = torch.empty(0), None
+        for step in range(start, stop):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != known:
+                order, known = self.epoch(epoch), epoch
+            first = batch * self.batch_size
+            shares = split(self.num_images_of(step), self.num_processes, self.unit)
+            begin = first + sum(shares[:process])
+            indices = order[begin : begin + shares[process]] if shares[process] else order[first : first + 1]
+            yield [(epoch, index) for index in indices.tolist()]
+
+
+class Batches:
+    """`TrainOrder.batches` as the batch sampler of a DataLoader."""
+
+    def __init__(self, order: TrainOrder, start: int, stop: int, process: int):
+        self.order, self.start, self.stop, self.process = order, start, stop, process
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.order.batches(self.start, self.stop, self.process)
+
+
+def evaluation_batches(
+    num_images: int, batch_size: int, process: int, num_processes: int
+) -> tuple[list[list[tuple[int, int]]], list[int]]:
+    """A process's share of an evaluation: the keys of its batches, and how many of each batch count.
+
+    Every image is in exactly one process's share. All processes get the same number of batches; where
+    one would have none left it gets image 0 once more, of which 0 count.
+    """
+    shares = split(num_images, num_processes)
+    first = sum(shares[:process])
+    batches, valid = [], []
+    for begin in range(0, max(shares), batch_size):
+        count = min(batch_size, max(0, shares[process] - begin))
+        indices = range(first + begin, first + begin + count) if count else range(1)
+        batches.append([(EVALUATION, index) for index in indices])
+        valid.append(count)
+    return batches, valid

@@ -1,0 +1,106 @@
+"""What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+REFRESH_S = 0.2
+
+
+class Display:
+    """Shows nothing where `active` is false."""
+
+    def __init__(self, active: bool = True, console: Console | None = None):
+        self.active = active
+        self.console = console or Console()
+        self._bar: Progress | None = None
+        self._shown = 0.0
+
+    def note(self, text: str) -> None:
+        """A line of text."""
+        if self.active:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, total_steps: int, step: int, steps_per_epoch: int) -> None:
+        """Show the bar of a training, where there is a terminal to show it in."""
+        if not (self.active and self.console.is_terminal):
+            return
+        # No refreshing thread: the loop calls `advance`, and forked workers inherit no lock.
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]:.2f}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            auto_refresh=False,
+            expand=True,
+        )
+        self._bar.add_task("", total=total_steps, completed=step, epoch=step / steps_per_epoch, figures="")
+        self._bar.start()
+        self._steps_per_epoch = steps_per_epoch
+
+    def advance(self, step: int) -> None:
+        """Move the bar, a few times a second at most."""
+        if self._bar is not None and time.monotonic() - self._shown > REFRESH_S:
+            self._shown = time.monotonic()
+            self._bar.update(self._bar.task_ids[0], completed=step, epoch=step / self._steps_per_epoch, refresh=True)
+
+    def row(self, row: Mapping[str, Any], total_steps: int) -> None:
+        """A row of the log: into the bar, or as a plain line."""
+        figures = f"loss {row['loss']:.4f}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0], completed=row["step"], epoch=row["epoch"], figures=figures, refresh=True
+            )
+        else:
+            self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {figures}")
+
+    def results(self, title: str, results: Mapping[str, Any], best: bool) -> None:
+        """A table of an evaluation's figures: fractions as percent, per-class ones below their mean."""
+        if not self.active:
+            return
+        figures = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+        if not self.console.is_terminal:
+            self.note(f"{title}  " + "  ".join(f"{name} {_shown(value)}" for name, value in figures.items()))
+            return
+        table = Table(title=title + ("  (best so far)" if best else ""), title_justify="left", show_header=False)
+        for name, value in figures.items():
+            table.add_row(name, _shown(value))
+        for name, values in results.items():
+            if isinstance(values, (dict, list)):
+                table.add_row(f"{name} per class", self._per_class(values))
+        self.console.print(table)
+
+    @staticmethod
+    def _per_class(values: Mapping[str, Any] | list, limit: int = 20) -> Table:
+        """The classes that have a figure, the largest `limit`, in two columns."""
+        pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
+        known = sorted(((value, str(name)) for name, value in pairs if value is not None), reverse=True)
+        grid = Table.grid(padding=(0, 2))
+        cells = [f"{name} {_shown(value)}" for value, name in known[:limit]]
+        for left, right in zip(cells[::2], [*cells[1::2], ""]):
+            grid.add_row(left, right)
+        if len(known) > limit:
+            grid.add_row(f"and {len(known) - limit} more in the log")
+        return grid
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = None
+
+
+def error(text: str) -> None:
+    """One message to standard error."""
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(value: float) -> str:
+    return f"{100 * value:.2f} %" if isinstance(value, float) else str(value)

@@ -1,0 +1,65 @@
+"""What the launcher left us: one Accelerator over the processes that were really started."""
+
+import ctypes
+import os
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+
+def start_accelerator() -> Accelerator:
+    """The Accelerator of this process, with all started processes in one group and all cores in use.
+
+    Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
+    there is no accelerator device, processes are joined over gloo on the CPU. Raises ValueError where
+    the launcher started other processes than the group has.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        _use_all_cores()
+        _keep_freed_memory()
+    accelerator = Accelerator(cpu=on_cpu or None)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE is {started}, but {accelerator.num_processes} processes are in the group: they would "
+            "train apart and overwrite each other. Start them with `accelerate launch` or torchrun, and unset "
+            "WORLD_SIZE for a single process"
+        )
+    accelerator.gradient_accumulation_steps = 1  # the loop divides by counts, whatever the environment says
+    return accelerator
+
+
+def _use_all_cores() -> None:
+    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of threads."""
+    if os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensors, where it is the C library.
+
+    By default it gives large blocks back to the system, and every activation of every step is paged in anew:
+    the README's first command spent a third of its time there (docs/results.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return  # another C library
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # names and numbers of malloc.h
+    mallopt(m_mmap_threshold, 32 << 20)  # the largest it takes
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 64 << 20)
+
+
+def _threads_were_asked_for() -> bool:
+    try:
+        launcher = psutil.Process(os.getppid())
+        return "OMP_NUM_THREADS" in launcher.environ() or any(
+            word.startswith("--num_cpu_threads_per_process") for word in launcher.cmdline()
+        )
+    except psutil.Error:
+        return True  # the parent is gone or not ours to look at: leave what it set

@@ -1,0 +1,171 @@
+"""Metrics as streaming counts with the interface of `evaluate`: `add_batch`, then `compute` once.
+
+Counts stay on the device of the predictions, in one int64 tensor `counts`, so a sum over processes is one
+reduction at the end. The classes work without the `evaluate` package and offline, and go into
+`evaluate.combine([...])` with any of its metrics.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Counting:
+    """What the metrics below share: `counts`, and the names by which `evaluate.combine` calls a metric."""
+
+    name: str
+    counts: Tensor  # int64, one dimension
+
+    def _feature_names(self) -> list[str]:
+        return ["predictions", "references"]
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """Counts of one batch, shaped as `counts`."""
+        raise NotImplementedError
+
+    def _results(self) -> dict:
+        """Figures from `counts`, which are on the CPU."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.counts = torch.zeros_like(self.counts)
+
+    def add_batch(self, *, predictions: Tensor, references: Tensor, **_: object) -> None:
+        """Count one batch; tensors on any one device, or what `torch.as_tensor` takes."""
+        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+        self.counts = self.counts.to(predictions.device) + self._count(predictions, references)
+
+    def add(self, *, prediction: Tensor, reference: Tensor, **_: object) -> None:
+        """Count one image."""
+        self.add_batch(
+            predictions=torch.as_tensor(prediction)[None], references=torch.as_tensor(reference)[None]
+        )
+
+    def compute(
+        self, *, predictions: Tensor | None = None, references: Tensor | None = None, **_: object
+    ) -> dict:
+        """Figures over all batches counted since the last `compute` (fractions in [0, 1])."""
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        self.counts = self.counts.cpu()
+        results = self._results()
+        self.reset()
+        return results
+
+
+class TopK(Counting):
+    """Fraction of images whose class is among the k likeliest: {"top1": ..., "top5": ...}.
+
+    predictions: scores (N, C) as floats, class ids ranked from the likeliest (N, K) with K >= max(ks), or
+    class ids (N,), which give the top 1 alone. references: class ids (N,); negative ones are not counted.
+    """
+
+    name = "topk"
+
+    def __init__(self, ks: Sequence[int] = (1, 5)):
+        if not ks or min(ks) < 1:
+            raise ValueError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
+        self.ks = tuple(ks)
+        self.counts = torch.zeros(1 + len(self.ks), dtype=torch.int64)  # images, hits of each k
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        if predictions.is_floating_point():
+            predictions = predictions.topk(min(max(self.ks), predictions.shape[1]), dim=1).indices
+        if predictions.ndim == 1:
+            predictions = predictions[:, None]
+        if self._ranks(predictions.shape[1]) == 0:
+            raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {predictions.shape[1]} classes")
+        valid = references >= 0
+        hits = (predictions == references[:, None]) & valid[:, None]  # (N, K)
+        return torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)])
+
+    def _ranks(self, num_ranked: int) -> int:
+        return sum(k <= num_ranked for k in self.ks)
+
+    def _results(self) -> dict:
+        num_images, *hits = self.counts.tolist()
+        return {f"top{k}": hit / num_images if num_images else None for k, hit in zip(self.ks, hits)}
+
+
+class MeanIoU(Counting):
+    """Pixel accuracy and mean intersection over union, from one confusion matrix over the whole split.
+
+    predictions, references: class ids (N, H, W) or any equal shapes. References equal to `ignore` are not
+    counted; any other id outside [0, num_classes) is an error.
+
+    Results: "pixAcc"; "mIoU", the mean over classes that occur in prediction or reference; "IoU", one per
+    class, None where it occurs in neither; "num_classes", how many the mean counted. With
+    absent="zero" a class that occurs nowhere scores 0 and is counted, as the official ADE20K script and
+    PyTorch-Encoding do; on a full split there is no difference.
+    """
+
+    name = "mean_iou"
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore: int = 255,
+        absent: str = "skip",
+        class_names: Sequence[str] | None = None,
+    ):
+        if absent not in ("skip", "zero"):
+            raise ValueError(f"MeanIoU: absent is {absent!r}; it is 'skip' or 'zero'")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
+        self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
+        self.class_names = list(class_names) if class_names is not None else None
+        # rows: references 0..C-1, ignored, out of range. columns: predictions 0..C-1, out of range
+        self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        if predictions.shape != references.shape:
+            raise ValueError(
+                f"MeanIoU: predictions are {tuple(predictions.shape)} and references {tuple(references.shape)}; "
+                "bring the prediction to the size of the untouched mask"
+            )
+        classes = self.num_classes
+        rows, columns = references.flatten().long(), predictions.flatten().long()
+        rows = torch.where((rows >= 0) & (rows < classes), rows, classes + 1 - (rows == self.ignore).long())
+        columns = torch.where((columns >= 0) & (columns < classes), columns, classes)
+        cells = rows * (classes + 1) + columns
+        if cells.device.type == "cpu":
+            return torch.bincount(cells, minlength=len(self.counts))
+        # bincount waits for the device to learn its length; adding in place does not
+        return torch.zeros_like(self.counts, device=cells.device).scatter_add_(0, cells, torch.ones_like(cells))
+
+    def confusion(self) -> Tensor:
+        """Pixels of each (reference, prediction) pair so far: int64 (C, C).
+
+        Raises ValueError where an id outside the classes was counted.
+        """
+        cells = self.counts.view(self.num_classes + 2, self.num_classes + 1)
+        stray_references, stray_predictions = int(cells[-1].sum()), int(cells[:-2, -1].sum())
+        if stray_references or stray_predictions:
+            raise ValueError(
+                f"MeanIoU: {stray_references} references and {stray_predictions} predictions are outside "
+                f"0..{self.num_classes - 1} (ignored: {self.ignore}); map the dataset's labels to these ids"
+            )
+        return cells[: self.num_classes, : self.num_classes]
+
+    def _results(self) -> dict:
+        confusion = self.confusion()
+        intersection = confusion.diagonal().double()
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        occurs = union > 0
+        iou = intersection / union.clamp(min=1)
+        counted = occurs if self.absent == "skip" else torch.ones_like(occurs)
+        num_pixels = int(confusion.sum())
+        per_class = [value if here else None for value, here in zip(iou.tolist(), counted.tolist())]
+        return {
+            "mIoU": iou[counted].mean().item() if counted.any() else None,
+            "pixAcc": intersection.sum().item() / num_pixels if num_pixels else None,
+            "num_classes": int(counted.sum()),
+            "IoU": dict(zip(self.class_names, per_class)) if self.class_names else per_class,
+        }
+
+
+def each_metric(metric: object) -> list:
+    """The metrics inside `evaluate.combine(...)`, or the one itself."""
+    return list(getattr(metric, "evaluation_modules", [metric]))

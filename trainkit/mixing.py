@@ -1,0 +1,92 @@
+"""Mixup and cutmix of one process's share of a batch, on the device.
+
+Each image is mixed with its neighbour in the batch's order (0 with 1, 2 with 3, ...), and one weight is
+drawn per batch from (seed, step). The order is random, so the pairs are; and since pairs are never
+parted (`TrainOrder.unit`), mixing gives the same images for any number of processes, workers and passes.
+The last image of an odd batch stays as it is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+
+def _pair(x: Tensor) -> Tensor:
+    """Each image's partner: x[[1, 0, 3, 2, ...]] (an odd last one is its own)."""
+    index = torch.arange(len(x), device=x.device) ^ 1
+    return x[index.clamp_(max=len(x) - 1)]
+
+
+def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
+    """Class ids (N,) to probabilities (N, num_classes), float32; soft targets pass as they are."""
+    return one_hot(targets.long(), num_classes).float() if targets.ndim == 1 else targets
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """x = w x1 + (1 - w) x2 and the same for the targets, w ~ Beta(alpha, alpha) (Zhang et al., 2018)."""
+
+    alpha: float
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and soft targets."""
+        weight = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
+        targets = soft_targets(targets, self.num_classes)
+        return torch.lerp(_pair(images), images, weight), torch.lerp(_pair(targets), targets, weight)
+
+
+@dataclass(frozen=True)
+class Cutmix:
+    """A box of the partner replaces the image's; targets by area (Yun et al., 2019).
+
+    The box covers 1 - w of the image before it is cut at the border, w ~ Beta(alpha, alpha); the targets'
+    weight is the area really left.
+    """
+
+    alpha: float
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and soft targets."""
+        random = np.random.default_rng(seed)
+        side = np.sqrt(1.0 - random.beta(self.alpha, self.alpha))
+        height, width = images.shape[-2:]
+        y, x = random.integers(height), random.integers(width)
+        top, bottom = (int(np.clip(y + sign * side * height / 2, 0, height)) for sign in (-1, 1))
+        left, right = (int(np.clip(x + sign * side * width / 2, 0, width)) for sign in (-1, 1))
+
+        mixed = images.clone()
+        mixed[..., top:bottom, left:right] = _pair(images)[..., top:bottom, left:right]
+        weight = 1.0 - (bottom - top) * (right - left) / (height * width)
+        targets = soft_targets(targets, self.num_classes)
+        return mixed, torch.lerp(_pair(targets), targets, weight)
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of several mixings per batch, each as likely."""
+
+    mixings: tuple[Mixup | Cutmix, ...]
+
+    def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """See `Mixup`."""
+        choice = int(np.random.default_rng([seed, 1]).integers(len(self.mixings)))
+        return self.mixings[choice](images, targets, seed)
+
+
+def _check(mixing: Mixup | Cutmix) -> None:
+    name = type(mixing).__name__
+    if mixing.alpha <= 0:
+        raise ValueError(f"{name}: alpha is {mixing.alpha}; it must be above 0 (pass no mixing to turn it off)")
+    if mixing.num_classes < 2:
+        raise ValueError(f"{name}: num_classes is {mixing.num_classes}; it must be at least 2")

@@ -1,0 +1,30 @@
+"""torchvision's published weights, with a clear word where they cannot be had."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torchvision.models import WeightsEnum
+
+
+def load_pretrained(module: nn.Module, weights: WeightsEnum, skip: tuple[str, ...] = ()) -> nn.Module:
+    """Load `weights` into `module` and return it; they are downloaded once into torch's cache.
+
+    skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys must
+    match. Raises ValueError where the weights are neither in the cache nor to be downloaded.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot get the pretrained weights {weights} from {weights.url} ({error}). Put the file at {file}, "
+            "or start from random weights with --no-pretrained"
+        ) from error
+    state = {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    missing = [key for key in missing if not key.startswith(skip)] if skip else missing
+    if missing or unexpected:
+        raise ValueError(f"{weights} does not fit {type(module).__name__}: missing {missing}, unexpected {unexpected}")
+    return module

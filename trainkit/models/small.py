@@ -1,0 +1,100 @@
+"""A small residual network that two CPU cores train in minutes, for recognition and segmentation.
+
+torchvision's smallest ResNet has 11 million weights, a stem made for 224 pixels, and basic blocks that do
+not dilate. This one is built of the same blocks (He et al., 2016) with the widths and strides given.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models.segmentation import FCN, LRASPP
+from torchvision.models.segmentation.fcn import FCNHead
+from torchvision.ops import Conv2dNormActivation
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norms and a shortcut, which is 1x1 where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.first = Conv2dNormActivation(in_channels, channels, 3, stride, dilation=dilation)
+        self.second = Conv2dNormActivation(channels, channels, 3, dilation=dilation, activation_layer=None)
+        same = in_channels == channels and stride == 1
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else Conv2dNormActivation(in_channels, channels, 1, stride, activation_layer=None)
+        )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, channels, H / stride, W / stride)."""
+        return self.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """A stem and one block per stage.
+
+    widths: channels of the stem and of each stage. strides, dilations: of each stage. stem_stride: 2 halves
+    the image first.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 128, 256),
+        strides: Sequence[int] = (2, 2, 1, 1),
+        dilations: Sequence[int] = (1, 1, 2, 4),
+        stem_stride: int = 2,
+    ):
+        super().__init__()
+        if not len(widths) - 1 == len(strides) == len(dilations):
+            raise ValueError(
+                f"widths are {len(widths)}, strides {len(strides)}, dilations {len(dilations)}: widths need one more"
+            )
+        self.widths = tuple(widths)
+        self.stem = Conv2dNormActivation(3, widths[0], 3, stem_stride)
+        self.stages = nn.ModuleList(
+            Block(*channels, stride, dilation)
+            for channels, stride, dilation in zip(zip(widths, widths[1:]), strides, dilations)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) -> the maps after the first, the last but one and the last stage."""
+        maps = []
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return OrderedDict(low=maps[0], aux=maps[-2], out=maps[-1], high=maps[-1])
+
+
+class SmallClassifier(nn.Module):
+    """SmallResNet, mean over the map, linear: images (N, 3, H, W) -> logits (N, num_classes)."""
+
+    def __init__(self, num_classes: int, backbone: SmallResNet):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(backbone.widths[-1], num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> logits."""
+        return self.head(self.backbone(x)["out"])
+
+
+def small_fcn(num_classes: int, aux_loss: bool = False) -> FCN:
+    """torchvision's FCN on SmallResNet at stride 8: {"out", "aux"} of logits at the image's size."""
+    backbone = SmallResNet()
+    aux = FCNHead(backbone.widths[-2], num_classes) if aux_loss else None
+    return FCN(backbone, FCNHead(backbone.widths[-1], num_classes), aux)
+
+
+def small_lraspp(num_classes: int, widths: Sequence[int] = (32, 64, 128, 128, 256)) -> LRASPP:
+    """torchvision's Lite R-ASPP on SmallResNet: stride 8, sharpened by the map at stride 4."""
+    backbone = SmallResNet(widths)
+    return LRASPP(backbone, low_channels=widths[1], high_channels=widths[-1], num_classes=num_classes)

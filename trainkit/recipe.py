@@ -1,0 +1,146 @@
+"""What a recipe is, and how the file that holds one is loaded."""
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+
+class Task(Protocol):
+    """What the loop asks of a task; `Recognition` and `Segmentation` are two, a recipe may bring its own.
+
+    The loop divides the loss sums by the counts of the whole batch, over all passes and processes, and
+    adds up the quotients: that is the loss of the step.
+    """
+
+    terms: tuple[str, ...]
+    """names of the loss terms, K of them; the log shows each where there are several"""
+    headline: str
+    """the figure among `results` by which the best checkpoint is chosen"""
+    higher_is_better: bool
+
+    def counts(self, targets: Tensor) -> Tensor:
+        """Valid targets of each term: float (K,)."""
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Sum over valid targets of each term, times its weight: float32 (K,), on the graph."""
+
+    def predict(self, outputs: Any, targets: Tensor) -> Tensor:
+        """What `metrics` compare with the targets, one row per image."""
+
+    def metrics(self) -> list:
+        """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`; own ones first."""
+
+    def labels(self, predictions: Tensor) -> Tensor:
+        """From `predict`'s rows to the plain labels that metrics from elsewhere understand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole training as built objects; see docs/recipes.md.
+
+    Images are float tensors, or uint8 ones in [0, 255], which the loop scales to [0, 1] and normalises on
+    the device by `mean` and `std`.
+    """
+
+    task: Task
+    """what the outputs mean: losses, metrics, predictions"""
+    model: nn.Module
+    """images (N, C, H, W) -> outputs that `task` understands"""
+    train_data: Dataset
+    """index -> (image, target), of one shape"""
+    val_data: Dataset
+    """index -> (image, target), each measured exactly once"""
+    optimizer: Optimizer
+    """over the model's parameters; each group's lr is what the schedule multiplies"""
+    schedule: Callable[..., float]
+    """from trainkit.schedules: (step, total_steps, steps_per_epoch) -> multiplier"""
+    epochs: float
+    """passes over train_data; fractions allowed"""
+    batch_size: int
+    """images of one optimizer step, over all processes"""
+    eval_batch_size: int = 1
+    """images of one forward pass in an evaluation, per process; above 1 they must be of one shape"""
+    mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    """mixup or cutmix from trainkit.mixing"""
+    clip_norm: float | None = None
+    """largest norm of the gradient; larger ones are scaled down to it"""
+    drop_last: bool = False
+    """leave out an epoch's last batch where it is shorter than batch_size"""
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    """per channel, of images in [0, 1]; ImageNet's by default"""
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    """per channel, of images in [0, 1]; ImageNet's by default"""
+    note: str | None = None
+    """a line shown when the run starts, such as that the data is generated"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping")
+        for name in ("train_data", "val_data"):
+            if len(getattr(self, name)) == 0:
+                raise ValueError(f"{name} is empty: it has no images")
+        missing = [p for p in ("terms", "headline", "counts", "losses", "predict", "metrics") if not hasattr(self.task, p)]
+        if missing:
+            raise ValueError(f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task")
+
+
+def load_recipe(path: Path) -> Callable[..., Recipe]:
+    """The function `recipe` of the Python file at `path`; nothing is built yet.
+
+    Raises ValueError or FileNotFoundError with the remedy where there is no such file or function.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}{_nearest(path)}")
+    if path.suffix != ".py":
+        raise ValueError(f"{path} is not a Python file: a recipe is one, with a function recipe(...)")
+    sys.path.insert(0, str(path.parent.resolve()))  # a variant imports the recipe it varies
+    specification = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # worker processes look the recipe's classes up by name
+    specification.loader.exec_module(module)
+    function = getattr(module, "recipe", None)
+    if not callable(function):
+        raise ValueError(f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it")
+    return function
+
+
+def sample_settings(function: Callable[..., Recipe]) -> dict[str, Any]:
+    """What `--sample` changes: the recipe file's SAMPLE, a dict of settings.
+
+    Raises ValueError where it names something that is no setting.
+    """
+    changed = function.__globals__.get("SAMPLE", {})
+    unknown = sorted(set(changed) - set(inspect.signature(function).parameters))
+    if unknown:
+        raise ValueError(f"SAMPLE in {function.__globals__['__file__']} names {unknown}, which are no settings of it")
+    return dict(changed)
+
+
+def build(function: Callable[..., Recipe], settings: dict[str, Any]) -> Recipe:
+    """Call the recipe's function, and see that it returned a Recipe."""
+    built = function(**settings)
+    if not isinstance(built, Recipe):
+        raise ValueError(f"recipe(...) returned {type(built).__name__}; it must return a trainkit.Recipe")
+    return built
+
+
+def _nearest(path: Path) -> str:
+    beside = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), [*beside, f"{path}.py" if path.with_suffix(".py").is_file() else ""], n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; recipes in {path.parent}: {', '.join(beside)}" if beside else f" (looked in {Path.cwd()})"
+
+

@@ -1,0 +1,107 @@
+"""Segmentation: one class per pixel. Losses, metrics, predictions and transforms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from trainkit.data.transforms import LongSide, RandomLongSide, random_crop
+from trainkit.losses import cross_entropy_sum, num_valid, presence_loss_sum
+from trainkit.metrics import MeanIoU
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Cross-entropy over pixels, with an auxiliary and a semantic-encoding term where asked for.
+
+    classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
+    factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et
+    al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given label maps.
+    Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
+    models return. Targets: label maps (N, H, W), of any integer type.
+    """
+
+    classes: int | Sequence[str]
+    ignore: int = 255
+    aux_weight: float = 0.0
+    se_weight: float = 0.0
+    absent: str = "skip"
+    extra_metrics: Sequence[Any] = ()
+
+    headline = "mIoU"
+    higher_is_better = True
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"Segmentation: {self.num_classes} classes; there must be at least 2")
+        if 0 <= self.ignore < self.num_classes:
+            raise ValueError(
+                f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored label in the "
+                "dataset to an id outside them (255)"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        weights = {"cross_entropy": 1.0, "aux": self.aux_weight, "se": self.se_weight}
+        return tuple(term for term, weight in weights.items() if weight)
+
+    def counts(self, targets: Tensor) -> Tensor:
+        """Valid pixels for the cross-entropies, images times classes for "se": (K,)."""
+        pixels = num_valid(targets, self.ignore)
+        presences = torch.full_like(pixels, float(len(targets) * self.num_classes))
+        return torch.stack([presences if term == "se" else pixels for term in self.terms])
+
+    def losses(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """Weighted sums of the terms: (K,)."""
+        outputs = {"out": outputs} if isinstance(outputs, Tensor) else outputs
+        for term, key in (("aux", "aux"), ("se", "se")):
+            if term in self.terms and key not in outputs:
+                raise ValueError(
+                    f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
+                    f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
+                )
+        sums = {"cross_entropy": cross_entropy_sum(outputs["out"], targets, self.ignore)}
+        if "aux" in self.terms:
+            sums["aux"] = self.aux_weight * cross_entropy_sum(outputs["aux"], targets, self.ignore)
+        if "se" in self.terms:
+            sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
+        return torch.stack([sums[term] for term in self.terms])
+
+    def predict(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """Label maps (N, H, W) at the size of the untouched masks, to which the logits are resized."""
+        logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
+        if logits.shape[-2:] != targets.shape[-2:]:
+            logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
+        return logits.argmax(1)
+
+    def labels(self, predictions: Tensor) -> Tensor:
+        """Label maps are plain labels already."""
+        return predictions
+
+    def metrics(self) -> list:
+        """MeanIoU, then the recipe's own."""
+        names = None if isinstance(self.classes, int) else list(self.classes)
+        return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
+
+
+def train_transform(
+    base: int, crop: int, scale: tuple[float, float] = (0.5, 2.0), ignore: int = 255
+) -> v2.Transform:
+    """Flip, long side to base times a random scale, random crop: (image, mask) -> (image, mask).
+
+    What a crop larger than the image lacks is black in the image and `ignore` in the mask.
+    """
+    return v2.Compose([v2.RandomHorizontalFlip(), RandomLongSide(base, scale), random_crop(crop, ignore)])
+
+
+def eval_transform(base: int | None) -> v2.Transform:
+    """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on."""
+    return v2.Identity() if base is None else LongSide(base)
