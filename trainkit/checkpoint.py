@@ -80,8 +80,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     reason = verify(path)
     if reason:
         raise ValueError(f"checkpoint {path} is damaged: {reason}")
-    tensors = load_file(path / "state.safetensors")
-    return load_file(path / "model.safetensors"), _unpack(json.loads((path / "state.json").read_text()), tensors)
+    tensors = _in_memory(path / "state.safetensors")
+    return _in_memory(path / "model.safetensors"), _unpack(json.loads((path / "state.json").read_text()), tensors)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -89,8 +89,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         return load(path)[0]
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return _in_memory(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _in_memory(path: Path) -> dict[str, Tensor]:
+    """The file's tensors, apart from the file: safetensors maps it, and it may be removed or replaced."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +121,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
-    (kind, content), = value.items()
+    ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":

@@ -115,9 +115,7 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
     signature = inspect.signature(function)
     types = inspect.get_annotations(function, eval_str=True)
     parameters = [
-        parameter.replace(default=_typed(defaults[name], types.get(name)))
-        if name in defaults
-        else parameter
+        parameter.replace(default=_typed(defaults[name], types.get(name))) if name in defaults else parameter
         for name, parameter in signature.parameters.items()
     ]
     collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)

@@ -50,7 +50,7 @@ def _keep_freed_memory() -> None:
     except (OSError, AttributeError, TypeError):
         return  # another C library
     m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # names and numbers of malloc.h
-    mallopt(m_mmap_threshold, 32 << 20)  # the largest it takes
+    mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 64 << 20)
 

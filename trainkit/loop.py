@@ -97,9 +97,7 @@ def train(
 
     base_lrs = [group["lr"] for group in recipe.optimizer.param_groups]
     objective, optimizer = accelerator.prepare(Objective(recipe.model, recipe.task), recipe.optimizer)
-    t = Training(
-        accelerator, recipe, options, order, total_steps, objective, optimizer, run, display, base_lrs
-    )
+    t = Training(accelerator, recipe, options, order, total_steps, objective, optimizer, run, display, base_lrs)
     if path is not None:
         _restore(t, path)
     before = t.progress.seconds
@@ -256,9 +254,7 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
     objective = accelerator.prepare(Objective(recipe.model, recipe.task))
     order, total_steps = _plan(recipe, options, accelerator.num_processes)
     run = Run(options.out or Path(), writes=False)
-    t = Training(
-        accelerator, recipe, options, order, total_steps, objective, None, run, display, []
-    )
+    t = Training(accelerator, recipe, options, order, total_steps, objective, None, run, display, [])
     results = _measure(t)
     display.results(f"evaluation of {weights}", results, best=False)
     return results
@@ -294,9 +290,7 @@ def _open(
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            curve = [
-                recipe.schedule(total_steps * part // 8, total_steps, order.steps_per_epoch) for part in range(9)
-            ]
+            curve = [recipe.schedule(total_steps * part // 8, total_steps, order.steps_per_epoch) for part in range(9)]
             mathematics = {"batch_size": recipe.batch_size, "total_steps": total_steps, "schedule": curve}
             run = Run.open(options, settings or {}, recipe_file, mathematics)
             path, damaged = run.last_checkpoint()
@@ -349,7 +343,10 @@ def _on_device(t: Training, images: Tensor, targets: Tensor) -> tuple[Tensor, Te
     device = t.accelerator.device
     images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
     if images.dtype == torch.uint8:
-        mean, std = (torch.tensor(values).view(-1, 1, 1).to(device, non_blocking=True) for values in (t.recipe.mean, t.recipe.std))
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1).to(device, non_blocking=True)
+            for values in (t.recipe.mean, t.recipe.std)
+        )
         images = images.float().sub_(255 * mean).div_(255 * std)
     return images, targets
 

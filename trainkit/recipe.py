@@ -91,7 +91,9 @@ class Recipe:
         for name in ("train_data", "val_data"):
             if len(getattr(self, name)) == 0:
                 raise ValueError(f"{name} is empty: it has no images")
-        missing = [p for p in ("terms", "headline", "counts", "losses", "predict", "metrics") if not hasattr(self.task, p)]
+        missing = [
+            p for p in ("terms", "headline", "counts", "losses", "predict", "metrics") if not hasattr(self.task, p)
+        ]
         if missing:
             raise ValueError(f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task")
 
@@ -138,9 +140,9 @@ def build(function: Callable[..., Recipe], settings: dict[str, Any]) -> Recipe:
 
 def _nearest(path: Path) -> str:
     beside = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), [*beside, f"{path}.py" if path.with_suffix(".py").is_file() else ""], n=1)
+    near = difflib.get_close_matches(
+        str(path), [*beside, f"{path}.py" if path.with_suffix(".py").is_file() else ""], n=1
+    )
     if near:
         return f"; did you mean {near[0]}?"
     return f"; recipes in {path.parent}: {', '.join(beside)}" if beside else f" (looked in {Path.cwd()})"
-
-

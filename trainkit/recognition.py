@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -85,5 +84,3 @@ def eval_transform(
             v2.CenterCrop(size),
         ]
     )
-
-

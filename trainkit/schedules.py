@@ -37,9 +37,7 @@ def poly(power: float = 0.9, end: float = 0.0, *, warmup_epochs: float = 0, warm
     """(1 - t/T)^power, stretched to finish at `end` (DeepLab, Chen et al., 2017: power 0.9)."""
     if power <= 0:
         raise ValueError(f"poly: power is {power}; it must be above 0 (0.9 is the usual value)")
-    return _scheduled(
-        lambda progress: _between(end, 1.0, (1.0 - progress) ** power), warmup_epochs, warmup_steps
-    )
+    return _scheduled(lambda progress: _between(end, 1.0, (1.0 - progress) ** power), warmup_epochs, warmup_steps)
 
 
 def wsd(decay: float = 0.2, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:

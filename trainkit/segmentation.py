@@ -92,9 +92,7 @@ class Segmentation:
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
 
 
-def train_transform(
-    base: int, crop: int, scale: tuple[float, float] = (0.5, 2.0), ignore: int = 255
-) -> v2.Transform:
+def train_transform(base: int, crop: int, scale: tuple[float, float] = (0.5, 2.0), ignore: int = 255) -> v2.Transform:
     """Flip, long side to base times a random scale, random crop: (image, mask) -> (image, mask).
 
     What a crop larger than the image lacks is black in the image and `ignore` in the mask.

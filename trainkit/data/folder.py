@@ -42,9 +42,7 @@ class ClassFolder(Dataset):
     name says.
     """
 
-    def __init__(
-        self, root: Path, transform: Callable[[Any], Any] | None = None, classes: Sequence[str] | None = None
-    ):
+    def __init__(self, root: Path, transform: Callable[[Any], Any] | None = None, classes: Sequence[str] | None = None):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
@@ -54,7 +52,9 @@ class ClassFolder(Dataset):
         self.classes = list(classes) if classes is not None else found
         unknown = sorted(set(found) - set(self.classes))
         if unknown:
-            raise ValueError(f"{root} has classes {unknown[:5]} that the training folder has not; remove or rename them")
+            raise ValueError(
+                f"{root} has classes {unknown[:5]} that the training folder has not; remove or rename them"
+            )
         self.transform = transform
         paths, targets = [], []
         for target, name in enumerate(self.classes):

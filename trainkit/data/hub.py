@@ -1,11 +1,12 @@
 """Images with labels through the `datasets` library: names on the Hugging Face Hub, and parquet files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, load_dataset
+from datasets import ClassLabel, get_dataset_split_names, load_dataset
 from datasets import Image as ImageFeature
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -71,11 +72,27 @@ def _load(source: str | Path, split: str) -> Any:
             found = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
             raise FileNotFoundError(f"no {split}*.parquet in {source} (it holds: {found or 'nothing'})")
         return load_dataset("parquet", data_files=files, split="train")
-    try:
+    with _hub_errors(source):
         return load_dataset(str(source), split=split)
+
+
+def choose_split(source: str, names: Sequence[str]) -> str:
+    """The first of `names` that the Hub's dataset `source` has as a split."""
+    with _hub_errors(source):
+        known = get_dataset_split_names(source)
+    for name in names:
+        if name in known:
+            return name
+    raise ValueError(f"{source} has none of the splits {', '.join(names)}; it has {', '.join(known)}")
+
+
+@contextmanager
+def _hub_errors(source: str | Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # datasets raises a dozen kinds for "not there", from several libraries
         raise FileNotFoundError(
-            f"cannot load split {split!r} of {source!r}: no such local folder, and the Hub said: "
+            f"cannot load {str(source)!r}: there is no such local folder, and the Hub said "
             f"{type(error).__name__}: {error}"
         ) from error
 

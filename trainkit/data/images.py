@@ -1,6 +1,7 @@
 """Reading images and masks from files or bytes."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+# torchvision 0.29 announces that its decoders will move to torchcodec one day; until then they are the fastest
+# at hand, and a user can do nothing about the warning.
+warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
 # What torchvision decodes well by itself: JPEG (whatever its colours) and PNG. The rest is left to Pillow.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"

@@ -108,8 +108,10 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
     """train-*.parquet and test-*.parquet with columns image and label, as CIFAR-10 has on the Hub."""
 
     def write(root: Path) -> None:
-        from datasets import ClassLabel, Dataset, Features
+        from datasets import ClassLabel, Dataset, Features, disable_progress_bars, enable_progress_bars
         from datasets import Image as ImageFeature
+
+        disable_progress_bars()
 
         things = list(THING_NAMES)
         features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(THING_NAMES.values()))})
@@ -122,6 +124,7 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
                 rows["image"].append({"bytes": file.getvalue(), "path": None})
                 rows["label"].append(index % len(things))
             Dataset.from_dict(rows, features).to_parquet(_made(root) / f"{split}-00000-of-00001.parquet")
+        enable_progress_bars()
 
     return _written("parquet", f"{num_train}-{num_val}-{size}", write)
 
@@ -151,9 +154,7 @@ def portrait(random: np.random.Generator, thing: int, size: int) -> Image.Image:
     return _painted(random, np.asarray(mask))
 
 
-def _draw_thing(
-    draw: ImageDraw.ImageDraw, random: np.random.Generator, thing: int, centre: tuple, side: float
-) -> None:
+def _draw_thing(draw: ImageDraw.ImageDraw, random: np.random.Generator, thing: int, centre: tuple, side: float) -> None:
     """A polygon of 3 to 7 corners about `side` across: the shape says nothing about the class."""
     corners = int(random.integers(3, 8))
     angles = np.sort(random.uniform(0, 2 * np.pi, corners)) + np.linspace(0, 2, corners)

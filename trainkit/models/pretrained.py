@@ -1,6 +1,7 @@
 """torchvision's published weights, with a clear word where they cannot be had."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
@@ -17,7 +18,7 @@ def load_pretrained(module: nn.Module, weights: WeightsEnum, skip: tuple[str, ..
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, UnpicklingError) as error:
         raise ValueError(
             f"cannot get the pretrained weights {weights} from {weights.url} ({error}). Put the file at {file}, "
             "or start from random weights with --no-pretrained"

@@ -22,9 +22,7 @@ class Block(nn.Module):
         self.second = Conv2dNormActivation(channels, channels, 3, dilation=dilation, activation_layer=None)
         same = in_channels == channels and stride == 1
         self.shortcut = (
-            nn.Identity()
-            if same
-            else Conv2dNormActivation(in_channels, channels, 1, stride, activation_layer=None)
+            nn.Identity() if same else Conv2dNormActivation(in_channels, channels, 1, stride, activation_layer=None)
         )
         self.relu = nn.ReLU(inplace=True)
 
@@ -78,9 +76,7 @@ class SmallClassifier(nn.Module):
     def __init__(self, num_classes: int, backbone: SmallResNet):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(backbone.widths[-1], num_classes)
-        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(backbone.widths[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits."""

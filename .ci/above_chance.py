@@ -1,0 +1,23 @@
+"""Exit 1 unless a run on generated scenes ended at 5 times the mIoU of the best constant prediction, or more."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from trainkit.data import sample
+from trainkit.data.ade20k import ADE20K
+from trainkit.metrics import MeanIoU
+
+summary = json.loads((Path(sys.argv[1]) / "summary.json").read_text())
+masks = [mask for _, mask in (lambda data: (data[i] for i in range(len(data))))(ADE20K(sample.ade20k(), "validation"))]
+scores = []
+for label in range(len(ADE20K.classes)):
+    metric = MeanIoU(len(ADE20K.classes))
+    for mask in masks:
+        metric.add(prediction=torch.full_like(mask, label), reference=mask)
+    scores.append(metric.compute()["mIoU"])
+reached, constant = summary["final"]["mIoU"], max(scores)
+sys.stdout.write(f"mIoU {reached:.4f}, the best constant prediction {constant:.4f}: {reached / constant:.1f} times\n")
+sys.exit(reached < 5 * constant)

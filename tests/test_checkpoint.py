@@ -1,0 +1,86 @@
+"""Checkpoints: what goes in comes out, damage is found, and older ones go last."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainkit import checkpoint
+
+PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+STATES = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.integers() | st.text(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(STATES)
+def test_structures_come_back(state):
+    tensors = {}
+    assert checkpoint._unpack(json.loads(json.dumps(checkpoint._pack(state, tensors, "state"))), tensors) == state
+
+
+def test_an_optimizer_comes_back(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = checkpoint.save(tmp_path, 7, model.state_dict(), {"optimizer": optimizer.state_dict(), "best": None})
+    weights, state = checkpoint.load(path)
+    assert path.name == "step-000000007" and checkpoint.list_checkpoints(tmp_path) == [path]
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    again = torch.optim.AdamW(model.parameters(), lr=0.5)
+    again.load_state_dict(state["optimizer"])
+    assert str(again.state_dict()) == str(optimizer.state_dict())
+    assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}, "nothing pickled"
+
+
+def test_shared_weights_are_saved(tmp_path):
+    weight = torch.ones(3)
+    path = checkpoint.save(tmp_path, 1, {"a": weight, "b": weight, "c": weight[:2]}, {})
+    assert checkpoint.load(path)[0]["c"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest"])
+def test_damage_is_found(tmp_path, damage):
+    path = checkpoint.save(tmp_path, 1, {"w": torch.ones(100)}, {"x": torch.zeros(5)})
+    assert checkpoint.verify(path) is None
+    file = path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[-3] ^= 1
+        file.write_bytes(data)
+    else:
+        (file if damage == "missing" else path / "manifest.json").unlink()
+    assert checkpoint.verify(path)
+    with pytest.raises(ValueError, match="step-000000001 is damaged"):
+        checkpoint.load(path)
+
+
+def test_rotation_keeps_the_newest_and_the_protected(tmp_path):
+    paths = [checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, {}) for step in (1, 2, 3, 10, 20)]
+    checkpoint.rotate(tmp_path, 2, [paths[1]])
+    assert checkpoint.list_checkpoints(tmp_path) == [paths[1], paths[3], paths[4]]
+
+
+def test_only_plain_values(tmp_path):
+    with pytest.raises(TypeError, match="state.x is a set"):
+        checkpoint.save(tmp_path, 1, {}, {"x": {1}})
+    assert checkpoint.list_checkpoints(tmp_path) == []
+
+
+def test_weights_files(tmp_path):
+    weights = {"w": torch.arange(3.0)}
+    torch.save(weights, tmp_path / "w.pth")
+    path = checkpoint.save(tmp_path, 1, weights, {})
+    for source in (tmp_path / "w.pth", path, path / "model.safetensors"):
+        assert checkpoint.load_weights(source)["w"].tolist() == [0, 1, 2]

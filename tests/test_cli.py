@@ -1,0 +1,142 @@
+"""The command line as a newcomer meets it, mistakes included: real processes, exit codes, texts."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT, run, trainkit
+
+from trainkit.cli import main
+
+SAMPLE = ROOT / "recipes" / "recog_folder.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which recog_folder.py was trained on generated data, one short epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = trainkit(SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=folder)
+    return folder, done
+
+
+def test_help_without_torch():
+    done = trainkit("--help")
+    assert "trainkit RECIPE" in done.stdout and "evaluate" in done.stdout
+    script = """import sys; from trainkit.cli import main; main(["--help"])
+print([name for name in ("torch", "tyro", "rich") if name in sys.modules])"""
+    assert run(sys.executable, "-c", script).stdout.splitlines()[-1] == "[]"
+    assert trainkit("--version").stdout.startswith("trainkit 0.")
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"]])
+def test_help_of_a_recipe_touches_nothing(tmp_path, command):
+    done = trainkit(*command, ROOT / "recipes" / "seg_ade20k.py", "--help", cwd=tmp_path)
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for words in (
+        "--epochs FLOAT passes over the training images (default: 120)",
+        "--lr FLOAT learning rate of the backbone, for 16 images a batch (default: 0.01)",
+        "--seed INT", "--workers {None}|INT", "--out {None}|PATH",
+        *(["--checkpoint PATH"] if command else ["--resume {auto,never}", "--log-every INT", "--checkpoint-every"]),
+        "--checkpoint" if command else "--evaluate-every INT",
+    ):  # fmt: skip
+        assert words in text, words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_says_what_it_does(trained):
+    folder, done = trained
+    assert "generated data: shapes of 8 looks in data/sample/class_folder" in done.stdout
+    assert "step 7/8" not in done.stdout and "step 8/8  epoch 0.53  loss" in done.stdout
+    assert "evaluation after epoch 0.5" in done.stdout and "top1" in done.stdout
+    run = folder / "runs" / "recog_folder"
+    assert (run / "recipe.py").read_text() == SAMPLE.read_text()
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["settings"]["epochs"] == 0.5 and settings["settings"]["model"] == "small"
+    assert settings["settings"]["batch_size"] == 32 and settings["command"].endswith("--workers 0")
+    assert json.loads((run / "summary.json").read_text())["steps"] == 8
+
+
+def test_the_same_command_again_does_nothing(trained):
+    done = trainkit(SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=trained[0])
+    assert "runs/recog_folder is finished (8 steps)" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["runs/recog_folder", "runs/recog_folder/checkpoints/step-000000008"])
+def test_evaluate_takes_settings_from_the_run(trained, what):
+    folder, _ = trained
+    trainkit("evaluate", SAMPLE, "--checkpoint", what, "--workers", 0, cwd=folder)
+    results = json.loads((folder / "runs" / "recog_folder" / "results.json").read_text())
+    summary = json.loads((folder / "runs" / "recog_folder" / "summary.json").read_text())
+    assert {name: results[name] for name in summary["final"]} == summary["final"]
+    assert results["checkpoint"].endswith("step-000000008") and results["settings"]["sample"] is True
+
+
+def mistakes(folder):
+    """Words -> what the one message must hold."""
+    (folder / "empty.py").write_text("x = 1\n")
+    (folder / "number.py").write_text("def recipe(lr: float = 0.1): return 3\n")
+    (folder / "notes.txt").write_text("hello")
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.tex").write_text("...")
+    ade = ROOT / "recipes" / "seg_ade20k.py"
+    return {
+        (): "which recipe?",
+        ("--epochs", "3"): "which recipe?",
+        ("evaluate",): "trainkit evaluate RECIPE",
+        ("nothing.py",): "no recipe at nothing.py",
+        (ROOT / "recipes" / "seg_ade.py",): "did you mean",
+        ("notes.txt",): "is not a Python file",
+        ("empty.py",): "empty.py has no function `recipe`",
+        ("number.py",): "recipe(...) returned int",
+        (ade, "--epoch", "3"): "Perhaps you meant: --epochs",
+        (ade, "--epochs", "many"): "could not convert string to float: 'many'",
+        (ade, "--sample", "yes"): "Unrecognized options: yes",
+        (ade,): "no ADE20K at",
+        (ade, "--data", "elsewhere"): "elsewhere (looked for images/training and annotations/training). Get http",
+        (SAMPLE, "--sample", "--batch-size", "0"): "batch_size is 0",
+        (SAMPLE, "--sample", "--workers", "-2"): "workers is -2",
+        (SAMPLE, "--sample", "--out", "full"): "full is not empty and not a run",
+        (SAMPLE, "--sample", "--warmup-epochs", "9"): "shorten the warm-up",
+        ("evaluate", SAMPLE, "--checkpoint", "nowhere"): "no checkpoint at nowhere",
+        ("evaluate", SAMPLE, "--sample"): "--checkpoint",
+    }
+
+
+def test_mistakes_are_told_in_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for words, message in mistakes(tmp_path).items():
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stopped:  # tyro's way
+            code = stopped.code
+        said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+        assert code == 2 and message in said, (words, said)
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "..."
+
+
+def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
+    done = trainkit(ROOT / "recipes" / "seg_ade20k.py", cwd=tmp_path, code=2)
+    assert done.stderr.startswith("no ADE20K at ") and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path):
+    trainkit(SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path)
+    image = next((tmp_path / "data").rglob("train/car/*.jpg"))
+    image.write_bytes(image.read_bytes()[:30])
+    for workers in (0, 1):
+        done = trainkit(SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2)
+        assert f"cannot read {image.relative_to(tmp_path)}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
+    (tmp_path / "broken.py").write_text("import torch\ndef recipe():\n    torch.ones(2) @ torch.ones(3)\n")
+    done = trainkit("broken.py", cwd=tmp_path, code=1)
+    assert "Traceback" in done.stderr and "broken.py" in done.stderr
+
+
+def test_settings_of_the_first_run_are_kept(trained):
+    done = trainkit(
+        SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--lr", 0.3, "--workers", 0, cwd=trained[0], code=2
+    )
+    assert "lr was 0.05 and is 0.3" in " ".join(done.stderr.split())

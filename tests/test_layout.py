@@ -1,0 +1,156 @@
+"""The house stays in order: arrows, sizes, one backward, a README that tells the truth."""
+
+import ast
+import re
+from pathlib import Path
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "trainkit"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / "recipes").glob("*.py"))]}
+
+
+def name_of(path: Path) -> str:
+    """trainkit/data/order.py -> trainkit.data.order"""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module imported anywhere in a file; `from trainkit import x` counts as what x is."""
+    found = set()
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inside}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name.removeprefix("trainkit.") for name in imports(path) if name.split(".")[0] == "trainkit"}
+
+
+# Who may import what of ours. A file that is not here imports nothing of ours.
+ARROWS = {
+    "__main__": {"cli"},
+    "cli": {"trainkit", "recipe", "run", "loop", "data.order", "display"},
+    "loop": {"recipe", "run", "checkpoint", "display", "launch", "metrics", "data.order"},
+    "run": {"checkpoint"},
+    "recognition": {"losses", "metrics"},
+    "segmentation": {"losses", "metrics", "data.transforms"},
+    "data.folder": {"data.images"},
+    "data.ade20k": {"data.folder"},
+    "data.hub": {"data.images"},
+    "data.source": {"data.folder", "data.hub"},
+}
+
+
+def test_arrows_point_one_way():
+    assert len(FILES) >= 25
+    for name, path in MODULES.items():
+        short = name.removeprefix("trainkit").removeprefix(".") or "trainkit"
+        assert ours(path) <= ARROWS.get(short, set()), f"{short} imports {ours(path) - ARROWS.get(short, set())}"
+        assert not any(each.split(".")[0] == "recipes" for each in imports(path))
+
+
+def test_no_circles():
+    def reach(name: str, seen: frozenset) -> None:
+        assert name not in seen, f"circle through {name}"
+        for each in ARROWS.get(name, ()):
+            reach(each, seen | {name})
+
+    for name in ARROWS:
+        reach(name, frozenset())
+
+
+def test_who_may_know_whom():
+    for library, rooms in {
+        "accelerate": {"launch", "loop"},
+        "rich": {"display"},
+        "tyro": {"cli"},
+        "datasets": {"data.hub", "data.sample"},
+    }.items():
+        users = {
+            name.removeprefix("trainkit.")
+            for name, path in MODULES.items()
+            if any(each.split(".")[0] == library for each in imports(path))
+        }
+        assert users == rooms, library
+
+
+def test_one_backward_and_no_print():
+    calls = [
+        (path.name, node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name))
+    ]
+    assert [name for name, called in calls if called == "backward"] == ["loop.py"]
+    assert not [name for name, called in calls if called in ("eval", "exec") and name not in ("test_recipes.py",)]
+    assert {name for name, called in calls if called == "print"} == {"display.py"}
+
+
+def functions(tree: ast.AST):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def test_rooms_stay_small():
+    for path, tree in TREES.items():
+        lines = len(path.read_text().splitlines())
+        assert lines <= (450 if path.name == "loop.py" else 300), f"{path.name} has {lines} lines"
+        for function in functions(tree):
+            length = function.end_lineno - function.lineno + 1
+            assert length <= (85 if function.name == "recipe" else 60), (
+                f"{path.name}: {function.name} has {length} lines"
+            )
+
+
+def test_public_functions_are_typed_and_described():
+    for path in FILES:
+        for node in ast.walk(TREES[path]):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            if isinstance(node, ast.FunctionDef):
+                if any(node in ast.walk(outer) and node is not outer for outer in functions(TREES[path])):
+                    continue  # a function inside a function
+                assert node.returns is not None, f"{path.name}: {node.name} does not say what it returns"
+                typed = [a for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
+                assert all(a.annotation for a in typed), f"{path.name}: {node.name}"
+            is_property = any(getattr(d, "id", "") == "property" for d in getattr(node, "decorator_list", []))
+            assert ast.get_docstring(node) or is_property, f"{path.name}: {node.name} has no docstring"
+
+
+def test_readme_tree_is_true():
+    readme = (ROOT / "README.md").read_text()
+    tree = re.search(r"```text\n(trainkit/.*?)```", readme, re.DOTALL).group(1)
+    listed, folders = set(), []
+    for line in tree.splitlines():
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [entry.rstrip("/")]
+        if entry.endswith("/"):
+            continue
+        listed.add("/".join(folders))
+    real = {
+        str(path.relative_to(ROOT))
+        for folder in ("trainkit", "recipes", "accelerate_configs")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "__init__.py"
+    }
+    assert {name for name in listed if name.split("/")[0] in ("trainkit", "recipes", "accelerate_configs")} == real
+    assert all((ROOT / name).exists() for name in listed)
+    lines = tree.splitlines()
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "every file has a comment"
+
+
+def test_both_commands_are_in_the_readme_and_the_gate():
+    for command in (
+        "pip install . && accelerate launch -m trainkit recipes/seg_ade20k.py --sample",
+        'pip install ".[test]" && pytest',
+    ):
+        for file in ("README.md", ".ci/run"):
+            assert command in (ROOT / file).read_text(), (file, command)

@@ -1,0 +1,101 @@
+"""Real processes over gloo: the same training and the same evaluation on 1, 2 and 3 of them."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import run as run_command
+from conftest import torchrun
+from test_loop import assert_same_training, rows
+from toys import RUNS, run
+
+from trainkit.data.order import TrainOrder
+
+TOYS = Path(__file__).parent / "toys.py"
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
+          "--dynamo_backend", "no")  # fmt: skip
+NAMES = ("recognition", "recognition-3", "recognition-mixup", "segmentation", "segmentation-3")
+LONELY = ("recognition-lonely", "segmentation-lonely")  # a last batch of one image
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Each training in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in (*NAMES, *LONELY):
+        (folder / name / "seen-0.json").parent.mkdir()
+        net = run(name, folder / name / "run")
+        (folder / name / "seen-0.json").write_text(json.dumps(net.seen))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Folders of the same trainings in 2 and in 3 processes."""
+    folders = {}
+    for number in (2, 3):
+        folders[number] = tmp_path_factory.mktemp(f"together-{number}")
+        torchrun(number, TOYS, folders[number], *NAMES, *LONELY)
+    return folders
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("name", [*NAMES, *LONELY])
+def test_processes_do_not_change_the_training(alone, together, name, number):
+    assert_same_training(alone / name / "run", together[number] / name)
+    settings = json.loads((together[number] / name / "summary.json").read_text())
+    assert settings["num_processes"] == number
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_processes_do_not_change_the_pixels(alone, together, name, number):
+    """Together they were trained on the same images, and in every batch on a part each."""
+    one = json.loads((alone / name / "seen-0.json").read_text())
+    many = [json.loads((together[number] / name / f"seen-{rank}.json").read_text()) for rank in range(number)]
+    unit = 2 if "mixup" in name else 1
+    order = TrainOrder(27, 8, 5, number, RUNS[name][1].get("micro_batch"), unit)
+    fillers = sum(order.passes(step, rank).count(0) for step in range(10) for rank in range(number))
+    seen = Counter(sum(many, []))
+    assert seen >= Counter(one) and seen.total() == len(one) + fillers
+    assert one[:2] == many[0][:2], "the first process has the beginning of the batch"
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_every_image_is_evaluated_once(alone, together, number):
+    for name in NAMES:
+        mine, theirs = rows(alone / name / "run", "evaluate"), rows(together[number] / name, "evaluate")
+        assert mine == theirs and all(row["num_images"] == 13 for row in theirs)
+
+
+def test_processes_that_do_not_know_each_other_are_refused():
+    """What a launcher that starts two processes, each a group of its own, leaves behind."""
+    script = (
+        "import os, trainkit.launch as l; from accelerate import Accelerator; Accelerator(cpu=True)\n"
+        "os.environ['WORLD_SIZE'] = '2'\n"
+        "try: l.start_accelerator()\nexcept ValueError as e: print(e)"
+    )
+    done = run_command(sys.executable, "-c", script)
+    assert "WORLD_SIZE is 2, but 1 processes are in the group" in done.stdout
+
+
+def test_accelerate_launch_starts_two_that_train_together(tmp_path):
+    """`--multi_gpu` without a GPU: accelerate alone would let each think it is the only one."""
+    two = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    run_command(*LAUNCH, *two, str(TOYS), str(tmp_path), "recognition")
+    assert json.loads((tmp_path / "recognition" / "summary.json").read_text())["num_processes"] == 2
+
+
+def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
+    """`accelerate launch` without a config sets OMP_NUM_THREADS=1; a user who sets it means it."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import os, torch, trainkit.launch as l\nl.start_accelerator()\n"
+        "print('threads', torch.get_num_threads(), 'of', len(os.sched_getaffinity(0)))"
+    )
+    asked = run_command(*LAUNCH, "--num_processes", "1", str(script), OMP_NUM_THREADS="1")
+    silent = run_command("env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--num_processes", "1", str(script))
+    words = silent.stdout.split()
+    assert words[1] == words[3] and "threads 1 of" in asked.stdout

@@ -1,0 +1,115 @@
+"""Every recipe file: what its docstring says, and a few steps on generated data through the command line."""
+
+import ast
+import inspect
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, trainkit
+
+from trainkit.data.order import seed_host
+from trainkit.recipe import build, load_recipe, sample_settings
+from trainkit.run import Options
+
+FILES = sorted((ROOT / "recipes").rglob("*.py"))
+
+
+def test_all_are_found():
+    names = ["recog_cifar10", "recog_folder", "recog_imagenet", "seg_ade20k", "seg_folder"]
+    assert [path.stem for path in FILES] == names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_docstring_and_settings(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    for part in (
+        "Source: ",
+        f"Launch: accelerate launch -m trainkit recipes/{path.name}",
+        "Hardware and time: ",
+        "Expected: ",
+    ):
+        assert part in text, part
+    function = load_recipe(path)
+    parameters = inspect.signature(function).parameters
+    assert "sample" in parameters and parameters["sample"].default is False
+    assert set(sample_settings(function)) <= set(parameters)
+    described = inspect.getdoc(function)
+    for name, parameter in parameters.items():
+        assert f"\n    {name}: " in described, f"{name} is not described"
+        assert parameter.default is not inspect.Parameter.empty and parameter.annotation is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_few_steps_on_generated_data(path, tmp_path):
+    warmup = ("--warmup-epochs", 0) if "warmup_epochs" in inspect.signature(load_recipe(path)).parameters else ()
+    trainkit(path, "--sample", "--epochs", 0.2, *warmup, "--workers", 0, "--log-every", 1, cwd=tmp_path)
+    folder = tmp_path / "runs" / path.stem
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if row["event"] == "step"]
+    assert len(losses) >= 2 and all(map(math.isfinite, losses))
+    assert json.loads((folder / "summary.json").read_text())["final"]["num_images"] > 20
+
+
+@pytest.mark.parametrize(
+    "name, settings, parameters, shape",
+    [
+        # torchvision publishes 35,322,218 and 42,004,074 for 21 classes; 129 more in each of the two heads
+        ("seg_ade20k", {}, 35_322_218 + 129 * (513 + 257), (1, 150, 64, 64)),
+        ("seg_ade20k", {"model": "deeplabv3_resnet50"}, 42_004_074 + 129 * (257 + 257), (1, 150, 64, 64)),
+        ("seg_folder", {"model": "lraspp_mobilenet_v3_large"}, None, (1, 16, 64, 64)),
+        # 25,557,032 and 11,689,512 for 1000 classes; the stem for CIFAR has 27 weights a filter, not 147
+        ("recog_imagenet", {}, 25_557_032 - 992 * 2049, (1, 8)),
+        ("recog_folder", {"model": "resnet18"}, 11_689_512 - 992 * 513, (1, 8)),
+        ("recog_cifar10", {"model": "resnet18"}, 11_689_512 - 992 * 513 - 64 * 120, (1, 8)),
+    ],
+)
+def test_published_networks(name, settings, parameters, shape, tmp_path, monkeypatch):
+    """The networks that --sample replaces are built and answer with the right shape."""
+    monkeypatch.chdir(tmp_path)
+    function = load_recipe(ROOT / "recipes" / f"{name}.py")
+    known = inspect.signature(function).parameters
+    weights = {"pretrained": False} if "pretrained" in known else {}
+    recipe = build(function, {**weights, **settings, "sample": True})
+    if parameters is not None:
+        assert sum(p.numel() for p in recipe.model.parameters()) == parameters
+    with torch.no_grad():
+        outputs = recipe.model.eval()(torch.zeros(1, 3, 64, 64))
+    assert (outputs["out"] if isinstance(outputs, dict) else outputs).shape == shape
+
+
+def test_last_gammas_start_from_zero(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = build(load_recipe(ROOT / "recipes" / "recog_imagenet.py"), {"sample": True}).model
+    assert all(block.bn3.weight.abs().max() == 0 for block in model.layer3)
+
+
+def test_a_recipe_is_the_same_in_every_process(tmp_path, monkeypatch):
+    """Initial weights follow from the seed, which the command sets before it builds the recipe."""
+    monkeypatch.chdir(tmp_path)
+    function, settings = (
+        load_recipe(ROOT / "recipes" / "recog_folder.py"),
+        {"sample": True, "model": "small", "pretrained": False},
+    )
+    models = []
+    for seed in (Options().seed, Options().seed, 1):
+        seed_host(seed)
+        models.append(build(function, settings).model.state_dict()["head.2.weight"])
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+def test_missing_pretrained_weights_are_explained(tmp_path, monkeypatch):
+    """No network here or no such file: torch's cache is empty and the address answers nothing."""
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    from trainkit.models.pretrained import load_pretrained
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    file = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"not the weights")
+    with pytest.raises(ValueError, match="cannot get the pretrained weights .*--no-pretrained"):
+        load_pretrained(resnet18(), weights)

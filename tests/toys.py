@@ -1,0 +1,147 @@
+"""Small recipes for tests: random images, real augmentation from all three generators, and no batch norm.
+
+Run as a script it trains recipes of this file in the processes it is started in:
+
+    python tests/toys.py OUT NAME [NAME ...]        (or under torchrun)
+"""
+
+import hashlib
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from trainkit import Options, Recipe, train
+from trainkit.data.order import seed_host
+from trainkit.mixing import Mixup
+from trainkit.optim import param_groups
+from trainkit.recognition import Recognition
+from trainkit.schedules import cos, poly
+from trainkit.segmentation import Segmentation
+
+CLASSES = 7
+
+
+class Images(Dataset):
+    """Random images with a class, changed by random numbers of torch, Python and NumPy."""
+
+    def __init__(self, num_images: int, augment: bool = True, size: int = 12):
+        generator = torch.Generator().manual_seed(num_images)
+        self.targets = torch.randint(CLASSES, (num_images,), generator=generator)
+        noise = torch.randint(0, 100, (num_images, 3, size, size), generator=generator)
+        tint = 24 * (self.targets.view(-1, 1) * torch.tensor([1, 2, 4]) % CLASSES)  # (num_images, 3)
+        self.images = (noise + tint[:, :, None, None]).to(torch.uint8)
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def change(self, image: Tensor) -> Tensor:
+        if self.augment:
+            image = image.roll(int(torch.randint(12, ())), -1)
+            image = image.flip(-1) if random.random() < 0.5 else image
+            image = (image + np.random.randint(0, 12)).to(torch.uint8)
+        return image
+
+    def __getitem__(self, index: int):
+        return self.change(self.images[index]), self.targets[index]
+
+
+class Maps(Images):
+    """The same with a label map, of which a random part, up to nearly all, is ignored."""
+
+    def __getitem__(self, index: int):
+        image = self.change(self.images[index])
+        generator = torch.Generator().manual_seed(index)
+        target = (image[0].long() // 37 % CLASSES).to(torch.uint8)
+        share = float(torch.rand((), generator=generator)) ** 2
+        target[torch.rand(target.shape, generator=generator) > share] = 255
+        return image, target
+
+
+class Net(nn.Module):
+    """Convolutions with group norm and dropout; keeps a digest of every image it is trained on."""
+
+    def __init__(self, dense: bool, dropout: float = 0.0):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Dropout(dropout))
+        self.head = nn.Conv2d(8, CLASSES, 1)
+        self.dense = dense
+        self.seen: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in x]
+        maps = self.head(self.backbone(x))
+        return maps if self.dense else maps.mean((2, 3))
+
+
+def recognition(num_images: int = 27, batch_size: int = 8, dropout: float = 0.0, **changes) -> Recipe:
+    net = Net(dense=False, dropout=dropout)
+    values = {
+        "task": Recognition(CLASSES, label_smoothing=0.1),
+        "model": net,
+        "train_data": Images(num_images),
+        "val_data": Images(13, augment=False),
+        "optimizer": torch.optim.SGD(param_groups(net, 0.1, 1e-3, 2.0), lr=0.1, momentum=0.9),
+        "schedule": cos(warmup_epochs=0.5),
+        "epochs": 2.5,
+        "batch_size": batch_size,
+        "eval_batch_size": 2,
+    }
+    return Recipe(**{**values, **changes})
+
+
+def segmentation(num_images: int = 27, batch_size: int = 8, **changes) -> Recipe:
+    net = Net(dense=True)
+    values = {
+        "task": Segmentation(CLASSES),
+        "model": net,
+        "train_data": Maps(num_images),
+        "val_data": Maps(13, augment=False),
+        "optimizer": torch.optim.SGD(param_groups(net, 0.1, 1e-3, 2.0), lr=0.1, momentum=0.9),
+        "schedule": poly(),
+        "epochs": 2.5,
+        "batch_size": batch_size,
+        "clip_norm": 0.5,
+    }
+    return Recipe(**{**values, **changes})
+
+
+# Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
+RUNS = {
+    "recognition": (recognition, {}),
+    "recognition-4": (recognition, {"micro_batch": 4}),
+    "recognition-3": (recognition, {"micro_batch": 3}),
+    "recognition-mixup": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {}),
+    "recognition-mixup-2": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),
+    "recognition-lonely": (lambda: recognition(num_images=25), {}),
+    "segmentation": (segmentation, {}),
+    "segmentation-4": (segmentation, {"micro_batch": 4}),
+    "segmentation-3": (segmentation, {"micro_batch": 3}),
+    "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
+    "dropout": (lambda: recognition(dropout=0.5), {}),
+}
+
+
+def run(name: str, out: Path, **changes) -> Net:
+    """Train one of RUNS in `out`."""
+    build, options = RUNS[name]
+    seed_host(5)
+    recipe = build()
+    train(recipe, Options(**{"out": out, "seed": 5, "workers": 0, "log_every": 1, **options, **changes}))
+    return recipe.model
+
+
+if __name__ == "__main__":
+    folder, *names = sys.argv[1:]
+    for each in names:
+        net = run(each, Path(folder) / each)
+        rank = os.environ.get("RANK", "0")
+        (Path(folder) / each / f"seen-{rank}.json").write_text(json.dumps(net.seen))
