@@ -10,6 +10,7 @@ Hardware and time: not yet measured; with --sample under a minute on 2 CPU cores
 Expected: not yet measured.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -75,21 +76,20 @@ def recipe(
     """
     if sample:
         data = generated.ade20k()
-    train_data = ADE20K(data, "training", train_transform(base, crop))
     val_data = ADE20K(data, "validation", eval_transform(base))
     num_classes = len(ADE20K.classes)
     if model == "small_fcn":
-        network = small_fcn(num_classes, aux_loss=True)
+        network = small_fcn(num_classes, aux_loss=aux_weight > 0)
     else:
         build, weights = MODELS[model]
-        network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=True)
+        network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_weight > 0)
         if pretrained:
             load_pretrained(network.backbone, weights, skip=("fc.",))
 
     return Recipe(
         task=Segmentation(classes=ADE20K.classes, aux_weight=aux_weight),
         model=network,
-        train_data=train_data,
+        train_data=partial(ADE20K, data, "training", train_transform(base, crop)),
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9),
         schedule=poly(0.9),

@@ -11,6 +11,7 @@ Hardware and time: `--model small_lraspp` on CamVid at 240x180, 2 CPU cores: see
 Expected: depends on your images; CamVid (docs/results.md) reaches the mIoU recorded there.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.optim import SGD
 from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet_v3_large
+from torchvision.transforms import v2
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
@@ -77,17 +79,20 @@ def recipe(
     else:
         names = read_classes(classes)
         num_classes = names if isinstance(names, int) else len(names)
-    splits = {
-        split: MaskFolder(data / "images" / split, data / "annotations" / split, num_classes, transform, ignore=ignore)
-        for split, transform in {"train": train_transform(base, crop), "val": eval_transform(base)}.items()
-    }
-    network, has_aux = build_network(model, num_classes, pretrained)
+
+    def split(name: str, transform: v2.Transform) -> MaskFolder:
+        images, masks = data / "images" / name, data / "annotations" / name
+        return MaskFolder(images, masks, num_classes, transform, ignore=ignore)
+
+    val_data = split("val", eval_transform(base))
+    network = build_network(model, num_classes, pretrained, aux_weight > 0)
+    has_aux = getattr(network, "aux_classifier", None) is not None
     head = head if pretrained and not model.startswith("small") else 1.0
     return Recipe(
         task=Segmentation(names, aux_weight=aux_weight if has_aux else 0.0),
         model=network,
-        train_data=splits["train"],
-        val_data=splits["val"],
+        train_data=partial(split, "train", train_transform(base, crop)),
+        val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9),
         schedule=poly(0.9, warmup_epochs=warmup_epochs),
         epochs=epochs,
@@ -113,19 +118,19 @@ def read_classes(classes: str) -> int | list[str]:
     return names
 
 
-def build_network(model: str, num_classes: int, pretrained: bool) -> tuple[nn.Module, bool]:
-    """The network, and whether it returns auxiliary logits."""
+def build_network(model: str, num_classes: int, pretrained: bool, aux: bool) -> nn.Module:
+    """The network, with an auxiliary head where asked for and known to it."""
     if model == "small_fcn":
-        return small_fcn(num_classes, aux_loss=True), True
+        return small_fcn(num_classes, aux)
     if model == "small_lraspp":
-        return small_lraspp(num_classes), False
+        return small_lraspp(num_classes)
     if model == "lraspp_mobilenet_v3_large":
         network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes)
-        weights, has_aux = MobileNet_V3_Large_Weights.IMAGENET1K_V1, False
+        weights = MobileNet_V3_Large_Weights.IMAGENET1K_V1
     else:
         build = {"fcn_resnet50": fcn_resnet50, "deeplabv3_resnet50": deeplabv3_resnet50}[model]
-        network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=True)
-        weights, has_aux = ResNet50_Weights.IMAGENET1K_V1, True
+        network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux)
+        weights = ResNet50_Weights.IMAGENET1K_V1
     if pretrained:
         load_pretrained(network.backbone, weights, skip=("fc.", "classifier."))
-    return network, has_aux
+    return network

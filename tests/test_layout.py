@@ -39,15 +39,23 @@ def ours(path: Path) -> set[str]:
 ARROWS = {
     "__main__": {"cli"},
     "cli": {"trainkit", "recipe", "run", "loop", "data.order", "display"},
-    "loop": {"recipe", "run", "checkpoint", "display", "launch", "metrics", "data.order"},
+    "loop": {
+        "recipe", "run", "checkpoint", "display", "launch", "plan", "training", "objective", "evaluation", "data.order",
+        "data.loader",
+    },
+    "training": {"recipe", "run", "checkpoint", "display", "plan", "objective", "data.loader"},
+    "evaluation": {"recipe", "metrics", "objective", "data.order", "data.loader"},
+    "objective": {"recipe"},
+    "plan": {"recipe", "run", "data.order"},
     "run": {"checkpoint"},
     "recognition": {"losses", "metrics"},
     "segmentation": {"losses", "metrics", "data.transforms"},
+    "data.loader": {"data.order"},
     "data.folder": {"data.images"},
     "data.ade20k": {"data.folder"},
     "data.hub": {"data.images"},
     "data.source": {"data.folder", "data.hub"},
-}
+}  # fmt: skip
 
 
 def test_arrows_point_one_way():
@@ -70,7 +78,7 @@ def test_no_circles():
 
 def test_who_may_know_whom():
     for library, rooms in {
-        "accelerate": {"launch", "loop"},
+        "accelerate": {"launch", "training", "evaluation"},
         "rich": {"display"},
         "tyro": {"cli"},
         "datasets": {"data.hub", "data.sample"},
@@ -91,7 +99,8 @@ def test_one_backward_and_no_print():
         if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name))
     ]
     assert [name for name, called in calls if called == "backward"] == ["loop.py"]
-    assert not [name for name, called in calls if called in ("eval", "exec") and name not in ("test_recipes.py",)]
+    names = [node.id for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assert not {"eval", "exec"} & set(names)
     assert {name for name, called in calls if called == "print"} == {"display.py"}
 
 
@@ -102,7 +111,7 @@ def functions(tree: ast.AST):
 def test_rooms_stay_small():
     for path, tree in TREES.items():
         lines = len(path.read_text().splitlines())
-        assert lines <= (450 if path.name == "loop.py" else 300), f"{path.name} has {lines} lines"
+        assert lines <= 250, f"{path.name} has {lines} lines"
         for function in functions(tree):
             length = function.end_lineno - function.lineno + 1
             assert length <= (85 if function.name == "recipe" else 60), (

@@ -204,6 +204,25 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, capsys):
         run("recognition", tmp_path)
 
 
+def test_killed_between_the_last_checkpoint_and_the_summary(tmp_path):
+    run("recognition", tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").unlink()
+    assert run("recognition", tmp_path).seen == []
+    again = json.loads((tmp_path / "summary.json").read_text())
+    for name in ("final", "best", "steps", "images"):
+        assert again[name] == summary[name]
+
+
+def test_training_data_may_be_opened_late(tmp_path):
+    """An evaluation needs no training data."""
+    opened = []
+    recipe = recognition(train_data=lambda: opened.append(1) or Images(27))
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    assert evaluate(recipe, tmp_path / "w.pth", Options(workers=0))["num_images"] == 13 and opened == []
+    assert train(recipe, Options(out=tmp_path / "run", workers=0))["images"] == 70 and opened == [1]
+
+
 def test_evaluate_measures_a_checkpoint(tmp_path):
     recipe = recognition()
     final = train(recipe, Options(out=tmp_path, workers=0))["final"]

@@ -4,8 +4,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from datasets import Features, Value
-from evaluate import EvaluationModuleInfo, Metric
+from evaluate_metric import Errors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,22 +87,11 @@ def test_top_k():
     assert TopK().compute() == {"top1": None, "top5": None}
 
 
-class Errors(Metric):
-    """A metric as `evaluate` knows them: how many labels are wrong."""
-
-    def _info(self):
-        features = Features({"predictions": Value("int64"), "references": Value("int64")})
-        return EvaluationModuleInfo(description="", citation="", features=features)
-
-    def _compute(self, predictions, references):
-        return {"errors": int(sum(p != r for p, r in zip(predictions, references)))}
-
-
 def test_combines_with_metrics_of_evaluate(tmp_path):
     combined = evaluate.combine([TopK((1,)), Errors(cache_dir=str(tmp_path))])
     combined.add_batch(predictions=[1, 2, 3], references=[1, 2, 4])
     combined.add_batch(predictions=[1], references=[1])
-    assert combined.compute() == {"top1": 0.75, "errors": 1}
+    assert combined.compute() == {"top1": 0.75, "errors": 1, "labels": 4}
     assert [type(metric) for metric in each_metric(combined)] == [TopK, Errors]
     assert each_metric(combined.evaluation_modules[0]) == [combined.evaluation_modules[0]]
 

@@ -9,8 +9,10 @@ import pytest
 from conftest import run as run_command
 from conftest import torchrun
 from test_loop import assert_same_training, rows
-from toys import RUNS, run
+from toys import RUNS, run, with_batch_norm
 
+from trainkit import Options, evaluate
+from trainkit.checkpoint import list_checkpoints
 from trainkit.data.order import TrainOrder
 
 TOYS = Path(__file__).parent / "toys.py"
@@ -37,7 +39,8 @@ def together(tmp_path_factory):
     folders = {}
     for number in (2, 3):
         folders[number] = tmp_path_factory.mktemp(f"together-{number}")
-        torchrun(number, TOYS, folders[number], *NAMES, *LONELY)
+        cache = str(tmp_path_factory.mktemp("cache"))
+        torchrun(number, TOYS, folders[number], *NAMES, *LONELY, "batch-norm", "errors", ERRORS_CACHE=cache)
     return folders
 
 
@@ -68,6 +71,21 @@ def test_every_image_is_evaluated_once(alone, together, number):
     for name in NAMES:
         mine, theirs = rows(alone / name / "run", "evaluate"), rows(together[number] / name, "evaluate")
         assert mine == theirs and all(row["num_images"] == 13 for row in theirs)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_an_evaluation_sees_one_model(together, number):
+    """All processes evaluate with the first one's batch norm, which is what the checkpoint holds."""
+    folder = together[number] / "batch-norm"
+    weights = list_checkpoints(folder / "checkpoints")[-1]
+    final = json.loads((folder / "summary.json").read_text())["final"]
+    assert evaluate(with_batch_norm(), weights, Options(workers=0)) == final
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_metrics_of_evaluate_see_every_image_once(together, number):
+    for row in rows(together[number] / "errors", "evaluate"):
+        assert row["labels"] == 13 and row["errors"] == round(13 * (1 - row["top1"]))
 
 
 def test_processes_that_do_not_know_each_other_are_refused():

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,21 @@ def segmentation(num_images: int = 27, batch_size: int = 8, **changes) -> Recipe
     return Recipe(**{**values, **changes})
 
 
+def with_batch_norm() -> Recipe:
+    """Running statistics differ between processes while they train; an evaluation must not."""
+    recipe = recognition(eval_batch_size=1)
+    recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    groups = param_groups(recipe.model, 0.1, 1e-3)
+    return replace(recipe, optimizer=torch.optim.SGD(groups, lr=0.1))
+
+
+def with_errors() -> Recipe:
+    """A metric that counts, and one as `evaluate` knows them."""
+    from evaluate_metric import Errors
+
+    return recognition(task=Recognition(CLASSES, extra_metrics=[Errors(cache_dir=os.environ["ERRORS_CACHE"])]))
+
+
 # Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
 RUNS = {
     "recognition": (recognition, {}),
@@ -126,6 +142,8 @@ RUNS = {
     "segmentation-4": (segmentation, {"micro_batch": 4}),
     "segmentation-3": (segmentation, {"micro_batch": 3}),
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
+    "batch-norm": (with_batch_norm, {}),
+    "errors": (with_errors, {}),
     "dropout": (lambda: recognition(dropout=0.5), {}),
 }
 

@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _users_mistake(error, Path(words[0]))
         if message is None:
             raise
-        return _fail(message)
+        # Before the first step every process makes the same mistake; reading an image is one process's affair.
+        while_reading = {"_steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        return _fail(message, from_all=bool(while_reading))
 
 
 def _train(path: Path, words: list[str]) -> int:
@@ -158,10 +160,11 @@ def _users_mistake(error: Exception, recipe: Path) -> str | None:
     return text if str(Path(innermost).resolve()).startswith(ours) else None
 
 
-def _fail(message: str) -> int:
-    """Say it once, from the main process."""
-    if int(os.environ.get("RANK", 0)) == 0:
+def _fail(message: str, from_all: bool = False) -> int:
+    """Say it once: the main process, or with `from_all` whichever it happened in."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0 or from_all:
         from trainkit.display import error
 
-        error(message)
+        error(message if rank == 0 else f"process {rank}: {message}")
     return 2

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,8 +55,8 @@ class Recipe:
     """what the outputs mean: losses, metrics, predictions"""
     model: nn.Module
     """images (N, C, H, W) -> outputs that `task` understands"""
-    train_data: Dataset
-    """index -> (image, target), of one shape"""
+    train_data: Dataset | Callable[[], Dataset]
+    """index -> (image, target), of one shape; or a function that opens it, which an evaluation does not call"""
     val_data: Dataset
     """index -> (image, target), each measured exactly once"""
     optimizer: Optimizer
@@ -88,14 +88,17 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping")
-        for name in ("train_data", "val_data"):
-            if len(getattr(self, name)) == 0:
-                raise ValueError(f"{name} is empty: it has no images")
+        if len(self.val_data) == 0:
+            raise ValueError("val_data is empty: it has no images")
         missing = [
             p for p in ("terms", "headline", "counts", "losses", "predict", "metrics") if not hasattr(self.task, p)
         ]
         if missing:
             raise ValueError(f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task")
+
+    def opened(self) -> "Recipe":
+        """The same with train_data opened, where a function was given."""
+        return replace(self, train_data=self.train_data()) if callable(self.train_data) else self
 
 
 def load_recipe(path: Path) -> Callable[..., Recipe]:

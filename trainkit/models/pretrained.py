@@ -20,8 +20,8 @@ def load_pretrained(module: nn.Module, weights: WeightsEnum, skip: tuple[str, ..
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError, UnpicklingError) as error:
         raise ValueError(
-            f"cannot get the pretrained weights {weights} from {weights.url} ({error}). Put the file at {file}, "
-            "or start from random weights with --no-pretrained"
+            f"cannot get the pretrained weights {weights} from {weights.url} ({str(error).splitlines()[0]}). "
+            f"Put the file at {file}, or start from random weights with --no-pretrained"
         ) from error
     state = {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state
     missing, unexpected = module.load_state_dict(state, strict=False)

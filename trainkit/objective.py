@@ -1,0 +1,36 @@
+"""What stands between a batch and the optimizer: images to the device, model and task in one forward pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.recipe import Task
+
+
+class Objective(nn.Module):
+    """Model and task as one module, so that only sums or predictions leave what accelerate wraps."""
+
+    def __init__(self, model: nn.Module, task: Task):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """In training the weighted loss sums (K,), in evaluation the predictions, one row per image."""
+        outputs = self.model(images)
+        return (self.task.losses if self.training else self.task.predict)(outputs, targets)
+
+
+class ToDevice:
+    """Images and targets to the device; uint8 images become float32, scaled to [0, 1] and normalised there."""
+
+    def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float]):
+        self.device = device
+        self.mean, self.std = (255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them."""
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.float().sub_(self.mean).div_(self.std)
+        return images, targets.to(self.device, non_blocking=True)

@@ -1,0 +1,46 @@
+"""How long a run is, which images each step has, and at which learning rate: decided before the first step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainkit.data.order import TrainOrder
+from trainkit.recipe import Recipe
+from trainkit.run import Options
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Order, length and schedule of a run."""
+
+    recipe: Recipe
+    order: TrainOrder
+    total_steps: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "Plan":
+        """The plan of `recipe` on so many processes. Raises ValueError for settings that cannot work."""
+        order = TrainOrder(
+            len(recipe.train_data),
+            recipe.batch_size,
+            options.seed,
+            num_processes,
+            options.micro_batch,
+            unit=2 if recipe.mix is not None else 1,
+            drop_last=recipe.drop_last,
+        )
+        plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
+        plan.multiplier(0)  # a warm-up longer than the run is refused here
+        return plan
+
+    def multiplier(self, step: int) -> float:
+        """Factor of every group's learning rate in `step`."""
+        return self.recipe.schedule(step, self.total_steps, self.order.steps_per_epoch)
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        return step / self.order.steps_per_epoch
+
+    def mathematics(self) -> dict[str, Any]:
+        """What a run must keep when it goes on; the schedule as nine points of its curve."""
+        curve = [self.multiplier(self.total_steps * part // 8) for part in range(9)]
+        return {"batch_size": self.recipe.batch_size, "total_steps": self.total_steps, "schedule": curve}
