@@ -6,9 +6,9 @@ Source: settings of recipes/seg_ade20k.py, for images of any kind.
 
 Launch: accelerate launch -m trainkit recipes/seg_folder.py --data my_images --classes road,car,sky
 
-Hardware and time: `--model small_lraspp` on CamVid at 240x180, 2 CPU cores: see docs/results.md.
+Hardware and time: `--model small_lraspp` for 80 epochs of CamVid at 240x180: 16 minutes on 2 CPU cores.
 
-Expected: depends on your images; CamVid (docs/results.md) reaches the mIoU recorded there.
+Expected: depends on your images; CamVid as above: mIoU 0.585 (docs/results.md has the command).
 """
 
 from functools import partial

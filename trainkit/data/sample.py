@@ -138,8 +138,8 @@ def scene(random: np.random.Generator, long_side: tuple[int, int]) -> tuple[Imag
     horizon, tilt = random.uniform(0.4, 0.65) * height, random.uniform(-0.08, 0.08) * height
     ground = [(0, horizon - tilt), (width, horizon + tilt), (width, height), (0, height)]
     draw.polygon(ground, fill=int(random.choice(list(GROUND))))
-    for _ in range(int(random.integers(2, 5))):
-        side = random.uniform(0.25, 0.5) * short
+    for _ in range(int(random.integers(3, 6))):
+        side = random.uniform(0.4, 0.75) * short
         centre = random.uniform(0, width), random.uniform(0.35, 0.95) * height
         _draw_thing(draw, random, int(random.choice(list(THINGS))), centre, side)
     return _painted(random, np.asarray(mask)), _with_unlabelled_edges(mask)
