@@ -92,7 +92,7 @@ def mistakes(folder):
         (ade, "--epochs", "many"): "could not convert string to float: 'many'",
         (ade, "--sample", "yes"): "Unrecognized options: yes",
         (ade,): "no ADE20K at",
-        (ade, "--data", "elsewhere"): "elsewhere (looked for images/training and annotations/training). Get http",
+        (ade, "--data", "elsewhere"): "elsewhere (looked for images/validation and annotations/validation). Get http",
         (SAMPLE, "--sample", "--batch-size", "0"): "batch_size is 0",
         (SAMPLE, "--sample", "--workers", "-2"): "workers is -2",
         (SAMPLE, "--sample", "--out", "full"): "full is not empty and not a run",

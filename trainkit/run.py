@@ -5,6 +5,7 @@
 Only the main process writes; the others hold a Run that reads.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainkit.checkpoint import checkpoint_path, list_checkpoints, load, verify
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Options:
     micro_batch: int | None = None
     """most images of one forward pass in one process; the batch is the same in more passes. Default: its share"""
     keep: int = 2
-    """newest checkpoints kept, beside the best"""
+    """newest checkpoints kept, beside the best and the one gone on from"""
+    rebase: bool = False
+    """go on with another length or schedule than the run was started with"""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -73,33 +78,91 @@ class Run:
     def __init__(self, folder: Path, writes: bool = True):
         self.folder, self.writes = folder, writes
         self.checkpoints = folder / "checkpoints"
+        self._lock: Any = None
 
     @classmethod
     def open(
         cls, options: Options, settings: Mapping[str, Any], recipe_file: Path | None, mathematics: Mapping[str, Any]
-    ) -> "Run":
-        """Make or check the folder, in the main process.
+    ) -> tuple["Run", list[str]]:
+        """Make or check the folder and lock it, in the main process; the run and lines to be told.
 
-        settings: the recipe's, resolved. mathematics: what else a run must keep. Raises ValueError
-        where the folder holds something else, or a run with other settings.
+        settings: the recipe's, resolved. mathematics: what a run must keep, see `Plan.mathematics`. Raises
+        ValueError where the folder holds something else, is in use, or holds a run of other mathematics.
         """
         folder = options.out
+        if folder is None:
+            raise ValueError("Options.out is None: name the folder of the run")
+        run, notes = cls(folder), []
         recorded = folder / "settings.json"
-        asked = {"settings": _plain(settings), "seed": options.seed, **mathematics}
-        if folder.is_dir() and any(folder.iterdir()):
+        now = {**_plain(mathematics), "seed": options.seed}
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             if not recorded.is_file():
                 raise ValueError(f"{folder} is not empty and not a run; choose another folder with --out")
+            run._take_lock()
             if options.resume == "never":
-                _move_aside(folder)
+                aside = _move_aside(folder)
+                run.close()
+                notes = [f"the run in {folder} was moved to {aside}"]
             else:
-                _refuse_changes(folder, json.loads(recorded.read_text()), asked)
-        run = cls(folder)
+                try:
+                    notes = run._going_on(json.loads(recorded.read_text()), _plain(settings), now, options.rebase)
+                except ValueError:
+                    run.close()
+                    raise
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not recorded.is_file():
+        run._take_lock()
+        if notes or not recorded.is_file():
             if recipe_file is not None:
                 shutil.copyfile(recipe_file, folder / "recipe.py")
-            run.write(recorded.name, {**asked, "options": _plain(asdict(options)), **_surroundings(recipe_file)})
-        return run
+            content = {"settings": _plain(settings), **now, "options": _plain(asdict(options))}
+            run.write(recorded.name, {**content, **_surroundings(recipe_file)})
+        return run, notes
+
+    def _going_on(
+        self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
+    ) -> list[str]:
+        """What changed since the run began, a line each; refuses a change of the mathematics."""
+        refused = _changes({name: recorded.get(name) for name in now}, now)
+        changed = {**_changes(recorded["settings"], settings), **refused}
+        allowed = {"total_steps", "schedule"} if rebase else set()
+        if refused.keys() - allowed:
+            raise ValueError(
+                f"the run in {self.folder} was started otherwise: {'; '.join(changed.values())}. Give the same "
+                "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
+                "--resume never to start afresh (this run is moved aside)"
+            )
+        if self.summary is not None and not refused:
+            return []  # it is finished: nothing will be trained with the changed settings
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        return [f"changed since this run began: {change}" for change in changed.values()]
+
+    def _take_lock(self) -> None:
+        """Own the folder until `close` or the end of this process, however it ends.
+
+        A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = (self.folder / LOCK).open("a+")
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._lock.seek(0)
+                owner = self._lock.read().strip()
+                self.close()
+                raise ValueError(
+                    f"another run is training in {self.folder} ({owner}): wait for it, stop it, or choose another "
+                    "folder with --out"
+                ) from error
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {platform.node()}")
+            self._lock.flush()
+
+    def close(self) -> None:
+        """Give the folder free."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -186,26 +249,20 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _refuse_changes(folder: Path, recorded: dict[str, Any], asked: dict[str, Any]) -> None:
-    before = {**recorded["settings"], **{key: recorded.get(key) for key in asked if key != "settings"}}
-    now = {**asked["settings"], **{key: value for key, value in asked.items() if key != "settings"}}
-    changes = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> what changed, in words."""
+    return {
+        name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
-    ]
-    if changes:
-        raise ValueError(
-            f"the run in {folder} was started with other settings: {'; '.join(changes)}. Give the same ones to go "
-            "on, another folder with --out, or --resume never to start afresh (this run is moved aside)"
-        )
+    }
 
 
-def _move_aside(folder: Path) -> None:
+def _move_aside(folder: Path) -> Path:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    folder.rename(aside)
+    return folder.rename(aside)
 
 
 def _step_of(line: str) -> int:

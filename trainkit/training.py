@@ -19,6 +19,7 @@ from trainkit.objective import Objective, ToDevice
 from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.run import Options, Run
+from trainkit.signals import StopFlag
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Progress:
     seconds: float = 0.0
     best: float | None = None
     best_step: int | None = None
+    evaluated: int = 0
+    """step after which the last evaluation was"""
 
 
 @dataclass
@@ -46,10 +49,13 @@ class Training:
     objective: nn.Module  # wrapped for processes and precision
     optimizer: Any  # wrapped likewise
     to_device: ToDevice
+    stop: StopFlag
     workers: int
-    base_lrs: list[float]
+    groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
     loss: Tensor  # (K,) sums over the steps since the last row, this process's part
     progress: Progress = field(default_factory=Progress)
+    resumed_from: int = 0  # step of the checkpoint that this process went on from
+    saved: int = 0  # step of the newest checkpoint
     since: tuple[int, float] = (0, 0.0)  # images and seconds of training at the last row
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -66,9 +72,9 @@ def open_run(
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            run = Run.open(options, settings, recipe_file, mathematics)
+            run, notes = Run.open(options, settings, recipe_file, mathematics)
             path, damaged = run.last_checkpoint()
-            for line in damaged:
+            for line in (*notes, *damaged):
                 display.note(line)
             answer = [path, None]
         except ValueError as error:
@@ -76,7 +82,7 @@ def open_run(
     path, error = broadcast_object_list(answer)
     if error is not None:
         raise error
-    return Run(options.out, writes=accelerator.is_main_process), path
+    return run if accelerator.is_main_process else Run(options.out, writes=False), path
 
 
 def begin(
@@ -90,7 +96,9 @@ def begin(
         f"batches of {recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision.replace('no', 'fp32')}"
     )
-    base_lrs = [group["lr"] for group in recipe.optimizer.param_groups]
+    groups = [
+        {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
+    ]
     objective, optimizer = accelerator.prepare(Objective(recipe.model, recipe.task), recipe.optimizer)
     return Training(
         recipe=recipe,
@@ -102,8 +110,9 @@ def begin(
         objective=objective,
         optimizer=optimizer,
         to_device=ToDevice(accelerator.device, recipe.mean, recipe.std),
+        stop=StopFlag(accelerator.device, accelerator.num_processes),
         workers=default_workers(accelerator.num_processes) if options.workers is None else options.workers,
-        base_lrs=base_lrs,
+        groups=groups,
         loss=torch.zeros(len(recipe.task.terms), device=accelerator.device),
     )
 
@@ -119,9 +128,11 @@ def save(t: Training, step: int) -> None:
             "loss": losses,
         }
         folder = t.run.checkpoints
+        resumed = [checkpoint.checkpoint_path(folder, t.resumed_from)] if t.resumed_from else []
         path = checkpoint.save(folder, step, t.recipe.model.state_dict(), state)
         best = checkpoint.checkpoint_path(folder, t.progress.best_step or step)
-        checkpoint.rotate(folder, t.options.keep, {path, best})
+        checkpoint.rotate(folder, t.options.keep, {path, best, *resumed})
+    t.saved = step
     t.accelerator.wait_for_everyone()
 
 
@@ -130,8 +141,11 @@ def restore(t: Training, path: Path) -> None:
     weights, state = checkpoint.load(path)
     load_model(t.recipe.model, weights, path)
     t.recipe.optimizer.load_state_dict(state["optimizer"])
+    for group, asked in zip(t.recipe.optimizer.param_groups, t.groups):
+        group.update(asked)  # a setting changed on purpose, such as weight decay, is not undone
     t.progress, t.results = Progress(**state["progress"]), state["results"]
     t.since = t.progress.images, t.progress.train_seconds
+    t.resumed_from = t.saved = t.progress.step
     if t.accelerator.is_main_process:  # the sum over all processes, so one of them takes it up
         t.loss.copy_(state["loss"])
     t.run.forget_after(t.progress.step)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from trainkit.data.order import Seeded
+from trainkit.signals import worker_outlives_the_signal
 
 
 def make_loader(data: Dataset, seed: int, batches: Iterable, workers: int, device: torch.device) -> DataLoader:
@@ -17,6 +18,7 @@ def make_loader(data: Dataset, seed: int, batches: Iterable, workers: int, devic
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=worker_outlives_the_signal,
         pin_memory=device.type == "cuda",
     )
 

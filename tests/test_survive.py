@@ -1,0 +1,219 @@
+"""Runs killed and stopped by real signals, and gone on with: bit for bit the run that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from test_loop import rows, weights
+from toys import recognition, run
+
+from trainkit import Options, train
+from trainkit.checkpoint import list_checkpoints
+from trainkit.run import Run
+from trainkit.schedules import cos
+
+TOYS = Path(__file__).parent / "toys.py"
+STEPS = 12  # of the run "all": 3 epochs of 4
+
+
+def start(folder: Path, name: str, processes: int = 1, workers: int = 0, sleep: float = 0.01) -> subprocess.Popen:
+    """The run `name` in a process, or several, of its own, slow enough to be hit."""
+    words = [sys.executable, str(TOYS), str(folder), name]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        words = [sys.executable, *launcher, *words[1:]]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers)}
+    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0) -> str:
+    """Run it to its end, at full speed; what it printed."""
+    process = start(folder, name, processes, workers, sleep=0)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    return printed
+
+
+def wait_for(folder: Path, found, process: subprocess.Popen) -> None:
+    """Until `found(folder)`, while the process lives."""
+    end = time.monotonic() + 60
+    while not found(folder):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "it never came to it"
+        time.sleep(0.005)
+
+
+def checkpoint_of(step: int):
+    return lambda folder: any(int(path.name[5:]) >= step for path in list_checkpoints(folder / "checkpoints"))
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to the process and all below it."""
+    for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        each.kill()
+    process.communicate()
+
+
+def assert_bit_equal(one: Path, other: Path) -> None:
+    mine, theirs = weights(one), weights(other)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    timeless = [
+        [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(each, event)]
+        for each in (one, other)
+        for event in ("step", "evaluate")
+    ]
+    assert timeless[:2] == timeless[2:], "the logs tell the same story"
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory):
+    """Each run, never stopped, in one process and in two."""
+    folder = tmp_path_factory.mktemp("unstopped")
+    for processes in (1, 2):
+        for name in ("all", "all-dense"):
+            go_on(folder / str(processes), name, processes)
+    return folder
+
+
+@pytest.mark.parametrize("name, processes, workers", [("all", 1, 0), ("all-dense", 1, 2), ("all", 2, 2)])
+def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
+    process = start(tmp_path, name, processes, workers)
+    wait_for(tmp_path / name, checkpoint_of(6), process)  # epoch 2 has steps 5 to 8
+    kill_all(process)
+    assert not (tmp_path / name / "summary.json").exists()
+    assert "going on from step-" in go_on(tmp_path, name, processes, workers)
+    assert_bit_equal(unstopped / str(processes) / name, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "number, code, processes", [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 138, 1)]
+)
+def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
+    process = start(tmp_path, "all", processes, workers=1)
+    wait_for(tmp_path / "all", checkpoint_of(2), process)
+    os.kill(process.pid, number)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == code and f"stopped by {number.name} after step" in printed, printed
+    assert "Traceback" not in printed
+    stopped = int(printed.split("after step ")[1].split(",")[0])
+    assert list_checkpoints(tmp_path / "all" / "checkpoints")[-1].name == f"step-{stopped:09d}" and stopped < STEPS
+    go_on(tmp_path, "all", processes)
+    assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
+
+
+def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):
+    """A signal to one of two processes stops both after the same step."""
+    process = start(tmp_path, "all", 2)
+    wait_for(tmp_path / "all", checkpoint_of(2), process)
+    workers = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
+    workers[-1].send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=90)[0]
+    assert process.returncode != 0 and "stopped by SIGTERM after step" in printed, printed
+    go_on(tmp_path, "all", 2)
+    assert_bit_equal(unstopped / "2" / "all", tmp_path / "all")
+
+
+def test_stopped_during_an_evaluation(tmp_path, unstopped):
+    """The evaluation is done anew when the run goes on."""
+    process = start(tmp_path, "all", sleep=0.03)
+    wait_for(tmp_path / "all", lambda folder: bool(rows_so_far(folder, 3)), process)
+    time.sleep(8 * 0.03 + 0.1)  # step 4, and then 13 images of evaluation
+    os.kill(process.pid, signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, printed
+    go_on(tmp_path, "all")
+    assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
+
+
+def rows_so_far(folder: Path, step: int) -> list:
+    log = folder / "log.jsonl"
+    return [1 for line in log.read_text().splitlines() if json.loads(line)["step"] >= step] if log.exists() else []
+
+
+def test_an_orphan_stops(tmp_path, unstopped):
+    """The single-process launcher dies of SIGTERM and does not pass it on."""
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+    env = {**os.environ, "TOY_SLEEP": "0.02"}
+    process = subprocess.Popen([*launch, str(TOYS), str(tmp_path), "all"], env=env, stdout=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "all", checkpoint_of(2), process)
+    (training,) = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
+    process.terminate()
+    printed = process.communicate(timeout=60)[0]  # to the end of the training, which holds the same pipe
+    assert "stopped by SIGTERM after step" in printed
+    assert not training.is_running() or training.status() == psutil.STATUS_ZOMBIE  # nobody collects it here
+    go_on(tmp_path, "all")
+    assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    process = start(tmp_path, "all", sleep=0.05)
+    wait_for(tmp_path / "all", lambda folder: (folder / "settings.json").exists(), process)
+    with pytest.raises(ValueError, match=f"another run is training in .* .process {process.pid} on"):
+        run("all", tmp_path / "all")
+    kill_all(process)
+    run("all", tmp_path / "all")  # a dead process keeps no lock
+    assert (tmp_path / "all" / "summary.json").exists()
+
+
+def test_no_image_of_a_passed_batch_is_read_again(tmp_path):
+    """Going on is a seek: the reads after it are those of the steps that are left."""
+    run("all", tmp_path / "whole")
+    folder = tmp_path / "parts"
+    net = run("all", folder)
+    for path in list_checkpoints(folder / "checkpoints")[1:]:
+        path.rename(path.with_name("removed-" + path.name))
+    (folder / "summary.json").unlink()
+    kept = int(list_checkpoints(folder / "checkpoints")[0].name[5:])
+    again = run("all", folder)
+    batches = [8, 8, 8, 3] * 3
+    assert len(again.seen) == sum(batches[kept:]) and again.seen == net.seen[-len(again.seen) :]
+    assert_bit_equal(tmp_path / "whole", folder)
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_going_on_with_another_number_of_processes(tmp_path, processes):
+    """The same images in the same batches; losses within float tolerance."""
+    run("recognition-mixup", tmp_path / "whole")
+    process = start(tmp_path / "parts", "recognition-mixup", processes, sleep=0.01)
+    wait_for(tmp_path / "parts" / "recognition-mixup", checkpoint_of(4), process)
+    kill_all(process)
+    done = run("recognition-mixup", tmp_path / "parts" / "recognition-mixup")
+    assert 0 < len(done.seen) < 70
+    mine, theirs = rows(tmp_path / "whole"), rows(tmp_path / "parts" / "recognition-mixup")
+    assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in mine], rel=1e-5)
+
+
+def test_changes_that_do_not_touch_the_mathematics_are_told(tmp_path, capsys):
+    options = Options(out=tmp_path, workers=0)
+    train(recognition(), options, {"data": "here", "lr": 0.1})
+    (tmp_path / "summary.json").unlink()
+    train(recognition(), options, {"data": "there", "lr": 0.1})
+    assert "changed since this run began: data was 'here' and is 'there'" in capsys.readouterr().out
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["data"] == "there"
+
+
+def test_rebase_goes_on_with_another_length(tmp_path):
+    options = Options(out=tmp_path, workers=0, log_every=1)
+    train(recognition(epochs=2), options)
+    with pytest.raises(ValueError, match="total_steps was 8 and is 12.*--rebase"):
+        train(recognition(epochs=3), options)
+    summary = train(recognition(epochs=3), Options(out=tmp_path, workers=0, log_every=1, rebase=True))
+    assert summary["steps"] == 12
+    curve = [0.1 * cos(warmup_epochs=0.5)(step, 12, 4) for step in range(8, 12)]
+    assert [row["lr"] for row in rows(tmp_path)][8:] == pytest.approx(curve)
+    with pytest.raises(ValueError, match="batch_size was 8 and is 9"):
+        train(recognition(epochs=3, batch_size=9), Options(out=tmp_path, workers=0, rebase=True))
+
+
+def test_the_lock_is_given_back(tmp_path):
+    train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))
+    other, _ = Run.open(Options(out=tmp_path, resume="never"), {}, None, {})
+    other.close()

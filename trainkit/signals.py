@@ -1,0 +1,88 @@
+"""Signals that ask a run to stop: noticed by a flag, agreed on by all processes, obeyed between whole steps."""
+
+import os
+import signal
+import threading
+from collections import deque
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(SystemExit):
+    """A run stopped by a signal, its state saved; exit code 128 + the signal's number."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.number = number
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGINT or SIGUSR1, and by the death of the launcher; a context manager.
+
+    A second SIGINT raises KeyboardInterrupt at once. `accelerate launch` of one process does not pass SIGTERM
+    on, it dies: a training it leaves behind stops as if it had got the signal itself.
+    """
+
+    def __init__(self, device: torch.device, num_processes: int):
+        self.device, self.num_processes = device, num_processes
+        self._number = 0
+        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        self._before: dict[int, object] = {}
+        self._asked: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def __enter__(self) -> "StopFlag":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python delivers signals to the main thread alone, and lets no other one ask for them
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOPPING}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._number = self._number or number
+
+    def _mine(self) -> int:
+        if not self._number and self._launcher is not None and os.getppid() != self._launcher:
+            self._number = int(signal.SIGTERM)
+        return self._number
+
+    def agreed(self) -> int:
+        """The signal that all processes stop for now, or 0; each must call this as often as the others.
+
+        On a GPU the answer is that of two calls ago, so that asking does not wait for the device.
+        """
+        if self.num_processes == 1:
+            return self._mine()
+        on_cuda = self.device.type == "cuda"
+        number = torch.tensor([self._mine()], device=self.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        if not on_cuda:
+            return int(number)
+        event = torch.cuda.Event()
+        copy = number.to("cpu", non_blocking=True)
+        event.record()
+        self._asked.append((copy, event))
+        if len(self._asked) < 3:
+            return 0
+        copy, event = self._asked.popleft()
+        event.synchronize()
+        return int(copy)
+
+
+def worker_outlives_the_signal(_: int = 0) -> None:
+    """For a process that reads images: a signal to the whole group is the training's affair.
+
+    It must go on reading until the step is done. SIGTERM is also how its parent ends it, so it ends half a
+    minute after one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
