@@ -70,6 +70,7 @@ def open_run(
 ) -> tuple[Run, Path | None]:
     """The run folder and the checkpoint to go on from; the main process decides for all."""
     answer: list[Any] = [None, None]
+    run = Run(options.out or Path(), writes=False)
     if accelerator.is_main_process:
         try:
             run, notes = Run.open(options, settings, recipe_file, mathematics)
@@ -78,11 +79,12 @@ def open_run(
                 display.note(line)
             answer = [path, None]
         except ValueError as error:
+            run.close()
             answer = [None, error]
     path, error = broadcast_object_list(answer)
     if error is not None:
         raise error
-    return run if accelerator.is_main_process else Run(options.out, writes=False), path
+    return run, path
 
 
 def begin(
