@@ -84,3 +84,17 @@ def test_weights_files(tmp_path):
     path = checkpoint.save(tmp_path, 1, weights, {})
     for source in (tmp_path / "w.pth", path, path / "model.safetensors"):
         assert checkpoint.load_weights(source)["w"].tolist() == [0, 1, 2]
+
+
+class Surprise:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return print, ("surprise",)
+
+
+def test_files_that_would_run_code_are_refused(tmp_path, capsys):
+    torch.save({"w": torch.ones(1), "x": Surprise()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="w.pth is not a file of plain tensors: to open it would run code"):
+        checkpoint.load_weights(tmp_path / "w.pth")
+    assert "surprise" not in capsys.readouterr().out

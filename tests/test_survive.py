@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -23,9 +24,11 @@ TOYS = Path(__file__).parent / "toys.py"
 STEPS = 12  # of the run "all": 3 epochs of 4
 
 
-def start(folder: Path, name: str, processes: int = 1, workers: int = 0, sleep: float = 0.01) -> subprocess.Popen:
-    """The run `name` in a process, or several, of its own, slow enough to be hit."""
-    words = [sys.executable, str(TOYS), str(folder), name]
+def start(
+    folder: Path, name: str, processes: int = 1, workers: int = 0, sleep: float = 0.01, others: Sequence[str] = ()
+) -> subprocess.Popen:
+    """The run `name` (and then others) in a process, or several, of its own, slow enough to be hit."""
+    words = [sys.executable, str(TOYS), str(folder), name, *others]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [sys.executable, *launcher, *words[1:]]
@@ -33,9 +36,9 @@ def start(folder: Path, name: str, processes: int = 1, workers: int = 0, sleep: 
     return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0) -> str:
+def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()) -> str:
     """Run it to its end, at full speed; what it printed."""
-    process = start(folder, name, processes, workers, sleep=0)
+    process = start(folder, name, processes, workers, sleep=0, others=others)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0, printed
     return printed
@@ -74,11 +77,10 @@ def assert_bit_equal(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unstopped(tmp_path_factory):
-    """Each run, never stopped, in one process and in two."""
+    """The runs, never stopped, in one process and in two."""
     folder = tmp_path_factory.mktemp("unstopped")
-    for processes in (1, 2):
-        for name in ("all", "all-dense"):
-            go_on(folder / str(processes), name, processes)
+    go_on(folder / "1", "all", others=["all-dense"])
+    go_on(folder / "2", "all", processes=2)
     return folder
 
 
@@ -211,6 +213,13 @@ def test_rebase_goes_on_with_another_length(tmp_path):
     assert [row["lr"] for row in rows(tmp_path)][8:] == pytest.approx(curve)
     with pytest.raises(ValueError, match="batch_size was 8 and is 9"):
         train(recognition(epochs=3, batch_size=9), Options(out=tmp_path, workers=0, rebase=True))
+
+
+def test_killed_before_the_settings_were_written(tmp_path):
+    """A folder with nothing but hidden files in it is not somebody else's."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".settings.json.writing").write_text("{")
+    assert train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))["steps"] == 2
 
 
 def test_the_lock_is_given_back(tmp_path):

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -90,7 +91,19 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load(path)[0]
     if path.suffix == ".safetensors":
         return _in_memory(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a file of plain tensors: to open it would run code stored in it ({_reason(error)}). Save "
+            "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
+        ) from error
+
+
+def _reason(error: UnpicklingError) -> str:
+    """The line of torch's long message that says what was refused."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))), lines[0])
 
 
 def _in_memory(path: Path) -> dict[str, Tensor]:

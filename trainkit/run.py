@@ -95,7 +95,7 @@ class Run:
         run, notes = cls(folder), []
         recorded = folder / "settings.json"
         now = {**_plain(mathematics), "seed": options.seed}
-        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             if not recorded.is_file():
                 raise ValueError(f"{folder} is not empty and not a run; choose another folder with --out")
             run._take_lock()
@@ -109,13 +109,13 @@ class Run:
                 except ValueError:
                     run.close()
                     raise
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
         run._take_lock()
-        if notes or not recorded.is_file():
-            if recipe_file is not None:
-                shutil.copyfile(recipe_file, folder / "recipe.py")
+        if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
             content = {"settings": _plain(settings), **now, "options": _plain(asdict(options))}
             run.write(recorded.name, {**content, **_surroundings(recipe_file)})
+        run.checkpoints.mkdir(exist_ok=True)
+        if recipe_file is not None and (notes or not (folder / "recipe.py").exists()):
+            shutil.copyfile(recipe_file, folder / "recipe.py")
         return run, notes
 
     def _going_on(
