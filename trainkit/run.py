@@ -252,10 +252,17 @@ def _plain(value: Any) -> Any:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Name -> what changed, in words."""
     return {
-        name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        name: f"{name} was {_short(before.get(name))} and is {_short(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     }
+
+
+def _short(value: Any) -> str:
+    """A value as a person reads it: three digits of each number in a list."""
+    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+        return f"[{', '.join(f'{item:.3g}' for item in value)}]"
+    return repr(value)
 
 
 def _move_aside(folder: Path) -> Path:
