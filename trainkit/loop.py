@@ -49,11 +49,11 @@ def train(
         run.close()
         return run.summary
 
-    t = begin(recipe, options, accelerator, plan, run, display)
-    if path is not None:
-        restore(t, path)
-    before = t.progress.seconds
     try:
+        t = begin(recipe, options, accelerator, plan, run, display)
+        if path is not None:
+            restore(t, path)
+        before = t.progress.seconds
         with t.stop:
             number = _evaluate_and_save(t, t.progress.step)  # what a stop left undone
             for step in () if number else _steps(t):
@@ -111,10 +111,10 @@ def _train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None
     counts = accelerator.reduce(recipe.task.counts(targets) * bool(sum(sizes)), "sum")  # (K,), of the batch
     counts = torch.where(counts > 0, counts, 1)  # a batch without a valid target has loss 0
 
-    begin = 0
+    first = 0
     for number, size in enumerate(sizes, 1):
-        part = slice(begin, begin + size) if size else slice(0, 1)
-        begin += size
+        part = slice(first, first + size) if size else slice(0, 1)
+        first += size
         with nullcontext() if number == len(sizes) else accelerator.no_sync(t.objective):
             terms = t.objective(images[part], targets[part]) / counts * bool(size)  # (K,)
             loss = terms.sum() * accelerator.num_processes  # the wrapper averages over processes
