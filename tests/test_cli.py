@@ -130,7 +130,10 @@ def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path):
 
 
 def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
-    (tmp_path / "broken.py").write_text("import torch\ndef recipe():\n    torch.ones(2) @ torch.ones(3)\n")
+    """Also where the library that raised it lies below the recipe's folder, as in a virtual environment."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "library.py").write_text("def fail(): raise ValueError('deep inside')\n")
+    (tmp_path / "broken.py").write_text("from packages.library import fail\ndef recipe():\n    fail()\n")
     done = trainkit("broken.py", cwd=tmp_path, code=1)
     assert "Traceback" in done.stderr and "broken.py" in done.stderr
 

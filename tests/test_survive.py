@@ -222,6 +222,18 @@ def test_killed_before_the_settings_were_written(tmp_path):
     assert train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))["steps"] == 2
 
 
+def test_rows_of_a_lost_evaluation_are_forgotten(tmp_path):
+    """Killed between an evaluation's row and its checkpoint: it is done again, and logged once."""
+    folder = Run(tmp_path)
+    for event, step in (("step", 4), ("evaluate", 4), ("step", 8), ("evaluate", 8), ("step", 9)):
+        folder.append({"event": event, "step": step})
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"event": "st')
+    folder.forget_after(8, evaluated=4)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["event"], row["step"]) for row in log] == [("step", 4), ("evaluate", 4), ("step", 8)]
+
+
 def test_the_lock_is_given_back(tmp_path):
     train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))
     other, _ = Run.open(Options(out=tmp_path, resume="never"), {}, None, {})

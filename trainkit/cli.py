@@ -14,9 +14,9 @@ from trainkit import __version__
 HELP = """\
 trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
 
-  trainkit RECIPE [--setting value ...]                      train it, or go on where it stopped
-  trainkit evaluate RECIPE --checkpoint PATH [--setting ...]   measure a run, a checkpoint or a weights file
-  trainkit RECIPE --help                                     its settings and the options of a run
+  trainkit RECIPE [--setting value ...]                 train it, or go on where it stopped
+  trainkit evaluate RECIPE --checkpoint PATH            measure a run, a checkpoint or a weights file
+  trainkit RECIPE --help                                its settings and the options of a run
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
@@ -150,14 +150,15 @@ def _users_mistake(error: Exception, recipe: Path) -> str | None:
     """
     if os.environ.get("TRAINKIT_TRACEBACK"):
         return None
-    ours = (str(Path(__file__).parent), str(recipe.resolve().parent))
     text = str(error)
     if re.match(r"Caught \w+ in DataLoader worker process", text):
         innermost = re.findall(r'File "([^"]+)", line \d+', text)[-1]
         text = re.split(r"^\w+Error: ", text, flags=re.MULTILINE)[-1].strip()
     else:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return text if str(Path(innermost).resolve()).startswith(ours) else None
+    raised_in = Path(innermost).resolve()
+    ours = raised_in.is_relative_to(Path(__file__).resolve().parent) or raised_in.parent == recipe.resolve().parent
+    return text if ours else None
 
 
 def _fail(message: str, from_all: bool = False) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainkit import checkpoint
-from trainkit.data.loader import default_workers, make_loader
+from trainkit.data.loader import choose_workers, make_loader
 from trainkit.data.order import MIX, Batches, fold, seed_step
 from trainkit.display import Display
 from trainkit.evaluation import measure
@@ -211,7 +211,7 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     if recipe.note:
         display.note(recipe.note)
-    workers = default_workers(accelerator.num_processes) if options.workers is None else options.workers
+    workers = choose_workers(options.workers, accelerator.num_processes)
     results = measure(recipe, objective, accelerator, to_device, options.seed, workers)
     display.results(f"evaluation of {weights}", results, best=False)
     return results

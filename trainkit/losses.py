@@ -41,7 +41,7 @@ def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -
     targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's own mean.
     """
     if targets.is_floating_point():
-        return torch.tensor(float(len(targets)), device=targets.device)
+        return torch.full((), float(len(targets)), device=targets.device)
     valid = targets != ignore
     if weight is None:
         return valid.sum().float()

@@ -194,11 +194,11 @@ class Run:
             with (self.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the log's rows of steps that were lost with the process that made them."""
+    def forget_after(self, step: int, evaluated: int) -> None:
+        """Drop the log's rows of steps and evaluations that were lost with the process that made them."""
         path = self.folder / "log.jsonl"
         if self.writes and path.is_file():
-            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            rows = [line for line in path.read_text().splitlines() if _is_kept(line, step, evaluated)]
             self._replace(path, "".join(f"{row}\n" for row in rows))
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -272,11 +272,12 @@ def _move_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _step_of(line: str) -> int:
+def _is_kept(line: str, step: int, evaluated: int) -> bool:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return sys.maxsize  # a row cut by the crash
+        row = json.loads(line)
+    except ValueError:
+        return False  # cut by the crash
+    return row["step"] <= (evaluated if row["event"] == "evaluate" else step)
 
 
 def _surroundings(recipe_file: Path | None) -> dict[str, Any]:

@@ -62,12 +62,12 @@ class StopFlag:
         if self.num_processes == 1:
             return self._mine()
         on_cuda = self.device.type == "cuda"
-        number = torch.tensor([self._mine()], device=self.device)
+        number = torch.full((1,), self._mine(), device=self.device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         if not on_cuda:
             return int(number)
         event = torch.cuda.Event()
-        copy = number.to("cpu", non_blocking=True)
+        copy = torch.empty(1, dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
         event.record()
         self._asked.append((copy, event))
         if len(self._asked) < 3:

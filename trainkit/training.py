@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trainkit import checkpoint
-from trainkit.data.loader import default_workers
+from trainkit.data.loader import choose_workers
 from trainkit.display import Display
 from trainkit.objective import Objective, ToDevice
 from trainkit.plan import Plan
@@ -113,7 +113,7 @@ def begin(
         optimizer=optimizer,
         to_device=ToDevice(accelerator.device, recipe.mean, recipe.std),
         stop=StopFlag(accelerator.device, accelerator.num_processes),
-        workers=default_workers(accelerator.num_processes) if options.workers is None else options.workers,
+        workers=choose_workers(options.workers, accelerator.num_processes),
         groups=groups,
         loss=torch.zeros(len(recipe.task.terms), device=accelerator.device),
     )
@@ -150,7 +150,7 @@ def restore(t: Training, path: Path) -> None:
     t.resumed_from = t.saved = t.progress.step
     if t.accelerator.is_main_process:  # the sum over all processes, so one of them takes it up
         t.loss.copy_(state["loss"])
-    t.run.forget_after(t.progress.step)
+    t.run.forget_after(t.progress.step, t.progress.evaluated)
     t.display.note(f"going on from {path.name} of {t.plan.total_steps} steps")
 
 

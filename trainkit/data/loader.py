@@ -23,8 +23,10 @@ def make_loader(data: Dataset, seed: int, batches: Iterable, workers: int, devic
     )
 
 
-def default_workers(num_processes: int) -> int:
-    """Reading processes for each of `num_processes` on this machine: its share of the cores less one, up to 8."""
+def choose_workers(asked: int | None, num_processes: int) -> int:
+    """Reading processes for each of `num_processes`: as asked, or its share of the cores less one, up to 8."""
+    if asked is not None:
+        return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cores // num_processes - 1))
 
