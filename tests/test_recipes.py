@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT, trainkit
 
 from trainkit.data.order import seed_host
+from trainkit.options import Options
 from trainkit.recipe import build, load_recipe, sample_settings
-from trainkit.run import Options
 
 FILES = sorted((ROOT / "recipes").rglob("*.py"))
 

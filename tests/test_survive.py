@@ -222,16 +222,16 @@ def test_killed_before_the_settings_were_written(tmp_path):
     assert train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))["steps"] == 2
 
 
-def test_rows_of_a_lost_evaluation_are_forgotten(tmp_path):
-    """Killed between an evaluation's row and its checkpoint: it is done again, and logged once."""
+def test_rows_of_lost_steps_are_forgotten(tmp_path):
+    """The log is the record of evaluations: those up to the checkpoint stay, later ones and cut lines go."""
     folder = Run(tmp_path)
-    for event, step in (("step", 4), ("evaluate", 4), ("step", 8), ("evaluate", 8), ("step", 9)):
-        folder.append({"event": event, "step": step})
+    for event, step in (("step", 4), ("evaluate", 4), ("step", 8), ("evaluate", 8), ("step", 9), ("evaluate", 12)):
+        folder.append({"event": event, "step": step, "best": step == 4})
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"event": "st')
-    folder.forget_after(8, evaluated=4)
+    assert [row["step"] for row in folder.forget_after(8)] == [4, 8], "the best and the last evaluation"
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(row["event"], row["step"]) for row in log] == [("step", 4), ("evaluate", 4), ("step", 8)]
+    assert [(row["event"], row["step"]) for row in log] == [("step", 4), ("evaluate", 4), ("step", 8), ("evaluate", 8)]
 
 
 def test_the_lock_is_given_back(tmp_path):

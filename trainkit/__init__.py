@@ -10,7 +10,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = ["Options", "Recipe", "evaluate", "train"]
 
-_HOMES = {"Options": "trainkit.run", "Recipe": "trainkit.recipe", "evaluate": "trainkit.loop", "train": "trainkit.loop"}
+_HOMES = {
+    "Options": "trainkit.options",
+    "Recipe": "trainkit.recipe",
+    "evaluate": "trainkit.loop",
+    "train": "trainkit.loop",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,29 +28,62 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}"
 
 
-def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` into `folder` and return its path.
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at `path`."""
+    return int(path.name.removeprefix("step-"))
 
-    state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What goes into a checkpoint, copied to the CPU: training may go on while it is written."""
+
+    model: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    structure: Any
+
+    @classmethod
+    def of(cls, model: dict[str, Tensor], state: dict[str, Any]) -> "Snapshot":
+        """state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None."""
+        tensors: dict[str, Tensor] = {}
+        structure = _pack(state, tensors, "state")
+        return cls(_on_cpu(model), _on_cpu(tensors), structure)
+
+
+def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
+    """Write the checkpoint of `step` into `folder`, which exists, and return its path.
+
+    Raises OSError where that fails; what was there before still is.
     """
     final, aside = checkpoint_path(folder, step), folder / f".writing-step-{step:09d}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    structure = _pack(state, tensors, "state")
-    save_file(_on_cpu(model), aside / "model.safetensors")
-    save_file(_on_cpu(tensors), aside / "state.safetensors")
-    (aside / "state.json").write_text(json.dumps(structure))
-    names = sorted(path.name for path in aside.iterdir())
-    manifest = {"step": step, "files": {name: _described(aside / name) for name in names}}
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*aside.iterdir(), aside):
-        _flush(path)
-    if final.exists():  # the same step, written by a run that was stopped before it could say so
-        shutil.rmtree(final)
-    aside.rename(final)
-    _flush(folder)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        save_file(snapshot.model, aside / "model.safetensors")
+        save_file(snapshot.tensors, aside / "state.safetensors")
+        (aside / "state.json").write_text(json.dumps(snapshot.structure))
+        names = sorted(path.name for path in aside.iterdir())
+        manifest = {"step": step, "files": {name: _described(aside / name) for name in names}}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*aside.iterdir(), aside):
+            flush(path)
+        if final.exists():  # the same step: a damaged one, or of a run that was stopped before it could say so
+            shutil.rmtree(final)
+        aside.rename(final)
+        flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again for what is whole
+        raise OSError(f"checkpoint {final} could not be written: {reason(error)}") from error
     return final
+
+
+def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """`write` of `Snapshot.of`."""
+    return write(folder, step, Snapshot.of(model, state))
+
+
+def reason(error: Exception) -> str:
+    """An error of the file system in a few words."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
@@ -95,12 +130,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
-            f"{path} is not a file of plain tensors: to open it would run code stored in it ({_reason(error)}). Save "
+            f"{path} is not a file of plain tensors: to open it would run code stored in it ({_refused(error)}). Save "
             "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
         ) from error
 
 
-def _reason(error: UnpicklingError) -> str:
+def _refused(error: UnpicklingError) -> str:
     """The line of torch's long message that says what was refused."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))), lines[0])
@@ -151,7 +186,8 @@ def _described(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the system put a file, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,6 @@
 """The commands, and the only reader of argv. Settings come from the recipe's signature, read by tyro."""
 
+import json
 import os
 import re
 import sys
@@ -16,16 +17,17 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
 
   trainkit RECIPE [--setting value ...]                 train it, or go on where it stopped
   trainkit evaluate RECIPE --checkpoint PATH            measure a run, a checkpoint or a weights file
+  trainkit replay RUN                                   run a step again whose loss was no number
   trainkit RECIPE --help                                its settings and the options of a run
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
 """
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "replay")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. 2: a mistake of the user's, told in one message."""
+    """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; told in one message."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["--help"], ["-h"]):
         sys.stdout.write(HELP)
@@ -35,21 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
     if not words or words[0].startswith("-"):
-        return _fail(f"which recipe? `trainkit {command} RECIPE ...` takes its file first; see trainkit --help")
+        what, file = ("run", "RUN") if command == "replay" else ("recipe", "RECIPE")
+        return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
     try:
-        return (_train if command == "train" else _evaluate)(Path(words[0]), words[1:])
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        return {"train": _train, "evaluate": _evaluate, "replay": _replay}[command](Path(words[0]), words[1:])
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         message = _users_mistake(error, Path(words[0]))
         if message is None:
             raise
         # Before the first step every process makes the same mistake; reading an image is one process's affair.
-        while_reading = {"_steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        return _fail(message, from_all=bool(while_reading))
+        while_reading = {"steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        machines = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+        return _fail(message, from_all=bool(while_reading), code=1 if machines else 2)
 
 
 def _train(path: Path, words: list[str]) -> int:
+    from trainkit.options import Options
     from trainkit.recipe import build, load_recipe
-    from trainkit.run import Options
 
     function = load_recipe(path)
     settings, options = _read(function, Options, f"trainkit {path}", words, {})
@@ -64,8 +68,9 @@ def _train(path: Path, words: list[str]) -> int:
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
+    from trainkit.finding import find_weights, read_settings, write_results
+    from trainkit.options import EvaluateOptions, Options
     from trainkit.recipe import build, load_recipe
-    from trainkit.run import EvaluateOptions, Options, find_weights, read_settings, write_results
 
     function = load_recipe(path)
     prog = f"trainkit evaluate {path}"
@@ -86,8 +91,38 @@ def _evaluate(path: Path, words: list[str]) -> int:
     return 0
 
 
+def _replay(folder: Path, words: list[str]) -> int:
+    from trainkit.finding import find_failure, read_settings, seed_of
+    from trainkit.options import Options, ReplayOptions
+    from trainkit.recipe import build, load_recipe
+
+    asked = _options(ReplayOptions, f"trainkit replay {folder}", words)
+    failure = find_failure(folder, asked.step)
+    function = load_recipe(folder / "recipe.py")
+    settings, _ = _read(function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder))
+    report = json.loads((failure / "report.json").read_text())
+
+    from trainkit.data.order import seed_host
+    from trainkit.replay import replay
+
+    options = Options(
+        seed=seed_of(folder),
+        workers=asked.workers,
+        micro_batch=report["micro_batch"],
+        on_bad_image=report["on_bad_image"],
+    )
+    seed_host(options.seed)
+    return 0 if replay(build(function, settings), options, failure) else 1
+
+
 def _with_out(options: Any, path: Path) -> Any:
     return options if options.out is not None else replace(options, out=Path("runs") / path.stem)
+
+
+def _options(options: type, prog: str, words: list[str]) -> Any:
+    import tyro
+
+    return tyro.cli(options, prog=prog, args=words)
 
 
 def _first_read(options: type, prog: str, words: list[str]) -> Any:
@@ -161,11 +196,11 @@ def _users_mistake(error: Exception, recipe: Path) -> str | None:
     return text if ours else None
 
 
-def _fail(message: str, from_all: bool = False) -> int:
+def _fail(message: str, from_all: bool = False, code: int = 2) -> int:
     """Say it once: the main process, or with `from_all` whichever it happened in."""
     rank = int(os.environ.get("RANK", 0))
     if rank == 0 or from_all:
         from trainkit.display import error
 
         error(message if rank == 0 else f"process {rank}: {message}")
-    return 2
+    return code

@@ -52,7 +52,10 @@ class Display:
 
     def row(self, row: Mapping[str, Any], total_steps: int) -> None:
         """A row of the log: into the bar, or as a plain line."""
-        figures = f"loss {row['loss']:.4f}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
+        loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
+        figures = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
+        for name in ("skipped_steps", "bad_images"):
+            figures += f"  {name} {row[name]}" if name in row else ""
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0], completed=row["step"], epoch=row["epoch"], figures=figures, refresh=True

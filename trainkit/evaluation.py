@@ -39,9 +39,10 @@ def measure(
     others = [metric for metric in single if not hasattr(metric, "counts")]
     was_training = objective.training
     objective.eval()
-    for (images, targets), count in zip(
-        make_loader(recipe.val_data, seed, batches, workers, accelerator.device), valid
-    ):
+    loader = make_loader(
+        recipe.val_data, seed, batches, workers, accelerator.device, getattr(recipe.task, "check", None)
+    )
+    for (images, targets, _), count in zip(loader, valid):
         images, targets = to_device(images, targets)
         predictions = objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
         targets = targets[:count]

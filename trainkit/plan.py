@@ -1,11 +1,11 @@
 """How long a run is, which images each step has, and at which learning rate: decided before the first step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainkit.data.order import TrainOrder
+from trainkit.options import Options
 from trainkit.recipe import Recipe
-from trainkit.run import Options
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Plan:
         """Epochs done after `step` steps."""
         return step / self.order.steps_per_epoch
 
+    def in_passes_of(self, micro_batch: int) -> "Plan":
+        """The same with at most so many images in a forward pass."""
+        return replace(self, order=replace(self.order, micro_batch=micro_batch))
+
     def mathematics(self) -> dict[str, Any]:
         """What a run must keep when it goes on; the schedule as nine points of its curve."""
         return {
@@ -48,5 +52,10 @@ class Plan:
             "drop_last": self.recipe.drop_last,
             "total_steps": self.total_steps,
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
+            "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
             "lrs": [group["lr"] for group in self.recipe.optimizer.param_groups],
         }
+
+
+def _num_weights(recipe: Recipe) -> int:
+    return sum(weight.numel() for weight in recipe.model.parameters())

@@ -27,6 +27,9 @@ class Task(Protocol):
     """the figure among `results` by which the best checkpoint is chosen"""
     higher_is_better: bool
 
+    def check(self, target: Tensor) -> str | None:
+        """What is wrong with the target of one image, as read; None where it is right. A task may lack it."""
+
     def counts(self, targets: Tensor) -> Tensor:
         """Valid targets of each term: float (K,)."""
 

@@ -37,6 +37,12 @@ class Recognition:
     def num_classes(self) -> int:
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
+    def check(self, target: Tensor) -> str | None:
+        """What is wrong with one image's class id, or None."""
+        if target.ndim == 0 and not target.is_floating_point() and int(target) >= self.num_classes:
+            return f"label {int(target)} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
+        return None
+
     def counts(self, targets: Tensor) -> Tensor:
         """Images with a class: (1,)."""
         return num_valid(targets)[None]

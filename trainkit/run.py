@@ -1,6 +1,7 @@
 """The run folder: what was asked for, the log, and how it ended.
 
     recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
+    and where there was trouble: bad_images.txt  memory.json  failures/
 
 Only the main process writes; the others hold a Run that reads.
 """
@@ -13,63 +14,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from trainkit.checkpoint import checkpoint_path, list_checkpoints, load, verify
+from trainkit.checkpoint import flush, list_checkpoints, step_of, verify
+from trainkit.options import Options
 
-LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run goes, beside the recipe's own settings."""
-
-    out: Path | None = None
-    """the run's folder; default: runs/<recipe>"""
-    seed: int = 0
-    """decides initial weights, order, augmentation, mixing and dropout"""
-    workers: int | None = None
-    """processes that read images, for each training process (0: none); default: its share of the cores, up to 8"""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
-    log_every: int = 10
-    """steps between two rows of the log"""
-    checkpoint_every: int | None = None
-    """steps between two checkpoints; default: one at the end of each epoch"""
-    evaluate_every: int = 1
-    """epochs between two evaluations; there is always one after the last step"""
-    micro_batch: int | None = None
-    """most images of one forward pass in one process; the batch is the same in more passes. Default: its share"""
-    keep: int = 2
-    """newest checkpoints kept, beside the best and the one gone on from"""
-    rebase: bool = False
-    """go on with another length or schedule than the run was started with"""
-
-    def __post_init__(self) -> None:
-        for name, least in {
-            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1
-        }.items():  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What is measured, beside the recipe's own settings."""
-
-    checkpoint: Path
-    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
-    out: Path | None = None
-    """where results.json goes; default: the checkpoint's run, nowhere for a bare file of weights"""
-    seed: int = 0
-    """of what is random in the validation data, if anything"""
-    workers: int | None = None
-    """processes that read images, for each process; default: its share of the cores, up to 8"""
+LOCK, MEMORY = ".lock", "memory.json"
 
 
 class Run:
@@ -94,7 +48,7 @@ class Run:
             raise ValueError("Options.out is None: name the folder of the run")
         run, notes = cls(folder), []
         recorded = folder / "settings.json"
-        now = {**_plain(mathematics), "seed": options.seed}
+        now = {**plain(mathematics), "seed": options.seed}
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             if not recorded.is_file():
                 raise ValueError(f"{folder} is not empty and not a run; choose another folder with --out")
@@ -105,15 +59,16 @@ class Run:
                 notes = [f"the run in {folder} was moved to {aside}"]
             else:
                 try:
-                    notes = run._going_on(json.loads(recorded.read_text()), _plain(settings), now, options.rebase)
+                    notes = run._going_on(json.loads(recorded.read_text()), plain(settings), now, options.rebase)
                 except ValueError:
                     run.close()
                     raise
         run._take_lock()
         if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
-            content = {"settings": _plain(settings), **now, "options": _plain(asdict(options))}
+            content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
             run.write(recorded.name, {**content, **_surroundings(recipe_file)})
         run.checkpoints.mkdir(exist_ok=True)
+        flush(folder)
         if recipe_file is not None and (notes or not (folder / "recipe.py").exists()):
             shutil.copyfile(recipe_file, folder / "recipe.py")
         return run, notes
@@ -170,13 +125,14 @@ class Run:
         path = self.folder / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def last_checkpoint(self) -> tuple[Path | None, list[str]]:
+    def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line about each newer one that does not.
 
-        Raises ValueError where there are checkpoints and none verifies.
+        until: the newest step that is asked for. Raises ValueError where there are checkpoints and none verifies.
         """
         damaged = []
-        for path in reversed(list_checkpoints(self.checkpoints)):
+        paths = [path for path in list_checkpoints(self.checkpoints) if until is None or step_of(path) <= until]
+        for path in reversed(paths):
             reason = verify(path)
             if reason is None:
                 return path, damaged
@@ -194,12 +150,36 @@ class Run:
             with (self.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def forget_after(self, step: int, evaluated: int) -> None:
-        """Drop the log's rows of steps and evaluations that were lost with the process that made them."""
+    def forget_after(self, step: int) -> list[dict[str, Any]]:
+        """Drop the log's rows of steps that were lost with their process; the last and the best evaluation left."""
         path = self.folder / "log.jsonl"
-        if self.writes and path.is_file():
-            rows = [line for line in path.read_text().splitlines() if _is_kept(line, step, evaluated)]
-            self._replace(path, "".join(f"{row}\n" for row in rows))
+        if not path.is_file():
+            return []
+        lines = path.read_text().splitlines()
+        rows = [row for row in map(parsed_row, lines) if row is not None and row["step"] <= step]
+        if len(rows) < len(lines):
+            self._replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+        evaluations = [row for row in rows if row["event"] == "evaluate"]
+        return [*[row for row in evaluations if row["best"]][-1:], *evaluations[-1:]]
+
+    def list_bad_images(self, lines: Iterable[str]) -> list[str]:
+        """Add to `bad_images.txt` those lines that it has not yet, and return them."""
+        path = self.folder / "bad_images.txt"
+        known = set(path.read_text().splitlines()) if path.is_file() else set()
+        new = [line for line in dict.fromkeys(" ".join(line.split()) for line in lines) if line not in known]
+        with path.open("a") as file:
+            file.writelines(f"{line}\n" for line in new)
+        return new
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Images of one pass that an earlier process found to fit into memory."""
+        path = self.folder / MEMORY
+        return json.loads(path.read_text())["micro_batch"] if path.is_file() else None
+
+    def remember_micro_batch(self, micro_batch: int) -> None:
+        """Keep it for the processes that go on. Any process may: the one that ran out may be the only one to know."""
+        self._replace(self.folder / MEMORY, json.dumps({"micro_batch": micro_batch}) + "\n")
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
@@ -213,39 +193,8 @@ class Run:
         os.replace(aside, path)
 
 
-def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or lies in as a checkpoint; None where there is none."""
-    return next((folder for folder in (path, path.parent.parent) if (folder / "settings.json").is_file()), None)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run that `path` is or lies in, as plain values; empty where there is none."""
-    run = run_of(path)
-    return json.loads((run / "settings.json").read_text())["settings"] if run else {}
-
-
-def find_weights(path: Path) -> tuple[Path, Path | None]:
-    """The weights that `path` stands for, and the run they are of: a run's best checkpoint, or `path` itself."""
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
-    run = run_of(path)
-    if run != path:
-        return path, run
-    last, _ = Run(run).last_checkpoint()
-    if last is None:
-        raise FileNotFoundError(f"the run in {run} has no checkpoint yet")
-    best = load(last)[1]["progress"]["best_step"]
-    return (last if best is None else checkpoint_path(last.parent, best)), run
-
-
-def write_results(folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Write `results.json`: the figures of an evaluation, and of what."""
-    folder.mkdir(parents=True, exist_ok=True)
-    Run(folder).write("results.json", {"checkpoint": str(weights), "settings": _plain(settings), **results})
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: paths as strings, tuples as lists."""
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: paths as strings, tuples as lists."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -272,12 +221,12 @@ def _move_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _is_kept(line: str, step: int, evaluated: int) -> bool:
+def parsed_row(line: str) -> dict[str, Any] | None:
+    """A row of the log; None for one that a crash cut."""
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except ValueError:
-        return False  # cut by the crash
-    return row["step"] <= (evaluated if row["event"] == "evaluate" else step)
+        return None
 
 
 def _surroundings(recipe_file: Path | None) -> dict[str, Any]:

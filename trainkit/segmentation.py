@@ -53,6 +53,17 @@ class Segmentation:
         weights = {"cross_entropy": 1.0, "aux": self.aux_weight, "se": self.se_weight}
         return tuple(term for term, weight in weights.items() if weight)
 
+    def check(self, target: Tensor) -> str | None:
+        """What is wrong with one label map, or None."""
+        low, high = map(int, target.masked_fill(target == self.ignore, 0).aminmax())
+        if low >= 0 and high < self.num_classes:
+            return None
+        stray = high if high >= self.num_classes else low
+        return (
+            f"label {stray} on {int((target == stray).sum())} pixels is outside the {self.num_classes} classes 0 to "
+            f"{self.num_classes - 1} (ignored: {self.ignore})"
+        )
+
     def counts(self, targets: Tensor) -> Tensor:
         """Valid pixels for the cross-entropies, images times classes for "se": (K,)."""
         pixels = num_valid(targets, self.ignore)

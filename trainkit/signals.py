@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FAILED = 1  # no signal: one process cannot go on, and all stop with this exit code
 
 
 class Stopped(SystemExit):
     """A run stopped by a signal, its state saved; exit code 128 + the signal's number."""
 
     def __init__(self, number: int):
-        super().__init__(128 + number)
+        super().__init__(number if number == FAILED else 128 + number)
         self.number = number
 
 
@@ -47,6 +48,10 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._number == signal.SIGINT:
             raise KeyboardInterrupt
+        self._number = self._number or number
+
+    def ask(self, number: int) -> None:
+        """Stop as if the signal had come."""
         self._number = self._number or number
 
     def _mine(self) -> int:

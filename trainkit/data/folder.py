@@ -69,6 +69,10 @@ class ClassFolder(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    def name_of(self, index: int) -> Path:
+        """The image's file."""
+        return self.files[index]
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = read_image(self.files[index])
         if self.transform is not None:
@@ -115,6 +119,10 @@ class MaskFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def name_of(self, index: int) -> Path:
+        """The image's file."""
+        return self.images[index]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = read_image(self.images[index]), read_mask(self.masks[index])

@@ -30,7 +30,7 @@ class HubImages(Dataset):
         image_column: str | None = None,
         label_column: str | None = None,
     ):
-        self.table = _load(source, split)
+        self.source, self.table = f"{source} ({split})", _load(source, split)
         features = self.table.features
         self.image_column = image_column or _only(
             source, "image", [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
@@ -56,10 +56,17 @@ class HubImages(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
+    def name_of(self, index: int) -> str:
+        """The image's row, and its file where the table holds one's name."""
+        return self._name(index, self.table[index][self.image_column]["path"])
+
+    def _name(self, index: int, path: str | None) -> str:
+        return f"row {index} of {self.source}" + (f" ({path})" if path else "")
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.table[index]
         stored = row[self.image_column]
-        image = read_image(stored["bytes"] or Path(stored["path"]))
+        image = read_image(stored["bytes"] or Path(stored["path"]), self._name(index, stored["path"]))
         if self.transform is not None:
             image = self.transform(image)
         return image.as_subclass(Tensor), torch.tensor(row[self.label_column])

@@ -21,17 +21,16 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(source: Path | bytes) -> tv_tensors.Image:
+def read_image(source: Path | bytes, name: str | None = None) -> tv_tensors.Image:
     """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation.
 
-    source: a file, or the bytes of one; the format is told by its content, not its name. Raises
-    ValueError naming the file where it cannot be read.
+    source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
+    in an error. Raises ValueError naming the file where it cannot be read.
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return tv_tensors.Image(_decode(data))
+        return tv_tensors.Image(_decode(source if isinstance(source, bytes) else source.read_bytes()))
     except (RuntimeError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(_unreadable(source, error)) from error
+        raise ValueError(_unreadable(source, name, error)) from error
 
 
 def _decode(data: bytes) -> Tensor:
@@ -60,9 +59,7 @@ def read_mask(source: Path | bytes) -> tv_tensors.Mask:
                 )
             labels = np.array(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(_unreadable(source, error)) from error
+        raise ValueError(_unreadable(source, None, error)) from error
     return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.int32)))
 
 
@@ -70,5 +67,6 @@ def _name(source: Path | bytes) -> str:
     return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _unreadable(source: Path | bytes, error: Exception) -> str:
-    return f"cannot read {_name(source)}: {error}; replace the file or take it out of the dataset"
+def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str:
+    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the dataset"

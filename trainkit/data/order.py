@@ -12,7 +12,7 @@ step s is a seek, and the number of workers or processes cannot change what an i
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -133,14 +133,31 @@ class TrainOrder:
     def passes(self, step: int, process: int) -> list[int]:
         """Images of each forward pass of `process` in `step`; as many passes in every process, so 0 occurs."""
         shares = split(self.num_images_of(step), self.num_processes, self.unit)
-        micro_batch = self.micro_batch or max(shares)
-        num_passes = -(-max(shares) // (micro_batch // self.unit * self.unit or 1))
+        if self.micro_batch is None or self.micro_batch >= max(shares):
+            return [shares[process]]
+        num_passes = -(-max(shares) // (self.micro_batch // self.unit * self.unit))
         return split(shares[process], num_passes, self.unit)
 
     def epoch(self, epoch: int) -> torch.Tensor:
         """The permutation of epoch `epoch`: image indices, int64 (num_images,)."""
         generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
         return torch.randperm(self.num_images, generator=generator)
+
+    def neighbour(self, epoch: int, index: int) -> int:
+        """The image after `index` in the order of `epoch`; after the last comes the first."""
+        order = self.epoch(epoch)
+        place = int((order == index).nonzero())
+        return int(order[(place + 1) % self.num_images])
+
+    def share(self, step: int, process: int) -> slice:
+        """The places in the batch of `step` that `process` has; the first one where none is left for it."""
+        shares = split(self.num_images_of(step), self.num_processes, self.unit)
+        begin = sum(shares[:process])
+        return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
+
+    def keys(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, index) keys of the whole batch of `step`, over all processes."""
+        return next(replace(self, num_processes=1).batches(step, step + 1, 0))
 
     def batches(self, start: int, stop: int, process: int) -> Iterator[list[tuple[int, int]]]:
         """The (epoch, index) keys of `process` for steps [start, stop).
@@ -153,10 +170,7 @@ class TrainOrder:
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != known:
                 order, known = self.epoch(epoch), epoch
-            first = batch * self.batch_size
-            shares = split(self.num_images_of(step), self.num_processes, self.unit)
-            begin = first + sum(shares[:process])
-            indices = order[begin : begin + shares[process]] if shares[process] else order[first : first + 1]
+            indices = order[batch * self.batch_size :][self.share(step, process)]
             yield [(epoch, index) for index in indices.tolist()]
 
 

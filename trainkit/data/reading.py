@@ -1,0 +1,70 @@
+"""One example as it is read: named, checked, and replaced by its neighbour where that was asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from trainkit.data.order import Seeded
+
+UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
+MOST_IN_A_ROW = 10
+
+
+class Reader(Dataset):
+    """(epoch, index) -> (image, target, faults), the generators seeded as `Seeded` does.
+
+    check: what is wrong with a target, or None. neighbour: the index that takes the place of one that cannot be
+    used, in an epoch; without it such a one raises. faults: a line about each that was replaced:
+    "<index>, <file>: <what is wrong>".
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        seed: int,
+        check: Callable[[Tensor], str | None] | None = None,
+        neighbour: Callable[[int, int], int] | None = None,
+    ):
+        self.seeded, self.check, self.neighbour = Seeded(data, seed), check, neighbour
+
+    def __len__(self) -> int:
+        return len(self.seeded)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, list[str]]:
+        epoch, index = key
+        faults: list[str] = []
+        while True:
+            try:
+                return *self._checked(epoch, index), faults
+            except UNUSABLE as error:
+                if self.neighbour is None:
+                    raise
+                faults.append(f"{index}, {name_of(self.seeded.data, index)}: {error}")
+                if len(faults) == MOST_IN_A_ROW:
+                    raise ValueError(
+                        f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
+                        "file: look at the folder or the disk"
+                    ) from error
+            index = self.neighbour(epoch, index)
+
+    def _checked(self, epoch: int, index: int) -> tuple[Any, Any]:
+        image, target = self.seeded[epoch, index]
+        fault = self.check(target) if self.check is not None else None
+        if fault:
+            raise ValueError(f"image {index}, {name_of(self.seeded.data, index)}: {fault}")
+        return image, target
+
+
+def name_of(data: Any, index: int) -> str:
+    """What a person calls the image: its file where the dataset knows it, else its place in it.
+
+    A dataset says it by a method `name_of(index)`; torchvision's by `samples` or `imgs`.
+    """
+    if isinstance(data, Subset):
+        return name_of(data.dataset, data.indices[index])
+    if hasattr(data, "name_of"):
+        return str(data.name_of(index))
+    files = getattr(data, "samples", None) or getattr(data, "imgs", None)
+    return str(files[index][0]) if files else f"number {index} of {type(data).__name__}"

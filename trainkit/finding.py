@@ -1,0 +1,59 @@
+"""What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit.checkpoint import checkpoint_path
+from trainkit.run import Run, parsed_row, plain
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that `path` is, or lies in as a checkpoint; None where there is none."""
+    return next((folder for folder in (path, path.parent.parent) if (folder / "settings.json").is_file()), None)
+
+
+def find_failure(run: Path, step: int | None) -> Path:
+    """The folder of the failed step `step`, or of the newest. Raises FileNotFoundError where there is none."""
+    if not (run / "settings.json").is_file():
+        raise FileNotFoundError(f"{run} is not a run: give the folder that the training was told to write (--out)")
+    found = sorted(path.parent for path in run.glob("failures/step-*/report.json"))
+    if not found:
+        raise FileNotFoundError(f"no step of the run in {run} is kept as failed (it has no failures/step-*)")
+    chosen = found[-1] if step is None else run / "failures" / f"step-{step:09d}"
+    if chosen not in found:
+        raise FileNotFoundError(f"step {step} of {run} is not kept as failed; kept: {', '.join(p.name for p in found)}")
+    return chosen
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that `path` is or lies in, as plain values; empty where there is none."""
+    run = run_of(path)
+    return json.loads((run / "settings.json").read_text())["settings"] if run else {}
+
+
+def seed_of(run: Path) -> int:
+    """The seed of the run in a folder."""
+    return json.loads((run / "settings.json").read_text())["seed"]
+
+
+def find_weights(path: Path) -> tuple[Path, Path | None]:
+    """The weights that `path` stands for, and the run they are of: a run's best checkpoint, or `path` itself."""
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
+    run = run_of(path)
+    if run != path:
+        return path, run
+    last, _ = Run(run).last_checkpoint()
+    if last is None:
+        raise FileNotFoundError(f"the run in {run} has no checkpoint yet")
+    rows = [parsed_row(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    best = [checkpoint_path(last.parent, row["step"]) for row in rows if row is not None and row.get("best")]
+    return next((path for path in reversed(best) if path.is_dir()), last), run
+
+
+def write_results(folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write `results.json`: the figures of an evaluation, and of what."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Run(folder).write("results.json", {"checkpoint": str(weights), "settings": plain(settings), **results})

@@ -1,0 +1,71 @@
+"""What one may ask of a run and of an evaluation, beside the recipe's own settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes, beside the recipe's own settings."""
+
+    out: Path | None = None
+    """the run's folder; default: runs/<recipe>"""
+    seed: int = 0
+    """decides initial weights, order, augmentation, mixing and dropout"""
+    workers: int | None = None
+    """processes that read images, for each training process (0: none); default: its share of the cores, up to 8"""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
+    log_every: int = 10
+    """steps between two rows of the log"""
+    checkpoint_every: int | None = None
+    """steps between two checkpoints; default: one at the end of each epoch"""
+    evaluate_every: int = 1
+    """epochs between two evaluations; there is always one after the last step"""
+    micro_batch: int | None = None
+    """most images of one forward pass in one process; the batch is the same in more passes. Default: its share"""
+    keep: int = 2
+    """newest checkpoints kept, beside the best and the one gone on from"""
+    rebase: bool = False
+    """go on with another length or schedule than the run was started with"""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """a loss or gradient that is no number: stop and keep the step in failures/, or leave its update out"""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """a training image, mask or label that cannot be used: stop, or take the next one in the order and list it"""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """the run's folder cannot be written: stop after the step, or train on without what could not be saved"""
+    background_save: bool = False
+    """write checkpoints beside the training; a kill may then cost the steps done while one was being written"""
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1
+        }.items():  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is measured, beside the recipe's own settings."""
+
+    checkpoint: Path
+    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
+    out: Path | None = None
+    """where results.json goes; default: the checkpoint's run, nowhere for a bare file of weights"""
+    seed: int = 0
+    """of what is random in the validation data, if anything"""
+    workers: int | None = None
+    """processes that read images, for each process; default: its share of the cores, up to 8"""
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Which failed step is run again."""
+
+    step: int | None = None
+    """its number, as in failures/step-<number>; default: the newest"""
+    workers: int | None = None
+    """processes that read images, for each process; default: its share of the cores, up to 8"""

@@ -1,0 +1,156 @@
+"""What a training writes into its folder, and takes up again: checkpoints, rows of the log, the summary."""
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from trainkit import checkpoint
+from trainkit.nonfinite import read_window
+from trainkit.signals import FAILED
+from trainkit.training import Progress, Training
+
+
+def save(t: Training, step: int) -> None:
+    """Write a checkpoint in the main process, then remove older ones."""
+    tell_bad_images(t)
+    window = read_window(t, step)
+    if t.accelerator.is_main_process:
+        scaler = t.accelerator.scaler
+        state = {
+            "progress": asdict(t.progress),
+            "results": t.results,
+            "optimizer": t.recipe.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "window": torch.tensor(window),
+        }
+        steps = (t.resumed_from, t.progress.best_step)
+        protected = [checkpoint.checkpoint_path(t.run.checkpoints, step) for step in steps if step]
+        t.saver.save(step, t.recipe.model.state_dict(), state, protected)
+        tell_saves(t)
+    t.saved = step
+    t.accelerator.wait_for_everyone()
+
+
+def restore(t: Training, path: Path, evaluations: list[dict[str, Any]]) -> None:
+    """Take up the state in `path`, and the evaluations since, which the log has."""
+    weights, state = checkpoint.load(path)
+    load_model(t.recipe.model, weights, path)
+    t.recipe.optimizer.load_state_dict(state["optimizer"])
+    if state["scaler"] is not None and t.accelerator.scaler is not None:
+        t.accelerator.scaler.load_state_dict(state["scaler"])
+    for group, asked in zip(t.recipe.optimizer.param_groups, t.groups):
+        group.update(asked)  # a setting changed on purpose, such as weight decay, is not undone
+    t.progress, t.results = Progress(**state["progress"]), state["results"]
+    for row in evaluations:
+        note_evaluation(t, row)
+    t.since = t.progress.images, t.progress.train_seconds
+    t.resumed_from = t.saved = t.progress.step
+    # What is in it is summed over all processes, so one of them takes it up.
+    t.window = list(state["window"].to(t.accelerator.device) * t.accelerator.is_main_process)
+    t.display.note(f"going on from {path.name} of {t.plan.total_steps} steps")
+
+
+def note_evaluation(t: Training, row: Mapping[str, Any]) -> None:
+    """Take up the figures in a row of the log."""
+    t.progress.evaluated = row["step"]
+    t.results = {name: value for name, value in row.items() if name not in ("event", "step", "epoch", "best")}
+    if row["best"]:
+        t.progress.best, t.progress.best_step = row[t.recipe.task.headline], row["step"]
+
+
+def log(t: Training, row: Mapping[str, Any]) -> None:
+    """Add a row to the log."""
+    try:
+        t.run.append(row)
+    except OSError as error:
+        cannot_write(t, OSError(f"{t.run.folder}/log.jsonl cannot be written: {checkpoint.reason(error)}"))
+
+
+def tell_saves(t: Training) -> None:
+    """Log and show what the saver has written by now, or that it could not."""
+    for row in t.saver.written():
+        log(t, row)
+        t.display.note(f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}")
+    error = t.saver.error()
+    if error is not None:
+        cannot_write(t, error)
+
+
+def cannot_write(t: Training, error: OSError) -> None:
+    """Stop all processes after the step, or go on without: `--on-save-error`."""
+    if t.options.on_save_error == "stop":
+        t.trouble = t.trouble or error
+        t.stop.ask(FAILED)
+    elif str(error) != str(t.trouble):  # the same trouble is told once
+        t.trouble = error
+        t.display.note(f"{error}; going on without it")
+
+
+def tell_bad_images(t: Training) -> None:
+    """Count the images replaced in all processes, and list new ones in the folder."""
+    if t.options.on_bad_image == "skip":
+        lines = gather_object(t.bad_images)
+        t.bad_images = []
+        t.progress.bad_images += len(lines)
+        if lines and t.accelerator.is_main_process:
+            try:
+                for line in t.run.list_bad_images(lines):
+                    t.display.note(f"image {line}: the next one in the order takes its place")
+            except OSError as error:
+                cannot_write(t, OSError(f"{t.run.folder}/bad_images.txt cannot be written: {checkpoint.reason(error)}"))
+
+
+def remember_micro_batch(t: Training, micro_batch: int) -> None:
+    """Go on with passes of so many images, and begin with them when the run goes on."""
+    t.plan = t.plan.in_passes_of(micro_batch)
+    if t.accelerator.is_main_process or t.tried:  # later on the process whose memory ran out is alone with it
+        t.run.remember_micro_batch(micro_batch)
+
+
+def load_model(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights. Raises ValueError that lists the keys where they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the weights in {path} do not fit {type(model).__name__}: {error}. Give the settings the "
+            "checkpoint was trained with"
+        ) from error
+
+
+def finish(t: Training) -> dict[str, Any]:
+    """Write and return the summary. Raises OSError where the folder cannot be written."""
+    t.saver.wait()
+    tell_saves(t)
+    if t.trouble is not None and t.options.on_save_error == "stop":
+        raise t.trouble
+    if t.accelerator.device.type == "cuda":
+        bytes_used = torch.cuda.max_memory_allocated()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        bytes_used = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    summary = {
+        "final": t.results,
+        "best": {t.recipe.task.headline: t.progress.best, "step": t.progress.best_step},
+        "steps": t.progress.step,
+        "images": t.progress.images,
+        "skipped_steps": t.progress.skipped_steps,
+        "bad_images": t.progress.bad_images,
+        "seconds": t.progress.seconds,
+        "images_per_s": t.progress.images / t.progress.train_seconds,
+        "peak_memory_gib": bytes_used / 2**30,
+        "num_processes": t.accelerator.num_processes,
+    }
+    t.run.write("summary.json", summary)
+    return summary
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"

@@ -1,0 +1,96 @@
+"""Running a failed step again, to see which image and which layer made what is no number."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainkit.data.reading import name_of
+from trainkit.display import Display
+from trainkit.launch import start_accelerator
+from trainkit.nonfinite import is_failure
+from trainkit.options import Options
+from trainkit.plan import Plan
+from trainkit.recipe import Recipe
+from trainkit.records import restore
+from trainkit.run import Run
+from trainkit.step import steps, train_step
+from trainkit.training import begin
+
+
+class Watch:
+    """Notes, while a model runs forward, the first module whose output is no number, and for which images."""
+
+    def __init__(self, model: nn.Module):
+        self.found: tuple[str, list[int]] | None = None  # the module's name, and places in this process's share
+        self._before = 0  # images of the passes before this one
+        self._size = 0
+        self._hooks = [model.register_forward_pre_hook(self._on_pass)]
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                self._hooks.append(module.register_forward_hook(self._watching(name)))
+
+    def _on_pass(self, module: nn.Module, inputs: tuple) -> None:
+        self._before, self._size = self._before + self._size, len(inputs[0])
+        self._look("the images as they were read", inputs[0])
+
+    def _watching(self, name: str) -> Any:
+        return lambda module, inputs, output: self._look(f"the output of {name}", output)
+
+    def _look(self, name: str, output: Any) -> None:
+        if self.found is None and isinstance(output, Tensor) and not output.isfinite().all():
+            rows = (~output.flatten(1).isfinite()).any(1) if output.ndim > 1 else ~output.isfinite()
+            places = rows.nonzero().flatten().tolist() if len(output) == self._size else range(self._size)
+            self.found = name, [self._before + place for place in places]
+
+    def end(self) -> None:
+        """Watch no longer."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
+    """Run the step kept in `failure` again from the state before it; whether it fails again.
+
+    options: those of the run; nothing is written. The steps between the kept checkpoint and the failed one
+    are trained again, which gives the same state bit for bit on the same machine and number of processes.
+    """
+    report = json.loads((failure / "report.json").read_text())
+    recipe = recipe.opened()
+    accelerator = start_accelerator()
+    display = Display(accelerator.is_main_process)
+    plan = Plan.of(recipe, options, accelerator.num_processes)
+    t = begin(recipe, options, accelerator, plan, Run(failure.parent.parent, writes=False), display)
+    if accelerator.num_processes != report["num_processes"]:
+        display.note(f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here")
+    if report["checkpoint"] is not None:
+        restore(t, failure / "checkpoint", [])
+    step = report["step"] - 1
+    display.note(f"training {step - t.progress.step} steps from step {t.progress.step} on, to the one that failed")
+    for _ in steps(t, step):
+        pass
+    t.window.clear()
+
+    batch = load_file(failure / "batch.safetensors")
+    share = plan.order.share(step, accelerator.process_index)
+    keys = plan.order.keys(step)[share]
+    t.tried = True
+    t.objective.train()
+    watch = Watch(recipe.model)
+    train_step(t, step, batch["images"][share], batch["targets"][share])
+    watch.end()
+    (row,) = accelerator.reduce(torch.stack(t.window), "sum").tolist()
+    *losses, norm = row
+    failed = is_failure(t, row)
+    again = "fails again" if failed else "does not fail this time"
+    display.note(f"step {step + 1} {again}: loss {sum(losses)}, gradient norm {norm}")
+    if watch.found is not None:
+        where, places = watch.found
+        named = [f"{index} ({name_of(recipe.train_data, index)})" for _, index in (keys[place] for place in places)]
+        display.note(f"first in {where}, for images {', '.join(named)}")
+    elif failed:
+        display.note("all outputs of the model's layers are numbers: its loss or gradient is the first that is none")
+    return failed

@@ -1,0 +1,155 @@
+"""One step: from a batch to one optimizer update, on any number of processes and in any number of passes.
+
+Its gradient is that of sum(loss) / count over the valid targets of the whole batch: the counts are summed over
+the processes before the first backward pass, so no mean of means occurs.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from trainkit.data.loader import make_loader
+from trainkit.data.order import MIX, Batches, fold, seed_step
+from trainkit.records import remember_micro_batch
+from trainkit.training import Training
+
+
+def steps(t: Training, stop: int) -> Iterator[int]:
+    """Train up to step `stop`, and yield the number of steps done after each."""
+    start, order = t.progress.step, t.plan.order
+    skipping = t.options.on_bad_image == "skip"
+    loader = make_loader(
+        t.recipe.train_data,
+        t.options.seed,
+        Batches(order, start, stop, t.accelerator.process_index),
+        t.workers,
+        t.accelerator.device,
+        getattr(t.recipe.task, "check", None),
+        order.neighbour if skipping else None,
+    )
+    t.objective.train()
+    clock = time.perf_counter()
+    for step, (images, targets, replaced) in enumerate(loader, start):
+        t.bad_images += replaced
+        t.whole = False
+        train_step(t, step, images, targets)
+        t.progress.step = step + 1
+        t.progress.images += order.num_images_of(step)
+        t.progress.train_seconds += time.perf_counter() - clock
+        t.whole = True
+        yield step + 1
+        clock = time.perf_counter()
+
+
+def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
+    """One optimizer update from this process's share of the batch. Nothing here waits for a GPU.
+
+    Its losses and its gradient norm are added to `t.window`, which the log reads.
+    """
+    recipe, accelerator = t.recipe, t.accelerator
+    multiplier = t.plan.multiplier(step)
+    for group, asked in zip(t.optimizer.param_groups, t.groups):
+        group["lr"] = asked["lr"] * multiplier
+    t.undo.keep()
+
+    images, targets = t.to_device(images, targets)
+    if recipe.mix is not None:
+        images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
+    has_images = bool(sum(t.plan.order.passes(step, accelerator.process_index)))  # else a filler, counted nowhere
+    counts = accelerator.reduce(recipe.task.counts(targets) * has_images, "sum")  # (K,), of the batch
+    counts = torch.where(counts > 0, counts, 1)  # a batch without a valid target has loss 0
+    losses = _gradients(t, step, images, targets, counts)  # (K,), this process's part
+
+    if recipe.clip_norm is not None:
+        norm = accelerator.clip_grad_norm_(t.objective.parameters(), recipe.clip_norm)
+    else:
+        accelerator.unscale_gradients()
+        norm = get_total_norm([weight.grad for weight in t.objective.parameters() if weight.grad is not None])
+    t.optimizer.step()
+    t.optimizer.zero_grad()
+
+    row = torch.cat([losses, norm.detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
+    if t.options.on_nonfinite == "skip":
+        t.undo.back_where(~accelerator.reduce(row, "sum").isfinite().all())
+    t.window.append(row)
+
+
+def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Forward and backward over this process's share, in smaller passes where memory runs out; losses (K,)."""
+    while t.accelerator.num_processes > 1 and not t.tried:
+        # The others would wait for one whose memory ran out: try without them first, once, and agree.
+        _, problem = _passes(t, step, images, targets, counts, synchronize=False)
+        t.optimizer.zero_grad()
+        t.undo.buffers_back()
+        anywhere = t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum")
+        t.tried = not anywhere
+        if not t.tried:
+            _halve(t, step, problem or "another process ran out of memory")
+    while True:
+        losses, problem = _passes(t, step, images, targets, counts)
+        if problem is None:
+            return losses
+        t.optimizer.zero_grad()
+        t.undo.buffers_back()
+        _halve(t, step, problem)
+        if t.accelerator.num_processes > 1:
+            raise MemoryError(
+                f"process {t.accelerator.process_index} ran out of memory in step {step + 1}: {problem}. The same "
+                "command goes on from the last checkpoint, with smaller passes"
+            )
+
+
+def _passes(
+    t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor, synchronize: bool = True
+) -> tuple[Tensor, str | None]:
+    """Forward and backward in passes; losses (K,), and the allocator's words where memory ran out."""
+    accelerator = t.accelerator
+    sizes = t.plan.order.passes(step, accelerator.process_index)  # 0: a filler that counts nowhere
+    seed_step(t.options.seed, step, accelerator.process_index)
+    losses = torch.zeros_like(counts, dtype=torch.float32)
+    first = 0
+    try:
+        for number, size in enumerate(sizes, 1):
+            part = slice(first, first + size) if size else slice(0, 1)
+            first += size
+            last = number == len(sizes) and synchronize
+            with nullcontext() if last else accelerator.no_sync(t.objective):
+                terms = t.objective(images[part], targets[part]) / counts * bool(size)  # (K,)
+                loss = terms.sum() * accelerator.num_processes  # the wrapper averages over processes
+                (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
+            losses += terms.detach()
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return losses, str(error).splitlines()[0]  # not the error itself: it holds on to what was allocated
+    return losses, None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _halve(t: Training, step: int, problem: str) -> None:
+    """Make the passes half as large; the batch, and with it the mathematics, stays."""
+    order = t.plan.order
+    now = max(max(order.passes(step, process)) for process in range(order.num_processes))
+    smaller = math.ceil(now / 2 / order.unit) * order.unit
+    if smaller >= now:
+        raise MemoryError(
+            f"out of memory in step {step + 1} with a pass of {now}, the least there is: {problem}. "
+            "Use smaller images, a smaller model, or a lower precision (accelerate launch --mixed_precision bf16)"
+        )
+    gc.collect()
+    if t.accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+    remember_micro_batch(t, smaller)
+    t.display.note(
+        f"out of memory in step {step + 1} with {now} images in a pass: from here on {smaller}, in batches of "
+        f"{t.recipe.batch_size} as before"
+    )
