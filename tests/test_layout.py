@@ -47,7 +47,7 @@ ARROWS = {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "data.reading",
     },
-    "step": {"training", "records", "data.order", "data.loader"},
+    "step": {"training", "records", "memory", "data.order", "data.loader"},
     "records": {"training", "checkpoint", "nonfinite", "signals"},
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
@@ -63,7 +63,7 @@ ARROWS = {
     "recognition": {"losses", "metrics"},
     "segmentation": {"losses", "metrics", "data.transforms"},
     "data.loader": {"data.reading", "signals"},
-    "data.reading": {"data.order"},
+    "data.reading": {"data.order", "memory"},
     "data.folder": {"data.images"},
     "data.ade20k": {"data.folder"},
     "data.hub": {"data.images"},

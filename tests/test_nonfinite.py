@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from toys import Images, everything, recognition
 
 from trainkit import Options, train
 from trainkit.checkpoint import list_checkpoints, load
+from trainkit.cli import main
 from trainkit.data.order import TrainOrder, seed_host
 
 RECIPE = """
@@ -175,9 +177,9 @@ def test_skipped_steps_survive_a_resume(tmp_path):
     assert all(torch.equal(value, whole[name]) for name, value in weights(folder).items())
 
 
-def test_replay_finds_the_image_and_the_layer(tmp_path):
+def test_replay_finds_the_image_and_the_layer(tmp_path, capsys):
     recipe = tmp_path / "planted.py"
-    recipe.write_text(RECIPE.format(tests=str(__import__("pathlib").Path(__file__).parent)))
+    recipe.write_text(RECIPE.format(tests=str(Path(__file__).parent)))
     run = tmp_path / "run"
     step = step_of(11)
     done = trainkit(recipe, "--out", run, "--workers", "0", "--log-every", "4", "--checkpoint-every", "1", code=2)
@@ -191,7 +193,9 @@ def test_replay_finds_the_image_and_the_layer(tmp_path):
         path.rename(run / "elsewhere")
     report = next((run / "failures").glob("*/report.json"))
     report.write_text(report.read_text().replace(f'"checkpoint": "step-{step - 1:09d}"', '"checkpoint": null'))
-    done = trainkit("replay", run, "--workers", "0")
-    assert f"training {step - 1} steps from step 0 on" in done.stdout and "fails again: loss nan" in done.stdout
-    assert "step 9 of" in trainkit("replay", run, "--step", "9", code=2).stderr
-    assert "is not a run" in trainkit("replay", tmp_path, code=2).stderr
+    assert main(["replay", str(run), "--workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert f"training {step - 1} steps from step 0 on" in shown and "fails again: loss nan" in shown
+    assert main(["replay", str(run), "--step", "9"]) == 2 and main(["replay", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "step 9 of" in told and "is not a run" in told

@@ -9,12 +9,15 @@ import hashlib
 import json
 import os
 import random
+import resource
+import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -32,6 +35,8 @@ CLASSES = 7
 
 class Images(Dataset):
     """Random images with a class, changed by random numbers of torch, Python and NumPy."""
+
+    reads = 0
 
     def __init__(self, num_images: int, augment: bool = True, size: int = 12):
         generator = torch.Generator().manual_seed(num_images)
@@ -53,6 +58,9 @@ class Images(Dataset):
 
     def __getitem__(self, index: int):
         time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
+        Images.reads += 1
+        if Images.reads == int(os.environ.get("TOY_READS", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.change(self.images[index]), self.targets[index]
 
 
@@ -67,6 +75,15 @@ class Maps(Images):
         share = float(torch.rand((), generator=generator)) ** 2
         target[torch.rand(target.shape, generator=generator) > share] = 255
         return image, target
+
+
+class Torn(Images):
+    """One image in nine cannot be read."""
+
+    def __getitem__(self, index: int):
+        if index % 9 == 3:
+            raise ValueError(f"cannot read image-{index}.jpg: it is torn")
+        return super().__getitem__(index)
 
 
 class Net(nn.Module):
@@ -133,6 +150,32 @@ def everything(**changes) -> Recipe:
     return replace(recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01))
 
 
+class Hungry(nn.Module):
+    """A net whose forward pass needs 1 GiB an image, which it asks for and never touches."""
+
+    def __init__(self, net: Net):
+        super().__init__()
+        self.net, self.seen = net, net.seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.net(x)  # batch norm has counted before memory runs out
+        torch.empty(len(x) << 30, dtype=torch.uint8)
+        return outputs
+
+
+def hungry() -> Recipe:
+    recipe = everything()
+    return replace(recipe, model=Hungry(recipe.model), eval_batch_size=1)
+
+
+def limit_memory() -> None:
+    """Let this process allocate TOY_MEMORY_GIB more than it has; where TOY_MEMORY_RANK is given, that one alone."""
+    rank = os.environ.get("RANK")
+    if "TOY_MEMORY_GIB" in os.environ and os.environ.get("TOY_MEMORY_RANK", rank) == rank:
+        limit = psutil.Process().memory_info().vms + int(float(os.environ["TOY_MEMORY_GIB"]) * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def segmentation_with_norm() -> Recipe:
     recipe = segmentation(epochs=3)
     recipe.model.backbone[1] = nn.BatchNorm2d(8)
@@ -160,7 +203,11 @@ RUNS = {
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
     "errors": (with_errors, {}),
+    "torn": (lambda: recognition(train_data=Torn(27)), {"on_bad_image": "skip"}),
     "dropout": (lambda: recognition(dropout=0.5), {}),
+    "hungry": (hungry, {}),
+    "hungry-4": (hungry, {"micro_batch": 4}),
+    "hungry-2": (hungry, {"micro_batch": 2}),
     "all": (everything, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
     "all-dense": (segmentation_with_norm, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
 }
@@ -171,6 +218,7 @@ def run(name: str, out: Path, **changes) -> Net:
     build, options = RUNS[name]
     seed_host(5)
     recipe = build()
+    limit_memory()
     train(recipe, Options(**{"out": out, "seed": 5, "workers": 0, "log_every": 1, **options, **changes}))
     return recipe.model
 

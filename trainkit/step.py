@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from trainkit.data.loader import make_loader
 from trainkit.data.order import MIX, Batches, fold, seed_step
+from trainkit.memory import is_out_of_memory
 from trainkit.records import remember_micro_batch
 from trainkit.training import Training
 
@@ -82,17 +84,17 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 
 def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     """Forward and backward over this process's share, in smaller passes where memory runs out; losses (K,)."""
-    while t.accelerator.num_processes > 1 and not t.tried:
-        # The others would wait for one whose memory ran out: try without them first, once, and agree.
-        _, problem = _passes(t, step, images, targets, counts, synchronize=False)
+    while isinstance(t.objective, DistributedDataParallel) and not t.tried:
+        # The others would wait for one whose memory ran out: try once without them, and agree.
+        _, problem = _passes(t, t.objective.module, step, images, targets, counts)
         t.optimizer.zero_grad()
         t.undo.buffers_back()
         anywhere = t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum")
-        t.tried = not anywhere
-        if not t.tried:
+        if anywhere:
             _halve(t, step, problem or "another process ran out of memory")
+        t.tried = not anywhere
     while True:
-        losses, problem = _passes(t, step, images, targets, counts)
+        losses, problem = _passes(t, t.objective, step, images, targets, counts)
         if problem is None:
             return losses
         t.optimizer.zero_grad()
@@ -106,7 +108,7 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
 
 
 def _passes(
-    t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor, synchronize: bool = True
+    t: Training, objective: nn.Module, step: int, images: Tensor, targets: Tensor, counts: Tensor
 ) -> tuple[Tensor, str | None]:
     """Forward and backward in passes; losses (K,), and the allocator's words where memory ran out."""
     accelerator = t.accelerator
@@ -118,21 +120,16 @@ def _passes(
         for number, size in enumerate(sizes, 1):
             part = slice(first, first + size) if size else slice(0, 1)
             first += size
-            last = number == len(sizes) and synchronize
-            with nullcontext() if last else accelerator.no_sync(t.objective):
-                terms = t.objective(images[part], targets[part]) / counts * bool(size)  # (K,)
+            with nullcontext() if number == len(sizes) else accelerator.no_sync(t.objective):
+                terms = objective(images[part], targets[part]) / counts * bool(size)  # (K,)
                 loss = terms.sum() * accelerator.num_processes  # the wrapper averages over processes
                 (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
             losses += terms.detach()
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return losses, str(error).splitlines()[0]  # not the error itself: it holds on to what was allocated
     return losses, None
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _halve(t: Training, step: int, problem: str) -> None:

@@ -73,15 +73,19 @@ def worker_deaths_told() -> Iterator[None]:
 
 
 def _cause_of_death(text: str) -> str:
-    process = " ".join(re.findall(r"\d+", text.partition(")")[0])) or "of unknown number"
+    """torch says the signal, or, where it noticed by itself, only that the process is gone."""
+    process = " and ".join(re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", "))
     named = re.search(r"killed by signal: ([\w ]+)", text)
-    killed = {signal.strsignal(number): number.name for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)}
-    name = killed.get(named.group(1).strip()) if named else None
-    cause, remedy = {
-        "SIGKILL": (
-            "was killed by SIGKILL, most often by the system because memory ran out (`dmesg` tells)",
-            "start fewer with --workers, or read smaller images",
-        ),
-        "SIGBUS": ("was killed by SIGBUS: shared memory is full", "enlarge /dev/shm, or start fewer with --workers"),
-    }.get(name, (f"ended by itself ({text.strip()})", "--workers 0 shows the cause where the images themselves do it"))
-    return f"process {process}, which read images, {cause}; {remedy}. The same command goes on from the last checkpoint"
+    known = {signal.strsignal(number): number for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)}
+    number = known.get(named.group(1).strip()) if named else None
+    told = f"process {process}, which read images, died" + (f" of {number.name}" if number else "")
+    if number == signal.SIGBUS:
+        told += ": shared memory is full. Enlarge /dev/shm, or start fewer such processes with --workers"
+    elif number == signal.SIGSEGV:
+        told += ": a library crashed on an image. --workers 0 shows on which"
+    else:
+        told += (
+            ", most often killed by the system because memory ran out (`dmesg` tells). Start fewer such processes with "
+            "--workers, or read smaller images"
+        )
+    return f"{told}. The same command goes on from the last checkpoint"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainkit.data.order import Seeded
+from trainkit.memory import is_out_of_memory
 
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
 MOST_IN_A_ROW = 10
@@ -39,7 +40,7 @@ class Reader(Dataset):
             try:
                 return *self._checked(epoch, index), faults
             except UNUSABLE as error:
-                if self.neighbour is None:
+                if self.neighbour is None or is_out_of_memory(error):
                     raise
                 faults.append(f"{index}, {name_of(self.seeded.data, index)}: {error}")
                 if len(faults) == MOST_IN_A_ROW:
