@@ -61,6 +61,8 @@ class Images(Dataset):
         Images.reads += 1
         if Images.reads == int(os.environ.get("TOY_READS", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if Images.reads == int(os.environ.get("TOY_FULL", -1)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
         return self.change(self.images[index]), self.targets[index]
 
 

@@ -56,7 +56,7 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
     """
     final, aside = checkpoint_path(folder, step), folder / f".writing-step-{step:09d}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        _clear(folder)
         aside.mkdir()
         save_file(snapshot.model, aside / "model.safetensors")
         save_file(snapshot.tensors, aside / "state.safetensors")
@@ -66,8 +66,8 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*aside.iterdir(), aside):
             flush(path)
-        if final.exists():  # the same step: a damaged one, or of a run that was stopped before it could say so
-            shutil.rmtree(final)
+        if final.exists():  # of the same step, passed over because it is damaged
+            final.rename(folder / f".removing-{final.name}")
         aside.rename(final)
         flush(folder)
     except (OSError, SafetensorError) as error:
@@ -87,11 +87,18 @@ def reason(error: Exception) -> str:
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and the protected ones."""
+    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another name."""
     stay = {path.name for path in protected}
     for path in list_checkpoints(folder)[:-keep]:
         if path.name not in stay:
-            shutil.rmtree(path)
+            path.rename(folder / f".removing-{path.name}")
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was being written or removed, by a process that died over it too."""
+    for leftover in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
+        shutil.rmtree(leftover)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

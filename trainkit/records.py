@@ -129,8 +129,6 @@ def finish(t: Training) -> dict[str, Any]:
     """Write and return the summary. Raises OSError where the folder cannot be written."""
     t.saver.wait()
     tell_saves(t)
-    if t.trouble is not None and t.options.on_save_error == "stop":
-        raise t.trouble
     if t.accelerator.device.type == "cuda":
         bytes_used = torch.cuda.max_memory_allocated()
     else:
@@ -148,7 +146,12 @@ def finish(t: Training) -> dict[str, Any]:
         "peak_memory_gib": bytes_used / 2**30,
         "num_processes": t.accelerator.num_processes,
     }
-    t.run.write("summary.json", summary)
+    try:
+        t.run.write("summary.json", summary)
+    except OSError as error:
+        cannot_write(t, OSError(f"{t.run.folder}/summary.json cannot be written: {checkpoint.reason(error)}"))
+    if t.trouble is not None and t.options.on_save_error == "stop":
+        raise t.trouble
     return summary
 
 

@@ -92,7 +92,7 @@ def open_run(
 ) -> tuple[Run, Found]:
     """The run's folder and what is in it; the main process decides for all.
 
-    Raises ValueError where this training may not have the folder, OSError where it cannot be written.
+    Raises ValueError where this training may not have the folder or cannot write it.
     """
     answer: list[Any] = [None, None]
     run = Run(options.out or Path(), writes=False)
@@ -110,7 +110,7 @@ def open_run(
         except OSError as error:
             run.close()
             problem = f"{options.out} cannot be written: {checkpoint.reason(error)}; choose another folder with --out"
-            answer = [None, OSError(problem)]
+            answer = [None, ValueError(problem)]
     found, error = broadcast_object_list(answer)
     if error is not None:
         raise error
