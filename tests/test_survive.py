@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,21 +123,30 @@ def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):
     assert_bit_equal(unstopped / "2" / "all", tmp_path / "all")
 
 
-def test_stopped_during_an_evaluation(tmp_path, unstopped):
-    """The evaluation is done anew when the run goes on."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_during_an_evaluation(tmp_path, unstopped, number):
+    """The evaluation is done anew when the run goes on, and the epoch before it is not."""
     process = start(tmp_path, "all", sleep=0.03)
-    wait_for(tmp_path / "all", lambda folder: bool(rows_so_far(folder, 3)), process)
-    time.sleep(8 * 0.03 + 0.1)  # step 4, and then 13 images of evaluation
-    os.kill(process.pid, signal.SIGTERM)
+    wait_for(tmp_path / "all", checkpoint_of(4), process)  # saved first; then 13 images of evaluation
+    time.sleep(0.1)
+    os.kill(process.pid, number)
     printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 143, printed
-    go_on(tmp_path, "all")
+    assert process.returncode == (143 if number == signal.SIGTERM else -9), printed
+    assert rows(tmp_path / "all", "evaluate") == []
+    assert "going on from step-000000004" in go_on(tmp_path, "all")
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
-def rows_so_far(folder: Path, step: int) -> list:
-    log = folder / "log.jsonl"
-    return [1 for line in log.read_text().splitlines() if json.loads(line)["step"] >= step] if log.exists() else []
+def test_killed_right_after_an_evaluation(tmp_path, unstopped):
+    process = start(tmp_path, "all", sleep=0.03)
+    wait_for(tmp_path / "all", lambda folder: any(row["step"] == 4 for row in evaluations(folder)), process)
+    kill_all(process)
+    assert "evaluation after epoch 1 " not in go_on(tmp_path, "all"), "it is not done again"
+    assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
+
+
+def evaluations(folder: Path) -> list:
+    return rows(folder, "evaluate") if (folder / "log.jsonl").exists() else []
 
 
 def test_an_orphan_stops(tmp_path, unstopped):
@@ -180,16 +190,40 @@ def test_no_image_of_a_passed_batch_is_read_again(tmp_path):
     assert_bit_equal(tmp_path / "whole", folder)
 
 
-@pytest.mark.parametrize("processes", [2])
-def test_going_on_with_another_number_of_processes(tmp_path, processes):
+@pytest.mark.parametrize("name", ["all", "all-dense"])
+def test_going_on_from_every_step(tmp_path, name):
+    """Inside an epoch, on its boundary, before, during and right after an evaluation."""
+    run(name, tmp_path / "whole", checkpoint_every=1, keep=20)
+    for step in range(1, STEPS):
+        for evaluated in (True, False) if step % 4 == 0 else (True,):
+            folder = tmp_path / f"{step}-{evaluated}"
+            shutil.copytree(tmp_path / "whole", folder)
+            (folder / "summary.json").unlink()
+            for path in list_checkpoints(folder / "checkpoints")[step:]:
+                shutil.rmtree(path)
+            if not evaluated:  # killed while the evaluation was on its way
+                lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+                row = f'{{"event": "evaluate", "step": {step},'
+                (folder / "log.jsonl").write_text("".join(line for line in lines if not line.startswith(row)))
+            run(name, folder, checkpoint_every=1, keep=20)
+            assert_bit_equal(tmp_path / "whole", folder)
+            summaries = [json.loads((each / "summary.json").read_text()) for each in (tmp_path / "whole", folder)]
+            assert summaries[0]["best"] == summaries[1]["best"] and summaries[0]["final"] == summaries[1]["final"]
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 4)])
+def test_going_on_with_another_number_of_processes(tmp_path, before, after):
     """The same images in the same batches; losses within float tolerance."""
-    run("recognition-mixup", tmp_path / "whole")
-    process = start(tmp_path / "parts", "recognition-mixup", processes, sleep=0.01)
-    wait_for(tmp_path / "parts" / "recognition-mixup", checkpoint_of(4), process)
+    name = "recognition-mixup"
+    run(name, tmp_path / "whole")
+    process = start(tmp_path, name, before)
+    wait_for(tmp_path / name, checkpoint_of(4), process)
     kill_all(process)
-    done = run("recognition-mixup", tmp_path / "parts" / "recognition-mixup")
-    assert 0 < len(done.seen) < 70
-    mine, theirs = rows(tmp_path / "whole"), rows(tmp_path / "parts" / "recognition-mixup")
+    done = int(list_checkpoints(tmp_path / name / "checkpoints")[-1].name[5:])
+    go_on(tmp_path, name, after)
+    seen = [json.loads((tmp_path / name / f"seen-{rank}.json").read_text()) for rank in range(after)]
+    assert 4 <= done < 10 and len(set(sum(seen, []))) <= 70 - 27 + 2, "no passed batch; a filler may be new"
+    mine, theirs = rows(tmp_path / "whole"), rows(tmp_path / name)
     assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in mine], rel=1e-5)
 
 
@@ -222,16 +256,24 @@ def test_killed_before_the_settings_were_written(tmp_path):
     assert train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))["steps"] == 2
 
 
-def test_rows_of_lost_steps_are_forgotten(tmp_path):
+@pytest.mark.parametrize("cut", ["", '{"event": "st'])
+def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
     """The log is the record of evaluations: those up to the checkpoint stay, later ones and cut lines go."""
     folder = Run(tmp_path)
-    for event, step in (("step", 4), ("evaluate", 4), ("step", 8), ("evaluate", 8), ("step", 9), ("evaluate", 12)):
-        folder.append({"event": event, "step": step, "best": step == 4})
+    for event, step in (("step", 4), ("evaluate", 4), ("step", 7), ("evaluate", 8), ("step", 9), ("evaluate", 12)):
+        folder.append({"event": event, "step": step})
     with (tmp_path / "log.jsonl").open("a") as log:
-        log.write('{"event": "st')
-    assert [row["step"] for row in folder.forget_after(8)] == [4, 8], "the best and the last evaluation"
+        log.write(cut)
+    assert folder.forget_after(8)["step"] == 8
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(row["event"], row["step"]) for row in log] == [("step", 4), ("evaluate", 4), ("step", 8), ("evaluate", 8)]
+    assert [(row["event"], row["step"]) for row in log] == [("step", 4), ("evaluate", 4), ("step", 7), ("evaluate", 8)]
+    assert folder.forget_after(7)["step"] == 4 and folder.forget_after(3) is None
+    assert (tmp_path / "log.jsonl").read_bytes() == b""
+    folder.append({"event": "step", "step": 1})
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}')  # whole but for its end of line
+    folder.forget_after(1)
+    folder.append({"event": "step", "step": 2})
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_lock_is_given_back(tmp_path):

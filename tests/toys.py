@@ -59,6 +59,8 @@ class Images(Dataset):
     def __getitem__(self, index: int):
         time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
         Images.reads += 1
+        if Images.reads == 1 and "TOY_BEGUN" in os.environ:
+            print("first image after", time.time() - float(os.environ["TOY_BEGUN"]), "s")
         if Images.reads == int(os.environ.get("TOY_READS", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
         if Images.reads == int(os.environ.get("TOY_FULL", -1)):
@@ -205,6 +207,10 @@ RUNS = {
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
     "errors": (with_errors, {}),
+    "long": (
+        lambda: recognition(epochs=int(os.environ["TOY_STEPS"]) / 4),
+        {"log_every": 10, "checkpoint_every": 100, "evaluate_every": 10**6},
+    ),
     "torn": (lambda: recognition(train_data=Torn(27)), {"on_bad_image": "skip"}),
     "dropout": (lambda: recognition(dropout=0.5), {}),
     "hungry": (hungry, {}),
@@ -221,6 +227,8 @@ def run(name: str, out: Path, **changes) -> Net:
     seed_host(5)
     recipe = build()
     limit_memory()
+    if "TOY_BEGUN" in os.environ:
+        os.environ["TOY_BEGUN"] = str(time.time())
     train(recipe, Options(**{"out": out, "seed": 5, "workers": 0, "log_every": 1, **options, **changes}))
     return recipe.model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.checkpoint import checkpoint_path
-from trainkit.run import Run, parsed_row, plain
+from trainkit.run import Run, plain
 
 
 def run_of(path: Path) -> Path | None:
@@ -48,9 +48,9 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     last, _ = Run(run).last_checkpoint()
     if last is None:
         raise FileNotFoundError(f"the run in {run} has no checkpoint yet")
-    rows = [parsed_row(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    best = [checkpoint_path(last.parent, row["step"]) for row in rows if row is not None and row.get("best")]
-    return next((path for path in reversed(best) if path.is_dir()), last), run
+    row = Run(run).last_evaluation()
+    best = checkpoint_path(last.parent, row["best_step"]) if row is not None and row["best_step"] else last
+    return (best if best.is_dir() else last), run
 
 
 def write_results(folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def train(
             t.plan = plan.in_passes_of(found.micro_batch)
             display.note(f"passes of {found.micro_batch} images, as memory ran out before; --micro-batch changes it")
         if found.path is not None:
-            restore(t, found.path, found.evaluations)
+            restore(t, found.path, found.evaluation)
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
         with t.stop, worker_deaths_told(), _kept_on_error(t):
@@ -186,7 +186,8 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     task, epoch = t.recipe.task, t.plan.epoch(step)
     score, sign = results[task.headline], 1 if task.higher_is_better else -1
     improved = score is not None and (t.progress.best is None or sign * score > sign * t.progress.best)
-    row = {"event": "evaluate", "step": step, "epoch": epoch, "best": improved, **results}
+    best, best_step = (score, step) if improved else (t.progress.best, t.progress.best_step)
+    row = {"event": "evaluate", "step": step, "epoch": epoch, "best": best, "best_step": best_step, **results}
     note_evaluation(t, row)
     log(t, row)
     t.display.results(f"evaluation after epoch {epoch:g}", results, improved)

@@ -38,8 +38,8 @@ def save(t: Training, step: int) -> None:
     t.accelerator.wait_for_everyone()
 
 
-def restore(t: Training, path: Path, evaluations: list[dict[str, Any]]) -> None:
-    """Take up the state in `path`, and the evaluations since, which the log has."""
+def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> None:
+    """Take up the state in `path`, and the last evaluation, which the log has."""
     weights, state = checkpoint.load(path)
     load_model(t.recipe.model, weights, path)
     t.recipe.optimizer.load_state_dict(state["optimizer"])
@@ -48,8 +48,8 @@ def restore(t: Training, path: Path, evaluations: list[dict[str, Any]]) -> None:
     for group, asked in zip(t.recipe.optimizer.param_groups, t.groups):
         group.update(asked)  # a setting changed on purpose, such as weight decay, is not undone
     t.progress, t.results = Progress(**state["progress"]), state["results"]
-    for row in evaluations:
-        note_evaluation(t, row)
+    if evaluation is not None:
+        note_evaluation(t, evaluation)
     t.since = t.progress.images, t.progress.train_seconds
     t.resumed_from = t.saved = t.progress.step
     # What is in it is summed over all processes, so one of them takes it up.
@@ -59,10 +59,8 @@ def restore(t: Training, path: Path, evaluations: list[dict[str, Any]]) -> None:
 
 def note_evaluation(t: Training, row: Mapping[str, Any]) -> None:
     """Take up the figures in a row of the log."""
-    t.progress.evaluated = row["step"]
-    t.results = {name: value for name, value in row.items() if name not in ("event", "step", "epoch", "best")}
-    if row["best"]:
-        t.progress.best, t.progress.best_step = row[t.recipe.task.headline], row["step"]
+    t.progress.evaluated, t.progress.best, t.progress.best_step = row["step"], row["best"], row["best_step"]
+    t.results = {name: row[name] for name in row if name not in ("event", "step", "epoch", "best", "best_step")}
 
 
 def log(t: Training, row: Mapping[str, Any]) -> None:

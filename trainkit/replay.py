@@ -67,7 +67,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     if accelerator.num_processes != report["num_processes"]:
         display.note(f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here")
     if report["checkpoint"] is not None:
-        restore(t, failure / "checkpoint", [])
+        restore(t, failure / "checkpoint", None)
     step = report["step"] - 1
     display.note(f"training {step - t.progress.step} steps from step {t.progress.step} on, to the one that failed")
     for _ in steps(t, step):

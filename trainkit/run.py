@@ -24,6 +24,7 @@ from trainkit.checkpoint import flush, list_checkpoints, step_of, verify
 from trainkit.options import Options
 
 LOCK, MEMORY = ".lock", "memory.json"
+EVALUATION = b'{"event": "evaluate", '  # how such a row of the log begins
 
 
 class Run:
@@ -150,17 +151,35 @@ class Run:
             with (self.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def forget_after(self, step: int) -> list[dict[str, Any]]:
-        """Drop the log's rows of steps that were lost with their process; the last and the best evaluation left."""
+    def forget_after(self, step: int) -> dict[str, Any] | None:
+        """Drop the log's rows of steps that were lost with their process; the last evaluation left.
+
+        Looks from the end, so that a long log costs no more than a short one.
+        """
         path = self.folder / "log.jsonl"
-        if not path.is_file():
-            return []
-        lines = path.read_text().splitlines()
-        rows = [row for row in map(parsed_row, lines) if row is not None and row["step"] <= step]
-        if len(rows) < len(lines):
-            self._replace(path, "".join(json.dumps(row) + "\n" for row in rows))
-        evaluations = [row for row in rows if row["event"] == "evaluate"]
-        return [*[row for row in evaluations if row["best"]][-1:], *evaluations[-1:]]
+        data = path.read_bytes() if path.is_file() else b""
+        kept, end, evaluation = 0, len(data), None
+        while end and evaluation is None:
+            start = data.rfind(b"\n", 0, end - 1) + 1
+            line = data[start:end]
+            if not kept:
+                row = parsed_row(line)  # None for a line that a crash cut
+                kept = end if row is not None and row["step"] <= step else 0
+            if kept and EVALUATION in line:
+                evaluation = parsed_row(line)
+            end = start
+        if kept < len(data):
+            os.truncate(path, kept)
+        if kept and data[kept - 1 : kept] != b"\n":
+            with path.open("a") as file:
+                file.write("\n")
+        return evaluation
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """The last row of an evaluation in the log."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        return next((row for line in reversed(lines) if EVALUATION in line and (row := parsed_row(line))), None)
 
     def list_bad_images(self, lines: Iterable[str]) -> list[str]:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
@@ -221,7 +240,7 @@ def _move_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def parsed_row(line: str) -> dict[str, Any] | None:
+def parsed_row(line: str | bytes) -> dict[str, Any] | None:
     """A row of the log; None for one that a crash cut."""
     try:
         return json.loads(line)

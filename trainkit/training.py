@@ -76,8 +76,8 @@ class Found:
 
     path: Path | None = None
     """the checkpoint"""
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """rows of the last and of the best one"""
+    evaluation: dict[str, Any] | None = None
+    """the log's row of the last one"""
     micro_batch: int | None = None
     """images of one pass that were found to fit into memory"""
 
@@ -100,10 +100,10 @@ def open_run(
         try:
             run, notes = Run.open(options, settings, recipe_file, mathematics)
             path, damaged = run.last_checkpoint()
-            evaluations = run.forget_after(checkpoint.step_of(path) if path else 0)
+            evaluation = run.forget_after(checkpoint.step_of(path) if path else 0)
             for line in (*notes, *damaged):
                 display.note(line)
-            answer = [Found(path, evaluations, run.micro_batch), None]
+            answer = [Found(path, evaluation, run.micro_batch), None]
         except ValueError as error:
             run.close()
             answer = [None, error]
