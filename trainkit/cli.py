@@ -92,12 +92,14 @@ def _evaluate(path: Path, words: list[str]) -> int:
 
 
 def _replay(folder: Path, words: list[str]) -> int:
-    from trainkit.finding import find_failure, read_settings, seed_of
+    from trainkit.finding import find_failure, read_origin, read_settings
     from trainkit.options import Options, ReplayOptions
     from trainkit.recipe import build, load_recipe
 
     asked = _options(ReplayOptions, f"trainkit replay {folder}", words)
     failure = find_failure(folder, asked.step)
+    seed, origin = read_origin(folder)
+    sys.path.append(str(Path(origin or folder).parent))  # where a variant finds the recipe it varies
     function = load_recipe(folder / "recipe.py")
     settings, _ = _read(function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder))
     report = json.loads((failure / "report.json").read_text())
@@ -106,7 +108,7 @@ def _replay(folder: Path, words: list[str]) -> int:
     from trainkit.replay import replay
 
     options = Options(
-        seed=seed_of(folder),
+        seed=seed,
         workers=asked.workers,
         micro_batch=report["micro_batch"],
         on_bad_image=report["on_bad_image"],

@@ -33,9 +33,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     return json.loads((run / "settings.json").read_text())["settings"] if run else {}
 
 
-def seed_of(run: Path) -> int:
-    """The seed of the run in a folder."""
-    return json.loads((run / "settings.json").read_text())["seed"]
+def read_origin(run: Path) -> tuple[int, str | None]:
+    """The seed of the run in a folder, and the file its recipe was read from."""
+    recorded = json.loads((run / "settings.json").read_text())
+    return recorded["seed"], recorded["recipe"]
 
 
 def find_weights(path: Path) -> tuple[Path, Path | None]:

@@ -92,7 +92,10 @@ def _kept_on_error(t: Training) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError):
         if t.whole and t.accelerator.num_processes == 1 and t.saved != t.progress.step and t.trouble is None:
             save(t, t.progress.step)
-            t.display.note(f"saved after step {t.progress.step}; the same command goes on from there")
+            t.saver.wait()
+            tell_saves(t)
+            if t.trouble is None:
+                t.display.note(f"saved after step {t.progress.step}; the same command goes on from there")
         raise
     finally:
         t.saver.wait()

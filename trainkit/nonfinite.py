@@ -45,13 +45,14 @@ def is_failure(t: Training, row: Sequence[float]) -> bool:
 def describe(t: Training, step: int, row: Sequence[float]) -> str:
     """What happened in `step` (counted from 1), in one sentence."""
     *losses, norm = row
-    named = [f"{index} ({name_of(t.recipe.train_data, index)})" for _, index in t.plan.order.keys(step - 1)]
-    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    keys = t.plan.order.keys(step - 1)
+    named = [f"{index} ({name_of(t.recipe.train_data, index)})" for _, index in keys[:NAMED]]
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     lr = t.groups[0]["lr"] * t.plan.multiplier(step - 1)
     first, second = (f"loss is {sum(losses)}", f"gradient norm {norm}")
     if math.isfinite(sum(losses)):
         first, second = f"gradient norm is {norm}", f"loss {sum(losses):.4g}"
-    return f"the {first} in step {step} ({second}, lr {lr:.3g}), with images {', '.join(named[:NAMED])}{more}"
+    return f"the {first} in step {step} ({second}, lr {lr:.3g}), with images {', '.join(named)}{more}"
 
 
 def _keep(t: Training, step: int, row: Sequence[float]) -> str:

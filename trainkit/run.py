@@ -253,6 +253,7 @@ def _surroundings(recipe_file: Path | None) -> dict[str, Any]:
     where = recipe_file.resolve().parent if recipe_file else Path.cwd()
     packages = ("trainkit", "torch", "torchvision", "accelerate", "datasets", "evaluate")
     return {
+        "recipe": str(recipe_file.resolve()) if recipe_file else None,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "git_commit": _git(where, "rev-parse", "HEAD"),
