@@ -123,12 +123,12 @@ def test_labels_outside_the_classes(tmp_path):
     """Recognition and segmentation, named by the image; skipped where asked."""
     data = Images(27)
     data.targets[3] = 7
-    told = r"image 3, number 3 of Images: label 7 is outside the 7 classes 0 to 6"
+    told = r"image 3 .number 3 of Images.: label 7 is outside the 7 classes 0 to 6"
     with pytest.raises(ValueError, match=told):
         train(recognition(train_data=data), Options(out=tmp_path / "a", workers=0))
     train(recognition(train_data=data), Options(out=tmp_path / "b", workers=0, on_bad_image="skip"))
     assert "label 7 is outside" in (tmp_path / "b" / "bad_images.txt").read_text()
-    with pytest.raises(ValueError, match=told.replace(" of Images", " of Images")):
+    with pytest.raises(ValueError, match=told):
         train(recognition(val_data=data), Options(out=tmp_path / "c", workers=0))
 
     class Stray(Maps):
@@ -138,7 +138,7 @@ def test_labels_outside_the_classes(tmp_path):
             return image, target
 
     with pytest.raises(
-        ValueError, match=r"image 5, .*label 9 on 2 pixels is outside the 7 classes 0 to 6 .ignored: 255"
+        ValueError, match=r"image 5 .*label 9 on 2 pixels is outside the 7 classes 0 to 6 .ignored: 255"
     ):
         train(segmentation(train_data=Stray(27)), Options(out=tmp_path / "d", workers=0))
 
@@ -171,7 +171,7 @@ def test_real_images_truncated(tmp_path, real_data):
         with pytest.raises(ValueError, match=f"cannot read .*{name}: .*replace the file or take it out"):
             Reader(data, 0)[0, 1]
         _, _, faults = Reader(data, 0, neighbour=TrainOrder(len(images), 1, 0).neighbour)[0, 1]
-        assert len(faults) == 1 and faults[0].startswith(f"1, {tmp_path / 'images' / images[1].name}: cannot read")
+        assert len(faults) == 1 and faults[0].startswith("1, ") and str(tmp_path / kind / name) in faults[0]
         file.write_bytes(whole)
     (tmp_path / "images" / images[1].name).unlink()
     with pytest.raises(ValueError, match="cannot read .*No such file or directory"):

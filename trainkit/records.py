@@ -54,7 +54,7 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     t.resumed_from = t.saved = t.progress.step
     # What is in it is summed over all processes, so one of them takes it up.
     t.window = list(state["window"].to(t.accelerator.device) * t.accelerator.is_main_process)
-    t.display.note(f"going on from {path.name} of {t.plan.total_steps} steps")
+    t.display.note(f"going on from step-{t.progress.step:09d} of {t.plan.total_steps} steps")
 
 
 def note_evaluation(t: Training, row: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Reading images and masks from files or bytes."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -69,4 +70,5 @@ def _name(source: Path | bytes) -> str:
 
 def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str:
     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    reason = re.sub(r"^\S.*\.cpp:\d+, ", "", reason)  # where in torchvision's sources
     return f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the dataset"

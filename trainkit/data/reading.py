@@ -17,8 +17,8 @@ class Reader(Dataset):
     """(epoch, index) -> (image, target, faults), the generators seeded as `Seeded` does.
 
     check: what is wrong with a target, or None. neighbour: the index that takes the place of one that cannot be
-    used, in an epoch; without it such a one raises. faults: a line about each that was replaced:
-    "<index>, <file>: <what is wrong>".
+    used, in an epoch; without it such a one raises. faults: a line about each that was replaced: its index, its
+    file and what is wrong.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class Reader(Dataset):
             except UNUSABLE as error:
                 if self.neighbour is None or is_out_of_memory(error):
                     raise
-                faults.append(f"{index}, {name_of(self.seeded.data, index)}: {error}")
+                name = name_of(self.seeded.data, index)
+                faults.append(f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}")
                 if len(faults) == MOST_IN_A_ROW:
                     raise ValueError(
                         f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
@@ -54,7 +55,7 @@ class Reader(Dataset):
         image, target = self.seeded[epoch, index]
         fault = self.check(target) if self.check is not None else None
         if fault:
-            raise ValueError(f"image {index}, {name_of(self.seeded.data, index)}: {fault}")
+            raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
         return image, target
 
 
