@@ -41,6 +41,7 @@ def recipe(
     label_smoothing: float = 0.1,
     mixup: float | None = 0.2,
     rand_augment: tuple[int, int] | None = None,
+    ema: float | None = None,
     size: int = 224,
     smallest_crop: float = 0.08,
     sample: bool = False,
@@ -58,6 +59,7 @@ def recipe(
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; None for none
         rand_augment: number and magnitude of RandAugment, such as 2 9
+        ema: decay of a moving average of the weights, such as 0.9999; None for none
         size: side of the crop in training and in evaluation
         smallest_crop: share of the image's area that a training crop has at least
         sample: train the small network on generated images in the same layout, in under a minute
@@ -81,6 +83,7 @@ def recipe(
         optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9),
         schedule=cos(warmup_epochs=warmup_epochs),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
+        ema=ema,
         epochs=epochs,
         batch_size=batch_size,
         eval_batch_size=32,

@@ -1,6 +1,7 @@
 """The command line as a newcomer meets it, mistakes included: real processes, exit codes, texts."""
 
 import json
+import resource
 import sys
 
 import pytest
@@ -99,6 +100,10 @@ def mistakes(folder):
         (SAMPLE, "--sample", "--warmup-epochs", "9"): "shorten the warm-up",
         ("evaluate", SAMPLE, "--checkpoint", "nowhere"): "no checkpoint at nowhere",
         ("evaluate", SAMPLE, "--sample"): "--checkpoint",
+        ("replay",): "trainkit replay RUN",
+        ("replay", "full"): "full is not a run",
+        (SAMPLE, "--sample", "--out", "notes.txt/run"): "notes.txt/run cannot be written: Not a directory",
+        (SAMPLE, "--on-nonfinite", "ignore"): "invalid choice 'ignore'",
     }
 
 
@@ -127,6 +132,20 @@ def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path):
     for workers in (0, 1):
         done = trainkit(SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2)
         assert f"cannot read {image.relative_to(tmp_path)}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
+    """Files may not grow beyond 20 kB here: no room for a checkpoint."""
+    monkeypatch.chdir(trained[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        words = ["--sample", "--epochs", "0.1", "--warmup-epochs", "0", "--workers", "0", "--out", "full"]
+        code = main([str(SAMPLE), *words])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = capsys.readouterr().err
+    assert code == 1 and "full/checkpoints/step-000000002 could not be written" in told and "Traceback" not in told
 
 
 def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):

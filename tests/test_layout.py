@@ -41,7 +41,7 @@ ARROWS = {
     "cli": {"trainkit", "recipe", "options", "finding", "loop", "replay", "data.order", "display"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "objective", "evaluation", "data.loader", "signals",
+        "ema", "objective", "evaluation", "data.loader", "signals",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -51,10 +51,11 @@ ARROWS = {
     "records": {"training", "checkpoint", "nonfinite", "signals"},
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
-        "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "display", "plan", "objective",
+        "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan",
+        "objective",
         "data.loader",
     },
-    "evaluation": {"recipe", "metrics", "objective", "data.order", "data.loader"},
+    "evaluation": {"recipe", "ema", "metrics", "objective", "data.order", "data.loader"},
     "objective": {"recipe"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "checkpoint"},

@@ -167,6 +167,7 @@ def test_a_finished_run_does_nothing_and_never_starts_afresh(tmp_path, capsys):
         ({"batch_size": 9}, {}, "batch_size was 8 and is 9"),
         ({"epochs": 3}, {}, "total_steps was 10 and is 12"),
         ({"schedule": constant()}, {}, "schedule was"),
+        ({"model": torch.nn.Linear(2, 3)}, {}, "model was 'Net of 303 weights' and is 'Linear of 9 weights'"),
         ({}, {"seed": 1}, "seed was 0 and is 1"),
     ],
 )

@@ -17,7 +17,7 @@ from test_loop import rows, weights
 from toys import recognition, run
 
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints
+from trainkit.checkpoint import list_checkpoints, load
 from trainkit.run import Run
 from trainkit.schedules import cos
 
@@ -68,6 +68,11 @@ def kill_all(process: subprocess.Popen) -> None:
 def assert_bit_equal(one: Path, other: Path) -> None:
     mine, theirs = weights(one), weights(other)
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    averages = [load(list_checkpoints(each / "checkpoints")[-1])[1]["ema"] for each in (one, other)]
+    assert (averages[0] is None) == ("dense" in str(one)) and str(averages[0]) == str(averages[1])
+    if averages[0] is not None:
+        mine, theirs = (each["averages"] for each in averages)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     timeless = [
         [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(each, event)]
         for each in (one, other)

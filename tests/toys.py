@@ -148,8 +148,8 @@ def with_batch_norm() -> Recipe:
 
 
 def everything(**changes) -> Recipe:
-    """Mixup, dropout and batch norm: all that could be random or remembered."""
-    recipe = recognition(dropout=0.3, mix=Mixup(0.4, CLASSES), epochs=3, **changes)
+    """Mixup, dropout, batch norm and averaged weights: all that could be random or remembered."""
+    recipe = recognition(dropout=0.3, mix=Mixup(0.4, CLASSES), epochs=3, ema=0.9, **changes)
     recipe.model.backbone[1] = nn.BatchNorm2d(8)
     return replace(recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01))
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from trainkit.data.loader import make_loader
 from trainkit.data.order import evaluation_batches
+from trainkit.ema import EMA
 from trainkit.metrics import each_metric
 from trainkit.objective import ToDevice
 from trainkit.recipe import Recipe
 
 
-@torch.no_grad()
 def measure(
     recipe: Recipe,
     objective: nn.Module,
@@ -23,7 +23,29 @@ def measure(
     to_device: ToDevice,
     seed: int,
     workers: int,
+    ema: EMA | None = None,
     stop: Callable[[], int] = lambda: 0,
+) -> dict[str, Any] | None:
+    """The figures of the weights, and with `ema` those of the averages as "ema_...": see `_measure`."""
+    results = _measure(recipe, objective, accelerator, to_device, seed, workers, stop)
+    if results is None or ema is None:
+        return results
+    with ema.swapped():
+        averaged = _measure(recipe, objective, accelerator, to_device, seed, workers, stop)
+    if averaged is None:
+        return None
+    return results | {f"ema_{name}": value for name, value in averaged.items() if name != "num_images"}
+
+
+@torch.no_grad()
+def _measure(
+    recipe: Recipe,
+    objective: nn.Module,
+    accelerator: Accelerator,
+    to_device: ToDevice,
+    seed: int,
+    workers: int,
+    stop: Callable[[], int],
 ) -> dict[str, Any] | None:
     """`num_images` and the figures of the task's metrics; None where `stop`, asked after each batch, says so.
 

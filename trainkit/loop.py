@@ -14,6 +14,7 @@ from typing import Any
 from trainkit import checkpoint
 from trainkit.data.loader import choose_workers, worker_deaths_told
 from trainkit.display import Display
+from trainkit.ema import EMA
 from trainkit.evaluation import measure
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure, read_window
@@ -183,11 +184,11 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
         number = t.stop.agreed()
         return number
 
-    results = measure(t.recipe, t.objective, t.accelerator, t.to_device, t.options.seed, t.workers, stop)
+    results = measure(t.recipe, t.objective, t.accelerator, t.to_device, t.options.seed, t.workers, t.ema, stop)
     if results is None:
         return False, number
-    task, epoch = t.recipe.task, t.plan.epoch(step)
-    score, sign = results[task.headline], 1 if task.higher_is_better else -1
+    epoch = t.plan.epoch(step)
+    score, sign = results[t.recipe.headline], 1 if t.recipe.task.higher_is_better else -1
     improved = score is not None and (t.progress.best is None or sign * score > sign * t.progress.best)
     best, best_step = (score, step) if improved else (t.progress.best, t.progress.best_step)
     row = {"event": "evaluate", "step": step, "epoch": epoch, "best": best, "best_step": best_step, **results}
@@ -206,11 +207,14 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
     display = Display(accelerator.is_main_process)
     load_model(recipe.model, checkpoint.load_weights(weights), weights)
     objective = accelerator.prepare(Objective(recipe.model, recipe.task))
+    ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
+    if ema is not None:
+        ema.load_state_dict(checkpoint.load(weights)[1]["ema"])
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     if recipe.note:
         display.note(recipe.note)
     workers = choose_workers(options.workers, accelerator.num_processes)
     with worker_deaths_told():
-        results = measure(recipe, objective, accelerator, to_device, options.seed, workers)
+        results = measure(recipe, objective, accelerator, to_device, options.seed, workers, ema)
     display.results(f"evaluation of {weights}", results, best=False)
     return results

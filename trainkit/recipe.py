@@ -76,6 +76,8 @@ class Recipe:
     """mixup or cutmix from trainkit.mixing"""
     clip_norm: float | None = None
     """largest norm of the gradient; larger ones are scaled down to it"""
+    ema: float | None = None
+    """decay of an exponential moving average of the weights, evaluated beside them and deciding which is best"""
     drop_last: bool = False
     """leave out an epoch's last batch where it is shorter than batch_size"""
     mean: Sequence[float] = (0.485, 0.456, 0.406)
@@ -91,6 +93,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none")
         if len(self.val_data) == 0:
             raise ValueError("val_data is empty: it has no images")
         missing = [
@@ -98,6 +102,11 @@ class Recipe:
         ]
         if missing:
             raise ValueError(f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task")
+
+    @property
+    def headline(self) -> str:
+        """The figure that chooses the best checkpoint."""
+        return self.task.headline if self.ema is None else f"ema_{self.task.headline}"
 
     def opened(self) -> "Recipe":
         """The same with train_data opened, where a function was given."""

@@ -27,6 +27,7 @@ def save(t: Training, step: int) -> None:
             "progress": asdict(t.progress),
             "results": t.results,
             "optimizer": t.recipe.optimizer.state_dict(),
+            "ema": None if t.ema is None else t.ema.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "window": torch.tensor(window),
         }
@@ -43,6 +44,8 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     weights, state = checkpoint.load(path)
     load_model(t.recipe.model, weights, path)
     t.recipe.optimizer.load_state_dict(state["optimizer"])
+    if t.ema is not None:
+        t.ema.load_state_dict(state["ema"])
     if state["scaler"] is not None and t.accelerator.scaler is not None:
         t.accelerator.scaler.load_state_dict(state["scaler"])
     for group, asked in zip(t.recipe.optimizer.param_groups, t.groups):
@@ -134,7 +137,7 @@ def finish(t: Training) -> dict[str, Any]:
         bytes_used = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     summary = {
         "final": t.results,
-        "best": {t.recipe.task.headline: t.progress.best, "step": t.progress.best_step},
+        "best": {t.recipe.headline: t.progress.best, "step": t.progress.best_step},
         "steps": t.progress.step,
         "images": t.progress.images,
         "skipped_steps": t.progress.skipped_steps,

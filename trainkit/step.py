@@ -75,6 +75,8 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
         norm = get_total_norm([weight.grad for weight in t.objective.parameters() if weight.grad is not None])
     t.optimizer.step()
     t.optimizer.zero_grad()
+    if t.ema is not None:
+        t.ema.update()
 
     row = torch.cat([losses, norm.detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
     if t.options.on_nonfinite == "skip":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainkit import checkpoint
 from trainkit.data.loader import choose_workers
 from trainkit.display import Display
+from trainkit.ema import EMA
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
 from trainkit.plan import Plan
@@ -55,6 +56,7 @@ class Training:
     to_device: ToDevice
     stop: StopFlag
     saver: Saver
+    ema: EMA | None
     undo: Undo
     workers: int
     groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
@@ -132,6 +134,7 @@ def begin(
         {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
     ]
     objective, optimizer = accelerator.prepare(Objective(recipe.model, recipe.task), recipe.optimizer)
+    ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     return Training(
         recipe=recipe,
         options=options,
@@ -144,7 +147,8 @@ def begin(
         to_device=ToDevice(accelerator.device, recipe.mean, recipe.std),
         stop=StopFlag(accelerator.device, accelerator.num_processes),
         saver=Saver(run.checkpoints, options.keep, options.background_save),
-        undo=Undo(recipe.model, recipe.optimizer, options.on_nonfinite == "skip"),
+        ema=ema,
+        undo=Undo(recipe.model, recipe.optimizer, options.on_nonfinite == "skip", ema.averages if ema else ()),
         workers=choose_workers(options.workers, accelerator.num_processes),
         groups=groups,
     )

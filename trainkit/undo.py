@@ -1,6 +1,6 @@
 """What a step may change, as it was before, and the way back from a step that failed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ from torch.optim import Optimizer
 
 
 class Undo:
-    """Keeps the model's buffers before each step; with `updates` its weights and the optimizer's state too.
+    """Keeps the model's buffers before each step; with `updates` weights, averages and the optimizer's state too.
 
     Running out of memory between forward and backward leaves weights alone, but batch norm has counted. To
     leave out an update that is already made takes the rest as well: the cost of `--on-nonfinite skip` is one
     more copy of them.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, updates: bool):
+    def __init__(self, model: nn.Module, optimizer: Optimizer, updates: bool, averages: Sequence[Tensor] = ()):
         self.optimizer, self.updates = optimizer, updates
         self._buffers = list(model.buffers())
-        self._weights = list(model.parameters()) if updates else []
+        self._weights = [*model.parameters(), *averages] if updates else []
         self._copies = [tensor.detach().clone() for tensor in (*self._buffers, *self._weights)]
         self._states: dict[tuple[int, str], Tensor] = {}
 
