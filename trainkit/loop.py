@@ -114,6 +114,7 @@ def _stop(t: Training, number: int) -> None:
     if t.trouble is not None:
         raise t.trouble
     name = signal.Signals(number).name
+    t.run.write("stopped.json", {"signal": name, "step": t.progress.step})
     t.display.stop()
     t.display.note(f"stopped by {name} after step {t.progress.step}, saved; the same command goes on from there")
     raise Stopped(number)

@@ -1,7 +1,7 @@
 """The run folder: what was asked for, the log, and how it ended.
 
     recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
-    and where there was trouble: bad_images.txt  memory.json  failures/
+    and where there was trouble: stopped.json  bad_images.txt  memory.json  failures/
 
 Only the main process writes; the others hold a Run that reads.
 """
@@ -68,6 +68,7 @@ class Run:
         if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
             content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
             run.write(recorded.name, {**content, **_surroundings(recipe_file)})
+        (folder / "stopped.json").unlink(missing_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
         flush(folder)
         if recipe_file is not None and (notes or not (folder / "recipe.py").exists()):
