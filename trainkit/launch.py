@@ -5,7 +5,7 @@ import os
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 
 def start_accelerator() -> Accelerator:
@@ -19,7 +19,8 @@ def start_accelerator() -> Accelerator:
     if on_cpu:
         _use_all_cores()
         _keep_freed_memory()
-    accelerator = Accelerator(cpu=on_cpu or None)
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
+    accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[views])
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(

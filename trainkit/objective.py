@@ -24,13 +24,14 @@ class Objective(nn.Module):
 class ToDevice:
     """Images and targets to the device; uint8 images become float32, scaled to [0, 1] and normalised there."""
 
-    def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], channels_last: bool = False):
         self.device = device
+        self.format = torch.channels_last if channels_last else torch.preserve_format
         self.mean, self.std = (255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them."""
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True, memory_format=self.format)
         if images.dtype == torch.uint8:
             images = images.float().sub_(self.mean).div_(self.std)
         return images, targets.to(self.device, non_blocking=True)

@@ -25,6 +25,10 @@ class Options:
     """epochs between two evaluations; there is always one after the last step"""
     micro_batch: int | None = None
     """most images of one forward pass in one process; the batch is the same in more passes. Default: its share"""
+    channels_last: bool = False
+    """hold images and weights with the channels last, which tensor cores and some CPUs prefer"""
+    tf32: bool = False
+    """on GPUs: multiply float32 in TF32, which keeps 10 bits of the mantissa and is several times faster"""
     keep: int = 2
     """newest checkpoints kept, beside the best and the one gone on from"""
     rebase: bool = False

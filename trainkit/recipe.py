@@ -78,6 +78,8 @@ class Recipe:
     """largest norm of the gradient; larger ones are scaled down to it"""
     ema: float | None = None
     """decay of an exponential moving average of the weights, evaluated beside them and deciding which is best"""
+    sync_batch_norm: bool = False
+    """on several GPUs: batch norm over the whole batch, and not each process's part of it"""
     drop_last: bool = False
     """leave out an epoch's last batch where it is shorter than batch_size"""
     mean: Sequence[float] = (0.485, 0.456, 0.406)

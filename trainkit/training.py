@@ -1,10 +1,11 @@
 """What one training has in hand, and how it is begun."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -133,6 +134,11 @@ def begin(
     groups = [
         {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
     ]
+    if recipe.sync_batch_norm and accelerator.num_processes > 1:
+        recipe = replace(recipe, model=_synchronised(recipe.model, accelerator))
+    if options.channels_last:
+        recipe.model.to(memory_format=torch.channels_last)
+    allow_tf32(options.tf32)
     objective, optimizer = accelerator.prepare(Objective(recipe.model, recipe.task), recipe.optimizer)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     return Training(
@@ -144,7 +150,7 @@ def begin(
         display=display,
         objective=objective,
         optimizer=optimizer,
-        to_device=ToDevice(accelerator.device, recipe.mean, recipe.std),
+        to_device=ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last),
         stop=StopFlag(accelerator.device, accelerator.num_processes),
         saver=Saver(run.checkpoints, options.keep, options.background_save),
         ema=ema,
@@ -152,3 +158,19 @@ def begin(
         workers=choose_workers(options.workers, accelerator.num_processes),
         groups=groups,
     )
+
+
+def _synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model with torch's SyncBatchNorm, over the same weights. Raises ValueError where there is no GPU."""
+    if accelerator.device.type == "cpu":
+        raise ValueError(
+            f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
+            "is for GPUs. Turn it off, or train in one process with --micro-batch"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 may be multiplied in TF32, in matrix products and convolutions alike."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

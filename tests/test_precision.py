@@ -1,0 +1,97 @@
+"""bfloat16, compiled, channels last: alone and in two processes, in passes, against the plain float32 training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import torchrun
+from safetensors.torch import load_file
+from test_loop import rows
+from toys import recognition, run, segmentation
+
+from trainkit import Options, train
+from trainkit.checkpoint import list_checkpoints
+
+TOYS = Path(__file__).parent / "toys.py"
+NAMES = ("recognition-3", "segmentation-3")
+WAYS = {
+    "bf16": {"ACCELERATE_MIXED_PRECISION": "bf16"},
+    "compiled": {"ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER"},  # inductor needs a C++ compiler
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    for name in NAMES:
+        run(name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_it_is_the_same_training(tmp_path, plain, way, processes):
+    """Losses and evaluations within what the precision leaves; weights saved under their own names."""
+    if processes == 1:
+        words = [sys.executable, str(TOYS), str(tmp_path), *NAMES]
+        subprocess.run(words, env={**os.environ, **WAYS[way]}, check=True, capture_output=True)
+    else:
+        torchrun(processes, TOYS, tmp_path, *NAMES, **WAYS[way])
+    for name in NAMES:
+        tolerance = 1e-5 if way == "compiled" else 5e-3
+        losses = [row["loss"] for row in rows(plain / name)]
+        assert [row["loss"] for row in rows(tmp_path / name)] == pytest.approx(losses, rel=tolerance)
+        if way == "bf16":
+            assert [row["loss"] for row in rows(tmp_path / name)] != pytest.approx(losses, rel=1e-6), "it is bfloat16"
+        mine, theirs = (
+            load_file(list_checkpoints(folder / name / "checkpoints")[-1] / "model.safetensors")
+            for folder in (plain, tmp_path)
+        )
+        assert {key: value.dtype for key, value in mine.items()} == {key: value.dtype for key, value in theirs.items()}
+        assert all(row["num_images"] == 13 for row in rows(tmp_path / name, "evaluate"))
+        assert json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
+
+
+@pytest.mark.parametrize("build", [recognition, segmentation])
+def test_channels_last(tmp_path, build):
+    """The model and its images have them last, and the training is the same."""
+    torch.manual_seed(1)
+    recipe = build()
+    formats = []
+    recipe.model.register_forward_pre_hook(
+        lambda module, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    train(recipe, Options(out=tmp_path / "last", workers=0, log_every=1, channels_last=True))
+    assert all(formats) and recipe.model.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    train(build(), Options(out=tmp_path / "first", workers=0, log_every=1))
+    losses = [[row["loss"] for row in rows(tmp_path / each)] for each in ("first", "last")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_tf32_is_a_setting(tmp_path):
+    """It is off unless asked for, in matrix products and in convolutions, whatever torch's defaults are."""
+    for allowed in (True, False):
+        train(recognition(epochs=0.5), Options(out=tmp_path / str(allowed), workers=0, tf32=allowed))
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+
+
+def test_sync_batch_norm_takes_gpus(tmp_path):
+    train(recognition(sync_batch_norm=True, epochs=0.5), Options(out=tmp_path, workers=0))  # alone: nothing to do
+    script = f"""
+import sys; sys.path.insert(0, {str(TOYS.parent)!r})
+from pathlib import Path
+from toys import recognition
+from trainkit import Options, train
+try: train(recognition(sync_batch_norm=True), Options(out=Path({str(tmp_path / "two")!r})))
+except ValueError as error: print(error)
+"""
+    (tmp_path / "script.py").write_text(script)
+    assert (
+        "2 processes train on the CPU: torch's SyncBatchNorm is for GPUs" in torchrun(2, tmp_path / "script.py").stdout
+    )
