@@ -38,7 +38,7 @@ def ours(path: Path) -> set[str]:
 # Who may import what of ours. A file that is not here imports nothing of ours.
 ARROWS = {
     "__main__": {"cli"},
-    "cli": {"trainkit", "recipe", "options", "finding", "loop", "replay", "data.order", "display"},
+    "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "replay", "data.order", "display"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "ema", "objective", "evaluation", "data.loader", "signals",
@@ -46,6 +46,10 @@ ARROWS = {
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "data.reading",
+    },
+    "check": {
+        "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "evaluation",
+        "nonfinite", "data.loader", "data.order",
     },
     "step": {"training", "records", "memory", "data.order", "data.loader"},
     "records": {"training", "checkpoint", "nonfinite", "signals"},

@@ -14,6 +14,7 @@ from toys import RUNS, run, with_batch_norm
 from trainkit import Options, evaluate
 from trainkit.checkpoint import list_checkpoints
 from trainkit.data.order import TrainOrder
+from trainkit.launch import start_accelerator
 
 TOYS = Path(__file__).parent / "toys.py"
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
@@ -101,6 +102,13 @@ def test_processes_that_do_not_know_each_other_are_refused():
     )
     done = run_command(sys.executable, "-c", script)
     assert "WORLD_SIZE is 2, but 1 processes are in the group" in done.stdout
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_engines_that_would_not_be_exact_are_refused(monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=f"ACCELERATE_USE_{engine} is set: .*multi_gpu.yaml instead"):
+        start_accelerator()
 
 
 def test_accelerate_launch_starts_two_that_train_together(tmp_path):

@@ -17,13 +17,14 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
 
   trainkit RECIPE [--setting value ...]                 train it, or go on where it stopped
   trainkit evaluate RECIPE --checkpoint PATH            measure a run, a checkpoint or a weights file
+  trainkit check RECIPE [--setting value ...]           try it on three batches, and forecast what it takes
   trainkit replay RUN                                   run a step again whose loss was no number
   trainkit RECIPE --help                                its settings and the options of a run
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
 """
-COMMANDS = ("train", "evaluate", "replay")
+COMMANDS = ("train", "check", "evaluate", "replay")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what, file = ("run", "RUN") if command == "replay" else ("recipe", "RECIPE")
         return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
     try:
-        return {"train": _train, "evaluate": _evaluate, "replay": _replay}[command](Path(words[0]), words[1:])
+        commands = {"train": _train, "check": _check, "evaluate": _evaluate, "replay": _replay}
+        return commands[command](Path(words[0]), words[1:])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         message = _users_mistake(error, Path(words[0]))
         if message is None:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before the first step every process makes the same mistake; reading an image is one process's affair.
         while_reading = {"steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         machines = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
-        return _fail(message, from_all=bool(while_reading), code=1 if machines else 2)
+        return _fail(message, from_all=bool(while_reading), code=1 if machines or command == "check" else 2)
 
 
 def _train(path: Path, words: list[str]) -> int:
@@ -64,6 +66,21 @@ def _train(path: Path, words: list[str]) -> int:
 
     seed_host(options.seed)
     train(build(function, settings), options, settings, path)
+    return 0
+
+
+def _check(path: Path, words: list[str]) -> int:
+    from trainkit.options import Options
+    from trainkit.recipe import build, load_recipe
+
+    function = load_recipe(path)
+    settings, options = _read(function, Options, f"trainkit check {path}", words, {})
+
+    from trainkit.check import check
+    from trainkit.data.order import seed_host
+
+    seed_host(options.seed)
+    check(build(function, settings), options)
     return 0
 
 

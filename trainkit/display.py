@@ -1,7 +1,7 @@
 """What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -91,6 +91,23 @@ class Display:
         if len(known) > limit:
             grid.add_row(f"and {len(known) - limit} more in the log")
         return grid
+
+    def table(self, title: str, rows: Mapping[str, Any]) -> None:
+        """Names and values, one a line."""
+        if not self.active:
+            return
+        table = Table(title=title, title_justify="left", show_header=False)
+        for name, value in rows.items():
+            form = ",.4g" if isinstance(value, float) else "," if isinstance(value, int) else ""
+            shown = format(value, form) if form else str(value)
+            table.add_row(name, shown)
+        self.console.print(table)
+
+    @staticmethod
+    def curve(values: Sequence[float]) -> str:
+        """Values as a line of blocks, from 0 to the largest."""
+        top = max(values) or 1.0
+        return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] for value in values) + f"  (largest: {top:.3g})"
 
     def stop(self) -> None:
         """Take the bar away."""

@@ -7,14 +7,28 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed steps inside its own backward pass and averages over processes by its own count, so a step would "
+        "not be that of the whole batch"
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has a training loop of its own",
+    "ACCELERATE_USE_FSDP": (
+        "FSDP replaces the model's weights by parts of them, which checkpoints and averaged weights do not know yet"
+    ),
+}
+
 
 def start_accelerator() -> Accelerator:
     """The Accelerator of this process, with all started processes in one group and all cores in use.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
     there is no accelerator device, processes are joined over gloo on the CPU. Raises ValueError where
-    the launcher started other processes than the group has.
+    the launcher started other processes than the group has, or an engine that the loop would not be exact under.
     """
+    for variable, reason in REFUSED.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(f"{variable} is set: {reason}. Launch with accelerate_configs/multi_gpu.yaml instead")
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         _use_all_cores()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -130,11 +131,6 @@ def finish(t: Training) -> dict[str, Any]:
     """Write and return the summary. Raises OSError where the folder cannot be written."""
     t.saver.wait()
     tell_saves(t)
-    if t.accelerator.device.type == "cuda":
-        bytes_used = torch.cuda.max_memory_allocated()
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        bytes_used = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     summary = {
         "final": t.results,
         "best": {t.recipe.headline: t.progress.best, "step": t.progress.best_step},
@@ -144,7 +140,7 @@ def finish(t: Training) -> dict[str, Any]:
         "bad_images": t.progress.bad_images,
         "seconds": t.progress.seconds,
         "images_per_s": t.progress.images / t.progress.train_seconds,
-        "peak_memory_gib": bytes_used / 2**30,
+        "peak_memory_gib": peak_memory_gib(t.accelerator),
         "num_processes": t.accelerator.num_processes,
     }
     try:
@@ -154,6 +150,14 @@ def finish(t: Training) -> dict[str, Any]:
     if t.trouble is not None and t.options.on_save_error == "stop":
         raise t.trouble
     return summary
+
+
+def peak_memory_gib(accelerator: Accelerator) -> float:
+    """The most that this process has used: of the GPU where it has one, else of the host."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def _size(num_bytes: int) -> str:

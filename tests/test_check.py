@@ -1,0 +1,93 @@
+"""`trainkit check`: what it finds on a few batches, by hand where it can be counted."""
+
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+from test_nonfinite import Planted
+from torch import nn
+from toys import Images, everything, recognition, segmentation
+
+from trainkit import Options
+from trainkit.check import check
+from trainkit.cli import main
+from trainkit.display import Display
+
+OPTIONS = Options(workers=0)
+
+
+def test_figures(tmp_path, monkeypatch):
+    """A convolution of 3x3 from 3 to 8 channels and one of 1x1 to 7, on 12x12; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    figures = check(recognition(), Options(workers=0, micro_batch=3))["figures"]
+    assert figures["weights"] == (3 * 9 + 1) * 8 + 2 * 8 + (8 + 1) * 7
+    assert figures["gflops_per_image"] * 1e9 == pytest.approx(2 * 12 * 12 * (3 * 9 * 8 + 8 * 7))
+    assert figures["images_of_a_pass"] == 3 and figures["passes_of_a_step"] == 3
+    assert figures["steps_per_epoch"] == 4 and figures["total_steps"] == 10
+    assert figures["goes_on_from_a_checkpoint"] == "bit-equal" and "num_images 4, top1" in figures["evaluated"]
+    assert len(figures["losses"]) == 3 and all(1 < loss < 3 for loss in figures["losses"])
+    alone = figures["images_per_s_training_alone"], figures["images_per_s_reading_alone"]
+    assert figures["images_per_s"] == pytest.approx(1 / (1 / alone[0] + 1 / alone[1])), (
+        "no workers: one after the other"
+    )
+    assert figures["forecast_hours"] * 3600 >= 80 / figures["images_per_s"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("build", [everything, segmentation])
+def test_all_that_is_remembered_goes_on(build):
+    assert check(build(), OPTIONS)["figures"]["goes_on_from_a_checkpoint"] == "bit-equal"
+
+
+def test_a_model_with_a_memory_of_its_own_is_found():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.calls = nn.Linear(3 * 12 * 12, 7), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.layer(x.flatten(1)) * self.calls
+
+    model = Counting()
+    with pytest.raises(ValueError, match="going on from a checkpoint gave other weights .layer.weight"):
+        check(recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)), OPTIONS)
+
+
+def test_what_cannot_work_is_told_at_once():
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in step \d .gradient norm nan"):
+        check(recognition(train_data=Planted(27, 11)), OPTIONS)
+    data = Images(27)
+    data.targets[:] = 9
+    with pytest.raises(ValueError, match="label 9 is outside the 7 classes"):
+        check(recognition(train_data=data), OPTIONS)
+
+
+def test_settings_that_do_nothing():
+    recipe = recognition(sync_batch_norm=True, drop_last=True, batch_size=15)
+    recipe.model.extra = nn.Parameter(torch.zeros(3))
+    options = Options(workers=0, micro_batch=99, log_every=10**4, evaluate_every=50, checkpoint_every=10**5)
+    told = "; ".join(check(recipe, options)["warnings"])
+    for words in (
+        "--micro-batch 99 does nothing", "--log-every 10000 is more than the 2 steps", "--evaluate-every 50: the run",
+        "--checkpoint-every 100000 is more", "drop_last leaves 12 of 27", "sync_batch_norm does nothing",
+        "1 weights are not in the optimizer and will not change: extra",
+    ):  # fmt: skip
+        assert words in told, (words, told)
+    assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == []
+
+
+def test_the_curve_of_the_schedule():
+    assert Display.curve([0.0, 0.5, 1.0, math.cos(math.pi / 4)]) == "▁▅█▆  (largest: 1)"
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["check", str(ROOT / "recipes" / "recog_folder.py")]
+    assert main([*words, "--sample", "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "generated data" in shown and "gflops_per_image" in shown and "forecast_hours" in shown and "█" in shown
+    assert not (tmp_path / "runs").exists()
+    assert main([*words, "--data", "nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err

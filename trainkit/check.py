@@ -1,0 +1,181 @@
+"""Trying a recipe before the money is spent: all that a run does, on three batches, and what a whole one takes."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainkit.data.loader import choose_workers, make_loader
+from trainkit.data.order import Batches
+from trainkit.display import Display
+from trainkit.evaluation import measure
+from trainkit.launch import start_accelerator
+from trainkit.nonfinite import describe, is_failure
+from trainkit.options import Options
+from trainkit.plan import Plan
+from trainkit.recipe import Recipe
+from trainkit.records import peak_memory_gib, restore, save
+from trainkit.run import Run
+from trainkit.step import train_step
+from trainkit.training import Training, begin
+
+STEPS = 3  # the first one warms up and is saved; the others are timed, and trained again from what was saved
+PLACES = 60  # of the schedule's curve
+
+
+def check(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """Read, train, save, go on and evaluate on a few batches; show and return what was found, and leave nothing.
+
+    Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a training
+    would raise, and ValueError where going on from a checkpoint does not give the same weights.
+    """
+    recipe = recipe.opened()
+    accelerator = start_accelerator()
+    display = Display(accelerator.is_main_process)
+    plan = Plan.of(recipe, options, accelerator.num_processes)
+    if recipe.note:
+        display.note(recipe.note)
+    folder = Path(tempfile.mkdtemp(prefix="trainkit-check-"))
+    try:
+        run = Run(folder, writes=accelerator.is_main_process)
+        run.checkpoints.mkdir()
+        workers = choose_workers(options.workers, accelerator.num_processes)
+        quiet = replace(options, out=folder, workers=0, background_save=False)
+        figures = _try(begin(recipe, quiet, accelerator, plan, run, Display(False)), workers)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    warnings = _warnings(recipe, options, plan)
+    display.table("check", figures)
+    places = min(PLACES, plan.total_steps)
+    curve = display.curve([plan.multiplier(plan.total_steps * place // places) for place in range(places)])
+    display.note(f"learning rate over the run: {curve}")
+    for warning in warnings:
+        display.note(f"note: {warning}")
+    return {"figures": figures, "warnings": warnings}
+
+
+def _try(t: Training, workers: int) -> dict[str, Any]:
+    """Steps, a checkpoint, going on from it, and an evaluation; the figures they gave."""
+    recipe, plan, accelerator = t.recipe, t.plan, t.accelerator
+    steps = min(STEPS, plan.total_steps)
+    keys = Batches(plan.order, 0, steps, accelerator.process_index)
+    task_check = getattr(recipe.task, "check", None)
+    loader = make_loader(recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check)
+    read_s, batches = _timed(t, lambda: [(images, targets) for images, targets, _ in loader])
+    read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
+    flops = _flops(t, *batches[0])
+
+    t.objective.train()
+    first_s, _ = _timed(t, lambda: _train(t, batches, 0))
+    save(t, 1)
+    step_s, losses = _timed(t, lambda: _train(t, batches, 1))
+    step_s = step_s / (steps - 1) if steps > 1 else first_s
+    goes_on = _goes_on(t, batches) if accelerator.num_processes == 1 else "tried in one process only"
+
+    num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
+    few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
+    eval_s, results = _timed(t, lambda: measure(few, t.objective, accelerator, t.to_device, t.options.seed, 0, t.ema))
+
+    reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
+    bound_s = max(step_s, reading_s) if workers else step_s + reading_s
+    evaluations = max(1, int(recipe.epochs // t.options.evaluate_every))
+    total_s = plan.total_steps * bound_s + evaluations * len(recipe.val_data) * eval_s / num_images
+    numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+    return {
+        "weights": sum(weight.numel() for weight in recipe.model.parameters()),
+        "gflops_per_image": flops / 1e9,
+        "images_of_a_pass": max(t.plan.order.passes(0, 0)),
+        "passes_of_a_step": len(t.plan.order.passes(0, 0)),
+        "peak_memory_gib": peak_memory_gib(accelerator),
+        "losses": [round(loss, 4) for loss in losses],
+        "evaluated": ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+        "goes_on_from_a_checkpoint": goes_on,
+        "steps_per_epoch": plan.order.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "images_per_s": recipe.batch_size / bound_s,
+        "images_per_s_training_alone": recipe.batch_size / step_s,
+        "images_per_s_reading_alone": recipe.batch_size / reading_s,
+        "forecast_hours": total_s / 3600,
+    }
+
+
+def _train(t: Training, batches: list[tuple[Tensor, Tensor]], start: int) -> list[float]:
+    """Train on the batches from `start` on; the loss of every step so far."""
+    for step in range(start, len(batches) if start else 1):
+        train_step(t, step, *batches[step])
+        t.progress.step = step + 1
+    rows = t.accelerator.reduce(torch.stack(t.window), "sum").tolist()
+    for step, row in enumerate(rows, 1):
+        if is_failure(t, row):
+            raise FloatingPointError(describe(t, step, row))
+    return [sum(row[:-1]) for row in rows]
+
+
+def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
+    """Whether the steps after the first, trained again from its checkpoint, give the same weights."""
+    model = t.recipe.model
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    (path,) = t.run.checkpoints.iterdir()
+    restore(t, path, None)
+    _train(t, batches, 1)
+    different = [name for name, value in model.state_dict().items() if not torch.equal(value, after[name])]
+    if different and t.accelerator.device.type == "cpu":
+        raise ValueError(
+            f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
+            "the optimizer keeps state that no checkpoint sees"
+        )
+    return "not bit-equal: kernels of this device add in changing order" if different else "bit-equal"
+
+
+def _timed(t: Training, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds until it is done, on the device too, and what it gave."""
+    begun = time.perf_counter()
+    result = work()
+    if t.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, result
+
+
+@torch.no_grad()
+def _flops(t: Training, images: Tensor, targets: Tensor) -> int:
+    """Floating-point operations of one image's forward pass, by torch's own counter."""
+    images, _ = t.to_device(images[:1], targets[:1])
+    was_training = t.recipe.model.training
+    t.recipe.model.eval()
+    with FlopCounterMode(display=False) as counter:
+        t.recipe.model(images)
+    t.recipe.model.train(was_training)
+    return counter.get_total_flops()
+
+
+def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
+    """Settings that do nothing, or contradict each other."""
+    order, total, found = plan.order, plan.total_steps, []
+    share = order.share(0, 0)
+    if options.micro_batch is not None and options.micro_batch >= share.stop:
+        found.append(f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images of a batch")
+    if options.log_every > total:
+        found.append(f"--log-every {options.log_every} is more than the {total} steps of the run")
+    if options.evaluate_every > recipe.epochs:
+        found.append(f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one evaluation")
+    if (options.checkpoint_every or 0) > total:
+        found.append(f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of the run")
+    left_out = order.num_images - order.steps_per_epoch * recipe.batch_size
+    if recipe.drop_last and left_out > 0.1 * order.num_images:
+        found.append(f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size")
+    if recipe.sync_batch_norm and order.num_processes == 1:
+        found.append("sync_batch_norm does nothing with one process")
+    covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
+    trained = [(name, weight) for name, weight in recipe.model.named_parameters() if weight.requires_grad]
+    free = [name for name, weight in trained if id(weight) not in covered]
+    if free:
+        found.append(f"{len(free)} weights are not in the optimizer and will not change: {', '.join(free[:3])}")
+    return found
