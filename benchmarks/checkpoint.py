@@ -17,7 +17,7 @@ from torchvision.models import resnet18, resnet50
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from trainkit.saving import Saver  # noqa: E402
+from trainkit.saving import Saver
 
 
 def main() -> None:
