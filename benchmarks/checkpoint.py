@@ -52,9 +52,8 @@ def main() -> None:
     print(f"{statistics.median(written) / 2**20:.0f} MiB; torch {torch.__version__}")
     for name, seconds in taken.items():
         middle = statistics.median(seconds)
-        print(
-            f"{name}: pause {middle:.3f} s ({min(seconds):.3f} to {max(seconds):.3f}), {middle / plain:.2f} x torch.save"
-        )
+        spread = f"({min(seconds):.3f} to {max(seconds):.3f})"
+        print(f"{name}: pause {middle:.3f} s {spread}, {middle / plain:.2f} x torch.save")
 
 
 if __name__ == "__main__":
