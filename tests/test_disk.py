@@ -101,6 +101,40 @@ def test_training_may_go_on_without_saving(tmp_path, capsys):
     assert all(torch.equal(value, recipe.model.state_dict()[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path, background):
+    """The disk is full in the last save alone; nothing says that the run has ended well."""
+    options = Options(out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background)
+    with disk_full(10**6), pytest.raises(OSError, match="step-000000010 could not be written"):
+        train(training(Then(27 + 27 + 12, full)), options)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert train(training(Images(27)), options)["steps"] == 10
+
+
+def test_a_run_that_can_save_again_forgets_its_trouble(tmp_path):
+    """With `continue`: one save fails, the next does not, and a bad image later on loses nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Rocky(Images):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            if self.reads == 5:
+                full()
+            if self.reads == 30:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            if self.reads == 27 + 27 + 10:
+                raise ValueError("torn")
+            return super().__getitem__(index)
+
+    options = Options(out=tmp_path, workers=0, log_every=1, on_save_error="continue")
+    with pytest.raises(ValueError, match="torn"):
+        train(training(Rocky(27)), options)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-000000008", "step-000000009"]
+    rows(tmp_path)  # every line of the log is whole
+
+
 def test_no_room_for_the_log(tmp_path):
     """/dev/full says what a full disk says."""
 

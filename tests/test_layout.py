@@ -96,7 +96,7 @@ def test_no_circles():
 
 def test_who_may_know_whom():
     for library, rooms in {
-        "accelerate": {"launch", "training", "records", "evaluation"},
+        "accelerate": {"launch", "training", "records", "replay", "evaluation"},
         "rich": {"display"},
         "tyro": {"cli"},
         "datasets": {"data.hub", "data.sample"},

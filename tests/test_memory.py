@@ -32,7 +32,7 @@ def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passe
     """Bit for bit the run in those passes from the start: batch norm has not counted the step that failed."""
     printed = run(*ALONE, str(tmp_path), "hungry", TOY_MEMORY_GIB="6", TOY_READS="60", code=-signal.SIGKILL).stdout
     assert "out of memory in step 1 with 8 images in a pass: from here on 4, in batches of 8 as before" in printed
-    assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {"micro_batch": 4}
+    assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {"micro_batch": 4, "asked": None}
     printed = run(*ALONE, str(tmp_path), "hungry").stdout
     assert "passes of 4 images, as memory ran out before" in printed and "out of memory in" not in printed
     assert_equal(tmp_path / "hungry", small_passes / "hungry-4")
@@ -49,6 +49,6 @@ def test_processes_agree_on_the_passes(tmp_path):
     """One of two has little memory: both take smaller passes, and nobody waits for ever."""
     printed = torchrun(2, TOYS, tmp_path, "hungry", TOY_MEMORY_GIB="3.7", TOY_MEMORY_RANK="1").stdout
     assert "out of memory in step 1 with 4 images in a pass: from here on 2" in printed
-    assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {"micro_batch": 2}
+    assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {"micro_batch": 2, "asked": None}
     torchrun(2, TOYS, tmp_path / "free", "hungry-2")
     assert_equal(tmp_path / "hungry", tmp_path / "free" / "hungry-2")

@@ -61,10 +61,11 @@ def test_processes_do_not_change_the_pixels(alone, together, name, number):
     many = [json.loads((together[number] / name / f"seen-{rank}.json").read_text()) for rank in range(number)]
     unit = 2 if "mixup" in name else 1
     order = TrainOrder(27, 8, 5, number, RUNS[name][1].get("micro_batch"), unit)
-    for rank, seen in enumerate(many):  # the first step is tried once, without the others
-        tried = sum(order.passes(0, rank))
-        assert seen[:tried] == seen[tried : 2 * tried]
-        del seen[:tried]
+    for rank, seen in enumerate(many):  # the first two steps are tried, without the others
+        for step, before in ((0, 0), (1, sum(order.passes(0, rank)))):
+            tried = sum(order.passes(step, rank))
+            assert seen[before : before + tried] == seen[before + tried : before + 2 * tried]
+            del seen[before : before + tried]
     fillers = sum(order.passes(step, rank).count(0) for step in range(10) for rank in range(number))
     seen = Counter(sum(many, []))
     assert seen >= Counter(one) and seen.total() == len(one) + fillers

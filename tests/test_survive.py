@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from toys import recognition, run
 
 from trainkit import Options, train
 from trainkit.checkpoint import list_checkpoints, load
+from trainkit.data.order import seed_host
 from trainkit.run import Run
 from trainkit.schedules import cos
 
@@ -279,6 +281,35 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
     folder.forget_after(1)
     folder.append({"event": "step", "step": 2})
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
+    """A checkpoint written in the background is told after rows of later steps."""
+    folder = Run(tmp_path)
+    for event, step in (("step", 10), ("evaluate", 12), ("step", 20), ("evaluate", 18), ("save", 15)):
+        folder.append({"event": event, "step": step})
+    assert folder.forget_after(15)["step"] == 12
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [10, 12]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_going_on_with_channels_last(tmp_path, fused):
+    """The optimizer's state lies in memory as its weights do, which fused kernels take for granted."""
+
+    def training():
+        seed_host(5)
+        recipe = recognition()
+        optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=0.01, fused=fused)
+        return replace(recipe, optimizer=optimizer)
+
+    options = Options(out=tmp_path / "whole", workers=0, checkpoint_every=1, keep=20, channels_last=True)
+    train(training(), options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "summary.json").unlink()
+    for path in list_checkpoints(tmp_path / "parts" / "checkpoints")[3:]:
+        shutil.rmtree(path)
+    train(training(), replace(options, out=tmp_path / "parts"))
+    assert_bit_equal(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_lock_is_given_back(tmp_path):

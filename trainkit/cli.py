@@ -129,6 +129,8 @@ def _replay(folder: Path, words: list[str]) -> int:
         workers=asked.workers,
         micro_batch=report["micro_batch"],
         on_bad_image=report["on_bad_image"],
+        channels_last=report["channels_last"],
+        tf32=report["tf32"],
     )
     seed_host(options.seed)
     return 0 if replay(build(function, settings), options, failure) else 1

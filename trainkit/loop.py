@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,11 @@ def train(
 
     try:
         t = begin(recipe, options, accelerator, plan, run, display)
-        if found.micro_batch is not None and options.micro_batch is None:
-            t.plan = plan.in_passes_of(found.micro_batch)
-            display.note(f"passes of {found.micro_batch} images, as memory ran out before; --micro-batch changes it")
+        if found.memory is not None and found.memory["asked"] == options.micro_batch:
+            t.plan = plan.in_passes_of(found.memory["micro_batch"])
+            display.note(
+                f"passes of {found.memory['micro_batch']} images, as memory ran out before; --micro-batch changes it"
+            )
         if found.path is not None:
             restore(t, found.path, found.evaluation)
         before = t.progress.seconds
@@ -111,10 +113,11 @@ def _stop(t: Training, number: int) -> None:
     t.saver.wait()
     tell_saves(t)
     t.accelerator.wait_for_everyone()
-    if t.trouble is not None:
+    if t.trouble is not None and t.options.on_save_error == "stop":
         raise t.trouble
     name = signal.Signals(number).name
-    t.run.write("stopped.json", {"signal": name, "step": t.progress.step})
+    with suppress(OSError):  # the exit code says it too
+        t.run.write("stopped.json", {"signal": name, "step": t.progress.step})
     t.display.stop()
     t.display.note(f"stopped by {name} after step {t.progress.step}, saved; the same command goes on from there")
     raise Stopped(number)

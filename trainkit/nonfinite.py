@@ -64,7 +64,7 @@ def _keep(t: Training, step: int, row: Sequence[float]) -> str:
         try:
             _write(t, step, row, folder)
             told += f"Kept in {folder}: `trainkit replay {t.run.folder}` runs the step again"
-        except (OSError, SafetensorError) as error:
+        except (SafetensorError, *UNUSABLE) as error:
             told += f"It could not be kept in {folder}: {reason(error)}"
     t.accelerator.wait_for_everyone()
     return told
@@ -82,6 +82,9 @@ def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
         "lrs": [group["lr"] * t.plan.multiplier(step - 1) for group in t.groups],
         "images": [{"index": index, "name": name_of(t.recipe.train_data, index)} for _, index in keys],
         "num_processes": t.accelerator.num_processes,
+        "precision": t.accelerator.mixed_precision,
+        "channels_last": t.options.channels_last,
+        "tf32": t.options.tf32,
         "micro_batch": t.plan.order.micro_batch,
         "on_bad_image": t.options.on_bad_image,
     }

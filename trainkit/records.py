@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from trainkit import checkpoint
 from trainkit.nonfinite import read_window
@@ -45,6 +46,7 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     weights, state = checkpoint.load(path)
     load_model(t.recipe.model, weights, path)
     t.recipe.optimizer.load_state_dict(state["optimizer"])
+    _lay_out_like_weights(t.recipe.optimizer)
     if t.ema is not None:
         t.ema.load_state_dict(state["ema"])
     if state["scaler"] is not None and t.accelerator.scaler is not None:
@@ -59,6 +61,14 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     # What is in it is summed over all processes, so one of them takes it up.
     t.window = list(state["window"].to(t.accelerator.device) * t.accelerator.is_main_process)
     t.display.note(f"going on from step-{t.progress.step:09d} of {t.plan.total_steps} steps")
+
+
+def _lay_out_like_weights(optimizer: Optimizer) -> None:
+    """A checkpoint keeps no memory format, and fused kernels walk weights and state side by side as they lie."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def note_evaluation(t: Training, row: Mapping[str, Any]) -> None:
@@ -78,6 +88,7 @@ def log(t: Training, row: Mapping[str, Any]) -> None:
 def tell_saves(t: Training) -> None:
     """Log and show what the saver has written by now, or that it could not."""
     for row in t.saver.written():
+        t.trouble = None  # of an earlier save, which the run went on without
         log(t, row)
         t.display.note(f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}")
     error = t.saver.error()
@@ -109,11 +120,17 @@ def tell_bad_images(t: Training) -> None:
                 cannot_write(t, OSError(f"{t.run.folder}/bad_images.txt cannot be written: {checkpoint.reason(error)}"))
 
 
-def remember_micro_batch(t: Training, micro_batch: int) -> None:
-    """Go on with passes of so many images, and begin with them when the run goes on."""
+def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
+    """Go on with passes of so many images, and begin with them when the run goes on.
+
+    alone: the others do not know, so that this process writes it, whichever it is.
+    """
     t.plan = t.plan.in_passes_of(micro_batch)
-    if t.accelerator.is_main_process or t.tried:  # later on the process whose memory ran out is alone with it
-        t.run.remember_micro_batch(micro_batch)
+    if (t.accelerator.is_main_process or alone) and t.options.out is not None:  # a replay remembers nothing
+        try:
+            t.run.remember_micro_batch(micro_batch, t.options.micro_batch)
+        except OSError as error:
+            cannot_write(t, OSError(f"{t.run.folder}/memory.json cannot be written: {checkpoint.reason(error)}"))
 
 
 def load_model(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -131,6 +148,8 @@ def finish(t: Training) -> dict[str, Any]:
     """Write and return the summary. Raises OSError where the folder cannot be written."""
     t.saver.wait()
     tell_saves(t)
+    if t.trouble is not None and t.options.on_save_error == "stop":
+        raise t.trouble  # without its last checkpoint a run is not finished
     summary = {
         "final": t.results,
         "best": {t.recipe.headline: t.progress.best, "step": t.progress.best_step},

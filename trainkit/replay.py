@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.records import restore
 from trainkit.run import Run
-from trainkit.step import steps, train_step
+from trainkit.step import TRIED, steps, train_step
 from trainkit.training import begin
 
 
@@ -59,6 +60,8 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     are trained again, which gives the same state bit for bit on the same machine and number of processes.
     """
     report = json.loads((failure / "report.json").read_text())
+    if "batch" in report:
+        raise ValueError(f"{failure} holds no batch: it {report['batch']}")
     recipe = recipe.opened()
     accelerator = start_accelerator()
     display = Display(accelerator.is_main_process)
@@ -66,6 +69,8 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     t = begin(recipe, options, accelerator, plan, Run(failure.parent.parent, writes=False), display)
     if accelerator.num_processes != report["num_processes"]:
         display.note(f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here")
+    if accelerator.mixed_precision != report["precision"]:
+        display.note(f"it failed in precision {report['precision']} and runs in {accelerator.mixed_precision} here")
     if report["checkpoint"] is not None:
         restore(t, failure / "checkpoint", None)
     step = report["step"] - 1
@@ -77,7 +82,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     batch = load_file(failure / "batch.safetensors")
     share = plan.order.share(step, accelerator.process_index)
     keys = plan.order.keys(step)[share]
-    t.tried = True
+    t.tried = TRIED
     t.objective.train()
     watch = Watch(recipe.model)
     train_step(t, step, batch["images"][share], batch["targets"][share])
@@ -87,10 +92,11 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     failed = is_failure(t, row)
     again = "fails again" if failed else "does not fail this time"
     display.note(f"step {step + 1} {again}: loss {sum(losses)}, gradient norm {norm}")
-    if watch.found is not None:
-        where, places = watch.found
-        named = [f"{index} ({name_of(recipe.train_data, index)})" for _, index in (keys[place] for place in places)]
+    mine = [] if watch.found is None else [(watch.found[0], [keys[place][1] for place in watch.found[1]])]
+    everywhere = gather_object(mine)
+    for where, indices in everywhere:
+        named = [f"{index} ({name_of(recipe.train_data, index)})" for index in indices]
         display.note(f"first in {where}, for images {', '.join(named)}")
-    elif failed:
+    if failed and not everywhere:
         display.note("all outputs of the model's layers are numbers: its loss or gradient is the first that is none")
     return failed

@@ -34,6 +34,7 @@ class Run:
         self.folder, self.writes = folder, writes
         self.checkpoints = folder / "checkpoints"
         self._lock: Any = None
+        self._torn = False  # the log's last line may be half a one
 
     @classmethod
     def open(
@@ -149,8 +150,11 @@ class Run:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row to the log."""
         if self.writes:
+            line = ("\n" if self._torn else "") + json.dumps(row, allow_nan=False) + "\n"
+            self._torn = True
             with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.write(line)
+            self._torn = False
 
     def forget_after(self, step: int) -> dict[str, Any] | None:
         """Drop the log's rows of steps that were lost with their process; the last evaluation left.
@@ -165,7 +169,8 @@ class Run:
             line = data[start:end]
             if not kept:
                 row = parsed_row(line)  # None for a line that a crash cut
-                kept = end if row is not None and row["step"] <= step else 0
+                told_late = row is not None and row["event"] == "save"  # a row about a step long past
+                kept = end if row is not None and row["step"] <= step and not told_late else 0
             if kept and EVALUATION in line:
                 evaluation = parsed_row(line)
             end = start
@@ -192,14 +197,14 @@ class Run:
         return new
 
     @property
-    def micro_batch(self) -> int | None:
-        """Images of one pass that an earlier process found to fit into memory."""
+    def memory(self) -> dict[str, int | None] | None:
+        """What an earlier process found to fit: images of one pass as "micro_batch", and how many were "asked" for."""
         path = self.folder / MEMORY
-        return json.loads(path.read_text())["micro_batch"] if path.is_file() else None
+        return json.loads(path.read_text()) if path.is_file() else None
 
-    def remember_micro_batch(self, micro_batch: int) -> None:
+    def remember_micro_batch(self, micro_batch: int, asked: int | None) -> None:
         """Keep it for the processes that go on. Any process may: the one that ran out may be the only one to know."""
-        self._replace(self.folder / MEMORY, json.dumps({"micro_batch": micro_batch}) + "\n")
+        self._replace(self.folder / MEMORY, json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n")
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
@@ -208,7 +213,7 @@ class Run:
 
     @staticmethod
     def _replace(path: Path, text: str) -> None:
-        aside = path.with_name(f".{path.name}.writing")
+        aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
         aside.write_text(text)
         os.replace(aside, path)
 

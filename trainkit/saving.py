@@ -40,11 +40,15 @@ class Saver:
     ) -> None:
         try:
             path = checkpoint.write(self.folder, step, snapshot)
-            num_bytes = sum(file.stat().st_size for file in path.iterdir())
-            checkpoint.rotate(self.folder, self.keep, {path, *protected})
         except OSError as error:
             self._error = error
             return
+        num_bytes = 0
+        try:
+            num_bytes = sum(file.stat().st_size for file in path.iterdir())
+            checkpoint.rotate(self.folder, self.keep, {path, *protected})
+        except OSError as error:
+            self._error = OSError(f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}")
         seconds = time.perf_counter() - begun
         row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
         self._written.append({"event": "save", **row})

@@ -21,6 +21,8 @@ from trainkit.memory import is_out_of_memory
 from trainkit.records import remember_micro_batch
 from trainkit.training import Training
 
+TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
+
 
 def steps(t: Training, stop: int) -> Iterator[int]:
     """Train up to step `stop`, and yield the number of steps done after each."""
@@ -86,22 +88,25 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 
 def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     """Forward and backward over this process's share, in smaller passes where memory runs out; losses (K,)."""
-    while isinstance(t.objective, DistributedDataParallel) and not t.tried:
-        # The others would wait for one whose memory ran out: try once without them, and agree.
-        _, problem = _passes(t, t.objective.module, step, images, targets, counts)
+    inner = getattr(t.objective, "_orig_mod", t.objective)  # compiled, it stands around DDP
+    trying = isinstance(inner, DistributedDataParallel) and not t.recipe.sync_batch_norm  # which asks the others itself
+    while trying and t.tried < TRIED:
+        # The others would wait for one whose memory ran out: try without them, and agree.
+        _, problem = _passes(t, inner.module, step, images, targets, counts)
         t.optimizer.zero_grad()
         t.undo.buffers_back()
-        anywhere = t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum")
-        if anywhere:
-            _halve(t, step, problem or "another process ran out of memory")
-        t.tried = not anywhere
+        if t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum"):
+            _halve(t, step, problem or "another process ran out of memory", alone=False)
+        else:
+            t.tried += 1
+            break
     while True:
         losses, problem = _passes(t, t.objective, step, images, targets, counts)
         if problem is None:
             return losses
         t.optimizer.zero_grad()
         t.undo.buffers_back()
-        _halve(t, step, problem)
+        _halve(t, step, problem, alone=True)
         if t.accelerator.num_processes > 1:
             raise MemoryError(
                 f"process {t.accelerator.process_index} ran out of memory in step {step + 1}: {problem}. The same "
@@ -134,8 +139,8 @@ def _passes(
     return losses, None
 
 
-def _halve(t: Training, step: int, problem: str) -> None:
-    """Make the passes half as large; the batch, and with it the mathematics, stays."""
+def _halve(t: Training, step: int, problem: str, alone: bool) -> None:
+    """Make the passes half as large; the batch, and with it the mathematics, stays. alone: no other process knows."""
     order = t.plan.order
     now = max(max(order.passes(step, process)) for process in range(order.num_processes))
     smaller = math.ceil(now / 2 / order.unit) * order.unit
@@ -147,7 +152,7 @@ def _halve(t: Training, step: int, problem: str) -> None:
     gc.collect()
     if t.accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
-    remember_micro_batch(t, smaller)
+    remember_micro_batch(t, smaller, alone)
     t.display.note(
         f"out of memory in step {step + 1} with {now} images in a pass: from here on {smaller}, in batches of "
         f"{t.recipe.batch_size} as before"

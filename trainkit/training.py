@@ -69,7 +69,7 @@ class Training:
     resumed_from: int = 0  # step of the checkpoint that this process went on from
     saved: int = 0  # step of the newest checkpoint
     whole: bool = True  # between two steps, and not inside one
-    tried: bool = False  # whether a step has fitted into the memory of all processes
+    tried: int = 0  # steps that have fitted into the memory of all processes
     trouble: OSError | None = None  # why the run's folder could not be written
 
 
@@ -81,7 +81,7 @@ class Found:
     """the checkpoint"""
     evaluation: dict[str, Any] | None = None
     """the log's row of the last one"""
-    micro_batch: int | None = None
+    memory: dict[str, Any] | None = None
     """images of one pass that were found to fit into memory"""
 
 
@@ -106,7 +106,7 @@ def open_run(
             evaluation = run.forget_after(checkpoint.step_of(path) if path else 0)
             for line in (*notes, *damaged):
                 display.note(line)
-            answer = [Found(path, evaluation, run.micro_batch), None]
+            answer = [Found(path, evaluation, run.memory), None]
         except ValueError as error:
             run.close()
             answer = [None, error]
