@@ -172,6 +172,25 @@ def test_an_orphan_stops(tmp_path, unstopped):
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
+    """One of two processes dies; with --max-restarts both begin again and go on from the last checkpoint."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}
+    words = [sys.executable, *launcher, str(TOYS), str(tmp_path), "all"]
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(tmp_path / "all", checkpoint_of(2), process)
+    children = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
+    children[rank].kill()
+    try:
+        printed = process.communicate(timeout=100)[0]
+    finally:
+        if process.poll() is None:
+            kill_all(process)
+    assert process.returncode == 0 and "going on from step-" in printed, printed
+    assert_bit_equal(unstopped / "2" / "all", tmp_path / "all")
+
+
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
     process = start(tmp_path, "all", sleep=0.05)
     wait_for(tmp_path / "all", lambda folder: (folder / "settings.json").exists(), process)
