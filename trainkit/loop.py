@@ -182,6 +182,7 @@ def _log_row(t: Training, step: int) -> None:
 def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     """Evaluate and log: whether it is the best so far, and the signal it was broken off for, or 0."""
     number = 0
+    read_window(t, step)  # weights that are no numbers are not worth an evaluation
 
     def stop() -> int:
         nonlocal number
