@@ -151,8 +151,8 @@ def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
 def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
     """Also where the library that raised it lies below the recipe's folder, as in a virtual environment."""
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "library.py").write_text("def fail(): raise ValueError('deep inside')\n")
-    (tmp_path / "broken.py").write_text("from packages.library import fail\ndef recipe():\n    fail()\n")
+    (tmp_path / "packages" / "helper.py").write_text("def fail(): raise ValueError('deep inside')\n")
+    (tmp_path / "broken.py").write_text("from packages.helper import fail\ndef recipe():\n    fail()\n")
     done = trainkit("broken.py", cwd=tmp_path, code=1)
     assert "Traceback" in done.stderr and "broken.py" in done.stderr
 

@@ -20,8 +20,13 @@ from toys import recognition, run
 from trainkit import Options, train
 from trainkit.checkpoint import list_checkpoints, load
 from trainkit.data.order import seed_host
+from trainkit.display import Display
+from trainkit.launch import start_accelerator
+from trainkit.plan import Plan
+from trainkit.records import restore, save
 from trainkit.run import Run
 from trainkit.schedules import cos
+from trainkit.training import begin
 
 TOYS = Path(__file__).parent / "toys.py"
 STEPS = 12  # of the run "all": 3 epochs of 4
@@ -329,6 +334,24 @@ def test_going_on_with_channels_last(tmp_path, fused):
         shutil.rmtree(path)
     train(training(), replace(options, out=tmp_path / "parts"))
     assert_bit_equal(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_scale_of_fp16_comes_back(tmp_path):
+    """torch's own scaler, as accelerate holds it, through a checkpoint on the disk."""
+    trainings = []
+    (tmp_path / "checkpoints").mkdir()
+    for scale in (512.0, 65536.0):
+        recipe, options, accelerator = recognition(), Options(out=tmp_path, workers=0), start_accelerator()
+        run = Run(tmp_path)
+        t = begin(recipe, options, accelerator, Plan.of(recipe, options, 1), run, Display(False))
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
+        trainings.append(t)
+    first, second = trainings
+    first.progress.step = 3
+    save(first, 3)
+    restore(second, tmp_path / "checkpoints" / "step-000000003", None)
+    assert second.accelerator.scaler.get_scale() == 512.0 and second.progress.step == 3
+    assert second.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
 
 
 def test_the_lock_is_given_back(tmp_path):
