@@ -41,25 +41,28 @@ ARROWS = {
     "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "replay", "data.order", "display"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "objective", "evaluation", "data.loader", "signals",
+        "ema", "objective", "sharding", "evaluation", "batch_norm", "data.loader", "signals",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "data.reading",
     },
     "check": {
-        "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "evaluation",
-        "nonfinite", "data.loader", "data.order",
+        "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite", "sharding",
+        "data.loader", "data.order",
     },
-    "step": {"training", "records", "memory", "data.order", "data.loader"},
-    "records": {"training", "checkpoint", "nonfinite", "signals"},
+    "step": {"training", "records", "memory", "sharding", "data.order", "data.loader"},
+    "records": {"training", "checkpoint", "nonfinite", "signals", "sharding"},
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
         "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan",
-        "objective",
-        "data.loader",
+        "objective", "sharding", "activations", "batch_norm", "evaluation", "data.loader",
     },
-    "evaluation": {"recipe", "ema", "metrics", "objective", "data.order", "data.loader"},
+    "evaluation": {"recipe", "ema", "batch_norm", "metrics", "objective", "sharding", "data.order", "data.loader"},
+    "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.loader"},
+    "ema": {"sharding"},
+    "undo": {"sharding"},
+    "launch": {"sharding"},
     "objective": {"recipe"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "checkpoint"},
@@ -96,7 +99,7 @@ def test_no_circles():
 
 def test_who_may_know_whom():
     for library, rooms in {
-        "accelerate": {"launch", "training", "records", "replay", "evaluation"},
+        "accelerate": {"launch", "sharding", "batch_norm", "training", "records", "replay", "evaluation"},
         "rich": {"display"},
         "tyro": {"cli"},
         "datasets": {"data.hub", "data.sample"},

@@ -193,6 +193,13 @@ def with_errors() -> Recipe:
     return recognition(task=Recognition(CLASSES, extra_metrics=[Errors(cache_dir=os.environ["ERRORS_CACHE"])]))
 
 
+def with_spare_weights() -> Recipe:
+    """A part of the model has no part in the loss."""
+    recipe = recognition()
+    recipe.model.spare = nn.Linear(3, 3)
+    return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 0.0), lr=0.1))
+
+
 # Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
 RUNS = {
     "recognition": (recognition, {}),
@@ -207,6 +214,8 @@ RUNS = {
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
     "errors": (with_errors, {}),
+    "spare": (with_spare_weights, {"micro_batch": 2}),
+    "spare-static": (with_spare_weights, {"micro_batch": 2, "static_graph": True}),
     "long": (
         lambda: recognition(epochs=int(os.environ["TOY_STEPS"]) / 4),
         {"log_every": 10, "checkpoint_every": 100, "evaluate_every": 10**6},

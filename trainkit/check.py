@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainkit.data.loader import choose_workers, make_loader
 from trainkit.data.order import Batches
 from trainkit.display import Display
-from trainkit.evaluation import measure
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure
 from trainkit.options import Options
@@ -24,6 +23,7 @@ from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.records import peak_memory_gib, restore, save
 from trainkit.run import Run
+from trainkit.sharding import is_sharded, local, reshard
 from trainkit.step import train_step
 from trainkit.training import Training, begin
 
@@ -38,7 +38,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     would raise, and ValueError where going on from a checkpoint does not give the same weights.
     """
     recipe = recipe.opened()
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(options.static_graph)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
     if recipe.note:
@@ -48,7 +48,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         run = Run(folder, writes=accelerator.is_main_process)
         run.checkpoints.mkdir()
         workers = choose_workers(options.workers, accelerator.num_processes)
-        quiet = replace(options, out=folder, workers=0, background_save=False)
+        quiet = replace(options, out=folder, workers=0, background_save=False, precise_bn=None)
         figures = _try(begin(recipe, quiet, accelerator, plan, run, Display(False)), workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +82,7 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
 
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
-    eval_s, results = _timed(t, lambda: measure(few, t.objective, accelerator, t.to_device, t.options.seed, 0, t.ema))
+    eval_s, results = _timed(t, replace(t.evaluation, recipe=few, workers=0).measure)
 
     reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
     bound_s = max(step_s, reading_s) if workers else step_s + reading_s
@@ -122,11 +122,11 @@ def _train(t: Training, batches: list[tuple[Tensor, Tensor]], start: int) -> lis
 def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
     """Whether the steps after the first, trained again from its checkpoint, give the same weights."""
     model = t.recipe.model
-    after = {name: value.clone() for name, value in model.state_dict().items()}
+    after = {name: local(value).clone() for name, value in model.state_dict().items()}
     (path,) = t.run.checkpoints.iterdir()
     restore(t, path, None)
     _train(t, batches, 1)
-    different = [name for name, value in model.state_dict().items() if not torch.equal(value, after[name])]
+    different = [name for name, value in model.state_dict().items() if not torch.equal(local(value), after[name])]
     if different and t.accelerator.device.type == "cpu":
         raise ValueError(
             f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
@@ -147,12 +147,16 @@ def _timed(t: Training, work: Callable[[], Any]) -> tuple[float, Any]:
 @torch.no_grad()
 def _flops(t: Training, images: Tensor, targets: Tensor) -> int:
     """Floating-point operations of one image's forward pass, by torch's own counter."""
-    images, _ = t.to_device(images[:1], targets[:1])
-    was_training = t.recipe.model.training
-    t.recipe.model.eval()
+    images, targets = t.to_device(images[:1], targets[:1])
+    was_training = t.objective.training
+    t.objective.eval()
     with FlopCounterMode(display=False) as counter:
-        t.recipe.model(images)
-    t.recipe.model.train(was_training)
+        if is_sharded(t.objective):  # which gathers the weights
+            t.objective(images, targets)
+        else:
+            t.recipe.model(images)
+    reshard(t.objective)
+    t.objective.train(was_training)
     return counter.get_total_flops()
 
 

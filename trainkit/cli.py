@@ -101,7 +101,7 @@ def _evaluate(path: Path, words: list[str]) -> int:
     from trainkit.loop import evaluate
 
     seed_host(asked.seed)
-    options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers)
+    options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers, precise_bn=asked.precise_bn)
     results = evaluate(build(function, settings), weights, options)
     if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
         write_results(options.out, weights, settings, results)

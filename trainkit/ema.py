@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from trainkit.sharding import local, part
+
 
 class EMA:
     """Averages weights and floating-point buffers: A <- d A + (1 - d) W after each step.
@@ -24,7 +26,8 @@ class EMA:
         self._weights = [tensor.detach() for _, tensor in named]
         self.averages = [tensor.clone() for tensor in self._weights]
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for average, weight in zip(self.averages, self._weights):
+        for pair in zip(self.averages, self._weights):
+            average, weight = map(local, pair)
             for one, other in zip(self._groups.setdefault(weight.dtype, ([], [])), (average, weight)):
                 one.append(other)
 
@@ -64,4 +67,4 @@ class EMA:
         """Take up a state of the same model."""
         self.count = state["count"]
         for name, average in zip(self._names, self.averages):
-            average.copy_(state["averages"][name])
+            average.copy_(part(state["averages"][name], average))

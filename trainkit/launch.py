@@ -3,11 +3,14 @@
 import atexit
 import ctypes
 import os
+import time
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from trainkit.sharding import kept_from_accelerate
 
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": (
@@ -15,13 +18,10 @@ REFUSED = {
         "not be that of the whole batch"
     ),
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has a training loop of its own",
-    "ACCELERATE_USE_FSDP": (
-        "FSDP replaces the model's weights by parts of them, which checkpoints and averaged weights do not know yet"
-    ),
 }
 
 
-def start_accelerator() -> Accelerator:
+def start_accelerator(static_graph: bool = False) -> Accelerator:
     """The Accelerator of this process, with all started processes in one group and all cores in use.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
@@ -36,8 +36,10 @@ def start_accelerator() -> Accelerator:
         _use_all_cores()
         _keep_freed_memory()
         _join_afresh()
-    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
-    accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[views])
+    # Gradients as views of what is sent: no second copy of them.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)
+    with kept_from_accelerate():
+        accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp])
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
@@ -68,9 +70,13 @@ def _join_afresh() -> None:
 
 
 def _leave_group() -> None:
-    """End gloo's threads before the interpreter ends: left to it, 3 runs in 40 aborted after their work."""
+    """End gloo's threads before the interpreter ends: left to it, 3 runs in 40 aborted after their work.
+
+    Where FSDP still holds the group they stay, and one may be waiting for the interpreter, to let go of a tensor.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.1)
 
 
 def _use_all_cores() -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
+from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.data.loader import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
-from trainkit.evaluation import measure
+from trainkit.evaluation import Evaluation
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure, read_window
 from trainkit.objective import Objective, ToDevice
@@ -32,6 +33,7 @@ from trainkit.records import (
     tell_bad_images,
     tell_saves,
 )
+from trainkit.sharding import prepare
 from trainkit.signals import FAILED, Stopped
 from trainkit.step import steps
 from trainkit.training import Training, begin, open_run
@@ -49,7 +51,7 @@ def train(
     """
     begun = time.perf_counter()
     recipe = recipe.opened()
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(options.static_graph)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
     run, found = open_run(accelerator, display, options, settings or {}, recipe_file, plan.mathematics())
@@ -189,7 +191,7 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
         number = t.stop.agreed()
         return number
 
-    results = measure(t.recipe, t.objective, t.accelerator, t.to_device, t.options.seed, t.workers, t.ema, stop)
+    results = t.evaluation.measure(stop)
     if results is None:
         return False, number
     epoch = t.plan.epoch(step)
@@ -208,10 +210,11 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
 
     weights: a checkpoint folder, or a file of weights. Raises ValueError where they do not fit the model.
     """
+    recipe = recipe.opened() if options.precise_bn is not None else recipe
     accelerator = start_accelerator()
     display = Display(accelerator.is_main_process)
     load_model(recipe.model, checkpoint.load_weights(weights), weights)
-    objective = accelerator.prepare(Objective(recipe.model, recipe.task))
+    objective, _ = prepare(accelerator, Objective(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
     if ema is not None:
         ema.load_state_dict(checkpoint.load(weights)[1]["ema"])
@@ -219,7 +222,8 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
     if recipe.note:
         display.note(recipe.note)
     workers = choose_workers(options.workers, accelerator.num_processes)
+    shared = (recipe, objective, accelerator, to_device, options.seed, workers)
     with worker_deaths_told():
-        results = measure(recipe, objective, accelerator, to_device, options.seed, workers, ema)
+        results = Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn)).measure()
     display.results(f"evaluation of {weights}", results, best=False)
     return results

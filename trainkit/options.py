@@ -29,6 +29,12 @@ class Options:
     """hold images and weights with the channels last, which tensor cores and some CPUs prefer"""
     tf32: bool = False
     """on GPUs: multiply float32 in TF32, which keeps 10 bits of the mantissa and is several times faster"""
+    activation_checkpointing: bool = False
+    """keep only the inputs of the model's blocks and compute the rest again for the backward: less memory, slower"""
+    static_graph: bool = False
+    """on several processes: the model uses the same weights in every pass, so DDP may learn in the first one which"""
+    precise_bn: int | None = None
+    """before each evaluation, estimate batch norm's statistics anew from so many training images (a multiple of 16)"""
     keep: int = 2
     """newest checkpoints kept, beside the best and the one gone on from"""
     rebase: bool = False
@@ -44,7 +50,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, least in {
-            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1
+            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1,
+            "precise_bn": 16,
         }.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
@@ -63,6 +70,8 @@ class EvaluateOptions:
     """of what is random in the validation data, if anything"""
     workers: int | None = None
     """processes that read images, for each process; default: its share of the cores, up to 8"""
+    precise_bn: int | None = None
+    """estimate batch norm's statistics anew from so many training images (a multiple of 16), as in a run"""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -49,7 +50,7 @@ class Recognition:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of cross-entropies: (1,)."""
-        return cross_entropy_sum(outputs, targets, label_smoothing=self.label_smoothing)[None]
+        return torch.stack([cross_entropy_sum(outputs, targets, label_smoothing=self.label_smoothing)])
 
     def predict(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Class ids from the likeliest: (N, 5), or (N, C) with fewer classes."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from trainkit import checkpoint
 from trainkit.nonfinite import read_window
+from trainkit.sharding import part, parts_of_optimizer, whole
 from trainkit.signals import FAILED
 from trainkit.training import Progress, Training
 
@@ -22,20 +23,20 @@ from trainkit.training import Progress, Training
 def save(t: Training, step: int) -> None:
     """Write a checkpoint in the main process, then remove older ones."""
     tell_bad_images(t)
-    window = read_window(t, step)
+    scaler = t.accelerator.scaler
+    state = {
+        "progress": asdict(t.progress),
+        "results": t.results,
+        "optimizer": t.recipe.optimizer.state_dict(),
+        "ema": None if t.ema is None else t.ema.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "window": torch.tensor(read_window(t, step)),
+    }
+    model, state = whole((t.recipe.model.state_dict(), state), keep=t.accelerator.is_main_process)
     if t.accelerator.is_main_process:
-        scaler = t.accelerator.scaler
-        state = {
-            "progress": asdict(t.progress),
-            "results": t.results,
-            "optimizer": t.recipe.optimizer.state_dict(),
-            "ema": None if t.ema is None else t.ema.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "window": torch.tensor(window),
-        }
         steps = (t.resumed_from, t.progress.best_step)
         protected = [checkpoint.checkpoint_path(t.run.checkpoints, step) for step in steps if step]
-        t.saver.save(step, t.recipe.model.state_dict(), state, protected)
+        t.saver.save(step, model, state, protected)
         tell_saves(t)
     t.saved = step
     t.accelerator.wait_for_everyone()
@@ -45,7 +46,7 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     """Take up the state in `path`, and the last evaluation, which the log has."""
     weights, state = checkpoint.load(path)
     load_model(t.recipe.model, weights, path)
-    t.recipe.optimizer.load_state_dict(state["optimizer"])
+    t.recipe.optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], t.recipe.optimizer))
     _lay_out_like_weights(t.recipe.optimizer)
     if t.ema is not None:
         t.ema.load_state_dict(state["ema"])
@@ -135,8 +136,9 @@ def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
 
 def load_model(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Load weights. Raises ValueError that lists the keys where they do not fit."""
+    ours = model.state_dict()
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict({name: part(value, ours.get(name)) for name, value in weights.items()})
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(
             f"the weights in {path} do not fit {type(model).__name__}: {error}. Give the settings the "

@@ -19,6 +19,7 @@ from trainkit.data.loader import make_loader
 from trainkit.data.order import MIX, Batches, fold, seed_step
 from trainkit.memory import is_out_of_memory
 from trainkit.records import remember_micro_batch
+from trainkit.sharding import no_sync, whole
 from trainkit.training import Training
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -75,6 +76,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
     else:
         accelerator.unscale_gradients()
         norm = get_total_norm([weight.grad for weight in t.objective.parameters() if weight.grad is not None])
+    norm = whole(norm)
     t.optimizer.step()
     t.optimizer.zero_grad()
     if t.ema is not None:
@@ -89,14 +91,22 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     """Forward and backward over this process's share, in smaller passes where memory runs out; losses (K,)."""
     inner = getattr(t.objective, "_orig_mod", t.objective)  # compiled, it stands around DDP
-    trying = isinstance(inner, DistributedDataParallel) and not t.recipe.sync_batch_norm  # which asks the others itself
+    # SyncBN asks the others itself, and a static graph is learnt from all backward passes that there are.
+    trying = isinstance(inner, DistributedDataParallel) and not (t.recipe.sync_batch_norm or t.options.static_graph)
     while trying and t.tried < TRIED:
         # The others would wait for one whose memory ran out: try without them, and agree.
         _, problem = _passes(t, inner.module, step, images, targets, counts)
+        unused = [name for name, weight in inner.module.model.named_parameters() if _waited_for(weight)]
         t.optimizer.zero_grad()
         t.undo.buffers_back()
         if t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum"):
             _halve(t, step, problem or "another process ran out of memory", alone=False)
+        elif unused:
+            raise ValueError(
+                f"{len(unused)} weights have no part in the loss of step {step + 1} ({', '.join(unused[:3])}), and the "
+                "other processes would wait for their gradients: set requires_grad to False or leave them out of the "
+                "model; --static-graph allows it where they are the same in every step"
+            )
         else:
             t.tried += 1
             break
@@ -127,7 +137,7 @@ def _passes(
         for number, size in enumerate(sizes, 1):
             part = slice(first, first + size) if size else slice(0, 1)
             first += size
-            with nullcontext() if number == len(sizes) else accelerator.no_sync(t.objective):
+            with nullcontext() if number == len(sizes) or t.options.static_graph else no_sync(accelerator, t.objective):
                 terms = objective(images[part], targets[part]) / counts * bool(size)  # (K,)
                 loss = terms.sum() * accelerator.num_processes  # the wrapper averages over processes
                 (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
@@ -137,6 +147,10 @@ def _passes(
             raise
         return losses, str(error).splitlines()[0]  # not the error itself: it holds on to what was allocated
     return losses, None
+
+
+def _waited_for(weight: nn.Parameter) -> bool:
+    return weight.requires_grad and weight.grad is None
 
 
 def _halve(t: Training, step: int, problem: str, alone: bool) -> None:

@@ -11,15 +11,19 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trainkit import checkpoint
+from trainkit.activations import checkpoint_activations
+from trainkit.batch_norm import PreciseBatchNorm, synchronised
 from trainkit.data.loader import choose_workers
 from trainkit.display import Display
 from trainkit.ema import EMA
+from trainkit.evaluation import Evaluation
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
 from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.run import Run
 from trainkit.saving import Saver
+from trainkit.sharding import prepare
 from trainkit.signals import StopFlag
 from trainkit.undo import Undo
 
@@ -60,6 +64,7 @@ class Training:
     ema: EMA | None
     undo: Undo
     workers: int
+    evaluation: Evaluation
     groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
     progress: Progress = field(default_factory=Progress)
     window: list[Tensor] = field(default_factory=list)  # (K + 1,) of each step since the last row: losses, norm
@@ -135,12 +140,17 @@ def begin(
         {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
     ]
     if recipe.sync_batch_norm and accelerator.num_processes > 1:
-        recipe = replace(recipe, model=_synchronised(recipe.model, accelerator))
+        recipe = replace(recipe, model=synchronised(recipe.model, accelerator))
     if options.channels_last:
         recipe.model.to(memory_format=torch.channels_last)
+    if options.activation_checkpointing:
+        checkpoint_activations(recipe.model)
     allow_tf32(options.tf32)
-    objective, optimizer = accelerator.prepare(Objective(recipe.model, recipe.task), recipe.optimizer)
+    objective, optimizer = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
+    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
+    workers = choose_workers(options.workers, accelerator.num_processes)
+    shared = (recipe, objective, accelerator, to_device, options.seed, workers)
     return Training(
         recipe=recipe,
         options=options,
@@ -150,24 +160,15 @@ def begin(
         display=display,
         objective=objective,
         optimizer=optimizer,
-        to_device=ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last),
+        to_device=to_device,
         stop=StopFlag(accelerator.device, accelerator.num_processes),
         saver=Saver(run.checkpoints, options.keep, options.background_save),
         ema=ema,
         undo=Undo(recipe.model, recipe.optimizer, options.on_nonfinite == "skip", ema.averages if ema else ()),
-        workers=choose_workers(options.workers, accelerator.num_processes),
+        workers=workers,
+        evaluation=Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn)),
         groups=groups,
     )
-
-
-def _synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model with torch's SyncBatchNorm, over the same weights. Raises ValueError where there is no GPU."""
-    if accelerator.device.type == "cpu":
-        raise ValueError(
-            f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
-            "is for GPUs. Turn it off, or train in one process with --micro-batch"
-        )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def allow_tf32(allowed: bool) -> None:

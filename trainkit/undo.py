@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainkit.sharding import local
+
 
 class Undo:
     """Keeps the model's buffers before each step; with `updates` weights, averages and the optimizer's state too.
@@ -18,7 +20,7 @@ class Undo:
     def __init__(self, model: nn.Module, optimizer: Optimizer, updates: bool, averages: Sequence[Tensor] = ()):
         self.optimizer, self.updates = optimizer, updates
         self._buffers = list(model.buffers())
-        self._weights = [*model.parameters(), *averages] if updates else []
+        self._weights = [local(tensor) for tensor in (*model.parameters(), *averages)] if updates else []
         self._copies = [tensor.detach().clone() for tensor in (*self._buffers, *self._weights)]
         self._states: dict[tuple[int, str], Tensor] = {}
 
@@ -56,4 +58,4 @@ class Undo:
                         f"--on-nonfinite skip cannot take back {name!r} of {type(self.optimizer).__name__}, which is "
                         f"not on {weight.device}: build the optimizer with fused=True or capturable=True"
                     )
-                yield (id(weight), name), value
+                yield (id(weight), name), local(value)

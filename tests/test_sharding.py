@@ -1,0 +1,164 @@
+"""FSDP2 on two gloo processes, by the code that GPUs run: the same training, and checkpoints that fit everywhere."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, torchrun
+from conftest import run as run_command
+from safetensors.torch import load_file
+from test_loop import assert_same_training, rows
+from test_survive import assert_bit_equal
+from torch import nn
+from toys import everything, run
+
+from trainkit import Options, evaluate
+from trainkit.checkpoint import list_checkpoints
+from trainkit.sharding import Sharding, prepare
+
+TOYS = Path(__file__).parent / "toys.py"
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+        "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The same runs sharded, sharded as ZeRO's stage 2, and with DDP."""
+    folder = tmp_path_factory.mktemp("trained")
+    torchrun(2, TOYS, folder / "fsdp", "recognition-3", "segmentation-3", "all", **FSDP)
+    torchrun(2, TOYS, folder / "zero2", "all", **FSDP, FSDP_RESHARD_AFTER_FORWARD="false")
+    torchrun(2, TOYS, folder / "ddp", "all")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["recognition-3", "segmentation-3"])
+def test_it_is_the_training_of_one_process(tmp_path, trained, name):
+    run(name, tmp_path / name)
+    assert_same_training(tmp_path / name, trained / "fsdp" / name)
+    norms = [row["grad_norm"] for row in rows(tmp_path / name)]
+    assert [row["grad_norm"] for row in rows(trained / "fsdp" / name)] == pytest.approx(norms, rel=1e-5)
+
+
+def test_it_is_the_training_of_ddp(trained):
+    """With AdamW, batch norm, dropout, mixup and averaged weights, each evaluated; keys and shapes are the same."""
+    assert_same_training(trained / "ddp" / "all", trained / "fsdp" / "all")
+    files = ("model.safetensors", "state.safetensors")
+    for file in files:
+        mine, theirs = (
+            load_file(list_checkpoints(trained / each / "all" / "checkpoints")[-1] / file) for each in ("fsdp", "ddp")
+        )
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_kept_from_forward_to_backward_changes_nothing(trained):
+    """Not even in the evaluation of averaged weights, which are put in place of others that were gathered before."""
+    assert_bit_equal(trained / "fsdp" / "all", trained / "zero2" / "all")
+
+
+def test_killed_and_gone_on_with(tmp_path, trained):
+    torchrun(2, TOYS, tmp_path, "all", **FSDP, TOY_READS="40", code=None)
+    assert not (tmp_path / "all" / "summary.json").exists() and list_checkpoints(tmp_path / "all" / "checkpoints")
+    assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **FSDP).stdout
+    assert_bit_equal(trained / "fsdp" / "all", tmp_path / "all")
+
+
+@pytest.mark.parametrize("before, after", [("fsdp", "ddp"), ("ddp", "fsdp")])
+def test_a_run_may_change_over(tmp_path, trained, before, after):
+    shutil.copytree(trained / before / "all", tmp_path / "all")
+    (tmp_path / "all" / "summary.json").unlink()
+    newest = list_checkpoints(tmp_path / "all" / "checkpoints")[-1]
+    shutil.rmtree(newest)
+    assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **(FSDP if after == "fsdp" else {})).stdout
+    assert_same_training(trained / after / "all", tmp_path / "all")
+
+
+def test_a_checkpoint_is_measured_without_it(trained):
+    folder = trained / "fsdp" / "all"
+    final = json.loads((folder / "summary.json").read_text())["final"]
+    assert evaluate(everything(), list_checkpoints(folder / "checkpoints")[-1], Options(workers=0)) == final
+
+
+def test_each_process_holds_its_part(tmp_path):
+    """Of weights, gradients' averages and the optimizer's state; and what cannot be is refused."""
+    script = f"""
+import os, sys; sys.path.insert(0, {str(TOYS.parent)!r})
+import torch
+from toys import everything
+from trainkit.launch import start_accelerator
+from trainkit.objective import Objective
+from trainkit.sharding import is_sharded, local, prepare
+accelerator = start_accelerator()
+recipe = everything()
+objective, optimizer = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
+objective(torch.zeros(2, 3, 12, 12), torch.zeros(2, dtype=torch.long)).sum().backward()
+optimizer.step()
+weights = list(recipe.model.parameters())
+held = sum(local(weight).numel() for weight in weights)
+states = [value for state in recipe.optimizer.state.values() for value in state.values() if value.ndim]
+assert is_sharded(objective) and len(states) == 2 * len(weights)
+print("HELD", held, sum(weight.numel() for weight in weights), sum(local(state).numel() for state in states))
+try: prepare(accelerator, Objective(everything().model.to(memory_format=torch.channels_last), recipe.task))
+except ValueError as error: print(error)
+"""
+    (tmp_path / "script.py").write_text(script)
+    printed = torchrun(2, tmp_path / "script.py", **FSDP).stdout
+    held = [list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("HELD")]
+    assert len(held) == 2 and held[0][0] + held[1][0] == held[0][1]
+    assert all(mine < 0.6 * total and states == 2 * mine for mine, total, states in held)
+    assert "channels_last and FSDP do not go together" in printed
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP_VERSION is 1: .*set fsdp_version: 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS is true: .*leave fsdp_offload_params out"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "give trainkit --activation-checkpointing"),
+        ({"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}, "without a class: name the blocks"),
+        ({}, "there is one: take accelerate_configs/gpu.yaml"),
+    ],
+)
+def test_what_is_refused(monkeypatch, changed, message):
+    from accelerate import Accelerator
+
+    for name, value in {**FSDP, **changed}.items():
+        monkeypatch.setenv(name, value)
+    accelerator = Accelerator.__new__(Accelerator) if changed else None
+    if accelerator is None:
+        from trainkit.launch import start_accelerator
+
+        accelerator = start_accelerator()
+    with pytest.raises(ValueError, match=message):
+        prepare(accelerator, nn.Linear(2, 2))
+
+
+def test_modules_that_are_gathered_on_their_own():
+    """By size, inner ones first and counted once; by the names of their classes; lists of modules never."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Linear(2, 2)  # 6 weights
+            self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)) for _ in range(2)])  # 20 + 30
+
+    net = Net()
+    (one, two), (three, four) = net.blocks
+    assert Sharding(least=25).units(net) == [four, two]  # what is left of each block is 20
+    assert Sharding(least=20).units(net) == [four, three, two, one]
+    assert Sharding(least=50).units(net) == [net.blocks[1], net.blocks[0]]
+    assert Sharding(least=100).units(net) == Sharding().units(net) == []
+    assert Sharding(classes=frozenset({"Sequential"})).units(net) == [net.blocks[1], net.blocks[0]]
+
+
+def test_the_config_starts_it(tmp_path):
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "fsdp2.yaml")]
+    words += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
+    script = tmp_path / "script.py"
+    script.write_text("from trainkit.sharding import Sharding\nprint('ASKED', Sharding.asked())\n")
+    printed = run_command(sys.executable, *words, str(script)).stdout
+    assert printed.count("ASKED Sharding(reshard_after_forward=True, least=1000000, classes=frozenset())") == 2

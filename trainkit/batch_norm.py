@@ -1,0 +1,110 @@
+"""Batch norm's running statistics: over all processes while training, and estimated anew before an evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+
+from trainkit.data.loader import make_loader
+from trainkit.data.order import TrainOrder, seed_step
+from trainkit.objective import ToDevice
+from trainkit.recipe import Recipe
+from trainkit.sharding import reshard
+
+PASS = 16  # images whose mean and variance are one sample, whatever the batch and the processes are
+
+
+def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model with torch's SyncBatchNorm, over the same weights. Raises ValueError where there is no GPU."""
+    if accelerator.device.type == "cpu":
+        raise ValueError(
+            f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
+            "is for GPUs. Turn it off, or train in one process with --micro-batch"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+class PreciseBatchNorm:
+    """Mean and variance as they are under the weights of now, and not averaged over the last steps' weights.
+
+    Each is the mean over passes of 16 training images, `num_images` in all, augmented as in epoch 0 and in its order
+    (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm"; `torch.optim.swa_utils.update_bn` in one process). Training
+    is not touched: the statistics it has counted are put back.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        objective: nn.Module,
+        accelerator: Accelerator,
+        to_device: ToDevice,
+        seed: int,
+        workers: int,
+        num_images: int | None,
+    ):
+        self.recipe, self.objective, self.accelerator, self.to_device = recipe, objective, accelerator, to_device
+        self.seed, self.workers, self.num_images = seed, workers, num_images
+        norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
+        self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
+
+    @contextmanager
+    def estimated(self) -> Iterator[None]:
+        """The model has these statistics meanwhile."""
+        if not self.norms:
+            yield
+            return
+        kept = [(buffer, buffer.clone()) for norm in self.norms for buffer in norm.buffers()]
+        momenta = [norm.momentum for norm in self.norms]
+        was_training = self.objective.training
+        try:
+            self.objective.train()
+            self._estimate()
+            self.objective.train(was_training)
+            yield
+        finally:
+            for norm, momentum in zip(self.norms, momenta):
+                norm.momentum = momentum
+            with torch.no_grad():
+                for buffer, copy in kept:
+                    buffer.copy_(copy)
+
+    @torch.no_grad()
+    def _estimate(self) -> None:
+        accelerator = self.accelerator
+        passes = self._passes()
+        mine = list(range(accelerator.process_index, len(passes), accelerator.num_processes))
+        if len(mine) < -(-len(passes) // accelerator.num_processes):
+            mine.insert(0, 0)  # a filler, forgotten before the first that counts
+        check = getattr(self.recipe.task, "check", None)
+        batches = [[(0, index) for index in passes[number]] for number in mine]
+        loader = make_loader(self.recipe.train_data, self.seed, batches, self.workers, accelerator.device, check)
+        # DDP would take the first process's statistics over; there is no gradient it could be needed for.
+        inner = getattr(self.objective, "_orig_mod", self.objective)
+        inner = getattr(inner, "module", inner)
+        counted = 0
+        for number, (images, targets, _) in zip(mine, loader):
+            if not counted:
+                for norm in self.norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # the mean of all so far
+            seed_step(self.seed, number, 0)
+            inner(*self.to_device(images, targets))
+            counted += number % accelerator.num_processes == accelerator.process_index
+        reshard(inner)
+        for norm in self.norms:
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.copy_(accelerator.reduce(statistic * (counted / len(passes)), "sum"))
+
+    def _passes(self) -> list[list[int]]:
+        """Images of each pass, the same for any number of processes."""
+        order = TrainOrder(len(self.recipe.train_data), self.recipe.batch_size, self.seed).epoch(0)
+        num_passes = max(1, min(self.num_images, len(order)) // PASS)
+        if self.recipe.sync_batch_norm:  # all processes make each pass together
+            num_passes = -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes
+        places = torch.arange(num_passes * PASS) % len(order)
+        if len(order) < PASS:
+            places = torch.arange(len(order))
+        return [part.tolist() for part in order[places].split(PASS)]

@@ -1,0 +1,199 @@
+"""FSDP2: each process holds a part of every weight, gradient and optimizer state (torch's `fully_shard`).
+
+Asked for by an accelerate config (accelerate_configs/fsdp2.yaml). Accelerate itself ignores it without a GPU; here
+it is the same few lines on every device, so that what is tested on the CPU is what runs on GPUs. A step is that of the
+whole batch as before, and a checkpoint holds whole tensors: a run may go on with or without it.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+VARIABLE = "ACCELERATE_USE_FSDP"
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What an accelerate config says about FSDP."""
+
+    reshard_after_forward: bool = True
+    """false: whole weights are kept from forward to backward, which is ZeRO's stage 2"""
+    least: int | None = None
+    """weights of a module that is gathered on its own"""
+    classes: frozenset[str] = frozenset()
+    """names of modules that are gathered on their own"""
+
+    @classmethod
+    def asked(cls) -> "Sharding | None":
+        """From the environment of `accelerate launch`; None where it does not say so.
+
+        Raises ValueError for what is not supported here.
+        """
+        if os.environ.get(VARIABLE, "false").lower() != "true":
+            return None
+        said = {name: os.environ.get(f"FSDP_{name}", "").strip() for name in (*REFUSED, "MIN_NUM_PARAMS")}
+        for name, (allowed, remedy) in REFUSED.items():
+            if said[name].lower() not in allowed:
+                raise ValueError(f"FSDP_{name} is {said[name] or 'not set'}: {remedy}")
+        policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
+        names = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
+        classes = frozenset(name.strip() for name in names if name.strip())
+        if policy == "TRANSFORMER_BASED_WRAP" and not classes:
+            raise ValueError(
+                "fsdp_auto_wrap_policy is TRANSFORMER_BASED_WRAP without a class: name the blocks in "
+                "fsdp_transformer_layer_cls_to_wrap, such as Bottleneck or EncoderBlock, or take SIZE_BASED_WRAP"
+            )
+        return cls(
+            reshard_after_forward=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true",
+            least=int(said["MIN_NUM_PARAMS"] or 10**8) if policy == "SIZE_BASED_WRAP" else None,
+            classes=classes if policy == "TRANSFORMER_BASED_WRAP" else frozenset(),
+        )
+
+    def units(self, root: nn.Module) -> list[nn.Module]:
+        """The modules inside `root` that are gathered on their own, inner ones first."""
+        taken: dict[nn.Module, int] = {}  # weights of each module that units inside it hold
+        found = []
+        for module in reversed(list(root.modules())):
+            inside = sum(taken.get(child, 0) for child in module.children())
+            free = sum(weight.numel() for weight in module.parameters()) - inside
+            called = type(module).forward is not nn.Module.forward  # a ModuleList is not
+            by_size = self.least is not None and free >= self.least and called
+            if module is not root and free and (by_size or type(module).__name__ in self.classes):
+                found.append(module)
+                inside += free
+            taken[module] = inside
+        return found
+
+
+# Setting of accelerate: values that are fine, and what to do about others.
+REFUSED = {
+    "VERSION": (("2",), "FSDP 1 flattens the weights; set fsdp_version: 2"),
+    "OFFLOAD_PARAMS": (("", "false"), "weights are not moved to the host; leave fsdp_offload_params out"),
+    "ACTIVATION_CHECKPOINTING": (("", "false"), "give trainkit --activation-checkpointing instead"),
+}
+
+
+@contextmanager
+def kept_from_accelerate() -> Iterator[None]:
+    """Accelerate does not shard by itself meanwhile."""
+    before = os.environ.pop(VARIABLE, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
+def prepare(
+    accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None
+) -> tuple[nn.Module, Any]:
+    """Model and optimizer as `accelerator.prepare` gives them, sharded where that was asked for."""
+    sharding = Sharding.asked()
+    if sharding is None:
+        return accelerator.prepare(objective), None if optimizer is None else accelerator.prepare(optimizer)
+    if accelerator.num_processes == 1:
+        raise ValueError("FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml")
+    if accelerator.scaler is not None:
+        raise ValueError("fp16 and FSDP do not go together here: launch with --mixed_precision bf16")
+    if any(not weight.is_contiguous() for weight in objective.parameters()):
+        raise ValueError("channels_last and FSDP do not go together: torch shards contiguous weights only")
+    objective.to(accelerator.device)
+    for tensor in (*objective.parameters(), *objective.buffers()):
+        dist.broadcast(tensor.detach(), 0)
+    _shard(objective, sharding, optimizer)
+    # As for an evaluation: precision and compiling, and no DDP around it.
+    return accelerator.prepare_model(objective, evaluation_mode=True), (
+        None if optimizer is None else accelerator.prepare(optimizer)
+    )
+
+
+def _shard(objective: nn.Module, sharding: Sharding, optimizer: Optimizer | None) -> None:
+    names = {id(weight): name for name, weight in objective.named_parameters()}
+    for unit in (*sharding.units(objective), objective):
+        fully_shard(unit, reshard_after_forward=sharding.reshard_after_forward)
+    sharded = dict(objective.named_parameters())
+    for group in () if optimizer is None else optimizer.param_groups:
+        group["params"] = [sharded[names[id(weight)]] for weight in group["params"]]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `prepare` has sharded it."""
+    return isinstance(getattr(module, "_orig_mod", module), FSDPModule)
+
+
+@contextmanager
+def no_sync(accelerator: Accelerator, objective: nn.Module) -> Iterator[None]:
+    """Gradients stay in this process meanwhile."""
+    if not is_sharded(objective):
+        with accelerator.no_sync(objective):
+            yield
+        return
+    inner = getattr(objective, "_orig_mod", objective)
+    inner.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        inner.set_requires_gradient_sync(True)
+
+
+def reshard(objective: nn.Module) -> None:
+    """Free whole weights that passes without a backward have left, which would outlive a change to their parts."""
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def agree_on_buffers(objective: nn.Module) -> None:
+    """Process 0's for all, as DDP has them: batch norm saw another part of the batch in each."""
+    for buffer in objective.buffers() if is_sharded(objective) else ():
+        dist.broadcast(buffer, 0)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of it that this process holds, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(value: Any, keep: bool = True) -> Any:
+    """Nested dicts, lists and tuples with every part gathered to a whole tensor, on the CPU.
+
+    All processes must call it; those that do not `keep` get None for them.
+    """
+    if isinstance(value, DTensor):
+        gathered = value.full_tensor()
+        return gathered.cpu() if keep else None
+    if isinstance(value, Mapping):
+        return {name: whole(each, keep) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole(each, keep) for each in value)
+    return value
+
+
+def part(value: Tensor, like: Tensor | None) -> Tensor:
+    """This process's part of a whole tensor, shared out as `like` is."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    value = value.to(like.device, like.dtype)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def parts_of_optimizer(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """A state of whole tensors, as `whole` of `state_dict` gives it, for an optimizer over parts."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return state | {
+        "state": {
+            index: {
+                name: part(each, weights[index]) if isinstance(each, Tensor) else each for name, each in kept.items()
+            }
+            for index, kept in state["state"].items()
+        }
+    }
