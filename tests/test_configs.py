@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from conftest import ROOT, run
 
@@ -17,10 +18,13 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 MACHINE = {
     "compute_environment", "debug", "distributed_type", "gpu_ids", "machine_rank", "main_process_ip",
     "main_process_port", "mixed_precision", "num_machines", "num_processes", "rdzv_backend", "same_network", "use_cpu",
+    "fsdp_config", "deepspeed_config",
 }  # fmt: skip
 # name: type, machines, processes, precision
 EXPECTED = {
     "cpu": ("NO", 1, 1, "no"),
+    "fsdp2": ("FSDP", 1, 8, "bf16"),
+    "deepspeed_zero2": ("DEEPSPEED", 1, 8, "bf16"),
     "cpu_2": ("MULTI_GPU", 1, 2, "no"),
     "gpu": ("NO", 1, 1, "bf16"),
     "gpu_fp16": ("NO", 1, 1, "fp16"),
@@ -45,7 +49,7 @@ def test_all_are_found():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_config(path):
     config = ClusterConfig.from_yaml_file(str(path))
-    keys = {line.split(":")[0] for line in path.read_text().splitlines() if not line.startswith("#")}
+    keys = yaml.safe_load(path.read_text()).keys()
     assert keys == MACHINE & keys
     found = (str(config.distributed_type), config.num_machines, config.num_processes, str(config.mixed_precision))
     assert tuple(each.split(".")[-1] if isinstance(each, str) else each for each in found) == EXPECTED[path.stem]

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run as run_command
 from conftest import torchrun
 from safetensors.torch import load_file
 from test_loop import rows
@@ -79,6 +81,21 @@ def test_tf32_is_a_setting(tmp_path):
         train(recognition(epochs=0.5), Options(out=tmp_path / str(allowed), workers=0, tf32=allowed))
         assert torch.backends.cudnn.allow_tf32 is allowed
         assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+
+
+@pytest.mark.parametrize(
+    "precision, message",
+    [
+        ("fp16", "fp16 takes a GPU"),
+        ("fp8", "accelerate cannot start: .*fp8"),
+        ("bf17", "accelerate cannot start: .*bf17"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused(tmp_path, precision, message):
+    """accelerate alone would train in float32 and call it fp16."""
+    script = tmp_path / "script.py"
+    script.write_text("import trainkit.launch as l\ntry: l.start_accelerator()\nexcept ValueError as e: print(e)")
+    assert re.search(message, run_command(sys.executable, str(script), ACCELERATE_MIXED_PRECISION=precision).stdout)
 
 
 def test_sync_batch_norm_takes_gpus(tmp_path):

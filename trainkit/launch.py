@@ -30,7 +30,10 @@ def start_accelerator(static_graph: bool = False) -> Accelerator:
     """
     for variable, reason in REFUSED.items():
         if os.environ.get(variable, "false").lower() == "true":
-            raise ValueError(f"{variable} is set: {reason}. Launch with accelerate_configs/multi_gpu.yaml instead")
+            raise ValueError(
+                f"{variable} is set: {reason}. Launch with "
+                "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to share weights out"
+            )
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         _use_all_cores()
@@ -38,8 +41,13 @@ def start_accelerator(static_graph: bool = False) -> Accelerator:
         _join_afresh()
     # Gradients as views of what is sent: no second copy of them.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)
-    with kept_from_accelerate():
-        accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp])
+    try:
+        with kept_from_accelerate():
+            accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp])
+    except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
+        raise ValueError(f"accelerate cannot start: {error} See accelerate_configs/ for one that can") from error
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":  # accelerate would take fp32
+        raise ValueError("fp16 takes a GPU, and this runs on the CPU: launch with --mixed_precision bf16 or no")
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
