@@ -46,7 +46,10 @@ def start_accelerator(static_graph: bool = False) -> Accelerator:
             accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp])
     except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
         raise ValueError(f"accelerate cannot start: {error} See accelerate_configs/ for one that can") from error
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":  # accelerate would take fp32
+    precision = accelerator.mixed_precision
+    if precision not in ("no", "bf16", "fp16", "fp8"):  # accelerate would take it for "no"
+        raise ValueError(f"mixed_precision is {precision}; it can be no, bf16, fp16 or fp8")
+    if accelerator.device.type == "cpu" and precision == "fp16":  # and here too
         raise ValueError("fp16 takes a GPU, and this runs on the CPU: launch with --mixed_precision bf16 or no")
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
