@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from trainkit.losses import class_presence, cross_entropy_sum, num_valid, presence_loss_sum
 from trainkit.recognition import Recognition
@@ -55,6 +56,33 @@ def test_pixels(dtype):
     targets = LABELS.to(dtype)
     assert cross_entropy_sum(MAPS, targets, 255).item() == pytest.approx(by_hand(MAPS, targets, 255), rel=1e-6)
     assert num_valid(targets, 255).item() == (LABELS != 255).sum()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_gradient_of_pixels(dtype, tolerance):
+    """That of torch's own cross-entropy in float64, for logits as they lie in either memory format."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = MAPS.to(dtype).clone(memory_format=layout).requires_grad_()
+        (0.25 * cross_entropy_sum(maps, LABELS, 255)).backward()
+        exact = maps.detach().double().requires_grad_()
+        (0.25 * F.cross_entropy(exact, LABELS, ignore_index=255, reduction="sum")).backward()
+        assert maps.grad.dtype == dtype and maps.grad[2].count_nonzero() == 0
+        torch.testing.assert_close(maps.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_pixels_keep_no_copy_of_the_logits():
+    """Autograd holds the logits themselves, and one number and a few bytes for each pixel."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    maps = torch.randn(2, 150, 8, 8).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        cross_entropy_sum(maps, torch.zeros(2, 8, 8, dtype=torch.uint8))
+    assert maps.data_ptr() in kept
+    assert sum(t.nbytes for t in kept.values()) <= maps.nbytes + 2 * 64 * (8 + 4 + 1)
 
 
 def test_class_weights():

@@ -1,0 +1,104 @@
+"""What a training step takes beside its weights: the loss of a dense label map, and a ResNet's activations.
+
+    python benchmarks/memory.py                  # the table of docs/results.md
+    python benchmarks/memory.py --size 64        # the same, small
+
+Each row is a process of its own; peak: the most of its memory in use during the work, less what was in use before it
+(Linux, /proc/self/clear_refs and VmHWM).
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+from torchvision.models import resnet50
+
+from trainkit.activations import checkpoint_activations
+from trainkit.launch import start_accelerator
+from trainkit.losses import cross_entropy_sum
+
+IGNORE = 255
+
+
+def pixels(way: str, dtype: torch.dtype, size: int) -> Callable[[], None]:
+    """Loss and gradient of 4 label maps of 150 classes."""
+    logits = torch.randn(4, 150, size, size).to(dtype).requires_grad_()
+    targets = torch.randint(150, (4, size, size))
+    targets[:, : size // 8] = IGNORE
+
+    def work() -> None:
+        logits.grad = None
+        if way == "trainkit":
+            loss = cross_entropy_sum(logits, targets, IGNORE)
+        else:
+            loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+        loss.backward()
+
+    return work
+
+
+def activations(way: str, size: int) -> Callable[[], None]:
+    """Forward and backward of ResNet-50 on 8 images."""
+    model, images = resnet50(), torch.randn(8, 3, size, size)
+    if way == "checkpointed":
+        checkpoint_activations(model)
+
+    def work() -> None:
+        model.zero_grad()
+        model(images).sum().backward()
+
+    return work
+
+
+WAYS = {
+    "loss, bfloat16: F.cross_entropy": lambda size: pixels("torch", torch.bfloat16, size),
+    "loss, bfloat16: trainkit": lambda size: pixels("trainkit", torch.bfloat16, size),
+    "loss, float32: F.cross_entropy": lambda size: pixels("torch", torch.float32, size),
+    "loss, float32: trainkit": lambda size: pixels("trainkit", torch.float32, size),
+    "ResNet-50: all activations kept": lambda size: activations("kept", size // 2),
+    "ResNet-50: --activation-checkpointing": lambda size: activations("checkpointed", size // 2),
+}
+
+
+def measure(work: Callable[[], None], rounds: int) -> tuple[float, float]:
+    """Peak in MiB beside what there was, and median seconds."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before, seconds = peak(), []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return (peak() - before) / 1024, median(seconds)
+
+
+def peak() -> int:
+    """The most memory so far, in KiB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+
+def main() -> None:
+    """Each way in turn, in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--way", choices=WAYS)
+    asked = parser.parse_args()
+    if asked.way is not None:
+        start_accelerator()  # the C library keeps freed memory, as in a training
+        mib, seconds = measure(WAYS[asked.way](asked.size), asked.rounds)
+        print(f"{asked.way:40} {mib:8.0f} MiB {seconds:8.3f} s")
+        return
+    for way in WAYS:
+        size = ["--size", str(asked.size), "--rounds", str(asked.rounds)]
+        subprocess.run([sys.executable, __file__, "--way", way, *size], check=True)
+
+
+if __name__ == "__main__":
+    main()
