@@ -4,8 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,28 +47,36 @@ def torchrun(num_processes: int, *words: str, code: int | None = 0, **env: str) 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "MASTER_ADDR": "127.0.0.1", **env}
     group = {"MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
     command = [sys.executable, *map(str, words)]
-    with tempfile.TemporaryFile("w+") as printed:
-        processes = [
-            subprocess.Popen(
-                command, env={**environment, **group, "RANK": rank, "LOCAL_RANK": rank}, stdout=printed, stderr=printed
-            )
-            for rank in map(str, range(num_processes))
-        ]
-        end, failed = time.monotonic() + 240, 0
-        while not failed and any(process.poll() is None for process in processes) and time.monotonic() < end:
-            failed = next((process.returncode for process in processes if process.poll()), 0)
-            time.sleep(0.02)
+    reader, writer = os.pipe()  # not a file, of which a test may limit the size
+    processes = [
+        subprocess.Popen(
+            command, env={**environment, **group, "RANK": rank, "LOCAL_RANK": rank}, stdout=writer, stderr=writer
+        )
+        for rank in map(str, range(num_processes))
+    ]
+    os.close(writer)
+    with ThreadPoolExecutor(1) as pool:
+        printed = pool.submit(lambda: os.fdopen(reader).read())
+        failed = _first_failure(processes, 240)
         for process in processes if failed else ():
             process.terminate()
-        end = time.monotonic() + 10 * bool(failed)
-        while any(process.poll() is None for process in processes) and time.monotonic() < end:
-            time.sleep(0.02)
+        _first_failure(processes, 10 * bool(failed), all_of_them=True)
         for process in processes:
             process.kill()
             process.wait()
         failed = failed or max(abs(process.returncode) for process in processes)
-        printed.seek(0)
-        done = subprocess.CompletedProcess(command, failed, printed.read(), "")
+        done = subprocess.CompletedProcess(command, failed, printed.result(), "")
     if code is not None:
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}"
     return done
+
+
+def _first_failure(processes: list[subprocess.Popen], seconds: float, all_of_them: bool = False) -> int:
+    """Wait until one has failed, or all have ended; the first exit code that is not 0."""
+    end = time.monotonic() + seconds
+    while True:
+        failed = next((process.returncode for process in processes if process.poll()), 0)
+        ended = all(process.poll() is not None for process in processes)
+        if ended or (failed and not all_of_them) or time.monotonic() > end:
+            return failed
+        time.sleep(0.02)

@@ -1,6 +1,7 @@
 """Real processes over gloo: the same training and the same evaluation on 1, 2 and 3 of them."""
 
 import json
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     silent = run_command("env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--num_processes", "1", str(script))
     words = silent.stdout.split()
     assert words[1] == words[3] and "threads 1 of" in asked.stdout
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path):
+    """As on two hosts without a common disk: here by two working folders and a relative path."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys; sys.path.insert(0, {str(TOYS.parent)!r})
+from pathlib import Path
+from toys import run
+os.chdir(os.environ["HERE"]); os.makedirs(os.environ["RANK"], exist_ok=True)
+os.chdir(os.environ["RANK"])
+try: run("recognition", Path("run"))
+except ValueError as error: print("SAID", error)
+""")
+    printed = torchrun(2, script, HERE=str(tmp_path)).stdout
+    assert printed.count("SAID the run's folder is not one folder for all processes") == 2
+    assert f"is not in {tmp_path}/1/run on {socket.gethostname()}. Give --out" in printed
+    assert not list(tmp_path.glob("*/run/.seen-*")) and not (tmp_path / "1" / "run").exists()

@@ -38,7 +38,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     would raise, and ValueError where going on from a checkpoint does not give the same weights.
     """
     recipe = recipe.opened()
-    accelerator = start_accelerator(options.static_graph)
+    accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
     if recipe.note:

@@ -3,12 +3,16 @@
 import atexit
 import ctypes
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from trainkit.sharding import kept_from_accelerate
 
@@ -21,7 +25,7 @@ REFUSED = {
 }
 
 
-def start_accelerator(static_graph: bool = False) -> Accelerator:
+def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
     """The Accelerator of this process, with all started processes in one group and all cores in use.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
@@ -34,16 +38,17 @@ def start_accelerator(static_graph: bool = False) -> Accelerator:
                 f"{variable} is set: {reason}. Launch with "
                 "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to share weights out"
             )
-    on_cpu = not torch.accelerator.is_available()
+    on_cpu, timeout = not torch.accelerator.is_available(), timedelta(seconds=timeout_s)
     if on_cpu:
         _use_all_cores()
         _keep_freed_memory()
-        _join_afresh()
+        _join_afresh(timeout)
     # Gradients as views of what is sent: no second copy of them.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)
+    joining = InitProcessGroupKwargs(timeout=timeout)
     try:
         with kept_from_accelerate():
-            accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp])
+            accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp, joining])
     except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
         raise ValueError(f"accelerate cannot start: {error} See accelerate_configs/ for one that can") from error
     precision = accelerator.mixed_precision
@@ -65,7 +70,26 @@ def start_accelerator(static_graph: bool = False) -> Accelerator:
     return accelerator
 
 
-def _join_afresh() -> None:
+@contextmanager
+def lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
+    """Say it where an exchange with the other processes failed; torch says so in words of its transport.
+
+    Raises ConnectionError in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if accelerator.num_processes == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
+            raise
+        raise ConnectionError(
+            f"process {accelerator.process_index} of {accelerator.num_processes}, on {socket.gethostname()}, lost the "
+            f"others: one has ended, or the network between them has ({text.splitlines()[0]}). The same command goes "
+            "on from the last checkpoint"
+        ) from error
+
+
+def _join_afresh(timeout: timedelta) -> None:
     """After a restart by torchrun, meet under names of this attempt.
 
     The launcher keeps one store for all attempts, and gloo would find in it the addresses of those that died: of 4
@@ -75,9 +99,9 @@ def _join_afresh() -> None:
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
         return
     address, port, processes, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"))
-    store = dist.TCPStore(address, int(port), int(processes), is_master=False)
+    store = dist.TCPStore(address, int(port), int(processes), is_master=False, timeout=timeout)
     store = dist.PrefixStore(f"attempt-{attempt}", store)
-    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(processes))
+    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(processes), timeout=timeout)
 
 
 def _leave_group() -> None:

@@ -17,7 +17,7 @@ from trainkit.data.loader import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
-from trainkit.launch import start_accelerator
+from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.nonfinite import describe, is_failure, read_window
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
@@ -51,7 +51,7 @@ def train(
     """
     begun = time.perf_counter()
     recipe = recipe.opened()
-    accelerator = start_accelerator(options.static_graph)
+    accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
     run, found = open_run(accelerator, display, options, settings or {}, recipe_file, plan.mathematics())
@@ -71,7 +71,7 @@ def train(
             restore(t, found.path, found.evaluation)
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
-        with t.stop, worker_deaths_told(), _kept_on_error(t):
+        with t.stop, lost_processes_told(accelerator), worker_deaths_told(), _kept_on_error(t):
             number = _evaluate_and_save(t, t.progress.step)  # what a stop left undone
             for step in () if number else steps(t, plan.total_steps):
                 t.progress.seconds = before + time.perf_counter() - begun
@@ -223,7 +223,7 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
         display.note(recipe.note)
     workers = choose_workers(options.workers, accelerator.num_processes)
     shared = (recipe, objective, accelerator, to_device, options.seed, workers)
-    with worker_deaths_told():
+    with lost_processes_told(accelerator), worker_deaths_told():
         results = Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn)).measure()
     display.results(f"evaluation of {weights}", results, best=False)
     return results

@@ -33,6 +33,8 @@ class Options:
     """keep only the inputs of the model's blocks and compute the rest again for the backward: less memory, slower"""
     static_graph: bool = False
     """on several processes: the model uses the same weights in every pass, so DDP may learn in the first one which"""
+    timeout_s: int = 600
+    """seconds that a process waits for the others in one exchange; then the run ends, and the same command goes on"""
     precise_bn: int | None = None
     """before each evaluation, estimate batch norm's statistics anew from so many training images (a multiple of 16)"""
     keep: int = 2
@@ -51,7 +53,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in {
             "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1,
-            "precise_bn": 16,
+            "precise_bn": 16, "timeout_s": 1,
         }.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:

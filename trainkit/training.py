@@ -1,13 +1,18 @@
 """What one training has in hand, and how it is begun."""
 
+import os
+import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from trainkit import checkpoint
@@ -26,6 +31,8 @@ from trainkit.saving import Saver
 from trainkit.sharding import prepare
 from trainkit.signals import StopFlag
 from trainkit.undo import Undo
+
+SEEN_WITHIN_S = 10  # a file of another host, on a network disk that looks only every few seconds
 
 
 @dataclass
@@ -103,6 +110,7 @@ def open_run(
     Raises ValueError where this training may not have the folder or cannot write it.
     """
     answer: list[Any] = [None, None]
+    (mark,) = broadcast_object_list([(options.out or Path()) / f".seen-{uuid4().hex}"])
     run = Run(options.out or Path(), writes=False)
     if accelerator.is_main_process:
         try:
@@ -111,6 +119,8 @@ def open_run(
             evaluation = run.forget_after(checkpoint.step_of(path) if path else 0)
             for line in (*notes, *damaged):
                 display.note(line)
+            if accelerator.num_processes > 1:
+                mark.touch()
             answer = [Found(path, evaluation, run.memory), None]
         except ValueError as error:
             run.close()
@@ -122,7 +132,28 @@ def open_run(
     found, error = broadcast_object_list(answer)
     if error is not None:
         raise error
+    if accelerator.num_processes > 1:
+        _all_see(accelerator, run, mark)
     return run, found
+
+
+def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
+    """Raises ValueError where a process does not see the file that the main one has written into the folder."""
+    until = time.monotonic() + SEEN_WITHIN_S
+    while not (seen := mark.exists()) and time.monotonic() < until:
+        time.sleep(0.1)
+        with suppress(OSError):
+            os.listdir(mark.parent)  # a network disk looks again
+    place = f"{mark.parent.resolve()} on {socket.gethostname()}"
+    blind = [each for places in gather_object([[] if seen else [place]]) for each in places]
+    if accelerator.is_main_process:
+        mark.unlink(missing_ok=True)
+    if blind:
+        run.close()
+        raise ValueError(
+            f"the run's folder is not one folder for all processes: what the main process writes is not in "
+            f"{', '.join(blind[:4])}. Give --out a folder on a disk that all hosts share"
+        )
 
 
 def begin(
