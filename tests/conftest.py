@@ -55,8 +55,8 @@ def torchrun(num_processes: int, *words: str, code: int | None = 0, **env: str) 
         for rank in map(str, range(num_processes))
     ]
     os.close(writer)
-    with ThreadPoolExecutor(1) as pool:
-        printed = pool.submit(lambda: os.fdopen(reader).read())
+    with ThreadPoolExecutor(1) as pool, os.fdopen(reader) as stream:
+        printed = pool.submit(stream.read)
         failed = _first_failure(processes, 240)
         for process in processes if failed else ():
             process.terminate()
