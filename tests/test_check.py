@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, torchrun
 from test_nonfinite import Planted
 from torch import nn
 from toys import Images, everything, recognition, segmentation
@@ -38,6 +38,19 @@ def test_figures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("build", [everything, segmentation])
 def test_all_that_is_remembered_goes_on(build):
     assert check(build(), OPTIONS)["figures"]["goes_on_from_a_checkpoint"] == "bit-equal"
+
+
+@pytest.mark.parametrize("way", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp"])
+def test_two_processes_go_on(tmp_path, way):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+from toys import everything
+from trainkit import Options
+from trainkit.check import check
+print("GOES ON", check(everything(), Options(workers=0))["figures"]["goes_on_from_a_checkpoint"])
+""")
+    assert torchrun(2, script, **way).stdout.count("GOES ON bit-equal") == 2
 
 
 def test_a_model_with_a_memory_of_its_own_is_found():

@@ -48,8 +48,8 @@ ARROWS = {
         "data.reading",
     },
     "check": {
-        "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite", "sharding",
-        "data.loader", "data.order",
+        "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
+        "sharding", "data.loader", "data.order",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.loader"},
     "records": {"training", "checkpoint", "nonfinite", "signals", "sharding"},
@@ -99,7 +99,7 @@ def test_no_circles():
 
 def test_who_may_know_whom():
     for library, rooms in {
-        "accelerate": {"launch", "sharding", "batch_norm", "training", "records", "replay", "evaluation"},
+        "accelerate": {"launch", "sharding", "batch_norm", "check", "training", "records", "replay", "evaluation"},
         "rich": {"display"},
         "tyro": {"cli"},
         "datasets": {"data.hub", "data.sample"},

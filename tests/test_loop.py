@@ -94,6 +94,19 @@ def test_passes_do_not_change_the_step(tmp_path, name):
     assert_same_training(tmp_path / "one", tmp_path / "many")
 
 
+@pytest.mark.parametrize("build", [recognition, segmentation])
+def test_one_curve_for_all_passes(tmp_path, build):
+    """Batches of 16 in passes of 16, 8, 4 and 3, with clipping, and an epoch's last batch of 11."""
+    for size in (16, 8, 4, 3):
+        seed_host(5)
+        options = Options(out=tmp_path / str(size), seed=5, workers=0, log_every=1, micro_batch=size)
+        train(build(num_images=43, batch_size=16, clip_norm=0.5), options)
+    for size in (8, 4, 3):
+        assert_same_training(tmp_path / "16", tmp_path / str(size))
+    norms = [[row["grad_norm"] for row in rows(tmp_path / str(size))] for size in (16, 8, 4, 3)]
+    assert all(each == pytest.approx(norms[0], rel=1e-5) for each in norms) and max(norms[0]) > 0.5
+
+
 def assert_same_training(one, other):
     losses = [row["loss"] for row in rows(one)]
     assert [row["loss"] for row in rows(other)] == pytest.approx(losses, rel=1e-5)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainkit.checkpoint import checkpoint_path
 from trainkit.data.loader import choose_workers, make_loader
 from trainkit.data.order import Batches
 from trainkit.display import Display
@@ -43,10 +45,12 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     plan = Plan.of(recipe, options, accelerator.num_processes)
     if recipe.note:
         display.note(recipe.note)
-    folder = Path(tempfile.mkdtemp(prefix="trainkit-check-"))
+    own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
+    (folder,) = broadcast_object_list([own])
     try:
         run = Run(folder, writes=accelerator.is_main_process)
-        run.checkpoints.mkdir()
+        if accelerator.is_main_process:
+            run.checkpoints.mkdir()
         workers = choose_workers(options.workers, accelerator.num_processes)
         quiet = replace(options, out=folder, workers=0, background_save=False, precise_bn=None)
         figures = _try(begin(recipe, quiet, accelerator, plan, run, Display(False)), workers)
@@ -78,7 +82,7 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     save(t, 1)
     step_s, losses = _timed(t, lambda: _train(t, batches, 1))
     step_s = step_s / (steps - 1) if steps > 1 else first_s
-    goes_on = _goes_on(t, batches) if accelerator.num_processes == 1 else "tried in one process only"
+    goes_on = _goes_on(t, batches)
 
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
@@ -121,12 +125,18 @@ def _train(t: Training, batches: list[tuple[Tensor, Tensor]], start: int) -> lis
 
 def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
     """Whether the steps after the first, trained again from its checkpoint, give the same weights."""
-    model = t.recipe.model
-    after = {name: local(value).clone() for name, value in model.state_dict().items()}
-    (path,) = t.run.checkpoints.iterdir()
+    path, accelerator = checkpoint_path(t.run.checkpoints, 1), t.accelerator
+    if not all(gather_object([path.exists()])):
+        return "not tried: the hosts have no temporary folder in common"
+    # Buffers count in the first process, which the others follow.
+    model = (
+        t.recipe.model.state_dict if accelerator.is_main_process else lambda: dict(t.recipe.model.named_parameters())
+    )
+    after = {name: local(value.detach()).clone() for name, value in model().items()}
     restore(t, path, None)
     _train(t, batches, 1)
-    different = [name for name, value in model.state_dict().items() if not torch.equal(local(value), after[name])]
+    mine = [name for name, value in model().items() if not torch.equal(local(value.detach()), after[name])]
+    different = [name for names in gather_object([mine]) for name in names]
     if different and t.accelerator.device.type == "cpu":
         raise ValueError(
             f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
