@@ -76,7 +76,9 @@ def recipe(
         model=network,
         train_data=InMemory(train_images, augment),
         val_data=InMemory(test_images),
-        optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, nesterov=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, nesterov=True, fused=True
+        ),
         schedule=cos(warmup_epochs=warmup_epochs),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
         epochs=epochs,

@@ -90,7 +90,9 @@ def recipe(
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head, decay_vectors=False), lr=lr, momentum=0.9),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head, decay_vectors=False), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=cos(warmup_epochs=warmup_epochs),
         epochs=epochs,
         batch_size=batch_size,

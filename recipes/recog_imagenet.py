@@ -80,7 +80,7 @@ def recipe(
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9),
+        optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, fused=True),
         schedule=cos(warmup_epochs=warmup_epochs),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
         ema=ema,

@@ -91,7 +91,7 @@ def recipe(
         model=network,
         train_data=partial(ADE20K, data, "training", train_transform(base, crop)),
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9),
+        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,

@@ -93,7 +93,7 @@ def recipe(
         model=network,
         train_data=partial(split, "train", train_transform(base, crop)),
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9),
+        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
         schedule=poly(0.9, warmup_epochs=warmup_epochs),
         epochs=epochs,
         batch_size=batch_size,

@@ -48,8 +48,8 @@ ARROWS = {
         "data.reading",
     },
     "check": {
-        "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "sharding", "data.loader", "data.order",
+        "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records",
+        "nonfinite", "sharding", "data.loader", "data.order",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.loader"},
     "records": {"training", "checkpoint", "nonfinite", "signals", "sharding"},

@@ -128,14 +128,12 @@ def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
     path, accelerator = checkpoint_path(t.run.checkpoints, 1), t.accelerator
     if not all(gather_object([path.exists()])):
         return "not tried: the hosts have no temporary folder in common"
-    # Buffers count in the first process, which the others follow.
-    model = (
-        t.recipe.model.state_dict if accelerator.is_main_process else lambda: dict(t.recipe.model.named_parameters())
-    )
-    after = {name: local(value.detach()).clone() for name, value in model().items()}
+    model, buffers = t.recipe.model, {name for name, _ in t.recipe.model.named_buffers()}
+    compared = [name for name in model.state_dict() if accelerator.is_main_process or name not in buffers]
+    after = {name: local(value).clone() for name, value in model.state_dict().items()}
     restore(t, path, None)
     _train(t, batches, 1)
-    mine = [name for name, value in model().items() if not torch.equal(local(value.detach()), after[name])]
+    mine = [name for name in compared if not torch.equal(local(model.state_dict()[name]), after[name])]
     different = [name for names in gather_object([mine]) for name in names]
     if different and t.accelerator.device.type == "cpu":
         raise ValueError(
