@@ -137,3 +137,21 @@ def test_drop_last_keeps_the_only_batch():
     assert TrainOrder(27, 8, 0, drop_last=True).steps_per_epoch == 3
     assert TrainOrder(27, 8, 0).steps_per_epoch == 4
     assert TrainOrder(5, 8, 0, drop_last=True).steps_per_epoch == 1
+
+
+@pytest.mark.parametrize("processes", [64, 512])
+def test_shares_of_many_processes(processes):
+    """Together they have each batch once and in order, with as many passes each; and each image of an evaluation."""
+    order = TrainOrder(5000, 1024, 3, processes, micro_batch=3)
+    for step in range(order.steps_per_epoch):
+        passes = [order.passes(step, process) for process in range(processes)]
+        assert len({len(each) for each in passes}) == 1 and sum(map(sum, passes)) == order.num_images_of(step)
+        mine = [next(order.batches(step, step + 1, process)) for process in range(processes)]
+        together = [key for keys, each in zip(mine, passes) for key in keys[: sum(each)]]
+        assert together == order.keys(step)
+    seen, lengths = [], set()
+    for process in range(processes):
+        batches, valid = evaluation_batches(5000, 4, process, processes)
+        seen += [index for batch, count in zip(batches, valid) for _, index in batch[:count]]
+        lengths.add(len(batches))
+    assert sorted(seen) == list(range(5000)) and len(lengths) == 1
