@@ -58,7 +58,13 @@ ARROWS = {
         "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan",
         "objective", "sharding", "activations", "batch_norm", "evaluation", "data.loader",
     },
-    "evaluation": {"recipe", "ema", "batch_norm", "metrics", "objective", "sharding", "data.order", "data.loader"},
+    "evaluation": {
+        "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "data.order",
+        "data.loader",
+    },
+    "windows": {"inference", "sharding"},
+    "recipe": {"inference"},
+    "options": {"inference"},
     "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.loader"},
     "ema": {"sharding"},
     "undo": {"sharding"},
@@ -99,7 +105,17 @@ def test_no_circles():
 
 def test_who_may_know_whom():
     for library, rooms in {
-        "accelerate": {"launch", "sharding", "batch_norm", "check", "training", "records", "replay", "evaluation"},
+        "accelerate": {
+            "launch",
+            "sharding",
+            "batch_norm",
+            "windows",
+            "check",
+            "training",
+            "records",
+            "replay",
+            "evaluation",
+        },
         "rich": {"display"},
         "tyro": {"cli"},
         "datasets": {"data.hub", "data.sample"},

@@ -43,6 +43,10 @@ def test_mean_iou_is_brute_force(seed, occurring):
     assert result["IoU"] == pytest.approx(ious)
     assert result["mIoU"] == pytest.approx(np.mean(known)) and result["num_classes"] == len(known)
     assert result["pixAcc"] == pytest.approx(accuracy)
+    shares = {c: (references == c).sum() / (references != 255).sum() for c in range(9) if (references == c).any()}
+    found = [((predictions == c) & (references == c)).sum() / (references == c).sum() for c in shares]
+    assert result["mAcc"] == pytest.approx(np.mean(found))
+    assert result["fwIoU"] == pytest.approx(sum(share * ious[c] for c, share in shares.items()))
     zero = MeanIoU(9, absent="zero").compute(predictions=predictions, references=references)
     assert zero["mIoU"] == pytest.approx(sum(known) / 9) and zero["num_classes"] == 9
 
@@ -61,7 +65,8 @@ def test_names_and_reset():
     predictions, references = torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 1, 1, 255]])
     expected = {"a": 0.5, "b": 0.5, "c": None}
     assert metric.compute(predictions=predictions, references=references)["IoU"] == expected
-    assert metric.compute() == {"mIoU": None, "pixAcc": None, "num_classes": 0, "IoU": dict.fromkeys("abc")}
+    nothing = dict.fromkeys(("mIoU", "pixAcc", "mAcc", "fwIoU"))
+    assert metric.compute() == {**nothing, "num_classes": 0, "IoU": dict.fromkeys("abc")}
 
 
 def test_stray_labels_are_an_error():

@@ -102,7 +102,9 @@ def _evaluate(path: Path, words: list[str]) -> int:
 
     seed_host(asked.seed)
     options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers, precise_bn=asked.precise_bn)
-    results = evaluate(build(function, settings), weights, options)
+    recipe = build(function, settings)
+    recipe = replace(recipe, inference=asked.inference(recipe.inference))
+    results = evaluate(recipe, weights, options)
     if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
         write_results(options.out, weights, settings, results)
     return 0

@@ -67,7 +67,8 @@ class Display:
         """A table of an evaluation's figures: fractions as percent, per-class ones below their mean."""
         if not self.active:
             return
-        figures = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+        figures = {name: value for name, value in results.items() if isinstance(value, (int, float, str))}
+        figures |= {name: _between(value) for name, value in results.items() if name.endswith("_95") and value}
         if not self.console.is_terminal:
             self.note(f"{title}  " + "  ".join(f"{name} {_shown(value)}" for name, value in figures.items()))
             return
@@ -122,5 +123,9 @@ def error(text: str) -> None:
     Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(value: float) -> str:
+def _shown(value: float | str) -> str:
     return f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return " to ".join(map(_shown, interval))

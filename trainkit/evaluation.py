@@ -1,6 +1,6 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.data.loader import make_loader
 from trainkit.data.order import evaluation_batches
 from trainkit.ema import EMA
+from trainkit.intervals import interval
 from trainkit.metrics import each_metric
 from trainkit.objective import ToDevice
 from trainkit.recipe import Recipe
 from trainkit.sharding import agree_on_buffers, reshard
+from trainkit.windows import Looker
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Evaluation:
     workers: int
     ema: EMA | None
     batch_norm: PreciseBatchNorm
+    interval: bool = False
+    """a 95 % interval of the headline figure too, by drawing images again"""
 
     def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
         """`num_images` and the figures of the task's metrics, those of the averaged weights as "ema_...".
@@ -52,46 +56,61 @@ class Evaluation:
     @torch.no_grad()
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
         recipe, objective, accelerator = self.recipe, self.objective, self.accelerator
-        batches, valid = evaluation_batches(
-            len(recipe.val_data), recipe.eval_batch_size, accelerator.process_index, accelerator.num_processes
-        )
         metrics = recipe.task.metrics()
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
-        was_training = objective.training
+        images = [metric.per_image(recipe.task.headline) for metric in counting[:1] if self.interval]
+        was_training, num_images = objective.training, 0
         objective.eval()
         agree_on_buffers(objective)
-        loader = make_loader(
-            recipe.val_data, self.seed, batches, self.workers, accelerator.device, getattr(recipe.task, "check", None)
-        )
-        for (images, targets, _), count in zip(loader, valid):
-            images, targets = self.to_device(images, targets)
-            predictions = objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
-            targets = targets[:count]
-            for metric in counting if count else ():
-                metric.add_batch(predictions=predictions, references=targets)
+        for found in self._passes():
+            for predictions, targets in found:
+                num_images += len(targets)
+                for metric in (*counting, *images):
+                    metric.add_batch(predictions=predictions, references=targets)
             if others:
-                _add_gathered(others, recipe.task.labels(predictions), targets)
+                _add_gathered(others, [(recipe.task.labels(each), targets) for each, targets in found])
             if stop():
                 reshard(objective)
                 return None
         objective.train(was_training)
         reshard(objective)
 
-        num_images = int(accelerator.reduce(torch.tensor(sum(valid), device=accelerator.device), "sum"))
+        num_images = int(accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum"))
         if num_images != len(recipe.val_data):
             raise RuntimeError(f"the evaluation saw {num_images} images of {len(recipe.val_data)}")
         for metric in counting:
             metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
         results: dict[str, Any] = {"num_images": num_images}
+        for each in images:
+            results[f"{recipe.task.headline}_95"] = interval(torch.cat(gather_object([each.rows()])), each.figures)
         for metric in metrics:
             results |= metric.compute()
         return results
 
+    def _passes(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """After each pass predictions and targets of the images that it finished; as many passes in every process."""
+        recipe, accelerator = self.recipe, self.accelerator
+        together = 1 if recipe.inference is not None else recipe.eval_batch_size
+        place = accelerator.process_index, accelerator.num_processes
+        batches, valid = evaluation_batches(len(recipe.val_data), together, *place)
+        check = getattr(recipe.task, "check", None)
+        loader = make_loader(recipe.val_data, self.seed, batches, self.workers, accelerator.device, check)
+        if recipe.inference is not None:
+            read = (self.to_device(images, targets) for (images, targets, _), count in zip(loader, valid) if count)
+            for done in Looker(recipe.inference, self.objective, accelerator, self.to_device.black).look(read):
+                yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
+            return
+        for (images, targets, _), count in zip(loader, valid):
+            images, targets = self.to_device(images, targets)
+            predictions = self.objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
+            yield [(predictions, targets[:count])] if count else []
 
-def _add_gathered(metrics: list, labels: Tensor, targets: Tensor) -> None:
+
+def _add_gathered(metrics: list, found: list[tuple[Tensor, Tensor]]) -> None:
     """Give metrics that cannot be summed over processes the labels of all of them."""
-    for predictions, references in gather_object([(labels.cpu().numpy(), targets.cpu().numpy())]):
-        for metric in metrics if len(predictions) else ():
+    mine = [(labels.cpu().numpy(), targets.cpu().numpy()) for labels, targets in found]
+    for predictions, references in (pair for pairs in gather_object([mine]) for pair in pairs):
+        for metric in metrics:
             metric.add_batch(predictions=predictions, references=references)

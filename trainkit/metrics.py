@@ -5,7 +5,7 @@ reduction at the end. The classes work without the `evaluate` package and offlin
 `evaluate.combine([...])` with any of its metrics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,22 @@ class Counting:
         return results
 
 
+class PerImage:
+    """One row of counts for each image, of which their sum gives one figure: what an interval is drawn from."""
+
+    def __init__(self, count: Callable[[Tensor, Tensor], Tensor], figures: Callable[[Tensor], Tensor]):
+        self.count, self.figures = count, figures
+        self._rows: list[Tensor] = []
+
+    def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
+        """Count each image of a batch."""
+        self._rows.append(self.count(predictions, references).cpu())
+
+    def rows(self) -> Tensor:
+        """(N, S) int64."""
+        return torch.cat(self._rows) if self._rows else torch.zeros(0, 1, dtype=torch.int64)
+
+
 class TopK(Counting):
     """Fraction of images whose class is among the k likeliest: {"top1": ..., "top5": ...}.
 
@@ -67,6 +83,11 @@ class TopK(Counting):
         self.counts = torch.zeros(1 + len(self.ks), dtype=torch.int64)  # images, hits of each k
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        valid, hits = self._hits(predictions, references)
+        return torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)])
+
+    def _hits(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
         if predictions.is_floating_point():
             predictions = predictions.topk(min(max(self.ks), predictions.shape[1]), dim=1).indices
         if predictions.ndim == 1:
@@ -74,8 +95,17 @@ class TopK(Counting):
         if self._ranks(predictions.shape[1]) == 0:
             raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {predictions.shape[1]} classes")
         valid = references >= 0
-        hits = (predictions == references[:, None]) & valid[:, None]  # (N, K)
-        return torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)])
+        return valid, (predictions == references[:, None]) & valid[:, None]
+
+    def per_image(self, name: str) -> PerImage:
+        """Counts of each image for the figure `name`, such as "top1"."""
+        k = self.ks[[f"top{k}" for k in self.ks].index(name)]
+
+        def count(predictions: Tensor, references: Tensor) -> Tensor:
+            valid, hits = self._hits(predictions, references)
+            return torch.stack([valid, hits[:, :k].any(1)], 1).long()  # (N, 2)
+
+        return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1))
 
     def _ranks(self, num_ranked: int) -> int:
         return sum(k <= num_ranked for k in self.ks)
@@ -92,7 +122,8 @@ class MeanIoU(Counting):
     counted; any other id outside [0, num_classes) is an error.
 
     Results: "pixAcc"; "mIoU", the mean over classes that occur in prediction or reference; "IoU", one per
-    class, None where it occurs in neither; "num_classes", how many the mean counted. With
+    class, None where it occurs in neither; "num_classes", how many the mean counted; "mAcc", the mean over classes of
+    the references of the part of them that was found; "fwIoU", IoU weighted by the classes' pixels. With
     absent="zero" a class that occurs nowhere scores 0 and is counted, as the official ADE20K script and
     PyTorch-Encoding do; on a full split there is no difference.
     """
@@ -132,6 +163,31 @@ class MeanIoU(Counting):
         columns = torch.where((columns >= 0) & (columns < classes), columns, classes)
         return rows * (classes + 1) + columns
 
+    def per_image(self, name: str) -> PerImage:
+        """Counts of each image for the figure `name`, which is "mIoU" or "pixAcc"."""
+
+        def count(predictions: Tensor, references: Tensor) -> Tensor:
+            rows = []
+            for prediction, reference in zip(predictions.flatten(1).long(), references.flatten(1).long()):
+                prediction, reference = (ids[reference != self.ignore] for ids in (prediction, reference))
+                hits = reference[prediction == reference]
+                rows.append(
+                    torch.stack(
+                        [torch.bincount(ids, minlength=self.num_classes) for ids in (hits, reference, prediction)]
+                    )
+                )
+            return torch.stack(rows).flatten(1)  # (N, 3 C): pixels right, of the class, called so
+
+        def figures(sums: Tensor) -> Tensor:
+            hits, references, predictions = sums.view(len(sums), 3, -1).unbind(1)  # (B, C)
+            if name == "pixAcc":
+                return hits.sum(1) / references.sum(1).clamp(min=1)
+            union = references + predictions - hits
+            counted = union > 0 if self.absent == "skip" else torch.ones_like(union, dtype=torch.bool)
+            return (hits / union.clamp(min=1) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+        return PerImage(count, figures)
+
     def confusion(self) -> Tensor:
         """Pixels of each (reference, prediction) pair so far: int64 (C, C).
 
@@ -155,9 +211,13 @@ class MeanIoU(Counting):
         counted = occurs if self.absent == "skip" else torch.ones_like(occurs)
         num_pixels = int(confusion.sum())
         per_class = [value if here else None for value, here in zip(iou.tolist(), counted.tolist())]
+        of_class = confusion.sum(1)
+        accuracy = intersection / of_class.clamp(min=1)
         return {
             "mIoU": iou[counted].mean().item() if counted.any() else None,
             "pixAcc": intersection.sum().item() / num_pixels if num_pixels else None,
+            "mAcc": accuracy[of_class > 0].mean().item() if num_pixels else None,
+            "fwIoU": (iou * of_class).sum().item() / num_pixels if num_pixels else None,
             "num_classes": int(counted.sum()),
             "IoU": dict(zip(self.class_names, per_class)) if self.class_names else per_class,
         }

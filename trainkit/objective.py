@@ -15,9 +15,14 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.task = model, task
 
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """In training the weighted loss sums (K,), in evaluation the predictions, one row per image."""
+    def forward(self, images: Tensor, targets: Tensor | None) -> Tensor:
+        """In training the weighted loss sums (K,), in evaluation the predictions, one row per image.
+
+        Without targets the task's scores, which an evaluation in windows puts together.
+        """
         outputs = self.model(images)
+        if targets is None:
+            return self.task.scores(outputs, images)
         return (self.task.losses if self.training else self.task.predict)(outputs, targets)
 
 
@@ -35,3 +40,8 @@ class ToDevice:
         if images.dtype == torch.uint8:
             images = images.float().sub_(self.mean).div_(self.std)
         return images, targets.to(self.device, non_blocking=True)
+
+    @property
+    def black(self) -> Tensor:
+        """What a black pixel of a uint8 image becomes: (C, 1, 1)."""
+        return -self.mean / self.std

@@ -1,8 +1,10 @@
 """What one may ask of a run and of an evaluation, beside the recipe's own settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from trainkit.inference import Inference
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,22 @@ class EvaluateOptions:
     """processes that read images, for each process; default: its share of the cores, up to 8"""
     precise_bn: int | None = None
     """estimate batch norm's statistics anew from so many training images (a multiple of 16), as in a run"""
+    scales: tuple[float, ...] | None = None
+    """segmentation: scales of the images at which they are looked at, such as 0.5 0.75 1 1.25 1.5 1.75"""
+    flip: bool | None = None
+    """segmentation: look at mirror images too"""
+    window: int | None = None
+    """segmentation: height and width of windows that an image is looked at in; default: as a whole"""
+    stride: int | None = None
+    """pixels from one window to the next; default: two thirds of the window"""
+    window_batch: int | None = None
+    """windows of one forward pass, of whatever images; default: 8"""
+
+    def inference(self, recipes: Inference | None) -> Inference | None:
+        """The recipe's own with what was asked for here."""
+        names = ("scales", "flip", "window", "stride", "window_batch")
+        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(recipes or Inference(), **asked) if asked else recipes
 
 
 @dataclass(frozen=True)

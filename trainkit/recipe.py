@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from trainkit.inference import Inference
+
 
 class Task(Protocol):
     """What the loop asks of a task; `Recognition` and `Segmentation` are two, a recipe may bring its own.
@@ -38,6 +40,12 @@ class Task(Protocol):
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """What `metrics` compare with the targets, one row per image."""
+
+    def scores(self, outputs: Any, images: Tensor) -> Tensor:
+        """Scores of each pixel (N, C, H, W) at the size of the images; a task whose images are seen whole lacks it."""
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """`predict`'s rows from scores."""
 
     def metrics(self) -> list:
         """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`; own ones first."""
@@ -72,6 +80,8 @@ class Recipe:
     """images of one optimizer step, over all processes"""
     eval_batch_size: int = 1
     """images of one forward pass in an evaluation, per process; above 1 they must be of one shape"""
+    inference: Inference | None = None
+    """windows, scales and flips of an evaluation (segmentation); None: each image once, as val_data gives it"""
     mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     """mixup or cutmix from trainkit.mixing"""
     clip_norm: float | None = None
@@ -99,6 +109,11 @@ class Recipe:
             raise ValueError(f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none")
         if len(self.val_data) == 0:
             raise ValueError("val_data is empty: it has no images")
+        if self.inference is not None and not hasattr(self.task, "scores"):
+            raise ValueError(
+                f"task {type(self.task).__name__} has no scores to put together: windows, scales and flips are for "
+                "segmentation"
+            )
         missing = [
             p for p in ("terms", "headline", "counts", "losses", "predict", "metrics") if not hasattr(self.task, p)
         ]

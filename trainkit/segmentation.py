@@ -93,6 +93,17 @@ class Segmentation:
             logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
         return logits.argmax(1)
 
+    def scores(self, outputs: Tensor | Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
+        logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
+        if logits.shape[-2:] != images.shape[-2:]:
+            logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits.float().softmax(1)
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """Label maps (N, H, W) from probabilities (N, C, H, W)."""
+        return scores.argmax(1)
+
     def labels(self, predictions: Tensor) -> Tensor:
         """Label maps are plain labels already."""
         return predictions

@@ -1,0 +1,53 @@
+"""How an image is looked at in an evaluation: whole or in windows, at which scales, flipped too."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image is looked at in an evaluation."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """of the image as the validation data gives it"""
+    flip: bool = False
+    """look at its mirror image too"""
+    window: int | None = None
+    """height and width of the windows; None: the whole image. Smaller images are filled up with black"""
+    stride: int | None = None
+    """pixels from one window to the next; default: two thirds of the window"""
+    window_batch: int = 8
+    """windows of one forward pass"""
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales are {self.scales}; give one or more above 0, such as 0.75 1 1.25")
+        for name in ("window", "stride", "window_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.stride is not None and self.window is None:
+            raise ValueError(f"stride is {self.stride} without a window; give --window too")
+        if self.stride is not None and self.stride > self.window:
+            raise ValueError(f"stride is {self.stride}, above the window of {self.window}: pixels would be left out")
+
+    @property
+    def label(self) -> str:
+        """The protocol in a few words."""
+        place = "whole image"
+        if self.window is not None:
+            place = f"windows of {self.window} every {self.step}"
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        return f"{place}, scale{'s' * (len(self.scales) > 1)} {scales}{', flipped too' * self.flip}"
+
+    @property
+    def step(self) -> int:
+        """Pixels from one window to the next."""
+        return self.stride or max(1, math.ceil(self.window * 2 / 3))
+
+    def starts(self, length: int) -> list[int]:
+        """Where windows begin along a side of at least a window's length; the last one ends with the side."""
+        if self.window is None:
+            return [0]
+        count = math.ceil(max(0, length - self.window) / self.step) + 1
+        return [min(number * self.step, length - self.window) for number in range(count)]
