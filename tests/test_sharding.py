@@ -102,7 +102,8 @@ weights = list(recipe.model.parameters())
 held = sum(local(weight).numel() for weight in weights)
 states = [value for state in recipe.optimizer.state.values() for value in state.values() if value.ndim]
 assert is_sharded(objective) and len(states) == 2 * len(weights)
-print("HELD", held, sum(weight.numel() for weight in weights), sum(local(state).numel() for state in states))
+total, kept = sum(weight.numel() for weight in weights), sum(local(state).numel() for state in states)
+print(f"HELD {{held}} {{total}} {{kept}}\\n", end="")  # in one piece, as two processes write
 try: prepare(accelerator, Objective(everything().model.to(memory_format=torch.channels_last), recipe.task))
 except ValueError as error: print(error)
 """

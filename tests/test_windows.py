@@ -1,5 +1,6 @@
 """Windows, scales and flips: against one window at a time in float64, on any number of processes."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -164,6 +165,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert results["protocol"] == "windows of 64 every 43, scales 0.5, 1, flipped too"
     low, high = results["mIoU_95"]
     assert 0 <= low <= results["mIoU"] <= high <= 1
+    weights = tmp_path / "run" / results["checkpoint"].removeprefix("run/") / "model.safetensors"
+    assert results["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    confusion = torch.tensor(results["confusion"])
+    assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(results["pixAcc"])
+    accuracy = [value for value in results["accuracy"].values() if value is not None]
+    assert sum(accuracy) / len(accuracy) == pytest.approx(results["mAcc"])
     assert "mIoU_95" in capsys.readouterr().out
     assert main(["evaluate", *words, "--checkpoint", "run", "--stride", "9"]) == 2
     assert "without a window" in capsys.readouterr().err

@@ -142,6 +142,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of the weights at `path`, a checkpoint or a file: what tells one from another for good."""
+    return _described(path / "model.safetensors" if path.is_dir() else path)["sha256"]
+
+
 def _refused(error: UnpicklingError) -> str:
     """The line of torch's long message that says what was refused."""
     lines = [line.strip() for line in str(error).splitlines()]

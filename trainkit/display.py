@@ -76,7 +76,7 @@ class Display:
         for name, value in figures.items():
             table.add_row(name, _shown(value))
         for name, values in results.items():
-            if isinstance(values, (dict, list)):
+            if isinstance(values, (dict, list)) and not name.endswith("confusion"):
                 table.add_row(f"{name} per class", self._per_class(values))
         self.console.print(table)
 

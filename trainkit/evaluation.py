@@ -33,8 +33,8 @@ class Evaluation:
     workers: int
     ema: EMA | None
     batch_norm: PreciseBatchNorm
-    interval: bool = False
-    """a 95 % interval of the headline figure too, by drawing images again"""
+    thorough: bool = False
+    """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
     def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
         """`num_images` and the figures of the task's metrics, those of the averaged weights as "ema_...".
@@ -60,7 +60,7 @@ class Evaluation:
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
-        images = [metric.per_image(recipe.task.headline) for metric in counting[:1] if self.interval]
+        images = [metric.per_image(recipe.task.headline) for metric in counting[:1] if self.thorough]
         was_training, num_images = objective.training, 0
         objective.eval()
         agree_on_buffers(objective)
@@ -86,7 +86,8 @@ class Evaluation:
         for each in images:
             results[f"{recipe.task.headline}_95"] = interval(torch.cat(gather_object([each.rows()])), each.figures)
         for metric in metrics:
-            results |= metric.compute()
+            more = metric.details() if self.thorough and hasattr(metric, "details") else {}
+            results |= metric.compute() | more
         return results
 
     def _passes(self) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import checkpoint_path
+from trainkit.checkpoint import checkpoint_path, digest
 from trainkit.run import Run, plain
 
 
@@ -57,4 +57,5 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
 def write_results(folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Write `results.json`: the figures of an evaluation, and of what."""
     folder.mkdir(parents=True, exist_ok=True)
-    Run(folder).write("results.json", {"checkpoint": str(weights), "settings": plain(settings), **results})
+    of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
+    Run(folder).write("results.json", {**of, **results})

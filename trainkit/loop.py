@@ -224,7 +224,7 @@ def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
     workers = choose_workers(options.workers, accelerator.num_processes)
     shared = (recipe, objective, accelerator, to_device, options.seed, workers)
     with lost_processes_told(accelerator), worker_deaths_told():
-        results = Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn), interval=True).measure()
+        results = Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn), thorough=True).measure()
     if recipe.inference is not None:
         results["protocol"] = recipe.inference.label
     display.results(f"evaluation of {weights}", results, best=False)

@@ -222,6 +222,20 @@ class MeanIoU(Counting):
             "IoU": dict(zip(self.class_names, per_class)) if self.class_names else per_class,
         }
 
+    def details(self) -> dict:
+        """Too much for a row of the log: "accuracy" of each class, None where it does not occur, and "confusion".
+
+        confusion: pixels, a row for each class of the references, a column for each class predicted.
+        """
+        confusion = self.confusion().cpu()
+        of_class = confusion.sum(1)
+        found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
+        found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
+        return {
+            "accuracy": dict(zip(self.class_names, found)) if self.class_names else found,
+            "confusion": confusion.tolist(),
+        }
+
 
 def count_by_bincount(cells: Tensor, num_cells: int) -> Tensor:
     """How often each cell occurs; the fastest on a CPU, but elsewhere it waits for the device."""
