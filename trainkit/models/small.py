@@ -51,6 +51,7 @@ class SmallResNet(nn.Module):
                 f"widths are {len(widths)}, strides {len(strides)}, dilations {len(dilations)}: widths need one more"
             )
         self.widths = tuple(widths)
+        self.channels = self.widths[1:]
         self.stem = Conv2dNormActivation(3, widths[0], 3, stem_stride)
         self.stages = nn.ModuleList(
             Block(*channels, stride, dilation)
@@ -61,13 +62,22 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) -> the maps after the first, the last but one and the last stage."""
+        """Images (N, 3, H, W) -> the map after each stage, see `named_maps`."""
         maps = []
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return OrderedDict(low=maps[0], aux=maps[-2], out=maps[-1], high=maps[-1])
+        return named_maps(maps)
+
+
+def named_maps(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The stages' maps, first to last, by the names heads ask for.
+
+    c1, c2 and so on are asked for here; low, aux, out and high by torchvision's segmentation models.
+    """
+    numbered = {f"c{number}": each for number, each in enumerate(maps, 1)}
+    return OrderedDict(numbered, low=maps[0], aux=maps[-2], out=maps[-1], high=maps[-1])
 
 
 class SmallClassifier(nn.Module):
