@@ -1,0 +1,32 @@
+"""Deep-TEN (Zhang et al., 2017, "Deep TEN: Texture Encoding Network"): an image as a set of features without order."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation
+
+from trainkit.models.backbone import backbone as named_backbone
+from trainkit.models.encoding import Encoding
+
+
+class DeepTEN(nn.Module):
+    """The last map of `backbone`, narrowed, encoded, of length 1, classified; for images of any size.
+
+    backbone: images -> maps with c4, and their `channels`. channels: of the features that are encoded.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 128, num_codewords: int = 32):
+        super().__init__()
+        self.backbone = backbone
+        self.narrow = Conv2dNormActivation(backbone.channels[-1], channels, 1)
+        self.encoding = Encoding(channels, num_codewords)
+        self.classify = nn.Linear(num_codewords * channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> logits (N, num_classes)."""
+        residuals = self.encoding(self.narrow(self.backbone(images)["c4"]))  # (N, K, C)
+        return self.classify(F.normalize(residuals.flatten(1)))
+
+
+def deepten(num_classes: int, backbone: str = "resnet50", pretrained: bool = True, stride: int = 32) -> DeepTEN:
+    """Deep-TEN as published, on a backbone by name, not dilated; see `trainkit.models.backbone.backbone`."""
+    return DeepTEN(named_backbone(backbone, pretrained, stride), num_classes)

@@ -1,0 +1,95 @@
+"""EncNet (Zhang et al., 2018, "Context Encoding for Semantic Segmentation").
+
+What the whole image holds, encoded, says which channels matter (a factor per channel) and which classes occur
+(the semantic-encoding loss). Where paper and the authors' code (PyTorch-Encoding) differ it is the code, of which
+the published figures are: a 1x1 convolution before the encoding, and the mean over codewords, not the sum.
+With the sum the sigmoid of the factors begins saturated.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from trainkit.models.backbone import backbone as named_backbone
+from trainkit.models.dense import DenseModel, resize
+from trainkit.models.encoding import Encoding
+
+
+class ContextEncoding(nn.Module):
+    """A map and what it holds as a whole: (N, C, H, W) -> the map with its channels weighted, code (N, C)."""
+
+    def __init__(self, channels: int, num_codewords: int = 32):
+        super().__init__()
+        self.project = Conv2dNormActivation(channels, channels, 1)
+        self.encoding = Encoding(channels, num_codewords)
+        self.norm = nn.BatchNorm1d(num_codewords)
+        self.attention = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x + x * gamma, with one gamma in (0, 1) per image and channel; and the code that it comes from."""
+        code = self.norm(self.encoding(self.project(x))).relu().mean(1)  # (N, C)
+        gamma = torch.sigmoid(self.attention(code))
+        return x * (1 + gamma[:, :, None, None]), code
+
+
+class EncHead(nn.Module):
+    """c4, with lateral c2 and c3 beside it, -> {"out": (N, num_classes, h, w), "se": (N, num_classes)}."""
+
+    def __init__(
+        self, in_channels: tuple[int, ...], num_classes: int, channels: int, num_codewords: int, se: bool, lateral: bool
+    ):
+        super().__init__()
+        _, c2, c3, c4 = in_channels
+        self.squeeze = Conv2dNormActivation(c4, channels, 3)
+        self.lateral = nn.ModuleList(Conv2dNormActivation(each, channels, 1) for each in (c2, c3)) if lateral else None
+        self.fuse = Conv2dNormActivation(3 * channels, channels, 3) if lateral else None
+        self.context = ContextEncoding(channels, num_codewords)
+        self.presence = nn.Linear(channels, num_classes) if se else None
+        self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Logits at the size of c4, or of c2 with lateral connections; at stride 8 these are one."""
+        x = self.squeeze(maps["c4"])
+        if self.lateral is not None:
+            beside = [connect(maps[name]) for connect, name in zip(self.lateral, ("c2", "c3"))]
+            x = self.fuse(torch.cat([resize(each, maps["c2"].shape[-2:]) for each in (x, *beside)], 1))
+        x, code = self.context(x)
+        outputs = {"out": self.classify(x)}
+        if self.presence is not None:
+            outputs["se"] = self.presence(code)
+        return outputs
+
+
+class EncNet(DenseModel):
+    """Context encoding on the last map of `backbone`.
+
+    channels: width of the head. num_codewords: of the encoding. aux: logits "aux" from c3. se: logits "se"
+    (N, num_classes) of which classes occur. lateral: c2 and c3 beside c4, as published for Pascal-Context.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        channels: int = 512,
+        num_codewords: int = 32,
+        aux: bool = True,
+        se: bool = True,
+        lateral: bool = False,
+    ):
+        head = EncHead(backbone.channels, num_classes, channels, num_codewords, se, lateral)
+        super().__init__(backbone, head, num_classes, aux)
+
+
+def encnet(
+    num_classes: int,
+    backbone: str = "resnet50",
+    pretrained: bool = True,
+    stride: int = 8,
+    channels: int = 512,
+    aux: bool = True,
+    se: bool = True,
+    lateral: bool = False,
+) -> EncNet:
+    """EncNet as published, on a backbone by name; see `trainkit.models.backbone.backbone` and `EncNet`."""
+    return EncNet(named_backbone(backbone, pretrained, stride), num_classes, channels, aux=aux, se=se, lateral=lateral)

@@ -1,0 +1,52 @@
+"""UPerNet (Xiao et al., 2018, "Unified Perceptual Parsing for Scene Understanding"), its part for label maps."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from trainkit.models.backbone import backbone as named_backbone
+from trainkit.models.dense import DenseModel, resize
+from trainkit.models.pspnet import PyramidPooling
+
+
+class UPerHead(nn.Module):
+    """Pyramid pooling of c4, handed down and added to c3, c2 and c1: maps -> {"out": (N, num_classes, h, w)}."""
+
+    def __init__(self, in_channels: tuple[int, ...], num_classes: int, channels: int):
+        super().__init__()
+        *finer, last = in_channels
+        self.pool = PyramidPooling(last, channels)
+        self.bottleneck = Conv2dNormActivation(self.pool.out_channels, channels, 3)
+        self.lateral = nn.ModuleList(Conv2dNormActivation(each, channels, 1) for each in finer)
+        self.smooth = nn.ModuleList(Conv2dNormActivation(channels, channels, 3) for _ in finer)
+        self.fuse = Conv2dNormActivation(len(in_channels) * channels, channels, 3)
+        self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Logits at the size of c1."""
+        x = self.bottleneck(self.pool(maps["c4"]))
+        levels = [x]
+        for name, lateral, smooth in zip(("c3", "c2", "c1"), self.lateral[::-1], self.smooth[::-1]):
+            x = lateral(maps[name]) + resize(x, maps[name].shape[-2:])
+            levels.append(smooth(x))
+        levels = [resize(each, maps["c1"].shape[-2:]) for each in reversed(levels)]  # c1 to c4
+        return {"out": self.classify(self.fuse(torch.cat(levels, 1)))}
+
+
+class UPerNet(DenseModel):
+    """A feature pyramid on all maps of `backbone`. channels: width of the head. aux: logits "aux" from c3."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True):
+        super().__init__(backbone, UPerHead(backbone.channels, num_classes, channels), num_classes, aux)
+
+
+def upernet(
+    num_classes: int,
+    backbone: str = "resnet50",
+    pretrained: bool = True,
+    stride: int = 32,
+    channels: int = 512,
+    aux: bool = True,
+) -> UPerNet:
+    """UPerNet on a backbone by name, not dilated; see `trainkit.models.backbone.backbone` and `UPerNet`."""
+    return UPerNet(named_backbone(backbone, pretrained, stride), num_classes, channels, aux)
