@@ -11,7 +11,8 @@ from datasets import Image as ImageFeature
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.images import read_image
+from trainkit.data.images import read_image, read_mask
+from trainkit.data.masks import IGNORED, MaskDataset, read_image_like
 
 
 class HubImages(Dataset):
@@ -58,18 +59,77 @@ class HubImages(Dataset):
 
     def name_of(self, index: int) -> str:
         """The image's row, and its file where the table holds one's name."""
-        return self._name(index, self.table[index][self.image_column]["path"])
-
-    def _name(self, index: int, path: str | None) -> str:
-        return f"row {index} of {self.source}" + (f" ({path})" if path else "")
+        return _row_name(self.source, index, self.table[index][self.image_column]["path"])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.table[index]
         stored = row[self.image_column]
-        image = read_image(stored["bytes"] or Path(stored["path"]), self._name(index, stored["path"]))
+        name = _row_name(self.source, index, stored["path"])
+        image = read_image(stored["bytes"] or Path(stored["path"]), name)
         if self.transform is not None:
             image = self.transform(image)
         return image.as_subclass(Tensor), torch.tensor(row[self.label_column])
+
+
+class HubMasks(MaskDataset):
+    """One split of a dataset with a column of images and one of masks: index -> (image, train ids, uint8 (H, W)).
+
+    source: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
+    img, picture or pixel_values, the mask's the other one, where they are not given. ignore: labels of the masks
+    that count nowhere; label_shift: added to the others to get train ids, so -1 where they begin with 1, and 0 is
+    ignored.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        split: str,
+        classes: int | Sequence[str],
+        transform: Callable[..., Any] | None = None,
+        image_column: str | None = None,
+        mask_column: str | None = None,
+        ignore: Sequence[int] = (IGNORED,),
+        label_shift: int = 0,
+    ):
+        self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
+        super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift)
+        self.source, table = f"{source} ({split})", _load(source, split)
+        found = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
+        self.image_column = image_column or _only(
+            source, "image", [name for name in found if name in ("image", "img", "picture", "pixel_values")]
+        )
+        self.mask_column = mask_column or _only(source, "mask", [name for name in found if name != self.image_column])
+        for column in (self.image_column, self.mask_column):
+            if column not in found:
+                raise ValueError(f"{source} has no column {column!r} of images; it has {', '.join(found) or 'none'}")
+        self.table = table.select_columns([self.image_column, self.mask_column])
+        for column in (self.image_column, self.mask_column):
+            self.table = self.table.cast_column(column, ImageFeature(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name_of(self, index: int) -> str:
+        """The image's row, and its file where the table holds one's name."""
+        return _row_name(self.source, index, self.table[index][self.image_column]["path"])
+
+    def mask_name(self, index: int) -> str:
+        """The mask's column and row."""
+        return f"{self.mask_column} of {_row_name(self.source, index, self.table[index][self.mask_column]['path'])}"
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `MaskDataset`."""
+        row = self.table[index]
+        image, mask = row[self.image_column], row[self.mask_column]
+        labels = read_mask(
+            mask["bytes"] or Path(mask["path"]), f"{self.mask_column} of {_row_name(self.source, index, mask['path'])}"
+        )
+        name = _row_name(self.source, index, image["path"])
+        return read_image_like(image["bytes"] or Path(image["path"]), tuple(labels.shape), name=name), labels
+
+
+def _row_name(source: str, index: int, path: str | None) -> str:
+    return f"row {index} of {source}" + (f" ({path})" if path else "")
 
 
 def _load(source: str | Path, split: str) -> Any:

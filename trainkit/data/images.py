@@ -22,45 +22,45 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(source: Path | bytes, name: str | None = None) -> tv_tensors.Image:
-    """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation.
+def read_image(source: Path | bytes, name: str | None = None, upright: bool = True) -> tv_tensors.Image:
+    """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
 
     source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
     in an error. Raises ValueError naming the file where it cannot be read.
     """
     try:
-        return tv_tensors.Image(_decode(source if isinstance(source, bytes) else source.read_bytes()))
+        return tv_tensors.Image(_decode(source if isinstance(source, bytes) else source.read_bytes(), upright))
     except (RuntimeError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(_unreadable(source, name, error)) from error
 
 
-def _decode(data: bytes) -> Tensor:
+def _decode(data: bytes, upright: bool) -> Tensor:
     if data.startswith((_JPEG, _PNG)):
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        image = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+        image = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=upright)
         return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
     with Image.open(io.BytesIO(data)) as image:
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
+        rgb = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
 
-def read_mask(source: Path | bytes) -> tv_tensors.Mask:
+def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
 
-    uint8, or int32 where the file has more than 8 bits. Raises ValueError naming the file where it cannot be
-    read or holds colours.
+    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises ValueError
+    naming the file where it cannot be read or holds colours.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(file) as image:
             if len(image.getbands()) != 1:
                 raise ValueError(
-                    f"{_name(source)} is a mask with {len(image.getbands())} channels ({image.mode}); a mask "
+                    f"{name or _name(source)} is a mask with {len(image.getbands())} channels ({image.mode}); a mask "
                     "holds one label per pixel: save it as grey or palette PNG"
                 )
             labels = np.array(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(_unreadable(source, None, error)) from error
+        raise ValueError(_unreadable(source, name, error)) from error
     return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.int32)))
 
 

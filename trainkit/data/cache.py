@@ -1,0 +1,73 @@
+"""Arrays that take long to make: made once, kept in files, and shared by all processes through the page cache."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def default_folder() -> Path:
+    """trainkit in $XDG_CACHE_HOME, which is ~/.cache where it is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainkit"
+
+
+class MappedArrays(Mapping):
+    """The .npy files of a folder by their names, memory-mapped: a worker that gets it opens them anew."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __iter__(self):
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __reduce__(self):
+        return MappedArrays, (self.folder,)
+
+
+def cached(
+    name: str, sources: Sequence[Path], build: Callable[[], Mapping[str, np.ndarray]], folder: Path | None = None
+) -> Mapping[str, np.ndarray]:
+    """What `build` makes of the files `sources`, from `folder` where it was made of the same ones before.
+
+    name: of the kind of arrays, with a number that changes with their meaning. The same: path, size and time of
+    the last change. folder: `default_folder` where None. Where it cannot be written the arrays are in memory, and a
+    warning says so. Several processes may ask at once: each builds, and the first one's files stay.
+    """
+    folder = default_folder() if folder is None else folder
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    target = folder / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+    if not target.is_dir():
+        arrays = build()
+        try:
+            _write(arrays, target)
+        except OSError as error:
+            warnings.warn(f"cannot keep {name} in {folder}, it will be made again next time: {error}", stacklevel=2)
+            return arrays
+    return MappedArrays(target)
+
+
+def _write(arrays: Mapping[str, np.ndarray], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(aside / f"{name}.npy", array)
+        os.chmod(aside, 0o755)
+        os.rename(aside, target)
+    except OSError:
+        if not target.is_dir():  # another process may have been first
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

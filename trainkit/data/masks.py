@@ -1,0 +1,230 @@
+"""Images with label maps: what all segmentation datasets share."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from trainkit.data.images import read_image, read_mask
+
+IGNORED = 255  # the train id that counts nowhere
+UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
+
+
+class MaskDataset(Dataset):
+    """index -> (uint8 image (3, H, W), train ids, uint8 (H, W), IGNORED = 255 where nothing counts).
+
+    A subclass says by `read` what an image and its labels are. Labels become train ids here, once: by
+    `to_train_ids`, or else by adding `label_shift`, where those in `ignore`, and those that end below 0, are
+    ignored (-1: labels from 1, and 0 where nothing is labelled). Raises ValueError naming the file for labels of
+    another size than their image and for a label outside the classes.
+    """
+
+    expects: str | None = None  # in the error about a strange label: which labels there are
+
+    def __init__(
+        self,
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        to_train_ids: Callable[[Tensor], Tensor] | None = None,
+        ignore: Sequence[int] = (IGNORED,),
+        label_shift: int = 0,
+    ):
+        if num_classes > IGNORED:
+            raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
+        self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
+        self.to_train_ids, self.label_shift = to_train_ids, label_shift
+
+    @property
+    def palette(self) -> np.ndarray:
+        """A colour for each train id: uint8 (K, 3)."""
+        return colour_map(self.num_classes)
+
+    @property
+    def raw_ids(self) -> np.ndarray:
+        """The label in the files for each train id: integers (K,). A dataset with `to_train_ids` has its own."""
+        return np.arange(self.num_classes) - self.label_shift
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W)."""
+        raise NotImplementedError
+
+    def name_of(self, index: int) -> Any:
+        """What a person calls the image."""
+        raise NotImplementedError
+
+    def mask_name(self, index: int) -> str:
+        """What a person calls its labels."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self.read(index)
+        if image.shape[-2:] != labels.shape[-2:]:
+            raise ValueError(
+                f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is {_size(image)}; "
+                "a mask has the size of its image"
+            )
+        mask = tv_tensors.Mask(self._train_ids(labels.as_subclass(Tensor), index))
+        if self.transform is not None:
+            image, mask = self.transform(image, mask)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+    def _train_ids(self, labels: Tensor, index: int) -> Tensor:
+        if self.to_train_ids is not None:
+            ids = self.to_train_ids(labels)
+        else:
+            ids = labels.to(torch.int32) + self.label_shift if self.label_shift else labels.clone()
+            if self.label_shift < 0:
+                ids[ids < 0] = IGNORED
+            for ignored in self.ignore:
+                ids[labels == ignored] = IGNORED
+        stray = (ids != IGNORED) & ((ids >= self.num_classes) | (ids < 0))
+        if stray.any():
+            label = int(labels[stray][0])
+            expects = self.expects or (
+                f"the {self.num_classes} classes are {-self.label_shift} to {self.num_classes - 1 - self.label_shift} "
+                f"(ignored: {', '.join(map(str, self.ignore))}): name it as ignored, or raise the number of classes"
+            )
+            raise ValueError(
+                f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())} pixels; {expects}"
+            )
+        return ids.to(torch.uint8)
+
+
+class MaskFiles(MaskDataset):
+    """Images and masks as two lists of files of one length; settings as of `MaskDataset`.
+
+    upright: whether images are turned upright by their EXIF orientation before they are laid on their masks.
+    Where only the other way gives the mask's size, that one is taken.
+    """
+
+    upright = True
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        masks: Sequence[Path],
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        **settings: Any,
+    ):
+        super().__init__(num_classes, transform, **settings)
+        self.images, self.masks = images, masks
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name_of(self, index: int) -> Path:
+        """The image's file."""
+        return self.images[index]
+
+    def mask_name(self, index: int) -> str:
+        """The mask's file."""
+        return str(self.masks[index])
+
+    def read_labels(self, file: Path) -> Tensor:
+        """The labels of one mask file."""
+        return read_mask(file)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `MaskDataset`."""
+        labels = self.read_labels(self.masks[index])
+        return read_image_like(self.images[index], tuple(labels.shape), self.upright), labels
+
+
+def read_image_like(
+    source: Path | bytes, size: tuple[int, ...], upright: bool = True, name: str | None = None
+) -> Tensor:
+    """The image upright or as stored; the other way where its mask's `size` (H, W) asks for that."""
+    image = read_image(source, name, upright)
+    if image.shape[-2:] != size:
+        other = read_image(source, name, not upright)
+        return other if other.shape[-2:] == size else image
+    return image
+
+
+def label_table(labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (), size: int = 256) -> np.ndarray:
+    """Label in the files -> train id, uint8 (size,): its place in `labels`, IGNORED, or UNKNOWN."""
+    table = np.full(size, UNKNOWN, dtype=np.uint8)
+    table[list(labels)] = np.arange(len(labels))
+    table[list(ignored)] = IGNORED
+    return table
+
+
+def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
+    """Train ids, uint8, by a `label_table`; labels beyond the table are UNKNOWN."""
+    stored = labels.numpy()
+    if stored.dtype == np.uint8:
+        return torch.from_numpy(table[stored])
+    inside = (stored >= 0) & (stored < len(table))
+    return torch.from_numpy(np.where(inside, table[np.where(inside, stored, 0)], np.uint8(UNKNOWN)))
+
+
+def colour_map(num_colours: int) -> np.ndarray:
+    """Pascal VOC's colours: uint8 (num_colours, 3). The bits of an id, three by three, are the highest of R, G, B."""
+    colours, ids = np.zeros((num_colours, 3), dtype=np.uint8), np.arange(num_colours)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
+    """Raise FileNotFoundError that says what of `needed`, below `root`, is not there, and where to get it."""
+    missing = [each for each in needed if not (Path(root) / each).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"no {name} at {Path(root).resolve()}: looked for {', '.join(needed)}; {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not there. {source}"
+        )
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a split's list: the first word of each line."""
+    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+
+
+def require_files(names: Sequence[str], folder: Path, asked_by: str) -> None:
+    """Raise FileNotFoundError that counts and names those of `names` that `folder` lacks."""
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} files of {asked_by} are not in {folder}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+
+
+def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
+    """Labels (H, W) from a MATLAB file: a variable of it, or a field of that where it is a struct.
+
+    Raises ValueError naming the file where it cannot be read or lacks them.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{file} needs scipy: pip install scipy") from error
+    try:
+        stored = loadmat(file, variable_names=[variable])[variable]
+        labels = stored[0][field][0] if field else stored
+        if labels.ndim != 2:
+            raise ValueError(f"it is of shape {labels.shape}, and not an image")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
+        where = f"{variable}.{field}" if field else variable
+        raise ValueError(
+            f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or take it out of "
+            "the dataset"
+        ) from error
+    return torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int32))
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
