@@ -1,0 +1,96 @@
+"""DeepLabV3 or another network on Cityscapes, 19 classes.
+
+Source: PyTorch-Encoding's train_dist.py: SGD 0.004 for 16 images, head x10, poly 0.9, 240 epochs, auxiliary loss 0.2;
+long side 2048 and crops of 768 are the usual ones for images of 2048 x 1024.
+
+Launch: accelerate launch -m trainkit recipes/seg_cityscapes.py --data /path/to/data
+
+Hardware and time: not yet measured.
+
+Expected: not yet measured; no figure is published with these settings.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch.optim import SGD
+from trainkit.data.cityscapes import CLASSES, Cityscapes
+
+from trainkit import Recipe
+from trainkit.data import sample as generated
+from trainkit.data.folder import MaskFolder
+from trainkit.models.segmenters import Segmenter, segmenter
+from trainkit.optim import param_groups
+from trainkit.schedules import poly
+from trainkit.segmentation import Segmentation, eval_transform, train_transform
+
+# What --sample changes; a setting given beside it still wins.
+SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8, "base": 112, "crop": 88,
+          "head": 1.0, "channels": 64}  # fmt: skip
+
+
+def recipe(
+    data: Path = Path("data/cityscapes"),
+    model: Segmenter = "deeplabv3",
+    backbone: str = "resnet101",
+    pretrained: bool = True,
+    epochs: float = 240,
+    lr: float = 0.004,
+    batch_size: int = 16,
+    weight_decay: float = 1e-4,
+    base: int = 2048,
+    crop: int = 768,
+    head: float = 10.0,
+    aux_weight: float = 0.2,
+    se_weight: float = 0.2,
+    channels: int = 512,
+    labels: Literal["fine", "coarse"] = "fine",
+    split: Literal["train", "train_extra"] = "train",
+    sample: bool = False,
+) -> Recipe:
+    """DeepLabV3 or another network on Cityscapes, 19 classes.
+
+    Args:
+        data: folder with leftImg8bit/ and gtFine/ or gtCoarse/
+        labels: which polygons to train on; evaluated are the fine ones
+        split: to train on; train_extra has coarse labels alone
+        model: the network
+        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
+        pretrained: start the backbone from published ImageNet weights
+        epochs: passes over the training images
+        lr: learning rate of the backbone, for 16 images a batch
+        batch_size: images of one step, over all processes
+        weight_decay: of every parameter
+        base: long side of an image before the random scale, and in evaluation
+        crop: side of the training crop
+        head: factor of the learning rate outside the backbone
+        aux_weight: factor of the auxiliary head's loss; 0 for no such head
+        se_weight: factor of the semantic-encoding loss of EncNet; 0 for no such head
+        channels: width of the head
+        sample: train a small network on generated scenes, in under a minute
+    """
+    train, evaluation = train_transform(base, crop), eval_transform(base)
+    if sample:
+        data, _ = generated.mask_folder()
+        train_data, val_data = (
+            MaskFolder(data / "images" / name, data / "annotations" / name, len(CLASSES), transform)
+            for name, transform in (("train", train), ("val", evaluation))
+        )
+    else:
+        val_data = Cityscapes(data, "val", evaluation)
+        train_data = partial(Cityscapes, data, split, train, labels)
+    se = se_weight > 0 and model == "encnet"
+    network = segmenter(model, len(CLASSES), backbone, pretrained, aux_weight > 0, se, False, channels)
+    return Recipe(
+        task=Segmentation(CLASSES, aux_weight=aux_weight, se_weight=se_weight if se else 0.0),
+        model=network,
+        train_data=train_data,
+        val_data=val_data,
+        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        schedule=poly(0.9),
+        epochs=epochs,
+        batch_size=batch_size,
+        drop_last=True,
+        note=f"generated data, not Cityscapes: scenes of 16 classes in {data}" if sample else None,
+    )
