@@ -27,6 +27,7 @@ class Plan:
             options.micro_batch,
             unit=2 if recipe.mix is not None else 1,
             drop_last=recipe.drop_last,
+            repeats=getattr(recipe.train_data, "repeats", 1),
         )
         plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
         plan.multiplier(0)  # a warm-up longer than the run is refused here

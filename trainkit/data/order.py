@@ -99,7 +99,8 @@ class TrainOrder:
     `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of one
     forward pass in one process (None: the whole share). `unit` images are never parted (2 where a mixing
     pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
-    out with `drop_last`.
+    out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.repeated`): index i + k n is
+    then copy k of image i of n.
     """
 
     num_images: int
@@ -109,6 +110,7 @@ class TrainOrder:
     micro_batch: int | None = None
     unit: int = 1
     drop_last: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -120,6 +122,11 @@ class TrainOrder:
             )
         if self.micro_batch is not None and self.micro_batch < self.unit:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here")
+        if self.batch_size % self.repeats:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, and each image is in a batch {self.repeats} times: make it a "
+                f"multiple of {self.repeats}"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -139,9 +146,16 @@ class TrainOrder:
         return split(shares[process], num_passes, self.unit)
 
     def epoch(self, epoch: int) -> torch.Tensor:
-        """The permutation of epoch `epoch`: image indices, int64 (num_images,)."""
+        """The permutation of epoch `epoch`: image indices, int64 (num_images,).
+
+        With `repeats` a batch has its images once, then once more: neighbours, which mixing pairs, are not copies.
+        """
         generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
-        return torch.randperm(self.num_images, generator=generator)
+        if self.repeats == 1:
+            return torch.randperm(self.num_images, generator=generator)
+        distinct = self.num_images // self.repeats
+        batches = torch.randperm(distinct, generator=generator).split(self.batch_size // self.repeats)
+        return torch.cat([batch + distinct * copy for batch in batches for copy in range(self.repeats)])
 
     def neighbour(self, epoch: int, index: int) -> int:
         """The image after `index` in the order of `epoch`; after the last comes the first."""
