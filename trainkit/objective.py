@@ -35,7 +35,11 @@ class ToDevice:
         self.mean, self.std = (255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them."""
+        """images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them.
+
+        Several crops of each, (N, crops, C, H, W), become (N crops, C, H, W).
+        """
+        images = images.flatten(0, 1) if images.ndim == 5 else images
         images = images.to(self.device, non_blocking=True, memory_format=self.format)
         if images.dtype == torch.uint8:
             images = images.float().sub_(self.mean).div_(self.std)

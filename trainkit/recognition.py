@@ -8,23 +8,27 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from trainkit.losses import cross_entropy_sum, num_valid
+from trainkit.criteria import Criterion, CrossEntropy, as_criteria
+from trainkit.data.transforms import Lighting, stacked
 from trainkit.metrics import TopK
+
+IGNORED = -1  # the class id that counts nowhere
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """Cross-entropy over classes; top1 and (with more than five classes) top5.
+    """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
-    classes: how many, or their names. extra_metrics: metrics of `evaluate`, given class ids (N,).
+    classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,
+    given class ids (N,). loss: one of trainkit.criteria, or several, in place of cross-entropy.
     Outputs of the model: logits (N, C). Targets: ids (N,), negative ones ignored, or probabilities (N, C).
     """
 
     classes: int | Sequence[str]
     label_smoothing: float = 0.0
     extra_metrics: Sequence[Any] = ()
+    loss: Criterion | Sequence[Criterion] | None = None
 
-    terms = ("cross_entropy",)
     headline = "top1"
     higher_is_better = True
 
@@ -33,10 +37,21 @@ class Recognition:
             raise ValueError(f"Recognition: {self.num_classes} classes; there must be at least 2")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        if self.loss is not None and self.label_smoothing:
+            raise ValueError(f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss instead")
+        as_criteria(self._loss, self.num_classes)  # what cannot work is refused here
 
     @property
     def num_classes(self) -> int:
         return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def _loss(self) -> Criterion | Sequence[Criterion]:
+        return CrossEntropy(label_smoothing=self.label_smoothing) if self.loss is None else self.loss
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
 
     def check(self, target: Tensor) -> str | None:
         """What is wrong with one image's class id, or None."""
@@ -45,15 +60,22 @@ class Recognition:
         return None
 
     def counts(self, targets: Tensor) -> Tensor:
-        """Images with a class: (1,)."""
-        return num_valid(targets)[None]
+        """What each loss says (images with a class for cross-entropy): (K,)."""
+        criteria = as_criteria(self._loss, self.num_classes)
+        return torch.stack([each.count(targets, IGNORED, self.num_classes) for each in criteria])
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum of cross-entropies: (1,)."""
-        return torch.stack([cross_entropy_sum(outputs, targets, label_smoothing=self.label_smoothing)])
+        """Weighted sums of the terms: (K,)."""
+        criteria = as_criteria(self._loss, self.num_classes)
+        return torch.stack([each.factor * each(outputs, targets, IGNORED) for each in criteria])
 
     def predict(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Class ids from the likeliest: (N, 5), or (N, C) with fewer classes."""
+        """Class ids from the likeliest: (N, 5), or (N, C) with fewer classes.
+
+        Where there are several outputs for each target, as of ten crops, their probabilities are averaged.
+        """
+        if len(outputs) != len(targets):
+            outputs = outputs.float().softmax(1).unflatten(0, (len(targets), -1)).mean(1)
         return outputs.topk(min(5, outputs.shape[1]), dim=1).indices
 
     def labels(self, predictions: Tensor) -> Tensor:
@@ -70,24 +92,48 @@ def train_transform(
     scale: tuple[float, float] = (0.08, 1.0),
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     rand_augment: tuple[int, int] | None = None,
+    trivial_augment: bool = False,
+    jitter: Sequence[float] | None = None,
+    lighting: float | None = None,
+    erase: float | None = None,
 ) -> v2.Transform:
-    """Random crop of an area in `scale` resized to `size`, flip, RandAugment(number, magnitude): uint8 -> uint8."""
+    """Random crop of an area in `scale` resized to `size`, flip, and what is asked for in this order: uint8 -> uint8.
+
+    rand_augment: number and magnitude (Cubuk et al., 2020). trivial_augment: TrivialAugmentWide (Müller and Hutter,
+    2021). jitter: strengths of changes of brightness, contrast, saturation and hue; later ones may be left out.
+    lighting: see `Lighting`; 0.1 in the paper. erase: probability that a rectangle is filled with ImageNet's mean
+    colour (Zhong et al., 2020).
+    """
+    if rand_augment is not None and trivial_augment:
+        raise ValueError(f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them")
     steps = [
         v2.RandomResizedCrop(size, scale=scale, interpolation=interpolation, antialias=True),
         v2.RandomHorizontalFlip(),
     ]
     if rand_augment is not None:
         steps.append(v2.RandAugment(*rand_augment, interpolation=interpolation))
+    if trivial_augment:
+        steps.append(v2.TrivialAugmentWide(interpolation=interpolation))
+    if jitter is not None:
+        steps.append(v2.ColorJitter(*jitter))
+    if lighting is not None:
+        steps.append(Lighting(lighting))
+    if erase is not None:
+        steps.append(v2.RandomErasing(erase, value=[124, 116, 104]))
     return v2.Compose(steps)
 
 
 def eval_transform(
-    size: int, crop_fraction: float = 0.875, interpolation: InterpolationMode = InterpolationMode.BILINEAR
+    size: int,
+    crop_fraction: float = 0.875,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    ten_crop: bool = False,
 ) -> v2.Transform:
-    """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8."""
-    return v2.Compose(
-        [
-            v2.Resize(round(size / crop_fraction), interpolation=interpolation, antialias=True),
-            v2.CenterCrop(size),
-        ]
-    )
+    """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
+
+    `size` may be another than in training. ten_crop: corners, centre and their mirror images, (10, 3, size, size),
+    of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
+    """
+    resize = v2.Resize(round(size / crop_fraction), interpolation=interpolation, antialias=True)
+    cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
+    return v2.Compose([resize, *cut])

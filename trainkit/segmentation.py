@@ -9,18 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from trainkit.data.transforms import LongSide, RandomLongSide, random_crop
-from trainkit.losses import cross_entropy_sum, num_valid, presence_loss_sum
+from trainkit.criteria import Criterion, CrossEntropy, as_criteria
+from trainkit.data.transforms import BalancedCrop, LongSide, RandomLongSide, random_crop
+from trainkit.losses import presence_loss_sum
 from trainkit.metrics import MeanIoU
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Cross-entropy over pixels, with an auxiliary and a semantic-encoding term where asked for.
+    """Cross-entropy over pixels or other losses, with an auxiliary and a semantic-encoding term where asked for.
 
     classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
     factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et
     al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given label maps.
+    loss: one of trainkit.criteria or trainkit.overlap, or several; the auxiliary term takes the first of them.
     Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
     models return. Targets: label maps (N, H, W), of any integer type.
     """
@@ -31,6 +33,7 @@ class Segmentation:
     se_weight: float = 0.0
     absent: str = "skip"
     extra_metrics: Sequence[Any] = ()
+    loss: Criterion | Sequence[Criterion] = CrossEntropy()
 
     headline = "mIoU"
     higher_is_better = True
@@ -43,6 +46,7 @@ class Segmentation:
                 f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored label in the "
                 "dataset to an id outside them (255)"
             )
+        as_criteria(self.loss, self.num_classes)  # what cannot work is refused here
 
     @property
     def num_classes(self) -> int:
@@ -50,8 +54,8 @@ class Segmentation:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        weights = {"cross_entropy": 1.0, "aux": self.aux_weight, "se": self.se_weight}
-        return tuple(term for term, weight in weights.items() if weight)
+        names = [each.name for each in as_criteria(self.loss, self.num_classes)]
+        return (*names, *(["aux"] if self.aux_weight else []), *(["se"] if self.se_weight else []))
 
     def check(self, target: Tensor) -> str | None:
         """What is wrong with one label map, or None."""
@@ -65,10 +69,12 @@ class Segmentation:
         )
 
     def counts(self, targets: Tensor) -> Tensor:
-        """Valid pixels for the cross-entropies, images times classes for "se": (K,)."""
-        pixels = num_valid(targets, self.ignore)
-        presences = torch.full_like(pixels, float(len(targets) * self.num_classes))
-        return torch.stack([presences if term == "se" else pixels for term in self.terms])
+        """What each loss says (valid pixels for cross-entropy), images times classes for "se": (K,)."""
+        criteria = as_criteria(self.loss, self.num_classes)
+        counts = {each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria}
+        counts["aux"] = counts[criteria[0].name]
+        counts["se"] = torch.full_like(counts["aux"], float(len(targets) * self.num_classes))
+        return torch.stack([counts[term] for term in self.terms])
 
     def losses(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Weighted sums of the terms: (K,)."""
@@ -79,9 +85,10 @@ class Segmentation:
                     f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
                     f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
                 )
-        sums = {"cross_entropy": cross_entropy_sum(outputs["out"], targets, self.ignore)}
+        criteria = as_criteria(self.loss, self.num_classes)
+        sums = {each.name: each.factor * each(outputs["out"], targets, self.ignore) for each in criteria}
         if "aux" in self.terms:
-            sums["aux"] = self.aux_weight * cross_entropy_sum(outputs["aux"], targets, self.ignore)
+            sums["aux"] = self.aux_weight * criteria[0](outputs["aux"], targets, self.ignore)
         if "se" in self.terms:
             sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
         return torch.stack([sums[term] for term in self.terms])
@@ -114,12 +121,23 @@ class Segmentation:
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
 
 
-def train_transform(base: int, crop: int, scale: tuple[float, float] = (0.5, 2.0), ignore: int = 255) -> v2.Transform:
+def train_transform(
+    base: int,
+    crop: int,
+    scale: tuple[float, float] = (0.5, 2.0),
+    ignore: int = 255,
+    photometric: bool = False,
+    max_share: float | None = None,
+) -> v2.Transform:
     """Flip, long side to base times a random scale, random crop: (image, mask) -> (image, mask).
 
-    What a crop larger than the image lacks is black in the image and `ignore` in the mask.
+    What a crop larger than the image lacks is black in the image and `ignore` in the mask. photometric: distort
+    brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
+    torchvision has it), of the crop. max_share: largest share of one class in a crop, see `BalancedCrop`.
     """
-    return v2.Compose([v2.RandomHorizontalFlip(), RandomLongSide(base, scale), random_crop(crop, ignore)])
+    cut = random_crop(crop, ignore) if max_share is None else BalancedCrop(crop, ignore, max_share)
+    steps = [v2.RandomHorizontalFlip(), RandomLongSide(base, scale), cut]
+    return v2.Compose([*steps, v2.RandomPhotometricDistort()] if photometric else steps)
 
 
 def eval_transform(base: int | None) -> v2.Transform:
