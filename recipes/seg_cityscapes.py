@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from torch.optim import SGD
-from trainkit.data.cityscapes import CLASSES, Cityscapes
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
+from trainkit.data.cityscapes import CLASSES, Cityscapes
 from trainkit.data.folder import MaskFolder
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups

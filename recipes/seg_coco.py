@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from torch.optim import SGD
-from trainkit.data.coco import CLASSES, COCO
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
+from trainkit.data.coco import CLASSES, COCO
 from trainkit.data.folder import MaskFolder
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from torch.optim import SGD
-from trainkit.data.pcontext import CLASSES, PascalContext
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.folder import MaskFolder
+from trainkit.data.pcontext import CLASSES, PascalContext
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 from torch.optim import SGD
-from trainkit.data.voc import CLASSES, VOC, VOCAug
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.folder import MaskFolder
+from trainkit.data.voc import CLASSES, VOC, VOCAug
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly

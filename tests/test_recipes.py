@@ -18,8 +18,9 @@ FILES = sorted((ROOT / "recipes").rglob("*.py"))
 
 
 def test_all_are_found():
-    names = ["recog_cifar10", "recog_folder", "recog_imagenet", "seg_ade20k", "seg_folder"]
-    assert [path.stem for path in FILES] == names
+    recognition = ["recog_cifar10", "recog_folder", "recog_imagenet", "recog_minc"]
+    more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
+    assert [path.stem for path in FILES] == [*recognition, "seg_ade20k", "seg_ade20k_encnet", *more]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
