@@ -116,7 +116,7 @@ def _ends(lengths: Any) -> np.ndarray:
 def _elements(text: str) -> Iterator[tuple[str, Any, int]]:
     """(key, element, end) of every element of the lists in a JSON object, without the tree of all of them.
 
-    The tree of train2017 takes 3 GiB, its text 0.45.
+    That tree takes six times the size of the file, text and arrays together twice.
     """
     decode = json.JSONDecoder().raw_decode
     place = _after(text, 0, "{")
