@@ -87,7 +87,9 @@ def recipe(
             load_pretrained(network.backbone, weights, skip=("fc.",))
 
     return Recipe(
-        task=Segmentation(classes=ADE20K.classes, aux_weight=aux_weight),
+        task=Segmentation(
+            classes=ADE20K.classes, aux_weight=aux_weight, palette=ADE20K.palette, raw_ids=ADE20K.raw_ids
+        ),
         model=network,
         train_data=partial(ADE20K, data, "training", train_transform(base, crop)),
         val_data=val_data,

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+NESTS = ("state_dict", "model")  # under which other trainers keep the weights
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -128,18 +129,45 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Model weights from a checkpoint folder, a .safetensors file, or a .pth file of plain tensors."""
+    """Model weights from a checkpoint folder, a .safetensors file, or a .pth file of plain tensors.
+
+    A .pth file may hold them as its "state_dict" or "model", beside other things. Raises ValueError where a file
+    cannot be read without running code stored in it, or holds no weights.
+    """
     if path.is_dir():
         return load(path)[0]
     if path.suffix == ".safetensors":
-        return _in_memory(path)
+        try:
+            return _in_memory(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is not a file of plain tensors: to open it would run code stored in it ({_refused(error)}). Save "
             "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
         ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name in what a .pth file holds, however deep they are nested."""
+    while _is_mapping(content) and (inner := [each for each in map(content.get, NESTS) if _is_mapping(each)]):
+        content = inner[0]
+    named = content.items() if _is_mapping(content) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        held = f"a mapping with {', '.join(map(str, content))}" if _is_mapping(content) else type(content).__name__
+        raise ValueError(
+            f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
+        )
+    return tensors
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def digest(path: Path) -> str:

@@ -6,9 +6,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 from trainkit import __version__
 
@@ -18,13 +18,16 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit RECIPE [--setting value ...]                 train it, or go on where it stopped
   trainkit evaluate RECIPE --checkpoint PATH            measure a run, a checkpoint or a weights file
   trainkit check RECIPE [--setting value ...]           try it on three batches, and forecast what it takes
+  trainkit predict RECIPE --checkpoint PATH IMAGES ...  --out FOLDER
+                                                        predictions of images, and of folders with images
+  trainkit export RECIPE --checkpoint PATH --out FILE   weights, a torch.export program or ONNX
   trainkit replay RUN                                   run a step again whose loss was no number
   trainkit RECIPE --help                                its settings and the options of a run
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
 """
-COMMANDS = ("train", "check", "evaluate", "replay")
+COMMANDS = ("train", "check", "evaluate", "predict", "export", "replay")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         what, file = ("run", "RUN") if command == "replay" else ("recipe", "RECIPE")
         return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
     try:
-        commands = {"train": _train, "check": _check, "evaluate": _evaluate, "replay": _replay}
+        commands = {
+            "train": _train,
+            "check": _check,
+            "evaluate": _evaluate,
+            "predict": _predict,
+            "export": _export,
+            "replay": _replay,
+        }
         return commands[command](Path(words[0]), words[1:])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         message = _users_mistake(error, Path(words[0]))
@@ -85,17 +95,11 @@ def _check(path: Path, words: list[str]) -> int:
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
-    from trainkit.finding import find_weights, read_settings, write_results
+    from trainkit.finding import write_results
     from trainkit.options import EvaluateOptions, Options
-    from trainkit.recipe import build, load_recipe
+    from trainkit.recipe import build
 
-    function = load_recipe(path)
-    prog = f"trainkit evaluate {path}"
-    recorded: dict[str, Any] = {}
-    if not {"-h", "--help"} & set(words):  # the run's own settings are the defaults
-        recorded = read_settings(_first_read(EvaluateOptions, prog, words).checkpoint)
-    settings, asked = _read(function, EvaluateOptions, prog, words, recorded)
-    weights, run_folder = find_weights(asked.checkpoint)
+    function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
 
     from trainkit.data.order import seed_host
     from trainkit.loop import evaluate
@@ -104,10 +108,58 @@ def _evaluate(path: Path, words: list[str]) -> int:
     options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers, precise_bn=asked.precise_bn)
     recipe = build(function, settings)
     recipe = replace(recipe, inference=asked.inference(recipe.inference))
-    results = evaluate(recipe, weights, options)
+    results = evaluate(recipe, weights, options, asked.partial)
     if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
         write_results(options.out, weights, settings, results)
     return 0
+
+
+def _predict(path: Path, words: list[str]) -> int:
+    from trainkit.options import PredictOptions
+    from trainkit.recipe import build
+
+    options = _with_positional(PredictOptions, "paths")
+    function, settings, asked, weights, _ = _of_checkpoint("predict", path, options, words)
+
+    from trainkit.predict import predict, told
+
+    faults = predict(build(function, settings), weights, asked)
+    return _fail(told(faults, asked.out), code=1) if faults else 0
+
+
+def _export(path: Path, words: list[str]) -> int:
+    from trainkit.options import ExportOptions
+    from trainkit.recipe import build
+
+    function, settings, asked, weights, _ = _of_checkpoint("export", path, ExportOptions, words)
+
+    from trainkit.export import export
+
+    fault = export(build(function, settings), weights, asked)
+    return _fail(fault, code=1) if fault else 0
+
+
+def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) -> tuple:
+    """Recipe, its settings, options, weights and their run, whose settings are the defaults."""
+    from trainkit.finding import find_weights, read_settings
+    from trainkit.recipe import load_recipe
+
+    function = load_recipe(path)
+    prog = f"trainkit {command} {path}"
+    recorded: dict[str, Any] = {}
+    if not {"-h", "--help"} & set(words):
+        recorded = read_settings(_first_read(options, prog, words).checkpoint)
+    settings, asked = _read(function, options, prog, words, recorded)
+    return function, settings, asked, *find_weights(asked.checkpoint)
+
+
+def _with_positional(options: type, name: str) -> type:
+    """The same options, the one called `name` given without a flag."""
+    import tyro
+
+    annotations = {name: tyro.conf.Positional[get_type_hints(options)[name]]}
+    same = type(options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__})
+    return dataclass(frozen=True)(same)
 
 
 def _replay(folder: Path, words: list[str]) -> int:

@@ -25,7 +25,6 @@ from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.records import (
     finish,
-    load_model,
     log,
     note_evaluation,
     restore,
@@ -37,6 +36,7 @@ from trainkit.sharding import prepare
 from trainkit.signals import FAILED, Stopped
 from trainkit.step import steps
 from trainkit.training import Training, begin, open_run
+from trainkit.weights import load_model, start_from
 
 
 def train(
@@ -61,6 +61,9 @@ def train(
         return run.summary
 
     try:
+        if options.init is not None and found.path is None:  # before the weights are wrapped, shared out and averaged
+            for line in start_from(recipe.model, options.init):
+                display.note(line)
         t = begin(recipe, options, accelerator, plan, run, display)
         if found.memory is not None and found.memory["asked"] == options.micro_batch:
             t.plan = plan.in_passes_of(found.memory["micro_batch"])
@@ -205,15 +208,17 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     return improved, 0
 
 
-def evaluate(recipe: Recipe, weights: Path, options: Options) -> dict[str, Any]:
+def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = False) -> dict[str, Any]:
     """Measure `recipe` on its validation images with the weights at `weights`, and return the figures.
 
-    weights: a checkpoint folder, or a file of weights. Raises ValueError where they do not fit the model.
+    weights: a checkpoint folder, or a file of weights. partial: weights that do not fit are left out and told.
+    Raises ValueError where they do not fit the model.
     """
     recipe = recipe.opened() if options.precise_bn is not None else recipe
     accelerator = start_accelerator()
     display = Display(accelerator.is_main_process)
-    load_model(recipe.model, checkpoint.load_weights(weights), weights)
+    for line in load_model(recipe.model, checkpoint.load_weights(weights), weights, partial):
+        display.note(f"--partial: left out, {line}")
     objective, _ = prepare(accelerator, Objective(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
     if ema is not None:

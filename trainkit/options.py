@@ -19,6 +19,8 @@ class Options:
     """processes that read images, for each training process (0: none); default: its share of the cores, up to 8"""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
+    init: Path | None = None
+    """start from these weights, of a run or a file; layers of another shape keep theirs. Not when the run goes on"""
     log_every: int = 10
     """steps between two rows of the log"""
     checkpoint_every: int | None = None
@@ -86,12 +88,60 @@ class EvaluateOptions:
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
     """windows of one forward pass, of whatever images; default: 8"""
+    partial: bool = False
+    """take weights that fit the model in part, and leave the rest of it as it is"""
 
     def inference(self, recipes: Inference | None) -> Inference | None:
         """The recipe's own with what was asked for here."""
         names = ("scales", "flip", "window", "stride", "window_batch")
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(recipes or Inference(), **asked) if asked else recipes
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is predicted, and where it goes."""
+
+    paths: tuple[Path, ...]
+    """images, and folders with images at any depth"""
+    checkpoint: Path
+    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
+    out: Path
+    """folder for the predictions"""
+    top_k: int = 5
+    """recognition: classes named for each image"""
+    overlay: bool = False
+    """segmentation: write each image covered by the colours of its classes, too"""
+    workers: int | None = None
+    """processes that read images (0: none); default: the cores but one, up to 8"""
+    partial: bool = False
+    """take weights that fit the model in part, and leave the rest of it as it is"""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a model is exported to."""
+
+    checkpoint: Path
+    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
+    out: Path
+    """the file to be written"""
+    format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
+    """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes"""
+    images: int = 4
+    """validation images that the written file is tried on"""
+    partial: bool = False
+    """take weights that fit the model in part, and leave the rest of it as it is"""
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images is {self.images}; it must be at least 1")
 
 
 @dataclass(frozen=True)

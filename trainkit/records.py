@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trainkit import checkpoint
 from trainkit.nonfinite import read_window
-from trainkit.sharding import part, parts_of_optimizer, whole
+from trainkit.sharding import parts_of_optimizer, whole
 from trainkit.signals import FAILED
 from trainkit.training import Progress, Training
+from trainkit.weights import load_model
 
 
 def save(t: Training, step: int) -> None:
@@ -132,18 +133,6 @@ def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
             t.run.remember_micro_batch(micro_batch, t.options.micro_batch)
         except OSError as error:
             cannot_write(t, OSError(f"{t.run.folder}/memory.json cannot be written: {checkpoint.reason(error)}"))
-
-
-def load_model(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load weights. Raises ValueError that lists the keys where they do not fit."""
-    ours = model.state_dict()
-    try:
-        model.load_state_dict({name: part(value, ours.get(name)) for name, value in weights.items()})
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"the weights in {path} do not fit {type(model).__name__}: {error}. Give the settings the "
-            "checkpoint was trained with"
-        ) from error
 
 
 def finish(t: Training) -> dict[str, Any]:

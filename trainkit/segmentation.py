@@ -23,6 +23,8 @@ class Segmentation:
     factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et
     al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given label maps.
     loss: one of trainkit.criteria or trainkit.overlap, or several; the auxiliary term takes the first of them.
+    palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids:
+    the label of each class in the dataset's own files, which predictions are written in; None: as they are.
     Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
     models return. Targets: label maps (N, H, W), of any integer type.
     """
@@ -34,6 +36,8 @@ class Segmentation:
     absent: str = "skip"
     extra_metrics: Sequence[Any] = ()
     loss: Criterion | Sequence[Criterion] = CrossEntropy()
+    palette: Sequence[tuple[int, int, int]] | None = None
+    raw_ids: Sequence[int] | None = None
 
     headline = "mIoU"
     higher_is_better = True
@@ -47,6 +51,10 @@ class Segmentation:
                 "dataset to an id outside them (255)"
             )
         as_criteria(self.loss, self.num_classes)  # what cannot work is refused here
+        for name, most in (("palette", 255), ("raw_ids", 65535)):
+            values = getattr(self, name)
+            if values is not None:
+                _check_of_classes(name, values, self.num_classes, most)
 
     @property
     def num_classes(self) -> int:
@@ -119,6 +127,16 @@ class Segmentation:
         """MeanIoU, then the recipe's own."""
         names = None if isinstance(self.classes, int) else list(self.classes)
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
+
+
+def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:
+    if len(values) != num_classes:
+        raise ValueError(f"{name} has {len(values)} entries for {num_classes} classes; give one for each")
+    for value in values:
+        numbers = value if name == "palette" else (value,)
+        if len(numbers) != (3 if name == "palette" else 1) or not all(0 <= number <= most for number in numbers):
+            kind = f"three numbers from 0 to {most}" if name == "palette" else f"a number from 0 to {most}"
+            raise ValueError(f"{name} holds {value}; each entry is {kind}")
 
 
 def train_transform(

@@ -1,0 +1,202 @@
+"""Predictions of images in files and folders, one after the other: none is held longer than it takes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import tv_tensors
+
+from trainkit.checkpoint import reason
+from trainkit.data.folder import FileList, image_files
+from trainkit.data.images import read_image
+from trainkit.data.loader import choose_workers, worker_deaths_told
+from trainkit.data.reading import UNUSABLE
+from trainkit.display import Display
+from trainkit.launch import start_accelerator
+from trainkit.memory import is_out_of_memory
+from trainkit.objective import ToDevice, main_logits
+from trainkit.options import PredictOptions
+from trainkit.predictions import Picture, Writer, make_writer
+from trainkit.recipe import Recipe
+from trainkit.sharding import prepare
+from trainkit.signals import worker_outlives_the_signal
+from trainkit.weights import load_model, read_weights
+
+FAULTS = "unreadable.txt"
+SHOWN = 10  # unreadable files named on the screen
+
+
+class Pictures(Dataset):
+    """index -> Picture, read only when asked for; a file that cannot be read gives a Picture that says why.
+
+    files: of the images; names: what is written about each is called, relative. original: keep the image at its
+    own size beside the transformed one.
+    """
+
+    def __init__(self, files: Sequence[Path], names: Sequence[Path], transform: Callable | None, original: bool):
+        # As bytes in one array each: workers share them, and a million names are no million objects.
+        self.files, self.names = (FileList(Path(), [str(path) for path in paths]) for paths in (files, names))
+        self.transform, self.original = transform, original
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Picture:
+        file, name = self.files[index], self.names[index]
+        try:
+            image = read_image(file)
+            size, original = tuple(image.shape[-2:]), image.as_subclass(Tensor) if self.original else None
+            image = image if self.transform is None else self.transform(image)
+        except UNUSABLE as error:
+            if is_out_of_memory(error):
+                raise
+            return Picture(file, name, fault=str(error) if str(file) in str(error) else f"{file}: {error}")
+        return Picture(file, name, image.as_subclass(Tensor), size, original)
+
+
+def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
+    """The images that `paths` are or hold, but for those in `out`: file -> name of what is written about it.
+
+    In the order given, sorted within a folder, each once. Raises FileNotFoundError for a path that is not there
+    and for folders without images, ValueError for no path.
+    """
+    found: dict[Path, Path] = {}
+    own = out.resolve()  # of an earlier call, where it lies in one of the folders
+    for path in paths:
+        if path.is_dir():
+            inside = {path / name: Path(name) for name in image_files(path)}
+            inside = {file: name for file, name in inside.items() if not file.resolve().is_relative_to(own)}
+            if not inside:
+                raise FileNotFoundError(f"no images in {path}")
+        elif path.is_file():
+            inside = {path: Path(path.name)}
+        else:
+            raise FileNotFoundError(f"no file or folder {path}")
+        for file, name in inside.items():
+            found.setdefault(file, name)
+    if not found:
+        raise ValueError("nothing to predict: name images or folders, as in trainkit predict RECIPE ... my_photos")
+    return found
+
+
+def transform_of(data: Any) -> Callable[[Any], Any] | None:
+    """How validation data treats an image after it is read: its attribute `transform`, which takes an image alone.
+
+    Raises ValueError where it has none, or one that does not.
+    """
+    while isinstance(data, Subset):
+        data = data.dataset
+    if not hasattr(data, "transform"):
+        raise ValueError(
+            f"val_data is a {type(data).__name__} without an attribute `transform`: give it one, a function from an "
+            "image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be read alike"
+        )
+    if data.transform is not None:
+        try:
+            data.transform(tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)))
+        except TypeError as error:
+            raise ValueError(
+                f"val_data's transform does not take an image alone ({error}): torchvision's v2 transforms do, with "
+                "a mask beside it and without"
+            ) from error
+    return data.transform
+
+
+def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
+    """Write predictions of the images at `asked.paths` into `asked.out`; a line about each unreadable file.
+
+    weights: a checkpoint folder, or a file of weights. In the order of the files, each read as validation images
+    are. Raises ValueError and FileNotFoundError before anything is read where it cannot work, OSError where
+    the predictions cannot be written.
+    """
+    transform, found = transform_of(recipe.val_data), find_images(asked.paths, asked.out)
+    accelerator = start_accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"{accelerator.num_processes} processes were started, and predict takes one: start it without a launcher, "
+            "or one for each part of the images"
+        )
+    display = Display()
+    for line in load_model(recipe.model, read_weights(weights), weights, asked.partial):
+        display.note(f"--partial: left out, {line}")
+    model, _ = prepare(accelerator, recipe.model)
+    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
+    pictures = Pictures(list(found), list(found.values()), transform, asked.overlay)
+    loader = DataLoader(
+        pictures,
+        recipe.eval_batch_size,
+        num_workers=min(choose_workers(asked.workers, 1), len(pictures)),
+        collate_fn=list,
+        worker_init_fn=worker_outlives_the_signal,
+    )
+    with _told(asked.out):
+        asked.out.mkdir(parents=True, exist_ok=True)
+        writer = make_writer(recipe.task, asked.out, asked.top_k, asked.overlay)
+    if writer.one_file_each:
+        _no_two_alike(found)
+    with worker_deaths_told(), display.counting("images", len(pictures)) as advance, closing(writer):
+        faults = _write_all(loader, model.eval(), to_device, writer, asked.out, advance)
+    _list_faults(faults, asked.out)
+    display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
+    return faults
+
+
+@torch.inference_mode()
+def _write_all(
+    loader: DataLoader, model: nn.Module, to_device: ToDevice, writer: Writer, out: Path, advance: Callable[[int], None]
+) -> list[str]:
+    """Read, run and write batch by batch; a line about each file that could not be read."""
+    faults = []
+    for batch in loader:
+        faults += [picture.fault for picture in batch if picture.fault]
+        readable = [picture for picture in batch if not picture.fault]
+        for _, group in groupby(readable, key=lambda picture: picture.image.shape):  # neighbours of one shape
+            alike = list(group)
+            images = torch.stack([picture.image for picture in alike])
+            images, _ = to_device(images, torch.empty(len(alike)))
+            logits = main_logits(model(images)).float()
+            with _told(out):
+                writer.add(alike, logits)
+        advance(len(batch))
+    return faults
+
+
+def _no_two_alike(found: dict[Path, Path]) -> None:
+    """Raises ValueError where two images would be written to one file."""
+    taken: dict[Path, Path] = {}
+    for file, name in found.items():
+        other = taken.setdefault(name.with_suffix(""), file)
+        if other is not file:
+            raise ValueError(
+                f"{other} and {file} would both be written as {name.with_suffix('.png')}: rename one, or predict them "
+                "into two folders"
+            )
+
+
+def _list_faults(faults: list[str], out: Path) -> None:
+    """Write `unreadable.txt`, and take one of an earlier call away."""
+    with _told(out):
+        (out / FAULTS).unlink(missing_ok=True)
+        if faults:
+            (out / FAULTS).write_text("".join(f"{' '.join(fault.split())}\n" for fault in faults))
+
+
+def told(faults: list[str], out: Path) -> str:
+    """The message about unreadable files."""
+    more = f"\nand {len(faults) - SHOWN} more in {out / FAULTS}" if len(faults) > SHOWN else ""
+    lines = "\n".join(faults[:SHOWN])
+    return f"{len(faults)} of the files could not be read, the rest is done:\n{lines}{more}"
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """Raises OSError that names the folder where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"predictions cannot be written to {out}: {reason(error)}") from error
