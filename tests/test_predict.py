@@ -1,0 +1,277 @@
+"""Predictions of images in files and folders, against the model run by hand on the same pixels."""
+
+import csv
+import json
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+from toys import CLASSES, Images, Net, recognition, segmentation
+
+from trainkit import predict as module
+from trainkit import predictions
+from trainkit.cli import main
+from trainkit.data.ade20k import ADE20K, to_train_ids
+from trainkit.data.folder import ClassFolder, MaskFolder
+from trainkit.data.images import read_image
+from trainkit.data.palette import colour_map
+from trainkit.options import PredictOptions
+from trainkit.predict import predict
+from trainkit.predictions import likeliest
+from trainkit.recognition import Recognition
+from trainkit.recognition import eval_transform as crop
+from trainkit.segmentation import Segmentation
+from trainkit.segmentation import eval_transform as long_side
+
+NAMES = [f"kind {letter}" for letter in "abcdefg"]
+PALETTE = [(10 * i, 255 - i, i) for i in range(CLASSES)]
+RAW = [7, 8, 11, 12, 13, 300, 33]
+
+
+def photos(folder):
+    """Images of every kind that folders hold, in two folders and by sizes of their own."""
+    random = np.random.default_rng(0)
+    (folder / "in").mkdir(parents=True)
+    for i, (mode, name) in enumerate(
+        [("RGB", "b.jpg"), ("L", "a.jpg"), ("CMYK", "in/c.JPEG"), ("RGBA", "d.png"), ("P", "e.gif"), ("RGB", "f.webp")]
+    ):
+        pixels = np.kron(random.integers(0, 255, (4, 5, 3), dtype=np.uint8), np.ones((8 + i, 7, 1), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6 if name == "b.jpg" else 1  # turned by 90 degrees
+        Image.fromarray(pixels).convert(mode).save(folder / name, exif=exif)
+    return folder
+
+
+def weights_of(recipe, folder):
+    with torch.no_grad():
+        recipe.model.head.weight *= 20  # unlike classes for unlike pixels
+    torch.save(recipe.model.state_dict(), folder / "w.pth")
+    return folder / "w.pth"
+
+
+def with_classes(folder, **changes):
+    photos(folder / "data" / NAMES[0])
+    data = ClassFolder(folder / "data", crop(16), NAMES)
+    return recognition(val_data=data, task=Recognition(NAMES), eval_batch_size=4, **changes)
+
+
+def with_masks(folder, **changes):
+    images = photos(folder / "images")
+    (folder / "masks" / "in").mkdir(parents=True)
+    for path in module.image_files(images):
+        _, height, width = read_image(images / path).shape
+        Image.new("L", (width, height)).save((folder / "masks" / path).with_suffix(".png"))
+    data = MaskFolder(images, folder / "masks", CLASSES, long_side(24))
+    return segmentation(val_data=data, **{"task": Segmentation(CLASSES, palette=PALETTE, raw_ids=RAW), **changes})
+
+
+def by_hand(recipe, file, transform):
+    """Logits of one image in float64 arithmetic before the model: (1, C, ...)."""
+    image = transform(read_image(file)).double() / 255
+    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std))
+    with torch.no_grad():
+        return recipe.model.eval()(((image - mean) / std).float()[None])
+
+
+def asked(*paths, out, **more):
+    return PredictOptions(paths=paths, checkpoint=None, out=out, **{"workers": 0, **more})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_classes_with_probabilities(tmp_path, workers):
+    recipe = with_classes(tmp_path)
+    folder, out = tmp_path / "data" / NAMES[0], tmp_path / "out"
+    given = (folder / "f.webp", folder, folder / "d.png")
+    assert predict(recipe, weights_of(recipe, tmp_path), asked(*given, out=out, top_k=3, workers=workers)) == []
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [
+        str(folder / name) for name in ("f.webp", "a.jpg", "b.jpg", "d.png", "e.gif", "in/c.JPEG")
+    ]
+    table = list(csv.reader((out / "predictions.csv").read_text().splitlines()))
+    assert table[0] == ["file"] + [f"{what}_{rank}" for rank in (1, 2, 3) for what in ("class", "probability")]
+    for row, cells in zip(rows, table[1:], strict=True):
+        expected, ids = by_hand(recipe, Path(row["file"]), crop(16))[0].double().softmax(0).topk(3)
+        assert [each["class"] for each in row["top"]] == ids.tolist()
+        assert [each["name"] for each in row["top"]] == [NAMES[i] for i in ids]
+        assert [each["probability"] for each in row["top"]] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert cells[0] == row["file"] and cells[1::2] == [NAMES[i] for i in ids]
+        assert [float(cell) for cell in cells[2::2]] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert len({row["top"][0]["class"] for row in rows}) > 1
+
+
+@pytest.mark.parametrize("raw_ids", [RAW, [0, 9, 8, 7, 6, 5, 4], None])
+def test_label_maps(tmp_path, raw_ids):
+    recipe = with_masks(tmp_path, task=Segmentation(CLASSES, palette=PALETTE, raw_ids=raw_ids))
+    out = tmp_path / "out"
+    assert predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=out, overlay=True)) == []
+    seen = set()
+    for name in module.image_files(tmp_path / "images"):
+        own = read_image(tmp_path / "images" / name)
+        logits = by_hand(recipe, tmp_path / "images" / name, long_side(24))
+        labels = F.interpolate(logits, own.shape[-2:], mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        stem = name.rsplit(".", 1)[0]
+        with Image.open(out / "colour" / f"{stem}.png") as image:
+            assert image.mode == "P" and np.array_equal(np.array(image), labels)
+            assert np.array_equal(np.array(image.convert("RGB")), np.array(PALETTE)[labels])
+        with Image.open(out / "raw" / f"{stem}.png") as image:
+            assert image.mode == ("I;16" if raw_ids is RAW else "L")
+            assert np.array_equal(np.array(image), np.array(raw_ids or range(CLASSES))[labels])
+        with Image.open(out / "overlay" / f"{stem}.jpg") as image:
+            half = (own.permute(1, 2, 0).numpy().astype(int) + np.array(PALETTE)[labels]) // 2
+            Image.fromarray(half.astype(np.uint8)).save(tmp_path / "half.jpg", quality=90)
+            assert np.array_equal(np.array(image), np.array(Image.open(tmp_path / "half.jpg")))
+        seen |= set(labels.flatten().tolist())
+    assert len(seen) > 2
+    assert read_image(tmp_path / "images" / "b.jpg").shape == (3, 35, 32), "as it is seen upright"
+
+
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 25])
+def test_likeliest_in_parts(monkeypatch, at_once):
+    monkeypatch.setattr(predictions, "VALUES_AT_ONCE", at_once)
+    logits = torch.randn(23, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[11] = logits[3]  # ties go to the first
+    whole = Segmentation(23).predict(logits[None], torch.empty(1, 17, 13))[0]
+    assert torch.equal(likeliest(logits, (17, 13)), whole.to(torch.uint8))
+    assert torch.equal(likeliest(logits, (5, 6)), logits.argmax(0).to(torch.uint8))
+
+
+def test_palettes():
+    assert colour_map(256)[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+    assert colour_map(256)[20] == (0, 64, 128) and colour_map(256)[255] == (224, 224, 192)  # as in the VOC kit
+    assert len(set(colour_map(256))) == 256
+    assert len(set(ADE20K.palette)) == 150 and (0, 0, 0) not in ADE20K.palette
+    raw = torch.tensor(ADE20K.raw_ids, dtype=torch.uint8)
+    assert to_train_ids(raw).tolist() == list(range(150)), "raw ids are read back as train ids"
+    for values, message in (
+        ({"raw_ids": [1]}, "raw_ids has 1 entries for 2 classes"),
+        ({"raw_ids": [1, -1]}, "raw_ids holds -1"),
+        ({"palette": [(0, 0, 0), (0, 0, 256)]}, r"palette holds \(0, 0, 256\)"),
+        ({"palette": [(0, 0, 0), (0, 0)]}, r"palette holds \(0, 0\); each entry is three numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Segmentation(2, **values)
+
+
+class Watched:
+    """A transform that knows how many of the images it gave are still held anywhere."""
+
+    def __init__(self):
+        self.alive = self.most = self.given = 0
+
+    def __call__(self, image):
+        array = np.zeros((3, 12, 12), dtype=np.uint8)
+        array[:] = image.numpy()[:, :12, :12]
+        weakref.finalize(array, self.gone)
+        self.alive += 1
+        self.given += 1
+        self.most = max(self.most, self.alive)
+        return torch.from_numpy(array)  # holds the array as long as the tensor is held
+
+    def gone(self):
+        self.alive -= 1
+
+
+def test_a_large_folder_is_not_held_in_memory(tmp_path):
+    (tmp_path / "many").mkdir()
+    for i in range(1000):
+        Image.new("RGB", (12, 12), (i % 256, 0, 0)).save(tmp_path / "many" / f"{i:04d}.bmp")
+    recipe = recognition(eval_batch_size=8)
+    recipe.val_data.transform = watched = Watched()
+    predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "many", out=tmp_path / "out"))
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1000
+    # The one the transform is tried on, a batch being read and the one before it.
+    assert watched.given == 1001 and watched.most <= 17
+
+
+RECIPE = """
+from pathlib import Path
+from test_predict import with_classes
+def recipe(data: Path = Path(".")):
+    return with_classes(data)
+"""
+
+
+def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    recipe = with_classes(tmp_path / "x")
+    weights = weights_of(recipe, tmp_path)
+    folder = photos(tmp_path / "photos")
+    for i in range(12):
+        (folder / f"bad-{i:02d}.jpg").write_bytes((folder / "b.jpg").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no image")
+    words = ["predict", "mine.py", "--data", "y", "--checkpoint", str(weights), "photos", "--workers", "0"]
+    assert main([*words, "--out", "photos/out"]) == 1
+    said = capsys.readouterr()
+    assert "12 of the files could not be read, the rest is done" in said.err
+    assert said.err.count("cannot read photos/bad-") == 10 and "and 2 more in photos/out/unreadable.txt" in said.err
+    assert "photos/out: predictions of 6 images" in said.out
+    assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
+    assert len((folder / "out" / "unreadable.txt").read_text().splitlines()) == 12
+
+    for path in folder.glob("bad-*"):
+        path.unlink()
+    Image.new("RGB", (20, 20)).save(folder / "out" / "own.png")  # what lies in the output is no input
+    words[3] = "z"
+    assert main([*words[:2], "--data", "z", *words[4:], "--out", "photos/out"]) == 0
+    assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
+    assert not (folder / "out" / "unreadable.txt").exists()
+
+
+def test_mistakes(tmp_path):
+    recipe = with_masks(tmp_path)
+    weights, images, out = weights_of(recipe, tmp_path), tmp_path / "images", tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (9, 9)).save(images / "a.png")
+    for paths, kind, message in (
+        ((), ValueError, "nothing to predict"),
+        ((tmp_path / "nowhere.jpg",), FileNotFoundError, "no file or folder .*nowhere.jpg"),
+        ((tmp_path / "empty",), FileNotFoundError, "no images in .*empty"),
+        ((images,), ValueError, r"a.jpg and .*a.png would both be written as a.png: rename one"),
+    ):
+        with pytest.raises(kind, match=message):
+            predict(recipe, weights, asked(*paths, out=out))
+    with pytest.raises(ValueError, match="val_data is a Images without an attribute `transform`"):
+        predict(recognition(), weights, asked(images, out=out))
+    bare = recognition(val_data=Images(3))
+    bare.val_data.transform = lambda image, mask: (image, mask)
+    with pytest.raises(ValueError, match="transform does not take an image alone"):
+        predict(bare, weights, asked(images, out=out))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="predictions cannot be written to .*file/out: Not a directory"):
+        predict(recipe, weights, asked(images / "b.jpg", out=tmp_path / "file" / "out"))
+    with pytest.raises(ValueError, match="top_k is 0"):
+        asked(images, out=out, top_k=0)
+
+
+def test_models_with_several_outputs_and_other_tasks(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net(True)
+
+        def forward(self, x):
+            return {"out": self.net(x), "aux": None}
+
+    recipe = with_masks(tmp_path, model=Two())
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    file = tmp_path / "images" / "a.jpg"
+    predict(recipe, tmp_path / "w.pth", asked(file, out=tmp_path / "out"))
+    labels = likeliest(by_hand(recipe, file, long_side(24))["out"][0], read_image(file).shape[-2:])
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "colour" / "a.png")), labels.numpy())
+
+    class Other:
+        terms, headline, higher_is_better = ("x",), "x", True
+        counts = losses = metrics = labels = predict = None
+
+    other = recognition(task=Other())
+    other.val_data.transform = v2.Identity()
+    torch.save(other.model.state_dict(), tmp_path / "o.pth")
+    with pytest.raises(ValueError, match="task Other: predictions are written for Recognition and Segmentation"):
+        predict(other, tmp_path / "o.pth", asked(file, out=tmp_path / "out"))
