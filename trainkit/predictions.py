@@ -105,7 +105,7 @@ class MapWriter:
         if task.num_classes > 256:
             raise ValueError(f"{task.num_classes} classes: a PNG with a palette holds at most 256")
         self.out, self.overlay = out, overlay
-        self.palette = list(task.palette or colour_map(task.num_classes))
+        self.palette = colour_map(task.num_classes) if task.palette is None else task.palette
         raw = np.arange(task.num_classes) if task.raw_ids is None else np.asarray(task.raw_ids)
         self.raw_ids = raw.astype(np.uint8 if raw.max() < 256 else np.uint16)
 

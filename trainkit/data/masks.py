@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from trainkit.data.images import read_image, read_mask
+from trainkit.data.palette import colour_map
 
 IGNORED = 255  # the train id that counts nowhere
 UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
@@ -164,15 +165,6 @@ def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
         return torch.from_numpy(table[stored])
     inside = (stored >= 0) & (stored < len(table))
     return torch.from_numpy(np.where(inside, table[np.where(inside, stored, 0)], np.uint8(UNKNOWN)))
-
-
-def colour_map(num_colours: int) -> np.ndarray:
-    """Pascal VOC's colours: uint8 (num_colours, 3). The bits of an id, three by three, are the highest of R, G, B."""
-    colours, ids = np.zeros((num_colours, 3), dtype=np.uint8), np.arange(num_colours)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
 
 
 def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:

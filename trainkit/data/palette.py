@@ -9,23 +9,19 @@ from PIL import Image
 Colour = tuple[int, int, int]
 
 
-def colour_map(num_classes: int) -> list[Colour]:
-    """Pascal VOC's colours of the ids from 0, up to 256 unlike ones, 0 being black.
-
-    The bits of an id go to red, green and blue in turn, the lowest to the highest bit of each (VOC development kit).
-    """
-    ids = np.arange(num_classes)
-    colours = np.zeros((num_classes, 3), dtype=np.uint8)
-    for level in range(8):
+def colour_map(num_colours: int) -> np.ndarray:
+    """Pascal VOC's colours: uint8 (num_colours, 3). The bits of an id, three by three, are the highest of R, G, B."""
+    colours, ids = np.zeros((num_colours, 3), dtype=np.uint8), np.arange(num_colours)
+    for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= ((ids >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
-    return [(int(red), int(green), int(blue)) for red, green, blue in colours]
+            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
 
 
-def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour]) -> None:
+def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray) -> None:
     """Write class ids, uint8 (H, W), as a PNG of mode P: the ids as they are, shown in the palette's colours."""
     image = Image.fromarray(labels)
-    image.putpalette([part for colour in palette for part in colour])
+    image.putpalette(np.asarray(palette, dtype=np.uint8).tobytes())
     image.save(path)
 
 
