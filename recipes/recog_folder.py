@@ -45,6 +45,8 @@ class WithHead(nn.Sequential):
 
 def recipe(
     data: str = "data/my_images",
+    image_column: str | None = None,
+    label_column: str | None = None,
     model: Literal["resnet18", "resnet50", "small"] = "resnet50",
     pretrained: bool = True,
     epochs: float = 20,
@@ -61,6 +63,8 @@ def recipe(
 
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
+        image_column: the column of images, in parquet files with several
+        label_column: the column of class ids, in parquet files with several
         model: the network; small has no pretrained weights and trains on a laptop
         pretrained: start from torchvision's ImageNet weights
         epochs: passes over the training images
@@ -74,8 +78,9 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    train_data = class_images(source, "train", train_transform(size, (0.25, 1.0)))
-    val_data = class_images(source, "val", eval_transform(size), train_data.classes)
+    columns = image_column, label_column
+    train_data = class_images(source, "train", train_transform(size, (0.25, 1.0)), None, *columns)
+    val_data = class_images(source, "val", eval_transform(size), train_data.classes, *columns)
     num_classes = len(train_data.classes)
     if model == "small":
         network = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))

@@ -14,10 +14,10 @@ Expected: not yet measured.
 from pathlib import Path
 
 from torch.optim import SGD
-from trainkit.data.minc import MINC
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
+from trainkit.data.minc import MINC
 from trainkit.data.source import class_images
 from trainkit.models.backbone import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN

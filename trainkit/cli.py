@@ -18,6 +18,7 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit RECIPE [--setting value ...]                 train it, or go on where it stopped
   trainkit evaluate RECIPE --checkpoint PATH            measure a run, a checkpoint or a weights file
   trainkit check RECIPE [--setting value ...]           try it on three batches, and forecast what it takes
+  trainkit doctor RECIPE [--setting value ...]          read all its data once, and tell what is wrong with it
   trainkit predict RECIPE --checkpoint PATH IMAGES ...  --out FOLDER
                                                         predictions of images, and of folders with images
   trainkit export RECIPE --checkpoint PATH --out FILE   weights, a torch.export program or ONNX
@@ -27,7 +28,7 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
 """
-COMMANDS = ("train", "check", "evaluate", "predict", "export", "replay")
+COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export", "replay")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {
             "train": _train,
             "check": _check,
+            "doctor": _doctor,
             "evaluate": _evaluate,
             "predict": _predict,
             "export": _export,
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before the first step every process makes the same mistake; reading an image is one process's affair.
         while_reading = {"steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         machines = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
-        return _fail(message, from_all=bool(while_reading), code=1 if machines or command == "check" else 2)
+        return _fail(message, from_all=bool(while_reading), code=1 if machines or command in ("check", "doctor") else 2)
 
 
 def _train(path: Path, words: list[str]) -> int:
@@ -92,6 +94,21 @@ def _check(path: Path, words: list[str]) -> int:
     seed_host(options.seed)
     check(build(function, settings), options)
     return 0
+
+
+def _doctor(path: Path, words: list[str]) -> int:
+    from trainkit.options import DoctorOptions
+    from trainkit.recipe import build, load_recipe
+
+    function = load_recipe(path)
+    settings, options = _read(function, DoctorOptions, f"trainkit doctor {path}", words, {})
+    if int(os.environ.get("RANK", 0)) != 0:
+        return 0  # reading takes no launcher: one process does it all
+
+    from trainkit.doctor import examine
+
+    out = options.out or Path("runs") / f"{path.stem}-doctor"
+    return 1 if examine(build(function, settings), options.workers, out)["num_errors"] else 0
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
@@ -263,7 +280,7 @@ def _users_mistake(error: Exception, recipe: Path) -> str | None:
     text = str(error)
     if re.match(r"Caught \w+ in DataLoader worker process", text):
         innermost = re.findall(r'File "([^"]+)", line \d+', text)[-1]
-        text = re.split(r"^\w+Error: ", text, flags=re.MULTILINE)[-1].strip()
+        text = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1].strip()
     else:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
     raised_in = Path(innermost).resolve()

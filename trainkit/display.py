@@ -1,15 +1,17 @@
 """What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 REFRESH_S = 0.2
+LINE_S = 10.0  # between two lines where there is no bar
 
 
 class Display:
@@ -124,6 +126,43 @@ class Display:
             shown = format(value, form) if form else str(value)
             table.add_row(name, shown)
         self.console.print(table)
+
+    def grid(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """A table with a head; numbers stand to the right."""
+        if not self.active:
+            return
+        rows = list(rows)
+        table = Table(title=title, title_justify="left")
+        for place, column in enumerate(columns):
+            numbers = any(isinstance(row[place], (int, float)) for row in rows)
+            table.add_column(column, justify="right" if numbers else "left")
+        for row in rows:
+            table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
+        self.console.print(table)
+
+    def track(self, batches: Iterable[Sequence], total: int, what: str) -> Iterator[Sequence]:
+        """Pass batches on, and show how many of `total` items have come: a bar, or a line now and then."""
+        bar = None
+        if self.active and self.console.is_terminal:  # no refreshing thread: workers are forked meanwhile
+            columns = TextColumn(what), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}")
+            bar = Progress(*columns, TimeRemainingColumn(), console=self.console, auto_refresh=False, expand=True)
+            bar.add_task("", total=total)
+            bar.start()
+        shown, done = time.monotonic(), 0
+        try:
+            for batch in batches:
+                yield batch
+                done += len(batch)
+                if time.monotonic() - shown > (REFRESH_S if bar is not None else LINE_S):
+                    shown = time.monotonic()
+                    if bar is not None:
+                        bar.update(bar.task_ids[0], completed=done, refresh=True)
+                    else:
+                        self.note(f"{what}: {done} of {total}")
+        finally:
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done, refresh=True)
+                bar.stop()
 
     @staticmethod
     def curve(values: Sequence[float]) -> str:

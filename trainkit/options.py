@@ -152,3 +152,17 @@ class ReplayOptions:
     """its number, as in failures/step-<number>; default: the newest"""
     workers: int | None = None
     """processes that read images, for each process; default: its share of the cores, up to 8"""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """How a recipe's data is looked through, beside the recipe's own settings."""
+
+    out: Path | None = None
+    """where doctor.json goes; default: runs/<recipe>-doctor"""
+    workers: int | None = None
+    """processes that read images (0: none); default: the cores less one, up to 8"""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be at least 0")

@@ -34,7 +34,33 @@ class FileList(Sequence):
         return self.root / self._bytes[begin : self._ends[index]].tobytes().decode()
 
 
-class ClassFolder(Dataset):
+class ClassFiles(Dataset):
+    """Image files with a class each: index -> (uint8 image (3, H, W), class id).
+
+    targets: the class id of each file, among `classes`.
+    """
+
+    def __init__(
+        self, files: FileList, targets: list[int], classes: Sequence[str], transform: Callable[[Any], Any] | None
+    ):
+        self.files, self.targets = files, torch.tensor(targets, dtype=torch.int64)
+        self.classes, self.transform = list(classes), transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name_of(self, index: int) -> Path:
+        """The image's file."""
+        return self.files[index]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = read_image(self.files[index])
+        if self.transform is not None:
+            image = self.transform(image)
+        return image.as_subclass(Tensor), self.targets[index]
+
+
+class ClassFolder(ClassFiles):
     """root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
 
     Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder gets from
@@ -49,35 +75,20 @@ class ClassFolder(Dataset):
         found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not found:
             raise FileNotFoundError(f"{root} has no subfolders: put one folder of images per class there")
-        self.classes = list(classes) if classes is not None else found
-        unknown = sorted(set(found) - set(self.classes))
+        classes = list(classes) if classes is not None else found
+        unknown = sorted(set(found) - set(classes))
         if unknown:
             raise ValueError(
                 f"{root} has classes {unknown[:5]} that the training folder has not; remove or rename them"
             )
-        self.transform = transform
         paths, targets = [], []
-        for target, name in enumerate(self.classes):
+        for target, name in enumerate(classes):
             files = image_files(root / name) if name in found else []
             paths += [f"{name}/{file}" for file in files]
             targets += [target] * len(files)
         if not paths:
             raise FileNotFoundError(f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})")
-        self.files = FileList(root, paths)
-        self.targets = torch.tensor(targets, dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name_of(self, index: int) -> Path:
-        """The image's file."""
-        return self.files[index]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.files[index])
-        if self.transform is not None:
-            image = self.transform(image)
-        return image.as_subclass(Tensor), self.targets[index]
+        super().__init__(FileList(root, paths), targets, classes, transform)
 
 
 class MaskFolder(MaskFiles):

@@ -169,5 +169,5 @@ def _only(source: str | Path, what: str, columns: list[str]) -> str:
         return columns[0]
     raise ValueError(
         f"{source} has {len(columns)} columns that could be the {what} ({', '.join(columns) or 'none'}); "
-        f"say which with {what}_column"
+        f"say which with {what}_column (--{what}-column where the recipe has that setting)"
     )

@@ -22,6 +22,14 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
+class MaskSizeError(ValueError):
+    """A mask of another size than its image."""
+
+
+class LabelError(ValueError):
+    """A label that is none of the classes."""
+
+
 def read_image(source: Path | bytes, name: str | None = None, upright: bool = True) -> tv_tensors.Image:
     """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
 

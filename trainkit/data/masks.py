@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from trainkit.data.images import read_image, read_mask
+from trainkit.data.images import LabelError, MaskSizeError, read_image, read_mask
 from trainkit.data.palette import colour_map
 
 IGNORED = 255  # the train id that counts nowhere
@@ -23,8 +23,8 @@ class MaskDataset(Dataset):
 
     A subclass says by `read` what an image and its labels are. Labels become train ids here, once: by
     `to_train_ids`, or else by adding `label_shift`, where those in `ignore`, and those that end below 0, are
-    ignored (-1: labels from 1, and 0 where nothing is labelled). Raises ValueError naming the file for labels of
-    another size than their image and for a label outside the classes.
+    ignored (-1: labels from 1, and 0 where nothing is labelled). Raises MaskSizeError naming the file for labels of
+    another size than their image, and LabelError for a label outside the classes.
     """
 
     expects: str | None = None  # in the error about a strange label: which labels there are
@@ -67,7 +67,7 @@ class MaskDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.read(index)
         if image.shape[-2:] != labels.shape[-2:]:
-            raise ValueError(
+            raise MaskSizeError(
                 f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is {_size(image)}; "
                 "a mask has the size of its image"
             )
@@ -92,7 +92,7 @@ class MaskDataset(Dataset):
                 f"the {self.num_classes} classes are {-self.label_shift} to {self.num_classes - 1 - self.label_shift} "
                 f"(ignored: {', '.join(map(str, self.ignore))}): name it as ignored, or raise the number of classes"
             )
-            raise ValueError(
+            raise LabelError(
                 f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())} pixels; {expects}"
             )
         return ids.to(torch.uint8)
