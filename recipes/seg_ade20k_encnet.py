@@ -73,7 +73,13 @@ def recipe(
     se = se_weight > 0 and model == "encnet"
     network = segmenter(model, len(ADE20K.classes), backbone, pretrained, aux_weight > 0, se, False, channels)
     return Recipe(
-        task=Segmentation(ADE20K.classes, aux_weight=aux_weight, se_weight=se_weight if se else 0.0),
+        task=Segmentation(
+            ADE20K.classes,
+            aux_weight=aux_weight,
+            se_weight=se_weight if se else 0.0,
+            palette=ADE20K.palette,
+            raw_ids=ADE20K.raw_ids,
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,

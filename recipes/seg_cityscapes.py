@@ -18,7 +18,7 @@ from torch.optim import SGD
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
-from trainkit.data.cityscapes import CLASSES, Cityscapes
+from trainkit.data.cityscapes import Cityscapes
 from trainkit.data.folder import MaskFolder
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups
@@ -74,16 +74,22 @@ def recipe(
     if sample:
         data, _ = generated.mask_folder()
         train_data, val_data = (
-            MaskFolder(data / "images" / name, data / "annotations" / name, len(CLASSES), transform)
+            MaskFolder(data / "images" / name, data / "annotations" / name, len(Cityscapes.classes), transform)
             for name, transform in (("train", train), ("val", evaluation))
         )
     else:
         val_data = Cityscapes(data, "val", evaluation)
         train_data = partial(Cityscapes, data, split, train, labels)
     se = se_weight > 0 and model == "encnet"
-    network = segmenter(model, len(CLASSES), backbone, pretrained, aux_weight > 0, se, False, channels)
+    network = segmenter(model, len(Cityscapes.classes), backbone, pretrained, aux_weight > 0, se, False, channels)
     return Recipe(
-        task=Segmentation(CLASSES, aux_weight=aux_weight, se_weight=se_weight if se else 0.0),
+        task=Segmentation(
+            Cityscapes.classes,
+            aux_weight=aux_weight,
+            se_weight=se_weight if se else 0.0,
+            palette=Cityscapes.palette,
+            raw_ids=Cityscapes.raw_ids,
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,

@@ -18,7 +18,7 @@ from torch.optim import SGD
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
-from trainkit.data.coco import CLASSES, COCO
+from trainkit.data.coco import COCO
 from trainkit.data.folder import MaskFolder
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups
@@ -70,16 +70,22 @@ def recipe(
     if sample:
         data, _ = generated.mask_folder()
         train_data, val_data = (
-            MaskFolder(data / "images" / name, data / "annotations" / name, len(CLASSES), transform)
+            MaskFolder(data / "images" / name, data / "annotations" / name, len(COCO.classes), transform)
             for name, transform in (("train", train), ("val", evaluation))
         )
     else:
         val_data = COCO(data, "val", evaluation)
         train_data = partial(COCO, data, "train", train)
     se = se_weight > 0 and model == "encnet"
-    network = segmenter(model, len(CLASSES), backbone, pretrained, aux_weight > 0, se, True, channels)
+    network = segmenter(model, len(COCO.classes), backbone, pretrained, aux_weight > 0, se, True, channels)
     return Recipe(
-        task=Segmentation(CLASSES, aux_weight=aux_weight, se_weight=se_weight if se else 0.0),
+        task=Segmentation(
+            COCO.classes,
+            aux_weight=aux_weight,
+            se_weight=se_weight if se else 0.0,
+            palette=COCO.palette,
+            raw_ids=COCO.raw_ids,
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,

@@ -24,7 +24,7 @@ from torch.optim import SGD
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.folder import MaskFolder
-from trainkit.data.voc import CLASSES, VOC, VOCAug
+from trainkit.data.voc import VOC, VOCAug
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
@@ -79,16 +79,22 @@ def recipe(
     if sample:
         data, _ = generated.mask_folder()
         train_data, val_data = (
-            MaskFolder(data / "images" / name, data / "annotations" / name, len(CLASSES), transform)
+            MaskFolder(data / "images" / name, data / "annotations" / name, len(VOC.classes), transform)
             for name, transform in (("train", train), ("val", evaluation))
         )
     else:
         val_data = VOC(data, "val", evaluation)
         train_data = partial(VOCAug, data, "train", train) if augmented else partial(VOC, data, split, train)
     se = se_weight > 0 and model == "encnet"
-    network = segmenter(model, len(CLASSES), backbone, pretrained, aux_weight > 0, se, True, channels)
+    network = segmenter(model, len(VOC.classes), backbone, pretrained, aux_weight > 0, se, True, channels)
     return Recipe(
-        task=Segmentation(CLASSES, aux_weight=aux_weight, se_weight=se_weight if se else 0.0),
+        task=Segmentation(
+            VOC.classes,
+            aux_weight=aux_weight,
+            se_weight=se_weight if se else 0.0,
+            palette=VOC.palette,
+            raw_ids=VOC.raw_ids,
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,

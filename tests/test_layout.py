@@ -38,10 +38,11 @@ def ours(path: Path) -> set[str]:
 # Who may import what of ours. A file that is not here imports nothing of ours.
 ARROWS = {
     "__main__": {"cli"},
-    "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "replay", "data.order", "display"},
+    "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "replay",
+            "data.order", "display"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "objective", "sharding", "evaluation", "batch_norm", "data.loader", "signals",
+        "ema", "weights", "objective", "sharding", "evaluation", "batch_norm", "data.loader", "signals",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -52,7 +53,7 @@ ARROWS = {
         "nonfinite", "sharding", "data.loader", "data.order",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.loader"},
-    "records": {"training", "checkpoint", "nonfinite", "signals", "sharding"},
+    "records": {"training", "weights", "checkpoint", "nonfinite", "signals", "sharding"},
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
         "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan",
@@ -74,6 +75,16 @@ ARROWS = {
     "finding": {"run", "checkpoint"},
     "run": {"options", "checkpoint"},
     "saving": {"checkpoint"},
+    "weights": {"checkpoint", "finding", "sharding"},
+    "doctor": {"recipe", "display", "data.examine", "data.loader", "data.reading"},
+    "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
+    "predict": {
+        "recipe", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions", "sharding",
+        "signals", "weights", "data.folder", "data.images", "data.loader", "data.reading",
+    },
+    "export": {"trainkit", "recipe", "options", "display", "objective", "weights"},
+    "data.examine": {"memory", "data.images", "data.order", "data.reading", "data.repeated"},
+    "data.minc": {"data.folder"},
     "criteria": {"losses"},
     "overlap": {"criteria", "losses"},
     "recognition": {"criteria", "metrics", "data.transforms"},
@@ -88,7 +99,7 @@ ARROWS = {
     "models.upernet": {"models.backbone", "models.dense", "models.pspnet"},
     "models.deepten": {"models.backbone", "models.encoding"},
     "models.segmenters": {"models.backbone", "models.encnet", "models.pspnet", "models.upernet"},
-    "data.masks": {"data.images"},
+    "data.masks": {"data.images", "data.palette"},
     "data.ade20k": {"data.folder", "data.masks"},
     "data.voc": {"data.folder", "data.masks"},
     "data.pcontext": {"data.folder", "data.masks"},
