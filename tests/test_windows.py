@@ -187,6 +187,16 @@ def test_an_interval_is_the_binomials():
     assert interval(metric.rows().flip(0), metric.figures) == (low, high), "whatever the order"
 
 
+def test_details_of_classes():
+    """Four images of three classes, one of them without a class."""
+    metric = TopK((1,), ["cat", "dog", "owl"]).per_image("top1")
+    predictions = torch.tensor([[0, 1], [1, 0], [0, 1], [2, 0], [0, 1]])
+    metric.add_batch(predictions=predictions, references=torch.tensor([0, 1, 1, -1, 0]))
+    assert metric.details(metric.rows()) == {
+        "accuracy": {"cat": 1.0, "dog": 0.5, "owl": None}, "confusion": [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+    }  # fmt: skip
+
+
 def test_rows_of_images_add_up_to_the_figure():
     generator = torch.Generator().manual_seed(0)
     predictions, references = torch.randint(6, (2, 9, 7, 5), generator=generator)

@@ -84,7 +84,8 @@ class Evaluation:
             metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
         results: dict[str, Any] = {"num_images": num_images}
         for each in images:
-            results[f"{recipe.task.headline}_95"] = interval(torch.cat(gather_object([each.rows()])), each.figures)
+            rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
+            results |= {f"{recipe.task.headline}_95": interval(rows, each.figures), **each.details(rows)}
         for metric in metrics:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= metric.compute() | more

@@ -52,10 +52,18 @@ class Counting:
 
 
 class PerImage:
-    """One row of counts for each image, of which their sum gives one figure: what an interval is drawn from."""
+    """One row of counts for each image, of which their sum gives one figure: what an interval is drawn from.
 
-    def __init__(self, count: Callable[[Tensor, Tensor], Tensor], figures: Callable[[Tensor], Tensor]):
-        self.count, self.figures = count, figures
+    details: what else the rows of all images tell.
+    """
+
+    def __init__(
+        self,
+        count: Callable[[Tensor, Tensor], Tensor],
+        figures: Callable[[Tensor], Tensor],
+        details: Callable[[Tensor], dict] = lambda rows: {},
+    ):
+        self.count, self.figures, self.details = count, figures, details
         self._rows: list[Tensor] = []
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
@@ -76,10 +84,10 @@ class TopK(Counting):
 
     name = "topk"
 
-    def __init__(self, ks: Sequence[int] = (1, 5)):
+    def __init__(self, ks: Sequence[int] = (1, 5), classes: int | Sequence[str] | None = None):
         if not ks or min(ks) < 1:
             raise ValueError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
-        self.ks = tuple(ks)
+        self.ks, self.classes = tuple(ks), classes
         self.counts = torch.zeros(1 + len(self.ks), dtype=torch.int64)  # images, hits of each k
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
@@ -103,9 +111,20 @@ class TopK(Counting):
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
             valid, hits = self._hits(predictions, references)
-            return torch.stack([valid, hits[:, :k].any(1)], 1).long()  # (N, 2)
+            called = (
+                predictions.argmax(1) if predictions.is_floating_point() else predictions.view(len(valid), -1)[:, 0]
+            )
+            return torch.stack([valid, hits[:, :k].any(1), references, called], 1).long()  # (N, 4)
 
-        return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1))
+        return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1), self._details)
+
+    def _details(self, rows: Tensor) -> dict:
+        """Accuracy of each class, None where it does not occur; confusion, a row for each class of the references."""
+        if self.classes is None:
+            return {}
+        num_classes = self.classes if isinstance(self.classes, int) else len(self.classes)
+        cells = rows[rows[:, 0] > 0, 2:] @ torch.tensor([num_classes, 1])
+        return _of_classes(torch.bincount(cells, minlength=num_classes**2).view(num_classes, -1), self.classes)
 
     def _ranks(self, num_ranked: int) -> int:
         return sum(k <= num_ranked for k in self.ks)
@@ -227,14 +246,15 @@ class MeanIoU(Counting):
 
         confusion: pixels, a row for each class of the references, a column for each class predicted.
         """
-        confusion = self.confusion().cpu()
-        of_class = confusion.sum(1)
-        found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
-        found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
-        return {
-            "accuracy": dict(zip(self.class_names, found)) if self.class_names else found,
-            "confusion": confusion.tolist(),
-        }
+        return _of_classes(self.confusion().cpu(), self.class_names)
+
+
+def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
+    of_class = confusion.sum(1)
+    found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
+    found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
+    named = names is not None and not isinstance(names, int)
+    return {"accuracy": dict(zip(names, found)) if named else found, "confusion": confusion.tolist()}
 
 
 def count_by_bincount(cells: Tensor, num_cells: int) -> Tensor:

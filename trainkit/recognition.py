@@ -84,7 +84,7 @@ class Recognition:
 
     def metrics(self) -> list:
         """TopK, then the recipe's own."""
-        return [TopK((1, 5) if self.num_classes > 5 else (1,)), *self.extra_metrics]
+        return [TopK((1, 5) if self.num_classes > 5 else (1,), self.classes), *self.extra_metrics]
 
 
 def train_transform(

@@ -1,0 +1,59 @@
+"""Evaluation in windows: many of them in a pass, against one at a time.
+
+    python benchmarks/windows.py                 # ResNet-18-sized FCN, 6 images of unlike size, windows of 160
+    python benchmarks/windows.py --images 2 --rounds 1
+
+Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same machine does the same work; only the batch differs.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from trainkit.inference import Inference
+from trainkit.launch import start_accelerator
+from trainkit.models.small import small_fcn
+from trainkit.objective import Objective
+from trainkit.segmentation import Segmentation
+from trainkit.windows import Looker
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--classes", type=int, default=21)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    asked = parser.parse_args()
+    accelerator = start_accelerator()
+    objective = Objective(small_fcn(asked.classes), Segmentation(asked.classes)).eval().to(accelerator.device)
+    sizes = [(240 + 16 * (number % 3), 320 - 24 * (number % 4)) for number in range(asked.images)]
+    samples = [(torch.randn(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8)) for size in sizes]
+    samples = [(image.to(accelerator.device), target.to(accelerator.device)) for image, target in samples]
+    black = torch.zeros(3, 1, 1, device=accelerator.device)
+    taken: dict[int, list[float]] = {batch: [] for batch in asked.batches}
+    with torch.no_grad():
+        for _ in range(asked.rounds + 1):
+            for batch, seconds in taken.items():
+                way = Inference(scales=(0.75, 1.0, 1.5), flip=True, window=160, window_batch=batch)
+                begun = time.perf_counter()
+                found = [pair for done in Looker(way, objective, accelerator, black).look(samples) for pair in done]
+                if accelerator.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - begun)
+                assert len(found) == len(samples)
+    alone = median(taken[asked.batches[0]][1:])  # the first round warms up
+    for batch, seconds in taken.items():
+        here, low, high = median(seconds[1:]), min(seconds[1:]), max(seconds[1:])
+        each = f"{asked.images / here:6.2f} images/s ({low:.2f} to {high:.2f} s)"
+        print(f"{batch:3} windows in a pass: {each}, {alone / here:.2f} x the first")
+
+
+if __name__ == "__main__":
+    main()
