@@ -152,6 +152,13 @@ torch.save(buffers, sys.argv[1] + str(accelerator.process_index))
         torch.testing.assert_close(torch.load(tmp_path / name), one, rtol=1e-5, atol=1e-6)
 
 
+def test_helpers_in_two_processes(tmp_path):
+    """Activation checkpointing, channels last and a static graph in passes of 3: the run of one process without."""
+    torchrun(2, TOYS, tmp_path, "blocks-helped")
+    run("blocks", tmp_path / "blocks")
+    assert_same_training(tmp_path / "blocks", tmp_path / "blocks-helped")
+
+
 def test_weights_without_a_part_in_the_loss(tmp_path):
     """DDP would wait for them; a static graph need not, and trains as one process does."""
     printed = torchrun(2, TOYS, tmp_path / "two", "spare", code=1).stdout

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from conftest import run as run_command
 from conftest import torchrun
 from safetensors.torch import load_file
 from test_loop import rows
-from toys import recognition, run, segmentation
+from torch import nn
+from toys import CLASSES, recognition, run, segmentation
 
-from trainkit import Options, train
+from trainkit import Options, Recipe, evaluate, train
 from trainkit.checkpoint import list_checkpoints
+from trainkit.data.order import seed_host
 
 TOYS = Path(__file__).parent / "toys.py"
 NAMES = ("recognition-3", "segmentation-3")
@@ -83,11 +86,51 @@ def test_tf32_is_a_setting(tmp_path):
         assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
 
 
+def test_float8(tmp_path):
+    """By torchao, on any device: the same training within its rounding, and checkpoints that fit float32 again."""
+    pytest.importorskip("torchao", reason="fp8 takes the extra [fp8]")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys; sys.path.insert(0, {str(TOYS.parent)!r})
+from pathlib import Path
+from test_precision import with_layers
+from trainkit import Options, train
+recipe = with_layers()
+train(recipe, Options(out=Path(sys.argv[1]), workers=0, log_every=1))
+print(recipe.model)
+""")
+    printed = {}
+    for precision in ("no", "fp8"):
+        words = (sys.executable, "-W", "ignore", str(script), str(tmp_path / precision))
+        printed[precision] = run_command(*words, ACCELERATE_MIXED_PRECISION=precision).stdout
+    assert printed["fp8"].count("Float8Linear") == 2 and "Float8" not in printed["no"]
+    losses = [[row["loss"] for row in rows(tmp_path / precision)] for precision in ("no", "fp8")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
+    path = list_checkpoints(tmp_path / "fp8" / "checkpoints")[-1]
+    found, row = evaluate(with_layers(), path, Options(workers=0)), rows(tmp_path / "fp8", "evaluate")[-1]
+    assert abs(found["ema_top1"] - row["ema_top1"]) < 0.2, "the same weights and averages, in float32"
+
+
+def with_layers() -> Recipe:
+    """Linear layers, of which fp8 takes all but the first and the last."""
+    seed_host(0)
+    layers = [nn.Flatten(), nn.Linear(432, 64)]
+    for _ in range(2):
+        layers += [nn.ReLU(), nn.Linear(64, 64)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Linear(64, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return recognition(num_images=64, model=model, batch_size=16, optimizer=optimizer, ema=0.9)
+
+
 @pytest.mark.parametrize(
     "precision, message",
     [
         ("fp16", "fp16 takes a GPU"),
-        ("fp8", "accelerate cannot start: .*fp8"),
+        pytest.param(
+            "fp8",
+            "accelerate cannot start: .*fp8",
+            marks=pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao does fp8 here"),
+        ),
         ("bf17", "mixed_precision is bf17; it can be"),
     ],
 )

@@ -214,6 +214,23 @@ def with_spare_weights() -> Recipe:
     return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 0.0), lr=0.1))
 
 
+class Normed(nn.Module):
+    """A block that sees each image by itself."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def in_blocks() -> Recipe:
+    model = nn.Sequential(Normed(3), Normed(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    model.seen = []
+    return recognition(model=model, optimizer=torch.optim.SGD(param_groups(model, 0.1, 1e-3), lr=0.1), ema=0.9)
+
+
 # Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
 RUNS = {
     "recognition": (recognition, {}),
@@ -228,6 +245,11 @@ RUNS = {
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
     "errors": (with_errors, {}),
+    "blocks": (in_blocks, {}),
+    "blocks-helped": (
+        in_blocks,
+        {"micro_batch": 3, "activation_checkpointing": True, "channels_last": True, "static_graph": True},
+    ),
     "spare": (with_spare_weights, {"micro_batch": 2}),
     "spare-static": (with_spare_weights, {"micro_batch": 2, "static_graph": True}),
     "long": (

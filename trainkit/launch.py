@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import AORecipeKwargs
 
 from trainkit.sharding import kept_from_accelerate
 
@@ -47,8 +49,9 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)
     joining = InitProcessGroupKwargs(timeout=timeout)
     try:
+        handlers = [ddp, joining, *_float8()]
         with kept_from_accelerate():
-            accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=[ddp, joining])
+            accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=handlers)
     except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
         raise ValueError(f"accelerate cannot start: {error} See accelerate_configs/ for one that can") from error
     precision = accelerator.mixed_precision
@@ -112,6 +115,14 @@ def _leave_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         time.sleep(0.1)
+
+
+def _float8() -> list[AORecipeKwargs]:
+    """For fp8 by torchao: weights stay float32 tensors; accelerate would make them ones that no checkpoint can hold."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "fp8"
+    if not asked or find_spec("torchao") is None:
+        return []
+    return [AORecipeKwargs(enable_fsdp_float8_all_gather=False)]
 
 
 def _use_all_cores() -> None:

@@ -104,6 +104,8 @@ def prepare(
         raise ValueError("FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml")
     if accelerator.scaler is not None:
         raise ValueError("fp16 and FSDP do not go together here: launch with --mixed_precision bf16")
+    if accelerator.mixed_precision == "fp8":
+        raise ValueError("fp8 and FSDP do not go together here: launch with --mixed_precision bf16")
     if any(not weight.is_contiguous() for weight in objective.parameters()):
         raise ValueError("channels_last and FSDP do not go together: torch shards contiguous weights only")
     objective.to(accelerator.device)
