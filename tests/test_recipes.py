@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, trainkit
+from conftest import ROOT
 
+from trainkit.cli import main
 from trainkit.data.order import seed_host
 from trainkit.options import Options
 from trainkit.recipe import build, load_recipe, sample_settings
@@ -44,9 +45,10 @@ def test_docstring_and_settings(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_few_steps_on_generated_data(path, tmp_path):
-    warmup = ("--warmup-epochs", 0) if "warmup_epochs" in inspect.signature(load_recipe(path)).parameters else ()
-    trainkit(path, "--sample", "--epochs", 0.2, *warmup, "--workers", 0, "--log-every", 1, cwd=tmp_path)
+def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    warmup = ("--warmup-epochs", "0") if "warmup_epochs" in inspect.signature(load_recipe(path)).parameters else ()
+    assert main([str(path), "--sample", "--epochs", "0.2", *warmup, "--workers", "0", "--log-every", "1"]) == 0
     folder = tmp_path / "runs" / path.stem
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if row["event"] == "step"]
