@@ -1,6 +1,7 @@
 """Every recipe file: what its docstring says, and a few steps on generated data through the command line."""
 
 import ast
+import importlib.util
 import inspect
 import json
 import math
@@ -12,6 +13,7 @@ from conftest import ROOT
 
 from trainkit.cli import main
 from trainkit.data.order import seed_host
+from trainkit.models.classifiers import classifier
 from trainkit.options import Options
 from trainkit.recipe import build, load_recipe, sample_settings
 
@@ -19,7 +21,7 @@ FILES = sorted((ROOT / "recipes").rglob("*.py"))
 
 
 def test_all_are_found():
-    recognition = ["recog_cifar10", "recog_folder", "recog_imagenet", "recog_minc"]
+    recognition = ["recog_cifar10", "recog_folder", "recog_imagenet", "recog_imagenet_resnest", "recog_minc"]
     more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
     assert [path.stem for path in FILES] == [*recognition, "seg_ade20k", "seg_ade20k_encnet", *more]
 
@@ -81,6 +83,53 @@ def test_published_networks(name, settings, parameters, shape, tmp_path, monkeyp
     with torch.no_grad():
         outputs = recipe.model.eval()(torch.zeros(1, 3, 64, 64))
     assert (outputs["out"] if isinstance(outputs, dict) else outputs).shape == shape
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [  # as torchvision publishes them for 1000 classes
+        ("resnext50_32x4d", 25_028_904), ("convnext_tiny", 28_589_128), ("vit_b_16", 86_567_656),
+        ("efficientnet_b0", 5_288_548),
+    ],
+)  # fmt: skip
+def test_classifiers_by_name(name, parameters):
+    with torch.device("meta"):
+        model = classifier(name, 1000)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_a_classifier_that_is_not_known():
+    with pytest.raises(ValueError, match=r"no model 'resnet5'; did you mean resnet50\?"):
+        classifier("resnet5", 10)
+    if importlib.util.find_spec("timm") is None:
+        with pytest.raises(ValueError, match=r'model timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
+            classifier("timm:resnest50d", 10)
+
+
+def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
+    """Ten crops of another size than in training, and every ingredient at once."""
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--eval-size",
+        "40",
+        "--crop-fraction",
+        "0.9",
+        "--ten-crop",
+        "--cutmix",
+        "1.0",
+        "--jitter",
+        "0.4",
+        "0.4",
+        "0.4",
+    ]
+    words += ["--lighting", "0.1", "--erase", "0.25", "--trivial-augment", "--epochs", "0.2", "--warmup-epochs", "0"]
+    path = ROOT / "recipes" / "recog_imagenet.py"
+    assert main([str(path), "--sample", *words, "--workers", "0"]) == 0
+    recipe = build(
+        load_recipe(path), {"sample": True, "model": "small", "eval_size": 40, "ten_crop": True, "cutmix": 1.0}
+    )
+    assert recipe.val_data[0][0].shape == (10, 3, 40, 40) and len(recipe.mix.mixings) == 2
+    assert 0 <= json.loads((tmp_path / "runs/recog_imagenet/summary.json").read_text())["final"]["top1"] <= 1
 
 
 def test_last_gammas_start_from_zero(tmp_path, monkeypatch):

@@ -111,9 +111,11 @@ def train_transform(
         v2.RandomHorizontalFlip(),
     ]
     if rand_augment is not None:
-        steps.append(v2.RandAugment(*rand_augment, interpolation=interpolation))
+        steps.append(
+            v2.RandAugment(*rand_augment, interpolation=InterpolationMode.BILINEAR)
+        )  # no bicubic turns tensors
     if trivial_augment:
-        steps.append(v2.TrivialAugmentWide(interpolation=interpolation))
+        steps.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
     if jitter is not None:
         steps.append(v2.ColorJitter(*jitter))
     if lighting is not None:

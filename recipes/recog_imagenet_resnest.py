@@ -1,0 +1,57 @@
+"""ResNeSt-50 on ImageNet-1k, 270 epochs: a variant of recog_imagenet.py.
+
+Source: Zhang et al., ResNeSt: Split-Attention Networks, 2020, as PyTorch-Encoding trains it on 32 GPUs: SGD 0.8 for
+2048 images, cosine over 270 epochs after 5 of warm-up, label smoothing 0.1, mixup 0.2, RandAugment, no decay on norms
+and biases. Takes timm: pip install ".[timm]".
+
+Launch: accelerate launch -m trainkit recipes/recog_imagenet_resnest.py --data /path/to/imagenet
+
+Hardware and time: not yet measured; the authors used 32 GPUs.
+
+Expected: not yet measured with this code; PyTorch-Encoding publishes top1 81.03 %.
+"""
+
+from recog_imagenet import SAMPLE as SAMPLE
+from recog_imagenet import recipe as bag_of_tricks
+
+from trainkit import Recipe
+
+
+def recipe(
+    data: str = "data/imagenet",
+    model: str = "timm:resnest50d",
+    epochs: float = 270,
+    lr: float = 0.8,
+    batch_size: int = 2048,
+    warmup_epochs: float = 5,
+    mixup: float | None = 0.2,
+    rand_augment: tuple[int, int] | None = (2, 12),
+    size: int = 224,
+    sample: bool = False,
+) -> Recipe:
+    """ResNeSt on ImageNet-1k from scratch.
+
+    Args:
+        data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
+        model: the network, see recog_imagenet.py
+        epochs: passes over the training images
+        lr: learning rate at its highest, for 2048 images a batch
+        batch_size: images of one step, over all processes
+        warmup_epochs: of linear warm-up from 0
+        mixup: alpha of mixup; None for none
+        rand_augment: number and magnitude of RandAugment
+        size: side of the crop in training and in evaluation; the authors take 256 for 101 layers, 320 for 200
+        sample: train the small network on generated images in the same layout, in under a minute
+    """
+    return bag_of_tricks(
+        data,
+        model,
+        epochs,
+        lr,
+        batch_size,
+        warmup_epochs=warmup_epochs,
+        mixup=mixup,
+        rand_augment=rand_augment,
+        size=size,
+        sample=sample,
+    )
