@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 HOSTS = {"tk-one": "10.213.7.1", "tk-two": "10.213.7.2"}
-TIMEOUT_S = 8
+TIMEOUT_S = 15
 RECIPE = f"""
 import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from toys import everything
