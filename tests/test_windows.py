@@ -159,7 +159,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(ROOT / "recipes" / "seg_folder.py"), "--sample", "--workers", "0"]
     assert main([*words, "--epochs", "1", "--out", "run"]) == 0
-    asked = ["--scales", "0.5", "1", "--flip", "True", "--window", "64", "--window-batch", "16"]
+    asked = ["--scales", "0.5", "1", "--flip", "--window", "64", "--window-batch", "16"]
     assert main(["evaluate", *words, "--checkpoint", "run", *asked]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["protocol"] == "windows of 64 every 43, scales 0.5, 1, flipped too"

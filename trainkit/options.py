@@ -80,7 +80,7 @@ class EvaluateOptions:
     """estimate batch norm's statistics anew from so many training images (a multiple of 16), as in a run"""
     scales: tuple[float, ...] | None = None
     """segmentation: scales of the images at which they are looked at, such as 0.5 0.75 1 1.25 1.5 1.75"""
-    flip: bool | None = None
+    flip: bool = False
     """segmentation: look at mirror images too"""
     window: int | None = None
     """segmentation: height and width of windows that an image is looked at in; default: as a whole"""
@@ -93,8 +93,9 @@ class EvaluateOptions:
 
     def inference(self, recipes: Inference | None) -> Inference | None:
         """The recipe's own with what was asked for here."""
-        names = ("scales", "flip", "window", "stride", "window_batch")
+        names = ("scales", "window", "stride", "window_batch")
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        asked |= {"flip": True} if self.flip else {}
         return replace(recipes or Inference(), **asked) if asked else recipes
 
 
