@@ -77,7 +77,7 @@ def test_backbones_that_there_are_not(arguments, message):
 
 @pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
 def test_timm_is_missing():
-    with pytest.raises(ValueError, match=r'backbone timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
+    with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
         backbone("timm:resnest50d", pretrained=False)
 
 

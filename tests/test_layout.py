@@ -42,7 +42,7 @@ ARROWS = {
             "data.order", "display"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "weights", "objective", "sharding", "evaluation", "batch_norm", "data.loader", "signals",
+        "ema", "weights", "objective", "sharding", "evaluation", "data.loader", "signals",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -79,10 +79,10 @@ ARROWS = {
     "doctor": {"recipe", "display", "data.examine", "data.loader", "data.reading"},
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
-        "recipe", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions", "sharding",
-        "signals", "weights", "data.folder", "data.images", "data.loader", "data.reading",
+        "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",
+        "sharding", "signals", "weights", "data.folder", "data.images", "data.loader", "data.reading",
     },
-    "export": {"trainkit", "recipe", "options", "display", "objective", "weights"},
+    "export": {"trainkit", "recipe", "segmentation", "options", "display", "objective", "weights"},
     "data.examine": {"memory", "data.images", "data.order", "data.reading", "data.repeated"},
     "data.minc": {"data.folder"},
     "criteria": {"losses"},
@@ -93,7 +93,8 @@ ARROWS = {
     "data.loader": {"data.reading", "signals"},
     "data.reading": {"data.order", "memory"},
     "data.folder": {"data.images", "data.masks"},
-    "models.backbone": {"models.pretrained", "models.small"},
+    "models.backbone": {"models.names", "models.pretrained", "models.small"},
+    "models.classifiers": {"models.names"},
     "models.encnet": {"models.backbone", "models.dense", "models.encoding"},
     "models.pspnet": {"models.backbone", "models.dense"},
     "models.upernet": {"models.backbone", "models.dense", "models.pspnet"},

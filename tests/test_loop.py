@@ -337,6 +337,8 @@ def test_a_new_task_needs_no_change_of_the_loop(tmp_path):
     summary = train(recipe, Options(out=tmp_path, workers=0))
     assert summary["best"]["error"] < 1e-3 and summary["final"]["num_images"] == 10
     torch.testing.assert_close(model.weight.data, torch.tensor([[2.0, -1.0]]), atol=1e-3, rtol=0)
+    found = evaluate(recipe, list_checkpoints(tmp_path / "checkpoints")[-1], Options(workers=0))
+    assert found == summary["final"], "a metric that does not know its images one by one has no interval"
 
 
 @pytest.mark.parametrize(

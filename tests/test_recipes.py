@@ -102,7 +102,7 @@ def test_a_classifier_that_is_not_known():
     with pytest.raises(ValueError, match=r"no model 'resnet5'; did you mean resnet50\?"):
         classifier("resnet5", 10)
     if importlib.util.find_spec("timm") is None:
-        with pytest.raises(ValueError, match=r'model timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
+        with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
             classifier("timm:resnest50d", 10)
 
 

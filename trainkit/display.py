@@ -1,13 +1,12 @@
 """What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 REFRESH_S = 0.2
@@ -52,26 +51,6 @@ class Display:
         if self._bar is not None and time.monotonic() - self._shown > REFRESH_S:
             self._shown = time.monotonic()
             self._bar.update(self._bar.task_ids[0], completed=step, epoch=step / self._steps_per_epoch, refresh=True)
-
-    @contextmanager
-    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar of `total` things, in a terminal; the function it gives is told how many more are done."""
-        if not (self.active and self.console.is_terminal):
-            yield lambda more: None
-            return
-        columns = (TextColumn(what), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
-        bar, shown = Progress(*columns, console=self.console, auto_refresh=False, expand=True), 0.0
-        with bar:
-            task = bar.add_task("", total=total)
-
-            def advance(more: int) -> None:
-                nonlocal shown
-                refresh = time.monotonic() - shown > REFRESH_S
-                shown = time.monotonic() if refresh else shown
-                bar.update(task, advance=more, refresh=refresh)
-
-            yield advance
-            bar.refresh()
 
     def row(self, row: Mapping[str, Any], total_steps: int) -> None:
         """A row of the log: into the bar, or as a plain line."""

@@ -32,7 +32,8 @@ class Evaluation:
     seed: int
     workers: int
     ema: EMA | None
-    batch_norm: PreciseBatchNorm
+    precise_bn: int | None = None
+    """training images that batch norm's statistics are estimated anew from; None: they are as training counted them"""
     thorough: bool = False
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
@@ -43,11 +44,13 @@ class Evaluation:
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
         RuntimeError where not every image was seen once.
         """
-        with self.batch_norm.estimated():
+        common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
+        batch_norm = PreciseBatchNorm(*common, self.precise_bn)
+        with batch_norm.estimated():
             results = self._measure(stop)
         if results is None or self.ema is None:
             return results
-        with self.ema.swapped(), self.batch_norm.estimated():
+        with self.ema.swapped(), batch_norm.estimated():
             averaged = self._measure(stop)
         if averaged is None:
             return None
@@ -60,7 +63,9 @@ class Evaluation:
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
-        images = [metric.per_image(recipe.task.headline) for metric in counting[:1] if self.thorough]
+        # A metric of the recipe's own need not know its images one by one; the figure then has no interval.
+        known = [metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")]
+        images = [metric.per_image(recipe.task.headline) for metric in known]
         was_training, num_images = objective.training, 0
         objective.eval()
         agree_on_buffers(objective)

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from trainkit import __version__
 from trainkit.display import Display
-from trainkit.objective import ToDevice, main_logits
+from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
 from trainkit.recipe import Recipe
+from trainkit.segmentation import main_logits
 from trainkit.weights import load_model, read_weights
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's

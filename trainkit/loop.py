@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
-from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.data.loader import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
@@ -227,9 +226,9 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     if recipe.note:
         display.note(recipe.note)
     workers = choose_workers(options.workers, accelerator.num_processes)
-    shared = (recipe, objective, accelerator, to_device, options.seed, workers)
+    way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
     with lost_processes_told(accelerator), worker_deaths_told():
-        results = Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn), thorough=True).measure()
+        results = Evaluation(*way, thorough=True).measure()
     if recipe.inference is not None:
         results["protocol"] = recipe.inference.label
     display.results(f"evaluation of {weights}", results, best=False)

@@ -1,6 +1,6 @@
 """What stands between a batch and the optimizer: images to the device, model and task in one forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,3 @@ class ToDevice:
     def black(self) -> Tensor:
         """What a black pixel of a uint8 image becomes: (C, 1, 1)."""
         return -self.mean / self.std
-
-
-def main_logits(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The logits that predictions are made of: what a model returns, or the "out" of it where it returns several."""
-    return outputs if isinstance(outputs, Tensor) else outputs["out"]

@@ -19,10 +19,11 @@ from trainkit.data.reading import UNUSABLE
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.memory import is_out_of_memory
-from trainkit.objective import ToDevice, main_logits
+from trainkit.objective import ToDevice
 from trainkit.options import PredictOptions
 from trainkit.predictions import Picture, Writer, make_writer
 from trainkit.recipe import Recipe
+from trainkit.segmentation import main_logits
 from trainkit.sharding import prepare
 from trainkit.signals import worker_outlives_the_signal
 from trainkit.weights import load_model, read_weights
@@ -139,8 +140,9 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         writer = make_writer(recipe.task, asked.out, asked.top_k, asked.overlay)
     if writer.one_file_each:
         _no_two_alike(found)
-    with worker_deaths_told(), display.counting("images", len(pictures)) as advance, closing(writer):
-        faults = _write_all(loader, model.eval(), to_device, writer, asked.out, advance)
+    with worker_deaths_told(), closing(writer):
+        batches = display.track(loader, len(pictures), "images")
+        faults = _write_all(batches, model.eval(), to_device, writer, asked.out)
     _list_faults(faults, asked.out)
     display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
     return faults
@@ -148,11 +150,11 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
 
 @torch.inference_mode()
 def _write_all(
-    loader: DataLoader, model: nn.Module, to_device: ToDevice, writer: Writer, out: Path, advance: Callable[[int], None]
+    batches: Iterable[list[Picture]], model: nn.Module, to_device: ToDevice, writer: Writer, out: Path
 ) -> list[str]:
     """Read, run and write batch by batch; a line about each file that could not be read."""
     faults = []
-    for batch in loader:
+    for batch in batches:
         faults += [picture.fault for picture in batch if picture.fault]
         readable = [picture for picture in batch if not picture.fault]
         for _, group in groupby(readable, key=lambda picture: picture.image.shape):  # neighbours of one shape
@@ -162,7 +164,6 @@ def _write_all(
             logits = main_logits(model(images)).float()
             with _told(out):
                 writer.add(alike, logits)
-        advance(len(batch))
     return faults
 
 

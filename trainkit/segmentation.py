@@ -103,14 +103,14 @@ class Segmentation:
 
     def predict(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Label maps (N, H, W) at the size of the untouched masks, to which the logits are resized."""
-        logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
+        logits = main_logits(outputs)
         if logits.shape[-2:] != targets.shape[-2:]:
             logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
         return logits.argmax(1)
 
     def scores(self, outputs: Tensor | Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
-        logits = outputs if isinstance(outputs, Tensor) else outputs["out"]
+        logits = main_logits(outputs)
         if logits.shape[-2:] != images.shape[-2:]:
             logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
         return logits.float().softmax(1)
@@ -127,6 +127,11 @@ class Segmentation:
         """MeanIoU, then the recipe's own."""
         names = None if isinstance(self.classes, int) else list(self.classes)
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
+
+
+def main_logits(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The logits that predictions are made of: what a model returns, or the "out" of it where it returns several."""
+    return outputs if isinstance(outputs, Tensor) else outputs["out"]
 
 
 def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:

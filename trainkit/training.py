@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainkit import checkpoint
 from trainkit.activations import checkpoint_activations
-from trainkit.batch_norm import PreciseBatchNorm, synchronised
+from trainkit.batch_norm import synchronised
 from trainkit.data.loader import choose_workers
 from trainkit.display import Display
 from trainkit.ema import EMA
@@ -181,7 +181,6 @@ def begin(
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     workers = choose_workers(options.workers, accelerator.num_processes)
-    shared = (recipe, objective, accelerator, to_device, options.seed, workers)
     return Training(
         recipe=recipe,
         options=options,
@@ -197,7 +196,9 @@ def begin(
         ema=ema,
         undo=Undo(recipe.model, recipe.optimizer, options.on_nonfinite == "skip", ema.averages if ema else ()),
         workers=workers,
-        evaluation=Evaluation(*shared, ema, PreciseBatchNorm(*shared, options.precise_bn)),
+        evaluation=Evaluation(
+            recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn
+        ),
         groups=groups,
     )
 

@@ -4,13 +4,11 @@ A backbone has `channels`, those of its last four stages, and returns the maps u
 `trainkit.models.small.named_maps`: c1 to c4, and what torchvision's own segmentation models ask for.
 """
 
-import difflib
-from collections.abc import Sequence
-
 import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
+from trainkit.models.names import nearest, timm_with
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
 
@@ -44,7 +42,7 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
         return SmallResNet(strides=strides, dilations=dilations)
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)
     if name not in known:
-        raise ValueError(f"no backbone {name!r}{_nearest(name, known)}; there are small, {', '.join(known)}, timm:NAME")
+        raise ValueError(f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)}, timm:NAME")
     try:
         net = torchvision.models.get_model(name, weights=None, replace_stride_with_dilation=DILATED[stride])
     except NotImplementedError as error:
@@ -94,13 +92,7 @@ class TimmMaps(nn.Module):
 
 
 def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ValueError(f'backbone {name} needs timm: pip install "trainkit[timm]"') from error
-    short = name.removeprefix("timm:")
-    if not timm.is_model(short):
-        raise ValueError(f"timm {timm.__version__} has no {short!r}{_nearest(short, timm.list_models())}")
+    timm, short = timm_with(name)
     dilated = {} if stride == 32 else {"output_stride": stride}  # many networks do not even know the word
     try:
         net = timm.create_model(short, pretrained=pretrained, features_only=True, **dilated)
@@ -115,8 +107,3 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
     if len(strides) < 4 or strides[-1] != stride:
         raise ValueError(f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}")
     return TimmMaps(net)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""

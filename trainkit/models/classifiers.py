@@ -1,9 +1,9 @@
 """Networks for recognition by name: torchvision's and timm's."""
 
-import difflib
-
 import torchvision
 from torch import nn
+
+from trainkit.models.names import nearest, timm_with
 
 
 def classifier(name: str, num_classes: int) -> nn.Module:
@@ -14,22 +14,11 @@ def classifier(name: str, num_classes: int) -> nn.Module:
     from 0 (Goyal et al., 2017). Raises ValueError for a name that is not known, and where timm is not there.
     """
     if name.startswith("timm:"):
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise ValueError(f'model {name} needs timm: pip install "trainkit[timm]"') from error
-        short = name.removeprefix("timm:")
-        if not timm.is_model(short):
-            raise ValueError(f"timm {timm.__version__} has no {short!r}{_nearest(short, timm.list_models())}")
+        timm, short = timm_with(name)
         return timm.create_model(short, num_classes=num_classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"no model {name!r}{_nearest(name, known)}; there are those of torchvision, and timm:NAME")
+        raise ValueError(f"no model {name!r}{nearest(name, known)}; there are those of torchvision, and timm:NAME")
     residual = name.startswith(("resnet", "resnext", "wide_resnet"))
     settings = {"zero_init_residual": True} if residual else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **settings)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
