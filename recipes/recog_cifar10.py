@@ -17,12 +17,11 @@ from typing import Literal
 from torch import nn
 from torch.optim import SGD
 from torchvision.models import resnet18
-from torchvision.transforms import v2
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.hub import HubImages
-from trainkit.data.memory import InMemory
+from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.mixing import Mixup
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.optim import param_groups
@@ -46,7 +45,7 @@ def recipe(
     mixup: float | None = None,
     sample: bool = False,
 ) -> Recipe:
-    """CIFAR-10, or another set of small images of one size, held in memory.
+    """CIFAR-10, or another set of small images of one size, held on the device and augmented there.
 
     Args:
         data: a folder with train*.parquet and test*.parquet, or a name on the Hub
@@ -64,8 +63,6 @@ def recipe(
     source = generated.parquet() if sample else data
     train_images, test_images = (HubImages(source, split, label_column=label_column) for split in ("train", "test"))
     num_classes = len(train_images.classes)
-    size = train_images[0][0].shape[-1]
-    augment = v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()])
 
     if model == "small":
         backbone = SmallResNet((32, 64, 128, 256), strides=(2, 2, 2), dilations=(1, 1, 1), stem_stride=1)
@@ -78,8 +75,8 @@ def recipe(
     return Recipe(
         task=Recognition(train_images.classes, label_smoothing),
         model=network,
-        train_data=InMemory(train_images, augment),
-        val_data=InMemory(test_images),
+        train_data=OnDevice(train_images, [PadCrop(4), Flip()]),
+        val_data=OnDevice(test_images),
         optimizer=SGD(
             param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, nesterov=True, fused=True
         ),

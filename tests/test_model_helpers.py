@@ -136,7 +136,7 @@ from trainkit.sharding import prepare
 accelerator = start_accelerator()
 seed_host(1)
 recipe = residual(train_data=Images(50))
-objective, _ = prepare(accelerator, Objective(recipe.model, recipe.task))
+objective = prepare(accelerator, Objective(recipe.model, recipe.task))
 to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
 with PreciseBatchNorm(recipe, objective, accelerator, to_device, 5, 0, 50).estimated():
     buffers = torch.cat([buffer.flatten().double() for buffer in recipe.model.buffers() if buffer.is_floating_point()])

@@ -95,9 +95,9 @@ from trainkit.objective import Objective
 from trainkit.sharding import is_sharded, local, prepare
 accelerator = start_accelerator()
 recipe = everything()
-objective, optimizer = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
+objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
 objective(torch.zeros(2, 3, 12, 12), torch.zeros(2, dtype=torch.long)).sum().backward()
-optimizer.step()
+recipe.optimizer.step()
 weights = list(recipe.model.parameters())
 held = sum(local(weight).numel() for weight in weights)
 states = [value for state in recipe.optimizer.state.values() for value in state.values() if value.ndim]

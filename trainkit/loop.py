@@ -171,7 +171,7 @@ def _log_row(t: Training, step: int) -> None:
         "step": step,
         "epoch": t.plan.epoch(step),
         "loss": sum(losses) if losses else None,
-        "lr": t.optimizer.param_groups[0]["lr"],
+        "lr": t.recipe.optimizer.param_groups[0]["lr"],
         "grad_norm": good[-1][-1] if good else None,
         "images_per_s": (t.since[0] - images) / (t.since[1] - seconds),
     }
@@ -218,7 +218,7 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     display = Display(accelerator.is_main_process)
     for line in load_model(recipe.model, checkpoint.load_weights(weights), weights, partial):
         display.note(f"--partial: left out, {line}")
-    objective, _ = prepare(accelerator, Objective(recipe.model, recipe.task))
+    objective = prepare(accelerator, Objective(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
     if ema is not None:
         ema.load_state_dict(checkpoint.load(weights)[1]["ema"])

@@ -125,7 +125,7 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     display = Display()
     for line in load_model(recipe.model, read_weights(weights), weights, asked.partial):
         display.note(f"--partial: left out, {line}")
-    model, _ = prepare(accelerator, recipe.model)
+    model = prepare(accelerator, recipe.model)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay)
     loader = DataLoader(

@@ -93,13 +93,15 @@ def kept_from_accelerate() -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def prepare(
-    accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None
-) -> tuple[nn.Module, Any]:
-    """Model and optimizer as `accelerator.prepare` gives them, sharded where that was asked for."""
+def prepare(accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+    """The model as `accelerator.prepare` gives it, sharded where that was asked for, the optimizer's weights with it.
+
+    The optimizer itself stays as it is: accelerate's wrapper looks for a package on the disk in each step, a tenth of a
+    small network's time (docs/results.md).
+    """
     sharding = Sharding.asked()
     if sharding is None:
-        return accelerator.prepare(objective), None if optimizer is None else accelerator.prepare(optimizer)
+        return accelerator.prepare(objective)
     if accelerator.num_processes == 1:
         raise ValueError("FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml")
     if accelerator.scaler is not None:
@@ -113,9 +115,7 @@ def prepare(
         dist.broadcast(tensor.detach(), 0)
     _shard(objective, sharding, optimizer)
     # As for an evaluation: precision and compiling, and no DDP around it.
-    return accelerator.prepare_model(objective, evaluation_mode=True), (
-        None if optimizer is None else accelerator.prepare(optimizer)
-    )
+    return accelerator.prepare_model(objective, evaluation_mode=True)
 
 
 def _shard(objective: nn.Module, sharding: Sharding, optimizer: Optimizer | None) -> None:

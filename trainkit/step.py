@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from trainkit.data.loader import make_loader
 from trainkit.data.order import MIX, Batches, fold, seed_step
@@ -57,9 +57,9 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 
     Its losses and its gradient norm are added to `t.window`, which the log reads.
     """
-    recipe, accelerator = t.recipe, t.accelerator
+    recipe, accelerator, optimizer = t.recipe, t.accelerator, t.recipe.optimizer
     multiplier = t.plan.multiplier(step)
-    for group, asked in zip(t.optimizer.param_groups, t.groups):
+    for group, asked in zip(optimizer.param_groups, t.groups):
         group["lr"] = asked["lr"] * multiplier
     t.undo.keep()
 
@@ -67,22 +67,29 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
     if recipe.mix is not None:
         images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
     has_images = bool(sum(t.plan.order.passes(step, accelerator.process_index)))  # else a filler, counted nowhere
-    counts = accelerator.reduce(recipe.task.counts(targets) * has_images, "sum")  # (K,), of the batch
-    counts = torch.where(counts > 0, counts, 1)  # a batch without a valid target has loss 0
+    counts = recipe.task.counts(targets) * has_images
+    if accelerator.num_processes > 1:
+        counts = accelerator.reduce(counts, "sum")  # (K,), of the batch
+    counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
     losses = _gradients(t, step, images, targets, counts)  # (K,), this process's part
 
+    scaler = accelerator.scaler  # of fp16
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    weights = [weight for weight in t.weights if weight.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([weight.grad for weight in weights])))
     if recipe.clip_norm is not None:
-        norm = accelerator.clip_grad_norm_(t.objective.parameters(), recipe.clip_norm)
+        clip_grads_with_norm_(weights, recipe.clip_norm, norm)
+    if scaler is None:
+        optimizer.step()
     else:
-        accelerator.unscale_gradients()
-        norm = get_total_norm([weight.grad for weight in t.objective.parameters() if weight.grad is not None])
-    norm = whole(norm)
-    t.optimizer.step()
-    t.optimizer.zero_grad()
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad()
     if t.ema is not None:
         t.ema.update()
 
-    row = torch.cat([losses, norm.detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
+    row = torch.cat([losses, whole(norm).detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
     if t.options.on_nonfinite == "skip":
         t.undo.back_where(~accelerator.reduce(row, "sum").isfinite().all())
     t.window.append(row)
@@ -97,7 +104,7 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
         # The others would wait for one whose memory ran out: try without them, and agree.
         _, problem = _passes(t, inner.module, step, images, targets, counts)
         unused = [name for name, weight in inner.module.model.named_parameters() if _waited_for(weight)]
-        t.optimizer.zero_grad()
+        t.recipe.optimizer.zero_grad()
         t.undo.buffers_back()
         if t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum"):
             _halve(t, step, problem or "another process ran out of memory", alone=False)
@@ -114,7 +121,7 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
         losses, problem = _passes(t, t.objective, step, images, targets, counts)
         if problem is None:
             return losses
-        t.optimizer.zero_grad()
+        t.recipe.optimizer.zero_grad()
         t.undo.buffers_back()
         _halve(t, step, problem, alone=True)
         if t.accelerator.num_processes > 1:

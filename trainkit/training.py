@@ -64,7 +64,6 @@ class Training:
     run: Run
     display: Display
     objective: nn.Module  # wrapped for processes and precision
-    optimizer: Any  # wrapped likewise
     to_device: ToDevice
     stop: StopFlag
     saver: Saver
@@ -73,6 +72,7 @@ class Training:
     workers: int
     evaluation: Evaluation
     groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
+    weights: list[nn.Parameter]  # of the objective
     progress: Progress = field(default_factory=Progress)
     window: list[Tensor] = field(default_factory=list)  # (K + 1,) of each step since the last row: losses, norm
     bad_images: list[str] = field(default_factory=list)  # replaced in this process since it was last told
@@ -177,7 +177,7 @@ def begin(
     if options.activation_checkpointing:
         checkpoint_activations(recipe.model)
     allow_tf32(options.tf32)
-    objective, optimizer = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
+    objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     workers = choose_workers(options.workers, accelerator.num_processes)
@@ -189,7 +189,6 @@ def begin(
         run=run,
         display=display,
         objective=objective,
-        optimizer=optimizer,
         to_device=to_device,
         stop=StopFlag(accelerator.device, accelerator.num_processes),
         saver=Saver(run.checkpoints, options.keep, options.background_save),
@@ -200,6 +199,7 @@ def begin(
             recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn
         ),
         groups=groups,
+        weights=list(objective.parameters()),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_loop import rows
 from test_model_helpers import residual
+from test_on_device import held
 from test_survive import assert_bit_equal, checkpoint_of, kill_all, wait_for
 from torch.nn import functional as F
 from toys import run
@@ -173,6 +174,19 @@ def test_label_maps_take_no_second_copy():
     mine, theirs = peak_mib(ours), peak_mib(torchs)
     print(f"peak beside the logits: {mine:.0f} MiB, F.cross_entropy {theirs:.0f} MiB")
     assert mine < 1000 < theirs
+
+
+def test_images_held_on_the_device_are_those_of_the_cpu():
+    """Augmentation included, bit for bit, and no waiting to read them."""
+    data = held()
+    expected = data.read(5, 3, [4, 9, 2])
+    data.to(torch.device("cuda"))
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = data.read(5, 3, [4, 9, 2])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found[0].is_cuda and all(torch.equal(each.cpu(), other) for each, other in zip(found, expected))
 
 
 def test_counting_is_that_of_the_cpu():

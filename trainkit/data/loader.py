@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import Reader
 from trainkit.signals import worker_outlives_the_signal
 
@@ -25,15 +26,18 @@ def make_loader(
 ) -> DataLoader:
     """A loader of the (epoch, index) keys in `batches`: images, targets, and a line about each one replaced.
 
-    check, neighbour: see `Reader`.
+    check, neighbour: see `Reader`. Images held on the device are read by this process.
     """
+    held = isinstance(data, OnDevice)
+    if held:
+        data.to(device)
     return DataLoader(
         Reader(data, seed, check, neighbour),
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=0 if held else workers,
         collate_fn=collate,
         worker_init_fn=worker_outlives_the_signal,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and not held,
     )
 
 
@@ -45,8 +49,10 @@ def choose_workers(asked: int | None, num_processes: int) -> int:
     return min(8, max(1, cores // num_processes - 1))
 
 
-def collate(rows: list[tuple]) -> tuple[Tensor, Tensor, list[str]]:
+def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list[str]]:
     """Stack (image, target, faults) rows. Raises ValueError where images differ in shape."""
+    if isinstance(rows, tuple):  # of images held on a device: a batch as it is
+        return rows
     shapes = sorted({tuple(image.shape) for image, _, _ in rows})
     if len(shapes) > 1:
         raise ValueError(

@@ -10,15 +10,15 @@ step s is a seek, and the number of workers or processes cannot change what an i
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
-ORDER, IMAGE, STEP, MIX = range(4)  # streams of random numbers that must not meet
+ORDER, IMAGE, STEP, MIX, DRAW = range(5)  # streams of random numbers that must not meet
 EVALUATION = -1  # the "epoch" of an evaluation
 
 
@@ -32,6 +32,20 @@ def fold(*numbers: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
         state ^= state >> 31
     return state
+
+
+def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.ndarray:
+    """`draws` random numbers of each image in an epoch: float32 (N, draws) in [0, 1), of 24 bits.
+
+    Number k of image i is that of `fold(seed, DRAW, epoch, i, k)`, for all of them at once: 10 us for a batch.
+    """
+    state = np.full((len(indices), draws), fold(seed, DRAW, epoch), np.uint64)
+    for numbers in (np.array(indices, np.uint64)[:, None], np.arange(draws, dtype=np.uint64)):
+        state = (state ^ numbers) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def seed_host(*numbers: int) -> None:
@@ -62,7 +76,10 @@ def host_state_kept() -> Iterator[None]:
 
 
 class Seeded(Dataset):
-    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read."""
+    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read.
+
+    Without workers the model in this process draws from the same generators: read under `host_state_kept`.
+    """
 
     def __init__(self, data: Dataset, seed: int):
         self.data = data
@@ -72,12 +89,7 @@ class Seeded(Dataset):
         return len(self.data)
 
     def __getitem__(self, key: tuple[int, int]) -> object:
-        if get_worker_info() is not None:
-            return self._read(*key)
-        with host_state_kept():  # no workers: the model in this process draws from the same generators
-            return self._read(*key)
-
-    def _read(self, epoch: int, index: int) -> object:
+        epoch, index = key
         seed_host(self.seed, IMAGE, epoch, index)
         return self.data[index]
 

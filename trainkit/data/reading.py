@@ -1,12 +1,14 @@
 """One example as it is read: named, checked, and replaced by its neighbour where that was asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, get_worker_info
 
-from trainkit.data.order import Seeded
+from trainkit.data.on_device import OnDevice
+from trainkit.data.order import Seeded, host_state_kept
 from trainkit.memory import is_out_of_memory
 
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
@@ -29,12 +31,31 @@ class Reader(Dataset):
         neighbour: Callable[[int, int], int] | None = None,
     ):
         self.seeded, self.check, self.neighbour = Seeded(data, seed), check, neighbour
+        self.held = data if isinstance(data, OnDevice) else None
+        for target in self.held.targets.unique() if self.held is not None and check is not None else ():
+            if fault := check(target):
+                raise ValueError(f"{fault}: {int((self.held.targets == target).sum())} images have it")
 
     def __len__(self) -> int:
         return len(self.seeded)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, list[str]]:
-        epoch, index = key
+        if self.held is not None:
+            images, targets, faults = self.__getitems__([key])
+            return images[0], targets[0], faults
+        return self.__getitems__([key])[0]
+
+    def __getitems__(
+        self, keys: Sequence[tuple[int, int]]
+    ) -> list[tuple[Any, Any, list[str]]] | tuple[Tensor, Tensor, list[str]]:
+        """A batch of one epoch, as torch's loader asks for it: rows, or the whole where images are held on a device."""
+        if self.held is not None:
+            (epoch, *_), indices = zip(*keys)
+            return *self.held.read(self.seeded.seed, epoch, indices), []
+        with host_state_kept() if get_worker_info() is None else nullcontext():  # once: it takes as long as an image
+            return [self._read(*key) for key in keys]
+
+    def _read(self, epoch: int, index: int) -> tuple[Any, Any, list[str]]:
         faults: list[str] = []
         while True:
             try:

@@ -1,0 +1,126 @@
+"""Images held on the device: each as its own seed makes it, whatever batch it is in."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_loop import rows
+from test_survive import assert_bit_equal
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from toys import CLASSES, Images, recognition
+
+from trainkit import Options, train
+from trainkit.data.loader import make_loader
+from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop
+from trainkit.data.order import DRAW, fold, uniform
+from trainkit.data.reading import Reader
+from trainkit.recognition import Recognition
+
+CPU = torch.device("cpu")
+
+
+class Pictures(Images):
+    """With names for its classes, as `InMemory` takes them."""
+
+    classes = tuple("abcdefg")
+
+    def __init__(self, num_images=20):
+        super().__init__(num_images, augment=False, size=12)
+
+
+AUGMENT = PadCrop(4), Flip(), Cutout(5)
+
+
+def held(augment=AUGMENT):
+    return OnDevice(Pictures(), augment)
+
+
+@given(st.integers(0, 2**63), st.integers(-1, 300), st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+def test_draws_are_those_of_fold(seed, epoch, indices):
+    found = uniform(seed, epoch, indices, 3)
+    expected = [[(fold(seed, DRAW, epoch, index, k) >> 40) * 2**-24 for k in range(3)] for index in indices]
+    assert found.tolist() == expected and found.dtype == "float32"
+
+
+def test_draws_are_uniform():
+    draws = torch.from_numpy(uniform(1, 2, range(20_000), 5)).double()
+    assert draws.mean(0) == pytest.approx([0.5] * 5, abs=0.01) and draws.var(0) == pytest.approx([1 / 12] * 5, abs=0.01)
+    assert (torch.corrcoef(draws.T) - torch.eye(5)).abs().max() < 0.03
+
+
+def test_each_change_by_hand():
+    images = torch.randint(1, 256, (3, 3, 6, 8), dtype=torch.uint8)
+    padded = F.pad(images, [2] * 4)
+    draws = torch.tensor([[0.0, 0.99], [0.41, 0.0], [0.6, 0.5]])  # tops 0, 2, 3 and lefts 4, 0, 2 of 5 each
+    expected = [padded[i, :, top : top + 6, left : left + 8] for i, (top, left) in enumerate([(0, 4), (2, 0), (3, 2)])]
+    assert torch.equal(PadCrop(2)(images, draws), torch.stack(expected))
+
+    flipped = Flip()(images, torch.tensor([[0.49], [0.5], [0.1]]))
+    assert torch.equal(flipped, torch.stack([images[0].flip(-1), images[1], images[2].flip(-1)]))
+
+    cut = images.clone()  # centres (0, 7), (2, 0), (3, 4), squares of 3
+    cut[0, :, :2, 6:], cut[1, :, 1:4, :2], cut[2, :, 2:5, 3:6] = 0, 0, 0
+    assert torch.equal(Cutout(3)(images, draws), cut)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    """Read with others, alone, and from a loader; another epoch or seed makes another."""
+    data = held()
+    images, targets = data.read(5, 3, [4, 9, 2])
+    for place, index in enumerate([4, 9, 2]):
+        alone, target = data.read(5, 3, [index])
+        assert torch.equal(alone[0], images[place]) and target == targets[place] == Pictures().targets[index]
+        assert torch.equal(Reader(data, 5)[3, index][0], images[place])
+    ((loaded, _, faults),) = make_loader(data, 5, [[(3, 4), (3, 9), (3, 2)]], 2, CPU)
+    assert torch.equal(loaded, images) and faults == []
+    assert not torch.equal(data.read(5, 4, [4, 9, 2])[0], images)
+    assert not torch.equal(data.read(6, 3, [4, 9, 2])[0], images)
+
+
+def test_a_subset_is_augmented_too():
+    torch.manual_seed(0)
+    parts = [Subset(held(), range(10))[3][0] for _ in range(20)]
+    assert len({part.numpy().tobytes() for part in parts}) > 10
+    assert torch.equal(Subset(held(()), range(10))[3][0], Pictures().images[3])
+
+
+def test_labels_outside_the_classes_are_told():
+    data = held()
+    data.targets[3] = 9
+    with pytest.raises(ValueError, match=r"label 9 is outside the 7 classes 0 to 6: 1 images have it"):
+        make_loader(data, 0, [[(0, 0)]], 0, CPU, Recognition(CLASSES).check)
+
+
+def test_a_training_goes_on_bit_equal(tmp_path):
+    """Stopped in the middle of an epoch, and with passes of another size within a tolerance."""
+
+    def made():
+        torch.manual_seed(3)
+        return recognition(train_data=held(), val_data=OnDevice(Pictures(13)))
+
+    def options(name, **more):
+        return Options(out=tmp_path / name, seed=5, log_every=1, checkpoint_every=1, **more)
+
+    train(made(), options("whole"))
+    train(made(), options("small", micro_batch=2))
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "small")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    class Enough(Exception):
+        pass
+
+    stopping = made()
+    forward, steps = stopping.model.forward, []
+
+    def forward_three(*inputs):
+        steps.append(1)
+        if len(steps) == 4:
+            raise Enough
+        return forward(*inputs)
+
+    stopping.model.forward = forward_three
+    with pytest.raises(Enough):
+        train(stopping, options("cut"))
+    train(made(), options("cut"))
+    assert_bit_equal(tmp_path / "whole", tmp_path / "cut")

@@ -1,0 +1,110 @@
+"""Small images held on the training's device, and read and augmented there a whole batch at a time.
+
+An image's augmentation is arithmetic on (seed, epoch, index, number of the draw), as its order is: neither its batch,
+nor the number of processes, nor the device has a say in it, and there is no generator to seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from trainkit.data.memory import InMemory
+from trainkit.data.order import uniform
+
+
+class Augment(Protocol):
+    """A change of a whole batch, each image by its own random numbers."""
+
+    draws: int
+    """random numbers that an image takes"""
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """images: uint8 (N, C, H, W). draws: float32 (N, draws) in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """A crop of the image's own size from `padding` black pixels around it (He et al., 2016, section 4.2)."""
+
+    padding: int
+    draws = 2
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """See `Augment`."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, [self.padding] * 4)
+        top, left = (draws * (2 * self.padding + 1)).long().unbind(1)  # (N,)
+        rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
+        columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
+        batch = torch.arange(len(images), device=images.device)[:, None, None, None]
+        channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+        return padded[batch, channels, rows[:, None, :, None], columns[:, None, None]]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Left and right exchanged, of half of the images."""
+
+    draws = 1
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """See `Augment`."""
+        return torch.where(draws[:, :, None, None] < 0.5, images.flip(-1), images)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A black square of `size` pixels around a random pixel, as much of it as is inside (DeVries and Taylor, 2017)."""
+
+    size: int
+    draws = 2
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """See `Augment`."""
+        inside = []
+        for length, draw in zip(images.shape[-2:], draws.unbind(1)):
+            first = (draw * length).long() - self.size // 2
+            place = torch.arange(length, device=images.device) - first[:, None]  # (N, length)
+            inside.append((place >= 0) & (place < self.size))
+        return images.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0)
+
+
+class OnDevice(InMemory):
+    """All images of a dataset of (image, class id), one uint8 tensor that is copied to the training's device.
+
+    For CIFAR and its like: 50,000 images of 32x32 take 154 MB there. Batches need no worker processes. `augment` is
+    applied in turn. A single index is augmented too, by torch's generator, as where a Subset stands around it.
+    """
+
+    def __init__(self, data: Dataset, augment: Sequence[Augment] = ()):
+        super().__init__(data)
+        self.augment = tuple(augment)
+        self._sizes = [each.draws for each in self.augment]
+        self._held = self.images, self.targets
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._augmented(self.images[index][None], torch.rand(1, sum(self._sizes)))[0], self.targets[index]
+
+    def to(self, device: torch.device) -> None:
+        """Hold the images there from now on."""
+        if self._held[0].device != device:
+            self._held = self.images.to(device), self.targets.to(device)
+
+    def read(self, seed: int, epoch: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A batch as it is in `epoch`, where the images are held: (N, C, H, W), (N,). Nothing waits for the device."""
+        images, targets = self._held
+        places = torch.tensor(indices)
+        draws = torch.from_numpy(uniform(seed, epoch, indices, sum(self._sizes)))
+        if images.device.type == "cuda":
+            places, draws = (each.pin_memory().to(images.device, non_blocking=True) for each in (places, draws))
+        return self._augmented(images[places], draws), targets[places]
+
+    def _augmented(self, images: Tensor, draws: Tensor) -> Tensor:
+        for change, drawn in zip(self.augment, draws.split(self._sizes, 1)):
+            images = change(images, drawn)
+        return images
