@@ -1,5 +1,7 @@
 """One GPU: ResNet-50 in bfloat16, and CIFAR-10 held on the device, each against a loop tuned by hand.
 
+Without a GPU it runs on the CPU, which tells that it runs and nothing else.
+
     python benchmarks/gpu.py resnet50 [--compile] [--batch 256] [--steps 60] [--rounds 5]
     python benchmarks/gpu.py cifar10 --data FOLDER_OF_PARQUET [--epochs 12] [--target 0.88] [--rounds 3]
 
@@ -25,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.models import resnet18, resnet50
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -57,7 +60,7 @@ class Clock:
     def __call__(self, *_: object) -> None:
         self.step += 1
         if self.step in (self.first, self.last):
-            torch.cuda.synchronize()
+            wait()
             self.times.append(time.perf_counter())
 
     @property
@@ -65,11 +68,16 @@ class Clock:
         return (self.times[1] - self.times[0]) / (self.last - self.first)
 
 
-def normaliser(device: torch.device):
-    mean, std = (255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (MEAN, STD))
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def normaliser():
+    mean, std = (255 * torch.tensor(values, device=DEVICE).view(-1, 1, 1) for values in (MEAN, STD))
 
     def normalised(images: Tensor) -> Tensor:
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = images.to(DEVICE, non_blocking=True, memory_format=torch.channels_last)
         return images.float().sub_(mean).div_(std)
 
     return normalised
@@ -77,18 +85,17 @@ def normaliser(device: torch.device):
 
 def loop_by_hand(model: nn.Module, optimizer: SGD, loader: DataLoader, steps: int, timms: bool) -> None:
     """A tuned loop; with `timms` the meters and synchronisation of timm's train script beside it."""
-    device = torch.device("cuda")
-    normalised = normaliser(device)
+    normalised = normaliser()
     if timms:
         from timm.loss import LabelSmoothingCrossEntropy
         from timm.utils import AverageMeter
 
-        losses, loss_of = AverageMeter(), LabelSmoothingCrossEntropy(0.0).to(device)
+        losses, loss_of = AverageMeter(), LabelSmoothingCrossEntropy(0.0).to(DEVICE)
     else:
         loss_of = F.cross_entropy
     for step, (images, labels) in enumerate(loader, 1):
-        images, labels = normalised(images), labels.to(device, non_blocking=True)
-        with torch.autocast("cuda", torch.bfloat16):
+        images, labels = normalised(images), labels.to(DEVICE, non_blocking=True)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             loss = loss_of(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -107,7 +114,7 @@ def resnet50_of(asked: argparse.Namespace) -> dict[str, float]:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = asked.cudnn_benchmark
-    model, data = resnet50(), Images(8 * asked.batch)
+    model, data = resnet50(), Images(8 * asked.batch, asked.size)
     workers = max(1, len(os.sched_getaffinity(0)) - 2)
     if asked.one == "trainkit":
         from trainkit import Options, Recipe, train
@@ -119,7 +126,7 @@ def resnet50_of(asked: argparse.Namespace) -> dict[str, float]:
         optimizer = SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-5, fused=True)
         clock = Clock(optimizer, asked.steps // 3, asked.steps)
         recipe = Recipe(
-            task=Recognition(1000), model=model, train_data=data, val_data=torch.utils.data.Subset(data, range(16)),
+            task=Recognition(1000), model=model, train_data=data, val_data=Subset(data, range(16)),
             optimizer=optimizer, schedule=lambda *_: 1.0, epochs=asked.steps / (len(data) // asked.batch),
             batch_size=asked.batch, eval_batch_size=16,
         )  # fmt: skip
@@ -128,15 +135,29 @@ def resnet50_of(asked: argparse.Namespace) -> dict[str, float]:
                 recipe, Options(out=Path(folder) / "run", workers=workers, log_every=10, channels_last=True, tf32=True)
             )
     else:
-        model = model.to("cuda", memory_format=torch.channels_last).train()
+        model = model.to(DEVICE, memory_format=torch.channels_last).train()
         optimizer = SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-5, fused=True)
         clock = Clock(optimizer, asked.steps // 3, asked.steps)
         loader = DataLoader(
-            data, asked.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=True, prefetch_factor=4
+            data,
+            asked.batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=DEVICE.type == "cuda",
+            prefetch_factor=4,
         )
         called = torch.compile(model) if asked.compile else model
         loop_by_hand(called, optimizer, loader, asked.steps, timms=asked.one == "timm")
-    return {"images_per_s": asked.batch / clock.per_step, "gib": torch.cuda.max_memory_allocated() / 2**30}
+    gib = {"gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE.type == "cuda" else {}
+    return {"images_per_s": asked.batch / clock.per_step, **gib}
+
+
+def few(data: Dataset, most: int | None) -> Dataset:
+    """Its first `most` images."""
+    part = Subset(data, range(min(len(data), most or len(data))))
+    part.classes = data.classes
+    return part
 
 
 def cifar_network() -> nn.Module:
@@ -154,7 +175,8 @@ def cifar10_of(asked: argparse.Namespace) -> dict[str, float]:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = asked.cudnn_benchmark
     model = cifar_network()
-    train_images, test_images = (HubImages(asked.data, split) for split in ("train", "test"))
+    splits = (HubImages(asked.data, split) for split in ("train", "test"))
+    train_images, test_images = (few(images, asked.images) for images in splits)
     train_data, val_data = OnDevice(train_images, [PadCrop(4), Flip()]), OnDevice(test_images)
     steps_per_epoch = len(train_data) // asked.batch
     total = asked.epochs * steps_per_epoch
@@ -199,8 +221,7 @@ def cifar10_by_trainkit(asked, model, train_data, val_data, settings) -> list[tu
 
 
 def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list[tuple[float, float]]:
-    device = torch.device("cuda")
-    normalised = normaliser(device)
+    device, normalised = DEVICE, normaliser()
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = SGD(model.parameters(), **settings)
     schedule = OneCycleLR(optimizer, asked.lr, total, pct_start=0.25, cycle_momentum=False)
@@ -208,7 +229,7 @@ def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list
     test_images, test_labels = val_data.images.to(device), val_data.targets.to(device)
     padded, side, found = F.pad(images, [4] * 4), torch.arange(32, device=device), []
     channels = torch.arange(3, device=device)[:, None, None]
-    torch.cuda.synchronize()
+    wait()
     began = time.perf_counter()
     for _ in range(asked.epochs):
         model.train()
@@ -217,7 +238,7 @@ def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list
             rows, columns = (top + side)[:, None, :, None], (left + side)[:, None, None, :]
             crops = padded[batch[:, None, None, None], channels, rows, columns]
             crops = torch.where(torch.rand(len(batch), 1, 1, 1, device=device) < 0.5, crops.flip(-1), crops)
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 loss = F.cross_entropy(model(normalised(crops)), labels[batch])
             loss.backward()
             optimizer.step()
@@ -225,7 +246,7 @@ def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list
             schedule.step()
         model.eval()
         right = 0
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
             for part, truth in zip(test_images.split(1000), test_labels.split(1000)):
                 right += (model(normalised(part)).argmax(1) == truth).sum()
         found.append((int(right) / len(test_labels), time.perf_counter() - began))
@@ -237,6 +258,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["resnet50", "cifar10"])
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224, help="of resnet50's images")
+    parser.add_argument("--images", type=int, help="of cifar10, the first of each split")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
@@ -267,7 +290,8 @@ def main() -> None:
                 if done.returncode:
                     sys.exit(done.stdout + done.stderr)
                 taken.append(json.loads(into.read_text()))
-    print(f"{' '.join(sys.argv[1:])}: {torch.cuda.get_device_name()}, torch {torch.__version__}")
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "no GPU"
+    print(f"{' '.join(sys.argv[1:])}: {name}, torch {torch.__version__}")
     first = runs[loops[0]]
     for loop, taken in runs.items():
         line = f"{loop:9}"

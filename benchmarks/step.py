@@ -7,7 +7,7 @@
 Each run is a process of its own with a terminal for its screen; the loops take turns, and a figure is the median over
 the rounds. The network itself takes the time, at each forward pass in training, so that every loop is measured between
 the same two points and all that it does in between counts: reading, logging, its bar. Images lie in memory; every loop
-shuffles them, reads them in the training process, follows a cosine and shows the loss every 10 steps.
+shuffles them, reads them in the training process, follows a cosine and shows the loss every 50 steps.
 pip install "trainkit[benchmarks]" for the peers.
 """
 
@@ -35,7 +35,7 @@ from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-CLASSES, LOG_EVERY, EPOCH = 10, 10, 200  # EPOCH: steps
+CLASSES, LOG_EVERY, EPOCH = 10, 50, 200  # EPOCH: steps
 NEEDS = {"lightning": "lightning", "hf_trainer": "transformers", "pytorch_accelerated": "pytorch_accelerated"}
 
 

@@ -88,7 +88,10 @@ class OnDevice(InMemory):
         self._held = self.images, self.targets
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._augmented(self.images[index][None], torch.rand(1, sum(self._sizes)))[0], self.targets[index]
+        image = self.images[index]
+        if self.augment:
+            image = self._augmented(image[None], torch.rand(1, sum(self._sizes)))[0]
+        return image, self.targets[index]
 
     def to(self, device: torch.device) -> None:
         """Hold the images there from now on."""
@@ -98,13 +101,18 @@ class OnDevice(InMemory):
     def read(self, seed: int, epoch: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A batch as it is in `epoch`, where the images are held: (N, C, H, W), (N,). Nothing waits for the device."""
         images, targets = self._held
-        places = torch.tensor(indices)
-        draws = torch.from_numpy(uniform(seed, epoch, indices, sum(self._sizes)))
-        if images.device.type == "cuda":
-            places, draws = (each.pin_memory().to(images.device, non_blocking=True) for each in (places, draws))
-        return self._augmented(images[places], draws), targets[places]
+        places = _moved(torch.tensor(indices), images.device)
+        batch = images.index_select(0, places)
+        if self.augment:
+            draws = torch.from_numpy(uniform(seed, epoch, indices, sum(self._sizes)))
+            batch = self._augmented(batch, _moved(draws, images.device))
+        return batch, targets.index_select(0, places)
 
     def _augmented(self, images: Tensor, draws: Tensor) -> Tensor:
         for change, drawn in zip(self.augment, draws.split(self._sizes, 1)):
             images = change(images, drawn)
         return images
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
