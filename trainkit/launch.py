@@ -18,7 +18,7 @@ from accelerate.utils import AORecipeKwargs
 
 from trainkit.sharding import kept_from_accelerate
 
-REFUSED = {
+REFUSED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": (
         "DeepSpeed steps inside its own backward pass and averages over processes by its own count, so a step would "
         "not be that of the whole batch"
@@ -34,7 +34,7 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     there is no accelerator device, processes are joined over gloo on the CPU. Raises ValueError where
     the launcher started other processes than the group has, or an engine that the loop would not be exact under.
     """
-    for variable, reason in REFUSED.items():
+    for variable, reason in REFUSED_ENGINES.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise ValueError(
                 f"{variable} is set: {reason}. Launch with "

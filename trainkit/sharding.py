@@ -40,8 +40,8 @@ class Sharding:
         """
         if os.environ.get(VARIABLE, "false").lower() != "true":
             return None
-        said = {name: os.environ.get(f"FSDP_{name}", "").strip() for name in (*REFUSED, "MIN_NUM_PARAMS")}
-        for name, (allowed, remedy) in REFUSED.items():
+        said = {name: os.environ.get(f"FSDP_{name}", "").strip() for name in (*ALLOWED, "MIN_NUM_PARAMS")}
+        for name, (allowed, remedy) in ALLOWED.items():
             if said[name].lower() not in allowed:
                 raise ValueError(f"FSDP_{name} is {said[name] or 'not set'}: {remedy}")
         policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
@@ -75,7 +75,7 @@ class Sharding:
 
 
 # Setting of accelerate: values that are fine, and what to do about others.
-REFUSED = {
+ALLOWED = {
     "VERSION": (("2",), "FSDP 1 flattens the weights; set fsdp_version: 2"),
     "OFFLOAD_PARAMS": (("", "false"), "weights are not moved to the host; leave fsdp_offload_params out"),
     "ACTIVATION_CHECKPOINTING": (("", "false"), "give trainkit --activation-checkpointing instead"),
