@@ -107,9 +107,12 @@ def test_one_curve_for_all_passes(tmp_path, build):
     assert all(each == pytest.approx(norms[0], rel=1e-5) for each in norms) and max(norms[0]) > 0.5
 
 
+THOROUGH = ("_95", "accuracy", "confusion", "calibration_error")
+
+
 def without_intervals(results: dict) -> dict:
     """What an evaluation during the training gives too."""
-    return {name: value for name, value in results.items() if not name.endswith(("_95", "accuracy", "confusion"))}
+    return {name: value for name, value in results.items() if not name.endswith(THOROUGH)}
 
 
 def assert_same_training(one, other):

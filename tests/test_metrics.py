@@ -8,6 +8,7 @@ from evaluate_metric import Errors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainkit.calibration import CalibrationError
 from trainkit.data.ade20k import ADE20K
 from trainkit.metrics import MeanIoU, TopK, count_by_bincount, count_in_place, each_metric
 
@@ -92,6 +93,38 @@ def test_top_k():
     assert TopK().compute() == {"top1": None, "top5": None}
 
 
+def calibration_by_hand(probabilities, references, bins):
+    """Guo et al., 2017, equations 2 and 3, one bin after the other."""
+    confidence, called = probabilities.max(1), probabilities.argmax(1)
+    error = 0
+    for m in range(bins):
+        inside = (confidence > m / bins) & (confidence <= (m + 1) / bins)
+        if inside.any():
+            accuracy = (called[inside] == references[inside]).mean()
+            error += inside.sum() / len(references) * abs(accuracy - confidence[inside].mean())
+    return error
+
+
+def test_calibration_error():
+    """One image that does not count, batches of unlike sizes, and the same counts in whatever parts and order."""
+    random = np.random.default_rng(1)
+    logits, references = 3 * random.standard_normal((500, 4)), random.integers(0, 4, 500)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for bins in (15, 4):
+        whole = CalibrationError(bins)
+        whole.add_batch(predictions=logits, references=references)
+        parts = [CalibrationError(bins), CalibrationError(bins)]  # as of two processes
+        for place in random.permutation(500):
+            parts[int(place % 3 == 0)].add(prediction=logits[place], reference=references[place])
+        parts[0].add(prediction=logits[0], reference=-1)
+        assert torch.equal(whole.counts, parts[0].counts + parts[1].counts)
+        found = whole.compute()["calibration_error"]
+        assert found == pytest.approx(calibration_by_hand(probabilities, references, bins), abs=1e-7)
+    assert CalibrationError().compute() == {"calibration_error": None}
+    sure = CalibrationError().compute(predictions=[[0.0, -np.inf], [0.0, -np.inf]], references=[0, 1])
+    assert sure == {"calibration_error": 0.5}
+
+
 def test_combines_with_metrics_of_evaluate(tmp_path):
     combined = evaluate.combine([TopK((1,)), Errors(cache_dir=str(tmp_path))])
     combined.add_batch(predictions=[1, 2, 3], references=[1, 2, 4])
@@ -108,6 +141,7 @@ def test_combines_with_metrics_of_evaluate(tmp_path):
         (lambda: MeanIoU(3, class_names=["a"]), "1 class_names for 3 classes"),
         (lambda: MeanIoU(3).add_batch(predictions=[[1]], references=[1]), "size of the untouched mask"),
         (lambda: TopK((0,)), "whole numbers from 1"),
+        (lambda: CalibrationError(0), "bins is 0; it must be at least 1"),
     ],
 )
 def test_mistakes(call, message):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_loop import rows
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import segmentation
+from toys import recognition, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.cli import main
@@ -141,18 +141,25 @@ def test_processes_do_not_change_it(tmp_path):
 import json, sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from test_windows import in_windows
+from toys import recognition
 from trainkit import Options, evaluate
-found = evaluate(in_windows(), Path(sys.argv[1]), Options(workers=0))
-Path(sys.argv[2]).write_text(json.dumps(found))
+each = zip((in_windows(), recognition(eval_batch_size=1)), sys.argv[2:])
+found = [evaluate(recipe, Path(weights), Options(workers=0)) for recipe, weights in each]
+Path(sys.argv[1]).write_text(json.dumps(found))
 """)
-    recipe = in_windows()
-    torch.save(recipe.model.state_dict(), tmp_path / "weights.pth")
-    alone = evaluate(recipe, tmp_path / "weights.pth", Options(workers=0))
+    recipes, alone = (in_windows(), recognition(eval_batch_size=1)), []
+    files = [tmp_path / f"{number}.pth" for number in range(2)]
+    for recipe, file in zip(recipes, files):
+        torch.save(recipe.model.state_dict(), file)
+        alone.append(evaluate(recipe, file, Options(workers=0)))
+    assert 0 < alone[1]["calibration_error"] < 1 and set(alone[1]) >= {"top1", "top5", "accuracy", "confusion"}
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     for number, way in ((3, {}), (2, fsdp)):
-        torchrun(number, script, tmp_path / "weights.pth", tmp_path / "found.json", **way)
-        found = json.loads((tmp_path / "found.json").read_text())
-        assert found == json.loads(json.dumps(alone)) and found["num_images"] == 13
+        torchrun(number, script, tmp_path / "found.json", *files, **way)
+        found, expected = json.loads((tmp_path / "found.json").read_text()), json.loads(json.dumps(alone))
+        errors = found[1].pop("calibration_error"), expected[1].pop("calibration_error")
+        assert errors[0] == pytest.approx(errors[1], abs=1e-7), "of the last bits of the model's outputs"
+        assert found == expected and found[0]["num_images"] == found[1]["num_images"] == 13
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -60,6 +60,8 @@ class Evaluation:
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
         recipe, objective, accelerator = self.recipe, self.objective, self.accelerator
         metrics = recipe.task.metrics()
+        if self.thorough and hasattr(recipe.task, "thorough_metrics"):
+            metrics += recipe.task.thorough_metrics()
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]

@@ -96,14 +96,17 @@ class TopK(Counting):
 
     def _hits(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
-        if predictions.is_floating_point():
-            predictions = predictions.topk(min(max(self.ks), predictions.shape[1]), dim=1).indices
-        if predictions.ndim == 1:
-            predictions = predictions[:, None]
-        if self._ranks(predictions.shape[1]) == 0:
-            raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {predictions.shape[1]} classes")
+        ranked = self._ranked(predictions)
+        if self._ranks(ranked.shape[1]) == 0:
+            raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {ranked.shape[1]} classes")
         valid = references >= 0
-        return valid, (predictions == references[:, None]) & valid[:, None]
+        return valid, (ranked == references[:, None]) & valid[:, None]
+
+    def _ranked(self, predictions: Tensor) -> Tensor:
+        """Class ids from the likeliest: (N, K)."""
+        if predictions.is_floating_point():
+            return predictions.topk(min(max(self.ks), predictions.shape[1]), dim=1).indices
+        return predictions if predictions.ndim > 1 else predictions[:, None]
 
     def per_image(self, name: str) -> PerImage:
         """Counts of each image for the figure `name`, such as "top1"."""
@@ -111,9 +114,7 @@ class TopK(Counting):
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
             valid, hits = self._hits(predictions, references)
-            called = (
-                predictions.argmax(1) if predictions.is_floating_point() else predictions.view(len(valid), -1)[:, 0]
-            )
+            called = self._ranked(predictions)[:, 0]
             return torch.stack([valid, hits[:, :k].any(1), references, called], 1).long()  # (N, 4)
 
         return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1), self._details)

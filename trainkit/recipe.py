@@ -50,6 +50,9 @@ class Task(Protocol):
     def metrics(self) -> list:
         """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`; own ones first."""
 
+    def thorough_metrics(self) -> list:
+        """Further ones for `trainkit evaluate`. A task may lack it."""
+
     def labels(self, predictions: Tensor) -> Tensor:
         """From `predict`'s rows to the plain labels that metrics from elsewhere understand."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from trainkit.calibration import CalibrationError
 from trainkit.criteria import Criterion, CrossEntropy, as_criteria
 from trainkit.data.transforms import Lighting, stacked
 from trainkit.metrics import TopK
@@ -70,21 +71,25 @@ class Recognition:
         return torch.stack([each.factor * each(outputs, targets, IGNORED) for each in criteria])
 
     def predict(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Class ids from the likeliest: (N, 5), or (N, C) with fewer classes.
+        """Logits (N, C), whose softmax are the probabilities.
 
         Where there are several outputs for each target, as of ten crops, their probabilities are averaged.
         """
         if len(outputs) != len(targets):
-            outputs = outputs.float().softmax(1).unflatten(0, (len(targets), -1)).mean(1)
-        return outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+            outputs = outputs.float().log_softmax(1).unflatten(0, (len(targets), -1)).logsumexp(1)
+        return outputs
 
     def labels(self, predictions: Tensor) -> Tensor:
         """The likeliest class: (N,)."""
-        return predictions[:, 0]
+        return predictions.argmax(1)
 
     def metrics(self) -> list:
         """TopK, then the recipe's own."""
         return [TopK((1, 5) if self.num_classes > 5 else (1,), self.classes), *self.extra_metrics]
+
+    def thorough_metrics(self) -> list:
+        """The expected calibration error."""
+        return [CalibrationError()]
 
 
 def train_transform(
