@@ -16,21 +16,17 @@ from typing import Literal
 
 from torch.optim import SGD
 from torchvision.models import ResNet50_Weights, ResNet101_Weights
-from torchvision.models.segmentation import (
-    deeplabv3_resnet50,
-    deeplabv3_resnet101,
-    fcn_resnet50,
-    fcn_resnet101,
-)
+from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101, fcn_resnet50, fcn_resnet101
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.ade20k import ADE20K
+from trainkit.inference import Inference
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import small_fcn
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.segmentation import Segmentation, eval_transform, train_transform
+from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
 
 MODELS = {
     "fcn_resnet50": (fcn_resnet50, ResNet50_Weights.IMAGENET1K_V1),
@@ -41,7 +37,8 @@ MODELS = {
 Model = Literal["fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "small_fcn"]
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"model": "small_fcn", "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128, "crop": 96}
+SAMPLE = {"model": "small_fcn", "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128, "crop": 96,
+          "sync_batch_norm": False}  # fmt: skip
 
 
 def recipe(
@@ -56,6 +53,12 @@ def recipe(
     crop: int = 480,
     head: float = 10.0,
     aux_weight: float = 0.2,
+    loss: tuple[Loss, ...] = ("cross_entropy",),
+    photometric: bool = False,
+    max_share: float | None = None,
+    sync_batch_norm: bool = True,
+    eval_window: tuple[int, int] | None = None,
+    eval_crop: int | None = None,
     sample: bool = False,
 ) -> Recipe:
     """FCN or DeepLabV3 on ADE20K.
@@ -72,11 +75,17 @@ def recipe(
         crop: side of the training crop
         head: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss
+        loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
+        photometric: distort brightness, contrast, saturation and hue of the training crops
+        max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
+        sync_batch_norm: on several GPUs, batch norm over the whole batch
+        eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
+        eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train the small network on generated scenes in ADE20K's layout, in under a minute
     """
-    if sample:
-        data = generated.ade20k()
-    val_data = ADE20K(data, "validation", eval_transform(base))
+    data = generated.ade20k() if sample else data
+    train = train_transform(base, crop, photometric=photometric, max_share=max_share)
+    val_data = ADE20K(data, "validation", eval_transform(base, eval_crop))
     num_classes = len(ADE20K.classes)
     if model == "small_fcn":
         network = small_fcn(num_classes, aux_loss=aux_weight > 0)
@@ -87,16 +96,16 @@ def recipe(
             load_pretrained(network.backbone, weights, skip=("fc.",))
 
     return Recipe(
-        task=Segmentation(
-            classes=ADE20K.classes, aux_weight=aux_weight, palette=ADE20K.palette, raw_ids=ADE20K.raw_ids
-        ),
+        task=Segmentation.of(ADE20K, loss=named_losses(loss), aux_weight=aux_weight),
         model=network,
-        train_data=partial(ADE20K, data, "training", train_transform(base, crop)),
+        train_data=partial(ADE20K, data, "training", train),
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,
+        inference=Inference.windows(eval_window),
+        sync_batch_norm=sync_batch_norm,
         drop_last=True,
         note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}" if sample else None,
     )

@@ -24,15 +24,16 @@ from torchvision.transforms import v2
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.folder import IGNORED, MaskFolder
+from trainkit.inference import Inference
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import small_fcn, small_lraspp
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.segmentation import Segmentation, eval_transform, train_transform
+from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small_lraspp", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8, "base": 112,
-          "crop": 88, "head": 1.0}  # fmt: skip
+          "crop": 88, "head": 1.0, "sync_batch_norm": False}  # fmt: skip
 
 
 def recipe(
@@ -52,6 +53,12 @@ def recipe(
     crop: int = 480,
     head: float = 10.0,
     aux_weight: float = 0.2,
+    loss: tuple[Loss, ...] = ("cross_entropy",),
+    photometric: bool = False,
+    max_share: float | None = None,
+    sync_batch_norm: bool = True,
+    eval_window: tuple[int, int] | None = None,
+    eval_crop: int | None = None,
     sample: bool = False,
 ) -> Recipe:
     """Own images with masks.
@@ -71,6 +78,12 @@ def recipe(
         crop: side of the training crop
         head: factor of the learning rate outside the backbone, when it is pretrained
         aux_weight: factor of the auxiliary head's loss, where the network has one
+        loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
+        photometric: distort brightness, contrast, saturation and hue of the training crops
+        max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
+        sync_batch_norm: on several GPUs, batch norm over the whole batch
+        eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
+        eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train small_lraspp on generated scenes in the same layout, in under a minute
     """
     if sample:
@@ -84,19 +97,22 @@ def recipe(
         images, masks = data / "images" / name, data / "annotations" / name
         return MaskFolder(images, masks, num_classes, transform, ignore=ignore)
 
-    val_data = split("val", eval_transform(base))
+    val_data = split("val", eval_transform(base, eval_crop))
+    train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     network = build_network(model, num_classes, pretrained, aux_weight > 0)
     has_aux = getattr(network, "aux_classifier", None) is not None
     head = head if pretrained and not model.startswith("small") else 1.0
     return Recipe(
-        task=Segmentation(names, aux_weight=aux_weight if has_aux else 0.0),
+        task=Segmentation(names, aux_weight=aux_weight if has_aux else 0.0, loss=named_losses(loss)),
         model=network,
-        train_data=partial(split, "train", train_transform(base, crop)),
+        train_data=partial(split, "train", train),
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
         schedule=poly(0.9, warmup_epochs=warmup_epochs),
         epochs=epochs,
         batch_size=batch_size,
+        inference=Inference.windows(eval_window),
+        sync_batch_norm=sync_batch_norm,
         drop_last=True,
         note=f"generated data: scenes of {num_classes} classes in {data}" if sample else None,
     )

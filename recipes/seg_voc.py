@@ -23,16 +23,16 @@ from torch.optim import SGD
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
-from trainkit.data.folder import MaskFolder
 from trainkit.data.voc import VOC, VOCAug
+from trainkit.inference import Inference
 from trainkit.models.segmenters import Segmenter, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.segmentation import Segmentation, eval_transform, train_transform
+from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8, "base": 112, "crop": 88,
-          "head": 1.0, "channels": 64}  # fmt: skip
+          "head": 1.0, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 
 def recipe(
@@ -52,6 +52,12 @@ def recipe(
     channels: int = 512,
     augmented: bool = True,
     split: Literal["train", "trainval"] = "train",
+    loss: tuple[Loss, ...] = ("cross_entropy",),
+    photometric: bool = False,
+    max_share: float | None = None,
+    sync_batch_norm: bool = True,
+    eval_window: tuple[int, int] | None = None,
+    eval_crop: int | None = None,
     sample: bool = False,
 ) -> Recipe:
     """EncNet on Pascal VOC 2012, 21 classes, through COCO and VOC-aug.
@@ -73,28 +79,26 @@ def recipe(
         aux_weight: factor of the auxiliary head's loss; 0 for no such head
         se_weight: factor of the semantic-encoding loss of EncNet; 0 for no such head
         channels: width of the head
+        loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
+        photometric: distort brightness, contrast, saturation and hue of the training crops
+        max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
+        sync_batch_norm: on several GPUs, batch norm over the whole batch
+        eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
+        eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train a small network on generated scenes, in under a minute
     """
-    train, evaluation = train_transform(base, crop), eval_transform(base)
+    train = train_transform(base, crop, photometric=photometric, max_share=max_share)
+    evaluation = eval_transform(base, eval_crop)
     if sample:
-        data, _ = generated.mask_folder()
-        train_data, val_data = (
-            MaskFolder(data / "images" / name, data / "annotations" / name, len(VOC.classes), transform)
-            for name, transform in (("train", train), ("val", evaluation))
-        )
+        train_data, val_data = generated.masks(len(VOC.classes), train, evaluation)
     else:
         val_data = VOC(data, "val", evaluation)
         train_data = partial(VOCAug, data, "train", train) if augmented else partial(VOC, data, split, train)
-    se = se_weight > 0 and model == "encnet"
-    network = segmenter(model, len(VOC.classes), backbone, pretrained, aux_weight > 0, se, True, channels)
+    se_weight = se_weight if model == "encnet" else 0.0  # the others have no such head
+    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": True, "channels": channels}
+    network = segmenter(model, len(VOC.classes), backbone, pretrained, **heads)
     return Recipe(
-        task=Segmentation(
-            VOC.classes,
-            aux_weight=aux_weight,
-            se_weight=se_weight if se else 0.0,
-            palette=VOC.palette,
-            raw_ids=VOC.raw_ids,
-        ),
+        task=Segmentation.of(VOC, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight),
         model=network,
         train_data=train_data,
         val_data=val_data,
@@ -102,6 +106,8 @@ def recipe(
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,
+        inference=Inference.windows(eval_window),
+        sync_batch_norm=sync_batch_norm,
         drop_last=True,
-        note=f"generated data, not VOC: scenes of 16 classes in {data}" if sample else None,
+        note="generated data, not VOC: scenes of 16 classes" if sample else None,
     )

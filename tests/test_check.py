@@ -78,13 +78,13 @@ def test_what_cannot_work_is_told_at_once():
 
 
 def test_settings_that_do_nothing():
-    recipe = recognition(sync_batch_norm=True, drop_last=True, batch_size=15)
+    recipe = recognition(drop_last=True, batch_size=15)
     recipe.model.extra = nn.Parameter(torch.zeros(3))
     options = Options(workers=0, micro_batch=99, log_every=10**4, evaluate_every=50, checkpoint_every=10**5)
     told = "; ".join(check(recipe, options)["warnings"])
     for words in (
         "--micro-batch 99 does nothing", "--log-every 10000 is more than the 2 steps", "--evaluate-every 50: the run",
-        "--checkpoint-every 100000 is more", "drop_last leaves 12 of 27", "sync_batch_norm does nothing",
+        "--checkpoint-every 100000 is more", "drop_last leaves 12 of 27",
         "1 weights are not in the optimizer and will not change: extra",
     ):  # fmt: skip
         assert words in told, (words, told)

@@ -1,6 +1,8 @@
 """Augmentations, repeated images, ten crops, and regularisers of torchvision in a recipe's model."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from trainkit.data.reading import name_of
 from trainkit.data.repeated import Repeated
 from trainkit.data.transforms import BalancedCrop, Lighting
 from trainkit.mixing import Mixup
+from trainkit.predictions import ClassWriter, Picture
 from trainkit.recognition import Recognition
 from trainkit.recognition import eval_transform as eval_images
 from trainkit.recognition import train_transform as train_images
+from trainkit.segmentation import eval_transform as eval_maps
 from trainkit.segmentation import train_transform as train_maps
 
 
@@ -153,6 +157,29 @@ def test_predictions_of_several_outputs():
     mean = outputs.double().softmax(1).view(2, 3, 3).mean(1)
     torch.testing.assert_close(found.softmax(1), mean.float())
     assert task.labels(found).tolist() == [1, 2] and outputs.view(2, 3, 3).mean(1)[0].argmax() == 0
+
+
+def test_predictions_of_ten_crops_are_written(tmp_path):
+    outputs = torch.tensor([[4.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 1.0], [0, 0, 1], [0, 0, 1]])
+    writer = ClassWriter(Recognition(3), tmp_path, 1)
+    writer.add([Picture(Path(name), Path(name)) for name in "ab"], outputs)
+    writer.close()
+    lines = [json.loads(line)["top"][0] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    mean = outputs.view(2, 3, 3).softmax(2).mean(1)
+    assert [line["class"] for line in lines] == [1, 2]
+    assert [line["probability"] for line in lines] == pytest.approx([mean[0, 1].item(), mean[1, 2].item()])
+
+
+def test_centre_crops_of_image_and_mask():
+    """64 x 100 needs no resizing; the short side of 32 x 50 is doubled first, and no new label appears."""
+    image, mask = picture(64, 100), tv_tensors.Mask(torch.randint(5, (64, 100), dtype=torch.uint8))
+    look = eval_maps(520, crop=64)
+    seen, target = look(image, mask)
+    assert torch.equal(seen, image[:, :, 18:82]) and torch.equal(target, mask[:, 18:82]) and not look.whole
+    small = tv_tensors.Mask(torch.randint(5, (32, 50), dtype=torch.uint8))
+    seen, target = look(picture(32, 50), small)
+    doubled = small.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert seen.shape == (3, 64, 64) and torch.equal(target, doubled[:, 18:82])
 
 
 class Noisy(Images):

@@ -89,7 +89,7 @@ ARROWS = {
     "overlap": {"criteria", "losses"},
     "calibration": {"metrics"},
     "recognition": {"calibration", "criteria", "metrics", "data.transforms"},
-    "segmentation": {"criteria", "losses", "metrics", "data.transforms"},
+    "segmentation": {"criteria", "losses", "overlap", "metrics", "data.transforms"},
     "data.repeated": {"data.reading"},
     "data.loader": {"data.on_device", "data.reading", "signals"},
     "data.reading": {"data.on_device", "data.order", "memory"},
@@ -110,6 +110,7 @@ ARROWS = {
     "data.coco": {"data.coco_index", "data.masks", "data.voc"},
     "data.coco_index": {"data.cache", "data.rle"},
     "data.hub": {"data.images", "data.masks"},
+    "data.sample": {"data.folder"},
     "data.source": {"data.folder", "data.hub"},
 }  # fmt: skip
 

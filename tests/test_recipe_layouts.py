@@ -83,6 +83,8 @@ def test_two_steps(tmp_path, monkeypatch, name, write, words):
     losses = [row["loss"] for row in rows(out)]
     assert len(losses) >= 2 and all(map(math.isfinite, losses))
     final = json.loads((out / "summary.json").read_text())["final"]
+    assert final["split"] == ("validation" if write is ade20k else "val")
+    assert final["protocol"] == "long side 64, seen whole, scale 1"
     assert final["num_images"] == 2 and 0 <= final["mIoU"] <= 1
 
 
@@ -91,3 +93,5 @@ def test_two_steps_of_materials(minc, tmp_path):  # noqa: F811
     words += ["--epochs", "1", "--workers", "0", "--log-every", "1", "--out", str(tmp_path / "run")]
     assert main([str(ROOT / "recipes" / "recog_minc.py"), *words]) == 0
     assert len(rows(tmp_path / "run")) == 2
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
+    assert (final["split"], final["protocol"]) == ("test1", "centre crop of 32, short side 37, bilinear")

@@ -132,6 +132,48 @@ def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
     assert 0 <= json.loads((tmp_path / "runs/recog_imagenet/summary.json").read_text())["final"]["top1"] <= 1
 
 
+def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
+    """Losses, crops and the protocol of evaluations; centre crops are called so wherever their figures stand."""
+    monkeypatch.chdir(tmp_path)
+    path, crop = ROOT / "recipes" / "seg_folder.py", "centre crop of 64 of image and mask, seen whole, scale 1"
+    common = [str(path), "--sample", "--workers", "0"]
+    words = ["--loss", "ohem", "dice", "--photometric", "--max-share", "0.9", "--epochs", "0.2", "--out", "run"]
+    assert main([*common, *words, "--log-every", "1", "--eval-crop", "64"]) == 0
+    assert f"protocol {crop}" in capsys.readouterr().out
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(row["loss_ohem"] > 0 and row["loss_dice"] > 0 for row in log if row["event"] == "step")
+    assert [row["protocol"] for row in log if row["event"] == "evaluate"] == [crop]
+    found = {}
+    for name, more in (("crop", []), ("whole", ["--eval-crop", "None"]), ("windows", ["--eval-window", "64", "48"])):
+        assert main(["evaluate", *common, "--checkpoint", "run", *more]) == 0
+        found[name] = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["crop"]["mIoU"] == json.loads((tmp_path / "run" / "summary.json").read_text())["final"]["mIoU"]
+    assert [each["protocol"] for each in found.values()] == [
+        crop, "long side 112, seen whole, scale 1", crop.replace("seen whole", "windows of 64 every 48")
+    ]  # fmt: skip
+    assert all(each["split"] == "val" and each["num_images"] == 24 for each in found.values())
+    assert torch.tensor(found["crop"]["confusion"]).sum() <= 24 * 64 * 64
+    assert main(["predict", *common[:2], str(ROOT / "docs"), "--checkpoint", "run", "--out", "out"]) == 2  # no images
+    image = next((tmp_path / "data/sample").rglob("*.jpg"))
+    assert main(["predict", *common[:2], str(image), "--checkpoint", "run", "--out", "out"]) == 2
+    assert "label maps are of whole images: predict with --eval-crop None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("seg_")], ids=lambda path: path.stem)
+def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function = load_recipe(path)
+    assert inspect.signature(function).parameters["sync_batch_norm"].default is True
+    assert sample_settings(function)["sync_batch_norm"] is False  # so that two processes on CPUs can try it
+    asked = {"loss": ("focal", "lovasz"), "photometric": True, "max_share": 0.5, "eval_window": (48, 32)}
+    recipe = build(function, {**sample_settings(function), **asked, "sync_batch_norm": True, "sample": True})
+    assert recipe.task.terms[:2] == ("focal", "lovasz") and recipe.sync_batch_norm
+    assert recipe.protocol == f"long side {sample_settings(function)['base']}, windows of 48 every 32, scale 1"
+    steps = recipe.opened().train_data.transform.transforms
+    assert [type(step).__name__ for step in steps[2:]] == ["BalancedCrop", "RandomPhotometricDistort"]
+    assert steps[2].max_share == 0.5
+
+
 def test_last_gammas_start_from_zero(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = build(load_recipe(ROOT / "recipes" / "recog_imagenet.py"), {"sample": True}).model

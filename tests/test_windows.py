@@ -130,7 +130,7 @@ def test_while_training_and_after(tmp_path):
     weights = sorted((tmp_path / "checkpoints").iterdir())[-1]
     found = evaluate(in_windows(), weights, Options(workers=0, seed=5))
     assert found["mIoU"] == row["mIoU"] and found["num_images"] == 13
-    assert found["protocol"] == "windows of 10 every 7, scales 1, 1.5, flipped too"
+    assert found["protocol"] == "as the validation data gives them, windows of 10 every 7, scales 1, 1.5, flipped too"
     assert evaluate(segmentation(), weights, Options(workers=0))["mIoU"] != found["mIoU"]
 
 
@@ -169,7 +169,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     asked = ["--scales", "0.5", "1", "--flip", "--window", "64", "--window-batch", "16"]
     assert main(["evaluate", *words, "--checkpoint", "run", *asked]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["protocol"] == "windows of 64 every 43, scales 0.5, 1, flipped too"
+    assert results["protocol"] == "long side 112, windows of 64 every 43, scales 0.5, 1, flipped too"
     low, high = results["mIoU_95"]
     assert 0 <= low <= results["mIoU"] <= high <= 1
     weights = tmp_path / "run" / results["checkpoint"].removeprefix("run/") / "model.safetensors"

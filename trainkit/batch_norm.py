@@ -22,7 +22,7 @@ def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     if accelerator.device.type == "cpu":
         raise ValueError(
             f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
-            "is for GPUs. Turn it off, or train in one process with --micro-batch"
+            "is for GPUs. Turn it off (--no-sync-batch-norm), or train in one process with --micro-batch"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

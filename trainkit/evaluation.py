@@ -38,7 +38,7 @@ class Evaluation:
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
     def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
-        """`num_images` and the figures of the task's metrics, those of the averaged weights as "ema_...".
+        """`num_images`, the figures of the task's metrics, those of the averaged weights as "ema_...", and of what.
 
         None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
@@ -46,15 +46,17 @@ class Evaluation:
         """
         common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
         batch_norm = PreciseBatchNorm(*common, self.precise_bn)
+        about = {"split": self.recipe.split, "protocol": self.recipe.protocol}
         with batch_norm.estimated():
             results = self._measure(stop)
         if results is None or self.ema is None:
-            return results
+            return None if results is None else results | about
         with self.ema.swapped(), batch_norm.estimated():
             averaged = self._measure(stop)
         if averaged is None:
             return None
-        return results | {f"ema_{name}": value for name, value in averaged.items() if name != "num_images"}
+        averaged.pop("num_images")
+        return results | {f"ema_{name}": value for name, value in averaged.items()} | about
 
     @torch.no_grad()
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:

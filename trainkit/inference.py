@@ -31,10 +31,15 @@ class Inference:
         if self.stride is not None and self.stride > self.window:
             raise ValueError(f"stride is {self.stride}, above the window of {self.window}: pixels would be left out")
 
+    @classmethod
+    def windows(cls, side_and_stride: tuple[int, int] | None) -> "Inference | None":
+        """Windows of this side, so many pixels from one to the next, such as (480, 320); None for whole images."""
+        return None if side_and_stride is None else cls(window=side_and_stride[0], stride=side_and_stride[1])
+
     @property
     def label(self) -> str:
         """The protocol in a few words."""
-        place = "whole image"
+        place = "seen whole"
         if self.window is not None:
             place = f"windows of {self.window} every {self.step}"
         scales = ", ".join(f"{scale:g}" for scale in self.scales)

@@ -229,7 +229,5 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
     with lost_processes_told(accelerator), worker_deaths_told():
         results = Evaluation(*way, thorough=True).measure()
-    if recipe.inference is not None:
-        results["protocol"] = recipe.inference.label
     display.results(f"evaluation of {weights}", results, best=False)
     return results

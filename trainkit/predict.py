@@ -116,6 +116,10 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     the predictions cannot be written.
     """
     transform, found = transform_of(recipe.val_data), find_images(asked.paths, asked.out)
+    if not getattr(transform, "whole", True):
+        raise ValueError(
+            f"val_data looks at a {transform.label}, and label maps are of whole images: predict with --eval-crop None"
+        )
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(

@@ -69,6 +69,7 @@ class ClassWriter:
 
     def __init__(self, task: Recognition, out: Path, top_k: int):
         names = range(task.num_classes) if isinstance(task.classes, int) else task.classes
+        self.task = task
         self.names, self.top_k = [str(name) for name in names], min(top_k, task.num_classes)
         self._lines = (out / "predictions.jsonl").open("w", encoding="utf-8")
         self._table = (out / "predictions.csv").open("w", encoding="utf-8", newline="")
@@ -77,7 +78,8 @@ class ClassWriter:
         self._rows.writerow(["file", *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))])
 
     def add(self, pictures: Sequence[Picture], logits: Tensor) -> None:
-        """One line for each image; logits: (N, C)."""
+        """One line for each image; logits: (N, C), or of several crops of each."""
+        logits = self.task.predict(logits, torch.empty(len(pictures)))
         probabilities, classes = (each.tolist() for each in logits.softmax(1).topk(self.top_k))
         for picture, values, ids in zip(pictures, probabilities, classes):
             top = [{"class": i, "name": self.names[i], "probability": value} for i, value in zip(ids, values)]

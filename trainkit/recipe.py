@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from trainkit.inference import Inference
 
@@ -128,6 +128,22 @@ class Recipe:
         """The figure that chooses the best checkpoint."""
         return self.task.headline if self.ema is None else f"ema_{self.task.headline}"
 
+    @property
+    def split(self) -> str | None:
+        """What the validation data calls its part of the whole, by an attribute `split`; None where it does not say."""
+        return getattr(_inner(self.val_data), "split", None)
+
+    @property
+    def protocol(self) -> str:
+        """How validation images are looked at, in a few words: figures of another protocol are not comparable."""
+        data = _inner(self.val_data)
+        transform = getattr(data, "transform", None)
+        plain = "as stored" if transform is None and hasattr(data, "transform") else "as the validation data gives them"
+        words = [getattr(transform, "label", plain)]
+        if hasattr(self.task, "scores"):
+            words.append((self.inference or Inference()).label)
+        return ", ".join(words)
+
     def opened(self) -> "Recipe":
         """The same with train_data opened, where a function was given."""
         return replace(self, train_data=self.train_data()) if callable(self.train_data) else self
@@ -171,6 +187,12 @@ def build(function: Callable[..., Recipe], settings: dict[str, Any]) -> Recipe:
     if not isinstance(built, Recipe):
         raise ValueError(f"recipe(...) returned {type(built).__name__}; it must return a trainkit.Recipe")
     return built
+
+
+def _inner(data: Dataset) -> Dataset:
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
 
 
 def _nearest(path: Path) -> str:

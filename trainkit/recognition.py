@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trainkit.calibration import CalibrationError
 from trainkit.criteria import Criterion, CrossEntropy, as_criteria
-from trainkit.data.transforms import Lighting, stacked
+from trainkit.data.transforms import Lighting, Look, stacked
 from trainkit.metrics import TopK
 
 IGNORED = -1  # the class id that counts nowhere
@@ -135,12 +135,16 @@ def eval_transform(
     crop_fraction: float = 0.875,
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     ten_crop: bool = False,
-) -> v2.Transform:
+) -> Look:
     """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
 
     `size` may be another than in training. ten_crop: corners, centre and their mirror images, (10, 3, size, size),
     of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
     """
-    resize = v2.Resize(round(size / crop_fraction), interpolation=interpolation, antialias=True)
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction}; it must be above 0 and at most 1 (0.875 is usual)")
+    short = round(size / crop_fraction)
+    resize = v2.Resize(short, interpolation=interpolation, antialias=True)
     cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
-    return v2.Compose([resize, *cut])
+    label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, short side {short}, {interpolation.value}"
+    return Look([resize, *cut], label)

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from trainkit.criteria import Criterion, CrossEntropy, as_criteria
-from trainkit.data.transforms import BalancedCrop, LongSide, RandomLongSide, random_crop
+from trainkit.criteria import OHEM, Criterion, CrossEntropy, Focal, as_criteria
+from trainkit.data.transforms import BalancedCrop, LongSide, Look, RandomLongSide, random_crop
 from trainkit.losses import presence_loss_sum
 from trainkit.metrics import MeanIoU
+from trainkit.overlap import Dice, Lovasz
+
+Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Segmentation:
             values = getattr(self, name)
             if values is not None:
                 _check_of_classes(name, values, self.num_classes, most)
+
+    @classmethod
+    def of(cls, data: Any, **settings: Any) -> "Segmentation":
+        """With classes, palette and raw_ids of a dataset of trainkit.data, such as ADE20K, and the settings above."""
+        return cls(data.classes, palette=data.palette, raw_ids=data.raw_ids, **settings)
 
     @property
     def num_classes(self) -> int:
@@ -134,6 +142,12 @@ def main_logits(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs["out"]
 
 
+def named_losses(names: Sequence[Loss]) -> list[Criterion]:
+    """The losses of label maps with these names, each as its paper has it: what a recipe's setting `loss` says."""
+    known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
+    return [known[name]() for name in names]
+
+
 def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:
     if len(values) != num_classes:
         raise ValueError(f"{name} has {len(values)} entries for {num_classes} classes; give one for each")
@@ -163,6 +177,12 @@ def train_transform(
     return v2.Compose([*steps, v2.RandomPhotometricDistort()] if photometric else steps)
 
 
-def eval_transform(base: int | None) -> v2.Transform:
-    """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on."""
-    return v2.Identity() if base is None else LongSide(base)
+def eval_transform(base: int | None, crop: int | None = None) -> Look:
+    """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on.
+
+    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: figures as
+    of older codes, and not comparable with those of whole images.
+    """
+    if crop is not None:
+        return Look([v2.Resize(crop), v2.CenterCrop(crop)], f"centre crop of {crop} of image and mask", whole=False)
+    return Look([v2.Identity()], "as stored") if base is None else Look([LongSide(base)], f"long side {base}")

@@ -92,3 +92,4 @@ class Cityscapes(MaskFiles):
             )
         files = [FileList(folder, [name + end for name in sorted(images)]) for folder, end in zip(folders, ends)]
         super().__init__(*files, len(CLASSES), transform, to_train_ids=to_train_ids)
+        self.split = split

@@ -59,7 +59,7 @@ class COCO(MaskDataset):
         )  # fmt: skip
         super().__init__(len(CLASSES), transform)
         self.folder, self.annotations = Path(root) / f"{split}2017", Path(root) / annotations
-        self.overlap, self.crowd = overlap, crowd
+        self.split, self.overlap, self.crowd = split, overlap, crowd
         self.index = open_index(self.annotations, RAW_IDS[1:].tolist(), cache, progress)
         self.kept = np.flatnonzero(self.index["areas"] >= min_pixels).astype(np.uint32)
         if not len(self.kept):

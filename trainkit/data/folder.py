@@ -89,6 +89,7 @@ class ClassFolder(ClassFiles):
         if not paths:
             raise FileNotFoundError(f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})")
         super().__init__(FileList(root, paths), targets, classes, transform)
+        self.split = root.name
 
 
 class MaskFolder(MaskFiles):
@@ -124,6 +125,7 @@ class MaskFolder(MaskFiles):
         super().__init__(
             *files, num_classes, transform, to_train_ids=to_train_ids, ignore=ignore, label_shift=label_shift
         )
+        self.split = Path(images).name
 
 
 def image_files(folder: Path) -> list[str]:

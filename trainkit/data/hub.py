@@ -31,7 +31,7 @@ class HubImages(Dataset):
         image_column: str | None = None,
         label_column: str | None = None,
     ):
-        self.source, self.table = f"{source} ({split})", _load(source, split)
+        self.source, self.split, self.table = f"{source} ({split})", split, _load(source, split)
         features = self.table.features
         self.image_column = image_column or _only(
             source, "image", [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
@@ -93,7 +93,7 @@ class HubMasks(MaskDataset):
     ):
         self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
         super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift)
-        self.source, table = f"{source} ({split})", _load(source, split)
+        self.source, self.split, table = f"{source} ({split})", split, _load(source, split)
         found = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
         self.image_column = image_column or _only(
             source, "image", [name for name in found if name in ("image", "img", "picture", "pixel_values")]

@@ -28,6 +28,7 @@ class InMemory(Dataset):
                 )
             self.images[index] = image
         self.classes = data.classes
+        self.split = getattr(data, "split", None)
         self.name_of = getattr(data, "name_of", "number {} in memory".format)
         self.transform = transform
 

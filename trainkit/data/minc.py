@@ -50,3 +50,4 @@ class MINC(ClassFiles):
                 )
             targets.append(ids[folder])
         super().__init__(FileList(root, paths), targets, classes, transform)
+        self.split = f"{split}{number}"

@@ -79,6 +79,7 @@ class PascalContext(MaskFiles):
         require_files(masks, root / "trainval", f"{split}.txt")
         files = FileList(root / inside, images), FileList(root / "trainval", masks)
         super().__init__(*files, len(CLASSES), transform, to_train_ids=to_train_ids)
+        self.split = split
 
     def read_labels(self, file: Path) -> Tensor:
         """Labels 0 to 459 of a MATLAB file or PNG."""

@@ -13,9 +13,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from trainkit.data.folder import MaskFolder
 
 ROOT = Path("data/sample")
 VERSION = 1  # of the scenes: a folder of another version is not taken for this one's
@@ -88,6 +91,15 @@ def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
                 Image.fromarray(ids[np.asarray(mask)]).save(masks / f"{index:04d}.png")
 
     return _written("mask_folder", f"{num_train}-{num_val}", write), len(BACK) + len(GROUND) + len(THINGS)
+
+
+def masks(num_classes: int, train: Callable[..., Any], val: Callable[..., Any]) -> tuple[MaskFolder, MaskFolder]:
+    """Training and validation images of `mask_folder` with their transforms, of 16 among `num_classes` classes."""
+    root, _ = mask_folder()
+    return tuple(
+        MaskFolder(root / "images" / split, root / "annotations" / split, num_classes, transform)
+        for split, transform in (("train", train), ("val", val))
+    )
 
 
 def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path:

@@ -4,6 +4,7 @@ Images are `tv_tensors.Image`, masks `tv_tensors.Mask`; torchvision resizes mask
 no new one ever appears.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,6 +79,18 @@ class BalancedCrop(v2.Transform):
             if len(sizes) and sizes.max() <= self.max_share * sizes.sum():
                 break
         return cropped
+
+
+class Look(v2.Compose):
+    """What an evaluation makes of an image.
+
+    label: a few words for it, which stand beside the figures. whole: whether a label map of what is left is one of the
+    image.
+    """
+
+    def __init__(self, steps: Sequence[v2.Transform], label: str, whole: bool = True):
+        super().__init__(steps)
+        self.label, self.whole = label, whole
 
 
 class Lighting(v2.Transform):

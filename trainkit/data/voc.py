@@ -46,6 +46,7 @@ class VOC(MaskFiles):
             raise ValueError(f"VOC: split is {split!r}; it is 'train', 'val' or 'trainval'")
         names = _voc_names(Path(root), split)
         super().__init__(*_voc_files(Path(root), names), len(CLASSES), transform)
+        self.split = split
 
 
 class VOCAug(MaskFiles):
@@ -61,7 +62,7 @@ class VOCAug(MaskFiles):
     def __init__(self, root: Path, split: str, transform: Callable[..., Any] | None = None, sbd: Path | None = None):
         if split not in ("train", "val"):
             raise ValueError(f"VOCAug: split is {split!r}; it is 'train' or 'val'")
-        root, sbd = Path(root), Path(root if sbd is None else sbd)
+        root, sbd, self.split = Path(root), Path(root if sbd is None else sbd), split
         if split == "val":
             super().__init__(*_voc_files(root, _voc_names(root, "val")), len(CLASSES), transform)
             return
