@@ -18,8 +18,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights, resnet18, res
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.source import class_images
+from trainkit.models.classifiers import classifier
 from trainkit.models.pretrained import load_pretrained
-from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
@@ -83,7 +83,7 @@ def recipe(
     val_data = class_images(source, "val", eval_transform(size), train_data.classes, *columns)
     num_classes = len(train_data.classes)
     if model == "small":
-        network = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))
+        network = classifier("small", num_classes)
         pretrained = False
     else:
         build, weights = MODELS[model]

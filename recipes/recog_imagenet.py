@@ -11,15 +11,17 @@ Hardware and time: not yet measured.
 Expected: not yet measured with this code; the paper has top1 79.29 % with these tricks and a ResNet-50-D.
 """
 
+from typing import Literal
+
 from torch.optim import SGD
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.source import class_images
-from trainkit.mixing import Cutmix, Either, Mixup
+from trainkit.data.stages import Stages, sizes_by_epoch
+from trainkit.mixing import by_turns
 from trainkit.models.classifiers import classifier
-from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
@@ -45,10 +47,14 @@ def recipe(
     lighting: float | None = None,
     erase: float | None = None,
     ema: float | None = None,
+    stochastic_depth: float | None = None,
+    drop_block: float | None = None,
     size: int = 224,
+    image_sizes: str | None = None,
     eval_size: int | None = None,
     crop_fraction: float = 0.875,
     ten_crop: bool = False,
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic",
     smallest_crop: float = 0.08,
     sample: bool = False,
 ) -> Recipe:
@@ -71,36 +77,35 @@ def recipe(
         lighting: strength of PCA lighting, such as 0.1
         erase: probability that a rectangle is erased
         ema: decay of a moving average of the weights, such as 0.9999; None for none
+        stochastic_depth: rate at which the last block is left out, the others less often; None: as published
+        drop_block: probability of DropBlock after the last two stages of a ResNet, such as 0.1
         size: side of the crop in training
-        eval_size: side of the crop in evaluation; None: as in training
+        image_sizes: sides in its place and the epochs they begin in, such as 128:0,192:30,224:60
+        eval_size: side of the crop in evaluation; None: as size
         crop_fraction: of the short side of an image, that the crop of an evaluation takes
         ten_crop: evaluate corners, centre and their mirror images
+        interpolation: of pixels, in training and in evaluation
         smallest_crop: share of the image's area that a training crop has at least
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    bicubic = InterpolationMode.BICUBIC
-    augment = train_transform(
-        size, (smallest_crop, 1.0), bicubic, rand_augment, trivial_augment, jitter, lighting, erase
-    )
-    look = eval_transform(eval_size or size, crop_fraction, bicubic, ten_crop)
-    train_data = class_images(source, "train", augment)
+    resize = InterpolationMode(interpolation)
+    extras = rand_augment, trivial_augment, jitter, lighting, erase
+    sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
+    augment = {epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras) for epoch, side in sizes.items()}
+    train_data = class_images(source, "train", augment[0])
+    look = eval_transform(eval_size or size, crop_fraction, resize, ten_crop)
     val_data = class_images(source, "val", look, train_data.classes)
     num_classes = len(train_data.classes)
-    if model == "small":
-        network = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))
-    else:
-        network = classifier(model, num_classes)
-    kinds = ((Mixup, mixup), (Cutmix, cutmix))
-    mixings = tuple(kind(alpha, num_classes) for kind, alpha in kinds if alpha is not None)
+    network = classifier(model, num_classes, stochastic_depth, drop_block)
     return Recipe(
         task=Recognition(train_data.classes, label_smoothing),
         model=network,
-        train_data=train_data,
+        train_data=train_data if len(augment) == 1 else Stages(train_data, augment),
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, fused=True),
         schedule=cos(warmup_epochs=warmup_epochs),
-        mix=Either(mixings) if mixings else None,
+        mix=by_turns(num_classes, mixup, cutmix),
         ema=ema,
         epochs=epochs,
         batch_size=batch_size,

@@ -21,6 +21,7 @@ from trainkit.data.reading import name_of
 from trainkit.data.repeated import Repeated
 from trainkit.data.transforms import BalancedCrop, Lighting
 from trainkit.mixing import Mixup
+from trainkit.models.classifiers import DropBlock, classifier
 from trainkit.predictions import ClassWriter, Picture
 from trainkit.recognition import Recognition
 from trainkit.recognition import eval_transform as eval_images
@@ -248,9 +249,41 @@ def test_drop_block_and_stochastic_depth_as_the_docs_say():
     assert torch.equal(model(images), model(images))
 
 
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "efficientnet_b0"])
+def test_stochastic_depth_by_its_last_rate(name):
+    """In proportion to what torchvision has, which builds a Swin or EfficientNet of another rate by no name."""
+    with torch.device("meta"):
+        models = classifier(name, 5), classifier(name, 5, stochastic_depth=0.4), classifier(name, 5, 0.0)
+    usual, asked, none = (
+        [module.p for module in model.modules() if isinstance(module, StochasticDepth)] for model in models
+    )
+    assert asked == pytest.approx([0.4 * rate / usual[-1] for rate in usual]) and asked[0] == 0 < asked[1]
+    assert asked[-1] == pytest.approx(0.4) and not any(none)
+
+
+def test_drop_block_of_a_classifier():
+    """7 x 7 and 14 x 14 maps are torchvision's own; on 4 x 4 and 2 x 2 it would fail."""
+    torch.manual_seed(0)
+    plain, dropping = resnet18(num_classes=5), classifier("resnet18", 5, drop_block=0.5)
+    for side in (64, 128, 224):
+        dropping.load_state_dict(plain.state_dict())
+        images = torch.randn(2, 3, side, side)
+        with torch.no_grad():
+            assert torch.equal(dropping.eval()(images), plain.eval()(images))
+            assert not torch.equal(dropping.train()(images), plain.train()(images))
+    seed_host(fold(0))
+    kept = DropBlock(0.5, 7)(torch.ones(4, 8, 14, 14)) > 0
+    seed_host(fold(0))
+    assert torch.equal(kept, DropBlock2d(0.5, 7)(torch.ones(4, 8, 14, 14)) > 0) and not kept.all()
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
+        (lambda: classifier("resnet18", 5, stochastic_depth=0.1), "resnet18 has none in torchvision"),
+        (lambda: classifier("small", 5, drop_block=0.1), "small is none of torchvision's ResNets"),
+        (lambda: classifier("resnet18", 5, drop_block=1.0), r"drop_block is 1.0; it must be in \[0, 1\)"),
+        (lambda: eval_images(32, crop_fraction=0.0), "crop_fraction is 0.0; it must be above 0"),
         (lambda: train_images(8, rand_augment=(2, 9), trivial_augment=True), "choose one of them"),
         (lambda: train_images(8, lighting=0), "lighting is 0; it must be above 0"),
     ],

@@ -20,7 +20,7 @@ from trainkit.launch import start_accelerator
 TOYS = Path(__file__).parent / "toys.py"
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
           "--dynamo_backend", "no")  # fmt: skip
-NAMES = ("recognition", "recognition-3", "recognition-mixup", "segmentation", "segmentation-3")
+NAMES = ("recognition", "recognition-3", "recognition-mixup", "growing", "segmentation", "segmentation-3")
 LONELY = ("recognition-lonely", "segmentation-lonely")  # a last batch of one image
 
 

@@ -21,9 +21,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from trainkit import Options, Recipe, train
 from trainkit.data.order import seed_host
+from trainkit.data.stages import Stages
 from trainkit.mixing import Mixup
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition
@@ -139,6 +141,22 @@ def segmentation(num_images: int = 27, batch_size: int = 8, **changes) -> Recipe
     return Recipe(**{**values, **changes})
 
 
+class Cropped(Images):
+    """With a transform that may change."""
+
+    transform = None
+
+    def __getitem__(self, index: int):
+        image, target = super().__getitem__(index)
+        return self.transform(image), target
+
+
+def growing(**changes) -> Recipe:
+    """Random crops of another size in each epoch."""
+    crops = {0: v2.RandomCrop(6), 1: v2.RandomCrop(9), 2: v2.RandomCrop(12)}
+    return recognition(train_data=Stages(Cropped(27), crops), **changes)
+
+
 def with_batch_norm() -> Recipe:
     """Running statistics differ between processes while they train; an evaluation must not."""
     recipe = recognition(eval_batch_size=1)
@@ -236,6 +254,7 @@ RUNS = {
     "recognition": (recognition, {}),
     "recognition-4": (recognition, {"micro_batch": 4}),
     "recognition-3": (recognition, {"micro_batch": 3}),
+    "growing": (growing, {}),
     "recognition-mixup": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {}),
     "recognition-mixup-2": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),
     "recognition-lonely": (lambda: recognition(num_images=25), {}),

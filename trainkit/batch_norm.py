@@ -79,7 +79,8 @@ class PreciseBatchNorm:
         if len(mine) < -(-len(passes) // accelerator.num_processes):
             mine.insert(0, 0)  # a filler, forgotten before the first that counts
         check = getattr(self.recipe.task, "check", None)
-        batches = [[(0, index) for index in passes[number]] for number in mine]
+        epoch = getattr(self.recipe.train_data, "final_epoch", 0)  # where images grow, of the size they end with
+        batches = [[(epoch, index) for index in passes[number]] for number in mine]
         loader = make_loader(self.recipe.train_data, self.seed, batches, self.workers, accelerator.device, check)
         # DDP would take the first process's statistics over; there is no gradient it could be needed for.
         inner = getattr(self.objective, "_orig_mod", self.objective)

@@ -183,6 +183,9 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
     left_out = order.num_images - order.steps_per_epoch * recipe.batch_size
     if recipe.drop_last and left_out > 0.1 * order.num_images:
         found.append(f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size")
+    grows = getattr(recipe.train_data, "final_epoch", 0)
+    if grows:
+        found.append(f"images change until epoch {grows} of {recipe.epochs:g}; the figures above are of the first ones")
     covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
     trained = [(name, weight) for name, weight in recipe.model.named_parameters() if weight.requires_grad]
     free = [name for name, weight in trained if id(weight) not in covered]

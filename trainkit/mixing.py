@@ -84,6 +84,13 @@ class Either:
         return self.mixings[choice](images, targets, seed)
 
 
+def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Either | None:
+    """Mixup and cutmix of these alphas, by turns where both are given; None where neither is."""
+    alphas = ((Mixup, mixup), (Cutmix, cutmix))
+    mixings = tuple(kind(alpha, num_classes) for kind, alpha in alphas if alpha is not None)
+    return Either(mixings) if mixings else None
+
+
 def _check(mixing: Mixup | Cutmix) -> None:
     name = type(mixing).__name__
     if mixing.alpha <= 0:

@@ -18,6 +18,7 @@ from trainkit.data.images import LabelError, MaskSizeError
 from trainkit.data.order import EVALUATION, Seeded
 from trainkit.data.reading import UNUSABLE, name_of
 from trainkit.data.repeated import Repeated
+from trainkit.data.stages import Stages
 from trainkit.memory import is_out_of_memory
 
 
@@ -76,7 +77,7 @@ def untransformed(data: Dataset) -> tuple[Dataset, bool]:
 
     Of repeated images there is one each.
     """
-    if isinstance(data, Repeated):
+    if isinstance(data, (Repeated, Stages)):
         return untransformed(data.data)
     if isinstance(data, Subset):
         inner, known = untransformed(data.dataset)

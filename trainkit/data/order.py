@@ -75,6 +75,12 @@ def host_state_kept() -> Iterator[None]:
         torch.default_generator.set_state(kept[2])
 
 
+def read_in_epoch(data: Dataset, epoch: int, index: int) -> object:
+    """Item `index` of a dataset; of one that changes with the epoch, by a method `in_epoch`, as it is in that one."""
+    in_epoch = getattr(data, "in_epoch", None)
+    return data[index] if in_epoch is None else in_epoch(epoch, index)
+
+
 class Seeded(Dataset):
     """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read.
 
@@ -91,7 +97,7 @@ class Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
         seed_host(self.seed, IMAGE, epoch, index)
-        return self.data[index]
+        return read_in_epoch(self.data, epoch, index)
 
 
 def split(num_images: int, parts: int, unit: int = 1) -> list[int]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.order import read_in_epoch
 from trainkit.data.reading import name_of
 
 
@@ -28,6 +29,15 @@ class Repeated(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.data[index % len(self.data)]
+
+    @property
+    def final_epoch(self) -> int:
+        """The epoch from which on the dataset does not change."""
+        return getattr(self.data, "final_epoch", 0)
+
+    def in_epoch(self, epoch: int, index: int) -> Any:
+        """The same of a dataset that changes with the epoch."""
+        return read_in_epoch(self.data, epoch, index % len(self.data))
 
     def name_of(self, index: int) -> str:
         """The image's name, the same for all its copies."""

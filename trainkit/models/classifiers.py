@@ -1,24 +1,79 @@
 """Networks for recognition by name: torchvision's and timm's."""
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
 from trainkit.models.names import nearest, timm_with
+from trainkit.models.small import SmallClassifier, SmallResNet
 
 
-def classifier(name: str, num_classes: int) -> nn.Module:
+def classifier(
+    name: str, num_classes: int, stochastic_depth: float | None = None, drop_block: float | None = None
+) -> nn.Module:
     """The network `name` with random weights and `num_classes` outputs, for images (N, 3, H, W).
 
     name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d", "convnext_tiny", "vit_b_16" or
-    "efficientnet_b0", or "timm:" and a name of timm's. The last batch norm of each of a ResNet's residual blocks starts
-    from 0 (Goyal et al., 2017). Raises ValueError for a name that is not known, and where timm is not there.
+    "efficientnet_b0", "timm:" and a name of timm's, or "small" (`SmallClassifier`, for two CPU cores). The last batch
+    norm of each of a ResNet's residual blocks starts from 0 (Goyal et al., 2017). stochastic_depth: rate at which the
+    last block is left out, the others in proportion; None: as published. drop_block: probability of DropBlock after the
+    last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's networks as timm has it. Raises
+    ValueError for a name that is not known, where timm is not there, and for what a network has not.
     """
+    for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
+        if rate is not None and not 0 <= rate < 1:
+            raise ValueError(f"{what} is {rate}; it must be in [0, 1), or None for the network as published")
     if name.startswith("timm:"):
         timm, short = timm_with(name)
-        return timm.create_model(short, num_classes=num_classes)
+        asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
+        asked = {setting: rate for setting, rate in asked.items() if rate is not None}
+        try:
+            return timm.create_model(short, num_classes=num_classes, **asked)
+        except TypeError as error:
+            raise ValueError(f"{name} does not take {' and '.join(asked)} in timm ({error})") from error
+    if name == "small":
+        model: nn.Module = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))
+    else:
+        model = _torchvision(name, num_classes)
+    if stochastic_depth is not None:
+        _leave_out(model, name, stochastic_depth)
+    if drop_block is not None:
+        if not isinstance(model, ResNet):
+            raise ValueError(f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave it out")
+        for stage in (model.layer3, model.layer4):
+            stage.append(DropBlock(drop_block, block_size=7))  # it has no weights: checkpoints fit without it
+    return model
+
+
+class DropBlock(DropBlock2d):
+    """torchvision's, whose block may be larger than the map: it is cut to an odd side, as even ones fail there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, in training with squares left out."""
+        side = min(self.block_size, *x.shape[-2:])
+        return drop_block2d(x, self.p, side - 1 + side % 2, self.inplace, self.eps, self.training)
+
+
+def _leave_out(model: nn.Module, name: str, rate: float) -> None:
+    """Scale the rates of all torchvision's StochasticDepth, which grow from 0, so that the last is `rate`."""
+    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    if not layers:
+        raise ValueError(
+            f"stochastic_depth is {rate}, and {name} has none in torchvision (ConvNeXt, Swin, EfficientNet and MaxViT "
+            "have): leave it out, or take one of timm's"
+        )
+    last = layers[-1].p
+    for layer in layers:
+        layer.p *= rate / last
+
+
+def _torchvision(name: str, num_classes: int) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"no model {name!r}{nearest(name, known)}; there are those of torchvision, and timm:NAME")
+        raise ValueError(
+            f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and timm:NAME"
+        )
     residual = name.startswith(("resnet", "resnext", "wide_resnet"))
     settings = {"zero_init_residual": True} if residual else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **settings)
