@@ -1,10 +1,12 @@
 """Every recipe file: what its docstring says, and a few steps on generated data through the command line."""
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from conftest import ROOT
 from trainkit.cli import main
 from trainkit.data.order import seed_host
 from trainkit.models.classifiers import classifier
-from trainkit.options import Options
+from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
 from trainkit.recipe import build, load_recipe, sample_settings
 
 FILES = sorted((ROOT / "recipes").rglob("*.py"))
@@ -172,6 +174,28 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     steps = recipe.opened().train_data.transform.transforms
     assert [type(step).__name__ for step in steps[2:]] == ["BalancedCrop", "RandomPhotometricDistort"]
     assert steps[2].max_share == 0.5
+
+
+def test_what_parity_names_is_there():
+    """Options, files and functions in the right column of docs/parity.md."""
+    rows = [line.split(" | ", 1)[1] for line in (ROOT / "docs" / "parity.md").read_text().splitlines() if " | " in line]
+    told = " ".join(part for row in rows for part in re.findall("`(.*?)`", row))
+    known = {name for path in FILES for name in inspect.signature(load_recipe(path)).parameters}
+    kinds = (Options, EvaluateOptions, PredictOptions, ExportOptions)
+    known |= {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    flags = set(re.findall(r"--([a-z-]+)", told))
+    assert len(rows) > 40 and len(flags) > 40 and {flag.replace("-", "_") for flag in flags} <= known, flags
+    recipes = set(re.findall(r"\b(?:recog|seg)_\w+", told))
+    assert len(recipes) >= 10 and recipes <= {path.stem for path in FILES}
+    files = set(re.findall(r"[\w/]+\.py\b", told))
+    assert len(files) >= 5 and all((ROOT / "trainkit" / file).is_file() for file in files), files
+    modules = {path.stem: path for path in (ROOT / "trainkit").rglob("*.py")}
+    names = [(module, name) for module, name in re.findall(r"\b(\w+)\.(\w+)\b", told) if module in modules]
+    names = [(module, name) for module, name in names if name != "py"]
+    assert len(names) >= 9
+    for module, name in names:
+        dotted = ".".join(modules[module].relative_to(ROOT).with_suffix("").parts)
+        assert hasattr(importlib.import_module(dotted), name), (module, name)
 
 
 def test_last_gammas_start_from_zero(tmp_path, monkeypatch):
