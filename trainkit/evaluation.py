@@ -38,7 +38,7 @@ class Evaluation:
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
     def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
-        """`num_images`, the figures of the task's metrics, those of the averaged weights as "ema_...", and of what.
+        """`split`, `protocol`, `num_images` and the figures of the task's metrics, of averaged weights as "ema_...".
 
         None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
@@ -46,24 +46,21 @@ class Evaluation:
         """
         common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
         batch_norm = PreciseBatchNorm(*common, self.precise_bn)
-        about = {"split": self.recipe.split, "protocol": self.recipe.protocol}
         with batch_norm.estimated():
             results = self._measure(stop)
-        if results is None or self.ema is None:
-            return None if results is None else results | about
-        with self.ema.swapped(), batch_norm.estimated():
-            averaged = self._measure(stop)
-        if averaged is None:
-            return None
-        averaged.pop("num_images")
-        return results | {f"ema_{name}": value for name, value in averaged.items()} | about
+        if results is not None and self.ema is not None:
+            with self.ema.swapped(), batch_norm.estimated():
+                averaged = self._measure(stop)
+            if averaged is None:
+                return None
+            results |= {f"ema_{name}": value for name, value in averaged.items() if name != "num_images"}
+        return None if results is None else {"split": self.recipe.split, "protocol": self.recipe.protocol, **results}
 
     @torch.no_grad()
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
         recipe, objective, accelerator = self.recipe, self.objective, self.accelerator
-        metrics = recipe.task.metrics()
-        if self.thorough and hasattr(recipe.task, "thorough_metrics"):
-            metrics += recipe.task.thorough_metrics()
+        more = self.thorough and hasattr(recipe.task, "thorough_metrics")
+        metrics = [*recipe.task.metrics(), *(recipe.task.thorough_metrics() if more else ())]
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
