@@ -160,6 +160,15 @@ def test_predictions_of_several_outputs():
     assert task.labels(found).tolist() == [1, 2] and outputs.view(2, 3, 3).mean(1)[0].argmax() == 0
 
 
+def test_labels_are_those_that_top1_takes():
+    """Also where bfloat16 makes several classes as likely."""
+    task = Recognition(40)
+    logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(0)).mul(0.01).bfloat16().round(decimals=2)
+    assert ((logits == logits.amax(1, keepdim=True)).sum(1) > 1).sum() > 20
+    (metric,) = task.metrics()
+    assert metric.compute(predictions=logits, references=task.labels(logits))["top1"] == 1.0
+
+
 def test_predictions_of_ten_crops_are_written(tmp_path):
     outputs = torch.tensor([[4.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 1.0], [0, 0, 1], [0, 0, 1]])
     writer = ClassWriter(Recognition(3), tmp_path, 1)

@@ -47,6 +47,10 @@ class Recognition:
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     @property
+    def _ks(self) -> tuple[int, ...]:
+        return (1, 5) if self.num_classes > 5 else (1,)
+
+    @property
     def _loss(self) -> Criterion | Sequence[Criterion]:
         return CrossEntropy(label_smoothing=self.label_smoothing) if self.loss is None else self.loss
 
@@ -80,12 +84,12 @@ class Recognition:
         return outputs
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """The likeliest class: (N,)."""
-        return predictions.argmax(1)
+        """The likeliest class, (N,); of two as likely, which bfloat16 often has, the one that top1 takes."""
+        return predictions.topk(max(self._ks), dim=1).indices[:, 0]
 
     def metrics(self) -> list:
         """TopK, then the recipe's own."""
-        return [TopK((1, 5) if self.num_classes > 5 else (1,), self.classes), *self.extra_metrics]
+        return [TopK(self._ks, self.classes), *self.extra_metrics]
 
     def thorough_metrics(self) -> list:
         """The expected calibration error."""
