@@ -15,25 +15,16 @@ from pathlib import Path
 from typing import Literal
 
 from torch.optim import SGD
-from torchvision.models import ResNet50_Weights, ResNet101_Weights
-from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101, fcn_resnet50, fcn_resnet101
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.ade20k import ADE20K
 from trainkit.inference import Inference
-from trainkit.models.pretrained import load_pretrained
-from trainkit.models.small import small_fcn
+from trainkit.models.segmenters import torchvision_segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
 
-MODELS = {
-    "fcn_resnet50": (fcn_resnet50, ResNet50_Weights.IMAGENET1K_V1),
-    "fcn_resnet101": (fcn_resnet101, ResNet101_Weights.IMAGENET1K_V1),
-    "deeplabv3_resnet50": (deeplabv3_resnet50, ResNet50_Weights.IMAGENET1K_V1),
-    "deeplabv3_resnet101": (deeplabv3_resnet101, ResNet101_Weights.IMAGENET1K_V1),
-}
 Model = Literal["fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "small_fcn"]
 
 # What --sample changes; a setting given beside it still wins.
@@ -86,15 +77,7 @@ def recipe(
     data = generated.ade20k() if sample else data
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     val_data = ADE20K(data, "validation", eval_transform(base, eval_crop))
-    num_classes = len(ADE20K.classes)
-    if model == "small_fcn":
-        network = small_fcn(num_classes, aux_loss=aux_weight > 0)
-    else:
-        build, weights = MODELS[model]
-        network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_weight > 0)
-        if pretrained:
-            load_pretrained(network.backbone, weights, skip=("fc.",))
-
+    network = torchvision_segmenter(model, len(ADE20K.classes), pretrained, aux_weight > 0)
     return Recipe(
         task=Segmentation.of(ADE20K, loss=named_losses(loss), aux_weight=aux_weight),
         model=network,

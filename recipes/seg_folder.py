@@ -15,18 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
 from torch.optim import SGD
-from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights
-from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet_v3_large
 from torchvision.transforms import v2
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
-from trainkit.data.folder import IGNORED, MaskFolder
+from trainkit.data.folder import IGNORED, MaskFolder, read_classes
 from trainkit.inference import Inference
-from trainkit.models.pretrained import load_pretrained
-from trainkit.models.small import small_fcn, small_lraspp
+from trainkit.models.segmenters import torchvision_segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
@@ -99,7 +95,7 @@ def recipe(
 
     val_data = split("val", eval_transform(base, eval_crop))
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
-    network = build_network(model, num_classes, pretrained, aux_weight > 0)
+    network = torchvision_segmenter(model, num_classes, pretrained, aux_weight > 0)
     has_aux = getattr(network, "aux_classifier", None) is not None
     head = head if pretrained and not model.startswith("small") else 1.0
     return Recipe(
@@ -116,37 +112,3 @@ def recipe(
         drop_last=True,
         note=f"generated data: scenes of {num_classes} classes in {data}" if sample else None,
     )
-
-
-def read_classes(classes: str) -> int | list[str]:
-    """The number of classes, or their names from the argument or from a file."""
-    if classes.isdigit():
-        return int(classes)
-    if classes.endswith(".txt"):
-        if not Path(classes).is_file():
-            raise FileNotFoundError(f"no file {classes}: classes is a number, names with commas, or a text file")
-        names = Path(classes).read_text().splitlines()
-    else:
-        names = classes.split(",")
-    names = [name.strip() for name in names if name.strip()]
-    if not names:
-        raise ValueError("classes is empty: give how many there are, their names with commas, or a file (--classes)")
-    return names
-
-
-def build_network(model: str, num_classes: int, pretrained: bool, aux: bool) -> nn.Module:
-    """The network, with an auxiliary head where asked for and known to it."""
-    if model == "small_fcn":
-        return small_fcn(num_classes, aux)
-    if model == "small_lraspp":
-        return small_lraspp(num_classes)
-    if model == "lraspp_mobilenet_v3_large":
-        network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes)
-        weights = MobileNet_V3_Large_Weights.IMAGENET1K_V1
-    else:
-        build = {"fcn_resnet50": fcn_resnet50, "deeplabv3_resnet50": deeplabv3_resnet50}[model]
-        network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux)
-        weights = ResNet50_Weights.IMAGENET1K_V1
-    if pretrained:
-        load_pretrained(network.backbone, weights, skip=("fc.", "classifier."))
-    return network

@@ -102,7 +102,9 @@ ARROWS = {
     "models.pspnet": {"models.backbone", "models.dense"},
     "models.upernet": {"models.backbone", "models.dense", "models.pspnet"},
     "models.deepten": {"models.backbone", "models.encoding"},
-    "models.segmenters": {"models.backbone", "models.encnet", "models.pspnet", "models.upernet"},
+    "models.segmenters": {
+        "models.backbone", "models.encnet", "models.pretrained", "models.pspnet", "models.small", "models.upernet",
+    },
     "data.masks": {"data.images", "data.palette"},
     "data.ade20k": {"data.folder", "data.masks"},
     "data.voc": {"data.folder", "data.masks"},

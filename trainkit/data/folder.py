@@ -142,5 +142,21 @@ def image_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def read_classes(classes: str) -> int | list[str]:
+    """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line."""
+    if classes.isdigit():
+        return int(classes)
+    if classes.endswith(".txt"):
+        if not Path(classes).is_file():
+            raise FileNotFoundError(f"no file {classes}: classes is a number, names with commas, or a text file")
+        names = Path(classes).read_text().splitlines()
+    else:
+        names = classes.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise ValueError("classes is empty: give how many there are, their names with commas, or a file (--classes)")
+    return names
+
+
 def _stem(name: str) -> str:
     return str(Path(name).with_suffix(""))

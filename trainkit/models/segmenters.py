@@ -3,13 +3,16 @@
 from typing import Literal
 
 from torch import nn
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.segmentation import FCN, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from trainkit.models.backbone import backbone as named_backbone
 from trainkit.models.encnet import EncNet
+from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
+from trainkit.models.small import small_fcn, small_lraspp
 from trainkit.models.upernet import UPerNet
 
 Segmenter = Literal["fcn", "deeplabv3", "encnet", "pspnet", "upernet"]
@@ -37,3 +40,19 @@ def segmenter(
         return {"pspnet": PSPNet, "upernet": UPerNet}[name](body, num_classes, channels, aux)
     build, head = {"fcn": (FCN, FCNHead), "deeplabv3": (DeepLabV3, DeepLabHead)}[name]
     return build(body, head(body.channels[-1], num_classes), FCNHead(body.channels[-2], num_classes) if aux else None)
+
+
+def torchvision_segmenter(name: str, num_classes: int, pretrained: bool = True, aux: bool = True) -> nn.Module:
+    """One of torchvision's networks for label maps by its own name, such as "fcn_resnet50", its heads at random.
+
+    name: also "small_fcn" or "small_lraspp", for two CPU cores, of which nothing is pretrained. pretrained: start the
+    backbone from ImageNet weights. aux: an auxiliary head; LR-ASPP has none.
+    """
+    if name.startswith("small"):
+        return small_fcn(num_classes, aux) if name == "small_fcn" else small_lraspp(num_classes)
+    heads = {} if name.startswith("lraspp") else {"aux_loss": aux}
+    network = get_model(name, weights=None, weights_backbone=None, num_classes=num_classes, **heads)
+    if pretrained:
+        weights = get_model_weights(name.partition("_")[2]).IMAGENET1K_V1  # of the backbone
+        load_pretrained(network.backbone, weights, skip=("fc.", "classifier."))
+    return network
