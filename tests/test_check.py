@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import ROOT, torchrun
+from safetensors.torch import save_file
 from test_nonfinite import Planted
 from torch import nn
 from toys import Images, everything, recognition, segmentation
@@ -33,6 +34,20 @@ def test_figures(tmp_path, monkeypatch):
     )
     assert figures["forecast_hours"] * 3600 >= 80 / figures["images_per_s"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
+    """The loss of its first step is theirs, and weights that fit nothing are refused as in a training."""
+    torch.manual_seed(1)
+    save_file(recognition().model.state_dict(), tmp_path / "weights.safetensors")
+    torch.manual_seed(1)
+    expected = check(recognition(), OPTIONS)["figures"]["losses"]
+    torch.manual_seed(2)
+    found = check(recognition(), Options(workers=0, init=tmp_path / "weights.safetensors"))["figures"]["losses"]
+    assert found == expected and "starting from the weights in" in capsys.readouterr().out
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="none of its 1 names and shapes match"):
+        check(recognition(), Options(workers=0, init=tmp_path / "other.safetensors"))
 
 
 @pytest.mark.parametrize("build", [everything, segmentation])

@@ -50,7 +50,7 @@ ARROWS = {
     },
     "check": {
         "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records",
-        "nonfinite", "sharding", "data.loader", "data.order",
+        "nonfinite", "sharding", "weights", "data.loader", "data.order",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.loader"},
     "records": {"training", "weights", "checkpoint", "nonfinite", "signals", "sharding"},

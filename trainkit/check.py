@@ -28,6 +28,7 @@ from trainkit.run import Run
 from trainkit.sharding import is_sharded, local, reshard
 from trainkit.step import train_step
 from trainkit.training import Training, begin
+from trainkit.weights import start_from
 
 STEPS = 3  # the first one warms up and is saved; the others are timed, and trained again from what was saved
 PLACES = 60  # of the schedule's curve
@@ -45,6 +46,8 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     plan = Plan.of(recipe, options, accelerator.num_processes)
     if recipe.note:
         display.note(recipe.note)
+    for line in () if options.init is None else start_from(recipe.model, options.init):
+        display.note(line)
     own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
     (folder,) = broadcast_object_list([own])
     try:
