@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -149,21 +148,21 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "m.safetensors was not kept" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(find_spec("onnxruntime") is not None, reason="onnxruntime is installed")
-def test_onnx_says_what_it_lacks(tmp_path):
+def test_onnx_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as good as not installed
     with pytest.raises(ValueError, match=r'onnxruntime, not installed here: pip install "trainkit\[export\]"'):
         export(recognition(), tmp_path, asked(tmp_path / "m.onnx", "onnx"))
 
 
 def test_onnx_in_its_own_runtime(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    import onnxruntime
+
     recipe = with_masks(tmp_path)
     assert export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.onnx", "onnx")) is None
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     assert [tuple(each.shape) for each in session.get_inputs()] == [("batch", 3, "height", "width")]
     about = json.loads(session.get_modelmeta().custom_metadata_map["trainkit"])
-    assert about["preprocessing"]["transform"] == "LongSide(base=24)" and about["classes"] == CLASSES
+    assert "LongSide(base=24)" in about["preprocessing"]["transform"] and about["classes"] == CLASSES
     for images in (batch(), batch((20, 31), 1)):
         with torch.no_grad():
             expected = recipe.model(images)
