@@ -2,11 +2,12 @@
 
 import ast
 import dataclasses
-import importlib.util
+import importlib
 import inspect
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,14 @@ def test_classifiers_by_name(name, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def test_a_classifier_that_is_not_known():
+def test_a_classifier_that_is_not_known(monkeypatch):
     with pytest.raises(ValueError, match=r"no model 'resnet5'; did you mean resnet50\?"):
         classifier("resnet5", 10)
-    if importlib.util.find_spec("timm") is None:
-        with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
-            classifier("timm:resnest50d", 10)
+    with pytest.raises(ValueError, match=r"has no 'resnest5'; did you mean resnest50d"):
+        classifier("timm:resnest5", 10)
+    monkeypatch.setitem(sys.modules, "timm", None)  # as good as not installed
+    with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
+        classifier("timm:resnest50d", 10)
 
 
 def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
