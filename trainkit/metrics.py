@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from trainkit.pixels import count_pairs
+
 
 class Counting:
     """What the metrics below share: `counts`, and the names by which `evaluate.combine` calls a metric."""
@@ -163,39 +165,24 @@ class MeanIoU(Counting):
             raise ValueError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.class_names = list(class_names) if class_names is not None else None
-        # rows: references 0..C-1, ignored, out of range. columns: predictions 0..C-1, out of range
-        self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)
+        self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)  # as `count_pairs` says
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
-        cells = self._cells(predictions, references)
-        return (count_by_bincount if cells.device.type == "cpu" else count_in_place)(cells, len(self.counts))
-
-    def _cells(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """The cell of `counts` that each pixel belongs to: int64, one dimension."""
         if predictions.shape != references.shape:
             raise ValueError(
                 f"MeanIoU: predictions are {tuple(predictions.shape)} and references {tuple(references.shape)}; "
                 "bring the prediction to the size of the untouched mask"
             )
-        classes = self.num_classes
-        rows, columns = references.flatten().long(), predictions.flatten().long()
-        rows = torch.where((rows >= 0) & (rows < classes), rows, classes + 1 - (rows == self.ignore).long())
-        columns = torch.where((columns >= 0) & (columns < classes), columns, classes)
-        return rows * (classes + 1) + columns
+        return count_pairs(predictions, references, self.num_classes, self.ignore).flatten()
 
     def per_image(self, name: str) -> PerImage:
         """Counts of each image for the figure `name`, which is "mIoU" or "pixAcc"."""
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
             rows = []
-            for prediction, reference in zip(predictions.flatten(1).long(), references.flatten(1).long()):
-                prediction, reference = (ids[reference != self.ignore] for ids in (prediction, reference))
-                hits = reference[prediction == reference]
-                rows.append(
-                    torch.stack(
-                        [torch.bincount(ids, minlength=self.num_classes) for ids in (hits, reference, prediction)]
-                    )
-                )
+            for pair in zip(predictions, references):
+                confusion = count_pairs(*pair, self.num_classes, self.ignore)[:-2, :-1]
+                rows.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
             return torch.stack(rows).flatten(1)  # (N, 3 C): pixels right, of the class, called so
 
         def figures(sums: Tensor) -> Tensor:
@@ -256,17 +243,6 @@ def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
     found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
     named = names is not None and not isinstance(names, int)
     return {"accuracy": dict(zip(names, found)) if named else found, "confusion": confusion.tolist()}
-
-
-def count_by_bincount(cells: Tensor, num_cells: int) -> Tensor:
-    """How often each cell occurs; the fastest on a CPU, but elsewhere it waits for the device."""
-    return torch.bincount(cells, minlength=num_cells)
-
-
-def count_in_place(cells: Tensor, num_cells: int) -> Tensor:
-    """How often each cell occurs, without waiting for the device."""
-    counts = torch.zeros(num_cells, dtype=torch.int64, device=cells.device)
-    return counts.scatter_add_(0, cells, torch.ones_like(cells))
 
 
 def each_metric(metric: object) -> list:

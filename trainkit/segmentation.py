@@ -14,6 +14,7 @@ from trainkit.data.transforms import BalancedCrop, LongSide, Look, RandomLongSid
 from trainkit.losses import presence_loss_sum
 from trainkit.metrics import MeanIoU
 from trainkit.overlap import Dice, Lovasz
+from trainkit.pixels import likeliest
 
 Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
@@ -114,7 +115,7 @@ class Segmentation:
         logits = main_logits(outputs)
         if logits.shape[-2:] != targets.shape[-2:]:
             logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
-        return logits.argmax(1)
+        return likeliest(logits)
 
     def scores(self, outputs: Tensor | Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
@@ -125,7 +126,7 @@ class Segmentation:
 
     def from_scores(self, scores: Tensor) -> Tensor:
         """Label maps (N, H, W) from probabilities (N, C, H, W)."""
-        return scores.argmax(1)
+        return likeliest(scores)
 
     def labels(self, predictions: Tensor) -> Tensor:
         """Label maps are plain labels already."""

@@ -1,0 +1,90 @@
+"""From logits to label maps to counts: trainkit, torchvision's reference training and torchmetrics.
+
+    python benchmarks/metrics.py                 # [4, 512, 512] label maps of 150 classes, a tenth ignored
+    python benchmarks/metrics.py --patch 32      # labels in patches of 32 x 32 pixels, as pictures have them
+    python benchmarks/metrics.py --size 64 --rounds 1
+
+torchmetrics takes `pip install ".[benchmarks]"`; its row is left out where it is missing. All counts are compared.
+"""
+
+import argparse
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+from timing import interleaved, told, versions
+from torch import Tensor
+
+from trainkit.metrics import MeanIoU
+from trainkit.segmentation import Segmentation
+
+IGNORE = 255
+
+
+def of_references(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """As the ConfusionMatrix of torchvision's references/segmentation counts: a mask, the valid pixels, bincount."""
+    targets, predictions = targets.flatten(), predictions.flatten()
+    valid = (targets >= 0) & (targets < classes)
+    cells = classes * targets[valid].to(torch.int64) + predictions[valid]
+    return torch.bincount(cells, minlength=classes**2).view(classes, classes)
+
+
+def of_trainkit(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """As an evaluation of trainkit counts."""
+    metric = MeanIoU(classes, IGNORE)
+    metric.add_batch(predictions=predictions, references=targets)
+    return metric.confusion()
+
+
+def of_torchmetrics(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """As torchmetrics counts, without its check of the input, which it calls slow."""
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    metric = MulticlassConfusionMatrix(classes, ignore_index=IGNORE, validate_args=False)
+    metric.update(predictions, targets)
+    return metric.confmat
+
+
+def main() -> None:
+    """Two tables: from label maps, and from logits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=150)
+    parser.add_argument("--patch", type=int, default=1, help="pixels of one label, down and across")
+    parser.add_argument("--rounds", type=int, default=9)
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    logits = torch.randn(asked.images, asked.classes, asked.size, asked.size)
+    few = -(-asked.size // asked.patch)
+    targets = torch.randint(asked.classes, (asked.images, few, few))
+    targets = targets.repeat_interleave(asked.patch, 1).repeat_interleave(asked.patch, 2)
+    targets = targets[:, : asked.size, : asked.size].contiguous()
+    predictions = torch.where(torch.rand(targets.shape) < 0.7, targets, logits.argmax(1))
+    targets[torch.rand(targets.shape) < 0.1] = IGNORE
+    counters = {"torchvision references": of_references, "torchmetrics": of_torchmetrics, "trainkit": of_trainkit}
+    if find_spec("torchmetrics") is None:
+        del counters["torchmetrics"]
+    print(f"{versions('torch', 'torchmetrics')}; {torch.get_num_threads()} threads")
+
+    task = Segmentation(asked.classes, IGNORE)
+    tables = {
+        "label maps to counts": {
+            name: lambda count=count: count(predictions, targets, asked.classes) for name, count in counters.items()
+        },
+        "logits (NCHW) to counts": {
+            "torchvision references": lambda: of_references(logits.argmax(1), targets, asked.classes),
+            "trainkit": lambda: of_trainkit(task.predict(logits, targets), targets, asked.classes),
+        },
+    }
+    for title, ways in tables.items():
+        counts = [work() for work in ways.values()]
+        assert all(torch.equal(counts[0], other) for other in counts[1:]), title
+        taken = interleaved(ways, asked.rounds)
+        ours = median(taken["trainkit"])
+        for name, seconds in taken.items():
+            print(f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's time")
+
+
+if __name__ == "__main__":
+    main()

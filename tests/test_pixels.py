@@ -1,0 +1,89 @@
+"""Label maps and their counts against plain torch: equal in every pixel, whatever the types and the ties."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainkit import pixels
+from trainkit.metrics import MeanIoU
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 5, 70, 90), (1, 150, 3, 7), (3, 2, 4097), (1, 1, 2, 2), (0, 4, 3, 3)])
+def test_likeliest_is_argmax(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(shape, generator=generator).to(dtype)
+    ties = torch.randint(-2, 2, shape, generator=generator).to(dtype)  # most pixels have several likeliest classes
+    close = 1 + torch.finfo(dtype).eps * ties  # neighbours among the numbers of this type
+    for each in (scores, ties, close, scores.transpose(-1, 0).contiguous().transpose(-1, 0), -0.0 * ties):
+        assert torch.equal(pixels.likeliest(each), each.argmax(1))
+
+
+def test_likeliest_of_what_is_no_number():
+    scores = torch.randn(2, 6, 50, 60, generator=torch.Generator().manual_seed(1))
+    scores[0, 2, 3, 4] = scores[0, 5, 3, 4] = scores[1, :, 7, 8] = float("nan")
+    scores[0, :, 0, 0] = float("-inf")
+    scores[0, 3:, 0, 1] = float("inf")
+    assert torch.equal(pixels.likeliest(scores), scores.argmax(1))
+    last = scores.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pixels.likeliest(last), scores.argmax(1))
+
+
+def one_by_one(predictions: torch.Tensor, references: torch.Tensor, classes: int, ignore: int) -> torch.Tensor:
+    """The definition, a pixel at a time."""
+    counts = torch.zeros(classes + 2, classes + 1, dtype=torch.int64)
+    for prediction, reference in zip(predictions.flatten().tolist(), references.flatten().tolist()):
+        row = reference if 0 <= reference < classes else classes + (reference != ignore)
+        counts[row, prediction if 0 <= prediction < classes else classes] += 1
+    return counts
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 9),
+    st.sampled_from([255, 9, -1, -100, 65535, 10**6]),
+    st.sampled_from(["none", "references", "predictions", "both"]),
+    st.sampled_from([torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16]),
+)
+def test_counts_are_those_of_the_definition(seed, classes, ignore, stray, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    predictions, references = (torch.randint(classes, (2, 5, 7), generator=generator) for _ in range(2))
+    limits = torch.iinfo(dtype)
+    if limits.min <= ignore <= limits.max:
+        references[torch.rand(references.shape, generator=generator) < 0.3] = ignore
+    else:
+        ignore = 255 if limits.max >= 255 else -1
+    if stray in ("references", "both"):
+        references[0, 0] = torch.tensor([100, 120, min(limits.max, 2**40), max(limits.min, -3), 9, 0, 1])
+    references = references.to(dtype)
+    if stray in ("predictions", "both"):
+        predictions[1, :, 0] = torch.tensor([-1, classes, 2**40, -(2**40), 0])
+    counts = pixels.count_pairs(predictions, references, classes, ignore)
+    assert torch.equal(counts, one_by_one(predictions, references, classes, ignore))
+
+
+def test_both_ways_of_counting_agree(monkeypatch):
+    """Pieces, and the way of other devices, on the CPU's tensors here."""
+    generator = torch.Generator().manual_seed(0)
+    predictions, references = (torch.randint(150, (3, 100, 101), generator=generator) for _ in range(2))
+    references[:, :20] = 255
+    cells = pixels._cells(predictions.flatten(), references.flatten(), 150, 255)
+    in_place = pixels._count_in_place(cells, 152 * 151).view(152, 151)
+    assert torch.equal(pixels.count_pairs(predictions, references, 150, 255), in_place)
+    monkeypatch.setattr(pixels, "LABELS_AT_ONCE", 1000)
+    assert torch.equal(pixels.count_pairs(predictions, references, 150, 255), in_place)
+    valid = references != 255
+    assert int(in_place[:150].sum()) == int(valid.sum()) and int(in_place[150].sum()) == int((~valid).sum())
+
+
+def test_rows_of_images_are_counts_of_their_pixels():
+    generator = torch.Generator().manual_seed(0)
+    predictions, references = (torch.randint(4, (3, 6, 7), generator=generator) for _ in range(2))
+    references[0, :2], references[2] = 255, 255
+    images = MeanIoU(4).per_image("mIoU")
+    images.add_batch(predictions=predictions, references=references)
+    for row, prediction, reference in zip(images.rows().view(3, 3, 4), predictions, references):
+        prediction, reference = prediction[reference != 255], reference[reference != 255]
+        for found, ids in zip(row, (reference[prediction == reference], reference, prediction)):
+            assert found.tolist() == [(ids == c).sum() for c in range(4)]

@@ -1,0 +1,95 @@
+"""Label maps from scores, and counts of label maps: the same figures as plain torch's, in less time on a CPU.
+
+A CPU waits for memory here. Pixels are taken in pieces that fit into its cache, and nothing is picked out by a mask.
+"""
+
+import torch
+from torch import Tensor
+
+SCORES_AT_ONCE = 1 << 12  # pixels, whose scores of 150 classes are 2.4 MB
+LABELS_AT_ONCE = 1 << 18  # pixels, 1 MiB as int32
+LARGEST_TABLE = 1 << 20  # cells
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """`scores.argmax(1)` of (N, C, ...): int64 (N, ...), the first class of the largest score.
+
+    Torch goes along the classes, which lie far apart, one pixel after the other. The largest score, whether each
+    score is that one, and of these the first class are steps over whole rows of pixels.
+    """
+    lies_well = scores.device.type != "cpu" or scores.stride(1) == 1  # on a GPU, or channels last
+    if lies_well or not scores.is_floating_point() or not scores.numel() or torch.compiler.is_compiling():
+        return scores.argmax(1)
+    num_classes, flat = scores.shape[1], scores.detach().flatten(2)
+    chosen = torch.empty(flat.shape[0], flat.shape[2], dtype=torch.int64)
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    order = torch.arange(num_classes, 0, -1, dtype=dtype)[:, None]  # above 0, and most for the first
+    room = torch.empty(num_classes, SCORES_AT_ONCE, dtype=dtype)  # the system would page fresh memory in each time
+    for image, classes in zip(flat, chosen):
+        for piece, out in zip(image.split(SCORES_AT_ONCE, 1), classes.split(SCORES_AT_ONCE)):
+            piece = piece.to(dtype)  # exact: it is no narrower than the scores
+            largest = piece.amax(0)
+            found = torch.eq(piece, largest, out=room[:, : len(out)]).mul_(order).amax(0)
+            # nothing equals a score that is no number, and it counts as the largest
+            out.copy_(num_classes - found if found.all() else piece.argmax(0))
+    return chosen.view(scores.shape[0], *scores.shape[2:])
+
+
+def count_pairs(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:
+    """Pixels of each pair: int64 (C + 2, C + 1), of two tensors of class ids of one shape and any integer types.
+
+    Rows: references 0..C-1, ignored, out of range. Columns: predictions 0..C-1, out of range.
+    """
+    predictions, references = predictions.flatten(), references.flatten()
+    shape, counts = (num_classes + 2, num_classes + 1), None
+    if predictions.device.type == "cpu":
+        counts = _count_as_they_are(predictions, references, num_classes, ignore)
+    if counts is None:
+        counts = _count_in_place(_cells(predictions, references, num_classes, ignore), shape[0] * shape[1])
+    return counts.view(shape)
+
+
+def _count_as_they_are(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor | None:
+    """From a table with a row for each value that a reference may have, the ignored ones too.
+
+    None where an id has no place in it, or the ignored one is so far from the classes that it would be large.
+    """
+    low, high = min(0, ignore), max(num_classes - 1, ignore)
+    if (high - low + 1) * num_classes > LARGEST_TABLE:
+        return None
+    table = torch.zeros((high - low + 1) * num_classes, dtype=torch.int64)
+    room = torch.empty(LABELS_AT_ONCE, dtype=torch.int32)  # LARGEST_TABLE is far below 2^31
+    for columns, rows in zip(predictions.split(LABELS_AT_ONCE), references.split(LABELS_AT_ONCE)):
+        columns, rows = columns.long(), rows.long()
+        if not (_within(columns, 0, num_classes - 1) and _within(rows, low, high)):
+            return None
+        cells = torch.add(columns, rows - low if low else rows, alpha=num_classes, out=room[: len(rows)])
+        table += torch.bincount(cells, minlength=len(table))
+    table = table.view(-1, num_classes)
+    counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
+    counts[:num_classes, :-1] = table[-low : num_classes - low]
+    counts[num_classes, :-1] = table[ignore - low]
+    counts[-1, :-1] = table.sum(0) - counts[:, :-1].sum(0)
+    return counts
+
+
+def _within(ids: Tensor, low: int, high: int) -> bool:
+    """Whether all are from `low` to `high`, as none at all are."""
+    if not len(ids):
+        return True
+    least, most = map(int, ids.aminmax())
+    return low <= least and most <= high
+
+
+def _cells(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:
+    """The cell that each pixel belongs to: int64, one dimension."""
+    rows, columns = references.long(), predictions.long()
+    rows = torch.where((rows >= 0) & (rows < num_classes), rows, num_classes + 1 - (rows == ignore).long())
+    columns = torch.where((columns >= 0) & (columns < num_classes), columns, num_classes)
+    return rows * (num_classes + 1) + columns
+
+
+def _count_in_place(cells: Tensor, num_cells: int) -> Tensor:
+    """How often each cell occurs, without waiting for a device, as bincount would."""
+    counts = torch.zeros(num_cells, dtype=torch.int64, device=cells.device)
+    return counts.scatter_add_(0, cells, torch.ones_like(cells))
