@@ -2,22 +2,39 @@
 
     python benchmarks/checkpoint.py --rounds 7
 
-Interleaved; medians. The background's pause is the copy of the tensors; the rest is written by a thread beside.
+Interleaved; medians. Before each the disk is done with what came before, since torch.save leaves its bytes to it. The
+background's pause is the copy of the tensors; the rest is written by a thread beside. Then what a save consists of,
+each by itself: hashing goes on beside the writing and flushing, and the removal beside the training.
 """
 
 import argparse
+import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from timing import interleaved, told, versions
 from torchvision.models import resnet18, resnet50
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from trainkit.checkpoint import Snapshot, digest, flush
 from trainkit.saving import Saver
+
+
+def parts(work: Path, snapshot: Snapshot, rounds: int) -> dict[str, list[float]]:
+    """Seconds of what a save consists of."""
+    files = {work / "model.safetensors": snapshot.model, work / "state.safetensors": snapshot.tensors}
+    return interleaved(
+        {
+            "written": lambda: [save_file(tensors, file) for file, tensors in files.items()],
+            "flushed": lambda: [flush(file) for file in files],
+            "hashed": lambda: [digest(file) for file in files],
+            "an older one removed": lambda: [file.unlink() for file in files],
+        },
+        rounds,
+    )
 
 
 def main() -> None:
@@ -38,22 +55,28 @@ def main() -> None:
         for name in ("foreground", "background"):
             (work / name).mkdir()
             savers[name] = Saver(work / name, keep=2, background=name == "background")
-        for step in range(1, arguments.rounds + 1):
+        for step in range(arguments.rounds + 1):
             for name, saver in savers.items():
+                os.sync()
                 saver.save(step, model.state_dict(), {"optimizer": optimizer.state_dict()})
                 saver.wait()
                 (row,) = saver.written()
                 taken[name].append(row["pause_s"])
                 written.append(row["bytes"])
+            os.sync()
             begun = time.perf_counter()
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, work / "plain.pth")
             taken["torch.save"].append(time.perf_counter() - begun)
-    plain = statistics.median(taken["torch.save"])
-    print(f"{statistics.median(written) / 2**20:.0f} MiB; torch {torch.__version__}")
-    for name, seconds in taken.items():
+        snapshot = Snapshot.of(model.state_dict(), {"optimizer": optimizer.state_dict()})
+        of_parts = parts(work, snapshot, arguments.rounds)
+    plain = statistics.median(taken["torch.save"][1:])
+    print(f"{statistics.median(written) / 2**20:.0f} MiB; {versions('torch', 'safetensors')}")
+    for name, (_, *seconds) in taken.items():  # the first round warms up
         middle = statistics.median(seconds)
         spread = f"({min(seconds):.3f} to {max(seconds):.3f})"
         print(f"{name}: pause {middle:.3f} s {spread}, {middle / plain:.2f} x torch.save")
+    for name, seconds in of_parts.items():
+        print(told(f"  {name}", seconds))
 
 
 if __name__ == "__main__":

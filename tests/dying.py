@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -29,12 +30,14 @@ class Countdown:
 
     def __init__(self, last: int, pipe: int, folder: Path):
         self.left, self.pipe, self.folder = last, pipe, str(folder)
+        self.lock = threading.Lock()  # files are hashed beside the writing
 
     def before(self, name: str) -> None:
-        if self.left == 0:
-            os.write(self.pipe, name.encode())
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
+        with self.lock:
+            if self.left == 0:
+                os.write(self.pipe, name.encode())
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
 
     def audit(self, event: str, arguments: tuple) -> None:
         if event in OPERATIONS and (event != "open" or self.folder in str(arguments[0])):

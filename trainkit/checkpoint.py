@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -36,18 +38,21 @@ def step_of(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What goes into a checkpoint, copied to the CPU: training may go on while it is written."""
+    """What goes into a checkpoint, on the CPU; where it was copied, training may go on while it is written."""
 
     model: dict[str, Tensor]
     tensors: dict[str, Tensor]
     structure: Any
 
     @classmethod
-    def of(cls, model: dict[str, Tensor], state: dict[str, Any]) -> "Snapshot":
-        """state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None."""
+    def of(cls, model: dict[str, Tensor], state: dict[str, Any], copy: bool = True) -> "Snapshot":
+        """state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+
+        copy: also what is on the CPU; without, nothing may change until the snapshot is written.
+        """
         tensors: dict[str, Tensor] = {}
         structure = _pack(state, tensors, "state")
-        return cls(_on_cpu(model), _on_cpu(tensors), structure)
+        return cls(_on_cpu(model, copy), _on_cpu(tensors, copy), structure)
 
 
 def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
@@ -59,14 +64,10 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
     try:
         _clear(folder)
         aside.mkdir()
-        save_file(snapshot.model, aside / "model.safetensors")
-        save_file(snapshot.tensors, aside / "state.safetensors")
-        (aside / "state.json").write_text(json.dumps(snapshot.structure))
-        names = sorted(path.name for path in aside.iterdir())
-        manifest = {"step": step, "files": {name: _described(aside / name) for name in names}}
+        manifest = {"step": step, "files": _put(snapshot, aside)}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*aside.iterdir(), aside):
-            flush(path)
+        flush(aside / MANIFEST)
+        flush(aside)
         if final.exists():  # of the same step, passed over because it is damaged
             final.rename(folder / f".removing-{final.name}")
         aside.rename(final)
@@ -77,9 +78,27 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
     return final
 
 
+def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the snapshot's files and flush them; their sizes and SHA-256.
+
+    Hashing takes longer than writing. Each file is hashed in a thread beside the writing of the next one and beside
+    the disk.
+    """
+    with ThreadPoolExecutor() as pool:
+        described = {}
+        for name, tensors in (("model.safetensors", snapshot.model), ("state.safetensors", snapshot.tensors)):
+            save_file(tensors, folder / name)
+            described[name] = pool.submit(_described, folder / name)
+        (folder / "state.json").write_text(json.dumps(snapshot.structure))
+        described["state.json"] = pool.submit(_described, folder / "state.json")
+        for name in described:
+            flush(folder / name)
+        return {name: each.result() for name, each in described.items()}
+
+
 def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """`write` of `Snapshot.of`."""
-    return write(folder, step, Snapshot.of(model, state))
+    """`write` of `Snapshot.of`, without a copy of what is on the CPU already."""
+    return write(folder, step, Snapshot.of(model, state, copy=False))
 
 
 def reason(error: Exception) -> str:
@@ -186,9 +205,11 @@ def _in_memory(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory, which safetensors would refuse."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
+    """Tensors that share no memory with each other, which safetensors would refuse; `copy`: nor with those given."""
+    here = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
+    places = Counter(tensor.untyped_storage().data_ptr() for tensor in here.values())
+    return {n: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for n, t in here.items()}
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -219,10 +240,10 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, room = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(room):
+            digest.update(room[:count])
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 

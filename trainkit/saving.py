@@ -12,7 +12,7 @@ from trainkit import checkpoint
 
 
 class Saver:
-    """Writes the checkpoints of one run, in a thread where `background` is true, and removes older ones.
+    """Writes the checkpoints of one run, in a thread where `background` is true, and removes older ones in a thread.
 
     keep: newest ones that stay. An error of the file system does not raise here, it waits in `error`.
     """
@@ -24,37 +24,39 @@ class Saver:
         self._written: list[dict[str, Any]] = []
 
     def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
-        """Copy model and state, and write them as the checkpoint of `step`; `protected` ones are not removed."""
+        """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
         begun = time.perf_counter()
         self.wait()
-        snapshot = checkpoint.Snapshot.of(model, state)
-        arguments = (step, snapshot, list(protected), begun)
+        snapshot = checkpoint.Snapshot.of(model, state, copy=self.background)
         if self.background:
-            self._thread = Thread(target=self._write, args=(*arguments, time.perf_counter() - begun))
+            arguments = (step, snapshot, begun, time.perf_counter() - begun)
+            self._thread = Thread(target=lambda: self._write(*arguments) and self._remove_older(step, protected))
             self._thread.start()
-        else:
-            self._write(*arguments, None)
+        elif self._write(step, snapshot, begun, None):  # to give the space of a file back takes a third of that time
+            self._thread = Thread(target=self._remove_older, args=(step, protected))
+            self._thread.start()
 
-    def _write(
-        self, step: int, snapshot: checkpoint.Snapshot, protected: list[Path], begun: float, pause: float | None
-    ) -> None:
+    def _write(self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None) -> bool:
+        """Whether it is there."""
         try:
             path = checkpoint.write(self.folder, step, snapshot)
+            num_bytes = sum(file.stat().st_size for file in path.iterdir())
         except OSError as error:
             self._error = error
-            return
-        num_bytes = 0
-        try:
-            num_bytes = sum(file.stat().st_size for file in path.iterdir())
-            checkpoint.rotate(self.folder, self.keep, {path, *protected})
-        except OSError as error:
-            self._error = OSError(f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}")
+            return False
         seconds = time.perf_counter() - begun
         row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
         self._written.append({"event": "save", **row})
+        return True
+
+    def _remove_older(self, step: int, protected: Iterable[Path]) -> None:
+        try:
+            checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
+        except OSError as error:
+            self._error = OSError(f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}")
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Until nothing is being written or removed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
