@@ -1,20 +1,36 @@
 """What grows with the number of images and of processes, without having them: figures of docs/scale.md.
 
-python benchmarks/scale.py                    # orders up to 10^8 images, a checkpoint of 1 GB
-python benchmarks/scale.py --images 5 --gb 0.01
+    python benchmarks/scale.py                    # orders up to 10^8 images, a checkpoint of 1 GB
+    python benchmarks/scale.py --images 5 --gb 0.01 --rounds 1 --steps 20
+
+The last table is of real trainings of a tiny network on 10^3 images and more, each a process of its own, interleaved:
+the time of a step, and the time to the first step of a run that goes on, which draws the order of its epoch first: from
+the command, and from the call of `train`. How it depends on the step gone on from: benchmarks/survive.py --kills 0.
 """
 
 import argparse
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import torch
+from timing import told, versions
+from torch.utils.data import Dataset
 
-from trainkit import checkpoint
+from trainkit import Options, Recipe, checkpoint, train
 from trainkit.data.order import TrainOrder
+from trainkit.recognition import Recognition
+from trainkit.schedules import cos
 
 
 def seconds(work: Callable[[], object], rounds: int = 5) -> float:
@@ -32,7 +48,7 @@ def orders(largest: int) -> None:
     for exponent in range(4, largest + 1):
         order = TrainOrder(10**exponent, 1024, seed=0)
         drawn = seconds(lambda order=order: order.epoch(0), 3)
-        mib = 8 * 10**exponent / 2**20
+        mib = 4 * 10**exponent / 2**20  # int32
         print(f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f} s per epoch")
 
 
@@ -60,15 +76,77 @@ def saving(gb: float) -> None:
     print(f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify and read")
 
 
+class Same(Dataset):
+    """So many images, all of them the same."""
+
+    def __init__(self, num_images: int):
+        self.num_images = num_images
+        self.image, self.target = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor(1)
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.image, self.target
+
+
+def stopped_training(out: Path, num_images: int, steps: int) -> None:
+    """Begin a run, or go on with it, for so many steps; print when `train` was called, and when each step was done."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    optimizer, done = torch.optim.SGD(model.parameters(), lr=0.01), []
+
+    def note(*_: object) -> None:
+        done.append(time.time())
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    optimizer.register_step_post_hook(note)
+    recipe = Recipe(
+        task=Recognition(10), model=model, train_data=Same(num_images), val_data=Same(8), optimizer=optimizer,
+        schedule=cos(), epochs=10**6 * 32 / num_images, batch_size=32,
+    )  # fmt: skip
+    begun = time.time()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        train(recipe, Options(out=out, workers=0, checkpoint_every=10**9, evaluate_every=10**9))
+    print(json.dumps([begun, *done]))
+
+
+def growth(largest: int, rounds: int, steps: int) -> None:
+    """Steps and resumes of real trainings on 10^3 to 10^largest images."""
+    found: dict[int, list[tuple[float, ...]]] = {exponent: [] for exponent in range(3, largest + 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, exponent in product(range(rounds + 1), found):
+            words = ["--images", str(exponent), "--steps", str(steps), "--train", str(Path(folder) / str(exponent))]
+            command, env = [sys.executable, __file__, *words], {**os.environ, "OMP_NUM_THREADS": "1"}
+            asked = time.time()
+            printed = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout
+            begun, *done = json.loads(printed)
+            step = median(after - before for before, after in zip(done, done[1:]))
+            if number:  # the first is the run's beginning
+                found[exponent].append((done[0] - asked, done[0] - begun, step))
+    for exponent, rows in found.items():
+        print(f"10^{exponent} images")
+        for name, seconds in zip(("goes on: from the command", "goes on: from the call", "a step"), zip(*rows)):
+            print(told(f"  {name}", seconds))
+
+
 def main() -> None:
-    """All three."""
+    """All four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8, help="largest power of ten")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the checkpoint")
+    parser.add_argument("--rounds", type=int, default=5, help="of trainings")
+    parser.add_argument("--steps", type=int, default=100, help="of each training in each round")
+    parser.add_argument("--train", type=Path, metavar="OUT", help="be one of these trainings")
     asked = parser.parse_args()
+    if asked.train is not None:
+        stopped_training(asked.train, 10**asked.images, asked.steps)
+        return
+    print(versions("torch"))
     orders(asked.images)
     host_work()
     saving(asked.gb)
+    growth(min(7, asked.images), asked.rounds, asked.steps)
 
 
 if __name__ == "__main__":
