@@ -1,6 +1,7 @@
 """Reading images and masks from files or bytes."""
 
 import io
+import os
 import re
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_image, decode_png
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -20,6 +21,7 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 
 # What torchvision decodes well by itself: JPEG (whatever its colours) and PNG. The rest is left to Pillow.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_GREY = (8, 0)  # bytes 24 and 25 of a PNG whose pixels are 8-bit grey values
 
 
 class MaskSizeError(ValueError):
@@ -34,22 +36,32 @@ def read_image(source: Path | bytes, name: str | None = None, upright: bool = Tr
     """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
 
     source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
-    in an error. Raises ValueError naming the file where it cannot be read.
+    in an error. In memory the channels of a pixel lie side by side. Raises ValueError naming the file where it cannot
+    be read.
     """
     try:
-        return tv_tensors.Image(_decode(source if isinstance(source, bytes) else source.read_bytes(), upright))
+        return tv_tensors.Image(_decode(_content(source), upright))
     except (RuntimeError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(_unreadable(source, name, error)) from error
 
 
-def _decode(data: bytes, upright: bool) -> Tensor:
+def _content(source: Path | bytes) -> bytearray:
+    """What torch may share without a warning, read without a copy in between."""
+    if isinstance(source, bytes):
+        return bytearray(source)
+    with open(source, "rb", buffering=0) as file:
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        del content[file.readinto(content) :]
+    return content
+
+
+def _decode(data: bytearray, upright: bool) -> Tensor:
     if data.startswith((_JPEG, _PNG)):
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        image = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=upright)
+        image = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
         return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
     with Image.open(io.BytesIO(data)) as image:
         rgb = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
@@ -58,16 +70,20 @@ def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises ValueError
     naming the file where it cannot be read or holds colours.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(file) as image:
+        data = _content(source)
+        if data.startswith(_PNG) and tuple(data[24:26]) == _GREY:
+            labels = decode_png(torch.frombuffer(data, dtype=torch.uint8))
+            if len(labels) == 1:  # two where a grey value means transparent
+                return tv_tensors.Mask(labels[0])
+        with Image.open(io.BytesIO(data)) as image:
             if len(image.getbands()) != 1:
                 raise ValueError(
                     f"{name or _name(source)} is a mask with {len(image.getbands())} channels ({image.mode}); a mask "
                     "holds one label per pixel: save it as grey or palette PNG"
                 )
             labels = np.array(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (RuntimeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(_unreadable(source, name, error)) from error
     return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.int32)))
 
