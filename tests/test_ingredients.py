@@ -19,7 +19,7 @@ from trainkit import Options, train
 from trainkit.data.order import Seeded, TrainOrder, fold, seed_host
 from trainkit.data.reading import name_of
 from trainkit.data.repeated import Repeated
-from trainkit.data.transforms import BalancedCrop, Lighting
+from trainkit.data.transforms import Lighting, RandomScaleCrop
 from trainkit.mixing import Mixup
 from trainkit.models.classifiers import DropBlock, classifier
 from trainkit.predictions import ClassWriter, Picture
@@ -114,9 +114,12 @@ def test_balanced_crops():
             good += counts.max() <= 0.75 * counts.sum() and counts.sum() > 0
         return good / 200
 
+    def whole_size(max_share):
+        return RandomScaleCrop(64, 20, (1.0, 1.0), 255, max_share)
+
     once = share_of_good(v2.RandomCrop(20))
-    assert 0.05 < once < 0.15
-    assert share_of_good(BalancedCrop(20, 255)) == pytest.approx(1 - (1 - once) ** 11, abs=0.12)
+    assert 0.05 < once < 0.15 and share_of_good(whole_size(None)) == pytest.approx(once, abs=0.05)
+    assert share_of_good(whole_size(0.75)) == pytest.approx(1 - (1 - once) ** 11, abs=0.12)
     assert share_of_good(train_maps(64, 20, (1.0, 1.0), max_share=0.75)) > 4 * once
     with pytest.raises(ValueError, match="max_share is 1.5; it must be between 0 and 1"):
         train_maps(64, 20, max_share=1.5)
@@ -124,7 +127,7 @@ def test_balanced_crops():
 
 def test_a_crop_of_one_class_is_kept_in_the_end():
     mask = tv_tensors.Mask(torch.full((8, 8), 3, dtype=torch.uint8))
-    image, cropped = BalancedCrop(12, 255)(picture(8, 8), mask)
+    image, cropped = RandomScaleCrop(8, 12, (1.0, 1.0), 255, 0.75)(picture(8, 8), mask)
     assert image.shape == (3, 12, 12) and set(cropped.unique().tolist()) == {3, 255}
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trainkit.calibration import CalibrationError
 from trainkit.criteria import Criterion, CrossEntropy, as_criteria
-from trainkit.data.transforms import Lighting, Look, stacked
+from trainkit.data.transforms import Lighting, Look, RandomResizedCrop, stacked
 from trainkit.metrics import TopK
 
 IGNORED = -1  # the class id that counts nowhere
@@ -116,7 +116,7 @@ def train_transform(
     if rand_augment is not None and trivial_augment:
         raise ValueError(f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them")
     steps = [
-        v2.RandomResizedCrop(size, scale=scale, interpolation=interpolation, antialias=True),
+        RandomResizedCrop(size, scale=scale, interpolation=interpolation),
         v2.RandomHorizontalFlip(),
     ]
     if rand_augment is not None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from trainkit.criteria import OHEM, Criterion, CrossEntropy, Focal, as_criteria
-from trainkit.data.transforms import BalancedCrop, LongSide, Look, RandomLongSide, random_crop
+from trainkit.data.transforms import LongSide, Look, RandomScaleCrop
 from trainkit.losses import presence_loss_sum
 from trainkit.metrics import MeanIoU
 from trainkit.overlap import Dice, Lovasz
@@ -167,14 +167,13 @@ def train_transform(
     photometric: bool = False,
     max_share: float | None = None,
 ) -> v2.Transform:
-    """Flip, long side to base times a random scale, random crop: (image, mask) -> (image, mask).
+    """Long side to base times a random scale, random crop, flip: (image, mask) -> (image, mask).
 
     What a crop larger than the image lacks is black in the image and `ignore` in the mask. photometric: distort
     brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
-    torchvision has it), of the crop. max_share: largest share of one class in a crop, see `BalancedCrop`.
+    torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
     """
-    cut = random_crop(crop, ignore) if max_share is None else BalancedCrop(crop, ignore, max_share)
-    steps = [v2.RandomHorizontalFlip(), RandomLongSide(base, scale), cut]
+    steps = [RandomScaleCrop(base, crop, scale, ignore, max_share), v2.RandomHorizontalFlip()]
     return v2.Compose([*steps, v2.RandomPhotometricDistort()] if photometric else steps)
 
 

@@ -1,41 +1,120 @@
-"""Transforms of an image together with its mask, as torchvision v2 transforms.
+"""Transforms of an image, or of one together with its mask, as torchvision v2 transforms.
 
-Images are `tv_tensors.Image`, masks `tv_tensors.Mask`; torchvision resizes masks to the nearest label, so
-no new one ever appears.
+Images are `tv_tensors.Image`, uint8 or float (3, H, W), masks `tv_tensors.Mask`, (H, W), resized to the nearest label,
+so that no new one ever appears.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 
-def _size_of_long_side(inputs: list[Any], long_side: int) -> list[int]:
-    height, width = v2.query_size(inputs)
+def resized_region(
+    image: Tensor,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    size: Sequence[int],
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+) -> tv_tensors.Image:
+    """A region of an image (C, H, W), resized with antialiasing: (C, *size).
+
+    The region is cut out first, so that nothing else is resized, and laid out anew with a pixel's channels side by
+    side, where torch resizes bytes several at a time (of a view it would resize one channel after the other).
+    """
+    region = image.as_subclass(Tensor)[:, top : top + height, left : left + width]
+    region = region.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return tv_tensors.Image(functional.resize(region, list(size), interpolation, antialias=True))
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """torchvision's, of images only, by `resized_region`: the same crops."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Cut the region out and resize it."""
+        return resized_region(inpt, **params, size=self.size, interpolation=self.interpolation)
+
+
+def _size_of_long_side(height: int, width: int, long_side: int) -> list[int]:
     factor = long_side / max(height, width)
     return [max(1, round(height * factor)), max(1, round(width * factor))]
 
 
-class RandomLongSide(v2.Transform):
-    """Resize image and mask so that the long side is base times a factor drawn evenly from `scale`."""
+class RandomScaleCrop(v2.Transform):
+    """A random crop of image and mask, whose long side is `base` times a factor drawn evenly from `scale`.
 
-    def __init__(self, base: int, scale: tuple[float, float]):
+    What the crop shows is cut out of the stored image in whole pixels, and only that is resized: images bilinearly
+    with antialiasing, masks to the nearest label. An edge of the crop is thus up to half a stored pixel from where it
+    would be in the whole image resized. What a smaller image lacks on any side is black, and `ignore` in the mask.
+
+    max_share: draw the place again, up to `tries` times, while one class has more than this share of the crop's valid
+    pixels, as MMSegmentation's cat_max_ratio, where 0.75 is usual. A crop without valid pixels is drawn again too; the
+    last one is kept whatever it shows.
+    """
+
+    def __init__(
+        self,
+        base: int,
+        crop: int,
+        scale: tuple[float, float],
+        ignore: int,
+        max_share: float | None = None,
+        tries: int = 10,
+    ):
         super().__init__()
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale is {scale}; give two factors above 0, the smaller one first")
-        self.base, self.scale = base, scale
+        if max_share is not None and not 0 < max_share < 1:
+            raise ValueError(f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come")
+        self.base, self.crop, self.scale, self.ignore = base, crop, scale, ignore
+        self.max_share, self.tries = max_share, tries
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the size."""
+        """Draw the size and the place."""
         low, high = (int(self.base * factor) for factor in self.scale)
-        return {"size": _size_of_long_side(flat_inputs, int(torch.randint(low, high + 1, ())))}
+        height, width = v2.query_size(flat_inputs)
+        scaled = _size_of_long_side(height, width, int(torch.randint(low, high + 1, ())))
+        for _ in range(1 if self.max_share is None else self.tries + 1):
+            params = {"rows": self._shown(height, scaled[0]), "columns": self._shown(width, scaled[1])}
+            if self.max_share is None or self._is_balanced(flat_inputs, params):
+                break
+        return params
+
+    def _shown(self, stored: int, scaled: int) -> tuple[int, int, int, int]:
+        """Along one side: first pixel and number of those cut out, where they begin in the crop, how many there."""
+        place = int(torch.randint(abs(scaled - self.crop) + 1, ()))
+        if scaled <= self.crop:
+            return 0, stored, place, scaled
+        length = max(1, round(self.crop * stored / scaled))
+        return min(round(place * stored / scaled), stored - length), length, 0, self.crop
+
+    def _is_balanced(self, flat_inputs: list[Any], params: dict[str, Any]) -> bool:
+        mask = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
+        labels = self.transform(mask, params).as_subclass(Tensor)
+        sizes = labels[labels != self.ignore].bincount()
+        return len(sizes) > 0 and bool(sizes.max() <= self.max_share * sizes.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize: images bilinearly with antialiasing, masks to the nearest label."""
-        return functional.resize(inpt, params["size"], antialias=True)
+        """Cut out, resize, and lay on a black or ignored ground where that is smaller than the crop."""
+        (top, height, above, rows), (left, width, before, columns) = params["rows"], params["columns"]
+        if isinstance(inpt, tv_tensors.Mask):
+            region = inpt.as_subclass(Tensor)[None, top : top + height, left : left + width]
+            # the label in the middle, as Pillow takes it; NEAREST takes the one half a stored pixel before
+            shown = functional.resize(region, [rows, columns], InterpolationMode.NEAREST_EXACT)[0]
+            whole = shown.new_full((self.crop, self.crop), self.ignore)
+        else:
+            shown = resized_region(inpt, top, left, height, width, (rows, columns)).as_subclass(Tensor)
+            whole = shown.new_zeros((self.crop, self.crop, len(shown))).permute(2, 0, 1)
+        if (rows, columns) != (self.crop, self.crop):
+            whole[..., above : above + rows, before : before + columns] = shown
+            shown = whole
+        return tv_tensors.wrap(shown, like=inpt)
 
 
 class LongSide(v2.Transform):
@@ -49,36 +128,7 @@ class LongSide(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize the image bilinearly with antialiasing."""
-        return functional.resize(inpt, _size_of_long_side([inpt], self.base), antialias=True)
-
-
-def random_crop(size: int, ignore: int) -> v2.Transform:
-    """Random crop; what a smaller image lacks on any side is black, and `ignore` in the mask."""
-    return v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: ignore})
-
-
-class BalancedCrop(v2.Transform):
-    """`random_crop`, drawn again up to `tries` times while one class has more than `max_share` of the valid pixels.
-
-    As MMSegmentation's cat_max_ratio, where 0.75 is usual. A crop without valid pixels is drawn again too; the last
-    one is kept whatever it shows.
-    """
-
-    def __init__(self, size: int, ignore: int, max_share: float = 0.75, tries: int = 10):
-        super().__init__()
-        if not 0 < max_share < 1:
-            raise ValueError(f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come")
-        self.crop, self.ignore, self.max_share, self.tries = random_crop(size, ignore), ignore, max_share, tries
-
-    def forward(self, *inputs: Any) -> Any:
-        """(image, mask) -> the same cropped."""
-        for _ in range(self.tries + 1):
-            cropped = self.crop(*inputs)
-            mask = next(each for each in cropped if isinstance(each, tv_tensors.Mask)).as_subclass(torch.Tensor)
-            sizes = mask[mask != self.ignore].bincount()
-            if len(sizes) and sizes.max() <= self.max_share * sizes.sum():
-                break
-        return cropped
+        return functional.resize(inpt, _size_of_long_side(*inpt.shape[-2:], self.base), antialias=True)
 
 
 class Look(v2.Compose):
@@ -118,7 +168,7 @@ class Lighting(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Add the shift, and keep to the range."""
         top = 255 if inpt.dtype == torch.uint8 else 1
-        shifted = (inpt.as_subclass(torch.Tensor) + top * params["shift"].view(3, 1, 1)).clamp(0, top)
+        shifted = (inpt.as_subclass(Tensor) + top * params["shift"].view(3, 1, 1)).clamp(0, top)
         shifted = shifted.round() if top == 255 else shifted
         return tv_tensors.wrap(shifted.to(inpt.dtype), like=inpt)
 
