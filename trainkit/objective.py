@@ -31,7 +31,7 @@ class ToDevice:
 
     def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], channels_last: bool = False):
         self.device = device
-        self.format = torch.channels_last if channels_last else torch.preserve_format
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.mean, self.std = (255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +40,11 @@ class ToDevice:
         Several crops of each, (N, crops, C, H, W), become (N crops, C, H, W).
         """
         images = images.flatten(0, 1) if images.ndim == 5 else images
-        images = images.to(self.device, non_blocking=True, memory_format=self.format)
+        images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
-            images = images.float().sub_(self.mean).div_(self.std)
+            images = images.to(torch.float32, memory_format=self.format).sub_(self.mean).div_(self.std)
+        else:
+            images = images.contiguous(memory_format=self.format)
         return images, targets.to(self.device, non_blocking=True)
 
     @property

@@ -50,7 +50,10 @@ def choose_workers(asked: int | None, num_processes: int) -> int:
 
 
 def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list[str]]:
-    """Stack (image, target, faults) rows. Raises ValueError where images differ in shape."""
+    """Stack (image, target, faults) rows. Raises ValueError where images differ in shape.
+
+    Images whose pixels have their channels side by side in memory keep them so in the batch (torch's channels_last).
+    """
     if isinstance(rows, tuple):  # of images held on a device: a batch as it is
         return rows
     shapes = sorted({tuple(image.shape) for image, _, _ in rows})
@@ -59,7 +62,11 @@ def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tenso
             f"images of one batch have unlike shapes {shapes[:4]}; crop them to one size in the transform, or "
             "evaluate one at a time with eval_batch_size=1"
         )
-    images, targets = default_collate([(image, target) for image, target, _ in rows])
+    images, targets = [image for image, _, _ in rows], default_collate([target for _, target, _ in rows])
+    if all(image.ndim == 3 and image.stride(0) == 1 for image in images):
+        images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    else:
+        images = default_collate(images)
     return images, targets, [fault for _, _, faults in rows for fault in faults]
 
 
