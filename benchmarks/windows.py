@@ -1,7 +1,7 @@
 """Evaluation in windows: many of them in a pass, against one at a time.
 
     python benchmarks/windows.py                 # ResNet-18-sized FCN, 6 images of unlike size, windows of 160
-    python benchmarks/windows.py --images 2 --rounds 1
+    python benchmarks/windows.py --images 1 --rounds 1 --window 32
 
 Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same machine does the same work; only the batch differs.
 """
@@ -28,12 +28,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--window", type=int, default=160, help="side of a window; images are 1.5 to 2 times as large")
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     asked = parser.parse_args()
     accelerator = start_accelerator()
     objective = Objective(small_fcn(asked.classes), Segmentation(asked.classes)).eval().to(accelerator.device)
-    sizes = [(240 + 16 * (number % 3), 320 - 24 * (number % 4)) for number in range(asked.images)]
+    tenth = asked.window / 10
+    sizes = [(int(tenth * (15 + i % 3)), int(tenth * (20 - 1.5 * (i % 4)))) for i in range(asked.images)]
     samples = [(torch.randn(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8)) for size in sizes]
     samples = [(image.to(accelerator.device), target.to(accelerator.device)) for image, target in samples]
     black = torch.zeros(3, 1, 1, device=accelerator.device)
@@ -41,7 +43,7 @@ def main() -> None:
     with torch.no_grad():
         for _ in range(asked.rounds + 1):
             for batch, seconds in taken.items():
-                way = Inference(scales=(0.75, 1.0, 1.5), flip=True, window=160, window_batch=batch)
+                way = Inference(scales=(0.75, 1.0, 1.5), flip=True, window=asked.window, window_batch=batch)
                 begun = time.perf_counter()
                 found = [pair for done in Looker(way, objective, accelerator, black).look(samples) for pair in done]
                 if accelerator.device.type == "cuda":

@@ -1,0 +1,26 @@
+"""Every benchmark runs, at a tiny size. What it measures is not looked at: the suite times nothing."""
+
+import sys
+
+import pytest
+from conftest import ROOT, run
+
+SMALL = {
+    "checkpoint": ("--rounds", "1", "--small"),
+    "images": ("--images", "4", "--batch", "4", "--rounds", "1", "--cases", "train", "segment-jpeg"),
+    "memory": ("--size", "64", "--rounds", "1", "--way", "loss, bfloat16: trainkit"),
+    "scale": ("--images", "4", "--gb", "0.001"),
+    "survive": ("--kills", "1", "--resumes", "0", "--sleep", "0.001"),
+    "windows": ("--images", "1", "--rounds", "1", "--batches", "1", "4", "--window", "32"),
+}
+
+
+def test_all_have_a_tiny_size():
+    assert set(SMALL) == {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_runs(name, tmp_path):
+    path = f"{ROOT}"  # trainkit as it stands here, whatever is installed
+    printed = run(sys.executable, ROOT / "benchmarks" / f"{name}.py", *SMALL[name], cwd=tmp_path, PYTHONPATH=path)
+    assert any(letter.isdigit() for letter in printed.stdout), printed.stdout
