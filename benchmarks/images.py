@@ -2,7 +2,7 @@
 
     python benchmarks/images.py                                          # everything, four minutes on two cores
     python benchmarks/images.py --cases train evaluate --workers 0
-    python benchmarks/images.py --images 8 --batch 4 --rounds 1          # to see that it runs
+    python benchmarks/images.py --images 16 --batch 4 --rounds 1         # to see that it runs
 
 Each way of reading is a process of its own with one thread, and with `--workers` processes that read for it; the rounds
 go through all ways in turn, the first warms up, and medians are taken of the rest. Photos and label maps are those of
@@ -13,125 +13,41 @@ create_loader are shown where they are installed.
 """
 
 import argparse
-import json
 import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import PIL
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import transforms, tv_tensors
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from image_peers import CROP, SHORT, TO_FLOAT, ReferencePairs, RegionPairs, RegionPhotos, timms
+
 from trainkit.data.folder import ClassFolder, MaskFolder
-from trainkit.data.images import read_image, read_mask
+from trainkit.data.images import read_image
 from trainkit.data.loader import make_loader
 from trainkit.launch import start_accelerator
 from trainkit.recognition import eval_transform, train_transform
 from trainkit.segmentation import train_transform as train_pairs
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP, SHORT = 480, 520  # of torchvision's segmentation references, whose base is the short side
 SIZES = {"segment-jpeg": (683, 512), "segment-png": (240, 180), "segment-png-large": (480, 360)}
-TO_FLOAT = [transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float), transforms.Normalize(MEAN, STD)]
-
-
-class ReferencePairs(Dataset):
-    """Image and mask as torchvision's segmentation references read and augment them, with Pillow."""
-
-    def __init__(self, root: Path):
-        self.images, self.masks = sorted((root / "images").iterdir()), sorted((root / "masks").iterdir())
-        self.to_float = transforms.Compose(TO_FLOAT)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = Image.open(self.images[index]).convert("RGB"), Image.open(self.masks[index])
-        side, mirrored = random.randint(SHORT // 2, 2 * SHORT), random.random() < 0.5
-        image = functional.resize(image, side, antialias=True)
-        mask = functional.resize(mask, side, transforms.InterpolationMode.NEAREST)
-        if mirrored:
-            image, mask = functional.hflip(image), functional.hflip(mask)
-        missing = [0, 0, max(0, CROP - image.width), max(0, CROP - image.height)]
-        if any(missing):
-            image, mask = functional.pad(image, missing, 0), functional.pad(mask, missing, 255)
-        place = transforms.RandomCrop.get_params(image, (CROP, CROP))
-        image, mask = functional.crop(image, *place), functional.crop(mask, *place)
-        return self.to_float(image), torch.as_tensor(np.array(mask), dtype=torch.int64)
-
-
-class Regions:
-    """JPEG files of which nvImageCodec decodes a region, the same pixels as those of the whole."""
-
-    def __init__(self) -> None:
-        from nvidia import nvimgcodec as codec
-
-        self.codec, self.params = codec, codec.DecodeParams(color_spec=codec.ColorSpec.SRGB)
-        backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
-        self.decoder = codec.Decoder(
-            device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, max_num_cpu_threads=1, backends=backends
-        )
-
-    def open(self, file: Path) -> tuple[Any, torch.Tensor]:
-        """The stream, and a tensor without memory of the image's size (3, H, W)."""
-        stream = self.codec.CodeStream(file.read_bytes())
-        return stream, torch.empty(3, stream.height, stream.width, device="meta")
-
-    def read(self, stream: Any, top: int, left: int, height: int, width: int) -> tv_tensors.Image:
-        """uint8 (3, height, width)."""
-        region = self.codec.Region(top, left, top + height, left + width)
-        decoded = self.decoder.decode(stream.get_sub_code_stream(region=region), params=self.params)
-        return tv_tensors.Image(torch.from_numpy(np.asarray(decoded.cpu())).permute(2, 0, 1))
-
-
-class RegionPhotos(ClassFolder):
-    """The training crops of trainkit, of regions."""
-
-    def __init__(self, root: Path):
-        super().__init__(root)
-        self.regions, (self.crop, self.flip) = Regions(), train_transform(224).transforms
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        stream, shape = self.regions.open(self.files[index])
-        box = self.crop.make_params([shape])
-        region = self.regions.read(stream, **box)
-        image = self.crop.transform(region, {**box, "top": 0, "left": 0})
-        return self.flip(image).as_subclass(torch.Tensor), self.targets[index]
-
-
-class RegionPairs(MaskFolder):
-    """The training pairs of trainkit, of regions."""
-
-    def __init__(self, root: Path, transform: Callable):
-        super().__init__(root / "images", root / "masks", 254)
-        self.regions, (self.crop, self.flip) = Regions(), transform.transforms
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        stream, shape = self.regions.open(self.images[index])
-        mask = tv_tensors.Mask(self._train_ids(read_mask(self.masks[index]).as_subclass(torch.Tensor), index))
-        params = self.crop.make_params([shape, mask])
-        (top, height, *down), (left, width, *across) = params["rows"], params["columns"]
-        region = self.regions.read(stream, top, left, height, width)
-        moved = {"rows": (0, height, *down), "columns": (0, width, *across)}
-        pair = self.flip(self.crop.transform(region, moved), self.crop.transform(mask, params))
-        return tuple(each.as_subclass(torch.Tensor) for each in pair)
+CASES = ["train", "evaluate", *SIZES]
 
 
 def long_side(size: tuple[int, int]) -> int:
@@ -173,23 +89,11 @@ def is_installed(name: str) -> bool:
         return False
 
 
-def timms(data: Dataset, order: list[int], batch: int, workers: int, training: bool) -> Iterable:
-    """timm's own loader, as its train.py makes it, without further augmentation."""
-    from timm.data import create_loader
-
-    like = {"input_size": (3, 224, 224), "is_training": training, "num_workers": workers, "color_jitter": None}
-    part = Subset(data, order)
-    loader = create_loader(part, batch_size=batch, device=torch.device("cpu"), persistent_workers=False, **like)
-    data.transform = part.transform  # it gave its transform to the part, which does not look at it
-    return loader
-
-
 def ways_of(case: str) -> dict[str, Callable[[Path], Dataset]]:
     """Name -> what makes the dataset of a folder."""
     if case == "train":
-        return photos(
-            [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()], train_transform(224), True
-        )
+        steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+        return photos(steps, train_transform(224), True)
     if case == "evaluate":
         return photos([transforms.Resize(256), transforms.CenterCrop(224)], eval_transform(224), False)
     return pairs(case)
@@ -213,9 +117,10 @@ def serve(case: str, way: str, root: Path, asked: argparse.Namespace, workers: i
             loader = make_loader(data, 0, keys, workers, torch.device("cpu"))
         else:
             loader = DataLoader(data, batch, sampler=order, num_workers=workers)
+        batches = iter(loader)
+        next(batches)  # waits for the processes that read to start
         begun = time.perf_counter()
-        count = sum(len(images) for images, *_ in loader)
-        assert count == num_images
+        count = sum(len(images) for images, *_ in batches)
         pipe.send(1000 * (time.perf_counter() - begun) / count)
 
 
@@ -302,23 +207,17 @@ def difference(root: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cases", nargs="+", default=["train", "evaluate", *SIZES], choices=["train", "evaluate", *SIZES]
-    )
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument(
-        "--images", type=int, default=512, help="photos of one round; of pairs with label maps a quarter"
-    )
-    parser.add_argument(
-        "--batch", type=int, default=64, help="of photos; label maps come in batches of a quarter of it"
-    )
+    parser.add_argument("--images", type=int, default=512, help="photos of a round; a quarter of it for label maps")
+    parser.add_argument("--batch", type=int, default=64, help="photos of a batch; a quarter of it for label maps")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="file for the figures of each round")
     asked = parser.parse_args()
+    if asked.batch < 4 or asked.images < 2 * asked.batch:
+        parser.error("--batch must be at least 4, and --images two batches")
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
     print(f"{'real' if os.environ.get('TRAINKIT_DATA') else 'generated (TRAINKIT_DATA is not set)'} images; "
           f"{', '.join(map(' '.join, versions.items()))}; {torch.backends.cpu.get_cpu_capability()}")  # fmt: skip
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in asked.cases:
             root = prepare(case, Path(folder))
@@ -328,12 +227,9 @@ def main() -> None:
                 taken = race(case, root, asked, workers)
                 first = median(taken["references"])
                 for way, each in taken.items():
-                    rows.append({"case": case, "workers": workers, "way": way, "ms_per_image": each})
                     spread = f"({min(each):6.3f} to {max(each):6.3f})"
                     print(f"{case:18} {workers} workers  {way:14} {median(each):7.3f} ms an image {spread} "
                           f"{first / median(each):5.2f} x references", flush=True)  # fmt: skip
-    if asked.json:
-        asked.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
