@@ -47,6 +47,7 @@ def recipe(
     data: str = "data/my_images",
     image_column: str | None = None,
     label_column: str | None = None,
+    stream: int | None = None,
     model: Literal["resnet18", "resnet50", "small"] = "resnet50",
     pretrained: bool = True,
     epochs: float = 20,
@@ -65,6 +66,7 @@ def recipe(
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
         image_column: the column of images, in parquet files with several
         label_column: the column of class ids, in parquet files with several
+        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
         model: the network; small has no pretrained weights and trains on a laptop
         pretrained: start from torchvision's ImageNet weights
         epochs: passes over the training images
@@ -78,7 +80,7 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    columns = image_column, label_column
+    columns = image_column, label_column, stream
     train_data = class_images(source, "train", train_transform(size, (0.25, 1.0)), None, *columns)
     val_data = class_images(source, "val", eval_transform(size), train_data.classes, *columns)
     num_classes = len(train_data.classes)

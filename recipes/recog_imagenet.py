@@ -56,6 +56,7 @@ def recipe(
     ten_crop: bool = False,
     interpolation: Literal["bilinear", "bicubic"] = "bicubic",
     smallest_crop: float = 0.08,
+    stream: int | None = None,
     sample: bool = False,
 ) -> Recipe:
     """ImageNet-1k from scratch.
@@ -86,6 +87,7 @@ def recipe(
         ten_crop: evaluate corners, centre and their mirror images
         interpolation: of pixels, in training and in evaluation
         smallest_crop: share of the image's area that a training crop has at least
+        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
@@ -93,9 +95,9 @@ def recipe(
     extras = rand_augment, trivial_augment, jitter, lighting, erase
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
     augment = {epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras) for epoch, side in sizes.items()}
-    train_data = class_images(source, "train", augment[0])
+    train_data = class_images(source, "train", augment[0], stream=stream)
     look = eval_transform(eval_size or size, crop_fraction, resize, ten_crop)
-    val_data = class_images(source, "val", look, train_data.classes)
+    val_data = class_images(source, "val", look, train_data.classes, stream=stream)
     num_classes = len(train_data.classes)
     network = classifier(model, num_classes, stochastic_depth, drop_block)
     return Recipe(

@@ -27,6 +27,7 @@ def recipe(
     mixup: float | None = 0.2,
     rand_augment: tuple[int, int] | None = (2, 12),
     size: int = 224,
+    stream: int | None = None,
     sample: bool = False,
 ) -> Recipe:
     """ResNeSt on ImageNet-1k from scratch.
@@ -41,6 +42,7 @@ def recipe(
         mixup: alpha of mixup; None for none
         rand_augment: number and magnitude of RandAugment
         size: side of the crop in training and in evaluation; the authors take 256 for 101 layers, 320 for 200
+        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
         sample: train the small network on generated images in the same layout, in under a minute
     """
     return bag_of_tricks(
@@ -53,5 +55,6 @@ def recipe(
         mixup=mixup,
         rand_augment=rand_augment,
         size=size,
+        stream=stream,
         sample=sample,
     )

@@ -20,13 +20,14 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from toys import CLASSES, Images, recognition
 
-from trainkit.cli import _users_mistake, main
+from trainkit.cli import main
 from trainkit.data.examine import untransformed
 from trainkit.data.folder import MaskFolder
 from trainkit.data.images import LabelError
 from trainkit.data.repeated import Repeated
 from trainkit.display import Display
 from trainkit.doctor import examine
+from trainkit.mistakes import users_mistake
 from trainkit.recognition import Recognition
 
 SEG, RECOG = str(ROOT / "recipes" / "seg_folder.py"), str(ROOT / "recipes" / "recog_folder.py")
@@ -303,7 +304,7 @@ def test_a_label_error_of_a_worker_is_one_message(scenes):
             data[4]
         except LabelError:
             ExceptionWrapper(sys.exc_info(), "in DataLoader worker process 0").reraise()  # as torch brings it over
-    message = _users_mistake(caught.value, ROOT / "recipes" / "seg_folder.py")
+    message = users_mistake(caught.value, ROOT / "recipes" / "seg_folder.py")
     assert message.startswith(str(scenes)) and "strange.png holds label 9 on 7 pixels" in message
 
 

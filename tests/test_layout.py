@@ -38,8 +38,8 @@ def ours(path: Path) -> set[str]:
 # Who may import what of ours. A file that is not here imports nothing of ours.
 ARROWS = {
     "__main__": {"cli"},
-    "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "replay",
-            "data.order", "display"},
+    "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "push",
+            "replay", "data.order", "display", "mistakes"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "ema", "weights", "objective", "sharding", "evaluation", "data.loader", "signals",
@@ -84,6 +84,7 @@ ARROWS = {
     },
     "export": {"trainkit", "recipe", "segmentation", "options", "display", "objective", "weights"},
     "data.examine": {"memory", "data.images", "data.order", "data.reading", "data.repeated", "data.stages"},
+    "push": {"card", "upload", "run", "checkpoint", "display", "finding", "options", "weights"},
     "data.minc": {"data.folder"},
     "criteria": {"losses"},
     "metrics": {"pixels"},
@@ -92,11 +93,13 @@ ARROWS = {
     "recognition": {"calibration", "criteria", "metrics", "data.transforms"},
     "segmentation": {"criteria", "losses", "overlap", "metrics", "pixels", "data.transforms"},
     "data.repeated": {"data.order", "data.reading"},
-    "data.stages": {"data.reading"},
+    "data.stages": {"data.order", "data.reading"},
+    "data.parquet": {"data.order", "display"},
     "data.loader": {"data.on_device", "data.reading", "signals"},
     "data.reading": {"data.on_device", "data.order", "memory"},
     "data.on_device": {"data.memory", "data.order"},
-    "data.folder": {"data.images", "data.masks"},
+    "data.folder": {"data.images", "data.listing", "data.masks"},
+    "data.listing": {"data.cache", "data.images", "display"},
     "models.backbone": {"models.names", "models.pretrained", "models.small"},
     "models.classifiers": {"models.names", "models.small"},
     "models.encnet": {"models.backbone", "models.dense", "models.encoding"},
@@ -111,11 +114,11 @@ ARROWS = {
     "data.voc": {"data.folder", "data.masks"},
     "data.pcontext": {"data.folder", "data.masks"},
     "data.cityscapes": {"data.folder", "data.masks"},
-    "data.coco": {"data.coco_index", "data.masks", "data.voc"},
+    "data.coco": {"data.coco_index", "data.masks", "data.voc", "display"},
     "data.coco_index": {"data.cache", "data.rle"},
-    "data.hub": {"data.images", "data.masks"},
-    "data.sample": {"data.folder"},
+    "data.hub": {"data.images", "data.masks", "data.order", "data.parquet"},
     "data.source": {"data.folder", "data.hub"},
+    "data.sample": {"data.folder"},
 }  # fmt: skip
 
 
@@ -153,6 +156,8 @@ def test_who_may_know_whom():
         "rich": {"display"},
         "tyro": {"cli"},
         "datasets": {"data.hub", "data.sample"},
+        "huggingface_hub": {"upload", "card"},
+        "pyarrow": {"data.parquet"},
     }.items():
         users = {
             name.removeprefix("trainkit.")

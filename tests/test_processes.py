@@ -1,6 +1,7 @@
 """Real processes over gloo: the same training and the same evaluation on 1, 2 and 3 of them."""
 
 import json
+import os
 import socket
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ import pytest
 from conftest import run as run_command
 from conftest import torchrun
 from test_loop import assert_same_training, rows, without_intervals
-from toys import RUNS, run, with_batch_norm
+from toys import RUNS, run, with_batch_norm, write_parquet
 
 from trainkit import Options, evaluate
 from trainkit.checkpoint import list_checkpoints
@@ -20,8 +21,13 @@ from trainkit.launch import start_accelerator
 TOYS = Path(__file__).parent / "toys.py"
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
           "--dynamo_backend", "no")  # fmt: skip
-NAMES = ("recognition", "recognition-3", "recognition-mixup", "growing", "segmentation", "segmentation-3")
+NAMES = ("recognition", "recognition-3", "recognition-mixup", "growing", "segmentation", "segmentation-3", "streamed")
 LONELY = ("recognition-lonely", "segmentation-lonely")  # a last batch of one image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parquet(tmp_path_factory):
+    os.environ["TOY_PARQUET"] = str(write_parquet(tmp_path_factory.mktemp("parquet")))
 
 
 @pytest.fixture(scope="module")

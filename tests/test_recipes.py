@@ -175,8 +175,9 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     assert recipe.task.terms[:2] == ("focal", "lovasz") and recipe.sync_batch_norm
     assert recipe.protocol == f"long side {sample_settings(function)['base']}, windows of 48 every 32, scale 1"
     steps = recipe.opened().train_data.transform.transforms
-    assert [type(step).__name__ for step in steps[2:]] == ["BalancedCrop", "RandomPhotometricDistort"]
-    assert steps[2].max_share == 0.5
+    names = [type(step).__name__ for step in steps]
+    assert names == ["RandomScaleCrop", "RandomHorizontalFlip", "RandomPhotometricDistort"]
+    assert steps[0].max_share == 0.5
 
 
 def test_what_parity_names_is_there():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainkit import display
 from trainkit.data import ade20k, cityscapes, coco, pcontext, voc
 from trainkit.data.cache import MappedArrays, cached
 from trainkit.data.cityscapes import Cityscapes
@@ -368,11 +369,24 @@ def test_faulty_coco(tmp_path):
         COCO(tmp_path, "val", overlap="last")
 
 
+def test_the_first_reading_is_shown(tmp_path, monkeypatch, capsys):
+    coco_files(tmp_path, indent=1)
+    monkeypatch.setattr(display, "LINE_S", -1)
+    for told in (True, False):
+        COCO(tmp_path, "val", cache=tmp_path / "cache")
+        lines = [line for line in capsys.readouterr().out.splitlines() if ", characters: " in line]
+        size = (tmp_path / "annotations/instances_val2017.json").stat().st_size
+        assert bool(lines) == told and (not told or lines[-1].endswith(f"2017.json, characters: {size} of {size}"))
+    monkeypatch.setenv("RANK", "1")
+    COCO(tmp_path, "val", cache=tmp_path / "another")
+    assert capsys.readouterr().out == "", "the first process alone shows it"
+
+
 def test_a_cache_that_cannot_be_written(tmp_path):
     source = tmp_path / "source"
     source.write_text("x")
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning, match="cannot keep numbers-v1 in .*file"):
+    with pytest.warns(UserWarning, match="cannot keep numbers-v1-[0-9a-f]{16} in .*file: it is made anew next time"):
         arrays = cached("numbers-v1", [source], lambda: {"a": np.arange(3)}, tmp_path / "file")
     assert arrays["a"].tolist() == [0, 1, 2]
     assert cached("numbers-v1", [source], lambda: {"a": np.zeros(0)}, tmp_path / "cache")["a"].size == 0
@@ -440,7 +454,7 @@ def test_masks_through_datasets(tmp_path):
 def test_a_list_of_files_costs_its_names_and_four_bytes(tmp_path):
     names = [f"n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(20_000)]
     files = FileList(tmp_path, names)
-    assert files._ends.nbytes + files._bytes.nbytes == sum(map(len, names)) + 4 * len(names)
+    assert files.names.ends.nbytes + files.names.characters.nbytes == sum(map(len, names)) + 4 * len(names)
     assert str(files[19_999].relative_to(tmp_path)) == names[-1]
     assert sys.getsizeof(names) + sum(map(sys.getsizeof, names)) > 2 * len(pickle.dumps(files))
 

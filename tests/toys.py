@@ -218,6 +218,33 @@ def segmentation_with_norm() -> Recipe:
     return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 1e-3), lr=0.1, momentum=0.9))
 
 
+def write_parquet(folder: Path) -> Path:
+    """The images of `recognition` in two files, in row groups of 4."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from torchvision.io import encode_png
+
+    for split, number in (("train", 27), ("val", 13)):
+        images = Images(number)
+        encoded = [{"bytes": encode_png(image).numpy().tobytes(), "path": None} for image in images.images]
+        table = pa.table({"image": encoded, "label": images.targets.tolist()})
+        pq.write_table(table.slice(0, 10), folder / f"{split}-0.parquet", row_group_size=4)
+        pq.write_table(table.slice(10), folder / f"{split}-1.parquet", row_group_size=4)
+    return folder
+
+
+def streamed(**changes) -> Recipe:
+    """The images of `recognition` in parquet files at TOY_PARQUET, read two row groups at a time."""
+    from trainkit.data.hub import HubImages
+
+    source, columns = os.environ["TOY_PARQUET"], ("image", "label", 2)
+    data = {
+        "train_data": HubImages(source, "train", Images(27).change, *columns),
+        "val_data": HubImages(source, "val", None, *columns),
+    }
+    return recognition(**{**data, **changes})
+
+
 def with_errors() -> Recipe:
     """A metric that counts, and one as `evaluate` knows them."""
     from evaluate_metric import Errors
@@ -264,6 +291,7 @@ RUNS = {
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
     "errors": (with_errors, {}),
+    "streamed": (streamed, {}),
     "blocks": (in_blocks, {}),
     "blocks-helped": (
         in_blocks,

@@ -101,7 +101,10 @@ class PreciseBatchNorm:
 
     def _passes(self) -> list[list[int]]:
         """Images of each pass, the same for any number of processes."""
-        order = TrainOrder(len(self.recipe.train_data), self.recipe.batch_size, self.seed).epoch(0)
+        data = self.recipe.train_data
+        order = TrainOrder(
+            len(data), self.recipe.batch_size, self.seed, locality=getattr(data, "locality", None)
+        ).epoch(0)
         num_passes = max(1, min(self.num_images, len(order)) // PASS)
         if self.recipe.sync_batch_norm:  # all processes make each pass together
             num_passes = -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from trainkit import __version__
+from trainkit.mistakes import users_mistake
 
 HELP = """\
 trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
@@ -22,13 +22,14 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit predict RECIPE --checkpoint PATH IMAGES ...  --out FOLDER
                                                         predictions of images, and of folders with images
   trainkit export RECIPE --checkpoint PATH --out FILE   weights, a torch.export program or ONNX
+  trainkit push RUN OWNER/NAME                          weights, recipe, figures and a model card, to the Hub
   trainkit replay RUN                                   run a step again whose loss was no number
   trainkit RECIPE --help                                its settings and the options of a run
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
 """
-COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export", "replay")
+COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export", "push", "replay")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
     if not words or words[0].startswith("-"):
-        what, file = ("run", "RUN") if command == "replay" else ("recipe", "RECIPE")
+        what, file = ("run", "RUN") if command in ("push", "replay") else ("recipe", "RECIPE")
         return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
     try:
         commands = {
@@ -52,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "evaluate": _evaluate,
             "predict": _predict,
             "export": _export,
+            "push": _push,
             "replay": _replay,
         }
         return commands[command](Path(words[0]), words[1:])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        message = _users_mistake(error, Path(words[0]))
+        message = users_mistake(error, Path(words[0]))
         if message is None:
             raise
         # Before the first step every process makes the same mistake; reading an image is one process's affair.
@@ -154,6 +156,19 @@ def _export(path: Path, words: list[str]) -> int:
 
     fault = export(build(function, settings), weights, asked)
     return _fail(fault, code=1) if fault else 0
+
+
+def _push(folder: Path, words: list[str]) -> int:
+    from trainkit.options import PushOptions
+
+    asked = _options(_with_positional(PushOptions, "name"), f"trainkit push {folder}", words)
+    if int(os.environ.get("RANK", 0)) != 0:
+        return 0  # one process does it all
+
+    from trainkit.push import push
+
+    push(folder, asked)
+    return 0
 
 
 def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) -> tuple:
@@ -267,25 +282,6 @@ def _typed(value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if isinstance(value, str) and Path in (annotation, *get_args(annotation)) else value
-
-
-def _users_mistake(error: Exception, recipe: Path) -> str | None:
-    """What to tell the user; None where the error is not one that trainkit or the recipe raised on purpose.
-
-    On purpose: the innermost frame is theirs. The same goes for an error from a worker process, whose
-    traceback arrives as text.
-    """
-    if os.environ.get("TRAINKIT_TRACEBACK"):
-        return None
-    text = str(error)
-    if re.match(r"Caught \w+ in DataLoader worker process", text):
-        innermost = re.findall(r'File "([^"]+)", line \d+', text)[-1]
-        text = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1].strip()
-    else:
-        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    raised_in = Path(innermost).resolve()
-    ours = raised_in.is_relative_to(Path(__file__).resolve().parent) or raised_in.parent == recipe.resolve().parent
-    return text if ours else None
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:

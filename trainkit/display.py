@@ -1,7 +1,9 @@
 """What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
 
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -121,12 +123,7 @@ class Display:
 
     def track(self, batches: Iterable[Sequence], total: int, what: str) -> Iterator[Sequence]:
         """Pass batches on, and show how many of `total` items have come: a bar, or a line now and then."""
-        bar = None
-        if self.active and self.console.is_terminal:  # no refreshing thread: workers are forked meanwhile
-            columns = TextColumn(what), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}")
-            bar = Progress(*columns, TimeRemainingColumn(), console=self.console, auto_refresh=False, expand=True)
-            bar.add_task("", total=total)
-            bar.start()
+        bar = self._counting(what, total) if self.active and self.console.is_terminal else None
         shown, done = time.monotonic(), 0
         try:
             for batch in batches:
@@ -143,6 +140,36 @@ class Display:
                 bar.update(bar.task_ids[0], completed=done, refresh=True)
                 bar.stop()
 
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A function to be told (done, total) of something that may be done in a moment: shown where it is not."""
+        bar, shown = None, time.monotonic()
+        live = self.active and self.console.is_terminal
+
+        def tell(done: int, total: int) -> None:
+            nonlocal bar, shown
+            if time.monotonic() - shown > (REFRESH_S if live else LINE_S):
+                shown = time.monotonic()
+                if live:
+                    bar = bar or self._counting(what, total)
+                    bar.update(bar.task_ids[0], completed=done, refresh=True)
+                else:
+                    self.note(f"{what}: {done} of {total}")
+
+        try:
+            yield tell
+        finally:
+            if bar is not None:
+                bar.stop()
+
+    def _counting(self, what: str, total: int) -> Progress:
+        """A bar; without a thread that refreshes it, as workers are forked meanwhile."""
+        columns = TextColumn(what), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}")
+        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, auto_refresh=False, expand=True)
+        bar.add_task("", total=total)
+        bar.start()
+        return bar
+
     @staticmethod
     def curve(values: Sequence[float]) -> str:
         """Values as a line of blocks, from 0 to the largest."""
@@ -155,6 +182,11 @@ class Display:
             self._bar.refresh()
             self._bar.stop()
             self._bar = None
+
+
+def of_launcher() -> Display:
+    """A display in the first of the processes that a launcher started, for when they do not know each other yet."""
+    return Display(int(os.environ.get("RANK", 0)) == 0)
 
 
 def error(text: str) -> None:

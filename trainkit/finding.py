@@ -10,14 +10,20 @@ from trainkit.run import Run, plain
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or lies in as a checkpoint; None where there is none."""
-    return next((folder for folder in (path, path.parent.parent) if (folder / "settings.json").is_file()), None)
+    """The run folder that `path` is, or lies in as a checkpoint or a file of weights; None where there is none."""
+    folders = path, path.parent, path.parent.parent
+    return next((folder for folder in folders if (folder / "settings.json").is_file()), None)
+
+
+def require_run(folder: Path) -> None:
+    """Raises FileNotFoundError where `folder` is not a run."""
+    if not (folder / "settings.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a run: give the folder that the training was told to write (--out)")
 
 
 def find_failure(run: Path, step: int | None) -> Path:
     """The folder of the failed step `step`, or of the newest. Raises FileNotFoundError where there is none."""
-    if not (run / "settings.json").is_file():
-        raise FileNotFoundError(f"{run} is not a run: give the folder that the training was told to write (--out)")
+    require_run(run)
     found = sorted(path.parent for path in run.glob("failures/step-*/report.json"))
     if not found:
         raise FileNotFoundError(f"no step of the run in {run} is kept as failed (it has no failures/step-*)")
@@ -40,12 +46,17 @@ def read_origin(run: Path) -> tuple[int, str | None]:
 
 
 def find_weights(path: Path) -> tuple[Path, Path | None]:
-    """The weights that `path` stands for, and the run they are of: a run's best checkpoint, or `path` itself."""
+    """The weights that `path` stands for, and the run they are of: a run's best checkpoint, or `path` itself.
+
+    A folder that `trainkit push` wrote has one file of weights and no checkpoints.
+    """
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
     run = run_of(path)
     if run != path:
         return path, run
+    if not Run(run).checkpoints.is_dir() and (run / "model.safetensors").is_file():
+        return run / "model.safetensors", run
     last, _ = Run(run).last_checkpoint()
     if last is None:
         raise FileNotFoundError(f"the run in {run} has no checkpoint yet")

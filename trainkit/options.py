@@ -167,3 +167,19 @@ class DoctorOptions:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What is published of a run, and where."""
+
+    name: str
+    """of the model on the Hugging Face Hub: owner/name"""
+    folder: Path | None = None
+    """write the same files into this folder, and upload nothing"""
+    private: bool = False
+    """only its owners see it"""
+    license: str | None = None
+    """of the weights, by the Hub's names, such as apache-2.0; default: the card names none"""
+    dataset: str | None = None
+    """the data's name on the Hub, for the card; default: the run's --data where that is one"""

@@ -28,6 +28,7 @@ class Plan:
             unit=2 if recipe.mix is not None else 1,
             drop_last=recipe.drop_last,
             repeats=getattr(recipe.train_data, "repeats", 1),
+            locality=getattr(recipe.train_data, "locality", None),
         )
         plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
         plan.multiplier(0)  # a warm-up longer than the run is refused here
@@ -47,10 +48,13 @@ class Plan:
 
     def mathematics(self) -> dict[str, Any]:
         """What a run must keep when it goes on; the schedule as nine points of its curve."""
+        locality = self.order.locality
         return {
             "num_images": self.order.num_images,
             "batch_size": self.recipe.batch_size,
             "drop_last": self.recipe.drop_last,
+            "lanes": None if locality is None else locality.lanes,
+            "train_data": getattr(self.recipe.train_data, "fingerprint", None),
             "total_steps": self.total_steps,
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",

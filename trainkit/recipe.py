@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from trainkit.inference import Inference
 
@@ -110,6 +110,9 @@ class Recipe:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none")
+        for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
+            if not callable(data):
+                _check_indexed(name, data)
         if len(self.val_data) == 0:
             raise ValueError("val_data is empty: it has no images")
         if self.inference is not None and not hasattr(self.task, "scores"):
@@ -147,6 +150,17 @@ class Recipe:
     def opened(self) -> "Recipe":
         """The same with train_data opened, where a function was given."""
         return replace(self, train_data=self.train_data()) if callable(self.train_data) else self
+
+
+def _check_indexed(name: str, data: Any) -> None:
+    """Raises ValueError for a stream, of which nobody knows how long it is and which image is where."""
+    lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
+    if lacks or isinstance(data, IterableDataset):
+        raise ValueError(
+            f"{name} is a {type(data).__name__}, a stream without length or index: each image exactly once, and going "
+            "on where a run stopped, take both. Parquet files have them, also where they are streamed: "
+            "trainkit.data.hub.HubImages(..., stream=16)"
+        )
 
 
 def load_recipe(path: Path) -> Callable[..., Recipe]:

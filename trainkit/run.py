@@ -181,11 +181,12 @@ class Run:
                 file.write("\n")
         return evaluation
 
-    def last_evaluation(self) -> dict[str, Any] | None:
-        """The last row of an evaluation in the log."""
+    def last_evaluation(self, step: int | None = None) -> dict[str, Any] | None:
+        """The last row of an evaluation in the log, of `step` where that is given."""
         path = self.folder / "log.jsonl"
         lines = path.read_bytes().splitlines() if path.is_file() else []
-        return next((row for line in reversed(lines) if EVALUATION in line and (row := parsed_row(line))), None)
+        rows = (row for line in reversed(lines) if EVALUATION in line and (row := parsed_row(line)))
+        return next((row for row in rows if step in (None, row["step"])), None)
 
     def list_bad_images(self, lines: Iterable[str]) -> list[str]:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""

@@ -47,15 +47,26 @@ def cached(
     """
     folder = default_folder() if folder is None else folder
     facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    target = folder / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
-    if not target.is_dir():
-        arrays = build()
-        try:
-            _write(arrays, target)
-        except OSError as error:
-            warnings.warn(f"cannot keep {name} in {folder}, it will be made again next time: {error}", stacklevel=2)
-            return arrays
+    target = folder / f"{name}-{short_hash(repr(facts).encode())}"
+    return MappedArrays(target) if target.is_dir() else kept(build(), target)
+
+
+def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndarray]:
+    """The same arrays from the folder `target`, into which they are written where it is not there.
+
+    Where it cannot be written they are in memory, and a warning says so.
+    """
+    try:
+        _write(arrays, target)
+    except OSError as error:
+        warnings.warn(f"cannot keep {target.name} in {target.parent}: it is made anew next time: {error}", stacklevel=3)
+        return arrays
     return MappedArrays(target)
+
+
+def short_hash(data: bytes) -> str:
+    """16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _write(arrays: Mapping[str, np.ndarray], target: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from trainkit.data.coco_index import Progress, masks_of, name_of, open_index
 from trainkit.data.masks import IGNORED, MaskDataset, read_image_like, require
 from trainkit.data.voc import CLASSES, PALETTE
+from trainkit.display import of_launcher
 
 SOURCE = "https://cocodataset.org/#download"
 
@@ -31,7 +32,7 @@ class COCO(MaskDataset):
     less of the 20 classes are left out; 0 keeps all. overlap: where objects of several instances meet, the "first"
     one of the file, or "ignore". crowd: regions of many objects of one class are of that "class", or "ignore"d.
     cache: folder for the index of the annotations, `trainkit.data.cache.default_folder` where None. progress: called
-    while they are read for the first time, with the characters read and their number.
+    while they are read for the first time, with the characters read and their number; None: shown on the screen.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -60,7 +61,8 @@ class COCO(MaskDataset):
         super().__init__(len(CLASSES), transform)
         self.folder, self.annotations = Path(root) / f"{split}2017", Path(root) / annotations
         self.split, self.overlap, self.crowd = split, overlap, crowd
-        self.index = open_index(self.annotations, RAW_IDS[1:].tolist(), cache, progress)
+        with of_launcher().progress(f"reading {self.annotations}, characters") as shown:
+            self.index = open_index(self.annotations, RAW_IDS[1:].tolist(), cache, progress or shown)
         self.kept = np.flatnonzero(self.index["areas"] >= min_pixels).astype(np.uint32)
         if not len(self.kept):
             raise ValueError(f"no image of {self.annotations} has {min_pixels} pixels of the classes: lower min_pixels")

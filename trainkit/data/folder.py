@@ -1,6 +1,5 @@
 """Datasets in local folders: one folder per class, or images with masks of the same name."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.images import EXTENSIONS, read_image
+from trainkit.data.listing import Names, class_files, image_files
 from trainkit.data.masks import IGNORED, MaskFiles
 
 
 class FileList(Sequence):
-    """Paths relative to a root, kept as one array of bytes: workers share it, and it costs its characters."""
+    """Paths relative to a root, kept as `Names`: workers share them, and they cost their characters."""
 
     def __init__(self, root: Path, paths: Sequence[str]):
-        self.root = root
-        encoded = [path.encode() for path in paths]
-        ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = ends.astype(np.min_scalar_type(len(self._bytes)))  # uint32 up to 4 GiB of names
+        self.root, self.names = root, paths if isinstance(paths, Names) else Names.of(paths)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Path:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        begin = self._ends[index - 1] if index else 0
-        return self.root / self._bytes[begin : self._ends[index]].tobytes().decode()
+        return self.root / self.names[index]
 
 
 class ClassFiles(Dataset):
@@ -41,9 +34,13 @@ class ClassFiles(Dataset):
     """
 
     def __init__(
-        self, files: FileList, targets: list[int], classes: Sequence[str], transform: Callable[[Any], Any] | None
+        self,
+        files: FileList,
+        targets: Sequence[int] | np.ndarray,
+        classes: Sequence[str],
+        transform: Callable[[Any], Any] | None,
     ):
-        self.files, self.targets = files, torch.tensor(targets, dtype=torch.int64)
+        self.files, self.targets = files, torch.as_tensor(targets, dtype=torch.int64)
         self.classes, self.transform = list(classes), transform
 
     def __len__(self) -> int:
@@ -65,14 +62,20 @@ class ClassFolder(ClassFiles):
 
     Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder gets from
     the training folder so that ids agree. Every file with an image's extension is taken, whatever else its
-    name says.
+    name says. cache: see `trainkit.data.listing.class_files`, which lists a large folder once.
     """
 
-    def __init__(self, root: Path, transform: Callable[[Any], Any] | None = None, classes: Sequence[str] | None = None):
+    def __init__(
+        self,
+        root: Path,
+        transform: Callable[[Any], Any] | None = None,
+        classes: Sequence[str] | None = None,
+        cache: Path | None = None,
+    ):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
-        found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        found, counts, names = class_files(root, cache)
         if not found:
             raise FileNotFoundError(f"{root} has no subfolders: put one folder of images per class there")
         classes = list(classes) if classes is not None else found
@@ -81,14 +84,10 @@ class ClassFolder(ClassFiles):
             raise ValueError(
                 f"{root} has classes {unknown[:5]} that the training folder has not; remove or rename them"
             )
-        paths, targets = [], []
-        for target, name in enumerate(classes):
-            files = image_files(root / name) if name in found else []
-            paths += [f"{name}/{file}" for file in files]
-            targets += [target] * len(files)
-        if not paths:
+        if not len(names):
             raise FileNotFoundError(f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})")
-        super().__init__(FileList(root, paths), targets, classes, transform)
+        ids = {name: target for target, name in enumerate(classes)}
+        super().__init__(FileList(root, names), np.repeat([ids[name] for name in found], counts), classes, transform)
         self.split = root.name
 
 
@@ -126,20 +125,6 @@ class MaskFolder(MaskFiles):
             *files, num_classes, transform, to_train_ids=to_train_ids, ignore=ignore, label_shift=label_shift
         )
         self.split = Path(images).name
-
-
-def image_files(folder: Path) -> list[str]:
-    """Paths of all images below `folder`, relative to it, sorted."""
-    found = []
-    for where, _, names in os.walk(folder):  # several times as fast as Path.rglob
-        inside = os.path.relpath(where, folder)
-        prefix = "" if inside == os.curdir else inside + os.sep
-        found += [
-            prefix + name
-            for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-        ]
-    return sorted(found)
 
 
 def read_classes(classes: str) -> int | list[str]:

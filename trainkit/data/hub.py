@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, get_dataset_split_names, load_dataset
+from datasets import ClassLabel, Features, get_dataset_split_names, load_dataset, load_dataset_builder
 from datasets import Image as ImageFeature
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.images import read_image, read_mask
 from trainkit.data.masks import IGNORED, MaskDataset, read_image_like
+from trainkit.data.order import Locality
+from trainkit.data.parquet import ParquetTable
 
 
 class HubImages(Dataset):
@@ -20,7 +22,8 @@ class HubImages(Dataset):
 
     source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files whose names
     begin with the split's. Columns are found by their type and name where they are not given. Images are
-    decoded here, not by `datasets`.
+    decoded here, not by `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
+    instead of being downloaded and converted first (`trainkit.data.parquet`); an epoch's order is then a `Locality`'s.
     """
 
     def __init__(
@@ -30,9 +33,10 @@ class HubImages(Dataset):
         transform: Callable[[Any], Any] | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        stream: int | None = None,
     ):
-        self.source, self.split, self.table = f"{source} ({split})", split, _load(source, split)
-        features = self.table.features
+        self.source, self.split = f"{source} ({split})", split
+        self.table, features = _load(source, split, stream)
         self.image_column = image_column or _only(
             source, "image", [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
         )
@@ -42,9 +46,8 @@ class HubImages(Dataset):
         for column in (self.image_column, self.label_column):
             if column not in features:
                 raise ValueError(f"{source} has no column {column!r}; its columns: {', '.join(features)}")
-        self.table = self.table.select_columns([self.image_column, self.label_column])
-        self.table = self.table.cast_column(self.image_column, ImageFeature(decode=False))
-        label = self.table.features[self.label_column]
+        self.table = _as_stored(self.table, [self.image_column, self.label_column], [self.image_column])
+        label = features[self.label_column]
         self.classes = list(label.names) if isinstance(label, ClassLabel) else self._count_classes()
         self.transform = transform
 
@@ -53,6 +56,16 @@ class HubImages(Dataset):
         if not all(isinstance(label, int) and label >= 0 for label in labels):
             raise ValueError(f"column {self.label_column!r} holds {labels[:3]}...; class ids must be integers from 0")
         return [str(label) for label in range(max(labels) + 1)]
+
+    @property
+    def locality(self) -> Locality | None:
+        """The order that streamed files ask for."""
+        return getattr(self.table, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of streamed files, which may change where they lie."""
+        return getattr(self.table, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -74,7 +87,7 @@ class HubImages(Dataset):
 class HubMasks(MaskDataset):
     """One split of a dataset with a column of images and one of masks: index -> (image, train ids, uint8 (H, W)).
 
-    source: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
+    source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
     img, picture or pixel_values, the mask's the other one, where they are not given. ignore: labels of the masks
     that count nowhere; label_shift: added to the others to get train ids, so -1 where they begin with 1, and 0 is
     ignored.
@@ -90,11 +103,13 @@ class HubMasks(MaskDataset):
         mask_column: str | None = None,
         ignore: Sequence[int] = (IGNORED,),
         label_shift: int = 0,
+        stream: int | None = None,
     ):
         self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
         super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift)
-        self.source, self.split, table = f"{source} ({split})", split, _load(source, split)
-        found = [name for name, feature in table.features.items() if isinstance(feature, ImageFeature)]
+        self.source, self.split = f"{source} ({split})", split
+        table, features = _load(source, split, stream)
+        found = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
         self.image_column = image_column or _only(
             source, "image", [name for name in found if name in ("image", "img", "picture", "pixel_values")]
         )
@@ -102,9 +117,18 @@ class HubMasks(MaskDataset):
         for column in (self.image_column, self.mask_column):
             if column not in found:
                 raise ValueError(f"{source} has no column {column!r} of images; it has {', '.join(found) or 'none'}")
-        self.table = table.select_columns([self.image_column, self.mask_column])
-        for column in (self.image_column, self.mask_column):
-            self.table = self.table.cast_column(column, ImageFeature(decode=False))
+        columns = [self.image_column, self.mask_column]
+        self.table = _as_stored(table, columns, columns)
+
+    @property
+    def locality(self) -> Locality | None:
+        """The order that streamed files ask for."""
+        return getattr(self.table, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of streamed files, which may change where they lie."""
+        return getattr(self.table, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -132,15 +156,48 @@ def _row_name(source: str, index: int, path: str | None) -> str:
     return f"row {index} of {source}" + (f" ({path})" if path else "")
 
 
-def _load(source: str | Path, split: str) -> Any:
+def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features]:
+    """The rows of a split by index, and what their columns hold."""
+    files = _files(source, split) if stream is not None or Path(source).is_dir() else []
+    if stream is not None:
+        table = ParquetTable(files, stream)
+        return table, Features.from_arrow_schema(table.schema)
+    if files:
+        table = load_dataset("parquet", data_files=files, split="train")
+    else:
+        with _hub_errors(source):
+            table = load_dataset(str(source), split=split)
+    return table, table.features
+
+
+def _files(source: str | Path, split: str) -> list[str]:
+    """The parquet files of a split, in a folder or on the Hub (at the revision that is there now)."""
     if Path(source).is_dir():
         files = sorted(str(path) for path in Path(source).glob(f"{split}*.parquet"))
         if not files:
             found = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
             raise FileNotFoundError(f"no {split}*.parquet in {source} (it holds: {found or 'nothing'})")
-        return load_dataset("parquet", data_files=files, split="train")
+        return files
     with _hub_errors(source):
-        return load_dataset(str(source), split=split)
+        builder = load_dataset_builder(str(source))
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    others = [file for file in files if not file.endswith(".parquet")]
+    if others or not files:
+        stored = f"as {Path(others[0]).name}" if others else "in no files"
+        raise ValueError(
+            f"{source} cannot be streamed: its split {split} is stored {stored}, which does not say how many images it "
+            "holds, so that no exact order of them is known before they are read. Parquet files do; without --stream "
+            "the whole set is downloaded first"
+        )
+    return files
+
+
+def _as_stored(table: Any, columns: list[str], images: Sequence[str]) -> Any:
+    """A table of these columns alone, `images` among them as encoded bytes."""
+    table = table.select_columns(columns)
+    for column in images if not isinstance(table, ParquetTable) else ():
+        table = table.cast_column(column, ImageFeature(decode=False))
+    return table
 
 
 def choose_split(source: str, names: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
 Everything here is arithmetic on (seed, epoch, step, image): there is no state to save, so going on at
 step s is a seek, and the number of workers or processes cannot change what an image looks like.
 
-- Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B).
+- Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B). It is uniform,
+  or for data that is read in groups a `Locality`'s.
 - A process takes its contiguous slice of each batch, cut again into the passes of gradient accumulation.
 - The augmentation of image i in epoch e draws from generators seeded by (seed, e, i).
 - The model's own randomness (dropout) in step s draws from generators seeded by (seed, s, process).
@@ -111,6 +112,38 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Locality:
+    """Images that are stored in groups, of which a whole one is read at a time, and an order with few groups at once.
+
+    lengths: images of each group, in the order of their indices. lanes: groups that are read side by side.
+    """
+
+    lengths: tuple[int, ...]
+    lanes: int
+
+    def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """Every index once, int64 (sum of lengths,).
+
+        The groups are drawn in a uniform order and dealt out to the lanes; a lane has its groups one after another,
+        each in a uniform order of its images. All lanes advance alike, so that a batch has an equal part of each, and
+        lists its images lane by lane: a process's part of every batch is of the same few lanes. What is not uniform:
+        images of one group stay near each other, within about `lanes` groups' images.
+        """
+        lengths = torch.tensor(self.lengths)
+        rank = torch.randperm(len(lengths), generator=generator).repeat_interleave(lengths)  # of each image's group
+        order = torch.randperm(len(rank), generator=generator)
+        rank = rank[order]
+        lane = rank % self.lanes
+        by_lane = (lane * len(lengths) + rank).argsort(stable=True)
+        order, lane = order[by_lane], lane[by_lane]
+        size = lane.bincount(minlength=self.lanes)
+        place = torch.arange(len(lane)) - (size.cumsum(0) - size)[lane]  # in its lane
+        alike = ((place.double() + 0.5) / size[lane]).argsort(stable=True)
+        batch = torch.arange(len(lane)).div(batch_size, rounding_mode="floor")
+        return order[alike][(batch * self.lanes + lane[alike]).argsort(stable=True)]
+
+
+@dataclass(frozen=True)
 class TrainOrder:
     """The order of a whole run: batch -> process -> pass.
 
@@ -118,7 +151,7 @@ class TrainOrder:
     forward pass in one process (None: the whole share). `unit` images are never parted (2 where a mixing
     pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
     out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.repeated`): index i + k n is
-    then copy k of image i of n.
+    then copy k of image i of n. locality: of data that is stored in groups.
     """
 
     num_images: int
@@ -129,6 +162,7 @@ class TrainOrder:
     unit: int = 1
     drop_last: bool = False
     repeats: int = 1
+    locality: Locality | None = None
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -170,11 +204,15 @@ class TrainOrder:
         its images once, then once more: neighbours, which mixing pairs, are not copies.
         """
         generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
-        dtype = torch.int32 if self.num_images < 2**31 else torch.int64
+        distinct, together = self.num_images // self.repeats, self.batch_size // self.repeats
+        if self.locality is None:
+            dtype = torch.int32 if self.num_images < 2**31 else torch.int64
+            order = torch.randperm(distinct, generator=generator, dtype=dtype)
+        else:
+            order = self.locality.permutation(together, generator)
         if self.repeats == 1:
-            return torch.randperm(self.num_images, generator=generator, dtype=dtype)
-        distinct = self.num_images // self.repeats
-        batches = torch.randperm(distinct, generator=generator, dtype=dtype).split(self.batch_size // self.repeats)
+            return order
+        batches = order.split(together)
         return torch.cat([batch + distinct * copy for batch in batches for copy in range(self.repeats)])
 
     def neighbour(self, epoch: int, index: int) -> int:

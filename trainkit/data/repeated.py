@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.order import read_in_epoch
+from trainkit.data.order import Locality, read_in_epoch
 from trainkit.data.reading import name_of
 
 
@@ -21,6 +21,16 @@ class Repeated(Dataset):
         if times < 1:
             raise ValueError(f"times is {times}; it must be at least 1, which repeats nothing")
         self.data, self.repeats = data, times
+
+    @property
+    def locality(self) -> Locality | None:
+        """That of the data."""
+        return getattr(self.data, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the data."""
+        return getattr(self.data, "fingerprint", None)
 
     def __len__(self) -> int:
         return self.repeats * len(self.data)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.order import Locality
 from trainkit.data.reading import name_of
 
 
@@ -27,6 +28,16 @@ class Stages(Dataset):
     def final_epoch(self) -> int:
         """The epoch from which on the dataset does not change."""
         return max(self.transforms)
+
+    @property
+    def locality(self) -> Locality | None:
+        """That of the data."""
+        return getattr(self.data, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the data."""
+        return getattr(self.data, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.data)

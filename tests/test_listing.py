@@ -1,0 +1,139 @@
+"""Class folders are listed once, and anew where one has changed: counted by the interpreter's own audit events."""
+
+import os
+import pickle
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from trainkit import display
+from trainkit.data import listing
+from trainkit.data.folder import ClassFolder
+from trainkit.data.listing import Names, image_files
+
+SCANNED: list[str] = []
+sys.addaudithook(lambda event, words: SCANNED.append(str(words[0])) if event == "os.scandir" else None)
+NAMES = ["ant/1.png", "ant/2.JPG", "ant/deep/er/3.jpeg", "ant/deep/4.png", "bee/train.png", "cat/ä.png"]
+
+
+def settle(root, seconds=60):
+    """As if nothing had changed for so long."""
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, ns=(time.time_ns(), time.time_ns() - seconds * 10**9))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "LEAST_KEPT", 3)
+    for name in (*NAMES, "ant/notes.txt", "ant/.hidden.png", ".git/x.png", "loose.png", "empty/readme"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    settle(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def listed(root, **more):
+    """Files relative to the root, their classes' names, and how many folders were listed for it."""
+    SCANNED.clear()
+    data = ClassFolder(root, cache=root.parent / "cache", **more)
+    scanned = [each for each in SCANNED if each.startswith(str(root))]
+    files = [str(data.files[index].relative_to(root)) for index in range(len(data))]
+    return files, [data.classes[target] for target in data.targets], len(scanned)
+
+
+CLASSES_OF_NAMES = [name.split("/")[0] for name in NAMES]
+
+
+def test_a_second_start_lists_nothing(root):
+    names = sorted(NAMES[:4]) + NAMES[4:]
+    assert listed(root) == (names, CLASSES_OF_NAMES, 7)  # root, four classes, two folders deeper
+    for _ in range(2):
+        assert listed(root) == (names, CLASSES_OF_NAMES, 0)
+    data = ClassFolder(root, cache=root.parent / "cache")
+    assert data.classes == ["ant", "bee", "cat", "empty"] and isinstance(data.files.names.characters, np.memmap)
+    copy = pickle.loads(pickle.dumps(data))  # what a worker process gets
+    assert [copy.name_of(index) for index in range(6)] == [data.name_of(index) for index in range(6)]
+    assert len(list((root.parent / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["file", "deep file", "removed", "renamed", "class", "gone class", "folder"])
+def test_what_has_changed_is_listed_anew(root, change):
+    expected = set(listed(root)[0])
+    if change == "file":
+        (root / "bee/new.png").touch()
+        expected |= {"bee/new.png"}
+    elif change == "deep file":
+        (root / "ant/deep/er/new.png").touch()
+        expected |= {"ant/deep/er/new.png"}
+    elif change == "removed":
+        (root / "ant/deep/4.png").unlink()
+        expected -= {"ant/deep/4.png"}
+    elif change == "renamed":
+        (root / "cat/ä.png").rename(root / "cat/b.png")
+        expected ^= {"cat/ä.png", "cat/b.png"}
+    elif change == "class":
+        (root / "dog").mkdir()
+    elif change == "gone class":
+        shutil.rmtree(root / "ant")
+        expected = {"bee/train.png", "cat/ä.png"}
+    else:
+        (root / "bee/in").mkdir()
+        (root / "bee/in/x.png").touch()
+        expected |= {"bee/in/x.png"}
+    for _ in range(2):  # changed a moment ago: another change might be in the same tick of the clock, so it is not kept
+        files, _, scanned = listed(root)
+        assert set(files) == expected and len(files) == len(expected) and scanned >= 4
+    assert "dog" in ClassFolder(root, cache=root.parent / "cache").classes or change != "class"
+    settle(root, 30)
+    kept = len(expected) >= 3
+    assert set(listed(root)[0]) == expected and bool(listed(root)[2]) != kept
+
+
+def test_a_folder_elsewhere_and_a_small_one(root, monkeypatch):
+    listed(root)
+    shutil.copytree(root, root.parent / "copy")
+    settle(root.parent / "copy")
+    assert ClassFolder(root.parent / "copy", cache=root.parent / "cache").files.root == root.parent / "copy"
+    assert len(list((root.parent / "cache").iterdir())) == 2
+    monkeypatch.setattr(listing, "LEAST_KEPT", 7)
+    shutil.rmtree(root.parent / "cache")
+    assert listed(root)[2] == listed(root)[2] == 7 and not (root.parent / "cache").exists()
+
+
+def test_ids_are_those_of_the_training_folder(root):
+    classes = ["zebra", "cat", "bee", "empty", "ant"]
+    for _ in range(2):
+        files, names, _ = listed(root, classes=classes)
+        assert names == CLASSES_OF_NAMES and len(files) == 6
+    with pytest.raises(ValueError, match="has classes .'ant', 'cat', 'empty'. that the training folder has not"):
+        listed(root, classes=["bee"])
+
+
+def test_a_long_listing_is_shown(root, monkeypatch, capsys):
+    monkeypatch.setattr(display, "LINE_S", -1)
+    listed(root)
+    assert f"listing {root}, classes: 4 of 4" in capsys.readouterr().out
+    listed(root)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_closed_folder_is_named(root):
+    (root / "bee").chmod(0)
+    with pytest.raises(OSError, match="cannot list .*bee: Permission denied"):
+        listed(root)
+
+
+def test_names_of_any_bytes():
+    names = ["", "a", os.fsdecode(b"\xff.png"), "ä" * 300]
+    assert list(Names.of(names)) == names and list(Names.of([])) == []
+
+
+def test_no_circle_of_links_is_followed(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x.png").touch()
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    assert image_files(tmp_path / "a") == [os.path.join("b", "x.png")]

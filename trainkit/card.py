@@ -1,0 +1,151 @@
+"""The model card of a run: what Hugging Face's Hub reads of it, and what people do."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+WEIGHTS = "model.safetensors"
+PIPELINES = {"top1": "image-classification", "mIoU": "image-segmentation"}  # by the figure that only such a task has
+METRICS = {"top1": "accuracy", "mIoU": "mean_iou"}  # the Hub's names
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is told of a run. Nothing in it names the machine."""
+
+    name: str
+    """on the Hub"""
+    recipe: str
+    """the name of its file, without the extension"""
+    recorded: dict[str, Any]
+    """settings.json: settings, mathematics, options, command, versions"""
+    summary: dict[str, Any]
+    """summary.json; empty where the run has not ended"""
+    step: int
+    """after which the weights were those"""
+    epoch: float | None
+    """the same in epochs, where they were evaluated then"""
+    averaged: bool
+    """the weights are the moving average"""
+    figures: dict[str, Any]
+    """of the training's evaluation of these weights; empty where there was none"""
+    measured: dict[str, Any]
+    """of `trainkit evaluate` on these weights; empty where there was none"""
+    results: dict[str, Any]
+    """what is published as results.json"""
+    dataset: str | None
+    """its name on the Hub"""
+    license: str | None
+    """of the weights, by the Hub's names"""
+
+
+def model_card(run: Published) -> ModelCard:
+    """Metadata and text of the card."""
+    figures = run.figures or run.measured
+    pipeline = next((PIPELINES[name] for name in figures if name in PIPELINES), None)
+    data = ModelCardData(
+        model_name=run.name.split("/")[-1],
+        library_name="trainkit",
+        license=run.license,
+        pipeline_tag=pipeline,
+        datasets=run.dataset,
+        tags=[run.recipe],
+        eval_results=_eval_results(run, figures, pipeline) or None,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(run)}")
+
+
+def _eval_results(run: Published, figures: dict[str, Any], pipeline: str | None) -> list[EvalResult]:
+    generated = run.recorded["settings"].get("sample")
+    name = run.dataset or ("generated images" if generated else f"the data of {run.recipe}")
+    return [
+        EvalResult(
+            task_type=pipeline or "other",
+            dataset_type=run.dataset or run.recipe,
+            dataset_name=name,
+            metric_type=METRICS.get(figure, figure),
+            metric_name=figure,
+            metric_value=value,
+        )
+        for figure, value in figures.items()
+        if isinstance(value, float)
+    ]
+
+
+def _text(run: Published) -> str:
+    settings, versions = run.recorded["settings"], run.recorded["versions"]
+    whose = "the moving average of the weights" if run.averaged else "the weights"
+    parts = [
+        f"# {run.name.split('/')[-1]}",
+        f"{run.recorded['model']}, trained by the recipe `{run.recipe}` of trainkit. `{WEIGHTS}` holds {whose} after "
+        f"step {run.step} of {run.recorded['total_steps']}"
+        + (", on generated images." if settings.get("sample") else f", on {run.dataset}." if run.dataset else "."),
+        "## Figures",
+    ]
+    if run.figures:
+        parts += [f"The training's evaluation after epoch {run.epoch:g}.", _table(run.figures)]
+    if run.measured:
+        parts += ["By `trainkit evaluate` on the same weights; more in `results.json`.", _table(run.measured)]
+    if not (run.figures or run.measured):
+        parts.append("These weights were not evaluated.")
+    parts += [
+        "## Evaluate it again, predict, fine-tune",
+        _code(
+            f"hf download {run.name} --local-dir {run.name.split('/')[-1]}",
+            f"cd {run.name.split('/')[-1]}",
+            f"trainkit evaluate recipe.py --checkpoint {WEIGHTS}{_evaluated_with(run)}",
+            f"trainkit predict recipe.py my_photos --checkpoint {WEIGHTS} --out predictions",
+        ),
+        "Settings not given are those of the run, from `settings.json` beside the weights. A training takes those of "
+        f"the recipe: `trainkit recipe.py --init {WEIGHTS}` fine-tunes, with the settings of the model given again.",
+        "## How it was trained",
+        _code(f"trainkit {shlex.join(_words(run))}"),
+        _table({**_machine(run), **{f"version of {name}": value for name, value in versions.items()}}),
+        "Settings:",
+        _table(settings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _words(run: Published) -> list[str]:
+    """The command's words after the program."""
+    return shlex.split(run.recorded["command"])[1:]
+
+
+def _evaluated_with(run: Published) -> str:
+    """What the command needs to measure as the training did."""
+    settings, options = run.recorded["settings"], run.recorded["options"]
+    words = f" --precise-bn {options['precise_bn']}" if options.get("precise_bn") else ""
+    words += f" --seed {run.recorded['seed']}" if run.recorded["seed"] else ""
+    is_local = "data" in settings and not settings.get("sample") and settings["data"] != run.dataset
+    return words + (" --data FOLDER" if is_local else "")
+
+
+def _machine(run: Published) -> dict[str, Any]:
+    rows = {
+        "processes": run.summary.get("num_processes"),
+        "training, s": run.summary.get("seconds"),
+        "images/s": run.summary.get("images_per_s"),
+        "memory of a process, GiB": run.summary.get("peak_memory_gib"),
+        "seed": run.recorded["seed"],
+        "git commit": run.recorded["git_commit"],
+    }
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def _table(rows: dict[str, Any]) -> str:
+    """Names and single values; the lists are in results.json."""
+    plain = {name: value for name, value in rows.items() if not isinstance(value, (dict, list))}
+    lines = [f"| {name} | {_cell(value)} |" for name, value in plain.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```bash", *lines, "```"])

@@ -1,0 +1,122 @@
+"""Which images are in a folder; of class folders listed once, and kept until one of them changes."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainkit.data.cache import MappedArrays, default_folder, kept, short_hash
+from trainkit.data.images import EXTENSIONS
+from trainkit.display import of_launcher
+
+VERSION = 1  # of what the arrays mean
+LEAST_KEPT = 10_000  # images; fewer are listed in a moment
+UNSETTLED_S = 2  # a change within a clock's tick of another one shows in no time of change
+
+
+class Names(Sequence):
+    """Strings in two arrays: workers share them, and they cost their bytes and four more each."""
+
+    def __init__(self, characters: np.ndarray, ends: np.ndarray):
+        self.characters, self.ends = characters, ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Names":
+        """The same as `names`."""
+        encoded = [os.fsencode(name) for name in names]
+        characters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(characters, ends.astype(np.min_scalar_type(len(characters))))  # uint32 up to 4 GiB of names
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.characters[begin : self.ends[index]].tobytes())
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of all images below `folder`, relative to it, sorted. Raises OSError naming a folder that is closed."""
+    return sorted(_below(folder, "")[0])
+
+
+def class_files(root: Path, cache: Path | None = None) -> tuple[list[str], np.ndarray, Names]:
+    """The class folders in `root` in sorted order, how many images each has, and these by class, relative to `root`.
+
+    cache: folder of what was listed before, `trainkit.data.cache.default_folder` where None. It is listed anew where
+    the time of change of `root` or of any folder below is another one: a file that comes or goes changes it.
+    """
+    cache = default_folder() if cache is None else cache
+    place = f"classes-v{VERSION}-{short_hash(os.fsencode(root.resolve()))}"
+    found = (MappedArrays(path) for path in sorted(cache.glob(f"{place}-*")))
+    arrays = next((each for each in found if _is_true(each, root)), None)
+    if arrays is None:
+        arrays = _list(root)
+        settled = time.time_ns() - int(arrays["times"].max()) > UNSETTLED_S * 10**9
+        if settled and len(arrays["ends"]) >= LEAST_KEPT:
+            arrays = kept(
+                arrays, cache / f"{place}-{short_hash(arrays['folders'].tobytes() + arrays['times'].tobytes())}"
+            )
+    folders = Names(arrays["folders"], arrays["folders_ends"])
+    classes = [name for name in folders if name and os.sep not in name]
+    return classes, arrays["counts"], Names(arrays["names"], arrays["ends"])
+
+
+def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
+    """Whether no folder has changed since."""
+    folders = Names(arrays["folders"], arrays["folders_ends"])
+    try:
+        return all(os.stat(root / name).st_mtime_ns == then for name, then in zip(folders, arrays["times"]))
+    except OSError:
+        return False
+
+
+def _list(root: Path) -> dict[str, np.ndarray]:
+    before = os.stat(root).st_mtime_ns
+    with os.scandir(root) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    names, counts, folders, times = [], [], [""], [before]
+    with of_launcher().progress(f"listing {root}, classes") as tell:
+        for number, name in enumerate(classes, start=1):
+            files, inside = _below(root / name, name)
+            names += sorted(files)
+            counts.append(len(files))
+            folders += inside.keys()
+            times += inside.values()
+            tell(number, len(classes))
+    files, below = Names.of(names), Names.of(folders)
+    return {
+        "names": files.characters,
+        "ends": files.ends,
+        "counts": np.array(counts, dtype=np.int64),
+        "folders": below.characters,
+        "folders_ends": below.ends,
+        "times": np.array(times, dtype=np.int64),
+    }
+
+
+def _below(folder: Path, name: str) -> tuple[list[str], dict[str, int]]:
+    """Images in and below a folder, and the times of change of these folders; all names begin with `name`."""
+    files: list[str] = []
+    times: dict[str, int] = {}
+    waiting = [(str(folder), name)]
+    while waiting:
+        where, inside = waiting.pop()
+        times[inside] = os.stat(where).st_mtime_ns  # before it is listed: a change meanwhile is seen next time
+        prefix = inside + os.sep if inside else ""
+        try:
+            with os.scandir(where) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if not entry.is_symlink():  # it might lead back up
+                            waiting.append((entry.path, prefix + entry.name))
+                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith("."):
+                        files.append(prefix + entry.name)
+        except OSError as error:
+            raise OSError(f"cannot list {where}: {error.strerror}") from error
+    return files, times

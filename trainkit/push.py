@@ -1,0 +1,150 @@
+"""A run for others: weights, recipe, settings, figures and a model card, in a folder or on the Hugging Face Hub."""
+
+import ast
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors.torch import save_file
+
+from trainkit.card import WEIGHTS, Published, model_card
+from trainkit.checkpoint import digest, step_of
+from trainkit.display import Display
+from trainkit.finding import find_weights, require_run
+from trainkit.options import PushOptions
+from trainkit.run import Run
+from trainkit.weights import read_weights
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
+
+
+def push(folder: Path, asked: PushOptions) -> None:
+    """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and upload nothing.
+
+    The weights are those of the best checkpoint, averaged where the run kept an average: the ones its headline
+    figure is of. What is written names no folder of this machine. Raises FileNotFoundError where there is no run or
+    no checkpoint, ValueError where the folder is taken, or the Hub cannot be reached or refuses.
+    """
+    display = Display()
+    require_run(folder)
+    if asked.folder is not None:
+        if asked.folder.exists() and (not asked.folder.is_dir() or any(asked.folder.iterdir())):
+            raise ValueError(f"{asked.folder} is not an empty folder; choose another with --folder")
+        _write(folder, asked, asked.folder)
+        display.note(f"{asked.folder}: {_list(asked.folder)}; nothing was uploaded")
+        return
+    from trainkit.upload import open_repository, upload
+
+    with TemporaryDirectory() as place:
+        _write(folder, asked, Path(place))
+        repository = open_repository(asked.name, asked.private)
+        display.note(f"{upload(Path(place), repository)}: {_list(Path(place))}")
+
+
+def _list(folder: Path) -> str:
+    return ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in sorted(folder.iterdir()))
+
+
+def _write(run: Path, asked: PushOptions, folder: Path) -> None:
+    """Everything that is published of the run in `run`, into `folder`."""
+    weights, _ = find_weights(run)
+    recorded = json.loads((run / "settings.json").read_text())
+    recipes = _recipes(run, recorded["recipe"])
+    log = run / "log.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(read_weights(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    for name, path in recipes.items():
+        shutil.copyfile(path, folder / name)
+    if log.is_file():
+        shutil.copyfile(log, folder / log.name)
+    published = _published(run, weights, recorded, asked, digest(folder / WEIGHTS))
+    for name, content in (("settings.json", published.recorded), ("results.json", published.results)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    model_card(published).save(folder / "README.md")
+
+
+def _published(run: Path, weights: Path, recorded: dict[str, Any], asked: PushOptions, sha256: str) -> Published:
+    """What the card tells. sha256: of the file of weights as it is published."""
+    averaged = recorded.get("ema") is not None
+    row = Run(run).last_evaluation(step_of(weights)) or {}
+    figures = _of_weights({name: value for name, value in row.items() if name not in NO_FIGURES}, averaged)
+    measured, file = {}, run / "results.json"
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found["sha256"] == digest(weights):  # of these weights, and not of another evaluation's
+            measured = _of_weights(found, averaged)
+    dataset = asked.dataset or _dataset(recorded["settings"])
+    command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
+    recorded = {**without_places(recorded), "command": command}
+    about = {"checkpoint": WEIGHTS, "sha256": sha256, "settings": recorded["settings"]}
+    return Published(
+        name=asked.name,
+        recipe=Path(recorded["recipe"]).stem,
+        recorded=recorded,
+        summary=Run(run).summary or {},
+        step=step_of(weights),
+        epoch=row.get("epoch"),
+        averaged=averaged,
+        figures=figures,
+        measured={name: value for name, value in measured.items() if name not in about},
+        results={**without_places(measured or figures), **about},
+        dataset=dataset,
+        license=asked.license,
+    )
+
+
+def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
+    """The figures of the weights that are published, by their plain names."""
+    if not averaged:
+        return row
+    mine = {name: value for name, value in row.items() if f"ema_{name}" not in row}
+    return {name.removeprefix("ema_"): value for name, value in mine.items()}
+
+
+def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
+    """The recipe's file, and those beside its original that it imports, by the names they are published under."""
+    if origin is None or not (run / "recipe.py").is_file():
+        raise ValueError(f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed")
+    files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {f"{module.split('.')[0]}.py" for module in modules} - files.keys():
+                beside = Path(origin).parent / name
+                if beside.is_file():
+                    files[name] = beside
+                    waiting.append(beside)
+    return files
+
+
+def _dataset(settings: dict[str, Any]) -> str | None:
+    """The name on the Hub of the data, where the run read it from there."""
+    data = str(settings.get("data"))
+    local = settings.get("sample") or data.startswith("data/") or Path(data).is_dir()
+    return data if HUB_NAME.fullmatch(data) and not local else None
+
+
+def without_places(value: Any) -> Any:
+    """A plain value with every path of this machine in it shortened to its last name.
+
+    Such are strings that begin at a root, a home or a folder above.
+    """
+    if isinstance(value, dict):
+        return {name: without_places(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    return _shortened(value) if isinstance(value, str) else value
+
+
+def _shortened(word: str) -> str:
+    flag, equals, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    windows = PureWindowsPath(path)
+    if path.startswith(("/", "~", "..")) or windows.drive:
+        path = (windows if windows.drive else PurePosixPath(path)).name or "."
+    return f"{flag}{equals}{path}"
