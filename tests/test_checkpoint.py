@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, damage is found, and older ones go last."""
 
+import hashlib
 import json
 
 import pytest
@@ -46,6 +47,27 @@ def test_shared_weights_are_saved(tmp_path):
     weight = torch.ones(3)
     path = checkpoint.save(tmp_path, 1, {"a": weight, "b": weight, "c": weight[:2]}, {})
     assert checkpoint.load(path)[0]["c"].tolist() == [1, 1]
+
+
+def test_copies_only_where_asked_or_shared(tmp_path):
+    whole, part = torch.arange(6.0), torch.arange(8.0)[2:4]
+    alone, copied = (checkpoint.Snapshot.of({"w": whole, "p": part}, {}, copy=copy).model for copy in (False, True))
+    assert alone["w"].data_ptr() == whole.data_ptr() and copied["w"].data_ptr() != whole.data_ptr()
+    columns = whole.view(2, 3).t()  # not as it lies in memory
+    path = checkpoint.save(tmp_path, 1, {"w": whole, "p": part, "empty": torch.zeros(0)}, {"c": columns, "w": whole})
+    weights, state = checkpoint.load(path)
+    assert weights["p"].tolist() == [2, 3] and weights["w"].tolist() == whole.tolist()
+    assert torch.equal(state["c"], columns) and torch.equal(state["w"], whole)
+
+
+def test_the_manifest_tells_size_and_hash_of_each_file(tmp_path):
+    """Two blocks of the hash and a part of one, by the plain definition."""
+    path = checkpoint.save(tmp_path, 4, {"w": torch.randn(600_000)}, {"momentum": torch.randn(3), "step": 4})
+    manifest = json.loads((path / "manifest.json").read_text())
+    data = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
+    assert set(data) == {"model.safetensors", "state.safetensors", "state.json"} and manifest["step"] == 4
+    told = {name: {"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()} for name, each in data.items()}
+    assert manifest["files"] == told
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest"])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainkit.data.order import (
+    ORDER,
     Seeded,
     TrainOrder,
     evaluation_batches,
@@ -73,6 +74,8 @@ def test_order_changes_with_epoch_and_seed_and_nothing_else():
     order = TrainOrder(100, 8, 1)
     assert torch.equal(order.epoch(3), TrainOrder(100, 32, 1, 4, 2).epoch(3))
     assert not torch.equal(order.epoch(3), order.epoch(4))
+    generator = torch.Generator().manual_seed(fold(1, ORDER, 3))  # int32 has the numbers of int64
+    assert order.epoch(3).tolist() == torch.randperm(100, generator=generator).tolist()
     assert not torch.equal(order.epoch(3), TrainOrder(100, 8, 2).epoch(3))
 
 
