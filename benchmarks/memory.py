@@ -3,8 +3,9 @@
     python benchmarks/memory.py                  # the table of docs/results.md
     python benchmarks/memory.py --size 64        # the same, small
 
-Each row is a process of its own; peak: the most of its memory in use during the work, less what was in use before it
-(Linux, /proc/self/clear_refs and VmHWM).
+First a whole tiny training (benchmarks/tiny.py), by trainkit and bare: the most that the process took. Then parts of a
+step. Each row is a process of its own; peak: the most of its memory in use during the work, less what was in use before
+it (Linux, /proc/self/clear_refs and VmHWM).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from timing import versions
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
@@ -67,6 +69,19 @@ WAYS = {
 }
 
 
+def tiny_runs(rounds: int) -> None:
+    """The peaks of both, interleaved."""
+    peaks: dict[str, list[float]] = {"bare": [], "trainkit": []}
+    for _ in range(rounds):
+        for way, found in peaks.items():
+            words = [sys.executable, str(Path(__file__).parent / "tiny.py"), way]
+            printed = subprocess.run(words, check=True, text=True, stdout=subprocess.PIPE).stdout
+            found.append(float(printed.split()[-1]))
+    for way, found in peaks.items():
+        spread, ratio = f"({min(found):.0f} to {max(found):.0f})", median(found) / median(peaks["bare"])
+        print(f"tiny run: {way:30} {median(found):8.0f} MiB {spread}, {ratio:.3f} x bare")
+
+
 def measure(work: Callable[[], None], rounds: int) -> tuple[float, float]:
     """Peak in MiB beside what there was, and median seconds."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -97,6 +112,8 @@ def main() -> None:
         mib, seconds = measure(WAYS[asked.way](asked.size), asked.rounds)
         print(f"{asked.way:40} {mib:8.0f} MiB {seconds:8.3f} s")
         return
+    print(versions("torch", "accelerate"))
+    tiny_runs(asked.rounds)
     for way in WAYS:
         size = ["--size", str(asked.size), "--rounds", str(asked.rounds)]
         subprocess.run([sys.executable, __file__, "--way", way, *size], check=True)
