@@ -8,15 +8,19 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from trainkit.data import sample
 from trainkit.data.ade20k import ADE20K, CLASSES, to_train_ids
 from trainkit.data.folder import ClassFolder, FileList, MaskFolder
 from trainkit.data.hub import HubImages
 from trainkit.data.images import read_image, read_mask
+from trainkit.data.loader import make_loader
 from trainkit.data.memory import InMemory
 from trainkit.data.source import class_images
 from trainkit.data.transforms import LongSide
+from trainkit.recognition import Recognition
 from trainkit.segmentation import eval_transform, train_transform
 
 PICTURE = np.kron(np.array([[0, 60, 120], [180, 240, 30]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8))
@@ -119,6 +123,17 @@ def test_all_files_of_real_imagenet(real_data):
     assert len(data) == 200 and len(data.classes) == 200
     assert any("bullet" in str(data.files[index]) for index in range(200))
     assert all(data[index][0].shape[0] == 3 for index in range(0, 200, 10))
+
+
+def test_torchvisions_image_folder(real_data):
+    """Its class ids are plain ints; one outside the classes is told like any other."""
+    corner = v2.Compose([v2.PILToTensor(), v2.CenterCrop(9)])
+    data, keys = ImageFolder(real_data / "imagenet_sample" / "val", corner), [[(0, 0), (0, 199)]]
+    cpu = torch.device("cpu")
+    images, targets, _ = next(iter(make_loader(data, 0, keys, 0, cpu, Recognition(200).check)))
+    assert images.shape == (2, 3, 9, 9) and targets.tolist() == [0, 199]
+    with pytest.raises(ValueError, match="label 199 is outside the 199 classes"):
+        next(iter(make_loader(data, 0, keys, 0, cpu, Recognition(199).check)))
 
 
 def test_parquet(here):

@@ -214,3 +214,14 @@ def test_one_save_at_a_time(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000001"]
     saver.wait()
     assert [row["step"] for row in saver.written()] == [1, 2] and saver.error() is None
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_that_cannot_be_is_not_passed_over(tmp_path, background):
+    """Weights of a type that no safetensors file holds: told in the training's own thread."""
+    saver = Saver(tmp_path, keep=5, background=background)
+    with pytest.raises(KeyError, match="complex128"):
+        saver.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, {})
+        saver.wait()
+    saver.wait()
+    assert saver.written() == [] and list_checkpoints(tmp_path) == []

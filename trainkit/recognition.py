@@ -58,9 +58,10 @@ class Recognition:
     def terms(self) -> tuple[str, ...]:
         return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
 
-    def check(self, target: Tensor) -> str | None:
-        """What is wrong with one image's class id, or None."""
-        if target.ndim == 0 and not target.is_floating_point() and int(target) >= self.num_classes:
+    def check(self, target: Tensor | int) -> str | None:
+        """What is wrong with one image's class id, or None; torchvision's datasets give it as a plain int."""
+        whole = isinstance(target, int) or (target.ndim == 0 and not target.is_floating_point())
+        if whole and int(target) >= self.num_classes:
             return f"label {int(target)} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
         return None
 

@@ -1,7 +1,7 @@
 """Writing checkpoints while a training waits, or beside it: at most one at a time."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,13 +14,15 @@ from trainkit import checkpoint
 class Saver:
     """Writes the checkpoints of one run, in a thread where `background` is true, and removes older ones in a thread.
 
-    keep: newest ones that stay. An error of the file system does not raise here, it waits in `error`.
+    keep: newest ones that stay. An error of the file system does not raise here, it waits in `error`; any other one of
+    the thread raises in the next call of `wait` or `error`.
     """
 
     def __init__(self, folder: Path, keep: int, background: bool):
         self.folder, self.keep, self.background = folder, keep, background
         self._thread: Thread | None = None
         self._error: OSError | None = None
+        self._bug: Exception | None = None
         self._written: list[dict[str, Any]] = []
 
     def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
@@ -30,11 +32,19 @@ class Saver:
         snapshot = checkpoint.Snapshot.of(model, state, copy=self.background)
         if self.background:
             arguments = (step, snapshot, begun, time.perf_counter() - begun)
-            self._thread = Thread(target=lambda: self._write(*arguments) and self._remove_older(step, protected))
-            self._thread.start()
+            self._beside(lambda: self._write(*arguments) and self._remove_older(step, protected))
         elif self._write(step, snapshot, begun, None):  # to give the space of a file back takes a third of that time
-            self._thread = Thread(target=self._remove_older, args=(step, protected))
-            self._thread.start()
+            self._beside(lambda: self._remove_older(step, protected))
+
+    def _beside(self, work: Callable[[], object]) -> None:
+        def kept() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._bug = error
+
+        self._thread = Thread(target=kept)
+        self._thread.start()
 
     def _write(self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None) -> bool:
         """Whether it is there."""
@@ -60,6 +70,12 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._raise_bug()
+
+    def _raise_bug(self) -> None:
+        bug, self._bug = self._bug, None
+        if bug is not None:
+            raise bug
 
     def written(self) -> list[dict[str, Any]]:
         """A row of the log for each checkpoint written since the last call: its pause of the training."""
@@ -68,5 +84,6 @@ class Saver:
 
     def error(self) -> OSError | None:
         """What went wrong since the last call."""
+        self._raise_bug()
         error, self._error = self._error, None
         return error
