@@ -57,6 +57,7 @@ def recipe(
     warmup_epochs: float = 1,
     label_smoothing: float = 0.1,
     head: float = 10.0,
+    layer_decay: float = 1.0,
     size: int = 224,
     sample: bool = False,
 ) -> Recipe:
@@ -76,6 +77,7 @@ def recipe(
         warmup_epochs: of linear warm-up from 0
         label_smoothing: share of the target spread over all classes
         head: factor of the last layer's learning rate, when the rest is pretrained
+        layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75; 1: none
         size: side of the crop in training and in evaluation
         sample: train the small network on generated images in the same layout, in under a minute
     """
@@ -98,7 +100,10 @@ def recipe(
         train_data=train_data,
         val_data=val_data,
         optimizer=SGD(
-            param_groups(network, lr, weight_decay, head, decay_vectors=False), lr=lr, momentum=0.9, fused=True
+            param_groups(network, lr, weight_decay, head, decay_vectors=False, layer_decay=layer_decay),
+            lr=lr,
+            momentum=0.9,
+            fused=True,
         ),
         schedule=cos(warmup_epochs=warmup_epochs),
         epochs=epochs,

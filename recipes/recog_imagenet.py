@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
+from trainkit.data.repeated import Repeated
 from trainkit.data.source import class_images
 from trainkit.data.stages import Stages, sizes_by_epoch
 from trainkit.mixing import by_turns
@@ -46,6 +47,7 @@ def recipe(
     jitter: tuple[float, ...] | None = None,
     lighting: float | None = None,
     erase: float | None = None,
+    repeats: int = 1,
     ema: float | None = None,
     stochastic_depth: float | None = None,
     drop_block: float | None = None,
@@ -77,6 +79,7 @@ def recipe(
         jitter: strengths of changes of brightness, contrast, saturation and hue, such as 0.4 0.4 0.4
         lighting: strength of PCA lighting, such as 0.1
         erase: probability that a rectangle is erased
+        repeats: times that an image is in its batch, augmented differently; divide epochs by it
         ema: decay of a moving average of the weights, such as 0.9999; None for none
         stochastic_depth: rate at which the last block is left out, the others less often; None: as published
         drop_block: probability of DropBlock after the last two stages of a ResNet, such as 0.1
@@ -91,19 +94,18 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    resize = InterpolationMode(interpolation)
-    extras = rand_augment, trivial_augment, jitter, lighting, erase
+    resize, extras = InterpolationMode(interpolation), (rand_augment, trivial_augment, jitter, lighting, erase)
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
     augment = {epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras) for epoch, side in sizes.items()}
     train_data = class_images(source, "train", augment[0], stream=stream)
     look = eval_transform(eval_size or size, crop_fraction, resize, ten_crop)
     val_data = class_images(source, "val", look, train_data.classes, stream=stream)
-    num_classes = len(train_data.classes)
+    classes, num_classes = train_data.classes, len(train_data.classes)
     network = classifier(model, num_classes, stochastic_depth, drop_block)
     return Recipe(
-        task=Recognition(train_data.classes, label_smoothing),
+        task=Recognition(classes, label_smoothing),
         model=network,
-        train_data=train_data if len(augment) == 1 else Stages(train_data, augment),
+        train_data=Repeated(train_data if len(augment) == 1 else Stages(train_data, augment), repeats),
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, fused=True),
         schedule=cos(warmup_epochs=warmup_epochs),

@@ -1,6 +1,7 @@
 """Segmentation of your own images: images/{train,val} and annotations/{train,val}, masks named as their images.
 
-Masks are grey or palette PNGs that hold class ids from 0; ids given as ignored count nowhere.
+Masks are grey or palette PNGs that hold class ids from 0; ids given as ignored count nowhere. Parquet files, or a
+name on the Hub, with a column of images and one of masks, do as well.
 
 Source: settings of recipes/seg_ade20k.py, for images of any kind.
 
@@ -12,15 +13,16 @@ Expected: depends on your images; CamVid as above: mIoU 0.585 (docs/results.md h
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from torch.optim import SGD
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
-from trainkit.data.folder import IGNORED, MaskFolder, read_classes
+from trainkit.data.folder import IGNORED, read_classes
+from trainkit.data.source import label_maps
 from trainkit.inference import Inference
 from trainkit.models.segmenters import torchvision_segmenter
 from trainkit.optim import param_groups
@@ -33,9 +35,11 @@ SAMPLE = {"model": "small_lraspp", "pretrained": False, "epochs": 6, "lr": 0.05,
 
 
 def recipe(
-    data: Path = Path("data/my_images"),
+    data: str = "data/my_images",
     classes: str = "",
     ignore: tuple[int, ...] = (IGNORED,),
+    label_shift: int = 0,
+    stream: int | None = None,
     model: Literal["fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "small_fcn", "small_lraspp"] = (
         "deeplabv3_resnet50"
     ),
@@ -50,6 +54,7 @@ def recipe(
     head: float = 10.0,
     aux_weight: float = 0.2,
     loss: tuple[Loss, ...] = ("cross_entropy",),
+    class_weights: tuple[float, ...] | None = None,
     photometric: bool = False,
     max_share: float | None = None,
     sync_batch_norm: bool = True,
@@ -60,9 +65,12 @@ def recipe(
     """Own images with masks.
 
     Args:
-        data: folder with images/train, images/val, annotations/train, annotations/val
+        data: folder with images/train, images/val, annotations/train, annotations/val, or with parquet files, or a
+            name on the Hub
         classes: how many, their names with commas between, or a text file with one name a line
         ignore: ids in the masks that count nowhere
+        label_shift: added to the ids in the masks; -1 where they begin at 1 and 0 is to be ignored
+        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
         model: the network; the small ones have no pretrained backbone and train on a laptop
         pretrained: start the backbone from torchvision's ImageNet weights
         epochs: passes over the training images
@@ -75,6 +83,7 @@ def recipe(
         head: factor of the learning rate outside the backbone, when it is pretrained
         aux_weight: factor of the auxiliary head's loss, where the network has one
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
+        class_weights: of cross_entropy and focal, a number for each class; None: all alike
         photometric: distort brightness, contrast, saturation and hue of the training crops
         max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
         sync_batch_norm: on several GPUs, batch norm over the whole batch
@@ -82,16 +91,11 @@ def recipe(
         eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train small_lraspp on generated scenes in the same layout, in under a minute
     """
-    if sample:
-        data, num_classes = generated.mask_folder()
-        names: int | list[str] = num_classes
-    else:
-        names = read_classes(classes)
-        num_classes = names if isinstance(names, int) else len(names)
+    source, names = generated.mask_folder() if sample else (data, read_classes(classes))
+    num_classes = names if isinstance(names, int) else len(names)
 
-    def split(name: str, transform: v2.Transform) -> MaskFolder:
-        images, masks = data / "images" / name, data / "annotations" / name
-        return MaskFolder(images, masks, num_classes, transform, ignore=ignore)
+    def split(name: str, transform: v2.Transform) -> Dataset:
+        return label_maps(source, name, names, transform, ignore, label_shift, stream)
 
     val_data = split("val", eval_transform(base, eval_crop))
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
@@ -99,7 +103,7 @@ def recipe(
     has_aux = getattr(network, "aux_classifier", None) is not None
     head = head if pretrained and not model.startswith("small") else 1.0
     return Recipe(
-        task=Segmentation(names, aux_weight=aux_weight if has_aux else 0.0, loss=named_losses(loss)),
+        task=Segmentation(names, aux_weight=aux_weight if has_aux else 0.0, loss=named_losses(loss, class_weights)),
         model=network,
         train_data=partial(split, "train", train),
         val_data=val_data,
@@ -110,5 +114,5 @@ def recipe(
         inference=Inference.windows(eval_window),
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
-        note=f"generated data: scenes of {num_classes} classes in {data}" if sample else None,
+        note=f"generated data: scenes of {num_classes} classes in {source}" if sample else None,
     )

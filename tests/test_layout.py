@@ -117,7 +117,7 @@ ARROWS = {
     "data.coco": {"data.coco_index", "data.masks", "data.voc", "display"},
     "data.coco_index": {"data.cache", "data.rle"},
     "data.hub": {"data.images", "data.masks", "data.order", "data.parquet"},
-    "data.source": {"data.folder", "data.hub"},
+    "data.source": {"data.folder", "data.hub", "data.masks"},
     "data.sample": {"data.folder"},
 }  # fmt: skip
 

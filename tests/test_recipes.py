@@ -180,6 +180,26 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     assert steps[0].max_share == 0.5
 
 
+def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def built(name, **asked):
+        function = load_recipe(ROOT / "recipes" / f"{name}.py")
+        return build(function, {**sample_settings(function), **asked, "sample": True}).opened()
+
+    num_classes = built("seg_folder").task.num_classes
+    weights = tuple(range(1, num_classes + 1))
+    task = built("seg_folder", loss=("cross_entropy", "dice"), class_weights=weights).task
+    assert task.loss[0].weight == weights and task.terms == ("cross_entropy", "dice")
+    with pytest.raises(ValueError, match="class weights are of cross_entropy and focal, and the loss is ohem"):
+        built("seg_folder", loss=("ohem",), class_weights=weights)
+    one, three = built("recog_imagenet"), built("recog_imagenet", repeats=3, image_sizes="40:0,48:1")
+    assert len(three.train_data) == 3 * len(one.train_data)
+    assert three.train_data.in_epoch(1, 0)[0].shape == (3, 48, 48)
+    lrs = [{group["lr"] for group in built("recog_folder", layer_decay=d).optimizer.param_groups} for d in (1.0, 0.5)]
+    assert len(lrs[0]) == 1 and max(lrs[1]) == max(lrs[0]) and min(lrs[1]) <= 0.25 * max(lrs[1])
+
+
 def test_what_parity_names_is_there():
     """Options, files and functions in the right column of docs/parity.md."""
     rows = [line.split(" | ", 1)[1] for line in (ROOT / "docs" / "parity.md").read_text().splitlines() if " | " in line]

@@ -23,6 +23,7 @@ from trainkit.data.hub import HubMasks
 from trainkit.data.masks import colour_map, look_up
 from trainkit.data.pcontext import PascalContext
 from trainkit.data.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
+from trainkit.data.source import label_maps
 from trainkit.data.voc import VOC, VOCAug
 
 TURNED = 6  # EXIF orientation 6: turn by 90 degrees to see it upright
@@ -445,10 +446,28 @@ def test_masks_through_datasets(tmp_path):
     assert np.array_equal(mask_of(HubMasks(tmp_path, "validation", 4)), blocks(0, 1, 2, 3))
     with pytest.raises(ValueError, match="no column 'mask' of images; it has image, annotation"):
         HubMasks(tmp_path, "validation", 4, mask_column="mask")
+    table.to_parquet(tmp_path / "train.parquet")
+    same = label_maps(tmp_path, "val", ["a", "b", "c"], label_shift=-1)
+    assert same.split == "val" and np.array_equal(mask_of(same), mask_of(data))
+    assert len(label_maps(tmp_path, "train", 4, stream=2)) == 2
     (tmp_path / "half").mkdir()
     table.select_columns(["image"]).to_parquet(tmp_path / "half/validation.parquet")
     with pytest.raises(ValueError, match=r"has 0 columns that could be the mask .none.; say which with mask_column"):
         HubMasks(tmp_path / "half", "validation", 4)
+
+
+def test_where_images_with_masks_are_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no val images in .*: looked for images/val/, .* val\*.parquet"):
+        label_maps(tmp_path, "val", 3)
+    with pytest.raises(FileNotFoundError, match="give one with images/train, images/val"):
+        label_maps(tmp_path / "nowhere", "train", 3)
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        labels_png(tmp_path / kind / "train" / "0.png", blocks(0, 1, 2, 1))
+    data = label_maps(tmp_path, "train", 2, ignore=(2,))
+    assert data.split == "train" and np.array_equal(mask_of(data), blocks(0, 1, 255, 1))
+    with pytest.raises(ValueError, match="stream is for parquet files, leave it out"):
+        label_maps(tmp_path, "train", 2, stream=4)
 
 
 def test_a_list_of_files_costs_its_names_and_four_bytes(tmp_path):

@@ -143,10 +143,16 @@ def main_logits(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs["out"]
 
 
-def named_losses(names: Sequence[Loss]) -> list[Criterion]:
-    """The losses of label maps with these names, each as its paper has it: what a recipe's setting `loss` says."""
+def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
+    """The losses of label maps with these names, each as its paper has it: what a recipe's setting `loss` says.
+
+    weight: one per class, for cross_entropy and focal. Raises ValueError where none of them is there to take it.
+    """
     known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
-    return [known[name]() for name in names]
+    weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
+    if weight is not None and not weighted & set(names):
+        raise ValueError(f"class weights are of cross_entropy and focal, and the loss is {', '.join(names)}")
+    return [known[name](weight=weight) if name in weighted else known[name]() for name in names]
 
 
 def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:

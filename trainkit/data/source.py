@@ -1,4 +1,4 @@
-"""Recognition data wherever it is: class folders, parquet files, or a name on the Hub."""
+"""Data wherever it is: class folders or folders of masks, parquet files, or a name on the Hub."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.folder import ClassFolder
+from trainkit.data.folder import ClassFolder, MaskFolder
+from trainkit.data.masks import IGNORED
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
@@ -39,12 +40,57 @@ def class_images(
             f"no {split} images in {folder.resolve()}: looked for {', '.join(f'{n}/<class>/' for n in names)} and "
             f"{', '.join(f'{n}*.parquet' for n in names)}"
         )
-    if str(source).count("/") != 1 or folder.is_absolute() or str(source).startswith((".", "data/")):
-        raise FileNotFoundError(
-            f"no folder {folder.resolve()}: give one with train/<class>/ and val/<class>/ or with parquet files, or "
-            "a dataset's name on the Hub (owner/name) with --data; or try --sample"
-        )
+    _require_hub_name(source, "train/<class>/ and val/<class>/")
     return _from_datasets(source, names, transform, *how)
+
+
+def label_maps(
+    source: str | Path,
+    split: str,
+    classes: int | Sequence[str],
+    transform: Callable[..., Any] | None = None,
+    ignore: Sequence[int] = (IGNORED,),
+    label_shift: int = 0,
+    stream: int | None = None,
+) -> Dataset:
+    """One split, "train" or "val", of images with masks: index -> (image, mask), as `MaskFolder` gives them.
+
+    source: a folder with images/<split>/ and annotations/<split>/, a folder with <split>*.parquet, or a dataset's name
+    on the Hub, of which a column of images and one of masks are taken. "val" is as in `class_images`. ignore,
+    label_shift: see `MaskDataset`. Raises FileNotFoundError that says where it looked.
+    """
+    folder, names, how = Path(source), SPLITS[split], {"ignore": ignore, "label_shift": label_shift}
+    if folder.is_dir():
+        for name in names:
+            if (folder / "images" / name).is_dir():
+                if stream is not None:
+                    raise ValueError(f"{folder} has images/{name}: stream is for parquet files, leave it out")
+                num_classes = classes if isinstance(classes, int) else len(classes)
+                images, masks = folder / "images" / name, folder / "annotations" / name
+                return MaskFolder(images, masks, num_classes, transform, **how)
+            if any(folder.glob(f"{name}*.parquet")):
+                return _masks_from_datasets(source, name, classes, transform, stream=stream, **how)
+        raise FileNotFoundError(
+            f"no {split} images in {folder.resolve()}: looked for {', '.join(f'images/{n}/' for n in names)} and "
+            f"{', '.join(f'{n}*.parquet' for n in names)}"
+        )
+    _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
+    return _masks_from_datasets(source, names, classes, transform, stream=stream, **how)
+
+
+def _require_hub_name(source: str | Path, layout: str) -> None:
+    if str(source).count("/") != 1 or Path(source).is_absolute() or str(source).startswith((".", "data/")):
+        raise FileNotFoundError(
+            f"no folder {Path(source).resolve()}: give one with {layout} or with parquet files, or a dataset's name on "
+            "the Hub (owner/name) with --data; or try --sample"
+        )
+
+
+def _masks_from_datasets(source: str | Path, split: str | Sequence[str], *how: Any, **more: Any) -> Dataset:
+    from trainkit.data.hub import HubMasks, choose_split  # `datasets` takes a second to import
+
+    name = split if isinstance(split, str) else choose_split(str(source), split)
+    return HubMasks(source, name, *how, **more)
 
 
 def _from_datasets(
