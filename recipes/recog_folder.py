@@ -9,38 +9,18 @@ Hardware and time: depends on your images.
 Expected: depends on your images; not yet measured on a public set.
 """
 
-from typing import Literal
-
-from torch import nn
 from torch.optim import SGD
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, resnet18, resnet50
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.source import class_images
-from trainkit.models.classifiers import classifier
-from trainkit.models.pretrained import load_pretrained
+from trainkit.models.classifiers import classifier, fine_tuned
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 32, "size": 56}
-MODELS = {
-    "resnet18": (resnet18, ResNet18_Weights.IMAGENET1K_V1),
-    "resnet50": (resnet50, ResNet50_Weights.IMAGENET1K_V2),
-}
-
-
-class WithHead(nn.Sequential):
-    """A torchvision ResNet as `backbone`, and a new last layer as `head`."""
-
-    def __init__(self, backbone: nn.Module, num_classes: int):
-        super().__init__()
-        head = nn.Linear(backbone.fc.in_features, num_classes)
-        backbone.fc = nn.Identity()
-        self.add_module("backbone", backbone)
-        self.add_module("head", head)
 
 
 def recipe(
@@ -48,7 +28,7 @@ def recipe(
     image_column: str | None = None,
     label_column: str | None = None,
     stream: int | None = None,
-    model: Literal["resnet18", "resnet50", "small"] = "resnet50",
+    model: str = "resnet50",
     pretrained: bool = True,
     epochs: float = 20,
     lr: float = 0.01,
@@ -68,8 +48,8 @@ def recipe(
         image_column: the column of images, in parquet files with several
         label_column: the column of class ids, in parquet files with several
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
-        model: the network; small has no pretrained weights and trains on a laptop
-        pretrained: start from torchvision's ImageNet weights
+        model: of torchvision's, such as convnext_tiny, or "timm:" and a name of timm's; small trains on a laptop
+        pretrained: start from published ImageNet weights, which small has not
         epochs: passes over the training images
         lr: learning rate of the backbone at its highest
         batch_size: images of one step, over all processes
@@ -86,13 +66,8 @@ def recipe(
     train_data = class_images(source, "train", train_transform(size, (0.25, 1.0)), None, *columns)
     val_data = class_images(source, "val", eval_transform(size), train_data.classes, *columns)
     num_classes = len(train_data.classes)
-    if model == "small":
-        network = classifier("small", num_classes)
-        pretrained = False
-    else:
-        build, weights = MODELS[model]
-        backbone = load_pretrained(build(), weights) if pretrained else build()
-        network = WithHead(backbone, num_classes)
+    pretrained = pretrained and model != "small"
+    network = classifier("small", num_classes) if model == "small" else fine_tuned(model, num_classes, pretrained)
     head = head if pretrained else 1.0
     return Recipe(
         task=Recognition(train_data.classes, label_smoothing),

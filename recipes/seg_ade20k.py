@@ -7,7 +7,9 @@ Launch: accelerate launch -m trainkit recipes/seg_ade20k.py --data /path/to/ADEC
 
 Hardware and time: not yet measured; with --sample under a minute on 2 CPU cores.
 
-Expected: not yet measured.
+Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 78.7 %, mIoU 38.5 % for FCN with a
+ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too, and for DeepLabV3 none with a ResNet (81.2 %,
+45.1 % with ResNeSt-50).
 """
 
 from functools import partial

@@ -101,7 +101,7 @@ ARROWS = {
     "data.folder": {"data.images", "data.listing", "data.masks"},
     "data.listing": {"data.cache", "data.images", "display"},
     "models.backbone": {"models.names", "models.pretrained", "models.small"},
-    "models.classifiers": {"models.names", "models.small"},
+    "models.classifiers": {"models.names", "models.pretrained", "models.small"},
     "models.encnet": {"models.backbone", "models.dense", "models.encoding"},
     "models.pspnet": {"models.backbone", "models.dense"},
     "models.upernet": {"models.backbone", "models.dense", "models.pspnet"},

@@ -7,8 +7,6 @@ import inspect
 import json
 import math
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from conftest import ROOT
 
 from trainkit.cli import main
 from trainkit.data.order import seed_host
-from trainkit.models.classifiers import classifier
 from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
 from trainkit.recipe import build, load_recipe, sample_settings
 
@@ -86,29 +83,6 @@ def test_published_networks(name, settings, parameters, shape, tmp_path, monkeyp
     with torch.no_grad():
         outputs = recipe.model.eval()(torch.zeros(1, 3, 64, 64))
     assert (outputs["out"] if isinstance(outputs, dict) else outputs).shape == shape
-
-
-@pytest.mark.parametrize(
-    "name, parameters",
-    [  # as torchvision publishes them for 1000 classes
-        ("resnext50_32x4d", 25_028_904), ("convnext_tiny", 28_589_128), ("vit_b_16", 86_567_656),
-        ("efficientnet_b0", 5_288_548),
-    ],
-)  # fmt: skip
-def test_classifiers_by_name(name, parameters):
-    with torch.device("meta"):
-        model = classifier(name, 1000)
-    assert sum(p.numel() for p in model.parameters()) == parameters
-
-
-def test_a_classifier_that_is_not_known(monkeypatch):
-    with pytest.raises(ValueError, match=r"no model 'resnet5'; did you mean resnet50\?"):
-        classifier("resnet5", 10)
-    with pytest.raises(ValueError, match=r"has no 'resnest5'; did you mean resnest50d"):
-        classifier("timm:resnest5", 10)
-    monkeypatch.setitem(sys.modules, "timm", None)  # as good as not installed
-    with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
-        classifier("timm:resnest50d", 10)
 
 
 def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
@@ -240,18 +214,3 @@ def test_a_recipe_is_the_same_in_every_process(tmp_path, monkeypatch):
         seed_host(seed)
         models.append(build(function, settings).model.state_dict()["head.2.weight"])
     assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
-
-
-def test_missing_pretrained_weights_are_explained(tmp_path, monkeypatch):
-    """No network here or no such file: torch's cache is empty and the address answers nothing."""
-    from torchvision.models import ResNet18_Weights, resnet18
-
-    from trainkit.models.pretrained import load_pretrained
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    weights = ResNet18_Weights.IMAGENET1K_V1
-    file = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"not the weights")
-    with pytest.raises(ValueError, match="cannot get the pretrained weights .*--no-pretrained"):
-        load_pretrained(resnet18(), weights)

@@ -8,7 +8,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from trainkit.models.names import nearest, timm_with
+from trainkit.models.names import nearest, timm_network
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
 
@@ -92,17 +92,11 @@ class TimmMaps(nn.Module):
 
 
 def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
-    timm, short = timm_with(name)
     dilated = {} if stride == 32 else {"output_stride": stride}  # many networks do not even know the word
     try:
-        net = timm.create_model(short, pretrained=pretrained, features_only=True, **dilated)
+        net = timm_network(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"backbone {name} does not dilate to stride {stride} in timm ({error}); try 32") from error
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"cannot get the pretrained weights of {name} ({str(error).splitlines()[0]}). Fill the Hugging Face "
-            "cache where there is a network, or start from random weights with --no-pretrained"
-        ) from error
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
         raise ValueError(f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}")

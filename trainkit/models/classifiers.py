@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
-from trainkit.models.names import nearest, timm_with
+from trainkit.models.names import nearest, timm_network
+from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 
 
@@ -25,11 +26,10 @@ def classifier(
         if rate is not None and not 0 <= rate < 1:
             raise ValueError(f"{what} is {rate}; it must be in [0, 1), or None for the network as published")
     if name.startswith("timm:"):
-        timm, short = timm_with(name)
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
         try:
-            return timm.create_model(short, num_classes=num_classes, **asked)
+            return timm_network(name, False, num_classes=num_classes, **asked)
         except TypeError as error:
             raise ValueError(f"{name} does not take {' and '.join(asked)} in timm ({error})") from error
     if name == "small":
@@ -44,6 +44,39 @@ def classifier(
         for stage in (model.layer3, model.layer4):
             stage.append(DropBlock(drop_block, block_size=7))  # it has no weights: checkpoints fit without it
     return model
+
+
+class WithHead(nn.Sequential):
+    """A network without its last layer as `backbone`, and a new one as `head`: images (N, 3, H, W) -> logits."""
+
+    def __init__(self, backbone: nn.Module, features: int, num_classes: int):
+        super().__init__()
+        self.add_module("backbone", backbone)
+        self.add_module("head", nn.Linear(features, num_classes))
+
+
+def fine_tuned(name: str, num_classes: int, pretrained: bool = True) -> WithHead:
+    """The network `name` with a last layer of `num_classes` outputs in place of its own, as `backbone` and `head`.
+
+    name: as for `classifier`, but for "small". pretrained: start the backbone from published weights, torchvision's or
+    timm's best for ImageNet, downloaded once. The images' mean and std stay the recipe's: some of timm's weights want
+    others than ImageNet's. Raises ValueError for a name that is not known, for a network that does not end in a linear
+    layer, and where the weights cannot be had.
+    """
+    if name.startswith("timm:"):
+        net = timm_network(name, pretrained, num_classes=0)
+        return WithHead(net, getattr(net, "head_hidden_size", None) or net.num_features, num_classes)
+    net = _torchvision(name, None)
+    linear = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+    outputs = net.get_submodule(linear[-1]).out_features if linear else None
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    if outputs != len(weights.meta["categories"]):
+        raise ValueError(f"{name} does not end in a linear layer that a new one could replace: take another network")
+    if pretrained:
+        load_pretrained(net, weights)
+    features = net.get_submodule(linear[-1]).in_features
+    net.set_submodule(linear[-1], nn.Identity())
+    return WithHead(net, features, num_classes)
 
 
 class DropBlock(DropBlock2d):
@@ -68,12 +101,16 @@ def _leave_out(model: nn.Module, name: str, rate: float) -> None:
         layer.p *= rate / last
 
 
-def _torchvision(name: str, num_classes: int) -> nn.Module:
+def _torchvision(name: str, num_classes: int | None) -> nn.Module:
+    """With random weights; as many classes as published where `num_classes` is None."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(
             f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and timm:NAME"
         )
-    residual = name.startswith(("resnet", "resnext", "wide_resnet"))
-    settings = {"zero_init_residual": True} if residual else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **settings)
+    settings = {} if num_classes is None else {"num_classes": num_classes}
+    if name.startswith(("resnet", "resnext", "wide_resnet")):
+        settings["zero_init_residual"] = True
+    if name in ("googlenet", "inception_v3"):  # in training they would return three results
+        settings |= {"aux_logits": False, "init_weights": True}
+    return torchvision.models.get_model(name, weights=None, **settings)

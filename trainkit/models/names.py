@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
+
+from torch import nn
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -21,3 +24,20 @@ def timm_with(name: str) -> tuple[ModuleType, str]:
     if not timm.is_model(short):
         raise ValueError(f"timm {timm.__version__} has no {short!r}{nearest(short, timm.list_models())}")
     return timm, short
+
+
+def timm_network(name: str, pretrained: bool, **settings: Any) -> nn.Module:
+    """timm's network "timm:NAME" as `timm.create_model` makes it.
+
+    Raises ValueError where timm, the network or its weights are not there.
+    """
+    timm, short = timm_with(name)
+    try:
+        return timm.create_model(short, pretrained=pretrained, **settings)
+    except NotImplementedError:  # a kind of RuntimeError, and no affair of the weights
+        raise
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot get the pretrained weights of {name} ({str(error).splitlines()[0]}). Fill the Hugging Face "
+            "cache where there is a network, or start from random weights with --no-pretrained"
+        ) from error
