@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from trainkit import Options, Recipe, train
 from trainkit.data.order import seed_host
 from trainkit.data.stages import Stages
+from trainkit.inference import Inference
 from trainkit.mixing import Mixup
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition
@@ -218,6 +219,10 @@ def segmentation_with_norm() -> Recipe:
     return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 1e-3), lr=0.1, momentum=0.9))
 
 
+def averaged_with_norm(inference: Inference | None = None) -> Recipe:
+    return replace(segmentation_with_norm(), ema=0.9, inference=inference)
+
+
 def write_parquet(folder: Path) -> Path:
     """The images of `recognition` in two files, in row groups of 4."""
     import pyarrow as pa
@@ -290,6 +295,8 @@ RUNS = {
     "segmentation-3": (segmentation, {"micro_batch": 3}),
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
+    "batch-norm-averaged": (averaged_with_norm, {}),
+    "batch-norm-windows": (lambda: averaged_with_norm(Inference(window=8, stride=4)), {}),
     "errors": (with_errors, {}),
     "streamed": (streamed, {}),
     "blocks": (in_blocks, {}),

@@ -155,8 +155,11 @@ def reshard(objective: nn.Module) -> None:
 
 
 def agree_on_buffers(objective: nn.Module) -> None:
-    """Process 0's for all, as DDP has them: batch norm saw another part of the batch in each."""
-    for buffer in objective.buffers() if is_sharded(objective) else ():
+    """Process 0's for all, as a checkpoint holds them: batch norm saw another part of the batch in each.
+
+    DDP agrees on them before a training's pass, and not before each pass of an evaluation.
+    """
+    for buffer in objective.buffers() if dist.is_initialized() else ():
         dist.broadcast(buffer, 0)
 
 

@@ -88,7 +88,7 @@ class Looker:
         if is_sharded(self.objective):
             return self.objective(pixels, None)
         inner = getattr(self.objective, "_orig_mod", self.objective)
-        return getattr(inner, "module", inner)(pixels, None)  # DDP would exchange buffers in each pass
+        return getattr(inner, "module", inner)(pixels, None)  # past DDP, as the processes' passes are not of one kind
 
     def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
         """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""
