@@ -80,7 +80,7 @@ ARROWS = {
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",
-        "sharding", "signals", "weights", "data.folder", "data.images", "data.loader", "data.reading",
+        "sharding", "signals", "weights", "windows", "data.folder", "data.images", "data.loader", "data.reading",
     },
     "export": {"trainkit", "recipe", "segmentation", "options", "display", "objective", "weights"},
     "data.examine": {"memory", "data.images", "data.order", "data.reading", "data.repeated", "data.stages"},
@@ -152,6 +152,7 @@ def test_who_may_know_whom():
             "records",
             "replay",
             "evaluation",
+            "predict",
         },
         "rich": {"display"},
         "tyro": {"cli"},

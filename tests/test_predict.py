@@ -21,6 +21,7 @@ from trainkit.data.ade20k import ADE20K, to_train_ids
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.images import read_image
 from trainkit.data.palette import colour_map
+from trainkit.inference import Inference
 from trainkit.options import PredictOptions
 from trainkit.predict import predict
 from trainkit.predictions import likeliest
@@ -74,7 +75,11 @@ def with_masks(folder, **changes):
 
 def by_hand(recipe, file, transform):
     """Logits of one image in float64 arithmetic before the model: (1, C, ...)."""
-    image = transform(read_image(file)).double() / 255
+    return logits_of(recipe, transform(read_image(file)))
+
+
+def logits_of(recipe, image):
+    image = image.as_subclass(torch.Tensor).double() / 255
     mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std))
     with torch.no_grad():
         return recipe.model.eval()(((image - mean) / std).float()[None])
@@ -130,6 +135,35 @@ def test_label_maps(tmp_path, raw_ids):
         seen |= set(labels.flatten().tolist())
     assert len(seen) > 2
     assert read_image(tmp_path / "images" / "b.jpg").shape == (3, 35, 32), "as it is seen upright"
+
+
+def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
+    """In windows of 16 every 8 of images with a long side of 24, flipped too, against a loop over them."""
+    recipe = with_masks(tmp_path, inference=Inference(window=16, stride=8, flip=True))
+    assert predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out")) == []
+    differs = 0
+    for name in module.image_files(tmp_path / "images"):
+        pixels = long_side(24)(read_image(tmp_path / "images" / name))
+        height, width = pixels.shape[-2:]
+        padded = F.pad(pixels, (0, max(0, 16 - width), 0, max(0, 16 - height)))
+        sums, seen = torch.zeros(CLASSES, *padded.shape[-2:], dtype=torch.float64), torch.zeros(padded.shape[-2:])
+        for top in {0, max(0, height - 16)}:
+            for left in {0, max(0, width - 16)}:
+                part = padded[:, top : top + 16, left : left + 16]
+                for flipped in (False, True):
+                    given = part.flip(-1) if flipped else part
+                    scores = logits_of(recipe, given)[0].double().softmax(0)
+                    sums[:, top : top + 16, left : left + 16] += scores.flip(-1) if flipped else scores
+                    seen[top : top + 16, left : left + 16] += 1
+        mean = (sums / seen)[None, :, :height, :width]
+        size = read_image(tmp_path / "images" / name).shape[-2:]
+        expected = F.interpolate(mean, size, mode="bilinear", align_corners=False)[0]
+        labels = torch.from_numpy(np.array(Image.open((tmp_path / "out/colour" / name).with_suffix(".png")))).long()
+        lost = expected.amax(0) - expected.gather(0, labels[None])[0]
+        assert lost.max() < 1e-5, "up to rounding the likeliest"
+        whole = likeliest(by_hand(recipe, tmp_path / "images" / name, long_side(24))[0], size)
+        differs += int((whole != labels).sum())
+    assert differs > 0, "an image seen whole is another matter"
 
 
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 25])

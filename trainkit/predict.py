@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 
@@ -19,7 +20,7 @@ from trainkit.data.reading import UNUSABLE
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.memory import is_out_of_memory
-from trainkit.objective import ToDevice
+from trainkit.objective import Objective, ToDevice
 from trainkit.options import PredictOptions
 from trainkit.predictions import Picture, Writer, make_writer
 from trainkit.recipe import Recipe
@@ -27,6 +28,7 @@ from trainkit.segmentation import main_logits
 from trainkit.sharding import prepare
 from trainkit.signals import worker_outlives_the_signal
 from trainkit.weights import load_model, read_weights
+from trainkit.windows import Looker
 
 FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
@@ -129,8 +131,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     display = Display()
     for line in load_model(recipe.model, read_weights(weights), weights, asked.partial):
         display.note(f"--partial: left out, {line}")
-    model = prepare(accelerator, recipe.model)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
+    look = _way_of_looking(recipe, accelerator, to_device.black)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay)
     loader = DataLoader(
         pictures,
@@ -146,15 +148,37 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         _no_two_alike(found)
     with worker_deaths_told(), closing(writer):
         batches = display.track(loader, len(pictures), "images")
-        faults = _write_all(batches, model.eval(), to_device, writer, asked.out)
+        faults = _write_all(batches, look, to_device, writer, asked.out)
     _list_faults(faults, asked.out)
     display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
     return faults
 
 
+def _way_of_looking(recipe: Recipe, accelerator: Accelerator, black: Tensor) -> Callable[[Tensor], Tensor]:
+    """From images of one shape (N, C, h, w) to what the writer takes: logits, or where the recipe's evaluations look in
+    windows, at scales or flipped, probabilities at the size of the images.
+    """
+    if recipe.inference is None:
+        model = prepare(accelerator, recipe.model).eval()
+        return lambda images: main_logits(model(images)).float()
+    looker = Looker(
+        recipe.inference, prepare(accelerator, Objective(recipe.model, recipe.task)).eval(), accelerator, black
+    )
+
+    def look(images: Tensor) -> Tensor:
+        samples = ((image[None], image.new_empty(1, *image.shape[-2:])) for image in images)
+        return torch.cat([scores for done in looker.look(samples) for scores, _ in done])  # in the images' order
+
+    return look
+
+
 @torch.inference_mode()
 def _write_all(
-    batches: Iterable[list[Picture]], model: nn.Module, to_device: ToDevice, writer: Writer, out: Path
+    batches: Iterable[list[Picture]],
+    look: Callable[[Tensor], Tensor],
+    to_device: ToDevice,
+    writer: Writer,
+    out: Path,
 ) -> list[str]:
     """Read, run and write batch by batch; a line about each file that could not be read."""
     faults = []
@@ -165,7 +189,7 @@ def _write_all(
             alike = list(group)
             images = torch.stack([picture.image for picture in alike])
             images, _ = to_device(images, torch.empty(len(alike)))
-            logits = main_logits(model(images)).float()
+            logits = look(images)
             with _told(out):
                 writer.add(alike, logits)
     return faults
