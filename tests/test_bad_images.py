@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from PIL import Image
 from test_loop import rows, weights
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
-from toys import Images, Maps, recognition, run, segmentation
+from toys import Images, Maps, recognition, run, segmentation, with_batch_norm
 
 from trainkit import Options, train
+from trainkit.check import check
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.loader import worker_deaths_told
 from trainkit.data.order import TrainOrder
@@ -74,6 +76,17 @@ def test_skip_lists_and_counts(tmp_path, capsys):
     assert seen[0] == seen[1] and len(seen[0]) == 54
     assert capsys.readouterr().out.count("the next one in the order takes its place") == 4
     assert all(torch.equal(value, weights(tmp_path / "2")[name]) for name, value in weights(tmp_path / "0").items())
+
+
+def test_skip_holds_for_precise_statistics_and_for_a_try(tmp_path):
+    """They read training images too, those that every epoch would replace."""
+    for build in (with_batch_norm, recognition):
+        skipping = Options(out=tmp_path / build.__name__, workers=0, on_bad_image="skip", precise_bn=16)
+        assert train(replace(build(), train_data=Torn(27)), skipping)["final"]["num_images"] == 13
+        torn = replace(build(), train_data=Torn(4), batch_size=4)
+        assert len(check(torn, Options(workers=0, on_bad_image="skip"))["figures"]["losses"]) == 2
+        with pytest.raises(ValueError, match="cannot read image-3.jpg: it is torn"):
+            check(torn, Options(workers=0))
 
 
 def test_without_skip_it_stops_and_keeps_what_was_done(tmp_path):

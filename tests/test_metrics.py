@@ -1,5 +1,7 @@
 """Metrics against brute force, one image and class at a time, and against the official ADE20K arithmetic."""
 
+import json
+
 import evaluate
 import numpy as np
 import pytest
@@ -7,10 +9,13 @@ import torch
 from evaluate_metric import Errors
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import CLASSES, recognition
 
+from trainkit import Options, train
 from trainkit.calibration import CalibrationError
 from trainkit.data.ade20k import ADE20K
 from trainkit.metrics import MeanIoU, TopK, each_metric
+from trainkit.recognition import Recognition
 
 
 def maps(seed: int, num_classes: int, occurring: int):
@@ -170,3 +175,23 @@ def test_official_evaluation_of_real_ade20k_images(real_data):
     expected = official_ade20k(predictions, references)
     assert (result["mIoU"], result["pixAcc"]) == pytest.approx(expected, abs=1e-9)
     assert 0.6 < result["pixAcc"] < 0.8
+
+
+def test_figures_of_other_kinds_go_into_the_log(tmp_path):
+    """Numbers of NumPy and torch, arrays, and what is no number."""
+
+    class Odd:
+        counts = torch.zeros(1, dtype=torch.int64)
+
+        def add_batch(self, **_):
+            pass
+
+        def compute(self):
+            f1 = np.array([0.5, np.nan], np.float32)
+            return {"mean": np.float32(0.25), "f1": f1, "worst": torch.tensor(2), "rate": float("inf"), "by": {"a": f1}}
+
+    train(recognition(task=Recognition(CLASSES, extra_metrics=[Odd()])), Options(out=tmp_path, workers=0))
+    final = json.loads((tmp_path / "summary.json").read_text())["final"]
+    assert [final[name] for name in ("mean", "f1", "worst", "rate", "by")] == [
+        0.25, [0.5, None], 2, None, {"a": [0.5, None]}
+    ]  # fmt: skip

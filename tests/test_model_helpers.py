@@ -11,13 +11,14 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torchvision.models import convnext_tiny, efficientnet_b0, resnet50, vit_b_16
 from torchvision.models.segmentation import fcn_resnet50
-from toys import CLASSES, recognition, run, with_batch_norm
+from toys import CLASSES, Images, growing, recognition, run, with_batch_norm
 
 from trainkit import Options, Recipe, train
 from trainkit.activations import blocks, checkpoint_activations
 from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.checkpoint import list_checkpoints
-from trainkit.data.order import Seeded, TrainOrder, seed_host
+from trainkit.data.order import Locality, Seeded, TrainOrder, seed_host
+from trainkit.data.repeated import Repeated
 from trainkit.launch import start_accelerator
 from trainkit.loop import evaluate
 from trainkit.models.small import Block
@@ -106,6 +107,23 @@ def test_precise_statistics_are_those_of_update_bn():
         assert not recipe.model.training
     norm = recipe.model.backbone[1]
     assert norm.running_mean.eq(3).all() and norm.num_batches_tracked == 0 and norm.momentum == 0.1
+
+
+def test_images_of_precise_statistics():
+    """Files sorted by class, read in groups of 16: 16 neighbours would be of one or two; and copies are not listed."""
+    data = Images(27 * 16)
+    data.locality = Locality(lengths=(16,) * 27, lanes=8)
+    common = (None, start_accelerator(), None, 5, 0)
+    precise = PreciseBatchNorm(recognition(train_data=data, batch_size=16), *common, 128)
+    passes = precise._passes()
+    assert [len(indices) for indices in passes] == [16] * 8 and len(set(sum(passes, []))) == 128
+    assert min(len({index // 16 for index in indices}) for indices in passes) >= 6
+    assert set(sum(passes, [])) == set(TrainOrder(432, 16, 5, locality=data.locality).epoch(0)[:128].tolist())
+    repeated = recognition(train_data=Repeated(Images(32), 3), batch_size=12)
+    listed = sum(PreciseBatchNorm(repeated, *common, 16)._passes(), [])
+    assert listed == TrainOrder(96, 12, 5, repeats=3).epoch(0)[:16].tolist()
+    short = PreciseBatchNorm(growing(), *common, 16)
+    assert short._epoch == 2 and PreciseBatchNorm(growing(epochs=1.5), *common, 16)._epoch == 1
 
 
 def test_precise_statistics_leave_the_training_alone(tmp_path):

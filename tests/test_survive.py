@@ -281,6 +281,10 @@ def test_rebase_goes_on_with_another_length(tmp_path):
     assert [row["lr"] for row in rows(tmp_path)][8:] == pytest.approx(curve)
     with pytest.raises(ValueError, match="batch_size was 8 and is 9"):
         train(recognition(epochs=3, batch_size=9), Options(out=tmp_path, workers=0, rebase=True))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="has done 12 steps, and is to have 4: --rebase is for a longer run"):
+        train(recognition(epochs=1), Options(out=tmp_path, workers=0, rebase=True))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_killed_before_the_settings_were_written(tmp_path):

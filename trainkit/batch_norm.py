@@ -1,5 +1,6 @@
 """Batch norm's running statistics: over all processes while training, and estimated anew before an evaluation."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,9 +31,11 @@ def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 class PreciseBatchNorm:
     """Mean and variance as they are under the weights of now, and not averaged over the last steps' weights.
 
-    Each is the mean over passes of 16 training images, `num_images` in all, augmented as in epoch 0 and in its order
-    (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm"; `torch.optim.swa_utils.update_bn` in one process). Training
-    is not touched: the statistics it has counted are put back.
+    Each is the mean over passes of 16 training images, the first `num_images` of an epoch in all, augmented as there
+    (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm"; `torch.optim.swa_utils.update_bn` in one process): epoch 0,
+    or where images grow the first one of the size that they end with. Of streamed files, where neighbours may be of one
+    class, the passes take these images in another order. Training is not touched: the statistics it has counted are
+    put back.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class PreciseBatchNorm:
         seed: int,
         workers: int,
         num_images: int | None,
+        on_bad_image: str = "stop",
     ):
         self.recipe, self.objective, self.accelerator, self.to_device = recipe, objective, accelerator, to_device
-        self.seed, self.workers, self.num_images = seed, workers, num_images
+        self.seed, self.workers, self.num_images, self.on_bad_image = seed, workers, num_images, on_bad_image
         norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
         self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
 
@@ -79,9 +83,16 @@ class PreciseBatchNorm:
         if len(mine) < -(-len(passes) // accelerator.num_processes):
             mine.insert(0, 0)  # a filler, forgotten before the first that counts
         check = getattr(self.recipe.task, "check", None)
-        epoch = getattr(self.recipe.train_data, "final_epoch", 0)  # where images grow, of the size they end with
-        batches = [[(epoch, index) for index in passes[number]] for number in mine]
-        loader = make_loader(self.recipe.train_data, self.seed, batches, self.workers, accelerator.device, check)
+        batches = [[(self._epoch, index) for index in passes[number]] for number in mine]
+        loader = make_loader(
+            self.recipe.train_data,
+            self.seed,
+            batches,
+            self.workers,
+            accelerator.device,
+            check,
+            self._order.neighbour if self.on_bad_image == "skip" else None,
+        )
         # DDP would take the first process's statistics over; there is no gradient it could be needed for.
         inner = getattr(self.objective, "_orig_mod", self.objective)
         inner = getattr(inner, "module", inner)
@@ -99,16 +110,30 @@ class PreciseBatchNorm:
             for statistic in (norm.running_mean, norm.running_var):
                 statistic.copy_(accelerator.reduce(statistic * (counted / len(passes)), "sum"))
 
+    @property
+    def _epoch(self) -> int:
+        return min(getattr(self.recipe.train_data, "final_epoch", 0), math.ceil(self.recipe.epochs) - 1)
+
+    @property
+    def _order(self) -> TrainOrder:
+        data = self.recipe.train_data
+        return TrainOrder(
+            len(data),
+            self.recipe.batch_size,
+            self.seed,
+            repeats=getattr(data, "repeats", 1),
+            locality=getattr(data, "locality", None),
+        )
+
     def _passes(self) -> list[list[int]]:
         """Images of each pass, the same for any number of processes."""
-        data = self.recipe.train_data
-        order = TrainOrder(
-            len(data), self.recipe.batch_size, self.seed, locality=getattr(data, "locality", None)
-        ).epoch(0)
+        order = self._order.epoch(self._epoch)
+        if len(order) < PASS:
+            return [order.tolist()]
         num_passes = max(1, min(self.num_images, len(order)) // PASS)
         if self.recipe.sync_batch_norm:  # all processes make each pass together
             num_passes = -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes
         places = torch.arange(num_passes * PASS) % len(order)
-        if len(order) < PASS:
-            places = torch.arange(len(order))
-        return [part.tolist() for part in order[places].split(PASS)]
+        if self._order.locality is not None:
+            places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))]
+        return order[places].view(num_passes, PASS).tolist()

@@ -75,7 +75,8 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     steps = min(STEPS, plan.total_steps)
     keys = Batches(plan.order, 0, steps, accelerator.process_index)
     task_check = getattr(recipe.task, "check", None)
-    loader = make_loader(recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check)
+    neighbour = plan.order.neighbour if t.options.on_bad_image == "skip" else None
+    loader = make_loader(recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check, neighbour)
     read_s, batches = _timed(t, lambda: [(images, targets) for images, targets, _ in loader])
     read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
     flops = _flops(t, *batches[0])

@@ -1,5 +1,6 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ class Evaluation:
     ema: EMA | None
     precise_bn: int | None = None
     """training images that batch norm's statistics are estimated anew from; None: they are as training counted them"""
+    on_bad_image: str = "stop"
+    """of these training images, as of those trained on: "stop", or "skip" for the next one in the order"""
     thorough: bool = False
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
@@ -45,7 +48,7 @@ class Evaluation:
         RuntimeError where not every image was seen once.
         """
         common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
-        batch_norm = PreciseBatchNorm(*common, self.precise_bn)
+        batch_norm = PreciseBatchNorm(*common, self.precise_bn, self.on_bad_image)
         with batch_norm.estimated():
             results = self._measure(stop)
         if results is not None and self.ema is not None:
@@ -95,7 +98,7 @@ class Evaluation:
         for metric in metrics:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= metric.compute() | more
-        return results
+        return _plain(results)
 
     def _passes(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """After each pass predictions and targets of the images that it finished; as many passes in every process."""
@@ -114,6 +117,16 @@ class Evaluation:
             images, targets = self.to_device(images, targets)
             predictions = self.objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
             yield [(predictions, targets[:count])] if count else []
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and their numbers as Python's, and None for what is no number: figures go into JSON."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _add_gathered(metrics: list, found: list[tuple[Tensor, Tensor]]) -> None:

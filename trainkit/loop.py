@@ -221,7 +221,10 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     objective = prepare(accelerator, Objective(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
     if ema is not None:
-        ema.load_state_dict(checkpoint.load(weights)[1]["ema"])
+        averages = checkpoint.load(weights)[1]["ema"]
+        if averages is None:
+            raise ValueError(f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None")
+        ema.load_state_dict(averages)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     if recipe.note:
         display.note(recipe.note)

@@ -40,7 +40,7 @@ class Options:
     timeout_s: int = 600
     """seconds that a process waits for the others in one exchange; then the run ends, and the same command goes on"""
     precise_bn: int | None = None
-    """before each evaluation, estimate batch norm's statistics anew from so many training images (a multiple of 16)"""
+    """before each evaluation, estimate batch norm's statistics anew from so many training images, 16 at a time"""
     keep: int = 2
     """newest checkpoints kept, beside the best and the one gone on from"""
     rebase: bool = False
@@ -77,7 +77,7 @@ class EvaluateOptions:
     workers: int | None = None
     """processes that read images, for each process; default: its share of the cores, up to 8"""
     precise_bn: int | None = None
-    """estimate batch norm's statistics anew from so many training images (a multiple of 16), as in a run"""
+    """estimate batch norm's statistics anew from so many training images, 16 at a time, as in a run"""
     scales: tuple[float, ...] | None = None
     """segmentation: scales of the images at which they are looked at, such as 0.5 0.75 1 1.25 1.5 1.75"""
     flip: bool = False

@@ -89,6 +89,12 @@ class Run:
                 "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
                 "--resume never to start afresh (this run is moved aside)"
             )
+        done = max(map(step_of, list_checkpoints(self.checkpoints)), default=0)
+        if done > now["total_steps"]:
+            raise ValueError(
+                f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: --rebase is "
+                "for a longer run; for a shorter one take another folder with --out, and its weights with --init"
+            )
         if self.summary is not None and not refused:
             return []  # it is finished: nothing will be trained with the changed settings
         (self.folder / "summary.json").unlink(missing_ok=True)

@@ -168,14 +168,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """All of it, where it is. All processes must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(value: Any, keep: bool = True) -> Any:
     """Nested dicts, lists and tuples with every part gathered to a whole tensor, on the CPU.
 
     All processes must call it; those that do not `keep` get None for them.
     """
     if isinstance(value, DTensor):
-        gathered = value.full_tensor()
-        return gathered.cpu() if keep else None
+        tensor = gathered(value)
+        return tensor.cpu() if keep else None
     if isinstance(value, Mapping):
         return {name: whole(each, keep) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -19,7 +19,7 @@ from trainkit.data.loader import make_loader
 from trainkit.data.order import MIX, Batches, fold, seed_step
 from trainkit.memory import is_out_of_memory
 from trainkit.records import remember_micro_batch
-from trainkit.sharding import no_sync, whole
+from trainkit.sharding import gathered, no_sync
 from trainkit.training import Training
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -89,7 +89,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
     if t.ema is not None:
         t.ema.update()
 
-    row = torch.cat([losses, whole(norm).detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
+    row = torch.cat([losses, gathered(norm).detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
     if t.options.on_nonfinite == "skip":
         t.undo.back_where(~accelerator.reduce(row, "sum").isfinite().all())
     t.window.append(row)

@@ -196,7 +196,15 @@ def begin(
         undo=Undo(recipe.model, recipe.optimizer, options.on_nonfinite == "skip", ema.averages if ema else ()),
         workers=workers,
         evaluation=Evaluation(
-            recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn
+            recipe,
+            objective,
+            accelerator,
+            to_device,
+            options.seed,
+            workers,
+            ema,
+            options.precise_bn,
+            options.on_bad_image,
         ),
         groups=groups,
         weights=list(objective.parameters()),
