@@ -6,6 +6,7 @@
 Only the main process writes; the others hold a Run that reads.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,9 @@ class Run:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a disk that knows no locks
+                    self.close()
+                    raise
                 self._lock.seek(0)
                 owner = self._lock.read().strip()
                 self.close()
@@ -168,21 +173,13 @@ class Run:
         Looks from the end, so that a long log costs no more than a short one.
         """
         path = self.folder / "log.jsonl"
-        data = path.read_bytes() if path.is_file() else b""
-        kept, end, evaluation = 0, len(data), None
-        while end and evaluation is None:
-            start = data.rfind(b"\n", 0, end - 1) + 1
-            line = data[start:end]
-            if not kept:
-                row = parsed_row(line)  # None for a line that a crash cut
-                told_late = row is not None and row["event"] == "save"  # a row about a step long past
-                kept = end if row is not None and row["step"] <= step and not told_late else 0
-            if kept and EVALUATION in line:
-                evaluation = parsed_row(line)
-            end = start
-        if kept < len(data):
-            os.truncate(path, kept)
-        if kept and data[kept - 1 : kept] != b"\n":
+        if not path.is_file() or not path.stat().st_size:
+            return None
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            kept, evaluation = _kept_rows(data, step)
+            ends_whole = data[kept - 1 : kept] == b"\n"
+        os.truncate(path, kept)
+        if kept and not ends_whole:
             with path.open("a") as file:
                 file.write("\n")
         return evaluation
@@ -251,6 +248,22 @@ def _move_aside(folder: Path) -> Path:
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     return folder.rename(aside)
+
+
+def _kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
+    """Length of a log without rows of steps after `step` at its end, and the last evaluation in what is left."""
+    kept, end, evaluation = 0, len(data), None
+    while end and evaluation is None:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        line = data[start:end]
+        if not kept:
+            row = parsed_row(line)  # None for a line that a crash cut
+            told_late = row is not None and row["event"] == "save"  # a row about a step long past
+            kept = end if row is not None and row["step"] <= step and not told_late else 0
+        if kept and EVALUATION in line:
+            evaluation = parsed_row(line)
+        end = start
+    return kept, evaluation
 
 
 def parsed_row(line: str | bytes) -> dict[str, Any] | None:

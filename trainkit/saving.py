@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -21,9 +22,9 @@ class Saver:
     def __init__(self, folder: Path, keep: int, background: bool):
         self.folder, self.keep, self.background = folder, keep, background
         self._thread: Thread | None = None
-        self._error: OSError | None = None
-        self._bug: Exception | None = None
-        self._written: list[dict[str, Any]] = []
+        self._errors: SimpleQueue[OSError] = SimpleQueue()  # queues, as the thread may add while they are read
+        self._bugs: SimpleQueue[Exception] = SimpleQueue()
+        self._written: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
     def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
         """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
@@ -41,7 +42,7 @@ class Saver:
             try:
                 work()
             except Exception as error:
-                self._bug = error
+                self._bugs.put(error)
 
         self._thread = Thread(target=kept)
         self._thread.start()
@@ -52,18 +53,19 @@ class Saver:
             path = checkpoint.write(self.folder, step, snapshot)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
         except OSError as error:
-            self._error = error
+            self._errors.put(error)
             return False
         seconds = time.perf_counter() - begun
         row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
-        self._written.append({"event": "save", **row})
+        self._written.put({"event": "save", **row})
         return True
 
     def _remove_older(self, step: int, protected: Iterable[Path]) -> None:
         try:
             checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
         except OSError as error:
-            self._error = OSError(f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}")
+            told = f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}"
+            self._errors.put(OSError(told))
 
     def wait(self) -> None:
         """Until nothing is being written or removed."""
@@ -73,17 +75,19 @@ class Saver:
         self._raise_bug()
 
     def _raise_bug(self) -> None:
-        bug, self._bug = self._bug, None
-        if bug is not None:
+        for bug in _taken(self._bugs):
             raise bug
 
     def written(self) -> list[dict[str, Any]]:
         """A row of the log for each checkpoint written since the last call: its pause of the training."""
-        rows, self._written = self._written, []
-        return rows
+        return _taken(self._written)
 
     def error(self) -> OSError | None:
-        """What went wrong since the last call."""
+        """What went wrong since the last call, the last of it."""
         self._raise_bug()
-        error, self._error = self._error, None
-        return error
+        return (_taken(self._errors) or [None])[-1]
+
+
+def _taken(queue: SimpleQueue) -> list:
+    """What is in it now."""
+    return [queue.get() for _ in range(queue.qsize())]
