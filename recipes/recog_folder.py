@@ -14,7 +14,7 @@ from torch.optim import SGD
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.source import class_images
-from trainkit.models.classifiers import classifier, fine_tuned
+from trainkit.models.classifiers import classifier, fine_tuned, normalisation
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
@@ -68,6 +68,7 @@ def recipe(
     num_classes = len(train_data.classes)
     pretrained = pretrained and model != "small"
     network = classifier("small", num_classes) if model == "small" else fine_tuned(model, num_classes, pretrained)
+    norm = normalisation(network) if pretrained else {}
     head = head if pretrained else 1.0
     return Recipe(
         task=Recognition(train_data.classes, label_smoothing),
@@ -84,5 +85,6 @@ def recipe(
         epochs=epochs,
         batch_size=batch_size,
         eval_batch_size=32,
+        **norm,
         note=f"generated data: shapes of {num_classes} looks in {source}" if sample else None,
     )

@@ -2,7 +2,7 @@
 
 Source: Zhang et al., ResNeSt: Split-Attention Networks, 2020, as PyTorch-Encoding trains it on 32 GPUs: SGD 0.8 for
 2048 images, cosine over 270 epochs after 5 of warm-up, label smoothing 0.1, mixup 0.2, RandAugment, no decay on norms
-and biases. Takes timm: pip install ".[timm]".
+and biases, last gamma of each block from 0. Takes timm: pip install ".[timm]".
 
 Launch: accelerate launch -m trainkit recipes/recog_imagenet_resnest.py --data /path/to/imagenet
 

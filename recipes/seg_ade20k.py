@@ -5,7 +5,7 @@ SGD 0.01 per 16 images, head x10, poly 0.9, 120 epochs, auxiliary loss 0.2, long
 
 Launch: accelerate launch -m trainkit recipes/seg_ade20k.py --data /path/to/ADEChallengeData2016
 
-Hardware and time: not yet measured; with --sample under a minute on 2 CPU cores.
+Hardware and time: not yet measured, the authors used four GPUs; with --sample under a minute on 2 CPU cores.
 
 Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 78.7 %, mIoU 38.5 % for FCN with a
 ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too, and for DeepLabV3 none with a ResNet (81.2 %,

@@ -20,7 +20,7 @@ from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.coco import COCO
 from trainkit.inference import Inference
-from trainkit.models.segmenters import Segmenter, segmenter
+from trainkit.models.segmenters import Segmenter, encoding_weight, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
@@ -43,7 +43,7 @@ def recipe(
     crop: int = 480,
     head: float = 10.0,
     aux_weight: float = 0.2,
-    se_weight: float = 0.2,
+    se_weight: float | None = None,
     channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
@@ -68,7 +68,7 @@ def recipe(
         crop: side of the training crop
         head: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss; 0 for no such head
-        se_weight: factor of the semantic-encoding loss of EncNet; 0 for no such head
+        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
         channels: width of the head
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: distort brightness, contrast, saturation and hue of the training crops
@@ -85,7 +85,7 @@ def recipe(
     else:
         val_data = COCO(data, "val", evaluation)
         train_data = partial(COCO, data, "train", train)
-    se_weight = se_weight if model == "encnet" else 0.0  # the others have no such head
+    se_weight = encoding_weight(model, se_weight)
     heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": True, "channels": channels}
     network = segmenter(model, len(COCO.classes), backbone, pretrained, **heads)
     return Recipe(

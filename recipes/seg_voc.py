@@ -25,7 +25,7 @@ from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.voc import VOC, VOCAug
 from trainkit.inference import Inference
-from trainkit.models.segmenters import Segmenter, segmenter
+from trainkit.models.segmenters import Segmenter, encoding_weight, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
@@ -48,7 +48,7 @@ def recipe(
     crop: int = 480,
     head: float = 10.0,
     aux_weight: float = 0.2,
-    se_weight: float = 0.2,
+    se_weight: float | None = None,
     channels: int = 512,
     augmented: bool = True,
     split: Literal["train", "trainval"] = "train",
@@ -77,7 +77,7 @@ def recipe(
         crop: side of the training crop
         head: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss; 0 for no such head
-        se_weight: factor of the semantic-encoding loss of EncNet; 0 for no such head
+        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
         channels: width of the head
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: distort brightness, contrast, saturation and hue of the training crops
@@ -87,6 +87,8 @@ def recipe(
         eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train a small network on generated scenes, in under a minute
     """
+    if augmented and split != "train":
+        raise ValueError(f"split is {split}, and VOC-aug has none: give --no-augmented too, for VOC's own images")
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     evaluation = eval_transform(base, eval_crop)
     if sample:
@@ -94,7 +96,7 @@ def recipe(
     else:
         val_data = VOC(data, "val", evaluation)
         train_data = partial(VOCAug, data, "train", train) if augmented else partial(VOC, data, split, train)
-    se_weight = se_weight if model == "encnet" else 0.0  # the others have no such head
+    se_weight = encoding_weight(model, se_weight)
     heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": True, "channels": channels}
     network = segmenter(model, len(VOC.classes), backbone, pretrained, **heads)
     return Recipe(

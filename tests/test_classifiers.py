@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, get_model, resnet18
 
-from trainkit.models.classifiers import classifier, fine_tuned
+from trainkit.models.classifiers import classifier, fine_tuned, normalisation
 from trainkit.models.pretrained import load_pretrained
 from trainkit.optim import depths
 
@@ -61,7 +61,15 @@ def test_a_new_last_layer(name, last):
 @pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224"])
 def test_a_new_last_layer_on_timms(name):
     pytest.importorskip("timm")
-    assert fine_tuned(name, 7, pretrained=False).eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)
+    network = fine_tuned(name, 7, pretrained=False)
+    assert network.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)
+    half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of that ViT, trained by Google
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    assert normalisation(network) == (half if "vit" in name else imagenet)
+
+
+def test_torchvisions_weights_have_the_default_mean_and_std():
+    assert normalisation(fine_tuned("resnet18", 7, pretrained=False)) == {}
 
 
 def test_networks_with_other_ends():

@@ -82,7 +82,7 @@ ARROWS = {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",
         "sharding", "signals", "weights", "windows", "data.folder", "data.images", "data.loader", "data.reading",
     },
-    "export": {"trainkit", "recipe", "segmentation", "options", "display", "objective", "weights"},
+    "export": {"trainkit", "checkpoint", "recipe", "segmentation", "options", "display", "objective", "weights"},
     "data.examine": {"memory", "data.images", "data.order", "data.reading", "data.repeated", "data.stages"},
     "push": {"card", "upload", "run", "checkpoint", "display", "finding", "options", "weights"},
     "data.minc": {"data.folder"},

@@ -18,9 +18,12 @@ from trainkit import predict as module
 from trainkit import predictions
 from trainkit.cli import main
 from trainkit.data.ade20k import ADE20K, to_train_ids
+from trainkit.data.coco import COCO
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.images import read_image
 from trainkit.data.palette import colour_map
+from trainkit.data.pcontext import PascalContext
+from trainkit.data.voc import VOC, VOCAug
 from trainkit.inference import Inference
 from trainkit.options import PredictOptions
 from trainkit.predict import predict
@@ -135,6 +138,19 @@ def test_label_maps(tmp_path, raw_ids):
         seen |= set(labels.flatten().tolist())
     assert len(seen) > 2
     assert read_image(tmp_path / "images" / "b.jpg").shape == (3, 35, 32), "as it is seen upright"
+
+
+def test_images_lie_as_the_datasets_do(tmp_path):
+    """Masks of ADE20K, VOC and others are of images as stored: so are predictions for their servers."""
+    recipe = with_masks(tmp_path)
+    weights = weights_of(recipe, tmp_path)
+    for upright, size in ((True, (32, 35)), (False, (35, 32))):  # width and height of b.jpg, stored on its side
+        recipe.val_data.upright = upright
+        predict(recipe, weights, asked(tmp_path / "images" / "b.jpg", out=tmp_path / "out", overlay=True))
+        for kind in ("raw/b.png", "colour/b.png", "overlay/b.jpg"):
+            with Image.open(tmp_path / "out" / kind) as image:
+                assert image.size == size
+    assert not any(data.upright for data in (ADE20K, VOC, VOCAug, PascalContext, COCO))
 
 
 def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):

@@ -196,6 +196,44 @@ def test_what_parity_names_is_there():
         assert hasattr(importlib.import_module(dotted), name), (module, name)
 
 
+@pytest.mark.parametrize(
+    "name, asked, told",
+    [
+        ("seg_voc", {"split": "trainval"}, "split is trainval, and VOC-aug has none: give --no-augmented"),
+        (
+            "seg_ade20k_encnet",
+            {"model": "pspnet", "se_weight": 0.5},
+            "se_weight is 0.5, and pspnet has no semantic-enc",
+        ),
+        ("seg_cityscapes", {"se_weight": 0.2}, "se_weight is 0.2, and deeplabv3 has no"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(name, asked, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function = load_recipe(ROOT / "recipes" / f"{name}.py")
+    with pytest.raises(ValueError, match=told):
+        build(function, {**sample_settings(function), "sample": True, **asked})
+
+
+def test_parity_has_every_option_of_the_references_scripts():
+    text = (ROOT / "docs" / "parity.md").read_text()
+    sections = dict(zip(("recognition", "segmentation"), text.split("\n## ")[1:3]))
+    common = (
+        "dataset base-size crop-size model batch-size test-batch-size epochs start_epoch workers lr lr-scheduler "
+        "momentum weight-decay seed resume checkname rectify world-size rank dist-url dist-backend"
+    )
+    own = {
+        "recognition": "label-smoothing mixup rand-aug pretrained last-gamma dropblock-prob final-drop warmup-epochs "
+        "no-bn-wd lr-step",
+        "segmentation": "backbone rectify-avg train-split aux aux-weight se-loss se-weight model-zoo ft eval test-val "
+        "test-folder acc-bn export no-val",
+    }
+    for name, section in sections.items():
+        left = " ".join(row.split(" | ")[0] for row in section.splitlines() if row.startswith("| "))
+        options = {option for row in re.findall("`(.*?)`", left) for option in re.findall(r"--([\w-]+)", row)}
+        assert options >= set(f"{common} {own[name]}".split()), name
+
+
 def test_last_gammas_start_from_zero(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = build(load_recipe(ROOT / "recipes" / "recog_imagenet.py"), {"sample": True}).model

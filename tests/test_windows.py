@@ -178,7 +178,18 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(results["pixAcc"])
     accuracy = [value for value in results["accuracy"] if value is not None]
     assert sum(accuracy) / len(accuracy) == pytest.approx(results["mAcc"])
-    assert "mIoU_95" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    shown = said[said.index("evaluation of run") :]
+    assert f"mIoU_95 {100 * low:.2f} % to {100 * high:.2f} %" in shown
+    names = [str(label) for label in range(len(results["IoU"]))]
+    lines = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│")}
+    assert list(lines) == names
+    for name, iou, right in zip(names, results["IoU"], results["accuracy"]):
+        assert lines[name].count("%") == (iou is not None) + (right is not None)
+        assert iou is None or f"{100 * iou:.2f} %" in lines[name]
+    wrong = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
+    worst, called = divmod(int(wrong.argmax()), len(wrong))
+    assert f"as a part of its class: {worst} for {called} {100 * wrong.max():.2f} %" in shown
     assert main(["evaluate", *words, "--checkpoint", "run", "--stride", "9"]) == 2
     assert "without a window" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.serialization import safe_globals
 
 MANIFEST = "manifest.json"
 NESTS = ("state_dict", "model")  # under which other trainers keep the weights
@@ -161,14 +163,18 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
     try:
-        return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
+        with safe_globals([Namespace]):  # the options that many a script keeps beside its weights
+            return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is not a file of plain tensors: to open it would run code stored in it ({_refused(error)}). Save "
             "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, OSError) as error:  # torch's reader raises each of them for a file cut short
+        told = str(error).partition("\n")[0] or "it ends too soon"
+        raise ValueError(f"{path} cannot be read as weights: {told}") from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

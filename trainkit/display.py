@@ -13,6 +13,7 @@ from rich.table import Table
 
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
+ALL_CLASSES, FEW_CLASSES, CONFUSED = 200, 20, 5  # shown of an evaluation: rows, rows of more classes than that, pairs
 
 
 class Display:
@@ -68,21 +69,61 @@ class Display:
             self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {figures}")
 
     def results(self, title: str, results: Mapping[str, Any], best: bool) -> None:
-        """A table of an evaluation's figures: fractions as percent, per-class ones below their mean."""
+        """A table of an evaluation's figures: fractions as percent, per-class ones below their mean.
+
+        With a confusion matrix among them a row for each class follows, and what is most often mistaken.
+        """
         if not self.active:
             return
         figures = {name: value for name, value in results.items() if isinstance(value, (int, float, str))}
         figures |= {name: _between(value) for name, value in results.items() if name.endswith("_95") and value}
         if not self.console.is_terminal:
             self.note(f"{title}  " + "  ".join(f"{name} {_shown(value)}" for name, value in figures.items()))
+            self._classes(results)
             return
         table = Table(title=title + ("  (best so far)" if best else ""), title_justify="left", show_header=False)
         for name, value in figures.items():
             table.add_row(name, _shown(value))
         for name, values in results.items():
-            if isinstance(values, (dict, list)) and not name.endswith("confusion"):
+            if isinstance(values, (dict, list)) and not name.endswith("_95") and "confusion" not in results:
                 table.add_row(f"{name} per class", self._per_class(values))
         self.console.print(table)
+        self._classes(results)
+
+    def _classes(self, results: Mapping[str, Any]) -> None:
+        """A row for each class, and the most frequent confusions, where the figures hold them."""
+        confusion = results.get("confusion", ())
+        found = {
+            name: list(values.items() if isinstance(values, Mapping) else enumerate(values))
+            for name, values in results.items()
+            if isinstance(values, (dict, list)) and len(values) == len(confusion) and not name.endswith("confusion")
+        }
+        if not found:
+            return
+        names = [str(name) for name, _ in next(iter(found.values()))]
+        order = range(len(names))
+        if len(names) > ALL_CLASSES:  # those that most is to be won with
+            first = [value for _, value in next(iter(found.values()))]
+            order = sorted((i for i in order if first[i] is not None), key=first.__getitem__)[:FEW_CLASSES]
+        rows = [
+            [names[i], *("" if pairs[i][1] is None else _shown(pairs[i][1]) for pairs in found.values())] for i in order
+        ]
+        self.grid(f"{len(rows)} of {len(names)} classes, lowest first" if len(rows) < len(names) else "classes",
+                  ["class", *found], rows)  # fmt: skip
+        mistaken = sorted(
+            (
+                (count / sum(row), names[right], names[called])
+                for right, row in enumerate(confusion)
+                for called, count in enumerate(row)
+                if count and right != called
+            ),
+            reverse=True,
+        )[:CONFUSED]
+        if mistaken:
+            told = ", ".join(f"{right} for {called} {_shown(share)}" for share, right, called in mistaken)
+            self.note(
+                f"most often mistaken, as a part of its class: {told}; results.json has the whole confusion matrix"
+            )
 
     @staticmethod
     def _per_class(values: Mapping[str, Any] | list, limit: int = 20) -> Table:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit import __version__
+from trainkit.checkpoint import reason
 from trainkit.display import Display
 from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
@@ -62,7 +63,10 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     about = describe(recipe, weights)
     with torch.no_grad():
         about["output"]["layout"] = "NC" if model(images[0]).ndim == 2 else "NCHW"
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{asked.out} cannot be written: {reason(error)}; choose another file with --out") from error
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
@@ -97,7 +101,7 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "input": {"name": INPUT, "layout": "NCHW", "dtype": "float32", "colours": "RGB"},
         "output": {"name": OUTPUT},
         "preprocessing": {
-            "read": "RGB, upright by EXIF, uint8",
+            "read": f"RGB, {'upright by EXIF' if recipe.upright else 'as stored whatever EXIF says'}, uint8",
             "transform": str(getattr(recipe.val_data, "transform", None)),
             "size": list(image.shape[-2:]),  # of the first validation image
             "then": "(image * scale - mean) / std, per channel" if raw else "as the transform leaves it",
@@ -131,8 +135,8 @@ def _written(model: nn.Module, images: list[Tensor], path: Path, kind: str, abou
             raise
         except Exception as error:  # exporters raise dozens of kinds for what a model cannot do
             if free == FREE[-1]:
-                reason = str(error).strip().splitlines()[0]
-                raise ValueError(f"{about['model']} cannot be written as {kind}: {reason}") from error
+                told = str(error).strip().splitlines()[0]
+                raise ValueError(f"{about['model']} cannot be written as {kind}: {told}") from error
     raise AssertionError("FREE is empty")
 
 

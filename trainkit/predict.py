@@ -38,13 +38,20 @@ class Pictures(Dataset):
     """index -> Picture, read only when asked for; a file that cannot be read gives a Picture that says why.
 
     files: of the images; names: what is written about each is called, relative. original: keep the image at its
-    own size beside the transformed one.
+    own size beside the transformed one. upright: turn images by their EXIF orientation.
     """
 
-    def __init__(self, files: Sequence[Path], names: Sequence[Path], transform: Callable | None, original: bool):
+    def __init__(
+        self,
+        files: Sequence[Path],
+        names: Sequence[Path],
+        transform: Callable | None,
+        original: bool,
+        upright: bool = True,
+    ):
         # As bytes in one array each: workers share them, and a million names are no million objects.
         self.files, self.names = (FileList(Path(), [str(path) for path in paths]) for paths in (files, names))
-        self.transform, self.original = transform, original
+        self.transform, self.original, self.upright = transform, original, upright
 
     def __len__(self) -> int:
         return len(self.files)
@@ -52,7 +59,7 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> Picture:
         file, name = self.files[index], self.names[index]
         try:
-            image = read_image(file)
+            image = read_image(file, upright=self.upright)
             size, original = tuple(image.shape[-2:]), image.as_subclass(Tensor) if self.original else None
             image = image if self.transform is None else self.transform(image)
         except UNUSABLE as error:
@@ -133,7 +140,7 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         display.note(f"--partial: left out, {line}")
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     look = _way_of_looking(recipe, accelerator, to_device.black)
-    pictures = Pictures(list(found), list(found.values()), transform, asked.overlay)
+    pictures = Pictures(list(found), list(found.values()), transform, asked.overlay, recipe.upright)
     loader = DataLoader(
         pictures,
         recipe.eval_batch_size,

@@ -31,7 +31,7 @@ class Picture:
     image: Tensor | None = None
     """as the model wants it but for mean and std: (C, H, W)"""
     size: tuple[int, int] = (0, 0)
-    """its own height and width, upright"""
+    """its own height and width"""
     original: Tensor | None = None
     """uint8 (3, height, width), where an overlay wants it"""
     fault: str | None = None

@@ -137,6 +137,11 @@ class Recipe:
         return getattr(_inner(self.val_data), "split", None)
 
     @property
+    def upright(self) -> bool:
+        """Whether validation images are turned by their EXIF orientation: the data's attribute `upright`, else True."""
+        return getattr(_inner(self.val_data), "upright", True)
+
+    @property
     def protocol(self) -> str:
         """How validation images are looked at, in a few words: figures of another protocol are not comparable."""
         data = _inner(self.val_data)

@@ -32,13 +32,13 @@ class Fit:
         return not (self.unmatched or self.missing or self.misshapen)
 
     def lines(self) -> list[str]:
-        """What does not fit, a line a kind: how many, and the first few."""
+        """What does not fit, a line a kind: how many, and which."""
         kinds = {
             "of another shape": self.misshapen,
             "missing in the file": self.missing,
             "unknown to the model": self.unmatched,
         }
-        return [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names]
+        return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:

@@ -36,6 +36,7 @@ class COCO(MaskDataset):
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
+    upright = False  # polygons lie on the images as stored
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class COCO(MaskDataset):
             labels = self._paint(int(self.kept[index]))
         except ValueError as error:
             raise ValueError(f"{self.mask_name(index)}: {error}") from error
-        return read_image_like(self.name_of(index), labels.shape, upright=False), torch.from_numpy(labels)
+        return read_image_like(self.name_of(index), labels.shape, self.upright), torch.from_numpy(labels)
 
     def _paint(self, image: int) -> np.ndarray:
         size = int(self.index["heights"][image]), int(self.index["widths"][image])

@@ -95,4 +95,5 @@ def _name(source: Path | bytes) -> str:
 def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str:
     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     reason = re.sub(r"^\S.*\.cpp:\d+, ", "", reason)  # where in torchvision's sources
+    reason = re.sub(r" <_io.BytesIO object at \w+>", "", reason)
     return f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the dataset"

@@ -59,9 +59,9 @@ def fine_tuned(name: str, num_classes: int, pretrained: bool = True) -> WithHead
     """The network `name` with a last layer of `num_classes` outputs in place of its own, as `backbone` and `head`.
 
     name: as for `classifier`, but for "small". pretrained: start the backbone from published weights, torchvision's or
-    timm's best for ImageNet, downloaded once. The images' mean and std stay the recipe's: some of timm's weights want
-    others than ImageNet's. Raises ValueError for a name that is not known, for a network that does not end in a linear
-    layer, and where the weights cannot be had.
+    timm's best for ImageNet, downloaded once; `normalisation` says with which mean and std they were trained. Raises
+    ValueError for a name that is not known, for a network that does not end in a linear layer, and where the weights
+    cannot be had.
     """
     if name.startswith("timm:"):
         net = timm_network(name, pretrained, num_classes=0)
@@ -77,6 +77,15 @@ def fine_tuned(name: str, num_classes: int, pretrained: bool = True) -> WithHead
     features = net.get_submodule(linear[-1]).in_features
     net.set_submodule(linear[-1], nn.Identity())
     return WithHead(net, features, num_classes)
+
+
+def normalisation(network: WithHead) -> dict[str, tuple[float, ...]]:
+    """mean and std, per channel of images in [0, 1], that the weights of `fine_tuned` were trained with.
+
+    Of torchvision's ImageNet's, as a recipe has them by default; of timm's what they say.
+    """
+    known = getattr(network.backbone, "pretrained_cfg", {})
+    return {name: tuple(known[name]) for name in ("mean", "std") if name in known}
 
 
 class DropBlock(DropBlock2d):

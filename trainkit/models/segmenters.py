@@ -42,6 +42,18 @@ def segmenter(
     return build(body, head(body.channels[-1], num_classes), FCNHead(body.channels[-2], num_classes) if aux else None)
 
 
+def encoding_weight(model: Segmenter, asked: float | None) -> float:
+    """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published; the others have no such head.
+
+    Raises ValueError where it is asked of one of them.
+    """
+    if asked and model != "encnet":
+        raise ValueError(
+            f"se_weight is {asked}, and {model} has no semantic-encoding head: leave it out, or take encnet"
+        )
+    return (0.2 if model == "encnet" else 0.0) if asked is None else asked
+
+
 def torchvision_segmenter(name: str, num_classes: int, pretrained: bool = True, aux: bool = True) -> nn.Module:
     """One of torchvision's networks for label maps by its own name, such as "fcn_resnet50", its heads at random.
 
