@@ -20,6 +20,7 @@ from trainkit.data.cityscapes import Cityscapes
 from trainkit.data.coco import COCO
 from trainkit.data.folder import FileList, MaskFolder, image_files
 from trainkit.data.hub import HubMasks
+from trainkit.data.images import LabelError
 from trainkit.data.masks import colour_map, look_up
 from trainkit.data.pcontext import PascalContext
 from trainkit.data.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
@@ -425,6 +426,20 @@ def test_label_shift(tmp_path):
     assert data.palette.tolist() == colour_map(3).tolist()
 
 
+def test_a_label_that_nobody_ignores_is_told(tmp_path):
+    """255 where only 0 is ignored, and labels of 16 bits whose train id would be the ignored one's number."""
+    photo(tmp_path / "images/a.jpg")
+    labels_png(tmp_path / "masks/a.png", blocks(0, 1, 2, 255))
+    with pytest.raises(LabelError, match=r"a.png holds label 255 on 80 pixels; .* are 0 to 2 .ignored: 0"):
+        MaskFolder(tmp_path / "images", tmp_path / "masks", 3, ignore=(0,))[0]
+    for label, more in ((256, {"label_shift": -1}), (255, {"ignore": (0,)}), (511, {})):
+        labels_png(tmp_path / "masks/a.png", blocks(1, 2, 1, label), dtype=np.uint16)
+        with pytest.raises(LabelError, match=f"a.png holds label {label} on 80 pixels"):
+            MaskFolder(tmp_path / "images", tmp_path / "masks", 3, **more)[0]
+    labels_png(tmp_path / "masks/a.png", blocks(1, 2, 1, 255), dtype=np.uint16)
+    assert np.array_equal(mask_of(MaskFolder(tmp_path / "images", tmp_path / "masks", 3)), blocks(1, 2, 1, 255))
+
+
 def test_masks_through_datasets(tmp_path):
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
@@ -500,6 +515,9 @@ def test_ade20k_of_labels_that_it_lacks(tmp_path):
     assert np.array_equal(data.raw_ids[mask_of(data)[:, 5:]], blocks(1, 150, 13, width=15))
     labels_png(file, blocks(0, 151))
     with pytest.raises(ValueError, match="00000001.png holds label 151 on 160 pixels; ADE20K's labels are 0 to 150"):
+        data[0]
+    labels_png(file, blocks(0, 256), dtype=np.uint16)
+    with pytest.raises(ValueError, match="00000001.png holds label 256 on 160 pixels; ADE20K's labels are 0 to 150"):
         data[0]
 
 

@@ -104,13 +104,15 @@ class MaskDataset(Dataset):
         """Train ids, uint8, and where a label is none of the classes."""
         if self.to_train_ids is not None:
             ids = self.to_train_ids(labels)
+            ignored = ids == IGNORED
         else:
-            ids = labels.to(torch.int32) + self.label_shift if self.label_shift else labels.clone()
+            labels = labels.to(torch.int32)
+            ids = labels + self.label_shift  # may be 255 for a label that nobody said to ignore
+            ignored = torch.isin(labels, torch.tensor(self.ignore, dtype=torch.int32))
             if self.label_shift < 0:
-                ids[ids < 0] = IGNORED
-            for ignored in self.ignore:
-                ids[labels == ignored] = IGNORED
-        return ids.to(torch.uint8), (ids != IGNORED) & ((ids >= self.num_classes) | (ids < 0))
+                ignored |= ids < 0
+        stray = ~ignored & ((ids < 0) | (ids >= self.num_classes))
+        return ids.masked_fill(ignored, IGNORED).to(torch.uint8), stray
 
 
 def _translated(labels: Tensor, table: bytes) -> Tensor:
