@@ -423,6 +423,8 @@ def test_label_shift(tmp_path):
         MaskFolder(tmp_path / "images", tmp_path / "masks", 2, label_shift=-1)[0]
     shifted = MaskFolder(tmp_path / "images", tmp_path / "masks", 3, ignore=(3, 255), label_shift=-1)
     assert np.array_equal(mask_of(shifted), blocks(255, 0, 255, 255)), "ignored are labels of the files"
+    with pytest.raises(ValueError, match="label_shift is 1; give minus the first class's label, so 0 or less"):
+        MaskFolder(tmp_path / "images", tmp_path / "masks", 3, label_shift=1)
     assert data.palette.tolist() == colour_map(3).tolist()
 
 

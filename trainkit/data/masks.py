@@ -40,6 +40,8 @@ class MaskDataset(Dataset):
     ):
         if num_classes > IGNORED:
             raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
+        if label_shift > 0:  # the first class would have a label below 0, in which no prediction can be written
+            raise ValueError(f"label_shift is {label_shift}; give minus the first class's label, so 0 or less")
         self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
         self.to_train_ids, self.label_shift = to_train_ids, label_shift
 
