@@ -16,8 +16,51 @@ from trainkit.data.masks import IGNORED, MaskDataset, read_image_like
 from trainkit.data.order import Locality
 from trainkit.data.parquet import ParquetTable
 
+TAKE_OUT = "take the row out of the dataset"
 
-class HubImages(Dataset):
+
+class Rows(Dataset):
+    """What datasets have in common whose images are a column of a table, beside others: `datasets`' or a streamed one.
+
+    source: what a person calls the table. image_column: its column of images.
+    """
+
+    source: str
+    table: Any
+    image_column: str
+
+    @property
+    def locality(self) -> Locality | None:
+        """The order that streamed files ask for."""
+        return getattr(self.table, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of streamed files, which may change where they lie."""
+        return getattr(self.table, "fingerprint", None)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name_of(self, index: int) -> str:
+        """The image's row, and its file where the table holds one's name."""
+        return self.row_name(index, self.table[index][self.image_column])
+
+    def row_name(self, index: int, stored: dict[str, Any] | None) -> str:
+        """The row, and the file whose name is stored with one of its images."""
+        path = stored["path"] if stored else None
+        return f"row {index} of {self.source}" + (f" ({path})" if path else "")
+
+    def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
+        """The bytes or the file of an image of row `index`, and its name. Raises ValueError where there are none."""
+        stored = row[column]
+        name = self.row_name(index, stored)
+        if not stored or not (stored["bytes"] or stored["path"]):
+            raise ValueError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
+        return stored["bytes"] or Path(stored["path"]), name
+
+
+class HubImages(Rows):
     """One split of a dataset with an image and a label column: index -> (uint8 image (3, H, W), class id).
 
     source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files whose names
@@ -57,34 +100,17 @@ class HubImages(Dataset):
             raise ValueError(f"column {self.label_column!r} holds {labels[:3]}...; class ids must be integers from 0")
         return [str(label) for label in range(max(labels) + 1)]
 
-    @property
-    def locality(self) -> Locality | None:
-        """The order that streamed files ask for."""
-        return getattr(self.table, "locality", None)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Of streamed files, which may change where they lie."""
-        return getattr(self.table, "fingerprint", None)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def name_of(self, index: int) -> str:
-        """The image's row, and its file where the table holds one's name."""
-        return _row_name(self.source, index, self.table[index][self.image_column]["path"])
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.table[index]
-        stored = row[self.image_column]
-        name = _row_name(self.source, index, stored["path"])
-        image = read_image(stored["bytes"] or Path(stored["path"]), name)
+        image = read_image(*self.encoded(row, index, self.image_column))
+        if row[self.label_column] is None:
+            raise ValueError(f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}")
         if self.transform is not None:
             image = self.transform(image)
         return image.as_subclass(Tensor), torch.tensor(row[self.label_column])
 
 
-class HubMasks(MaskDataset):
+class HubMasks(Rows, MaskDataset):
     """One split of a dataset with a column of images and one of masks: index -> (image, train ids, uint8 (H, W)).
 
     source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
@@ -120,40 +146,17 @@ class HubMasks(MaskDataset):
         columns = [self.image_column, self.mask_column]
         self.table = _as_stored(table, columns, columns)
 
-    @property
-    def locality(self) -> Locality | None:
-        """The order that streamed files ask for."""
-        return getattr(self.table, "locality", None)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Of streamed files, which may change where they lie."""
-        return getattr(self.table, "fingerprint", None)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def name_of(self, index: int) -> str:
-        """The image's row, and its file where the table holds one's name."""
-        return _row_name(self.source, index, self.table[index][self.image_column]["path"])
-
     def mask_name(self, index: int) -> str:
         """The mask's column and row."""
-        return f"{self.mask_column} of {_row_name(self.source, index, self.table[index][self.mask_column]['path'])}"
+        return f"{self.mask_column} of {self.row_name(index, self.table[index][self.mask_column])}"
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
         row = self.table[index]
-        image, mask = row[self.image_column], row[self.mask_column]
-        labels = read_mask(
-            mask["bytes"] or Path(mask["path"]), f"{self.mask_column} of {_row_name(self.source, index, mask['path'])}"
-        )
-        name = _row_name(self.source, index, image["path"])
-        return read_image_like(image["bytes"] or Path(image["path"]), tuple(labels.shape), name=name), labels
-
-
-def _row_name(source: str, index: int, path: str | None) -> str:
-    return f"row {index} of {source}" + (f" ({path})" if path else "")
+        image, name = self.encoded(row, index, self.image_column)
+        mask, mask_name = self.encoded(row, index, self.mask_column)
+        labels = read_mask(mask, f"{self.mask_column} of {mask_name}")
+        return read_image_like(image, tuple(labels.shape), name=name), labels
 
 
 def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features]:
