@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
-from datasets import ClassLabel, Features
+from datasets import ClassLabel, Features, Value
 from datasets import Dataset as Table
 from datasets import Image as ImageFeature
 from hypothesis import given
@@ -341,6 +341,39 @@ def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
         assert len(faults) == 1 and re.search(f"^{index}, .*{told % (source % index)}", faults[0])
     assert data.name_of(1) == maps.name_of(1) == f"row 1 of {tmp_path} (train)"
     assert maps.mask_name(2) == f"mask of row 2 of {tmp_path} (train)"
+
+
+@pytest.mark.parametrize("stream", [None, 2])
+def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
+    """Whatever the order of the names in a split; columns without names hold ids; other names are refused."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    image = {"bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": None}
+    numbers = Value("int64")
+    for folder, split, labels, kind in (
+        ("named", "train", [0, 1, 2], ClassLabel(names=["cat", "dog", "eel"])),
+        ("named", "val", [0, 1, 2, 2, -1], ClassLabel(names=["eel", "cat", "dog"])),
+        ("other", "val", [0], ClassLabel(names=["cat", "dog", "fox"])),
+        ("other", "test", [0], ClassLabel(names=["cat", "dog"])),
+        ("numbers", "train", [0, 1, 2, 3], numbers),
+        ("numbers", "val", [2, 1], numbers),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rows = {"image": [image] * len(labels), "label": labels}
+        table = Table.from_dict(rows, Features({"image": ImageFeature(), "label": kind}))
+        table.to_parquet(tmp_path / folder / f"{split}.parquet")
+    how = {"stream": stream, "label_column": "label"}
+    for folder, labels in (("named", [2, 0, 1, 1, -1]), ("numbers", [2, 1])):
+        train_data = class_images(tmp_path / folder, "train", **how)
+        val_data = class_images(tmp_path / folder, "val", classes=train_data.classes, **how)
+        assert val_data.classes == train_data.classes
+        assert [int(target) for _, target in (val_data[index] for index in range(len(val_data)))] == labels
+        assert [int(train_data[index][1]) for index in range(3)] == [0, 1, 2]
+    assert class_images(tmp_path / "named", "val", **how).classes == ["eel", "cat", "dog"]
+    told = "other .%s. has classes .%s. that the training data has not, and lacks .'eel'. that it has; give"
+    with pytest.raises(ValueError, match=told % ("val", "'fox'")):
+        class_images(tmp_path / "other", "val", classes=["cat", "dog", "eel"], **how)
+    with pytest.raises(ValueError, match=told % ("test", "")):
+        HubImages(tmp_path / "other", "test", classes=["cat", "dog", "eel"], **how)
 
 
 class Endless(IterableDataset):

@@ -67,6 +67,8 @@ class HubImages(Rows):
     begin with the split's. Columns are found by their type and name where they are not given. Images are
     decoded here, not by `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
     instead of being downloaded and converted first (`trainkit.data.parquet`); an epoch's order is then a `Locality`'s.
+    classes: names whose places class ids are, which a validation split gets from the training split so that ids agree;
+    None: the split's own. ValueError where it names others; a column of plain numbers holds these ids already.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class HubImages(Rows):
         image_column: str | None = None,
         label_column: str | None = None,
         stream: int | None = None,
+        classes: Sequence[str] | None = None,
     ):
         self.source, self.split = f"{source} ({split})", split
         self.table, features = _load(source, split, stream)
@@ -91,8 +94,21 @@ class HubImages(Rows):
                 raise ValueError(f"{source} has no column {column!r}; its columns: {', '.join(features)}")
         self.table = _as_stored(self.table, [self.image_column, self.label_column], [self.image_column])
         label = features[self.label_column]
-        self.classes = list(label.names) if isinstance(label, ClassLabel) else self._count_classes()
+        names = list(label.names) if isinstance(label, ClassLabel) else None
+        self.classes = list(classes) if classes is not None else names or self._count_classes()
+        self.ids = self._ids_of(names or self.classes)
         self.transform = transform
+
+    def _ids_of(self, names: list[str]) -> list[int]:
+        """The place among `classes` of each of the split's names."""
+        more, fewer = sorted(set(names) - set(self.classes)), sorted(set(self.classes) - set(names))
+        if more or fewer:
+            raise ValueError(
+                f"{self.source} has classes {more[:5]} that the training data has not, and lacks {fewer[:5]} that it "
+                "has; give both the same names"
+            )
+        places = {name: place for place, name in enumerate(self.classes)}
+        return [places[name] for name in names]
 
     def _count_classes(self) -> list[str]:
         labels = self.table.unique(self.label_column)
@@ -103,11 +119,13 @@ class HubImages(Rows):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.table[index]
         image = read_image(*self.encoded(row, index, self.image_column))
-        if row[self.label_column] is None:
+        label = row[self.label_column]
+        if label is None:
             raise ValueError(f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}")
         if self.transform is not None:
             image = self.transform(image)
-        return image.as_subclass(Tensor), torch.tensor(row[self.label_column])
+        inside = 0 <= label < len(self.ids)  # others are the task's to tell
+        return image.as_subclass(Tensor), torch.tensor(self.ids[label] if inside else label)
 
 
 class HubMasks(Rows, MaskDataset):
