@@ -496,7 +496,7 @@ def test_a_list_of_files_costs_its_names_and_four_bytes(tmp_path):
 
 
 def test_image_files_are_found_wherever_they_lie(tmp_path):
-    for name in ("b/c.PNG", "a.jpg", "b/d/e.jpeg", "b/.hidden.jpg", "b/notes.txt"):
+    for name in ("b/c.PNG", "a.jpg", "b/d/e.jpeg", "b/.hidden.jpg", "b/.hidden/f.jpg", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert image_files(tmp_path) == ["a.jpg", os.path.join("b", "c.PNG"), os.path.join("b", "d", "e.jpeg")]
