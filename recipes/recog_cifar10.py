@@ -63,7 +63,8 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.parquet() if sample else data
-    train_images, test_images = (HubImages(source, split, label_column=label_column) for split in ("train", "test"))
+    train_images = HubImages(source, "train", label_column=label_column)
+    test_images = HubImages(source, "test", label_column=label_column, classes=train_images.classes)
     num_classes = len(train_images.classes)
 
     if model == "small":

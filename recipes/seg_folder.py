@@ -100,10 +100,12 @@ def recipe(
     val_data = split("val", eval_transform(base, eval_crop))
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     network = torchvision_segmenter(model, num_classes, pretrained, aux_weight > 0)
-    has_aux = getattr(network, "aux_classifier", None) is not None
+    aux_weight = aux_weight if getattr(network, "aux_classifier", None) is not None else 0.0
     head = head if pretrained and not model.startswith("small") else 1.0
     return Recipe(
-        task=Segmentation(names, aux_weight=aux_weight if has_aux else 0.0, loss=named_losses(loss, class_weights)),
+        task=Segmentation(
+            names, aux_weight=aux_weight, loss=named_losses(loss, class_weights), raw_ids=val_data.raw_ids
+        ),
         model=network,
         train_data=partial(split, "train", train),
         val_data=val_data,

@@ -148,6 +148,7 @@ def test_pixels_of_files_do_not_depend_on_workers(tmp_path):
 
 @pytest.mark.parametrize("num_classes, settings", [
     (5, {}), (4, {"label_shift": -1}), (5, {"ignore": (9, 255)}), (255, {}), (6, {"to_train_ids": lambda x: x // 2}),
+    (5, {"ignore": (0,)}), (5, {"ignore": ()}), (4, {"label_shift": -1, "ignore": (2,)}),
 ])  # fmt: skip
 def test_labels_by_table_are_those_by_arithmetic(tmp_path, num_classes, settings):
     """Label by label: its train id, or an error that names it."""
@@ -155,11 +156,11 @@ def test_labels_by_table_are_those_by_arithmetic(tmp_path, num_classes, settings
     (tmp_path / "masks").mkdir()
     for label in (0, 1, 2, 3, 4, 5, 6, 9, 11, 12, 200, 253, 254, 255):
         shift, ignore = settings.get("label_shift", 0), settings.get("ignore", (255,))
-        train_id = 255 if label in ignore or label + shift < 0 else label + shift
-        train_id = label // 2 if "to_train_ids" in settings else train_id
+        ignored = "to_train_ids" not in settings and (label in ignore or label + shift < 0)
+        train_id = label // 2 if "to_train_ids" in settings else 255 if ignored else label + shift
         Image.fromarray(np.full((4, 4), label, dtype=np.uint8)).save(tmp_path / "masks" / "a.png")
         data = MaskFolder(tmp_path / "images", tmp_path / "masks", num_classes, **settings)
-        if train_id < num_classes or train_id == 255:
+        if train_id < num_classes or ignored:
             assert data[0][1].unique().tolist() == [train_id]
         else:
             with pytest.raises(LabelError, match=rf"a.png holds label {label} on 16 pixels"):

@@ -17,7 +17,7 @@ from trainkit.data.folder import ClassFolder, FileList, MaskFolder
 from trainkit.data.hub import HubImages
 from trainkit.data.images import read_image, read_mask
 from trainkit.data.loader import make_loader
-from trainkit.data.memory import InMemory
+from trainkit.data.on_device import OnDevice
 from trainkit.data.source import class_images
 from trainkit.data.transforms import LongSide
 from trainkit.recognition import Recognition
@@ -139,7 +139,7 @@ def test_torchvisions_image_folder(real_data):
 def test_parquet(here):
     root = sample.parquet(16, 8, 12)
     data = HubImages(root, "train")
-    memory = InMemory(data)
+    memory = OnDevice(data)
     assert len(data) == len(memory) == 16 and len(data.classes) == 8
     for index in range(16):
         assert torch.equal(data[index][0], memory[index][0]) and data[index][1] == memory[index][1] == index % 8

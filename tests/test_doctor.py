@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from datasets import ClassLabel, Features, Value
 from datasets import Dataset as Table
-from datasets import Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from rich.console import Console
@@ -193,6 +193,21 @@ def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
     assert fault == {"index": 1, "name": "row 1 of p (val)", "what": "label 3 is outside the 3 classes 0 to 2"}
     assert report["num_errors"] == 1 and rows(report["train"]) == [("0", 1, None), ("1", 0, None), ("2", 2, None)]
     assert report["in_both"] == [[f"row {index} of p (train)", f"row {index} of p (val)"] for index in (0, 1)]
+
+
+def test_images_held_on_a_device_are_seen_as_stored(tmp_path, monkeypatch):
+    """recog_cifar10 augments there: an image of both splits is found, and nothing is taken for another."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    parquet(tmp_path / "p", "train", [0, 1, 1, 0], ["PNG"] * 4, features)
+    parquet(tmp_path / "p", "test", [0, 1], ["WEBP"] * 2, features)
+    path = str(ROOT / "recipes" / "recog_cifar10.py")
+    assert main(["doctor", path, "--data", "p", "--model", "small", "--workers", "0"]) == 0
+    report = json.loads((tmp_path / "runs" / "recog_cifar10-doctor" / "doctor.json").read_text())
+    assert report["train"]["as_stored"] and report["val"]["as_stored"]
+    assert report["in_both"] == [[f"row {index} of p (train)", f"row {index} of p (test)"] for index in (0, 1)]
+    assert report["warnings"] == [f"2 images are in both train and val: {report['in_both'][0][1]}, row 1 of p (test)"]
 
 
 def test_data_without_a_transform_to_leave_out(tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 
 from trainkit import display
 from trainkit.data import listing
+from trainkit.data.cache import cached
 from trainkit.data.folder import ClassFolder
 from trainkit.data.listing import Names, image_files
 
@@ -20,7 +21,7 @@ NAMES = ["ant/1.png", "ant/2.JPG", "ant/deep/er/3.jpeg", "ant/deep/4.png", "bee/
 
 
 def settle(root, seconds=60):
-    """As if nothing had changed for so long."""
+    """As if no file had come or gone for so long."""
     for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
         os.utime(folder, ns=(time.time_ns(), time.time_ns() - seconds * 10**9))
 
@@ -28,7 +29,9 @@ def settle(root, seconds=60):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "LEAST_KEPT", 3)
-    for name in (*NAMES, "ant/notes.txt", "ant/.hidden.png", ".git/x.png", "loose.png", "empty/readme"):
+    monkeypatch.setattr(listing, "UNSETTLED_S", -1)  # no test waits
+    hidden = "ant/.hidden.png", ".git/x.png", "ant/.ipynb_checkpoints/1-checkpoint.png"
+    for name in (*NAMES, *hidden, "ant/notes.txt", "loose.png", "empty/readme"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).touch()
     settle(tmp_path / "data")
@@ -60,8 +63,9 @@ def test_a_second_start_lists_nothing(root):
 
 
 @pytest.mark.parametrize("change", ["file", "deep file", "removed", "renamed", "class", "gone class", "folder"])
-def test_what_has_changed_is_listed_anew(root, change):
+def test_what_has_changed_is_listed_anew(root, change, monkeypatch):
     expected = set(listed(root)[0])
+    monkeypatch.setattr(listing, "UNSETTLED_S", 60)
     if change == "file":
         (root / "bee/new.png").touch()
         expected |= {"bee/new.png"}
@@ -87,9 +91,73 @@ def test_what_has_changed_is_listed_anew(root, change):
         files, _, scanned = listed(root)
         assert set(files) == expected and len(files) == len(expected) and scanned >= 4
     assert "dog" in ClassFolder(root, cache=root.parent / "cache").classes or change != "class"
-    settle(root, 30)
+    monkeypatch.setattr(listing, "UNSETTLED_S", -1)
     kept = len(expected) >= 3
     assert set(listed(root)[0]) == expected and bool(listed(root)[2]) != kept
+    assert len(list((root.parent / "cache").iterdir())) == 1, "the one before is gone"
+
+
+@pytest.mark.parametrize("change", ["come", "gone"])
+def test_a_folder_with_its_time_put_back(root, change):
+    """As rsync -a, cp -a and tar leave one whose files have changed."""
+    before, then = listed(root)[0], os.stat(root / "bee")
+    time.sleep(0.05)  # more than a tick of the clock
+    (root / "bee/new.png").touch() if change == "come" else (root / "bee/train.png").unlink()
+    os.utime(root / "bee", ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert set(listed(root)[0]) == set(before) ^ {"bee/new.png" if change == "come" else "bee/train.png"}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "garbled", "cut names", "no names"])
+def test_a_damaged_listing_is_made_anew(root, damage):
+    whole = listed(root)
+    (kept,) = (root.parent / "cache").iterdir()
+    spoil(kept / "names.npy", damage)
+    assert listed(root) == whole and whole[2] == 7
+    assert listed(root)[2] == 0 and list((root.parent / "cache").iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "missing", "garbled", "cut names", "no names"])
+def test_damaged_arrays_are_made_anew(tmp_path, damage):
+    (tmp_path / "source").touch()
+    made = []
+
+    def build():
+        made.append(1)
+        return {"names": np.arange(1000), "none": np.zeros(0)}
+
+    def ask():
+        return cached("numbers-v1", [tmp_path / "source"], build, tmp_path / "cache")
+
+    assert ask()["names"].sum() == ask()["names"].sum() == 499_500 and len(made) == 1
+    (kept,) = (tmp_path / "cache").iterdir()
+    spoil(kept / "names.npy", damage)
+    for arrays in (ask(), ask()):
+        assert list(arrays) == ["names", "none"] and arrays["names"].sum() == 499_500 and len(made) == 2
+    assert list((tmp_path / "cache").iterdir()) == [kept]
+
+
+def spoil(file, damage):
+    """One file of a kept folder, as a full disk, a failing power supply or an older version leaves it."""
+    what, _, names = damage.partition(" ")
+    file = file.with_name("names.json") if names else file
+    whole = file.read_bytes()
+    if what in ("missing", "no"):
+        file.unlink()
+    else:
+        file.write_bytes({"empty": b"", "cut": whole[:-1], "garbled": bytes(len(whole))}[what])
+
+
+def test_files_are_on_the_disk_before_their_folder_has_its_name(tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+
+    def noted(descriptor):
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    arrays = cached("numbers-v1", [], lambda: {"a": np.arange(3), "b": np.arange(4)}, tmp_path)
+    assert sorted(map(os.path.basename, flushed)) == ["a.npy", "b.npy", "names.json"]
+    assert all(f"{tmp_path}/.writing-" in path for path in flushed) and arrays["b"].sum() == 6
 
 
 def test_a_folder_elsewhere_and_a_small_one(root, monkeypatch):

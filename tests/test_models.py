@@ -9,12 +9,14 @@ from toys import CLASSES, recognition, segmentation
 
 from trainkit import Options, train
 from trainkit.activations import blocks
-from trainkit.models.deepten import DeepTEN, deepten
-from trainkit.models.encnet import ContextEncoding, EncNet, encnet
+from trainkit.models.backbone import backbone
+from trainkit.models.deepten import DeepTEN
+from trainkit.models.encnet import ContextEncoding, EncNet
 from trainkit.models.encoding import Encoding, encode
-from trainkit.models.pspnet import PSPNet, PyramidPooling, pspnet
+from trainkit.models.pspnet import PSPNet, PyramidPooling
+from trainkit.models.segmenters import segmenter
 from trainkit.models.small import SmallResNet
-from trainkit.models.upernet import UPerNet, upernet
+from trainkit.models.upernet import UPerNet
 from trainkit.optim import param_groups
 from trainkit.segmentation import Segmentation
 
@@ -215,18 +217,19 @@ PPM = 4 * (2048 * 512 + 2 * 512) + (2048 + 4 * 512) * 512 * 9 + 2 * 512
 OUT = 512 * 150 + 150
 ENC = 2048 * 512 * 9 + 2 * 512 + 512 * 512 + 2 * 512 + 32 * 512 + 32 + 2 * 32 + 512 * 512 + 512 + 2 * OUT
 UPER = PPM + (256 + 512 + 1024) * 512 + 3 * 2 * 512 + 3 * (512 * 512 * 9 + 2 * 512) + 2048 * 512 * 9 + 2 * 512 + OUT
+TEN = 2048 * 128 + 2 * 128 + 32 * 129 + 32 * 128 * 23 + 23  # of MINC's 23 classes
 LATERAL = (512 + 1024) * 512 + 2 * 2 * 512 + 3 * 512 * 512 * 9 + 2 * 512
 
 
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (lambda: encnet(150, pretrained=False), RESNET50 + ENC + AUX),
-        (lambda: encnet(150, pretrained=False, aux=False, se=False), RESNET50 + ENC - OUT),
-        (lambda: encnet(150, pretrained=False, lateral=True), RESNET50 + ENC + AUX + LATERAL),
-        (lambda: pspnet(150, pretrained=False), RESNET50 + PPM + OUT + AUX),
-        (lambda: upernet(150, pretrained=False), RESNET50 + UPER + AUX),
-        (lambda: deepten(23, pretrained=False), RESNET50 + 2048 * 128 + 2 * 128 + 32 * 129 + 32 * 128 * 23 + 23),
+        (lambda: segmenter("encnet", 150, pretrained=False), RESNET50 + ENC + AUX),
+        (lambda: segmenter("encnet", 150, pretrained=False, aux=False, se=False), RESNET50 + ENC - OUT),
+        (lambda: segmenter("encnet", 150, pretrained=False, lateral=True), RESNET50 + ENC + AUX + LATERAL),
+        (lambda: segmenter("pspnet", 150, pretrained=False), RESNET50 + PPM + OUT + AUX),
+        (lambda: segmenter("upernet", 150, pretrained=False), RESNET50 + UPER + AUX),
+        (lambda: DeepTEN(backbone("resnet50", False, 32), 23), RESNET50 + TEN),
     ],
     ids=["encnet", "encnet-bare", "encnet-lateral", "pspnet", "upernet", "deepten"],
 )

@@ -8,20 +8,26 @@ from test_loop import rows
 from test_survive import assert_bit_equal
 from torch.nn import functional as F
 from torch.utils.data import Subset
+from torchvision.transforms import v2
 from toys import CLASSES, Images, recognition
 
 from trainkit import Options, train
+from trainkit.data.examine import untransformed
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop
 from trainkit.data.order import DRAW, fold, uniform
 from trainkit.data.reading import Reader
+from trainkit.data.repeated import Repeated
+from trainkit.data.stages import Stages
+from trainkit.data.transforms import Look
+from trainkit.predict import transform_of
 from trainkit.recognition import Recognition
 
 CPU = torch.device("cpu")
 
 
 class Pictures(Images):
-    """With names for its classes, as `InMemory` takes them."""
+    """With names for its classes, as `OnDevice` takes them."""
 
     classes = tuple("abcdefg")
 
@@ -83,6 +89,49 @@ def test_a_subset_is_augmented_too():
     parts = [Subset(held(), range(10))[3][0] for _ in range(20)]
     assert len({part.numpy().tobytes() for part in parts}) > 10
     assert torch.equal(Subset(held(()), range(10))[3][0], Pictures().images[3])
+
+
+def test_what_reads_one_image_at_a_time_is_refused():
+    """It would be left out of the batches without a word."""
+    told = "in which {0} has no part; give OnDevice's `augment` what is to change, or give {0} the dataset itself"
+    with pytest.raises(ValueError, match=told.format("Stages")):
+        Stages(held(), {0: None})
+    with pytest.raises(ValueError, match=told.format("Repeated")):
+        Repeated(held(), 2)
+
+
+class Halved(Pictures):
+    """With a transform."""
+
+    def __init__(self, transform=None):
+        super().__init__()
+        self.transform = transform
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return (image if self.transform is None else self.transform(image)), target
+
+
+def test_how_images_were_read_is_known():
+    """What a doctor looks at, what other images go through, and what an evaluation is called."""
+    look = Look([v2.Resize(6)], "halved")
+    data = OnDevice(Halved(look), AUGMENT)
+    bare, as_stored = untransformed(data)
+    assert as_stored and torch.equal(bare[3][0], Pictures().images[3]) and data.images.shape == (20, 3, 6, 6)
+    assert transform_of(data) is transform_of(Subset(data, [1])) is look
+    assert recognition(val_data=OnDevice(Halved(look))).protocol == "halved"
+    assert recognition(val_data=OnDevice(Halved())).protocol == "as stored"
+    assert recognition(val_data=data).protocol == "as the validation data gives them"
+
+
+def test_images_of_one_size():
+    class Odd(Pictures):
+        def __getitem__(self, index):
+            image, target = super().__getitem__(index)
+            return (image[:, :5] if index == 4 else image), target
+
+    with pytest.raises(ValueError, match=r"image 4 is \(3, 5, 12\) and image 0 \(3, 12, 12\): images held in memory"):
+        OnDevice(Odd())
 
 
 def test_labels_outside_the_classes_are_told():

@@ -12,10 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
+from datasets import ClassLabel, Features, Value
+from datasets import Dataset as Table
+from datasets import Image as ImageFeature
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loop import weights
 from torch.utils.data import IterableDataset
+from torchvision.io import encode_png
 from torchvision.transforms import v2
 from toys import Images, recognition, run, streamed, write_parquet
 
@@ -25,6 +29,7 @@ from trainkit.data.hub import HubImages, HubMasks
 from trainkit.data.loader import make_loader
 from trainkit.data.order import Batches, Locality, TrainOrder, evaluation_batches, seed_host
 from trainkit.data.parquet import ParquetTable
+from trainkit.data.reading import Reader
 from trainkit.data.repeated import Repeated
 from trainkit.data.source import class_images
 from trainkit.recipe import build, load_recipe
@@ -307,6 +312,68 @@ def test_in_its_recipes(cifar, tmp_path):
         assert recipe.train_data[7][0].shape == recipe.val_data[7][0].shape == (3, 24, 24)
     copies = Repeated(recipe.train_data, 3)
     assert copies.locality == recipe.train_data.locality and copies.fingerprint == recipe.train_data.fingerprint
+
+
+@pytest.mark.parametrize("stream", [None, 2])
+def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
+    """Named, and replaced by the next one where that was asked for."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    image = {"bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": "a.png"}
+    mask = {"bytes": encode_png(torch.ones(1, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": "m.png"}
+    features = Features({"image": ImageFeature(), "mask": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    images, masks = [image, None, image, {"bytes": b"", "path": None}, image], [mask, mask, None, mask, mask]
+    table = Table.from_dict({"image": images, "mask": masks, "label": [0, 1, 1, 1, None]}, features)
+    table.to_parquet(tmp_path / "train.parquet")
+    columns = {"image_column": "image", "stream": stream}
+    source = f"row %d of {tmp_path} .train."
+    data, maps = HubImages(tmp_path, "train", **columns), HubMasks(tmp_path, "train", 2, mask_column="mask", **columns)
+    assert data[0][0].shape == (3, 4, 4) and maps[0][1].unique().tolist() == [1]
+    for each, index, told in (
+        (data, 1, "%s is null in the column 'image'; take the row out of the dataset"),
+        (data, 3, "%s is null in the column 'image'"),
+        (data, 4, "%s .a.png. is null in the column 'label'; take the row out of the dataset"),
+        (maps, 1, "%s is null in the column 'image'"),
+        (maps, 2, "%s is null in the column 'mask'; take the row out of the dataset"),
+    ):
+        with pytest.raises(ValueError, match=told % (source % index)):
+            each[index]
+        _, _, faults = Reader(each, 0, neighbour=lambda epoch, index: 0)[0, index]
+        assert len(faults) == 1 and re.search(f"^{index}, .*{told % (source % index)}", faults[0])
+    assert data.name_of(1) == maps.name_of(1) == f"row 1 of {tmp_path} (train)"
+    assert maps.mask_name(2) == f"mask of row 2 of {tmp_path} (train)"
+
+
+@pytest.mark.parametrize("stream", [None, 2])
+def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
+    """Whatever the order of the names in a split; columns without names hold ids; other names are refused."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    image = {"bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": None}
+    numbers = Value("int64")
+    for folder, split, labels, kind in (
+        ("named", "train", [0, 1, 2], ClassLabel(names=["cat", "dog", "eel"])),
+        ("named", "val", [0, 1, 2, 2, -1], ClassLabel(names=["eel", "cat", "dog"])),
+        ("other", "val", [0], ClassLabel(names=["cat", "dog", "fox"])),
+        ("other", "test", [0], ClassLabel(names=["cat", "dog"])),
+        ("numbers", "train", [0, 1, 2, 3], numbers),
+        ("numbers", "val", [2, 1], numbers),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rows = {"image": [image] * len(labels), "label": labels}
+        table = Table.from_dict(rows, Features({"image": ImageFeature(), "label": kind}))
+        table.to_parquet(tmp_path / folder / f"{split}.parquet")
+    how = {"stream": stream, "label_column": "label"}
+    for folder, labels in (("named", [2, 0, 1, 1, -1]), ("numbers", [2, 1])):
+        train_data = class_images(tmp_path / folder, "train", **how)
+        val_data = class_images(tmp_path / folder, "val", classes=train_data.classes, **how)
+        assert val_data.classes == train_data.classes
+        assert [int(target) for _, target in (val_data[index] for index in range(len(val_data)))] == labels
+        assert [int(train_data[index][1]) for index in range(3)] == [0, 1, 2]
+    assert class_images(tmp_path / "named", "val", **how).classes == ["eel", "cat", "dog"]
+    told = "other .%s. has classes .%s. that the training data has not, and lacks .'eel'. that it has; give"
+    with pytest.raises(ValueError, match=told % ("val", "'fox'")):
+        class_images(tmp_path / "other", "val", classes=["cat", "dog", "eel"], **how)
+    with pytest.raises(ValueError, match=told % ("test", "")):
+        HubImages(tmp_path / "other", "test", classes=["cat", "dog", "eel"], **how)
 
 
 class Endless(IterableDataset):

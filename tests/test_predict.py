@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
+from test_doctor import mask, picture
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -28,6 +30,7 @@ from trainkit.inference import Inference
 from trainkit.options import PredictOptions
 from trainkit.predict import predict
 from trainkit.predictions import likeliest
+from trainkit.recipe import build, load_recipe
 from trainkit.recognition import Recognition
 from trainkit.recognition import eval_transform as crop
 from trainkit.segmentation import Segmentation
@@ -180,6 +183,22 @@ def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
         whole = likeliest(by_hand(recipe, tmp_path / "images" / name, long_side(24))[0], size)
         differs += int((whole != labels).sum())
     assert differs > 0, "an image seen whole is another matter"
+
+
+@pytest.mark.parametrize("shift", [-1, 0])
+def test_label_maps_of_ones_own_images(tmp_path, shift):
+    """seg_folder writes them as the masks have them."""
+    for split in ("train", "val"):
+        for i in range(2):
+            picture(tmp_path / "images" / split / f"{i}.png", 40, 30, i)
+            mask(tmp_path / "annotations" / split / f"{i}.png", 40, 30, [(1, 600), (2, 600)])
+    settings = {"data": str(tmp_path), "classes": "3", "label_shift": shift, "model": "small_lraspp"}
+    recipe = build(load_recipe(ROOT / "recipes" / "seg_folder.py"), {**settings, "pretrained": False, "base": 64})
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    predict(recipe, tmp_path / "w.pth", asked(tmp_path / "images" / "val", out=tmp_path / "out"))
+    for name in ("0.png", "1.png"):
+        with Image.open(tmp_path / "out/raw" / name) as raw, Image.open(tmp_path / "out/colour" / name) as colour:
+            assert np.array_equal(np.array(raw), np.array(colour).astype(int) - shift)
 
 
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 25])

@@ -20,6 +20,7 @@ from trainkit.data.cityscapes import Cityscapes
 from trainkit.data.coco import COCO
 from trainkit.data.folder import FileList, MaskFolder, image_files
 from trainkit.data.hub import HubMasks
+from trainkit.data.images import LabelError
 from trainkit.data.masks import colour_map, look_up
 from trainkit.data.pcontext import PascalContext
 from trainkit.data.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
@@ -422,7 +423,23 @@ def test_label_shift(tmp_path):
         MaskFolder(tmp_path / "images", tmp_path / "masks", 2, label_shift=-1)[0]
     shifted = MaskFolder(tmp_path / "images", tmp_path / "masks", 3, ignore=(3, 255), label_shift=-1)
     assert np.array_equal(mask_of(shifted), blocks(255, 0, 255, 255)), "ignored are labels of the files"
+    with pytest.raises(ValueError, match="label_shift is 1; give minus the first class's label, so 0 or less"):
+        MaskFolder(tmp_path / "images", tmp_path / "masks", 3, label_shift=1)
     assert data.palette.tolist() == colour_map(3).tolist()
+
+
+def test_a_label_that_nobody_ignores_is_told(tmp_path):
+    """255 where only 0 is ignored, and labels of 16 bits whose train id would be the ignored one's number."""
+    photo(tmp_path / "images/a.jpg")
+    labels_png(tmp_path / "masks/a.png", blocks(0, 1, 2, 255))
+    with pytest.raises(LabelError, match=r"a.png holds label 255 on 80 pixels; .* are 0 to 2 .ignored: 0"):
+        MaskFolder(tmp_path / "images", tmp_path / "masks", 3, ignore=(0,))[0]
+    for label, more in ((256, {"label_shift": -1}), (255, {"ignore": (0,)}), (511, {})):
+        labels_png(tmp_path / "masks/a.png", blocks(1, 2, 1, label), dtype=np.uint16)
+        with pytest.raises(LabelError, match=f"a.png holds label {label} on 80 pixels"):
+            MaskFolder(tmp_path / "images", tmp_path / "masks", 3, **more)[0]
+    labels_png(tmp_path / "masks/a.png", blocks(1, 2, 1, 255), dtype=np.uint16)
+    assert np.array_equal(mask_of(MaskFolder(tmp_path / "images", tmp_path / "masks", 3)), blocks(1, 2, 1, 255))
 
 
 def test_masks_through_datasets(tmp_path):
@@ -479,7 +496,7 @@ def test_a_list_of_files_costs_its_names_and_four_bytes(tmp_path):
 
 
 def test_image_files_are_found_wherever_they_lie(tmp_path):
-    for name in ("b/c.PNG", "a.jpg", "b/d/e.jpeg", "b/.hidden.jpg", "b/notes.txt"):
+    for name in ("b/c.PNG", "a.jpg", "b/d/e.jpeg", "b/.hidden.jpg", "b/.hidden/f.jpg", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert image_files(tmp_path) == ["a.jpg", os.path.join("b", "c.PNG"), os.path.join("b", "d", "e.jpeg")]
@@ -500,6 +517,9 @@ def test_ade20k_of_labels_that_it_lacks(tmp_path):
     assert np.array_equal(data.raw_ids[mask_of(data)[:, 5:]], blocks(1, 150, 13, width=15))
     labels_png(file, blocks(0, 151))
     with pytest.raises(ValueError, match="00000001.png holds label 151 on 160 pixels; ADE20K's labels are 0 to 150"):
+        data[0]
+    labels_png(file, blocks(0, 256), dtype=np.uint16)
+    with pytest.raises(ValueError, match="00000001.png holds label 256 on 160 pixels; ADE20K's labels are 0 to 150"):
         data[0]
 
 

@@ -16,6 +16,7 @@ from trainkit.checkpoint import reason
 from trainkit.data.folder import FileList, image_files
 from trainkit.data.images import read_image
 from trainkit.data.loader import choose_workers, worker_deaths_told
+from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import UNUSABLE
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
@@ -99,8 +100,8 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
 
     Raises ValueError where it has none, or one that does not.
     """
-    while isinstance(data, Subset):
-        data = data.dataset
+    while isinstance(data, (Subset, OnDevice)):
+        data = data.dataset if isinstance(data, Subset) else data.data
     if not hasattr(data, "transform"):
         raise ValueError(
             f"val_data is a {type(data).__name__} without an attribute `transform`: give it one, a function from an "

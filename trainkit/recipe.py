@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from trainkit.data.on_device import OnDevice
 from trainkit.inference import Inference
 
 
@@ -209,8 +210,9 @@ def build(function: Callable[..., Recipe], settings: dict[str, Any]) -> Recipe:
 
 
 def _inner(data: Dataset) -> Dataset:
-    while isinstance(data, Subset):
-        data = data.dataset
+    """What stands within a part of a dataset, or is held on a device as it was read."""
+    while isinstance(data, Subset) or (isinstance(data, OnDevice) and not data.augment):
+        data = data.dataset if isinstance(data, Subset) else data.data
     return data
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trainkit.data.folder import MaskFolder
-from trainkit.data.masks import IGNORED
+from trainkit.data.masks import label_table, look_up
 
 SOURCE = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 
@@ -50,11 +49,12 @@ _COLOURS = """
 """
 PALETTE = np.frombuffer(bytes.fromhex(_COLOURS), dtype=np.uint8).reshape(-1, 3)
 RAW_IDS = np.arange(1, 151, dtype=np.uint8)  # train id -> label in the files
+_TABLE = label_table(RAW_IDS, [0])
 
 
 def to_train_ids(labels: Tensor) -> Tensor:
-    """1..150 -> 0..149; 0 -> 255. uint8 in and out."""
-    return torch.where(labels == 0, IGNORED, labels - 1)
+    """1..150 -> 0..149; 0 -> 255. uint8 out."""
+    return look_up(labels, _TABLE)
 
 
 class ADE20K(MaskFolder):

@@ -1,6 +1,7 @@
 """Arrays that take long to make: made once, kept in files, and shared by all processes through the page cache."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+NAMES = "names.json"  # of the arrays, so that a missing one is seen
+
 
 def default_folder() -> Path:
     """trainkit in $XDG_CACHE_HOME, which is ~/.cache where it is not set."""
@@ -17,11 +20,15 @@ def default_folder() -> Path:
 
 
 class MappedArrays(Mapping):
-    """The .npy files of a folder by their names, memory-mapped: a worker that gets it opens them anew."""
+    """The .npy files of a folder by their names, memory-mapped: a worker that gets it opens them anew.
+
+    Raises what numpy and the system raise for a file that is missing or damaged: see `opened`.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+        names = json.loads((folder / NAMES).read_bytes())
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -36,6 +43,14 @@ class MappedArrays(Mapping):
         return MappedArrays, (self.folder,)
 
 
+def opened(folder: Path) -> MappedArrays | None:
+    """The arrays that are kept in a folder; None where it is not there, or one of its files is missing or damaged."""
+    try:
+        return MappedArrays(folder)
+    except Exception:  # numpy raises half a dozen kinds for a damaged file
+        return None
+
+
 def cached(
     name: str, sources: Sequence[Path], build: Callable[[], Mapping[str, np.ndarray]], folder: Path | None = None
 ) -> Mapping[str, np.ndarray]:
@@ -43,25 +58,27 @@ def cached(
 
     name: of the kind of arrays, with a number that changes with their meaning. The same: path, size and time of
     the last change. folder: `default_folder` where None. Where it cannot be written the arrays are in memory, and a
-    warning says so. Several processes may ask at once: each builds, and the first one's files stay.
+    warning says so; where it is damaged they are made anew. Several processes may ask at once: each builds, and the
+    first one's files stay.
     """
     folder = default_folder() if folder is None else folder
     facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     target = folder / f"{name}-{short_hash(repr(facts).encode())}"
-    return MappedArrays(target) if target.is_dir() else kept(build(), target)
+    arrays = opened(target)
+    return kept(build(), target) if arrays is None else arrays
 
 
 def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndarray]:
-    """The same arrays from the folder `target`, into which they are written where it is not there.
+    """The same arrays from the folder `target`, into which they are written where they are not there whole.
 
     Where it cannot be written they are in memory, and a warning says so.
     """
     try:
         _write(arrays, target)
+        return MappedArrays(target)
     except OSError as error:
         warnings.warn(f"cannot keep {target.name} in {target.parent}: it is made anew next time: {error}", stacklevel=3)
         return arrays
-    return MappedArrays(target)
 
 
 def short_hash(data: bytes) -> str:
@@ -75,10 +92,16 @@ def _write(arrays: Mapping[str, np.ndarray], target: Path) -> None:
     try:
         for name, array in arrays.items():
             np.save(aside / f"{name}.npy", array)
+        (aside / NAMES).write_text(json.dumps(list(arrays)))
+        for path in aside.iterdir():  # else the folder's name may be on the disk when the power fails, and they not
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         os.chmod(aside, 0o755)
+        if target.is_dir() and opened(target) is None:
+            shutil.rmtree(target)
         os.rename(aside, target)
     except OSError:
-        if not target.is_dir():  # another process may have been first
+        if opened(target) is None:  # another process may have been first
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -15,6 +15,7 @@ from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional
 
 from trainkit.data.images import LabelError, MaskSizeError
+from trainkit.data.on_device import OnDevice
 from trainkit.data.order import EVALUATION, Seeded
 from trainkit.data.reading import UNUSABLE, name_of
 from trainkit.data.repeated import Repeated
@@ -75,9 +76,9 @@ class Examiner(Dataset):
 def untransformed(data: Dataset) -> tuple[Dataset, bool]:
     """The same dataset without its attribute `transform`, and True; itself and False where it cannot do without.
 
-    Of repeated images there is one each.
+    Of repeated images there is one each, and of those held on a device the ones that were read into it.
     """
-    if isinstance(data, (Repeated, Stages)):
+    if isinstance(data, (Repeated, Stages, OnDevice)):
         return untransformed(data.data)
     if isinstance(data, Subset):
         inner, known = untransformed(data.dataset)

@@ -16,46 +16,18 @@ from trainkit.data.masks import IGNORED, MaskDataset, read_image_like
 from trainkit.data.order import Locality
 from trainkit.data.parquet import ParquetTable
 
+TAKE_OUT = "take the row out of the dataset"
 
-class HubImages(Dataset):
-    """One split of a dataset with an image and a label column: index -> (uint8 image (3, H, W), class id).
 
-    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files whose names
-    begin with the split's. Columns are found by their type and name where they are not given. Images are
-    decoded here, not by `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
-    instead of being downloaded and converted first (`trainkit.data.parquet`); an epoch's order is then a `Locality`'s.
+class Rows(Dataset):
+    """What datasets have in common whose images are a column of a table, beside others: `datasets`' or a streamed one.
+
+    source: what a person calls the table. image_column: its column of images.
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        split: str,
-        transform: Callable[[Any], Any] | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        stream: int | None = None,
-    ):
-        self.source, self.split = f"{source} ({split})", split
-        self.table, features = _load(source, split, stream)
-        self.image_column = image_column or _only(
-            source, "image", [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-        )
-        self.label_column = label_column or _only(
-            source, "label", [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        )
-        for column in (self.image_column, self.label_column):
-            if column not in features:
-                raise ValueError(f"{source} has no column {column!r}; its columns: {', '.join(features)}")
-        self.table = _as_stored(self.table, [self.image_column, self.label_column], [self.image_column])
-        label = features[self.label_column]
-        self.classes = list(label.names) if isinstance(label, ClassLabel) else self._count_classes()
-        self.transform = transform
-
-    def _count_classes(self) -> list[str]:
-        labels = self.table.unique(self.label_column)
-        if not all(isinstance(label, int) and label >= 0 for label in labels):
-            raise ValueError(f"column {self.label_column!r} holds {labels[:3]}...; class ids must be integers from 0")
-        return [str(label) for label in range(max(labels) + 1)]
+    source: str
+    table: Any
+    image_column: str
 
     @property
     def locality(self) -> Locality | None:
@@ -72,19 +44,91 @@ class HubImages(Dataset):
 
     def name_of(self, index: int) -> str:
         """The image's row, and its file where the table holds one's name."""
-        return _row_name(self.source, index, self.table[index][self.image_column]["path"])
+        return self.row_name(index, self.table[index][self.image_column])
+
+    def row_name(self, index: int, stored: dict[str, Any] | None) -> str:
+        """The row, and the file whose name is stored with one of its images."""
+        path = stored["path"] if stored else None
+        return f"row {index} of {self.source}" + (f" ({path})" if path else "")
+
+    def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
+        """The bytes or the file of an image of row `index`, and its name. Raises ValueError where there are none."""
+        stored = row[column]
+        name = self.row_name(index, stored)
+        if not stored or not (stored["bytes"] or stored["path"]):
+            raise ValueError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
+        return stored["bytes"] or Path(stored["path"]), name
+
+
+class HubImages(Rows):
+    """One split of a dataset with an image and a label column: index -> (uint8 image (3, H, W), class id).
+
+    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files whose names
+    begin with the split's. Columns are found by their type and name where they are not given. Images are
+    decoded here, not by `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
+    instead of being downloaded and converted first (`trainkit.data.parquet`); an epoch's order is then a `Locality`'s.
+    classes: names whose places class ids are, which a validation split gets from the training split so that ids agree;
+    None: the split's own. ValueError where it names others; a column of plain numbers holds these ids already.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        split: str,
+        transform: Callable[[Any], Any] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        stream: int | None = None,
+        classes: Sequence[str] | None = None,
+    ):
+        self.source, self.split = f"{source} ({split})", split
+        self.table, features = _load(source, split, stream)
+        self.image_column = image_column or _only(
+            source, "image", [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+        )
+        self.label_column = label_column or _only(
+            source, "label", [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        )
+        for column in (self.image_column, self.label_column):
+            if column not in features:
+                raise ValueError(f"{source} has no column {column!r}; its columns: {', '.join(features)}")
+        self.table = _as_stored(self.table, [self.image_column, self.label_column], [self.image_column])
+        label = features[self.label_column]
+        names = list(label.names) if isinstance(label, ClassLabel) else None
+        self.classes = list(classes) if classes is not None else names or self._count_classes()
+        self.ids = self._ids_of(names or self.classes)
+        self.transform = transform
+
+    def _ids_of(self, names: list[str]) -> list[int]:
+        """The place among `classes` of each of the split's names."""
+        more, fewer = sorted(set(names) - set(self.classes)), sorted(set(self.classes) - set(names))
+        if more or fewer:
+            raise ValueError(
+                f"{self.source} has classes {more[:5]} that the training data has not, and lacks {fewer[:5]} that it "
+                "has; give both the same names"
+            )
+        places = {name: place for place, name in enumerate(self.classes)}
+        return [places[name] for name in names]
+
+    def _count_classes(self) -> list[str]:
+        labels = self.table.unique(self.label_column)
+        if not all(isinstance(label, int) and label >= 0 for label in labels):
+            raise ValueError(f"column {self.label_column!r} holds {labels[:3]}...; class ids must be integers from 0")
+        return [str(label) for label in range(max(labels) + 1)]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.table[index]
-        stored = row[self.image_column]
-        name = _row_name(self.source, index, stored["path"])
-        image = read_image(stored["bytes"] or Path(stored["path"]), name)
+        image = read_image(*self.encoded(row, index, self.image_column))
+        label = row[self.label_column]
+        if label is None:
+            raise ValueError(f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}")
         if self.transform is not None:
             image = self.transform(image)
-        return image.as_subclass(Tensor), torch.tensor(row[self.label_column])
+        inside = 0 <= label < len(self.ids)  # others are the task's to tell
+        return image.as_subclass(Tensor), torch.tensor(self.ids[label] if inside else label)
 
 
-class HubMasks(MaskDataset):
+class HubMasks(Rows, MaskDataset):
     """One split of a dataset with a column of images and one of masks: index -> (image, train ids, uint8 (H, W)).
 
     source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
@@ -120,40 +164,17 @@ class HubMasks(MaskDataset):
         columns = [self.image_column, self.mask_column]
         self.table = _as_stored(table, columns, columns)
 
-    @property
-    def locality(self) -> Locality | None:
-        """The order that streamed files ask for."""
-        return getattr(self.table, "locality", None)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Of streamed files, which may change where they lie."""
-        return getattr(self.table, "fingerprint", None)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def name_of(self, index: int) -> str:
-        """The image's row, and its file where the table holds one's name."""
-        return _row_name(self.source, index, self.table[index][self.image_column]["path"])
-
     def mask_name(self, index: int) -> str:
         """The mask's column and row."""
-        return f"{self.mask_column} of {_row_name(self.source, index, self.table[index][self.mask_column]['path'])}"
+        return f"{self.mask_column} of {self.row_name(index, self.table[index][self.mask_column])}"
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
         row = self.table[index]
-        image, mask = row[self.image_column], row[self.mask_column]
-        labels = read_mask(
-            mask["bytes"] or Path(mask["path"]), f"{self.mask_column} of {_row_name(self.source, index, mask['path'])}"
-        )
-        name = _row_name(self.source, index, image["path"])
-        return read_image_like(image["bytes"] or Path(image["path"]), tuple(labels.shape), name=name), labels
-
-
-def _row_name(source: str, index: int, path: str | None) -> str:
-    return f"row {index} of {source}" + (f" ({path})" if path else "")
+        image, name = self.encoded(row, index, self.image_column)
+        mask, mask_name = self.encoded(row, index, self.mask_column)
+        labels = read_mask(mask, f"{self.mask_column} of {mask_name}")
+        return read_image_like(image, tuple(labels.shape), name=name), labels
 
 
 def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features]:

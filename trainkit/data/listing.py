@@ -1,17 +1,18 @@
 """Which images are in a folder; of class folders listed once, and kept until one of them changes."""
 
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from trainkit.data.cache import MappedArrays, default_folder, kept, short_hash
+from trainkit.data.cache import MappedArrays, default_folder, kept, opened, short_hash
 from trainkit.data.images import EXTENSIONS
 from trainkit.display import of_launcher
 
-VERSION = 1  # of what the arrays mean
+VERSION = 2  # of what the arrays mean
 LEAST_KEPT = 10_000  # images; fewer are listed in a moment
 UNSETTLED_S = 2  # a change within a clock's tick of another one shows in no time of change
 
@@ -49,19 +50,23 @@ def class_files(root: Path, cache: Path | None = None) -> tuple[list[str], np.nd
     """The class folders in `root` in sorted order, how many images each has, and these by class, relative to `root`.
 
     cache: folder of what was listed before, `trainkit.data.cache.default_folder` where None. It is listed anew where
-    the time of change of `root` or of any folder below is another one: a file that comes or goes changes it.
+    the time of change of `root` or of any folder below is another one: a file that comes or goes changes it. What was
+    listed before is then removed.
     """
     cache = default_folder() if cache is None else cache
-    place = f"classes-v{VERSION}-{short_hash(os.fsencode(root.resolve()))}"
-    found = (MappedArrays(path) for path in sorted(cache.glob(f"{place}-*")))
-    arrays = next((each for each in found if _is_true(each, root)), None)
+    of_root = short_hash(os.fsencode(root.resolve()))
+    found = (opened(path) for path in sorted(cache.glob(f"classes-v{VERSION}-{of_root}-*")))
+    arrays = next((each for each in found if each is not None and _is_true(each, root)), None)
     if arrays is None:
         arrays = _list(root)
         settled = time.time_ns() - int(arrays["times"].max()) > UNSETTLED_S * 10**9
         if settled and len(arrays["ends"]) >= LEAST_KEPT:
-            arrays = kept(
-                arrays, cache / f"{place}-{short_hash(arrays['folders'].tobytes() + arrays['times'].tobytes())}"
-            )
+            state = short_hash(arrays["folders"].tobytes() + arrays["times"].tobytes())
+            target = cache / f"classes-v{VERSION}-{of_root}-{state}"
+            arrays = kept(arrays, target)
+            for old in cache.glob(f"classes-v*-{of_root}-*") if isinstance(arrays, MappedArrays) else ():
+                if old != target:
+                    shutil.rmtree(old, ignore_errors=True)
     folders = Names(arrays["folders"], arrays["folders_ends"])
     classes = [name for name in folders if name and os.sep not in name]
     return classes, arrays["counts"], Names(arrays["names"], arrays["ends"])
@@ -71,13 +76,19 @@ def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
     """Whether no folder has changed since."""
     folders = Names(arrays["folders"], arrays["folders_ends"])
     try:
-        return all(os.stat(root / name).st_mtime_ns == then for name, then in zip(folders, arrays["times"]))
+        return all(_times(root / name) == tuple(then) for name, then in zip(folders, arrays["times"].tolist()))
     except OSError:
         return False
 
 
+def _times(folder: str | Path) -> tuple[int, int]:
+    """When its list of files changed, which rsync -a, cp -a and tar put back, and when anything of it did."""
+    status = os.stat(folder)
+    return status.st_mtime_ns, status.st_ctime_ns
+
+
 def _list(root: Path) -> dict[str, np.ndarray]:
-    before = os.stat(root).st_mtime_ns
+    before = _times(root)
     with os.scandir(root) as entries:
         classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     names, counts, folders, times = [], [], [""], [before]
@@ -100,22 +111,27 @@ def _list(root: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _below(folder: Path, name: str) -> tuple[list[str], dict[str, int]]:
-    """Images in and below a folder, and the times of change of these folders; all names begin with `name`."""
+def _below(folder: Path, name: str) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """Images in and below a folder, and the times of change of these folders; all names begin with `name`.
+
+    What is hidden, as .ipynb_checkpoints, is left out.
+    """
     files: list[str] = []
-    times: dict[str, int] = {}
+    times: dict[str, tuple[int, int]] = {}
     waiting = [(str(folder), name)]
     while waiting:
         where, inside = waiting.pop()
-        times[inside] = os.stat(where).st_mtime_ns  # before it is listed: a change meanwhile is seen next time
+        times[inside] = _times(where)  # before it is listed: a change meanwhile is seen next time
         prefix = inside + os.sep if inside else ""
         try:
             with os.scandir(where) as entries:
                 for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
                     if entry.is_dir():
                         if not entry.is_symlink():  # it might lead back up
                             waiting.append((entry.path, prefix + entry.name))
-                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith("."):
+                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                         files.append(prefix + entry.name)
         except OSError as error:
             raise OSError(f"cannot list {where}: {error.strerror}") from error

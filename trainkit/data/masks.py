@@ -40,6 +40,8 @@ class MaskDataset(Dataset):
     ):
         if num_classes > IGNORED:
             raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
+        if label_shift > 0:  # the first class would have a label below 0, in which no prediction can be written
+            raise ValueError(f"label_shift is {label_shift}; give minus the first class's label, so 0 or less")
         self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
         self.to_train_ids, self.label_shift = to_train_ids, label_shift
 
@@ -104,13 +106,15 @@ class MaskDataset(Dataset):
         """Train ids, uint8, and where a label is none of the classes."""
         if self.to_train_ids is not None:
             ids = self.to_train_ids(labels)
+            ignored = ids == IGNORED
         else:
-            ids = labels.to(torch.int32) + self.label_shift if self.label_shift else labels.clone()
+            labels = labels.to(torch.int32)
+            ids = labels + self.label_shift  # may be 255 for a label that nobody said to ignore
+            ignored = torch.isin(labels, torch.tensor(self.ignore, dtype=torch.int32))
             if self.label_shift < 0:
-                ids[ids < 0] = IGNORED
-            for ignored in self.ignore:
-                ids[labels == ignored] = IGNORED
-        return ids.to(torch.uint8), (ids != IGNORED) & ((ids >= self.num_classes) | (ids < 0))
+                ignored |= ids < 0
+        stray = ~ignored & ((ids < 0) | (ids >= self.num_classes))
+        return ids.masked_fill(ignored, IGNORED).to(torch.uint8), stray
 
 
 def _translated(labels: Tensor, table: bytes) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from trainkit.data.memory import InMemory
 from trainkit.data.order import uniform
 
 
@@ -74,18 +73,34 @@ class Cutout:
         return images.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0)
 
 
-class OnDevice(InMemory):
-    """All images of a dataset of (image, class id), one uint8 tensor that is copied to the training's device.
+class OnDevice(Dataset):
+    """All images of a dataset of (image, class id), read once into one uint8 tensor (N, C, H, W) on the device.
 
     For CIFAR and its like: 50,000 images of 32x32 take 154 MB there. Batches need no worker processes. `augment` is
-    applied in turn. A single index is augmented too, by torch's generator, as where a Subset stands around it.
+    applied in turn. A single index is augmented too, by torch's generator, as where a Subset stands around it. Raises
+    ValueError where images differ in size.
     """
 
     def __init__(self, data: Dataset, augment: Sequence[Augment] = ()):
-        super().__init__(data)
+        first, _ = data[0]
+        self.images = torch.empty((len(data), *first.shape), dtype=first.dtype).share_memory_()
+        self.targets = torch.empty(len(data), dtype=torch.int64)
+        for index in range(len(data)):
+            image, self.targets[index] = data[index]
+            if image.shape != first.shape:
+                raise ValueError(
+                    f"image {index} is {tuple(image.shape)} and image 0 {tuple(first.shape)}: images held in "
+                    "memory must be of one size"
+                )
+            self.images[index] = image
+        self.data, self.classes, self.split = data, data.classes, getattr(data, "split", None)
+        self.name_of = getattr(data, "name_of", "number {} in memory".format)
         self.augment = tuple(augment)
         self._sizes = [each.draws for each in self.augment]
         self._held = self.images, self.targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = self.images[index]

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.order import Locality, read_in_epoch
-from trainkit.data.reading import name_of
+from trainkit.data.order import read_in_epoch
+from trainkit.data.wrapper import Wrapper
 
 
-class Repeated(Dataset):
+class Repeated(Wrapper):
     """`times` copies of every image of a dataset, all in the same batch (Hoffer et al., 2020; Berman et al., 2019).
 
     Index i + k n is copy k of image i of n; as the seed of an image is drawn from its index, copies are augmented
@@ -20,17 +20,8 @@ class Repeated(Dataset):
     def __init__(self, data: Dataset, times: int = 3):
         if times < 1:
             raise ValueError(f"times is {times}; it must be at least 1, which repeats nothing")
-        self.data, self.repeats = data, times
-
-    @property
-    def locality(self) -> Locality | None:
-        """That of the data."""
-        return getattr(self.data, "locality", None)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """That of the data."""
-        return getattr(self.data, "fingerprint", None)
+        super().__init__(data)
+        self.repeats = times
 
     def __len__(self) -> int:
         return self.repeats * len(self.data)
@@ -51,4 +42,4 @@ class Repeated(Dataset):
 
     def name_of(self, index: int) -> str:
         """The image's name, the same for all its copies."""
-        return name_of(self.data, index % len(self.data))
+        return super().name_of(index % len(self.data))

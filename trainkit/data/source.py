@@ -24,10 +24,11 @@ def class_images(
     """One split, "train" or "val", of `source`: index -> (uint8 image (3, H, W), class id), with `.classes`.
 
     source: a folder with <split>/<class>/<image>, a folder with <split>*.parquet, or a dataset's name on the
-    Hub. "val" is the first of val, validation, valid and test that there is. image_column, label_column, stream:
-    see `HubImages`; class folders have none. Raises FileNotFoundError that says where it looked.
+    Hub. "val" is the first of val, validation, valid and test that there is. classes: names whose places class ids are,
+    which "val" gets from "train". image_column, label_column, stream: see `HubImages`; class folders have none. Raises
+    FileNotFoundError that says where it looked, ValueError for other classes than `classes`.
     """
-    folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream)
+    folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
     if folder.is_dir():
         for name in names:
             if (folder / name).is_dir() and not any((folder / name).glob("*.parquet")):

@@ -5,11 +5,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.order import Locality
-from trainkit.data.reading import name_of
+from trainkit.data.wrapper import Wrapper
 
 
-class Stages(Dataset):
+class Stages(Wrapper):
     """A dataset whose transform depends on the epoch, such as one of growing images (Tan and Le, 2021, EfficientNetV2).
 
     data: a dataset with an attribute `transform`. transforms: the first epoch of each -> what its images go through;
@@ -18,29 +17,17 @@ class Stages(Dataset):
     """
 
     def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):
+        super().__init__(data)
         if not hasattr(data, "transform"):
             raise ValueError(f"Stages: {type(data).__name__} has no attribute `transform`, which would change")
         if min(transforms, default=-1) != 0:
             raise ValueError(f"Stages: transforms begin in epochs {sorted(transforms)}; one must be of epoch 0")
-        self.data, self.transforms = data, dict(sorted(transforms.items()))
+        self.transforms = dict(sorted(transforms.items()))
 
     @property
     def final_epoch(self) -> int:
         """The epoch from which on the dataset does not change."""
         return max(self.transforms)
-
-    @property
-    def locality(self) -> Locality | None:
-        """That of the data."""
-        return getattr(self.data, "locality", None)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """That of the data."""
-        return getattr(self.data, "fingerprint", None)
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def in_epoch(self, epoch: int, index: int) -> Any:
         """Item `index` as it is in an epoch, from 0."""
@@ -49,10 +36,6 @@ class Stages(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         raise TypeError("an image of Stages depends on the epoch: in_epoch(epoch, index) gives it; no Subset of it can")
-
-    def name_of(self, index: int) -> str:
-        """The image's name."""
-        return name_of(self.data, index)
 
 
 def sizes_by_epoch(text: str) -> dict[int, int]:

@@ -4,7 +4,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from trainkit.models.backbone import backbone as named_backbone
 from trainkit.models.encoding import Encoding
 
 
@@ -25,8 +24,3 @@ class DeepTEN(nn.Module):
         """Images (N, 3, H, W) -> logits (N, num_classes)."""
         residuals = self.encoding(self.narrow(self.backbone(images)["c4"]))  # (N, K, C)
         return self.classify(F.normalize(residuals.flatten(1)))
-
-
-def deepten(num_classes: int, backbone: str = "resnet50", pretrained: bool = True, stride: int = 32) -> DeepTEN:
-    """Deep-TEN as published, on a backbone by name, not dilated; see `trainkit.models.backbone.backbone`."""
-    return DeepTEN(named_backbone(backbone, pretrained, stride), num_classes)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from trainkit.models.backbone import backbone as named_backbone
 from trainkit.models.dense import DenseModel, resize
 from trainkit.models.encoding import Encoding
 
@@ -79,17 +78,3 @@ class EncNet(DenseModel):
     ):
         head = EncHead(backbone.channels, num_classes, channels, num_codewords, se, lateral)
         super().__init__(backbone, head, num_classes, aux)
-
-
-def encnet(
-    num_classes: int,
-    backbone: str = "resnet50",
-    pretrained: bool = True,
-    stride: int = 8,
-    channels: int = 512,
-    aux: bool = True,
-    se: bool = True,
-    lateral: bool = False,
-) -> EncNet:
-    """EncNet as published, on a backbone by name; see `trainkit.models.backbone.backbone` and `EncNet`."""
-    return EncNet(named_backbone(backbone, pretrained, stride), num_classes, channels, aux=aux, se=se, lateral=lateral)

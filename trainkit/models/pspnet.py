@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from trainkit.models.backbone import backbone as named_backbone
 from trainkit.models.dense import DenseModel, resize
 
 
@@ -45,15 +44,3 @@ class PSPNet(DenseModel):
 
     def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True):
         super().__init__(backbone, PSPHead(backbone.channels[-1], num_classes, channels), num_classes, aux)
-
-
-def pspnet(
-    num_classes: int,
-    backbone: str = "resnet50",
-    pretrained: bool = True,
-    stride: int = 8,
-    channels: int = 512,
-    aux: bool = True,
-) -> PSPNet:
-    """PSPNet as published, on a backbone by name; see `trainkit.models.backbone.backbone` and `PSPNet`."""
-    return PSPNet(named_backbone(backbone, pretrained, stride), num_classes, channels, aux)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from trainkit.models.backbone import backbone as named_backbone
 from trainkit.models.dense import DenseModel, resize
 from trainkit.models.pspnet import PyramidPooling
 
@@ -38,15 +37,3 @@ class UPerNet(DenseModel):
 
     def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True):
         super().__init__(backbone, UPerHead(backbone.channels, num_classes, channels), num_classes, aux)
-
-
-def upernet(
-    num_classes: int,
-    backbone: str = "resnet50",
-    pretrained: bool = True,
-    stride: int = 32,
-    channels: int = 512,
-    aux: bool = True,
-) -> UPerNet:
-    """UPerNet on a backbone by name, not dilated; see `trainkit.models.backbone.backbone` and `UPerNet`."""
-    return UPerNet(named_backbone(backbone, pretrained, stride), num_classes, channels, aux)
