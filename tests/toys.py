@@ -330,6 +330,8 @@ def run(name: str, out: Path, **changes) -> Net:
 
 if __name__ == "__main__":
     folder, *names = sys.argv[1:]
+    if "TOY_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["TOY_THREADS"]))
     changes = {"workers": int(os.environ.get("TOY_WORKERS", 0))}
     for each in names:
         net = run(each, Path(folder) / each, **changes)
