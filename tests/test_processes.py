@@ -15,6 +15,7 @@ from toys import RUNS, run, with_batch_norm, write_parquet
 
 from trainkit import Options, evaluate
 from trainkit.checkpoint import list_checkpoints
+from trainkit.data.loader import choose_workers
 from trainkit.data.order import TrainOrder
 from trainkit.launch import start_accelerator
 
@@ -137,6 +138,20 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     silent = run_command("env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--num_processes", "1", str(script))
     words = silent.stdout.split()
     assert words[1] == words[3] and "threads 1 of" in asked.stdout
+    # A shell has in its own environment what it was started with, and not what it gives to a command.
+    shell = ("sh", "-c", f"OMP_NUM_THREADS=1 {sys.executable} {script}; true")
+    by_hand = run_command("env", "-u", "OMP_NUM_THREADS", *shell)
+    assert "threads 1 of" in by_hand.stdout
+
+
+def test_the_readers_share_the_cores_of_their_host(monkeypatch):
+    """8 hosts of 8 processes and 96 cores: 12 cores each, of which one trains; at most 8 read."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert choose_workers(None, 64, cores=96) == 8 and choose_workers(None, 64, cores=48) == 5
+    assert choose_workers(None, 1, cores=6) == 5, "one process that does it all has them all"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert choose_workers(None, 4, cores=24) == 5 and choose_workers(None, 64, cores=96) == 1
+    assert choose_workers(3, 64) == 3 and choose_workers(None, 1, cores=1) == 1
 
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
