@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_the_readers_share_the_cores_of_their_host(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert choose_workers(None, 4, cores=24) == 5 and choose_workers(None, 64, cores=96) == 1
     assert choose_workers(3, 64) == 3 and choose_workers(None, 1, cores=1) == 1
+
+
+def test_an_error_of_ours_ends_all_processes(tmp_path):
+    """The main process alone opens the folder: where that fails for a reason nobody thought of, the others are told."""
+    run("recognition", tmp_path / "recognition")
+    with (tmp_path / "recognition" / "log.jsonl").open("a") as log:
+        log.write("{}\n")  # no row that a training writes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    words = [sys.executable, str(TOYS), str(tmp_path), "recognition"]
+    processes = []
+    for rank in "01":
+        env = {**os.environ, **group, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    printed = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "KeyError: 'event'" in printed[0] and "Traceback" not in printed[1], printed
 
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path):

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from trainkit import Options, Recipe, train
+from trainkit.checkpoint import Snapshot, write
 from trainkit.data.order import seed_host
 from trainkit.data.stages import Stages
 from trainkit.mixing import Mixup
@@ -313,6 +314,11 @@ RUNS = {
     "all": (everything, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
     "all-dense": (segmentation_with_norm, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
 }
+
+
+def write_checkpoint(folder: Path, step: int, model: dict, state: dict) -> Path:
+    """The checkpoint of `step` in `folder`, as a training writes it."""
+    return write(folder, step, Snapshot.of(model, state, copy=False))
 
 
 def run(name: str, out: Path, **changes) -> Net:

@@ -1,6 +1,7 @@
 """Writing checkpoints while a training waits, or beside it: at most one at a time."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Thread
@@ -21,9 +22,10 @@ class Saver:
     def __init__(self, folder: Path, keep: int, background: bool):
         self.folder, self.keep, self.background = folder, keep, background
         self._thread: Thread | None = None
-        self._error: OSError | None = None
-        self._bug: Exception | None = None
-        self._written: list[dict[str, Any]] = []
+        # Deques, which one thread fills while the other takes out what is there: nothing is overwritten unread.
+        self._errors: deque[OSError] = deque()
+        self._bugs: deque[Exception] = deque()
+        self._written: deque[dict[str, Any]] = deque()
 
     def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
         """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
@@ -41,7 +43,7 @@ class Saver:
             try:
                 work()
             except Exception as error:
-                self._bug = error
+                self._bugs.append(error)
 
         self._thread = Thread(target=kept)
         self._thread.start()
@@ -52,7 +54,7 @@ class Saver:
             path = checkpoint.write(self.folder, step, snapshot)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
         except OSError as error:
-            self._error = error
+            self._errors.append(error)
             return False
         seconds = time.perf_counter() - begun
         row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
@@ -63,7 +65,8 @@ class Saver:
         try:
             checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
         except OSError as error:
-            self._error = OSError(f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}")
+            told = f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}"
+            self._errors.append(OSError(told))
 
     def wait(self) -> None:
         """Until nothing is being written or removed."""
@@ -73,17 +76,14 @@ class Saver:
         self._raise_bug()
 
     def _raise_bug(self) -> None:
-        bug, self._bug = self._bug, None
-        if bug is not None:
-            raise bug
+        if self._bugs:
+            raise self._bugs.popleft()
 
     def written(self) -> list[dict[str, Any]]:
         """A row of the log for each checkpoint written since the last call: its pause of the training."""
-        rows, self._written = self._written, []
-        return rows
+        return [self._written.popleft() for _ in range(len(self._written))]
 
     def error(self) -> OSError | None:
-        """What went wrong since the last call."""
+        """The first thing that went wrong and was not told yet; None where there is nothing left."""
         self._raise_bug()
-        error, self._error = self._error, None
-        return error
+        return self._errors.popleft() if self._errors else None
