@@ -69,8 +69,9 @@ def host_work() -> None:
 def saving(gb: float) -> None:
     """Seconds to write one checkpoint, flushed and hashed, and to read and verify it."""
     weights = {f"layer{i}": torch.randn(int(gb * 1e9 / 4 / 64)) for i in range(64)}
+    snapshot = checkpoint.Snapshot.of(weights, {}, copy=False)
     with tempfile.TemporaryDirectory() as folder:
-        written = seconds(lambda: checkpoint.save(Path(folder), 1, weights, {}), 3)
+        written = seconds(lambda: checkpoint.write(Path(folder), 1, snapshot), 3)
         path = checkpoint.checkpoint_path(Path(folder), 1)
         read = seconds(lambda: (checkpoint.verify(path), checkpoint.load(path)), 3)
     print(f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify and read")

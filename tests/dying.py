@@ -25,6 +25,11 @@ def content(step: int) -> tuple[dict, dict]:
     return {"w": torch.full((300,), float(step))}, {"step": step, "momentum": torch.full((200,), -float(step))}
 
 
+def save(folder: Path, step: int) -> None:
+    """As a training that waits for it."""
+    checkpoint.write(folder, step, checkpoint.Snapshot.of(*content(step), copy=False))
+
+
 class Countdown:
     """Kills this process before the operation of number `last`; tells which one it was."""
 
@@ -63,7 +68,7 @@ def one_death(folder: Path, number: int) -> str:
         countdown = Countdown(number, writer, folder)
         os.fsync, checkpoint.save_file = countdown.fsync, countdown.save_file
         sys.addaudithook(countdown.audit)
-        checkpoint.save(folder, 3, *content(3))
+        save(folder, 3)
         checkpoint.rotate(folder, 2)
         os._exit(0)
     os.close(writer)
@@ -83,7 +88,7 @@ if __name__ == "__main__":
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         for step in (1, 2):
-            checkpoint.save(work, step, *content(step))
+            save(work, step)
         died = one_death(work, number)
         whole = checkpoint.list_checkpoints(work)
         for path in whole:  # whole or absent, each of them
@@ -92,7 +97,7 @@ if __name__ == "__main__":
             assert state["step"] == step and weights["w"][0] == step and state["momentum"][-1] == -step, path
         steps = [checkpoint.step_of(path) for path in whole]
         assert steps in ([1, 2], [1, 2, 3], [2, 3]), (died, steps)
-        checkpoint.save(work, 3, *content(3)) if 3 not in steps else checkpoint.save(work, 4, *content(4))
+        save(work, 3 if 3 not in steps else 4)
         checkpoint.rotate(work, 2)
         names = sorted(path.name for path in work.iterdir())
         assert len(names) == 2 and all(name.startswith("step-") for name in names), (died, names)

@@ -210,6 +210,7 @@ def test_a_killed_worker_is_told(tmp_path):
         "DataLoader worker (pid(s) 12, 13) exited unexpectedly": "process 12 and 13, which read images, died, most",
         "DataLoader worker (pid 12) is killed by signal: Bus error. It": "died of SIGBUS: shared memory is full",
         "DataLoader worker (pid 12) is killed by signal: Segmentation fault. ": "died of SIGSEGV: a library crashed",
+        "DataLoader worker (pid 12) is killed by signal: Terminated. ": "died of SIGTERM: another process ended it",
     }.items():
         with pytest.raises(ChildProcessError, match=words), worker_deaths_told():
             raise RuntimeError(text)

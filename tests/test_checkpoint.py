@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import write_checkpoint
 
 from trainkit import checkpoint
 
@@ -33,7 +34,7 @@ def test_an_optimizer_comes_back(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    path = checkpoint.save(tmp_path, 7, model.state_dict(), {"optimizer": optimizer.state_dict(), "best": None})
+    path = write_checkpoint(tmp_path, 7, model.state_dict(), {"optimizer": optimizer.state_dict(), "best": None})
     weights, state = checkpoint.load(path)
     assert path.name == "step-000000007" and checkpoint.list_checkpoints(tmp_path) == [path]
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
@@ -45,7 +46,7 @@ def test_an_optimizer_comes_back(tmp_path):
 
 def test_shared_weights_are_saved(tmp_path):
     weight = torch.ones(3)
-    path = checkpoint.save(tmp_path, 1, {"a": weight, "b": weight, "c": weight[:2]}, {})
+    path = write_checkpoint(tmp_path, 1, {"a": weight, "b": weight, "c": weight[:2]}, {})
     assert checkpoint.load(path)[0]["c"].tolist() == [1, 1]
 
 
@@ -54,7 +55,7 @@ def test_copies_only_where_asked_or_shared(tmp_path):
     alone, copied = (checkpoint.Snapshot.of({"w": whole, "p": part}, {}, copy=copy).model for copy in (False, True))
     assert alone["w"].data_ptr() == whole.data_ptr() and copied["w"].data_ptr() != whole.data_ptr()
     columns = whole.view(2, 3).t()  # not as it lies in memory
-    path = checkpoint.save(tmp_path, 1, {"w": whole, "p": part, "empty": torch.zeros(0)}, {"c": columns, "w": whole})
+    path = write_checkpoint(tmp_path, 1, {"w": whole, "p": part, "empty": torch.zeros(0)}, {"c": columns, "w": whole})
     weights, state = checkpoint.load(path)
     assert weights["p"].tolist() == [2, 3] and weights["w"].tolist() == whole.tolist()
     assert torch.equal(state["c"], columns) and torch.equal(state["w"], whole)
@@ -62,7 +63,7 @@ def test_copies_only_where_asked_or_shared(tmp_path):
 
 def test_the_manifest_tells_size_and_hash_of_each_file(tmp_path):
     """Two blocks of the hash and a part of one, by the plain definition."""
-    path = checkpoint.save(tmp_path, 4, {"w": torch.randn(600_000)}, {"momentum": torch.randn(3), "step": 4})
+    path = write_checkpoint(tmp_path, 4, {"w": torch.randn(600_000)}, {"momentum": torch.randn(3), "step": 4})
     manifest = json.loads((path / "manifest.json").read_text())
     data = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
     assert set(data) == {"model.safetensors", "state.safetensors", "state.json"} and manifest["step"] == 4
@@ -72,7 +73,7 @@ def test_the_manifest_tells_size_and_hash_of_each_file(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest"])
 def test_damage_is_found(tmp_path, damage):
-    path = checkpoint.save(tmp_path, 1, {"w": torch.ones(100)}, {"x": torch.zeros(5)})
+    path = write_checkpoint(tmp_path, 1, {"w": torch.ones(100)}, {"x": torch.zeros(5)})
     assert checkpoint.verify(path) is None
     file = path / "model.safetensors"
     data = bytearray(file.read_bytes())
@@ -89,21 +90,21 @@ def test_damage_is_found(tmp_path, damage):
 
 
 def test_rotation_keeps_the_newest_and_the_protected(tmp_path):
-    paths = [checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, {}) for step in (1, 2, 3, 10, 20)]
+    paths = [write_checkpoint(tmp_path, step, {"w": torch.ones(1)}, {}) for step in (1, 2, 3, 10, 20)]
     checkpoint.rotate(tmp_path, 2, [paths[1]])
     assert checkpoint.list_checkpoints(tmp_path) == [paths[1], paths[3], paths[4]]
 
 
 def test_only_plain_values(tmp_path):
     with pytest.raises(TypeError, match="state.x is a set"):
-        checkpoint.save(tmp_path, 1, {}, {"x": {1}})
+        write_checkpoint(tmp_path, 1, {}, {"x": {1}})
     assert checkpoint.list_checkpoints(tmp_path) == []
 
 
 def test_weights_files(tmp_path):
     weights = {"w": torch.arange(3.0)}
     torch.save(weights, tmp_path / "w.pth")
-    path = checkpoint.save(tmp_path, 1, weights, {})
+    path = write_checkpoint(tmp_path, 1, weights, {})
     for source in (tmp_path / "w.pth", path, path / "model.safetensors"):
         assert checkpoint.load_weights(source)["w"].tolist() == [0, 1, 2]
 

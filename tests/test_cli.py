@@ -79,6 +79,13 @@ def mistakes(folder):
     (folder / "notes.txt").write_text("hello")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("...")
+    for name, text in {"empty": "{}", "torn": '{"settings": {'}.items():
+        (folder / name / "failures" / "step-000000001").mkdir(parents=True)
+        (folder / name / "failures" / "step-000000001" / "report.json").write_text("{}")
+        (folder / name / "settings.json").write_text(text)
+        (folder / name / "checkpoints").mkdir()
+    lacks = "empty/settings.json is damaged: it has no settings, no seed, no recipe. Put a whole copy in its place, or"
+    torn = "torn/settings.json is damaged: Expecting property name enclosed in double quotes"
     ade = ROOT / "recipes" / "seg_ade20k.py"
     return {
         (): "which recipe?",
@@ -101,6 +108,11 @@ def mistakes(folder):
         ("evaluate", SAMPLE, "--checkpoint", "nowhere"): "no checkpoint at nowhere",
         ("evaluate", SAMPLE, "--sample"): "--checkpoint",
         ("replay",): "trainkit replay RUN",
+        (SAMPLE, "--sample", "--out", "empty"): lacks,
+        (SAMPLE, "--sample", "--out", "torn"): torn,
+        ("evaluate", SAMPLE, "--checkpoint", "empty"): lacks,
+        ("evaluate", SAMPLE, "--checkpoint", "torn/checkpoints"): torn,
+        ("replay", "torn"): torn,
         ("replay", "full"): "full is not a run",
         (SAMPLE, "--sample", "--out", "notes.txt/run"): "notes.txt/run cannot be written: Not a directory",
         (SAMPLE, "--on-nonfinite", "ignore"): "invalid choice 'ignore'",

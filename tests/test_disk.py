@@ -1,6 +1,7 @@
 """The file system fails, and processes die at every operation of a save: what is whole stays."""
 
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -166,6 +167,37 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         train(recognition(), Options(out=tmp_path / "file" / "run"))
 
 
+NO_LOCKS = """
+import ctypes, errno, fcntl, platform, struct, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from toys import run
+
+number = {{"x86_64": 72, "aarch64": 25}}[platform.machine()]  # of the system call fcntl
+rules = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 24), (0x15, 0, 1, fcntl.F_SETLK),
+         (0x06, 0, 0, 0x00050000 | errno.ENOLCK), (0x06, 0, 0, 0x7FFF0000)]
+code = b"".join(struct.pack("HBBI", *rule) for rule in rules)
+libc, kept = ctypes.CDLL(None), ctypes.create_string_buffer(code)
+program = ctypes.create_string_buffer(struct.pack("HP", len(rules), ctypes.addressof(kept)))
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
+    print("SKIP")
+else:
+    try: run("all", Path({out!r}))
+    except ValueError as error: print("SAID", error)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the number of the system call")
+def test_a_disk_that_locks_no_files(tmp_path):
+    """The kernel itself says ENOLCK, as NFS does without its lock service: a filter of system calls has it do so."""
+    script = tmp_path / "script.py"
+    script.write_text(NO_LOCKS.format(tests=str(HERE), out=str(tmp_path / "run")))
+    printed = run_command(sys.executable, str(script)).stdout
+    if "SKIP" in printed:
+        pytest.skip("this machine takes no filter of system calls")
+    assert f"SAID {tmp_path}/run cannot be locked: No locks available. Choose a folder with --out" in printed
+
+
 def test_both_processes_stop_when_one_cannot_write(tmp_path):
     begun = time.monotonic()
     done = torchrun(2, HERE / "toys.py", tmp_path, "recognition", TOY_FULL="10", code=1)
@@ -214,6 +246,22 @@ def test_one_save_at_a_time(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000001"]
     saver.wait()
     assert [row["step"] for row in saver.written()] == [1, 2] and saver.error() is None
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_no_error_of_a_save_is_overwritten(tmp_path, background):
+    """Two saves fail before anybody asks, and the next one is written: all three are told, in their order."""
+    folder = tmp_path / "checkpoints"
+    saver = Saver(folder, keep=5, background=background)
+    for step in (1, 2):
+        saver.save(step, {"w": torch.ones(3)}, {})
+    saver.wait()
+    folder.mkdir()
+    saver.save(3, {"w": torch.ones(3)}, {})
+    saver.wait()
+    told = [str(saver.error()) for _ in range(3)]
+    assert "step-000000001 could not be written: No such file" in told[0] and "step-000000002" in told[1]
+    assert told[2] == "None" and [row["step"] for row in saver.written()] == [3] and saver.written() == []
 
 
 @pytest.mark.parametrize("background", [False, True])

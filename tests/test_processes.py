@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from toys import RUNS, run, write_parquet
 
 from trainkit import Options, evaluate
 from trainkit.checkpoint import list_checkpoints
+from trainkit.data.loader import choose_workers
 from trainkit.data.order import TrainOrder
 from trainkit.launch import start_accelerator
 
@@ -140,6 +142,39 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     silent = run_command("env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--num_processes", "1", str(script))
     words = silent.stdout.split()
     assert words[1] == words[3] and "threads 1 of" in asked.stdout
+    # A shell has in its own environment what it was started with, and not what it gives to a command.
+    shell = ("sh", "-c", f"OMP_NUM_THREADS=1 {sys.executable} {script}; true")
+    by_hand = run_command("env", "-u", "OMP_NUM_THREADS", *shell)
+    assert "threads 1 of" in by_hand.stdout
+
+
+def test_the_readers_share_the_cores_of_their_host(monkeypatch):
+    """8 hosts of 8 processes and 96 cores: 12 cores each, of which one trains; at most 8 read."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert choose_workers(None, 64, cores=96) == 8 and choose_workers(None, 64, cores=48) == 5
+    assert choose_workers(None, 1, cores=6) == 5, "one process that does it all has them all"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert choose_workers(None, 4, cores=24) == 5 and choose_workers(None, 64, cores=96) == 1
+    assert choose_workers(3, 64) == 3 and choose_workers(None, 1, cores=1) == 1
+
+
+def test_an_error_of_ours_ends_all_processes(tmp_path):
+    """The main process alone opens the folder: where that fails for a reason nobody thought of, the others are told."""
+    run("recognition", tmp_path / "recognition")
+    with (tmp_path / "recognition" / "log.jsonl").open("a") as log:
+        log.write("{}\n")  # no row that a training writes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    words = [sys.executable, str(TOYS), str(tmp_path), "recognition"]
+    processes = []
+    for rank in "01":
+        env = {**os.environ, **group, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    printed = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "KeyError: 'event'" in printed[0] and "Traceback" not in printed[1], printed
 
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path):

@@ -11,6 +11,8 @@ from threading import Thread
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toys import Net, everything
 
@@ -121,6 +123,42 @@ def test_figures_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights
 def test_paths_are_shortened():
     value = {"a": "/x/y/data", "b": ["../z", "~/me/w.pth"], "c": r"C:\u\data", "d": "a/b", "e": 3, "f": "--x=/y/z"}
     assert without_places(value) == {"a": "data", "b": ["z", "w.pth"], "c": "data", "d": "a/b", "e": 3, "f": "--x=z"}
+    for words, shown in {
+        "--data=/home/me/date=1/y": "--data=y",
+        "file:///home/me/x": "x",
+        "a,/home/me": "a,me",
+        "./../home/me": "me",
+        "runs/../../home/me/x": "x",
+        "['/home/me/a b', \"/x,y/c\"]": "['a b', \"c\"]",
+        "timm:/home/me/x": "timm:x",
+        "https://a.b/c/d?e=/home/me/f": "https://a.b/c/d?e=f",
+        "hf://datasets/a/b": "hf://datasets/a/b",
+        "door / window": "door / window",
+        "datasets/and/or": "datasets/and/or",
+    }.items():
+        assert without_places([words]) == [shown]
+
+
+@given(
+    st.text("ab01 .,;:='\"()[]{}@|?&-+/\\~\n"), st.sampled_from(["", "/", "/x", "/a=b,c/d e", "/../y", ", /home/me"])
+)
+def test_no_home_survives(before, after):
+    assume(not before or before[-1] not in "ab01./\\~")  # of another path, or of an address
+    assert "/home" not in without_places(f"{before}/home/me{after}")
+
+
+def test_a_folder_is_no_name_on_the_hub_wherever_it_is_pushed_from(tmp_path, monkeypatch):
+    """It is told apart where the run was made; a name on the Hub stays one where there is such a folder."""
+    (tmp_path / "datasets" / "ade20k").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "owner" / "photos").mkdir(parents=True)
+    for data, told in (("datasets/ade20k", None), ("owner/photos", "owner/photos")):
+        monkeypatch.chdir(tmp_path)
+        run = trained(tmp_path, monkeypatch, "--data", data, "--resume", "never")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert main(["push", str(run), "me/toy", "--folder", f"pub-{told}".replace("/", "-")]) == 0
+        pub = Path(f"pub-{told}".replace("/", "-"))
+        assert ModelCard.load(pub / "README.md").data.datasets == told
+        assert str(tmp_path) not in (pub / "settings.json").read_text()
 
 
 class Hub(BaseHTTPRequestHandler):

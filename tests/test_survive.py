@@ -33,7 +33,13 @@ STEPS = 12  # of the run "all": 3 epochs of 4
 
 
 def start(
-    folder: Path, name: str, processes: int = 1, workers: int = 0, sleep: float = 0.01, others: Sequence[str] = ()
+    folder: Path,
+    name: str,
+    processes: int = 1,
+    workers: int = 0,
+    sleep: float = 0.01,
+    others: Sequence[str] = (),
+    **options,
 ) -> subprocess.Popen:
     """The run `name` (and then others) in a process, or several, of its own, slow enough to be hit."""
     words = [sys.executable, str(TOYS), str(folder), name, *others]
@@ -41,7 +47,8 @@ def start(
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [sys.executable, *launcher, *words[1:]]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers)}
-    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env |= options.pop("env", {})
+    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
 def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()) -> str:
@@ -121,6 +128,34 @@ def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
     assert list_checkpoints(tmp_path / "all" / "checkpoints")[-1].name == f"step-{stopped:09d}" and stopped < STEPS
     go_on(tmp_path, "all", processes)
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
+    """As `timeout` and schedulers send it: what reads images goes on, also where torch has threads in it."""
+    process = start(tmp_path, "all", workers=2, env={"TOY_THREADS": "2"}, start_new_session=True)
+    wait_for(tmp_path / "all", checkpoint_of(2), process)
+    workers = psutil.Process(process.pid).children()
+    os.killpg(process.pid, number)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == code and f"stopped by {number.name} after step" in printed, printed
+    assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
+
+
+def test_a_worker_is_born_with_the_signal_blocked(tmp_path):
+    """Every thread of it but the one that waits for it; and the training itself is not deaf to it."""
+    process = start(tmp_path, "all", workers=1, env={"TOY_THREADS": "2"})
+    wait_for(tmp_path / "all", checkpoint_of(2), process)
+    (worker,) = psutil.Process(process.pid).children()
+    blocked = [_blocks_sigterm(status) for status in Path(f"/proc/{worker.pid}/task").glob("*/status")]
+    deaf = _blocks_sigterm(Path(f"/proc/{process.pid}/status"))
+    kill_all(process)
+    assert len(blocked) > 2 and blocked.count(False) == 1 and not deaf
+
+
+def _blocks_sigterm(status: Path) -> bool:
+    mask = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigBlk"))
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from toys import CLASSES, Net, everything, recognition, segmentation
+from toys import CLASSES, Net, everything, recognition, segmentation, write_checkpoint
 
 from trainkit import Options, checkpoint, evaluate, train
 from trainkit.data.order import seed_host
@@ -131,9 +131,9 @@ def test_averaged_weights_come_first(tmp_path):
     with torch.no_grad():
         model.head.weight += 1
     averaged.update()  # 0.1 of the old one and 0.9 of the new one, as d = (1 + 0) / (10 + 0)
-    path = checkpoint.save(tmp_path, 1, model.state_dict(), {"ema": averaged.state_dict()})
+    path = write_checkpoint(tmp_path, 1, model.state_dict(), {"ema": averaged.state_dict()})
     torch.testing.assert_close(read_weights(path)["head.weight"], model.head.weight.detach() - 0.1)
-    path = checkpoint.save(tmp_path, 2, model.state_dict(), {"ema": None})
+    path = write_checkpoint(tmp_path, 2, model.state_dict(), {"ema": None})
     assert torch.equal(read_weights(path)["head.weight"], model.head.weight)
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from trainkit import Options, Recipe, train
+from trainkit.checkpoint import Snapshot, write
 from trainkit.data.order import seed_host
 from trainkit.data.stages import Stages
 from trainkit.inference import Inference
@@ -322,6 +323,11 @@ RUNS = {
 }
 
 
+def write_checkpoint(folder: Path, step: int, model: dict, state: dict) -> Path:
+    """The checkpoint of `step` in `folder`, as a training writes it."""
+    return write(folder, step, Snapshot.of(model, state, copy=False))
+
+
 def run(name: str, out: Path, **changes) -> Net:
     """Train one of RUNS in `out`."""
     build, options = RUNS[name]
@@ -337,6 +343,8 @@ def run(name: str, out: Path, **changes) -> Net:
 
 if __name__ == "__main__":
     folder, *names = sys.argv[1:]
+    if "TOY_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["TOY_THREADS"]))
     changes = {"workers": int(os.environ.get("TOY_WORKERS", 0))}
     for each in names:
         net = run(each, Path(folder) / each, **changes)

@@ -98,11 +98,6 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
         return {name: each.result() for name, each in described.items()}
 
 
-def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """`write` of `Snapshot.of`, without a copy of what is on the CPU already."""
-    return write(folder, step, Snapshot.of(model, state, copy=False))
-
-
 def reason(error: Exception) -> str:
     """An error of the file system in a few words."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,12 +1,12 @@
 """What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainkit.checkpoint import checkpoint_path, digest
-from trainkit.run import Run, plain
+from trainkit.recorded import plain, read_recorded
+from trainkit.run import Run
 
 
 def run_of(path: Path) -> Path | None:
@@ -36,12 +36,12 @@ def find_failure(run: Path, step: int | None) -> Path:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of the run that `path` is or lies in, as plain values; empty where there is none."""
     run = run_of(path)
-    return json.loads((run / "settings.json").read_text())["settings"] if run else {}
+    return read_recorded(run)["settings"] if run else {}
 
 
 def read_origin(run: Path) -> tuple[int, str | None]:
     """The seed of the run in a folder, and the file its recipe was read from."""
-    recorded = json.loads((run / "settings.json").read_text())
+    recorded = read_recorded(run)
     return recorded["seed"], recorded["recipe"]
 
 

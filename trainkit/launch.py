@@ -127,7 +127,8 @@ def _float8() -> list[AORecipeKwargs]:
 
 def _use_all_cores() -> None:
     """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of threads."""
-    if os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()  # by accelerate, by torchrun
+    if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))

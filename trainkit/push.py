@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import shutil
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,10 +16,17 @@ from trainkit.checkpoint import digest, step_of
 from trainkit.display import Display
 from trainkit.finding import find_weights, require_run
 from trainkit.options import PushOptions
+from trainkit.recorded import read_recorded
 from trainkit.run import Run
 from trainkit.weights import read_weights
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, and not inside a folder below or an address:
+    file:/+ | [A-Za-z]:[/\\] | \\\\ | ~
+    | (?:[\w.-]+[/\\])* \.\. (?=[/\\]|$)  # a folder above, maybe after folders below
+    | (?!(?<=\w:)//) /+ (?=\S)            # a root; neither the // of an address nor a stroke between blanks
+)"""
+PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)  # a path of this machine
 NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
 
 
@@ -53,7 +60,7 @@ def _list(folder: Path) -> str:
 def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     """Everything that is published of the run in `run`, into `folder`."""
     weights, _ = find_weights(run)
-    recorded = json.loads((run / "settings.json").read_text())
+    recorded = read_recorded(run)
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +85,7 @@ def _published(run: Path, weights: Path, recorded: dict[str, Any], asked: PushOp
         found = json.loads(file.read_text())
         if found["sha256"] == digest(weights):  # of these weights, and not of another evaluation's
             measured = _of_weights(found, averaged)
-    dataset = asked.dataset or _dataset(recorded["settings"])
+    dataset = asked.dataset or _dataset(recorded)
     command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
     recorded = {**without_places(recorded), "command": command}
     about = {"checkpoint": WEIGHTS, "sha256": sha256, "settings": recorded["settings"]}
@@ -123,17 +130,20 @@ def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
     return files
 
 
-def _dataset(settings: dict[str, Any]) -> str | None:
+def _dataset(recorded: dict[str, Any]) -> str | None:
     """The name on the Hub of the data, where the run read it from there."""
+    settings = recorded["settings"]
     data = str(settings.get("data"))
-    local = settings.get("sample") or data.startswith("data/") or Path(data).is_dir()
+    # Where it was read from is known where it was read: here there may be no such folder, or another one.
+    there = "data" in recorded["local"] if "local" in recorded else Path(data).is_dir()
+    local = settings.get("sample") or data.startswith("data/") or there
     return data if HUB_NAME.fullmatch(data) and not local else None
 
 
 def without_places(value: Any) -> Any:
-    """A plain value with every path of this machine in it shortened to its last name.
+    """A plain value with every path of this machine in it shortened to its last name, also inside a string.
 
-    Such are strings that begin at a root, a home or a folder above.
+    Such begin at a root, a home, a drive or a folder above.
     """
     if isinstance(value, dict):
         return {name: without_places(item) for name, item in value.items()}
@@ -142,9 +152,6 @@ def without_places(value: Any) -> Any:
     return _shortened(value) if isinstance(value, str) else value
 
 
-def _shortened(word: str) -> str:
-    flag, equals, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
-    windows = PureWindowsPath(path)
-    if path.startswith(("/", "~", "..")) or windows.drive:
-        path = (windows if windows.drive else PurePosixPath(path)).name or "."
-    return f"{flag}{equals}{path}"
+def _shortened(words: str) -> str:
+    """A path ends where the next one begins, or with the words: a name may hold blanks, commas and equal signs."""
+    return PLACE.sub(lambda place: re.split(r"[/\\]", place[0].rstrip("/\\"))[-1] or ".", words)

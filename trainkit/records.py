@@ -93,8 +93,7 @@ def tell_saves(t: Training) -> None:
         t.trouble = None  # of an earlier save, which the run went on without
         log(t, row)
         t.display.note(f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}")
-    error = t.saver.error()
-    if error is not None:
+    while (error := t.saver.error()) is not None:
         cannot_write(t, error)
 
 

@@ -11,19 +11,16 @@ import fcntl
 import json
 import os
 import platform
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import flush, list_checkpoints, step_of, verify
+from trainkit.checkpoint import flush, list_checkpoints, reason, step_of, verify
 from trainkit.options import Options
+from trainkit.recorded import plain, read_recorded, surroundings
 
 LOCK, MEMORY = ".lock", "memory.json"
 EVALUATION = b'{"event": "evaluate", '  # how such a row of the log begins
@@ -63,14 +60,14 @@ class Run:
                 notes = [f"the run in {folder} was moved to {aside}"]
             else:
                 try:
-                    notes = run._going_on(json.loads(recorded.read_text()), plain(settings), now, options.rebase)
-                except ValueError:
+                    notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
+                except Exception:
                     run.close()
                     raise
         run._take_lock()
         if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
             content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
-            run.write(recorded.name, {**content, **_surroundings(recipe_file)})
+            run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
         (folder / "stopped.json").unlink(missing_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
         flush(folder)
@@ -113,12 +110,14 @@ class Run:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a disk that knows no locks
-                    self.close()
-                    raise
                 self._lock.seek(0)
                 owner = self._lock.read().strip()
                 self.close()
+                if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as ENOLCK
+                    raise ValueError(
+                        f"{self.folder} cannot be locked: {reason(error)}. Choose a folder with --out on a disk that "
+                        "locks files; NFS does where its lock service runs"
+                    ) from error
                 raise ValueError(
                     f"another run is training in {self.folder} ({owner}): wait for it, stop it, or choose another "
                     "folder with --out"
@@ -222,11 +221,6 @@ class Run:
         os.replace(aside, path)
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON gives it back: paths as strings, tuples as lists."""
-    return json.loads(json.dumps(value, default=str))
-
-
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Name -> what changed, in words."""
     return {
@@ -272,24 +266,3 @@ def parsed_row(line: str | bytes) -> dict[str, Any] | None:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def _surroundings(recipe_file: Path | None) -> dict[str, Any]:
-    """Command, versions and git commit, to know later what ran."""
-    where = recipe_file.resolve().parent if recipe_file else Path.cwd()
-    packages = ("trainkit", "torch", "torchvision", "accelerate", "datasets", "evaluate")
-    return {
-        "recipe": str(recipe_file.resolve()) if recipe_file else None,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "git_commit": _git(where, "rev-parse", "HEAD"),
-        "git_changed": bool(_git(where, "status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _git(where: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,9 +1,9 @@
 """Writing checkpoints while a training waits, or beside it: at most one at a time."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -22,9 +22,10 @@ class Saver:
     def __init__(self, folder: Path, keep: int, background: bool):
         self.folder, self.keep, self.background = folder, keep, background
         self._thread: Thread | None = None
-        self._errors: SimpleQueue[OSError] = SimpleQueue()  # queues, as the thread may add while they are read
-        self._bugs: SimpleQueue[Exception] = SimpleQueue()
-        self._written: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        # Deques, which one thread fills while the other takes out what is there: nothing is overwritten unread.
+        self._errors: deque[OSError] = deque()
+        self._bugs: deque[Exception] = deque()
+        self._written: deque[dict[str, Any]] = deque()
 
     def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
         """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
@@ -42,7 +43,7 @@ class Saver:
             try:
                 work()
             except Exception as error:
-                self._bugs.put(error)
+                self._bugs.append(error)
 
         self._thread = Thread(target=kept)
         self._thread.start()
@@ -53,11 +54,11 @@ class Saver:
             path = checkpoint.write(self.folder, step, snapshot)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
         except OSError as error:
-            self._errors.put(error)
+            self._errors.append(error)
             return False
         seconds = time.perf_counter() - begun
         row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
-        self._written.put({"event": "save", **row})
+        self._written.append({"event": "save", **row})
         return True
 
     def _remove_older(self, step: int, protected: Iterable[Path]) -> None:
@@ -65,7 +66,7 @@ class Saver:
             checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
         except OSError as error:
             told = f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}"
-            self._errors.put(OSError(told))
+            self._errors.append(OSError(told))
 
     def wait(self) -> None:
         """Until nothing is being written or removed."""
@@ -75,19 +76,14 @@ class Saver:
         self._raise_bug()
 
     def _raise_bug(self) -> None:
-        for bug in _taken(self._bugs):
-            raise bug
+        if self._bugs:
+            raise self._bugs.popleft()
 
     def written(self) -> list[dict[str, Any]]:
         """A row of the log for each checkpoint written since the last call: its pause of the training."""
-        return _taken(self._written)
+        return [self._written.popleft() for _ in range(len(self._written))]
 
     def error(self) -> OSError | None:
-        """What went wrong since the last call, the last of it."""
+        """The first thing that went wrong and was not told yet; None where there is nothing left."""
         self._raise_bug()
-        return (_taken(self._errors) or [None])[-1]
-
-
-def _taken(queue: SimpleQueue) -> list:
-    """What is in it now."""
-    return [queue.get() for _ in range(queue.qsize())]
+        return self._errors.popleft() if self._errors else None

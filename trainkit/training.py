@@ -29,7 +29,7 @@ from trainkit.recipe import Recipe
 from trainkit.run import Run
 from trainkit.saving import Saver
 from trainkit.sharding import prepare
-from trainkit.signals import StopFlag
+from trainkit.signals import FAILED, StopFlag, Stopped
 from trainkit.undo import Undo
 
 SEEN_WITHIN_S = 10  # a file of another host, on a network disk that looks only every few seconds
@@ -107,9 +107,11 @@ def open_run(
 ) -> tuple[Run, Found]:
     """The run's folder and what is in it; the main process decides for all.
 
-    Raises ValueError where this training may not have the folder or cannot write it.
+    Raises ValueError where this training may not have the folder or cannot write it. Another error is the main
+    process's, which says why; the others are Stopped.
     """
     answer: list[Any] = [None, None]
+    bug: Exception | None = None
     (mark,) = broadcast_object_list([(options.out or Path()) / f".seen-{uuid4().hex}"])
     run = Run(options.out or Path(), writes=False)
     if accelerator.is_main_process:
@@ -129,9 +131,14 @@ def open_run(
             run.close()
             problem = f"{options.out} cannot be written: {checkpoint.reason(error)}; choose another folder with --out"
             answer = [None, ValueError(problem)]
+        except Exception as error:  # the others wait for an answer, and it may be one that cannot be sent
+            run.close()
+            bug = error
     found, error = broadcast_object_list(answer)
     if error is not None:
         raise error
+    if found is None:
+        raise bug or Stopped(FAILED)
     if accelerator.num_processes > 1:
         _all_see(accelerator, run, mark)
     return run, found

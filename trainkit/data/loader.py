@@ -12,7 +12,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import Reader
-from trainkit.signals import worker_outlives_the_signal
+from trainkit.signals import worker_outlives_the_signal, workers_outlive_the_signal
+
+
+class _Loader(DataLoader):
+    """Its workers are ended by this process alone, from their first moment on."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        with workers_outlive_the_signal():
+            return super().__iter__()
 
 
 def make_loader(
@@ -31,7 +39,7 @@ def make_loader(
     held = isinstance(data, OnDevice)
     if held:
         data.to(device)
-    return DataLoader(
+    return _Loader(
         Reader(data, seed, check, neighbour),
         batch_sampler=batches,
         num_workers=0 if held else workers,
@@ -41,12 +49,18 @@ def make_loader(
     )
 
 
-def choose_workers(asked: int | None, num_processes: int) -> int:
-    """Reading processes for each of `num_processes`: as asked, or its share of the cores less one, up to 8."""
+def choose_workers(asked: int | None, num_processes: int, cores: int | None = None) -> int:
+    """Reading processes for each of `num_processes`: as asked, or its share of the cores less one, up to 8.
+
+    Only processes of this host share its cores: the launcher says how many there are. cores: None for those that this
+    process may use.
+    """
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // num_processes - 1))
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = min(num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
+    return min(8, max(1, cores // here - 1))
 
 
 def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list[str]]:
@@ -89,13 +103,16 @@ def _cause_of_death(text: str) -> str:
     """torch says the signal, or, where it noticed by itself, only that the process is gone."""
     process = " and ".join(re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", "))
     named = re.search(r"killed by signal: ([\w ]+)", text)
-    known = {signal.strsignal(number): number for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)}
+    numbers = signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV, signal.SIGTERM
+    known = {signal.strsignal(number): number for number in numbers}
     number = known.get(named.group(1).strip()) if named else None
     told = f"process {process}, which read images, died" + (f" of {number.name}" if number else "")
     if number == signal.SIGBUS:
         told += ": shared memory is full. Enlarge /dev/shm, or start fewer such processes with --workers"
     elif number == signal.SIGSEGV:
         told += ": a library crashed on an image. --workers 0 shows on which"
+    elif number == signal.SIGTERM:
+        told += ": another process ended it"
     else:
         told += (
             ", most often killed by the system because memory ran out (`dmesg` tells). Start fewer such processes with "
