@@ -5,25 +5,29 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from test_loop import rows
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 from toys import recognition, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.cli import main
+from trainkit.data.folder import MaskFolder
 from trainkit.inference import Inference
 from trainkit.intervals import interval
 from trainkit.launch import start_accelerator
 from trainkit.metrics import MeanIoU, TopK
 from trainkit.models.small import small_fcn
 from trainkit.objective import Objective
-from trainkit.segmentation import Segmentation
+from trainkit.segmentation import Segmentation, eval_transform
 from trainkit.windows import Looker
 
 CLASSES, BLACK = 5, torch.tensor([-2.0, -1.5, -1.0]).view(3, 1, 1)
@@ -192,6 +196,34 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert f"as a part of its class: {worst} for {called} {100 * wrong.max():.2f} %" in shown
     assert main(["evaluate", *words, "--checkpoint", "run", "--stride", "9"]) == 2
     assert "without a window" in capsys.readouterr().err
+
+
+def test_images_as_they_are_stored(tmp_path):
+    """Each in its own size, whole, against a loop; a part of the data stays the part that it was."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    random = np.random.default_rng(0)
+    for number, (height, width) in enumerate(((24, 40), (33, 18), (20, 20))):
+        pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(pixels[..., 0] % CLASSES).save(tmp_path / "masks" / f"{number}.png")
+    data = MaskFolder(tmp_path / "images", tmp_path / "masks", CLASSES, eval_transform(base=16))
+    recipe = segmentation(val_data=Subset(data, [2, 0]), task=Segmentation(CLASSES))
+    recipe.model.head = nn.Conv2d(8, CLASSES, 1)
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    stored = recipe.as_stored()
+    assert stored.protocol == "as stored, seen whole, scale 1" and recipe.protocol.startswith("long side 16")
+    found = evaluate(stored, tmp_path / "w.pth", Options(workers=0))
+    metric = MeanIoU(CLASSES)
+    for index in (2, 0):
+        image, mask = MaskFolder(tmp_path / "images", tmp_path / "masks", CLASSES)[index]
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (recipe.mean, recipe.std))
+        with torch.no_grad():
+            scores = recipe.model.eval()(((image / 255 - mean) / std)[None])
+        metric.add_batch(predictions=scores.argmax(1), references=mask[None])
+    assert found["num_images"] == 2 and found["mIoU"] == pytest.approx(metric.compute()["mIoU"], abs=1e-3)
+    with pytest.raises(ValueError, match="--as-stored is for segmentation"):
+        recognition().as_stored()
 
 
 def test_an_interval_is_the_binomials():

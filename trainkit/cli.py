@@ -126,7 +126,7 @@ def _evaluate(path: Path, words: list[str]) -> int:
     seed_host(asked.seed)
     options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers, precise_bn=asked.precise_bn)
     recipe = build(function, settings)
-    recipe = replace(recipe, inference=asked.inference(recipe.inference))
+    recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
     results = evaluate(recipe, weights, options, asked.partial)
     if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
         write_results(options.out, weights, settings, results)

@@ -78,6 +78,8 @@ class EvaluateOptions:
     """processes that read images, for each process; default: its share of the cores, up to 8"""
     precise_bn: int | None = None
     """estimate batch norm's statistics anew from so many training images, 16 at a time, as in a run"""
+    as_stored: bool = False
+    """segmentation: images in the size they are stored in, and not in that of the recipe's evaluations"""
     scales: tuple[float, ...] | None = None
     """segmentation: scales of the images at which they are looked at, such as 0.5 0.75 1 1.25 1.5 1.75"""
     flip: bool = False

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,6 +158,18 @@ class Recipe:
         """The same with train_data opened, where a function was given."""
         return replace(self, train_data=self.train_data()) if callable(self.train_data) else self
 
+    def as_stored(self) -> "Recipe":
+        """The same with validation images in the size they are stored in, whatever the validation data makes of them.
+
+        Raises ValueError where they are not label maps of a dataset with an attribute `transform`.
+        """
+        data = _inner(self.val_data)
+        if not hasattr(self.task, "scores") or not hasattr(data, "transform"):
+            raise ValueError("--as-stored is for segmentation, and data with an attribute `transform`: leave it out")
+        bare = copy(data)
+        bare.transform = None
+        return replace(self, val_data=_put_in(self.val_data, bare))
+
 
 def _check_indexed(name: str, data: Any) -> None:
     """Raises ValueError for a stream, of which nobody knows how long it is and which image is where."""
@@ -214,6 +227,11 @@ def _inner(data: Dataset) -> Dataset:
     while isinstance(data, Subset) or (isinstance(data, OnDevice) and not data.augment):
         data = data.dataset if isinstance(data, Subset) else data.data
     return data
+
+
+def _put_in(data: Dataset, inner: Dataset) -> Dataset:
+    """The same parts of another dataset."""
+    return Subset(_put_in(data.dataset, inner), data.indices) if isinstance(data, Subset) else inner
 
 
 def _nearest(path: Path) -> str:
