@@ -60,7 +60,10 @@ def test_torchvisions_models_take_the_backbones():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet18", False, 8), "resnet18 is made of basic blocks.* its stride is 32, not 8. Pass stride=32"),
+        (
+            ("resnet18", False, 8),
+            "resnet18 is made of basic blocks.* its stride is 32, not 8. Take resnet50 or timm:resnet18",
+        ),
         (("resnet34", False, 16), "its stride is 32, not 16"),
         (("resnet50", False, 4), "stride is 4; it must be 8, 16 or 32"),
         (("resnet5O", False), "no backbone 'resnet5O'; did you mean resnet50?"),
@@ -101,7 +104,7 @@ def test_timm_backbones(name, stride, channels):
     ("arguments", "message"),
     [
         (("resnest50", False), "has no 'resnest50'; did you mean resnest50d?"),
-        (("swin_tiny_patch4_window7_224", False), "does not dilate to stride 8 in timm .*; try 32"),
+        (("swin_tiny_patch4_window7_224", False), "does not dilate to stride 8 in timm .*; take another"),
         (("vit_tiny_patch16_224", False, 32), r"has maps of strides \[16, 16, 16\]; wanted are four"),
         (("seresnet18", True, 32), "cannot get the pretrained weights of timm:seresnet18"),
     ],

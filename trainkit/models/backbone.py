@@ -48,7 +48,7 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
     except NotImplementedError as error:
         raise ValueError(
             f"backbone {name} is made of basic blocks, which do not dilate in torchvision: its stride is 32, not "
-            f"{stride}. Pass stride=32, or take resnet50 or timm:{name}"
+            f"{stride}. Take resnet50 or timm:{name}, or a network at stride 32 such as upernet"
         ) from error
     if pretrained:
         load_pretrained(net, torchvision.models.get_model_weights(name).IMAGENET1K_V1, skip=("fc.",))
@@ -96,7 +96,10 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
     try:
         net = timm_network(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"backbone {name} does not dilate to stride {stride} in timm ({error}); try 32") from error
+        raise ValueError(
+            f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another, or a network at stride "
+            "32 such as upernet"
+        ) from error
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
         raise ValueError(f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}")
