@@ -97,8 +97,8 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
         net = timm_network(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another, or a network at stride "
-            "32 such as upernet"
+            f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another, or a "
+            "network at stride 32 such as upernet"
         ) from error
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
