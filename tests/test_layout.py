@@ -64,7 +64,7 @@ ARROWS = {
         "data.loader",
     },
     "windows": {"inference", "sharding"},
-    "recipe": {"inference"},
+    "recipe": {"inference", "mistakes"},
     "options": {"inference"},
     "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.loader"},
     "ema": {"sharding"},
