@@ -31,18 +31,18 @@ def parts(images: Path) -> tuple:
     return ImageFolder(images, transform, target_transform=torch.tensor), model, optimizer
 
 
-def recipe(images: Path = Path("images"), batch_size: int = 16, epochs: int = 1):
+def recipe(data: Path = Path("images"), batch_size: int = 16, epochs: int = 1):
     """What trainkit trains."""
     from trainkit import Recipe
     from trainkit.recognition import Recognition
     from trainkit.schedules import cos
 
-    data, model, optimizer = parts(images)
+    images, model, optimizer = parts(data)
     return Recipe(
         task=Recognition(2),
         model=model,
-        train_data=data,
-        val_data=data,
+        train_data=images,
+        val_data=images,
         optimizer=optimizer,
         schedule=cos(),
         epochs=epochs,
@@ -107,7 +107,7 @@ def main() -> None:
         images, out, python = Path(folder) / "images", Path(folder) / "run", sys.executable
         images.mkdir()
         write_images(images)
-        ours = [python, "-m", "trainkit", __file__, "--images", str(images), "--workers", "1", "--resume", "never"]
+        ours = [python, "-m", "trainkit", __file__, "--data", str(images), "--workers", "1", "--resume", "never"]
         quiet = {"stdout": subprocess.DEVNULL, "check": True, "cwd": ROOT}
         ways = {
             "import torch": lambda: subprocess.run([python, "-c", "import torch"], **quiet),

@@ -1,6 +1,7 @@
 """The command line as a newcomer meets it, mistakes included: real processes, exit codes, texts."""
 
 import json
+import os
 import resource
 import sys
 
@@ -84,6 +85,11 @@ def mistakes(folder):
         (folder / name / "failures" / "step-000000001" / "report.json").write_text("{}")
         (folder / name / "settings.json").write_text(text)
         (folder / name / "checkpoints").mkdir()
+    (folder / "taken.py").write_text("def recipe(seed: int = 1, lr: float = 0.1, window: int = 2): return 3\n")
+    (folder / "imports.py").write_text("import no_such.thing\n")
+    (folder / "later.py").write_text("def recipe():\n    import no_such\n")
+    imagenet, segmentation = ROOT / "recipes" / "recog_imagenet.py", ROOT / "recipes" / "seg_folder.py"
+    built = "RandomErasing of torchvision.transforms.v2._augment, called in recognition.py, line"
     lacks = "empty/settings.json is damaged: it has no settings, no seed, no recipe. Put a whole copy in its place, or"
     torn = "torn/settings.json is damaged: Expecting property name enclosed in double quotes"
     ade = ROOT / "recipes" / "seg_ade20k.py"
@@ -113,6 +119,31 @@ def mistakes(folder):
         ("evaluate", SAMPLE, "--checkpoint", "empty"): lacks,
         ("evaluate", SAMPLE, "--checkpoint", "torn/checkpoints"): torn,
         ("replay", "torn"): torn,
+        ("taken.py",): "settings named like options of trainkit: seed, window. Name them otherwise, such as my_seed",
+        ("evaluate", "taken.py", "--checkpoint", "nowhere"): "settings named like options of trainkit: seed, window",
+        ("imports.py",): "imports.py needs the module no_such, which is not installed here: install the package that",
+        ("later.py",): "needs the module no_such, which is not installed here: install the package that has it, such",
+        (
+            SAMPLE,
+            "--sample",
+            "--lr",
+            "-1",
+        ): ", does not take what it was given: Invalid learning rate: -1.0.",
+        (
+            SAMPLE,
+            "--sample",
+            "--lr",
+            "-2",
+        ): "epochs=6, lr=-2.0, batch_size=32, size=56, sample=True; TRAINKIT_",
+        (SAMPLE, "--sample", "--size", "0"): "size is 0; it is the side of a crop in pixels, at least 1",
+        (imagenet, "--sample", "--erase", "2"): built,
+        (imagenet, "--sample", "--jitter", ".4", ".4", ".4", ".9"): "hue values should be between (-0.5, 0.5)",
+        (imagenet, "--sample", "--jitter", *"12345"): "jitter is (1.0, 2.0, 3.0, 4.0, 5.0); give one to four: of",
+        (imagenet, "--sample", "--rand-augment", "2", "90"): "rand_augment is (2, 90); give how many changes, at least",
+        (imagenet, "--sample", "--rand-augment", "0", "9"): "and their magnitude, 0 to 30, such as 2 9",
+        (imagenet, "--sample", "--smallest-crop", "-1"): "scale is (-1.0, 1.0); give two shares of the image's area",
+        (segmentation, "--sample", "--crop", "0"): "crop is 0; it is a side in pixels, at least 1",
+        (segmentation, "--sample", "--base", "-3"): "base is -3; it is a side in pixels, at least 1",
         ("replay", "full"): "full is not a run",
         (SAMPLE, "--sample", "--out", "notes.txt/run"): "notes.txt/run cannot be written: Not a directory",
         (SAMPLE, "--on-nonfinite", "ignore"): "invalid choice 'ignore'",
@@ -161,12 +192,57 @@ def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
 
 
 def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
-    """Also where the library that raised it lies below the recipe's folder, as in a virtual environment."""
+    """Of what no library says about the values it is given: a bug, in the recipe or below it."""
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "helper.py").write_text("def fail(): raise ValueError('deep inside')\n")
+    (tmp_path / "packages" / "helper.py").write_text("def fail(): raise KeyError('deep inside')\n")
     (tmp_path / "broken.py").write_text("from packages.helper import fail\ndef recipe():\n    fail()\n")
-    done = trainkit("broken.py", cwd=tmp_path, code=1)
-    assert "Traceback" in done.stderr and "broken.py" in done.stderr
+    (tmp_path / "misspelt.py").write_text("def recipe(lr: float = 0.1):\n    return Recipe(lr=lr)\n")
+    (tmp_path / "called.py").write_text("from torch.optim import SGD\ndef recipe():\n    return SGD(parms=[])\n")
+    for file, error in (("broken.py", "KeyError"), ("misspelt.py", "NameError"), ("called.py", "TypeError")):
+        done = trainkit(file, cwd=tmp_path, code=1)
+        assert "Traceback" in done.stderr and file in done.stderr and error in done.stderr
+
+
+def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
+    """Also where the library lies below the recipe's folder, as in a virtual environment; the traceback is kept."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "helper.py").write_text("def fail(lr): raise ValueError(f'not {lr}.')\n")
+    (tmp_path / "broken.py").write_text(
+        "from packages.helper import fail\ndef recipe(lr: float = 0.1, epochs: int = 2):\n    fail(lr)\n"
+    )
+    done = trainkit("broken.py", "--lr", "3", cwd=tmp_path, code=2)
+    told = "fail of packages.helper, called in broken.py, line 3, does not take what it was given: not 3.0. The recipe"
+    assert done.stderr.startswith(f"{told} was built with lr=3.0; TRAINKIT_TRACEBACK=1")
+    assert done.stderr.count("\n") == 1
+    done = trainkit("broken.py", cwd=tmp_path, code=1, TRAINKIT_TRACEBACK="1")
+    assert "built with its own settings" in done.stderr and "in fail\n" in done.stderr
+
+
+MAT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from toys import Maps, segmentation
+from trainkit.data.masks import read_mat
+
+class Mat(Maps):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], read_mat(Path("labels.mat"), "LabelMap")
+
+def recipe():
+    return segmentation(train_data=Mat(27))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_package_that_reading_needs_is_told(tmp_path, workers):
+    """Of labels as MATLAB writes them, without scipy: an empty one stands before the real one here."""
+    (tmp_path / "empty" / "scipy").mkdir(parents=True)
+    (tmp_path / "empty" / "scipy" / "__init__.py").write_text("")
+    (tmp_path / "mat.py").write_text(MAT.format(tests=str(ROOT / "tests")))
+    places = os.pathsep.join([str(tmp_path / "empty"), os.environ.get("PYTHONPATH", "")])
+    done = trainkit("mat.py", "--workers", workers, cwd=tmp_path, code=2, PYTHONPATH=places)
+    assert done.stderr == "labels.mat needs scipy: pip install scipy\n"
 
 
 def test_settings_of_the_first_run_are_kept(trained):

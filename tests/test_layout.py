@@ -64,7 +64,7 @@ ARROWS = {
         "data.loader",
     },
     "windows": {"inference", "sharding"},
-    "recipe": {"inference", "data.on_device"},
+    "recipe": {"inference", "mistakes", "data.on_device"},
     "options": {"inference"},
     "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.loader"},
     "ema": {"sharding"},

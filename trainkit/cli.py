@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "replay": _replay,
         }
         return commands[command](Path(words[0]), words[1:])
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
         message = users_mistake(error, Path(words[0]))
         if message is None:
             raise
@@ -243,20 +243,22 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
     """The settings of `function` and the `options`, from the words of the command line.
 
     A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where that is
-    given, else as the signature says.
+    given, else as the signature says. Raises ValueError where a setting has the name of an option of any command.
     """
     import inspect
 
     import tyro
 
+    from trainkit.options import check_names
     from trainkit.recipe import sample_settings
 
+    signature = inspect.signature(function)
+    check_names(signature.parameters)
     defaults = {**(sample_settings(function) if "--sample" in words else {}), **recorded}
 
     def collect(**settings: Any) -> dict[str, Any]:
         return settings
 
-    signature = inspect.signature(function)
     types = inspect.get_annotations(function, eval_str=True)
     parameters = [
         parameter.replace(default=_typed(defaults[name], types.get(name))) if name in defaults else parameter

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainkit.losses import cross_entropies, cross_entropy_sum, num_valid
+from trainkit.losses import cross_entropies, cross_entropy_sum, num_valid, shares
 
 
 class Criterion(Protocol):
@@ -155,8 +155,10 @@ class BinaryCrossEntropy:
         """See `Criterion`."""
         if logits.ndim != 2:
             raise ValueError(f"BinaryCrossEntropy is a loss of images, and the logits are {tuple(logits.shape)}")
-        valid = torch.ones_like(logits[:, 0])
-        if not targets.is_floating_point():
+        if targets.is_floating_point():  # of what a mixture has no target for, nothing is known, not even absence
+            valid = shares(targets)
+            targets = targets / valid.clamp(min=torch.finfo(valid.dtype).tiny)[:, None]
+        else:
             valid = (targets != ignore).float()
             targets = F.one_hot(torch.where(targets != ignore, targets, 0).long(), logits.shape[1]).float()
         targets = (1 - self.label_smoothing) * targets.float() + self.label_smoothing / logits.shape[1]

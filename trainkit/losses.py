@@ -23,7 +23,8 @@ def cross_entropy_sum(
 
     logits: (N, C) or (N, C, H, W). targets: class ids (N,) or (N, H, W), of which `ignore` adds nothing,
     or probabilities (N, C) as mixup and cutmix make them. weight: (C,) per class. With label smoothing s
-    the target is (1 - s) of itself and s / C of every class (Szegedy et al., 2016).
+    the target is (1 - s) of itself and s / C of every class (Szegedy et al., 2016); of a row that sums to less than 1,
+    see `num_valid`, that share of it.
     """
     if logits.ndim == 4 and not label_smoothing:
         each = cross_entropies(logits, targets, ignore)  # (N, H, W)
@@ -38,7 +39,10 @@ def cross_entropy_sum(
             reduction="sum",
             label_smoothing=label_smoothing,
         )
-    return F.cross_entropy(logits.float(), targets, weight, reduction="sum", label_smoothing=label_smoothing)
+    if label_smoothing:
+        smooth = targets.sum(1, keepdim=True) / logits.shape[1]
+        targets = torch.lerp(targets, smooth.expand_as(targets), label_smoothing)
+    return F.cross_entropy(logits.float(), targets, weight, reduction="sum")
 
 
 def cross_entropies(logits: Tensor, targets: Tensor, ignore: int = -1) -> Tensor:
@@ -89,13 +93,19 @@ class _PixelCrossEntropy(torch.autograd.Function):
 def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -> Tensor:
     """What `cross_entropy_sum` is divided by, a float32 scalar: valid targets, or the sum of their weights.
 
-    targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's own mean.
+    targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's own mean, and less
+    where a row sums to less: mixup leaves the share of an ignored image empty.
     """
     if targets.is_floating_point():
-        return torch.full((), float(len(targets)), device=targets.device)
+        return shares(targets).sum()
     if weight is None:
         return (targets != ignore).sum().float()
     return _weights(targets, ignore, weight).sum().float()
+
+
+def shares(targets: Tensor) -> Tensor:
+    """How much of each row of probabilities (N, C) there is, float32 (N,): 1 where none of it is ignored."""
+    return targets.float().sum(1).clamp(max=1.0)
 
 
 def _weights(targets: Tensor, ignore: int, weight: Tensor) -> Tensor:

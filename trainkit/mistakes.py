@@ -20,6 +20,23 @@ def users_mistake(error: Exception, recipe: Path) -> str | None:
         text = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1].strip()
     else:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    raised_in = Path(innermost).resolve()
-    ours = raised_in.is_relative_to(Path(__file__).resolve().parent) or raised_in.parent == recipe.resolve().parent
-    return text if ours else None
+    return text if _is_ours(innermost, recipe) else None
+
+
+def refusing_call(error: Exception, recipe: Path) -> str | None:
+    """Which library function, called from where, raised `error`; None where trainkit or the recipe itself did."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    ours = [_is_ours(frame.f_code.co_filename, recipe) for frame, _ in frames]
+    if ours[-1]:
+        return None
+    number = len(ours) - ours[::-1].index(True)  # of the first frame that is the library's
+    (caller, line), (called, _) = frames[number - 1 : number + 1]
+    name = getattr(called.f_code, "co_qualname", called.f_code.co_name).removesuffix(".__init__")
+    where = f"{Path(caller.f_code.co_filename).name}, line {line}"
+    return f"{name} of {called.f_globals.get('__name__')}, called in {where}"
+
+
+def _is_ours(file: str, recipe: Path) -> bool:
+    """Whether a file is of trainkit, or lies beside the recipe."""
+    path = Path(file).resolve()
+    return path.is_relative_to(Path(__file__).resolve().parent) or path.parent == recipe.resolve().parent

@@ -21,8 +21,13 @@ def _pair(x: Tensor) -> Tensor:
 
 
 def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
-    """Class ids (N,) to probabilities (N, num_classes), float32; soft targets pass as they are."""
-    return one_hot(targets.long(), num_classes).float() if targets.ndim == 1 else targets
+    """Class ids (N,) to probabilities (N, num_classes), float32; soft targets pass as they are.
+
+    A negative id, which counts nowhere, has a row of zeros.
+    """
+    if targets.ndim > 1:
+        return targets
+    return one_hot(targets.long().clamp(min=0), num_classes).float() * (targets >= 0)[:, None]
 
 
 @dataclass(frozen=True)

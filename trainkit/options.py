@@ -1,6 +1,7 @@
 """What one may ask of a run and of an evaluation, beside the recipe's own settings."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -185,3 +186,14 @@ class PushOptions:
     """of the weights, by the Hub's names, such as apache-2.0; default: the card names none"""
     dataset: str | None = None
     """the data's name on the Hub, for the card; default: the run's --data where that is one"""
+
+
+def check_names(settings: Iterable[str]) -> None:
+    """Raises ValueError where a recipe's setting has the name of an option of a command that takes settings, too."""
+    commands = (Options, EvaluateOptions, PredictOptions, ExportOptions, ReplayOptions, DoctorOptions)
+    taken = sorted({field.name for each in commands for field in fields(each)} & set(settings))
+    if taken:
+        raise ValueError(
+            f"the recipe has settings named like options of trainkit: {', '.join(taken)}. Name them otherwise, such as "
+            f"my_{taken[0]}: no command line could tell the two apart"
+        )

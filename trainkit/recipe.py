@@ -4,7 +4,8 @@ import difflib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from trainkit.data.on_device import OnDevice
 from trainkit.inference import Inference
+from trainkit.mistakes import refusing_call
 
 
 class Task(Protocol):
@@ -185,7 +187,8 @@ def _check_indexed(name: str, data: Any) -> None:
 def load_recipe(path: Path) -> Callable[..., Recipe]:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
-    Raises ValueError or FileNotFoundError with the remedy where there is no such file or function.
+    Raises ValueError or FileNotFoundError with the remedy where there is no such file or function, or a module that it
+    imports is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}{_nearest(path)}")
@@ -195,7 +198,8 @@ def load_recipe(path: Path) -> Callable[..., Recipe]:
     specification = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules[module.__name__] = module  # worker processes look the recipe's classes up by name
-    specification.loader.exec_module(module)
+    with _missing_module_told(path):
+        specification.loader.exec_module(module)
     function = getattr(module, "recipe", None)
     if not callable(function):
         raise ValueError(f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it")
@@ -215,11 +219,41 @@ def sample_settings(function: Callable[..., Recipe]) -> dict[str, Any]:
 
 
 def build(function: Callable[..., Recipe], settings: dict[str, Any]) -> Recipe:
-    """Call the recipe's function, and see that it returned a Recipe."""
-    built = function(**settings)
+    """Call the recipe's function, and see that it returned a Recipe.
+
+    Raises ValueError too where a library that the recipe calls refuses what it is given, as torch.optim does lr=-1.
+    """
+    file = Path(function.__globals__["__file__"])
+    try:
+        with _missing_module_told(file):
+            built = function(**settings)
+    except (ValueError, TypeError) as error:
+        call = refusing_call(error, file)
+        if call is None:
+            raise
+        parameters = inspect.signature(function).parameters
+        other = [f"{name}={value}" for name, value in settings.items() if value != parameters[name].default]
+        raise ValueError(
+            f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was built with "
+            f"{', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the whole way there"
+        ) from error
     if not isinstance(built, Recipe):
         raise ValueError(f"recipe(...) returned {type(built).__name__}; it must return a trainkit.Recipe")
     return built
+
+
+@contextmanager
+def _missing_module_told(recipe: Path) -> Iterator[None]:
+    """Raises ValueError with the remedy where a module cannot be found."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None:  # it was raised by hand, and says what it needs
+            raise
+        raise ValueError(
+            f"{recipe} needs the module {error.name}, which is not installed here: install the package that has it, "
+            f"such as by pip install {error.name.split('.')[0]}, or correct the name"
+        ) from error
 
 
 def _inner(data: Dataset) -> Dataset:

@@ -13,6 +13,7 @@ from trainkit.criteria import Criterion, CrossEntropy, as_criteria
 from trainkit.data.transforms import Lighting, Look, RandomResizedCrop, stacked
 from trainkit.metrics import TopK
 
+MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 IGNORED = -1  # the class id that counts nowhere
 
 
@@ -22,7 +23,8 @@ class Recognition:
 
     classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,
     given class ids (N,). loss: one of trainkit.criteria, or several, in place of cross-entropy.
-    Outputs of the model: logits (N, C). Targets: ids (N,), negative ones ignored, or probabilities (N, C).
+    Outputs of the model: logits (N, C). Targets: ids (N,), negative ones ignored, or probabilities (N, C), of which
+    a row that sums to less than 1 counts as much less.
     """
 
     classes: int | Sequence[str]
@@ -68,12 +70,12 @@ class Recognition:
     def counts(self, targets: Tensor) -> Tensor:
         """What each loss says (images with a class for cross-entropy): (K,)."""
         criteria = as_criteria(self._loss, self.num_classes)
-        return torch.stack([each.count(targets, IGNORED, self.num_classes) for each in criteria])
+        return torch.stack([each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria])
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Weighted sums of the terms: (K,)."""
         criteria = as_criteria(self._loss, self.num_classes)
-        return torch.stack([each.factor * each(outputs, targets, IGNORED) for each in criteria])
+        return torch.stack([each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria])
 
     def predict(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Logits (N, C), whose softmax are the probabilities.
@@ -97,6 +99,11 @@ class Recognition:
         return [CalibrationError()]
 
 
+def _one_ignored(targets: Tensor) -> Tensor:
+    """Negative ids are one."""
+    return targets if targets.is_floating_point() else targets.long().clamp(min=IGNORED)
+
+
 def train_transform(
     size: int,
     scale: tuple[float, float] = (0.08, 1.0),
@@ -114,6 +121,16 @@ def train_transform(
     lighting: see `Lighting`; 0.1 in the paper. erase: probability that a rectangle is filled with ImageNet's mean
     colour (Zhong et al., 2020).
     """
+    _check_side(size)
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale is {scale}; give two shares of the image's area above 0, the smaller one first")
+    if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
+        raise ValueError(
+            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their magnitude, 0 to "
+            f"{MAGNITUDES - 1}, such as 2 9"
+        )
+    if jitter is not None and not 1 <= len(jitter) <= 4:
+        raise ValueError(f"jitter is {jitter}; give one to four: of brightness, contrast, saturation and hue")
     if rand_augment is not None and trivial_augment:
         raise ValueError(f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them")
     steps = [
@@ -146,6 +163,7 @@ def eval_transform(
     `size` may be another than in training. ten_crop: corners, centre and their mirror images, (10, 3, size, size),
     of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
     """
+    _check_side(size)
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction is {crop_fraction}; it must be above 0 and at most 1 (0.875 is usual)")
     short = round(size / crop_fraction)
@@ -153,3 +171,8 @@ def eval_transform(
     cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
     label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, short side {short}, {interpolation.value}"
     return Look([resize, *cut], label)
+
+
+def _check_side(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size is {size}; it is the side of a crop in pixels, at least 1 (224 is usual)")

@@ -177,7 +177,8 @@ class Run:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             kept, evaluation = _kept_rows(data, step)
             ends_whole = data[kept - 1 : kept] == b"\n"
-        os.truncate(path, kept)
+        if kept < path.stat().st_size:
+            os.truncate(path, kept)
         if kept and not ends_whole:
             with path.open("a") as file:
                 file.write("\n")

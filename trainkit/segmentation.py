@@ -179,6 +179,7 @@ def train_transform(
     brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
     torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
     """
+    _check_sides(base=base, crop=crop)
     steps = [RandomScaleCrop(base, crop, scale, ignore, max_share), v2.RandomHorizontalFlip()]
     return v2.Compose([*steps, v2.RandomPhotometricDistort()] if photometric else steps)
 
@@ -189,6 +190,13 @@ def eval_transform(base: int | None, crop: int | None = None) -> Look:
     crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: figures as
     of older codes, and not comparable with those of whole images.
     """
+    _check_sides(base=base, crop=crop)
     if crop is not None:
         return Look([v2.Resize(crop), v2.CenterCrop(crop)], f"centre crop of {crop} of image and mask", whole=False)
     return Look([v2.Identity()], "as stored") if base is None else Look([LongSide(base)], f"long side {base}")
+
+
+def _check_sides(**sides: int | None) -> None:
+    for name, side in sides.items():
+        if side is not None and side < 1:
+            raise ValueError(f"{name} is {side}; it is a side in pixels, at least 1")
