@@ -187,7 +187,7 @@ from toys import run
 os.chdir(os.environ["HERE"]); os.makedirs(os.environ["RANK"], exist_ok=True)
 os.chdir(os.environ["RANK"])
 try: run("recognition", Path("run"))
-except ValueError as error: print("SAID", error)
+except ValueError as error: os.write(1, f"SAID {{error}}\\n".encode())  # at once, as two write
 """)
     printed = torchrun(2, script, HERE=str(tmp_path)).stdout
     assert printed.count("SAID the run's folder is not one folder for all processes") == 2
