@@ -200,7 +200,7 @@ def test_an_orphan_stops(tmp_path, unstopped):
     """The single-process launcher dies of SIGTERM and does not pass it on."""
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
-    env = {**os.environ, "TOY_SLEEP": "0.02"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}
     process = subprocess.Popen([*launch, str(TOYS), str(tmp_path), "all"], env=env, stdout=subprocess.PIPE, text=True)
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     (training,) = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
