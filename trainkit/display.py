@@ -85,7 +85,8 @@ class Display:
         for name, value in figures.items():
             table.add_row(name, _shown(value))
         for name, values in results.items():
-            if isinstance(values, (dict, list)) and not name.endswith("_95") and "confusion" not in results:
+            in_rows = len(results.get("confusion", ())) == len(values) if isinstance(values, (dict, list)) else True
+            if not in_rows and not name.endswith("_95"):
                 table.add_row(f"{name} per class", self._per_class(values))
         self.console.print(table)
         self._classes(results)
@@ -112,8 +113,8 @@ class Display:
                   ["class", *found], rows)  # fmt: skip
         mistaken = sorted(
             (
-                (count / sum(row), names[right], names[called])
-                for right, row in enumerate(confusion)
+                (count / total, names[right], names[called])
+                for right, (row, total) in enumerate(zip(confusion, map(sum, confusion)))
                 for called, count in enumerate(row)
                 if count and right != called
             ),
