@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 import torch
+from conftest import run as command
 from huggingface_hub import ModelCard, constants
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -43,13 +44,12 @@ def make(averaged):
 FILES = ["README.md", "beside.py", "log.jsonl", "model.safetensors", "recipe.py", "results.json", "settings.json"]
 
 
-def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
+def trained(folder: Path, *words: str) -> Path:
     (folder / "mine.py").write_text(RECIPE)
     (folder / "beside.py").write_text(BESIDE)
     run = folder / "runs" / "mine"
     words = str(folder / "mine.py"), "--workers", "0", "--out", str(run), *words
-    monkeypatch.setattr(sys, "argv", [str(folder / "bin" / "trainkit"), *words])
-    assert main() == 0
+    command(str(Path(sys.executable).with_name("trainkit")), *words, PYTHONPATH=str(Path(__file__).parent))
     return run
 
 
@@ -62,7 +62,7 @@ def best_row(run: Path) -> dict:
 @pytest.mark.parametrize("averaged", [False, True])
 def test_what_is_published(tmp_path, monkeypatch, averaged):
     monkeypatch.chdir(tmp_path)
-    run = trained(tmp_path, monkeypatch, f"--data={tmp_path}/secret place/toys", *(["--averaged"] if averaged else []))
+    run = trained(tmp_path, f"--data={tmp_path}/secret place/toys", *(["--averaged"] if averaged else []))
     row = best_row(run)
     assert main(["push", "runs/mine", "me/toy", "--folder", "new/pub", "--license", "mit", "--dataset", "me/data"]) == 0
     pub = tmp_path / "new" / "pub"
@@ -104,7 +104,7 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
 
 def test_figures_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trained(tmp_path, monkeypatch, "--averaged")
+    run = trained(tmp_path, "--averaged")
     assert main(["evaluate", "mine.py", "--checkpoint", str(run), "--workers", "0"]) == 0
     measured = json.loads((run / "results.json").read_text())
     assert main(["push", str(run), "me/toy", "--folder", "one"]) == 0
@@ -153,7 +153,7 @@ def test_a_folder_is_no_name_on_the_hub_wherever_it_is_pushed_from(tmp_path, mon
     (tmp_path / "elsewhere" / "owner" / "photos").mkdir(parents=True)
     for data, told in (("datasets/ade20k", None), ("owner/photos", "owner/photos")):
         monkeypatch.chdir(tmp_path)
-        run = trained(tmp_path, monkeypatch, "--data", data, "--resume", "never")
+        run = trained(tmp_path, "--data", data, "--resume", "never")
         monkeypatch.chdir(tmp_path / "elsewhere")
         assert main(["push", str(run), "me/toy", "--folder", f"pub-{told}".replace("/", "-")]) == 0
         pub = Path(f"pub-{told}".replace("/", "-"))
@@ -211,7 +211,7 @@ def hub(monkeypatch):
 
 def test_what_is_uploaded_is_what_a_folder_gets(tmp_path, monkeypatch, capsys, hub):
     monkeypatch.chdir(tmp_path)
-    trained(tmp_path, monkeypatch)
+    trained(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_known")
     assert main(["push", "runs/mine", "me/new", "--folder", "pub"]) == 0
     assert hub.uploaded == {} and not hasattr(hub, "asked")
@@ -222,7 +222,7 @@ def test_what_is_uploaded_is_what_a_folder_gets(tmp_path, monkeypatch, capsys, h
 
 def test_mistakes(tmp_path, monkeypatch, capsys, hub):
     monkeypatch.chdir(tmp_path)
-    run = trained(tmp_path, monkeypatch)
+    run = trained(tmp_path)
 
     def told(*words: str) -> str:
         capsys.readouterr()
