@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 240  # seconds, after which what a test waits for is held to hang: machines differ tenfold, and are shared
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two suites would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,7 +28,7 @@ def real_data() -> Path:
 def run(*words: str, cwd: Path | None = None, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
     """Run a command to its end; fail with what it printed where its exit code is another."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     if code is not None:
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -59,7 +60,7 @@ def torchrun(num_processes: int, *words: str, code: int | None = 0, **env: str) 
     os.close(writer)
     with ThreadPoolExecutor(1) as pool, os.fdopen(reader) as stream:
         printed = pool.submit(stream.read)
-        failed = _first_failure(processes, 240)
+        failed = _first_failure(processes, PATIENCE)
         for process in processes if failed else ():
             process.terminate()
         _first_failure(processes, 10 * bool(failed), all_of_them=True)

@@ -19,9 +19,9 @@ from toys import Images, Maps, recognition, run, segmentation, with_batch_norm
 from trainkit import Options, train
 from trainkit.check import check
 from trainkit.data.folder import ClassFolder, MaskFolder
-from trainkit.data.loader import worker_deaths_told
 from trainkit.data.order import TrainOrder
 from trainkit.data.reading import Reader, name_of
+from trainkit.data.workers import worker_deaths_told
 
 TOYS = Path(__file__).parent / "toys.py"
 

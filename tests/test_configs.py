@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
-from conftest import ROOT, run
+from conftest import PATIENCE, ROOT, run
 
 FOLDER = ROOT / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -83,19 +83,19 @@ def test_the_slurm_script_saves_and_queues_again(tmp_path):
     words = ["bash", str(FOLDER / "slurm.sh"), str(tmp_path / "recipe.py"), "--workers", "0", "--log-every", "1"]
     words += ["--out", str(tmp_path / "run")]
     process = subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
     for child in psutil.Process(process.pid).children():  # the step: what Slurm signals
         child.send_signal(signal.SIGUSR1)
-    printed = process.communicate(timeout=90)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0 and "stopped by SIGUSR1 after step" in printed, printed
     assert (tmp_path / "queued").read_text() == "42\n"
     stopped = json.loads((tmp_path / "run" / "stopped.json").read_text())
     assert stopped["signal"] == "SIGUSR1" and stopped["step"] < 8
     env["TOY_SLEEP"] = "0"
-    again = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and f"going on from step-{stopped['step']:09d}" in again.stdout, again.stdout
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_processes"] == 2
     assert (tmp_path / "queued").read_text() == "42\n" and not (tmp_path / "run" / "stopped.json").exists()

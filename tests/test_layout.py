@@ -42,7 +42,7 @@ ARROWS = {
             "replay", "data.order", "display", "mistakes"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "weights", "objective", "sharding", "evaluation", "data.loader", "signals",
+        "ema", "weights", "objective", "sharding", "evaluation", "data.workers", "signals",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -50,14 +50,14 @@ ARROWS = {
     },
     "check": {
         "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records",
-        "nonfinite", "sharding", "weights", "data.loader", "data.order",
+        "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.workers",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.loader"},
     "records": {"training", "weights", "checkpoint", "nonfinite", "signals", "sharding"},
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
         "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan",
-        "objective", "sharding", "activations", "batch_norm", "evaluation", "data.loader",
+        "objective", "sharding", "activations", "batch_norm", "evaluation", "data.workers",
     },
     "evaluation": {
         "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "data.order",
@@ -76,12 +76,12 @@ ARROWS = {
     "run": {"options", "recorded", "checkpoint"},
     "saving": {"checkpoint"},
     "weights": {"checkpoint", "finding", "sharding"},
-    "doctor": {"recipe", "display", "data.examine", "data.loader", "data.reading"},
+    "doctor": {"recipe", "display", "data.examine", "data.reading", "data.workers"},
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",
-        "sharding", "signals", "weights", "windows", "data.folder", "data.images", "data.loader", "data.on_device",
-        "data.reading",
+        "sharding", "weights", "windows", "data.folder", "data.images", "data.on_device", "data.reading",
+        "data.workers",
     },
     "export": {"trainkit", "checkpoint", "recipe", "segmentation", "options", "display", "objective", "weights"},
     "data.examine": {
@@ -99,7 +99,7 @@ ARROWS = {
     "data.stages": {"data.wrapper"},
     "data.wrapper": {"data.on_device", "data.order", "data.reading"},
     "data.parquet": {"data.order", "display"},
-    "data.loader": {"data.on_device", "data.reading", "signals"},
+    "data.loader": {"data.on_device", "data.reading", "data.workers"},
     "data.reading": {"data.on_device", "data.order", "memory"},
     "data.on_device": {"data.order"},
     "data.folder": {"data.images", "data.listing", "data.masks"},

@@ -9,15 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, torchrun
 from conftest import run as run_command
-from conftest import torchrun
 from test_loop import assert_same_training, rows, without_intervals
 from toys import RUNS, run, write_parquet
 
 from trainkit import Options, evaluate
 from trainkit.checkpoint import list_checkpoints
-from trainkit.data.loader import choose_workers
 from trainkit.data.order import TrainOrder
+from trainkit.data.workers import choose_workers
 from trainkit.launch import start_accelerator
 
 TOYS = Path(__file__).parent / "toys.py"
@@ -172,7 +172,7 @@ def test_an_error_of_ours_ends_all_processes(tmp_path):
     for rank in "01":
         env = {**os.environ, **group, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}
         processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    printed = [process.communicate(timeout=100)[0] for process in processes]
+    printed = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     assert "KeyError: 'event'" in printed[0] and "Traceback" not in printed[1], printed
 

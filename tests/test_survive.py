@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from conftest import PATIENCE
 from test_loop import rows, weights
 from toys import recognition, run
 
@@ -54,17 +55,17 @@ def start(
 def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()) -> str:
     """Run it to its end, at full speed; what it printed."""
     process = start(folder, name, processes, workers, sleep=0, others=others)
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, printed
     return printed
 
 
 def wait_for(folder: Path, found, process: subprocess.Popen) -> None:
     """Until `found(folder)`, while the process lives."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not found(folder):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "it never came to it"
+        assert time.monotonic() < end, f"it never came to it: {kill_all(process)}"
         time.sleep(0.005)
 
 
@@ -72,11 +73,11 @@ def checkpoint_of(step: int):
     return lambda folder: any(int(path.name[5:]) >= step for path in list_checkpoints(folder / "checkpoints"))
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to the process and all below it."""
+def kill_all(process: subprocess.Popen) -> str:
+    """SIGKILL to the process and all below it; what they had printed."""
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         each.kill()
-    process.communicate()
+    return process.communicate()[0]
 
 
 def assert_bit_equal(one: Path, other: Path) -> None:
@@ -121,7 +122,7 @@ def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
     process = start(tmp_path, "all", processes, workers=1)
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     os.kill(process.pid, number)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == code and f"stopped by {number.name} after step" in printed, printed
     assert "Traceback" not in printed
     stopped = int(printed.split("after step ")[1].split(",")[0])
@@ -137,7 +138,7 @@ def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     workers = psutil.Process(process.pid).children()
     os.killpg(process.pid, number)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == code and f"stopped by {number.name} after step" in printed, printed
     assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
 
@@ -164,7 +165,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     workers = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
     workers[-1].send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=90)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0 and "stopped by SIGTERM after step" in printed, printed
     go_on(tmp_path, "all", 2)
     assert_bit_equal(unstopped / "2" / "all", tmp_path / "all")
@@ -177,7 +178,7 @@ def test_ended_during_an_evaluation(tmp_path, unstopped, number):
     wait_for(tmp_path / "all", checkpoint_of(4), process)  # saved first; then 13 images of evaluation
     time.sleep(0.1)
     os.kill(process.pid, number)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == (143 if number == signal.SIGTERM else -9), printed
     assert rows(tmp_path / "all", "evaluate") == []
     assert "going on from step-000000004" in go_on(tmp_path, "all")
@@ -205,9 +206,9 @@ def test_an_orphan_stops(tmp_path, unstopped):
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     (training,) = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
     process.terminate()
-    printed = process.communicate(timeout=60)[0]  # to the end of the training, which holds the same pipe
+    printed = process.communicate(timeout=PATIENCE)[0]  # to the end of the training, which holds the same pipe
     assert "stopped by SIGTERM after step" in printed
-    end = time.monotonic() + 30  # its pipe is closed a moment before it is gone
+    end = time.monotonic() + PATIENCE  # its pipe is closed a moment before it is gone
     while training.is_running() and training.status() != psutil.STATUS_ZOMBIE:  # nobody collects it here
         assert time.monotonic() < end, "it lives on"
         time.sleep(0.02)
@@ -226,7 +227,7 @@ def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
     children = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
     children[rank].kill()
     try:
-        printed = process.communicate(timeout=100)[0]
+        printed = process.communicate(timeout=PATIENCE)[0]
     finally:
         if process.poll() is None:
             kill_all(process)

@@ -15,8 +15,9 @@ from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.checkpoint import checkpoint_path
-from trainkit.data.loader import choose_workers, make_loader
+from trainkit.data.loader import make_loader
 from trainkit.data.order import Batches
+from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure

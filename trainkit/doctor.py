@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trainkit.data.examine import Examiner
-from trainkit.data.loader import choose_workers, worker_deaths_told
 from trainkit.data.reading import name_of
+from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.recipe import Recipe
 
@@ -65,7 +65,7 @@ def _look_through(
     digests = np.zeros(len(data), np.uint64)
     pixels, images, ignored, unlabelled = Counter(), Counter(), 0, []
     faults: dict[str, list] = {kind: [] for kind in KINDS}
-    batches = DataLoader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
+    batches = Loader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
     with worker_deaths_told():
         for batch in display.track(batches, len(data), f"reading {split}"):
             for finding in batch:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
-from trainkit.data.loader import choose_workers, worker_deaths_told
+from trainkit.data.workers import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation

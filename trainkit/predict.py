@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
 from trainkit.checkpoint import reason
 from trainkit.data.folder import FileList, image_files
 from trainkit.data.images import read_image
-from trainkit.data.loader import choose_workers, worker_deaths_told
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import UNUSABLE
+from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.memory import is_out_of_memory
@@ -27,7 +27,6 @@ from trainkit.predictions import Picture, Writer, make_writer
 from trainkit.recipe import Recipe
 from trainkit.segmentation import main_logits
 from trainkit.sharding import prepare
-from trainkit.signals import worker_outlives_the_signal
 from trainkit.weights import load_model, read_weights
 from trainkit.windows import Looker
 
@@ -142,12 +141,11 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     look = _way_of_looking(recipe, accelerator, to_device.black)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay, recipe.upright)
-    loader = DataLoader(
+    loader = Loader(
         pictures,
         recipe.eval_batch_size,
         num_workers=min(choose_workers(asked.workers, 1), len(pictures)),
         collate_fn=list,
-        worker_init_fn=worker_outlives_the_signal,
     )
     with _told(asked.out):
         asked.out.mkdir(parents=True, exist_ok=True)

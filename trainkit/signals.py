@@ -4,15 +4,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 FAILED = 1  # no signal: one process cannot go on, and all stop with this exit code
 
 
@@ -83,36 +80,3 @@ class StopFlag:
         copy, event = self._asked.popleft()
         event.synchronize()
         return int(copy)
-
-
-@contextmanager
-def workers_outlive_the_signal() -> Iterator[None]:
-    """Around the start of processes that read images: they, and every thread of theirs, begin with SIGTERM blocked.
-
-    Where each blocks it for itself, in `worker_outlives_the_signal`, it is too late for threads that are there by
-    then: torch starts some when it sets their number, and the signal ends a process that one thread lets it into.
-    This process gets its own as soon as they have started.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if CAN_TELL_SENDERS else ())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def worker_outlives_the_signal(_: int = 0) -> None:
-    """For a process that reads images: a signal to the whole group is the training's affair.
-
-    It goes on reading until the step is done. SIGTERM from its own parent is how that ends it, and obeyed.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if CAN_TELL_SENDERS:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_the_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

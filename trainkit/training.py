@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainkit import checkpoint
 from trainkit.activations import checkpoint_activations
 from trainkit.batch_norm import synchronised
-from trainkit.data.loader import choose_workers
+from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
