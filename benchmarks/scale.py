@@ -45,7 +45,7 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
 
 def orders(largest: int) -> None:
     """An epoch's order: its memory, and how long it takes to draw."""
-    for exponent in range(4, largest + 1):
+    for exponent in range(3, largest + 1):
         order = TrainOrder(10**exponent, 1024, seed=0)
         drawn = seconds(lambda order=order: order.epoch(0), 3)
         mib = 4 * 10**exponent / 2**20  # int32

@@ -1,11 +1,14 @@
 """What the tests share: the folder of real images, and real processes."""
 
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ PATIENCE = 240  # seconds, after which what a test waits for is held to hang: ma
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two suites would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torchvision.transforms.v2", "accelerate", "trainkit.loop"])
 
 
 @pytest.fixture(scope="session")
@@ -39,47 +44,87 @@ def trainkit(*words: str, **kwargs) -> subprocess.CompletedProcess:
     return run(sys.executable, "-m", "trainkit", *map(str, words), **kwargs)
 
 
-def torchrun(num_processes: int, *words: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
-    """A script in `num_processes` gloo processes, as torchrun starts them, without the seconds that it takes itself.
+class Script:
+    """`python words...`, forked from a process that has torch imported: those seconds are most of a short training.
+
+    As of subprocess.Popen: pid, returncode, poll, communicate, kill, terminate. own_session: not in this one's group.
+    """
+
+    def __init__(self, *words: object, own_session: bool = False, **env: str):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
+        self._reader, writer = FORKS.Pipe(duplex=False)  # not a file, of which a test may limit the size
+        arguments = [str(word) for word in words], environment, writer, own_session
+        self._process = FORKS.Process(target=_be_the_script, args=arguments)
+        self._process.start()
+        writer.close()
+        self.pid, self.kill, self.terminate = self._process.pid, self._process.kill, self._process.terminate
+        self._printed = ThreadPoolExecutor(1).submit(self._read)
+
+    def _read(self) -> str:
+        with os.fdopen(os.dup(self._reader.fileno())) as stream:
+            return stream.read()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def communicate(self, timeout: float = PATIENCE) -> tuple[str, None]:
+        """All that it printed, to its end."""
+        printed = self._printed.result(timeout)
+        self._process.join(timeout)
+        return printed, None
+
+
+def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, own_session: bool) -> None:
+    """In a process that has printed nothing and done nothing yet."""
+    if own_session:
+        os.setsid()
+    os.dup2(printed.fileno(), 1)
+    os.dup2(printed.fileno(), 2)
+    printed.close()
+    os.environ.clear()
+    os.environ.update(env)
+    import torch  # not in the process of pytest before it is needed
+
+    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    sys.argv[:] = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def torchrun(num_processes: int, *words: object, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
+    """A script in `num_processes` gloo processes with the environment of torchrun, without its own seconds.
 
     When one fails the others are ended. returncode: the first failure's; stdout: all that they printed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "MASTER_ADDR": "127.0.0.1", **env}
-    group = {"MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-    command = [sys.executable, *map(str, words)]
-    reader, writer = os.pipe()  # not a file, of which a test may limit the size
-    processes = [
-        subprocess.Popen(
-            command, env={**environment, **group, "RANK": rank, "LOCAL_RANK": rank}, stdout=writer, stderr=writer
-        )
-        for rank in map(str, range(num_processes))
-    ]
-    os.close(writer)
-    with ThreadPoolExecutor(1) as pool, os.fdopen(reader) as stream:
-        printed = pool.submit(stream.read)
-        failed = _first_failure(processes, PATIENCE)
-        for process in processes if failed else ():
-            process.terminate()
-        _first_failure(processes, 10 * bool(failed), all_of_them=True)
-        for process in processes:
-            process.kill()
-            process.wait()
-        failed = failed or max(abs(process.returncode) for process in processes)
-        done = subprocess.CompletedProcess(command, failed, printed.result(), "")
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
+    group["LOCAL_WORLD_SIZE"] = group["WORLD_SIZE"]
+    processes = [Script(*words, **group, **env, RANK=rank, LOCAL_RANK=rank) for rank in map(str, range(num_processes))]
+    failed = _first_failure(processes, PATIENCE)
+    for process in processes if failed else ():
+        process.terminate()
+    _first_failure(processes, 10 * bool(failed), all_of_them=True)
+    for process in processes:
+        process.kill()
+    printed = "".join(process.communicate()[0] for process in processes)
+    failed = failed or max(abs(process.returncode) for process in processes)
     if code is not None:
-        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}"
-    return done
+        assert failed == code, f"exit code {failed}\n{printed}"
+    return subprocess.CompletedProcess(words, failed, printed, "")
 
 
-def _first_failure(processes: list[subprocess.Popen], seconds: float, all_of_them: bool = False) -> int:
+def _first_failure(processes: list[Script], seconds: float, all_of_them: bool = False) -> int:
     """Wait until one has failed, or all have ended; the first exit code that is not 0."""
     end = time.monotonic() + seconds
     while True:
-        failed = next((process.returncode for process in processes if process.poll()), 0)
-        ended = all(process.poll() is not None for process in processes)
+        failed = next((process.returncode for process in processes if process.returncode), 0)
+        ended = all(process.returncode is not None for process in processes)
         if ended or (failed and not all_of_them) or time.monotonic() > end:
             return failed
         time.sleep(0.02)

@@ -11,10 +11,10 @@ SMALL = {
     "images": ("--images", "16", "--batch", "4", "--rounds", "1", "--cases", "train", "segment-jpeg"),
     "memory": ("--size", "64", "--rounds", "1", "--way", "loss, bfloat16: trainkit"),
     "metrics": ("--size", "32", "--classes", "5", "--rounds", "1"),
-    "scale": ("--images", "4", "--gb", "0.001", "--rounds", "1", "--steps", "10"),
+    "scale": ("--images", "3", "--gb", "0.001", "--rounds", "1", "--steps", "10"),
     "start": ("--rounds", "1"),
     "step": ("--loops", "bare", "trainkit_held", "--rounds", "1", "--steps", "8", "--batch", "4"),
-    "survive": ("--kills", "1", "--resumes", "0", "--sleep", "0.001"),
+    "survive": ("--kills", "1", "--resumes", "0", "--sleep", "0.001", "--seed", "36"),  # killed half-way, and not again
     "tiny": ("trainkit",),
     "windows": ("--images", "1", "--rounds", "1", "--batches", "1", "4", "--window", "32"),
 }

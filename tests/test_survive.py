@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, Script, torchrun
 from test_loop import rows, weights
 from toys import recognition, run
 
@@ -39,28 +39,29 @@ def start(
     processes: int = 1,
     workers: int = 0,
     sleep: float = 0.01,
-    others: Sequence[str] = (),
-    **options,
-) -> subprocess.Popen:
-    """The run `name` (and then others) in a process, or several, of its own, slow enough to be hit."""
-    words = [sys.executable, str(TOYS), str(folder), name, *others]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        words = [sys.executable, *launcher, *words[1:]]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers)}
-    env |= options.pop("env", {})
-    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    own_session: bool = False,
+    **env: str,
+) -> Script | subprocess.Popen:
+    """The run `name` in a process, or below torchrun in several, of its own, slow enough to be hit."""
+    words, env = (str(TOYS), str(folder), name), {"TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers), **env}
+    if processes == 1:
+        return Script(*words, own_session=own_session, **env)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen([*launcher, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()) -> str:
-    """Run it to its end, at full speed; what it printed."""
-    process = start(folder, name, processes, workers, sleep=0, others=others)
-    printed = process.communicate(timeout=PATIENCE)[0]
+    """Run it (and then others) to its end, at full speed; what it printed."""
+    if processes > 1:
+        return torchrun(processes, TOYS, folder, name, *others, TOY_WORKERS=str(workers)).stdout
+    process = Script(TOYS, folder, name, *others, TOY_WORKERS=str(workers))
+    printed = process.communicate()[0]
     assert process.returncode == 0, printed
     return printed
 
 
-def wait_for(folder: Path, found, process: subprocess.Popen) -> None:
+def wait_for(folder: Path, found, process: Script | subprocess.Popen) -> None:
     """Until `found(folder)`, while the process lives."""
     end = time.monotonic() + PATIENCE
     while not found(folder):
@@ -73,7 +74,7 @@ def checkpoint_of(step: int):
     return lambda folder: any(int(path.name[5:]) >= step for path in list_checkpoints(folder / "checkpoints"))
 
 
-def kill_all(process: subprocess.Popen) -> str:
+def kill_all(process: Script | subprocess.Popen) -> str:
     """SIGKILL to the process and all below it; what they had printed."""
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         each.kill()
@@ -134,7 +135,7 @@ def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
     """As `timeout` and schedulers send it: what reads images goes on, also where torch has threads in it."""
-    process = start(tmp_path, "all", workers=2, env={"TOY_THREADS": "2"}, start_new_session=True)
+    process = start(tmp_path, "all", workers=2, own_session=True, TOY_THREADS="2")
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     workers = psutil.Process(process.pid).children()
     os.killpg(process.pid, number)
@@ -145,7 +146,7 @@ def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
 
 def test_a_worker_is_born_with_the_signal_blocked(tmp_path):
     """Every thread of it but the one that waits for it; and the training itself is not deaf to it."""
-    process = start(tmp_path, "all", workers=1, env={"TOY_THREADS": "2"})
+    process = start(tmp_path, "all", workers=1, TOY_THREADS="2")
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     (worker,) = psutil.Process(process.pid).children()
     blocked = [_blocks_sigterm(status) for status in Path(f"/proc/{worker.pid}/task").glob("*/status")]
