@@ -58,12 +58,14 @@ def _count_as_they_are(predictions: Tensor, references: Tensor, num_classes: int
     if (high - low + 1) * num_classes > LARGEST_TABLE:
         return None
     table = torch.zeros((high - low + 1) * num_classes, dtype=torch.int64)
-    room = torch.empty(LABELS_AT_ONCE, dtype=torch.int32)  # LARGEST_TABLE is far below 2^31
+    # Summed up as int32, far below 2^31 for LARGEST_TABLE: most CPUs do not multiply several int64 at a time.
+    room = torch.empty(2, min(LABELS_AT_ONCE, len(references)), dtype=torch.int32)
     for columns, rows in zip(predictions.split(LABELS_AT_ONCE), references.split(LABELS_AT_ONCE)):
         columns, rows = columns.long(), rows.long()
         if not (_within(columns, 0, num_classes - 1) and _within(rows, low, high)):
             return None
-        cells = torch.add(columns, rows - low if low else rows, alpha=num_classes, out=room[: len(rows)])
+        cells, rows = room[0, : len(rows)].copy_(columns), room[1, : len(rows)].copy_(rows)
+        cells.add_(rows.sub_(low) if low else rows, alpha=num_classes)
         table += torch.bincount(cells, minlength=len(table))
     table = table.view(-1, num_classes)
     counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
