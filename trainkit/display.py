@@ -14,6 +14,7 @@ from rich.table import Table
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
 ALL_CLASSES, FEW_CLASSES, CONFUSED = 200, 20, 5  # shown of an evaluation: rows, rows of more classes than that, pairs
+MATRIX_CELL = 4  # columns of the screen
 
 
 class Display:
@@ -71,7 +72,8 @@ class Display:
     def results(self, title: str, results: Mapping[str, Any], best: bool) -> None:
         """A table of an evaluation's figures: fractions as percent, per-class ones below their mean.
 
-        With a confusion matrix among them a row for each class follows, and what is most often mistaken.
+        With a confusion matrix among them a row for each class follows, the matrix where the screen is wide enough for
+        its classes, and what is most often mistaken.
         """
         if not self.active:
             return
@@ -92,7 +94,7 @@ class Display:
         self._classes(results)
 
     def _classes(self, results: Mapping[str, Any]) -> None:
-        """A row for each class, and the most frequent confusions, where the figures hold them."""
+        """A row for each class, and the confusions, where the figures hold them."""
         confusion = results.get("confusion", ())
         found = {
             name: list(values.items() if isinstance(values, Mapping) else enumerate(values))
@@ -111,20 +113,33 @@ class Display:
         ]
         self.grid(f"{len(rows)} of {len(names)} classes, lowest first" if len(rows) < len(names) else "classes",
                   ["class", *found], rows)  # fmt: skip
+        self._confusion(names, confusion)
+
+    def _confusion(self, names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
+        """The matrix, in percent of each row, where the screen is wide enough; and the most frequent mistakes."""
+        parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
+        heads = [f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)]
+        if max(map(len, ["class", *heads])) + MATRIX_CELL * len(names) <= self.console.width:
+            self.note("confusion, percent of a class (row) taken for which (column)")
+            table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+            table.add_column("class")
+            for number in range(len(names)):
+                table.add_column(str(number), justify="right", min_width=MATRIX_CELL - 1)
+            for head, row in zip(heads, parts):
+                table.add_row(escape(head), *(f"{100 * part:.0f}" if part else "" for part in row))
+            self.console.print(table)
         mistaken = sorted(
             (
-                (count / total, names[right], names[called])
-                for right, (row, total) in enumerate(zip(confusion, map(sum, confusion)))
-                for called, count in enumerate(row)
-                if count and right != called
+                (part, names[right], names[called])
+                for right, row in enumerate(parts)
+                for called, part in enumerate(row)
+                if part and right != called
             ),
             reverse=True,
         )[:CONFUSED]
         if mistaken:
-            told = ", ".join(f"{right} for {called} {_shown(share)}" for share, right, called in mistaken)
-            self.note(
-                f"most often mistaken, as a part of its class: {told}; results.json has the whole confusion matrix"
-            )
+            told = ", ".join(f"{right} for {called} {_shown(part)}" for part, right, called in mistaken)
+            self.note(f"most often mistaken, as a part of its class: {told}; results.json has all counts")
 
     @staticmethod
     def _per_class(values: Mapping[str, Any] | list, limit: int = 20) -> Table:

@@ -1,0 +1,74 @@
+"""What an evaluation looks like, on screens of different widths."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from trainkit.display import ALL_CLASSES, FEW_CLASSES, Display
+
+CONFUSION = [[8, 2, 0], [1, 1, 2], [0, 0, 0]]
+FIGURES = {
+    "mean_iou": 0.5,
+    "iou": {"sky": 8 / 11, "[red]car": 0.2, "void": None},
+    "accuracy": [0.8, 0.25, None],
+    "confusion": CONFUSION,
+}
+
+
+def printed(results: dict, width: int, active: bool = True) -> str:
+    out = io.StringIO()
+    Display(active, Console(file=out, width=width)).results("evaluation", results, best=False)
+    return out.getvalue()
+
+
+def test_a_row_for_each_class_and_the_whole_matrix():
+    lines = printed(FIGURES, 80).splitlines()
+    assert lines[0] == "evaluation  mean_iou 50.00 %"
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows == [["sky", "72.73 %", "80.00 %"], ["[red]car", "20.00 %", "25.00 %"], ["void", "", ""]]
+    at = next(number for number, line in enumerate(lines) if "percent of a class (row)" in line)
+    matrix = [line.split() for line in lines[at + 1 :]][:4]
+    assert matrix == [
+        ["class", "0", "1", "2"],
+        ["0", "sky", "80", "20"],
+        ["1", "[red]car", "25", "25", "50"],
+        ["2", "void"],
+    ]
+    assert lines[-1] == (
+        "most often mistaken, as a part of its class: [red]car for void 50.00 %, [red]car for sky 25.00 %, "
+        "sky for [red]car 20.00 %; results.json has all counts"
+    )
+
+
+def test_columns_stand_below_each_other():
+    lines = printed(FIGURES, 80).splitlines()
+    head = next(line for line in lines if line.split()[:2] == ["class", "0"])
+    row = next(line for line in lines if line.split()[:2] == ["1", "[red]car"])
+    assert [head.index(f" {number}") + 2 for number in range(3)] == [
+        row.index("25") + 2, row.rindex("25") + 2, row.index("50") + 2
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width, whole", [(5 + 4 * 11, True), (5 + 4 * 11 - 1, False)])
+def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
+    confusion = [[int(row == column or column == 0) for column in range(11)] for row in range(11)]
+    text = printed({"iou": [0.5] * 11, "confusion": confusion}, width)
+    assert ("percent of a class" in text) == whole and "9 for 0 50.00 %" in text
+    lines = text.splitlines()
+    assert not whole or "…" not in text and lines[-2].split() == ["10", "50", "50"] and len(lines[-2]) == width
+
+
+def test_of_very_many_classes_the_worst():
+    number = ALL_CLASSES + 1
+    ious: list = [1 - index / 1000 for index in range(number)]
+    ious[-1] = None
+    text = printed({"iou": ious, "confusion": [[0] * number] * number}, 80)
+    assert f"{FEW_CLASSES} of {number} classes, lowest first" in " ".join(text.split()) and "mistaken" not in text
+    rows = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert rows == [str(number - 2 - place) for place in range(FEW_CLASSES)]
+
+
+def test_figures_without_a_matrix_and_a_display_that_is_not_active():
+    assert printed({"top1": 0.25, "by_class": [0.5, 0.0]}, 80) == "evaluation  top1 25.00 %\n"
+    assert printed(FIGURES, 80, active=False) == ""
