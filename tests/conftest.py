@@ -1,5 +1,7 @@
 """What the tests share: the folder of real images, and real processes."""
 
+import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -7,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -58,11 +62,16 @@ class Script:
         self._process.start()
         writer.close()
         self.pid, self.kill, self.terminate = self._process.pid, self._process.kill, self._process.terminate
-        self._printed = ThreadPoolExecutor(1).submit(self._read)
+        self._lines: list[str] = []
+        self._reading = Thread(target=self._read, daemon=True)
+        self._reading.start()
+        Script.begun.append(self)
 
-    def _read(self) -> str:
+    begun: ClassVar[list["Script"]] = []
+
+    def _read(self) -> None:
         with os.fdopen(os.dup(self._reader.fileno())) as stream:
-            return stream.read()
+            self._lines += stream
 
     @property
     def returncode(self) -> int | None:
@@ -72,10 +81,31 @@ class Script:
         return self.returncode
 
     def communicate(self, timeout: float = PATIENCE) -> tuple[str, None]:
-        """All that it printed, to its end."""
-        printed = self._printed.result(timeout)
-        self._process.join(timeout)
-        return printed, None
+        """All that it printed, to its end. Raises TimeoutError, and ends it, where it comes to none."""
+        self._reading.join(timeout)
+        self._process.join(1 if self._reading.is_alive() else timeout)
+        if self.poll() is None or self._reading.is_alive():
+            self.end()
+            raise TimeoutError(f"still going after {timeout} s: {''.join(self._lines)}")
+        return "".join(self._lines), None
+
+    def end(self) -> None:
+        """SIGKILL to it and to what it started."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in psutil.Process(self.pid).children(recursive=True):
+                each.kill()
+        self.kill()
+        self._process.join()
+
+
+@pytest.fixture(autouse=True)
+def no_script_outlives_its_test():
+    """What a failed test leaves behind would keep pytest from ending."""
+    yield
+    while Script.begun:
+        script = Script.begun.pop()
+        if script.poll() is None:
+            script.end()
 
 
 def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, own_session: bool) -> None:
@@ -92,7 +122,11 @@ def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, o
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv[:] = words
     sys.path.insert(0, str(Path(words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")
+    torch.seed()  # as each interpreter of its own would have another
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which a forked process leaves out
 
 
 def torchrun(num_processes: int, *words: object, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:

@@ -59,6 +59,16 @@ def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
     assert not whole or "…" not in text and lines[-2].split() == ["10", "50", "50"] and len(lines[-2]) == width
 
 
+def test_names_that_are_wide_or_of_two_lines():
+    """What counts is what a name takes on the screen, in which some letters are two wide."""
+    confusion = [[1, 1], [0, 2]]
+    figures = {"iou": {"空空空空空": 0.5, "two\nlines": 0.5}, "confusion": confusion}
+    head = len("0 ") + 2 * 5
+    assert "percent of a class" not in printed(figures, head + 4 * 2 - 1)
+    lines = printed(figures, head + 4 * 2).splitlines()
+    assert "0 空空空空空  50  50" in lines and "1 two lines      100" in lines
+
+
 def test_of_very_many_classes_the_worst():
     number = ALL_CLASSES + 1
     ious: list = [1 - index / 1000 for index in range(number)]

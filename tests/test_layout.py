@@ -69,7 +69,7 @@ ARROWS = {
     "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.loader"},
     "ema": {"sharding"},
     "undo": {"sharding"},
-    "launch": {"sharding"},
+    "launch": {"sharding", "data.workers"},
     "objective": {"recipe"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "recorded", "checkpoint"},
@@ -170,6 +170,17 @@ def test_who_may_know_whom():
             if any(each.split(".")[0] == library for each in imports(path))
         }
         assert users == rooms, library
+
+
+def test_one_room_starts_processes():
+    """torch's own loader starts some that may never begin, and that a signal to the group ends."""
+    users = {
+        name
+        for name, path in MODULES.items()
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.alias) and node.name == "DataLoader"
+    }
+    assert users == {"trainkit.data.workers"}
 
 
 def test_one_backward_and_no_print():

@@ -40,13 +40,19 @@ def start(
     workers: int = 0,
     sleep: float = 0.01,
     own_session: bool = False,
+    interpreter: bool = False,
     **env: str,
 ) -> Script | subprocess.Popen:
-    """The run `name` in a process, or below torchrun in several, of its own, slow enough to be hit."""
+    """The run `name` in a process, or below torchrun in several, of its own, slow enough to be hit.
+
+    interpreter: one of its own, in which sets have another order; torchrun's have that anyway.
+    """
     words, env = (str(TOYS), str(folder), name), {"TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers), **env}
-    if processes == 1:
+    if processes == 1 and not interpreter:
         return Script(*words, own_session=own_session, **env)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.Popen([*launcher, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -108,7 +114,7 @@ def unstopped(tmp_path_factory):
 
 @pytest.mark.parametrize("name, processes, workers", [("all", 1, 0), ("all-dense", 1, 2), ("all", 2, 2)])
 def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
-    process = start(tmp_path, name, processes, workers)
+    process = start(tmp_path, name, processes, workers, interpreter=True)
     wait_for(tmp_path / name, checkpoint_of(6), process)  # epoch 2 has steps 5 to 8
     kill_all(process)
     assert not (tmp_path / name / "summary.json").exists()

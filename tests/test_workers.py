@@ -2,8 +2,12 @@
 
 import mmap
 import os
+import re
+import signal
+import threading
 import time
 
+import psutil
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -11,13 +15,17 @@ from torch.utils.data import TensorDataset
 from trainkit.data import workers
 from trainkit.data.workers import Loader
 
-HANGING = mmap.mmap(-1, 1)  # shared with forked processes: how many of the next ones never come out of their fork
+HANGING = mmap.mmap(-1, 2)  # shared with forked processes: how many more begin, and how many then do not
+LET, HUNG = 0, 1
+FOREVER = 1000
 
 
 def _hang() -> None:
-    if HANGING[0]:
-        HANGING[0] -= 1
-        time.sleep(1000)
+    if HANGING[LET]:
+        HANGING[LET] -= 1
+    elif HANGING[HUNG]:
+        HANGING[HUNG] -= 1
+        time.sleep(FOREVER) if FOREVER else os.kill(os.getpid(), signal.SIGKILL)
 
 
 os.register_at_fork(after_in_child=_hang)
@@ -27,27 +35,58 @@ DATA = TensorDataset(torch.arange(8))
 @pytest.fixture(autouse=True)
 def none_hangs_after_the_test():
     yield
-    HANGING[0] = 0
+    HANGING[:] = bytes(2)
 
 
-def test_another_takes_the_place_of_one_that_never_begins(monkeypatch):
+@pytest.mark.parametrize("before", [0, 1])
+def test_another_takes_the_place_of_one_that_never_begins(monkeypatch, before):
     """Real forks, stopped where a lock held by another thread stops them: before a line of Python."""
     monkeypatch.setattr(workers, "PATIENCE", 1.0)
-    HANGING[0] = 1
-    with pytest.warns(RuntimeWarning, match=r"process \d+, which was to read images, did not begin within 1 s") as told:
+    HANGING[:] = bytes([before, 1])
+    with pytest.warns(RuntimeWarning) as warned:
         read = [batch.tolist() for (batch,) in Loader(DATA, batch_size=3, num_workers=2)]
-    assert read == [[0, 1, 2], [3, 4, 5], [6, 7]] and len(told) == 1
-    hung = int(str(told[0].message).split()[1].strip(","))
+    (told,) = [str(each.message) for each in warned if each.category is RuntimeWarning]
+    assert read == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    found = re.match(r"process (\d+), which was to read images, did not begin within 1 s", told)
     with pytest.raises(ProcessLookupError):
-        os.kill(hung, 0)
+        os.kill(int(found[1]), 0)
 
 
 def test_where_none_begins(monkeypatch):
-    monkeypatch.setattr(workers, "PATIENCE", 0.05)
-    HANGING[0] = 255
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    HANGING[:] = bytes([0, 255])
     with pytest.warns(RuntimeWarning), pytest.raises(ChildProcessError, match="--workers 0"):
         next(iter(Loader(DATA, num_workers=1)))
-    assert 255 - HANGING[0] == workers.TRIES
+    assert 255 - HANGING[HUNG] == workers.TRIES
+
+
+def test_one_that_dies_at_once_is_not_waited_for(monkeypatch):
+    """torch tells of it, as of any other that dies."""
+    monkeypatch.setitem(globals(), "FOREVER", 0)
+    HANGING[:] = bytes([0, 1])
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(Loader(DATA, num_workers=1))
+    assert time.monotonic() - begun < workers.PATIENCE and HANGING[HUNG] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_waiting_and_leaves_nothing_behind(monkeypatch, number):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, stop)
+    children = set(psutil.Process().children())
+    HANGING[:] = bytes([0, 1])
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(Loader(DATA, num_workers=1)))
+    finally:
+        signal.signal(number, before)
+        timer.join()
+    assert set(psutil.Process().children()) == children and HANGING[HUNG] == 0
 
 
 def test_what_is_kept_of_torch():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -103,7 +104,7 @@ class Display:
         }
         if not found:
             return
-        names = [str(name) for name, _ in next(iter(found.values()))]
+        names = [" ".join(str(name).split()) for name, _ in next(iter(found.values()))]
         order = range(len(names))
         if len(names) > ALL_CLASSES:  # those that most is to be won with
             first = [value for _, value in next(iter(found.values()))]
@@ -119,7 +120,7 @@ class Display:
         """The matrix, in percent of each row, where the screen is wide enough; and the most frequent mistakes."""
         parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
         heads = [f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)]
-        if max(map(len, ["class", *heads])) + MATRIX_CELL * len(names) <= self.console.width:
+        if max(map(cell_len, ["class", *heads])) + MATRIX_CELL * len(names) <= self.console.width:
             self.note("confusion, percent of a class (row) taken for which (column)")
             table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
             table.add_column("class")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import AORecipeKwargs
 
+from trainkit.data.workers import usable_cores
 from trainkit.sharding import kept_from_accelerate
 
 REFUSED_ENGINES = {
@@ -131,7 +132,7 @@ def _use_all_cores() -> None:
     if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(max(1, usable_cores() // processes))
 
 
 def _keep_freed_memory() -> None:

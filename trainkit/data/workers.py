@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
 """seconds that a process has to begin, and each that takes its place twice as long"""
-TRIES = 5
+TRIES = 3
 
 
 class Loader(DataLoader):
-    """torch's, with processes that surely begin and that this process alone ends, from their first moment on."""
+    """torch's, with processes that surely begin, and that this process alone ends."""
 
     def __init__(self, data: Any, *args: Any, num_workers: int = 0, **kwargs: Any):
         # Elsewhere than on Linux, system libraries do not survive a fork: what torch chooses there stays.
@@ -36,10 +36,6 @@ class Loader(DataLoader):
             **kwargs,
         )
 
-    def __iter__(self) -> Iterator[Any]:
-        with _born_with_the_signal_blocked():
-            return super().__iter__()
-
 
 def choose_workers(asked: int | None, num_processes: int, cores: int | None = None) -> int:
     """Reading processes for each of `num_processes`: as asked, or its share of the cores less one, up to 8.
@@ -49,10 +45,14 @@ def choose_workers(asked: int | None, num_processes: int, cores: int | None = No
     """
     if asked is not None:
         return asked
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores() if cores is None else cores
     here = min(num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     return min(8, max(1, cores // here - 1))
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _SureFork(ForkProcess):
@@ -71,10 +71,11 @@ class _SureFork(ForkProcess):
         for tried in range(TRIES):
             seconds = PATIENCE * 2**tried
             reader, process.begun = multiprocessing.Pipe(duplex=False)
-            started = ForkProcess._Popen(process)
-            process.begun.close()
+            with _born_with_the_signal_blocked():
+                started = ForkProcess._Popen(process)
             begun = False
             try:
+                process.begun.close()
                 with reader:
                     begun = reader.poll(seconds)  # also where it has died: torch tells of that
             finally:
@@ -107,11 +108,11 @@ class _SureForks(ForkContext):
 
 @contextmanager
 def _born_with_the_signal_blocked() -> Iterator[None]:
-    """Around the start of processes that read images: they, and every thread of theirs, begin with SIGTERM blocked.
+    """Around the start of a process that reads images: it, and every thread of it, begins with SIGTERM blocked.
 
-    Where each blocks it for itself, in `_outlive_the_signal`, it is too late for threads that are there by then:
-    torch starts some when it sets their number, and the signal ends a process that one thread lets it into. This
-    process gets its own as soon as they have started.
+    Where it blocks it for itself, in `_outlive_the_signal`, it is too late for threads that are there by then:
+    torch starts some when it sets their number, and the signal ends a process that one thread lets it into. The
+    process that starts it gets its own right after.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if CAN_TELL_SENDERS else ())
     try:
