@@ -37,7 +37,7 @@ def test_a_row_for_each_class_and_the_whole_matrix():
     ]
     assert lines[-1] == (
         "most often mistaken, as a part of its class: [red]car for void 50.00 %, [red]car for sky 25.00 %, "
-        "sky for [red]car 20.00 %; results.json has all counts"
+        "sky for [red]car 20.00 %; results.json, if written, has all counts"
     )
 
 

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from tarfile import is_tarfile
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +27,8 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 MANIFEST = "manifest.json"
+UMASK = os.umask(0o077)
+os.umask(UMASK)  # the system tells it no other way
 NESTS = ("state_dict", "model")  # under which other trainers keep the weights
 
 
@@ -90,12 +94,18 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
         described = {}
         for name, tensors in (("model.safetensors", snapshot.model), ("state.safetensors", snapshot.tensors)):
             save_file(tensors, folder / name)
+            share(folder / name)
             described[name] = pool.submit(_described, folder / name)
         (folder / "state.json").write_text(json.dumps(snapshot.structure))
         described["state.json"] = pool.submit(_described, folder / "state.json")
         for name in described:
             flush(folder / name)
         return {name: each.result() for name, each in described.items()}
+
+
+def share(file: Path) -> None:
+    """Give a file the rights that any other new one has: safetensors lets its owner alone read it."""
+    file.chmod(0o666 & ~UMASK)
 
 
 def reason(error: Exception) -> str:
@@ -157,19 +167,42 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             return _in_memory(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+    _check_beginning(path)
     try:
-        with safe_globals([Namespace]):  # the options that many a script keeps beside its weights
+        with (
+            safe_globals([Namespace]),
+            catch_warnings(),
+        ):  # Namespace: the options that a script keeps beside its weights
+            simplefilter("ignore")
             return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is not a file of plain tensors: to open it would run code stored in it ({_refused(error)}). Save "
             "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
         ) from error
-    except FileNotFoundError:
+    except (FileNotFoundError, _NoWeights):
         raise
-    except (RuntimeError, EOFError, OSError) as error:  # torch's reader raises each of them for a file cut short
+    except Exception as error:  # of a file cut short or damaged torch's reader raises many a kind
         told = str(error).partition("\n")[0] or "it ends too soon"
-        raise ValueError(f"{path} cannot be read as weights: {told}") from error
+        raise ValueError(
+            f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
+        ) from error
+
+
+class _NoWeights(ValueError):
+    """A file that was read, and holds something else."""
+
+
+def _check_beginning(path: Path) -> None:
+    """Raises ValueError for what is called .pth and was never written by torch: a web page, a Git LFS pointer."""
+    with path.open("rb") as file:
+        begins = file.read(64)
+    if not begins.startswith((b"PK", b"\x80")) and not (begins.strip(b"\0") and is_tarfile(path)):
+        raise ValueError(
+            f"{path} cannot be read as weights: it begins with {begins[:24]!r}, as no file of PyTorch does. Download "
+            "it again (a web page or a pointer of Git LFS may have come in its place), or call it .safetensors if it "
+            "is one"
+        )
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -180,7 +213,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         held = f"a mapping with {', '.join(map(str, content))}" if _is_mapping(content) else type(content).__name__
-        raise ValueError(
+        raise _NoWeights(
             f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
         )
     return tensors

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from trainkit import __version__
 from trainkit.mistakes import users_mistake
@@ -114,9 +114,8 @@ def _doctor(path: Path, words: list[str]) -> int:
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
-    from trainkit.finding import write_results
+    from trainkit.finding import require_room, write_results
     from trainkit.options import EvaluateOptions, Options
-    from trainkit.recipe import build
 
     function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
 
@@ -125,8 +124,10 @@ def _evaluate(path: Path, words: list[str]) -> int:
 
     seed_host(asked.seed)
     options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers, precise_bn=asked.precise_bn)
-    recipe = build(function, settings)
+    recipe = _built(function, settings, run_folder)
     recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
+    if options.out is not None:
+        require_room(options.out)
     results = evaluate(recipe, weights, options, asked.partial)
     if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
         write_results(options.out, weights, settings, results)
@@ -135,26 +136,24 @@ def _evaluate(path: Path, words: list[str]) -> int:
 
 def _predict(path: Path, words: list[str]) -> int:
     from trainkit.options import PredictOptions
-    from trainkit.recipe import build
 
     options = _with_positional(PredictOptions, "paths")
-    function, settings, asked, weights, _ = _of_checkpoint("predict", path, options, words)
+    function, settings, asked, weights, run = _of_checkpoint("predict", path, options, words)
 
     from trainkit.predict import predict, told
 
-    faults = predict(build(function, settings), weights, asked)
+    faults = predict(_built(function, settings, run), weights, asked)
     return _fail(told(faults, asked.out), code=1) if faults else 0
 
 
 def _export(path: Path, words: list[str]) -> int:
     from trainkit.options import ExportOptions
-    from trainkit.recipe import build
 
-    function, settings, asked, weights, _ = _of_checkpoint("export", path, ExportOptions, words)
+    function, settings, asked, weights, run = _of_checkpoint("export", path, ExportOptions, words)
 
     from trainkit.export import export
 
-    fault = export(build(function, settings), weights, asked)
+    fault = export(_built(function, settings, run), weights, asked)
     return _fail(fault, code=1) if fault else 0
 
 
@@ -183,6 +182,15 @@ def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) ->
         recorded = read_settings(_first_read(options, prog, words).checkpoint)
     settings, asked = _read(function, options, prog, words, recorded)
     return function, settings, asked, *find_weights(asked.checkpoint)
+
+
+def _built(function: Callable, settings: dict[str, Any], run: Path | None) -> Any:
+    """The recipe, of the classes that the weights' run was trained on."""
+    from trainkit.finding import check_same_classes
+    from trainkit.recipe import build
+
+    check_same_classes(run, (recipe := build(function, settings)).task)
+    return recipe
 
 
 def _with_positional(options: type, name: str) -> type:
@@ -249,8 +257,9 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
 
     import tyro
 
-    from trainkit.options import check_names
+    from trainkit.options import check_finite, check_names
     from trainkit.recipe import sample_settings
+    from trainkit.recorded import typed
 
     signature = inspect.signature(function)
     check_names(signature.parameters)
@@ -261,7 +270,7 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
 
     types = inspect.get_annotations(function, eval_str=True)
     parameters = [
-        parameter.replace(default=_typed(defaults[name], types.get(name))) if name in defaults else parameter
+        parameter.replace(default=typed(defaults[name], types.get(name))) if name in defaults else parameter
         for name, parameter in signature.parameters.items()
     ]
     collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)
@@ -276,14 +285,9 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
         "options": Annotated[options, tyro.conf.arg(name="")],
     }
     module = inspect.getdoc(inspect.getmodule(function)) or ""
-    return tyro.cli(command, prog=prog, description=module, args=words)
-
-
-def _typed(value: Any, annotation: Any) -> Any:
-    """A setting as JSON keeps it, turned back into what its annotation says."""
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if isinstance(value, str) and Path in (annotation, *get_args(annotation)) else value
+    found, asked = tyro.cli(command, prog=prog, description=module, args=words)
+    check_finite({**found, **vars(asked)})
+    return found, asked
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:

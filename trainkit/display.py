@@ -140,7 +140,7 @@ class Display:
         )[:CONFUSED]
         if mistaken:
             told = ", ".join(f"{right} for {called} {_shown(part)}" for part, right, called in mistaken)
-            self.note(f"most often mistaken, as a part of its class: {told}; results.json has all counts")
+            self.note(f"most often mistaken, as a part of its class: {told}; results.json, if written, has all counts")
 
     @staticmethod
     def _per_class(values: Mapping[str, Any] | list, limit: int = 20) -> Table:

@@ -19,6 +19,7 @@ from trainkit.data.examine import Examiner
 from trainkit.data.reading import name_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
+from trainkit.finding import require_room
 from trainkit.recipe import Recipe
 
 KINDS = {"unreadable": "cannot be read", "mask_size": "mask of another size", "label": "label outside the classes"}
@@ -34,6 +35,7 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     sizes (width, height); classes of id, name, images and pixels; ignored_pixels; unlabelled (names of images in
     which nothing counts); repeated (names of images that are the same). Images at fault are in no histogram.
     """
+    require_room(out)
     recipe, display = recipe.opened(), Display()
     if len(recipe.train_data) == 0:
         raise ValueError("train_data is empty: it has no images")
@@ -48,7 +50,6 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     if in_both:
         warnings.append(f"{len(in_both)} images are in both train and val: {_some([b for _, b in in_both])}")
     report = {"num_errors": errors, "warnings": warnings, "in_both": in_both, **splits}
-    out.mkdir(parents=True, exist_ok=True)
     (out / "doctor.json").write_text(json.dumps(report, indent=1))
     _show(report, display)
     display.note(f"{errors} errors, {len(warnings)} warnings; all of it in {out / 'doctor.json'}")

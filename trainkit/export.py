@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit import __version__
-from trainkit.checkpoint import reason
+from trainkit.checkpoint import reason, share
 from trainkit.display import Display
 from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
@@ -53,6 +53,14 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     models that cannot be written so.
     """
     display = Display()
+    expected = SUFFIXES[asked.format]
+    if asked.out.suffix in {".pth", ".pt", *SUFFIXES.values()} - {expected}:
+        raise ValueError(
+            f"out is {asked.out}, and format {asked.format}, whose files are called *{expected}: give the one that is "
+            "meant, with --out or --format"
+        )
+    if asked.out.is_dir():
+        raise ValueError(f"out is {asked.out}, which is a folder: name the file to be written, with --out")
     absent = [name for name in PACKAGES if find_spec(name) is None] if asked.format == "onnx" else []
     if absent:
         raise ValueError(f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"')
@@ -167,6 +175,7 @@ def _largest_difference(model: nn.Module, run: Run, images: list[Tensor], free: 
 def _write_safetensors(model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str) -> None:
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.model.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt", KEY: about})
+    share(path)
 
 
 def _load_safetensors(path: Path, model: Logits) -> Run:
@@ -220,6 +229,7 @@ def _example(image: Tensor, free: tuple[str, ...]) -> Tensor:
     return torch.cat([image, image]) if "batch" in free else image
 
 
+SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 FORMATS = {
     "safetensors": (_write_safetensors, _load_safetensors),
     "torch-export": (_write_program, _load_program),

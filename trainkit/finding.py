@@ -1,17 +1,19 @@
 """What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
 
+import os
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import checkpoint_path, digest
+from trainkit.checkpoint import MANIFEST, checkpoint_path, digest, reason
 from trainkit.recorded import plain, read_recorded
 from trainkit.run import Run
 
 
 def run_of(path: Path) -> Path | None:
     """The run folder that `path` is, or lies in as a checkpoint or a file of weights; None where there is none."""
-    folders = path, path.parent, path.parent.parent
+    folders = [path, *path.parents[:3]]  # RUN/checkpoints/step-N/model.safetensors
     return next((folder for folder in folders if (folder / "settings.json").is_file()), None)
 
 
@@ -54,6 +56,11 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
         raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
     run = run_of(path)
     if run != path:
+        if path.is_dir() and not path.name.startswith("step-") and not (path / MANIFEST).is_file():
+            raise FileNotFoundError(
+                f"{path} is neither a run nor a checkpoint: give a run folder, a checkpoint in it "
+                "(checkpoints/step-*), or a weights file"
+            )
         return path, run
     if not Run(run).checkpoints.is_dir() and (run / "model.safetensors").is_file():
         return run / "model.safetensors", run
@@ -63,6 +70,37 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     row = Run(run).last_evaluation()
     best = checkpoint_path(last.parent, row["best_step"]) if row is not None and row["best_step"] else last
     return (best if best.is_dir() else last), run
+
+
+def check_same_classes(run: Path | None, task: Any) -> None:
+    """Raises ValueError where the run was trained on classes of other names, or in another order.
+
+    task: the recipe's, whose classes, and their ids, follow from the data.
+    """
+    classes = getattr(task, "classes", None)
+    trained = read_recorded(run).get("classes") if run is not None else None
+    if isinstance(trained, list) and not isinstance(classes, (int, type(None))) and list(classes) != trained:
+        number, (before, now) = next(
+            (number, pair)
+            for number, pair in enumerate(zip_longest(trained, classes, fillvalue="none"))
+            if pair[0] != pair[1]
+        )
+        raise ValueError(
+            f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
+            f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
+            "Give the data it was trained on, or name its classes as they were"
+        )
+
+
+def require_room(folder: Path) -> None:
+    """Make the folder that results go to, before there are any. Raises ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fault = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"
+    except OSError as error:
+        fault = reason(error)
+    if fault:
+        raise ValueError(f"out is {folder}, which cannot hold results: {fault}; choose another folder with --out")
 
 
 def write_results(folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:

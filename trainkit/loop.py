@@ -218,6 +218,10 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     display = Display(accelerator.is_main_process)
     for line in load_model(recipe.model, checkpoint.load_weights(weights), weights, partial):
         display.note(f"--partial: left out, {line}")
+    if unsound := [name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()]:
+        display.note(
+            f"{len(unsound)} weights hold numbers that are not finite ({unsound[0]}): figures of them say nothing"
+        )
     objective = prepare(accelerator, Objective(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
     if ema is not None:

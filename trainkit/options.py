@@ -1,9 +1,10 @@
 """What one may ask of a run and of an evaluation, beside the recipe's own settings."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainkit.inference import Inference
 
@@ -186,6 +187,14 @@ class PushOptions:
     """of the weights, by the Hub's names, such as apache-2.0; default: the card names none"""
     dataset: str | None = None
     """the data's name on the Hub, for the card; default: the run's --data where that is one"""
+
+
+def check_finite(values: Mapping[str, Any]) -> None:
+    """Raises ValueError that names a setting or option of which a number is infinite or none."""
+    for name, value in values.items():
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{name} is {each}; it must be a finite number")
 
 
 def check_names(settings: Iterable[str]) -> None:

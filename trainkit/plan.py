@@ -54,6 +54,7 @@ class Plan:
             "batch_size": self.recipe.batch_size,
             "drop_last": self.recipe.drop_last,
             "lanes": None if locality is None else locality.lanes,
+            "classes": _names(self.recipe),
             "train_data": getattr(self.recipe.train_data, "fingerprint", None),
             "total_steps": self.total_steps,
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
@@ -61,6 +62,12 @@ class Plan:
             "ema": self.recipe.ema,
             "lrs": [group["lr"] for group in self.recipe.optimizer.param_groups],
         }
+
+
+def _names(recipe: Recipe) -> list[str] | int | None:
+    """The classes by name, in the order of their ids, or how many."""
+    classes = getattr(recipe.task, "classes", None)
+    return classes if classes is None or isinstance(classes, int) else list(classes)
 
 
 def _num_weights(recipe: Recipe) -> int:

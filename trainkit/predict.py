@@ -79,8 +79,13 @@ def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
     own = out.resolve()  # of an earlier call, where it lies in one of the folders
     for path in paths:
         if path.is_dir():
-            inside = {path / name: Path(name) for name in image_files(path)}
-            inside = {file: name for file, name in inside.items() if not file.resolve().is_relative_to(own)}
+            there = {path / name: Path(name) for name in image_files(path)}
+            inside = {file: name for file, name in there.items() if not file.resolve().is_relative_to(own)}
+            if there and not inside:
+                raise ValueError(
+                    f"out is {out}, which holds all images of {path}, and what lies there is taken for "
+                    "predictions: choose another folder with --out"
+                )
             if not inside:
                 raise FileNotFoundError(f"no images in {path}")
         elif path.is_file():

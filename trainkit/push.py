@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from trainkit.card import WEIGHTS, Published, model_card
-from trainkit.checkpoint import digest, step_of
+from trainkit.checkpoint import digest, share, step_of
 from trainkit.display import Display
 from trainkit.finding import find_weights, require_run
 from trainkit.options import PushOptions
@@ -60,31 +60,50 @@ def _list(folder: Path) -> str:
 def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     """Everything that is published of the run in `run`, into `folder`."""
     weights, _ = find_weights(run)
-    recorded = read_recorded(run)
+    recorded, evaluated = read_recorded(run), _evaluated(run)
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(read_weights(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    share(folder / WEIGHTS)
     for name, path in recipes.items():
         shutil.copyfile(path, folder / name)
     if log.is_file():
         shutil.copyfile(log, folder / log.name)
-    published = _published(run, weights, recorded, asked, digest(folder / WEIGHTS))
+    published = _published(run, weights, recorded, evaluated, asked, digest(folder / WEIGHTS))
     for name, content in (("settings.json", published.recorded), ("results.json", published.results)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     model_card(published).save(folder / "README.md")
 
 
-def _published(run: Path, weights: Path, recorded: dict[str, Any], asked: PushOptions, sha256: str) -> Published:
-    """What the card tells. sha256: of the file of weights as it is published."""
+def _evaluated(run: Path) -> dict[str, Any] | None:
+    """results.json, where there is one. Raises ValueError where it is damaged."""
+    file = run / "results.json"
+    try:
+        found = json.loads(file.read_bytes()) if file.is_file() else None
+        fault = None if found is None or "sha256" in found else "it does not say of which weights it is"
+    except (ValueError, TypeError) as error:
+        fault = str(error)
+    if fault:
+        raise ValueError(f"{file} is damaged: {fault}. Remove it, or write it anew with trainkit evaluate")
+    return found
+
+
+def _published(
+    run: Path,
+    weights: Path,
+    recorded: dict[str, Any],
+    evaluated: dict[str, Any] | None,
+    asked: PushOptions,
+    sha256: str,
+) -> Published:
+    """What the card tells. evaluated: results.json. sha256: of the file of weights as it is published."""
     averaged = recorded.get("ema") is not None
     row = Run(run).last_evaluation(step_of(weights)) or {}
     figures = _of_weights({name: value for name, value in row.items() if name not in NO_FIGURES}, averaged)
-    measured, file = {}, run / "results.json"
-    if file.is_file():
-        found = json.loads(file.read_text())
-        if found["sha256"] == digest(weights):  # of these weights, and not of another evaluation's
-            measured = _of_weights(found, averaged)
+    measured = {}
+    if evaluated is not None and evaluated["sha256"] == digest(weights):  # and not of another evaluation's weights
+        measured = _of_weights(evaluated, averaged)
     dataset = asked.dataset or _dataset(recorded)
     command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
     recorded = {**without_places(recorded), "command": command}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 
 def read_recorded(folder: Path) -> dict[str, Any]:
@@ -33,6 +33,13 @@ def read_recorded(folder: Path) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A value as JSON gives it back: paths as strings, tuples as lists."""
     return json.loads(json.dumps(value, default=str))
+
+
+def typed(value: Any, annotation: Any) -> Any:
+    """A setting as JSON keeps it, turned back into what its annotation says."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if isinstance(value, str) and Path in (annotation, *get_args(annotation)) else value
 
 
 def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,13 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
         image = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
         return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
     with Image.open(io.BytesIO(data)) as image:
-        rgb = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        image = ImageOps.exif_transpose(image) if upright else image
+        if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+            grey = torch.from_numpy((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            return grey.expand(3, -1, -1).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        if image.mode in ("I", "F"):
+            raise OSError(f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits")
+        rgb = image.convert("RGB")
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
