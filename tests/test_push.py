@@ -93,6 +93,7 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
     assert {name: each.metric_value for name, each in found.items() if name in expected} == expected
     assert found["top1"].metric_type == "accuracy" and found["top1"].dataset_type == "me/data"
     assert "trainkit evaluate recipe.py --checkpoint model.safetensors --data FOLDER\n" in card.text
+    assert "recipe.py my_photos --checkpoint model.safetensors --data FOLDER --out predictions\n" in card.text
     whose = "the moving average of the weights" if averaged else "the weights"
     assert f"`model.safetensors` holds {whose} after step {row['step']} of {4 * (2 + averaged)}" in card.text
     assert "trainkit mine.py --workers 0 --out mine --data=toys" in card.text.replace("'", "")

@@ -96,7 +96,7 @@ def _text(run: Published) -> str:
             f"hf download {run.name} --local-dir {run.name.split('/')[-1]}",
             f"cd {run.name.split('/')[-1]}",
             f"trainkit evaluate recipe.py --checkpoint {WEIGHTS}{_evaluated_with(run)}",
-            f"trainkit predict recipe.py my_photos --checkpoint {WEIGHTS} --out predictions",
+            f"trainkit predict recipe.py my_photos --checkpoint {WEIGHTS}{_data(run)} --out predictions",
         ),
         "Settings not given are those of the run, from `settings.json` beside the weights. A training takes those of "
         f"the recipe: `trainkit recipe.py --init {WEIGHTS}` fine-tunes, with the settings of the model given again.",
@@ -116,11 +116,17 @@ def _words(run: Published) -> list[str]:
 
 def _evaluated_with(run: Published) -> str:
     """What the command needs to measure as the training did."""
-    settings, options = run.recorded["settings"], run.recorded["options"]
+    options = run.recorded["options"]
     words = f" --precise-bn {options['precise_bn']}" if options.get("precise_bn") else ""
     words += f" --seed {run.recorded['seed']}" if run.recorded["seed"] else ""
+    return words + _data(run)
+
+
+def _data(run: Published) -> str:
+    """The setting that names the images, where nobody else has them under that name: classes are read there too."""
+    settings = run.recorded["settings"]
     is_local = "data" in settings and not settings.get("sample") and settings["data"] != run.dataset
-    return words + (" --data FOLDER" if is_local else "")
+    return " --data FOLDER" if is_local else ""
 
 
 def _machine(run: Published) -> dict[str, Any]:
