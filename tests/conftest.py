@@ -54,6 +54,8 @@ class Script:
     As of subprocess.Popen: pid, returncode, poll, communicate, kill, terminate. own_session: not in this one's group.
     """
 
+    begun: ClassVar[list["Script"]] = []
+
     def __init__(self, *words: object, own_session: bool = False, **env: str):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
         self._reader, writer = FORKS.Pipe(duplex=False)  # not a file, of which a test may limit the size
@@ -66,8 +68,6 @@ class Script:
         self._reading = Thread(target=self._read, daemon=True)
         self._reading.start()
         Script.begun.append(self)
-
-    begun: ClassVar[list["Script"]] = []
 
     def _read(self) -> None:
         with os.fdopen(os.dup(self._reader.fileno())) as stream:

@@ -52,9 +52,9 @@ class Countdown:
         self.before("fsync")
         real_fsync(descriptor)
 
-    def save_file(self, tensors: dict, path: Path) -> None:
+    def save_file(self, tensors: dict, path: Path, metadata: dict | None) -> None:
         self.before(f"save_file {path.name}")
-        real_save_file(tensors, path)
+        real_save_file(tensors, path, metadata)
         if self.left == 0:
             os.truncate(path, path.stat().st_size // 2)
         self.before(f"half of save_file {path.name}")

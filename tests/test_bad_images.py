@@ -200,9 +200,8 @@ class Deadly(Images):
         return super().__getitem__(index)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # torch raises also where a thread starts
+# torch raises anywhere in the main thread, also where another thread is being started, which then has not come to be.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_told(tmp_path):
     """torch notices a death by a signal, which names it, or by itself; both come, as time has it."""
     told = r"process \d+, which read images, died( of SIGKILL)?, most often killed by the system .*--workers"

@@ -54,8 +54,10 @@ def test_columns_stand_below_each_other():
 def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
     confusion = [[int(row == column or column == 0) for column in range(11)] for row in range(11)]
     text = printed({"iou": [0.5] * 11, "confusion": confusion}, width)
-    assert ("percent of a class" in text) == whole and "9 for 0 50.00 %" in text
+    assert ("percent of a class (row)" in text) == whole and "9 for 0 50.00 %" in text
     lines = text.splitlines()
+    in_words = [line for line in lines if line.startswith(("0: ", "10: "))]
+    assert in_words == ([] if whole else ["0: 0 100", "10: 10 50, 0 50"])
     assert not whole or "…" not in text and lines[-2].split() == ["10", "50", "50"] and len(lines[-2]) == width
 
 
@@ -64,7 +66,7 @@ def test_names_that_are_wide_or_of_two_lines():
     confusion = [[1, 1], [0, 2]]
     figures = {"iou": {"空空空空空": 0.5, "two\nlines": 0.5}, "confusion": confusion}
     head = len("0 ") + 2 * 5
-    assert "percent of a class" not in printed(figures, head + 4 * 2 - 1)
+    assert "1 two lines: two lines 100" in printed(figures, head + 4 * 2 - 1).splitlines()
     lines = printed(figures, head + 4 * 2).splitlines()
     assert "0 空空空空空  50  50" in lines and "1 two lines      100" in lines
 

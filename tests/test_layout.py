@@ -39,7 +39,7 @@ def ours(path: Path) -> set[str]:
 ARROWS = {
     "__main__": {"cli"},
     "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "push",
-            "replay", "data.order", "display", "mistakes", "recorded"},
+            "replay", "data.order", "display", "mistakes", "recorded", "results"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "ema", "weights", "objective", "sharding", "evaluation", "data.workers", "signals",
@@ -73,10 +73,11 @@ ARROWS = {
     "objective": {"recipe"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "recorded", "checkpoint"},
+    "results": {"run", "recorded", "checkpoint"},
     "run": {"options", "recorded", "checkpoint"},
     "saving": {"checkpoint"},
     "weights": {"checkpoint", "finding", "sharding"},
-    "doctor": {"recipe", "display", "finding", "data.examine", "data.reading", "data.workers"},
+    "doctor": {"recipe", "display", "results", "data.examine", "data.reading", "data.workers"},
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",

@@ -14,9 +14,10 @@ from PIL import Image
 from trainkit.checkpoint import load_weights
 from trainkit.cli import main
 from trainkit.data.images import read_image
-from trainkit.finding import check_same_classes, find_weights, read_settings, require_room
+from trainkit.finding import check_same_classes, find_weights, read_settings
 from trainkit.options import check_finite
 from trainkit.recognition import Recognition
+from trainkit.results import require_room
 
 RECIPE = str(ROOT / "recipes" / "recog_folder.py")
 

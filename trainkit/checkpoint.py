@@ -93,8 +93,7 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor() as pool:
         described = {}
         for name, tensors in (("model.safetensors", snapshot.model), ("state.safetensors", snapshot.tensors)):
-            save_file(tensors, folder / name)
-            share(folder / name)
+            save_tensors(tensors, folder / name)
             described[name] = pool.submit(_described, folder / name)
         (folder / "state.json").write_text(json.dumps(snapshot.structure))
         described["state.json"] = pool.submit(_described, folder / "state.json")
@@ -103,8 +102,9 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
         return {name: each.result() for name, each in described.items()}
 
 
-def share(file: Path) -> None:
-    """Give a file the rights that any other new one has: safetensors lets its owner alone read it."""
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
+    save_file(tensors, file, metadata)
     file.chmod(0o666 & ~UMASK)
 
 
@@ -169,28 +169,20 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
     _check_beginning(path)
     try:
-        with (
-            safe_globals([Namespace]),
-            catch_warnings(),
-        ):  # Namespace: the options that a script keeps beside its weights
+        with safe_globals([Namespace]), catch_warnings():  # a Namespace: the options a script keeps beside its weights
             simplefilter("ignore")
-            return _state_dict(torch.load(path, map_location="cpu", weights_only=True), path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is not a file of plain tensors: to open it would run code stored in it ({_refused(error)}). Save "
             "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
         ) from error
-    except (FileNotFoundError, _NoWeights):
-        raise
     except Exception as error:  # of a file cut short or damaged torch's reader raises many a kind
         told = str(error).partition("\n")[0] or "it ends too soon"
         raise ValueError(
             f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
         ) from error
-
-
-class _NoWeights(ValueError):
-    """A file that was read, and holds something else."""
+    return _state_dict(content, path)
 
 
 def _check_beginning(path: Path) -> None:
@@ -213,7 +205,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         held = f"a mapping with {', '.join(map(str, content))}" if _is_mapping(content) else type(content).__name__
-        raise _NoWeights(
+        raise ValueError(
             f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
         )
     return tensors

@@ -114,8 +114,8 @@ def _doctor(path: Path, words: list[str]) -> int:
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
-    from trainkit.finding import require_room, write_results
     from trainkit.options import EvaluateOptions, Options
+    from trainkit.results import require_room, write_results
 
     function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
 

@@ -73,8 +73,8 @@ class Display:
     def results(self, title: str, results: Mapping[str, Any], best: bool) -> None:
         """A table of an evaluation's figures: fractions as percent, per-class ones below their mean.
 
-        With a confusion matrix among them a row for each class follows, the matrix where the screen is wide enough for
-        its classes, and what is most often mistaken.
+        With a confusion matrix among them a row for each class follows, the matrix, as a table where the screen is wide
+        enough and else row by row, and what is most often mistaken.
         """
         if not self.active:
             return
@@ -114,10 +114,10 @@ class Display:
         ]
         self.grid(f"{len(rows)} of {len(names)} classes, lowest first" if len(rows) < len(names) else "classes",
                   ["class", *found], rows)  # fmt: skip
-        self._confusion(names, confusion)
+        self._confusion(names, confusion, order)
 
-    def _confusion(self, names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
-        """The matrix, in percent of each row, where the screen is wide enough; and the most frequent mistakes."""
+    def _confusion(self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]) -> None:
+        """The matrix, in percent of a row: a table where the screen is wide enough, else rows in `order` in words."""
         parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
         heads = [f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)]
         if max(map(cell_len, ["class", *heads])) + MATRIX_CELL * len(names) <= self.console.width:
@@ -129,6 +129,11 @@ class Display:
             for head, row in zip(heads, parts):
                 table.add_row(escape(head), *(f"{100 * part:.0f}" if part else "" for part in row))
             self.console.print(table)
+        else:
+            self.note("confusion, percent of a class taken for which, from 1 % on")
+            for right in order:
+                called = sorted(((part, name) for part, name in zip(parts[right], names) if part >= 0.01), reverse=True)
+                self.note(f"{heads[right]}: " + ", ".join(f"{name} {100 * part:.0f}" for part, name in called))
         mistaken = sorted(
             (
                 (part, names[right], names[called])

@@ -19,8 +19,8 @@ from trainkit.data.examine import Examiner
 from trainkit.data.reading import name_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
-from trainkit.finding import require_room
 from trainkit.recipe import Recipe
+from trainkit.results import require_room
 
 KINDS = {"unreadable": "cannot be read", "mask_size": "mask of another size", "label": "label outside the classes"}
 READ_AT_ONCE = 16  # images between two messages of a worker

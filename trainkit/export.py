@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit import __version__
-from trainkit.checkpoint import reason, share
+from trainkit.checkpoint import reason, save_tensors
 from trainkit.display import Display
 from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
@@ -174,8 +174,7 @@ def _largest_difference(model: nn.Module, run: Run, images: list[Tensor], free: 
 
 def _write_safetensors(model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str) -> None:
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", KEY: about})
-    share(path)
+    save_tensors(tensors, path, {"format": "pt", KEY: about})
 
 
 def _load_safetensors(path: Path, model: Logits) -> Run:

@@ -1,13 +1,11 @@
 """What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
 
-import os
-from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import MANIFEST, checkpoint_path, digest, reason
-from trainkit.recorded import plain, read_recorded
+from trainkit.checkpoint import MANIFEST, checkpoint_path
+from trainkit.recorded import read_recorded
 from trainkit.run import Run
 
 
@@ -90,21 +88,3 @@ def check_same_classes(run: Path | None, task: Any) -> None:
             f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
             "Give the data it was trained on, or name its classes as they were"
         )
-
-
-def require_room(folder: Path) -> None:
-    """Make the folder that results go to, before there are any. Raises ValueError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fault = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"
-    except OSError as error:
-        fault = reason(error)
-    if fault:
-        raise ValueError(f"out is {folder}, which cannot hold results: {fault}; choose another folder with --out")
-
-
-def write_results(folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Write `results.json`: the figures of an evaluation, and of what."""
-    folder.mkdir(parents=True, exist_ok=True)
-    of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
-    Run(folder).write("results.json", {**of, **results})

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from trainkit.checkpoint import reason
+from trainkit.checkpoint import reason, save_tensors
 from trainkit.data.loader import collate
 from trainkit.data.reading import UNUSABLE, Reader, name_of
 from trainkit.training import Training
@@ -97,7 +96,7 @@ def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
     reader = Reader(t.recipe.train_data, t.options.seed, neighbour=neighbour)
     try:
         images, targets, _ = collate([reader[key] for key in keys])
-        save_file({"images": images.contiguous(), "targets": targets.contiguous()}, folder / "batch.safetensors")
+        save_tensors({"images": images.contiguous(), "targets": targets.contiguous()}, folder / "batch.safetensors")
     except UNUSABLE as error:
         report["batch"] = f"could not be read again: {error}"
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -9,10 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import save_file
-
 from trainkit.card import WEIGHTS, Published, model_card
-from trainkit.checkpoint import digest, share, step_of
+from trainkit.checkpoint import digest, save_tensors, step_of
 from trainkit.display import Display
 from trainkit.finding import find_weights, require_run
 from trainkit.options import PushOptions
@@ -64,8 +62,7 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(read_weights(weights), folder / WEIGHTS, metadata={"format": "pt"})
-    share(folder / WEIGHTS)
+    save_tensors(read_weights(weights), folder / WEIGHTS, {"format": "pt"})
     for name, path in recipes.items():
         shutil.copyfile(path, folder / name)
     if log.is_file():

@@ -235,7 +235,8 @@ def _short(value: Any) -> str:
     """A value as a person reads it: three digits of each number in a list."""
     if isinstance(value, list) and all(isinstance(item, float) for item in value):
         return f"[{', '.join(f'{item:.3g}' for item in value)}]"
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."  # the names of a thousand classes
 
 
 def _move_aside(folder: Path) -> Path:

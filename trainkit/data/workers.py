@@ -59,9 +59,8 @@ class _SureFork(ForkProcess):
     """A forked process that says when it begins; another takes the place of one that never does.
 
     A fork copies one thread, and the locks of all. Up to CPython 3.11.9 a child waits for ever for the interpreter's
-    list of threads where another thread was entering it at that moment (CPython issue 112275), as a gloo or NCCL
-    thread does when it frees the tensors of a collective: then the training waits too, about once in a hundred starts
-    on a busy machine.
+    list of threads where another thread was entering it at that moment (CPython issue 112275), as threads of gloo or
+    NCCL may; then the training waits too (docs/architecture.md says what was seen of it).
     """
 
     begun: Connection
@@ -85,8 +84,8 @@ class _SureFork(ForkProcess):
             if begun:
                 return started
             warnings.warn(
-                f"process {started.pid}, which was to read images, did not begin within {seconds:g} s (a lock held "
-                "when it was forked, CPython issue 112275); another takes its place",
+                f"process {started.pid}, which was to read images, did not begin within {seconds:g} s (most likely a "
+                "lock held when it was forked, CPython issue 112275); another takes its place",
                 RuntimeWarning,
                 stacklevel=4,
             )
