@@ -90,7 +90,7 @@ class RegionPairs(MaskFolder):
 
     def __init__(self, root: Path, transform: Callable):
         super().__init__(root / "images", root / "masks", 254)
-        self.regions, (self.crop, self.flip) = Regions(), transform.transforms
+        self.regions, (self.crop,) = Regions(), transform.transforms
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         stream, shape = self.regions.open(self.images[index])
@@ -98,8 +98,8 @@ class RegionPairs(MaskFolder):
         params = self.crop.make_params([shape, mask])
         (top, height, *down), (left, width, *across) = params["rows"], params["columns"]
         region = self.regions.read(stream, top, left, height, width)
-        moved = {"rows": (0, height, *down), "columns": (0, width, *across)}
-        pair = self.flip(self.crop.transform(region, moved), self.crop.transform(mask, params))
+        moved = {**params, "rows": (0, height, *down), "columns": (0, width, *across)}
+        pair = self.crop.transform(region, moved), self.crop.transform(mask, params)
         return tuple(each.as_subclass(torch.Tensor) for each in pair)
 
 

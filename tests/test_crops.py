@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms, tv_tensors
 from torchvision.transforms import InterpolationMode
@@ -65,14 +65,15 @@ def untied(stored: int, shown: int) -> list[int]:
     return [place for place in range(shown) if (2 * place + 1) * stored % (2 * shown)]
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("base, crop", [(640, 150), (200, 150), (320, 150), (100, 150), (190, 150)])
-def test_scaled_crops_are_pillows(tmp_path, base, crop):
+def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
     """Larger, smaller, as it is; smaller than the crop on both sides, and on one."""
     file = write_photo(tmp_path / "a.jpg")
     image, stored = read_image(file), Image.open(file).convert("RGB")
     labels = np.random.default_rng(0).choice(np.array([3, 7, 200], dtype=np.uint8), (240, 320))
     mask = tv_tensors.Mask(torch.from_numpy(labels))
-    transform = RandomScaleCrop(base, crop, (1.0, 1.0), 255)
+    transform = RandomScaleCrop(base, crop, (1.0, 1.0), 255, hflip_prob=float(mirrored))
     for seed in range(6):
         torch.manual_seed(seed)
         params = transform.make_params([image, mask])
@@ -84,9 +85,11 @@ def test_scaled_crops_are_pillows(tmp_path, base, crop):
         shown, ids = transform(image, mask)
         assert shown.shape == (3, crop, crop) and ids.shape == (crop, crop) and ids.dtype == torch.uint8
         inside = np.s_[..., above : above + rows, before : before + columns]
-        region = stored.crop(box).resize(size, Image.Resampling.BILINEAR)
-        assert mean_difference(shown[inside], region) <= MOST
-        nearest = Image.fromarray(labels).crop(box).resize(size, Image.Resampling.NEAREST)
+        region, nearest = stored.crop(box), Image.fromarray(labels).crop(box)
+        if mirrored:
+            region, nearest = ImageOps.mirror(region), ImageOps.mirror(nearest)
+        assert mean_difference(shown[inside], region.resize(size, Image.Resampling.BILINEAR)) <= MOST
+        nearest = nearest.resize(size, Image.Resampling.NEAREST)
         told = np.ix_(untied(height, rows), untied(width, columns))
         assert np.array_equal(ids[inside].numpy()[told], np.asarray(nearest)[told]), "Pillow's labels"
         assert set(ids.unique().tolist()) <= {3, 7, 200, 255}
@@ -108,6 +111,22 @@ def test_places_and_sizes_are_spread_evenly():
     sides = 40 * 600 / np.array(lengths)  # of the long side
     assert sides.min() < 52 and sides.max() > 197 and sides.mean() == pytest.approx(125, abs=4)
     assert np.mean(starts) == pytest.approx(0.5, abs=0.03) and np.std(starts) == pytest.approx(12**-0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("probability, least, most", [(0.0, 0, 0), (0.25, 70, 130), (1.0, 400, 400)])
+def test_crops_are_mirrored_as_often_as_asked(probability, least, most):
+    """Image and mask together."""
+    labels = torch.arange(8, dtype=torch.uint8).expand(8, 8)
+    image, mask = tv_tensors.Image(labels.expand(3, -1, -1) * 20), tv_tensors.Mask(labels)
+    transform, mirrored = RandomScaleCrop(8, 8, (1.0, 1.0), 255, hflip_prob=probability), 0
+    for seed in range(400):
+        torch.manual_seed(seed)
+        shown, ids = transform(image, mask)
+        assert torch.equal(shown[1], ids * 20) and torch.equal(ids.sort().values, labels)
+        mirrored += int(ids[0, 0] == 7)
+    assert least <= mirrored <= most
+    with pytest.raises(ValueError, match="hflip_prob is 1.5; it must be from 0 to 1"):
+        RandomScaleCrop(8, 8, (1.0, 1.0), 255, hflip_prob=1.5)
 
 
 def test_a_crop_does_not_depend_on_the_layout():
@@ -149,6 +168,7 @@ def test_pixels_of_files_do_not_depend_on_workers(tmp_path):
 @pytest.mark.parametrize("num_classes, settings", [
     (5, {}), (4, {"label_shift": -1}), (5, {"ignore": (9, 255)}), (255, {}), (6, {"to_train_ids": lambda x: x // 2}),
     (5, {"ignore": (0,)}), (5, {"ignore": ()}), (4, {"label_shift": -1, "ignore": (2,)}),
+    (4, {"label_shift": -1, "ignore": ()}), (3, {"label_shift": -2, "ignore": ()}), (254, {}), (1, {}),
 ])  # fmt: skip
 def test_labels_by_table_are_those_by_arithmetic(tmp_path, num_classes, settings):
     """Label by label: its train id, or an error that names it."""

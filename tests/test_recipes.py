@@ -150,8 +150,8 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     assert recipe.protocol == f"long side {sample_settings(function)['base']}, windows of 48 every 32, scale 1"
     steps = recipe.opened().train_data.transform.transforms
     names = [type(step).__name__ for step in steps]
-    assert names == ["RandomScaleCrop", "RandomHorizontalFlip", "RandomPhotometricDistort"]
-    assert steps[0].max_share == 0.5
+    assert names == ["RandomScaleCrop", "RandomPhotometricDistort"]
+    assert steps[0].max_share == 0.5 and steps[0].hflip_prob == 0.5
 
 
 def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatch):

@@ -180,7 +180,7 @@ def train_transform(
     torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
     """
     _check_sides(base=base, crop=crop)
-    steps = [RandomScaleCrop(base, crop, scale, ignore, max_share), v2.RandomHorizontalFlip()]
+    steps = [RandomScaleCrop(base, crop, scale, ignore, max_share, hflip_prob=0.5)]
     return v2.Compose([*steps, v2.RandomPhotometricDistort()] if photometric else steps)
 
 

@@ -80,10 +80,15 @@ class MaskDataset(Dataset):
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
     def _train_ids(self, labels: Tensor, index: int) -> Tensor:
-        if labels.dtype == torch.uint8:  # a table costs a tenth of the arithmetic
-            ids = _translated(labels, self._table)
-            if not (ids.numpy() == UNKNOWN).any():
-                return ids
+        if labels.dtype == torch.uint8:
+            if self._shift is not None:
+                ids = labels + self._shift if self._shift else labels
+                if (ids.numpy() + np.uint8(1)).max(initial=0) <= self.num_classes:  # 255 + 1 is 0
+                    return ids
+            else:
+                ids = _translated(labels, self._table)
+                if not (ids.numpy() == UNKNOWN).any():
+                    return ids
         ids, stray = self._by_arithmetic(labels)
         if stray.any():
             label = int(labels[stray][0])
@@ -101,6 +106,14 @@ class MaskDataset(Dataset):
         """Train ids of the labels 0 to 255; UNKNOWN for those that are none of the classes."""
         ids, stray = self._by_arithmetic(torch.arange(256, dtype=torch.uint8))
         return ids.masked_fill(stray, UNKNOWN).numpy().tobytes()
+
+    @cached_property
+    def _shift(self) -> int | None:
+        """What makes train ids of labels when it is added to them as bytes, in a third of the table's time; or None."""
+        shift = -self._table.find(0) % 256
+        ids = (np.arange(256) + shift) % 256
+        ids[(ids >= self.num_classes) & (ids < IGNORED)] = UNKNOWN
+        return shift if ids.astype(np.uint8).tobytes() == self._table else None
 
     def _by_arithmetic(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Train ids, uint8, and where a label is none of the classes."""

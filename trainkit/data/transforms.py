@@ -7,6 +7,7 @@ so that no new one ever appears.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -22,14 +23,15 @@ def resized_region(
     width: int,
     size: Sequence[int],
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    mirrored: bool = False,
 ) -> tv_tensors.Image:
-    """A region of an image (C, H, W), resized with antialiasing: (C, *size).
+    """A region of an image (C, H, W), resized with antialiasing: (C, *size). mirrored: left and right change sides.
 
     The region is cut out first, so that nothing else is resized, and laid out anew with a pixel's channels side by
     side, where torch resizes bytes several at a time (of a view it would resize one channel after the other).
     """
-    region = image.as_subclass(Tensor)[:, top : top + height, left : left + width]
-    region = region.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    region = image.as_subclass(Tensor)[:, top : top + height, left : left + width].permute(1, 2, 0)
+    region = (region.flip(1) if mirrored else region).contiguous().permute(2, 0, 1)
     return tv_tensors.Image(functional.resize(region, list(size), interpolation, antialias=True))
 
 
@@ -46,6 +48,21 @@ def _size_of_long_side(height: int, width: int, long_side: int) -> list[int]:
     return [max(1, round(height * factor)), max(1, round(width * factor))]
 
 
+def nearest_region(
+    mask: Tensor, top: int, left: int, height: int, width: int, size: Sequence[int], mirrored: bool = False
+) -> Tensor:
+    """A region of a label map (H, W), resized to `size`: each label is the stored one under its middle, as Pillow's.
+
+    Labels are picked by NumPy, in half of torch's time, and along the side first that leaves fewer for the other.
+    """
+    rows, columns = ((2 * np.arange(to) + 1) * stored // (2 * to) for to, stored in zip(size, (height, width)))
+    labels = mask.as_subclass(Tensor)[top : top + height, left : left + width].numpy()
+    columns = columns[::-1] if mirrored else columns
+    if len(rows) < height:
+        return torch.from_numpy(labels[rows].take(columns, 1))
+    return torch.from_numpy(labels.take(columns, 1)[rows])
+
+
 class RandomScaleCrop(v2.Transform):
     """A random crop of image and mask, whose long side is `base` times a factor drawn evenly from `scale`.
 
@@ -55,7 +72,7 @@ class RandomScaleCrop(v2.Transform):
 
     max_share: draw the place again, up to `tries` times, while one class has more than this share of the crop's valid
     pixels, as MMSegmentation's cat_max_ratio, where 0.75 is usual. A crop without valid pixels is drawn again too; the
-    last one is kept whatever it shows.
+    last one is kept whatever it shows. hflip_prob: how often left and right change sides, which costs nothing here.
     """
 
     def __init__(
@@ -66,22 +83,27 @@ class RandomScaleCrop(v2.Transform):
         ignore: int,
         max_share: float | None = None,
         tries: int = 10,
+        hflip_prob: float = 0.0,
     ):
         super().__init__()
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale is {scale}; give two factors above 0, the smaller one first")
         if max_share is not None and not 0 < max_share < 1:
             raise ValueError(f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come")
+        if not 0 <= hflip_prob <= 1:
+            raise ValueError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
         self.base, self.crop, self.scale, self.ignore = base, crop, scale, ignore
-        self.max_share, self.tries = max_share, tries
+        self.max_share, self.tries, self.hflip_prob = max_share, tries, hflip_prob
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the size and the place."""
+        """Draw the side that faces left, the size and the place."""
+        mirrored = bool(torch.rand(()) < self.hflip_prob)
         low, high = (int(self.base * factor) for factor in self.scale)
         height, width = v2.query_size(flat_inputs)
         scaled = _size_of_long_side(height, width, int(torch.randint(low, high + 1, ())))
         for _ in range(1 if self.max_share is None else self.tries + 1):
             params = {"rows": self._shown(height, scaled[0]), "columns": self._shown(width, scaled[1])}
+            params["mirrored"] = mirrored
             if self.max_share is None or self._is_balanced(flat_inputs, params):
                 break
         return params
@@ -103,15 +125,16 @@ class RandomScaleCrop(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut out, resize, and lay on a black or ignored ground where that is smaller than the crop."""
         (top, height, above, rows), (left, width, before, columns) = params["rows"], params["columns"]
+        region = {"top": top, "left": left, "height": height, "width": width, "mirrored": params["mirrored"]}
         if isinstance(inpt, tv_tensors.Mask):
-            region = inpt.as_subclass(Tensor)[None, top : top + height, left : left + width]
-            # the label in the middle, as Pillow takes it; NEAREST takes the one half a stored pixel before
-            shown = functional.resize(region, [rows, columns], InterpolationMode.NEAREST_EXACT)[0]
-            whole = shown.new_full((self.crop, self.crop), self.ignore)
+            shown = nearest_region(inpt, **region, size=(rows, columns))
         else:
-            shown = resized_region(inpt, top, left, height, width, (rows, columns)).as_subclass(Tensor)
-            whole = shown.new_zeros((self.crop, self.crop, len(shown))).permute(2, 0, 1)
+            shown = resized_region(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
         if (rows, columns) != (self.crop, self.crop):
+            if isinstance(inpt, tv_tensors.Mask):
+                whole = shown.new_full((self.crop, self.crop), self.ignore)
+            else:
+                whole = shown.new_zeros((self.crop, self.crop, len(shown))).permute(2, 0, 1)
             whole[..., above : above + rows, before : before + columns] = shown
             shown = whole
         return tv_tensors.wrap(shown, like=inpt)
