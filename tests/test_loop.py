@@ -1,7 +1,10 @@
 """Whole trainings in one process: what they compute, what they leave in the folder, how they go on."""
 
 import json
+import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -10,6 +13,7 @@ from toys import Images, Net, recognition, run, segmentation
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.checkpoint import list_checkpoints, load
 from trainkit.data.order import TrainOrder, seed_host
+from trainkit.inference import Inference
 from trainkit.losses import cross_entropy_sum
 from trainkit.metrics import Counting
 from trainkit.schedules import constant, cos
@@ -133,6 +137,68 @@ def test_workers_do_not_change_the_pixels(tmp_path, name):
     for workers in (1, 3):
         for key, value in weights(tmp_path / "0").items():
             assert torch.equal(value, weights(tmp_path / str(workers))[key])
+
+
+class Drawing(Net):
+    """Draws in evaluations too."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs + torch.rand_like(outputs) + random.random() * np.random.rand()
+
+
+def draw_beside_the_seed(images, targets, seed):
+    return images + torch.rand_like(images), targets.roll(random.randrange(2))
+
+
+class Ending(Dataset):
+    """Images that end a training after step 5."""
+
+    def __init__(self, data, net):
+        self.data, self.net = data, net
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if len(self.net.seen) >= 27 + 8:
+            raise InterruptedError("stopped")
+        return self.data[index]
+
+
+@pytest.mark.parametrize("inference", [None, Inference(window=10, stride=6)])
+def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
+    """By a model that draws in evaluations too, and a mix that does not keep to its seed.
+
+    Read by this process and by two others; and gone on from a checkpoint.
+    """
+
+    def built():
+        seed_host(5)
+        net, build = Drawing(dense=inference is not None), recognition if inference is None else segmentation
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        return build(model=net, optimizer=optimizer, mix=draw_beside_the_seed, inference=inference)
+
+    ended = built()
+    with pytest.raises(InterruptedError):
+        train(
+            replace(ended, train_data=Ending(ended.train_data, ended.model)),
+            Options(out=tmp_path / "parts", workers=0, log_every=1),
+        )
+    for folder, workers in (("parts", 0), ("none", 0), ("two", 2)):
+        train(built(), Options(out=tmp_path / folder, workers=workers, log_every=1))
+    found = {}
+    for folder in ("parts", "none", "two"):
+        log = [*rows(tmp_path / folder), *rows(tmp_path / folder, "evaluate")]
+        figures = [{name: row[name] for name in row if not name.endswith("_s")} for row in log]
+        found[folder] = figures, weights(tmp_path / folder)
+    assert len(found["none"][0]) == 13
+    for folder in ("parts", "two"):
+        assert found[folder][0] == found["none"][0], folder
+        assert all(torch.equal(value, found["none"][1][name]) for name, value in found[folder][1].items()), folder
+    last = list_checkpoints(tmp_path / "none" / "checkpoints")[-1]
+    again = [evaluate(built(), last, Options(workers=workers)) for workers in (0, 2)]
+    assert again[0] == again[1]
 
 
 def test_a_seed_decides_everything(tmp_path):

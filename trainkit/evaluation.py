@@ -1,7 +1,7 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.data.loader import make_loader
-from trainkit.data.order import evaluation_batches
+from trainkit.data.order import EVALUATION, evaluation_batches, seed_step
 from trainkit.ema import EMA
 from trainkit.intervals import interval
 from trainkit.metrics import each_metric
@@ -107,7 +107,7 @@ class Evaluation:
         place = accelerator.process_index, accelerator.num_processes
         batches, valid = evaluation_batches(len(recipe.val_data), together, *place)
         check = getattr(recipe.task, "check", None)
-        loader = make_loader(recipe.val_data, self.seed, batches, self.workers, accelerator.device, check)
+        loader = self._seeded(make_loader(recipe.val_data, self.seed, batches, self.workers, accelerator.device, check))
         if recipe.inference is not None:
             read = (self.to_device(images, targets) for (images, targets, _), count in zip(loader, valid) if count)
             for done in Looker(recipe.inference, self.objective, accelerator, self.to_device.black).look(read):
@@ -117,6 +117,12 @@ class Evaluation:
             images, targets = self.to_device(images, targets)
             predictions = self.objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
             yield [(predictions, targets[:count])] if count else []
+
+    def _seeded(self, loader: Iterable) -> Iterator:
+        """Its batches; what a model draws after each, as some do in evaluations too, depends on no reading process."""
+        for number, batch in enumerate(loader):
+            seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
+            yield batch
 
 
 def _plain(value: Any) -> Any:

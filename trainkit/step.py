@@ -65,9 +65,11 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 
     images, targets = t.to_device(images, targets)
     if recipe.mix is not None:
+        seed_step(t.options.seed, step, accelerator.process_index)  # for one that does not draw by its seed alone
         images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
-    has_images = bool(sum(t.plan.order.passes(step, accelerator.process_index)))  # else a filler, counted nowhere
-    counts = recipe.task.counts(targets) * has_images
+    counts = recipe.task.counts(targets)
+    if not sum(t.plan.order.passes(step, accelerator.process_index)):  # a filler, counted nowhere
+        counts = counts * 0
     if accelerator.num_processes > 1:
         counts = accelerator.reduce(counts, "sum")  # (K,), of the batch
     counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
@@ -139,14 +141,15 @@ def _passes(
     sizes = t.plan.order.passes(step, accelerator.process_index)  # 0: a filler that counts nowhere
     seed_step(t.options.seed, step, accelerator.process_index)
     losses = torch.zeros_like(counts, dtype=torch.float32)
-    first = 0
+    processes, first = accelerator.num_processes, 0
     try:
         for number, size in enumerate(sizes, 1):
             part = slice(first, first + size) if size else slice(0, 1)
             first += size
             with nullcontext() if number == len(sizes) or t.options.static_graph else no_sync(accelerator, t.objective):
-                terms = objective(images[part], targets[part]) / counts * bool(size)  # (K,)
-                loss = terms.sum() * accelerator.num_processes  # the wrapper averages over processes
+                terms = objective(images[part], targets[part]) / counts  # (K,)
+                terms = terms if size else terms * 0
+                loss = terms.sum() * processes if processes > 1 else terms.sum()  # the wrapper averages over them
                 (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
             losses += terms.detach()
     except RuntimeError as error:

@@ -11,9 +11,9 @@ step s is a seek, and the number of workers or processes cannot change what an i
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 import torch
@@ -25,14 +25,21 @@ EVALUATION = -1  # the "epoch" of an evaluation
 
 def fold(*numbers: int) -> int:
     """One 64-bit seed from several integers (splitmix64, Steele et al., 2014, once per integer)."""
+    return _folded(_before(numbers[:-1]), numbers[-1])
+
+
+@lru_cache(maxsize=1024)
+def _before(numbers: tuple[int, ...]) -> int:
+    """What the last number is folded into: the same for all images of an epoch."""
+    return reduce(_folded, numbers, 0)
+
+
+def _folded(state: int, number: int) -> int:
     mask = 0xFFFFFFFFFFFFFFFF
-    state = 0
-    for number in numbers:
-        state = (state ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
-        state ^= state >> 31
-    return state
+    state = (state ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
+    state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
+    return state ^ state >> 31
 
 
 def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.ndarray:
@@ -64,33 +71,23 @@ def seed_step(seed: int, step: int, process: int) -> None:
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(fold(seed, STEP, step, process))
 
 
-@contextmanager
-def host_state_kept() -> Iterator[None]:
-    """Put the host's generators back as they were."""
-    kept = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.default_generator.set_state(kept[2])
+def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
+    """What reads item `index` in an epoch: a dataset's method `in_epoch` where it changes with the epoch."""
+    return getattr(data, "in_epoch", None) or partial(_in_any_epoch, data)
 
 
-def read_in_epoch(data: Dataset, epoch: int, index: int) -> object:
-    """Item `index` of a dataset; of one that changes with the epoch, by a method `in_epoch`, as it is in that one."""
-    in_epoch = getattr(data, "in_epoch", None)
-    return data[index] if in_epoch is None else in_epoch(epoch, index)
+def _in_any_epoch(data: Dataset, epoch: int, index: int) -> object:
+    return data[index]
 
 
 class Seeded(Dataset):
     """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read.
 
-    Without workers the model in this process draws from the same generators: read under `host_state_kept`.
+    Without workers the model in this process draws from the same generators: seed them before it does (`seed_step`).
     """
 
     def __init__(self, data: Dataset, seed: int):
-        self.data = data
-        self.seed = seed
+        self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -98,7 +95,7 @@ class Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
         seed_host(self.seed, IMAGE, epoch, index)
-        return read_in_epoch(self.data, epoch, index)
+        return self.read(epoch, index)
 
 
 def split(num_images: int, parts: int, unit: int = 1) -> list[int]:

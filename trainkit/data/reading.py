@@ -1,14 +1,13 @@
 """One example as it is read: named, checked, and replaced by its neighbour where that was asked for."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, get_worker_info
+from torch.utils.data import Dataset, Subset
 
 from trainkit.data.on_device import OnDevice
-from trainkit.data.order import Seeded, host_state_kept
+from trainkit.data.order import Seeded
 from trainkit.memory import is_out_of_memory
 
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
@@ -52,8 +51,7 @@ class Reader(Dataset):
         if self.held is not None:
             (epoch, *_), indices = zip(*keys)
             return *self.held.read(self.seeded.seed, epoch, indices), []
-        with host_state_kept() if get_worker_info() is None else nullcontext():  # once: it takes as long as an image
-            return [self._read(*key) for key in keys]
+        return [self._read(*key) for key in keys]
 
     def _read(self, epoch: int, index: int) -> tuple[Any, Any, list[str]]:
         faults: list[str] = []

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.order import read_in_epoch
+from trainkit.data.order import reads_in_epoch
 from trainkit.data.wrapper import Wrapper
 
 
@@ -38,7 +38,7 @@ class Repeated(Wrapper):
 
     def in_epoch(self, epoch: int, index: int) -> Any:
         """The same of a dataset that changes with the epoch."""
-        return read_in_epoch(self.data, epoch, index % len(self.data))
+        return reads_in_epoch(self.data)(epoch, index % len(self.data))
 
     def name_of(self, index: int) -> str:
         """The image's name, the same for all its copies."""
