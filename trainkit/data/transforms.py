@@ -59,8 +59,8 @@ def nearest_region(
     labels = mask.as_subclass(Tensor)[top : top + height, left : left + width].numpy()
     columns = columns[::-1] if mirrored else columns
     if len(rows) < height:
-        return torch.from_numpy(labels[rows].take(columns, 1))
-    return torch.from_numpy(labels.take(columns, 1)[rows])
+        return torch.from_numpy(labels.take(rows, 0).take(columns, 1))
+    return torch.from_numpy(labels.take(columns, 1).take(rows, 0))
 
 
 class RandomScaleCrop(v2.Transform):
