@@ -60,8 +60,8 @@ ARROWS = {
         "objective", "sharding", "activations", "batch_norm", "evaluation", "data.workers",
     },
     "evaluation": {
-        "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "data.order",
-        "data.loader",
+        "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "memory",
+        "data.order", "data.loader",
     },
     "windows": {"inference", "sharding"},
     "recipe": {"inference", "mistakes", "data.on_device"},

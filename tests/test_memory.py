@@ -9,6 +9,11 @@ import pytest
 import torch
 from conftest import run, torchrun
 from test_loop import rows, weights
+from toys import segmentation
+
+from trainkit import Options, evaluate, train
+from trainkit.checkpoint import list_checkpoints, step_of
+from trainkit.inference import Inference
 
 TOYS = Path(__file__).parent / "toys.py"
 ALONE = (sys.executable, str(TOYS))
@@ -52,3 +57,16 @@ def test_processes_agree_on_the_passes(tmp_path):
     assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {"micro_batch": 2, "asked": None}
     torchrun(2, TOYS, tmp_path / "free", "hungry-2")
     assert_equal(tmp_path / "hungry", tmp_path / "free" / "hungry-2")
+
+
+def test_evaluations_and_predictions_say_what_to_do(tmp_path, monkeypatch):
+    """Windows of more than a process can address; the training before is saved."""
+    huge = Inference(window=10_000_000)
+    told = r"out of memory in the evaluation: .*can't allocate memory.*Set a smaller eval_batch_size in the recipe, or"
+    with pytest.raises(MemoryError, match=told):
+        train(segmentation(inference=huge, epochs=2), Options(out=tmp_path / "run", workers=0, evaluate_every=2))
+    last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert step_of(last) == 8
+    with pytest.raises(MemoryError, match=told):
+        evaluate(segmentation(inference=huge), last, Options(workers=0))
+    assert train(segmentation(epochs=2), Options(out=tmp_path / "run", workers=0))["final"]["num_images"] == 13

@@ -259,6 +259,13 @@ def test_a_large_folder_is_not_held_in_memory(tmp_path):
     assert watched.given == 1001 and watched.most <= 17
 
 
+def test_memory_that_runs_out_in_a_prediction_is_told(tmp_path):
+    """A window of more than a process can address."""
+    recipe = with_masks(tmp_path, inference=Inference(window=10_000_000))
+    with pytest.raises(MemoryError, match="out of memory in the prediction: .*smaller scales, a smaller window"):
+        predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out"))
+
+
 RECIPE = """
 from pathlib import Path
 from test_predict import with_classes

@@ -15,6 +15,7 @@ from trainkit.data.loader import make_loader
 from trainkit.data.order import EVALUATION, evaluation_batches, seed_step
 from trainkit.ema import EMA
 from trainkit.intervals import interval
+from trainkit.memory import shortage_told
 from trainkit.metrics import each_metric
 from trainkit.objective import ToDevice
 from trainkit.recipe import Recipe
@@ -45,8 +46,12 @@ class Evaluation:
 
         None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
-        RuntimeError where not every image was seen once.
+        RuntimeError where not every image was seen once, and MemoryError where memory runs out.
         """
+        with shortage_told("the evaluation"):
+            return self._of_all_weights(stop)
+
+    def _of_all_weights(self, stop: Callable[[], int]) -> dict[str, Any] | None:
         common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
         batch_norm = PreciseBatchNorm(*common, self.precise_bn, self.on_bad_image)
         with batch_norm.estimated():

@@ -96,7 +96,7 @@ def _kept_on_error(t: Training) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, RuntimeError):
+    except (ValueError, OSError, RuntimeError, MemoryError):
         if t.whole and t.accelerator.num_processes == 1 and t.saved != t.progress.step and t.trouble is None:
             save(t, t.progress.step)
             t.saver.wait()

@@ -20,7 +20,7 @@ from trainkit.data.reading import UNUSABLE
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
-from trainkit.memory import is_out_of_memory
+from trainkit.memory import is_out_of_memory, shortage_told
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import PredictOptions
 from trainkit.predictions import Picture, Writer, make_writer
@@ -198,9 +198,10 @@ def _write_all(
         readable = [picture for picture in batch if not picture.fault]
         for _, group in groupby(readable, key=lambda picture: picture.image.shape):  # neighbours of one shape
             alike = list(group)
-            images = torch.stack([picture.image for picture in alike])
-            images, _ = to_device(images, torch.empty(len(alike)))
-            logits = look(images)
+            with shortage_told("the prediction"):
+                images = torch.stack([picture.image for picture in alike])
+                images, _ = to_device(images, torch.empty(len(alike)))
+                logits = look(images)
             with _told(out):
                 writer.add(alike, logits)
     return faults
