@@ -126,12 +126,11 @@ class RandomScaleCrop(v2.Transform):
         """Cut out, resize, and lay on a black or ignored ground where that is smaller than the crop."""
         (top, height, above, rows), (left, width, before, columns) = params["rows"], params["columns"]
         region = {"top": top, "left": left, "height": height, "width": width, "mirrored": params["mirrored"]}
-        if isinstance(inpt, tv_tensors.Mask):
-            shown = nearest_region(inpt, **region, size=(rows, columns))
-        else:
-            shown = resized_region(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        resized = nearest_region if is_mask else resized_region
+        shown = resized(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
         if (rows, columns) != (self.crop, self.crop):
-            if isinstance(inpt, tv_tensors.Mask):
+            if is_mask:
                 whole = shown.new_full((self.crop, self.crop), self.ignore)
             else:
                 whole = shown.new_zeros((self.crop, self.crop, len(shown))).permute(2, 0, 1)
