@@ -201,6 +201,25 @@ def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
     assert again[0] == again[1]
 
 
+def test_a_mix_and_the_model_draw_other_numbers(tmp_path):
+    drawn = []
+
+    class Telling(Net):
+        def forward(self, x):
+            if self.training:
+                drawn.append(torch.rand(()).item())
+            return super().forward(x)
+
+    def mix(images, targets, seed):
+        drawn.append(torch.rand(()).item())
+        return images, targets
+
+    net = Telling(dense=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    train(recognition(model=net, optimizer=optimizer, mix=mix, epochs=1), Options(out=tmp_path, workers=0))
+    assert len(drawn) == len(set(drawn)) == 2 * 4
+
+
 def test_a_seed_decides_everything(tmp_path):
     nets = [run("dropout", tmp_path / str(i), seed=seed) for i, seed in enumerate((5, 5, 6))]
     assert nets[0].seen == nets[1].seen != nets[2].seen

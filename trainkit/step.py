@@ -65,7 +65,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 
     images, targets = t.to_device(images, targets)
     if recipe.mix is not None:
-        seed_step(t.options.seed, step, accelerator.process_index)  # for one that does not draw by its seed alone
+        seed_step(t.options.seed, step, accelerator.process_index, MIX)  # for one that does not draw by its seed alone
         images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
     counts = recipe.task.counts(targets)
     if not sum(t.plan.order.passes(step, accelerator.process_index)):  # a filler, counted nowhere

@@ -81,14 +81,9 @@ class MaskDataset(Dataset):
 
     def _train_ids(self, labels: Tensor, index: int) -> Tensor:
         if labels.dtype == torch.uint8:
-            if self._shift is not None:
-                ids = labels + self._shift if self._shift else labels
-                if (ids.numpy() + np.uint8(1)).max(initial=0) <= self.num_classes:  # 255 + 1 is 0
-                    return ids
-            else:
-                ids = _translated(labels, self._table)
-                if not (ids.numpy() == UNKNOWN).any():
-                    return ids
+            ids = _translated(labels, self._table) if self._shift is None else labels + self._shift
+            if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):  # IGNORED + 1 is 0
+                return ids
         ids, stray = self._by_arithmetic(labels)
         if stray.any():
             label = int(labels[stray][0])

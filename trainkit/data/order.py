@@ -64,11 +64,11 @@ def seed_host(*numbers: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed what the model may draw from in this step: the host's generators and the current device's."""
-    seed_host(seed, STEP, step, process)
+def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
+    """Seed what the model, or mixing, may draw from in this step: the host's generators and the current device's."""
+    seed_host(seed, stream, step, process)
     if torch.cuda.is_initialized():  # one generator; torch.cuda.manual_seed_all would walk all devices
-        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(fold(seed, STEP, step, process))
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(fold(seed, stream, step, process))
 
 
 def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
