@@ -72,8 +72,7 @@ class RandomScaleCrop(v2.Transform):
 
     max_share: draw the place again, up to `tries` times, while one class has more than this share of the crop's valid
     pixels, as MMSegmentation's cat_max_ratio, where 0.75 is usual. A crop without valid pixels is drawn again too; the
-    last one is kept whatever it shows. hflip_prob: how often left and right change sides, in a copy made
-    anyway.
+    last one is kept whatever it shows. hflip_prob: how often left and right change sides.
     """
 
     def __init__(
