@@ -7,7 +7,7 @@ from toys import everything, recognition, run
 
 from trainkit import Options, evaluate, train
 from trainkit.checkpoint import list_checkpoints, load
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 from trainkit.ema import EMA
 
 

@@ -16,9 +16,10 @@ from torchvision.transforms.v2 import functional
 from toys import CLASSES, Images, Net, recognition
 
 from trainkit import Options, train
-from trainkit.data.order import Seeded, TrainOrder, fold, seed_host
+from trainkit.data.order import TrainOrder
 from trainkit.data.reading import name_of
 from trainkit.data.repeated import Repeated
+from trainkit.data.seeds import Seeded, fold, seed_host
 from trainkit.data.transforms import Lighting, RandomScaleCrop
 from trainkit.mixing import Mixup
 from trainkit.models.classifiers import DropBlock, classifier

@@ -12,7 +12,8 @@ from toys import Images, Net, recognition, run, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.checkpoint import list_checkpoints, load
-from trainkit.data.order import TrainOrder, seed_host
+from trainkit.data.order import TrainOrder
+from trainkit.data.seeds import seed_host
 from trainkit.inference import Inference
 from trainkit.losses import cross_entropy_sum
 from trainkit.metrics import Counting

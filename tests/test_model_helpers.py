@@ -17,8 +17,9 @@ from trainkit import Options, Recipe, train
 from trainkit.activations import blocks, checkpoint_activations
 from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.checkpoint import list_checkpoints
-from trainkit.data.order import Locality, Seeded, TrainOrder, seed_host
+from trainkit.data.order import Locality, TrainOrder
 from trainkit.data.repeated import Repeated
+from trainkit.data.seeds import Seeded, seed_host
 from trainkit.launch import start_accelerator
 from trainkit.loop import evaluate
 from trainkit.models.small import Block
@@ -147,7 +148,7 @@ import torch
 from test_model_helpers import residual
 from toys import Images
 from trainkit.batch_norm import PreciseBatchNorm
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 from trainkit.launch import start_accelerator
 from trainkit.objective import Objective, ToDevice
 from trainkit.sharding import prepare

@@ -16,7 +16,8 @@ from toys import Images, everything, recognition
 from trainkit import Options, train
 from trainkit.checkpoint import list_checkpoints, load
 from trainkit.cli import main
-from trainkit.data.order import TrainOrder, seed_host
+from trainkit.data.order import TrainOrder
+from trainkit.data.seeds import seed_host
 
 RECIPE = """
 import sys

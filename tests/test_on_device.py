@@ -15,9 +15,9 @@ from trainkit import Options, train
 from trainkit.data.examine import untransformed
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop
-from trainkit.data.order import DRAW, fold, uniform
 from trainkit.data.reading import Reader
 from trainkit.data.repeated import Repeated
+from trainkit.data.seeds import DRAW, fold, uniform
 from trainkit.data.stages import Stages
 from trainkit.data.transforms import Look
 from trainkit.predict import transform_of

@@ -27,10 +27,11 @@ from trainkit import Options, train
 from trainkit.data import parquet
 from trainkit.data.hub import HubImages, HubMasks
 from trainkit.data.loader import make_loader
-from trainkit.data.order import Batches, Locality, TrainOrder, evaluation_batches, seed_host
+from trainkit.data.order import Batches, Locality, TrainOrder, evaluation_batches
 from trainkit.data.parquet import ParquetTable
 from trainkit.data.reading import Reader
 from trainkit.data.repeated import Repeated
+from trainkit.data.seeds import seed_host
 from trainkit.data.source import class_images
 from trainkit.recipe import build, load_recipe
 

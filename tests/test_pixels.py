@@ -1,5 +1,7 @@
 """Label maps and their counts against plain torch: equal in every pixel, whatever the types and the ties."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +30,17 @@ def test_likeliest_of_what_is_no_number():
     assert torch.equal(pixels.likeliest(scores), scores.argmax(1))
     last = scores.contiguous(memory_format=torch.channels_last)
     assert torch.equal(pixels.likeliest(last), scores.argmax(1))
+
+
+def test_counts_of_several_threads_are_their_own():
+    """The memory that stays from batch to batch is each thread's own."""
+    generator = torch.Generator().manual_seed(2)
+    maps = [torch.randint(classes, (2, 300, 300), generator=generator) for classes in (3, 40, 90, 150)]
+    alone = [pixels.count_pairs(each, each.flip(0), 150, 255) for each in maps]
+    with ThreadPoolExecutor(len(maps)) as pool:
+        for _ in range(20):
+            beside = list(pool.map(lambda each: pixels.count_pairs(each, each.flip(0), 150, 255), maps))
+            assert all(map(torch.equal, beside, alone))
 
 
 def one_by_one(predictions: torch.Tensor, references: torch.Tensor, classes: int, ignore: int) -> torch.Tensor:

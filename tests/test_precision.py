@@ -19,7 +19,7 @@ from toys import CLASSES, recognition, run, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.checkpoint import list_checkpoints
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 
 TOYS = Path(__file__).parent / "toys.py"
 NAMES = ("recognition-3", "segmentation-3")

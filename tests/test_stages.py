@@ -16,9 +16,10 @@ from trainkit.checkpoint import list_checkpoints
 from trainkit.cli import main
 from trainkit.data.examine import untransformed
 from trainkit.data.loader import make_loader
-from trainkit.data.order import Batches, Seeded, TrainOrder
+from trainkit.data.order import Batches, TrainOrder
 from trainkit.data.reading import name_of
 from trainkit.data.repeated import Repeated
+from trainkit.data.seeds import Seeded
 from trainkit.data.stages import Stages, sizes_by_epoch
 from trainkit.recipe import build, load_recipe
 

@@ -20,7 +20,7 @@ from toys import recognition, run
 
 from trainkit import Options, train
 from trainkit.checkpoint import list_checkpoints, load
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.plan import Plan

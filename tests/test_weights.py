@@ -11,7 +11,7 @@ from torch import nn
 from toys import CLASSES, Net, everything, recognition, segmentation, write_checkpoint
 
 from trainkit import Options, checkpoint, evaluate, train
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 from trainkit.ema import EMA
 from trainkit.segmentation import Segmentation
 from trainkit.weights import fit, load_model, read_weights

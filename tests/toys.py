@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from trainkit import Options, Recipe, train
 from trainkit.checkpoint import Snapshot, write
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 from trainkit.data.stages import Stages
 from trainkit.inference import Inference
 from trainkit.mixing import Mixup

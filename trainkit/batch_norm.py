@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 from trainkit.data.loader import make_loader
-from trainkit.data.order import TrainOrder, seed_step
+from trainkit.data.order import TrainOrder
+from trainkit.data.seeds import seed_step
 from trainkit.objective import ToDevice
 from trainkit.recipe import Recipe
 from trainkit.sharding import reshard

@@ -75,7 +75,7 @@ def _train(path: Path, words: list[str]) -> int:
     settings, options = _read(function, Options, f"trainkit {path}", words, {})
     options = _with_out(options, path)
 
-    from trainkit.data.order import seed_host
+    from trainkit.data.seeds import seed_host
     from trainkit.loop import train
 
     seed_host(options.seed)
@@ -91,7 +91,7 @@ def _check(path: Path, words: list[str]) -> int:
     settings, options = _read(function, Options, f"trainkit check {path}", words, {})
 
     from trainkit.check import check
-    from trainkit.data.order import seed_host
+    from trainkit.data.seeds import seed_host
 
     seed_host(options.seed)
     check(build(function, settings), options)
@@ -119,7 +119,7 @@ def _evaluate(path: Path, words: list[str]) -> int:
 
     function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
 
-    from trainkit.data.order import seed_host
+    from trainkit.data.seeds import seed_host
     from trainkit.loop import evaluate
 
     seed_host(asked.seed)
@@ -215,7 +215,7 @@ def _replay(folder: Path, words: list[str]) -> int:
     settings, _ = _read(function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder))
     report = json.loads((failure / "report.json").read_text())
 
-    from trainkit.data.order import seed_host
+    from trainkit.data.seeds import seed_host
     from trainkit.replay import replay
 
     options = Options(

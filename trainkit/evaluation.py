@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.data.loader import make_loader
-from trainkit.data.order import EVALUATION, evaluation_batches, seed_step
+from trainkit.data.order import EVALUATION, evaluation_batches
+from trainkit.data.seeds import seed_step
 from trainkit.ema import EMA
 from trainkit.intervals import interval
 from trainkit.memory import shortage_told

@@ -180,8 +180,8 @@ def train_transform(
     torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
     """
     _check_sides(base=base, crop=crop)
-    steps = [RandomScaleCrop(base, crop, scale, ignore, max_share, hflip_prob=0.5)]
-    return v2.Compose([*steps, v2.RandomPhotometricDistort()] if photometric else steps)
+    scaled = RandomScaleCrop(base, crop, scale, ignore, max_share, hflip_prob=0.5)
+    return v2.Compose([scaled, v2.RandomPhotometricDistort()]) if photometric else scaled
 
 
 def eval_transform(base: int | None, crop: int | None = None) -> Look:

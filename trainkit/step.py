@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
 
 from trainkit.data.loader import make_loader
-from trainkit.data.order import MIX, Batches, fold, seed_step
+from trainkit.data.order import Batches
+from trainkit.data.seeds import MIX, fold, seed_step
 from trainkit.memory import is_out_of_memory
 from trainkit.records import remember_micro_batch
 from trainkit.sharding import gathered, no_sync

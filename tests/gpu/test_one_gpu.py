@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from toys import run
 
 from trainkit import Options, Recipe, train
-from trainkit.data.order import seed_host
+from trainkit.data.seeds import seed_host
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.losses import cross_entropy_sum

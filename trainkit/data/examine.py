@@ -16,9 +16,10 @@ from torchvision.transforms.v2 import functional
 
 from trainkit.data.images import LabelError, MaskSizeError
 from trainkit.data.on_device import OnDevice
-from trainkit.data.order import EVALUATION, Seeded
+from trainkit.data.order import EVALUATION
 from trainkit.data.reading import UNUSABLE, name_of
 from trainkit.data.repeated import Repeated
+from trainkit.data.seeds import Seeded
 from trainkit.data.stages import Stages
 from trainkit.memory import is_out_of_memory
 

@@ -1,6 +1,7 @@
 """Batches from a dataset, read by worker processes."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -43,15 +44,15 @@ def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tenso
     """
     if isinstance(rows, tuple):  # of images held on a device: a batch as it is
         return rows
-    shapes = sorted({tuple(image.shape) for image, _, _ in rows})
+    images, targets, faults = zip(*rows)
+    shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(
-            f"images of one batch have unlike shapes {shapes[:4]}; crop them to one size in the transform, or "
-            "evaluate one at a time with eval_batch_size=1"
+            f"images of one batch have unlike shapes {sorted(map(tuple, shapes))[:4]}; crop them to one size in the "
+            "transform, or evaluate one at a time with eval_batch_size=1"
         )
-    images, targets = [image for image, _, _ in rows], default_collate([target for _, target, _ in rows])
     if all(image.ndim == 3 and image.stride(0) == 1 for image in images):
         images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     else:
         images = default_collate(images)
-    return images, targets, [fault for _, _, faults in rows for fault in faults]
+    return images, default_collate(targets), list(chain.from_iterable(faults))

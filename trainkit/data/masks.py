@@ -81,7 +81,10 @@ class MaskDataset(Dataset):
 
     def _train_ids(self, labels: Tensor, index: int) -> Tensor:
         if labels.dtype == torch.uint8:
-            ids = _translated(labels, self._table) if self._shift is None else labels + self._shift
+            if self._shift is None:
+                ids = _translated(labels, self._table)
+            else:
+                ids = labels + self._shift if self._shift else labels
             if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):  # IGNORED + 1 is 0
                 return ids
         ids, stray = self._by_arithmetic(labels)

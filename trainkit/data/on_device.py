@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from trainkit.data.order import uniform
+from trainkit.data.seeds import uniform
 
 
 class Augment(Protocol):

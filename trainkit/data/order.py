@@ -1,101 +1,20 @@
-"""Which image comes when, and which random numbers it meets.
+"""Which image comes when.
 
-Everything here is arithmetic on (seed, epoch, step, image): there is no state to save, so going on at
-step s is a seek, and the number of workers or processes cannot change what an image looks like.
+Everything here is arithmetic on (seed, epoch, step): there is no state to save, so going on at step s is a seek.
 
 - Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B). It is uniform,
   or for data that is read in groups a `Locality`'s.
 - A process takes its contiguous slice of each batch, cut again into the passes of gradient accumulation.
-- The augmentation of image i in epoch e draws from generators seeded by (seed, e, i).
-- The model's own randomness (dropout) in step s draws from generators seeded by (seed, s, process).
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-ORDER, IMAGE, STEP, MIX, DRAW = range(5)  # streams of random numbers that must not meet
+from trainkit.data.seeds import ORDER, fold
+
 EVALUATION = -1  # the "epoch" of an evaluation
-
-
-def fold(*numbers: int) -> int:
-    """One 64-bit seed from several integers (splitmix64, Steele et al., 2014, once per integer)."""
-    return _folded(_before(numbers[:-1]), numbers[-1])
-
-
-@lru_cache(maxsize=1024)
-def _before(numbers: tuple[int, ...]) -> int:
-    """What the last number is folded into: the same for all images of an epoch."""
-    return reduce(_folded, numbers, 0)
-
-
-def _folded(state: int, number: int) -> int:
-    mask = 0xFFFFFFFFFFFFFFFF
-    state = (state ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
-    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
-    state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
-    return state ^ state >> 31
-
-
-def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.ndarray:
-    """`draws` random numbers of each image in an epoch: float32 (N, draws) in [0, 1), of 24 bits.
-
-    Number k of image i is that of `fold(seed, DRAW, epoch, i, k)`, for all of them at once: 10 us for a batch.
-    """
-    state = np.full((len(indices), draws), fold(seed, DRAW, epoch), np.uint64)
-    for numbers in (np.array(indices, np.uint64)[:, None], np.arange(draws, dtype=np.uint64)):
-        state = (state ^ numbers) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return (state >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
-
-
-def seed_host(*numbers: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generators with `fold(*numbers)`; a few microseconds."""
-    seed = fold(*numbers)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed)
-
-
-def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
-    """Seed what the model, or mixing, may draw from in this step: the host's generators and the current device's."""
-    seed_host(seed, stream, step, process)
-    if torch.cuda.is_initialized():  # one generator; torch.cuda.manual_seed_all would walk all devices
-        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(fold(seed, stream, step, process))
-
-
-def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
-    """What reads item `index` in an epoch: a dataset's method `in_epoch` where it changes with the epoch."""
-    return getattr(data, "in_epoch", None) or partial(_in_any_epoch, data)
-
-
-def _in_any_epoch(data: Dataset, epoch: int, index: int) -> object:
-    return data[index]
-
-
-class Seeded(Dataset):
-    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read.
-
-    Without workers the model in this process draws from the same generators: seed them before it does (`seed_step`).
-    """
-
-    def __init__(self, data: Dataset, seed: int):
-        self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int]) -> object:
-        epoch, index = key
-        seed_host(self.seed, IMAGE, epoch, index)
-        return self.read(epoch, index)
 
 
 def split(num_images: int, parts: int, unit: int = 1) -> list[int]:

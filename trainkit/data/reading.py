@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainkit.data.on_device import OnDevice
-from trainkit.data.order import Seeded
+from trainkit.data.seeds import Seeded
 from trainkit.memory import is_out_of_memory
 
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
@@ -51,13 +51,17 @@ class Reader(Dataset):
         if self.held is not None:
             (epoch, *_), indices = zip(*keys)
             return *self.held.read(self.seeded.seed, epoch, indices), []
-        return [self._read(*key) for key in keys]
+        return self.seeded.each(keys, self._row)
 
-    def _read(self, epoch: int, index: int) -> tuple[Any, Any, list[str]]:
+    def _row(self, item: Callable[[int, int], Any], epoch: int, index: int) -> tuple[Any, Any, list[str]]:
         faults: list[str] = []
         while True:
             try:
-                return *self._checked(epoch, index), faults
+                image, target = item(epoch, index)
+                fault = self.check(target) if self.check is not None else None
+                if fault:
+                    raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
+                return image, target, faults
             except UNUSABLE as error:
                 if self.neighbour is None or is_out_of_memory(error):
                     raise
@@ -69,13 +73,6 @@ class Reader(Dataset):
                         "file: look at the folder or the disk"
                     ) from error
             index = self.neighbour(epoch, index)
-
-    def _checked(self, epoch: int, index: int) -> tuple[Any, Any]:
-        image, target = self.seeded[epoch, index]
-        fault = self.check(target) if self.check is not None else None
-        if fault:
-            raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
-        return image, target
 
 
 def name_of(data: Any, index: int) -> str:

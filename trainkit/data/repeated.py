@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.order import reads_in_epoch
+from trainkit.data.seeds import reads_in_epoch
 from trainkit.data.wrapper import Wrapper
 
 

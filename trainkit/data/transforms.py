@@ -97,20 +97,21 @@ class RandomScaleCrop(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the side that faces left, the size and the place."""
-        mirrored = bool(torch.rand(()) < self.hflip_prob)
+        side, size = torch.rand(2).tolist()
         low, high = (int(self.base * factor) for factor in self.scale)
         height, width = v2.query_size(flat_inputs)
-        scaled = _size_of_long_side(height, width, int(torch.randint(low, high + 1, ())))
+        scaled = _size_of_long_side(height, width, low + int(size * (high + 1 - low)))
         for _ in range(1 if self.max_share is None else self.tries + 1):
-            params = {"rows": self._shown(height, scaled[0]), "columns": self._shown(width, scaled[1])}
-            params["mirrored"] = mirrored
+            down, across = torch.rand(2).tolist()
+            params = {"rows": self._shown(height, scaled[0], down), "columns": self._shown(width, scaled[1], across)}
+            params["mirrored"] = side < self.hflip_prob
             if self.max_share is None or self._is_balanced(flat_inputs, params):
                 break
         return params
 
-    def _shown(self, stored: int, scaled: int) -> tuple[int, int, int, int]:
+    def _shown(self, stored: int, scaled: int, drawn: float) -> tuple[int, int, int, int]:
         """Along one side: first pixel and number of those cut out, where they begin in the crop, how many there."""
-        place = int(torch.randint(abs(scaled - self.crop) + 1, ()))
+        place = int(drawn * (abs(scaled - self.crop) + 1))
         if scaled <= self.crop:
             return 0, stored, place, scaled
         length = max(1, round(self.crop * stored / scaled))
