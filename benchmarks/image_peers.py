@@ -1,7 +1,7 @@
 """What images.py compares with: torchvision's references, timm's loader, and a decoder of regions."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torchvision.transforms import functional
 
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.images import read_mask
+from trainkit.data.transforms import RandomScaleCrop
 from trainkit.recognition import train_transform
 
 CROP, SHORT = 480, 520  # of torchvision's segmentation references, whose base is the short side
@@ -88,9 +89,9 @@ class RegionPhotos(ClassFolder):
 class RegionPairs(MaskFolder):
     """The training pairs of trainkit, of regions."""
 
-    def __init__(self, root: Path, transform: Callable):
+    def __init__(self, root: Path, transform: RandomScaleCrop):
         super().__init__(root / "images", root / "masks", 254)
-        self.regions, (self.crop,) = Regions(), transform.transforms
+        self.regions, self.crop = Regions(), transform
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         stream, shape = self.regions.open(self.images[index])

@@ -69,7 +69,7 @@ def _count_as_they_are(predictions: Tensor, references: Tensor, num_classes: int
     low, high = min(0, ignore), max(num_classes - 1, ignore)
     if (high - low + 1) * num_classes > LARGEST_TABLE:
         return None
-    table = torch.zeros((high - low + 1) * num_classes, dtype=torch.int64)
+    size, table = (high - low + 1) * num_classes, None
     # Summed up as int32, far below 2^31 for LARGEST_TABLE: most CPUs do not multiply several int64 at a time.
     room = _kept.room
     for columns, rows in zip(predictions.split(LABELS_AT_ONCE), references.split(LABELS_AT_ONCE)):
@@ -78,7 +78,8 @@ def _count_as_they_are(predictions: Tensor, references: Tensor, num_classes: int
             return None
         cells, rows = room[0, : len(rows)].copy_(columns), room[1, : len(rows)].copy_(rows)
         cells.add_(rows.sub_(low) if low else rows, alpha=num_classes)
-        table += torch.bincount(cells, minlength=len(table))
+        piece = torch.bincount(cells, minlength=size)
+        table = piece if table is None else table.add_(piece)
     table = table.view(-1, num_classes)
     counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
     counts[:num_classes, :-1] = table[-low : num_classes - low]

@@ -69,9 +69,9 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
         seed_step(t.options.seed, step, accelerator.process_index, MIX)  # for one that does not draw by its seed alone
         images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
     counts = recipe.task.counts(targets)
-    if not sum(t.plan.order.passes(step, accelerator.process_index)):  # a filler, counted nowhere
-        counts = counts * 0
     if accelerator.num_processes > 1:
+        if not sum(t.plan.order.passes(step, accelerator.process_index)):  # a filler, counted nowhere
+            counts = counts * 0
         counts = accelerator.reduce(counts, "sum")  # (K,), of the batch
     counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
     losses = _gradients(t, step, images, targets, counts)  # (K,), this process's part
