@@ -42,7 +42,7 @@ ARROWS = {
             "replay", "data.seeds", "display", "mistakes", "recorded", "results"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "weights", "objective", "sharding", "evaluation", "data.workers", "signals",
+        "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.workers", "signals",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",

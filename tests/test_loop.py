@@ -336,6 +336,15 @@ def test_evaluate_measures_a_checkpoint(tmp_path):
     path = list_checkpoints(tmp_path / "checkpoints")[-1]
     for source in (path, path / "model.safetensors"):
         assert without_intervals(evaluate(recognition(), source, Options(workers=0))) == final
+    best = list_checkpoints(tmp_path / "checkpoints")[0]
+    assert best != path and best.name.endswith(str(rows(tmp_path, "evaluate")[-1]["best_step"]))
+    of_the_best = evaluate(recognition(), best, Options(workers=0))
+    for folder in (tmp_path, str(tmp_path)):
+        assert (
+            evaluate(recognition(), folder, Options(workers=0)) == of_the_best and of_the_best["top1"] >= final["top1"]
+        )
+    with pytest.raises(FileNotFoundError, match="nowhere: give a run folder, a checkpoint in it, or a weights file"):
+        evaluate(recognition(), tmp_path / "nowhere", Options(workers=0))
     with pytest.raises(ValueError, match="do not fit Net"):
         bad = torch.nn.Linear(2, 2)
         torch.save(bad.state_dict(), tmp_path / "w.pth")

@@ -16,6 +16,7 @@ from trainkit.data.workers import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
+from trainkit.finding import find_weights
 from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.nonfinite import describe, is_failure, read_window
 from trainkit.objective import Objective, ToDevice
@@ -210,9 +211,11 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
 def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = False) -> dict[str, Any]:
     """Measure `recipe` on its validation images with the weights at `weights`, and return the figures.
 
-    weights: a checkpoint folder, or a file of weights. partial: weights that do not fit are left out and told.
-    Raises ValueError where they do not fit the model.
+    weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights. partial: weights
+    that do not fit are left out and told. Raises ValueError where they do not fit the model, FileNotFoundError where
+    there are none.
     """
+    weights, _ = find_weights(Path(weights))
     recipe = recipe.opened() if options.precise_bn is not None else recipe
     accelerator = start_accelerator()
     display = Display(accelerator.is_main_process)
