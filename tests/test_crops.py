@@ -1,5 +1,6 @@
 """Pixels of crops and masks, against Pillow's; batches, against what torch's own loader makes of the same images."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,21 @@ def test_places_and_sizes_are_spread_evenly():
     sides = 40 * 600 / np.array(lengths)  # of the long side
     assert sides.min() < 52 and sides.max() > 197 and sides.mean() == pytest.approx(125, abs=4)
     assert np.mean(starts) == pytest.approx(0.5, abs=0.03) and np.std(starts) == pytest.approx(12**-0.5, abs=0.03)
+
+
+def test_every_size_and_place_is_drawn_and_each_by_itself():
+    """All long sides from 5 to 20, mirrored or not; all 13 x 13 places of a crop of 8 in 20 x 20 pixels."""
+    torch.manual_seed(0)
+    image = tv_tensors.Image(torch.zeros(3, 20, 20, dtype=torch.uint8))
+    sides, places = RandomScaleCrop(10, 100, (0.5, 2.0), 255, hflip_prob=0.5), RandomScaleCrop(20, 8, (1.0, 1.0), 255)
+    drawn = [sides.make_params([image]) for _ in range(3200)]
+    counts = Counter((params["rows"][3], params["mirrored"]) for params in drawn)
+    assert set(counts) == {(side, mirrored) for side in range(5, 21) for mirrored in (False, True)}
+    assert min(counts.values()) > 60 and max(counts.values()) < 140, "100 each"
+    drawn = [places.make_params([image]) for _ in range(16900)]
+    counts = Counter((params["rows"][0], params["columns"][0]) for params in drawn)
+    assert set(counts) == {(top, left) for top in range(13) for left in range(13)}
+    assert min(counts.values()) > 60 and max(counts.values()) < 140, "100 each"
 
 
 @pytest.mark.parametrize("probability, least, most", [(0.0, 0, 0), (0.25, 70, 130), (1.0, 400, 400)])

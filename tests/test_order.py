@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainkit.data.order import TrainOrder, evaluation_batches, split
-from trainkit.data.reading import Reader
 from trainkit.data.seeds import ORDER, Seeded, fold
 
 
@@ -101,47 +100,6 @@ def test_a_read_depends_on_seed_epoch_and_index_alone():
     torch.rand(7), random.random(), np.random.rand()
     assert data[2, 3] == first
     assert data[2, 4] != first and data[1, 3][:3] != first[:3] and Seeded(Draws(), 8)[2, 3] != first
-
-
-class Seldom(Draws):
-    """Draws from one of the generators beside torch's, for some images, and notes what is read."""
-
-    def __init__(self, draw, of=(2,)):
-        self.draw, self.of, self.read = draw, of, []
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        return torch.rand(()).item(), self.draw() if index in self.of else None
-
-
-@pytest.mark.parametrize("draw", [
-    random.random, lambda: random.gauss(0, 1), lambda: random.sample(range(9), 2), np.random.rand, np.random.randn,
-    lambda: np.random.permutation(4).tolist(), lambda: (random.seed(3), random.random()), lambda: np.random.seed(4),
-])  # fmt: skip
-def test_batches_are_their_images_one_by_one(draw):
-    """Whichever generator is drawn from, and for whichever image of which batch."""
-    batches = [[(0, 0), (0, 1)], [(0, 4), (0, 2), (0, 3)], [(0, 1)], [(1, 2), (1, 0)]]
-    seeded, data = Seeded(Seldom(draw), 9), Seldom(draw)
-    reader = Reader(data, 9)
-    for batch in batches:
-        rows = reader.__getitems__(batch)
-        assert [image for image, *_ in rows] == [seeded[key][0] for key in batch]
-        assert [drawn for _, drawn, _ in rows] == [seeded[key][1] for key in batch]
-    assert data.read == [0, 1, 4, 2, 3, 4, 2, 3, 1, 2, 0], "one batch twice: the first that drew"
-
-
-def test_an_error_is_the_one_of_the_images_own_numbers():
-    """With random numbers that are not its own an image may fail, or not fail."""
-
-    def draw():
-        raise ValueError(f"drawn {random.random()}")
-
-    data = Seldom(draw)
-    with pytest.raises(ValueError) as alone:
-        Seeded(data, 9)[0, 2]
-    with pytest.raises(ValueError) as batch:
-        Reader(data, 9).__getitems__([(0, 1), (0, 2)])
-    assert str(alone.value) in str(batch.value)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,20 @@ def test_counts_of_several_threads_are_their_own():
             assert all(map(torch.equal, beside, alone))
 
 
+def test_counts_do_not_remember_how_the_first_were_taken():
+    """In a new thread, where the memory is made."""
+    maps = torch.arange(12).view(2, 6) % 3
+
+    def counts():
+        with torch.inference_mode():
+            first = pixels.count_pairs(maps, maps.flip(0), 3, 255)
+        return first, pixels.count_pairs(maps, maps.flip(0), 3, 255)
+
+    with ThreadPoolExecutor(1) as pool:
+        first, then = pool.submit(counts).result()
+    assert torch.equal(first, then) and torch.equal(then, one_by_one(maps, maps.flip(0), 3, 255))
+
+
 def one_by_one(predictions: torch.Tensor, references: torch.Tensor, classes: int, ignore: int) -> torch.Tensor:
     """The definition, a pixel at a time."""
     counts = torch.zeros(classes + 2, classes + 1, dtype=torch.int64)

@@ -55,7 +55,8 @@ class _Kept(threading.local):
     """Memory that stays from batch to batch: the system would page it in anew each time."""
 
     def __init__(self) -> None:
-        self.room = torch.empty(2, LABELS_AT_ONCE, dtype=torch.int32)
+        with torch.inference_mode(False):  # whichever mode the first batch is counted in
+            self.room = torch.empty(2, LABELS_AT_ONCE, dtype=torch.int32, device="cpu")
 
 
 _kept = _Kept()

@@ -44,7 +44,7 @@ def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tenso
     """
     if isinstance(rows, tuple):  # of images held on a device: a batch as it is
         return rows
-    images, targets, faults = zip(*rows)
+    images, targets, faults = map(list, zip(*rows))
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise ValueError(

@@ -56,7 +56,7 @@ class MaskDataset(Dataset):
         return np.arange(self.num_classes) - self.label_shift
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W)."""
+        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W): both the transform's to change."""
         raise NotImplementedError
 
     def name_of(self, index: int) -> Any:

@@ -51,13 +51,13 @@ class Reader(Dataset):
         if self.held is not None:
             (epoch, *_), indices = zip(*keys)
             return *self.held.read(self.seeded.seed, epoch, indices), []
-        return self.seeded.each(keys, self._row)
+        return [self._read(*key) for key in keys]
 
-    def _row(self, item: Callable[[int, int], Any], epoch: int, index: int) -> tuple[Any, Any, list[str]]:
+    def _read(self, epoch: int, index: int) -> tuple[Any, Any, list[str]]:
         faults: list[str] = []
         while True:
             try:
-                image, target = item(epoch, index)
+                image, target = self.seeded[epoch, index]
                 fault = self.check(target) if self.check is not None else None
                 if fault:
                     raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")

@@ -10,14 +10,12 @@ cannot change what an image looks like.
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 ORDER, IMAGE, STEP, MIX, DRAW = range(5)  # streams of random numbers that must not meet
-UNTOUCHED = random.Random(0).getrandbits(64), np.random.RandomState(0).bytes(8)  # what comes first after seed 0
 
 
 def fold(*numbers: int) -> int:
@@ -85,7 +83,6 @@ class Seeded(Dataset):
 
     def __init__(self, data: Dataset, seed: int):
         self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
-        self.draws_by_torch_alone = True  # as far as is known
 
     def __len__(self) -> int:
         return len(self.data)
@@ -93,33 +90,4 @@ class Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
         seed_host(self.seed, IMAGE, epoch, index)
-        return self.read(epoch, index)
-
-    def each(self, keys: Sequence[tuple[int, int]], row: Callable[[Callable, int, int], Any]) -> list[Any]:
-        """`row(item, epoch, index)` of each key, where `item(epoch, index)` reads as `self[epoch, index]` does.
-
-        Seeding Python's and NumPy's generators takes five times as long as torch's, and few datasets draw from them. So
-        a batch is read with torch's seeded alone, and once more with all, as every batch after it, where the others
-        turn out to have been drawn from. A dataset that only copied their state would not be noticed.
-        """
-        if self.draws_by_torch_alone:
-            random.seed(0)
-            np.random.seed(0)
-            rows, error = [], None
-            try:
-                rows = [row(self._by_torch, *key) for key in keys]
-            except Exception as raised:  # which may not be so with the image's own random numbers
-                error = raised
-            self.draws_by_torch_alone = (random.getrandbits(64), np.random.bytes(8)) == UNTOUCHED
-            if self.draws_by_torch_alone and error is not None:
-                raise error
-            if self.draws_by_torch_alone:
-                return rows
-        return [row(self._by_all, *key) for key in keys]
-
-    def _by_all(self, epoch: int, index: int) -> object:
-        return self[epoch, index]
-
-    def _by_torch(self, epoch: int, index: int) -> object:
-        torch.default_generator.manual_seed(fold(self.seed, IMAGE, epoch, index))
         return self.read(epoch, index)
