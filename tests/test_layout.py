@@ -81,7 +81,7 @@ ARROWS = {
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",
-        "sharding", "weights", "windows", "data.folder", "data.images", "data.on_device", "data.reading",
+        "results", "sharding", "weights", "windows", "data.folder", "data.images", "data.on_device", "data.reading",
         "data.workers",
     },
     "export": {"trainkit", "checkpoint", "recipe", "segmentation", "options", "display", "objective", "weights"},

@@ -321,7 +321,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="transform does not take an image alone"):
         predict(bare, weights, asked(images, out=out))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="predictions cannot be written to .*file/out: Not a directory"):
+    with pytest.raises(ValueError, match="file/out, which cannot hold results: Not a directory; choose .* --out"):
         predict(recipe, weights, asked(images / "b.jpg", out=tmp_path / "file" / "out"))
     with pytest.raises(ValueError, match="top_k is 0"):
         asked(images, out=out, top_k=0)

@@ -25,6 +25,7 @@ from trainkit.objective import Objective, ToDevice
 from trainkit.options import PredictOptions
 from trainkit.predictions import Picture, Writer, make_writer
 from trainkit.recipe import Recipe
+from trainkit.results import require_room
 from trainkit.segmentation import main_logits
 from trainkit.sharding import prepare
 from trainkit.weights import load_model, read_weights
@@ -152,8 +153,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         num_workers=min(choose_workers(asked.workers, 1), len(pictures)),
         collate_fn=list,
     )
+    require_room(asked.out)
     with _told(asked.out):
-        asked.out.mkdir(parents=True, exist_ok=True)
         writer = make_writer(recipe.task, asked.out, asked.top_k, asked.overlay)
     if writer.one_file_each:
         _no_two_alike(found)
@@ -240,4 +241,6 @@ def _told(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"predictions cannot be written to {out}: {reason(error)}") from error
+        raise OSError(
+            f"predictions cannot be written to {out}: {reason(error)}; choose another folder with --out"
+        ) from error
