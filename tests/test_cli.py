@@ -28,6 +28,7 @@ def test_help_without_torch():
 print([name for name in ("torch", "tyro", "rich") if name in sys.modules])"""
     assert run(sys.executable, "-c", script).stdout.splitlines()[-1] == "[]"
     assert trainkit("--version").stdout.startswith("trainkit 0.")
+    assert trainkit("evaluate", "--help").stdout == trainkit("push", "-h").stdout == done.stdout
 
 
 @pytest.mark.parametrize("command", [[], ["evaluate"]])

@@ -35,13 +35,13 @@ COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export", "push",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; told in one message."""
     words = list(sys.argv[1:] if argv is None else argv)
+    command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
     if words[:1] in (["--help"], ["-h"]):
         sys.stdout.write(HELP)
         return 0
     if words == ["--version"]:
         sys.stdout.write(f"trainkit {__version__}\n")
         return 0
-    command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
     if not words or words[0].startswith("-"):
         what, file = ("run", "RUN") if command in ("push", "replay") else ("recipe", "RECIPE")
         return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
