@@ -103,8 +103,8 @@ class RandomScaleCrop(v2.Transform):
         scaled = _size_of_long_side(height, width, low + int(size * (high + 1 - low)))
         for _ in range(1 if self.max_share is None else self.tries + 1):
             down, across = torch.rand(2).tolist()
-            params = {"rows": self._shown(height, scaled[0], down), "columns": self._shown(width, scaled[1], across)}
-            params["mirrored"] = side < self.hflip_prob
+            rows, columns = self._shown(height, scaled[0], down), self._shown(width, scaled[1], across)
+            params = {"rows": rows, "columns": columns, "mirrored": side < self.hflip_prob}
             if self.max_share is None or self._is_balanced(flat_inputs, params):
                 break
         return params
