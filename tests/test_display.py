@@ -6,6 +6,9 @@ import pytest
 from rich.console import Console
 
 from trainkit.display import ALL_CLASSES, FEW_CLASSES, Display
+from trainkit.metrics import declared
+from trainkit.recognition import Recognition
+from trainkit.segmentation import Segmentation
 
 CONFUSION = [[8, 2, 0], [1, 1, 2], [0, 0, 0]]
 FIGURES = {
@@ -16,9 +19,13 @@ FIGURES = {
 }
 
 
-def printed(results: dict, width: int, active: bool = True) -> str:
+PERCENT, PER_CLASS = ("mean_iou", "iou", "accuracy", "top1"), ("iou", "accuracy")
+
+
+def printed(results: dict, width: int, active: bool = True, terminal: bool | None = None) -> str:
     out = io.StringIO()
-    Display(active, Console(file=out, width=width)).results("evaluation", results, best=False)
+    display = Display(active, Console(file=out, width=width, force_terminal=terminal, no_color=True))
+    display.results("evaluation", results, False, PERCENT, PER_CLASS)
     return out.getvalue()
 
 
@@ -84,3 +91,48 @@ def test_of_very_many_classes_the_worst():
 def test_figures_without_a_matrix_and_a_display_that_is_not_active():
     assert printed({"top1": 0.25, "by_class": [0.5, 0.0]}, 80) == "evaluation  top1 25.00 %\n"
     assert printed(FIGURES, 80, active=False) == ""
+
+
+def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
+    figures = {
+        "top1": 0.75,
+        "top1_95": [0.6667, 0.8667],
+        "ema_top1_95": [0.5, 1.0],
+        "range": [0.1, 7.0],  # of the recipe's own metric, which does not say that it is of the classes
+        "accuracy": {"cat": 0.8, "dog": 0.7},
+        "confusion": [[8, 2], [3, 7]],
+    }
+    text = printed(figures, 80)
+    assert text.splitlines()[0] == (
+        "evaluation  top1 75.00 %  top1_95 66.67 % to 86.67 %  ema_top1_95 50.00 % to 100.00 %"
+    )
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
+    assert rows == [["cat", "80.00 %"], ["dog", "70.00 %"]]
+    assert "class │ accuracy" in text.replace("┃", "│") and "most often mistaken" in text
+    assert "dog for cat 30.00 %, cat for dog 20.00 %" in text
+
+
+@pytest.mark.parametrize("value, shown", [
+    (45.0279, "45.03"), (0.0123456, "0.01235"), (1.0, "1"), (-3.14159, "-3.142"), (123456.7, "123457"), (1e20, "1e+20"),
+    (7, "7"), (None, None),
+])  # fmt: skip
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_no_metric_calls_a_fraction_is_a_plain_number(value, shown, terminal):
+    text = printed({"error": value, "top1": 0.5, "ema_top1": 0.25}, 80, terminal=terminal)
+    assert "50.00 %" in text and "25.00 %" in text and text.count("%") == 2
+    words = text.replace("│", " ").split()
+    assert (words[words.index("error") + 1] == shown) if shown else ("error" not in words)
+
+
+def test_the_tasks_say_which_of_their_results_are_fractions_and_which_are_of_the_classes():
+    class Error:
+        percent = ("share",)
+
+    names = ("cat", "dog")
+    for task, percent, per_class in (
+        (Recognition(names), {"top1", "accuracy", "calibration_error"}, {"accuracy"}),
+        (Recognition(7), {"top1", "top5", "accuracy", "calibration_error"}, {"accuracy"}),
+        (Segmentation(names), {"mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy"}, {"IoU", "accuracy"}),
+        (Recognition(names, extra_metrics=[Error()]), {"top1", "accuracy", "calibration_error", "share"}, {"accuracy"}),
+    ):
+        assert declared(task, "percent") == percent and declared(task, "per_class") == per_class

@@ -43,6 +43,7 @@ ARROWS = {
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.workers", "signals",
+        "metrics",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",

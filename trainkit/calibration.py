@@ -19,6 +19,7 @@ class CalibrationError(Counting):
     """
 
     name = "calibration_error"
+    percent = ("calibration_error",)
 
     def __init__(self, bins: int = 15):
         if bins < 1:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,37 +70,52 @@ class Display:
         else:
             self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {figures}")
 
-    def results(self, title: str, results: Mapping[str, Any], best: bool) -> None:
-        """A table of an evaluation's figures: fractions as percent, per-class ones below their mean.
+    def results(
+        self,
+        title: str,
+        results: Mapping[str, Any],
+        best: bool,
+        percent: Collection[str] = (),
+        per_class: Collection[str] = (),
+    ) -> None:
+        """A table of an evaluation's metrics, those of each class below their mean.
 
-        With a confusion matrix among them a row for each class follows, the matrix, as a table where the screen is wide
-        enough and else row by row, and what is most often mistaken.
+        percent: names of results that are fractions, shown as percent; others are plain numbers of four digits.
+        per_class: names of those with a value for each class. With a confusion matrix among the results a row for each
+        class follows, the matrix, as a table where the screen is wide enough and else row by row, and what is most
+        often mistaken. Intervals ("_95") and results of averaged weights ("ema_") are shown as what they are of.
         """
         if not self.active:
             return
-        figures = {name: value for name, value in results.items() if isinstance(value, (int, float, str))}
-        figures |= {name: _between(value) for name, value in results.items() if name.endswith("_95") and value}
+        form = {name: _percent if _bare(name) in percent else _number for name in results}
+        figures = {name: form[name](value) for name, value in results.items() if isinstance(value, (int, float, str))}
+        figures |= {
+            name: " to ".join(map(form[name], value))
+            for name, value in results.items()
+            if name.endswith("_95") and value
+        }
         if not self.console.is_terminal:
-            self.note(f"{title}  " + "  ".join(f"{name} {_shown(value)}" for name, value in figures.items()))
-            self._classes(results)
+            self.note(f"{title}  " + "  ".join(f"{name} {value}" for name, value in figures.items()))
+            self._classes(results, per_class, form)
             return
         table = Table(title=title + ("  (best so far)" if best else ""), title_justify="left", show_header=False)
         for name, value in figures.items():
-            table.add_row(name, _shown(value))
+            table.add_row(name, value)
         for name, values in results.items():
-            in_rows = len(results.get("confusion", ())) == len(values) if isinstance(values, (dict, list)) else True
-            if not in_rows and not name.endswith("_95"):
-                table.add_row(f"{name} per class", self._per_class(values))
+            if _bare(name) in per_class and values and "confusion" not in results:
+                table.add_row(f"{name} per class", self._per_class(values, form[name]))
         self.console.print(table)
-        self._classes(results)
+        self._classes(results, per_class, form)
 
-    def _classes(self, results: Mapping[str, Any]) -> None:
-        """A row for each class, and the confusions, where the figures hold them."""
+    def _classes(
+        self, results: Mapping[str, Any], per_class: Collection[str], form: Mapping[str, Callable[[Any], str]]
+    ) -> None:
+        """A row for each class, and the confusions, where the results hold them."""
         confusion = results.get("confusion", ())
         found = {
             name: list(values.items() if isinstance(values, Mapping) else enumerate(values))
             for name, values in results.items()
-            if isinstance(values, (dict, list)) and len(values) == len(confusion) and not name.endswith("confusion")
+            if _bare(name) in per_class and len(values or ()) == len(confusion)
         }
         if not found:
             return
@@ -110,7 +125,8 @@ class Display:
             first = [value for _, value in next(iter(found.values()))]
             order = sorted((i for i in order if first[i] is not None), key=first.__getitem__)[:FEW_CLASSES]
         rows = [
-            [names[i], *("" if pairs[i][1] is None else _shown(pairs[i][1]) for pairs in found.values())] for i in order
+            [names[i], *("" if pairs[i][1] is None else form[name](pairs[i][1]) for name, pairs in found.items())]
+            for i in order
         ]
         self.grid(f"{len(rows)} of {len(names)} classes, lowest first" if len(rows) < len(names) else "classes",
                   ["class", *found], rows)  # fmt: skip
@@ -144,16 +160,16 @@ class Display:
             reverse=True,
         )[:CONFUSED]
         if mistaken:
-            told = ", ".join(f"{right} for {called} {_shown(part)}" for part, right, called in mistaken)
+            told = ", ".join(f"{right} for {called} {_percent(part)}" for part, right, called in mistaken)
             self.note(f"most often mistaken, as a part of its class: {told}; results.json, if written, has all counts")
 
     @staticmethod
-    def _per_class(values: Mapping[str, Any] | list, limit: int = 20) -> Table:
-        """The classes that have a figure, the largest `limit`, in two columns."""
+    def _per_class(values: Mapping[str, Any] | list, form: Callable[[Any], str], limit: int = 20) -> Table:
+        """The classes that have a value, the largest `limit`, in two columns."""
         pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
         known = sorted(((value, str(name)) for name, value in pairs if value is not None), reverse=True)
         grid = Table.grid(padding=(0, 2))
-        cells = [f"{name} {_shown(value)}" for value, name in known[:limit]]
+        cells = [f"{name} {form(value)}" for value, name in known[:limit]]
         for left, right in zip(cells[::2], [*cells[1::2], ""]):
             grid.add_row(left, right)
         if len(known) > limit:
@@ -257,9 +273,17 @@ def error(text: str) -> None:
     Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(value: float | str) -> str:
+def _bare(name: str) -> str:
+    """The name of the result that this is an interval of, or that of the averaged weights."""
+    return name.removeprefix("ema_").removesuffix("_95")
+
+
+def _percent(value: Any) -> str:
     return f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
 
 
-def _between(interval: tuple[float, float]) -> str:
-    return " to ".join(map(_shown, interval))
+def _number(value: Any) -> str:
+    """Four digits of a number that has a fraction."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e15 else f"{value:.0f}"

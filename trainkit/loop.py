@@ -18,6 +18,7 @@ from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
 from trainkit.finding import find_weights
 from trainkit.launch import lost_processes_told, start_accelerator
+from trainkit.metrics import declared
 from trainkit.nonfinite import describe, is_failure, read_window
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
@@ -204,7 +205,7 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     row = {"event": "evaluate", "step": step, "epoch": epoch, "best": best, "best_step": best_step, **results}
     note_evaluation(t, row)
     log(t, row)
-    t.display.results(f"evaluation after epoch {epoch:g}", results, improved)
+    _show(t.display, f"evaluation after epoch {epoch:g}", results, improved, t.recipe)
     return improved, 0
 
 
@@ -239,5 +240,11 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
     with lost_processes_told(accelerator), worker_deaths_told():
         results = Evaluation(*way, thorough=True).measure()
-    display.results(f"evaluation of {weights}", results, best=False)
+    _show(display, f"evaluation of {weights}", results, False, recipe)
     return results
+
+
+def _show(display: Display, title: str, results: Mapping[str, Any], best: bool, recipe: Recipe) -> None:
+    """The results as the task's metrics say that they are to be read."""
+    percent, per_class = (declared(recipe.task, what) for what in ("percent", "per_class"))
+    display.results(title, results, best, percent, per_class)

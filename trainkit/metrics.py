@@ -6,6 +6,7 @@ reduction at the end. The classes work without the `evaluate` package and offlin
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ class Counting:
 
     name: str
     counts: Tensor  # int64, one dimension
+    percent: tuple[str, ...] = ()
+    """results that are fractions in [0, 1], shown as percent; others are shown as plain numbers"""
+    per_class: tuple[str, ...] = ()
+    """results, details among them, that hold one value for each class, in the order of their ids"""
 
     def _feature_names(self) -> list[str]:
         return ["predictions", "references"]
@@ -85,11 +90,13 @@ class TopK(Counting):
     """
 
     name = "topk"
+    per_class = ("accuracy",)
 
     def __init__(self, ks: Sequence[int] = (1, 5), classes: int | Sequence[str] | None = None):
         if not ks or min(ks) < 1:
             raise ValueError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
         self.ks, self.classes = tuple(ks), classes
+        self.percent = (*(f"top{k}" for k in self.ks), "accuracy")
         self.counts = torch.zeros(1 + len(self.ks), dtype=torch.int64)  # images, hits of each k
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
@@ -151,6 +158,8 @@ class MeanIoU(Counting):
     """
 
     name = "mean_iou"
+    percent = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy")
+    per_class = ("IoU", "accuracy")
 
     def __init__(
         self,
@@ -248,3 +257,10 @@ def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
 def each_metric(metric: object) -> list:
     """The metrics inside `evaluate.combine(...)`, or the one itself."""
     return list(getattr(metric, "evaluation_modules", [metric]))
+
+
+def declared(task: Any, what: str) -> frozenset[str]:
+    """Names of results that a task, or one of its metrics, declares by an attribute: "percent" or "per_class"."""
+    metrics = [*task.metrics(), *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ())]
+    holders = [task, *(one for metric in metrics for one in each_metric(metric))]
+    return frozenset(name for holder in holders for name in getattr(holder, what, ()))

@@ -32,6 +32,9 @@ class Task(Protocol):
     headline: str
     """the figure among `results` by which the best checkpoint is chosen"""
     higher_is_better: bool
+    percent: tuple[str, ...] = ()
+    """results that are fractions in [0, 1], shown as percent, beside those that its metrics declare by an attribute of
+    this name; all others are shown as plain numbers. A task may lack it"""
 
     def check(self, target: Tensor) -> str | None:
         """What is wrong with the target of one image, as read; None where it is right. A task may lack it."""
