@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -121,3 +124,109 @@ def test_files_that_would_run_code_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="w.pth is not a file of plain tensors: to open it would run code"):
         checkpoint.load_weights(tmp_path / "w.pth")
     assert "surprise" not in capsys.readouterr().out
+
+
+def whole(folder, step=1):
+    return write_checkpoint(folder, step, {"w": torch.ones(100)}, {"x": torch.zeros(5)})
+
+
+def manifests(path):
+    """A manifest as somebody or something may have left it: as text, from the one that is right."""
+    right = json.loads((path / "manifest.json").read_text())
+    files = right["files"]
+    one = files["state.json"]
+    for content in (None, True, 5, -1.5, "files", [], ["files"], {}, {"step": 1}, {"files": files}):
+        yield json.dumps(content)
+    for step in (None, "1", 1.0, True, -1, 2, 10**30, [1]):
+        yield json.dumps({**right, "step": step})
+    for wrong in (None, 0, [], ["model.safetensors"], {}, "state.json", {"state.json": one}):
+        yield json.dumps({**right, "files": wrong})
+    for wrong in (None, 3, [], "", {}, {**one, "bytes": None}, {**one, "bytes": 10**400}, {**one, "sha256": 7}):
+        yield json.dumps({**right, "files": {**files, "state.json": wrong}})
+    for name in ("../other", "/etc/hostname", "a/b", "..", "", "\0", "missing.json"):
+        yield json.dumps({**right, "files": {**files, name: one}})
+    for wrong in (0, "1", None, 1.5):
+        yield json.dumps({**right, "format": wrong})
+    yield from ("", " ", "\0" * 50, "{", "nan", "NaN", "1" * 6000, "[" * 100_000, json.dumps(right)[:-1], "\udcff")
+
+
+def test_a_manifest_of_any_content_is_damage(tmp_path):
+    """Told as such, and passed over by a run, whatever it holds; nothing outside the folder is read."""
+    path = whole(tmp_path)
+    told = []
+    for text in manifests(path):
+        (path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+        told.append(checkpoint.verify(path))
+    assert len(told) > 50 and all(told) and not [line for line in told if "Error" in line and "File" not in line]
+    (path / "manifest.json").unlink()
+    for make in (
+        os.mkdir,
+        os.mkfifo,
+        lambda place: os.symlink("/dev/zero", place),
+        lambda place: os.symlink("x", place),
+    ):
+        make(path / "manifest.json")
+        assert "manifest.json is damaged: it " in checkpoint.verify(path)
+        (path / "manifest.json").rmdir() if make is os.mkdir else (path / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("what", [os.mkdir, os.mkfifo, partial(os.symlink, "/dev/zero")])
+def test_only_regular_files_are_read(tmp_path, what):
+    path = whole(tmp_path)
+    (path / "state.json").unlink()
+    what(path / "state.json")
+    assert checkpoint.verify(path) == "state.json is not a regular file"
+
+
+def test_a_manifest_may_give_its_format(tmp_path):
+    path = whole(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    assert checkpoint.verify(path) is None
+
+
+STRAYS = (
+    "step-000000002.keep",
+    "step-2",
+    "step-0000000002",
+    "step-",
+    "step-00000000x",
+    "step-000000002 (copy)",
+    "notes",
+)
+
+
+def test_only_what_was_written_here_is_removed(tmp_path):
+    """Copies, other names, links, other people's files and unreadable manifests stay, and stop nothing."""
+    for step in (1, 2, 3, 4):
+        whole(tmp_path, step)
+    for stray in STRAYS:
+        shutil.copytree(tmp_path / "step-000000002", tmp_path / stray)
+    shutil.copytree(tmp_path / "step-000000002", tmp_path / "step-000000001", dirs_exist_ok=True)  # of step 2, it says
+    (tmp_path / "step-000000003" / "notes.txt").write_text("the good one")
+    (tmp_path / "step-000000005").mkdir()
+    (tmp_path / "step-000000006").write_text("a file")
+    for hidden in (".writing-step-000000007", ".removing-step-000000001"):  # of a process that died
+        shutil.copytree(tmp_path / "step-000000002", tmp_path / hidden)
+    kept = [".writing-notes", ".removing-step-000000002.keep", ".removing-step-000000009"]
+    for hidden in kept:
+        (tmp_path / hidden).mkdir()
+    (tmp_path / kept[-1] / "mine.txt").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".removing-step-000000008").symlink_to(tmp_path / "elsewhere")
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == [f"step-{n:09d}" for n in (1, 2, 3, 4, 5)]
+    checkpoint.rotate(tmp_path, 1)
+    stays = {*STRAYS, *kept, "elsewhere", ".removing-step-000000008"}
+    stays |= {f"step-{n:09d}" for n in (1, 3, 4, 5, 6)}
+    assert {path.name for path in tmp_path.iterdir()} == stays
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
+    whole(tmp_path, 1)
+    (tmp_path / "step-000000001" / "notes.txt").write_text("the good one")
+    (tmp_path / "step-000000001" / "manifest.json").write_text("{}")
+    with pytest.raises(OSError, match="step-000000001 could not be written: in its place is a folder with files that"):
+        whole(tmp_path, 1)
+    assert (tmp_path / "step-000000001" / "notes.txt").read_text() == "the good one"
+    (tmp_path / "step-000000001" / "notes.txt").unlink()
+    assert checkpoint.verify(whole(tmp_path, 1)) is None

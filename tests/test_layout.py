@@ -76,6 +76,7 @@ ARROWS = {
     "finding": {"run", "recorded", "checkpoint"},
     "results": {"run", "recorded", "checkpoint"},
     "run": {"options", "recorded", "checkpoint"},
+    "checkpoint": {"run_files"},
     "saving": {"checkpoint"},
     "weights": {"checkpoint", "finding", "sharding"},
     "doctor": {"recipe", "display", "results", "data.examine", "data.reading", "data.workers"},

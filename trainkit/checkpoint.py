@@ -8,7 +8,9 @@ each. It is written aside, flushed to the disk and renamed; older ones go only a
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
-MANIFEST = "manifest.json"
+from trainkit.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
+
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # the system tells it no other way
 NESTS = ("state_dict", "model")  # under which other trainers keep the weights
@@ -40,6 +43,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def step_of(path: Path) -> int:
     """The step of the checkpoint at `path`."""
     return int(path.name.removeprefix("step-"))
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of a checkpoint is called so: step-000000002, and not step-2 or step-000000002.keep."""
+    digits = re.fullmatch("step-([0-9]{9,18})", name)
+    return digits is not None and name == f"step-{int(digits[1]):09d}"
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,14 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
         flush(aside / MANIFEST)
         flush(aside)
         if final.exists():  # of the same step, passed over because it is damaged
+            if not _holds_only_ours(final):
+                raise OSError("in its place is a folder with files that trainkit did not write; move it elsewhere")
             final.rename(folder / f".removing-{final.name}")
         aside.rename(final)
         flush(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again for what is whole
+        if _holds_only_ours(aside):  # a full disk has room again for what is whole
+            shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written: {reason(error)}") from error
     return final
 
@@ -114,10 +126,14 @@ def reason(error: Exception) -> str:
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another name."""
+    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another name.
+
+    What is not a checkpoint with its manifest, or holds a file more, was not written here, and stays.
+    """
     stay = {path.name for path in protected}
-    for path in list_checkpoints(folder)[:-keep]:
-        if path.name not in stay:
+    ours = [path for path in list_checkpoints(folder) if _manifest_fault(path) is None]
+    for path in ours[:-keep]:
+        if path.name not in stay and _holds_only_ours(path):
             path.rename(folder / f".removing-{path.name}")
     _clear(folder)
 
@@ -125,23 +141,53 @@ def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
 def _clear(folder: Path) -> None:
     """Remove what was being written or removed, by a process that died over it too."""
     for leftover in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
-        shutil.rmtree(leftover)
+        if is_checkpoint_name(leftover.name.partition("-")[2]) and _holds_only_ours(leftover):
+            shutil.rmtree(leftover)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    """Whether it is a folder in which nothing is but files that a checkpoint has, or some of them."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    ours = (*CHECKPOINT_FILES, MANIFEST)
+    return all(path.name in ours and stat.S_ISREG(path.lstat().st_mode) for path in folder.iterdir())
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*"))
+    """All checkpoints in `folder`, oldest first; also damaged ones, but nothing that is called otherwise."""
+    found = [path for path in folder.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint in `folder` whose manifest can be read; 0 where there is none."""
+    return max((step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None), default=0)
+
+
+def _manifest_fault(path: Path) -> str | None:
+    """Why a folder's manifest is not that of the checkpoint it is called, or None; its files are not read."""
+    try:
+        manifest = read_manifest(path)
+    except Fault as error:
+        return f"{MANIFEST} is damaged: {error}"
+    if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):  # a copy is called as one likes
+        return f"{MANIFEST} is that of step {manifest['step']}"
+    return None
 
 
 def verify(path: Path) -> str | None:
     """Why the checkpoint at `path` cannot be used, or None."""
-    try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-        for name, expected in files.items():
+    fault = _manifest_fault(path)
+    if fault is not None:
+        return fault
+    for name, expected in read_manifest(path)["files"].items():
+        try:
+            if not stat.S_ISREG((path / name).stat().st_mode):  # to read a FIFO would wait for ever
+                return f"{name} is not a regular file"
             if _described(path / name) != expected:
                 return f"{name} is not what was written (size or SHA-256 differs)"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
+        except OSError as error:
+            return f"{name} cannot be read: {reason(error)}"
     return None
 
 
@@ -150,8 +196,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     reason = verify(path)
     if reason:
         raise ValueError(f"checkpoint {path} is damaged: {reason}")
-    tensors = _in_memory(path / "state.safetensors")
-    return _in_memory(path / "model.safetensors"), _unpack(json.loads((path / "state.json").read_text()), tensors)
+    try:
+        tensors = _in_memory(path / "state.safetensors")
+        state = _unpack(json.loads((path / "state.json").read_bytes()), tensors)
+        return _in_memory(path / "model.safetensors"), state
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:  # as hashed, but not by us
+        raise ValueError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import flush, list_checkpoints, reason, step_of, verify
+from trainkit.checkpoint import flush, list_checkpoints, reason, step_of, steps_done, verify
 from trainkit.options import Options
 from trainkit.recorded import plain, read_recorded, surroundings
 
@@ -88,7 +88,7 @@ class Run:
                 "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
                 "--resume never to start afresh (this run is moved aside)"
             )
-        done = max(map(step_of, list_checkpoints(self.checkpoints)), default=0)
+        done = steps_done(self.checkpoints)
         if done > now["total_steps"]:
             raise ValueError(
                 f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: --rebase is "
