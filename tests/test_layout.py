@@ -42,8 +42,8 @@ ARROWS = {
             "replay", "data.seeds", "display", "mistakes", "recorded", "results"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.workers", "signals",
-        "metrics",
+        "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability", "data.workers",
+        "signals", "metrics",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -51,7 +51,8 @@ ARROWS = {
     },
     "check": {
         "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records",
-        "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.workers",
+        "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.repeatability",
+        "data.workers",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.seeds", "data.loader"},
     "records": {"training", "weights", "checkpoint", "nonfinite", "signals", "sharding"},
@@ -79,7 +80,9 @@ ARROWS = {
     "checkpoint": {"run_files"},
     "saving": {"checkpoint"},
     "weights": {"checkpoint", "finding", "sharding"},
-    "doctor": {"recipe", "display", "results", "data.examine", "data.reading", "data.workers"},
+    "doctor": {
+        "recipe", "display", "results", "data.examine", "data.reading", "data.repeatability", "data.workers",
+    },
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "memory", "objective", "predictions",
@@ -99,6 +102,8 @@ ARROWS = {
     "calibration": {"metrics"},
     "recognition": {"calibration", "criteria", "metrics", "data.transforms"},
     "segmentation": {"criteria", "losses", "overlap", "metrics", "pixels", "data.transforms"},
+    "data.repeatability": {"memory", "data.on_device", "data.reading", "data.seeds", "data.workers"},
+    "data.seeds": {"data.generators"},
     "data.repeated": {"data.seeds", "data.wrapper"},
     "data.stages": {"data.wrapper"},
     "data.wrapper": {"data.on_device", "data.order", "data.reading"},

@@ -61,7 +61,7 @@ def test_what_is_kept_from_forward_to_backward_changes_nothing(trained):
 
 
 def test_killed_and_gone_on_with(tmp_path, trained):
-    torchrun(2, TOYS, tmp_path, "all", **FSDP, TOY_READS="40", code=None)
+    torchrun(2, TOYS, tmp_path, "all", **FSDP, TOY_READS="70", code=None)
     assert not (tmp_path / "all" / "summary.json").exists() and list_checkpoints(tmp_path / "all" / "checkpoints")
     assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **FSDP).stdout
     assert_bit_equal(trained / "fsdp" / "all", tmp_path / "all")

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainkit.checkpoint import checkpoint_path
 from trainkit.data.loader import make_loader
 from trainkit.data.order import Batches
+from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
@@ -61,6 +62,10 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)
+    unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
+    if unrepeatable:
+        figures["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"
+        warnings.append(unrepeatable)
     display.table("check", figures)
     places = min(PLACES, plan.total_steps)
     curve = display.curve([plan.multiplier(plan.total_steps * place // places) for place in range(places)])

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.examine import Examiner
 from trainkit.data.reading import name_of
+from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.recipe import Recipe
@@ -49,6 +50,9 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     warnings = [line for split, report in splits.items() for line in _warnings(report, split)]
     if in_both:
         warnings.append(f"{len(in_both)} images are in both train and val: {_some([b for _, b in in_both])}")
+    unrepeatable = find_unrepeatable(recipe.train_data, seed=0, workers=choose_workers(workers, 1), in_process=True)
+    if unrepeatable:
+        warnings.append(unrepeatable)
     report = {"num_errors": errors, "warnings": warnings, "in_both": in_both, **splits}
     (out / "doctor.json").write_text(json.dumps(report, indent=1))
     _show(report, display)

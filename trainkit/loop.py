@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit import checkpoint
+from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
@@ -76,6 +77,10 @@ def train(
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
         with t.stop, lost_processes_told(accelerator), worker_deaths_told(), _kept_on_error(t):
+            if found.path is None and accelerator.is_main_process:
+                unrepeatable = find_unrepeatable(recipe.train_data, options.seed, t.workers)
+                if unrepeatable:
+                    display.note(f"warning: {unrepeatable}")
             number = _evaluate_and_save(t, t.progress.step)  # what a stop left undone
             for step in () if number else steps(t, plan.total_steps):
                 t.progress.seconds = before + time.perf_counter() - begun

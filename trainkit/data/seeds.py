@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trainkit.data.generators import find_generators
+
 ORDER, IMAGE, STEP, MIX, DRAW = range(5)  # streams of random numbers that must not meet
 
 
@@ -78,11 +80,13 @@ def _in_any_epoch(data: Dataset, epoch: int, index: int) -> object:
 class Seeded(Dataset):
     """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read.
 
+    These are the global ones of `seed_host`, and those that the dataset and its transforms hold (`find_generators`).
     Without workers the model in this process draws from the same generators: seed them before it does (`seed_step`).
     """
 
     def __init__(self, data: Dataset, seed: int):
         self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
+        self.held = find_generators(data)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -90,4 +94,6 @@ class Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
         seed_host(self.seed, IMAGE, epoch, index)
+        for number, seed_held in enumerate(self.held):
+            seed_held(fold(self.seed, IMAGE, epoch, index, number))
         return self.read(epoch, index)

@@ -1,0 +1,137 @@
+"""Whether images read twice under one seed are the same: what a bit-equal resume takes of a dataset and its transforms.
+
+It is tried on a few images, since a generator that cannot be seen cannot be looked for: one of a library of its own,
+the clock, or a counter in the dataset.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainkit.data.on_device import OnDevice
+from trainkit.data.reading import UNUSABLE, name_of
+from trainkit.data.seeds import Seeded
+from trainkit.data.workers import Loader, usable_cores
+from trainkit.memory import is_out_of_memory
+
+NUM_IMAGES = 16  # a transform with a probability of 0.1 shows in one of them with a probability of 0.8 or more
+SECONDS = 2.0  # for reading them once
+
+
+class _Digests(Dataset):
+    """A list of indices -> the digest of each image and target as they are read, until the time is over."""
+
+    def __init__(self, data: Dataset, seed: int):
+        self.seeded = Seeded(data, seed)
+
+    def __getitem__(self, indices: Sequence[int]) -> dict[int, bytes]:
+        until = time.monotonic() + SECONDS
+        digests: dict[int, bytes] = {}
+        for index in indices:
+            try:
+                digests[index] = _digest(self.seeded[0, index])
+            except UNUSABLE as error:  # the training or the doctor says what is wrong with it
+                if is_out_of_memory(error):
+                    raise
+            if len(digests) > 1 and time.monotonic() > until:
+                break
+        return digests
+
+
+def find_unrepeatable(data: Dataset, seed: int, workers: int, in_process: bool = False) -> str | None:
+    """A message where images of `data` differ when they are read again under the same seed; None where they do not.
+
+    Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator that goes on from
+    read to read gives other pixels: by two fresh workers, or in this process where a training reads without workers.
+    in_process: read them in this process the first time, and by a fresh worker the second. It takes at most about 2 s
+    for each reading. Images held on a device draw from no generator.
+    """
+    if isinstance(data, OnDevice) or len(data) == 0:
+        return None
+    indices = _spread(len(data)) if getattr(data, "locality", None) is None else list(range(min(len(data), NUM_IMAGES)))
+    other = [indices[place ^ 1] if place ^ 1 < len(indices) else indices[place] for place in range(len(indices))]
+    other = [other[-1], *other]  # one read more: the first of a single image would be the same
+    digests = _Digests(data, seed)
+    if sys.platform != "linux" or (workers == 0 and not in_process):  # elsewhere a worker imports everything anew
+        once, again = digests[indices], digests[other]
+    elif in_process:
+        once = digests[indices]
+        (again,) = _by_workers(digests, [other])
+    else:
+        once, again = _by_workers(digests, [indices, other])
+    both = [index for index in once if index in again]
+    unequal = [index for index in both if once[index] != again[index]]
+    return _describe(data, unequal, len(both)) if unequal else None
+
+
+def _spread(length: int) -> list[int]:
+    number = min(length, NUM_IMAGES)
+    return [length * place // number for place in range(number)]
+
+
+def _by_workers(digests: _Digests, lists: list[list[int]]) -> list[dict[int, bytes]]:
+    """Each list of indices read by a worker of its own; on a single core by one after the other."""
+    # A generator of its own: the loader's base seed must not be drawn from the global one.
+    loader = Loader(
+        digests,
+        batch_size=None,
+        sampler=lists,
+        num_workers=min(len(lists), usable_cores()),
+        generator=torch.Generator(),
+    )
+    return list(loader)
+
+
+def _describe(data: Dataset, unequal: list[int], num_read: int) -> str:
+    owner = _with_transform(data)
+    of_what = f"dataset {type(owner).__name__}"
+    if getattr(owner, "transform", None) is not None:
+        of_what += f" with transform {_short(owner.transform)}"
+    return (
+        f"{len(unequal)} of {num_read} training images differ when they are read again under the same seed "
+        f"({name_of(data, unequal[0])}; {of_what}): their randomness comes from a generator that is not seeded for "
+        "each image, so a resumed run is not bit-equal and workers may draw the same numbers. Draw from torch's, "
+        "NumPy's or Python's global generator, or keep the generator as an attribute of the transform, where it is "
+        "found and seeded"
+    )
+
+
+def _with_transform(data: Any) -> Any:
+    """The dataset that has the transform: `data`, or one that it stands around."""
+    inner = data
+    while inner is not None:
+        if hasattr(inner, "transform"):
+            return inner
+        inner = getattr(inner, "dataset", getattr(inner, "data", None))
+    return data
+
+
+def _short(transform: Any) -> str:
+    text = " ".join(repr(transform).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _digest(value: Any) -> bytes:
+    """A hash of an item of any kind: tensors and arrays by their bytes, others by how they print."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in _leaves(value):
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().numpy()
+        elif not isinstance(part, (np.ndarray, bytes)):
+            part = np.asarray(part)
+            part = part if part.dtype != object else repr(part).encode()
+        hashed.update(part.tobytes() if isinstance(part, np.ndarray) else part)
+    return hashed.digest()
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, (list, tuple)) else [value]
