@@ -3,6 +3,7 @@
 import csv
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -352,3 +353,16 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
     torch.save(other.model.state_dict(), tmp_path / "o.pth")
     with pytest.raises(ValueError, match="task Other: predictions are written for Recognition and Segmentation"):
         predict(other, tmp_path / "o.pth", asked(file, out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("make, name, network", [
+    (with_classes, "Recognition", lambda: nn.Sequential(nn.Conv2d(3, 9, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+    (with_masks, "Segmentation", lambda: nn.Conv2d(3, 9, 1)),
+])  # fmt: skip
+def test_a_network_with_more_outputs_than_classes_predicts_nothing(make, name, network, tmp_path):
+    recipe = replace(make(tmp_path), model=network())
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    asked = PredictOptions(checkpoint=tmp_path / "w.pth", paths=(tmp_path,), out=tmp_path / "out", workers=0)
+    with pytest.raises(ValueError, match=f"the network has 9 outputs, and {name} has {CLASSES} classes"):
+        predict(recipe, tmp_path / "w.pth", asked)
+    assert not list((tmp_path / "out").rglob("*.png"))

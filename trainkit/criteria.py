@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainkit.losses import cross_entropies, cross_entropy_sum, num_valid, shares
+from trainkit.losses import cross_entropies, cross_entropy_sum, is_valid, num_valid, shares
 
 
 class Criterion(Protocol):
@@ -86,7 +86,7 @@ class Focal:
             return -(weight * self._doubt(logs) * logs).sum()
         each = cross_entropies(logits, targets, ignore)  # -log p, 0 where ignored
         if weight is not None:
-            weight = weight[torch.where(targets == ignore, 0, targets).long()]
+            weight = weight[torch.where(is_valid(targets, ignore), targets, 0).long()]
         return (self._doubt(-each) * each * (1.0 if weight is None else weight)).sum()
 
     def _doubt(self, logs: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class OHEM:
         return torch.where(ranks < self._num_kept(targets, ignore)[:, None], hardest, 0).sum()
 
     def _num_kept(self, targets: Tensor, ignore: int) -> Tensor:
-        return (self.keep * (targets != ignore).flatten(1).sum(1).float()).ceil()  # (N,)
+        return (self.keep * is_valid(targets, ignore).flatten(1).sum(1).float()).ceil()  # (N,)
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
         """Pixels kept."""

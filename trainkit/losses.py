@@ -66,7 +66,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """logits: (N, C, H, W). targets: (N, H, W)."""
-        valid = targets != ignore
+        valid = is_valid(targets, ignore)
         ids = torch.where(valid, targets, 0).long()
         normaliser = torch.empty(targets.shape, device=logits.device)  # (N, H, W)
         each = torch.empty_like(normaliser)
@@ -99,8 +99,42 @@ def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -
     if targets.is_floating_point():
         return shares(targets).sum()
     if weight is None:
-        return (targets != ignore).sum().float()
+        return is_valid(targets, ignore).sum().float()
     return _weights(targets, ignore, weight).sum().float()
+
+
+def is_valid(targets: Tensor, ignore: int) -> Tensor:
+    """Which targets, integers of any shape, are not `ignore`: bool in their shape.
+
+    All are where their type does not hold it: torch would compare a wrapped number, and take 255 of a uint8 mask for
+    -1.
+    """
+    if check_ignore(targets, ignore):
+        return torch.ones_like(targets, dtype=torch.bool)
+    return targets != ignore
+
+
+def check_ignore(targets: Tensor, ignore: int) -> str | None:
+    """What is wrong with an `ignore` that the targets' type cannot hold, or None."""
+    if targets.dtype == torch.bool:
+        return None
+    limits = torch.iinfo(targets.dtype)
+    if limits.min <= ignore <= limits.max:
+        return None
+    return (
+        f"ignore is {ignore}, and masks of {str(targets.dtype).removeprefix('torch.')} hold {limits.min} to "
+        f"{limits.max}: give an ignored label among these, such as {limits.max}, or masks of a type that holds {ignore}"
+    )
+
+
+def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
+    """Raises ValueError where a network has not one output for each class of a task: (N, C) or (N, C, H, W)."""
+    if logits.ndim < 2 or logits.shape[1] != num_classes:
+        outputs = f"{logits.shape[1]} outputs" if logits.ndim > 1 else f"outputs of shape {tuple(logits.shape)}"
+        raise ValueError(
+            f"the network has {outputs}, and {name} has {num_classes} classes: build the network with "
+            f"{num_classes} outputs, or give the task the classes that the network knows"
+        )
 
 
 def shares(targets: Tensor) -> Tensor:
@@ -110,7 +144,7 @@ def shares(targets: Tensor) -> Tensor:
 
 def _weights(targets: Tensor, ignore: int, weight: Tensor) -> Tensor:
     """The weight of each target's class, 0 where it is ignored; in the shape of the targets."""
-    valid = targets != ignore
+    valid = is_valid(targets, ignore)
     return torch.where(valid, weight[torch.where(valid, targets, 0).long()], 0.0)
 
 
@@ -120,7 +154,7 @@ def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
     The target of the semantic-encoding loss, for the whole batch at once and on its device.
     """
     ids = targets.flatten(1).long()  # (N, H W)
-    ids = torch.where(ids == ignore, num_classes, ids)
+    ids = torch.where(is_valid(targets, ignore).flatten(1), ids, num_classes)
     presence = torch.zeros(len(ids), num_classes + 1, device=ids.device)  # the last column takes the ignored
     return presence.scatter_(1, ids, 1.0)[:, :num_classes]
 

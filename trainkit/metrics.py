@@ -105,6 +105,11 @@ class TopK(Counting):
 
     def _hits(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
+        if references.ndim != 1 or references.is_floating_point():
+            raise ValueError(
+                f"TopK: references are {references.dtype} of shape {tuple(references.shape)}; give one class id for "
+                "each image"
+            )
         ranked = self._ranked(predictions)
         if self._ranks(ranked.shape[1]) == 0:
             raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {ranked.shape[1]} classes")

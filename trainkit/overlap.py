@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trainkit.criteria import check_maps
-from trainkit.losses import class_presence
+from trainkit.losses import class_presence, is_valid
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Dice:
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
         """logits: (C, H, W). target: (H, W)."""
-        valid, members = target != ignore, _members(target, ignore, len(logits))  # (H, W), (C, H, W)
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))  # (H, W), (C, H, W)
         p = logits.float().softmax(0) * valid
         sizes = members.sum((1, 2))  # (C,)
         overlap = torch.where(members, p, 0).sum((1, 2))
@@ -68,7 +68,7 @@ class Lovasz:
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
         """logits: (C, H, W). target: (H, W)."""
-        valid, members = target != ignore, _members(target, ignore, len(logits)).flatten(1)  # (H, W), (C, H W)
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits)).flatten(1)  # (H, W), (C, H W)
         p = logits.float().softmax(0).flatten(1)
         errors = torch.where(members, 1 - p, p) * valid.flatten()  # ignored: 0, and with the last ones
         with torch.no_grad():  # the extension is linear for one order of the errors: these are its slopes
@@ -86,13 +86,13 @@ class Lovasz:
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
         """Images with a valid pixel."""
-        return (targets != ignore).flatten(1).any(1).sum().float()
+        return is_valid(targets, ignore).flatten(1).any(1).sum().float()
 
 
 def _members(target: Tensor, ignore: int, num_classes: int) -> Tensor:
     """Which pixels are valid and of each class: (H, W) ids -> bool (C, H, W)."""
     classes = torch.arange(num_classes, device=target.device).view(-1, 1, 1)
-    return (target == classes) & (target != ignore)
+    return (target == classes) & is_valid(target, ignore)
 
 
 def _image_by_image(of_image: Callable[..., Tensor], logits: Tensor, targets: Tensor, ignore: int) -> Tensor:

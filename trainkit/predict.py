@@ -20,6 +20,7 @@ from trainkit.data.reading import UNUSABLE
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
+from trainkit.losses import check_num_outputs
 from trainkit.memory import is_out_of_memory, shortage_told
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import PredictOptions
@@ -172,7 +173,14 @@ def _way_of_looking(recipe: Recipe, accelerator: Accelerator, black: Tensor) -> 
     """
     if recipe.inference is None:
         model = prepare(accelerator, recipe.model).eval()
-        return lambda images: main_logits(model(images)).float()
+
+        def logits(images: Tensor) -> Tensor:
+            found = main_logits(model(images))
+            if hasattr(recipe.task, "num_classes"):
+                check_num_outputs(found, recipe.task.num_classes, type(recipe.task).__name__)
+            return found.float()
+
+        return logits
     looker = Looker(
         recipe.inference, prepare(accelerator, Objective(recipe.model, recipe.task)).eval(), accelerator, black
     )

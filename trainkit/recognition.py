@@ -10,11 +10,14 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trainkit.calibration import CalibrationError
 from trainkit.criteria import Criterion, CrossEntropy, as_criteria
+from trainkit.data.targets import as_target
 from trainkit.data.transforms import Lighting, Look, RandomResizedCrop, stacked
+from trainkit.losses import check_num_outputs
 from trainkit.metrics import TopK
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 IGNORED = -1  # the class id that counts nowhere
+MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision rounds
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,30 @@ class Recognition:
     def terms(self) -> tuple[str, ...]:
         return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
 
-    def check(self, target: Tensor | int) -> str | None:
-        """What is wrong with one image's class id, or None; torchvision's datasets give it as a plain int."""
-        whole = isinstance(target, int) or (target.ndim == 0 and not target.is_floating_point())
-        if whole and int(target) >= self.num_classes:
+    def check(self, target: Any) -> str | None:
+        """What is wrong with one image's target, or None: a class id of any integer type, or probabilities (C,)."""
+        target = as_target(target)
+        if not isinstance(target, Tensor) or (target.ndim == 0 and target.is_floating_point()):
+            return (
+                f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, below 0 if ignored"
+            )
+        if target.ndim == 0:
+            if int(target) < self.num_classes:
+                return None
             return f"label {int(target)} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
+        if tuple(target.shape) != (self.num_classes,):
+            return (
+                f"target of shape {tuple(target.shape)} is neither a class id nor a row of {self.num_classes} "
+                "probabilities"
+            )
+        if not target.is_floating_point() or float(target.sum()) > MOST_OF_A_ROW:
+            return (
+                f"target is a row of {self.num_classes} numbers, {int((target > 0).sum())} of them above 0 "
+                "(multi-hot), and Recognition is of one class for each image. Give its class id, or probabilities "
+                "that sum to 1; several classes for an image take a task of their own (trainkit.recipe.Task)"
+            )
+        if not float(target.min()) >= 0:
+            return f"target holds {float(target.min())}: probabilities are not below 0"
         return None
 
     def counts(self, targets: Tensor) -> Tensor:
@@ -74,6 +96,7 @@ class Recognition:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Weighted sums of the terms: (K,)."""
+        check_num_outputs(outputs, self.num_classes, type(self).__name__)
         criteria = as_criteria(self._loss, self.num_classes)
         return torch.stack([each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria])
 
@@ -82,6 +105,7 @@ class Recognition:
 
         Where there are several outputs for each target, as of ten crops, their probabilities are averaged.
         """
+        check_num_outputs(outputs, self.num_classes, type(self).__name__)
         if len(outputs) != len(targets):
             outputs = outputs.float().log_softmax(1).unflatten(0, (len(targets), -1)).logsumexp(1)
         return outputs

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from trainkit.criteria import OHEM, Criterion, CrossEntropy, Focal, as_criteria
+from trainkit.data.targets import as_target
 from trainkit.data.transforms import LongSide, Look, RandomScaleCrop
-from trainkit.losses import presence_loss_sum
+from trainkit.losses import check_ignore, check_num_outputs, presence_loss_sum
 from trainkit.metrics import MeanIoU
 from trainkit.overlap import Dice, Lovasz
 from trainkit.pixels import likeliest
@@ -74,8 +75,14 @@ class Segmentation:
         names = [each.name for each in as_criteria(self.loss, self.num_classes)]
         return (*names, *(["aux"] if self.aux_weight else []), *(["se"] if self.se_weight else []))
 
-    def check(self, target: Tensor) -> str | None:
+    def check(self, target: Any) -> str | None:
         """What is wrong with one label map, or None."""
+        target = as_target(target)
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != 2:
+            kind = f"{target.dtype} of shape {tuple(target.shape)}" if isinstance(target, Tensor) else repr(target)
+            return f"mask is {kind}; it is whole numbers (H, W), a class id for each pixel"
+        if fault := check_ignore(target, self.ignore):
+            return fault
         low, high = map(int, target.masked_fill(target == self.ignore, 0).aminmax())
         if low >= 0 and high < self.num_classes:
             return None
@@ -102,6 +109,8 @@ class Segmentation:
                     f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
                     f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
                 )
+        for key in outputs.keys() & {"out", "aux", "se"}:
+            check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
         criteria = as_criteria(self.loss, self.num_classes)
         sums = {each.name: each.factor * each(outputs["out"], targets, self.ignore) for each in criteria}
         if "aux" in self.terms:
@@ -113,6 +122,7 @@ class Segmentation:
     def predict(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Label maps (N, H, W) at the size of the untouched masks, to which the logits are resized."""
         logits = main_logits(outputs)
+        check_num_outputs(logits, self.num_classes, type(self).__name__)
         if logits.shape[-2:] != targets.shape[-2:]:
             logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
         return likeliest(logits)
@@ -120,6 +130,7 @@ class Segmentation:
     def scores(self, outputs: Tensor | Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
         logits = main_logits(outputs)
+        check_num_outputs(logits, self.num_classes, type(self).__name__)
         if logits.shape[-2:] != images.shape[-2:]:
             logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
         return logits.float().softmax(1)

@@ -21,6 +21,7 @@ from trainkit.data.reading import UNUSABLE, name_of
 from trainkit.data.repeated import Repeated
 from trainkit.data.seeds import Seeded
 from trainkit.data.stages import Stages
+from trainkit.data.targets import as_target
 from trainkit.memory import is_out_of_memory
 
 
@@ -60,7 +61,7 @@ class Examiner(Dataset):
             if is_out_of_memory(error):
                 raise
             return Finding(index, digest, fault=(_kind(error), str(error)))
-        target = torch.as_tensor(_array(target))
+        target = torch.as_tensor(as_target(_array(target)))
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else functional.get_size(image)
         if digest is None:
             digest = _digest(_array(image).tobytes())

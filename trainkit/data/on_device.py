@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from trainkit.data.seeds import uniform
+from trainkit.data.targets import as_target
 
 
 class Augment(Protocol):
@@ -86,7 +87,11 @@ class OnDevice(Dataset):
         self.images = torch.empty((len(data), *first.shape), dtype=first.dtype).share_memory_()
         self.targets = torch.empty(len(data), dtype=torch.int64)
         for index in range(len(data)):
-            image, self.targets[index] = data[index]
+            image, target = data[index]
+            target = as_target(target)
+            if not isinstance(target, Tensor) or target.ndim or target.is_floating_point():
+                raise ValueError(f"the target of image {index} is {target}: images held in memory have a class id each")
+            self.targets[index] = target
             if image.shape != first.shape:
                 raise ValueError(
                     f"image {index} is {tuple(image.shape)} and image 0 {tuple(first.shape)}: images held in "

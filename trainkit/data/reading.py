@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, Subset
 
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeds import Seeded
+from trainkit.data.targets import as_target
 from trainkit.memory import is_out_of_memory
 
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
@@ -58,6 +59,7 @@ class Reader(Dataset):
         while True:
             try:
                 image, target = self.seeded[epoch, index]
+                target = as_target(target)
                 fault = self.check(target) if self.check is not None else None
                 if fault:
                     raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
