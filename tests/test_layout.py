@@ -79,7 +79,8 @@ ARROWS = {
     "run": {"options", "recorded", "checkpoint"},
     "checkpoint": {"run_files"},
     "saving": {"checkpoint"},
-    "weights": {"checkpoint", "finding", "sharding"},
+    "weights": {"checkpoint", "finding", "sharding", "weight_files"},
+    "weight_files": {"checkpoint"},
     "doctor": {
         "recipe", "display", "results", "data.examine", "data.reading", "data.repeatability", "data.workers",
     },

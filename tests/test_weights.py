@@ -14,6 +14,7 @@ from trainkit import Options, checkpoint, evaluate, train
 from trainkit.data.seeds import seed_host
 from trainkit.ema import EMA
 from trainkit.segmentation import Segmentation
+from trainkit.weight_files import load_weights
 from trainkit.weights import fit, load_model, read_weights
 
 
@@ -41,7 +42,7 @@ def test_every_wrapping_of_a_state_dict(tmp_path, kind):
     seed_host(1)
     source, target = Net(False), Net(False)
     torch.save(WRAPPED[kind](source.state_dict()), tmp_path / "w.pth")
-    assert load_model(target, checkpoint.load_weights(tmp_path / "w.pth"), tmp_path / "w.pth") == []
+    assert load_model(target, load_weights(tmp_path / "w.pth")[0], tmp_path / "w.pth").exact
     for name, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], value), name
 
@@ -49,7 +50,7 @@ def test_every_wrapping_of_a_state_dict(tmp_path, kind):
 def test_safetensors_with_a_prefix(tmp_path):
     source, target = Net(False), Net(False)
     save_file(prefixed(source.state_dict(), "module."), tmp_path / "w.safetensors")
-    load_model(target, checkpoint.load_weights(tmp_path / "w.safetensors"), tmp_path)
+    load_model(target, load_weights(tmp_path / "w.safetensors")[0], tmp_path)
     assert torch.equal(target.head.weight, source.head.weight)
 
 
@@ -64,7 +65,7 @@ def test_a_part_of_the_model_that_is_called_module_keeps_its_name():
 def test_files_older_than_batch_norms_counter():
     model = nn.Sequential(nn.BatchNorm2d(2))
     state = {name: value + 1 for name, value in model.state_dict().items() if "num_batches" not in name}
-    assert load_model(model, state, "old.pth") == []
+    assert load_model(model, state, "old.pth").lines() == []
     assert model[0].running_var.tolist() == [2, 2]
 
 
@@ -83,7 +84,7 @@ def test_what_does_not_fit_is_listed_and_refused():
     assert "6 unknown to the model: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5." in text
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "nothing was loaded"
 
-    lines = load_model(model, other, "file.pth", partial=True)
+    lines = load_model(model, other, "file.pth", partial=True).lines()
     assert [line.split()[0] for line in lines] == ["1", "1", "6"]
     for name, value in model.state_dict().items():
         kept = name in ("head.weight", "backbone.0.bias")
@@ -101,13 +102,13 @@ def test_weights_of_another_network(partial):
 def test_files_without_weights(tmp_path):
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "epoch.pth")
     with pytest.raises(ValueError, match=r"epoch.pth holds no weights: it is a mapping with epoch, lr"):
-        checkpoint.load_weights(tmp_path / "epoch.pth")
+        load_weights(tmp_path / "epoch.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="it is list"):
-        checkpoint.load_weights(tmp_path / "list.pth")
+        load_weights(tmp_path / "list.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00")
     with pytest.raises(ValueError, match=r"cut.safetensors is not a safetensors file, or is cut short"):
-        checkpoint.load_weights(tmp_path / "cut.safetensors")
+        load_weights(tmp_path / "cut.safetensors")
     torch.save(Net(False).state_dict(), tmp_path / "cut.pth")
     data = (tmp_path / "cut.pth").read_bytes()
     torch.save(torch.zeros(20_000), tmp_path / "large.pth")
@@ -115,14 +116,14 @@ def test_files_without_weights(tmp_path):
     for cut in (data[: len(data) // 2], data[:100], large[:5000], b""):  # torch raises errors of three kinds
         (tmp_path / "cut.pth").write_bytes(cut)
         with pytest.raises(ValueError, match=r"cut.pth cannot be read as weights"):
-            checkpoint.load_weights(tmp_path / "cut.pth")
+            load_weights(tmp_path / "cut.pth")
 
 
 def test_options_beside_the_weights(tmp_path):
     """torchvision's and timm's scripts keep an argparse.Namespace in their files: it runs no code."""
     net = Net(False)
     torch.save({"model": net.state_dict(), "args": Namespace(lr=0.1, model="net")}, tmp_path / "w.pth")
-    assert checkpoint.load_weights(tmp_path / "w.pth").keys() == net.state_dict().keys()
+    assert load_weights(tmp_path / "w.pth")[0].keys() == net.state_dict().keys()
 
 
 def test_averaged_weights_come_first(tmp_path):
@@ -132,9 +133,9 @@ def test_averaged_weights_come_first(tmp_path):
         model.head.weight += 1
     averaged.update()  # 0.1 of the old one and 0.9 of the new one, as d = (1 + 0) / (10 + 0)
     path = write_checkpoint(tmp_path, 1, model.state_dict(), {"ema": averaged.state_dict()})
-    torch.testing.assert_close(read_weights(path)["head.weight"], model.head.weight.detach() - 0.1)
+    torch.testing.assert_close(read_weights(path)[0]["head.weight"], model.head.weight.detach() - 0.1)
     path = write_checkpoint(tmp_path, 2, model.state_dict(), {"ema": None})
-    assert torch.equal(read_weights(path)["head.weight"], model.head.weight)
+    assert torch.equal(read_weights(path)[0]["head.weight"], model.head.weight)
 
 
 def test_evaluate_in_part(tmp_path):
@@ -191,7 +192,7 @@ def test_init_with_averages_begins_them_there(tmp_path):
     torch.save(source.state_dict(), file)
     train(still(recognition, ema=0.9), Options(out=tmp_path / "run", workers=0, init=file))
     saved = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    torch.testing.assert_close(read_weights(saved)["head.weight"], source.head.weight.detach())
+    torch.testing.assert_close(read_weights(saved)[0]["head.weight"], source.head.weight.detach())
 
 
 def test_init_that_fits_nowhere_is_refused(tmp_path):

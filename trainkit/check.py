@@ -48,7 +48,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     plan = Plan.of(recipe, options, accelerator.num_processes)
     if recipe.note:
         display.note(recipe.note)
-    for line in () if options.init is None else start_from(recipe.model, options.init):
+    for line in () if options.init is None else start_from(recipe.model, options.init, options.weights_key):
         display.note(line)
     own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
     (folder,) = broadcast_object_list([own])

@@ -11,28 +11,21 @@ import os
 import re
 import shutil
 import stat
-from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from tarfile import is_tarfile
 from typing import Any
-from warnings import catch_warnings, simplefilter
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.serialization import safe_globals
 
 from trainkit.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
 
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # the system tells it no other way
-NESTS = ("state_dict", "model")  # under which other trainers keep the weights
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -197,72 +190,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if reason:
         raise ValueError(f"checkpoint {path} is damaged: {reason}")
     try:
-        tensors = _in_memory(path / "state.safetensors")
+        tensors = in_memory(path / "state.safetensors")
         state = _unpack(json.loads((path / "state.json").read_bytes()), tensors)
-        return _in_memory(path / "model.safetensors"), state
+        return in_memory(path / "model.safetensors"), state
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:  # as hashed, but not by us
         raise ValueError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Model weights from a checkpoint folder, a .safetensors file, or a .pth file of plain tensors.
-
-    A .pth file may hold them as its "state_dict" or "model", beside other things. Raises ValueError where a file
-    cannot be read without running code stored in it, or holds no weights.
-    """
-    if path.is_dir():
-        return load(path)[0]
-    if path.suffix == ".safetensors":
-        try:
-            return _in_memory(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
-    _check_beginning(path)
-    try:
-        with safe_globals([Namespace]), catch_warnings():  # a Namespace: the options a script keeps beside its weights
-            simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a file of plain tensors: to open it would run code stored in it ({_refused(error)}). Save "
-            "the state dict alone where you trust the file, with safetensors or torch.save(model.state_dict(), ...)"
-        ) from error
-    except Exception as error:  # of a file cut short or damaged torch's reader raises many a kind
-        told = str(error).partition("\n")[0] or "it ends too soon"
-        raise ValueError(
-            f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
-        ) from error
-    return _state_dict(content, path)
-
-
-def _check_beginning(path: Path) -> None:
-    """Raises ValueError for what is called .pth and was never written by torch: a web page, a Git LFS pointer."""
-    with path.open("rb") as file:
-        begins = file.read(64)
-    if not begins.startswith((b"PK", b"\x80")) and not (begins.strip(b"\0") and is_tarfile(path)):
-        raise ValueError(
-            f"{path} cannot be read as weights: it begins with {begins[:24]!r}, as no file of PyTorch does. Download "
-            "it again (a web page or a pointer of Git LFS may have come in its place), or call it .safetensors if it "
-            "is one"
-        )
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name in what a .pth file holds, however deep they are nested."""
-    while _is_mapping(content) and (inner := [each for each in map(content.get, NESTS) if _is_mapping(each)]):
-        content = inner[0]
-    named = content.items() if _is_mapping(content) else ()
-    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
-    if not tensors:
-        held = f"a mapping with {', '.join(map(str, content))}" if _is_mapping(content) else type(content).__name__
-        raise ValueError(
-            f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
-        )
-    return tensors
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def digest(path: Path) -> str:
@@ -270,13 +202,7 @@ def digest(path: Path) -> str:
     return _described(path / "model.safetensors" if path.is_dir() else path)["sha256"]
 
 
-def _refused(error: UnpicklingError) -> str:
-    """The line of torch's long message that says what was refused."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))), lines[0])
-
-
-def _in_memory(path: Path) -> dict[str, Tensor]:
+def in_memory(path: Path) -> dict[str, Tensor]:
     """The file's tensors, apart from the file: safetensors maps it, and it may be removed or replaced."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 

@@ -123,7 +123,13 @@ def _evaluate(path: Path, words: list[str]) -> int:
     from trainkit.loop import evaluate
 
     seed_host(asked.seed)
-    options = Options(out=asked.out or run_folder, seed=asked.seed, workers=asked.workers, precise_bn=asked.precise_bn)
+    options = Options(
+        out=asked.out or run_folder,
+        seed=asked.seed,
+        workers=asked.workers,
+        precise_bn=asked.precise_bn,
+        weights_key=asked.weights_key,
+    )
     recipe = _built(function, settings, run_folder)
     recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
     if options.out is not None:

@@ -22,7 +22,7 @@ from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
 from trainkit.recipe import Recipe
 from trainkit.segmentation import main_logits
-from trainkit.weights import load_model, read_weights
+from trainkit.weights import take_weights
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
 KEY = "trainkit"  # of the metadata in each file: JSON
@@ -64,8 +64,8 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     absent = [name for name in PACKAGES if find_spec(name) is None] if asked.format == "onnx" else []
     if absent:
         raise ValueError(f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"')
-    for line in load_model(recipe.model, read_weights(weights), weights, asked.partial):
-        display.note(f"--partial: left out, {line}")
+    for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
+        display.note(line)
     model = Logits(recipe.model.cpu().float()).eval()
     images = _images(recipe, asked.images)
     about = describe(recipe, weights)

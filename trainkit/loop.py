@@ -38,7 +38,7 @@ from trainkit.sharding import prepare
 from trainkit.signals import FAILED, Stopped
 from trainkit.step import steps
 from trainkit.training import Training, begin, open_run
-from trainkit.weights import load_model, start_from
+from trainkit.weights import start_from, take_weights
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
 
     try:
         if options.init is not None and found.path is None:  # before the weights are wrapped, shared out and averaged
-            for line in start_from(recipe.model, options.init):
+            for line in start_from(recipe.model, options.init, options.weights_key):
                 display.note(line)
         t = begin(recipe, options, accelerator, plan, run, display)
         if found.memory is not None and found.memory["asked"] == options.micro_batch:
@@ -225,8 +225,8 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     recipe = recipe.opened() if options.precise_bn is not None else recipe
     accelerator = start_accelerator()
     display = Display(accelerator.is_main_process)
-    for line in load_model(recipe.model, checkpoint.load_weights(weights), weights, partial):
-        display.note(f"--partial: left out, {line}")
+    for line in take_weights(recipe.model, weights, options.weights_key, partial, averaged=False):
+        display.note(line)
     if unsound := [name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()]:
         display.note(
             f"{len(unsound)} weights hold numbers that are not finite ({unsound[0]}): figures of them say nothing"

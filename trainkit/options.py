@@ -23,6 +23,8 @@ class Options:
     """auto: go on from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
     init: Path | None = None
     """start from these weights, of a run or a file; layers of another shape keep theirs. Not when the run goes on"""
+    weights_key: str | None = None
+    """which set of weights, in a file that holds several, such as model_ema; default: the usual one"""
     log_every: int = 10
     """steps between two rows of the log"""
     checkpoint_every: int | None = None
@@ -92,6 +94,8 @@ class EvaluateOptions:
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
     """windows of one forward pass, of whatever images; default: 8"""
+    weights_key: str | None = None
+    """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
     """take weights that fit the model in part, and leave the rest of it as it is"""
 
@@ -119,6 +123,8 @@ class PredictOptions:
     """segmentation: write each image covered by the colours of its classes, too"""
     workers: int | None = None
     """processes that read images (0: none); default: the cores but one, up to 8"""
+    weights_key: str | None = None
+    """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
     """take weights that fit the model in part, and leave the rest of it as it is"""
 
@@ -141,6 +147,8 @@ class ExportOptions:
     """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes"""
     images: int = 4
     """validation images that the written file is tried on"""
+    weights_key: str | None = None
+    """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
     """take weights that fit the model in part, and leave the rest of it as it is"""
 

@@ -29,7 +29,7 @@ from trainkit.recipe import Recipe
 from trainkit.results import require_room
 from trainkit.segmentation import main_logits
 from trainkit.sharding import prepare
-from trainkit.weights import load_model, read_weights
+from trainkit.weights import take_weights
 from trainkit.windows import Looker
 
 FAULTS = "unreadable.txt"
@@ -143,8 +143,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
             "or one for each part of the images"
         )
     display = Display()
-    for line in load_model(recipe.model, read_weights(weights), weights, asked.partial):
-        display.note(f"--partial: left out, {line}")
+    for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
+        display.note(line)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     look = _way_of_looking(recipe, accelerator, to_device.black)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay, recipe.upright)

@@ -62,7 +62,7 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(read_weights(weights), folder / WEIGHTS, {"format": "pt"})
+    save_tensors(read_weights(weights)[0], folder / WEIGHTS, {"format": "pt"})
     for name, path in recipes.items():
         shutil.copyfile(path, folder / name)
     if log.is_file():
