@@ -43,7 +43,7 @@ ARROWS = {
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
         "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability", "data.workers",
-        "signals", "metrics",
+        "signals", "metrics", "introduction",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -52,14 +52,14 @@ ARROWS = {
     "check": {
         "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step", "records",
         "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.repeatability",
-        "data.workers",
+        "data.workers", "introduction",
     },
     "step": {"training", "records", "memory", "sharding", "data.order", "data.seeds", "data.loader"},
     "records": {"training", "weights", "checkpoint", "nonfinite", "signals", "sharding"},
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
         "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan",
-        "objective", "sharding", "activations", "batch_norm", "evaluation", "data.workers",
+        "objective", "sharding", "activations", "batch_norm", "evaluation", "introduction", "data.workers",
     },
     "evaluation": {
         "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "memory",
@@ -81,14 +81,16 @@ ARROWS = {
     "saving": {"checkpoint"},
     "weights": {"checkpoint", "finding", "sharding", "weight_files"},
     "weight_files": {"checkpoint"},
+    "introduction": {"recipe", "data.inventory"},
     "doctor": {
         "recipe", "display", "results", "data.examine", "data.reading", "data.repeatability", "data.workers",
+        "introduction",
     },
     "predictions": {"recipe", "recognition", "segmentation", "data.palette"},
     "predict": {
         "recipe", "segmentation", "options", "checkpoint", "display", "launch", "losses", "memory", "objective",
         "predictions", "results", "sharding", "weights", "windows", "data.folder", "data.images", "data.on_device",
-        "data.reading", "data.workers",
+        "data.reading", "data.workers", "data.listing",
     },
     "export": {"trainkit", "checkpoint", "recipe", "segmentation", "options", "display", "objective", "weights"},
     "data.examine": {
@@ -96,7 +98,7 @@ ARROWS = {
         "data.stages", "data.targets",
     },
     "push": {"card", "upload", "run", "recorded", "checkpoint", "display", "finding", "options", "weights"},
-    "data.minc": {"data.folder"},
+    "data.minc": {"data.folder", "data.text"},
     "criteria": {"losses"},
     "metrics": {"pixels"},
     "overlap": {"criteria", "losses"},
@@ -113,8 +115,11 @@ ARROWS = {
     "data.reading": {"data.on_device", "data.seeds", "data.targets", "memory"},
     "data.on_device": {"data.seeds", "data.targets"},
     "data.order": {"data.seeds"},
-    "data.folder": {"data.images", "data.listing", "data.masks"},
-    "data.listing": {"data.cache", "data.images", "display"},
+    "data.folder": {
+        "data.file_names", "data.images", "data.inventory", "data.listing", "data.masks", "data.text",
+    },
+    "data.inventory": {"data.file_names", "data.on_device", "data.wrapper"},
+    "data.listing": {"data.cache", "data.file_names", "data.inventory", "display"},
     "models.backbone": {"models.names", "models.pretrained", "models.small"},
     "models.classifiers": {"models.names", "models.pretrained", "models.small"},
     "models.encnet": {"models.dense", "models.encoding"},
@@ -124,13 +129,13 @@ ARROWS = {
     "models.segmenters": {
         "models.backbone", "models.encnet", "models.pretrained", "models.pspnet", "models.small", "models.upernet",
     },
-    "data.masks": {"data.images", "data.palette"},
+    "data.masks": {"data.file_names", "data.images", "data.palette", "data.text"},
     "data.ade20k": {"data.folder", "data.masks"},
     "data.voc": {"data.folder", "data.masks"},
-    "data.pcontext": {"data.folder", "data.masks"},
+    "data.pcontext": {"data.folder", "data.masks", "data.text"},
     "data.cityscapes": {"data.folder", "data.masks"},
     "data.coco": {"data.coco_index", "data.masks", "data.voc", "display"},
-    "data.coco_index": {"data.cache", "data.rle"},
+    "data.coco_index": {"data.cache", "data.rle", "data.text"},
     "data.hub": {"data.images", "data.masks", "data.order", "data.parquet"},
     "data.source": {"data.folder", "data.hub", "data.masks"},
     "data.sample": {"data.folder"},

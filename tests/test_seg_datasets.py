@@ -18,9 +18,10 @@ from trainkit.data import ade20k, cityscapes, coco, pcontext, voc
 from trainkit.data.cache import MappedArrays, cached
 from trainkit.data.cityscapes import Cityscapes
 from trainkit.data.coco import COCO
-from trainkit.data.folder import FileList, MaskFolder, image_files
+from trainkit.data.folder import FileList, MaskFolder
 from trainkit.data.hub import HubMasks
 from trainkit.data.images import LabelError
+from trainkit.data.listing import image_files
 from trainkit.data.masks import colour_map, look_up
 from trainkit.data.pcontext import PascalContext
 from trainkit.data.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid

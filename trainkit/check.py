@@ -20,6 +20,7 @@ from trainkit.data.order import Batches
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
+from trainkit.introduction import introduce
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure
 from trainkit.options import Options
@@ -46,8 +47,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
-    if recipe.note:
-        display.note(recipe.note)
+    introduce(recipe, display.note)
     for line in () if options.init is None else start_from(recipe.model, options.init, options.weights_key):
         display.note(line)
     own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None

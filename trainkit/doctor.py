@@ -20,6 +20,7 @@ from trainkit.data.reading import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
+from trainkit.introduction import introduce
 from trainkit.recipe import Recipe
 from trainkit.results import require_room
 
@@ -40,8 +41,7 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     recipe, display = recipe.opened(), Display()
     if len(recipe.train_data) == 0:
         raise ValueError("train_data is empty: it has no images")
-    if recipe.note:
-        display.note(recipe.note)
+    introduce(recipe, display.note)
     splits, digests = {}, {}
     for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):
         splits[split], digests[split] = _look_through(data, split, recipe.task, choose_workers(workers, 1), display)

@@ -18,6 +18,7 @@ from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
 from trainkit.finding import find_weights
+from trainkit.introduction import introduce
 from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.metrics import declared
 from trainkit.nonfinite import describe, is_failure, read_window
@@ -239,8 +240,7 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
             raise ValueError(f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None")
         ema.load_state_dict(averages)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
-    if recipe.note:
-        display.note(recipe.note)
+    introduce(recipe, display.note)
     workers = choose_workers(options.workers, accelerator.num_processes)
     way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
     with lost_processes_told(accelerator), worker_deaths_told():

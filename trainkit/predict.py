@@ -13,8 +13,9 @@ from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
 from trainkit.checkpoint import reason
-from trainkit.data.folder import FileList, image_files
+from trainkit.data.folder import FileList
 from trainkit.data.images import read_image
+from trainkit.data.listing import image_files
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import UNUSABLE
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told

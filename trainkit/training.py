@@ -22,6 +22,7 @@ from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
+from trainkit.introduction import introduce
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
 from trainkit.plan import Plan
@@ -167,8 +168,7 @@ def begin(
     recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan, run: Run, display: Display
 ) -> Training:
     """Wrap model and optimizer, and say what will be trained on what."""
-    if recipe.note:
-        display.note(recipe.note)
+    introduce(recipe, display.note)
     display.note(
         f"{run.folder}: {plan.total_steps} steps, {recipe.epochs:g} epochs of {plan.order.num_images} images in "
         f"batches of {recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, "

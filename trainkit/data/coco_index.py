@@ -10,6 +10,7 @@ import numpy as np
 
 from trainkit.data.cache import cached
 from trainkit.data.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
+from trainkit.data.text import read_text
 
 VERSION = 1  # of what the arrays mean
 Progress = Callable[[int, int], None]
@@ -57,7 +58,7 @@ def _build(file: Path, categories: Sequence[int], progress: Progress | None) -> 
     objects: dict[int, list[tuple]] = {}
     told = 0
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         for key, element, end in _elements(text):
             if key == "images":
                 images[element["id"]] = element["file_name"], element["height"], element["width"]

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.images import EXTENSIONS, read_image
-from trainkit.data.listing import Names, class_files, image_files
+from trainkit.data.file_names import EXTENSIONS, composed, stem
+from trainkit.data.images import read_image
+from trainkit.data.inventory import Inventory, images_of, some
+from trainkit.data.listing import Names, class_files, list_images
 from trainkit.data.masks import IGNORED, MaskFiles
+from trainkit.data.text import read_lines
 
 
 class FileList(Sequence):
@@ -61,8 +64,9 @@ class ClassFolder(ClassFiles):
     """root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
 
     Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder gets from
-    the training folder so that ids agree. Every file with an image's extension is taken, whatever else its
-    name says. cache: see `trainkit.data.listing.class_files`, which lists a large folder once.
+    the training folder so that ids agree. Every file whose extension an installed decoder knows is taken, whatever
+    else its name says. cache: see `trainkit.data.listing.class_files`, which lists a large folder once. used,
+    used_warnings: see `trainkit.data.inventory`.
     """
 
     def __init__(
@@ -75,20 +79,50 @@ class ClassFolder(ClassFiles):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
-        found, counts, names = class_files(root, cache)
+        found, counts, names, inventory = class_files(root, cache)
         if not found:
             raise FileNotFoundError(f"{root} has no subfolders: put one folder of images per class there")
-        classes = list(classes) if classes is not None else found
-        unknown = sorted(set(found) - set(classes))
-        if unknown:
-            raise ValueError(
-                f"{root} has classes {unknown[:5]} that the training folder has not; remove or rename them"
-            )
+        ids = _ids(root, found, found if classes is None else classes)
         if not len(names):
-            raise FileNotFoundError(f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})")
-        ids = {name: target for target, name in enumerate(classes)}
-        super().__init__(FileList(root, names), np.repeat([ids[name] for name in found], counts), classes, transform)
+            raise FileNotFoundError(
+                f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})"
+                f"{inventory.left_out_words}"
+            )
+        targets = np.repeat([ids[composed(name)] for name in found], counts)
+        super().__init__(FileList(root, names), targets, list(classes or found), transform)
         self.split = root.name
+        self.used = f"{images_of(len(names), len(self.classes))} ({inventory.formats}){inventory.left_out_words}"
+        self.used_warnings = [*self._without_images(), *inventory.warnings]
+
+    def _without_images(self) -> list[str]:
+        """A line where classes have no image."""
+        numbers = self.targets.bincount(minlength=len(self.classes)).tolist()
+        none = [name for name, number in zip(self.classes, numbers) if not number]
+        if not none:
+            return []
+        return [
+            f"{len(none):,} of {len(self.classes):,} classes {'has' if len(none) == 1 else 'have'} no image in "
+            f"{self.files.root}: {some(none)}"
+        ]
+
+
+def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """The class id of each class folder's name, `composed`. Raises ValueError for one that is none of `classes`."""
+    ids = {composed(name): target for target, name in enumerate(classes)}
+    if len(ids) < len(classes) or len({composed(name) for name in found}) < len(found):
+        names = [composed(name) for name in (classes if len(ids) < len(classes) else found)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike (Unicode's NFC and NFD) "
+            "or as the same name: merge them or rename one"
+        )
+    unknown = sorted(name for name in found if composed(name) not in ids)
+    if unknown:
+        raise ValueError(
+            f"{root} has classes {unknown[:5]} that the training folder has not, or the list of "
+            "classes that was given; remove or rename them"
+        )
+    return ids
 
 
 class MaskFolder(MaskFiles):
@@ -111,37 +145,69 @@ class MaskFolder(MaskFiles):
         for folder in (images, masks):
             if not Path(folder).is_dir():
                 raise FileNotFoundError(f"no folder {folder}")
-        names, with_mask = image_files(Path(images)), {_stem(name): name for name in image_files(Path(masks))}
-        missing = [name for name in names if _stem(name) not in with_mask]
+        names, inventory = list_images(Path(images))
+        with_mask = _masks(Path(masks))
+        missing = [name for name in names if stem(name) not in with_mask]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(names)} images in {images} have no mask in {masks}: "
                 f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
             )
         if not names:
-            raise FileNotFoundError(f"no images in {images} ({', '.join(sorted(EXTENSIONS))})")
-        files = FileList(Path(images), names), FileList(Path(masks), [with_mask[_stem(name)] for name in names])
+            raise FileNotFoundError(
+                f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
+            )
+        files = FileList(Path(images), names), FileList(Path(masks), [with_mask[stem(name)] for name in names])
         super().__init__(
             *files, num_classes, transform, to_train_ids=to_train_ids, ignore=ignore, label_shift=label_shift
         )
         self.split = Path(images).name
+        self.used = self._used(inventory, with_mask, names)
+        self.used_warnings = inventory.warnings
+
+    def _used(self, inventory: Inventory, with_mask: dict[str, str], names: Sequence[str]) -> str:
+        unpaired = len(with_mask) - len({stem(name) for name in names})
+        if unpaired:
+            inventory.left_out["unpaired", ""] += unpaired
+        return f"{images_of(len(names), self.num_classes)} ({inventory.formats}){inventory.left_out_words}"
+
+
+def _masks(folder: Path) -> dict[str, str]:
+    """The mask file of each `stem`. Raises ValueError where two have the same."""
+    found: dict[str, str] = {}
+    for name in list_images(folder)[0]:
+        other = found.setdefault(stem(name), name)
+        if other != name:
+            raise ValueError(
+                f"{folder} has two masks of one name, {other} and {name}: nothing says which one is the image's; "
+                "remove one"
+            )
+    return found
 
 
 def read_classes(classes: str) -> int | list[str]:
-    """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line."""
-    if classes.isdigit():
+    """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line.
+
+    Raises ValueError for no names and for a name that is there twice, FileNotFoundError for a file that is not there.
+    """
+    if classes.isdecimal():
         return int(classes)
-    if classes.endswith(".txt"):
-        if not Path(classes).is_file():
-            raise FileNotFoundError(f"no file {classes}: classes is a number, names with commas, or a text file")
-        names = Path(classes).read_text().splitlines()
-    else:
-        names = classes.split(",")
-    names = [name.strip() for name in names if name.strip()]
+    is_file = _is_file(classes)
+    if classes.endswith(".txt") and not is_file:
+        raise FileNotFoundError(f"no file {classes}: classes is a number, names with commas, or a text file")
+    names = read_lines(Path(classes)) if is_file else [name.strip() for name in classes.split(",") if name.strip()]
     if not names:
         raise ValueError("classes is empty: give how many there are, their names with commas, or a file (--classes)")
+    if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
+        raise ValueError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes names {some(map(repr, twice))} more than once: each class has a name of its own")
     return names
 
 
-def _stem(name: str) -> str:
-    return str(Path(name).with_suffix(""))
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a path may be
+        return False

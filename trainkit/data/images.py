@@ -13,8 +13,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image, decode_png
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then they are the fastest
 # at hand, and a user can do nothing about the warning.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from trainkit.data.file_names import composed
 from trainkit.data.images import LabelError, MaskSizeError, read_image, read_mask
 from trainkit.data.palette import colour_map
+from trainkit.data.text import read_lines
 
 IGNORED = 255  # the train id that counts nowhere
 UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
@@ -215,18 +217,19 @@ def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
 
 def read_names(file: Path) -> list[str]:
     """The names in a split's list: the first word of each line."""
-    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_lines(file)]
 
 
-def require_files(names: Sequence[str], folder: Path, asked_by: str) -> None:
-    """Raise FileNotFoundError that counts and names those of `names` that `folder` lacks."""
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
-    missing = [name for name in names if name not in there]
+def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str]:
+    """The `names` as the files in `folder` spell them; FileNotFoundError that counts and names those it lacks."""
+    there = {composed(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
+    missing = [name for name in names if composed(name) not in there]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(names)} files of {asked_by} are not in {folder}: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
+    return [there[composed(name)] for name in names]
 
 
 def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.folder import ClassFiles, FileList
+from trainkit.data.text import read_lines
 
 SOURCE = "http://opensurfaces.cs.cornell.edu/static/minc/minc-2500.tar.gz"
 SPLITS = ("train", "validate", "test")
@@ -35,9 +36,9 @@ class MINC(ClassFiles):
                     f"no MINC-2500 at {root.resolve()} (looked for {file.relative_to(root)}). Get {SOURCE}, unpack it, "
                     "and pass its folder minc-2500"
                 )
-        classes = (root / "categories.txt").read_text().split()
+        classes = [name for line in read_lines(root / "categories.txt") for name in line.split()]
         ids = {name: index for index, name in enumerate(classes)}
-        paths = listed.read_text().splitlines()
+        paths = read_lines(listed)
         if not paths:
             raise ValueError(f"{listed} is empty; unpack minc-2500.tar.gz again")
         targets = []

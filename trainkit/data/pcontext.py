@@ -24,6 +24,7 @@ from trainkit.data.masks import (
     require,
     require_files,
 )
+from trainkit.data.text import read_lines
 
 SOURCE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
 NUM_RAW = 460  # labels 0 to 459
@@ -75,8 +76,8 @@ class PascalContext(MaskFiles):
         names = read_names(root / f"{split}.txt")
         suffix = ".mat" if any((root / "trainval").glob("*.mat")) else ".png"
         images, masks = [f"{name}.jpg" for name in names], [f"{name}{suffix}" for name in names]
-        require_files(images, root / inside, f"{split}.txt")
-        require_files(masks, root / "trainval", f"{split}.txt")
+        images = require_files(images, root / inside, f"{split}.txt")
+        masks = require_files(masks, root / "trainval", f"{split}.txt")
         files = FileList(root / inside, images), FileList(root / "trainval", masks)
         super().__init__(*files, len(CLASSES), transform, to_train_ids=to_train_ids)
         self.split = split
@@ -90,7 +91,7 @@ def _check_numbers(file: Path) -> None:
     """Raise ValueError where labels.txt, lines of "number: name", gives a class another number."""
     if not file.is_file():
         return
-    entries = [line.partition(":") for line in file.read_text().splitlines() if ":" in line]
+    entries = [line.partition(":") for line in read_lines(file) if ":" in line]
     numbers = {name.replace(" ", ""): int(number) for number, _, name in entries}
     for name, raw in zip(CLASSES, RAW_IDS.tolist()):
         if numbers.get(name) != raw:

@@ -98,6 +98,7 @@ def _voc_names(root: Path, split: str) -> list[str]:
 def _voc_files(root: Path, names: list[str]) -> tuple[FileList, FileList]:
     images, masks = root / VOC_FOLDER / "JPEGImages", root / VOC_FOLDER / "SegmentationClass"
     files = [f"{name}.jpg" for name in names], [f"{name}.png" for name in names]
-    require_files(files[0], images, "VOC's lists")
-    require_files(files[1], masks, "VOC's lists")
-    return FileList(images, files[0]), FileList(masks, files[1])
+    return (
+        FileList(images, require_files(files[0], images, "VOC's lists")),
+        FileList(masks, require_files(files[1], masks, "VOC's lists")),
+    )
