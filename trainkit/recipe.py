@@ -1,7 +1,6 @@
 """What a recipe is, and how the file that holds one is loaded."""
 
 import difflib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from trainkit.data.on_device import OnDevice
+from trainkit.data.spawning import load_file
 from trainkit.inference import Inference
 from trainkit.mistakes import refusing_call
 
@@ -198,11 +198,8 @@ def load_recipe(path: Path) -> Callable[..., Recipe]:
     if path.suffix != ".py":
         raise ValueError(f"{path} is not a Python file: a recipe is one, with a function recipe(...)")
     sys.path.insert(0, str(path.parent.resolve()))  # a variant imports the recipe it varies
-    specification = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module  # worker processes look the recipe's classes up by name
     with _missing_module_told(path):
-        specification.loader.exec_module(module)
+        module = load_file(f"recipe_{path.stem}", path)
     function = getattr(module, "recipe", None)
     if not callable(function):
         raise ValueError(f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it")

@@ -5,7 +5,6 @@ the clock, or a counter in the dataset.
 """
 
 import hashlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import UNUSABLE, name_of
 from trainkit.data.seeds import Seeded
+from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader, usable_cores
 from trainkit.memory import is_out_of_memory
 
@@ -59,7 +59,7 @@ def find_unrepeatable(data: Dataset, seed: int, workers: int, in_process: bool =
     other = [indices[place ^ 1] if place ^ 1 < len(indices) else indices[place] for place in range(len(indices))]
     other = [other[-1], *other]  # one read more: the first of a single image would be the same
     digests = _Digests(data, seed)
-    if sys.platform != "linux" or (workers == 0 and not in_process):  # elsewhere a worker imports everything anew
+    if not forks() or (workers == 0 and not in_process):  # a worker that is not forked imports everything anew
         once, again = digests[indices], digests[other]
     elif in_process:
         once = digests[indices]

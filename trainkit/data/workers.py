@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
 from torch.utils.data import DataLoader
+
+from trainkit.data.spawning import Sendable, forks
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
@@ -25,10 +26,9 @@ class Loader(DataLoader):
     """torch's, with processes that surely begin, and that this process alone ends."""
 
     def __init__(self, data: Any, *args: Any, num_workers: int = 0, **kwargs: Any):
-        # Elsewhere than on Linux, system libraries do not survive a fork: what torch chooses there stays.
-        forked = _SureForks() if num_workers and sys.platform == "linux" else None
+        forked = _SureForks() if num_workers and forks() else None
         super().__init__(
-            data,
+            Sendable(data) if num_workers and forked is None else data,
             *args,
             num_workers=num_workers,
             multiprocessing_context=forked,

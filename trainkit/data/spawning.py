@@ -1,0 +1,66 @@
+"""Sending a dataset to workers that are started anew (spawn, forkserver), as on macOS and Windows.
+
+Such a worker imports what the dataset's classes are in. A recipe's file is no importable module, so its path goes
+along, and the worker loads it under the same name first.
+"""
+
+import importlib.util
+import multiprocessing
+import pickle
+import sys
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch.utils.data import Dataset
+
+RECIPES: dict[str, str] = {}  # files loaded in this process, by the names of their modules
+
+
+def load_file(name: str, path: Path) -> ModuleType:
+    """The Python file at `path` as the module `name`, in this process and in workers started later."""
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # pickle looks the recipe's classes up by name
+    RECIPES[name] = str(path.resolve())
+    specification.loader.exec_module(module)
+    return module
+
+
+def forks() -> bool:
+    """Whether workers are forked: on Linux, unless the program has chosen another way to start processes.
+
+    Elsewhere system libraries do not survive a fork.
+    """
+    return sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in (None, "fork")
+
+
+class Sendable(Dataset):
+    """Stands for `data` in the training's process; a worker receives `data` itself, and the recipes before it.
+
+    Raises ValueError, when a worker starts, where it holds what cannot be pickled.
+    """
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __reduce__(self) -> tuple:
+        try:
+            return _receive, (dict(RECIPES), bytes(ForkingPickler.dumps(self.data)))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"the dataset cannot be sent to data-loading workers, which are started anew here: {error}. Define "
+                "functions and classes at the top of the recipe's file instead of a lambda or a function inside "
+                "another, or read without workers (--workers 0)"
+            ) from error
+
+
+def _receive(recipes: dict[str, str], pickled: bytes) -> Any:
+    for name, path in recipes.items():
+        if name not in sys.modules:
+            load_file(name, Path(path))
+    return pickle.loads(pickled)
