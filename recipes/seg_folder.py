@@ -39,6 +39,8 @@ def recipe(
     classes: str = "",
     ignore: tuple[int, ...] = (IGNORED,),
     label_shift: int = 0,
+    image_column: str | None = None,
+    mask_column: str | None = None,
     stream: int | None = None,
     model: Literal["fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "small_fcn", "small_lraspp"] = (
         "deeplabv3_resnet50"
@@ -70,6 +72,8 @@ def recipe(
         classes: how many, their names with commas between, or a text file with one name a line
         ignore: ids in the masks that count nowhere
         label_shift: added to the ids in the masks; -1 where they begin at 1 and 0 is to be ignored
+        image_column: the column of images, in parquet files with several
+        mask_column: the column of masks, in parquet files with several
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
         model: the network; the small ones have no pretrained backbone and train on a laptop
         pretrained: start the backbone from torchvision's ImageNet weights
@@ -95,7 +99,17 @@ def recipe(
     num_classes = names if isinstance(names, int) else len(names)
 
     def split(name: str, transform: v2.Transform) -> Dataset:
-        return label_maps(source, name, names, transform, ignore, label_shift, stream)
+        return label_maps(
+            source,
+            name,
+            names,
+            transform,
+            ignore,
+            label_shift,
+            stream,
+            image_column=image_column,
+            mask_column=mask_column,
+        )
 
     val_data = split("val", eval_transform(base, eval_crop))
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)

@@ -146,7 +146,7 @@ def test_parquet(here):
     assert len(class_images(root, "val")) == 8
     with pytest.raises(FileNotFoundError, match=r"no dev\*.parquet in .* .it holds: test-00000"):
         HubImages(root, "dev")
-    with pytest.raises(ValueError, match="no column 'picture'; its columns: image, label"):
+    with pytest.raises(ValueError, match="no column 'picture'; its columns: image .Image., label .ClassLabel."):
         HubImages(root, "train", image_column="picture")
 
 

@@ -462,11 +462,11 @@ def test_masks_through_datasets(tmp_path):
     with pytest.raises(ValueError, match=r"annotation of row 1 of .* holds label 7 on 160 pixels; .* are 1 to 3"):
         data[1]
     assert np.array_equal(mask_of(HubMasks(tmp_path, "validation", 4)), blocks(0, 1, 2, 3))
-    with pytest.raises(ValueError, match="no column 'mask' of images; it has image, annotation"):
+    with pytest.raises(ValueError, match="no column 'mask'; its columns: image .Image., annotation .Image."):
         HubMasks(tmp_path, "validation", 4, mask_column="mask")
     table.to_parquet(tmp_path / "train.parquet")
     same = label_maps(tmp_path, "val", ["a", "b", "c"], label_shift=-1)
-    assert same.split == "val" and np.array_equal(mask_of(same), mask_of(data))
+    assert same.split == "validation" and np.array_equal(mask_of(same), mask_of(data))
     assert len(label_maps(tmp_path, "train", 4, stream=2)) == 2
     (tmp_path / "half").mkdir()
     table.select_columns(["image"]).to_parquet(tmp_path / "half/validation.parquet")

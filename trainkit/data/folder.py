@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.file_names import EXTENSIONS, composed, stem
 from trainkit.data.images import read_image
-from trainkit.data.inventory import Inventory, images_of, some
+from trainkit.data.inventory import Inventory, images_of, no_image, some
 from trainkit.data.listing import Names, class_files, list_images
 from trainkit.data.masks import IGNORED, MaskFiles
 from trainkit.data.text import read_lines
@@ -92,18 +92,7 @@ class ClassFolder(ClassFiles):
         super().__init__(FileList(root, names), targets, list(classes or found), transform)
         self.split = root.name
         self.used = f"{images_of(len(names), len(self.classes))} ({inventory.formats}){inventory.left_out_words}"
-        self.used_warnings = [*self._without_images(), *inventory.warnings]
-
-    def _without_images(self) -> list[str]:
-        """A line where classes have no image."""
-        numbers = self.targets.bincount(minlength=len(self.classes)).tolist()
-        none = [name for name, number in zip(self.classes, numbers) if not number]
-        if not none:
-            return []
-        return [
-            f"{len(none):,} of {len(self.classes):,} classes {'has' if len(none) == 1 else 'have'} no image in "
-            f"{self.files.root}: {some(none)}"
-        ]
+        self.used_warnings = [*no_image(self.classes, set(self.targets.tolist()), root), *inventory.warnings]
 
 
 def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Images with labels through the `datasets` library: names on the Hugging Face Hub, and parquet files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from datasets import Image as ImageFeature
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.data.columns import choose_image, choose_image_and_mask, choose_label
 from trainkit.data.images import read_image, read_mask
+from trainkit.data.inventory import images_of, no_image
 from trainkit.data.masks import IGNORED, MaskDataset, read_image_like
 from trainkit.data.order import Locality
 from trainkit.data.parquet import ParquetTable
+from trainkit.data.split_files import SplitFiles, parquet_files
 
 TAKE_OUT = "take the row out of the dataset"
 
@@ -28,6 +32,7 @@ class Rows(Dataset):
     source: str
     table: Any
     image_column: str
+    files: SplitFiles | None = None
 
     @property
     def locality(self) -> Locality | None:
@@ -48,27 +53,44 @@ class Rows(Dataset):
 
     def row_name(self, index: int, stored: dict[str, Any] | None) -> str:
         """The row, and the file whose name is stored with one of its images."""
-        path = stored["path"] if stored else None
+        path = stored.get("path") if isinstance(stored, Mapping) else None
         return f"row {index} of {self.source}" + (f" ({path})" if path else "")
 
     def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
         """The bytes or the file of an image of row `index`, and its name. Raises ValueError where there are none."""
         stored = row[column]
         name = self.row_name(index, stored)
-        if not stored or not (stored["bytes"] or stored["path"]):
+        held = stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
+        if not held:
             raise ValueError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
-        return stored["bytes"] or Path(stored["path"]), name
+        return Path(held) if isinstance(held, str) else held, name
+
+    def used_of(self, source: str | Path, num_classes: int) -> str:
+        """What the table holds, and from which files."""
+        where = f"({source})" if self.files is None else self.files.words(Path(source))
+        return f"{images_of(len(self), num_classes)} {where}"
+
+    @property
+    def used_warnings(self) -> list[str]:
+        """What a person should know before a training on it begins."""
+        return [*([] if self.files is None else self.files.warnings), *self.without_images()]
+
+    def without_images(self) -> list[str]:
+        """A line where classes have no image, as far as that is known."""
+        return []
 
 
 class HubImages(Rows):
     """One split of a dataset with an image and a label column: index -> (uint8 image (3, H, W), class id).
 
-    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files whose names
-    begin with the split's. Columns are found by their type and name where they are not given. Images are
-    decoded here, not by `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
-    instead of being downloaded and converted first (`trainkit.data.parquet`); an epoch's order is then a `Locality`'s.
-    classes: names whose places class ids are, which a validation split gets from the training split so that ids agree;
-    None: the split's own. ValueError where it names others; a column of plain numbers holds these ids already.
+    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files (see `parquet_files`).
+    Columns are found by their type and name where they are not given; images may be structs of bytes and path, or
+    bytes, without the Hub's types. Images are decoded here, not by `datasets`. stream: parquet files are read where
+    they lie, so many row groups side by side, instead of being downloaded and converted first
+    (`trainkit.data.parquet`); an epoch's order is then a `Locality`'s. classes: names whose places class ids are,
+    which a validation split gets from the training split so that ids agree; None: the split's own, and of a column of
+    strings its different ones, sorted. ValueError where it names others; a column of plain numbers holds these ids
+    already.
     """
 
     def __init__(
@@ -82,39 +104,52 @@ class HubImages(Rows):
         classes: Sequence[str] | None = None,
     ):
         self.source, self.split = f"{source} ({split})", split
-        self.table, features = _load(source, split, stream)
-        self.image_column = image_column or _only(
-            source, "image", [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-        )
-        self.label_column = label_column or _only(
-            source, "label", [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        )
-        for column in (self.image_column, self.label_column):
-            if column not in features:
-                raise ValueError(f"{source} has no column {column!r}; its columns: {', '.join(features)}")
-        self.table = _as_stored(self.table, [self.image_column, self.label_column], [self.image_column])
+        self.table, features, self.files = _load(source, split, stream)
+        self.image_column = choose_image(source, features, image_column)
+        self.label_column = choose_label(source, features, label_column)
+        self.table = _as_stored(self.table, [self.image_column, self.label_column], features)
         label = features[self.label_column]
-        names = list(label.names) if isinstance(label, ClassLabel) else None
-        self.classes = list(classes) if classes is not None else names or self._count_classes()
-        self.ids = self._ids_of(names or self.classes)
+        if isinstance(label, ClassLabel):
+            self.classes = list(label.names if classes is None else classes)
+            self.ids: Mapping[Any, int] = dict(enumerate(self._ids_of(label.names)))
+        else:
+            labels = [each for each in self.table.unique(self.label_column) if each is not None]
+            self._read_classes(labels, classes)
         self.transform = transform
+        self.used = self.used_of(source, len(self.classes))
 
-    def _ids_of(self, names: list[str]) -> list[int]:
-        """The place among `classes` of each of the split's names."""
-        more, fewer = sorted(set(names) - set(self.classes)), sorted(set(self.classes) - set(names))
-        if more or fewer:
+    def _read_classes(self, labels: list[Any], classes: Sequence[str] | None) -> None:
+        """`classes` and `ids` from the different labels of a column without class names."""
+        if labels and all(isinstance(label, str) for label in labels):
+            self.classes = sorted(labels) if classes is None else list(classes)
+            self.ids = dict(zip(labels, self._ids_of(labels)))
+        elif labels and all(isinstance(label, int) for label in labels) and (classes is not None or min(labels) >= 0):
+            self.classes = [str(label) for label in range(max(labels) + 1)] if classes is None else list(classes)
+            self.ids = {label: label for label in range(len(self.classes))}
+        else:
             raise ValueError(
-                f"{self.source} has classes {more[:5]} that the training data has not, and lacks {fewer[:5]} that it "
-                "has; give both the same names"
+                f"column {self.label_column!r} of {self.source} holds {labels[:3] or 'nothing'}; class ids must be "
+                "integers from 0, or names: make strings or integers of them, as by .astype(str)"
+            )
+
+    def without_images(self) -> list[str]:
+        """See `Rows`; of streamed files it is known where their column of labels had to be read."""
+        if isinstance(self.table, ParquetTable):
+            found = set(self.ids.values())
+        else:
+            found = {self.ids.get(label) for label in self.table.unique(self.label_column)}
+        return no_image(self.classes, found, self.source)
+
+    def _ids_of(self, names: Sequence[str]) -> list[int]:
+        """The place among `classes` of each of the split's names."""
+        more = sorted(set(names) - set(self.classes))
+        if more:
+            raise ValueError(
+                f"{self.source} has classes {more[:5]} that the training data has not, or the list of classes that "
+                "was given; give both the same names"
             )
         places = {name: place for place, name in enumerate(self.classes)}
         return [places[name] for name in names]
-
-    def _count_classes(self) -> list[str]:
-        labels = self.table.unique(self.label_column)
-        if not all(isinstance(label, int) and label >= 0 for label in labels):
-            raise ValueError(f"column {self.label_column!r} holds {labels[:3]}...; class ids must be integers from 0")
-        return [str(label) for label in range(max(labels) + 1)]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.table[index]
@@ -124,8 +159,7 @@ class HubImages(Rows):
             raise ValueError(f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}")
         if self.transform is not None:
             image = self.transform(image)
-        inside = 0 <= label < len(self.ids)  # others are the task's to tell
-        return image.as_subclass(Tensor), torch.tensor(self.ids[label] if inside else label)
+        return image.as_subclass(Tensor), torch.tensor(self.ids.get(label, label))  # others are the task's to tell
 
 
 class HubMasks(Rows, MaskDataset):
@@ -152,17 +186,10 @@ class HubMasks(Rows, MaskDataset):
         self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
         super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift)
         self.source, self.split = f"{source} ({split})", split
-        table, features = _load(source, split, stream)
-        found = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-        self.image_column = image_column or _only(
-            source, "image", [name for name in found if name in ("image", "img", "picture", "pixel_values")]
-        )
-        self.mask_column = mask_column or _only(source, "mask", [name for name in found if name != self.image_column])
-        for column in (self.image_column, self.mask_column):
-            if column not in found:
-                raise ValueError(f"{source} has no column {column!r} of images; it has {', '.join(found) or 'none'}")
-        columns = [self.image_column, self.mask_column]
-        self.table = _as_stored(table, columns, columns)
+        table, features, self.files = _load(source, split, stream)
+        self.image_column, self.mask_column = choose_image_and_mask(source, features, image_column, mask_column)
+        self.table = _as_stored(table, [self.image_column, self.mask_column], features)
+        self.used = self.used_of(source, self.num_classes)
 
     def mask_name(self, index: int) -> str:
         """The mask's column and row."""
@@ -177,28 +204,34 @@ class HubMasks(Rows, MaskDataset):
         return read_image_like(image, tuple(labels.shape), name=name), labels
 
 
-def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features]:
-    """The rows of a split by index, and what their columns hold."""
-    files = _files(source, split) if stream is not None or Path(source).is_dir() else []
+def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features, SplitFiles | None]:
+    """The rows of a split by index, what their columns hold, and the files of a folder."""
+    files = _local_files(source, split) if Path(source).is_dir() else None
     if stream is not None:
-        table = ParquetTable(files, stream)
-        return table, Features.from_arrow_schema(table.schema)
-    if files:
-        table = load_dataset("parquet", data_files=files, split="train")
+        table = ParquetTable(_hub_files(source, split) if files is None else files.files, stream)
+        return table, Features.from_arrow_schema(table.schema), files
+    if files is not None:
+        table = load_dataset("parquet", data_files=[escape(str(file)) for file in files.files], split="train")
     else:
         with _hub_errors(source):
             table = load_dataset(str(source), split=split)
-    return table, table.features
+    return table, table.features, files
 
 
-def _files(source: str | Path, split: str) -> list[str]:
-    """The parquet files of a split, in a folder or on the Hub (at the revision that is there now)."""
-    if Path(source).is_dir():
-        files = sorted(str(path) for path in Path(source).glob(f"{split}*.parquet"))
-        if not files:
-            found = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
-            raise FileNotFoundError(f"no {split}*.parquet in {source} (it holds: {found or 'nothing'})")
-        return files
+def _local_files(source: str | Path, split: str) -> SplitFiles:
+    """The parquet files of a split in a folder. Raises FileNotFoundError where there are none."""
+    found = parquet_files(Path(source), split)
+    if not found.files:
+        there = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
+        raise FileNotFoundError(
+            f"no {split}*.parquet in {source} (it holds: {there or 'nothing'}): looked for {split}.parquet, "
+            f"{split}-00000-of-00001.parquet and the like, and {split}/*.parquet"
+        )
+    return found
+
+
+def _hub_files(source: str | Path, split: str) -> list[str]:
+    """The parquet files of a split on the Hub, at the revision that is there now."""
     with _hub_errors(source):
         builder = load_dataset_builder(str(source))
     files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
@@ -213,11 +246,12 @@ def _files(source: str | Path, split: str) -> list[str]:
     return files
 
 
-def _as_stored(table: Any, columns: list[str], images: Sequence[str]) -> Any:
-    """A table of these columns alone, `images` among them as encoded bytes."""
+def _as_stored(table: Any, columns: list[str], features: Features) -> Any:
+    """A table of these columns alone, images among them as encoded bytes."""
     table = table.select_columns(columns)
-    for column in images if not isinstance(table, ParquetTable) else ():
-        table = table.cast_column(column, ImageFeature(decode=False))
+    for column in columns if not isinstance(table, ParquetTable) else ():
+        if isinstance(features[column], ImageFeature):
+            table = table.cast_column(column, ImageFeature(decode=False))
     return table
 
 
@@ -240,12 +274,3 @@ def _hub_errors(source: str | Path) -> Iterator[None]:
             f"cannot load {str(source)!r}: there is no such local folder, and the Hub said "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _only(source: str | Path, what: str, columns: list[str]) -> str:
-    if len(columns) == 1:
-        return columns[0]
-    raise ValueError(
-        f"{source} has {len(columns)} columns that could be the {what} ({', '.join(columns) or 'none'}); "
-        f"say which with {what}_column (--{what}-column where the recipe has that setting)"
-    )

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,15 @@ def images_of(number: int, classes: int | None) -> str:
     """Such as "26 images of 2 classes"."""
     words = f"{number:,} image{'' if number == 1 else 's'}"
     return words if classes is None else f"{words} of {classes:,} class{'' if classes == 1 else 'es'}"
+
+
+def no_image(classes: Sequence[str], found: Container[int], where: Any) -> list[str]:
+    """A line that names those of `classes` whose ids are not among `found`; none where there are none."""
+    none = [name for target, name in enumerate(classes) if target not in found]
+    if not none:
+        return []
+    has = "has" if len(none) == 1 else "have"
+    return [f"{len(none):,} of {len(classes):,} classes {has} no image in {where}: {some(none)}"]
 
 
 def some(names: Iterable[str]) -> str:

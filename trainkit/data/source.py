@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.masks import IGNORED
+from trainkit.data.split_files import parquet_files
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
@@ -23,10 +24,11 @@ def class_images(
 ) -> Dataset:
     """One split, "train" or "val", of `source`: index -> (uint8 image (3, H, W), class id), with `.classes`.
 
-    source: a folder with <split>/<class>/<image>, a folder with <split>*.parquet, or a dataset's name on the
-    Hub. "val" is the first of val, validation, valid and test that there is. classes: names whose places class ids are,
-    which "val" gets from "train". image_column, label_column, stream: see `HubImages`; class folders have none. Raises
-    FileNotFoundError that says where it looked, ValueError for other classes than `classes`.
+    source: a folder with <split>/<class>/<image>, a folder with parquet files (`parquet_files` says how they are
+    named), or a dataset's name on the Hub. "val" is the first of val, validation, valid and test that there is.
+    classes: names whose places class ids are, which "val" gets from "train". image_column, label_column, stream: see
+    `HubImages`; class folders have none. Raises FileNotFoundError that says where it looked, ValueError for other
+    classes than `classes`.
     """
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
     if folder.is_dir():
@@ -35,7 +37,7 @@ def class_images(
                 if stream is not None:
                     raise ValueError(f"{folder / name} has class folders: stream is for parquet files, leave it out")
                 return ClassFolder(folder / name, transform, classes)
-            if any(folder.glob(f"{name}*.parquet")):
+            if parquet_files(folder, name).files:
                 return _from_datasets(source, name, transform, *how)
         raise FileNotFoundError(
             f"no {split} images in {folder.resolve()}: looked for {', '.join(f'{n}/<class>/' for n in names)} and "
@@ -53,14 +55,19 @@ def label_maps(
     ignore: Sequence[int] = (IGNORED,),
     label_shift: int = 0,
     stream: int | None = None,
+    *,
+    image_column: str | None = None,
+    mask_column: str | None = None,
 ) -> Dataset:
     """One split, "train" or "val", of images with masks: index -> (image, mask), as `MaskFolder` gives them.
 
-    source: a folder with images/<split>/ and annotations/<split>/, a folder with <split>*.parquet, or a dataset's name
-    on the Hub, of which a column of images and one of masks are taken. "val" is as in `class_images`. ignore,
+    source: a folder with images/<split>/ and annotations/<split>/, a folder with parquet files as in `class_images`, or
+    a dataset's name on the Hub, of which a column of images and one of masks are taken, `image_column` and
+    `mask_column` where they are given. "val" is as in `class_images`. ignore,
     label_shift: see `MaskDataset`. Raises FileNotFoundError that says where it looked.
     """
     folder, names, how = Path(source), SPLITS[split], {"ignore": ignore, "label_shift": label_shift}
+    columns = {"image_column": image_column, "mask_column": mask_column}
     if folder.is_dir():
         for name in names:
             if (folder / "images" / name).is_dir():
@@ -69,14 +76,14 @@ def label_maps(
                 num_classes = classes if isinstance(classes, int) else len(classes)
                 images, masks = folder / "images" / name, folder / "annotations" / name
                 return MaskFolder(images, masks, num_classes, transform, **how)
-            if any(folder.glob(f"{name}*.parquet")):
-                return _masks_from_datasets(source, name, classes, transform, stream=stream, **how)
+            if parquet_files(folder, name).files:
+                return _masks_from_datasets(source, name, classes, transform, stream=stream, **columns, **how)
         raise FileNotFoundError(
             f"no {split} images in {folder.resolve()}: looked for {', '.join(f'images/{n}/' for n in names)} and "
             f"{', '.join(f'{n}*.parquet' for n in names)}"
         )
     _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
-    return _masks_from_datasets(source, names, classes, transform, stream=stream, **how)
+    return _masks_from_datasets(source, names, classes, transform, stream=stream, **columns, **how)
 
 
 def _require_hub_name(source: str | Path, layout: str) -> None:
