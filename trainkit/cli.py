@@ -134,9 +134,12 @@ def _evaluate(path: Path, words: list[str]) -> int:
     recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
     if options.out is not None:
         require_room(options.out)
-    results = evaluate(recipe, weights, options, asked.partial)
-    if options.out is not None and int(os.environ.get("RANK", 0)) == 0:
-        write_results(options.out, weights, settings, results)
+
+    def keep(results: dict[str, Any]) -> None:
+        if options.out is not None:
+            write_results(options.out, weights, settings, results)
+
+    evaluate(recipe, weights, options, asked.partial, keep)
     return 0
 
 

@@ -6,7 +6,7 @@ A step, from a batch to one optimizer update, is in step.py; what a training wri
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -215,12 +215,18 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     return improved, 0
 
 
-def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = False) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe,
+    weights: Path,
+    options: Options,
+    partial: bool = False,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Measure `recipe` on its validation images with the weights at `weights`, and return the figures.
 
     weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights. partial: weights
-    that do not fit are left out and told. Raises ValueError where they do not fit the model, FileNotFoundError where
-    there are none.
+    that do not fit are left out and told. keep: called with the figures in the main process, before they are shown.
+    Raises ValueError where they do not fit the model, FileNotFoundError where there are none.
     """
     weights, _ = find_weights(Path(weights))
     recipe = recipe.opened() if options.precise_bn is not None else recipe
@@ -245,6 +251,8 @@ def evaluate(recipe: Recipe, weights: Path, options: Options, partial: bool = Fa
     way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
     with lost_processes_told(accelerator), worker_deaths_told():
         results = Evaluation(*way, thorough=True).measure()
+    if keep is not None and accelerator.is_main_process:
+        keep(results)
     _show(display, f"evaluation of {weights}", results, False, recipe)
     return results
 

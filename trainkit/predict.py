@@ -234,7 +234,8 @@ def _list_faults(faults: list[str], out: Path) -> None:
     with _told(out):
         (out / FAULTS).unlink(missing_ok=True)
         if faults:
-            (out / FAULTS).write_text("".join(f"{' '.join(fault.split())}\n" for fault in faults))
+            lines = "".join(f"{' '.join(fault.split())}\n" for fault in faults)
+            (out / FAULTS).write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
 def told(faults: list[str], out: Path) -> str:

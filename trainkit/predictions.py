@@ -71,8 +71,9 @@ class ClassWriter:
         names = range(task.num_classes) if isinstance(task.classes, int) else task.classes
         self.task = task
         self.names, self.top_k = [str(name) for name in names], min(top_k, task.num_classes)
-        self._lines = (out / "predictions.jsonl").open("w", encoding="utf-8")
-        self._table = (out / "predictions.csv").open("w", encoding="utf-8", newline="")
+        # Bytes of a file's name that are no UTF-8 are escaped as "\udce9", which JSON reads as Python's name of it.
+        self._lines = (out / "predictions.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
+        self._table = (out / "predictions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="")
         self._rows = csv.writer(self._table)
         ranks = range(1, self.top_k + 1)
         self._rows.writerow(["file", *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))])

@@ -135,7 +135,7 @@ def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
         raise ValueError(f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed")
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text())):
+        for node in ast.walk(ast.parse(waiting.pop().read_bytes())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in {f"{module.split('.')[0]}.py" for module in modules} - files.keys():

@@ -194,9 +194,11 @@ class Run:
     def list_bad_images(self, lines: Iterable[str]) -> list[str]:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
         path = self.folder / "bad_images.txt"
-        known = set(path.read_text().splitlines()) if path.is_file() else set()
-        new = [line for line in dict.fromkeys(" ".join(line.split()) for line in lines) if line not in known]
-        with path.open("a") as file:
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        # Names may hold bytes that are no UTF-8; they are escaped.
+        told = (" ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in lines)
+        new = [line for line in dict.fromkeys(told) if line not in known]
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in new)
         return new
 

@@ -45,7 +45,7 @@ def masks_of(index: Mapping[str, np.ndarray], image: int) -> Iterator[tuple[int,
 
 def name_of(index: Mapping[str, np.ndarray], image: int) -> str:
     """The image's file name."""
-    return index["names"][slice(*_span(index["names_ends"], image))].tobytes().decode()
+    return index["names"][slice(*_span(index["names_ends"], image))].tobytes().decode(errors="surrogateescape")
 
 
 def _span(ends: np.ndarray, place: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ def _arrays(images: dict[int, tuple[str, int, int]], objects: dict[int, list[tup
     of_images = [objects.get(image, []) for image in images]
     flat = [item for items in of_images for item in items]
     parts = [part for item in flat for part in item[3]]
-    names = [name.encode() for name, _, _ in images.values()]
+    names = [name.encode(errors="surrogateescape") for name, _, _ in images.values()]
     return {
         "names": np.frombuffer(b"".join(names), dtype=np.uint8),
         "names_ends": _ends(map(len, names)),
