@@ -93,8 +93,10 @@ ARROWS = {
         "data.reading", "data.workers", "data.listing",
     },
     "export": {"trainkit", "checkpoint", "recipe", "segmentation", "options", "display", "objective", "weights"},
+    "data.images": {"data.decoding", "data.headers"},
+    "data.decoding": {"data.headers"},
     "data.examine": {
-        "memory", "data.images", "data.on_device", "data.order", "data.seeds", "data.reading", "data.repeated",
+        "data.decoding", "data.images", "data.on_device", "data.order", "data.seeds", "data.reading", "data.repeated",
         "data.stages", "data.targets",
     },
     "push": {"card", "upload", "run", "recorded", "checkpoint", "display", "finding", "options", "weights"},

@@ -26,14 +26,15 @@ from trainkit.results import require_room
 
 KINDS = {"unreadable": "cannot be read", "mask_size": "mask of another size", "label": "label outside the classes"}
 READ_AT_ONCE = 16  # images between two messages of a worker
-SHOWN_FAULTS, SHOWN_CLASSES, SHOWN_NAMES = 20, 30, 3  # on screen; doctor.json has all
+SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3  # on screen; doctor.json has all
 
 
 def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     """Read both splits, show what was found, and write it to `out`/doctor.json.
 
     workers: reading processes, 0 for none. Keys: "num_errors", "warnings" (lines), "in_both" (pairs of names),
-    "train" and "val": num_images; as_stored (without transforms); faults, by kind, of index, name and what;
+    "train" and "val": num_images; as_stored (without transforms); faults, by kind, of index, name and what; warned,
+    the same of images at which a decoder warned; sixteen_bit (num_images that have 16 bits a channel, highest value);
     sizes (width, height); classes of id, name, images and pixels; ignored_pixels; unlabelled (names of images in
     which nothing counts); repeated (names of images that are the same). Images at fault are in no histogram.
     """
@@ -70,12 +71,18 @@ def _look_through(
     digests = np.zeros(len(data), np.uint64)
     pixels, images, ignored, unlabelled = Counter(), Counter(), 0, []
     faults: dict[str, list] = {kind: [] for kind in KINDS}
+    warned, highest = [], []
     batches = Loader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
     with worker_deaths_told():
         for batch in display.track(batches, len(data), f"reading {split}"):
             for finding in batch:
                 digests[finding.index] = finding.digest or 0
                 sizes[finding.index] = finding.size or 0
+                if finding.notes:
+                    what = "; ".join(dict.fromkeys(finding.notes))
+                    warned.append({"index": finding.index, "name": name_of(data, finding.index), "what": what})
+                if finding.highest is not None:
+                    highest.append(finding.highest)
                 if finding.fault is not None:
                     kind, words = finding.fault
                     faults[kind].append({"index": finding.index, "name": name_of(data, finding.index), "what": words})
@@ -89,6 +96,8 @@ def _look_through(
         "num_images": len(data),
         "as_stored": examiner.as_stored,
         "faults": faults,
+        "warned": warned,
+        "sixteen_bit": {"num_images": len(highest), "highest": max(highest, default=None)},
         "sizes": _sizes(sizes),
         "classes": _histogram(task, pixels, images),
         "ignored_pixels": ignored,
@@ -146,6 +155,14 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
     lines = []
     if not report["as_stored"]:
         lines.append(f"{split} was looked at after its transform: it has no attribute `transform` to leave out")
+    lines += [f"{each['name']}: {each['what']}" for each in report["warned"]]
+    many, highest = report["sixteen_bit"].values()
+    if many and highest < 2**15:
+        lines.append(
+            f"{many} {split} images have 16 bits a channel and values up to {highest} only: their upper 8 bits are "
+            f"read (65535 becomes 255), {highest // 256 + 1} levels of these; save them scaled to 0 to 65535, or with "
+            "8 bits"
+        )
     unused = [row["name"] for row in report["classes"] if not row["images"]]
     if unused:
         lines.append(f"{len(unused)} of {len(report['classes'])} classes are in no {split} image: {_some(unused)}")
@@ -169,6 +186,9 @@ def _show(report: dict[str, Any], display: Display) -> None:
     for name in ("smallest", "median", "largest"):
         rows.append((name, *("x".join(map(str, each["sizes"].get(name, ["none"]))) for each in (train, val))))
     rows += [(words, *(len(each["faults"][kind]) for each in (train, val))) for kind, words in KINDS.items()]
+    if any(each["sixteen_bit"]["num_images"] for each in (train, val)):
+        rows.append(("of 16 bits", *(each["sixteen_bit"]["num_images"] for each in (train, val))))
+        rows.append(("highest value in them", *(each["sixteen_bit"]["highest"] or 0 for each in (train, val))))
     display.grid("data", ("", "train", "val"), rows)
     classes = [
         (a["name"], a["images"], b["images"], *(() if a["pixels"] is None else (a["pixels"], b["pixels"])))
@@ -188,5 +208,7 @@ def _show(report: dict[str, Any], display: Display) -> None:
             display.note(f"error: {named}")
         if len(faults) > SHOWN_FAULTS:
             display.note(f"error: and {len(faults) - SHOWN_FAULTS} more in {split}")
-    for line in report["warnings"]:
+    for line in report["warnings"][:SHOWN_WARNINGS]:
         display.note(f"warning: {line}")
+    if len(report["warnings"]) > SHOWN_WARNINGS:
+        display.note(f"warning: and {len(report['warnings']) - SHOWN_WARNINGS} more")

@@ -14,15 +14,15 @@ from torch.utils.data import Dataset, Subset
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional
 
+from trainkit.data.decoding import taking_notes
 from trainkit.data.images import LabelError, MaskSizeError
 from trainkit.data.on_device import OnDevice
 from trainkit.data.order import EVALUATION
-from trainkit.data.reading import UNUSABLE, name_of
+from trainkit.data.reading import is_unusable, name_of
 from trainkit.data.repeated import Repeated
 from trainkit.data.seeds import Seeded
 from trainkit.data.stages import Stages
 from trainkit.data.targets import as_target
-from trainkit.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Finding:
     """What one image was found to be: plain numbers, which cost little to send.
 
     digest: 8 bytes of a hash of its file, or of its pixels where it has none. size: (width, height). counts: pixels
-    of each label, or 0 of the image's one class. ignored: pixels that count nowhere. fault: kind and words.
+    of each label, or 0 of the image's one class. ignored: pixels that count nowhere. notes: what decoders warned of.
+    highest: the highest value of an image of 16 bits. fault: kind and words.
     """
 
     index: int
@@ -38,6 +39,8 @@ class Finding:
     size: tuple[int, int] | None = None
     counts: dict[int, int] | None = None
     ignored: int = 0
+    notes: tuple[str, ...] = ()
+    highest: int | None = None
     fault: tuple[str, str] | None = None
 
 
@@ -56,16 +59,18 @@ class Examiner(Dataset):
         try:
             if os.path.isfile(file):
                 digest = _digest(Path(file).read_bytes())
-            image, target = Seeded(self.data, 0)[EVALUATION, index]
-        except UNUSABLE as error:
-            if is_out_of_memory(error):
+            with taking_notes() as notes:
+                image, target = Seeded(self.data, 0)[EVALUATION, index]
+        except Exception as error:
+            if not is_unusable(error):
                 raise
-            return Finding(index, digest, fault=(_kind(error), str(error)))
+            return Finding(index, digest, fault=(_kind(error), str(error) or type(error).__name__))
         target = torch.as_tensor(as_target(_array(target)))
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else functional.get_size(image)
         if digest is None:
             digest = _digest(_array(image).tobytes())
         found = {"index": index, "digest": digest, "size": (width, height)}
+        found |= {"notes": tuple(notes.lines), "highest": max(notes.highest, default=None)}
         if self.as_stored and target.ndim == 2 and tuple(target.shape) != (height, width):
             words = f"its mask is {target.shape[1]}x{target.shape[0]} and the image is {width}x{height}"
             return Finding(**found, fault=("mask_size", words))
@@ -96,8 +101,9 @@ def untransformed(data: Dataset) -> tuple[Dataset, bool]:
         bare[0]
     except TypeError:  # it calls its transform without asking whether there is one
         return data, False
-    except UNUSABLE:
-        pass  # found again, and told, when all are read
+    except Exception as error:
+        if not is_unusable(error):
+            raise  # anything else is found again, and told, when all are read
     return bare, True
 
 

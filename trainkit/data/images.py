@@ -1,25 +1,32 @@
 """Reading images and masks from files or bytes."""
 
-import io
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image, decode_png
+from torchvision.io import ImageReadMode, decode_image
 
-# torchvision 0.29 announces that its decoders will move to torchcodec one day; until then they are the fastest
-# at hand, and a user can do nothing about the warning.
+from trainkit.data.decoding import notes, opened, turned
+from trainkit.data.headers import JPEG, PNG, png_bits, require_jpeg_room
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+# torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
+# fastest at hand, and a user can do nothing about the warning.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
-# What torchvision decodes well by itself: JPEG (whatever its colours) and PNG. The rest is left to Pillow.
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_GREY = (8, 0)  # bytes 24 and 25 of a PNG whose pixels are 8-bit grey values
+# Formats that Pillow knows but does not decode by itself, or that hold no image of pixels.
+_FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+_BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
+_BLURRING = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that do not keep labels
 
 
 class MaskSizeError(ValueError):
@@ -30,16 +37,43 @@ class LabelError(ValueError):
     """A label that is none of the classes."""
 
 
+class _NotAMaskError(ValueError):
+    """What is wrong with a file that can be read, but holds no labels; says what the mask is."""
+
+
+def decodable_extensions() -> frozenset[str]:
+    """The extensions, lower case with their dot, of the formats that the installed decoders open."""
+    Image.init()
+    formats = Image.OPEN.keys() - _FOREIGN
+    return EXTENSIONS | {extension for extension, kind in Image.registered_extensions().items() if kind in formats}
+
+
 def read_image(source: Path | bytes, name: str | None = None, upright: bool = True) -> tv_tensors.Image:
     """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
 
     source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
-    in an error. In memory the channels of a pixel lie side by side. Raises ValueError naming the file where it cannot
-    be read.
+    in an error. Of 16 bits the upper 8 are taken, whatever range the image uses: 65535 becomes 255, 4095 becomes 15.
+    In memory the channels of a pixel lie side by side. Raises ValueError naming the file where it cannot be read.
     """
+    return tv_tensors.Image(_read(source, name, lambda data: _decode(data, upright)))
+
+
+def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
+    """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
+
+    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises ValueError
+    naming the file where it cannot be read, holds colours or fractions, or was compressed in a way that blurs labels.
+    """
+    return tv_tensors.Mask(_read(source, name, _labels))
+
+
+def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
+    """What `decode` makes of the content; whatever a decoder raises as a ValueError that names the file."""
     try:
-        return tv_tensors.Image(_decode(_content(source), upright))
-    except (RuntimeError, OSError, Image.DecompressionBombError) as error:
+        return decode(_content(source))
+    except _NotAMaskError as error:
+        raise ValueError(f"{name or _name(source)} is a mask {error}") from error
+    except Exception as error:  # a decoder raises struct.error, EOFError, IndexError, ... as it likes
         raise ValueError(_unreadable(source, name, error)) from error
 
 
@@ -54,42 +88,85 @@ def _content(source: Path | bytes) -> bytearray:
 
 
 def _decode(data: bytearray, upright: bool) -> Tensor:
-    if data.startswith((_JPEG, _PNG)):
-        image = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
-        return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
-    with Image.open(io.BytesIO(data)) as image:
-        image = ImageOps.exif_transpose(image) if upright else image
-        if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
-            grey = torch.from_numpy((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-            return grey.expand(3, -1, -1).permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        if image.mode in ("I", "F"):
-            raise OSError(f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits")
-        rgb = image.convert("RGB")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    """RGB, uint8 (3, H, W), a view of (H, W, 3).
 
-
-def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
-    """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
-
-    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises ValueError
-    naming the file where it cannot be read or holds colours.
+    torchvision decodes JPEG, faster than Pillow does. It is given no PNG: where libpng finds an error in the pixels it
+    jumps back (longjmp) to where torchvision's decoder began, which then frees a tensor that it no longer knows, and
+    the process dies. No check beforehand prevents that, short of inflating the pixels twice.
     """
-    try:
-        data = _content(source)
-        if data.startswith(_PNG) and tuple(data[24:26]) == _GREY:
-            labels = decode_png(torch.frombuffer(data, dtype=torch.uint8))
-            if len(labels) == 1:  # two where a grey value means transparent
-                return tv_tensors.Mask(labels[0])
-        with Image.open(io.BytesIO(data)) as image:
-            if len(image.getbands()) != 1:
-                raise ValueError(
-                    f"{name or _name(source)} is a mask with {len(image.getbands())} channels ({image.mode}); a mask "
-                    "holds one label per pixel: save it as grey or palette PNG"
-                )
-            labels = np.array(image)
-    except (RuntimeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(_unreadable(source, name, error)) from error
-    return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.int32)))
+    if data.startswith(JPEG):
+        require_jpeg_room(data)
+        return decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
+    with opened(data) as image:
+        bits = _bits(image, data)
+        image = turned(image) if upright else image
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            stored = np.asarray(image).astype(np.uint16)  # Pillow would cut off all above 255
+            _note_range(int(stored.max(initial=0)))
+            pixels = np.repeat((stored >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        elif image.mode in ("I", "F"):
+            raise ValueError(
+                f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits"
+            )
+        else:
+            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            if bits == 16 and notes() is not None:
+                _note_range(256 * int(pixels.max(initial=0)) + 255)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _note_range(highest: int) -> None:
+    if (found := notes()) is not None:
+        found.highest.append(highest)
+
+
+def _bits(image: Image.Image, data: bytearray) -> int:
+    """Bits of a channel of a pixel as stored, as far as that matters: those of PNG and TIFF, and 16 of PPM."""
+    if data.startswith(PNG):
+        return png_bits(data)
+    if image.format == "TIFF":
+        return image.tag_v2.get(_BITS, (1,))[0]
+    return 16 if _most(image) > 255 else 8
+
+
+def _most(image: Image.Image) -> int:
+    """The value in the file that Pillow makes white of: what a PGM or PPM says, else 255. Before pixels are loaded."""
+    decoder, _, _, settings = image.tile[0] if image.tile else ("", None, 0, None)
+    return settings[-1] if decoder in ("ppm", "ppm_plain") and isinstance(settings, tuple) else 255
+
+
+def _labels(data: bytearray) -> Tensor:
+    if data.startswith(JPEG):
+        raise _NotAMaskError("saved as JPEG, which blurs labels: save it anew as grey or palette PNG")
+    with opened(data) as image:
+        bands, most, bits = len(image.getbands()), _most(image), _bits(image, data)
+        if bands != 1:
+            raise _NotAMaskError(
+                f"with {bands} channels ({image.mode}); a mask holds one label per pixel: save it as grey or palette "
+                "PNG"
+            )
+        if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
+            raise _NotAMaskError("compressed as JPEG does, which blurs labels: save it anew as grey or palette PNG")
+        if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(_WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]:
+            raise _NotAMaskError("that stores white as 0 (WhiteIsZero): save it as grey or palette PNG")
+        labels = np.asarray(image)
+    if labels.dtype.kind == "f":
+        return torch.from_numpy(_whole(labels))
+    if image.mode == "L" and bits in (2, 4) and image.format in ("PNG", "TIFF"):
+        labels = labels // (255 // (2**bits - 1))  # Pillow spreads them over 0 to 255
+    elif most not in (255, 65535):
+        white = 255 if image.mode == "L" else 65535
+        labels = (labels.astype(np.int64) * most + white // 2) // white
+    return torch.from_numpy(labels.astype(np.uint8 if image.mode in ("1", "L", "P") else np.int32))
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Floats that are whole numbers, as int32."""
+    whole = np.nan_to_num(labels.astype(np.float64)).round().clip(-(2**31), 2**31 - 1).astype(np.int32)
+    wrong = labels[whole != labels]
+    if len(wrong):
+        raise _NotAMaskError(f"whose pixels are fractions, such as {wrong[0]}; a label is a whole number")
+    return whole
 
 
 def _name(source: Path | bytes) -> str:
@@ -97,7 +174,10 @@ def _name(source: Path | bytes) -> str:
 
 
 def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str:
-    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, MemoryError):
+        reason = "it does not fit into memory"
+    else:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     reason = re.sub(r"^\S.*\.cpp:\d+, ", "", reason)  # where in torchvision's sources
-    reason = re.sub(r" <_io.BytesIO object at \w+>", "", reason)
+    reason = re.sub(r" <_io.BytesIO object at \w+>", "", reason) or type(error).__name__
     return f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the dataset"

@@ -1,5 +1,7 @@
 """One example as it is read: named, checked, and replaced by its neighbour where that was asked for."""
 
+import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from trainkit.data.seeds import Seeded
 from trainkit.data.targets import as_target
 from trainkit.memory import is_out_of_memory
 
-UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what decoders raise; bugs raise others
+UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what datasets raise; bugs raise others
 MOST_IN_A_ROW = 10
 
 
@@ -64,10 +66,14 @@ class Reader(Dataset):
                 if fault:
                     raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
                 return image, target, faults
-            except UNUSABLE as error:
-                if self.neighbour is None or is_out_of_memory(error):
+            except Exception as error:
+                if not is_unusable(error):
                     raise
                 name = name_of(self.seeded.data, index)
+                if self.neighbour is None:
+                    if name in str(error) or not _of_a_decoder(error):
+                        raise
+                    raise ValueError(f"cannot read {name}: {type(error).__name__}: {error}") from error
                 faults.append(f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}")
                 if len(faults) == MOST_IN_A_ROW:
                     raise ValueError(
@@ -75,6 +81,25 @@ class Reader(Dataset):
                         "file: look at the folder or the disk"
                     ) from error
             index = self.neighbour(epoch, index)
+
+
+def is_unusable(error: Exception) -> bool:
+    """Whether `error` tells of an image or a target that cannot be used, and not of a bug or of memory that ran out."""
+    return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_out_of_memory(error)
+
+
+def _of_a_decoder(error: Exception) -> bool:
+    """Whether it came out of a decoder that a dataset called: Pillow raises KeyError, struct.error and others.
+
+    Pillow reads when an image is opened, and in its plugins; its other functions raise for wrong arguments too.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if module in ("PIL.ImageFile", "torchvision.io.image") or re.fullmatch(r"PIL\.\w+Plugin", module):
+            return True
+        if module == "PIL.Image" and function in ("open", "getexif"):
+            return True
+    return False
 
 
 def name_of(data: Any, index: int) -> str:

@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.on_device import OnDevice
-from trainkit.data.reading import UNUSABLE, name_of
+from trainkit.data.reading import is_unusable, name_of
 from trainkit.data.seeds import Seeded
 from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader, usable_cores
-from trainkit.memory import is_out_of_memory
 
 NUM_IMAGES = 16  # a transform with a probability of 0.1 shows in one of them with a probability of 0.8 or more
 SECONDS = 2.0  # for reading them once
@@ -37,8 +36,8 @@ class _Digests(Dataset):
         for index in indices:
             try:
                 digests[index] = _digest(self.seeded[0, index])
-            except UNUSABLE as error:  # the training or the doctor says what is wrong with it
-                if is_out_of_memory(error):
+            except Exception as error:  # the training or the doctor says what is wrong with it
+                if not is_unusable(error):
                     raise
             if len(digests) > 1 and time.monotonic() > until:
                 break

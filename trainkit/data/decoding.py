@@ -1,0 +1,144 @@
+"""Pillow over the bytes of one file, and what decoders find odd while they read."""
+
+import io
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from PIL import ExifTags, Image
+
+from trainkit.data.headers import PNG, checked_png, has_all_rows
+
+# What an EXIF orientation asks for, as an argument of `image.transpose`.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass
+class Notes:
+    """What was found while images were read.
+
+    lines: what a decoder warned of, or left out. highest: of each image with 16 bits a channel its highest value (for
+    colours, of which decoders give the upper 8 bits, the highest that it can be).
+    """
+
+    lines: list[str] = field(default_factory=list)
+    highest: list[int] = field(default_factory=list)
+
+
+_taken: ContextVar[Notes | None] = ContextVar("taken", default=None)
+
+
+def notes() -> Notes | None:
+    """Where to put what is found odd; None where nobody asked for it."""
+    return _taken.get()
+
+
+@contextmanager
+def taking_notes() -> Iterator[Notes]:
+    """Collect what images read inside give rise to.
+
+    libjpeg writes its warnings to the process's standard error, without a name: what is written there meanwhile is
+    taken as well. Not for a training: it costs some 50 us.
+    """
+    found = Notes()
+    token = _taken.set(found)
+    sys.stderr.flush()
+    own = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            os.dup2(file.fileno(), 2)
+            try:
+                yield found
+            finally:
+                sys.stderr.flush()
+                os.dup2(own, 2)
+            file.seek(0)
+            found.lines += file.read().decode(errors="replace").splitlines()
+        found.lines += [str(each.message) for each in warned if "PIL" in each.filename]
+    finally:
+        os.close(own)
+        _taken.reset(token)
+    for each in warned:
+        if "PIL" not in each.filename:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+@contextmanager
+def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
+    """The image in the bytes of a file, loaded by Pillow, whatever its size; a PNG only when it is sound.
+
+    Raises whatever Pillow does, and ValueError for what is wrong with a PNG.
+    """
+    formats = None
+    if data.startswith(PNG):
+        data, amiss = checked_png(data)
+        formats = ("PNG",)
+        if amiss and notes() is not None:
+            notes().lines += amiss
+    with _any_number_of_pixels(), Image.open(io.BytesIO(data), formats=formats) as image:
+        yield image
+        if formats is not None and _may_lack_rows(image) and not has_all_rows(data):
+            raise ValueError("the PNG is damaged: it has fewer rows than its header says")
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether a loaded PNG may end before its last row: Pillow leaves zeros there and says nothing."""
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    return bool(image.info.get("interlace")) or last_row.getbbox(alpha_only=False) is None
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it shown.
+
+    By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that is damaged.
+    """
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+class _Limit:
+    """Pillow's limit of pixels, which is meant for images of strangers: lifted while one of the user's is read."""
+
+    def __init__(self):
+        self.lock, self.readers, self.pixels = threading.Lock(), 0, None
+
+    def lift(self) -> None:
+        """Another image is being read."""
+        with self.lock:
+            if self.readers == 0:
+                self.pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.readers += 1
+
+    def restore(self) -> None:
+        """It is read; the limit is as before when no other one is."""
+        with self.lock:
+            self.readers -= 1
+            if self.readers == 0:
+                Image.MAX_IMAGE_PIXELS = self.pixels
+
+
+_limit = _Limit()
+
+
+@contextmanager
+def _any_number_of_pixels() -> Iterator[None]:
+    _limit.lift()
+    try:
+        yield
+    finally:
+        _limit.restore()

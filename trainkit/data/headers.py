@@ -1,0 +1,116 @@
+"""What the bytes of an image file say before a decoder sees them, and what no decoder may be given."""
+
+import struct
+import zlib
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+
+_PALETTE = 3  # PNG's colour type of palette indices
+_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_AT_ONCE = 2**20  # bytes inflated
+
+# A baseline or progressive JPEG spends at least one bit on the 64 pixels of a block: 512 pixels a byte.
+_JPEG_PIXELS_PER_BYTE = 512
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
+
+
+def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
+    """A PNG that decodes to the same pixels, and what was found amiss in what is not needed for them.
+
+    Of the chunks only header, palette, pixels and EXIF are kept: no text, profile, animation or transparency reaches a
+    decoder. A palette is filled up with black, so that no index lies outside it. Raises ValueError where a chunk is
+    cut short, does not match its checksum, or is missing.
+    """
+    view = memoryview(data)
+    parts: list[bytes | memoryview] = [PNG]
+    notes: list[str] = []
+    kinds: set[bytes] = set()
+    kind, place = b"", len(PNG)
+    while kind != b"IEND":
+        if place + 12 > len(data):
+            if b"IDAT" in kinds and place == len(data):
+                notes.append("the end of the PNG (IEND) is missing")
+                break
+            raise ValueError("the PNG is cut short")
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            raise ValueError(f"the PNG is cut short in its chunk {_shown(kind)}")
+        needed = not kind[0] & 32
+        sound = zlib.crc32(view[place + 4 : end]) == struct.unpack_from(">I", data, end)[0]
+        if needed and not sound:
+            raise ValueError(f"the PNG is damaged: its chunk {_shown(kind)} does not match its checksum")
+        if needed and kind not in _KEPT:
+            raise ValueError(f"the PNG has a chunk {_shown(kind)} that no decoder knows")
+        if not sound:
+            notes.append(f"the PNG's chunk {_shown(kind)} does not match its checksum and was left out")
+        elif kind == b"PLTE":
+            parts.append(_whole_palette(view[place + 8 : end]))
+        elif kind in _KEPT:
+            parts.append(view[place : end + 4])
+        kinds.add(kind)
+        place = end + 4
+    if len(data) < 33 or data[12:16] != b"IHDR" or struct.unpack_from(">I", data, 8)[0] != 13:
+        raise ValueError("the PNG has no header")
+    if b"IDAT" not in kinds:
+        raise ValueError("the PNG has no pixels")
+    if data[25] == _PALETTE and b"PLTE" not in kinds:
+        raise ValueError("the PNG's palette is missing")
+    return b"".join(parts), notes
+
+
+def _shown(kind: bytes) -> str:
+    return repr(kind.decode("latin-1"))
+
+
+def _whole_palette(colours: memoryview) -> bytes:
+    """The chunk PLTE with 256 colours, those that are missing black."""
+    if len(colours) % 3 or not 0 < len(colours) <= 768:
+        raise ValueError(f"the PNG's palette is damaged: it has {len(colours)} bytes")
+    body = b"PLTE" + bytes(colours).ljust(768, b"\0")
+    return struct.pack(">I", 768) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def has_all_rows(data: bytes | bytearray) -> bool:
+    """Whether the pixels of a sound PNG inflate to as many bytes as its header promises. Takes as long as inflating."""
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    missing = 0
+    for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            missing += rows * (1 + (columns * bits + 7) // 8)
+    stream, place, kind = zlib.decompressobj(), len(PNG), b""
+    while missing > 0 and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IDAT":
+            rest = data[place + 8 : place + 8 + length]
+            while rest and missing > 0:
+                missing -= len(stream.decompress(rest, min(missing, _AT_ONCE)))
+                rest = stream.unconsumed_tail
+        place += 12 + length
+    return missing <= 0
+
+
+def png_bits(data: bytes | bytearray) -> int:
+    """Bits of a channel of a pixel: 1, 2, 4, 8 or 16."""
+    return data[24]
+
+
+def require_jpeg_room(data: bytes | bytearray) -> None:
+    """Raises ValueError where a JPEG's header promises more pixels than its bytes can hold.
+
+    A few bytes that promise 65,500 x 65,500 pixels would otherwise be decoded to 12 GiB of nothing.
+    """
+    place, end = 2, len(data) - 9
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            if height * width > _JPEG_PIXELS_PER_BYTE * len(data):
+                raise ValueError(f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold")
+            return
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
