@@ -10,7 +10,8 @@ from torchvision.models import ResNet18_Weights, get_model, resnet18
 
 from trainkit.models.classifiers import classifier, fine_tuned, normalisation
 from trainkit.models.pretrained import load_pretrained
-from trainkit.optim import depths
+from trainkit.optim import depths, param_groups
+from trainkit.weights import load_model
 
 
 @pytest.mark.parametrize(
@@ -39,23 +40,56 @@ def test_a_classifier_that_is_not_known(monkeypatch):
 @pytest.mark.parametrize(
     "name, last",
     [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("efficientnet_b0", "classifier.1"),
-     ("convnext_tiny", "classifier.2"), ("vit_b_32", "heads.head")],
+     ("convnext_tiny", "classifier.2"), ("vit_b_32", "heads.head"), ("maxvit_t", "classifier.5"), ("swin_t", "head"),
+     ("densenet121", "classifier"), ("mnasnet0_5", "classifier.1"), ("shufflenet_v2_x0_5", "fc"),
+     ("googlenet", "fc"), ("vgg11", "classifier.6")],
 )  # fmt: skip
-def test_a_new_last_layer(name, last):
-    """With the published last layer as its head, the network answers as torchvision's does."""
+def test_torchvisions_networks_keep_their_names(name, last):
+    """Weights go from torchvision to here and back, but for the last layer of other classes."""
+    with torch.device("meta"):
+        ours = fine_tuned(name, 7, pretrained=False)
+        published = get_model(
+            name, weights=None, **({"aux_logits": False, "init_weights": False} if name == "googlenet" else {})
+        )
+    assert ours.head_names == (last,)
+    assert [n for n, _ in ours.named_parameters() if n.startswith(f"{last}.")]
+    expected = {n: tuple(value.shape) for n, value in published.state_dict().items()}
+    found = {n: tuple(value.shape) for n, value in ours.state_dict().items()}
+    assert {n: s for n, s in found.items() if not n.startswith(f"{last}.")} == {
+        n: s for n, s in expected.items() if not n.startswith(f"{last}.")
+    }
+    assert found.keys() == expected.keys() and found[f"{last}.weight"] == (7, *expected[f"{last}.weight"][1:])
+
+
+def test_a_new_last_layer():
+    """With the published last layer in its place, the network answers as torchvision's does."""
     torch.manual_seed(0)
-    published, images = get_model(name, weights=None).eval(), torch.randn(2, 3, 224, 224)
-    for module in published.modules():
-        if isinstance(module, nn.Linear):  # some last layers start from zeros
-            nn.init.normal_(module.weight, std=0.02)
-    ours = fine_tuned(name, 1000, pretrained=False).eval()
-    missing, unexpected = ours.backbone.load_state_dict(published.state_dict(), strict=False)
-    assert not missing and unexpected == [f"{last}.weight", f"{last}.bias"]
-    ours.head.load_state_dict(published.get_submodule(last).state_dict())
+    published, images = get_model("resnet18", weights=None).eval(), torch.randn(2, 3, 64, 64)
+    ours = fine_tuned("resnet18", 1000, pretrained=False).eval()
+    ours.load_state_dict(published.state_dict())
     with torch.no_grad():
         assert torch.equal(ours(images), published(images))
-    assert max(depths(ours).values()) == depths(ours)["head.weight"] > 5
-    assert fine_tuned(name, 7, pretrained=False)(images).shape == (2, 7)
+    assert max(depths(ours).values()) == depths(ours)["fc.weight"] == 9
+    groups = param_groups(ours, 0.1, 0.0, head=10.0)
+    assert {id(p) for g in groups if g["lr"] == 1.0 for p in g["params"]} == {id(p) for p in ours.fc.parameters()}
+
+
+TIMMS = {
+    "mobilenetv3_small_050": ("classifier",), "vit_tiny_patch16_224": ("head",), "resnet10t": ("fc",),
+    "resnetv2_18": ("head.fc",), "levit_128s": ("head", "head_dist"), "regnety_002": ("head.fc",),
+    "convnext_atto": ("head.fc",), "efficientnet_b0": ("classifier",), "swin_tiny_patch4_window7_224": ("head.fc",),
+    "densenet121": ("classifier",), "vgg11": ("head.fc",), "xcit_nano_12_p8_224": ("head",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_timms_networks_keep_their_names(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        ours, theirs = fine_tuned(f"timm:{name}", 7, pretrained=False), timm.create_model(name, num_classes=7)
+    assert ours.head_names == TIMMS[name]
+    shapes = [{n: tuple(value.shape) for n, value in net.state_dict().items()} for net in (ours, theirs)]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224"])
@@ -66,6 +100,47 @@ def test_a_new_last_layer_on_timms(name):
     half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of that ViT, trained by Google
     imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     assert normalisation(network) == (half if "vit" in name else imagenet)
+
+
+class WithHead(nn.Sequential):
+    """What `fine_tuned` made before: the network without its last layer, and a new one beside."""
+
+    def __init__(self, name: str, num_classes: int):
+        super().__init__()
+        if name.startswith("timm:"):
+            net = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), num_classes=0)
+            features = getattr(net, "head_hidden_size", None) or net.num_features
+        else:
+            net = get_model(name, weights=None)
+            last = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+            features = net.get_submodule(last).in_features
+            net.set_submodule(last, nn.Identity())
+        self.add_module("backbone", net)
+        self.add_module("head", nn.Linear(features, num_classes))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v3_small", "shufflenet_v2_x0_5", "timm:resnetv2_18", "timm:mobilenetv3_small_050", "timm:test_vit",
+     "timm:test_convnext", "timm:test_efficientnet", "timm:test_byobnet", "timm:test_resnet"],
+)  # fmt: skip
+def test_weights_of_older_runs_fit(name):
+    """Those called backbone and head are read by the names that the network has now: the answers are the same."""
+    torch.manual_seed(0)
+    old, new, images = (
+        WithHead(name, 7).eval(),
+        fine_tuned(name, 7, pretrained=False).eval(),
+        torch.randn(1, 3, 224, 224),
+    )
+    found = load_model(new, old.state_dict(), Path("old"))
+    assert found.exact and found.renamed == "the names in the file are those of an older trainkit (backbone and head)"
+    with torch.no_grad():
+        expected = old(images)
+        torch.testing.assert_close(new(images), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0
+    other = fine_tuned(name, 5, pretrained=False)
+    lines = load_model(other, old.state_dict(), Path("old"), partial=True).lines()
+    assert len(lines) == 1 and lines[0].startswith("2 of another shape: ")
 
 
 def test_torchvisions_weights_have_the_default_mean_and_std():

@@ -1,6 +1,16 @@
 """Parameter groups."""
 
+from collections.abc import Iterator
+from fnmatch import fnmatch
+
 from torch import nn
+
+# What embeddings of places and tokens are called in torchvision's, timm's and others' networks: they never decay.
+EMBEDDINGS = (
+    "pos_embed", "pos_embedding", "position_embedding", "position_embeddings", "absolute_pos_embed",
+    "relative_position_bias_table", "cls_token", "class_token", "dist_token", "mask_token",
+)  # fmt: skip
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def param_groups(
@@ -13,70 +23,160 @@ def param_groups(
 ) -> list[dict]:
     """Groups for a torch optimizer: the head at `head` times the learning rate, and no decay on vectors.
 
-    lr: of everything in `model.backbone` (of the whole model where there is no backbone). head: factor
-    for everything outside `model.backbone`; it stands here and nowhere else. decay_vectors: False exempts
-    parameters of at most one dimension, that is every bias and every norm's scale and shift under
-    whatever name. layer_decay: the learning rate's factor from one layer of `depths` to the layer before it, such as
-    0.75 (Clark et al., 2020; Bao et al., 2022, BEiT); the last one has `lr` itself. Frozen parameters are left out;
-    empty groups too.
+    lr: of everything but the head. head: factor of the head's; it stands here and nowhere else. The head is what lies
+    in the modules that `model.head_names` names, in what timm's `get_classifier` gives, or outside `model.backbone`.
+    decay_vectors: False exempts parameters of at most one dimension, that is every bias and every norm's scale and
+    shift under whatever name; what `no_decay` finds is always exempt. layer_decay: the learning rate's factor from one
+    layer of `depths` to the layer before it, such as 0.75 (Clark et al., 2020; Bao et al., 2022, BEiT); the last one
+    has `lr` itself. Frozen parameters are left out; empty groups too.
     """
-    backbone = {id(p) for p in model.backbone.parameters()} if hasattr(model, "backbone") else None
-    if head != 1.0 and backbone is None:
-        raise ValueError(f"param_groups: head is {head}, but {type(model).__name__} has no attribute `backbone`")
+    in_head = _head(model)
+    if head != 1.0 and in_head is None:
+        raise ValueError(
+            f"param_groups: head is {head}, and {type(model).__name__} does not say which part is its head: give it an "
+            'attribute `backbone`, or `head_names`, such as ("fc",)'
+        )
     if not 0 < layer_decay <= 1:
         raise ValueError(f"param_groups: layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 for none)")
     depth = depths(model) if layer_decay != 1.0 else {}
     top = max(depth.values(), default=0)
     if layer_decay != 1.0 and top == 0:
         raise ValueError(f"param_groups: layer_decay is {layer_decay}, but {type(model).__name__} is a single layer")
+    exempt = no_decay(model)
     groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_head = backbone is not None and id(parameter) not in backbone
-            decays = decay_vectors or parameter.ndim > 1
-            groups.setdefault((in_head, decays, depth.get(name, top)), []).append(parameter)
+            decays = (decay_vectors or parameter.ndim > 1) and name not in exempt
+            key = (id(parameter) in (in_head or ()), decays, depth.get(name, top))
+            groups.setdefault(key, []).append(parameter)
     if not groups:
         raise ValueError(f"param_groups: every parameter of {type(model).__name__} is frozen")
     return [
         {
             "params": parameters,
-            "lr": lr * (head if in_head else 1.0) * layer_decay ** (top - layer),
+            "lr": lr * (head if at_head else 1.0) * layer_decay ** (top - layer),
             "weight_decay": weight_decay if decays else 0.0,
         }
-        for (in_head, decays, layer), parameters in groups.items()
+        for (at_head, decays, layer), parameters in groups.items()
     ]
 
 
-def depths(model: nn.Module) -> dict[str, int]:
-    """The layer of each parameter by name, from 0 at the input; those beside `model.backbone` are one layer, the last.
+def no_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that do not decay whatever their shape.
 
-    Layers follow each other as they are registered. Each element of an nn.Sequential or nn.ModuleList is one, and
-    so is a module that has no such child; any other is looked into. A module of vectors alone (a norm) belongs to the
-    layer after it, and what a module holds itself (position embeddings, class tokens) to layer 0. So
-    torchvision's ViT has its patches as 0, block i as i + 1, and the last norm with the head; a ConvNeXt its stem,
-    each block and each downsampling.
+    Embeddings of places and tokens, and what the model or a part of it names itself, as timm's networks do by
+    `no_weight_decay()`.
     """
-    trunk = getattr(model, "backbone", None)
-    layers = _layers(model if trunk is None else trunk)
-    numbers: dict[int, int] = {}
-    number = 0
-    for layer in layers:
-        for parameter in layer.parameters():
-            numbers.setdefault(id(parameter), number)
-        number += any(parameter.ndim > 1 for parameter in layer.parameters())
-    inside = {id(p) for p in (model if trunk is None else trunk).parameters()}
+    patterns: dict[str, list[str]] = {}  # of the outermost modules that name some, by their path
+    for path, module in model.named_modules():
+        if hasattr(module, "no_weight_decay") and not any(f"{path}.".startswith(outer) for outer in patterns):
+            prefix = f"{path}." if path else ""
+            patterns[prefix] = [f"{prefix}{name}" for name in module.no_weight_decay()]
+    listed = [pattern for names in patterns.values() for pattern in names]
     return {
-        name: numbers.get(id(parameter), 0) if id(parameter) in inside else number
-        for name, parameter in model.named_parameters()
+        name
+        for name, _ in model.named_parameters()
+        if name.rpartition(".")[2] in EMBEDDINGS or any(fnmatch(name, pattern) for pattern in listed)
     }
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """The layers of a chain, or of what holds chains, in order; subclasses of nn.Sequential are layers themselves."""
-    chain = type(module) in (nn.Sequential, nn.ModuleList)
-    found = []
+def depths(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter by name, from 0 at the input; the head is the last.
+
+    timm's networks say it themselves by `group_matcher`, and are numbered as timm.optim numbers them. Of others, layers
+    follow each other as they are registered. A block is a layer: a module with several weights, such as a Bottleneck,
+    a transformer's block or a ConvNeXt's. What stands before the first block is layer 0, as is what a module holds
+    itself (position embeddings, class tokens). A single weight between blocks, such as a downsampling, belongs to the
+    block after it, and one after the last block to that; a norm belongs to what comes after it. Where there are no
+    blocks, each weight is a layer.
+    """
+    trunk = model
+    if not hasattr(model, "head_names") and isinstance(getattr(model, "backbone", None), nn.Module):
+        trunk = model.backbone
+    own = next((part for part in trunk.modules() if hasattr(part, "group_matcher")), None)
+    if own is None:
+        numbers = _numbers(trunk, _head(model))
+        last = max(numbers.values(), default=-1) + 1
+        return {name: numbers.get(id(parameter), last) for name, parameter in model.named_parameters()}
+    from timm.models import group_parameters
+
+    found = group_parameters(own, own.group_matcher(coarse=False), reverse=True)
+    numbers = {id(parameter): found[name] for name, parameter in own.named_parameters()}
+    last = max(found.values()) + (own is not model)  # in a model of more parts the head is none of the network's groups
+    return {name: numbers.get(id(parameter), last) for name, parameter in model.named_parameters()}
+
+
+def _head(model: nn.Module) -> set[int] | None:
+    """Ids of the head's parameters; None where the model does not say which they are."""
+    parts: list[nn.Module] = []
+    if hasattr(model, "head_names"):
+        parts = [model.get_submodule(name) for name in model.head_names]
+    elif isinstance(getattr(model, "backbone", None), nn.Module):
+        backbone = {id(parameter) for parameter in model.backbone.parameters()}
+        return {id(parameter) for parameter in model.parameters()} - backbone
+    elif hasattr(model, "get_classifier"):
+        found = model.get_classifier()
+        parts = [each for each in (found if isinstance(found, (tuple, list)) else [found]) if each is not None]
+    else:
+        return None
+    return {id(parameter) for part in parts for parameter in part.parameters()}
+
+
+def _numbers(trunk: nn.Module, head: set[int] | None) -> dict[int, int]:
+    """Layers by the id of a parameter; what belongs to the head has none."""
+    units = list(_units(trunk))
+    if head is None:  # the last module with weights is
+        weighty = [unit for unit in units if _num_weights(unit)]
+        head = {id(parameter) for unit in weighty[-1:] for parameter in unit.parameters()}
+    weights = [sum(p.ndim > 1 and id(p) not in head for p in unit.parameters()) for unit in units]
+    least = 2 if max(weights, default=0) > 1 else 1  # weights of a layer
+    kinds = {type(unit) for unit, count in zip(units, weights) if count >= least}  # the first of a kind may be smaller
+    layers = [place for place, count in enumerate(weights) if count and type(units[place]) in kinds]
+    first = layers[0] if layers else len(units)
+    inside = {id(parameter) for unit in units for parameter in unit.parameters()}
+    numbers = {id(parameter): 0 for parameter in trunk.parameters() if id(parameter) not in inside}
+    offset = int(least == 2 and (bool(numbers) or any(weights[:first])))  # 1 where something is before the first block
+    number = None  # of what comes after: the head
+    for place in reversed(range(len(units))):
+        if place in layers:
+            number = layers.index(place) + offset
+        elif place < first:
+            number = 0
+        elif weights[place] and number is None:
+            number = len(layers) - 1 + offset
+        if number is not None:
+            numbers |= {id(parameter): number for parameter in units[place].parameters() if id(parameter) not in head}
+    return numbers
+
+
+def _units(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
+    """Blocks, and what stands between them, in the order of registration.
+
+    Lists are looked into, and what holds blocks in a list, at any depth; of what is `listed` itself, such as a stage
+    or a block, only what holds them right inside.
+    """
     for child in module.children():
-        is_chain = type(child) in (nn.Sequential, nn.ModuleList)
-        holds_chains = not chain and any(type(each) in (nn.Sequential, nn.ModuleList) for each in child.children())
-        found += _layers(child) if is_chain or holds_chains else [child]
-    return found
+        if type(child) in LISTS or _is_stage(child, LISTS if listed else (nn.Module,)):
+            yield from _units(child, listed=True)
+        elif (
+            any(_is_stage(part, LISTS) for part in child.children()) if listed else any(map(_is_stage, child.modules()))
+        ):
+            yield from _units(child)
+        else:
+            yield child
+
+
+def _is_stage(module: nn.Module, kinds: tuple[type, ...] = (nn.Module,)) -> bool:
+    """Whether it holds nothing but blocks of one type, modules of several weights and with parts of their own.
+
+    A list may hold a single one. kinds: types that it must be of.
+    """
+    parts = [child for child in module.children() if _num_weights(child)]
+    alike = len({type(part) for part in parts}) == 1 and (len(parts) > 1 or isinstance(module, LISTS))
+    blocks = alike and all(any(part.children()) and _num_weights(part) > 1 for part in parts)
+    return blocks and isinstance(module, kinds)
+
+
+def _num_weights(module: nn.Module) -> int:
+    """Parameters of more than one dimension."""
+    return sum(parameter.ndim > 1 for parameter in module.parameters())

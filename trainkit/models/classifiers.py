@@ -46,45 +46,43 @@ def classifier(
     return model
 
 
-class WithHead(nn.Sequential):
-    """A network without its last layer as `backbone`, and a new one as `head`: images (N, 3, H, W) -> logits."""
+def fine_tuned(name: str, num_classes: int, pretrained: bool = True) -> nn.Module:
+    """The network `name` with a new last layer of `num_classes` outputs, named in its attribute `head_names`.
 
-    def __init__(self, backbone: nn.Module, features: int, num_classes: int):
-        super().__init__()
-        self.add_module("backbone", backbone)
-        self.add_module("head", nn.Linear(features, num_classes))
-
-
-def fine_tuned(name: str, num_classes: int, pretrained: bool = True) -> WithHead:
-    """The network `name` with a last layer of `num_classes` outputs in place of its own, as `backbone` and `head`.
-
-    name: as for `classifier`, but for "small". pretrained: start the backbone from published weights, torchvision's or
-    timm's best for ImageNet, downloaded once; `normalisation` says with which mean and std they were trained. Raises
-    ValueError for a name that is not known, for a network that does not end in a linear layer, and where the weights
-    cannot be had.
+    All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
+    the last layer where the classes are others. name: as for `classifier`, but for "small". pretrained: start the rest
+    from published weights, torchvision's or timm's best for ImageNet, downloaded once; `normalisation` says with which
+    mean and std they were trained. Raises ValueError for a name that is not known, for a network that does not end in a
+    linear layer, and where the weights cannot be had.
     """
     if name.startswith("timm:"):
-        net = timm_network(name, pretrained, num_classes=0)
-        return WithHead(net, getattr(net, "head_hidden_size", None) or net.num_features, num_classes)
-    net = _torchvision(name, None)
-    linear = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
-    outputs = net.get_submodule(linear[-1]).out_features if linear else None
+        network = timm_network(name, pretrained, num_classes=num_classes)
+        if num_classes == network.pretrained_cfg["num_classes"]:  # timm keeps the published layer, of other classes
+            network.reset_classifier(num_classes)
+        last = network.get_classifier()
+        ids = set(map(id, last if isinstance(last, (tuple, list)) else [last]))
+        network.head_names = tuple(path for path, module in network.named_modules() if id(module) in ids)
+        return network
+    network = _torchvision(name, None)
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    outputs = network.get_submodule(linear[-1]).out_features if linear else None
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if outputs != len(weights.meta["categories"]):
         raise ValueError(f"{name} does not end in a linear layer that a new one could replace: take another network")
     if pretrained:
-        load_pretrained(net, weights)
-    features = net.get_submodule(linear[-1]).in_features
-    net.set_submodule(linear[-1], nn.Identity())
-    return WithHead(net, features, num_classes)
+        load_pretrained(network, weights)
+    last = network.get_submodule(linear[-1])
+    network.set_submodule(linear[-1], nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
+    network.head_names = (linear[-1],)
+    return network
 
 
-def normalisation(network: WithHead) -> dict[str, tuple[float, ...]]:
+def normalisation(network: nn.Module) -> dict[str, tuple[float, ...]]:
     """mean and std, per channel of images in [0, 1], that the weights of `fine_tuned` were trained with.
 
     Of torchvision's ImageNet's, as a recipe has them by default; of timm's what they say.
     """
-    known = getattr(network.backbone, "pretrained_cfg", {})
+    known = getattr(network, "pretrained_cfg", {})
     return {name: tuple(known[name]) for name in ("mean", "std") if name in known}
 
 
