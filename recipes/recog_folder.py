@@ -9,10 +9,13 @@ Hardware and time: depends on your images.
 Expected: depends on your images; not yet measured on a public set.
 """
 
+from functools import partial
+
 from torch.optim import SGD
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
+from trainkit.data.folder import read_class_names
 from trainkit.data.source import class_images
 from trainkit.models.classifiers import classifier, fine_tuned, normalisation
 from trainkit.optim import param_groups
@@ -25,6 +28,7 @@ SAMPLE = {"model": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch
 
 def recipe(
     data: str = "data/my_images",
+    classes: tuple[str, ...] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     stream: int | None = None,
@@ -45,6 +49,8 @@ def recipe(
 
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
+        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
+            images. An evaluation takes those of the run, and needs no training images then
         image_column: the column of images, in parquet files with several
         label_column: the column of class ids, in parquet files with several
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
@@ -62,16 +68,20 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    columns = image_column, label_column, stream
-    train_data = class_images(source, "train", train_transform(size, (0.25, 1.0)), None, *columns)
-    val_data = class_images(source, "val", eval_transform(size), train_data.classes, *columns)
-    num_classes = len(train_data.classes)
+    columns, names = (image_column, label_column, stream), read_class_names(classes)
+    augment = train_transform(size, (0.25, 1.0))
+    train_data = partial(class_images, source, "train", augment, names, *columns)
+    if names is None:
+        train_data = train_data()
+        names = train_data.classes
+    val_data = class_images(source, "val", eval_transform(size), names, *columns)
+    num_classes = len(names)
     pretrained = pretrained and model != "small"
     network = classifier("small", num_classes) if model == "small" else fine_tuned(model, num_classes, pretrained)
     norm = normalisation(network) if pretrained else {}
     head = head if pretrained else 1.0
     return Recipe(
-        task=Recognition(train_data.classes, label_smoothing),
+        task=Recognition(names, label_smoothing),
         model=network,
         train_data=train_data,
         val_data=val_data,

@@ -53,6 +53,8 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
     for words in (("evaluate", *common), ("predict", RECIPE, image, *common[1:], "--out", tmp_path / "out"),
                   ("export", *common, "--out", tmp_path / "w.safetensors")):  # fmt: skip
         told = said(capsys, *words)
+        assert "has classes ['fly'] that the training folder has not, or the list of classes that was given" in told
+        told = said(capsys, *words, "--classes", "bee,cat,fly")
         assert (
             "was trained on 3 classes, number 0 of them ant; those of the data now are 3, number 0 of them bee" in told
         )
@@ -60,6 +62,34 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
     check_same_classes(trained / "run", Recognition(["ant", "bee", "cat"]))
     check_same_classes(trained / "run", Recognition(3))  # where names are not known, none is wrong
     check_same_classes(None, Recognition(["x", "y"]))
+
+
+def test_some_of_the_classes_and_no_training_images(trained, tmp_path, capsys):
+    """Each image is measured as in the whole folder: class ids are those of the run, or of a list, by name."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder, names in ((whole, ("ant", "bee", "cat")), (part, ("bee", "cat"))):
+        for name in names:
+            shutil.copytree(trained / "my" / "val" / name, folder / "val" / name)
+    (tmp_path / "names.txt").write_bytes("\ufeffant\r\nbee \r\ncat\r\n".encode())
+    (checkpoint,) = (trained / "run" / "checkpoints").glob("step-*")
+    shutil.copy(checkpoint / "model.safetensors", tmp_path / "bare.safetensors")
+    settings = ("--model", "small", "--size", "16", "--classes", tmp_path / "names.txt")
+    counts = {}
+    for name, weights, more in (("run", trained / "run", ()), ("bare", tmp_path / "bare.safetensors", settings)):
+        for data in (whole, part):
+            words = ("evaluate", RECIPE, "--checkpoint", weights, "--data", data, "--workers", 0, *more)
+            assert main([str(word) for word in (*words, "--out", tmp_path / f"{name}-{data.name}")]) == 0
+            out = capsys.readouterr().out
+            assert ("warning: val: 1 of 3 classes has no image in" in out) == (data == part)
+            counts[name, data] = json.loads((tmp_path / f"{name}-{data.name}" / "results.json").read_text())[
+                "confusion"
+            ]
+    assert counts["run", whole] == counts["bare", whole] and counts["run", part] == counts["bare", part]
+    assert counts["run", part] == [[0, 0, 0], *counts["run", whole][1:]] and sum(map(sum, counts["run", part])) == 8
+    words = ("evaluate", RECIPE, "--checkpoint", tmp_path / "bare.safetensors", "--data", part, *settings[:-2])
+    assert "no train images in" in said(capsys, *words)
+    words = ("evaluate", RECIPE, "--checkpoint", trained / "run", "--data", part, "--classes", "3")
+    assert "classes is 3: give the names of the classes" in said(capsys, *words)
 
 
 def test_weights_in_a_checkpoint_have_the_settings_of_its_run(trained):

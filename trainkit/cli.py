@@ -181,16 +181,28 @@ def _push(folder: Path, words: list[str]) -> int:
 
 def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) -> tuple:
     """Recipe, its settings, options, weights and their run, whose settings are the defaults."""
-    from trainkit.finding import find_weights, read_settings
+    from trainkit.finding import find_weights, read_class_names, read_settings
     from trainkit.recipe import load_recipe
 
     function = load_recipe(path)
     prog = f"trainkit {command} {path}"
     recorded: dict[str, Any] = {}
     if not {"-h", "--help"} & set(words):
-        recorded = read_settings(_first_read(options, prog, words).checkpoint)
+        checkpoint = _first_read(options, prog, words).checkpoint
+        recorded = read_settings(checkpoint)
+        # The data may hold some of the run's classes alone, and no training images to tell them by.
+        if _takes_class_names(function) and recorded.get("classes") is None:
+            names = read_class_names(checkpoint)
+            recorded |= {} if names is None else {"classes": names}
     settings, asked = _read(function, options, prog, words, recorded)
     return function, settings, asked, *find_weights(asked.checkpoint)
+
+
+def _takes_class_names(function: Callable) -> bool:
+    """Whether a recipe has a setting `classes` that is names, or None."""
+    import inspect
+
+    return inspect.get_annotations(function, eval_str=True).get("classes") == tuple[str, ...] | None
 
 
 def _built(function: Callable, settings: dict[str, Any], run: Path | None) -> Any:

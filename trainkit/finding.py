@@ -39,6 +39,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     return read_recorded(run)["settings"] if run else {}
 
 
+def read_class_names(path: Path) -> list[str] | None:
+    """The names of the classes, in the order of their ids, of the run that `path` is or lies in; None: not known."""
+    run = run_of(path)
+    classes = read_recorded(run).get("classes") if run else None
+    return classes if isinstance(classes, list) else None
+
+
 def read_origin(run: Path) -> tuple[int, str | None]:
     """The seed of the run in a folder, and the file its recipe was read from."""
     recorded = read_recorded(run)

@@ -195,6 +195,16 @@ def read_classes(classes: str) -> int | list[str]:
     return names
 
 
+def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
+    """The names, or those that `read_classes` reads of a single one; None for None. Raises ValueError for a number."""
+    if classes is None:
+        return None
+    names = list(classes) if len(classes) > 1 else read_classes(*classes)
+    if isinstance(names, int):
+        raise ValueError(f"classes is {names}: give the names of the classes, as folders are told by them (--classes)")
+    return names
+
+
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
