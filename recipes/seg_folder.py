@@ -1,7 +1,8 @@
 """Segmentation of your own images: images/{train,val} and annotations/{train,val}, masks named as their images.
 
-Masks are grey or palette PNGs that hold class ids from 0; ids given as ignored count nowhere. Parquet files, or a
-name on the Hub, with a column of images and one of masks, do as well.
+Masks are grey or palette PNGs that hold class ids from 0; ids given as ignored count nowhere. Other ids, such as 0 and
+255, are given by --mask-values 0,255, and colours by --mask-colors. Parquet files, or a name on the Hub, with a column
+of images and one of masks, do as well.
 
 Source: settings of recipes/seg_ade20k.py, for images of any kind.
 
@@ -16,12 +17,12 @@ from functools import partial
 from typing import Literal
 
 from torch.optim import SGD
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.folder import IGNORED, read_classes
+from trainkit.data.mask_colors import read_mask_colors
+from trainkit.data.masks import read_mask_values
 from trainkit.data.source import label_maps
 from trainkit.inference import Inference
 from trainkit.models.segmenters import torchvision_segmenter
@@ -39,6 +40,8 @@ def recipe(
     classes: str = "",
     ignore: tuple[int, ...] = (IGNORED,),
     label_shift: int = 0,
+    mask_values: str | None = None,
+    mask_colors: str | None = None,
     image_column: str | None = None,
     mask_column: str | None = None,
     stream: int | None = None,
@@ -72,6 +75,9 @@ def recipe(
         classes: how many, their names with commas between, or a text file with one name a line
         ignore: ids in the masks that count nowhere
         label_shift: added to the ids in the masks; -1 where they begin at 1 and 0 is to be ignored
+        mask_values: the id of each class in the masks, in the order of the classes, such as 0,255; None: 0, 1, 2, ...
+        mask_colors: of colour-coded masks: a text file with one `R G B name` a line, or voc or cityscapes; it says the
+            classes too
         image_column: the column of images, in parquet files with several
         mask_column: the column of masks, in parquet files with several
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
@@ -95,33 +101,30 @@ def recipe(
         eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train small_lraspp on generated scenes in the same layout, in under a minute
     """
-    source, names = generated.mask_folder() if sample else (data, read_classes(classes))
+    colors = None if mask_colors is None else read_mask_colors(mask_colors)
+    values = None if mask_values is None else read_mask_values(mask_values)
+    source, names = generated.mask_folder() if sample else (data, read_classes(classes, colors))
     num_classes = names if isinstance(names, int) else len(names)
 
-    def split(name: str, transform: v2.Transform) -> Dataset:
-        return label_maps(
-            source,
-            name,
-            names,
-            transform,
-            ignore,
-            label_shift,
-            stream,
-            image_column=image_column,
-            mask_column=mask_column,
-        )
-
-    val_data = split("val", eval_transform(base, eval_crop))
+    maps = partial(
+        label_maps, source, classes=names, ignore=ignore, label_shift=label_shift, stream=stream,
+        image_column=image_column, mask_column=mask_column, mask_values=values, mask_colors=colors,
+    )  # fmt: skip
+    val_data = maps("val", transform=eval_transform(base, eval_crop))
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     network = torchvision_segmenter(model, num_classes, pretrained, aux_weight > 0)
     aux_weight = aux_weight if getattr(network, "aux_classifier", None) is not None else 0.0
     head = head if pretrained and not model.startswith("small") else 1.0
     return Recipe(
         task=Segmentation(
-            names, aux_weight=aux_weight, loss=named_losses(loss, class_weights), raw_ids=val_data.raw_ids
+            names,
+            aux_weight=aux_weight,
+            loss=named_losses(loss, class_weights),
+            raw_ids=val_data.raw_ids,
+            palette=None if colors is None else colors.palette,
         ),
         model=network,
-        train_data=partial(split, "train", train),
+        train_data=partial(maps, "train", transform=train),
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
         schedule=poly(0.9, warmup_epochs=warmup_epochs),

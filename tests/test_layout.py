@@ -93,7 +93,7 @@ ARROWS = {
         "data.reading", "data.workers", "data.listing",
     },
     "export": {"trainkit", "checkpoint", "recipe", "segmentation", "options", "display", "objective", "weights"},
-    "data.images": {"data.decoding", "data.headers"},
+    "data.images": {"data.decoding", "data.headers", "data.palette"},
     "data.decoding": {"data.headers"},
     "data.examine": {
         "data.decoding", "data.images", "data.on_device", "data.order", "data.seeds", "data.reading", "data.repeated",
@@ -121,10 +121,12 @@ ARROWS = {
     "data.on_device": {"data.seeds", "data.targets"},
     "data.order": {"data.seeds"},
     "data.folder": {
-        "data.file_names", "data.images", "data.inventory", "data.listing", "data.masks", "data.text",
+        "data.file_names", "data.images", "data.inventory", "data.listing", "data.masks", "data.palette",
+        "data.text",
     },
     "data.inventory": {"data.file_names", "data.on_device", "data.wrapper"},
     "data.listing": {"data.cache", "data.file_names", "data.inventory", "display"},
+    "data.mask_colors": {"data.cityscapes", "data.palette", "data.text", "data.voc"},
     "models.backbone": {"models.names", "models.pretrained", "models.small"},
     "models.classifiers": {"models.names", "models.pretrained", "models.small"},
     "models.encnet": {"models.dense", "models.encoding"},
@@ -146,7 +148,7 @@ ARROWS = {
         "data.split_files",
     },
     "data.split_files": {"data.inventory"},
-    "data.source": {"data.folder", "data.hub", "data.masks", "data.split_files"},
+    "data.source": {"data.folder", "data.hub", "data.masks", "data.palette", "data.split_files"},
     "data.sample": {"data.folder"},
 }  # fmt: skip
 

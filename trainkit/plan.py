@@ -55,6 +55,7 @@ class Plan:
             "drop_last": self.recipe.drop_last,
             "lanes": None if locality is None else locality.lanes,
             "classes": _names(self.recipe),
+            "label_values": self.recipe.label_values,
             "train_data": getattr(self.recipe.train_data, "fingerprint", None),
             "total_steps": self.total_steps,
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],

@@ -144,6 +144,11 @@ class Recipe:
         return getattr(_inner(self.val_data), "split", None)
 
     @property
+    def label_values(self) -> list[int] | None:
+        """What stands for each class in the training masks, where the data has an attribute `label_values`."""
+        return getattr(_inner(self.train_data), "label_values", None)
+
+    @property
     def upright(self) -> bool:
         """Whether validation images are turned by their EXIF orientation: the data's attribute `upright`, else True."""
         return getattr(_inner(self.val_data), "upright", True)

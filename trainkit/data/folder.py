@@ -14,6 +14,7 @@ from trainkit.data.images import read_image
 from trainkit.data.inventory import Inventory, images_of, no_image, some
 from trainkit.data.listing import Names, class_files, list_images
 from trainkit.data.masks import IGNORED, MaskFiles
+from trainkit.data.palette import MaskColors
 from trainkit.data.text import read_lines
 
 
@@ -118,7 +119,7 @@ class MaskFolder(MaskFiles):
     """Images and their masks in two folders, paired by name without extension: index -> (image, mask).
 
     Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255 where nothing counts; how labels become
-    train ids, and what is refused, see `MaskDataset`.
+    train ids, by mask_values and mask_colors among the settings too, and what is refused, see `MaskDataset`.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class MaskFolder(MaskFiles):
         to_train_ids: Callable[[Tensor], Tensor] | None = None,
         ignore: Sequence[int] = (IGNORED,),
         label_shift: int = 0,
+        **settings: Any,
     ):
         for folder in (images, masks):
             if not Path(folder).is_dir():
@@ -148,7 +150,13 @@ class MaskFolder(MaskFiles):
             )
         files = FileList(Path(images), names), FileList(Path(masks), [with_mask[stem(name)] for name in names])
         super().__init__(
-            *files, num_classes, transform, to_train_ids=to_train_ids, ignore=ignore, label_shift=label_shift
+            *files,
+            num_classes,
+            transform,
+            to_train_ids=to_train_ids,
+            ignore=ignore,
+            label_shift=label_shift,
+            **settings,
         )
         self.split = Path(images).name
         self.used = self._used(inventory, with_mask, names)
@@ -174,11 +182,21 @@ def _masks(folder: Path) -> dict[str, str]:
     return found
 
 
-def read_classes(classes: str) -> int | list[str]:
+def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[str]:
     """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line.
 
+    colors: of colour-coded masks, whose names the classes have; ValueError where `classes` says others.
     Raises ValueError for no names and for a name that is there twice, FileNotFoundError for a file that is not there.
     """
+    if colors is not None and classes not in ("", str(len(colors.names))):
+        names = read_classes(classes)
+        if names != list(colors.names):
+            raise ValueError(
+                f"classes is {classes}, and mask_colors names {len(colors.names)} ({', '.join(colors.names[:5])}, "
+                "...): leave classes out, or name the same ones in the same order"
+            )
+    if colors is not None:
+        return list(colors.names)
     if classes.isdecimal():
         return int(classes)
     is_file = _is_file(classes)

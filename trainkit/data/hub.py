@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.columns import choose_image, choose_image_and_mask, choose_label
-from trainkit.data.images import read_image, read_mask
+from trainkit.data.images import read_image
 from trainkit.data.inventory import images_of, no_image
 from trainkit.data.masks import IGNORED, MaskDataset, read_image_like
 from trainkit.data.order import Locality
@@ -168,7 +168,7 @@ class HubMasks(Rows, MaskDataset):
     source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
     img, picture or pixel_values, the mask's the other one, where they are not given. ignore: labels of the masks
     that count nowhere; label_shift: added to the others to get train ids, so -1 where they begin with 1, and 0 is
-    ignored.
+    ignored. settings: mask_values and mask_colors, see `MaskDataset`.
     """
 
     def __init__(
@@ -182,9 +182,10 @@ class HubMasks(Rows, MaskDataset):
         ignore: Sequence[int] = (IGNORED,),
         label_shift: int = 0,
         stream: int | None = None,
+        **settings: Any,
     ):
         self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
-        super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift)
+        super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift, **settings)
         self.source, self.split = f"{source} ({split})", split
         table, features, self.files = _load(source, split, stream)
         self.image_column, self.mask_column = choose_image_and_mask(source, features, image_column, mask_column)
@@ -200,7 +201,7 @@ class HubMasks(Rows, MaskDataset):
         row = self.table[index]
         image, name = self.encoded(row, index, self.image_column)
         mask, mask_name = self.encoded(row, index, self.mask_column)
-        labels = read_mask(mask, f"{self.mask_column} of {mask_name}")
+        labels = self.decode_labels(mask, f"{self.mask_column} of {mask_name}")
         return read_image_like(image, tuple(labels.shape), name=name), labels
 
 

@@ -15,6 +15,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from trainkit.data.decoding import notes, opened, turned
 from trainkit.data.headers import JPEG, PNG, png_bits, require_jpeg_room
+from trainkit.data.palette import color_code
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -26,6 +27,7 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 _BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
+_COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _BLURRING = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that do not keep labels
 
 
@@ -65,6 +67,15 @@ def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     naming the file where it cannot be read, holds colours or fractions, or was compressed in a way that blurs labels.
     """
     return tv_tensors.Mask(_read(source, name, _labels))
+
+
+def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
+    """The colours of a mask as labels, 65536 R + 256 G + B: int32 (H, W). A palette's indices stand for their colours.
+
+    name: what to call it in an error. Raises ValueError naming the file where it cannot be read, or was compressed in a
+    way that blurs colours.
+    """
+    return tv_tensors.Mask(_read(source, name, _colors))
 
 
 def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
@@ -158,6 +169,17 @@ def _labels(data: bytearray) -> Tensor:
         white = 255 if image.mode == "L" else 65535
         labels = (labels.astype(np.int64) * most + white // 2) // white
     return torch.from_numpy(labels.astype(np.uint8 if image.mode in ("1", "L", "P") else np.int32))
+
+
+def _colors(data: bytearray) -> Tensor:
+    if data.startswith(JPEG):
+        raise _NotAMaskError("saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the original")
+    with opened(data) as image:
+        if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
+            raise _NotAMaskError("compressed as JPEG does, which blurs the colours of labels: save it anew as PNG")
+        if image.mode not in _COLOR_MODES:
+            raise _NotAMaskError(f"of mode {image.mode}, which holds no colours of 8 bits: save it as RGB PNG")
+        return torch.from_numpy(color_code(np.array(image.convert("RGB"))))
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from trainkit.data.file_names import composed
-from trainkit.data.images import LabelError, MaskSizeError, read_image, read_mask
-from trainkit.data.palette import colour_map
+from trainkit.data.images import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
+from trainkit.data.palette import MaskColors, color_code, colour_map
 from trainkit.data.text import read_lines
 
 IGNORED = 255  # the train id that counts nowhere
 UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
+LARGEST_VALUE = 65535  # of a grey mask
+SHOWN_COLORS = 5  # of those that no table has
 
 
 class MaskDataset(Dataset):
@@ -26,8 +28,10 @@ class MaskDataset(Dataset):
 
     A subclass says by `read` what an image and its labels are. Labels become train ids here, once: by
     `to_train_ids`, which maps each label by itself, or else by adding `label_shift`, where those in `ignore`, and
-    those that end below 0, are ignored (-1: labels from 1, and 0 where nothing is labelled). Raises MaskSizeError
-    naming the file for labels of another size than their image, and LabelError for a label outside the classes.
+    those that end below 0, are ignored (-1: labels from 1, and 0 where nothing is labelled). mask_values: the label of
+    each class in the files, in the order of their ids, such as (0, 255); one that is 255 is then not ignored.
+    mask_colors: the colour of each class, where masks are colour-coded. Raises MaskSizeError naming the file for labels
+    of another size than their image, and LabelError for a label outside the classes.
     """
 
     expects: str | None = None  # in the error about a strange label: which labels there are
@@ -39,23 +43,73 @@ class MaskDataset(Dataset):
         to_train_ids: Callable[[Tensor], Tensor] | None = None,
         ignore: Sequence[int] = (IGNORED,),
         label_shift: int = 0,
+        mask_values: Sequence[int] | None = None,
+        mask_colors: MaskColors | None = None,
     ):
         if num_classes > IGNORED:
             raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
         if label_shift > 0:  # the first class would have a label below 0, in which no prediction can be written
             raise ValueError(f"label_shift is {label_shift}; give minus the first class's label, so 0 or less")
         self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
-        self.to_train_ids, self.label_shift = to_train_ids, label_shift
+        self.to_train_ids, self.label_shift, self.mask_colors = to_train_ids, label_shift, mask_colors
+        self.label_values: list[int] | None = None
+        if mask_values is not None or mask_colors is not None:
+            self._map_values(mask_values)
+
+    def _map_values(self, mask_values: Sequence[int] | None) -> None:
+        """Map labels by a table of those of the classes, which are grey values or colours as numbers."""
+        for name, value in (("label_shift", self.label_shift), ("to_train_ids", self.to_train_ids)):
+            if value:
+                raise ValueError(f"{name} is {value} beside mask_values or mask_colors, which say all: leave it out")
+        if mask_values is not None and self.mask_colors is not None:
+            raise ValueError("mask_values and mask_colors are both given: masks hold numbers or colours")
+        if mask_values is not None:
+            values, what = [int(value) for value in mask_values], "mask_values"
+            doubled = sorted(set(values) & set(self.ignore) - {IGNORED})
+            if doubled:
+                raise ValueError(
+                    f"{', '.join(map(str, doubled))} is both in mask_values and ignored: it is one of them"
+                )
+            ignored = sorted(set(self.ignore) - set(values))
+            if len(set(values)) < len(values) or min(values, default=0) < 0 or max(values, default=0) > LARGEST_VALUE:
+                raise ValueError(
+                    f"mask_values is {values}; give a number of its own to each class, 0 to {LARGEST_VALUE}"
+                )
+        else:
+            if self.ignore != (IGNORED,):
+                raise ValueError(
+                    f"ignore is {self.ignore} beside mask_colors: call ignored colours `ignore` in its table"
+                )
+            values, what = color_code(self.mask_colors.colors).tolist(), "mask_colors"
+            ignored = [int(color_code(color)) for color in self.mask_colors.ignored]
+        if len(values) != self.num_classes or len(values) >= UNKNOWN:
+            raise ValueError(
+                f"{what} names {len(values)} classes and there are {self.num_classes}: give one for each, in the order "
+                f"of the classes, and fewer than {UNKNOWN}"
+            )
+        table = label_table(values, ignored, max(256, *values, *ignored) + 1)
+        self.label_values, self.to_train_ids = values, partial(look_up, table=table)
+        if self.expects is None and mask_values is not None:
+            self.expects = f"the classes are {_listed(values)} (--mask-values), and {_listed(ignored)} is ignored"
 
     @property
     def palette(self) -> np.ndarray:
         """A colour for each train id: uint8 (K, 3)."""
-        return colour_map(self.num_classes)
+        return colour_map(self.num_classes) if self.mask_colors is None else self.mask_colors.palette
 
     @property
     def raw_ids(self) -> np.ndarray:
-        """The label in the files for each train id: integers (K,). A dataset with `to_train_ids` has its own."""
+        """The label in the files for each train id: integers (K,). A dataset with `to_train_ids` has its own.
+
+        Of colour-coded masks the train ids themselves, as colours are no labels.
+        """
+        if self.label_values is not None and self.mask_colors is None:
+            return np.array(self.label_values)
         return np.arange(self.num_classes) - self.label_shift
+
+    def decode_labels(self, source: Path | bytes, name: str | None = None) -> Tensor:
+        """The labels of a mask's file or bytes, integers (H, W): as stored, or colours as numbers (`color_code`)."""
+        return read_mask(source, name) if self.mask_colors is None else read_color_mask(source, name)
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """The image, uint8 (3, H, W), and its labels as stored, integers (H, W): both the transform's to change."""
@@ -90,6 +144,8 @@ class MaskDataset(Dataset):
             if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):  # IGNORED + 1 is 0
                 return ids
         ids, stray = self._by_arithmetic(labels)
+        if stray.any() and self.mask_colors is not None:
+            raise LabelError(f"{self.mask_name(index)} {_unknown_colors(labels[stray])}")
         if stray.any():
             label = int(labels[stray][0])
             expects = self.expects or (
@@ -128,6 +184,25 @@ class MaskDataset(Dataset):
                 ignored |= ids < 0
         stray = ~ignored & ((ids < 0) | (ids >= self.num_classes))
         return ids.masked_fill(ignored, IGNORED).to(torch.uint8), stray
+
+
+def _unknown_colors(codes: Tensor) -> str:
+    """Which colours they are, the most frequent ones first, and of how many pixels."""
+    colors, counts = codes.unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:SHOWN_COLORS]
+    shown = [
+        f"{code >> 16} {code >> 8 & 255} {code & 255} on {count} pixels"
+        for code, count in zip(colors[order].tolist(), counts[order].tolist())
+    ]
+    more = f" and {len(colors) - len(shown)} more colours" if len(colors) > len(shown) else ""
+    return (
+        f"holds {len(colors)} colours that mask_colors has not, on {len(codes)} of its pixels: {', '.join(shown)}{more}"
+        "; add lines `R G B name` of their classes to the table, or with the name `ignore`"
+    )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values)) or "nothing"
 
 
 def _translated(labels: Tensor, table: bytes) -> Tensor:
@@ -169,7 +244,7 @@ class MaskFiles(MaskDataset):
 
     def read_labels(self, file: Path) -> Tensor:
         """The labels of one mask file."""
-        return read_mask(file)
+        return self.decode_labels(file)
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
@@ -199,10 +274,21 @@ def label_table(labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (),
 def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
     """Train ids, uint8, by a `label_table`; labels beyond the table are UNKNOWN."""
     stored = labels.numpy()
-    if stored.dtype == np.uint8:
+    if stored.dtype == np.uint8 or (stored.min(initial=0) >= 0 and stored.max(initial=0) < len(table)):
         return torch.from_numpy(table[stored])
     inside = (stored >= 0) & (stored < len(table))
     return torch.from_numpy(np.where(inside, table[np.where(inside, stored, 0)], np.uint8(UNKNOWN)))
+
+
+def read_mask_values(text: str) -> list[int]:
+    """The label of each class in the files, from numbers with commas between, such as "0,255".
+
+    Raises ValueError where it is no such list.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"mask_values is {text!r}; give the number of each class in the masks, such as 0,255")
+    return [int(part) for part in parts]
 
 
 def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:

@@ -1,12 +1,48 @@
 """Colours of label maps, and label maps as PNG files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MaskColors:
+    """The colours of colour-coded masks: one for each class, in the order of their ids, and those that are ignored.
+
+    Raises ValueError where a colour occurs twice, or is none.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Colour, ...]
+    ignored: tuple[Colour, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colors):
+            raise ValueError(f"MaskColors: {len(self.colors)} colours for {len(self.names)} names; give one for each")
+        seen: dict[Colour, str] = {}
+        for name, color in zip((*self.names, *["ignore"] * len(self.ignored)), (*self.colors, *self.ignored)):
+            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+                raise ValueError(f"the colour of {name} is {color}; it is three numbers from 0 to 255")
+            if color in seen:
+                raise ValueError(f"{seen[color]} and {name} have one colour, {color}: give each its own")
+            seen[color] = name
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Of the classes: uint8 (K, 3)."""
+        return np.array(self.colors, dtype=np.uint8)
+
+
+def color_code(color: Sequence[int] | np.ndarray) -> Any:
+    """65536 R + 256 G + B, of a colour or of an image's, integers (..., 3)."""
+    red, green, blue = np.moveaxis(np.asarray(color, dtype=np.int32), -1, 0)
+    return (red << 16) + (green << 8) + blue
 
 
 def colour_map(num_colours: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.masks import IGNORED
+from trainkit.data.palette import MaskColors
 from trainkit.data.split_files import parquet_files
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -58,15 +59,18 @@ def label_maps(
     *,
     image_column: str | None = None,
     mask_column: str | None = None,
+    mask_values: Sequence[int] | None = None,
+    mask_colors: MaskColors | None = None,
 ) -> Dataset:
     """One split, "train" or "val", of images with masks: index -> (image, mask), as `MaskFolder` gives them.
 
     source: a folder with images/<split>/ and annotations/<split>/, a folder with parquet files as in `class_images`, or
     a dataset's name on the Hub, of which a column of images and one of masks are taken, `image_column` and
     `mask_column` where they are given. "val" is as in `class_images`. ignore,
-    label_shift: see `MaskDataset`. Raises FileNotFoundError that says where it looked.
+    label_shift, mask_values, mask_colors: see `MaskDataset`. Raises FileNotFoundError that says where it looked.
     """
-    folder, names, how = Path(source), SPLITS[split], {"ignore": ignore, "label_shift": label_shift}
+    how = {"ignore": ignore, "label_shift": label_shift, "mask_values": mask_values, "mask_colors": mask_colors}
+    folder, names = Path(source), SPLITS[split]
     columns = {"image_column": image_column, "mask_column": mask_column}
     if folder.is_dir():
         for name in names:
