@@ -8,12 +8,13 @@ A recipe is a Python file whose function `recipe(...)` returns a `Recipe`; `trai
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Recipe", "evaluate", "train"]
+__all__ = ["Options", "Recipe", "evaluate", "freeze", "train"]
 
 _HOMES = {
     "Options": "trainkit.options",
     "Recipe": "trainkit.recipe",
     "evaluate": "trainkit.loop",
+    "freeze": "trainkit.freezing",
     "train": "trainkit.loop",
 }
 

@@ -4,24 +4,27 @@ Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost", by `torch.ut
 for bit the one without: random numbers are drawn again as before, and batch norm counts a batch once.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.utils.checkpoint import checkpoint
+
+CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def checkpoint_activations(model: nn.Module) -> int:
     """Have the blocks of `model` computed again in the backward pass; how many there are.
 
-    Blocks are the outermost modules with parts of their own in an nn.Sequential or nn.ModuleList, such as the
-    Bottlenecks of a ResNet and the EncoderBlocks of a ViT. Raises ValueError where there are none.
+    See `blocks`. Raises ValueError where there are none.
     """
-    found = list(blocks(model))
+    names = {module: name for name, module in model.named_modules()}
+    found = dict.fromkeys(blocks(model))
     if not found:
         raise ValueError(
             f"activation_checkpointing is on, and {type(model).__name__} has no blocks: modules with parts of their "
@@ -29,35 +32,78 @@ def checkpoint_activations(model: nn.Module) -> int:
         )
     for block in found:
         norms = [module for module in block.modules() if isinstance(module, AnyBatchNorm)]
-        block.forward = partial(_checkpointed, block.forward, norms)
+        block.forward = partial(_checkpointed, block.forward, norms, f"{names[block]} ({type(block).__name__})")
     return len(found)
 
 
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What `checkpoint_activations` would take in `module`."""
-    lists = isinstance(module, (nn.Sequential, nn.ModuleList))
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """What `checkpoint_activations` would take in `module`, such as a ResNet's Bottlenecks and a ViT's EncoderBlocks.
+
+    Modules with parts of their own in an nn.Sequential or nn.ModuleList; stages and backbones, which hold several
+    blocks, are looked into. Where those hold less than half of the weights, modules of one class beside each other are
+    taken, too, such as the stages of timm's RegNet and what an Inception is made of.
+    """
+    chained = list(_chained(module))
+    if 2 * sum(map(_num_weights, chained)) >= _num_weights(module):
+        return chained
+    kinds = Counter(type(child) for child in module.children() if _is_block(child))
+    found: list[nn.Module] = []
     for child in module.children():
-        if lists and any(child.children()) and not isinstance(child, (nn.Sequential, nn.ModuleList)):
+        inside = blocks(child)
+        if kinds[type(child)] > 1 and _is_block(child) and sum(map(_is_block, inside)) < 2:
+            inside = [child]
+        found += inside
+    return [*found, *(block for block in chained if block not in found)] if isinstance(module, CHAINS) else found
+
+
+def _chained(module: nn.Module) -> Iterator[nn.Module]:
+    in_chain = isinstance(module, CHAINS)
+    for child in module.children():
+        is_stage = sum(map(_is_block, _chained(child))) > 1
+        if in_chain and any(child.children()) and not isinstance(child, CHAINS) and not is_stage:
             yield child
         else:
-            yield from blocks(child)
+            yield from _chained(child)
 
 
-def _checkpointed(forward: Any, norms: list[nn.Module], *inputs: Any) -> Any:
+def _is_block(module: nn.Module) -> bool:
+    """Whether it has parts, and weights in two layers or more: a convolution with its norm is none."""
+    layers = sum(weight.ndim > 1 for weight in module.parameters())
+    return layers > 1 and any(module.children()) and not isinstance(module, CHAINS)
+
+
+def _num_weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _checkpointed(forward: Any, norms: list[nn.Module], name: str, *inputs: Any, **keywords: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*inputs)
+        return forward(*inputs, **keywords)
+    inputs = tuple(list(each) if isinstance(each, list) else each for each in inputs)  # DenseNets append to theirs
+    forward = partial(forward, **keywords)  # not handed to `checkpoint`, which has keywords of its own
     if torch.compiler.is_compiling():  # which changes buffers in the forward pass alone
         return checkpoint(forward, *inputs, use_reentrant=False)
-    contexts = lambda: (nullcontext(), _not_counting(norms))  # noqa: E731
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+    given = [each for each in (*inputs, *keywords.values()) if isinstance(each, Tensor)]
+    versions = [each._version for each in given]
+    outputs = checkpoint(
+        forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _not_counting(norms))
+    )
+    if versions != [each._version for each in given]:
+        raise ValueError(
+            f"activation_checkpointing is on, and the block {name} changes its input in place: computed again, it "
+            "would start from what it has left. Turn it off, or build the block without inplace=True"
+        )
+    return outputs
 
 
 @contextmanager
 def _not_counting(norms: list[nn.Module]) -> Iterator[None]:
     """Batch norm normalises by the batch meanwhile, and leaves its running statistics alone."""
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, batches) in zip(norms, kept):
+        norm.momentum = 0.0
+        # SyncBatchNorm does not do without a counter: it gets one to throw away.
+        norm.num_batches_tracked = batches.clone() if isinstance(norm, nn.SyncBatchNorm) and batches is not None else None
     try:
         yield
     finally:

@@ -5,7 +5,8 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,7 @@ from trainkit.introduction import introduce
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
 from trainkit.plan import Plan
+from trainkit.probe import first_image, lonely_step, refuse_lonely_values, unchanged
 from trainkit.recipe import Recipe
 from trainkit.run import Run
 from trainkit.saving import Saver
@@ -177,12 +179,7 @@ def begin(
     groups = [
         {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
     ]
-    if recipe.sync_batch_norm and accelerator.num_processes > 1:
-        recipe = replace(recipe, model=synchronised(recipe.model, accelerator))
-    if options.channels_last:
-        recipe.model.to(memory_format=torch.channels_last)
-    if options.activation_checkpointing:
-        checkpoint_activations(recipe.model)
+    _convert(recipe, options, accelerator, plan)
     allow_tf32(options.tf32)
     objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
@@ -216,6 +213,22 @@ def begin(
         groups=groups,
         weights=list(objective.parameters()),
     )
+
+
+def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan) -> None:
+    """Change the model as asked for, and see that no output changes and that batch norm has enough values."""
+    model = recipe.model.to(accelerator.device)
+    image = cache(partial(first_image, recipe, options, plan, accelerator.device))  # read where it is needed
+    if recipe.sync_batch_norm and accelerator.num_processes > 1:
+        with unchanged(model, image(), "sync_batch_norm"):
+            synchronised(model, accelerator)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if options.activation_checkpointing:
+        with unchanged(model, image(), "activation_checkpointing"):
+            checkpoint_activations(model)
+    if lonely_step(plan) is not None:
+        refuse_lonely_values(model, plan, image())
 
 
 def allow_tf32(allowed: bool) -> None:

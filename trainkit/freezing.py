@@ -1,0 +1,42 @@
+"""Freezing parts of a network: no gradients, and batch norm and dropout as in an evaluation."""
+
+from collections.abc import Iterable
+from functools import partial
+
+from torch import nn
+
+
+def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
+    """Train nothing of `module`: its parameters take no gradient, and it stays in evaluation mode.
+
+    `requires_grad_(False)` alone leaves batch norm counting and dropout dropping while the rest trains. Here
+    `model.train()` passes the module by: running statistics stay as they were loaded. Names and weights are untouched.
+    Freeze before the optimizer is built, which `param_groups` then builds of the rest.
+
+    but: modules inside that are trained as ever, such as the new head of a fine-tuned network:
+    `freeze(network, but=[network.fc])`. Raises TypeError for what is no module, and ValueError for one of `but` that
+    is not inside.
+    """
+    but = [but] if isinstance(but, nn.Module) else list(but)
+    for each in (module, *but):
+        if not isinstance(each, nn.Module):
+            raise TypeError(f"freeze takes modules, and got {type(each).__name__}: give network.layer1 or the like")
+    inside = set(module.modules())
+    for each in but:
+        if each not in inside:
+            raise ValueError(f"but names a {type(each).__name__} that is not inside {type(module).__name__}")
+    trained = {part for each in but for part in each.modules()}
+    kept = {id(parameter) for each in but for parameter in each.parameters()}
+    for part in inside - trained:
+        for parameter in part.parameters(recurse=False):
+            if id(parameter) not in kept:
+                parameter.requires_grad_(False)
+        part.training = False
+        part.train = partial(_stay_evaluating, part)  # of this module alone; it is copied and pickled with it
+
+
+def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:
+    """`nn.Module.train` of a frozen module: what is trained inside it follows, and it does not."""
+    for child in module.children():
+        child.train(mode)
+    return module
