@@ -49,18 +49,19 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     kinds = Counter(type(child) for child in module.children() if _is_block(child))
     found: list[nn.Module] = []
     for child in module.children():
-        inside = blocks(child)
+        inside = [child] if child in chained else blocks(child)
         if kinds[type(child)] > 1 and _is_block(child) and sum(map(_is_block, inside)) < 2:
             inside = [child]
         found += inside
-    return [*found, *(block for block in chained if block not in found)] if isinstance(module, CHAINS) else found
+    return found
 
 
 def _chained(module: nn.Module) -> Iterator[nn.Module]:
     in_chain = isinstance(module, CHAINS)
     for child in module.children():
         is_stage = sum(map(_is_block, _chained(child))) > 1
-        if in_chain and any(child.children()) and not isinstance(child, CHAINS) and not is_stage:
+        has_parts = any(child.children()) and _num_weights(child) and not isinstance(child, CHAINS)
+        if in_chain and has_parts and not is_stage:
             yield child
         else:
             yield from _chained(child)
@@ -102,8 +103,10 @@ def _not_counting(norms: list[nn.Module]) -> Iterator[None]:
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, batches) in zip(norms, kept):
         norm.momentum = 0.0
-        # SyncBatchNorm does not do without a counter: it gets one to throw away.
-        norm.num_batches_tracked = batches.clone() if isinstance(norm, nn.SyncBatchNorm) and batches is not None else None
+        if isinstance(norm, nn.SyncBatchNorm) and batches is not None:
+            norm.num_batches_tracked = batches.clone()  # it does not do without a counter: one to throw away
+        else:
+            norm.num_batches_tracked = None
     try:
         yield
     finally:

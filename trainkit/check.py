@@ -20,6 +20,7 @@ from trainkit.data.order import Batches
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
+from trainkit.freezing import frozen_statistics
 from trainkit.introduction import introduce
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure
@@ -58,10 +59,17 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
             run.checkpoints.mkdir()
         workers = choose_workers(options.workers, accelerator.num_processes)
         quiet = replace(options, out=folder, workers=0, background_save=False, precise_bn=None)
+        frozen = frozen_statistics(recipe.model)
         figures = _try(begin(recipe, quiet, accelerator, plan, run, Display(False)), workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)
+    moved = [name for name, mean in frozen_statistics(recipe.model).items() if not torch.equal(mean, frozen[name])]
+    if moved:
+        warnings.append(
+            f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their statistics: freeze "
+            "them with trainkit.freeze, which keeps them in evaluation mode"
+        )
     unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
     if unrepeatable:
         figures["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"

@@ -18,7 +18,8 @@ from trainkit.ema import EMA
 from trainkit.intervals import interval
 from trainkit.memory import shortage_told
 from trainkit.metrics import each_metric
-from trainkit.objective import ToDevice
+from trainkit.objective import ToDevice, uncompiled
+from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 from trainkit.sharding import agree_on_buffers, reshard
 from trainkit.windows import Looker
@@ -49,7 +50,7 @@ class Evaluation:
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
         RuntimeError where not every image was seen once, and MemoryError where memory runs out.
         """
-        with shortage_told("the evaluation"):
+        with shortage_told("the evaluation"), refusals_told(self.recipe.model):
             return self._of_all_weights(stop)
 
     def _of_all_weights(self, stop: Callable[[], int]) -> dict[str, Any] | None:
@@ -67,7 +68,8 @@ class Evaluation:
 
     @torch.no_grad()
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
-        recipe, objective, accelerator = self.recipe, self.objective, self.accelerator
+        recipe, accelerator = self.recipe, self.accelerator
+        objective = uncompiled(self.objective, recipe.task)
         more = self.thorough and hasattr(recipe.task, "thorough_metrics")
         metrics = [*recipe.task.metrics(), *(recipe.task.thorough_metrics() if more else ())]
         single = [one for metric in metrics for one in each_metric(metric)]
@@ -79,7 +81,7 @@ class Evaluation:
         was_training, num_images = objective.training, 0
         objective.eval()
         agree_on_buffers(objective)
-        for found in self._passes():
+        for found in self._passes(objective):
             for predictions, targets in found:
                 num_images += len(targets)
                 for metric in (*counting, *images):
@@ -106,7 +108,7 @@ class Evaluation:
             results |= metric.compute() | more
         return _plain(results)
 
-    def _passes(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _passes(self, objective: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """After each pass predictions and targets of the images that it finished; as many passes in every process."""
         recipe, accelerator = self.recipe, self.accelerator
         together = 1 if recipe.inference is not None else recipe.eval_batch_size
@@ -116,12 +118,12 @@ class Evaluation:
         loader = self._seeded(make_loader(recipe.val_data, self.seed, batches, self.workers, accelerator.device, check))
         if recipe.inference is not None:
             read = (self.to_device(images, targets) for (images, targets, _), count in zip(loader, valid) if count)
-            for done in Looker(recipe.inference, self.objective, accelerator, self.to_device.black).look(read):
+            for done in Looker(recipe.inference, objective, accelerator, self.to_device.black).look(read):
                 yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
             return
         for (images, targets, _), count in zip(loader, valid):
             images, targets = self.to_device(images, targets)
-            predictions = self.objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
+            predictions = objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
             yield [(predictions, targets[:count])] if count else []
 
     def _seeded(self, loader: Iterable) -> Iterator:

@@ -20,8 +20,8 @@ from trainkit.checkpoint import reason, save_tensors
 from trainkit.display import Display
 from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
+from trainkit.outputs import fill_up, main_logits, size_divisor
 from trainkit.recipe import Recipe
-from trainkit.segmentation import main_logits
 from trainkit.weights import take_weights
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
@@ -67,7 +67,8 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
         display.note(line)
     model = Logits(recipe.model.cpu().float()).eval()
-    images = _images(recipe, asked.images)
+    divisor = size_divisor(recipe.model) if hasattr(recipe.task, "scores") else 1
+    images = [fill_up(image, divisor) for image in _images(recipe, asked.images)]
     about = describe(recipe, weights)
     with torch.no_grad():
         about["output"]["layout"] = "NC" if model(images[0]).ndim == 2 else "NCHW"

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 
 def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
@@ -33,6 +34,16 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
                 parameter.requires_grad_(False)
         part.training = False
         part.train = partial(_stay_evaluating, part)  # of this module alone; it is copied and pickled with it
+
+
+def frozen_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running means of batch norms whose own parameters take no gradient, by the norm's name: a copy."""
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)}
+    return {
+        name: norm.running_mean.detach().cpu().clone()
+        for name, norm in norms.items()
+        if norm.running_mean is not None and norm.affine and not any(p.requires_grad for p in norm.parameters())
+    }
 
 
 def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:

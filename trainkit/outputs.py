@@ -1,5 +1,6 @@
 """What networks return, and the sides of images that they take."""
 
+import math
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NAMES = ("out", "logits")  # of the logits in a mapping: torchvision's and transformers'
+SIZES = re.compile(r"height|width|size|shape|divisib|resolution", re.IGNORECASE)
 
 
 def main_logits(outputs: Any) -> Tensor:
@@ -38,53 +40,119 @@ def main_logits(outputs: Any) -> Tensor:
     )
 
 
-def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logits (N, C, h, w) at the size of targets (N, H, W), bilinear as transformers resizes them.
+def class_logits(outputs: Any) -> Tensor:
+    """Logits (N, C) of whole images, see `main_logits`. Raises ValueError for another shape."""
+    logits = main_logits(outputs)
+    if logits.ndim != 2:
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)}, and recognition takes (N, classes): pool and "
+            "flatten them in the network, or take the task Segmentation for label maps"
+        )
+    return logits
 
-    Raises ValueError where they are no maps, or larger than the targets in height or width.
+
+def resized(logits: Tensor, size: torch.Size) -> Tensor:
+    """Logits (N, C, h, w) at another size, bilinear and with pixels as areas, as transformers and SegFormer do it.
+
+    Raises ValueError for another shape.
     """
     if logits.ndim != 4:
-        raise ValueError(f"the model returned logits of shape {list(logits.shape)}; label maps take (N, C, H, W)")
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)}, and label maps take (N, classes, H, W)"
+        )
+    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Logits (N, C, h, w) at the size of targets (N, H, W). Raises ValueError where they are larger."""
     size = targets.shape[-2:]
-    if logits.shape[-2:] == size:
-        return logits
     if logits.shape[-2] > size[0] or logits.shape[-1] > size[1]:
         raise ValueError(
-            f"the model returned logits of {list(logits.shape[-2:])} for targets of {list(size)}: larger ones are not "
-            "resized in training. Let the network return them at the size of its images or smaller"
+            f"the model returned logits of {logits.shape[-2]} x {logits.shape[-1]} for targets of {size[0]} x "
+            f"{size[1]}: smaller ones are resized to the targets, larger ones are not. Let the network return logits "
+            "at the size of its images, or smaller"
         )
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return resized(logits, size)
 
 
 def size_divisor(model: nn.Module) -> int:
     """What both sides of an image must be divisible by: 1 where the network takes any.
 
-    A network says so by an attribute `size_divisor`, which a recipe may set, or as segmentation_models_pytorch does.
-    Raises ValueError where that is no whole number above 0.
+    A network says so by an attribute `size_divisor`, its own or that of a part, which a recipe may set; networks of
+    segmentation_models_pytorch say it as they do. Raises ValueError where that is no whole number above 0.
     """
-    divisor = getattr(model, "size_divisor", None)
-    if divisor is None and getattr(model, "requires_divisible_input_shape", False):
-        divisor = getattr(getattr(model, "encoder", None), "output_stride", None)
-    divisor = 1 if divisor is None else divisor
-    if not isinstance(divisor, int) or divisor < 1:
-        raise ValueError(f"{type(model).__name__}.size_divisor is {divisor}; it is a whole number of pixels, 1 for any")
-    return divisor
+    least = 1
+    for name, module in model.named_modules():
+        divisor = getattr(module, "size_divisor", None)
+        if divisor is None and getattr(module, "requires_divisible_input_shape", False):  # segmentation_models_pytorch
+            divisor = module.encoder.output_stride
+        if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
+            raise ValueError(
+                f"size_divisor of {name or type(model).__name__} is {divisor!r}; it is a whole number of pixels, 1 for "
+                "a network that takes any size"
+            )
+        least = math.lcm(least, divisor or 1)
+    return least
 
 
-def padded(images: Tensor, divisor: int) -> Tensor:
+def fill_up(images: Tensor, divisor: int) -> Tensor:
     """Images (N, C, H, W) with 0, the mean colour, at the bottom and on the right, to sides divisible by `divisor`."""
     bottom, right = (-length % divisor for length in images.shape[-2:])
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
 
-def cropped(outputs: Any, padded_size: torch.Size, size: torch.Size) -> Any:
-    """What a network gave for padded images, cut to the images: all maps (N, C, h, w) at their size."""
-    if isinstance(outputs, Tensor):
-        if outputs.ndim != 4:
-            return outputs
-        if outputs.shape[-2:] != padded_size:
-            outputs = F.interpolate(outputs, padded_size, mode="bilinear", align_corners=False)
-        return outputs[..., : size[0], : size[1]]
+def run_padded(model: nn.Module, images: Tensor, divisor: int) -> Any:
+    """What the model gives for images of any size (N, C, H, W), where it takes sides divisible by `divisor` alone.
+
+    Of filled images the maps that come out, (N, C, h, w), are resized to them and cut to the size of the images.
+    Nothing is done to images that fit.
+    """
+    filled = fill_up(images, divisor)
+    outputs = model(filled)
+    return outputs if filled is images else _cut(outputs, filled.shape[-2:], images.shape[-2:])
+
+
+def _cut(outputs: Any, filled: torch.Size, size: torch.Size) -> Any:
     if isinstance(outputs, Mapping):
-        return {name: cropped(each, padded_size, size) for name, each in outputs.items()}
-    return cropped(main_logits(outputs), padded_size, size)
+        return {name: _cut(each, filled, size) for name, each in outputs.items() if isinstance(each, Tensor)}
+    logits = main_logits(outputs)
+    return resized(logits, filled)[..., : size[0], : size[1]] if logits.ndim == 4 else logits
+
+
+@contextmanager
+def refusals_told(model: nn.Module) -> Iterator[None]:
+    """Say it where a network from outside does not take the images that it is given.
+
+    Raises ValueError in place of an error about sizes that an installed package raised (timm, transformers), and of
+    torch's about norms that are left with one value. Errors of the user's own network keep their traceback.
+    """
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        name = type(model).__name__
+        if "Expected more than 1" in told and "when training" in told:
+            raise ValueError(
+                f"a batch norm or instance norm of {name} has one value per channel, of which there is no variance "
+                f"({told}): a forward pass of one image, or images too small. Give another batch_size or micro_batch "
+                "that leaves no single image, drop_last=True in the recipe where it is the last batch of an epoch, or "
+                "larger images"
+            ) from error
+        if SIZES.search(told) and _raised_by_package(error):
+            raise ValueError(
+                f"{name} does not take images like these: {told}. Give the size that it is built for, or build it "
+                "for this one (timm: img_size or dynamic_img_size); for label maps its attribute size_divisor says "
+                "what both sides must be divisible by, and evaluations fill images up to it"
+            ) from error
+        raise
+
+
+def _raised_by_package(error: Exception) -> bool:
+    """Whether the innermost code that is not torch's own is an installed package's, and not the user's or ours."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    torch_itself = Path(torch.__file__).parent
+    outside = [file for file in files if not Path(file).is_relative_to(torch_itself)]
+    package = Path(__file__).parent
+    return bool({"site-packages", "dist-packages"} & set(Path(outside[-1]).parts)) and not Path(
+        outside[-1]
+    ).is_relative_to(package)

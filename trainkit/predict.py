@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
@@ -23,12 +23,12 @@ from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.losses import check_num_outputs
 from trainkit.memory import is_out_of_memory, shortage_told
-from trainkit.objective import Objective, ToDevice
+from trainkit.objective import Objective, ToDevice, uncompiled
 from trainkit.options import PredictOptions
+from trainkit.outputs import main_logits, refusals_told, run_padded, size_divisor
 from trainkit.predictions import Picture, Writer, make_writer
 from trainkit.recipe import Recipe
 from trainkit.results import require_room
-from trainkit.segmentation import main_logits
 from trainkit.sharding import prepare
 from trainkit.weights import take_weights
 from trainkit.windows import Looker
@@ -162,7 +162,7 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         _no_two_alike(found)
     with worker_deaths_told(), closing(writer):
         batches = display.track(loader, len(pictures), "images")
-        faults = _write_all(batches, look, to_device, writer, asked.out)
+        faults = _write_all(batches, look, to_device, writer, asked.out, recipe.model)
     _list_faults(faults, asked.out)
     display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
     return faults
@@ -173,10 +173,11 @@ def _way_of_looking(recipe: Recipe, accelerator: Accelerator, black: Tensor) -> 
     windows, at scales or flipped, probabilities at the size of the images.
     """
     if recipe.inference is None:
-        model = prepare(accelerator, recipe.model).eval()
+        model = uncompiled(prepare(accelerator, recipe.model), recipe.task).eval()
+        divisor = size_divisor(recipe.model) if hasattr(recipe.task, "scores") else 1
 
         def logits(images: Tensor) -> Tensor:
-            found = main_logits(model(images))
+            found = main_logits(run_padded(model, images, divisor))
             if hasattr(recipe.task, "num_classes"):
                 check_num_outputs(found, recipe.task.num_classes, type(recipe.task).__name__)
             return found.float()
@@ -200,6 +201,7 @@ def _write_all(
     to_device: ToDevice,
     writer: Writer,
     out: Path,
+    model: nn.Module,
 ) -> list[str]:
     """Read, run and write batch by batch; a line about each file that could not be read."""
     faults = []
@@ -208,7 +210,7 @@ def _write_all(
         readable = [picture for picture in batch if not picture.fault]
         for _, group in groupby(readable, key=lambda picture: picture.image.shape):  # neighbours of one shape
             alike = list(group)
-            with shortage_told("the prediction"):
+            with shortage_told("the prediction"), refusals_told(model):
                 images = torch.stack([picture.image for picture in alike])
                 images, _ = to_device(images, torch.empty(len(alike)))
                 logits = look(images)

@@ -65,9 +65,9 @@ def refuse_lonely_values(model: nn.Module, plan: Plan, image: Tensor) -> None:
     if name is not None and step is not None:
         raise ValueError(
             f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images in the batch, "
-            f"{order.num_processes} processes, micro_batch {order.micro_batch}), and the batch norm {name} then has one "
-            "value per channel, of which there is no variance: give another batch_size or micro_batch that leaves no "
-            "single image, drop_last=True in the recipe where it is the last batch of an epoch, or larger images"
+            f"{order.num_processes} processes, micro_batch {order.micro_batch}), and the batch norm {name} then has "
+            "one value per channel, of which there is no variance: give another batch_size or micro_batch that leaves "
+            "no single image, drop_last=True in the recipe where it is the last batch of an epoch, or larger images"
         )
 
 
@@ -86,9 +86,7 @@ def _lonely_norm(model: nn.Module, image: Tensor) -> str | None:
         if values.numel() == values.shape[1]:
             found.append(name)
 
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0])) for name, norm in norms
-    ]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0])) for name, norm in norms]
     try:
         if norms:
             _outputs(model, image)

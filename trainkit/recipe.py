@@ -18,6 +18,7 @@ from trainkit.data.on_device import OnDevice
 from trainkit.data.spawning import load_file
 from trainkit.inference import Inference
 from trainkit.mistakes import refusing_call
+from trainkit.outputs import size_divisor
 
 
 class Task(Protocol):
@@ -162,6 +163,8 @@ class Recipe:
         words = [getattr(transform, "label", plain)]
         if hasattr(self.task, "scores"):
             words.append((self.inference or Inference()).label)
+            divisor = size_divisor(self.model)
+            words += [] if divisor == 1 else [f"filled up to sides divisible by {divisor}"]
         return ", ".join(words)
 
     def opened(self) -> "Recipe":

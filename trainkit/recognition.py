@@ -14,6 +14,7 @@ from trainkit.data.targets import as_target
 from trainkit.data.transforms import Lighting, Look, RandomResizedCrop, stacked
 from trainkit.losses import check_num_outputs
 from trainkit.metrics import TopK
+from trainkit.outputs import class_logits
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 IGNORED = -1  # the class id that counts nowhere
@@ -26,8 +27,8 @@ class Recognition:
 
     classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,
     given class ids (N,). loss: one of trainkit.criteria, or several, in place of cross-entropy.
-    Outputs of the model: logits (N, C). Targets: ids (N,), negative ones ignored, or probabilities (N, C), of which
-    a row that sums to less than 1 counts as much less.
+    Outputs of the model: logits (N, C), or what holds them, see `trainkit.outputs.main_logits`. Targets: ids (N,),
+    negative ones ignored, or probabilities (N, C), of which a row that sums to less than 1 counts as much less.
     """
 
     classes: int | Sequence[str]
@@ -94,17 +95,19 @@ class Recognition:
         criteria = as_criteria(self._loss, self.num_classes)
         return torch.stack([each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria])
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Weighted sums of the terms: (K,)."""
+        outputs = class_logits(outputs)
         check_num_outputs(outputs, self.num_classes, type(self).__name__)
         criteria = as_criteria(self._loss, self.num_classes)
         return torch.stack([each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria])
 
-    def predict(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Logits (N, C), whose softmax are the probabilities.
 
         Where there are several outputs for each target, as of ten crops, their probabilities are averaged.
         """
+        outputs = class_logits(outputs)
         check_num_outputs(outputs, self.num_classes, type(self).__name__)
         if len(outputs) != len(targets):
             outputs = outputs.float().log_softmax(1).unflatten(0, (len(targets), -1)).logsumexp(1)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from trainkit.criteria import OHEM, Criterion, CrossEntropy, Focal, as_criteria
@@ -14,6 +13,7 @@ from trainkit.data.targets import as_target
 from trainkit.data.transforms import LongSide, Look, RandomScaleCrop
 from trainkit.losses import check_ignore, check_num_outputs, presence_loss_sum
 from trainkit.metrics import MeanIoU
+from trainkit.outputs import main_logits, resized, resized_to_targets
 from trainkit.overlap import Dice, Lovasz
 from trainkit.pixels import likeliest
 
@@ -31,7 +31,8 @@ class Segmentation:
     palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids:
     the label of each class in the dataset's own files, which predictions are written in; None: as they are.
     Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
-    models return. Targets: label maps (N, H, W), of any integer type.
+    models return, or as "logits" as those of transformers do; where they are smaller than the targets they are resized
+    to them, in training too. Targets: label maps (N, H, W), of any integer type.
     """
 
     classes: int | Sequence[str]
@@ -100,9 +101,9 @@ class Segmentation:
         counts["se"] = torch.full_like(counts["aux"], float(len(targets) * self.num_classes))
         return torch.stack([counts[term] for term in self.terms])
 
-    def losses(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Weighted sums of the terms: (K,)."""
-        outputs = {"out": outputs} if isinstance(outputs, Tensor) else outputs
+        outputs = {**(outputs if isinstance(outputs, Mapping) else {}), "out": main_logits(outputs)}
         for term, key in (("aux", "aux"), ("se", "se")):
             if term in self.terms and key not in outputs:
                 raise ValueError(
@@ -111,29 +112,26 @@ class Segmentation:
                 )
         for key in outputs.keys() & {"out", "aux", "se"}:
             check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
+        maps = {key: resized_to_targets(outputs[key], targets) for key in outputs.keys() & {"out", "aux"}}
         criteria = as_criteria(self.loss, self.num_classes)
-        sums = {each.name: each.factor * each(outputs["out"], targets, self.ignore) for each in criteria}
+        sums = {each.name: each.factor * each(maps["out"], targets, self.ignore) for each in criteria}
         if "aux" in self.terms:
-            sums["aux"] = self.aux_weight * criteria[0](outputs["aux"], targets, self.ignore)
+            sums["aux"] = self.aux_weight * criteria[0](maps["aux"], targets, self.ignore)
         if "se" in self.terms:
             sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
         return torch.stack([sums[term] for term in self.terms])
 
-    def predict(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Label maps (N, H, W) at the size of the untouched masks, to which the logits are resized."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
-        if logits.shape[-2:] != targets.shape[-2:]:
-            logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
-        return likeliest(logits)
+        return likeliest(resized(logits, targets.shape[-2:]))
 
-    def scores(self, outputs: Tensor | Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def scores(self, outputs: Any, images: Tensor) -> Tensor:
         """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
-        if logits.shape[-2:] != images.shape[-2:]:
-            logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
-        return logits.float().softmax(1)
+        return resized(logits, images.shape[-2:]).float().softmax(1)
 
     def from_scores(self, scores: Tensor) -> Tensor:
         """Label maps (N, H, W) from probabilities (N, C, H, W)."""
@@ -147,11 +145,6 @@ class Segmentation:
         """MeanIoU, then the recipe's own."""
         names = None if isinstance(self.classes, int) else list(self.classes)
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
-
-
-def main_logits(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The logits that predictions are made of: what a model returns, or the "out" of it where it returns several."""
-    return outputs if isinstance(outputs, Tensor) else outputs["out"]
 
 
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:

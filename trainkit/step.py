@@ -19,6 +19,7 @@ from trainkit.data.loader import make_loader
 from trainkit.data.order import Batches
 from trainkit.data.seeds import MIX, fold, seed_step
 from trainkit.memory import is_out_of_memory
+from trainkit.outputs import refusals_told
 from trainkit.records import remember_micro_batch
 from trainkit.sharding import gathered, no_sync
 from trainkit.training import Training
@@ -74,7 +75,14 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
             counts = counts * 0
         counts = accelerator.reduce(counts, "sum")  # (K,), of the batch
     counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
-    losses = _gradients(t, step, images, targets, counts)  # (K,), this process's part
+    try:
+        with refusals_told(recipe.model):
+            losses = _gradients(t, step, images, targets, counts)  # (K,), this process's part
+    except Exception:
+        optimizer.zero_grad()
+        t.undo.buffers_back()
+        t.whole = True  # the steps before are as they were, and can be saved
+        raise
 
     scaler = accelerator.scaler  # of fp16
     if scaler is not None:

@@ -26,6 +26,7 @@ from trainkit.evaluation import Evaluation
 from trainkit.introduction import introduce
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
+from trainkit.outputs import refusals_told
 from trainkit.plan import Plan
 from trainkit.probe import first_image, lonely_step, refuse_lonely_values, unchanged
 from trainkit.recipe import Recipe
@@ -179,7 +180,8 @@ def begin(
     groups = [
         {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
     ]
-    _convert(recipe, options, accelerator, plan)
+    with refusals_told(recipe.model):
+        _convert(recipe, options, accelerator, plan)
     allow_tf32(options.tf32)
     objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
