@@ -41,8 +41,9 @@ ARROWS = {
     "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "push",
             "replay", "data.seeds", "display", "mistakes", "recorded", "results"},
     "loop": {
-        "recipe", "options", "checkpoint", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability", "data.workers",
+        "recipe", "options", "checkpoint", "display", "launch", "plan", "probe", "training", "step", "records",
+        "nonfinite", "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability",
+        "data.workers",
         "signals", "metrics", "introduction",
     },
     "replay": {
@@ -50,7 +51,7 @@ ARROWS = {
         "data.reading",
     },
     "check": {
-        "freezing", "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step",
+        "freezing", "probe", "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step",
         "records", "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.repeatability",
         "data.workers", "introduction",
     },
@@ -66,7 +67,7 @@ ARROWS = {
         "data.order", "data.seeds", "data.loader",
     },
     "windows": {"inference", "sharding"},
-    "probe": {"recipe", "options", "plan", "objective", "data.loader"},
+    "probe": {"recipe", "options", "outputs", "plan", "objective", "data.loader"},
     "recipe": {"outputs", "inference", "mistakes", "data.on_device", "data.spawning"},
     "options": {"inference"},
     "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.seeds", "data.loader"},

@@ -52,7 +52,8 @@ MANY = {
     """,
     224: """
     timm:vit_tiny_patch16_224 timm:cait_xxs24_224 timm:coat_lite_tiny timm:convit_tiny timm:davit_tiny
-    timm:deit_tiny_patch16_224 timm:eva02_tiny_patch14_224 timm:efficientformerv2_s0 timm:efficientvit_m0 timm:levit_128s
+    timm:deit_tiny_patch16_224
+    timm:eva02_tiny_patch14_224 timm:efficientformerv2_s0 timm:efficientvit_m0 timm:levit_128s
     timm:swin_tiny_patch4_window7_224 vit_b_16
     """,
 }

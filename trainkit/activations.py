@@ -45,15 +45,22 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     """
     chained = list(_chained(module))
     if 2 * sum(map(_num_weights, chained)) >= _num_weights(module):
-        return chained
+        return [block for each in chained for block in _inside(each)]
     kinds = Counter(type(child) for child in module.children() if _is_block(child))
     found: list[nn.Module] = []
     for child in module.children():
-        inside = [child] if child in chained else blocks(child)
+        inside = _inside(child) if child in chained else blocks(child)
         if kinds[type(child)] > 1 and _is_block(child) and sum(map(_is_block, inside)) < 2:
             inside = [child]
         found += inside
     return found
+
+
+def _inside(module: nn.Module) -> list[nn.Module]:
+    """The blocks of what stands in a chain, where they are most of it, or itself."""
+    inside = blocks(module)
+    enough = sum(map(_is_block, inside)) > 1 and 4 * sum(map(_num_weights, inside)) >= 3 * _num_weights(module)
+    return inside if enough else [module]
 
 
 def _chained(module: nn.Module) -> Iterator[nn.Module]:

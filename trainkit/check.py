@@ -26,6 +26,7 @@ from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure
 from trainkit.options import Options
 from trainkit.plan import Plan
+from trainkit.probe import refuse_lonely_values
 from trainkit.recipe import Recipe
 from trainkit.records import peak_memory_gib, restore, save
 from trainkit.run import Run
@@ -48,6 +49,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
+    refuse_lonely_values(recipe, options, plan)
     introduce(recipe, display.note)
     for line in () if options.init is None else start_from(recipe.model, options.init, options.weights_key):
         display.note(line)

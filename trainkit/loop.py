@@ -25,6 +25,7 @@ from trainkit.nonfinite import describe, is_failure, read_window
 from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
 from trainkit.plan import Plan
+from trainkit.probe import refuse_lonely_values
 from trainkit.recipe import Recipe
 from trainkit.records import (
     finish,
@@ -57,6 +58,7 @@ def train(
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
+    refuse_lonely_values(recipe, options, plan)
     run, found = open_run(accelerator, display, options, settings or {}, recipe_file, plan.mathematics())
     if run.summary is not None:
         display.note(f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume never")

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from trainkit.data.loader import make_loader
 from trainkit.objective import ToDevice
 from trainkit.options import Options
+from trainkit.outputs import refusals_told
 from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 
@@ -55,14 +56,18 @@ def lonely_step(plan: Plan) -> int | None:
     return None
 
 
-def refuse_lonely_values(model: nn.Module, plan: Plan, image: Tensor) -> None:
+def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
     """Raises ValueError where a batch norm would have one value per channel in the plan's `lonely_step`.
 
-    image: (1, C, H, W). One value has no variance: torch refuses it in the middle of an epoch. A SyncBatchNorm counts
-    the values of all processes.
+    One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm counts the values of
+    all processes.
     """
-    name, step, order = _lonely_norm(model, image), lonely_step(plan), plan.order
-    if name is not None and step is not None:
+    step, order = lonely_step(plan), plan.order
+    if step is None or (recipe.sync_batch_norm and order.num_processes > 1):
+        return
+    with refusals_told(recipe.model):
+        name = _lonely_norm(recipe, options, plan)
+    if name is not None:
         raise ValueError(
             f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images in the batch, "
             f"{order.num_processes} processes, micro_batch {order.micro_batch}), and the batch norm {name} then has "
@@ -71,9 +76,10 @@ def refuse_lonely_values(model: nn.Module, plan: Plan, image: Tensor) -> None:
         )
 
 
-def _lonely_norm(model: nn.Module, image: Tensor) -> str | None:
+def _lonely_norm(recipe: Recipe, options: Options, plan: Plan) -> str | None:
     """A batch norm that in training counts one value per channel of one image, by name."""
     found: list[str] = []
+    model = recipe.model
     modes = {module: module.training for module in model.modules()}
     model.train()
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)]
@@ -89,7 +95,7 @@ def _lonely_norm(model: nn.Module, image: Tensor) -> str | None:
     hooks = [norm.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0])) for name, norm in norms]
     try:
         if norms:
-            _outputs(model, image)
+            _outputs(model, first_image(recipe, options, plan, next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -28,7 +28,7 @@ from trainkit.objective import Objective, ToDevice
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.plan import Plan
-from trainkit.probe import first_image, lonely_step, refuse_lonely_values, unchanged
+from trainkit.probe import first_image, unchanged
 from trainkit.recipe import Recipe
 from trainkit.run import Run
 from trainkit.saving import Saver
@@ -218,7 +218,7 @@ def begin(
 
 
 def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan) -> None:
-    """Change the model as asked for, and see that no output changes and that batch norm has enough values."""
+    """Change the model as asked for, and see that no output changes."""
     model = recipe.model.to(accelerator.device)
     image = cache(partial(first_image, recipe, options, plan, accelerator.device))  # read where it is needed
     if recipe.sync_batch_norm and accelerator.num_processes > 1:
@@ -229,8 +229,6 @@ def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: P
     if options.activation_checkpointing:
         with unchanged(model, image(), "activation_checkpointing"):
             checkpoint_activations(model)
-    if lonely_step(plan) is not None:
-        refuse_lonely_values(model, plan, image())
 
 
 def allow_tf32(allowed: bool) -> None:
