@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from toys import write_checkpoint
 
 from trainkit import checkpoint
+from trainkit.packing import pack, unpack
 from trainkit.weights import read_weights
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
@@ -30,7 +31,7 @@ STATES = st.recursive(
 @given(STATES)
 def test_structures_come_back(state):
     tensors = {}
-    assert checkpoint._unpack(json.loads(json.dumps(checkpoint._pack(state, tensors, "state"))), tensors) == state
+    assert unpack(json.loads(json.dumps(pack(state, tensors, "state"))), tensors) == state
 
 
 def test_an_optimizer_comes_back(tmp_path):

@@ -44,7 +44,7 @@ ARROWS = {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "probe", "training", "step", "records",
         "nonfinite", "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability",
         "data.workers",
-        "signals", "metrics", "introduction",
+        "signals", "metrics", "introduction", "optimizer_state",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -53,14 +53,20 @@ ARROWS = {
     "check": {
         "freezing", "probe", "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step",
         "records", "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.repeatability",
-        "data.workers", "introduction",
+        "data.workers", "introduction", "optimizer_state",
     },
-    "step": {"outputs", "training", "records", "memory", "sharding", "data.order", "data.seeds", "data.loader"},
-    "records": {"training", "weights", "checkpoint", "nonfinite", "signals", "sharding"},
+    "step": {
+        "outputs", "training", "records", "memory", "optimizer_state", "sharding", "data.order", "data.seeds",
+        "data.loader",
+    },
+    "records": {
+        "training", "weights", "checkpoint", "packing", "nonfinite", "optimizer_state", "signals", "sharding",
+    },
     "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
     "training": {
         "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan", "probe",
         "outputs", "objective", "sharding", "activations", "batch_norm", "evaluation", "introduction", "data.workers",
+        "optimizer_state",
     },
     "evaluation": {
         "outputs", "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "memory",
@@ -73,15 +79,17 @@ ARROWS = {
     "batch_norm": {"recipe", "objective", "sharding", "data.order", "data.seeds", "data.loader"},
     "ema": {"sharding"},
     "undo": {"sharding"},
+    "optimizer_state": {"sharding"},
+    "packing": {"sharding"},
     "launch": {"sharding", "data.workers"},
     "objective": {"outputs", "recipe"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "recorded", "checkpoint"},
     "results": {"run", "recorded", "checkpoint"},
     "run": {"options", "recorded", "checkpoint"},
-    "checkpoint": {"run_files"},
+    "checkpoint": {"packing", "run_files"},
     "saving": {"checkpoint"},
-    "weights": {"checkpoint", "finding", "sharding", "weight_files"},
+    "weights": {"checkpoint", "ema", "finding", "sharding", "weight_files"},
     "weight_files": {"checkpoint"},
     "introduction": {"recipe", "data.inventory"},
     "doctor": {

@@ -24,11 +24,12 @@ from trainkit.freezing import frozen_statistics
 from trainkit.introduction import introduce
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure
+from trainkit.optimizer_state import evaluation_mode
 from trainkit.options import Options
 from trainkit.plan import Plan
 from trainkit.probe import refuse_lonely_values
 from trainkit.recipe import Recipe
-from trainkit.records import peak_memory_gib, restore, save
+from trainkit.records import peak_memory_gib, rehearse, restore, save
 from trainkit.run import Run
 from trainkit.sharding import is_sharded, local, reshard
 from trainkit.step import train_step
@@ -97,8 +98,10 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
     flops = _flops(t, *batches[0])
 
+    rehearse(t)
     t.objective.train()
     first_s, _ = _timed(t, lambda: _train(t, batches, 0))
+    rehearse(t)
     save(t, 1)
     step_s, losses = _timed(t, lambda: _train(t, batches, 1))
     step_s = step_s / (steps - 1) if steps > 1 else first_s
@@ -106,7 +109,8 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
 
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
-    eval_s, results = _timed(t, replace(t.evaluation, recipe=few, workers=0).measure)
+    with evaluation_mode(recipe.optimizer):
+        eval_s, results = _timed(t, replace(t.evaluation, recipe=few, workers=0).measure)
 
     reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
     bound_s = max(step_s, reading_s) if workers else step_s + reading_s

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainkit.packing import pack, unpack
 from trainkit.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
 
 UMASK = os.umask(0o077)
@@ -59,7 +60,7 @@ class Snapshot:
         copy: also what is on the CPU; without, nothing may change until the snapshot is written.
         """
         tensors: dict[str, Tensor] = {}
-        structure = _pack(state, tensors, "state")
+        structure = pack(state, tensors, "state")
         return cls(_on_cpu(model, copy), _on_cpu(tensors, copy), structure)
 
 
@@ -191,7 +192,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"checkpoint {path} is damaged: {reason}")
     try:
         tensors = in_memory(path / "state.safetensors")
-        state = _unpack(json.loads((path / "state.json").read_bytes()), tensors)
+        state = unpack(json.loads((path / "state.json").read_bytes()), tensors)
         return in_memory(path / "model.safetensors"), state
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:  # as hashed, but not by us
         raise ValueError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
@@ -212,33 +213,6 @@ def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
     here = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
     places = Counter(tensor.untyped_storage().data_ptr() for tensor in here.values())
     return {n: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for n, t in here.items()}
-
-
-def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """JSON for `value`; tensors go into `tensors` and leave their name. Keys keep their type."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"dict": [[key, _pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        items = [_pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]
-        return {"tuple" if isinstance(value, tuple) else "list": items}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{name} is a {type(value).__name__}: a checkpoint holds tensors and plain values")
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _unpack(item, tensors) for key, item in content}
-    items = [_unpack(item, tensors) for item in content]
-    return tuple(items) if kind == "tuple" else items
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _write_safetensors(model: Logits, image: Tensor, free: tuple[str, ...], path
 
 def _load_safetensors(path: Path, model: Logits) -> Run:
     empty = copy.deepcopy(model)
-    for tensor in (*empty.parameters(), *empty.buffers()):
+    for tensor in empty.model.state_dict().values():  # what the file does not hold stays as it is
         if tensor.is_floating_point():
             tensor.data.fill_(float("nan"))  # whatever the file does not bring
     empty.model.load_state_dict(load_file(path))

@@ -23,6 +23,7 @@ from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.metrics import declared
 from trainkit.nonfinite import describe, is_failure, read_window
 from trainkit.objective import Objective, ToDevice
+from trainkit.optimizer_state import evaluation_mode
 from trainkit.options import Options
 from trainkit.plan import Plan
 from trainkit.probe import refuse_lonely_values
@@ -31,6 +32,7 @@ from trainkit.records import (
     finish,
     log,
     note_evaluation,
+    rehearse,
     restore,
     save,
     tell_bad_images,
@@ -77,6 +79,7 @@ def train(
             )
         if found.path is not None:
             restore(t, found.path, found.evaluation)
+        rehearse(t)
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
         with t.stop, lost_processes_told(accelerator), worker_deaths_told(), _kept_on_error(t):
@@ -181,7 +184,7 @@ def _log_row(t: Training, step: int) -> None:
         "step": step,
         "epoch": t.plan.epoch(step),
         "loss": sum(losses) if losses else None,
-        "lr": t.recipe.optimizer.param_groups[0]["lr"],
+        "lr": float(t.recipe.optimizer.param_groups[0]["lr"]),
         "grad_norm": good[-1][-1] if good else None,
         "images_per_s": (t.since[0] - images) / (t.since[1] - seconds),
     }
@@ -203,7 +206,8 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
         number = t.stop.agreed()
         return number
 
-    results = t.evaluation.measure(stop)
+    with evaluation_mode(t.recipe.optimizer):
+        results = t.evaluation.measure(stop)
     if results is None:
         return False, number
     epoch = t.plan.epoch(step)
@@ -246,7 +250,7 @@ def evaluate(
         averages = checkpoint.load(weights)[1]["ema"]
         if averages is None:
             raise ValueError(f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None")
-        ema.load_state_dict(averages)
+        ema.load_state_dict(averages, strict=False)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     introduce(recipe, display.note)
     workers = choose_workers(options.workers, accelerator.num_processes)

@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.optim import Optimizer
 
-from trainkit import checkpoint
+from trainkit import checkpoint, packing
 from trainkit.nonfinite import read_window
-from trainkit.sharding import parts_of_optimizer, whole
+from trainkit.optimizer_state import evaluation_mode, has_modes, state_of, take_up, train_with
+from trainkit.sharding import part, unsharded_state, whole
 from trainkit.signals import FAILED
 from trainkit.training import Progress, Training
 from trainkit.weights import load_model
@@ -24,37 +24,60 @@ from trainkit.weights import load_model
 def save(t: Training, step: int) -> None:
     """Write a checkpoint in the main process, then remove older ones."""
     tell_bad_images(t)
-    scaler = t.accelerator.scaler
-    state = {
-        "progress": asdict(t.progress),
-        "results": t.results,
-        "optimizer": t.recipe.optimizer.state_dict(),
-        "ema": None if t.ema is None else t.ema.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "window": torch.tensor(read_window(t, step)),
-    }
-    model, state = whole((t.recipe.model.state_dict(), state), keep=t.accelerator.is_main_process)
-    if t.accelerator.is_main_process:
-        steps = (t.resumed_from, t.progress.best_step)
-        protected = [checkpoint.checkpoint_path(t.run.checkpoints, step) for step in steps if step]
-        t.saver.save(step, model, state, protected)
-        tell_saves(t)
+    window = torch.tensor(read_window(t, step))
+    with evaluation_mode(t.recipe.optimizer) as in_training:
+        state = {**_state(t, in_training), "window": window}
+        model, state = whole((t.recipe.model.state_dict(), state), keep=t.accelerator.is_main_process)
+        if t.accelerator.is_main_process:
+            steps = (t.resumed_from, t.progress.best_step)
+            protected = [checkpoint.checkpoint_path(t.run.checkpoints, step) for step in steps if step]
+            t.saver.save(step, model, state, protected)
+            tell_saves(t)
     t.saved = step
     t.accelerator.wait_for_everyone()
+
+
+def _state(t: Training, in_training: list[Tensor] | None) -> dict[str, Any]:
+    """What a checkpoint holds besides the model. in_training: weights where the model now has others."""
+    scaler = t.accelerator.scaler
+    return {
+        "progress": asdict(t.progress),
+        "results": t.results,
+        "optimizer": state_of(t.recipe.optimizer, t.groups),
+        "in_training": in_training,
+        "ema": None if t.ema is None else t.ema.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+
+
+def rehearse(t: Training) -> None:
+    """See that a checkpoint can hold what there is now.
+
+    Before the first step, and after it, when the optimizer has made its state. Raises ValueError where it cannot.
+    """
+    model, optimizer = t.recipe.model, t.recipe.optimizer
+    whole_state = unsharded_state(optimizer)
+    if whole_state is not None:
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__} holds {whole_state!r}, which is not sharded as its weights are: "
+            "FSDP cannot save it. Take AdamW or SGD, or launch without FSDP"
+        )
+    packing.rehearse(model, {"model": model.state_dict(), **_state(t, None)})
 
 
 def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> None:
     """Take up the state in `path`, and the last evaluation, which the log has."""
     weights, state = checkpoint.load(path)
     load_model(t.recipe.model, weights, path)
-    t.recipe.optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], t.recipe.optimizer))
-    _lay_out_like_weights(t.recipe.optimizer)
+    optimizer = t.recipe.optimizer
+    take_up(optimizer, state["optimizer"], t.groups)
+    if has_modes(optimizer):
+        live = (weight for group in optimizer.param_groups for weight in group["params"])
+        train_with(optimizer, [part(value, weight) for value, weight in zip(state["in_training"], live)])
     if t.ema is not None:
         t.ema.load_state_dict(state["ema"])
     if state["scaler"] is not None and t.accelerator.scaler is not None:
         t.accelerator.scaler.load_state_dict(state["scaler"])
-    for group, asked in zip(t.recipe.optimizer.param_groups, t.groups):
-        group.update(asked)  # a setting changed on purpose, such as weight decay, is not undone
     t.progress, t.results = Progress(**state["progress"]), state["results"]
     if evaluation is not None:
         note_evaluation(t, evaluation)
@@ -63,14 +86,6 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     # What is in it is summed over all processes, so one of them takes it up.
     t.window = list(state["window"].to(t.accelerator.device) * t.accelerator.is_main_process)
     t.display.note(f"going on from step-{t.progress.step:09d} of {t.plan.total_steps} steps")
-
-
-def _lay_out_like_weights(optimizer: Optimizer) -> None:
-    """A checkpoint keeps no memory format, and fused kernels walk weights and state side by side as they lie."""
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
-                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def note_evaluation(t: Training, row: Mapping[str, Any]) -> None:

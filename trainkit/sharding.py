@@ -125,6 +125,11 @@ def _shard(objective: nn.Module, sharding: Sharding, optimizer: Optimizer | None
     sharded = dict(objective.named_parameters())
     for group in () if optimizer is None else optimizer.param_groups:
         group["params"] = [sharded[names[id(weight)]] for weight in group["params"]]
+    for weight in () if optimizer is None else list(optimizer.state):  # made with the optimizer, as Adagrad does
+        state, own = optimizer.state.pop(weight), sharded[names[id(weight)]]
+        optimizer.state[own] = {
+            name: part(value, own) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -186,6 +191,22 @@ def whole(value: Any, keep: bool = True) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(whole(each, keep) for each in value)
     return value
+
+
+def unsharded_state(optimizer: Optimizer) -> str | None:
+    """The first of its state that is not laid out as its sharded weight is: it could not be gathered, or taken up."""
+    return next(
+        (
+            name
+            for weight, state in optimizer.state.items()
+            for name, value in state.items()
+            if isinstance(weight, DTensor)
+            and isinstance(value, Tensor)
+            and value.numel() > 1
+            and not (isinstance(value, DTensor) and value.shape == weight.shape)
+        ),
+        None,
+    )
 
 
 def part(value: Tensor, like: Tensor | None) -> Tensor:

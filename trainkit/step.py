@@ -19,9 +19,10 @@ from trainkit.data.loader import make_loader
 from trainkit.data.order import Batches
 from trainkit.data.seeds import MIX, fold, seed_step
 from trainkit.memory import is_out_of_memory
+from trainkit.optimizer_state import set_lr
 from trainkit.outputs import refusals_told
-from trainkit.records import remember_micro_batch
-from trainkit.sharding import gathered, no_sync
+from trainkit.records import rehearse, remember_micro_batch
+from trainkit.sharding import gathered, is_sharded, no_sync
 from trainkit.training import Training
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -46,6 +47,8 @@ def steps(t: Training, stop: int) -> Iterator[int]:
         t.bad_images += replaced
         t.whole = False
         train_step(t, step, images, targets)
+        if step == start:  # the optimizer has made its state
+            rehearse(t)
         t.progress.step = step + 1
         t.progress.images += order.num_images_of(step)
         t.progress.train_seconds += time.perf_counter() - clock
@@ -62,7 +65,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
     recipe, accelerator, optimizer = t.recipe, t.accelerator, t.recipe.optimizer
     multiplier = t.plan.multiplier(step)
     for group, asked in zip(optimizer.param_groups, t.groups):
-        group["lr"] = asked["lr"] * multiplier
+        set_lr(group, asked["lr"] * multiplier)
     t.undo.keep()
 
     images, targets = t.to_device(images, targets)
@@ -79,7 +82,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
         with refusals_told(recipe.model):
             losses = _gradients(t, step, images, targets, counts)  # (K,), this process's part
     except Exception:
-        optimizer.zero_grad()
+        _zero_gradients(t)
         t.undo.buffers_back()
         t.whole = True  # the steps before are as they were, and can be saved
         raise
@@ -88,22 +91,60 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
     if scaler is not None:
         scaler.unscale_(optimizer)
     weights = [weight for weight in t.weights if weight.grad is not None]
+    if not weights:
+        raise ValueError(
+            f"no gradient reached the {len(t.weights)} parameters of optimizer {type(optimizer).__name__} in step "
+            f"{step + 1}: they have no part in the loss, or requires_grad is False"
+        )
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([weight.grad for weight in weights])))
+    row = torch.cat([losses, gathered(norm).detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
+    failed = ~accelerator.reduce(row, "sum").isfinite().all() if t.options.on_nonfinite == "skip" else None
     if recipe.clip_norm is not None:
         clip_grads_with_norm_(weights, recipe.clip_norm, norm)
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    optimizer.zero_grad()
+    skipped = _update(t, failed)
+    _zero_gradients(t)
     if t.ema is not None:
-        t.ema.update()
-
-    row = torch.cat([losses, gathered(norm).detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
-    if t.options.on_nonfinite == "skip":
-        t.undo.back_where(~accelerator.reduce(row, "sum").isfinite().all())
+        t.ema.update(skipped)
     t.window.append(row)
+
+
+def _update(t: Training, failed: Tensor | None) -> Tensor | None:
+    """One optimizer update; whether it was left out, a boolean on the device, or None where none can be.
+
+    failed: whether to leave it out; None for never, but what fp16's scaler decides.
+    """
+    optimizer, scaler = t.recipe.optimizer, t.accelerator.scaler
+    skipped = failed
+    if failed is not None and not t.undo.updates and failed:  # waits for the device
+        t.undo.buffers_back()
+    elif scaler is None:
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            if not is_sharded(t.objective) or is_out_of_memory(error):
+                raise
+            told = str(error).splitlines()[0]
+            raise ValueError(
+                f"optimizer {type(optimizer).__name__} cannot update weights that FSDP has sharded: {told}. Take AdamW "
+                "or SGD, or launch without FSDP"
+            ) from error
+    else:
+        if failed is None:
+            (overflow,) = scaler._found_inf_per_device(optimizer).values()  # which its update forgets
+            skipped = overflow.bool()
+        scaler.step(optimizer)
+    if scaler is not None:
+        scaler.update()
+    if failed is not None and t.undo.updates:
+        t.undo.back_where(failed)
+    return skipped
+
+
+def _zero_gradients(t: Training) -> None:
+    """Of all parameters, for what is not the optimizer's would pile up."""
+    t.recipe.optimizer.zero_grad()
+    for weight in t.others:
+        weight.grad = None
 
 
 def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -115,7 +156,7 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
         # The others would wait for one whose memory ran out: try without them, and agree.
         _, problem = _passes(t, inner.module, step, images, targets, counts)
         unused = [name for name, weight in inner.module.model.named_parameters() if _waited_for(weight)]
-        t.recipe.optimizer.zero_grad()
+        _zero_gradients(t)
         t.undo.buffers_back()
         if t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum"):
             _halve(t, step, problem or "another process ran out of memory", alone=False)
@@ -132,7 +173,7 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
         losses, problem = _passes(t, t.objective, step, images, targets, counts)
         if problem is None:
             return losses
-        t.recipe.optimizer.zero_grad()
+        _zero_gradients(t)
         t.undo.buffers_back()
         _halve(t, step, problem, alone=True)
         if t.accelerator.num_processes > 1:

@@ -25,6 +25,14 @@ from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
 from trainkit.introduction import introduce
 from trainkit.objective import Objective, ToDevice
+from trainkit.optimizer_state import (
+    group_values,
+    has_modes,
+    of_torch,
+    require_supported,
+    to_weights,
+    trained_and_others,
+)
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.plan import Plan
@@ -76,7 +84,8 @@ class Training:
     workers: int
     evaluation: Evaluation
     groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
-    weights: list[nn.Parameter]  # of the objective
+    weights: list[nn.Parameter]  # the optimizer's, in the order of the model
+    others: list[nn.Parameter]  # that get gradients and are not the optimizer's
     progress: Progress = field(default_factory=Progress)
     window: list[Tensor] = field(default_factory=list)  # (K + 1,) of each step since the last row: losses, norm
     bad_images: list[str] = field(default_factory=list)  # replaced in this process since it was last told
@@ -177,16 +186,26 @@ def begin(
         f"batches of {recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision.replace('no', 'fp32')}"
     )
-    groups = [
-        {name: value for name, value in group.items() if name != "params"} for group in recipe.optimizer.param_groups
-    ]
+    groups = group_values(recipe.optimizer)
     with refusals_told(recipe.model):
         _convert(recipe, options, accelerator, plan)
     allow_tf32(options.tf32)
-    objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
+    objective = Objective(recipe.model, recipe.task)
+    require_supported(recipe.optimizer, objective)
+    objective = prepare(accelerator, objective, recipe.optimizer)
+    to_weights(recipe.optimizer)
+    if has_modes(recipe.optimizer):
+        recipe.optimizer.train()
+    weights, others = trained_and_others(objective, recipe.optimizer)
+    if others:
+        display.note(
+            f"{len(others)} parameters are not in the optimizer and stay as they are; requires_grad_(False) would save "
+            "the time of their gradients"
+        )
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     workers = choose_workers(options.workers, accelerator.num_processes)
+    skips = options.on_nonfinite == "skip"
     return Training(
         recipe=recipe,
         options=options,
@@ -199,7 +218,7 @@ def begin(
         stop=StopFlag(accelerator.device, accelerator.num_processes),
         saver=Saver(run.checkpoints, options.keep, options.background_save),
         ema=ema,
-        undo=Undo(recipe.model, recipe.optimizer, options.on_nonfinite == "skip", ema.averages if ema else ()),
+        undo=Undo(recipe.model, recipe.optimizer, skips and of_torch(recipe.optimizer)),
         workers=workers,
         evaluation=Evaluation(
             recipe,
@@ -213,7 +232,8 @@ def begin(
             options.on_bad_image,
         ),
         groups=groups,
-        weights=list(objective.parameters()),
+        weights=weights,
+        others=others,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit import checkpoint
+from trainkit.ema import averaged_weights
 from trainkit.finding import find_weights
 from trainkit.sharding import part
 from trainkit.weight_files import load_weights
@@ -170,7 +171,8 @@ def read_weights(path: Path, key: str | None = None, averaged: bool = True) -> t
     if key is not None:
         raise ValueError(f"weights_key is {key!r}, and {path} is a checkpoint of trainkit: leave it out")
     weights, state = checkpoint.load(path)
-    return weights | (state["ema"]["averages"] if averaged and state.get("ema") else {}), []
+    mean = averaged and state.get("ema")
+    return (averaged_weights(weights, state["ema"]["averages"]) if mean else weights), []
 
 
 @torch.no_grad()
