@@ -28,7 +28,6 @@ SAMPLE = {"model": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch
 
 def recipe(
     data: str = "data/my_images",
-    classes: tuple[str, ...] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     stream: int | None = None,
@@ -43,14 +42,13 @@ def recipe(
     head: float = 10.0,
     layer_decay: float = 1.0,
     size: int = 224,
+    classes: tuple[str, ...] | None = None,
     sample: bool = False,
 ) -> Recipe:
     """Your own images, one folder per class.
 
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
-        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
-            images. An evaluation takes those of the run, and needs no training images then
         image_column: the column of images, in parquet files with several
         label_column: the column of class ids, in parquet files with several
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
@@ -65,6 +63,8 @@ def recipe(
         head: factor of the last layer's learning rate, when the rest is pretrained
         layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75; 1: none
         size: side of the crop in training and in evaluation
+        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
+            images. An evaluation takes those of the run, and needs no training images then
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data

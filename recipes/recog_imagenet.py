@@ -14,10 +14,12 @@ Expected: not yet measured with this code; the paper has top1 79.29 % with these
 from typing import Literal
 
 from torch.optim import SGD
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
+from trainkit.data.folder import read_class_names
 from trainkit.data.repeated import Repeated
 from trainkit.data.source import class_images
 from trainkit.data.stages import Stages, sizes_by_epoch
@@ -59,6 +61,7 @@ def recipe(
     interpolation: Literal["bilinear", "bicubic"] = "bicubic",
     smallest_crop: float = 0.08,
     stream: int | None = None,
+    classes: tuple[str, ...] | None = None,
     sample: bool = False,
 ) -> Recipe:
     """ImageNet-1k from scratch.
@@ -91,21 +94,32 @@ def recipe(
         interpolation: of pixels, in training and in evaluation
         smallest_crop: share of the image's area that a training crop has at least
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
+        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
+            images. An evaluation takes those of the run, and needs no training images then
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
     resize, extras = InterpolationMode(interpolation), (rand_augment, trivial_augment, jitter, lighting, erase)
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
     augment = {epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras) for epoch, side in sizes.items()}
-    train_data = class_images(source, "train", augment[0], stream=stream)
+    names = read_class_names(classes)
+
+    def training() -> Dataset:
+        images = class_images(source, "train", augment[0], names, stream=stream)
+        return Repeated(images if len(augment) == 1 else Stages(images, augment), repeats)
+
+    train_data = training
+    if names is None:
+        train_data = training()
+        names = train_data.classes
     look = eval_transform(eval_size or size, crop_fraction, resize, ten_crop)
-    val_data = class_images(source, "val", look, train_data.classes, stream=stream)
-    classes, num_classes = train_data.classes, len(train_data.classes)
+    val_data = class_images(source, "val", look, names, stream=stream)
+    num_classes = len(names)
     network = classifier(model, num_classes, stochastic_depth, drop_block)
     return Recipe(
-        task=Recognition(classes, label_smoothing),
+        task=Recognition(names, label_smoothing),
         model=network,
-        train_data=Repeated(train_data if len(augment) == 1 else Stages(train_data, augment), repeats),
+        train_data=train_data,
         val_data=val_data,
         optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, fused=True),
         schedule=cos(warmup_epochs=warmup_epochs),

@@ -28,6 +28,7 @@ def recipe(
     rand_augment: tuple[int, int] | None = (2, 12),
     size: int = 224,
     stream: int | None = None,
+    classes: tuple[str, ...] | None = None,
     sample: bool = False,
 ) -> Recipe:
     """ResNeSt on ImageNet-1k from scratch.
@@ -43,6 +44,8 @@ def recipe(
         rand_augment: number and magnitude of RandAugment
         size: side of the crop in training and in evaluation; the authors take 256 for 101 layers, 320 for 200
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
+        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
+            images. An evaluation takes those of the run, and needs no training images then
         sample: train the small network on generated images in the same layout, in under a minute
     """
     return bag_of_tricks(
@@ -56,5 +59,6 @@ def recipe(
         rand_augment=rand_augment,
         size=size,
         stream=stream,
+        classes=classes,
         sample=sample,
     )

@@ -1,5 +1,7 @@
 """What datasets that stand around another one share."""
 
+from collections.abc import Sequence
+
 from torch.utils.data import Dataset
 
 from trainkit.data.on_device import OnDevice
@@ -18,6 +20,11 @@ class Wrapper(Dataset):
                 f"`augment` what is to change, or give {kind} the dataset itself"
             )
         self.data = data
+
+    @property
+    def classes(self) -> Sequence[str] | int:
+        """Those of the data, where it says which."""
+        return self.data.classes
 
     @property
     def locality(self) -> Locality | None:
