@@ -1,5 +1,7 @@
 """Weights from elsewhere: nests, prefixes, what does not fit, and fine-tuning from them."""
 
+import json
+import shutil
 from argparse import Namespace
 from collections import OrderedDict
 from dataclasses import replace
@@ -15,7 +17,7 @@ from trainkit.data.seeds import seed_host
 from trainkit.ema import EMA
 from trainkit.segmentation import Segmentation
 from trainkit.weight_files import load_weights
-from trainkit.weights import fit, load_model, read_weights
+from trainkit.weights import fit, load_model, read_weights, take_weights
 
 
 def prefixed(state: dict, prefix: str) -> dict:
@@ -203,3 +205,97 @@ def test_init_that_fits_nowhere_is_refused(tmp_path):
         train(recognition(), Options(out=tmp_path / "run", workers=0, init=tmp_path / "nowhere"))
     summary = train(recognition(), Options(out=tmp_path / "run", workers=0))  # the same command without the mistake
     assert summary["steps"] == 10
+
+
+def rewrite(path, model=None, **changes):
+    """The checkpoint at `path` with other weights, if any, and other values in its manifest; None takes one out."""
+    if model is not None:
+        _, state = checkpoint.load(path)
+        shutil.rmtree(path)
+        write_checkpoint(path.parent, checkpoint.step_of(path), model, state)
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    (path / "manifest.json").write_text(json.dumps({n: value for n, value in manifest.items() if value is not None}))
+
+
+def last(run):
+    return checkpoint.list_checkpoints(run / "checkpoints")[-1]
+
+
+def test_a_run_of_the_first_format_is_resumed_where_nothing_changed(tmp_path):
+    seed_host(5)
+    half = recognition(epochs=1.5)
+    train(half, Options(out=tmp_path / "run", workers=0, seed=5))
+    assert json.loads((last(tmp_path / "run") / "manifest.json").read_text())["format"] == checkpoint.FORMAT == 2
+    shutil.copytree(tmp_path / "run", tmp_path / "older")
+    rewrite(last(tmp_path / "older"), format=None)
+    assert checkpoint.is_older(tmp_path / "older" / "checkpoints")
+    ends = []
+    for name in ("run", "older"):
+        seed_host(5)
+        whole = recognition(epochs=2.5)
+        train(whole, Options(out=tmp_path / name, workers=0, seed=5, rebase=True))
+        ends.append(whole.model.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_run_whose_names_changed_is_not_resumed(tmp_path, older):
+    train(recognition(epochs=1.5), Options(out=tmp_path, workers=0))
+    path = last(tmp_path)
+    names = prefixed(checkpoint.load(path)[0], "net.")
+    rewrite(path, names, format=None if older else 2)
+    with pytest.raises(ValueError, match="cannot be resumed: it has net.backbone.0.bias, .* lacks backbone") as told:
+        train(recognition(epochs=2.5), Options(out=tmp_path, workers=0, rebase=True))
+    assert ("An older trainkit named them so" in str(told.value)) == older and "--init" in str(told.value)
+    assert fit(recognition().model, names).exact  # for evaluate, predict and export they fit
+
+
+def test_other_groups_of_an_older_run_are_told(tmp_path):
+    train(recognition(epochs=1.5), Options(out=tmp_path, workers=0))
+    other = recognition(epochs=1.5)
+    other.optimizer.param_groups[0]["lr"] = 0.2
+    for format, told in ((2, False), (None, True)):
+        rewrite(last(tmp_path), format=format)
+        with pytest.raises(ValueError, match="lrs was") as caught:
+            train(other, Options(out=tmp_path, workers=0))
+        assert ("An older trainkit began it" in str(caught.value)) == told
+
+
+def test_a_newer_format_is_not_read(tmp_path):
+    path = write_checkpoint(tmp_path, 1, {"w": torch.ones(1)}, {})
+    rewrite(path, format=3)
+    with pytest.raises(ValueError, match="is of format 3, of a newer trainkit; this one reads up to 2"):
+        checkpoint.load(path)
+
+
+class Named(nn.Module):
+    """A network that says which of its layers is its head."""
+
+    head_names = ("fc",)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def test_averages_of_older_runs_are_evaluated(tmp_path):
+    """By the names that parts had then, backbone and head; both the weights and their average."""
+
+    def recipe():
+        model = Named()
+        return recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), ema=0.9)
+
+    def as_then(state):
+        return {n.replace("fc.", "head.") if n.startswith("fc.") else f"backbone.{n}": v for n, v in state.items()}
+
+    weights, averages = Named().state_dict(), {n: v * 50 for n, v in Named().state_dict().items()}
+    now = write_checkpoint(tmp_path, 1, weights, {"ema": {"count": 3, "averages": averages}})
+    then = write_checkpoint(tmp_path, 2, as_then(weights), {"ema": {"count": 3, "averages": as_then(averages)}})
+    results = [evaluate(recipe(), path, Options(workers=0)) for path in (now, then)]
+    assert results[0] == results[1] and results[0]["top1"] != results[0]["ema_top1"]
+    model = Named()
+    take_weights(model, then)
+    assert all(torch.equal(value, averages[name]) for name, value in model.state_dict().items())

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and `state.json`
 (everything else: tensors, and the structure they sit in), and `manifest.json` with the size and SHA-256 of
-each. It is written aside, flushed to the disk and renamed; older ones go only after.
+each, and the format (1 where it gives none). It is written aside, flushed to the disk and renamed; older ones
+go only after.
 """
 
 import hashlib
@@ -25,6 +26,10 @@ from torch import Tensor
 from trainkit.packing import pack, unpack
 from trainkit.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
 
+# 2: a network has its own names, as `fine_tuned` and averaged weights keep them, and layers are counted as timm does.
+# Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a run of it is resumed where no name
+# and no group has changed.
+FORMAT = 2
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # the system tells it no other way
 
@@ -73,7 +78,7 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
     try:
         _clear(folder)
         aside.mkdir()
-        manifest = {"step": step, "files": _put(snapshot, aside)}
+        manifest = {"format": FORMAT, "step": step, "files": _put(snapshot, aside)}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         flush(aside / MANIFEST)
         flush(aside)
@@ -153,6 +158,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def format_of(path: Path) -> int:
+    """The format of the checkpoint at `path`, of which the manifest can be read."""
+    return read_manifest(path).get("format", 1)
+
+
+def is_older(folder: Path) -> bool:
+    """Whether the newest checkpoint in `folder` is of an earlier format, by its manifest alone."""
+    found = [path for path in list_checkpoints(folder) if _manifest_fault(path) is None]
+    return bool(found) and format_of(found[-1]) < FORMAT
+
+
 def steps_done(folder: Path) -> int:
     """The step of the newest checkpoint in `folder` whose manifest can be read; 0 where there is none."""
     return max((step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None), default=0)
@@ -164,6 +180,8 @@ def _manifest_fault(path: Path) -> str | None:
         manifest = read_manifest(path)
     except Fault as error:
         return f"{MANIFEST} is damaged: {error}"
+    if manifest.get("format", 1) > FORMAT:
+        return f"{MANIFEST} is of format {manifest['format']}, of a newer trainkit; this one reads up to {FORMAT}"
     if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):  # a copy is called as one likes
         return f"{MANIFEST} is that of step {manifest['step']}"
     return None

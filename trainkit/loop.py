@@ -42,7 +42,7 @@ from trainkit.sharding import prepare
 from trainkit.signals import FAILED, Stopped
 from trainkit.step import steps
 from trainkit.training import Training, begin, open_run
-from trainkit.weights import start_from, take_weights
+from trainkit.weights import named_as, start_from, take_weights
 
 
 def train(
@@ -250,7 +250,8 @@ def evaluate(
         averages = checkpoint.load(weights)[1]["ema"]
         if averages is None:
             raise ValueError(f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None")
-        ema.load_state_dict(averages, strict=False)
+        by_name = named_as(recipe.model, averages["averages"])
+        ema.load_state_dict(averages | {"averages": by_name}, strict=False)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     introduce(recipe, display.note)
     workers = choose_workers(options.workers, accelerator.num_processes)

@@ -18,7 +18,7 @@ from trainkit.optimizer_state import evaluation_mode, has_modes, state_of, take_
 from trainkit.sharding import part, unsharded_state, whole
 from trainkit.signals import FAILED
 from trainkit.training import Progress, Training
-from trainkit.weights import load_model
+from trainkit.weights import load_model, require_same_names
 
 
 def save(t: Training, step: int) -> None:
@@ -68,6 +68,7 @@ def rehearse(t: Training) -> None:
 def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> None:
     """Take up the state in `path`, and the last evaluation, which the log has."""
     weights, state = checkpoint.load(path)
+    require_same_names(t.recipe.model, weights, path)
     load_model(t.recipe.model, weights, path)
     optimizer = t.recipe.optimizer
     take_up(optimizer, state["optimizer"], t.groups)

@@ -18,7 +18,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import flush, list_checkpoints, reason, step_of, steps_done, verify
+from trainkit.checkpoint import flush, is_older, list_checkpoints, reason, step_of, steps_done, verify
 from trainkit.options import Options
 from trainkit.recorded import plain, read_recorded, surroundings
 
@@ -86,7 +86,7 @@ class Run:
             raise ValueError(
                 f"the run in {self.folder} was started otherwise: {'; '.join(changed.values())}. Give the same "
                 "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
-                "--resume never to start afresh (this run is moved aside)"
+                f"--resume never to start afresh (this run is moved aside){self._of_older(refused)}"
             )
         done = steps_done(self.checkpoints)
         if done > now["total_steps"]:
@@ -98,6 +98,15 @@ class Run:
             return []  # it is finished: nothing will be trained with the changed settings
         (self.folder / "summary.json").unlink(missing_ok=True)
         return [f"changed since this run began: {change}" for change in changed.values()]
+
+    def _of_older(self, refused: Mapping[str, str]) -> str:
+        """A word more on a run that an older trainkit began, where names or groups of parameters are others by now."""
+        if not (refused.keys() & {"model", "lrs"} and is_older(self.checkpoints)):
+            return ""
+        return (
+            ". An older trainkit began it, which named and grouped some parameters otherwise: evaluate, predict and "
+            "export read its weights, and --init begins another run from them"
+        )
 
     def _take_lock(self) -> None:
         """Own the folder until `close` or the end of this process, however it ends.

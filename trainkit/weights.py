@@ -52,11 +52,7 @@ class Fit:
 def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     """Compare names, shapes and types, the file's names read in the way that fits most of them: see `_readings`."""
     ours = model.state_dict()
-    best: tuple[int, str | None, dict[str, str]] = (-1, None, {})
-    for told, names in _readings(model, ours, list(weights)):
-        fits = sum(new in ours and _in_shape(weights[old], ours[new]) for old, new in names.items())
-        best = (fits, told, names) if fits > best[0] else best  # the first of those that fit as many
-    _, told, names = best
+    told, names = _best_reading(model, ours, weights)
     named = {new: weights[old] for old, new in names.items()}
     shared = [name for name in ours if name in named]
     misshapen = [name for name in shared if not _in_shape(named[name], ours[name])]
@@ -70,6 +66,38 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
         [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
         told,
     )
+
+
+def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by the names that `fit` reads them by, in the model's shapes."""
+    ours = model.state_dict()
+    _, names = _best_reading(model, ours, weights)
+    found = {new: weights[old] for old, new in names.items()}
+    return {n: v.reshape(ours[n].shape) if n in ours and _in_shape(v, ours[n]) else v for n, v in found.items()}
+
+
+def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError where the checkpoint at `path` names its weights otherwise than the model."""
+    ours = model.state_dict()
+    saved, now = [name for name in weights if name not in ours], [name for name in ours if name not in weights]
+    if saved or now:
+        older = checkpoint.format_of(path) < checkpoint.FORMAT
+        raise ValueError(
+            f"{path} cannot be resumed: it has {_first(saved) or 'none'} that the model has not, and lacks "
+            f"{_first(now) or 'none'}.{' An older trainkit named them so.' if older else ''} evaluate, predict and "
+            "export read its weights; to train on from them, begin another run with --init and --out"
+        )
+
+
+def _best_reading(
+    model: nn.Module, ours: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> tuple[str | None, dict[str, str]]:
+    """That of `_readings` by which most names and shapes fit, the first of several."""
+    best: tuple[int, str | None, dict[str, str]] = (-1, None, {})
+    for told, names in _readings(model, ours, list(weights)):
+        fits = sum(new in ours and _in_shape(weights[old], ours[new]) for old, new in names.items())
+        best = (fits, told, names) if fits > best[0] else best
+    return best[1:]
 
 
 def _readings(
