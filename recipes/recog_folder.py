@@ -77,7 +77,8 @@ def recipe(
     val_data = class_images(source, "val", eval_transform(size), names, *columns)
     num_classes = len(names)
     pretrained = pretrained and model != "small"
-    network = classifier("small", num_classes) if model == "small" else fine_tuned(model, num_classes, pretrained)
+    small = model == "small"
+    network = classifier(model, num_classes) if small else fine_tuned(model, num_classes, pretrained, [size])
     norm = normalisation(network) if pretrained else {}
     head = head if pretrained else 1.0
     return Recipe(

@@ -115,7 +115,7 @@ def recipe(
     look = eval_transform(eval_size or size, crop_fraction, resize, ten_crop)
     val_data = class_images(source, "val", look, names, stream=stream)
     num_classes = len(names)
-    network = classifier(model, num_classes, stochastic_depth, drop_block)
+    network = classifier(model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size])
     return Recipe(
         task=Recognition(names, label_smoothing),
         model=network,

@@ -19,6 +19,8 @@ from trainkit.batch_norm import PreciseBatchNorm, synchronised
 from trainkit.check import check
 from trainkit.launch import start_accelerator
 from trainkit.loop import evaluate
+from trainkit.models.classifiers import classifier, fine_tuned
+from trainkit.models.segmenters import segmenter
 from trainkit.objective import Objective, ToDevice
 from trainkit.outputs import main_logits, resized_to_targets, size_divisor
 from trainkit.probe import unchanged
@@ -446,3 +448,28 @@ def test_a_network_of_another_size_is_one_message(tmp_path):
         train(of(model), options(tmp_path / "run"))
     with pytest.raises(AssertionError):
         train(of(Divisible(), segmentation, train_data=Maps(16)), options(tmp_path / "own"))
+
+
+def test_networks_of_a_fixed_size_are_built_for_the_images():
+    """timm's and torchvision's vision transformers; for several sizes where they can; else one message."""
+    images = torch.zeros(1, 3, 112, 112)
+    for name in ("timm:vit_tiny_patch16_224", "vit_b_32"):
+        small = {"sizes": [96]} if name == "vit_b_32" else {"sizes": [96, 112]}
+        model = classifier(name, 3, **small).eval()
+        assert model(images[..., :96, :96]).shape == (1, 3)
+        assert "sizes" not in small or len(small["sizes"]) == 1 or model(images).shape == (1, 3)
+    assert fine_tuned("timm:vit_tiny_patch16_224", 3, False, [112])(images).shape == (1, 3)
+    with pytest.raises(ValueError, match="vit_b_32 takes images of one size, divisible by 32, and not 96, 100"):
+        classifier("vit_b_32", 3, sizes=[96, 100])
+    with pytest.raises(ValueError, match="timm:mixer_s32_224 is built for images of 224 x 224 and not for 224, 96"):
+        classifier("timm:mixer_s32_224", 3, sizes=[224, 96])
+
+
+def test_swin_under_a_head_takes_images_of_any_size():
+    """Filled up to its patches of 4; windows inside it are timm's affair."""
+    torch.manual_seed(0)
+    model = segmenter("upernet", 5, "timm:swin_tiny_patch4_window7_224", False, aux=False, channels=8)
+    assert size_divisor(model) == 4
+    objective = Objective(model, Segmentation(5)).eval()
+    with torch.no_grad():
+        assert objective(torch.randn(1, 3, 61, 38), torch.zeros(1, 61, 38)).shape == (1, 61, 38)

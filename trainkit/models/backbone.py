@@ -4,11 +4,14 @@ A backbone has `channels`, those of its last four stages, and returns the maps u
 `trainkit.models.small.named_maps`: c1 to c4, and what torchvision's own segmentation models ask for.
 """
 
+from contextlib import suppress
+from typing import Any
+
 import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from trainkit.models.names import nearest, timm_network
+from trainkit.models.names import nearest, timm_network, timm_with
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
 
@@ -94,7 +97,7 @@ class TimmMaps(nn.Module):
 def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
     dilated = {} if stride == 32 else {"output_stride": stride}  # many networks do not even know the word
     try:
-        net = timm_network(name, pretrained, features_only=True, **dilated)
+        net, divisor = _of_any_size(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another, or a "
@@ -103,4 +106,20 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
         raise ValueError(f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}")
-    return TimmMaps(net)
+    maps = TimmMaps(net)
+    maps.size_divisor = divisor
+    return maps
+
+
+def _of_any_size(name: str, pretrained: bool, **settings: Any) -> tuple[nn.Module, int]:
+    """The network for images of any size, where it is built for one (Swin), and what their sides are divisible by.
+
+    One that timm builds for a single size says so when it gets another.
+    """
+    timm, short = timm_with(name)
+    known = timm.models.get_pretrained_cfg(short)
+    if known is not None and known.fixed_input_size:
+        with suppress(TypeError):
+            net = timm_network(name, pretrained, dynamic_img_size=True, **settings)
+            return net, net.feature_info.reduction()[0]  # a patch
+    return timm_network(name, pretrained, **settings), 1

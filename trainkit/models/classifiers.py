@@ -1,8 +1,12 @@
 """Networks for recognition by name: torchvision's and timm's."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet
+from torchvision.models import ResNet, VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
 from trainkit.models.names import nearest, timm_network
@@ -11,7 +15,11 @@ from trainkit.models.small import SmallClassifier, SmallResNet
 
 
 def classifier(
-    name: str, num_classes: int, stochastic_depth: float | None = None, drop_block: float | None = None
+    name: str,
+    num_classes: int,
+    stochastic_depth: float | None = None,
+    drop_block: float | None = None,
+    sizes: Sequence[int] = (),
 ) -> nn.Module:
     """The network `name` with random weights and `num_classes` outputs, for images (N, 3, H, W).
 
@@ -19,8 +27,9 @@ def classifier(
     "efficientnet_b0", "timm:" and a name of timm's, or "small" (`SmallClassifier`, for two CPU cores). The last batch
     norm of each of a ResNet's residual blocks starts from 0 (Goyal et al., 2017). stochastic_depth: rate at which the
     last block is left out, the others in proportion; None: as published. drop_block: probability of DropBlock after the
-    last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's networks as timm has it. Raises
-    ValueError for a name that is not known, where timm is not there, and for what a network has not.
+    last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's networks as timm has it. sizes: sides
+    of the images in training and evaluation, of which a network with a fixed input size (a vision transformer) is built
+    for. Raises ValueError for a name that is not known, where timm is not there, and for what a network has not.
     """
     for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
         if rate is not None and not 0 <= rate < 1:
@@ -29,13 +38,13 @@ def classifier(
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
         try:
-            return timm_network(name, False, num_classes=num_classes, **asked)
+            return timm_network(name, False, sizes, num_classes=num_classes, **asked)
         except TypeError as error:
             raise ValueError(f"{name} does not take {' and '.join(asked)} in timm ({error})") from error
     if name == "small":
         model: nn.Module = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))
     else:
-        model = _torchvision(name, num_classes)
+        model = _torchvision(name, num_classes, sizes)
     if stochastic_depth is not None:
         _leave_out(model, name, stochastic_depth)
     if drop_block is not None:
@@ -46,31 +55,31 @@ def classifier(
     return model
 
 
-def fine_tuned(name: str, num_classes: int, pretrained: bool = True) -> nn.Module:
+def fine_tuned(name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()) -> nn.Module:
     """The network `name` with a new last layer of `num_classes` outputs, named in its attribute `head_names`.
 
     All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
     the last layer where the classes are others. name: as for `classifier`, but for "small". pretrained: start the rest
     from published weights, torchvision's or timm's best for ImageNet, downloaded once; `normalisation` says with which
-    mean and std they were trained. Raises ValueError for a name that is not known, for a network that does not end in a
-    linear layer, and where the weights cannot be had.
+    mean and std they were trained. sizes: as for `classifier`; position embeddings are resized. Raises ValueError for a
+    name that is not known, for a network that does not end in a linear layer, and where the weights cannot be had.
     """
     if name.startswith("timm:"):
-        network = timm_network(name, pretrained, num_classes=num_classes)
+        network = timm_network(name, pretrained, sizes, num_classes=num_classes)
         if num_classes == network.pretrained_cfg["num_classes"]:  # timm keeps the published layer, of other classes
             network.reset_classifier(num_classes)
         last = network.get_classifier()
         ids = set(map(id, last if isinstance(last, (tuple, list)) else [last]))
         network.head_names = tuple(path for path, module in network.named_modules() if id(module) in ids)
         return network
-    network = _torchvision(name, None)
+    network = _torchvision(name, None, sizes)
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     outputs = network.get_submodule(linear[-1]).out_features if linear else None
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if outputs != len(weights.meta["categories"]):
         raise ValueError(f"{name} does not end in a linear layer that a new one could replace: take another network")
     if pretrained:
-        load_pretrained(network, weights)
+        load_pretrained(network, weights, adapt=_positions_resized(network))
     last = network.get_submodule(linear[-1])
     network.set_submodule(linear[-1], nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
     network.head_names = (linear[-1],)
@@ -108,14 +117,32 @@ def _leave_out(model: nn.Module, name: str, rate: float) -> None:
         layer.p *= rate / last
 
 
-def _torchvision(name: str, num_classes: int | None) -> nn.Module:
-    """With random weights; as many classes as published where `num_classes` is None."""
+def _positions_resized(network: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """What makes published weights fit a ViT that is built for images of another size."""
+    if not isinstance(network, VisionTransformer):
+        return None
+    return partial(interpolate_embeddings, network.image_size, network.patch_size)
+
+
+def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) -> nn.Module:
+    """With random weights; as many classes as published where `num_classes` is None.
+
+    sizes: of the images; a ViT is built for one.
+    """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(
             f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and timm:NAME"
         )
     settings = {} if num_classes is None else {"num_classes": num_classes}
+    if name.startswith("vit_") and sizes:
+        patch = int(name.rpartition("_")[2])
+        if len(set(sizes)) > 1 or sizes[0] % patch:
+            raise ValueError(
+                f"{name} takes images of one size, divisible by {patch}, and not {', '.join(map(str, sizes))}: give "
+                "one size for training and evaluation, or take another network"
+            )
+        settings["image_size"] = sizes[0]
     if name.startswith(("resnet", "resnext", "wide_resnet")):
         settings["zero_init_residual"] = True
     if name in ("googlenet", "inception_v3"):  # in training they would return three results

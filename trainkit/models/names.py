@@ -26,12 +26,23 @@ def timm_with(name: str) -> tuple[ModuleType, str]:
     return timm, short
 
 
-def timm_network(name: str, pretrained: bool, **settings: Any) -> nn.Module:
+def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **settings: Any) -> nn.Module:
     """timm's network "timm:NAME" as `timm.create_model` makes it.
 
-    Raises ValueError where timm, the network or its weights are not there.
+    sizes: sides of the images that it is to take, where it is built for one size (vision transformers). Raises
+    ValueError where timm, the network or its weights are not there, and where the network cannot take images so large.
     """
     timm, short = timm_with(name)
+    known = timm.models.get_pretrained_cfg(short)
+    if sizes and known is not None and known.fixed_input_size and set(sizes) != set(known.input_size[1:]):
+        asked = {"img_size": sizes[0]} if len(set(sizes)) == 1 else {"img_size": max(sizes), "dynamic_img_size": True}
+        try:
+            return timm_network(name, pretrained, **asked, **settings)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{name} is built for images of {known.input_size[1]} x {known.input_size[2]} and not for "
+                f"{', '.join(map(str, sizes))} ({error}): give that size, or take another network"
+            ) from error
     try:
         return timm.create_model(short, pretrained=pretrained, **settings)
     except NotImplementedError:  # a kind of RuntimeError, and no affair of the weights

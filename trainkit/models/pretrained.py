@@ -1,19 +1,26 @@
 """torchvision's published weights, with a clear word where they cannot be had."""
 
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 
-def load_pretrained(module: nn.Module, weights: WeightsEnum, skip: tuple[str, ...] = ()) -> nn.Module:
+def load_pretrained(
+    module: nn.Module,
+    weights: WeightsEnum,
+    skip: tuple[str, ...] = (),
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> nn.Module:
     """Load `weights` into `module` and return it; they are downloaded once into torch's cache.
 
-    skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys must
-    match. Raises ValueError where the weights are neither in the cache nor to be downloaded.
+    skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys must match. adapt:
+    changes the weights to those of the module. Raises ValueError where the weights are neither in the cache nor to be
+    downloaded.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
@@ -24,6 +31,7 @@ def load_pretrained(module: nn.Module, weights: WeightsEnum, skip: tuple[str, ..
             f"Put the file at {file}, or start from random weights with --no-pretrained"
         ) from error
     state = {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state
+    state = state if adapt is None else adapt(state)
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.startswith(skip)] if skip else missing
     if missing or unexpected:

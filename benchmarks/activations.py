@@ -1,0 +1,84 @@
+"""What activation checkpointing saves over families of networks, and that it changes no bit.
+
+    python benchmarks/activations.py --out activations.json                    # twelve families, 8 images of 224
+    python benchmarks/activations.py --out activations.json --images 2 --networks resnet50 timm:convnext_tiny
+
+For each network, a fine-tuned one as recipes/recog_folder.py builds it: MiB that autograd holds between forward and
+backward (each tensor's memory once, without the weights), with and without; whether outputs, gradients, buffers and the
+state of the random numbers are equal; and how many blocks of which kind. Written as JSON with versions and machine.
+"""
+
+import argparse
+import copy
+import json
+import platform
+from collections import Counter
+from pathlib import Path
+
+import torch
+from timing import versions
+from torch import Tensor, nn
+
+from trainkit.activations import blocks, checkpoint_activations
+from trainkit.models.classifiers import fine_tuned
+
+NETWORKS = [
+    "resnet50", "vit_b_16", "swin_t", "timm:convnext_tiny", "timm:swin_tiny_patch4_window7_224", "timm:regnety_008",
+    "timm:efficientnet_b0", "timm:eva02_tiny_patch14_224", "timm:vit_small_patch16_dinov3", "timm:densenet121",
+    "timm:resnest26d", "timm:maxvit_rmlp_pico_rw_256",
+]  # fmt: skip
+
+
+def step(model: nn.Module, images: Tensor) -> tuple[float, list[Tensor]]:
+    """MiB held from forward to backward, and what one step gives."""
+    torch.manual_seed(0)
+    model.train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(images).square().mean()
+    between = sum(held.values()) / 2**20  # a block's own tensors come in the backward, one block at a time
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return between, [loss.detach(), *gradients, *(b.clone() for b in model.buffers()), torch.get_rng_state()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    rows = []
+    for name in asked.networks:
+        side = 256 if name.endswith("_256") else 224
+        images = torch.randn(asked.images, 3, side, side, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(0)
+        model = fine_tuned(name, 10, pretrained=False)
+        again = copy.deepcopy(model)
+        kinds = Counter(type(block).__name__ for block in blocks(again))
+        checkpoint_activations(again)
+        before, expected = step(model, images)
+        after, found = step(again, images)
+        equal = len(found) == len(expected) and all(map(torch.equal, found, expected))
+        rows.append({"network": name, "mib": round(before), "mib_checkpointed": round(after), "equal": equal, **kinds})
+        print(
+            f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {'equal' if equal else 'UNEQUAL'}  {dict(kinds)}",
+            flush=True,
+        )
+        about = {
+            "machine": platform.processor() or platform.machine(),
+            "versions": versions("torch", "torchvision", "timm"),
+        }
+        asked.out.write_text(json.dumps({**about, "images": asked.images, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
