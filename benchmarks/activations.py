@@ -69,14 +69,9 @@ def main() -> None:
         after, found = step(again, images)
         equal = len(found) == len(expected) and all(map(torch.equal, found, expected))
         rows.append({"network": name, "mib": round(before), "mib_checkpointed": round(after), "equal": equal, **kinds})
-        print(
-            f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {'equal' if equal else 'UNEQUAL'}  {dict(kinds)}",
-            flush=True,
-        )
-        about = {
-            "machine": platform.processor() or platform.machine(),
-            "versions": versions("torch", "torchvision", "timm"),
-        }
+        told = "equal" if equal else "UNEQUAL"
+        print(f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {told}  {dict(kinds)}", flush=True)
+        about = {"machine": platform.platform(), "versions": versions("torch", "torchvision", "timm")}
         asked.out.write_text(json.dumps({**about, "images": asked.images, "rows": rows}, indent=1))
 
 
