@@ -173,9 +173,11 @@ class Growing(nn.Module):
 def test_blocks_with_keywords_and_lists():
     torch.manual_seed(0)
     model, images = Growing(), torch.randn(2, 4, 5, 5)
-    again = copy.deepcopy(model)
-    assert checkpoint_activations(again) == 3
-    assert_equal(passed(again, images), passed(model, images))
+    again, both = copy.deepcopy(model), synchronised(copy.deepcopy(model), GPUS)
+    assert checkpoint_activations(again) == checkpoint_activations(both) == 3
+    expected = passed(model, images)
+    assert_equal(passed(again, images), expected)
+    assert_equal(passed(both, images), expected)
 
 
 def test_blocks_that_change_their_input_are_refused():
