@@ -84,3 +84,21 @@ def test_results_are_written_before_they_are_shown(folder, tmp_path, monkeypatch
     with suppress(KeyboardInterrupt):
         assert main(words) == 130
     assert json.loads((tmp_path / "out" / "results.json").read_bytes())["num_images"] == 8
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_any_screen(folder, tmp_path, monkeypatch, encoding):
+    """What the encoding of the output lacks is escaped; strict, as it is where output is redirected on Windows."""
+    common = ["--data", str(folder / "my"), "--workers", "0", "--out"]
+    for words in (
+        ["evaluate", RECIPE, "--checkpoint", str(folder / "日本"), *common, str(tmp_path / "测试")],
+        ["doctor", RECIPE, "--model", "small", *common, str(tmp_path / os.fsdecode(b"\xff"))],
+    ):
+        screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        monkeypatch.setattr(sys, "stdout", screen)
+        assert main(words) == 0
+        screen.flush()
+        shown = screen.buffer.getvalue().decode(encoding)
+        for name in CLASSES:
+            assert name.encode(encoding, "backslashreplace").decode(encoding) in shown
+    assert (tmp_path / "测试" / "results.json").is_file()

@@ -260,3 +260,11 @@ def test_counts_go_round():
     same = Inventory.of_array(inventory.to_array())
     assert same.taken == inventory.taken and same.left_out == inventory.left_out
     assert used_warnings(object()) == []
+
+
+def test_names_as_another_locale_reads_them():
+    """Of the same bytes: by UTF-8, and by a locale of ASCII, which keeps each byte as it is."""
+    for name in ("Käfer", "猫", "a", "caf\udce9", unicodedata.normalize("NFD", "é")):
+        read = os.fsencode(name).decode("ascii", "surrogateescape")
+        assert file_names.composed(read) == file_names.composed(name) == unicodedata.normalize("NFC", name)
+    assert file_names.composed("\ud83d") == "\ud83d"

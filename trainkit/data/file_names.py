@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from contextlib import suppress
 from functools import cache
 
 from PIL import Image, features
@@ -71,8 +72,15 @@ def leftover(name: str) -> str | None:
 
 
 def composed(name: str) -> str:
-    """The name in the one form (NFC) of those that look alike: a Mac writes "ä" as a letter and its dots."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
+    """The name in the one form (NFC) of those that look alike: a Mac writes "ä" as a letter and its dots.
+
+    Bytes that a locale without UTF-8 left as they were are letters again.
+    """
+    if name.isascii():
+        return name
+    with suppress(UnicodeEncodeError):  # a half of a letter of UTF-16, which no file's name holds
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", name)
 
 
 def stem(name: str) -> str:
