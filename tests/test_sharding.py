@@ -164,3 +164,50 @@ def test_the_config_starts_it(tmp_path):
     script.write_text("from trainkit.sharding import Sharding\nprint('ASKED', Sharding.asked())\n")
     printed = run_command(sys.executable, *words, str(script)).stdout
     assert printed.count("ASKED Sharding(reshard_after_forward=True, least=1000000, classes=frozenset())") == 2
+
+
+WITH_OPTIMIZER = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from toys import recognition
+from trainkit import Options, train
+from trainkit.data.seeds import seed_host
+
+
+def trained(folder, name):
+    seed_host(5)
+    recipe = recognition()
+    optimizer = getattr(torch.optim, name)(recipe.model.parameters(), lr=0.05)
+    recipe = recognition(model=recipe.model, optimizer=optimizer, clip_norm=0.5, ema=0.9)
+    train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1, keep=9))
+
+
+if __name__ == "__main__":
+    try:
+        trained(*sys.argv[1:])
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_state_that_was_made_with_the_optimizer(tmp_path):
+    """Adagrad's sums, which are there before anything is sharded: as in one process, and resumed bit for bit."""
+    script = tmp_path / "with_optimizer.py"
+    script.write_text(WITH_OPTIMIZER.format(tests=str(TOYS.parent)))
+    run_command(sys.executable, str(script), str(tmp_path / "one"), "Adagrad")
+    torchrun(2, script, tmp_path / "fsdp", "Adagrad", **FSDP)
+    assert_same_training(tmp_path / "one", tmp_path / "fsdp")
+    shutil.copytree(tmp_path / "fsdp", tmp_path / "again")
+    (tmp_path / "again" / "summary.json").unlink()
+    shutil.rmtree(list_checkpoints(tmp_path / "again" / "checkpoints")[-1])
+    assert "going on from step-" in torchrun(2, script, tmp_path / "again", "Adagrad", **FSDP).stdout
+    assert_bit_equal(tmp_path / "fsdp", tmp_path / "again")
+
+
+def test_an_optimizer_that_cannot_be_sharded_is_refused(tmp_path):
+    script = tmp_path / "with_optimizer.py"
+    script.write_text(WITH_OPTIMIZER.format(tests=str(TOYS.parent)))
+    printed = torchrun(2, script, tmp_path / "run", "Adafactor", **FSDP, code=None).stdout
+    assert "optimizer Adafactor cannot update weights that FSDP has sharded" in printed
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
