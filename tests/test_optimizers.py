@@ -121,15 +121,15 @@ def test_a_resume_is_bit_equal_or_refused(tmp_path, accelerator, name):
 
 
 @pytest.mark.parametrize("name", [name for name in builders() if name not in REFUSED])
-@pytest.mark.parametrize("bad", [0, 2])
-def test_a_skipped_step_is_no_step_to_the_optimizer(tmp_path, accelerator, name, bad):
-    """Weights, state and averages are those of a run without that step, bit for bit, the first step or a later one."""
+def test_a_skipped_step_is_no_step_to_the_optimizer(tmp_path, accelerator, name):
+    """Weights, state and averages are those of a run without the first step and a later one, bit for bit."""
     build, data = builders()[name], images()
     skipping = begun(small(build, train_data=data, ema=0.9), accelerator, tmp_path, on_nonfinite="skip")
     other = begun(small(build, train_data=data, ema=0.9), accelerator, tmp_path)
-    for number in range(5):
-        step(skipping, number, bad=number == bad)
-        if number != bad:
+    for number in range(6):
+        bad = number in (0, 3)
+        step(skipping, number, bad)
+        if not bad:
             step(other, number)
     for key, value in other.recipe.model.state_dict().items():
         assert torch.equal(value, skipping.recipe.model.state_dict()[key]), key
