@@ -8,6 +8,7 @@ from conftest import ROOT, run
 SMALL = {
     "activations": ("--networks", "mobilenet_v3_small", "--images", "2", "--out", "activations.json"),
     "checkpoint": ("--rounds", "1", "--small"),
+    "fuzz_images": ("--files", "104"),
     "gpu": ("resnet50", "--loops", "trainkit", "--rounds", "1", "--steps", "3", "--batch", "2", "--size", "32"),
     "images": ("--images", "16", "--batch", "4", "--rounds", "1", "--cases", "train", "segment-jpeg"),
     "memory": ("--size", "64", "--rounds", "1", "--way", "loss, bfloat16: trainkit"),

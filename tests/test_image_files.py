@@ -126,6 +126,16 @@ def encoded(array, kind, **how):
     return file.getvalue()
 
 
+def test_a_tiff_that_promises_more_rows_than_it_has():
+    """Refused at once, and not filled with zeros."""
+    data = bytearray(encoded(np.ones((40, 56), np.uint8), "TIFF"))
+    entry = data.index(struct.pack("<HH", 257, 4), 8)  # its number of rows
+    data[entry : entry + 12] = struct.pack("<HHII", 257, 4, 1, 2**28)
+    for read in (read_image, read_mask):
+        with pytest.raises(ValueError, match="its header says 56x268435456 pixels, its strips hold 56x40"):
+            read(bytes(data))
+
+
 def test_masks_that_hold_no_labels():
     whole = np.array([[0, 1], [300, -2]], np.float32)
     assert read_mask(encoded(whole, "TIFF")).tolist() == [[0, 1], [300, -2]]

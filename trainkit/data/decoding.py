@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +26,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+REMEMBERED = 100_000
+_with_all_rows: set[tuple[int, int]] = set()  # length and checksum of PNGs that were found whole, not to inflate again
 
 
 @dataclass
@@ -91,9 +96,29 @@ def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
         if amiss and notes() is not None:
             notes().lines += amiss
     with _any_number_of_pixels(), Image.open(io.BytesIO(data), formats=formats) as image:
+        if image.format == "TIFF":
+            _require_all_strips(image)
         yield image
-        if formats is not None and _may_lack_rows(image) and not has_all_rows(data):
+        if formats is not None and _may_lack_rows(image):
+            _require_all_rows(data)
+
+
+def _require_all_strips(image: Image.Image) -> None:
+    """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say nothing."""
+    across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
+    if across < image.width or down < image.height:
+        raise ValueError(
+            f"the TIFF is damaged: its header says {image.width}x{image.height} pixels, its strips hold {across}x{down}"
+        )
+
+
+def _require_all_rows(data: bytes) -> None:
+    key = (len(data), zlib.crc32(data))
+    if key not in _with_all_rows:
+        if not has_all_rows(data):
             raise ValueError("the PNG is damaged: it has fewer rows than its header says")
+        if len(_with_all_rows) < REMEMBERED:
+            _with_all_rows.add(key)
 
 
 def _may_lack_rows(image: Image.Image) -> bool:
