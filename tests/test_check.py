@@ -117,5 +117,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "generated data" in shown and "gflops_per_image" in shown and "forecast_hours" in shown and "█" in shown
     assert not (tmp_path / "runs").exists()
-    assert main([*words, "--data", "nowhere"]) == 1
+    assert main([*words, "--data", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err

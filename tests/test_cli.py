@@ -91,8 +91,8 @@ def mistakes(folder):
     (folder / "later.py").write_text("def recipe():\n    import no_such\n")
     imagenet, segmentation = ROOT / "recipes" / "recog_imagenet.py", ROOT / "recipes" / "seg_folder.py"
     built = "RandomErasing of torchvision.transforms.v2._augment, called in recognition.py, line"
-    lacks = "empty/settings.json is damaged: it has no settings, no seed, no recipe. Put a whole copy in its place, or"
-    torn = "torn/settings.json is damaged: Expecting property name enclosed in double quotes"
+    lacks = "empty/settings.json is damaged, or not of trainkit: it has no settings. Put a whole copy in its place, or"
+    torn = "torn/settings.json is damaged, or not of trainkit: it is not JSON (Expecting property name enclosed in"
     ade = ROOT / "recipes" / "seg_ade20k.py"
     return {
         (): "which recipe?",

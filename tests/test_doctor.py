@@ -302,9 +302,9 @@ def test_real_camvid(real_data, tmp_path, monkeypatch):
 
 def test_mistakes(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(words(tmp_path / "nowhere")) == 1
+    assert main(words(tmp_path / "nowhere")) == 2
     assert "no folder" in capsys.readouterr().err
-    assert main(words(scenes, "--workers", "-1")) == 1
+    assert main(words(scenes, "--workers", "-1")) == 2
     assert "workers is -1; it must be at least 0" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     assert main(words(scenes)) == 0 and not (tmp_path / "runs").exists(), "one process does it"

@@ -39,7 +39,7 @@ def ours(path: Path) -> set[str]:
 ARROWS = {
     "__main__": {"cli"},
     "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "push",
-            "replay", "data.seeds", "display", "mistakes", "recorded", "results"},
+            "replay", "data.seeds", "display", "mistakes", "results", "run_files", "setting_values"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "probe", "training", "step", "records",
         "nonfinite", "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability",
@@ -48,7 +48,7 @@ ARROWS = {
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
-        "data.reading",
+        "data.reading", "checkpoint", "weights", "run_files",
     },
     "check": {
         "freezing", "probe", "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step",
@@ -62,9 +62,10 @@ ARROWS = {
     "records": {
         "training", "weights", "checkpoint", "packing", "nonfinite", "optimizer_state", "signals", "sharding",
     },
-    "nonfinite": {"training", "checkpoint", "data.loader", "data.reading"},
+    "nonfinite": {"training", "checkpoint", "finding", "data.loader", "data.reading"},
     "training": {
-        "signals", "recipe", "options", "run", "checkpoint", "saving", "undo", "ema", "display", "plan", "probe",
+        "signals", "recipe", "options", "run", "run_files", "checkpoint", "saving", "undo", "ema", "display", "plan",
+        "probe",
         "outputs", "objective", "sharding", "activations", "batch_norm", "evaluation", "introduction", "data.workers",
         "optimizer_state",
     },
@@ -85,8 +86,9 @@ ARROWS = {
     "objective": {"outputs", "recipe"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "recorded", "checkpoint"},
-    "results": {"run", "recorded", "checkpoint"},
-    "run": {"options", "recorded", "checkpoint"},
+    "results": {"run", "setting_values", "checkpoint"},
+    "run": {"options", "recorded", "checkpoint", "run_files", "setting_values"},
+    "recorded": {"trainkit", "run_files"},
     "checkpoint": {"packing", "run_files"},
     "saving": {"checkpoint"},
     "weights": {"checkpoint", "ema", "finding", "sharding", "weight_files"},
@@ -109,7 +111,9 @@ ARROWS = {
         "data.decoding", "data.images", "data.on_device", "data.order", "data.seeds", "data.reading", "data.repeated",
         "data.stages", "data.targets",
     },
-    "push": {"card", "upload", "run", "recorded", "checkpoint", "display", "finding", "options", "weights"},
+    "push": {
+        "card", "upload", "run", "run_files", "recorded", "checkpoint", "display", "finding", "options", "weights",
+    },
     "data.minc": {"data.folder", "data.text"},
     "criteria": {"losses"},
     "metrics": {"pixels"},

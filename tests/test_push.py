@@ -255,7 +255,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, hub):
     for path in (run / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
     assert "the run in runs/mine has no checkpoint yet" in told("runs/mine", "me/toy", "--folder", "pub")
-    next(tmp_path.glob("step-*")).rename(run / "checkpoints" / "step-000000004")
+    (tmp_path / "step-000000004").rename(run / "checkpoints" / "step-000000004")
     (run / "recipe.py").unlink()
     assert "runs/mine holds no recipe.py: only a run that was started as `trainkit RECIPE`" in told(
         "runs/mine", "me/toy", "--folder", "pub"

@@ -1,6 +1,5 @@
 """The commands, and the only reader of argv. Settings come from the recipe's signature, read by tyro."""
 
-import json
 import os
 import sys
 import traceback
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before the first step every process makes the same mistake; reading an image is one process's affair.
         while_reading = {"steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         machines = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
-        return _fail(message, from_all=bool(while_reading), code=1 if machines or command in ("check", "doctor") else 2)
+        return _fail(message, from_all=bool(while_reading), code=1 if machines else 2)
 
 
 def _train(path: Path, words: list[str]) -> int:
@@ -227,6 +226,7 @@ def _replay(folder: Path, words: list[str]) -> int:
     from trainkit.finding import find_failure, read_origin, read_settings
     from trainkit.options import Options, ReplayOptions
     from trainkit.recipe import build, load_recipe
+    from trainkit.run_files import read_report
 
     asked = _options(ReplayOptions, f"trainkit replay {folder}", words)
     failure = find_failure(folder, asked.step)
@@ -234,7 +234,7 @@ def _replay(folder: Path, words: list[str]) -> int:
     sys.path.append(str(Path(origin or folder).parent))  # where a variant finds the recipe it varies
     function = load_recipe(folder / "recipe.py")
     settings, _ = _read(function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder))
-    report = json.loads((failure / "report.json").read_text())
+    report = read_report(failure)
 
     from trainkit.data.seeds import seed_host
     from trainkit.replay import replay
@@ -246,6 +246,8 @@ def _replay(folder: Path, words: list[str]) -> int:
         on_bad_image=report["on_bad_image"],
         channels_last=report["channels_last"],
         tf32=report["tf32"],
+        static_graph=report.get("static_graph", False),
+        activation_checkpointing=report.get("activation_checkpointing", False),
     )
     seed_host(options.seed)
     return 0 if replay(build(function, settings), options, failure) else 1
@@ -280,20 +282,22 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
 
     from trainkit.options import check_finite, check_names
     from trainkit.recipe import sample_settings
-    from trainkit.recorded import typed
+    from trainkit.setting_values import read_settings_as
 
     signature = inspect.signature(function)
     check_names(signature.parameters)
+    recorded = read_settings_as(recorded, signature, function.path)
     defaults = {**(sample_settings(function) if "--sample" in words else {}), **recorded}
 
     def collect(**settings: Any) -> dict[str, Any]:
         return settings
 
-    types = inspect.get_annotations(function, eval_str=True)
     parameters = [
-        parameter.replace(default=typed(defaults[name], types.get(name))) if name in defaults else parameter
+        parameter.replace(default=defaults[name]) if name in defaults else parameter
         for name, parameter in signature.parameters.items()
     ]
+    annotations = {name: each.annotation for name, each in signature.parameters.items()}
+    types = {name: each for name, each in annotations.items() if each is not inspect.Parameter.empty}
     collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)
     collect.__annotations__ = {**types, "return": dict}
     collect.__doc__ = function.__doc__
@@ -305,7 +309,7 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
         "settings": Annotated[dict, tyro.conf.arg(constructor=collect, name="")],
         "options": Annotated[options, tyro.conf.arg(name="")],
     }
-    module = inspect.getdoc(inspect.getmodule(function)) or ""
+    module = inspect.getdoc(function.module) or ""
     found, asked = tyro.cli(command, prog=prog, description=module, args=words)
     check_finite({**found, **vars(asked)})
     return found, asked

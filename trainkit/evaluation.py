@@ -24,6 +24,10 @@ from trainkit.recipe import Recipe
 from trainkit.sharding import agree_on_buffers, reshard
 from trainkit.windows import Looker
 
+# Names beside the figures in a row of the log, and in results.json.
+IN_ROWS = ("event", "step", "epoch", "best", "best_step", "split", "protocol", "num_images")
+RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -105,7 +109,7 @@ class Evaluation:
             results |= {f"{recipe.task.headline}_95": interval(rows, each.figures), **each.details(rows)}
         for metric in metrics:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
-            results |= metric.compute() | more
+            results |= _free(metric, metric.compute() | more)
         return _plain(results)
 
     def _passes(self, objective: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -131,6 +135,17 @@ class Evaluation:
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
+
+
+def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
+    """A metric's figures. Raises ValueError where one is named like what a row of the log or results.json holds."""
+    taken = sorted(RESERVED & figures.keys())
+    if taken:
+        raise ValueError(
+            f"metric {getattr(metric, 'name', type(metric).__name__)} computes {', '.join(taken)}, which the log needs "
+            f"for itself: name it otherwise, such as my_{taken[0]}"
+        )
+    return figures
 
 
 def _plain(value: Any) -> Any:

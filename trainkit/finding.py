@@ -4,15 +4,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import MANIFEST, checkpoint_path
-from trainkit.recorded import read_recorded
+from trainkit.checkpoint import MANIFEST, checkpoint_path, is_checkpoint_name, step_of
+from trainkit.recorded import is_run, read_recorded
 from trainkit.run import Run
 
 
 def run_of(path: Path) -> Path | None:
     """The run folder that `path` is, or lies in as a checkpoint or a file of weights; None where there is none."""
     folders = [path, *path.parents[:3]]  # RUN/checkpoints/step-N/model.safetensors
-    return next((folder for folder in folders if (folder / "settings.json").is_file()), None)
+    return next((folder for folder in folders if is_run(folder)), None)
 
 
 def require_run(folder: Path) -> None:
@@ -24,7 +24,8 @@ def require_run(folder: Path) -> None:
 def find_failure(run: Path, step: int | None) -> Path:
     """The folder of the failed step `step`, or of the newest. Raises FileNotFoundError where there is none."""
     require_run(run)
-    found = sorted(path.parent for path in run.glob("failures/step-*/report.json"))
+    reports = [path.parent for path in run.glob("failures/step-*/report.json")]
+    found = sorted((path for path in reports if is_checkpoint_name(path.name)), key=step_of)  # and no copy of one
     if not found:
         raise FileNotFoundError(f"no step of the run in {run} is kept as failed (it has no failures/step-*)")
     chosen = found[-1] if step is None else run / "failures" / f"step-{step:09d}"
@@ -59,6 +60,8 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
+    if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
+        raise ValueError(f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights file")
     run = run_of(path)
     if run != path:
         if path.is_dir() and not path.name.startswith("step-") and not (path / MANIFEST).is_file():

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainkit.checkpoint import reason, save_tensors
+from trainkit.checkpoint import digest, reason, save_tensors
 from trainkit.data.loader import collate
 from trainkit.data.reading import UNUSABLE, Reader, name_of
+from trainkit.finding import find_weights
 from trainkit.training import Training
 
+KEPT = ("report.json", "batch.safetensors", "checkpoint")  # of a failed step
 NAMED = 4  # images in the message; the report has all
 
 
@@ -70,7 +72,11 @@ def _keep(t: Training, step: int, row: Sequence[float]) -> str:
 
 
 def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        strays = [path.name for path in folder.iterdir() if path.name not in KEPT]
+        if strays:
+            raise OSError(f"trainkit did not write {', '.join(strays)} in it; move that elsewhere")
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     keys = t.plan.order.keys(step - 1)
     report: dict[str, Any] = {
@@ -86,12 +92,21 @@ def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
         "tf32": t.options.tf32,
         "micro_batch": t.plan.order.micro_batch,
         "on_bad_image": t.options.on_bad_image,
+        "static_graph": t.options.static_graph,
+        "activation_checkpointing": t.options.activation_checkpointing,
     }
     t.saver.wait()
     before, _ = t.run.last_checkpoint(step - 1)
     if before is not None:
         shutil.copytree(before, folder / "checkpoint", copy_function=_link)
     report["checkpoint"] = before.name if before is not None else None
+    if before is None and t.options.init is not None:  # the state it began from
+        weights, _ = find_weights(t.options.init)
+        report["init"] = {
+            "weights": str(weights.resolve()),
+            "sha256": digest(weights),
+            "weights_key": t.options.weights_key,
+        }
     neighbour = t.plan.order.neighbour if t.options.on_bad_image == "skip" else None
     reader = Reader(t.recipe.train_data, t.options.seed, neighbour=neighbour)
     try:

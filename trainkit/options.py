@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,6 +200,8 @@ class PushOptions:
 def check_finite(values: Mapping[str, Any]) -> None:
     """Raises ValueError that names a setting or option of which a number is infinite or none."""
     for name, value in values.items():
+        if is_dataclass(value):
+            check_finite({f"{name}.{field}": each for field, each in vars(value).items()})
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}; it must be a finite number")

@@ -14,8 +14,9 @@ from trainkit.checkpoint import digest, save_tensors, step_of
 from trainkit.display import Display
 from trainkit.finding import find_weights, require_run
 from trainkit.options import PushOptions
-from trainkit.recorded import read_recorded
+from trainkit.recorded import TO_PUBLISH, read_recorded
 from trainkit.run import Run
+from trainkit.run_files import read_results
 from trainkit.weights import read_weights
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -58,7 +59,7 @@ def _list(folder: Path) -> str:
 def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     """Everything that is published of the run in `run`, into `folder`."""
     weights, _ = find_weights(run)
-    recorded, evaluated = read_recorded(run), _evaluated(run)
+    recorded, evaluated = read_recorded(run, TO_PUBLISH), read_results(run)
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,19 +72,6 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     for name, content in (("settings.json", published.recorded), ("results.json", published.results)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     model_card(published).save(folder / "README.md")
-
-
-def _evaluated(run: Path) -> dict[str, Any] | None:
-    """results.json, where there is one. Raises ValueError where it is damaged."""
-    file = run / "results.json"
-    try:
-        found = json.loads(file.read_bytes()) if file.is_file() else None
-        fault = None if found is None or "sha256" in found else "it does not say of which weights it is"
-    except (ValueError, TypeError) as error:
-        fault = str(error)
-    if fault:
-        raise ValueError(f"{file} is damaged: {fault}. Remove it, or write it anew with trainkit evaluate")
-    return found
 
 
 def _published(
@@ -135,7 +123,7 @@ def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
         raise ValueError(f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed")
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_bytes())):
+        for node in ast.walk(_parsed(waiting.pop())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in {f"{module.split('.')[0]}.py" for module in modules} - files.keys():
@@ -144,6 +132,15 @@ def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
                     files[name] = beside
                     waiting.append(beside)
     return files
+
+
+def _parsed(file: Path) -> ast.AST:
+    """The code in a file. Raises ValueError where it is none, such as one that was cut short."""
+    try:
+        return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # too many brackets are all of these
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"{file} is not Python: {told}. Put a whole copy in its place") from error
 
 
 def _dataset(recorded: dict[str, Any]) -> str | None:

@@ -1,13 +1,15 @@
 """What a recipe is, and how the file that holds one is loaded."""
 
 import difflib
+import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -195,51 +197,108 @@ def _check_indexed(name: str, data: Any) -> None:
         )
 
 
-def load_recipe(path: Path) -> Callable[..., Recipe]:
+class RecipeFile:
+    """The `recipe` of a Python file, whatever callable it is, and the module around it.
+
+    Called and inspected as the function itself; its signature has annotations as objects.
+    """
+
+    def __init__(self, function: Callable[..., Recipe], module: ModuleType):
+        self.function, self.module = function, module
+        self.path = Path(module.__file__)
+        self.__signature__ = _signature(function, self.path)
+        self.__doc__ = inspect.getdoc(_innermost(function))
+
+    def __call__(self, **settings: Any) -> Any:
+        return self.function(**settings)
+
+    @property
+    def sample(self) -> Any:
+        """SAMPLE of the file, or of the one that its function was imported from."""
+        elsewhere = getattr(_innermost(self.function), "__globals__", {})
+        return getattr(self.module, "SAMPLE", elsewhere.get("SAMPLE", {}))
+
+
+def _innermost(function: Callable) -> Callable:
+    """What decorators and partials stand around."""
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+    return function
+
+
+def _signature(function: Callable, path: Path) -> inspect.Signature:
+    """The settings of a recipe. Raises ValueError where they cannot be seen, or not given by name."""
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError as error:
+        raise ValueError(
+            f"{path}: an annotation of `recipe` names {error.name}, which is not there when it runs: import it, and "
+            "not under TYPE_CHECKING alone"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the settings of `recipe` cannot be seen: {error}. Make it a function") from error
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    unnamed = [str(each) for each in signature.parameters.values() if each.kind not in named]
+    if unnamed:
+        raise ValueError(
+            f"{path}: `recipe` takes {', '.join(unnamed)}, which no flag can name: name each setting, and "
+            "put functools.wraps into a decorator"
+        )
+    return signature
+
+
+def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
-    Raises ValueError or FileNotFoundError with the remedy where there is no such file or function, or a module that it
-    imports is missing.
+    Raises ValueError or FileNotFoundError with the remedy where there is no such file or function, it is not Python, or
+    a module that it imports is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}{_nearest(path)}")
     if path.suffix != ".py":
         raise ValueError(f"{path} is not a Python file: a recipe is one, with a function recipe(...)")
     sys.path.insert(0, str(path.parent.resolve()))  # a variant imports the recipe it varies
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:  # such as one with null bytes
+        where = f", line {error.lineno}," if isinstance(error, SyntaxError) and error.lineno else ""
+        raise ValueError(
+            f"{path}{where} is not Python: {getattr(error, 'msg', error)}. Correct it, or put a whole copy in its place"
+        ) from error
     with _missing_module_told(path):
         module = load_file(f"recipe_{path.stem}", path)
     function = getattr(module, "recipe", None)
     if not callable(function):
         raise ValueError(f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it")
-    return function
+    return RecipeFile(function, module)
 
 
-def sample_settings(function: Callable[..., Recipe]) -> dict[str, Any]:
+def sample_settings(recipe: RecipeFile) -> dict[str, Any]:
     """What `--sample` changes: the recipe file's SAMPLE, a dict of settings.
 
     Raises ValueError where it names something that is no setting.
     """
-    changed = function.__globals__.get("SAMPLE", {})
-    unknown = sorted(set(changed) - set(inspect.signature(function).parameters))
+    if not isinstance(recipe.sample, Mapping):
+        raise ValueError(f"SAMPLE in {recipe.path} is a {type(recipe.sample).__name__}; it must be a dict of settings")
+    unknown = sorted(set(recipe.sample) - set(inspect.signature(recipe).parameters))
     if unknown:
-        raise ValueError(f"SAMPLE in {function.__globals__['__file__']} names {unknown}, which are no settings of it")
-    return dict(changed)
+        raise ValueError(f"SAMPLE in {recipe.path} names {unknown}, which are no settings of it")
+    return dict(recipe.sample)
 
 
-def build(function: Callable[..., Recipe], settings: dict[str, Any]) -> Recipe:
+def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
     """Call the recipe's function, and see that it returned a Recipe.
 
     Raises ValueError too where a library that the recipe calls refuses what it is given, as torch.optim does lr=-1.
     """
-    file = Path(function.__globals__["__file__"])
     try:
-        with _missing_module_told(file):
-            built = function(**settings)
+        with _missing_module_told(recipe.path):
+            built = recipe(**settings)
     except (ValueError, TypeError) as error:
-        call = refusing_call(error, file)
+        call = refusing_call(error, recipe.path)
         if call is None:
             raise
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(recipe).parameters
         other = [f"{name}={value}" for name, value in settings.items() if value != parameters[name].default]
         raise ValueError(
             f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was built with "

@@ -1,6 +1,5 @@
 """settings.json of a run: what was asked for, and what it ran on."""
 
-import json
 import os
 import platform
 import shlex
@@ -9,37 +8,65 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from types import MappingProxyType
+from typing import Any
+
+from trainkit import __version__
+from trainkit.run_files import COUNT, MAPPING, STRING, Fault, Kind, load_json, maybe, or_none, require
+
+RECORDED = {
+    "settings": MAPPING,
+    "seed": Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**64),
+    "recipe": or_none(STRING),
+}
+TO_PUBLISH = {
+    "command": Kind("a command line", lambda value: isinstance(value, str) and _words(value)),
+    "options": MAPPING,
+    "versions": MAPPING,
+    "model": STRING,
+    "total_steps": COUNT,
+    "git_commit": or_none(STRING),
+    "local": maybe(Kind("a list of names", lambda value: isinstance(value, list))),
+}
 
 
-def read_recorded(folder: Path) -> dict[str, Any]:
-    """settings.json of the run in `folder`. Raises ValueError where it is damaged."""
+def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})) -> dict[str, Any]:
+    """settings.json of the run in `folder`. Raises ValueError where it is damaged, or not trainkit's.
+
+    needs: what must be in it beside settings, seed and recipe.
+    """
     file = folder / "settings.json"
     try:
-        content = json.loads(file.read_bytes())
-        lacks = [name for name in ("settings", "seed", "recipe") if name not in content]
-        fault = f"it has no {', no '.join(lacks)}" if lacks else None
-    except (ValueError, TypeError) as error:  # no JSON, or a number
-        fault = str(error)
-    if fault is None:
-        return content
-    raise ValueError(
-        f"{file} is damaged: {fault}. Put a whole copy in its place, or train afresh with --resume never, which moves "
-        "this run aside. Its checkpoints can be given to --checkpoint where the file is removed, with the run's "
-        "settings beside"
-    )
+        content = load_json(file)
+        require(content, {**RECORDED, **needs})
+    except Fault as error:
+        raise ValueError(
+            f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or choose another folder. "
+            "Checkpoints beside it can be given to --checkpoint where it is moved elsewhere, with the run's settings"
+        ) from error
+    return content
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON gives it back: paths as strings, tuples as lists."""
-    return json.loads(json.dumps(value, default=str))
+def is_run(folder: Path) -> bool:
+    """Whether `folder` has a settings.json that is trainkit's, or may be a damaged one of it."""
+    file = folder / "settings.json"
+    if not file.is_file():
+        return False
+    if (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file():
+        return True
+    try:
+        content = load_json(file)
+    except Fault:
+        return True
+    return isinstance(content, dict) and not content.keys().isdisjoint(RECORDED)
 
 
-def typed(value: Any, annotation: Any) -> Any:
-    """A setting as JSON keeps it, turned back into what its annotation says."""
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if isinstance(value, str) and Path in (annotation, *get_args(annotation)) else value
+def _words(command: str) -> list[str]:
+    """Its words; none where quotes do not match."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,12 +76,16 @@ def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[
     from a name on the Hub.
     """
     where = recipe_file.resolve().parent if recipe_file else Path.cwd()
-    packages = ("trainkit", "torch", "torchvision", "accelerate", "datasets", "evaluate")
+    packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate")
     return {
         "recipe": str(recipe_file.resolve()) if recipe_file else None,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "local": [name for name, value in settings.items() if _is_there(value)],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            "trainkit": __version__,
+            **{name: version(name) for name in packages},
+        },
         "git_commit": _git(where, "rev-parse", "HEAD"),
         "git_changed": bool(_git(where, "status", "--porcelain", "--untracked-files=no")),
     }

@@ -152,6 +152,11 @@ def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
 
 def finish(t: Training) -> dict[str, Any]:
     """Write and return the summary. Raises OSError where the folder cannot be written."""
+    if t.progress.step != t.plan.total_steps:  # a run that something cut short is not finished
+        raise RuntimeError(
+            f"the training ended after step {t.progress.step} of {t.plan.total_steps}, which no rule of the run asked "
+            "for: something that it calls ended an iteration (StopIteration)"
+        )
     t.saver.wait()
     tell_saves(t)
     if t.trouble is not None and t.options.on_save_error == "stop":

@@ -1,14 +1,16 @@
 """Running a failed step again, to see which image and which layer made what is no number."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainkit.checkpoint import digest
 from trainkit.data.reading import name_of
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
@@ -18,8 +20,10 @@ from trainkit.plan import Plan
 from trainkit.recipe import Recipe
 from trainkit.records import restore
 from trainkit.run import Run
+from trainkit.run_files import Fault, read_regular, read_report
 from trainkit.step import TRIED, steps, train_step
 from trainkit.training import begin
+from trainkit.weights import start_from
 
 
 class Watch:
@@ -59,13 +63,16 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     options: those of the run; nothing is written. The steps between the kept checkpoint and the failed one
     are trained again, which gives the same state bit for bit on the same machine and number of processes.
     """
-    report = json.loads((failure / "report.json").read_text())
+    report = read_report(failure)
     if "batch" in report:
         raise ValueError(f"{failure} holds no batch: it {report['batch']}")
     recipe = recipe.opened()
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(options.static_graph)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
+    if "init" in report:
+        for line in _start_as_then(recipe, report["init"]):
+            display.note(line)
     t = begin(recipe, options, accelerator, plan, Run(failure.parent.parent, writes=False), display)
     if accelerator.num_processes != report["num_processes"]:
         display.note(f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here")
@@ -79,7 +86,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
         pass
     t.window.clear()
 
-    batch = load_file(failure / "batch.safetensors")
+    batch = _read_batch(failure, recipe.batch_size)
     share = plan.order.share(step, accelerator.process_index)
     keys = plan.order.keys(step)[share]
     t.tried = TRIED
@@ -100,3 +107,32 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     if failed and not everywhere:
         display.note("all outputs of the model's layers are numbers: its loss or gradient is the first that is none")
     return failed
+
+
+def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
+    """The weights that the run was started from; lines to be told. Raises ValueError where they are others now."""
+    weights = Path(init["weights"])
+    if not weights.exists():
+        raise ValueError(f"the run was started from the weights in {weights}, which are gone: put them there again")
+    if digest(weights) != init["sha256"]:
+        raise ValueError(
+            f"the run was started from the weights in {weights}, which have changed since (SHA-256 differs): put those "
+            "there that it was started from"
+        )
+    return start_from(recipe.model, weights, init["weights_key"])
+
+
+def _read_batch(failure: Path, batch_size: int) -> dict[str, Tensor]:
+    """Images and targets of the failed step. Raises ValueError where they are damaged."""
+    file = failure / "batch.safetensors"
+    try:
+        read_regular(file)
+        batch = load_file(file)
+        fault = None if {"images", "targets"} <= batch.keys() else "it has no images and targets"
+    except (SafetensorError, Fault) as error:
+        batch, fault = {}, str(error)
+    if fault is None and not 0 < len(batch["images"]) == len(batch["targets"]) <= batch_size:
+        fault = f"it has {len(batch['images'])} images and {len(batch['targets'])} targets"
+    if fault is not None:
+        raise ValueError(f"{file} is damaged: {fault}. Put a whole copy in its place")
+    return batch

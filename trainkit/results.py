@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.checkpoint import digest, reason
-from trainkit.recorded import plain
 from trainkit.run import Run
+from trainkit.setting_values import plain
 
 
 def require_room(folder: Path) -> None:

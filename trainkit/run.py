@@ -11,19 +11,44 @@ import fcntl
 import json
 import os
 import platform
-import shutil
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import flush, is_older, list_checkpoints, reason, step_of, steps_done, verify
+from trainkit.checkpoint import (
+    flush,
+    is_checkpoint_name,
+    is_older,
+    list_checkpoints,
+    reason,
+    step_of,
+    steps_done,
+    verify,
+)
 from trainkit.options import Options
-from trainkit.recorded import plain, read_recorded, surroundings
+from trainkit.recorded import read_recorded, surroundings
+from trainkit.run_files import (
+    EVALUATION_BEGINS,
+    Fault,
+    kept_rows,
+    parse_row,
+    read_bad_images,
+    read_regular,
+    read_summary,
+)
+from trainkit.setting_values import plain
 
-LOCK, MEMORY = ".lock", "memory.json"
-EVALUATION = b'{"event": "evaluate", '  # how such a row of the log begins
+LOCK = ".lock"
+FOLDERS = ("checkpoints", "failures")
+FILES = (
+    "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt", "memory.json",
+    "results.json", "doctor.json",
+)  # fmt: skip
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # wherever a person has looked into a folder
+REMEDY = "Put a whole copy in its place, or remove that line"
 
 
 class Run:
@@ -50,30 +75,39 @@ class Run:
         run, notes = cls(folder), []
         recorded = folder / "settings.json"
         now = {**plain(mathematics), "seed": options.seed}
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        _check_kinds(folder)
+        began = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+        if began:
             if not recorded.is_file():
                 raise ValueError(f"{folder} is not empty and not a run; choose another folder with --out")
+            read_recorded(folder)  # somebody else's settings.json makes no run
+        try:
             run._take_lock()
-            if options.resume == "never":
-                aside = _move_aside(folder)
+            if began and options.resume == "never":
+                notes = [f"the run in {folder} was moved to {_move_aside(folder)}"]
                 run.close()
-                notes = [f"the run in {folder} was moved to {aside}"]
-            else:
-                try:
-                    notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
-                except Exception:
-                    run.close()
-                    raise
-        run._take_lock()
-        if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
-            content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
-            run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
-        (folder / "stopped.json").unlink(missing_ok=True)
-        run.checkpoints.mkdir(exist_ok=True)
-        flush(folder)
-        if recipe_file is not None and (notes or not (folder / "recipe.py").exists()):
-            shutil.copyfile(recipe_file, folder / "recipe.py")
+                run._take_lock()
+            elif began:
+                notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
+            if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
+                content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
+                run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
+            (folder / "stopped.json").unlink(missing_ok=True)
+            run.checkpoints.mkdir(exist_ok=True)
+            flush(folder)
+            if recipe_file is not None:
+                run._keep_recipe(recipe_file.read_bytes(), again=bool(notes))
+        except Exception:
+            run.close()
+            raise
         return run, notes
+
+    def _keep_recipe(self, source: bytes, again: bool) -> None:
+        """Keep the recipe as it runs, where it is not kept yet, or only its beginning is; `again`: in any case."""
+        file = self.folder / "recipe.py"
+        kept = read_regular(file) if file.exists() else None
+        if again or kept is None or (kept != source and source.startswith(kept)):
+            self._replace(file, source)
 
     def _going_on(
         self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
@@ -113,7 +147,7 @@ class Run:
 
         A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to where no folder is yet
         if self._lock is None:
             self._lock = (self.folder / LOCK).open("a+")
             try:
@@ -143,9 +177,8 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """How the run ended; None while it has not."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """How the run ended; None while it has not. Raises ValueError where it is damaged."""
+        return read_summary(self.folder)
 
     def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line about each newer one that does not.
@@ -184,7 +217,10 @@ class Run:
         if not path.is_file() or not path.stat().st_size:
             return None
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-            kept, evaluation = _kept_rows(data, step)
+            try:
+                kept, evaluation = kept_rows(data, step)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
             ends_whole = data[kept - 1 : kept] == b"\n"
         if kept < path.stat().st_size:
             os.truncate(path, kept)
@@ -196,50 +232,59 @@ class Run:
     def last_evaluation(self, step: int | None = None) -> dict[str, Any] | None:
         """The last row of an evaluation in the log, of `step` where that is given."""
         path = self.folder / "log.jsonl"
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        rows = (row for line in reversed(lines) if EVALUATION in line and (row := parsed_row(line)))
-        return next((row for row in rows if step in (None, row["step"])), None)
+        if not os.path.lexists(path):
+            return None
+        try:
+            lines = read_regular(path).splitlines()
+            rows = (row for line in reversed(lines) if EVALUATION_BEGINS in line and (row := parse_row(line)))
+            return next((row for row in rows if step in (None, row["step"])), None)
+        except Fault as error:
+            raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
 
     def list_bad_images(self, lines: Iterable[str]) -> list[str]:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
-        path = self.folder / "bad_images.txt"
-        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        known = read_bad_images(self.folder)
         # Names may hold bytes that are no UTF-8; they are escaped.
         told = (" ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in lines)
         new = [line for line in dict.fromkeys(told) if line not in known]
-        with path.open("a", encoding="utf-8") as file:
+        with (self.folder / "bad_images.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in new)
         return new
 
-    @property
-    def memory(self) -> dict[str, int | None] | None:
-        """What an earlier process found to fit: images of one pass as "micro_batch", and how many were "asked" for."""
-        path = self.folder / MEMORY
-        return json.loads(path.read_text()) if path.is_file() else None
-
     def remember_micro_batch(self, micro_batch: int, asked: int | None) -> None:
         """Keep it for the processes that go on. Any process may: the one that ran out may be the only one to know."""
-        self._replace(self.folder / MEMORY, json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n")
+        content = json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n"
+        self._replace(self.folder / "memory.json", content.encode())
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         if self.writes:
-            self._replace(self.folder / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+            self._replace(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     @staticmethod
-    def _replace(path: Path, text: str) -> None:
+    def _replace(path: Path, content: bytes) -> None:
+        """Write a file aside and rename it: what was there stays until all of the new one is on the disk."""
         aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-        aside.write_text(text)
-        os.replace(aside, path)
+        try:
+            aside.write_bytes(content)
+            flush(aside)
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Name -> what changed, in words."""
     return {
-        name: f"{name} was {_short(before.get(name))} and is {_short(now.get(name))}"
+        name: f"{name} was {_in_words(name, before)} and is {_in_words(name, now)}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     }
+
+
+def _in_words(name: str, values: Mapping[str, Any]) -> str:
+    return _short(values[name]) if name in values else "no setting"
 
 
 def _short(value: Any) -> str:
@@ -250,32 +295,47 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."  # the names of a thousand classes
 
 
+def _check_kinds(folder: Path) -> None:
+    """Raises ValueError where a name of ours is taken by a folder, a FIFO or a device, which would be waited for."""
+    for name in (*FILES, LOCK):
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is not a regular file: move it elsewhere, or choose another --out")
+    lock = folder / LOCK
+    is_new = not (folder / "settings.json").exists()
+    if is_new and lock.is_file() and lock.stat().st_size and not lock.read_bytes().startswith(b"process "):
+        raise ValueError(f"trainkit did not write {lock}: move it elsewhere, or choose another --out")
+    for name in FOLDERS:
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is not a folder: move it elsewhere, or choose another --out")
+
+
 def _move_aside(folder: Path) -> Path:
+    """Rename a run's folder to the first of `folder`.1, .2, ... that is free. Raises ValueError where it may not be."""
+    place = folder.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise ValueError(
+            f"the run in {folder} cannot be moved aside: this command runs inside it, in {Path.cwd()}. Run it from "
+            "elsewhere, or choose another folder with --out"
+        )
+    strays = _strays(place)
+    if strays:
+        more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
+        raise ValueError(
+            f"the run in {folder} is not moved aside: trainkit did not write {', '.join(strays[:4])}{more} in it. "
+            "Move that elsewhere, or choose another folder with --out"
+        )
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+    while os.path.lexists(aside := place.with_name(f"{place.name}.{number}")):
         number += 1
-    return folder.rename(aside)
+    return place.rename(aside)
 
 
-def _kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
-    """Length of a log without rows of steps after `step` at its end, and the last evaluation in what is left."""
-    kept, end, evaluation = 0, len(data), None
-    while end and evaluation is None:
-        start = data.rfind(b"\n", 0, end - 1) + 1
-        line = data[start:end]
-        if not kept:
-            row = parsed_row(line)  # None for a line that a crash cut
-            told_late = row is not None and row["event"] == "save"  # a row about a step long past
-            kept = end if row is not None and row["step"] <= step and not told_late else 0
-        if kept and EVALUATION in line:
-            evaluation = parsed_row(line)
-        end = start
-    return kept, evaluation
-
-
-def parsed_row(line: str | bytes) -> dict[str, Any] | None:
-    """A row of the log; None for one that a crash cut."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _strays(folder: Path) -> list[str]:
+    """What is in a run's folder, in its checkpoints or failures, and was not written by a training or a command."""
+    hidden = rf"\.lock|\.seen-[0-9a-f]+|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
+    own = [path for path in folder.iterdir() if path.name in (*FILES, *FOLDERS) or re.fullmatch(hidden, path.name)]
+    found = [path for path in folder.iterdir() if path not in own]
+    for name in FOLDERS:
+        inside = (folder / name).iterdir() if (folder / name).is_dir() else ()
+        found += [path for path in inside if not is_checkpoint_name(re.sub(r"^\.(writing|removing)-", "", path.name))]
+    return sorted(str(path.relative_to(folder)) for path in found if path.name not in LEFT_BY_SYSTEMS)

@@ -39,6 +39,7 @@ from trainkit.plan import Plan
 from trainkit.probe import first_image, unchanged
 from trainkit.recipe import Recipe
 from trainkit.run import Run
+from trainkit.run_files import read_memory
 from trainkit.saving import Saver
 from trainkit.sharding import prepare
 from trainkit.signals import FAILED, StopFlag, Stopped
@@ -136,7 +137,7 @@ def open_run(
                 display.note(line)
             if accelerator.num_processes > 1:
                 mark.touch()
-            answer = [Found(path, evaluation, run.memory), None]
+            answer = [Found(path, evaluation, read_memory(run.folder)), None]
         except ValueError as error:
             run.close()
             answer = [None, error]

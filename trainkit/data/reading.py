@@ -13,7 +13,8 @@ from trainkit.data.seeds import Seeded
 from trainkit.data.targets import as_target
 from trainkit.memory import is_out_of_memory
 
-UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError)  # what datasets raise; bugs raise others
+# What datasets raise, also where they have nothing left to give; bugs raise others.
+UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)
 MOST_IN_A_ROW = 10
 
 
@@ -60,7 +61,7 @@ class Reader(Dataset):
         faults: list[str] = []
         while True:
             try:
-                image, target = self.seeded[epoch, index]
+                image, target = self._item(epoch, index)
                 target = as_target(target)
                 fault = self.check(target) if self.check is not None else None
                 if fault:
@@ -81,6 +82,16 @@ class Reader(Dataset):
                         "file: look at the folder or the disk"
                     ) from error
             index = self.neighbour(epoch, index)
+
+    def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
+        """What the dataset gives. Raises ValueError for a StopIteration, which would end the epoch without a word."""
+        try:
+            return self.seeded[epoch, index]
+        except StopIteration as error:
+            name = name_of(self.seeded.data, index)
+            raise ValueError(
+                f"image {index} ({name}): reading it raised StopIteration, as `next` does where nothing is left"
+            ) from error
 
 
 def is_unusable(error: Exception) -> bool:

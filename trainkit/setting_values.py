@@ -1,0 +1,160 @@
+"""Settings of a recipe as settings.json keeps them, and back to what its annotations say."""
+
+import inspect
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+EMPTY = inspect.Parameter.empty
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: dataclasses as mappings, tuples and sets as lists, paths and others as strings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init}
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {_key(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=repr)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _key(name: Any) -> str:
+    """A key of a mapping, by which `_typed_key` knows it."""
+    return str(plain(name))
+
+
+def read_settings_as(recorded: Mapping[str, Any], signature: inspect.Signature, recipe: Path) -> dict[str, Any]:
+    """The recorded settings as the recipe at `recipe`, which has this signature, takes them.
+
+    Raises ValueError that names settings which the recipe does not have, or not of that type.
+    """
+    gone = [f"{name}={value!r}" for name, value in recorded.items() if name not in signature.parameters]
+    if gone:
+        raise ValueError(
+            f"the run was trained with settings that {recipe} does not have: {', '.join(gone)}. Give the recipe it was "
+            "trained with, which the run's folder keeps as recipe.py"
+        )
+    found = {}
+    for name, value in recorded.items():
+        parameter = signature.parameters[name]
+        if parameter.default is not EMPTY and plain(parameter.default) == value:
+            found[name] = parameter.default
+            continue
+        try:
+            found[name] = typed(value, parameter.annotation)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the run was trained with {name}={value!r}, which {recipe} does not take: {error}. Give the recipe it "
+                "was trained with, which the run's folder keeps as recipe.py"
+            ) from error
+    return found
+
+
+def typed(value: Any, annotation: Any) -> Any:
+    """A value as JSON keeps it, turned back into what an annotation says. Raises ValueError where it cannot be."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is EMPTY or annotation is Any:
+        return tuple(value) if isinstance(value, list) else value
+    if origin is Annotated:
+        return typed(value, arguments[0])
+    if hasattr(annotation, "__supertype__"):  # a NewType
+        return typed(value, annotation.__supertype__)
+    if origin in (Union, types.UnionType):
+        return _of_union(value, arguments)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"it is none of {', '.join(map(repr, arguments))}")
+        return value
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        return value
+    if is_dataclass(kind):
+        return _of_dataclass(value, kind)
+    if issubclass(kind, Enum):
+        return _of_enum(value, kind)
+    if issubclass(kind, PurePath) and isinstance(value, str):
+        return kind(value)
+    if issubclass(kind, Mapping) and isinstance(value, dict):
+        keys, items = arguments or (Any, Any)
+        return {_typed_key(name, keys): typed(item, items) for name, item in value.items()}
+    if issubclass(kind, Collection) and isinstance(value, list):
+        return _of_collection(value, kind, arguments)
+    if isinstance(value, bool) and kind is not bool:
+        raise ValueError(f"it is no {kind.__name__}")
+    if isinstance(value, kind) or (kind is float and isinstance(value, int)):
+        return value
+    raise ValueError(f"it is no {kind.__name__}")
+
+
+def _of_union(value: Any, kinds: tuple) -> Any:
+    """By the first of the types that takes it. Raises ValueError where none does, or two dataclasses do."""
+    if value is None and type(None) in kinds:
+        return None
+    found = []
+    for kind in kinds:
+        try:
+            found.append(typed(value, kind))
+        except (TypeError, ValueError):
+            continue
+    if len(found) > 1 and all(map(is_dataclass, found)):
+        raise ValueError(f"it may be {' or '.join(type(each).__name__ for each in found)}")
+    if not found:
+        raise ValueError(f"it is none of {', '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}")
+    return found[0]
+
+
+def _of_dataclass(value: Any, kind: type) -> Any:
+    """With every field that it was recorded with; those added since have their defaults."""
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no {kind.__name__}")
+    known = {field.name: field for field in fields(kind) if field.init}
+    gone = sorted(value.keys() - known.keys())
+    lacks = [
+        name
+        for name, field in known.items()
+        if name not in value and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if gone or lacks:
+        what = f"has no {', '.join(gone)}" if gone else f"needs {', '.join(lacks)}"
+        raise ValueError(f"{kind.__name__} {what}")
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{name: typed(item, hints[name]) for name, item in value.items()})
+
+
+def _of_enum(value: Any, kind: type[Enum]) -> Any:
+    if not isinstance(value, str) or value not in kind.__members__:
+        raise ValueError(f"it is no {kind.__name__}")
+    return kind[value]
+
+
+def _of_collection(value: list, kind: type, arguments: tuple) -> Any:
+    if hasattr(kind, "_fields"):  # a NamedTuple
+        hints = get_type_hints(kind)
+        if len(value) != len(kind._fields):
+            raise ValueError(f"{kind.__name__} has {len(kind._fields)} values")
+        return kind(*(typed(item, hints[name]) for name, item in zip(kind._fields, value)))
+    if issubclass(kind, str):
+        raise ValueError("it is no str")
+    if issubclass(kind, tuple) and arguments and arguments[-1] is not Ellipsis:
+        if len(value) != len(arguments):
+            raise ValueError(f"it has {len(value)} values, and needs {len(arguments)}")
+        return tuple(typed(item, each) for item, each in zip(value, arguments))
+    items = [typed(item, arguments[0] if arguments else Any) for item in value]
+    return kind(items) if issubclass(kind, (list, set, frozenset)) else tuple(items)
+
+
+def _typed_key(name: str, kind: Any) -> Any:
+    """A key of a JSON mapping, which is always a string."""
+    if kind is int:
+        return int(name)
+    if kind is float:
+        return float(name)
+    return typed(name, kind)
