@@ -24,7 +24,7 @@ from trainkit.data.repeated import Repeated
 from trainkit.data.source import class_images
 from trainkit.data.stages import Stages, sizes_by_epoch
 from trainkit.mixing import by_turns
-from trainkit.models.classifiers import classifier
+from trainkit.models.classifiers import classifier, published_input
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
@@ -56,9 +56,11 @@ def recipe(
     size: int = 224,
     image_sizes: str | None = None,
     eval_size: int | None = None,
-    crop_fraction: float = 0.875,
+    crop_fraction: float | None = None,
     ten_crop: bool = False,
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic",
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     smallest_crop: float = 0.08,
     stream: int | None = None,
     classes: tuple[str, ...] | None = None,
@@ -89,17 +91,19 @@ def recipe(
         size: side of the crop in training
         image_sizes: sides in its place and the epochs they begin in, such as 128:0,192:30,224:60
         eval_size: side of the crop in evaluation; None: as size
-        crop_fraction: of the short side of an image, that the crop of an evaluation takes
+        crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
         ten_crop: evaluate corners, centre and their mirror images
-        interpolation: of pixels, in training and in evaluation
+        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or bicubic
+        mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's
+        std: of each channel; None: likewise
         smallest_crop: share of the image's area that a training crop has at least
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
-        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
-            images. An evaluation takes those of the run, and needs no training images then
+        classes: names by id, or a text file with one a line; None: of the training images, evaluated: of the run
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    resize, extras = InterpolationMode(interpolation), (rand_augment, trivial_augment, jitter, lighting, erase)
+    own = published_input(model, interpolation=interpolation, crop_fraction=crop_fraction, mean=mean, std=std)
+    resize, extras = InterpolationMode(own["interpolation"]), (rand_augment, trivial_augment, jitter, lighting, erase)
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
     augment = {epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras) for epoch, side in sizes.items()}
     names = read_class_names(classes)
@@ -108,11 +112,9 @@ def recipe(
         images = class_images(source, "train", augment[0], names, stream=stream)
         return Repeated(images if len(augment) == 1 else Stages(images, augment), repeats)
 
-    train_data = training
-    if names is None:
-        train_data = training()
-        names = train_data.classes
-    look = eval_transform(eval_size or size, crop_fraction, resize, ten_crop)
+    train_data = training() if names is None else training
+    names = train_data.classes if names is None else names
+    look = eval_transform(eval_size or size, own["crop_fraction"], resize, ten_crop)
     val_data = class_images(source, "val", look, names, stream=stream)
     num_classes = len(names)
     network = classifier(model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size])
@@ -128,5 +130,6 @@ def recipe(
         epochs=epochs,
         batch_size=batch_size,
         eval_batch_size=32,
+        **{name: own[name] for name in ("mean", "std") if name in own},
         note=f"generated data, not ImageNet: shapes of {num_classes} looks in {source}" if sample else None,
     )

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 from torchvision.models import ResNet18_Weights, get_model, resnet18
 
 from trainkit.models.classifiers import classifier, fine_tuned, normalisation
 from trainkit.models.pretrained import load_pretrained
 from trainkit.optim import depths, param_groups
+from trainkit.recipe import build, load_recipe
 from trainkit.weights import load_model
 
 
@@ -170,3 +172,21 @@ def test_missing_pretrained_weights_are_explained(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="cannot get the pretrained weights of timm:resnet18.*--no-pretrained"):
         fine_tuned("timm:resnet18", 10)
+
+
+def test_imagenets_recipe_looks_at_images_as_the_network_was_trained(tmp_path):
+    """timm's own mean, std, interpolation and crop, unless others are given; in the protocol too."""
+    timm = pytest.importorskip("timm")
+
+    function = load_recipe(ROOT / "recipes" / "recog_imagenet.py")
+    known = timm.models.get_pretrained_cfg("test_vit")
+    assert known.mean == (0.5, 0.5, 0.5) and known.crop_pct == 0.95
+    own = build(function, {"sample": True, "model": "timm:test_vit", "size": 160})
+    assert (own.mean, own.std) == (known.mean, known.std)
+    assert own.protocol == "centre crop of 160, short side 168, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
+    asked = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear", "crop_fraction": 0.8}
+    other = build(function, {"sample": True, "model": "timm:test_vit", "size": 160, **asked})
+    assert other.protocol == "centre crop of 160, short side 200, bilinear, mean 0.1 0.2 0.3, std 1 1 1"
+    plain = build(function, {"sample": True, "model": "small", "size": 56})
+    assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert plain.protocol == "centre crop of 56, short side 64, bicubic"

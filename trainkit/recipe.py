@@ -22,6 +22,8 @@ from trainkit.inference import Inference
 from trainkit.mistakes import refusing_call
 from trainkit.outputs import size_divisor
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, per channel of images in [0, 1]
+
 
 class Task(Protocol):
     """What the loop asks of a task; `Recognition` and `Segmentation` are two, a recipe may bring its own.
@@ -105,9 +107,9 @@ class Recipe:
     """on several GPUs: batch norm over the whole batch, and not each process's part of it"""
     drop_last: bool = False
     """leave out an epoch's last batch where it is shorter than batch_size"""
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    mean: Sequence[float] = MEAN
     """per channel, of images in [0, 1]; ImageNet's by default"""
-    std: Sequence[float] = (0.229, 0.224, 0.225)
+    std: Sequence[float] = STD
     """per channel, of images in [0, 1]; ImageNet's by default"""
     note: str | None = None
     """a line shown when the run starts, such as that the data is generated"""
@@ -163,6 +165,8 @@ class Recipe:
         transform = getattr(data, "transform", None)
         plain = "as stored" if transform is None and hasattr(data, "transform") else "as the validation data gives them"
         words = [getattr(transform, "label", plain)]
+        if (tuple(self.mean), tuple(self.std)) != (MEAN, STD):
+            words += [f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}" for name in ("mean", "std")]
         if hasattr(self.task, "scores"):
             words.append((self.inference or Inference()).label)
             divisor = size_divisor(self.model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
-from trainkit.models.names import nearest, timm_network
+from trainkit.models.names import nearest, timm_network, timm_with
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 
@@ -93,6 +94,22 @@ def normalisation(network: nn.Module) -> dict[str, tuple[float, ...]]:
     """
     known = getattr(network, "pretrained_cfg", {})
     return {name: tuple(known[name]) for name in ("mean", "std") if name in known}
+
+
+def published_input(name: str, **asked: Any) -> dict[str, Any]:
+    """mean, std, interpolation and crop_fraction of the images of the network `name`: as asked for, where not None.
+
+    Else what timm has for a network of its own; for others no mean and std, which a recipe has by default, bicubic and
+    0.875.
+    """
+    found: dict[str, Any] = {"interpolation": "bicubic", "crop_fraction": 0.875}
+    if name.startswith("timm:"):
+        timm, short = timm_with(name)
+        known = timm.models.get_pretrained_cfg(short, allow_unregistered=True)
+        if known is not None:
+            found |= {"mean": tuple(known.mean), "std": tuple(known.std)}
+            found |= {"interpolation": known.interpolation, "crop_fraction": known.crop_pct}
+    return found | {setting: value for setting, value in asked.items() if value is not None}
 
 
 class DropBlock(DropBlock2d):
