@@ -127,8 +127,8 @@ sharded and rolled back whole, or the optimizer is refused by name at the start.
 - **Refused**: a step that needs a closure (LBFGS), second derivatives (AdaHessian), sparse gradients (SparseAdam),
   groups or state that no checkpoint can hold (sets, functions, sparse or complex128 tensors), and parameters that are
   not the model's.
-- **FSDP**: torch's elementwise optimizers (SGD, Adam and AdamW, Adagrad, ...) and Muon. One whose update or state
-  cannot be sharded (Adafactor) is refused by name in its first update.
+- **FSDP**: SGD, AdamW, Adagrad and Muon of torch were tried. One whose update or state cannot be sharded (Adafactor)
+  is refused by name in its first update. Optimizers from elsewhere have not been tried with it.
 
 The table is written by `python benchmarks/optimizers.py --out docs/optimizers.md`: each is trained whole, killed by
 SIGKILL after step 5 and resumed from its last checkpoint. {told}.
