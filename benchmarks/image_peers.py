@@ -95,7 +95,7 @@ class RegionPairs(MaskFolder):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         stream, shape = self.regions.open(self.images[index])
-        mask = tv_tensors.Mask(self._train_ids(read_mask(self.masks[index]).as_subclass(torch.Tensor), index))
+        mask = tv_tensors.Mask(self.train_ids(read_mask(self.masks[index]).as_subclass(torch.Tensor), index))
         params = self.crop.make_params([shape, mask])
         (top, height, *down), (left, width, *across) = params["rows"], params["columns"]
         region = self.regions.read(stream, top, left, height, width)

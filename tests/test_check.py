@@ -103,7 +103,7 @@ def test_settings_that_do_nothing():
         "1 weights are not in the optimizer and will not change: extra",
     ):  # fmt: skip
         assert words in told, (words, told)
-    assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == []
+    assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == ["class 2 has no training image"]
 
 
 def test_the_curve_of_the_schedule():

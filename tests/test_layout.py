@@ -44,7 +44,7 @@ ARROWS = {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "probe", "training", "step", "records",
         "nonfinite", "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability",
         "data.workers",
-        "signals", "metrics", "introduction", "optimizer_state",
+        "signals", "metrics", "introduction", "labels", "optimizer_state",
     },
     "replay": {
         "recipe", "options", "run", "display", "launch", "plan", "training", "step", "records", "nonfinite",
@@ -53,14 +53,15 @@ ARROWS = {
     "check": {
         "freezing", "probe", "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step",
         "records", "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.repeatability",
-        "data.workers", "introduction", "optimizer_state",
+        "data.workers", "introduction", "labels", "optimizer_state",
     },
     "step": {
         "outputs", "training", "records", "memory", "optimizer_state", "sharding", "data.order", "data.seeds",
         "data.loader",
     },
+    "labels": {"memory", "data.masks", "data.reading", "data.repeated", "data.stages"},
     "records": {
-        "training", "weights", "checkpoint", "packing", "nonfinite", "optimizer_state", "signals", "sharding",
+        "labels", "training", "weights", "checkpoint", "packing", "nonfinite", "optimizer_state", "signals", "sharding",
     },
     "nonfinite": {"training", "checkpoint", "finding", "data.loader", "data.reading"},
     "training": {

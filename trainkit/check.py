@@ -22,6 +22,7 @@ from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.freezing import frozen_statistics
 from trainkit.introduction import introduce
+from trainkit.labels import training_warnings
 from trainkit.launch import start_accelerator
 from trainkit.nonfinite import describe, is_failure
 from trainkit.optimizer_state import evaluation_mode
@@ -73,6 +74,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
             f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their statistics: freeze "
             "them with trainkit.freeze, which keeps them in evaluation mode"
         )
+    warnings += training_warnings(recipe.train_data, recipe.task)
     unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
     if unrepeatable:
         figures["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"

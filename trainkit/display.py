@@ -63,7 +63,7 @@ class Display:
         """A row of the log: into the bar, or as a plain line."""
         loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
         figures = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
-        for name in ("skipped_steps", "bad_images"):
+        for name in ("skipped_steps", "bad_images", "windows_without_targets"):
             figures += f"  {name} {row[name]}" if name in row else ""
         if self._bar is not None:
             self._bar.update(

@@ -166,6 +166,10 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
     unused = [row["name"] for row in report["classes"] if not row["images"]]
     if unused:
         lines.append(f"{len(unused)} of {len(report['classes'])} classes are in no {split} image: {_some(unused)}")
+        pixels = sum(row["pixels"] or 0 for row in report["classes"])
+        if report["ignored_pixels"]:
+            share = report["ignored_pixels"] / (pixels + report["ignored_pixels"])
+            lines.append(f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what classes are)")
     if report["unlabelled"]:
         lines.append(f"{len(report['unlabelled'])} {split} images have no label: {_some(report['unlabelled'])}")
     if report["repeated"]:

@@ -16,6 +16,7 @@ from trainkit.data.order import EVALUATION, evaluation_batches
 from trainkit.data.seeds import seed_step
 from trainkit.ema import EMA
 from trainkit.intervals import interval
+from trainkit.labels import WITHOUT, classes_without_targets
 from trainkit.memory import shortage_told
 from trainkit.metrics import each_metric
 from trainkit.objective import ToDevice, uncompiled
@@ -67,7 +68,8 @@ class Evaluation:
                 averaged = self._measure(stop)
             if averaged is None:
                 return None
-            results |= {f"ema_{name}": value for name, value in averaged.items() if name != "num_images"}
+            common = ("num_images", WITHOUT)
+            results |= {f"ema_{name}": value for name, value in averaged.items() if name not in common}
         return None if results is None else {"split": self.recipe.split, "protocol": self.recipe.protocol, **results}
 
     @torch.no_grad()
@@ -107,9 +109,15 @@ class Evaluation:
         for each in images:
             rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
             results |= {f"{recipe.task.headline}_95": interval(rows, each.figures), **each.details(rows)}
+        for metric in counting:
+            if hasattr(metric, "class_counts"):
+                results |= classes_without_targets(metric.class_counts().cpu(), recipe.task)
+                break
         for metric in metrics:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= _free(metric, metric.compute() | more)
+        if results.get(recipe.task.headline) is None:  # and so it has no interval
+            results.pop(f"{recipe.task.headline}_95", None)
         return _plain(results)
 
     def _passes(self, objective: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:

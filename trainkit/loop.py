@@ -19,6 +19,7 @@ from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation
 from trainkit.finding import find_weights
 from trainkit.introduction import introduce
+from trainkit.labels import evaluation_warnings, ranks, training_warnings
 from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.metrics import declared
 from trainkit.nonfinite import describe, is_failure, read_window
@@ -29,6 +30,7 @@ from trainkit.plan import Plan
 from trainkit.probe import refuse_lonely_values
 from trainkit.recipe import Recipe
 from trainkit.records import (
+    count_targets,
     finish,
     log,
     note_evaluation,
@@ -80,6 +82,10 @@ def train(
         if found.path is not None:
             restore(t, found.path, found.evaluation)
         rehearse(t)
+        if accelerator.is_main_process:
+            t.warnings = training_warnings(recipe.train_data, recipe.task)
+        for line in t.warnings:
+            display.note(f"warning: {line}")
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
         with t.stop, lost_processes_told(accelerator), worker_deaths_told(), _kept_on_error(t):
@@ -179,6 +185,7 @@ def _log_row(t: Training, step: int) -> None:
     losses = [sum(column) / len(good) for column in zip(*good)][:-1] if good else None
     images, seconds = t.since
     t.since = t.progress.images, t.progress.train_seconds
+    _note_targets(t, step, len(rows))
     row = {
         "event": "step",
         "step": step,
@@ -190,10 +197,24 @@ def _log_row(t: Training, step: int) -> None:
     }
     if losses and len(losses) > 1:
         row |= {f"loss_{term}": loss for term, loss in zip(t.recipe.task.terms, losses)}
-    counters = {"skipped_steps": t.progress.skipped_steps, "bad_images": t.progress.bad_images}
+    names = ("skipped_steps", "bad_images", "windows_without_targets")
+    counters = {name: getattr(t.progress, name) for name in names}
     row |= {name: count for name, count in counters.items() if count}
     log(t, row)
     t.display.row(row, t.plan.total_steps)
+
+
+def _note_targets(t: Training, step: int, num_steps: int) -> None:
+    """Count a window of the log in which no target was valid, and tell the first one."""
+    count_targets(t)
+    if num_steps and t.progress.window_targets <= 0:
+        t.progress.windows_without_targets += 1
+        if t.progress.windows_without_targets == 1:
+            t.display.note(
+                f"warning: no target was valid in steps {step - num_steps + 1} to {step}, which learnt nothing: all of "
+                "their labels are ignored"
+            )
+    t.progress.window_targets = 0.0
 
 
 def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
@@ -212,12 +233,16 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
         return False, number
     epoch = t.plan.epoch(step)
     score, sign = results[t.recipe.headline], 1 if t.recipe.task.higher_is_better else -1
-    improved = score is not None and (t.progress.best is None or sign * score > sign * t.progress.best)
+    known = score is not None and ranks(results, t.recipe.task)
+    improved = known and (t.progress.best is None or sign * score > sign * t.progress.best)
     best, best_step = (score, step) if improved else (t.progress.best, t.progress.best_step)
     row = {"event": "evaluate", "step": step, "epoch": epoch, "best": best, "best_step": best_step, **results}
     note_evaluation(t, row)
     log(t, row)
     _show(t.display, f"evaluation after epoch {epoch:g}", results, improved, t.recipe)
+    for line in evaluation_warnings(results, t.recipe.task) if not t.told else ():
+        t.display.note(f"warning: {line}")
+    t.told = True
     return improved, 0
 
 
@@ -261,6 +286,8 @@ def evaluate(
     if keep is not None and accelerator.is_main_process:
         keep(results)
     _show(display, f"evaluation of {weights}", results, False, recipe)
+    for line in evaluation_warnings(results, recipe.task):
+        display.note(f"warning: {line}")
     return results
 
 

@@ -97,11 +97,20 @@ class TopK(Counting):
             raise ValueError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
         self.ks, self.classes = tuple(ks), classes
         self.percent = (*(f"top{k}" for k in self.ks), "accuracy")
-        self.counts = torch.zeros(1 + len(self.ks), dtype=torch.int64)  # images, hits of each k
+        self.num_classes = len(classes) if isinstance(classes, Sequence) else classes or 0
+        # images, hits of each k, images of each class
+        self.counts = torch.zeros(1 + len(self.ks) + self.num_classes, dtype=torch.int64)
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         valid, hits = self._hits(predictions, references)
-        return torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)])
+        of_class = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=valid.device)  # the last: of none
+        known = valid & (references < self.num_classes)
+        of_class.scatter_add_(0, torch.where(known, references, self.num_classes).long(), valid.long())
+        return torch.cat([torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)]), of_class[:-1]])
+
+    def class_counts(self) -> Tensor:
+        """Images of each class counted so far: int64 (C,)."""
+        return self.counts[1 + len(self.ks) :]
 
     def _hits(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
@@ -145,7 +154,7 @@ class TopK(Counting):
         return sum(k <= num_ranked for k in self.ks)
 
     def _results(self) -> dict:
-        num_images, *hits = self.counts.tolist()
+        num_images, *hits = self.counts[: 1 + len(self.ks)].tolist()
         return {f"top{k}": hit / num_images if num_images else None for k, hit in zip(self.ks, hits)}
 
 
@@ -222,6 +231,10 @@ class MeanIoU(Counting):
                 f"0..{self.num_classes - 1} (ignored: {self.ignore}); map the dataset's labels to these ids"
             )
         return cells[: self.num_classes, : self.num_classes]
+
+    def class_counts(self) -> Tensor:
+        """Pixels of each class of the references counted so far: int64 (C,)."""
+        return self.counts.view(self.num_classes + 2, self.num_classes + 1)[: self.num_classes].sum(1)
 
     def _results(self) -> dict:
         confusion = self.confusion()

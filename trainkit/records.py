@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trainkit import checkpoint, packing
+from trainkit.labels import evaluation_warnings, window_warnings
 from trainkit.nonfinite import read_window
 from trainkit.optimizer_state import evaluation_mode, has_modes, state_of, take_up, train_with
 from trainkit.sharding import part, unsharded_state, whole
@@ -24,6 +25,7 @@ from trainkit.weights import load_model, require_same_names
 def save(t: Training, step: int) -> None:
     """Write a checkpoint in the main process, then remove older ones."""
     tell_bad_images(t)
+    count_targets(t)
     window = torch.tensor(read_window(t, step))
     with evaluation_mode(t.recipe.optimizer) as in_training:
         state = {**_state(t, in_training), "window": window}
@@ -63,6 +65,13 @@ def rehearse(t: Training) -> None:
             "FSDP cannot save it. Take AdamW or SGD, or launch without FSDP"
         )
     packing.rehearse(model, {"model": model.state_dict(), **_state(t, None)})
+
+
+def count_targets(t: Training) -> None:
+    """Add the valid targets of the steps since the last time to those of the window; waits for the device."""
+    if t.targets is not None:
+        t.progress.window_targets += float(t.targets)
+        t.targets = None
 
 
 def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> None:
@@ -172,6 +181,11 @@ def finish(t: Training) -> dict[str, Any]:
         "images_per_s": t.progress.images / t.progress.train_seconds,
         "peak_memory_gib": peak_memory_gib(t.accelerator),
         "num_processes": t.accelerator.num_processes,
+        "warnings": [
+            *t.warnings,
+            *window_warnings(t.progress.windows_without_targets),
+            *evaluation_warnings(t.results, t.recipe.task),
+        ],
     }
     try:
         t.run.write("summary.json", summary)

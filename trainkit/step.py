@@ -77,6 +77,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
         if not sum(t.plan.order.passes(step, accelerator.process_index)):  # a filler, counted nowhere
             counts = counts * 0
         counts = accelerator.reduce(counts, "sum")  # (K,), of the batch
+    t.targets = counts[0] if t.targets is None else t.targets + counts[0]
     counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
     try:
         with refusals_told(recipe.model):

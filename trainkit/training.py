@@ -64,6 +64,10 @@ class Progress:
     """updates left out because the loss or the gradient was no number"""
     bad_images: int = 0
     """times another image took the place of one that could not be used"""
+    windows_without_targets: int = 0
+    """windows of the log in which no target was valid"""
+    window_targets: float = 0.0
+    """valid targets of the first loss since the last row of the log"""
 
 
 @dataclass
@@ -91,9 +95,12 @@ class Training:
     window: list[Tensor] = field(default_factory=list)  # (K + 1,) of each step since the last row: losses, norm
     bad_images: list[str] = field(default_factory=list)  # replaced in this process since it was last told
     since: tuple[int, float] = (0, 0.0)  # images and seconds of training at the last row
+    targets: Tensor | None = None  # valid ones of the first loss since the last row, on the device; None: no step since
     results: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
+    warnings: list[str] = field(default_factory=list)  # about the training data, found before the first step
     resumed_from: int = 0  # step of the checkpoint that this process went on from
     saved: int = 0  # step of the newest checkpoint
+    told: bool = False  # what the first evaluation of this process found its targets to lack
     whole: bool = True  # between two steps, and not inside one
     tried: int = 0  # steps that have fitted into the memory of all processes
     trouble: OSError | None = None  # why the run's folder could not be written

@@ -196,12 +196,19 @@ class HubMasks(Rows, MaskDataset):
         """The mask's column and row."""
         return f"{self.mask_column} of {self.row_name(index, self.table[index][self.mask_column])}"
 
+    def labels_of(self, index: int) -> Tensor:
+        """See `MaskDataset`."""
+        return self._labels(self.table[index], index)
+
+    def _labels(self, row: dict[str, Any], index: int) -> Tensor:
+        mask, name = self.encoded(row, index, self.mask_column)
+        return self.decode_labels(mask, f"{self.mask_column} of {name}")
+
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
         row = self.table[index]
         image, name = self.encoded(row, index, self.image_column)
-        mask, mask_name = self.encoded(row, index, self.mask_column)
-        labels = self.decode_labels(mask, f"{self.mask_column} of {mask_name}")
+        labels = self._labels(row, index)
         return read_image_like(image, tuple(labels.shape), name=name), labels
 
 

@@ -14,13 +14,12 @@ from torchvision import tv_tensors
 
 from trainkit.data.file_names import composed
 from trainkit.data.images import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
-from trainkit.data.palette import MaskColors, color_code, colour_map
+from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
 from trainkit.data.text import read_lines
 
 IGNORED = 255  # the train id that counts nowhere
 UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
 LARGEST_VALUE = 65535  # of a grey mask
-SHOWN_COLORS = 5  # of those that no table has
 
 
 class MaskDataset(Dataset):
@@ -115,6 +114,10 @@ class MaskDataset(Dataset):
         """The image, uint8 (3, H, W), and its labels as stored, integers (H, W): both the transform's to change."""
         raise NotImplementedError
 
+    def labels_of(self, index: int) -> Tensor:
+        """The labels alone, as `read` gives them: what takes less time where they are stored apart."""
+        return self.read(index)[1]
+
     def name_of(self, index: int) -> Any:
         """What a person calls the image."""
         raise NotImplementedError
@@ -130,12 +133,13 @@ class MaskDataset(Dataset):
                 f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is {_size(image)}; "
                 "a mask has the size of its image"
             )
-        mask = tv_tensors.Mask(self._train_ids(labels.as_subclass(Tensor), index))
+        mask = tv_tensors.Mask(self.train_ids(labels.as_subclass(Tensor), index))
         if self.transform is not None:
             image, mask = self.transform(image, mask)
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
-    def _train_ids(self, labels: Tensor, index: int) -> Tensor:
+    def train_ids(self, labels: Tensor, index: int) -> Tensor:
+        """Train ids, uint8, of the labels of image `index`. Raises LabelError naming it for one that is no class."""
         if labels.dtype == torch.uint8:
             if self._shift is None:
                 ids = _translated(labels, self._table)
@@ -145,7 +149,7 @@ class MaskDataset(Dataset):
                 return ids
         ids, stray = self._by_arithmetic(labels)
         if stray.any() and self.mask_colors is not None:
-            raise LabelError(f"{self.mask_name(index)} {_unknown_colors(labels[stray])}")
+            raise LabelError(f"{self.mask_name(index)} {unknown_colors(labels[stray].numpy())}")
         if stray.any():
             label = int(labels[stray][0])
             expects = self.expects or (
@@ -184,21 +188,6 @@ class MaskDataset(Dataset):
                 ignored |= ids < 0
         stray = ~ignored & ((ids < 0) | (ids >= self.num_classes))
         return ids.masked_fill(ignored, IGNORED).to(torch.uint8), stray
-
-
-def _unknown_colors(codes: Tensor) -> str:
-    """Which colours they are, the most frequent ones first, and of how many pixels."""
-    colors, counts = codes.unique(return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:SHOWN_COLORS]
-    shown = [
-        f"{code >> 16} {code >> 8 & 255} {code & 255} on {count} pixels"
-        for code, count in zip(colors[order].tolist(), counts[order].tolist())
-    ]
-    more = f" and {len(colors) - len(shown)} more colours" if len(colors) > len(shown) else ""
-    return (
-        f"holds {len(colors)} colours that mask_colors has not, on {len(codes)} of its pixels: {', '.join(shown)}{more}"
-        "; add lines `R G B name` of their classes to the table, or with the name `ignore`"
-    )
 
 
 def _listed(values: Sequence[int]) -> str:
@@ -246,9 +235,13 @@ class MaskFiles(MaskDataset):
         """The labels of one mask file."""
         return self.decode_labels(file)
 
+    def labels_of(self, index: int) -> Tensor:
+        """See `MaskDataset`."""
+        return self.read_labels(self.masks[index])
+
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
-        labels = self.read_labels(self.masks[index])
+        labels = self.labels_of(index)
         return read_image_like(self.images[index], tuple(labels.shape), self.upright), labels
 
 

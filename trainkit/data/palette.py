@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+SHOWN_COLORS = 5  # of those that no table has
 Colour = tuple[int, int, int]
 
 
@@ -43,6 +44,24 @@ def color_code(color: Sequence[int] | np.ndarray) -> Any:
     """65536 R + 256 G + B, of a colour or of an image's, integers (..., 3)."""
     red, green, blue = np.moveaxis(np.asarray(color, dtype=np.int32), -1, 0)
     return (red << 16) + (green << 8) + blue
+
+
+def unknown_colors(codes: np.ndarray) -> str:
+    """In words which colours pixels have that `MaskColors` has not, the most frequent ones first, and how many pixels.
+
+    codes: `color_code` of each such pixel.
+    """
+    colors, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]
+    shown = [
+        f"{code >> 16} {code >> 8 & 255} {code & 255} on {count} pixels"
+        for code, count in zip(colors[order].tolist(), counts[order].tolist())
+    ]
+    more = f" and {len(colors) - len(shown)} more colours" if len(colors) > len(shown) else ""
+    return (
+        f"holds {len(colors)} colours that mask_colors has not, on {len(codes)} of its pixels: {', '.join(shown)}{more}"
+        "; add lines `R G B name` of their classes to the table, or with the name `ignore`"
+    )
 
 
 def colour_map(num_colours: int) -> np.ndarray:
