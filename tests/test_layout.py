@@ -71,6 +71,7 @@ ARROWS = {
         "optimizer_state",
     },
     "evaluation": {
+        "labels",
         "outputs", "recipe", "ema", "batch_norm", "metrics", "intervals", "windows", "objective", "sharding", "memory",
         "data.order", "data.seeds", "data.loader",
     },
