@@ -6,7 +6,7 @@ whole batch as before, and a checkpoint holds whole tensors: a run may go on wit
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 VARIABLE = "ACCELERATE_USE_FSDP"
@@ -150,6 +151,24 @@ def no_sync(accelerator: Accelerator, objective: nn.Module) -> Iterator[None]:
         yield
     finally:
         inner.set_requires_gradient_sync(True)
+
+
+def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) -> None:
+    """Have DDP lay out its buckets for good now, by a pass back, `propagate`, whose gradients are 0.
+
+    It does so once, after the first step that it sees, in the order in which gradients arrived, and gradients are added
+    over more than two processes in an order that depends on their places: after a resume the first step was another
+    one, by a rounding. The order here is that in which DDP begins: the last weight first.
+    """
+    inner = getattr(objective, "_orig_mod", objective)
+    if not isinstance(inner, DistributedDataParallel) or inner.static_graph:
+        return  # of a static graph DDP learns in the first step how often it meets each weight
+    weights = [weight for weight in inner.module.parameters() if weight.requires_grad]
+    inner.reducer.prepare_for_forward()
+    inner.reducer.prepare_for_backward([])
+    propagate(sum(weight.sum().float() for weight in weights) * 0)
+    for weight in weights:
+        weight.grad = None
 
 
 def reshard(objective: nn.Module) -> None:

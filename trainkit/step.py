@@ -22,7 +22,7 @@ from trainkit.memory import is_out_of_memory
 from trainkit.optimizer_state import set_lr
 from trainkit.outputs import refusals_told
 from trainkit.records import rehearse, remember_micro_batch
-from trainkit.sharding import gathered, is_sharded, no_sync
+from trainkit.sharding import gathered, is_sharded, no_sync, settle_buckets
 from trainkit.training import Training
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -42,6 +42,7 @@ def steps(t: Training, stop: int) -> Iterator[int]:
         order.neighbour if skipping else None,
     )
     t.objective.train()
+    settle_buckets(t.objective, _backward)
     clock = time.perf_counter()
     for step, (images, targets, replaced) in enumerate(loader, start):
         t.bad_images += replaced
@@ -201,13 +202,17 @@ def _passes(
                 terms = objective(images[part], targets[part]) / counts  # (K,)
                 terms = terms if size else terms * 0
                 loss = terms.sum() * processes if processes > 1 else terms.sum()  # the wrapper averages over them
-                (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
+                _backward(loss if accelerator.scaler is None else accelerator.scaler.scale(loss))
             losses += terms.detach()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return losses, str(error).splitlines()[0]  # not the error itself: it holds on to what was allocated
     return losses, None
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()
 
 
 def _waited_for(weight: nn.Parameter) -> bool:
