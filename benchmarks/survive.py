@@ -1,18 +1,23 @@
-"""Runs killed by SIGKILL at random moments and started again until they are done: do they end bit-equal?
+"""Runs killed at random and chosen moments, and started again until they are done: do they end bit-equal?
 
-    python benchmarks/survive.py --kills 200
+    python benchmarks/survive.py --kills 1000 --out kills
     python benchmarks/survive.py --kills 0 --resumes 7      # only how long going on takes
 
-Each run is a small recognition training with mixup, dropout, batch norm, AdamW, accumulation and two worker
-processes, which evaluates every epoch and saves every second step. It is killed, with all its children, after a
-time drawn evenly from its whole length, saving and evaluating included; every fourth kill waits for a checkpoint
-to be under way and comes within the 8 ms after. And again, until the run is done. Printed at the end: how many
-runs ended with the weights and the log of the run that was never killed, how many kills lost more steps than
-`--checkpoint-every`; and the time to go on from step 100 and from step 10,000, interleaved.
+Each run is a small training of recognition (mixup, dropout, batch norm, EMA weights, AdamW) or segmentation, on 1, 2 or
+4 processes, alone, below torchrun or `accelerate launch`, with DDP or FSDP2, with and without data-loading workers. It
+evaluates every epoch of 4 steps, saves every second step, and is killed three to six times before it may end: all
+processes, the main one, another rank, a worker or the launcher; by SIGKILL, by SIGSTOP and then SIGKILL, by SIGTERM, or
+by a full disk (a small tmpfs, where this process may mount one); at any moment, inside a save, inside an evaluation,
+while `--rebase` opens the run or `--resume never` moves it aside. After every kill all that is left must end by itself,
+every checkpoint must verify, no more steps may be lost than `--checkpoint-every`, and nothing may print a traceback;
+at the end weights and log must be those of the run that was never killed, bit for bit.
+
+Most launchers and all they start are forks of one process that has torch imported (forked.py); in every tenth run they
+are interpreters of their own. `--out` holds a line for each run in kills.jsonl, and counts of them in kills.json; the
+same command goes on with what is missing.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -22,122 +27,134 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
-import psutil
 import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from trainkit.checkpoint import list_checkpoints, load, verify  # noqa: E402
+from forked import adopt_orphans, preload  # noqa: E402
+from kills import RECIPE, Setting, first, one_run, story  # noqa: E402
 
-TOYS, NAME, EVERY = ROOT / "tests" / "toys.py", "all", 2
+from trainkit.checkpoint import list_checkpoints  # noqa: E402
 
-
-def start(folder: Path, sleep: float) -> subprocess.Popen:
-    """The run in a process of its own; it prints into `folder`/printed.txt."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": str(sleep), "TOY_WORKERS": "2"}
-    folder.mkdir(exist_ok=True)
-    with (folder / "printed.txt").open("a") as printed:
-        return subprocess.Popen([sys.executable, str(TOYS), str(folder), NAME], env=env, stdout=printed, stderr=printed)
+TOYS = ROOT / "tests" / "toys.py"
 
 
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the run and the processes that read its images."""
-    parent = psutil.Process(process.pid)
-    for each in [*parent.children(recursive=True), parent]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.wait()
-
-
-def newest(folder: Path) -> int:
-    """Step of the newest whole checkpoint, 0 where there is none."""
-    for path in reversed(list_checkpoints(folder / NAME / "checkpoints")):
-        if verify(path) is None:
-            return int(path.name[5:])
-    return 0
-
-
-def steps_logged(folder: Path) -> int:
-    """Steps that the run is known to have done: the last row of its log (every third step)."""
-    log = folder / NAME / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-    return max(steps, default=0)
-
-
-def evaluated(folder: Path) -> int:
-    """Step of the last evaluation in the log."""
-    log = folder / NAME / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return max((row["step"] for row in rows if row["event"] == "evaluate"), default=0)
-
-
-def story(folder: Path) -> tuple[dict, list]:
-    """Weights and log at the end, without times."""
-    weights = load(list_checkpoints(folder / NAME / "checkpoints")[-1])[0]
-    rows = [json.loads(line) for line in (folder / NAME / "log.jsonl").read_text().splitlines()]
-    timeless = [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
-    return weights, [row for row in timeless if row["event"] != "save"]
-
-
-def equal(one: tuple[dict, list], other: tuple[dict, list]) -> bool:
-    return (
-        one[0].keys() == other[0].keys()
-        and all(torch.equal(value, other[0][name]) for name, value in one[0].items())
-        and one[1] == other[1]
+def drawn_setting(number: int, seed: int) -> Setting:
+    """Of the run of that number."""
+    draw = random.Random(f"setting-{seed}-{number}")
+    processes = draw.choices((1, 2, 4), (4, 4, 2))[0]
+    return Setting(
+        task=("recognition", "segmentation")[number % 2],
+        processes=processes,
+        sharded=processes > 1 and draw.random() < 0.4,
+        launcher=draw.choice(("none", "torchrun", "accelerate") if processes == 1 else ("torchrun", "accelerate")),
+        workers=int(draw.random() < 0.5),
+        fresh=number % 10 == 9,
     )
 
 
-def end_at_a_moment(process: subprocess.Popen, folder: Path, draw: random.Random, length: float, aimed: bool) -> bool:
-    """Kill the run at a random moment, or `aimed` while it saves; whether it was still going."""
-    end = time.monotonic() + draw.uniform(
-        0.25 * length, (0.7 if aimed else 1) * length
-    )  # before a quarter it is importing torch
-    checkpoints = folder / NAME / "checkpoints"
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.002)
-    if aimed:
-        while process.poll() is None and not list(checkpoints.glob(".writing-*")):
-            time.sleep(0.0002)
-        time.sleep(draw.uniform(0, 0.008))
-    if process.poll() is None:
-        kill(process)
-        return True
-    if process.returncode != 0:
-        raise SystemExit((folder / "printed.txt").read_text())
-    return False
+def references(work: Path, only: str) -> dict[str, dict[str, Any]]:
+    """What the runs come to where nobody kills them, by `Setting.result`, and their times."""
+    found = {}
+    for task in ("recognition", "segmentation"):
+        for processes, sharded in ((1, False), (2, False), (4, False), (2, True), (4, True)):
+            setting = Setting(task, processes, sharded, "none" if processes == 1 else "torchrun", 0, False)
+            if only not in setting.result:
+                continue
+            folder = work / f"reference-{setting.result}"
+            if not (folder / "times.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                (folder / "times.json").write_text(json.dumps(first(setting, folder)))
+            times = json.loads((folder / "times.json").read_text())
+            print(setting.result, times, flush=True)
+            found[setting.result] = {**times, "story": story(folder / "run")}
+    return found
 
 
-def survive(work: Path, wanted: int, seed: int, sleep: float) -> None:
-    """Kill runs until there are `wanted` kills, and see how they end."""
-    draw = random.Random(seed)
-    begun = time.perf_counter()
-    assert start(work / "whole", sleep).wait() == 0, (work / "whole" / "printed.txt").read_text()
-    length = time.perf_counter() - begun
-    expected = story(work / "whole")
-    print(f"never killed: {length:.1f} s, {len(expected[1])} rows")
+def lane(place: int, lanes: int, arguments: argparse.Namespace, end: float, reference: dict[str, Any]) -> None:
+    """Every `lanes`-th run, until there are enough kills or no time is left."""
+    adopt_orphans()
+    file, number = arguments.out / "kills.jsonl", place
+    while time.time() < end:
+        done = read(file)
+        if sum(len(each["kills"]) for each in done) >= arguments.kills:
+            return
+        setting = drawn_setting(number, arguments.seed)
+        if number not in {each["run"] for each in done} and setting.result in reference:
+            times = reference[setting.result]
+            slower = 6.0 if setting.fresh else 0.0  # imports of the launcher and of what it starts
+            times = {**times, "start_s": times["start_s"] + slower * (2 if setting.launcher != "none" else 1)}
+            work = arguments.out / f"run-{number}"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            found = one_run(number, arguments.seed, setting, times, work)
+            with file.open("a") as lines:
+                lines.write(json.dumps(found) + "\n")
+        number += lanes
 
-    kills = runs = bit_equal = lost_more = during = evaluating = most = 0
-    while kills < wanted:
-        folder, runs, here = work / f"run-{runs}", runs + 1, 0
-        while end_at_a_moment(start(folder, sleep), folder, draw, length, aimed=kills % 4 == 3):
-            kills, here = kills + 1, here + 1
-            during += bool(list((folder / NAME / "checkpoints").glob(".[wr]*")))
-            lost_more += steps_logged(folder) - newest(folder) > EVERY
-            evaluating += newest(folder) % 4 == 0 and newest(folder) > evaluated(folder)
-            if kills % 20 == 0:
-                print(f"{kills} kills, {runs} runs", flush=True)
-        most = max(most, here)
-        bit_equal += equal(story(folder), expected)
-        shutil.rmtree(folder)
-    print(f"{runs} runs, {kills} kills, up to {most} in one run; {during} while a checkpoint was written or removed,")
-    print(f"{evaluating} between the checkpoint of an epoch's end and the end of its evaluation")
-    print(f"ended bit-equal: {bit_equal} of {runs}; kills that lost more than {EVERY} steps: {lost_more}")
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Runs that are done."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def counts(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What stands in kills.json."""
+    kills = [(run, kill) for run in runs for kill in run["kills"]]
+    by: dict[str, Counter] = {name: Counter() for name in ("victim", "how", "when", "processes", "launcher", "task")}
+    for run, kill in kills:
+        for name, counter in by.items():
+            counter[str(kill[name] if name in kill else run["setting"][name])] += 1
+    return {
+        "runs": len(runs),
+        "kills": len(kills),
+        "runs_equal": sum(run["equal"] for run in runs),
+        "runs_at_fault": [run["run"] for run in runs if run["faults"]],
+        "kills_by": {name: dict(counter) for name, counter in by.items()},
+        "kills_sharded": sum(run["setting"]["sharded"] for run, _ in kills),
+        "kills_with_workers": sum(run["setting"]["workers"] > 0 for run, _ in kills),
+        "kills_of_interpreters_of_their_own": sum(run["setting"]["fresh"] for run, _ in kills),
+        "most_steps_lost": max((kill["lost"] for _, kill in kills), default=0),
+        "longest_end_s": max((kill["ended_s"] for _, kill in kills), default=0),
+        "hours_of_runs": round(sum(run["seconds"] for run in runs) / 3600, 2),
+        "torch": torch.__version__,
+    }
+
+
+def survive(arguments: argparse.Namespace) -> bool:
+    """Kill runs in as many lanes as asked for; whether all ended as they should."""
+    arguments.out = arguments.out.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    adopt_orphans()
+    trial = Path(tempfile.mkdtemp(prefix="survive-"))
+    preload([str(RECIPE), "--out", str(trial / "run"), "--epochs", "0.5", "--workers", "0"])
+    shutil.rmtree(trial)
+    reference, end = references(arguments.out, arguments.settings), time.time() + arguments.minutes * 60
+    lanes = []
+    for place in range(arguments.lanes):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                lane(place, arguments.lanes, arguments, end, reference)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        lanes.append(pid)
+    failed = sum(os.waitpid(pid, 0)[1] != 0 for pid in lanes)
+    found = counts(read(arguments.out / "kills.jsonl"))
+    (arguments.out / "kills.json").write_text(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1))
+    return not failed and not found["runs_at_fault"]
 
 
 def resumes(work: Path, rounds: int) -> None:
@@ -175,16 +192,25 @@ def resumes(work: Path, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--resumes", type=int, default=7, help="rounds of measuring how long going on takes")
+    parser.add_argument("--minutes", type=float, default=600, help="of killing, after which no new run is begun")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at once")
+    parser.add_argument("--out", type=Path, help="where the counts go; default: nowhere")
+    parser.add_argument("--resumes", type=int, default=0, help="rounds of measuring how long going on takes")
+    parser.add_argument("--settings", default="", help="those alone whose name holds this, such as 4-fsdp2")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sleep", type=float, default=0.02, help="seconds an image takes to read")
     arguments = parser.parse_args()
+    if os.environ.get("OMP_NUM_THREADS") != "1":  # trainkit looks at what its parent was started with
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_NUM_THREADS": "1"})
+    torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="survive-"))
-    if arguments.resumes:
-        resumes(work, arguments.resumes)
-    if arguments.kills:
-        survive(work, arguments.kills, arguments.seed, arguments.sleep)
-    shutil.rmtree(work)
+    arguments.out = arguments.out or work / "kills"
+    try:
+        if arguments.resumes:
+            resumes(work, arguments.resumes)
+        if arguments.kills and not survive(arguments):
+            raise SystemExit(1)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

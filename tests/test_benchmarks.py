@@ -16,7 +16,7 @@ SMALL = {
     "scale": ("--images", "3", "--gb", "0.001", "--rounds", "1", "--steps", "10"),
     "start": ("--rounds", "1"),
     "step": ("--loops", "bare", "trainkit_held", "--rounds", "1", "--steps", "8", "--batch", "4"),
-    "survive": ("--kills", "1", "--resumes", "0", "--sleep", "0.001", "--seed", "36"),  # killed half-way, and not again
+    "survive": ("--kills", "1", "--lanes", "1", "--settings", "recognition-1-ddp"),
     "tiny": ("trainkit",),
     "windows": ("--images", "1", "--rounds", "1", "--batches", "1", "4", "--window", "32"),
 }
