@@ -119,6 +119,7 @@ def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, o
     os.environ.update(env)
     import torch  # not in the process of pytest before it is needed
 
+    multiprocessing.set_start_method("fork", force=True)  # and not that of the process it was forked from
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv[:] = words
     sys.path.insert(0, str(Path(words[0]).parent))

@@ -204,12 +204,12 @@ class Deadly(Images):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_told(tmp_path):
     """torch notices a death by a signal, which names it, or by itself; both come, as time has it."""
-    told = r"process \d+, which read images, died( of SIGKILL)?, most often killed by the system .*--workers"
+    told = r"data-loading worker .pid \d+. died of SIGKILL: somebody, or the system, killed it .*resumes from the last"
     with pytest.raises(ChildProcessError, match=told):
         train(recognition(train_data=Deadly(27)), Options(out=tmp_path, workers=1, log_every=1))
     for text, words in {
-        "DataLoader worker (pid 12) is killed by signal: Killed. ": "process 12, which read images, died of SIGKILL",
-        "DataLoader worker (pid(s) 12, 13) exited unexpectedly": "process 12 and 13, which read images, died, most",
+        "DataLoader worker (pid 12) is killed by signal: Killed. ": ".pid 12. died of SIGKILL: somebody",
+        "DataLoader worker (pid(s) 12, 13) exited unexpectedly": "data-loading worker .pid 12 and 13. died. The",
         "DataLoader worker (pid 12) is killed by signal: Bus error. It": "died of SIGBUS: shared memory is full",
         "DataLoader worker (pid 12) is killed by signal: Segmentation fault. ": "died of SIGSEGV: a library crashed",
         "DataLoader worker (pid 12) is killed by signal: Terminated. ": "died of SIGTERM: another process ended it",

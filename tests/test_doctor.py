@@ -307,8 +307,8 @@ def test_mistakes(scenes, tmp_path, monkeypatch, capsys):
     assert main(words(scenes, "--workers", "-1")) == 2
     assert "workers is -1; it must be at least 0" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(words(scenes)) == 0 and not (tmp_path / "runs").exists(), "one process does it"
-    monkeypatch.delenv("RANK")
 
 
 def test_a_label_error_of_a_worker_is_one_message(scenes):

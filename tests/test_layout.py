@@ -39,7 +39,8 @@ def ours(path: Path) -> set[str]:
 ARROWS = {
     "__main__": {"cli"},
     "cli": {"trainkit", "recipe", "options", "finding", "loop", "check", "doctor", "predict", "export", "push",
-            "replay", "data.seeds", "display", "mistakes", "results", "run_files", "setting_values"},
+            "replay", "data.seeds", "display", "launched", "mistakes", "results", "run_files",
+            "setting_values", "streams"},
     "loop": {
         "recipe", "options", "checkpoint", "display", "launch", "plan", "probe", "training", "step", "records",
         "nonfinite", "ema", "weights", "objective", "sharding", "evaluation", "finding", "data.repeatability",
@@ -84,8 +85,12 @@ ARROWS = {
     "undo": {"sharding"},
     "optimizer_state": {"sharding"},
     "packing": {"sharding"},
-    "launch": {"sharding", "data.workers"},
+    "launch": {"launched", "limits", "sharding", "data.workers"},
     "objective": {"outputs", "recipe"},
+    "display": {"launched", "streams"},
+    "memory": {"limits"},
+    "mistakes": {"limits"},
+    "signals": {"launched"},
     "plan": {"recipe", "options", "data.order"},
     "finding": {"run", "recorded", "checkpoint"},
     "results": {"run", "setting_values", "checkpoint"},
@@ -128,7 +133,7 @@ ARROWS = {
     "data.repeatability": {
         "memory", "data.on_device", "data.reading", "data.seeds", "data.spawning", "data.workers",
     },
-    "data.workers": {"data.spawning"},
+    "data.workers": {"data.spawning", "launched", "limits"},
     "data.seeds": {"data.generators"},
     "data.repeated": {"data.seeds", "data.wrapper"},
     "data.stages": {"data.wrapper"},

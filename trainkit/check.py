@@ -23,7 +23,7 @@ from trainkit.display import Display
 from trainkit.freezing import frozen_statistics
 from trainkit.introduction import introduce
 from trainkit.labels import training_warnings
-from trainkit.launch import start_accelerator
+from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.nonfinite import describe, is_failure
 from trainkit.optimizer_state import evaluation_mode
 from trainkit.options import Options
@@ -41,6 +41,7 @@ STEPS = 3  # the first one warms up and is saved; the others are timed, and trai
 PLACES = 60  # of the schedule's curve
 
 
+@lost_processes_told()
 def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Read, train, save, go on and evaluate on a few batches; show and return what was found, and leave nothing.
 

@@ -1,15 +1,16 @@
 """The commands, and the only reader of argv. Settings come from the recipe's signature, read by tyro."""
 
-import os
+import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from trainkit import __version__
-from trainkit.mistakes import users_mistake
+from trainkit.launched import end_with_launcher, faulty_variable, rank
+from trainkit.mistakes import is_one_process_affair, is_the_machines, what_to_tell
+from trainkit.streams import keep_standard_streams
 
 HELP = """\
 trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
@@ -32,8 +33,23 @@ COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export", "push",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; told in one message."""
+    """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; told in one message.
+
+    130 after Ctrl-C, whatever it comes into.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv is None:  # a process of its own
+            keep_standard_streams(told=not {"-h", "--help"} & set(words))
+        return _run(words)
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C (SIGINT)", code=128 + signal.SIGINT)
+    finally:
+        if argv is None:  # a second Ctrl-C ends it at once, and says nothing
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run(words: list[str]) -> int:
     command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
     if words[:1] in (["--help"], ["-h"]):
         sys.stdout.write(HELP)
@@ -41,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         sys.stdout.write(f"trainkit {__version__}\n")
         return 0
+    end_with_launcher()
+    if fault := faulty_variable():
+        return _fail(fault, from_all=True)
     if not words or words[0].startswith("-"):
         what, file = ("run", "RUN") if command in ("push", "replay") else ("recipe", "RECIPE")
         return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
@@ -56,14 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "replay": _replay,
         }
         return commands[command](Path(words[0]), words[1:])
-    except (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
-        message = users_mistake(error, Path(words[0]))
+    except Exception as error:
+        message = what_to_tell(error, Path(words[0]))
         if message is None:
             raise
-        # Before the first step every process makes the same mistake; reading an image is one process's affair.
-        while_reading = {"steps", "measure"} & {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        machines = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
-        return _fail(message, from_all=bool(while_reading), code=1 if machines else 2)
+        return _fail(message, from_all=is_one_process_affair(error), code=1 if is_the_machines(error) else 2)
 
 
 def _train(path: Path, words: list[str]) -> int:
@@ -103,7 +119,7 @@ def _doctor(path: Path, words: list[str]) -> int:
 
     function = load_recipe(path)
     settings, options = _read(function, DoctorOptions, f"trainkit doctor {path}", words, {})
-    if int(os.environ.get("RANK", 0)) != 0:
+    if rank() != 0:
         return 0  # reading takes no launcher: one process does it all
 
     from trainkit.doctor import examine
@@ -128,6 +144,8 @@ def _evaluate(path: Path, words: list[str]) -> int:
         workers=asked.workers,
         precise_bn=asked.precise_bn,
         weights_key=asked.weights_key,
+        channels_last=asked.channels_last,
+        tf32=asked.tf32,
     )
     recipe = _built(function, settings, run_folder)
     recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
@@ -169,7 +187,7 @@ def _push(folder: Path, words: list[str]) -> int:
     from trainkit.options import PushOptions
 
     asked = _options(_with_positional(PushOptions, "name"), f"trainkit push {folder}", words)
-    if int(os.environ.get("RANK", 0)) != 0:
+    if rank() != 0:
         return 0  # one process does it all
 
     from trainkit.push import push
@@ -322,9 +340,9 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:
     """Say it once: the main process, or with `from_all` whichever it happened in."""
-    rank = int(os.environ.get("RANK", 0))
-    if rank == 0 or from_all:
+    number = rank()
+    if number == 0 or from_all:
         from trainkit.display import error
 
-        error(message if rank == 0 else f"process {rank}: {message}")
+        error(message if number == 0 else f"process {number}: {message}")
     return code

@@ -1,16 +1,19 @@
 """What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
 
-import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from trainkit.launched import rank
+from trainkit.streams import columns, lasting
 
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
@@ -23,7 +26,7 @@ class Display:
 
     def __init__(self, active: bool = True, console: Console | None = None):
         self.active = active
-        self.console = console or Console()
+        self.console = console or _console(sys.stdout)
         self._bar: Progress | None = None
         self._shown = 0.0
         if hasattr(self.console.file, "reconfigure"):  # what the stream's encoding lacks is escaped
@@ -267,12 +270,17 @@ class Display:
 
 def of_launcher() -> Display:
     """A display in the first of the processes that a launcher started, for when they do not know each other yet."""
-    return Display(int(os.environ.get("RANK", 0)) == 0)
+    return Display(rank() == 0)
 
 
 def error(text: str) -> None:
     """One message to standard error."""
-    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    _console(sys.stderr).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _console(stream: TextIO | None) -> Console:
+    """One on `stream`, whose reader may go away; None: a stream that was closed before the start shows nothing."""
+    return Console(file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None)
 
 
 def _bare(name: str) -> str:

@@ -14,9 +14,11 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import AORecipeKwargs
+from accelerate.utils import AORecipeKwargs, parse_flag_from_env
 
 from trainkit.data.workers import usable_cores
+from trainkit.launched import end_with_launcher, rank
+from trainkit.limits import causes
 from trainkit.sharding import kept_from_accelerate
 
 REFUSED_ENGINES = {
@@ -27,6 +29,11 @@ REFUSED_ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has a training loop of its own",
 }
 
+TRANSPORTS = (
+    "gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Socket Timeout", "TCPStore",
+    "client socket has failed", "Timed out waiting", "Broken pipe",
+)  # fmt: skip
+
 
 def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
     """The Accelerator of this process, with all started processes in one group and all cores in use.
@@ -35,13 +42,15 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     there is no accelerator device, processes are joined over gloo on the CPU. Raises ValueError where
     the launcher started other processes than the group has, or an engine that the loop would not be exact under.
     """
+    end_with_launcher()
     for variable, reason in REFUSED_ENGINES.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise ValueError(
                 f"{variable} is set: {reason}. Launch with "
                 "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to share weights out"
             )
-    on_cpu, timeout = not torch.accelerator.is_available(), timedelta(seconds=timeout_s)
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    timeout = timedelta(seconds=timeout_s)
     if on_cpu:
         _use_all_cores()
         _keep_freed_memory()
@@ -75,22 +84,33 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
 
 
 @contextmanager
-def lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
-    """Say it where an exchange with the other processes failed; torch says so in words of its transport.
+def lost_processes_told() -> Iterator[None]:
+    """Say it where meeting the other processes, or an exchange with them, failed; torch says so in many words.
 
-    Raises ConnectionError in its place.
+    Raises ConnectionError in its place. Also while the group forms, and where an error of the training came only
+    because the others were gone.
     """
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if accelerator.num_processes == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
+    except (RuntimeError, OSError, ValueError) as error:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes == 1 or isinstance(error, (ChildProcessError, ConnectionError)):  # told already
             raise
+        failed = next((each for each in causes(error) if _is_of_the_group(each)), None)
+        if failed is None:
+            raise
+        words = (str(failed) or type(failed).__name__).splitlines()[0]
         raise ConnectionError(
-            f"process {accelerator.process_index} of {accelerator.num_processes}, on {socket.gethostname()}, lost the "
-            f"others: one has ended, or the network between them has ({text.splitlines()[0]}). The same command goes "
-            "on from the last checkpoint"
+            f"process {rank()} of {processes}, on {socket.gethostname()}, lost the others: one has ended, or the "
+            f"network between them has ({words}). The same command resumes from the last checkpoint"
         ) from error
+
+
+def _is_of_the_group(error: BaseException) -> bool:
+    """Whether torch.distributed raised it: by its class, or where a transport says so in plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in TRANSPORTS)
+    )
 
 
 def _join_afresh(timeout: timedelta) -> None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainkit import checkpoint
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers, worker_deaths_told
@@ -43,10 +45,11 @@ from trainkit.records import (
 from trainkit.sharding import prepare
 from trainkit.signals import FAILED, Stopped
 from trainkit.step import steps
-from trainkit.training import Training, begin, open_run
+from trainkit.training import Training, allow_tf32, begin, open_run
 from trainkit.weights import named_as, start_from, take_weights
 
 
+@lost_processes_told()
 def train(
     recipe: Recipe, options: Options, settings: Mapping[str, Any] | None = None, recipe_file: Path | None = None
 ) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def train(
             display.note(f"warning: {line}")
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
-        with t.stop, lost_processes_told(accelerator), worker_deaths_told(), _kept_on_error(t):
+        with t.stop, worker_deaths_told(), _kept_on_error(t):
             if found.path is None and accelerator.is_main_process:
                 unrepeatable = find_unrepeatable(recipe.train_data, options.seed, t.workers)
                 if unrepeatable:
@@ -151,7 +154,10 @@ def _after_step(t: Training, step: int) -> int:
     t.display.advance(step)
     if step % t.options.log_every == 0 or step == t.plan.total_steps:
         _log_row(t, step)
-    return t.stop.agreed() or _evaluate_and_save(t, step)
+    number = t.stop.agreed() or _evaluate_and_save(t, step)
+    if not number and t.saved == step:  # a save that failed costs no further step
+        number = t.stop.agreed()
+    return number
 
 
 def _evaluate_and_save(t: Training, step: int) -> int:
@@ -246,6 +252,7 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     return improved, 0
 
 
+@lost_processes_told()
 def evaluate(
     recipe: Recipe,
     weights: Path,
@@ -262,6 +269,9 @@ def evaluate(
     weights, _ = find_weights(Path(weights))
     recipe = recipe.opened() if options.precise_bn is not None else recipe
     accelerator = start_accelerator()
+    allow_tf32(options.tf32)
+    if options.channels_last:
+        recipe.model.to(memory_format=torch.channels_last)
     display = Display(accelerator.is_main_process)
     for line in take_weights(recipe.model, weights, options.weights_key, partial, averaged=False):
         display.note(line)
@@ -277,11 +287,11 @@ def evaluate(
             raise ValueError(f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None")
         by_name = named_as(recipe.model, averages["averages"])
         ema.load_state_dict(averages | {"averages": by_name}, strict=False)
-    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
+    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     introduce(recipe, display.note)
     workers = choose_workers(options.workers, accelerator.num_processes)
     way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
-    with lost_processes_told(accelerator), worker_deaths_told():
+    with worker_deaths_told():
         results = Evaluation(*way, thorough=True).measure()
     if keep is not None and accelerator.is_main_process:
         keep(results)

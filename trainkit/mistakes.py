@@ -5,6 +5,31 @@ import re
 import traceback
 from pathlib import Path
 
+from trainkit.limits import causes, limit_met
+
+TOLD = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)  # others are bugs
+
+
+def what_to_tell(error: Exception, recipe: Path) -> str | None:
+    """The one message that `error` ends in, also where a limit of the machine was met; None for a bug."""
+    limit = None if os.environ.get("TRAINKIT_TRACEBACK") else limit_met(error)
+    return users_mistake(error, recipe) if limit is None and isinstance(error, TOLD) else limit
+
+
+def is_one_process_affair(error: Exception) -> bool:
+    """Whether the other processes do not end by the same error, as all do before the first step.
+
+    Reading an image is one process's affair, and so is what it lacks, or that it lost the others.
+    """
+    frames = {frame.name for each in causes(error) for frame in traceback.extract_tb(each.__traceback__)}
+    return limit_met(error) is not None or isinstance(error, ConnectionError) or bool({"steps", "measure"} & frames)
+
+
+def is_the_machines(error: Exception) -> bool:
+    """Whether the machine failed, and not what the user gave it."""
+    failed = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+    return failed or limit_met(error) is not None
+
 
 def users_mistake(error: Exception, recipe: Path) -> str | None:
     """What to tell the user; None where the error is not one that trainkit or the recipe raised on purpose.

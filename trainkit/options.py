@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from trainkit.inference import Inference
 
+LONGEST_S = 2**31 // 1000  # of waiting for other processes: torch counts it in milliseconds
+LARGEST = 3.4e38  # of float32
+
 
 @dataclass(frozen=True)
 class Options:
@@ -66,6 +69,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if self.timeout_s > LONGEST_S:
+            raise ValueError(
+                f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is {LONGEST_S / 86400:.0f} days"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,10 @@ class EvaluateOptions:
     """of what is random in the validation data, if anything"""
     workers: int | None = None
     """processes that read images, for each process; default: its share of the cores, up to 8"""
+    channels_last: bool = False
+    """hold images and weights with the channels last, as in a run"""
+    tf32: bool = False
+    """on GPUs: multiply float32 in TF32, as in a run"""
     precise_bn: int | None = None
     """estimate batch norm's statistics anew from so many training images, 16 at a time, as in a run"""
     as_stored: bool = False
@@ -198,13 +209,15 @@ class PushOptions:
 
 
 def check_finite(values: Mapping[str, Any]) -> None:
-    """Raises ValueError that names a setting or option of which a number is infinite or none."""
+    """Raises ValueError that names a setting or option of which a number is infinite, none, or beyond float32."""
     for name, value in values.items():
         if is_dataclass(value):
             check_finite({f"{name}.{field}": each for field, each in vars(value).items()})
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}; it must be a finite number")
+            if isinstance(each, float) and abs(each) > LARGEST:
+                raise ValueError(f"{name} is {each}; it must be between -{LARGEST} and {LARGEST}, as float32 is")
 
 
 def check_names(settings: Iterable[str]) -> None:

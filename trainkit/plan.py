@@ -7,6 +7,8 @@ from trainkit.data.order import TrainOrder
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 
+MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are sorted
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,6 +32,11 @@ class Plan:
             repeats=getattr(recipe.train_data, "repeats", 1),
             locality=getattr(recipe.train_data, "locality", None),
         )
+        if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
+            raise ValueError(
+                f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can have up to "
+                f"{MOST_STEPS:,} steps, and must have some"
+            )
         plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
         plan.multiplier(0)  # a warm-up longer than the run is refused here
         return plan

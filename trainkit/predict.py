@@ -22,7 +22,7 @@ from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.launch import start_accelerator
 from trainkit.losses import check_num_outputs
-from trainkit.memory import is_out_of_memory, shortage_told
+from trainkit.memory import is_shortage, shortage_told
 from trainkit.objective import Objective, ToDevice, uncompiled
 from trainkit.options import PredictOptions
 from trainkit.outputs import main_logits, refusals_told, run_padded, size_divisor
@@ -66,7 +66,7 @@ class Pictures(Dataset):
             size, original = tuple(image.shape[-2:]), image.as_subclass(Tensor) if self.original else None
             image = image if self.transform is None else self.transform(image)
         except UNUSABLE as error:
-            if is_out_of_memory(error):
+            if is_shortage(error):
                 raise
             return Picture(file, name, fault=str(error) if str(file) in str(error) else f"{file}: {error}")
         return Picture(file, name, image.as_subclass(Tensor), size, original)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainkit.checkpoint import digest
 from trainkit.data.reading import name_of
 from trainkit.display import Display
-from trainkit.launch import start_accelerator
+from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.nonfinite import is_failure
 from trainkit.options import Options
 from trainkit.plan import Plan
@@ -57,6 +57,7 @@ class Watch:
             hook.remove()
 
 
+@lost_processes_told()
 def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     """Run the step kept in `failure` again from the state before it; whether it fails again.
 

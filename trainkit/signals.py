@@ -9,7 +9,9 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from trainkit.launched import launcher
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 FAILED = 1  # no signal: one process cannot go on, and all stop with this exit code
 
 
@@ -22,23 +24,25 @@ class Stopped(SystemExit):
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT or SIGUSR1, and by the death of the launcher; a context manager.
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the death of the launcher; a context manager.
 
-    A second SIGINT raises KeyboardInterrupt at once. `accelerate launch` of one process does not pass SIGTERM
-    on, it dies: a training it leaves behind stops as if it had got the signal itself.
+    SIGHUP, of a terminal that is closed, is left alone where it is ignored, as nohup has it. A second SIGINT raises
+    KeyboardInterrupt at once. `accelerate launch` of one process does not pass SIGTERM on, it dies, and torchrun may
+    be killed outright: a training it leaves behind stops as if it had got SIGTERM itself.
     """
 
     def __init__(self, device: torch.device, num_processes: int):
         self.device, self.num_processes = device, num_processes
         self._number = 0
-        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        self._launcher = launcher()
         self._before: dict[int, object] = {}
         self._asked: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is not threading.main_thread():
             return self  # Python delivers signals to the main thread alone, and lets no other one ask for them
-        self._before = {number: signal.signal(number, self._on_signal) for number in STOPPING}
+        heard = [each for each in STOPPING if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._on_signal) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

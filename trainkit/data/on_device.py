@@ -84,7 +84,7 @@ class OnDevice(Dataset):
 
     def __init__(self, data: Dataset, augment: Sequence[Augment] = ()):
         first, _ = data[0]
-        self.images = torch.empty((len(data), *first.shape), dtype=first.dtype).share_memory_()
+        self.images = torch.empty((len(data), *first.shape), dtype=first.dtype)
         self.targets = torch.empty(len(data), dtype=torch.int64)
         for index in range(len(data)):
             image, target = data[index]
@@ -115,7 +115,7 @@ class OnDevice(Dataset):
 
     def to(self, device: torch.device) -> None:
         """Hold the images there from now on."""
-        if self._held[0].device != device:
+        if not same_device(self._held[0].device, device):
             self._held = self.images.to(device), self.targets.to(device)
 
     def read(self, seed: int, epoch: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -132,6 +132,11 @@ class OnDevice(Dataset):
         for change, drawn in zip(self.augment, draws.split(self._sizes, 1)):
             images = change(images, drawn)
         return images
+
+
+def same_device(held: torch.device, asked: torch.device) -> bool:
+    """Whether what is `held` there is where it is `asked` for: "cuda" is any of this process's GPUs, as "cuda:0" is."""
+    return held.type == asked.type and (asked.index is None or held.index in (None, asked.index))
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeds import Seeded
 from trainkit.data.targets import as_target
-from trainkit.memory import is_out_of_memory
+from trainkit.memory import is_shortage
 
 # What datasets raise, also where they have nothing left to give; bugs raise others.
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)
@@ -96,7 +96,7 @@ class Reader(Dataset):
 
 def is_unusable(error: Exception) -> bool:
     """Whether `error` tells of an image or a target that cannot be used, and not of a bug or of memory that ran out."""
-    return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_out_of_memory(error)
+    return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_shortage(error)
 
 
 def _of_a_decoder(error: Exception) -> bool:

@@ -19,6 +19,8 @@ from trainkit.data.generators import find_generators
 
 ORDER, IMAGE, STEP, MIX, DRAW = range(5)  # streams of random numbers that must not meet
 
+HAS_MPS = torch.backends.mps.is_available()
+
 
 def fold(*numbers: int) -> int:
     """One 64-bit seed from several integers (splitmix64, Steele et al., 2014, once per integer)."""
@@ -64,8 +66,17 @@ def seed_host(*numbers: int) -> None:
 def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
     """Seed what the model, or mixing, may draw from in this step: the host's generators and the current device's."""
     seed_host(seed, stream, step, process)
-    if torch.cuda.is_initialized():  # one generator; torch.cuda.manual_seed_all would walk all devices
-        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(fold(seed, stream, step, process))
+    generator = _device_generator()
+    if generator is not None:
+        generator.manual_seed(fold(seed, stream, step, process))
+
+
+def _device_generator() -> torch.Generator | None:
+    """That of the current device; None where there is the CPU alone, or where nothing has been computed on it yet."""
+    for backend in (torch.cuda, torch.xpu):  # one generator: torch's manual_seed_all would walk all devices
+        if backend.is_initialized():
+            return backend.default_generators[backend.current_device()]
+    return torch.mps._get_default_mps_generator() if HAS_MPS else None
 
 
 def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:

@@ -5,21 +5,33 @@ import os
 import re
 import signal
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, ForkProcess
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from weakref import WeakSet
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.data.spawning import Sendable, forks
+from trainkit.launched import end_with_parent
+from trainkit.limits import causes, limit_met
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
 """seconds that a process has to begin, and each that takes its place twice as long"""
 TRIES = 3
+GROUPS_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
+"""that a terminal, a launcher or a scheduler sends to a whole group, and that are the training's affair"""
+_STARTED: WeakSet = WeakSet()  # workers of this process
+_kills_before = 0  # by the system for lack of memory, before the newest workers began
 
 
 class Loader(DataLoader):
@@ -35,6 +47,27 @@ class Loader(DataLoader):
             worker_init_fn=_outlive_the_signal,
             **kwargs,
         )
+
+    def __iter__(self) -> Any:
+        global _kills_before
+        _kills_before = _kills_for_memory()
+        try:
+            iterator = super().__iter__()
+        except OSError as error:
+            _end_what_was_begun(error)
+            raise
+        _STARTED.update(getattr(iterator, "_workers", ()))
+        return iterator
+
+
+def _end_what_was_begun(error: OSError) -> None:
+    """Of an iterator that could not be made whole: its workers, and what torch would do for one that is whole."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        iterator = frame.f_locals.get("self")
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            for worker in getattr(iterator, "_workers", ()):
+                worker.kill()
+            iterator._shutdown = True
 
 
 def choose_workers(asked: int | None, num_processes: int, cores: int | None = None) -> int:
@@ -95,7 +128,8 @@ class _SureFork(ForkProcess):
         )
 
     def run(self) -> None:
-        """In the process itself."""
+        """In the process itself, which is of no use without its parent."""
+        end_with_parent(signal.SIGKILL, self._parent_pid)
         self.begun.send_bytes(b"begun")
         self.begun.close()
         super().run()
@@ -109,11 +143,13 @@ class _SureForks(ForkContext):
 def _born_with_the_signal_blocked() -> Iterator[None]:
     """Around the start of a process that reads images: it, and every thread of it, begins with SIGTERM blocked.
 
-    Where it blocks it for itself, in `_outlive_the_signal`, it is too late for threads that are there by then:
-    torch starts some when it sets their number, and the signal ends a process that one thread lets it into. The
-    process that starts it gets its own right after.
+    And with those of a group, until it ignores them. Where it blocks SIGTERM for itself, in `_outlive_the_signal`, it
+    is too late for threads that are there by then: torch starts some when it sets their number, and the signal ends a
+    process that one thread lets it into. The process that starts it gets its own right after.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if CAN_TELL_SENDERS else ())
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, GROUPS_SIGNALS | ({signal.SIGTERM} if CAN_TELL_SENDERS else set())
+    )
     try:
         yield
     finally:
@@ -125,8 +161,9 @@ def _outlive_the_signal(_: int) -> None:
 
     It goes on reading until the step is done. SIGTERM from its own parent is how that ends it, and obeyed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in GROUPS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUPS_SIGNALS)
     if CAN_TELL_SENDERS:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
@@ -140,36 +177,101 @@ def _end_with_the_parent(parent: int) -> None:
 
 @contextmanager
 def worker_deaths_told() -> Iterator[None]:
-    """Say what became of a worker process that died. torch raises its own short error anywhere in the main thread.
+    """Say what became of a worker process that died, or which limit of the machine it met.
 
-    Raises ChildProcessError in its place.
+    torch raises its own short error anywhere in the main thread, or the reading of the worker's last message fails in
+    one of many ways. Raises ChildProcessError in its place, OSError for a limit.
     """
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" not in text or "Caught" in text:
+    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+        if (limit := limit_met(error)) is not None:
+            raise OSError(limit) from error
+        try:
+            told = _death_behind(error)
+        except RuntimeError:  # torch raises it once for each death, wherever the main thread is
+            told = _death_behind(error)
+        if told is None:
             raise
-        raise ChildProcessError(_cause_of_death(text)) from error
+        raise ChildProcessError(told) from error
 
 
-def _cause_of_death(text: str) -> str:
-    """torch says the signal, or, where it noticed by itself, only that the process is gone."""
-    process = " and ".join(re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", "))
-    named = re.search(r"killed by signal: ([\w ]+)", text)
-    numbers = signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV, signal.SIGTERM
-    known = {signal.strsignal(number): number for number in numbers}
-    number = known.get(named.group(1).strip()) if named else None
-    told = f"process {process}, which read images, died" + (f" of {number.name}" if number else "")
+def _death_behind(error: BaseException) -> str | None:
+    """What to tell where `error` came because a worker died; else None."""
+    text = next((str(each) for each in causes(error) if "DataLoader worker" in str(each)), "")
+    if "Caught" in text:  # an error of its own, which it lived to tell
+        return None
+    dead = _dead_workers() if text or _while_receiving(error) else {}
+    return _cause_of_death(dead, text) if text or dead else None
+
+
+def _while_receiving(error: BaseException) -> bool:
+    """Whether what a worker sent was being read: where it died the connection breaks, or the message ends."""
+    files = [frame.filename for each in causes(error) for frame in traceback.extract_tb(each.__traceback__)]
+    return (
+        any(f"{os.sep}multiprocessing{os.sep}" in file for file in files) or "pin memory thread" in str(error).lower()
+    )
+
+
+def _dead_workers(seconds: float = 2.0) -> dict[int, int]:
+    """Process id and exit code of each worker that did not end by itself; waits for one, as a death takes a moment."""
+    end = time.monotonic() + seconds
+    while True:
+        codes = {process.pid: process.exitcode for process in list(_STARTED)}
+        dead = {pid: code for pid, code in codes.items() if code}
+        if dead or time.monotonic() > end:
+            return dead
+        time.sleep(0.02)
+
+
+def _cause_of_death(dead: dict[int, int], text: str) -> str:
+    """By the exit codes; `text`: what torch said, where it noticed first."""
+    number, code = None, None
+    if dead:
+        pids, code = list(dead), next(iter(dead.values()))
+        number = -code if code < 0 else None
+    else:
+        pids = [int(pid) for pid in re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", ")]
+        named = re.search(r"killed by signal: ([\w ]+)", text)
+        known = {signal.strsignal(each): int(each) for each in signal.Signals}
+        number = known.get(named.group(1).strip()) if named else None
+    told = f"data-loading worker (pid {' and '.join(map(str, pids))}) died"
+    if number is not None:
+        told += f" of {signal.Signals(number).name}"
+    elif code is not None:
+        told += f" with exit code {code}"
     if number == signal.SIGBUS:
-        told += ": shared memory is full. Enlarge /dev/shm, or start fewer such processes with --workers"
+        told += ": shared memory is full. Enlarge /dev/shm, or start fewer workers with --workers"
     elif number == signal.SIGSEGV:
         told += ": a library crashed on an image. --workers 0 shows on which"
     elif number == signal.SIGTERM:
         told += ": another process ended it"
-    else:
+    elif number == signal.SIGKILL and _kills_for_memory() > _kills_before:
         told += (
-            ", most often killed by the system because memory ran out (`dmesg` tells). Start fewer such processes with "
-            "--workers, or read smaller images"
+            ": the system killed a process because memory ran out, meanwhile. Start fewer workers with --workers, or "
+            "read smaller images"
         )
-    return f"{told}. The same command goes on from the last checkpoint"
+    elif number == signal.SIGKILL:
+        told += ": somebody, or the system, killed it (`dmesg` tells why where the system did)"
+    return f"{told}. The same command resumes from the last checkpoint"
+
+
+def _kills_for_memory() -> int:
+    """Processes that the kernel has killed for lack of memory: in this process's control group where it counts them,
+    else on the machine; 0 where nothing is known.
+    """
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+        for folder in (*(Path("/sys/fs/cgroup") / group for group in groups), Path("/sys/fs/cgroup")):
+            if (folder / "memory.events").is_file():
+                return _counter(folder / "memory.events")
+    with suppress(OSError, ValueError):
+        return _counter(Path("/proc/vmstat"))
+    return 0
+
+
+def _counter(file: Path) -> int:
+    """The value of `oom_kill` in a file of names and numbers."""
+    values = dict(line.split() for line in file.read_text().splitlines())
+    return int(values.get("oom_kill", 0))
