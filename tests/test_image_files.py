@@ -178,6 +178,7 @@ def crafted():
         taller = png(stored(colour, bits), colour, bits, interlaced, size=(WIDTH, HEIGHT + 1))
         yield f"fewer rows than it says, {colour} {bits} {interlaced}", taller
     yield "far fewer rows than it says", png(values, 2, 8, size=(WIDTH, 400_000))
+    yield "wider than memory", png(stored(3, 8), 3, 8, size=(2**31 - 1, HEIGHT))
     yield "of no size", png(values, 2, 8, size=(0, 0))
     yield "bits that are none", png(values % 8, 2, 8).replace(good[16:33], b"")
     for colour, bits in ((1, 8), (2, 4), (3, 16), (5, 8), (7, 200)):

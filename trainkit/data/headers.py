@@ -12,6 +12,9 @@ _KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _AT_ONCE = 2**20  # bytes inflated
 
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+_DEFLATED_BYTES_PER_BYTE = 1032  # what deflate can do at best: 258 bytes by two bits
+
 # A baseline or progressive JPEG spends at least one bit on the 64 pixels of a block: 512 pixels a byte.
 _JPEG_PIXELS_PER_BYTE = 512
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
@@ -59,6 +62,9 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
         raise ValueError("the PNG has no pixels")
     if data[25] == _PALETTE and b"PLTE" not in kinds:
         raise ValueError("the PNG's palette is missing")
+    if _inflated_size(data) > _DEFLATED_BYTES_PER_BYTE * len(data):
+        width, height = struct.unpack_from(">II", data, 16)
+        raise ValueError(f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold")
     return b"".join(parts), notes
 
 
@@ -76,13 +82,7 @@ def _whole_palette(colours: memoryview) -> bytes:
 
 def has_all_rows(data: bytes | bytearray) -> bool:
     """Whether the pixels of a sound PNG inflate to as many bytes as its header promises. Takes as long as inflating."""
-    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    missing = 0
-    for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
-        if columns > 0 and rows > 0:
-            missing += rows * (1 + (columns * bits + 7) // 8)
+    missing = _inflated_size(data)
     stream, place, kind = zlib.decompressobj(), len(PNG), b""
     while missing > 0 and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -93,6 +93,20 @@ def has_all_rows(data: bytes | bytearray) -> bool:
                 rest = stream.unconsumed_tail
         place += 12 + length
     return missing <= 0
+
+
+def _inflated_size(data: bytes | bytearray) -> int:
+    """Bytes of all rows of a PNG, as its header has them; each row begins with a byte for its filter."""
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    if colour not in _CHANNELS:
+        raise ValueError(f"the PNG's header is damaged: it has colours of type {colour}")
+    bits *= _CHANNELS[colour]
+    size = 0
+    for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            size += rows * (1 + (columns * bits + 7) // 8)
+    return size
 
 
 def png_bits(data: bytes | bytearray) -> int:
