@@ -131,10 +131,14 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
         f"1 images are in both train and val: {scenes / 'images' / 'val' / 'b2.png'}",
     ):
         assert line in report["warnings"] and f"warning: {line}" in shown
-    assert len(report["warnings"]) == 5
+    assert len(report["warnings"]) == 6
+    ignored = report["train"]["ignored_pixels"] / (
+        report["train"]["ignored_pixels"] + sum(row["pixels"] for row in report["train"]["classes"])
+    )
+    assert f"{100 * ignored:.1f} % of the train pixels are ignored (--mask-values says what classes are)" in shown
     assert shown.count("error: ") == 4 and all(what in shown for what in told.values())
     assert f"error: {files / 'torn-mask.png'}: {told[5]}" in shown, "the image too, where only the mask is named"
-    assert "4 errors, 5 warnings; all of it in here/doctor.json" in shown
+    assert "4 errors, 6 warnings; all of it in here/doctor.json" in shown
 
 
 def test_mended_data_gives_exit_code_0(scenes, tmp_path, monkeypatch):
@@ -142,7 +146,7 @@ def test_mended_data_gives_exit_code_0(scenes, tmp_path, monkeypatch):
     for name in ("strange.png", "torn-mask.png", "turned.png", "torn.jpg"):
         (scenes / "images" / "train" / name).unlink()
     assert main(words(scenes, "--workers", "0")) == 0
-    assert len(json.loads((tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text())["warnings"]) == 5
+    assert len(json.loads((tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text())["warnings"]) == 6
 
 
 def test_class_folders(tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from trainkit.sharding import agree_on_buffers, reshard
 from trainkit.windows import Looker
 
 # Names beside the figures in a row of the log, and in results.json.
-IN_ROWS = ("event", "step", "epoch", "best", "best_step", "split", "protocol", "num_images")
+IN_ROWS = ("event", "step", "epoch", "best", "best_step", "split", "protocol", "num_images", WITHOUT)
 RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
 
 
