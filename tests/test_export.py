@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from test_predict import RECIPE, weights_of, with_classes, with_masks
+from test_predict import RECIPE, filled_by_hand, odd_sized, weights_of, with_classes, with_masks
 from torch import nn
+from torch.nn import functional as F
 from toys import CLASSES, Net, recognition
 
 from trainkit.cli import main
@@ -63,6 +64,27 @@ def test_program_of_free_batch_and_size(tmp_path):
     for images in (batch(), batch((20, 31), 1), batch((9, 40), 5)):
         with torch.no_grad():
             torch.testing.assert_close(program(images), recipe.model(images), atol=1e-5, rtol=0)
+
+
+def test_program_of_a_network_that_takes_filled_images_alone(tmp_path, capsys):
+    """Of odd-sized images: the file gives what the model does, filled up by its user as its metadata say."""
+    recipe = odd_sized(tmp_path)
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    assert export(recipe, tmp_path / "w.pth", asked(tmp_path / "m.pt2", "torch-export")) is None
+    extra = {"trainkit": ""}
+    program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
+    said = json.loads(extra["trainkit"])["preprocessing"]
+    assert said["fill"] == (
+        "0 after normalisation, at the bottom and on the right, to sides divisible by 32; what comes out is resized to "
+        "that and cut to the image"
+    )
+    assert said["size"] == [112, 77]
+    image = _images(recipe, 1)[0]
+    assert image.shape == (1, 3, 112, 77)
+    filled = F.pad(image, (0, 96 - 77, 0, 128 - 112))
+    with torch.no_grad():
+        scores = F.interpolate(program(filled), (128, 96), mode="bilinear", align_corners=False)[..., :112, :77]
+    torch.testing.assert_close(scores, filled_by_hand(recipe, tmp_path / "images" / "0.png"), atol=1e-3, rtol=1e-4)
 
 
 class Fixed(nn.Module):

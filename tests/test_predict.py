@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from toys import CLASSES, Images, Net, recognition, segmentation
 
-from trainkit import predict as module
 from trainkit import predictions
 from trainkit.cli import main
 from trainkit.data.ade20k import ADE20K, to_train_ids
 from trainkit.data.coco import COCO
 from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.images import read_image
+from trainkit.data.listing import image_files
 from trainkit.data.palette import colour_map
 from trainkit.data.pcontext import PascalContext
 from trainkit.data.voc import VOC, VOCAug
@@ -73,7 +74,7 @@ def with_classes(folder, **changes):
 def with_masks(folder, **changes):
     images = photos(folder / "images")
     (folder / "masks" / "in").mkdir(parents=True)
-    for path in module.image_files(images):
+    for path in image_files(images):
         _, height, width = read_image(images / path).shape
         Image.new("L", (width, height)).save((folder / "masks" / path).with_suffix(".png"))
     data = MaskFolder(images, folder / "masks", CLASSES, long_side(24))
@@ -124,7 +125,7 @@ def test_label_maps(tmp_path, raw_ids):
     out = tmp_path / "out"
     assert predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=out, overlay=True)) == []
     seen = set()
-    for name in module.image_files(tmp_path / "images"):
+    for name in image_files(tmp_path / "images"):
         own = read_image(tmp_path / "images" / name)
         logits = by_hand(recipe, tmp_path / "images" / name, long_side(24))
         labels = F.interpolate(logits, own.shape[-2:], mode="bilinear", align_corners=False)[0].argmax(0).numpy()
@@ -162,7 +163,7 @@ def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
     recipe = with_masks(tmp_path, inference=Inference(window=16, stride=8, flip=True))
     assert predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out")) == []
     differs = 0
-    for name in module.image_files(tmp_path / "images"):
+    for name in image_files(tmp_path / "images"):
         pixels = long_side(24)(read_image(tmp_path / "images" / name))
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels, (0, max(0, 16 - width), 0, max(0, 16 - height)))
@@ -184,6 +185,68 @@ def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
         whole = likeliest(by_hand(recipe, tmp_path / "images" / name, long_side(24))[0], size)
         differs += int((whole != labels).sum())
     assert differs > 0, "an image seen whole is another matter"
+
+
+class Divisible(nn.Module):
+    """Takes sides divisible by 32 alone, and each pixel of its logits sees the whole image."""
+
+    size_divisor = 32
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, CLASSES, 8, stride=8)
+
+    def forward(self, x):
+        assert x.shape[-2] % 32 == 0 and x.shape[-1] % 32 == 0, x.shape
+        return (
+            self.head(x)
+            + 50 * self.head(x).mean((2, 3), keepdim=True) * torch.linspace(-1, 1, x.shape[-2] // 8)[:, None]
+        )
+
+
+def odd_sized(folder):
+    """112 x 77 and 77 x 112, as stored: neither side of either is divisible by 32."""
+    for split in ("images", "masks"):
+        (folder / split).mkdir()
+    for i, (height, width) in enumerate([(112, 77), (77, 112)]):
+        picture(folder / "images" / f"{i}.png", width, height, i)
+        Image.new("L", (width, height)).save(folder / "masks" / f"{i}.png")
+    data = MaskFolder(folder / "images", folder / "masks", CLASSES, long_side(None))
+    torch.manual_seed(0)
+    return segmentation(val_data=data, task=Segmentation(CLASSES), model=Divisible(), eval_batch_size=2)
+
+
+def filled_by_hand(recipe, file):
+    """Logits (1, C, H, W) of an image put into the top left of one of the mean colour, resized to that and cut."""
+    pixels = long_side(None)(read_image(file)).double() / 255
+    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std))
+    _, height, width = pixels.shape
+    canvas = mean.expand(3, math.ceil(height / 32) * 32, math.ceil(width / 32) * 32).clone()
+    canvas[:, :height, :width] = pixels
+    with torch.no_grad():
+        logits = recipe.model.eval()(((canvas - mean) / std).float()[None])
+    return F.interpolate(logits, canvas.shape[-2:], mode="bilinear", align_corners=False)[..., :height, :width]
+
+
+@pytest.mark.parametrize("looks", [None, Inference(flip=True)])
+def test_images_that_a_network_takes_filled_up_alone(tmp_path, looks):
+    """Of a network with a `size_divisor`: label maps and scores as of images that are filled and cut by hand."""
+    recipe = replace(odd_sized(tmp_path), inference=looks)
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    given = []
+    recipe.model.register_forward_pre_hook(lambda _, inputs: given.append(tuple(inputs[0].shape[-2:])))
+    assert predict(recipe, tmp_path / "w.pth", asked(tmp_path / "images", out=tmp_path / "out")) == []
+    assert set(given) == {(128, 96), (96, 128)}
+    for i in range(2):
+        file = tmp_path / "images" / f"{i}.png"
+        scores = filled_by_hand(recipe, file).softmax(1)
+        if looks is not None:
+            Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "flipped.png")
+            scores = (scores + filled_by_hand(recipe, tmp_path / "flipped.png").softmax(1).flip(-1)) / 2
+        labels = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "colour" / f"{i}.png"))).long()
+        lost = scores[0].amax(0) - scores[0].gather(0, labels[None])[0]
+        assert lost.max() < 1e-5, "up to rounding the likeliest"
+        assert len(labels.unique()) > 2
 
 
 @pytest.mark.parametrize("shift", [-1, 0])
@@ -289,6 +352,8 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "12 of the files could not be read, the rest is done" in said.err
     assert said.err.count("cannot read photos/bad-") == 10 and "and 2 more in photos/out/unreadable.txt" in said.err
+    assert "18 images (14 jpg, 1 gif, 1 jpeg, 1 png, 1 webp" in said.out
+    assert "left out: 1 file (.txt)" in said.out
     assert "photos/out: predictions of 6 images" in said.out
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert len((folder / "out" / "unreadable.txt").read_text().splitlines()) == 12
@@ -296,8 +361,12 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
     for path in folder.glob("bad-*"):
         path.unlink()
     Image.new("RGB", (20, 20)).save(folder / "out" / "own.png")  # what lies in the output is no input
+    (folder / "a.heic").write_bytes(b"no decoder for it")
     words[3] = "z"
     assert main([*words[:2], "--data", "z", *words[4:], "--out", "photos/out"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: 2 files (1 .heic, 1 .txt)" in said, "and nothing of the output"
+    assert "warning: 1 images were left out (1 .heic): no decoder for them is installed here" in said
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert not (folder / "out" / "unreadable.txt").exists()
 
@@ -306,11 +375,12 @@ def test_mistakes(tmp_path):
     recipe = with_masks(tmp_path)
     weights, images, out = weights_of(recipe, tmp_path), tmp_path / "images", tmp_path / "out"
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").touch()
     Image.new("RGB", (9, 9)).save(images / "a.png")
     for paths, kind, message in (
         ((), ValueError, "nothing to predict"),
         ((tmp_path / "nowhere.jpg",), FileNotFoundError, "no file or folder .*nowhere.jpg"),
-        ((tmp_path / "empty",), FileNotFoundError, "no images in .*empty"),
+        ((tmp_path / "empty",), FileNotFoundError, r"no images in .*empty; left out: 1 file \(.md\)"),
         ((images,), ValueError, r"a.jpg and .*a.png would both be written as a.png: rename one"),
     ):
         with pytest.raises(kind, match=message):

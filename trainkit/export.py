@@ -67,8 +67,7 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
         display.note(line)
     model = Logits(recipe.model.cpu().float()).eval()
-    divisor = size_divisor(recipe.model) if hasattr(recipe.task, "scores") else 1
-    images = [fill_up(image, divisor) for image in _images(recipe, asked.images)]
+    images = [fill_up(image, _divisor(recipe)) for image in _images(recipe, asked.images)]
     about = describe(recipe, weights)
     with torch.no_grad():
         about["output"]["layout"] = "NC" if model(images[0]).ndim == 2 else "NCHW"
@@ -100,7 +99,11 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
     image, _ = recipe.val_data[0]
     raw = image.dtype == torch.uint8
     scaled = {"scale": 1 / 255, "mean": list(recipe.mean), "std": list(recipe.std)}
-    classes = getattr(recipe.task, "classes", None)
+    classes, divisor = getattr(recipe.task, "classes", None), _divisor(recipe)
+    filled = {
+        "fill": f"0 after normalisation, at the bottom and on the right, to sides divisible by {divisor}; what comes "
+        "out is resized to that and cut to the image"
+    }
     return {
         "trainkit": __version__,
         "checkpoint": weights.name,
@@ -115,8 +118,13 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
             "size": list(image.shape[-2:]),  # of the first validation image
             "then": "(image * scale - mean) / std, per channel" if raw else "as the transform leaves it",
             **(scaled if raw else {}),
+            **(filled if divisor > 1 else {}),
         },
     }
+
+
+def _divisor(recipe: Recipe) -> int:
+    return size_divisor(recipe.model) if hasattr(recipe.task, "scores") else 1
 
 
 def _images(recipe: Recipe, number: int) -> list[Tensor]:

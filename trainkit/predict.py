@@ -13,9 +13,11 @@ from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
 from trainkit.checkpoint import reason
+from trainkit.data.file_names import extension
 from trainkit.data.folder import FileList
 from trainkit.data.images import read_image
-from trainkit.data.listing import image_files
+from trainkit.data.inventory import Inventory, images_of
+from trainkit.data.listing import list_images
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import UNUSABLE
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
@@ -72,17 +74,19 @@ class Pictures(Dataset):
         return Picture(file, name, image.as_subclass(Tensor), size, original)
 
 
-def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
+def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inventory]:
     """The images that `paths` are or hold, but for those in `out`: file -> name of what is written about it.
 
-    In the order given, sorted within a folder, each once. Raises FileNotFoundError for a path that is not there
-    and for folders without images, ValueError for no path.
+    In the order given, sorted within a folder, each once; and what they are and what was left out of the folders.
+    Raises FileNotFoundError for a path that is not there and for folders without images, ValueError for no path.
     """
     found: dict[Path, Path] = {}
+    inventory = Inventory()
     own = out.resolve()  # of an earlier call, where it lies in one of the folders
     for path in paths:
         if path.is_dir():
-            there = {path / name: Path(name) for name in image_files(path)}
+            names, here = list_images(path)
+            there = {path / name: Path(name) for name in names}
             inside = {file: name for file, name in there.items() if not file.resolve().is_relative_to(own)}
             if there and not inside:
                 raise ValueError(
@@ -90,7 +94,10 @@ def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
                     "predictions: choose another folder with --out"
                 )
             if not inside:
-                raise FileNotFoundError(f"no images in {path}")
+                raise FileNotFoundError(f"no images in {path}{here.left_out_words}")
+            if own.is_dir() and own.is_relative_to(path.resolve()):
+                here.left_out -= list_images(own)[1].left_out
+            inventory.left_out += here.left_out
         elif path.is_file():
             inside = {path: Path(path.name)}
         else:
@@ -99,7 +106,8 @@ def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
             found.setdefault(file, name)
     if not found:
         raise ValueError("nothing to predict: name images or folders, as in trainkit predict RECIPE ... my_photos")
-    return found
+    inventory.taken.update(extension(file.name) for file in found)
+    return found, inventory
 
 
 def transform_of(data: Any) -> Callable[[Any], Any] | None:
@@ -132,7 +140,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     are. Raises ValueError and FileNotFoundError before anything is read where it cannot work, OSError where
     the predictions cannot be written.
     """
-    transform, found = transform_of(recipe.val_data), find_images(asked.paths, asked.out)
+    transform = transform_of(recipe.val_data)
+    found, inventory = find_images(asked.paths, asked.out)
     if not getattr(transform, "whole", True):
         raise ValueError(
             f"val_data looks at a {transform.label}, and label maps are of whole images: predict with --eval-crop None"
@@ -144,6 +153,9 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
             "or one for each part of the images"
         )
     display = Display()
+    display.note(f"{images_of(len(found), None)} ({inventory.formats}){inventory.left_out_words}")
+    for line in inventory.warnings:
+        display.note(f"warning: {line}")
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
         display.note(line)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
