@@ -109,7 +109,7 @@ ARROWS = {
     "predict": {
         "outputs", "recipe", "options", "checkpoint", "display", "launch", "losses", "memory", "objective",
         "predictions", "results", "sharding", "weights", "windows", "data.folder", "data.images", "data.on_device",
-        "data.reading", "data.workers", "data.listing",
+        "data.reading", "data.workers", "data.listing", "data.file_names", "data.inventory",
     },
     "export": {"checkpoint", "display", "objective", "options", "outputs", "recipe", "trainkit", "weights"},
     "data.images": {"data.decoding", "data.headers", "data.palette"},
@@ -171,7 +171,10 @@ ARROWS = {
         "data.split_files",
     },
     "data.split_files": {"data.inventory"},
-    "data.source": {"data.folder", "data.hub", "data.masks", "data.palette", "data.split_files"},
+    "data.source": {
+        "data.folder", "data.hub", "data.masks", "data.palette", "data.split_files", "data.file_names", "data.inventory",
+        "data.listing",
+    },
     "data.sample": {"data.folder"},
 }  # fmt: skip
 

@@ -125,6 +125,41 @@ def test_missing_files_are_told(tmp_path):
     assert used_warnings(HubImages(tmp_path, "train")) == [told]
 
 
+@pytest.mark.parametrize("stream", [None, 2])
+def test_files_that_are_damaged_or_have_no_rows(tmp_path, stream):
+    """Named where they are damaged; passed over where they are empty, and refused where all are."""
+    write(tmp_path / "train-0.parquet", [], pa.int64())
+    with pytest.raises(ValueError, match=r"train-0.parquet: there are no rows in these parquet files"):
+        HubImages(tmp_path, "train", stream=stream)
+    write(tmp_path / "train-1.parquet", [1, 0, 1])
+    pq.write_table(pq.read_table(tmp_path / "train-0.parquet", schema=pq.read_schema(tmp_path / "train-1.parquet")),
+                   tmp_path / "train-0.parquet")  # fmt: skip
+    data = HubImages(tmp_path, "train", stream=stream)
+    assert [int(target) for _, target in (data[i] for i in range(len(data)))] == [1, 0, 1]
+    (tmp_path / "train-2.parquet").write_bytes((tmp_path / "train-1.parquet").read_bytes()[:-6])
+    with pytest.raises(ValueError, match=r"train-2.parquet is not a parquet file, or is cut short"):
+        HubImages(tmp_path, "train", stream=stream)
+
+
+def test_folders_of_images_with_parquet_files_beside_them(tmp_path):
+    """Folders win where they hold an image, and the parquet files left out are told."""
+    for name in ("train/meta.parquet", "val/any.parquet"):
+        write(tmp_path / name, [0, 1])
+    (tmp_path / "val" / "notes").mkdir()
+    (tmp_path / "train" / "cat").mkdir()
+    (tmp_path / "train" / "cat" / "a.png").write_bytes(png(3))
+    data = class_images(tmp_path, "train")
+    assert data.classes == ["cat"] and "left out: 1 file (.parquet)" in used(data)
+    told = f"{tmp_path} has both folders of images and parquet files of train; the folders are taken, and not "
+    assert used_warnings(data) == [told + "train/meta.parquet"]
+    assert len(class_images(tmp_path, "val")) == 2
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        (tmp_path / kind / "train" / "a.png").write_bytes(png(1, 1))
+    maps = label_maps(tmp_path, "train", 2)
+    assert len(maps) == 1 and used_warnings(maps) == [told + "train/meta.parquet"]
+
+
 def test_a_folder_whose_name_is_a_pattern(tmp_path):
     folder = tmp_path / "set [1]*?"
     write(folder / "train.parquet", [0, 1])

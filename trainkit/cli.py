@@ -224,7 +224,8 @@ def _takes_class_names(function: Callable) -> bool:
     """Whether a recipe has a setting `classes` that is names, or None."""
     import inspect
 
-    return inspect.get_annotations(function, eval_str=True).get("classes") == tuple[str, ...] | None
+    classes = inspect.signature(function).parameters.get("classes")
+    return classes is not None and classes.annotation == tuple[str, ...] | None
 
 
 def _built(function: Callable, settings: dict[str, Any], run: Path | None) -> Any:

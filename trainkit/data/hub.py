@@ -219,7 +219,8 @@ def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Feat
         table = ParquetTable(_hub_files(source, split) if files is None else files.files, stream)
         return table, Features.from_arrow_schema(table.schema), files
     if files is not None:
-        table = load_dataset("parquet", data_files=[escape(str(file)) for file in files.files], split="train")
+        with_rows = ParquetTable(files.files).files_with_rows  # `datasets` names no damaged file, nor takes empty ones
+        table = load_dataset("parquet", data_files=[escape(file) for file in with_rows], split="train")
     else:
         with _hub_errors(source):
             table = load_dataset(str(source), split=split)

@@ -33,8 +33,8 @@ class ParquetTable:
 
     files: paths or addresses that fsspec opens. lanes: row groups that an epoch's order reads side by side. Each
     process that reads keeps the last 2 x lanes in memory: those of its lanes, and those they go on to within a batch.
-    Raises ValueError naming the file where one is no parquet file or has other columns than the first, OSError where
-    it cannot be had.
+    Raises ValueError naming the file where one is no parquet file or has other columns than the first, and where none
+    has a row, OSError where it cannot be had.
     """
 
     def __init__(self, files: Sequence[str | os.PathLike], lanes: int = LANES):
@@ -48,7 +48,7 @@ class ParquetTable:
                 tell(len(self._footers), len(self.files))
         self.schema: pa.Schema = self._footers[0].schema.to_arrow_schema()
         for file, footer in zip(self.files, self._footers):
-            if footer.schema.names != self._footers[0].schema.names:
+            if sorted(footer.schema.names) != sorted(self._footers[0].schema.names):
                 raise ValueError(f"{file} has other columns than {self.files[0]}: they are not files of one dataset")
         self.columns = self.schema.names
         self._groups = [
@@ -57,6 +57,13 @@ class ParquetTable:
         self._lengths = [self._footers[place].row_group(group).num_rows for place, group in self._groups]
         self._ends = np.cumsum(self._lengths, dtype=np.int64)
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        if not len(self):
+            raise ValueError(f"{', '.join(self.files[:3])}: there are no rows in these parquet files")
+
+    @property
+    def files_with_rows(self) -> list[str]:
+        """Those of the files that have any."""
+        return [file for file, footer in zip(self.files, self._footers) if footer.num_rows]
 
     @property
     def locality(self) -> Locality:

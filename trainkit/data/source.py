@@ -6,7 +6,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.file_names import leftover
 from trainkit.data.folder import ClassFolder, MaskFolder
+from trainkit.data.inventory import some
+from trainkit.data.listing import image_files
 from trainkit.data.masks import IGNORED
 from trainkit.data.palette import MaskColors
 from trainkit.data.split_files import parquet_files
@@ -34,10 +37,12 @@ def class_images(
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
     if folder.is_dir():
         for name in names:
-            if (folder / name).is_dir() and not any((folder / name).glob("*.parquet")):
+            if (folder / name).is_dir() and _has_classes(folder / name):
                 if stream is not None:
                     raise ValueError(f"{folder / name} has class folders: stream is for parquet files, leave it out")
-                return ClassFolder(folder / name, transform, classes)
+                data = ClassFolder(folder / name, transform, classes)
+                data.used_warnings += _tables_beside(folder, name)
+                return data
             if parquet_files(folder, name).files:
                 return _from_datasets(source, name, transform, *how)
         raise FileNotFoundError(
@@ -79,7 +84,9 @@ def label_maps(
                     raise ValueError(f"{folder} has images/{name}: stream is for parquet files, leave it out")
                 num_classes = classes if isinstance(classes, int) else len(classes)
                 images, masks = folder / "images" / name, folder / "annotations" / name
-                return MaskFolder(images, masks, num_classes, transform, **how)
+                data = MaskFolder(images, masks, num_classes, transform, **how)
+                data.used_warnings += _tables_beside(folder, name)
+                return data
             if parquet_files(folder, name).files:
                 return _masks_from_datasets(source, name, classes, transform, stream=stream, **columns, **how)
         raise FileNotFoundError(
@@ -88,6 +95,22 @@ def label_maps(
         )
     _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
     return _masks_from_datasets(source, names, classes, transform, stream=stream, **columns, **how)
+
+
+def _has_classes(folder: Path) -> bool:
+    """Whether a split's folder has class folders: with an image in one, where parquet files lie beside them."""
+    if not any(folder.glob("*.parquet")):
+        return True
+    return any(image_files(each) for each in folder.iterdir() if each.is_dir() and not leftover(each.name))
+
+
+def _tables_beside(folder: Path, split: str) -> list[str]:
+    """A line about parquet files of a split that is taken from folders of images."""
+    tables = parquet_files(folder, split).files
+    if not tables:
+        return []
+    named = some(str(table.relative_to(folder)) for table in tables)
+    return [f"{folder} has both folders of images and parquet files of {split}; the folders are taken, and not {named}"]
 
 
 def _require_hub_name(source: str | Path, layout: str) -> None:
