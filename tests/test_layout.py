@@ -172,8 +172,8 @@ ARROWS = {
     },
     "data.split_files": {"data.inventory"},
     "data.source": {
-        "data.folder", "data.hub", "data.masks", "data.palette", "data.split_files", "data.file_names", "data.inventory",
-        "data.listing",
+        "data.folder", "data.hub", "data.masks", "data.palette", "data.split_files", "data.file_names",
+        "data.inventory", "data.listing",
     },
     "data.sample": {"data.folder"},
 }  # fmt: skip

@@ -202,6 +202,7 @@ def test_blocks_are_not_stages_nor_whole_backbones():
         ("swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12),
         ("regnety_008", "Bottleneck", 13),  # and the first stage, of one
         ("resnet50", "Bottleneck", 16),
+        ("cspresnet50", "BottleneckBlock", 13),  # in stages with convolutions of more than a quarter of their weights
     ):
         with torch.device("meta"):
             model = timm.create_model(name)
