@@ -14,7 +14,7 @@ from toys import CLASSES, Images, recognition
 from trainkit import Options, train
 from trainkit.data.examine import untransformed
 from trainkit.data.loader import make_loader
-from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop
+from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop, same_device
 from trainkit.data.reading import Reader
 from trainkit.data.repeated import Repeated
 from trainkit.data.seeds import DRAW, fold, uniform
@@ -173,3 +173,13 @@ def test_a_training_goes_on_bit_equal(tmp_path):
         train(stopping, options("cut"))
     train(made(), options("cut"))
     assert_bit_equal(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    "held, asked, same",
+    [("cuda:0", "cuda", True), ("cuda:0", "cuda:0", True), ("cuda:0", "cuda:1", False), ("cpu", "cuda", False),
+     ("cpu", "cpu", True), ("mps:0", "mps", True), ("cuda:1", "cuda", True)],
+)  # fmt: skip
+def test_a_device_by_its_two_names(held, asked, same):
+    """What lies on cuda:0 is not sent to "cuda" again."""
+    assert same_device(torch.device(held), torch.device(asked)) == same

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, torchrun
+from conftest import PATIENCE, Script, torchrun
 from conftest import run as run_command
 from test_loop import assert_same_training, rows, without_intervals
+from test_survive import assert_bit_equal
 from toys import RUNS, run, write_parquet
 
 from trainkit import Options, evaluate
@@ -193,3 +196,68 @@ except ValueError as error: os.write(1, f"SAID {{error}}\\n".encode())  # at onc
     assert printed.count("SAID the run's folder is not one folder for all processes") == 2
     assert f"is not in {tmp_path}/1/run on {socket.gethostname()}. Give --out" in printed
     assert not list(tmp_path.glob("*/run/.seen-*")) and not (tmp_path / "1" / "run").exists()
+
+
+def test_a_resume_on_four_processes_is_bit_equal(tmp_path):
+    """A sum over more than two is taken in an order that depends on DDP's buckets, which are laid out once."""
+    torchrun(4, TOYS, tmp_path / "whole", "all")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "all" / "summary.json").unlink()
+    for path in list_checkpoints(tmp_path / "parts" / "all" / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    torchrun(4, TOYS, tmp_path / "parts", "all")
+    assert_bit_equal(tmp_path / "whole" / "all", tmp_path / "parts" / "all")
+
+
+ORPHAN = """
+import os, runpy, sys
+if os.fork():
+    os.wait()
+else:
+    os.environ["TORCHELASTIC_RUN_ID"] = "a launcher's"  # as torchrun leaves it
+    sys.argv[:] = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_launcher_that_is_killed_leaves_a_saved_run(tmp_path):
+    """By SIGKILL, which it cannot pass on: the training saves and stops as for SIGTERM."""
+    script = tmp_path / "script.py"
+    script.write_text(ORPHAN)
+    folder = tmp_path / "all"
+    launcher = Script(script, TOYS, tmp_path, "all", TOY_SLEEP="0.05")
+    end = time.monotonic() + PATIENCE
+    while not (folder / "log.jsonl").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    launcher.kill()
+    printed = launcher.communicate()[0]  # to the end of the training, which holds the same pipe
+    stopped = json.loads((folder / "stopped.json").read_text())
+    assert "stopped by SIGTERM after step" in printed and stopped["signal"] == "SIGTERM"
+    assert list_checkpoints(folder / "checkpoints")[-1].name == f"step-{stopped['step']:09d}"
+
+
+@pytest.mark.parametrize("moment", ["forms", "trains"])
+def test_the_others_say_that_one_is_gone(tmp_path, moment):
+    """While the group forms, where it waits for one that never comes, and in the training: one line, exit code 1."""
+    recipe, script = tmp_path / "toy.py", tmp_path / "script.py"
+    recipe.write_text(
+        f"import sys; sys.path.insert(0, {str(TOYS.parent)!r})\nfrom toys import recognition\n"
+        "def recipe():\n    return recognition(epochs=50)\n"
+    )
+    script.write_text("import sys; from trainkit.cli import main; sys.exit(main())")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    words = (script, recipe, "--out", tmp_path / "run", "--workers", "0", "--log-every", "1", "--timeout-s", "3")
+    ranks = "01" if moment == "trains" else "1"
+    processes = [Script(*words, **group, RANK=rank, LOCAL_RANK=rank) for rank in ranks]
+    if moment == "trains":
+        end = time.monotonic() + PATIENCE
+        while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        processes[0].kill()
+    printed = processes[-1].communicate()[0]
+    told = [line for line in printed.splitlines() if "lost the others" in line]
+    assert processes[-1].returncode == 1 and "Traceback" not in printed, printed
+    assert len(told) == 1 and told[0].startswith("process 1: process 1 of 2, on "), printed

@@ -6,10 +6,12 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from conftest import Script
 from torch.utils.data import TensorDataset
 
 from trainkit.data import workers
@@ -94,3 +96,33 @@ def test_what_is_kept_of_torch():
     assert [len(batch) for (batch,) in Loader(DATA, 5)] == [5, 3]
     loader = Loader(DATA, 4, num_workers=1, collate_fn=len, drop_last=True)
     assert list(loader) == [4, 4] and loader.multiprocessing_context.get_start_method() == "fork"
+
+
+DEATH_IN_A_FORK = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from toys import Images
+from trainkit.data.workers import Loader
+
+def kill_the_first():
+    if first:
+        os.kill(first[0], signal.SIGKILL)
+        time.sleep(0.2)  # its end is told while this process forks
+
+first = []
+os.register_at_fork(before=kill_the_first)
+one = iter(Loader(Images(64), 1, num_workers=1))
+next(one)
+first.append(one._workers[0].pid)
+try: iter(Loader(Images(8), 1, num_workers=1))
+except RuntimeError as error: print("SAID", error, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_death_while_another_worker_is_forked(tmp_path):
+    """torch's error for it comes out after the fork: within it Python would drop it, and print a traceback."""
+    script = tmp_path / "script.py"
+    script.write_text(DEATH_IN_A_FORK.format(tests=str(Path(__file__).parent)))
+    printed = Script(script).communicate()[0]
+    assert "SAID DataLoader worker" in printed and "Exception ignored" not in printed, printed

@@ -30,6 +30,7 @@ from trainkit.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
 # Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a run of it is resumed where no name
 # and no group has changed.
 FORMAT = 2
+BEGUN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # how safetensors calls a file until it is whole
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # the system tells it no other way
 
@@ -145,11 +146,18 @@ def _clear(folder: Path) -> None:
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    """Whether it is a folder in which nothing is but files that a checkpoint has, or some of them."""
+    """Whether it is a folder in which nothing is but files that a checkpoint has, or some of them.
+
+    While one is written there may be one more, by which safetensors begins each of its files.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return False
-    ours = (*CHECKPOINT_FILES, MANIFEST)
-    return all(path.name in ours and stat.S_ISREG(path.lstat().st_mode) for path in folder.iterdir())
+    begun = folder.name.startswith(".writing-")
+    return all(_is_ours(path.name, begun) and stat.S_ISREG(path.lstat().st_mode) for path in folder.iterdir())
+
+
+def _is_ours(name: str, begun: bool) -> bool:
+    return name in (*CHECKPOINT_FILES, MANIFEST) or (begun and BEGUN.fullmatch(name) is not None)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

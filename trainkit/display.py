@@ -29,8 +29,6 @@ class Display:
         self.console = console or _console(sys.stdout)
         self._bar: Progress | None = None
         self._shown = 0.0
-        if hasattr(self.console.file, "reconfigure"):  # what the stream's encoding lacks is escaped
-            self.console.file.reconfigure(errors="backslashreplace")
 
     def note(self, text: str) -> None:
         """A line of text."""

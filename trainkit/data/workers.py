@@ -103,7 +103,7 @@ class _SureFork(ForkProcess):
         for tried in range(TRIES):
             seconds = PATIENCE * 2**tried
             reader, process.begun = multiprocessing.Pipe(duplex=False)
-            with _born_with_the_signal_blocked():
+            with _born_with_the_signal_blocked(), _deaths_told_afterwards():
                 started = ForkProcess._Popen(process)
             begun = False
             try:
@@ -154,6 +154,22 @@ def _born_with_the_signal_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _deaths_told_afterwards() -> Iterator[None]:
+    """Around a fork, in which Python prints and drops an error: torch's handler of SIGCHLD raises one for a death."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple] = []
+    before = signal.signal(signal.SIGCHLD, lambda *received: held.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        if held and callable(before):
+            before(*held[-1])
 
 
 def _outlive_the_signal(_: int) -> None:
