@@ -1,6 +1,7 @@
 """`trainkit check`: what it finds on a few batches, by hand where it can be counted."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 from toys import Images, everything, recognition, segmentation
 
 from trainkit import Options
-from trainkit.check import check
+from trainkit.check import _warnings, check
 from trainkit.cli import main
 from trainkit.display import Display
+from trainkit.plan import Plan
 
 OPTIONS = Options(workers=0)
 
@@ -62,7 +64,7 @@ def test_two_processes_go_on(tmp_path, way):
 import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from toys import everything
 from trainkit import Options
-from trainkit.check import check
+from trainkit.check import _warnings, check
 print("GOES ON", check(everything(), Options(workers=0))["figures"]["goes_on_from_a_checkpoint"])
 """)
     assert torchrun(2, script, **way).stdout.count("GOES ON bit-equal") == 2
@@ -104,6 +106,20 @@ def test_settings_that_do_nothing():
     ):  # fmt: skip
         assert words in told, (words, told)
     assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == ["class 2 has no training image"]
+
+
+def test_batch_norm_under_a_schedule_free_optimizer():
+    """Its statistics are those of other weights than are evaluated, unless they are estimated anew."""
+    schedulefree = pytest.importorskip("schedulefree")
+
+    def warnings(norm: bool, **options) -> list[str]:
+        recipe, options = everything() if norm else recognition(), Options(workers=0, log_every=2, **options)
+        optimizer = schedulefree.SGDScheduleFree(recipe.model.parameters(), lr=0.1)
+        return _warnings(replace(recipe, optimizer=optimizer), options, Plan.of(recipe, options, 1))
+
+    assert warnings(norm=False) == warnings(norm=True, precise_bn=16) == []
+    (told,) = warnings(norm=True)
+    assert "SGDScheduleFree evaluates other weights than it trains, and 1 batch norms (backbone.1)" in told
 
 
 def test_the_curve_of_the_schedule():

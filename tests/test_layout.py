@@ -69,7 +69,7 @@ ARROWS = {
         "signals", "recipe", "options", "run", "run_files", "checkpoint", "saving", "undo", "ema", "display", "plan",
         "probe",
         "outputs", "objective", "sharding", "activations", "batch_norm", "evaluation", "introduction", "data.workers",
-        "optimizer_state",
+        "optimizer_state", "sharded_updates",
     },
     "evaluation": {
         "labels",
@@ -85,6 +85,7 @@ ARROWS = {
     "undo": {"sharding"},
     "optimizer_state": {"sharding"},
     "packing": {"sharding"},
+    "sharded_updates": {"memory", "optimizer_state", "sharding"},
     "launch": {"launched", "limits", "sharding", "data.workers"},
     "objective": {"outputs", "recipe"},
     "display": {"launched", "streams"},
@@ -200,6 +201,7 @@ def test_no_circles():
 def test_who_may_know_whom():
     for library, rooms in {
         "accelerate": {
+            "sharded_updates",
             "launch",
             "sharding",
             "batch_norm",

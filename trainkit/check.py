@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +26,7 @@ from trainkit.introduction import introduce
 from trainkit.labels import training_warnings
 from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.nonfinite import describe, is_failure
-from trainkit.optimizer_state import evaluation_mode
+from trainkit.optimizer_state import evaluation_mode, has_modes
 from trainkit.options import Options
 from trainkit.plan import Plan
 from trainkit.probe import refuse_lonely_values
@@ -218,4 +219,10 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
     free = [name for name, weight in trained if id(weight) not in covered]
     if free:
         found.append(f"{len(free)} weights are not in the optimizer and will not change: {', '.join(free[:3])}")
+    norms = [name for name, part in recipe.model.named_modules() if isinstance(part, AnyBatchNorm)]
+    if norms and has_modes(recipe.optimizer) and options.precise_bn is None:
+        found.append(
+            f"{type(recipe.optimizer).__name__} evaluates other weights than it trains, and {len(norms)} batch norms "
+            f"({', '.join(norms[:3])}) have the statistics of those it trains: give --precise-bn"
+        )
     return found

@@ -124,10 +124,16 @@ def _shard(objective: nn.Module, sharding: Sharding, optimizer: Optimizer | None
     for unit in (*sharding.units(objective), objective):
         fully_shard(unit, reshard_after_forward=sharding.reshard_after_forward)
     sharded = dict(objective.named_parameters())
-    for group in () if optimizer is None else optimizer.param_groups:
-        group["params"] = [sharded[names[id(weight)]] for weight in group["params"]]
-    for weight in () if optimizer is None else list(optimizer.state):  # made with the optimizer, as Adagrad does
-        state, own = optimizer.state.pop(weight), sharded[names[id(weight)]]
+    if optimizer is not None:
+        take_parts(optimizer, {weight: sharded[name] for weight, name in names.items()})
+
+
+def take_parts(optimizer: Optimizer, parts: Mapping[int, nn.Parameter]) -> None:
+    """Give it sharded weights in place of whole ones. parts: by the id of the whole weight."""
+    for group in optimizer.param_groups:
+        group["params"] = [parts[id(weight)] for weight in group["params"]]
+    for weight in list(optimizer.state):  # made with the optimizer, as Adagrad does
+        state, own = optimizer.state.pop(weight), parts[id(weight)]
         optimizer.state[own] = {
             name: part(value, own) if isinstance(value, Tensor) else value for name, value in state.items()
         }

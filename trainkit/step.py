@@ -22,7 +22,7 @@ from trainkit.memory import is_out_of_memory
 from trainkit.optimizer_state import set_lr
 from trainkit.outputs import refusals_told
 from trainkit.records import rehearse, remember_micro_batch
-from trainkit.sharding import gathered, is_sharded, no_sync, settle_buckets
+from trainkit.sharding import gathered, no_sync, settle_buckets
 from trainkit.training import Training
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -120,16 +120,7 @@ def _update(t: Training, failed: Tensor | None) -> Tensor | None:
     if failed is not None and not t.undo.updates and failed:  # waits for the device
         t.undo.buffers_back()
     elif scaler is None:
-        try:
-            optimizer.step()
-        except RuntimeError as error:
-            if not is_sharded(t.objective) or is_out_of_memory(error):
-                raise
-            told = str(error).splitlines()[0]
-            raise ValueError(
-                f"optimizer {type(optimizer).__name__} cannot update weights that FSDP has sharded: {told}. Take AdamW "
-                "or SGD, or launch without FSDP"
-            ) from error
+        optimizer.step()
     else:
         if failed is None:
             (overflow,) = scaler._found_inf_per_device(optimizer).values()  # which its update forgets

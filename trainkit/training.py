@@ -41,6 +41,7 @@ from trainkit.recipe import Recipe
 from trainkit.run import Run
 from trainkit.run_files import read_memory
 from trainkit.saving import Saver
+from trainkit.sharded_updates import require_same_updates
 from trainkit.sharding import prepare
 from trainkit.signals import FAILED, StopFlag, Stopped
 from trainkit.undo import Undo
@@ -200,6 +201,7 @@ def begin(
     allow_tf32(options.tf32)
     objective = Objective(recipe.model, recipe.task)
     require_supported(recipe.optimizer, objective)
+    require_same_updates(recipe.optimizer, accelerator)
     objective = prepare(accelerator, objective, recipe.optimizer)
     to_weights(recipe.optimizer)
     if has_modes(recipe.optimizer):

@@ -1,0 +1,142 @@
+"""Optimizers under FSDP on two gloo processes: as in one process, or refused before the first step."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, torchrun
+
+SCRIPT = """
+import json, sys, warnings
+sys.path[:0] = {paths!r}
+import torch
+from optimizers import builders
+from sharded_optimizers import compared
+from torch.distributed.tensor import DTensor
+from trainkit.launch import start_accelerator
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class Signs(torch.optim.Optimizer):
+    "Number by number, with an attribute and state of its own."
+
+    def __init__(self, weights):
+        super().__init__(weights, {{"lr": 0.01}})
+        self.decay = 0.9
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+                mean.lerp_(weight.grad, 1 - self.decay)
+                weight.sub_(mean.sign(), alpha=group["lr"])
+
+
+class ByNorm(torch.optim.Optimizer):
+    "Divides by the norm of what this process holds."
+
+    def __init__(self, weights):
+        super().__init__(weights, {{"lr": 0.01}})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                local(weight).sub_(local(weight.grad) / local(weight.grad).norm(), alpha=group["lr"])
+
+
+class ByTotal(torch.optim.SGD):
+    "Keeps in its groups a sum over all weights, as Prodigy does, but of this process's part alone."
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            total = sum(local(weight.grad).abs().sum().item() for weight in group["params"])
+            group["total"] = group.get("total", 0.0) + total
+        super().step(closure)
+
+
+class Rowwise(torch.optim.SGD):
+    "State that is a number of each row, which is no part of a weight."
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight]["rows"] = torch.zeros(len(local(weight)))
+
+
+class Late(torch.optim.SGD):
+    "Does something else in every tenth step."
+
+    taken = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.taken += 1
+        if self.taken % 10 == 0:
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    local(weight.grad).sub_(local(weight.grad).mean())
+        super().step(closure)
+
+
+own = {{
+    "signs": lambda model: Signs(model.parameters()),
+    "by norm": lambda model: ByNorm(model.parameters()),
+    "by total": lambda model: ByTotal(model.parameters(), lr=0.1),
+    "rowwise": lambda model: Rowwise(model.parameters(), lr=0.1),
+    "late": lambda model: Late(model.parameters(), lr=0.1),
+}}
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+accelerator = start_accelerator()
+known = builders() | own
+found = {{name: compared(accelerator, known[name]) for name in {names!r}}}
+if accelerator.is_main_process:
+    print("FOUND", json.dumps(found))
+"""
+SAME = ["torch.optim.AdamW", "torch.optim.Adagrad", "torch.optim.NAdam", "torch.optim.RAdam", "torch.optim.ASGD",
+        "timm lamb", "timm lookahead_adamw", "schedulefree.AdamWScheduleFree", "schedulefree.ScheduleFreeWrapper",
+        "signs"]  # fmt: skip
+REFUSED = {
+    "torch.optim.Muon": "its update of a weight of shape .* differs",
+    "torch.optim.Rprop": "RuntimeError: ",
+    "timm adafactorbv": "its 'exp_avg_sq_r' is not sharded as its weights are",
+    "prodigyopt.Prodigy": "RuntimeError: ",
+    "by norm": "its update of a weight of shape .* differs",
+    "by total": "its 'total' differs",
+    "rowwise": "its 'rows' is not sharded as its weights are",
+    "late": "its update of a weight of shape .* differs",
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, tuple[str, str]]:
+    """By optimizer, what the trial before the first step said, and how a training without it went."""
+    script = tmp_path_factory.mktemp("script") / "script.py"
+    paths = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
+    script.write_text(SCRIPT.format(paths=paths, names=[*SAME, *REFUSED]))
+    printed = torchrun(2, script).stdout
+    (line,) = (line for line in printed.splitlines() if line.startswith("FOUND"))
+    return json.loads(line.removeprefix("FOUND"))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_it_trains_as_in_one_process(found, name):
+    """To rounding: gradients of two halves are added up, which near nothing Adam's quotient makes larger."""
+    said, went = found[name]
+    assert said == "same"
+    words = went.split()
+    assert float(words[1]) < 1e-3 and float(words[-1]) < 1e-4, went
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_train_otherwise_is_refused(found, name):
+    said, _ = found[name]
+    assert re.search(REFUSED[name], said) and said.endswith("take AdamW or SGD, or launch without FSDP"), said
