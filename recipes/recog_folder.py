@@ -10,14 +10,16 @@ Expected: depends on your images; not yet measured on a public set.
 """
 
 from functools import partial
+from typing import Literal
 
 from torch.optim import SGD
+from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
 from trainkit.data import sample as generated
 from trainkit.data.folder import read_class_names
 from trainkit.data.source import class_images
-from trainkit.models.classifiers import classifier, fine_tuned, normalisation
+from trainkit.models.classifiers import classifier, fine_tuned, published_input
 from trainkit.optim import param_groups
 from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
@@ -42,6 +44,11 @@ def recipe(
     head: float = 10.0,
     layer_decay: float = 1.0,
     size: int = 224,
+    crop_fraction: float | None = None,
+    crop_mode: Literal["center", "squash"] | None = None,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     classes: tuple[str, ...] | None = None,
     sample: bool = False,
 ) -> Recipe:
@@ -63,23 +70,31 @@ def recipe(
         head: factor of the last layer's learning rate, when the rest is pretrained
         layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75; 1: none
         size: side of the crop in training and in evaluation
+        crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
+        crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its network, or center
+        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or bilinear
+        mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's
+        std: of each channel; None: likewise
         classes: their names in the order of their ids, or a text file with one a line; None: those of the training
             images. An evaluation takes those of the run, and needs no training images then
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
     columns, names = (image_column, label_column, stream), read_class_names(classes)
-    augment = train_transform(size, (0.25, 1.0))
+    asked = {"crop_fraction": crop_fraction, "crop_mode": crop_mode, "mean": mean, "std": std}
+    own = published_input(model, "bilinear", interpolation=interpolation, **asked)
+    resize = InterpolationMode(own["interpolation"])
+    augment = train_transform(size, (0.25, 1.0), resize)
+    look = eval_transform(size, own["crop_fraction"], resize, crop_mode=own["crop_mode"])
     train_data = partial(class_images, source, "train", augment, names, *columns)
     if names is None:
         train_data = train_data()
         names = train_data.classes
-    val_data = class_images(source, "val", eval_transform(size), names, *columns)
+    val_data = class_images(source, "val", look, names, *columns)
     num_classes = len(names)
     pretrained = pretrained and model != "small"
     small = model == "small"
     network = classifier(model, num_classes) if small else fine_tuned(model, num_classes, pretrained, [size])
-    norm = normalisation(network) if pretrained else {}
     head = head if pretrained else 1.0
     return Recipe(
         task=Recognition(names, label_smoothing),
@@ -96,6 +111,8 @@ def recipe(
         epochs=epochs,
         batch_size=batch_size,
         eval_batch_size=32,
-        **norm,
+        mean=own["mean"],
+        std=own["std"],
+        input=own,
         note=f"generated data: shapes of {num_classes} looks in {source}" if sample else None,
     )

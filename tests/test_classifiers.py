@@ -9,7 +9,7 @@ from conftest import ROOT
 from torch import nn
 from torchvision.models import ResNet18_Weights, get_model, resnet18
 
-from trainkit.models.classifiers import classifier, fine_tuned, normalisation
+from trainkit.models.classifiers import classifier, fine_tuned, published_input
 from trainkit.models.pretrained import load_pretrained
 from trainkit.optim import depths, param_groups
 from trainkit.recipe import build, load_recipe
@@ -101,7 +101,8 @@ def test_a_new_last_layer_on_timms(name):
     assert network.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)
     half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of that ViT, trained by Google
     imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    assert normalisation(network) == (half if "vit" in name else imagenet)
+    found = published_input(name, "bilinear")
+    assert {"mean": found["mean"], "std": found["std"]} == (half if "vit" in name else imagenet)
 
 
 class WithHead(nn.Sequential):
@@ -143,10 +144,6 @@ def test_weights_of_older_runs_fit(name):
     other = fine_tuned(name, 5, pretrained=False)
     lines = load_model(other, old.state_dict(), Path("old"), partial=True).lines()
     assert len(lines) == 1 and lines[0].startswith("2 of another shape: ")
-
-
-def test_torchvisions_weights_have_the_default_mean_and_std():
-    assert normalisation(fine_tuned("resnet18", 7, pretrained=False)) == {}
 
 
 def test_networks_with_other_ends():

@@ -200,8 +200,8 @@ def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) ->
     """Recipe, its settings, options, weights and their run, whose settings are the defaults."""
     import inspect
 
-    from trainkit.finding import find_weights, read_class_names, read_settings
-    from trainkit.recipe import MEAN, STD, load_recipe
+    from trainkit.finding import find_weights, read_class_names, read_input, read_settings
+    from trainkit.recipe import load_recipe
 
     function = load_recipe(path)
     prog = f"trainkit {command} {path}"
@@ -213,9 +213,9 @@ def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) ->
         if _takes_class_names(function) and recorded.get("classes") is None:
             names = read_class_names(checkpoint)
             recorded |= {} if names is None else {"classes": names}
-        # Runs older than these settings had ImageNet's, whatever the network.
-        if recorded and {"mean", "std"} <= inspect.signature(function).parameters.keys():
-            recorded = {"mean": MEAN, "std": STD, **recorded}
+        # What the run took of its network, whatever is said of that network now.
+        taken = read_input(checkpoint, inspect.signature(function))
+        recorded |= {name: value for name, value in taken.items() if recorded.get(name) is None}
     settings, asked = _read(function, options, prog, words, recorded)
     return function, settings, asked, *find_weights(asked.checkpoint)
 

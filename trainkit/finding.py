@@ -1,11 +1,12 @@
 """What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
 
+from inspect import Signature
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from trainkit.checkpoint import MANIFEST, checkpoint_path, is_checkpoint_name, step_of
-from trainkit.recorded import is_run, read_recorded
+from trainkit.recorded import input_of, is_run, read_recorded
 from trainkit.run import Run
 
 
@@ -38,6 +39,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings of the run that `path` is or lies in, as plain values; empty where there is none."""
     run = run_of(path)
     return read_recorded(run)["settings"] if run else {}
+
+
+def read_input(path: Path, signature: Signature) -> dict[str, Any]:
+    """How images are looked at in the run that `path` is or lies in, see `recorded.input_of`; empty where none is.
+
+    Only settings that a recipe of this signature has, and fills in itself where they are None.
+    """
+    run = run_of(path)
+    looks = input_of(read_recorded(run)) if run else {}
+    parameters = signature.parameters
+    return {n: value for n, value in looks.items() if n in parameters and parameters[n].default is None}
 
 
 def read_class_names(path: Path) -> list[str] | None:

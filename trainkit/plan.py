@@ -68,6 +68,7 @@ class Plan:
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
             "ema": self.recipe.ema,
+            "input": dict(self.recipe.input),
             "lrs": [float(group["lr"]) for group in self.recipe.optimizer.param_groups],
         }
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -111,6 +111,8 @@ class Recipe:
     """per channel, of images in [0, 1]; ImageNet's by default"""
     std: Sequence[float] = STD
     """per channel, of images in [0, 1]; ImageNet's by default"""
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """mean, interpolation and such settings, as the recipe took them of its network: a run keeps them for good"""
     note: str | None = None
     """a line shown when the run starts, such as that the data is generated"""
 
@@ -254,8 +256,7 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
 def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
-    Raises ValueError or FileNotFoundError with the remedy where there is no such file or function, it is not Python, or
-    a module that it imports is missing.
+    Raises ValueError or FileNotFoundError where file, function or an imported module are missing, or it is not Python.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}{_nearest(path)}")

@@ -17,6 +17,7 @@ from trainkit.metrics import TopK
 from trainkit.outputs import class_logits
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
+CROP_MODES = ("center", "squash")  # of timm's
 IGNORED = -1  # the class id that counts nowhere
 MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision rounds
 
@@ -184,19 +185,25 @@ def eval_transform(
     crop_fraction: float = 0.875,
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     ten_crop: bool = False,
+    crop_mode: str = "center",
 ) -> Look:
     """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
 
-    `size` may be another than in training. ten_crop: corners, centre and their mirror images, (10, 3, size, size),
-    of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
+    crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which keeps all of a long
+    image and no proportions. `size` may be another than in training. ten_crop: corners, centre and their mirror images,
+    (10, 3, size, size), of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
     """
     _check_side(size)
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction is {crop_fraction}; it must be above 0 and at most 1 (0.875 is usual)")
+    if crop_mode not in CROP_MODES:
+        raise ValueError(f"crop_mode is {crop_mode!r}; it must be {' or '.join(CROP_MODES)}")
     short = round(size / crop_fraction)
-    resize = v2.Resize(short, interpolation=interpolation, antialias=True)
+    side = short if crop_mode == "center" else [short, short]
+    resize = v2.Resize(side, interpolation=interpolation, antialias=True)
     cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
-    label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, short side {short}, {interpolation.value}"
+    of = "short side" if crop_mode == "center" else "both sides"
+    label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short}, {interpolation.value}"
     return Look([resize, *cut], label)
 
 

@@ -12,12 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from trainkit import __version__
+from trainkit.recipe import MEAN, STD
 from trainkit.run_files import COUNT, MAPPING, STRING, Fault, Kind, load_json, maybe, or_none, require
 
 RECORDED = {
     "settings": MAPPING,
     "seed": Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**64),
     "recipe": or_none(STRING),
+    "input": maybe(MAPPING),
 }
 TO_PUBLISH = {
     "command": Kind("a command line", lambda value: isinstance(value, str) and _words(value)),
@@ -45,6 +47,22 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
             "Checkpoints beside it can be given to --checkpoint where it is moved elsewhere, with the run's settings"
         ) from error
     return content
+
+
+def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are looked at in the run of which settings.json holds `recorded`, by names of settings.
+
+    Runs of before this was kept had ImageNet's mean and std, but for pretrained networks their own; what a recipe had
+    no setting for was as here.
+    """
+    if "input" in recorded:
+        return dict(recorded["input"])
+    settings = recorded["settings"]
+    then = {"interpolation": "bilinear" if "pretrained" in settings else "bicubic"}
+    then |= {"crop_fraction": 0.875, "crop_mode": "center"}
+    if not settings.get("pretrained"):
+        then |= {"mean": list(MEAN), "std": list(STD)}
+    return {name: settings.get(name, value) for name, value in then.items()}
 
 
 def is_run(folder: Path) -> bool:

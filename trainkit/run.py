@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -29,7 +29,7 @@ from trainkit.checkpoint import (
     verify,
 )
 from trainkit.options import Options
-from trainkit.recorded import read_recorded, surroundings
+from trainkit.recorded import input_of, read_recorded, surroundings
 from trainkit.run_files import (
     EVALUATION_BEGINS,
     Fault,
@@ -113,8 +113,10 @@ class Run:
         self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
     ) -> list[str]:
         """What changed since the run began, a line each; refuses a change of the mathematics."""
-        refused = _changes({name: recorded.get(name) for name in now}, now)
-        changed = {**_changes(recorded["settings"], settings), **refused}
+        look, before = now["input"], input_of(recorded)  # by the names of settings, which may leave them open
+        refused = _changes({name: recorded.get(name) for name in now if name != "input"}, _without(now, ["input"]))
+        refused |= _changes({name: before.get(name, look[name]) for name in look}, look)
+        changed = {**_changes(_without(recorded["settings"], look), _without(settings, look)), **refused}
         allowed = {"total_steps", "schedule"} if rebase else set()
         if refused.keys() - allowed:
             raise ValueError(
@@ -272,6 +274,10 @@ class Run:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

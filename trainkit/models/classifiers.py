@@ -13,6 +13,8 @@ from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 from trainkit.models.names import nearest, timm_network, timm_with
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
+from trainkit.recipe import MEAN, STD
+from trainkit.recognition import CROP_MODES
 
 
 def classifier(
@@ -61,8 +63,8 @@ def fine_tuned(name: str, num_classes: int, pretrained: bool = True, sizes: Sequ
 
     All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
     the last layer where the classes are others. name: as for `classifier`, but for "small". pretrained: start the rest
-    from published weights, torchvision's or timm's best for ImageNet, downloaded once; `normalisation` says with which
-    mean and std they were trained. sizes: as for `classifier`; position embeddings are resized. Raises ValueError for a
+    from published weights, torchvision's or timm's best for ImageNet, downloaded once; `published_input` says for
+    which images they are. sizes: as for `classifier`; position embeddings are resized. Raises ValueError for a
     name that is not known, for a network that does not end in a linear layer, and where the weights cannot be had.
     """
     if name.startswith("timm:"):
@@ -87,29 +89,28 @@ def fine_tuned(name: str, num_classes: int, pretrained: bool = True, sizes: Sequ
     return network
 
 
-def normalisation(network: nn.Module) -> dict[str, tuple[float, ...]]:
-    """mean and std, per channel of images in [0, 1], that the weights of `fine_tuned` were trained with.
+def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[str, Any]:
+    """mean, std, interpolation, crop_fraction and crop_mode of the images that the network `name` is made for.
 
-    Of torchvision's ImageNet's, as a recipe has them by default; of timm's what they say.
+    They do not depend on where its weights come from. name: as for `classifier`; timm has them for its networks, others
+    have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see `eval_transform`. asked: values in
+    their place, where not None. Raises ValueError for a crop_mode that there is not here.
     """
-    known = getattr(network, "pretrained_cfg", {})
-    return {name: tuple(known[name]) for name in ("mean", "std") if name in known}
-
-
-def published_input(name: str, **asked: Any) -> dict[str, Any]:
-    """mean, std, interpolation and crop_fraction of the images of the network `name`: as asked for, where not None.
-
-    Else what timm has for a network of its own; for others no mean and std, which a recipe has by default, bicubic and
-    0.875.
-    """
-    found: dict[str, Any] = {"interpolation": "bicubic", "crop_fraction": 0.875}
+    found: dict[str, Any] = {"mean": MEAN, "std": STD, "interpolation": usual_interpolation}
+    found |= {"crop_fraction": 0.875, "crop_mode": "center"}
     if name.startswith("timm:"):
         timm, short = timm_with(name)
         known = timm.models.get_pretrained_cfg(short, allow_unregistered=True)
         if known is not None:
-            found |= {"mean": tuple(known.mean), "std": tuple(known.std)}
-            found |= {"interpolation": known.interpolation, "crop_fraction": known.crop_pct}
-    return found | {setting: value for setting, value in asked.items() if value is not None}
+            found = {"mean": tuple(known.mean), "std": tuple(known.std), "interpolation": known.interpolation}
+            found |= {"crop_fraction": known.crop_pct, "crop_mode": known.crop_mode}
+    found |= {setting: value for setting, value in asked.items() if value is not None}
+    if found["crop_mode"] not in CROP_MODES:
+        raise ValueError(
+            f"timm trained {name} with crop_mode {found['crop_mode']!r}, and here are {' and '.join(CROP_MODES)}: give "
+            "one of them, or take another network"
+        )
+    return found
 
 
 class DropBlock(DropBlock2d):
