@@ -462,6 +462,8 @@ def test_networks_of_a_fixed_size_are_built_for_the_images():
         assert model(images[..., :96, :96]).shape == (1, 3)
         assert "sizes" not in small or len(small["sizes"]) == 1 or model(images).shape == (1, 3)
     assert fine_tuned("timm:vit_tiny_patch16_224", 3, False, [112])(images).shape == (1, 3)
+    with pytest.raises(ValueError, match="cuts images into patches of 16 x 16, and would leave out .* sides of 100"):
+        fine_tuned("timm:vit_tiny_patch16_224", 3, False, [100])
     with pytest.raises(ValueError, match="vit_b_32 takes images of one size, divisible by 32, and not 96, 100"):
         classifier("vit_b_32", 3, sizes=[96, 100])
     with pytest.raises(ValueError, match="timm:mixer_s32_224 is built for images of 224 x 224 and not for 224, 96"):

@@ -37,12 +37,19 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
     if sizes and known is not None and known.fixed_input_size and set(sizes) != set(known.input_size[1:]):
         asked = {"img_size": sizes[0]} if len(set(sizes)) == 1 else {"img_size": max(sizes), "dynamic_img_size": True}
         try:
-            return timm_network(name, pretrained, **asked, **settings)
+            network = timm_network(name, pretrained, **asked, **settings)
         except (TypeError, AssertionError) as error:
             raise ValueError(
                 f"{name} is built for images of {known.input_size[1]} x {known.input_size[2]} and not for "
                 f"{', '.join(map(str, sizes))} ({error}): give that size, or take another network"
             ) from error
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        if isinstance(patch, tuple) and any(size % length for size in sizes for length in patch):
+            raise ValueError(
+                f"{name} cuts images into patches of {' x '.join(map(str, patch))}, and would leave out the rest of "
+                f"sides of {', '.join(map(str, sizes))}: give a size divisible by that"
+            )
+        return network
     try:
         return timm.create_model(short, pretrained=pretrained, **settings)
     except NotImplementedError:  # a kind of RuntimeError, and no affair of the weights
