@@ -16,6 +16,7 @@ from toys import Images, recognition
 
 from trainkit import Options, train
 from trainkit.cli import main
+from trainkit.data import sound_png
 from trainkit.data.decoding import taking_notes
 from trainkit.data.images import decodable_extensions, read_image, read_mask
 
@@ -202,6 +203,46 @@ def test_crafted_png(name, data):
         read_image(data, "it.png")
 
 
+def plain_png(rows: bytes, width: int, height: int, colour: int, window: int = 15) -> bytes:
+    """8 bits a channel; `rows` with their filters, deflated in a window of 2**window bytes."""
+    deflate = zlib.compressobj(wbits=window)
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    body = deflate.compress(rows) + deflate.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_sound_pixels_are_checked_once_and_decoded_as_before():
+    """What torchvision's decoder gives, the first time and from then on; of other content it is asked anew."""
+    rows = np.random.default_rng(0).integers(0, 256, (9, 3 * 7 + 1), np.uint8)
+    rows[:, 0] = np.arange(9) % 5  # every filter
+    data = plain_png(rows.tobytes(), 7, 9, 2)
+    expected = np.array(Image.open(io.BytesIO(data)))
+    sound_png._sound.clear()
+    for _ in range(3):
+        assert (read_image(data).permute(1, 2, 0).numpy() == expected).all()
+        assert len(sound_png._sound) == 1
+    rows[4, 0] = 5
+    with pytest.raises(ValueError, match="filter no decoder knows"):
+        read_image(plain_png(rows.tobytes(), 7, 9, 2))
+    with pytest.raises(ValueError, match="fewer rows"):
+        read_image(plain_png(rows[:4].tobytes(), 7, 9, 2))
+    assert len(sound_png._sound) == 1
+
+
+def test_a_window_that_the_header_denies():
+    """libpng takes the window from the stream's header, and stumbles over a distance beyond it; Pillow does not."""
+    block = np.random.default_rng(1).integers(0, 256, 2000, np.uint8).tobytes()
+    rows = b"".join(b"\0" + block for _ in range(3))  # repeats over 2001 bytes
+    data = bytearray(plain_png(rows, 2000, 3, 0))
+    place = data.index(b"IDAT") + 4
+    data[place] = 0x18  # a window of 512 bytes
+    data[place + 1] += 31 - (data[place] * 256 + data[place + 1]) % 31
+    end = data.index(b"IEND") - 8
+    data[end : end + 4] = struct.pack(">I", zlib.crc32(data[place - 4 : end]))
+    with pytest.raises(ValueError, match="do not inflate"):
+        read_mask(bytes(data))
+
+
 def test_an_index_beyond_the_palette():
     """Black, and a label as any other."""
     values = stored(3, 8) + 100
@@ -243,6 +284,7 @@ def test_no_limit_of_pixels():
         palette.save(file, "PNG")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision")
             assert (read_mask(file.getvalue()).numpy() == values).all()
             for kind in ("TIFF", "WEBP", "GIF", "BMP", "PNG"):
                 assert read_image(encoded(values, kind)).shape == (3, 10, 20)

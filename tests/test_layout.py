@@ -113,7 +113,8 @@ ARROWS = {
         "data.reading", "data.workers", "data.listing", "data.file_names", "data.inventory",
     },
     "export": {"checkpoint", "display", "objective", "options", "outputs", "recipe", "trainkit", "weights"},
-    "data.images": {"data.decoding", "data.headers", "data.palette"},
+    "data.images": {"data.decoding", "data.headers", "data.palette", "data.sound_png"},
+    "data.sound_png": {"data.headers"},
     "data.decoding": {"data.headers"},
     "data.examine": {
         "data.decoding", "data.images", "data.on_device", "data.order", "data.seeds", "data.reading", "data.repeated",

@@ -62,7 +62,7 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
         raise ValueError("the PNG has no pixels")
     if data[25] == _PALETTE and b"PLTE" not in kinds:
         raise ValueError("the PNG's palette is missing")
-    if _inflated_size(data) > _DEFLATED_BYTES_PER_BYTE * len(data):
+    if inflated_size(data) > _DEFLATED_BYTES_PER_BYTE * len(data):
         width, height = struct.unpack_from(">II", data, 16)
         raise ValueError(f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold")
     return b"".join(parts), notes
@@ -82,20 +82,26 @@ def _whole_palette(colours: memoryview) -> bytes:
 
 def has_all_rows(data: bytes | bytearray) -> bool:
     """Whether the pixels of a sound PNG inflate to as many bytes as its header promises. Takes as long as inflating."""
-    missing = _inflated_size(data)
-    stream, place, kind = zlib.decompressobj(), len(PNG), b""
-    while missing > 0 and kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, place)
-        if kind == b"IDAT":
-            rest = data[place + 8 : place + 8 + length]
-            while rest and missing > 0:
-                missing -= len(stream.decompress(rest, min(missing, _AT_ONCE)))
-                rest = stream.unconsumed_tail
-        place += 12 + length
+    missing = inflated_size(data)
+    stream, rest = zlib.decompressobj(), pixel_data(data)
+    while rest and missing > 0:
+        missing -= len(stream.decompress(rest, min(missing, _AT_ONCE)))
+        rest = stream.unconsumed_tail
     return missing <= 0
 
 
-def _inflated_size(data: bytes | bytearray) -> int:
+def pixel_data(data: bytes | bytearray) -> bytes:
+    """The pixels of a sound PNG, deflated: what its chunks IDAT hold, put together."""
+    parts, place, kind = [], len(PNG), b""
+    while kind != b"IEND" and place < len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IDAT":
+            parts.append(data[place + 8 : place + 8 + length])
+        place += 12 + length
+    return b"".join(parts)
+
+
+def inflated_size(data: bytes | bytearray) -> int:
     """Bytes of all rows of a PNG, as its header has them; each row begins with a byte for its filter."""
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     if colour not in _CHANNELS:

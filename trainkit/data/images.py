@@ -16,6 +16,7 @@ from torchvision.io import ImageReadMode, decode_image
 from trainkit.data.decoding import notes, opened, turned
 from trainkit.data.headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
+from trainkit.data.sound_png import decode_grey, decode_rgb
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -101,13 +102,16 @@ def _content(source: Path | bytes) -> bytearray:
 def _decode(data: bytearray, upright: bool) -> Tensor:
     """RGB, uint8 (3, H, W), a view of (H, W, 3).
 
-    torchvision decodes JPEG, faster than Pillow does. It is given no PNG: where libpng finds an error in the pixels it
-    jumps back (longjmp) to where torchvision's decoder began, which then frees a tensor that it no longer knows, and
-    the process dies. No check beforehand prevents that, short of inflating the pixels twice.
+    torchvision decodes JPEG and the usual kinds of PNG, faster than Pillow does the rest. Where notes are taken, Pillow
+    decodes PNG, which says more.
     """
     if data.startswith(JPEG):
         require_jpeg_room(data)
         return decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
+    if data.startswith(PNG) and notes() is None:
+        image = decode_rgb(data)
+        if image is not None:
+            return image
     with opened(data) as image:
         bits = _bits(image, data)
         image = turned(image) if upright else image
@@ -149,6 +153,10 @@ def _most(image: Image.Image) -> int:
 def _labels(data: bytearray) -> Tensor:
     if data.startswith(JPEG):
         raise _NotAMaskError("saved as JPEG, which blurs labels: save it anew as grey or palette PNG")
+    if data.startswith(PNG) and notes() is None:
+        labels = decode_grey(data)
+        if labels is not None:
+            return labels
     with opened(data) as image:
         bands, most, bits = len(image.getbands()), _most(image), _bits(image, data)
         if bands != 1:
