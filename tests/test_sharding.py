@@ -212,3 +212,44 @@ def test_an_optimizer_that_cannot_be_sharded_is_refused(tmp_path):
     printed = torchrun(2, script, tmp_path / "run", "Adafactor", **FSDP, code=None).stdout
     assert printed.count("optimizer Adafactor does not update weights that FSDP has sharded as it does whole ones") == 2
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+PROBE = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from toys import recognition
+from trainkit import Options, train
+from trainkit.data.seeds import seed_host
+
+
+def probe(folder, frozen):
+    seed_host(5)
+    recipe = recognition()
+    recipe.model.backbone.requires_grad_(not frozen)
+    optimizer = torch.optim.SGD(recipe.model.head.parameters(), lr=0.1)
+    recipe = recognition(model=recipe.model, optimizer=optimizer, clip_norm=0.05, ema=0.9)
+    train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1))
+
+
+if __name__ == "__main__":
+    probe(sys.argv[1] + "/trained", frozen=False)
+    probe(sys.argv[1] + "/frozen", frozen=True)
+"""
+
+
+def test_a_linear_probe_is_that_of_one_process(tmp_path):
+    """With a backbone that gets gradients all the same, and with a frozen one; clipped, under DDP and FSDP."""
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE.format(tests=str(TOYS.parent)))
+    run_command(sys.executable, str(script), str(tmp_path / "one"))
+    torchrun(2, script, tmp_path / "ddp")
+    torchrun(2, script, tmp_path / "fsdp", **FSDP)
+    norms = [row["grad_norm"] for row in rows(tmp_path / "one" / "frozen")]
+    assert max(norms) > 0.05, "clipping does something"
+    for many in ("ddp", "fsdp"):
+        for kind in ("trained", "frozen"):
+            assert_same_training(tmp_path / "one" / "frozen", tmp_path / many / kind)
+            found = [row["grad_norm"] for row in rows(tmp_path / many / kind)]
+            assert found == pytest.approx(norms, rel=1e-5), (many, kind)
+    assert_bit_equal(tmp_path / "one" / "frozen", tmp_path / "one" / "trained")
