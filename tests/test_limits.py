@@ -148,6 +148,14 @@ def test_the_largest_settings_that_may_be():
         train(recognition(epochs=3e8), Options(workers=0))
 
 
+@pytest.mark.parametrize("words", [("{}", "--out", "a\0b"), ("doctor", "{}", "--out", "a\0b")])
+def test_names_with_a_nul(recipe, capsys, words):
+    """From a list of names, or a caller of `main`: no command line can hold one."""
+    assert main([word.format(recipe) for word in words] + ["--workers", "0"]) == 2
+    told = capsys.readouterr().err
+    assert "a\\x00b" in told and "holds a NUL character" in told and len(told.strip().splitlines()) == 1
+
+
 INTERRUPTED = """
 import os, signal, sys, threading
 from trainkit.cli import main

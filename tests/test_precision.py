@@ -20,6 +20,7 @@ from toys import CLASSES, recognition, run, segmentation
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.checkpoint import list_checkpoints
 from trainkit.data.seeds import seed_host
+from trainkit.options import EvaluateOptions
 
 TOYS = Path(__file__).parent / "toys.py"
 NAMES = ("recognition-3", "segmentation-3")
@@ -155,3 +156,17 @@ except ValueError as error: print(error)
     assert (
         "2 processes train on the CPU: torch's SyncBatchNorm is for GPUs" in torchrun(2, tmp_path / "script.py").stdout
     )
+
+
+def test_an_evaluation_has_the_flags_of_a_training(tmp_path):
+    """Memory format and TF32 as asked for; on the CPU neither changes what is right."""
+    train(recognition(), Options(out=tmp_path, workers=0))
+    recipe = recognition()
+    plain = evaluate(recognition(), tmp_path, Options(workers=0))
+    asked = EvaluateOptions(checkpoint=tmp_path, tf32=True, channels_last=True)
+    flagged = evaluate(recipe, tmp_path, Options(workers=0, tf32=asked.tf32, channels_last=asked.channels_last))
+    assert plain["top1"] == flagged["top1"] and torch.get_float32_matmul_precision() == "high"
+    weight = recipe.model.backbone[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    evaluate(recognition(), tmp_path, Options(workers=0))
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -12,8 +12,19 @@ TOLD = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundErro
 
 def what_to_tell(error: Exception, recipe: Path) -> str | None:
     """The one message that `error` ends in, also where a limit of the machine was met; None for a bug."""
-    limit = None if os.environ.get("TRAINKIT_TRACEBACK") else limit_met(error)
-    return users_mistake(error, recipe) if limit is None and isinstance(error, TOLD) else limit
+    message = None if os.environ.get("TRAINKIT_TRACEBACK") else limit_met(error) or _nul_told(error)
+    return users_mistake(error, recipe) if message is None and isinstance(error, TOLD) else message
+
+
+def _nul_told(error: Exception) -> str | None:
+    """The name with a NUL character that the system refused, from the innermost call that has it; else None."""
+    if not (isinstance(error, ValueError) and "embedded null" in str(error)):
+        return None
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, (str, Path)) and "\0" in str(value):
+                return f"{str(value)!r} holds a NUL character, and no name of a file can: take it out"
+    return None
 
 
 def is_one_process_affair(error: Exception) -> bool:
