@@ -91,10 +91,10 @@ def rows(split):
 
 def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(words(scenes, "--workers", "2")) == 1
+    assert main(words(scenes, "--workers", "2")) == 2
     text = (tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text()
     capsys.readouterr()
-    assert main(words(scenes, "--workers", "0", "--out", "here")) == 1
+    assert main(words(scenes, "--workers", "0", "--out", "here")) == 2
     assert (tmp_path / "here" / "doctor.json").read_text() == text, "for any number of workers"
 
     report = json.loads(text)
@@ -159,7 +159,7 @@ def test_class_folders(tmp_path, monkeypatch, capsys):
     picture(data / "val" / "cat" / "6.jpg", 9, 9, 60)
     (data / "val" / "dog").mkdir()
     shutil.copy(data / "train" / "cat" / "1.jpg", data / "val" / "dog" / "other-name.jpg")
-    assert main(["doctor", RECOG, "--data", str(data), "--model", "small", "--no-pretrained", "--workers", "1"]) == 1
+    assert main(["doctor", RECOG, "--data", str(data), "--model", "small", "--no-pretrained", "--workers", "1"]) == 2
     report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
     torn = {fault["name"]: fault["what"] for fault in report["train"]["faults"]["unreadable"]}
     assert list(torn) == [str(data / "train" / "dog" / name) for name in ("text.png", "torn.jpg")]
@@ -191,7 +191,7 @@ def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
     parquet(tmp_path / "p", "train", [0, 2, 2], ["PNG"] * 3, features)
     parquet(tmp_path / "p", "val", [1, 3], ["WEBP"] * 2, features)
     told = ["--data", "p", "--label-column", "label", "--model", "small", "--no-pretrained", "--workers", "0"]
-    assert main(["doctor", RECOG, *told]) == 1
+    assert main(["doctor", RECOG, *told]) == 2
     report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
     (fault,) = report["val"]["faults"]["label"]
     assert fault == {"index": 1, "name": "row 1 of p (val)", "what": "label 3 is outside the 3 classes 0 to 2"}

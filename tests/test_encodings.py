@@ -48,7 +48,7 @@ def test_predictions_of_any_names(folder, tmp_path):
         "--out",
         str(tmp_path),
     ]
-    assert main(words) == 1
+    assert main(words) == 2
     broken.unlink()
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     files = sorted(path for path in (folder / "my" / "val").rglob("*") if path.is_file())

@@ -375,7 +375,7 @@ def test_one_bit_of_a_mask(tmp_path, capsys):
     assert f"cannot read {file}: the PNG is damaged" in capsys.readouterr().err.replace("\n", " ")
     assert main([SEG, *asked, "--out", str(tmp_path / "run"), "--on-bad-image", "skip"]) in (0, None)
     assert str(file) in (tmp_path / "run" / "bad_images.txt").read_text()
-    assert main(["doctor", SEG, *asked[:7], "--workers", "0", "--out", str(tmp_path / "doctor")]) == 1
+    assert main(["doctor", SEG, *asked[:7], "--workers", "0", "--out", str(tmp_path / "doctor")]) == 2
     assert "2.png" in capsys.readouterr().out
 
 

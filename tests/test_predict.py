@@ -348,7 +348,7 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
         (folder / f"bad-{i:02d}.jpg").write_bytes((folder / "b.jpg").read_bytes()[:60])
     (folder / "notes.txt").write_text("no image")
     words = ["predict", "mine.py", "--data", "y", "--checkpoint", str(weights), "photos", "--workers", "0"]
-    assert main([*words, "--out", "photos/out"]) == 1
+    assert main([*words, "--out", "photos/out"]) == 2
     said = capsys.readouterr()
     assert "12 of the files could not be read, the rest is done" in said.err
     assert said.err.count("cannot read photos/bad-") == 10 and "and 2 more in photos/out/unreadable.txt" in said.err

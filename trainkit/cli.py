@@ -125,7 +125,7 @@ def _doctor(path: Path, words: list[str]) -> int:
     from trainkit.doctor import examine
 
     out = options.out or Path("runs") / f"{path.stem}-doctor"
-    return 1 if examine(build(function, settings), options.workers, out)["num_errors"] else 0
+    return 2 if examine(build(function, settings), options.workers, out)["num_errors"] else 0
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
@@ -169,7 +169,7 @@ def _predict(path: Path, words: list[str]) -> int:
     from trainkit.predict import predict, told
 
     faults = predict(_built(function, settings, run), weights, asked)
-    return _fail(told(faults, asked.out), code=1) if faults else 0
+    return _fail(told(faults, asked.out)) if faults else 0
 
 
 def _export(path: Path, words: list[str]) -> int:
