@@ -4,6 +4,7 @@ import datetime
 import pathlib
 import pickle
 import pickletools
+import tarfile
 import types
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
@@ -217,7 +218,8 @@ def quantized():
         ({"w": torch.ones(2, device="meta"), "b": torch.ones(1)}, "1 of the 2 tensors in .* are on the meta device"),
         ({"w": torch.ones(2, 2).to_sparse()}, "1 of the 1 tensors in .* are sparse: w. Save"),
         ({"w": quantized()}, "are quantized: w. Save"),
-        ({"w": np.ones(2)}, "holds no weights: it is a mapping with w"),
+        ({"w": np.ones(2)}, "holds no weights: its values are of NumPy and no tensors"),
+        ({"epoch": 1, "model": {"w": np.ones(2)}}, "holds no weights: its values are of NumPy and no tensors"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -297,3 +299,30 @@ def test_a_backbone_alone_begins_a_larger_model(tmp_path):
     ]
     assert torch.equal(model.head.weight, head)
     assert all(torch.equal(value, bare[name]) for name, value in model.backbone.state_dict().items())
+
+
+def test_files_of_other_kinds(tmp_path):
+    """Programs, archives and plain pickles: one message that says what it is, not torch's advice to trust it."""
+    path = tmp_path / "w.pth"
+    with catch_warnings():
+        simplefilter("ignore")  # torch will drop such programs; files have them
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    with pytest.raises(ValueError, match=r"w.pth is a program of TorchScript, which is not read: save"):
+        load_weights(path)
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, arcname="x.py")
+    with pytest.raises(ValueError, match="w.pth is a tar archive, or of PyTorch's oldest format"):
+        load_weights(path)
+    path.write_bytes(pickle.dumps({"w": torch.ones(2)}))
+    with pytest.raises(ValueError, match="it holds what torch.save does not write, or it is damaged"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("left", [0, 1, 4, 100, 0.5, 0.98])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_cut_short(tmp_path, left, zipped):
+    path = saved(tmp_path, GOOD, _use_new_zipfile_serialization=zipped)
+    data = path.read_bytes()
+    path.write_bytes(data[: left if isinstance(left, int) else int(left * len(data))])
+    with pytest.raises(ValueError, match=r"w\.pth (cannot be read as weights|is not read)"):
+        load_weights(path)

@@ -20,6 +20,12 @@ NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")  # where t
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights it averages
 
 
+OTHER_KINDS = {  # as torch's reader names them
+    "TorchScript": "a program of TorchScript",
+    "legacy .tar": "a tar archive, or of PyTorch's oldest format",
+}
+
+
 class Beside:
     """Stands for a value beside the weights, such as a NumPy number: nothing of the value itself is made or called."""
 
@@ -75,6 +81,9 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
         ) from error
     except Exception as error:  # of a file cut short or damaged torch's reader raises many a kind
         told = str(error).partition("\n")[0] or "it ends too soon"
+        for kind, what in OTHER_KINDS.items():
+            if kind in told:
+                raise ValueError(f"{path} is {what}, which is not read: save model.state_dict() of it") from error
         raise ValueError(
             f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
         ) from error
@@ -112,7 +121,8 @@ def _found(path: Path, error: UnpicklingError) -> str:
     if names:
         return f"objects of {', '.join(names)}"
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))), lines[0])
+    said = next((line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))), lines[0])
+    return f"what torch.save does not write, or it is damaged ({said})"
 
 
 def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], list[str]]:
@@ -140,10 +150,20 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
     if not tensors:
         names = ", ".join(map(str, content)) if isinstance(content, Mapping) else None
         held = type(content).__name__ if names is None else f"a mapping with {names}"
+        if _holds_arrays(content):
+            raise ValueError(
+                f"{path} holds no weights: its values are of NumPy and no tensors. Save them as torch.from_numpy(array)"
+            )
         raise ValueError(
             f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
         )
     return tensors, lines
+
+
+def _holds_arrays(content: Any) -> bool:
+    """Whether a state dict, by itself or nested, has stand-ins for all its values."""
+    parts = [content, *(content.get(nest) for nest in NESTS)] if isinstance(content, Mapping) else []
+    return any(isinstance(p, Mapping) and p and all(isinstance(v, Beside) for v in p.values()) for p in parts)
 
 
 def _at(content: Any, key: str, path: Path) -> Any:
