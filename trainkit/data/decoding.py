@@ -11,10 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 
 from PIL import ExifTags, Image
+from psutil import virtual_memory
 
 from trainkit.data.headers import PNG, checked_png, has_all_rows
+
+# A row of one colour may take a bit or two (TIFF's fax codes); a whole image a few bytes in the sparse formats.
+_PIXELS_PER_BYTE = 100_000
+_SPARSE = ("WEBP", "AVIF", "JPEG2000")
+_BYTES_PER_PIXEL = 4  # Pillow's, of colours
 
 # What an EXIF orientation asks for, as an argument of `image.transpose`.
 _TURNS = {
@@ -96,11 +103,30 @@ def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
         if amiss and notes() is not None:
             notes().lines += amiss
     with _any_number_of_pixels(), Image.open(io.BytesIO(data), formats=formats) as image:
+        _require_room(image, len(data))
         if image.format == "TIFF":
             _require_all_strips(image)
         yield image
         if formats is not None and _may_lack_rows(image):
             _require_all_rows(data)
+
+
+def _require_room(image: Image.Image, num_bytes: int) -> None:
+    """Raises ValueError for a header that promises more pixels than the file or the machine's memory can hold.
+
+    Pillow would allocate them row by row, until the system ends the process.
+    """
+    pixels = image.width * image.height
+    size = f"its header says {image.width}x{image.height} pixels"
+    if pixels > _PIXELS_PER_BYTE * num_bytes and image.format not in _SPARSE:
+        raise ValueError(f"{size}, which {num_bytes} bytes cannot hold")
+    if pixels * _BYTES_PER_PIXEL > _memory():
+        raise ValueError(f"{size}, which this machine's memory cannot hold")
+
+
+@cache
+def _memory() -> int:
+    return virtual_memory().total
 
 
 def _require_all_strips(image: Image.Image) -> None:
