@@ -86,7 +86,12 @@ class Late(torch.optim.SGD):
         super().step(closure)
 
 
+class Kron(torch.optim.SGD):
+    "Of a name that is not tried, since timm's would take minutes."
+
+
 own = {{
+    "kron": lambda model: Kron(model.parameters(), lr=0.1),
     "signs": lambda model: Signs(model.parameters()),
     "by norm": lambda model: ByNorm(model.parameters()),
     "by total": lambda model: ByTotal(model.parameters(), lr=0.1),
@@ -112,6 +117,7 @@ REFUSED = {
     "by norm": "its update of a weight of shape .* differs",
     "by total": "its 'total' differs",
     "rowwise": "its 'rows' is not sharded as its weights are",
+    "kron": "optimizer Kron is not for weights that FSDP has sharded",
     "late": "its update of a weight of shape .* differs",
 }
 

@@ -22,6 +22,7 @@ from trainkit.optimizer_state import has_modes, to_weights
 from trainkit.sharding import Sharding, gathered, take_parts, unsharded_state
 
 UPDATES = 11  # RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
+NEVER_TRIED = {"Kron"}  # timm's: products of sharded tensors by einsum, of which a single update takes minutes
 ALLOWED = 1e-4  # difference, as a part of the largest change: sums of parts round otherwise than a whole sum
 OF_RATES = ("params", "param_names", "lr", "initial_lr", "lr_scale")  # groups that differ in these alone update alike
 
@@ -33,6 +34,11 @@ def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None
     """
     if Sharding.asked() is None or accelerator.num_processes == 1:
         return
+    if type(optimizer).__name__ in NEVER_TRIED:
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__} is not for weights that FSDP has sharded: take AdamW or SGD, or "
+            "launch without FSDP"
+        )
     problem = None
     cuda = [accelerator.device.index or 0] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
