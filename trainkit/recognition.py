@@ -68,14 +68,13 @@ class Recognition:
     def check(self, target: Any) -> str | None:
         """What is wrong with one image's target, or None: a class id of any integer type, or probabilities (C,)."""
         target = as_target(target)
+        if isinstance(target, Tensor) and target.dtype == torch.int64 and target.ndim == 0:
+            label = int(target)
+            return None if label < self.num_classes else self._outside(label)
         if not isinstance(target, Tensor) or (target.ndim == 0 and target.is_floating_point()):
             return (
                 f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, below 0 if ignored"
             )
-        if target.ndim == 0:
-            if int(target) < self.num_classes:
-                return None
-            return f"label {int(target)} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
         if tuple(target.shape) != (self.num_classes,):
             return (
                 f"target of shape {tuple(target.shape)} is neither a class id nor a row of {self.num_classes} "
@@ -90,6 +89,9 @@ class Recognition:
         if not float(target.min()) >= 0:
             return f"target holds {float(target.min())}: probabilities are not below 0"
         return None
+
+    def _outside(self, label: int) -> str:
+        return f"label {label} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
 
     def counts(self, targets: Tensor) -> Tensor:
         """What each loss says (images with a class for cross-entropy): (K,)."""

@@ -16,6 +16,8 @@ def as_target(target: Any) -> Any:
     hardly computes with, which become wider ones: uint16 is int32, uint32 and uint64 are int64, bool is uint8. Raises
     ValueError for a number that int64 does not hold.
     """
+    if isinstance(target, Tensor) and target.dtype == torch.int64:
+        return target  # what most datasets give, once for each image
     if isinstance(target, (bool, int)):
         if not -(2**63) <= target < 2**63:
             raise ValueError(f"label {target} is no class id: it does not fit into 64 bits")
