@@ -161,14 +161,24 @@ def test_the_readers_share_the_cores_of_their_host(monkeypatch):
 
 def test_an_error_of_ours_ends_all_processes(tmp_path):
     """The main process alone opens the folder: where that fails for a reason nobody thought of, the others are told."""
-    run("recognition", tmp_path / "recognition")
-    with (tmp_path / "recognition" / "log.jsonl").open("a") as log:
-        log.write("{}\n")  # no row that a training writes
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys; sys.path.insert(0, {str(TOYS.parent)!r})
+from pathlib import Path
+from toys import recognition
+from trainkit import Options, train
+
+class Odd:
+    def __str__(self):
+        raise KeyError("event")
+
+train(recognition(), Options(out=Path({str(tmp_path / "run")!r}), workers=0), settings={{"odd": Odd()}})
+""")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    words = [sys.executable, str(TOYS), str(tmp_path), "recognition"]
+    words = [sys.executable, str(script)]
     processes = []
     for rank in "01":
         env = {**os.environ, **group, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}

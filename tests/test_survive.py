@@ -337,12 +337,17 @@ def test_killed_before_the_settings_were_written(tmp_path):
     assert train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))["steps"] == 2
 
 
+def row_of(event: str, step: int) -> dict:
+    evaluation = {"epoch": step / 4, "best": 0.5, "best_step": step} if event == "evaluate" else {}
+    return {"event": event, "step": step, **evaluation}
+
+
 @pytest.mark.parametrize("cut", ["", '{"event": "st'])
 def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
     """The log is the record of evaluations: those up to the checkpoint stay, later ones and cut lines go."""
     folder = Run(tmp_path)
     for event, step in (("step", 4), ("evaluate", 4), ("step", 7), ("evaluate", 8), ("step", 9), ("evaluate", 12)):
-        folder.append({"event": event, "step": step})
+        folder.append(row_of(event, step))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write(cut)
     assert folder.forget_after(8)["step"] == 8
@@ -361,7 +366,7 @@ def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
     """A checkpoint written in the background is told after rows of later steps."""
     folder = Run(tmp_path)
     for event, step in (("step", 10), ("evaluate", 12), ("step", 20), ("evaluate", 18), ("save", 15)):
-        folder.append({"event": event, "step": step})
+        folder.append(row_of(event, step))
     assert folder.forget_after(15)["step"] == 12
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [10, 12]
 
