@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def no_script_outlives_its_test():
 
 def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, own_session: bool) -> None:
     """In a process that has printed nothing and done nothing yet."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     if own_session:
         os.setsid()
     os.dup2(printed.fileno(), 1)

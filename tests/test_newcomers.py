@@ -111,7 +111,7 @@ def test_where_nothing_can_be_written(trained, tmp_path, capsys):
     common = (RECIPE, "--data", trained / "my", "--model", "small")
     told = said(capsys, "evaluate", RECIPE, "--checkpoint", trained / "run", "--out", tmp_path / "file")
     assert "out is" in told and "cannot hold results: File exists; choose another folder with --out" in told
-    assert "cannot hold results" in said(capsys, "doctor", *common, "--out", tmp_path / "file", code=1)
+    assert "cannot hold results" in said(capsys, "doctor", *common, "--out", tmp_path / "file")
     told = said(capsys, "export", RECIPE, "--checkpoint", trained / "run", "--out", tmp_path)
     assert "which is a folder: name the file" in told
     told = said(capsys, "export", RECIPE, "--checkpoint", trained / "run", "--out", tmp_path / "w.onnx")
