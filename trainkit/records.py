@@ -1,6 +1,5 @@
 """What a training writes into its folder, and takes up again: checkpoints, rows of the log, the summary."""
 
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -200,6 +199,8 @@ def peak_memory_gib(accelerator: Accelerator) -> float:
     """The most that this process has used: of the GPU where it has one, else of the host."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # which Windows has not
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 

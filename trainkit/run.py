@@ -7,7 +7,6 @@ Only the main process writes; the others hold a Run that reads.
 """
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -35,6 +34,7 @@ from trainkit.run_files import (
     Fault,
     kept_rows,
     parse_row,
+    posix_locks,
     read_bad_images,
     read_regular,
     read_summary,
@@ -149,6 +149,7 @@ class Run:
 
         A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit it.
         """
+        fcntl = posix_locks()
         self.folder.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to where no folder is yet
         if self._lock is None:
             self._lock = (self.folder / LOCK).open("a+")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from mmap import mmap
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -280,3 +281,15 @@ def short(value: Any) -> str:
     """A value in a message: JSON of at most 80 characters."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def posix_locks() -> ModuleType:
+    """Python's fcntl, by which a run's folder is locked. Raises ValueError where there is none, as on Windows."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ValueError(
+            "training takes Linux or macOS (on Windows: WSL), where the run's folder can be locked; evaluate, predict "
+            "and export run here"
+        ) from error
+    return fcntl

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from trainkit.launched import launcher
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 FAILED = 1  # no signal: one process cannot go on, and all stop with this exit code
 
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +22,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from trainkit.data.spawning import Sendable, forks
 from trainkit.launched import end_with_parent
 from trainkit.limits import causes, limit_met
+
+try:
+    from multiprocessing.context import ForkContext, ForkProcess
+except ImportError:  # Windows, where workers are spawned
+    ForkContext = ForkProcess = object
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
