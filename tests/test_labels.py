@@ -152,7 +152,7 @@ def test_masks_of_0_and_255_are_told_before_the_training(number, tmp_path, capsy
     mask[:2, :3] = 255
     data = folder_of_masks(tmp_path, [mask] * number)
     (told,) = training_warnings(data, Segmentation(NAMES))
-    which = "no training mask" if number == 3 else f"none of {NUM_MASKS} training masks looked at ({number} there are)"
+    which = "no training mask" if number == 3 else f"none of {NUM_MASKS} sampled training masks ({number} there are)"
     assert told == (
         f"class fg has {which}, and label 255, which is ignored, stands on 25.0 % of the pixels. Where it is a class, "
         "say which label each class has (seg_folder: --mask-values), or what is ignored (--ignore)"
@@ -173,7 +173,7 @@ def test_what_masks_looked_at_hold_otherwise(tmp_path):
     data = folder_of_masks(tmp_path / "torn", [mask, mask, mask])
     (tmp_path / "torn" / "masks" / "001.png").write_bytes(b"torn")
     Image.fromarray(mask + 9).save(tmp_path / "torn" / "masks" / "002.png")  # none of the classes
-    assert training_warnings(data, task) == ["class fg has none of 1 training masks looked at (3 there are); trainkit "
+    assert training_warnings(data, task) == ["class fg has none of 1 sampled training masks (3 there are); trainkit "
                                              "doctor reads all"]  # fmt: skip
     assert training_warnings(Two(3, (0, 255)), task) == []  # not of trainkit.data: nothing of it is read
 

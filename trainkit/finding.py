@@ -42,7 +42,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_input(path: Path, signature: Signature) -> dict[str, Any]:
-    """How images are looked at in the run that `path` is or lies in, see `recorded.input_of`; empty where none is.
+    """Input settings of the run that `path` is or lies in, see `recorded.input_of`; empty where none is.
 
     Only settings that a recipe of this signature has, and fills in itself where they are None.
     """

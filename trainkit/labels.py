@@ -17,7 +17,7 @@ from trainkit.data.stages import Stages
 from trainkit.memory import is_out_of_memory
 
 WITHOUT = "classes_without_targets"  # of an evaluation's results: names of classes, where there are such
-NUM_MASKS, SECONDS = 64, 1.0  # looked at before a training, spread over the set
+NUM_MASKS, SECONDS = 64, 1.0  # sampled before a training, spread over the set
 SHOWN = 5  # classes named in a message
 
 
@@ -74,7 +74,7 @@ def training_warnings(data: Dataset, task: Any) -> list[str]:
 
     Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up to 64 are read,
     spread over the set, for at most about a second; those that cannot be read are left to the training. Masks of a
-    dataset that is no `MaskDataset`, and streamed ones, are not looked at: an evaluation tells what they lack.
+    dataset that is no `MaskDataset`, and streamed ones, are not sampled: an evaluation tells what they lack.
     """
     names = names_of(task)
     data, indices = _inner(data)
@@ -142,7 +142,7 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -
     if not without or not num_read:
         return []
     whole = num_read == len(indices)
-    masks = "training mask" if whole else f"of {num_read} training masks looked at ({len(indices)} there are)"
+    masks = "training mask" if whole else f"of {num_read} sampled training masks ({len(indices)} there are)"
     told = f"{_classes(without, len(names))} {'no' if whole else 'none'} {masks}"
     if ignored and data.mask_colors is None:
         label, pixels = ignored.most_common(1)[0]

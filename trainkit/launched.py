@@ -37,7 +37,7 @@ def faulty_variable() -> str | None:
 
 
 def rank() -> int:
-    """Number of this process among those that the launcher started; 0 without one, or where RANK is no number."""
+    """Rank of this process; 0 without a launcher, or where RANK is not an integer."""
     text = os.environ.get("RANK", "0")
     return int(text) if text.isdigit() else 0
 

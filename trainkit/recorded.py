@@ -50,7 +50,7 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
 
 
 def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are looked at in the run of which settings.json holds `recorded`, by names of settings.
+    """Input settings of the run of which settings.json holds `recorded`, by names of settings.
 
     Runs of before this was kept had ImageNet's mean and std, but for pretrained networks their own; what a recipe had
     no setting for was as here.

@@ -262,7 +262,7 @@ def parse_json(data: str | bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise Fault(f"it holds {name}, which is no number")
+    raise Fault(f"it holds {name}, which is not a finite number")
 
 
 def require(content: Any, kinds: Mapping[str, Kind]) -> None:

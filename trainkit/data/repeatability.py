@@ -47,7 +47,7 @@ class _Digests(Dataset):
 def find_unrepeatable(data: Dataset, seed: int, workers: int, in_process: bool = False) -> str | None:
     """A message where images of `data` differ when they are read again under the same seed; None where they do not.
 
-    Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator that goes on from
+    Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator that continues from
     read to read gives other pixels: by two fresh workers, or in this process where a training reads without workers.
     in_process: read them in this process the first time, and by a fresh worker the second. It takes at most about 2 s
     for each reading. Images held on a device draw from no generator.
