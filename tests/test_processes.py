@@ -245,6 +245,67 @@ def test_the_first_step_after_a_resume_adds_as_any_other(tmp_path):
     assert torchrun(4, script, "as DDP does").stdout.count("EQUAL False") == 4
 
 
+STATIC = """
+import os, shutil, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+from accelerate.utils import wait_for_everyone
+from test_survive import assert_bit_equal
+from torch import nn
+from toys import CLASSES, recognition
+from trainkit import Options, train
+from trainkit.checkpoint import list_checkpoints
+from trainkit.optim import param_groups
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(33, 33) for _ in range(4))
+        self.stem, self.head, self.spare = nn.Linear(432, 33), nn.Linear(33, CLASSES), nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(33, affine=False)
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        for place in (2, 0, 3, 1):  # another order than that in which DDP begins
+            x = nn.functional.dropout(self.layers[place](x).tanh(), 0.2, self.training)
+        return self.head(self.norm(x))
+
+
+def trained(out, micro_batch):
+    torch.manual_seed(5)
+    net = Net()
+    optimizer = torch.optim.SGD(param_groups(net, 0.1, 0.0), lr=0.1)
+    recipe = recognition(model=net, optimizer=optimizer, batch_size=16, drop_last=True, epochs=4)
+    ways = {{"micro_batch": micro_batch, "static_graph": True, "checkpoint_every": 2}}
+    train(recipe, Options(out=out, seed=5, workers=0, log_every=1, keep=9, **ways))
+
+
+for micro_batch in (None, 2):
+    whole, parts = (Path({out!r}) / f"{{name}}-{{micro_batch}}" for name in ("whole", "parts"))
+    trained(whole, micro_batch)
+    if os.environ["RANK"] == "0":
+        shutil.copytree(whole, parts)
+        shutil.rmtree(list_checkpoints(parts / "checkpoints")[-1])
+        (parts / "summary.json").unlink()
+    wait_for_everyone()
+    trained(parts, micro_batch)
+    if os.environ["RANK"] == "0":
+        assert_bit_equal(whole, parts)
+        os.write(1, f"COMPARED {{micro_batch}}\\n".encode())
+    wait_for_everyone()
+"""
+
+
+def test_a_resume_with_a_static_graph_on_four_processes(tmp_path):
+    """Of which DDP learns how often and in which order weights are met: in steps that are left out of the training."""
+    script = tmp_path / "script.py"
+    script.write_text(STATIC.format(tests=str(TOYS.parent), out=str(tmp_path)))
+    printed = torchrun(4, script).stdout
+    assert "COMPARED None" in printed and "COMPARED 2" in printed and printed.count("going on from step-000000002") == 2
+
+
 ORPHAN = """
 import os, runpy, sys
 if os.fork():

@@ -17,7 +17,7 @@ from toys import Images, in_blocks, recognition
 
 from trainkit import Options, train
 from trainkit.cli import main
-from trainkit.evaluation import RESERVED
+from trainkit.evaluation import RESERVED, require_free_names
 from trainkit.recipe import build, load_recipe, sample_settings
 from trainkit.recognition import Recognition
 from trainkit.setting_values import plain, read_settings_as, typed
@@ -190,6 +190,48 @@ def test_a_metric_does_not_take_a_name_of_the_log(tmp_path, name):
     recipe = recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Named(name)]))
     with pytest.raises(ValueError, match=f"metric Named computes {name}, which the log needs for itself"):
         train(recipe, Options(out=tmp_path, workers=0))
+    assert not (tmp_path / "log.jsonl").exists(), "before the first step"
+
+
+class Shares(Named):
+    """Of no image it computes nothing; it never forgets."""
+
+    asked = 0
+
+    def add_batch(self, **counted):
+        self.asked += 1
+
+    def compute(self):
+        return {self.figure: self.asked / self.asked, "batches": self.asked}
+
+
+class Declares(Shares):
+    percent = ("split",)
+
+
+def test_a_metric_that_needs_images_is_refused_where_it_has_them(tmp_path):
+    """By what it declares before the first step, else by the first evaluation."""
+    options = Options(out=tmp_path / "late", workers=0, log_every=1)
+    with pytest.raises(ValueError, match="metric Shares computes epoch, which the log needs for itself"):
+        train(recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Shares("epoch")])), options)
+    assert (tmp_path / "late" / "log.jsonl").read_text()
+    declared = recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Declares("share")]))
+    with pytest.raises(ValueError, match="metric Declares computes split"):
+        train(declared, Options(out=tmp_path / "declared", workers=0))
+    assert not (tmp_path / "declared").exists()
+
+
+def test_to_ask_a_metric_for_its_names_changes_nothing_in_it():
+    class Remembers(Named):
+        calls = 0
+
+        def compute(self):
+            self.calls += 1
+            return {self.figure: self.calls}
+
+    metric = Remembers("share")
+    require_free_names(Recognition(7, extra_metrics=[metric]))
+    assert metric.compute() == {"share": 1}
 
 
 FRAGILE = (

@@ -21,6 +21,7 @@ from trainkit.data.order import Batches
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
+from trainkit.evaluation import require_free_names
 from trainkit.freezing import frozen_statistics
 from trainkit.introduction import introduce
 from trainkit.labels import training_warnings
@@ -54,6 +55,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
     refuse_lonely_values(recipe, options, plan)
+    require_free_names(recipe.task)
     introduce(recipe, display.note)
     for line in () if options.init is None else start_from(recipe.model, options.init, options.weights_key):
         display.note(line)

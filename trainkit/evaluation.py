@@ -1,6 +1,8 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from trainkit.memory import shortage_told
 from trainkit.metrics import each_metric
 from trainkit.objective import ToDevice, uncompiled
 from trainkit.outputs import refusals_told
-from trainkit.recipe import Recipe
+from trainkit.recipe import Recipe, Task
 from trainkit.sharding import agree_on_buffers, reshard
 from trainkit.windows import Looker
 
@@ -143,6 +145,30 @@ class Evaluation:
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
+
+
+def require_free_names(task: Task) -> None:
+    """See before the first step that no metric computes what a row of the log or results.json holds, where it says so.
+
+    It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it is asked, for what it
+    counts must not change. One that needs images to compute, as those of `evaluate` do, the first evaluation refuses.
+
+    Raises ValueError that names the metric and the figure.
+    """
+    metrics = [*task.metrics(), *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ())]
+    for metric in (one for each in metrics for one in each_metric(each)):
+        names = {*getattr(metric, "percent", ()), *getattr(metric, "per_class", ()), *_figures_of_nothing(metric)}
+        _free(metric, dict.fromkeys(names))
+
+
+def _figures_of_nothing(metric: Any) -> set[str]:
+    """Names of what it computes of no image; none where it cannot, as a quotient by the number of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
+        try:
+            return set(copy.deepcopy(metric).compute())
+        except Exception:  # whatever a foreign metric raises; what is wrong is told where it has images
+            return set()
 
 
 def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
-from trainkit.evaluation import Evaluation
+from trainkit.evaluation import Evaluation, require_free_names
 from trainkit.finding import find_weights
 from trainkit.introduction import introduce
 from trainkit.labels import evaluation_warnings, ranks, training_warnings
@@ -66,6 +66,7 @@ def train(
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)
     refuse_lonely_values(recipe, options, plan)
+    require_free_names(recipe.task)
     run, found = open_run(accelerator, display, options, settings or {}, recipe_file, plan.mathematics())
     if run.summary is not None:
         display.note(f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume never")
@@ -267,6 +268,7 @@ def evaluate(
     Raises ValueError where they do not fit the model, FileNotFoundError where there are none.
     """
     weights, _ = find_weights(Path(weights))
+    require_free_names(recipe.task)
     recipe = recipe.opened() if options.precise_bn is not None else recipe
     accelerator = start_accelerator()
     allow_tf32(options.tf32)

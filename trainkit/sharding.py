@@ -168,7 +168,7 @@ def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) ->
     """
     inner = getattr(objective, "_orig_mod", objective)
     if not isinstance(inner, DistributedDataParallel) or inner.static_graph:
-        return  # of a static graph DDP learns in the first step how often it meets each weight
+        return  # of a static graph DDP must meet the passes themselves, see step.py
     weights = [weight for weight in inner.module.parameters() if weight.requires_grad]
     inner.reducer.prepare_for_forward()
     inner.reducer.prepare_for_backward([])

@@ -27,6 +27,11 @@ from trainkit.training import Training
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
 
+# Of a static graph DDP learns in a first backward how often it meets each weight, and in a second one in which order,
+# for the buckets that it lays out after. The order of a sum over more than two processes depends on these: both are
+# left out, else the first steps after a resume would differ by a rounding.
+SETTLED = 2
+
 
 def steps(t: Training, stop: int) -> Iterator[int]:
     """Train up to step `stop`, and yield the number of steps done after each."""
@@ -162,12 +167,17 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
         else:
             t.tried += 1
             break
+    static = isinstance(inner, DistributedDataParallel) and inner.static_graph
     while True:
         losses, problem = _passes(t, t.objective, step, images, targets, counts)
-        if problem is None:
+        settling = static and t.settled < SETTLED
+        if problem is None and not settling:
             return losses
         _zero_gradients(t)
         t.undo.buffers_back()
+        if problem is None:
+            t.settled += 1
+            continue
         _halve(t, step, problem, alone=True)
         if t.accelerator.num_processes > 1:
             raise MemoryError(

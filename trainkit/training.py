@@ -103,6 +103,7 @@ class Training:
     saved: int = 0  # step of the newest checkpoint
     told: bool = False  # what the first evaluation of this process found its targets to lack
     whole: bool = True  # between two steps, and not inside one
+    settled: int = 0  # steps left out, in which DDP has learnt its static graph
     tried: int = 0  # steps that have fitted into the memory of all processes
     trouble: OSError | None = None  # why the run's folder could not be written
 
