@@ -1,10 +1,10 @@
 """Every optimizer that can be built here: trained, killed by SIGKILL, resumed; which end as if nothing had happened.
 
-    python benchmarks/optimizers.py [--out docs/optimizers.md] [NAME ...]
+    python benchmarks/optimizers.py [--out docs/optimizers.md --sharded FILE] [NAME ...]
 
 Each is trained three times by `trainkit.train` in processes of their own, forked from one that has torch imported:
 whole, killed after step 5 (a checkpoint is written every second one), and on from there. Bit-equal means weights,
-the optimizer's state and every row of the log but its times.
+the optimizer's state and every row of the log but its times. FILE is what benchmarks/sharded_resume.py has written.
 """
 
 import argparse
@@ -92,6 +92,7 @@ def rows(folder: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--sharded", type=Path)
     parser.add_argument("names", nargs="*")
     asked = parser.parse_args()
     found = {}
@@ -105,9 +106,17 @@ def main() -> None:
     told += f"{len(found) - equal - refused} otherwise ({versions}, CPU)"
     print(told)
     if asked.out is not None:
-        lines = [PAGE.format(told=told), *(f"| {name} | {what} |" for name, what in found.items())]
+        sharded = read_sharded(asked.sharded) if asked.sharded is not None else {}
+        lines = [PAGE.format(told=told)]
+        lines += [f"| {name} | {what} | {sharded.get(name, '')} |" for name, what in found.items()]
         asked.out.write_text("\n".join(lines) + "\n")
     sys.exit(equal + refused != len(found))
+
+
+def read_sharded(file: Path) -> dict[str, str]:
+    """By optimizer, what benchmarks/sharded_resume.py found of it; of a refusal the one word."""
+    lines = [line.split(" | ", 1) for line in file.read_text().splitlines() if " | " in line]
+    return {name: what.partition(":")[0] for name, what in lines}
 
 
 PAGE = """# Optimizers
@@ -131,16 +140,20 @@ sharded and rolled back whole, or the optimizer is refused by name at the start.
   weights, state or groups then differ by more than rounding, or the sharded update fails, it is refused by name. It
   needs no list of names, and so holds for an optimizer of your own. With plain DDP each process has whole weights, and
   all optimizers of the table are right there. `benchmarks/sharded_optimizers.py` trains each for a few steps:
-  119 of the 122 above: 73 train as one process does (weights within 2.2e-4 of the longest way, losses within 2e-5), 40
+  119 of the 122 below: 73 train as one process does (weights within 2.2e-4 of the longest way, losses within 2e-5), 40
   are refused by FSDP's trial, and 6 everywhere; none that it lets pass trains otherwise. Refused are Muon (its bfloat16
   products round otherwise), Rprop, Adafactor, AdamP, SGDP, NovoGrad, MARS, timm's "cautious" ones (c...), and Prodigy
-  where a weight's first side is not divisible by the number of processes. PSGD Kron's three were too slow to be tried.
+  (its state is flat, and not sharded as the weights are). PSGD Kron, whose update of sharded weights takes minutes, is
+  refused untried.
+- **Resume under FSDP**: `benchmarks/sharded_resume.py` trains each on two processes, whole, and stopped after step 4 of
+  8 and resumed: all 73 that the trial lets pass end bit-equal, weights, state and log, and the 49 others are refused
+  before the first step.
 
-The table is written by `python benchmarks/optimizers.py --out docs/optimizers.md`: each is trained whole, killed by
-SIGKILL after step 5 and resumed from its last checkpoint. {told}.
+The table is written by `python benchmarks/optimizers.py --out docs/optimizers.md --sharded FILE`: each is trained
+whole, killed by SIGKILL after step 5 and resumed from its last checkpoint; FILE has what came of it under FSDP. {told}.
 
-| optimizer | trained, killed, resumed |
-|---|---|"""
+| optimizer | trained, killed, resumed | under FSDP |
+|---|---|---|"""
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ ARROWS = {
     "check": {
         "freezing", "probe", "recipe", "options", "run", "checkpoint", "display", "launch", "plan", "training", "step",
         "records", "nonfinite", "sharding", "weights", "data.loader", "data.order", "data.repeatability",
-        "data.workers", "introduction", "labels", "optimizer_state",
+        "data.workers", "introduction", "labels", "optimizer_state", "evaluation",
     },
     "step": {
         "outputs", "training", "records", "memory", "optimizer_state", "sharding", "data.order", "data.seeds",

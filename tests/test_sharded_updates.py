@@ -13,6 +13,7 @@ sys.path[:0] = {paths!r}
 import torch
 from optimizers import builders
 from sharded_optimizers import compared
+from sharded_resume import resumed
 from torch.distributed.tensor import DTensor
 from trainkit.launch import start_accelerator
 
@@ -103,8 +104,9 @@ torch.set_num_threads(1)
 accelerator = start_accelerator()
 known = builders() | own
 found = {{name: compared(accelerator, known[name]) for name in {names!r}}}
+again = {{name: resumed(accelerator, known[name]) for name in {resumed!r}}}
 if accelerator.is_main_process:
-    print("FOUND", json.dumps(found))
+    print("FOUND", json.dumps([found, again]))
 """
 SAME = ["torch.optim.AdamW", "torch.optim.Adagrad", "torch.optim.NAdam", "torch.optim.RAdam", "torch.optim.ASGD",
         "timm lamb", "timm lookahead_adamw", "schedulefree.AdamWScheduleFree", "schedulefree.ScheduleFreeWrapper",
@@ -120,17 +122,26 @@ REFUSED = {
     "kron": "optimizer Kron is not for weights that FSDP has sharded",
     "late": "its update of a weight of shape .* differs",
 }
+RESUMED = ["timm nadamw", "timm lookahead_adamw", "schedulefree.RAdamScheduleFree", "schedulefree.ScheduleFreeWrapper"]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, tuple[str, str]]:
-    """By optimizer, what the trial before the first step said, and how a training without it went."""
+def printed(tmp_path_factory) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """By optimizer, what the trial before the first step said, and how a training without it went; what a resume gave.
+
+    All of it in one pair of processes.
+    """
     script = tmp_path_factory.mktemp("script") / "script.py"
     paths = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
-    script.write_text(SCRIPT.format(paths=paths, names=[*SAME, *REFUSED]))
-    printed = torchrun(2, script).stdout
-    (line,) = (line for line in printed.splitlines() if line.startswith("FOUND"))
+    script.write_text(SCRIPT.format(paths=paths, names=[*SAME, *REFUSED], resumed=RESUMED))
+    lines = torchrun(2, script).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("FOUND"))
     return json.loads(line.removeprefix("FOUND"))
+
+
+@pytest.fixture(scope="module")
+def found(printed) -> dict[str, tuple[str, str]]:
+    return printed[0]
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -146,3 +157,12 @@ def test_it_trains_as_in_one_process(found, name):
 def test_what_would_train_otherwise_is_refused(found, name):
     said, _ = found[name]
     assert re.search(REFUSED[name], said) and said.endswith("take AdamW or SGD, or launch without FSDP"), said
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resume_is_bit_equal(printed, name):
+    """Of those whose state is more than tensors by weight: counts in groups, an optimizer inside, weights in training.
+
+    benchmarks/sharded_resume.py does it for all that can be built.
+    """
+    assert printed[1][name] == "bit-equal"
