@@ -314,6 +314,8 @@ def toy(name: str, num_processes: int, env: dict[str, str], options: dict[str, A
 
     done = run(train, num_processes, **env)
     found = run_record()
+    if options.get("background_save"):  # a save is logged when it has ended, among whatever steps
+        found["log"].sort(key=lambda row: (row["step"], row["event"]))
     if done.code != 0:
         if done.code < 0:
             raise RuntimeError(f"signal {-done.code}: {done.err[-4000:]}")
