@@ -1,14 +1,17 @@
 """Tables of the docs, made from benchmarks/results/*.json.
 
     python benchmarks/tables.py            # write them into the pages
-    python benchmarks/tables.py --check    # exit code 1 where a page differs from what would be written
+    python benchmarks/tables.py --check    # exit code 1 where a page differs from its results
 
-A page holds `<!-- table: NAME, ... -->` and `<!-- end -->`; what stands between them is replaced by the measurements of
-benchmarks/results/NAME.json, rows by columns, with command, machine and versions below. `<!-- claims -->` stands for the
-claims of docs/results.md: figure, target and whether it is met are computed from the same files.
+A page holds `<!-- table: NAME, ... -->` and `<!-- end -->`; what stands between them is replaced by
+the measurements of benchmarks/results/NAME.json, rows by columns, with command, machine and
+versions below. `<!-- claims -->` stands for the claims of docs/results.md: figure, target and
+whether it is met are computed from the same files. `<!-- recipes -->` is the table of what the
+recipes' docstrings expect.
 """
 
 import argparse
+import ast
 import json
 import operator
 import re
@@ -20,8 +23,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"<!-- (claims|table: [^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (claims|recipes|table: [^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
+SIGNS = {"<=": "≤ ", ">=": "≥ ", "==": ""}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -48,7 +52,8 @@ def cell(measurement: dict[str, Any], unit_shown: bool) -> str:
         text = f"{number(measurement['value'])}{unit}"
     if "round_s" in measurement:
         low, high = measurement["round_s"]
-        text += f" ({number(low)} s a round)" if low == high else f" ({number(low)} to {number(high)} s a round)"
+        seconds = number(low) if low == high else f"{number(low)} to {number(high)}"
+        text += f" ({seconds} s a round)"
     return text + (f", {number(measurement['ratio'])} ×" if "ratio" in measurement else "")
 
 
@@ -115,7 +120,7 @@ class Claim:
         target, met = "", ""
         if self.target is not None:
             sign, bound = self.target
-            target = f"{ {'<=': '≤', '>=': '≥', '==': ''}[sign]} {number(bound)}".strip()
+            target = f"{SIGNS[sign]}{number(bound)}"
             met = self.met(value, COMPARE[sign], bound)
         command = run["command"] if run["command"] != "not kept" else "(program not kept)"
         command = f"`{command}`" if command[0] != "(" else command
@@ -136,57 +141,202 @@ class Claim:
 PAIR, SMALL_PAIR = "683 x 512, JPEG + PNG", "240 x 180 (CamVid here), PNG + PNG"
 HELD, EACH = "trainkit, images held and read by the batch (OnDevice)", "trainkit, images read one by one"
 CLAIMS = [
-    Claim("runs killed at random moments end bit-equal", "crash_recovery",
-          "runs that ended bit-equal to the run that was never killed", "count", "value", target=("==", 1)),
-    Claim("checkpoints that do not verify after a kill", "crash_recovery",
-          "checkpoints that did not verify after a kill", "count", "value", target=("==", 0)),
-    Claim("damaged images that end a process", "damaged_images",
-          "files that ended a process, or at which one hung", "files", "value", target=("==", 0)),
-    Claim("optimizers under FSDP2 that are accepted and train differently", "optimizers-sharded",
-          "accepted, yet trained differently", "optimizers and variants", "value", target=("==", 0)),
-    Claim("resume at step 10,000 against step 100", "crash_recovery-resume_later", "from step 10,000",
-          "start of train to the first image read", unit=" ×"),
-    Claim("step of a tiny network, images held on the device", "step_overhead-six_runs", "trainkit, held",
-          "times bare PyTorch", "values", " × bare PyTorch", ("<=", 1.25)),
-    Claim("step of a tiny network, images read one by one", "step_overhead-six_runs", "trainkit, one by one",
-          "times bare PyTorch", "values", " × bare PyTorch", ("<=", 1.25)),
-    Claim("step of a tiny network, images held on the device", "step_overhead-six_runs", "trainkit, held",
-          "times bare Accelerate", "values", " × bare Accelerate", ("<=", 0.85)),
-    Claim("step of ResNet-18 on 64 x 64", "step_overhead-resnet18", EACH, "time per step", "ratio",
-          " × bare PyTorch", ("<=", 1.05)),
-    Claim("from the command to the first step", "startup", "trainkit", "seconds", "ratio", " × a bare Accelerate script"),
+    Claim(
+        "runs killed at random moments end bit-equal",
+        "crash_recovery",
+        "runs that ended bit-equal to the run that was never killed",
+        "count",
+        "value",
+        target=("==", 1),
+    ),
+    Claim(
+        "checkpoints that do not verify after a kill",
+        "crash_recovery",
+        "checkpoints that did not verify after a kill",
+        "count",
+        "value",
+        target=("==", 0),
+    ),
+    Claim(
+        "damaged images that end a process",
+        "damaged_images",
+        "files that ended a process, or at which one hung",
+        "files",
+        "value",
+        target=("==", 0),
+    ),
+    Claim(
+        "optimizers under FSDP2 that are accepted and train differently",
+        "optimizers-sharded",
+        "accepted, yet trained differently",
+        "optimizers and variants",
+        "value",
+        target=("==", 0),
+    ),
+    Claim(
+        "resume at step 10,000 against step 100",
+        "crash_recovery-resume_later",
+        "from step 10,000",
+        "start of train to the first image read",
+        unit=" ×",
+    ),
+    Claim(
+        "step of a tiny network, images held on the device",
+        "step_overhead-six_runs",
+        "trainkit, held",
+        "times bare PyTorch",
+        "values",
+        " × bare PyTorch",
+        ("<=", 1.25),
+    ),
+    Claim(
+        "step of a tiny network, images read one by one",
+        "step_overhead-six_runs",
+        "trainkit, one by one",
+        "times bare PyTorch",
+        "values",
+        " × bare PyTorch",
+        ("<=", 1.25),
+    ),
+    Claim(
+        "step of a tiny network, images held on the device",
+        "step_overhead-six_runs",
+        "trainkit, held",
+        "times bare Accelerate",
+        "values",
+        " × bare Accelerate",
+        ("<=", 0.85),
+    ),
+    Claim(
+        "step of ResNet-18 on 64 x 64",
+        "step_overhead-resnet18",
+        EACH,
+        "time per step",
+        "ratio",
+        " × bare PyTorch",
+        ("<=", 1.05),
+    ),
+    Claim(
+        "from the command to the first step", "startup", "trainkit", "seconds", "ratio", " × a bare Accelerate script"
+    ),
     Claim("`trainkit --help`", "startup", "trainkit --help", "seconds", "median", " s"),
-    Claim("training images from files", "input_pipeline-one_core", "trainkit", "photos, training", "ratio",
-          " × the speed of torchvision's references", (">=", 2.5)),
-    Claim("evaluation images from files", "input_pipeline-one_core", "trainkit", "photos, evaluation", "ratio",
-          " × the speed of torchvision's references", (">=", 2.5)),
-    Claim("image and mask, 683 x 512", "input_pipeline-thirteen_runs", PAIR, "trainkit", "values",
-          " × the speed of torchvision's references", (">=", 4)),
-    Claim("image and mask, CamVid's size", "input_pipeline-segmentation-one_core", "trainkit", SMALL_PAIR, "ratio",
-          " × the speed of torchvision's references", (">=", 3)),
-    Claim("training crops against Pillow's", "input_pipeline-difference",
-          "training crops against Pillow's of the same regions", "mean difference", "value", " grey levels", ("<=", 0.3)),
-    Claim("confusion counts from segmentation masks", "confusion_counts-fifteen_runs",
-          "times as fast as torchvision references", "segmentation masks to counts", "values",
-          " × the speed of torchvision's references", (">=", 8)),
-    Claim("confusion counts from logits", "confusion_counts", "torchvision references", "logits (NCHW) to counts", "ratio",
-          " × the speed of torchvision's references"),
-    Claim("sliding window of 64 pixels, 64 windows per forward pass", "sliding_window-64", "windows of 64 pixels",
-          "64 windows", "ratio", " × one window at a time", (">=", 3)),
-    Claim("sliding window of 160 pixels, 16 windows per forward pass", "sliding_window-160", "windows of 160 pixels",
-          "16 windows", "ratio", " × one window at a time", (">=", 1)),
-    Claim("pause of a checkpoint, ResNet-50", "checkpoint", "foreground: written, flushed, hashed, renamed", "pause",
-          "ratio", " × torch.save"),
-    Claim("pause of a checkpoint with `--async-checkpoint`", "checkpoint", "--async-checkpoint", "pause", "ratio",
-          " × torch.save"),
+    Claim(
+        "training images from files",
+        "input_pipeline-one_core",
+        "trainkit",
+        "photos, training",
+        "ratio",
+        " × the speed of torchvision's references",
+        (">=", 2.5),
+    ),
+    Claim(
+        "evaluation images from files",
+        "input_pipeline-one_core",
+        "trainkit",
+        "photos, evaluation",
+        "ratio",
+        " × the speed of torchvision's references",
+        (">=", 2.5),
+    ),
+    Claim(
+        "image and mask, 683 x 512",
+        "input_pipeline-thirteen_runs",
+        PAIR,
+        "trainkit",
+        "values",
+        " × the speed of torchvision's references",
+        (">=", 4),
+    ),
+    Claim(
+        "image and mask, CamVid's size",
+        "input_pipeline-segmentation-one_core",
+        "trainkit",
+        SMALL_PAIR,
+        "ratio",
+        " × the speed of torchvision's references",
+        (">=", 3),
+    ),
+    Claim(
+        "training crops against Pillow's",
+        "input_pipeline-difference",
+        "training crops against Pillow's of the same regions",
+        "mean difference",
+        "value",
+        " grey levels",
+        ("<=", 0.3),
+    ),
+    Claim(
+        "confusion counts from segmentation masks",
+        "confusion_counts-fifteen_runs",
+        "times as fast as torchvision references",
+        "segmentation masks to counts",
+        "values",
+        " × the speed of torchvision's references",
+        (">=", 8),
+    ),
+    Claim(
+        "confusion counts from logits",
+        "confusion_counts",
+        "torchvision references",
+        "logits (NCHW) to counts",
+        "ratio",
+        " × the speed of torchvision's references",
+    ),
+    Claim(
+        "sliding window of 64 pixels, 64 windows per forward pass",
+        "sliding_window-64",
+        "windows of 64 pixels",
+        "64 windows",
+        "ratio",
+        " × one window at a time",
+        (">=", 3),
+    ),
+    Claim(
+        "sliding window of 160 pixels, 16 windows per forward pass",
+        "sliding_window-160",
+        "windows of 160 pixels",
+        "16 windows",
+        "ratio",
+        " × one window at a time",
+        (">=", 1),
+    ),
+    Claim(
+        "pause of a checkpoint, ResNet-50",
+        "checkpoint",
+        "foreground: written, flushed, hashed, renamed",
+        "pause",
+        "ratio",
+        " × torch.save",
+    ),
+    Claim(
+        "pause of a checkpoint with `--async-checkpoint`",
+        "checkpoint",
+        "--async-checkpoint",
+        "pause",
+        "ratio",
+        " × torch.save",
+    ),
     Claim("peak memory of a tiny run", "memory-tiny_run", "trainkit", "peak", "ratio", " × bare PyTorch"),
-]  # fmt: skip
+]
 
 
 def claims() -> list[str]:
     """Lines of page one."""
-    return ["| claim | figure | target | met | command | machine |", "|---|---|---|---|---|---|",
-            *(claim.line() for claim in CLAIMS)]  # fmt: skip
+    return [
+        "| claim | figure | target | met | command | machine |",
+        "|---|---|---|---|---|---|",
+        *(claim.line() for claim in CLAIMS),
+    ]
+
+
+def recipes() -> list[str]:
+    """Lines of a table of what the docstring of each recipe expects."""
+    lines = ["| recipe | expected | hardware and time |", "|---|---|---|"]
+    for file in sorted((ROOT / "recipes").glob("[!_]*.py")):
+        paragraphs = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")
+        facts = dict(paragraph.replace("\n", " ").split(": ", 1) for paragraph in paragraphs if ": " in paragraph)
+        lines.append(f"| `{file.stem}` | {facts['Expected']} | {facts['Hardware and time']} |")
+    return lines
 
 
 def rendered(page: str) -> str:
@@ -194,7 +344,12 @@ def rendered(page: str) -> str:
 
     def block(match: re.Match) -> str:
         what = match[1]
-        lines = claims() if what == "claims" else table(what.removeprefix("table: ").split(", "))
+        if what == "claims":
+            lines = claims()
+        elif what == "recipes":
+            lines = recipes()
+        else:
+            lines = table(what.removeprefix("table: ").split(", "))
         return "\n".join([f"<!-- {what} -->", "", *lines]).rstrip("\n") + "\n\n<!-- end -->"
 
     return BLOCK.sub(block, page)

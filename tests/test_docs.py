@@ -1,0 +1,55 @@
+"""The docs hold what their sources say: tables made from results, links that lead somewhere."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import tables  # noqa: E402
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_made_from_the_results(page):
+    text = page.read_text()
+    assert tables.rendered(text) == text, "run `python benchmarks/tables.py`"
+
+
+def test_every_result_is_shown():
+    shown = {
+        name
+        for page in PAGES
+        for block in re.findall(r"<!-- table: (.*?) -->", page.read_text())
+        for name in block.split(", ")
+    }
+    assert shown == {file.stem for file in tables.RESULTS.glob("*.json")} and len(shown) >= 30
+
+
+def test_a_changed_result_changes_the_page(tmp_path, monkeypatch):
+    for file in tables.RESULTS.glob("*.json"):
+        (tmp_path / file.name).write_text(file.read_text().replace('"median": 1.99', '"median": 2.5'))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = (ROOT / "docs/results/step-overhead.md").read_text()
+    assert "| 1.99 (1.91 to 2.34), 1.16 × |" in page
+    assert "| 2.5 (1.91 to 2.34), 1.16 × |" in tables.rendered(page)
+
+
+def test_a_claim_says_whether_its_target_is_met():
+    """Worked out by hand from the figures of the file."""
+    lines = [line for line in tables.claims() if "tiny network" in line]
+    assert [line.split(" | ")[1:4] for line in lines] == [
+        ["0.96 to 1.21 × bare PyTorch", "≤ 1.25", "yes"],
+        ["1.16 to 1.45 × bare PyTorch", "≤ 1.25", "**in 2 of 6 runs**"],
+        ["0.88 to 1.04 × bare Accelerate", "≤ 0.85", "**no**"],
+    ]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks/README.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
