@@ -22,6 +22,7 @@ from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.order import TrainOrder
 from trainkit.data.reading import Reader, name_of
 from trainkit.data.workers import worker_deaths_told
+from trainkit.recognition import Recognition
 
 TOYS = Path(__file__).parent / "toys.py"
 
@@ -42,6 +43,12 @@ class Torn(Images):
         return super().__getitem__(index)
 
 
+class EveryOther(Torn):
+    """Some of every batch."""
+
+    torn = range(0, 27, 2)
+
+
 def test_the_neighbour_is_the_next_in_the_order():
     order = TrainOrder(5, 2, 9)
     first = order.epoch(3).tolist()
@@ -58,6 +65,30 @@ def test_a_replaced_image_is_its_neighbour_as_augmented_in_that_epoch():
         assert torch.equal(image, reader[epoch, other][0]) and target == data.targets[other]
         assert faults[0] == "3, number 3 of Torn: cannot read image-3.jpg: it is torn"
         assert reader[epoch, other][2] == []
+
+
+def test_a_step_that_fails_counts_its_images_once(tmp_path):
+    """When it is done, after the run was resumed."""
+
+    class Fails(Recognition):
+        """In its third step."""
+
+        steps = 0
+
+        def losses(self, outputs, targets):
+            Fails.steps += 1
+            if Fails.steps == 3:
+                raise ValueError("the loss cannot be computed")
+            return super().losses(outputs, targets)
+
+    def how(name):
+        return Options(out=tmp_path / name, workers=0, on_bad_image="skip")
+
+    expected = train(recognition(train_data=EveryOther(27)), how("whole"))["bad_images"]
+    with pytest.raises(ValueError, match="the loss cannot be computed"):
+        train(recognition(train_data=EveryOther(27), task=Fails(7, label_smoothing=0.1)), how("resumed"))
+    summary = train(recognition(train_data=EveryOther(27)), how("resumed"))
+    assert Fails.steps == 3 and summary["bad_images"] == expected
 
 
 def test_skip_lists_and_counts(tmp_path, capsys):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainkit.data import file_names
-from trainkit.data.folder import ClassFolder, MaskFolder, read_classes
+from trainkit.data.folder import ClassFolder, MaskFolder, read_class_names, read_classes
 from trainkit.data.inventory import Inventory, used, used_warnings
 from trainkit.data.listing import image_files
 from trainkit.data.masks import read_names, require_files
@@ -249,6 +249,9 @@ def test_lists_that_are_none(tmp_path):
         read_lines(tmp_path / "binary.txt")
     with pytest.raises(ValueError, match="classes names 'b' more than once"):
         read_classes("a,b,c,b")
+    with pytest.raises(ValueError, match="classes is empty: give the names"):
+        read_class_names(())
+    assert read_class_names(("a", "b")) == read_class_names(("a,b",)) == ["a", "b"]
     (tmp_path / "classes.names").write_text("a b\nc,d\n")
     assert read_classes(str(tmp_path / "classes.names")) == ["a b", "c,d"]
 

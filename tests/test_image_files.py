@@ -18,7 +18,8 @@ from trainkit import Options, train
 from trainkit.cli import main
 from trainkit.data import sound_png
 from trainkit.data.decoding import taking_notes
-from trainkit.data.images import decodable_extensions, read_image, read_mask
+from trainkit.data.file_names import image_extensions
+from trainkit.data.images import read_image, read_mask
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16),
@@ -135,6 +136,17 @@ def test_a_tiff_that_promises_more_rows_than_it_has():
     for read in (read_image, read_mask):
         with pytest.raises(ValueError, match="its header says 56x2097152 pixels, its strips hold 56x40"):
             read(bytes(data))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
+def test_orientation_of_tiff(compression):
+    """All eight, as photographs held upright and scans have them; the size in the header is that of the pixels."""
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    ways = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T, values[::-1].T, values[::-1, ::-1].T,
+            values.T[::-1]]  # fmt: skip
+    for orientation, shown in enumerate(ways, start=1):
+        data = encoded(values, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
+        assert (read_image(data)[0].numpy() == shown).all(), orientation
 
 
 def test_masks_that_hold_no_labels():
@@ -393,6 +405,6 @@ def test_one_bit_of_a_mask(tmp_path, capsys):
 
 
 def test_formats():
-    formats = decodable_extensions()
+    formats = image_extensions()
     assert {".jpg", ".jfif", ".png", ".webp", ".tif", ".bmp", ".ppm", ".pbm", ".jp2"} <= formats
     assert not {".eps", ".h5", ".pdf", ".txt", ".mpg"} & formats

@@ -3,11 +3,12 @@
 import json
 import shutil
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch.utils.data import Subset
 from toys import CLASSES, Images, Maps, Net, recognition, segmentation
 
@@ -159,6 +160,26 @@ def test_masks_of_0_and_255_are_told_before_the_training(number, tmp_path, capsy
     )
     assert training_warnings(Subset(data, [0, 1]), Segmentation(NAMES))[0].startswith("class fg has no training mask")
     assert training_warnings(Repeated(data, 3), Segmentation(NAMES)) == [told]
+
+
+def test_a_mask_that_a_decoder_stumbles_over_is_left_to_the_training(tmp_path):
+    """Whatever Pillow raises in a dataset of one's own; a bug of the dataset is told."""
+    folder_of_masks(tmp_path, [np.full((4, 4), value, np.uint8) for value in (1, 0, 1)])
+
+    class Own(MaskFolder):
+        def read_labels(self, file):
+            if file.name == "001.png":
+                PngImagePlugin.PngStream(BytesIO(b"\0\0")).read()  # struct.error
+            return super().read_labels(file)
+
+    class Mistaken(MaskFolder):
+        def read_labels(self, file):
+            return super().read_labels(file, None)
+
+    (told,) = training_warnings(Own(tmp_path / "images", tmp_path / "masks", 2), Segmentation(NAMES))
+    assert told.startswith("class bg has none of 2 sampled training masks (3 there are)")
+    with pytest.raises(TypeError):
+        training_warnings(Mistaken(tmp_path / "images", tmp_path / "masks", 2), Segmentation(NAMES))
 
 
 def test_what_masks_looked_at_hold_otherwise(tmp_path):

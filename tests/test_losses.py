@@ -127,6 +127,8 @@ def test_segmentation_adds_up_its_terms():
     ]
     assert task.losses(outputs, LABELS).tolist() == pytest.approx(expected, rel=1e-6)
     assert Segmentation(5).losses(MAPS, LABELS).tolist() == pytest.approx(expected[:1], rel=1e-6)
+    for unused in ({"aux": None, "se": None}, {"aux": MAPS[:, :3], "se": LOGITS[:3, :2]}):
+        assert Segmentation(5).losses({"out": MAPS, **unused}, LABELS).tolist() == pytest.approx(expected[:1], rel=1e-6)
 
 
 def test_an_image_without_valid_pixels_is_no_nan():

@@ -91,6 +91,8 @@ def test_a_number_that_is_no_class_is_named_with_its_pixels(kind, tmp_path):
     ({"mask_values": (0, 255, 255)}, r"mask_values is \[0, 255, 255\]; give a number of its own to each class"),
     ({"mask_values": (0, 1, -2)}, "give a number of its own to each class, 0 to 65535"),
     ({"mask_values": (0, 1, 65536)}, "0 to 65535"),
+    ({"mask_values": (0, 1, 300), "ignore": (-1,)}, "ignore holds -1 beside mask_values: masks hold 0 to 65535"),
+    ({"mask_values": (0, 1, 7), "ignore": (255, 65536)}, "ignore holds 65536 beside mask_values"),
     ({"mask_values": (0, 1, 7), "ignore": (7, 255)}, "7 is both in mask_values and ignored"),
     ({"mask_values": (0, 1, 7), "mask_colors": COLORS}, "both given: masks hold numbers or colours"),
     ({"mask_colors": MaskColors(("a", "b"), ((1, 2, 3), (4, 5, 6)))}, "mask_colors names 2 classes and there are 3"),

@@ -185,6 +185,24 @@ def test_what_cannot_be_seeded_is_told_by_dataset_and_transform(transform, how):
     assert "1 of 1 training images" in find_unrepeatable(single, 0, **how)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64, torch.bool])
+def test_images_of_any_type_can_be_compared(dtype):
+    class Typed(Dataset):
+        """Each as it is, and one that every read counts up."""
+
+        reads = 0
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            self.reads += index == 2
+            return torch.full((3, 2, 2), self.reads == 1 if index == 2 else 1).to(dtype), torch.tensor(index)
+
+    message = find_unrepeatable(Typed(), 0, workers=0)
+    assert message is not None and "1 of 4 training images differ" in message
+
+
 def test_trying_leaves_the_global_generators_and_stops_in_time():
     class Slow(Photos):
         def __getitem__(self, index):

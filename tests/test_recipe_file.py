@@ -18,6 +18,7 @@ from toys import Images, in_blocks, recognition
 from trainkit import Options, train
 from trainkit.cli import main
 from trainkit.evaluation import RESERVED, require_free_names
+from trainkit.options import check_finite
 from trainkit.recipe import build, load_recipe, sample_settings
 from trainkit.recognition import Recognition
 from trainkit.setting_values import plain, read_settings_as, typed
@@ -118,6 +119,18 @@ OUTERS = st.builds(
     either=st.integers() | st.text().map(Path),
     told=st.tuples(NUMBERS, st.sampled_from(Color)),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    lr: float
+    inner: Inner | None = None
+
+
+def test_numbers_in_dataclasses_are_finite():
+    check_finite({"optimizer": Slotted(0.1), "inner": Slotted(1.0, Inner(Path("a"), ()))})
+    with pytest.raises(ValueError, match="optimizer.lr is nan; it must be a finite number"):
+        check_finite({"optimizer": Slotted(float("nan"))})
 
 
 @given(OUTERS)

@@ -239,6 +239,15 @@ def test_labels_that_are_no_ids_and_no_names(tmp_path, labels, kind, stream):
         HubImages(tmp_path, "train", label_column="label", stream=stream)
 
 
+def test_files_whose_columns_differ_in_type(tmp_path):
+    """A path that is null in all of a file has no type; rows are read as they lie where they are streamed."""
+    write(tmp_path / "train-0.parquet", [0, 1], image=lambda value: {"bytes": png(value), "path": None})
+    write(tmp_path / "train-1.parquet", [1, 0])
+    with pytest.raises(ValueError, match="2 parquet files in .* do not make one table .*same type.*--stream 16"):
+        HubImages(tmp_path, "train")
+    assert [int(label) for _, label in HubImages(tmp_path, "train", stream=2)] == [0, 1, 1, 0]
+
+
 def test_declared_classes_without_images_are_told(tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog", "eel"])})
     rows = {"image": [{"bytes": png(0), "path": None}] * 2, "label": [2, 0]}

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainkit.data.masks import IGNORED, MaskDataset
-from trainkit.data.reading import UNUSABLE
+from trainkit.data.reading import is_unusable
 from trainkit.data.repeated import Repeated
 from trainkit.data.stages import Stages
-from trainkit.memory import is_out_of_memory
 
 WITHOUT = "classes_without_targets"  # of an evaluation's results: names of classes, where there are such
 NUM_MASKS, SECONDS = 64, 1.0  # sampled before a training, spread over the set
@@ -128,8 +127,8 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -
         try:
             labels = data.labels_of(index).as_subclass(Tensor)
             ids = data.train_ids(labels, index).numpy()
-        except UNUSABLE as error:  # the training says what is wrong with it
-            if is_out_of_memory(error):
+        except Exception as error:  # the training says what is wrong with it
+            if not is_unusable(error):
                 raise
             continue
         num_read += 1

@@ -212,7 +212,7 @@ def check_finite(values: Mapping[str, Any]) -> None:
     """Raises ValueError that names a setting or option of which a number is infinite, none, or beyond float32."""
     for name, value in values.items():
         if is_dataclass(value):
-            check_finite({f"{name}.{field}": each for field, each in vars(value).items()})
+            check_finite({f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)})
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}; it must be a finite number")

@@ -110,9 +110,10 @@ class Segmentation:
                     f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
                     f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
                 )
-        for key in outputs.keys() & {"out", "aux", "se"}:
+        used = {"out", *({"aux", "se"} & set(self.terms))}  # a model may return what no loss is asked for
+        for key in used:
             check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
-        maps = {key: resized_to_targets(outputs[key], targets) for key in outputs.keys() & {"out", "aux"}}
+        maps = {key: resized_to_targets(outputs[key], targets) for key in used - {"se"}}
         criteria = as_criteria(self.loss, self.num_classes)
         sums = {each.name: each.factor * each(maps["out"], targets, self.ignore) for each in criteria}
         if "aux" in self.terms:

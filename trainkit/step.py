@@ -50,9 +50,9 @@ def steps(t: Training, stop: int) -> Iterator[int]:
     settle_buckets(t.objective, _backward)
     clock = time.perf_counter()
     for step, (images, targets, replaced) in enumerate(loader, start):
-        t.bad_images += replaced
         t.whole = False
         train_step(t, step, images, targets)
+        t.bad_images += replaced  # of steps that are done: one that fails reads them again when the run is resumed
         if step == start:  # the optimizer has made its state
             rehearse(t)
         t.progress.step = step + 1

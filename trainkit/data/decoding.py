@@ -22,6 +22,7 @@ from trainkit.data.headers import PNG, checked_png, has_all_rows
 _PIXELS_PER_BYTE = 100_000
 _SPARSE = ("WEBP", "AVIF", "JPEG2000")
 _BYTES_PER_PIXEL = 4  # Pillow's, of colours
+_STORED_SIZE = (256, 257)  # tags of TIFF: width and height of the pixels as they lie in the file
 
 # What an EXIF orientation asks for, as an argument of `image.transpose`.
 _TURNS = {
@@ -131,10 +132,11 @@ def _memory() -> int:
 
 def _require_all_strips(image: Image.Image) -> None:
     """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say nothing."""
+    width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)  # `image.size` is that of the image turned upright
     across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
-    if across < image.width or down < image.height:
+    if across < width or down < height:
         raise ValueError(
-            f"the TIFF is damaged: its header says {image.width}x{image.height} pixels, its strips hold {across}x{down}"
+            f"the TIFF is damaged: its header says {width}x{height} pixels, its strips hold {across}x{down}"
         )
 
 
@@ -158,6 +160,7 @@ def turned(image: Image.Image) -> Image.Image:
 
     By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that is damaged.
     """
+    image.load()  # of a TIFF Pillow turns the pixels there, and takes the orientation out of its EXIF
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 

@@ -217,7 +217,9 @@ def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
     """The names, or those that `read_classes` reads of a single one; None for None. Raises ValueError for a number."""
     if classes is None:
         return None
-    names = list(classes) if len(classes) > 1 else read_classes(*classes)
+    names = read_classes(*classes) if len(classes) == 1 else list(classes)
+    if not names:
+        raise ValueError("classes is empty: give the names of the classes, or a text file with one a line (--classes)")
     if isinstance(names, int):
         raise ValueError(f"classes is {names}: give the names of the classes, as folders are told by them (--classes)")
     return names

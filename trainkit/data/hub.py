@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Features, get_dataset_split_names, load_dataset, load_dataset_builder
 from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -220,11 +221,25 @@ def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Feat
         return table, Features.from_arrow_schema(table.schema), files
     if files is not None:
         with_rows = ParquetTable(files.files).files_with_rows  # `datasets` names no damaged file, nor takes empty ones
-        table = load_dataset("parquet", data_files=[escape(file) for file in with_rows], split="train")
+        table = _converted(source, with_rows)
     else:
         with _hub_errors(source):
             table = load_dataset(str(source), split=split)
     return table, table.features, files
+
+
+def _converted(source: str | Path, files: Sequence[str]) -> Any:
+    """The rows of parquet files, as `datasets` keeps them. Raises ValueError where their columns differ in type."""
+    try:
+        return load_dataset("parquet", data_files=[escape(file) for file in files], split="train")
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):  # such as a full disk
+            raise cause from error
+        raise ValueError(
+            f"the {len(files)} parquet files in {source} do not make one table ({type(cause).__name__}: {cause}): give "
+            "each column the same type in all of them, or read them as they are, with --stream 16"
+        ) from error
 
 
 def _local_files(source: str | Path, split: str) -> SplitFiles:

@@ -18,14 +18,9 @@ from trainkit.data.headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
 from trainkit.data.sound_png import decode_grey, decode_rgb
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
 # fastest at hand, and a user can do nothing about the warning.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
-
-# Formats that Pillow knows but does not decode by itself, or that hold no image of pixels.
-_FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 _BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -42,13 +37,6 @@ class LabelError(ValueError):
 
 class _NotAMaskError(ValueError):
     """What is wrong with a file that can be read, but holds no labels; says what the mask is."""
-
-
-def decodable_extensions() -> frozenset[str]:
-    """The extensions, lower case with their dot, of the formats that the installed decoders open."""
-    Image.init()
-    formats = Image.OPEN.keys() - _FOREIGN
-    return EXTENSIONS | {extension for extension, kind in Image.registered_extensions().items() if kind in formats}
 
 
 def read_image(source: Path | bytes, name: str | None = None, upright: bool = True) -> tv_tensors.Image:

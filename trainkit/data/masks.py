@@ -69,6 +69,12 @@ class MaskDataset(Dataset):
                 raise ValueError(
                     f"{', '.join(map(str, doubled))} is both in mask_values and ignored: it is one of them"
                 )
+            strange = [label for label in self.ignore if not 0 <= label <= LARGEST_VALUE]
+            if strange:
+                raise ValueError(
+                    f"ignore holds {_listed(strange)} beside mask_values: masks hold 0 to {LARGEST_VALUE}, so leave it "
+                    "out, or give a label among these"
+                )
             ignored = sorted(set(self.ignore) - set(values))
             if len(set(values)) < len(values) or min(values, default=0) < 0 or max(values, default=0) > LARGEST_VALUE:
                 raise ValueError(

@@ -122,7 +122,7 @@ def _digest(value: Any) -> bytes:
     hashed = hashlib.blake2b(digest_size=16)
     for part in _leaves(value):
         if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().numpy()
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # NumPy has no bfloat16
         elif not isinstance(part, (np.ndarray, bytes)):
             part = np.asarray(part)
             part = part if part.dtype != object else repr(part).encode()
