@@ -103,7 +103,7 @@ def test_rotation_keeps_the_newest_and_the_protected(tmp_path):
 
 
 def test_only_plain_values(tmp_path):
-    with pytest.raises(TypeError, match="state.x is a set"):
+    with pytest.raises(TypeError, match="state.x is of type set"):
         write_checkpoint(tmp_path, 1, {}, {"x": {1}})
     assert checkpoint.list_checkpoints(tmp_path) == []
 

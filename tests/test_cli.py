@@ -38,7 +38,7 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
     for words in (
         "--epochs FLOAT passes over the training images (default: 120)",
         "--lr FLOAT learning rate of the backbone, for 16 images a batch (default: 0.01)",
-        "--seed INT", "--workers {None}|INT", "--out {None}|PATH",
+        "--seed {None}|INT" if command else "--seed INT", "--workers {None}|INT", "--out {None}|PATH",
         *(["--checkpoint PATH"] if command else ["--resume {auto,never}", "--log-every INT", "--checkpoint-every"]),
         "--checkpoint" if command else "--evaluate-every INT",
     ):  # fmt: skip

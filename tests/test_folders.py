@@ -220,6 +220,36 @@ def test_masks_of_one_name_and_without_an_image(tmp_path):
         MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
 
 
+@pytest.mark.parametrize("other", ["a.png", "a.JPG", "a.tiff"])
+def test_two_images_of_one_name_have_no_mask(tmp_path, other):
+    """Which of them the mask belongs to cannot be known."""
+    for name in ("images/a.jpg", "images/b.jpg", f"images/{other}", "images/deep/a.jpg"):
+        picture(tmp_path / name, "JPEG")
+    for name in ("masks/a.png", "masks/b.png", "masks/deep/a.png"):
+        picture(tmp_path / name)
+    first, second = sorted(["a.jpg", other])
+    with pytest.raises(ValueError, match=f"two images of one name, {first} and {second}, and .*for both, a.png: .*Rem"):
+        MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
+    picture(tmp_path / "images/b.webp", "WEBP")
+    with pytest.raises(ValueError, match=f"{first} and {second} .1 more such pairs., and .* one mask for both, a.png"):
+        MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
+    for name in (f"images/{other}", "images/b.webp"):
+        (tmp_path / name).unlink()
+    assert len(MaskFolder(tmp_path / "images", tmp_path / "masks", 2)) == 3
+
+
+def test_photographs_without_a_decoder_beside_masks(tmp_path):
+    for name in ("images/a.png", "masks/a.png", "masks/b.png", "masks/c.png"):
+        picture(tmp_path / name)
+    for name in ("images/b.heic", "images/c.HEIC"):
+        (tmp_path / name).write_bytes(b"no decoder for it")
+    data = MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
+    assert data.used == "1 image of 2 classes (1 png); left out: 2 files (.heic), 2 masks without an image"
+    assert data.used_warnings == [
+        "2 images were left out (2 .heic): no decoder for them is installed here; convert them, such as to PNG"
+    ]
+
+
 NAMES = st.lists(st.text("abé猫😀_-", min_size=1, max_size=8), min_size=1, max_size=6, unique=True)
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 

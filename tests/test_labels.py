@@ -13,7 +13,8 @@ from torch.utils.data import Subset
 from toys import CLASSES, Images, Maps, Net, recognition, segmentation
 
 from trainkit import Options, train
-from trainkit.data.folder import MaskFolder
+from trainkit.check import check
+from trainkit.data.folder import ClassFolder, MaskFolder
 from trainkit.data.repeated import Repeated
 from trainkit.doctor import examine
 from trainkit.labels import NUM_MASKS, WITHOUT, evaluation_warnings, training_warnings
@@ -46,6 +47,27 @@ class Labelled(Images):
     def __init__(self, num_images: int, labels):
         super().__init__(num_images, augment=False)
         self.targets = torch.tensor(labels).repeat(num_images)[:num_images]
+
+
+def test_a_class_folder_without_images_is_told_once(tmp_path, capsys):
+    """And kept: with the line about it, and with what the run was trained on."""
+    for number in range(CLASSES):
+        (tmp_path / "data" / f"class-{number}").mkdir(parents=True)
+    for index in range(16):
+        pixels = np.full((12, 12, 3), 10 * index, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"class-{index % (CLASSES - 1)}" / f"{index}.png")
+    data = ClassFolder(tmp_path / "data")
+    told = f"1 of {CLASSES} classes has no image in {tmp_path / 'data'}: class-{CLASSES - 1}"
+    task = Recognition(data.classes)
+    summary, _ = run(recognition(task=task, train_data=data, epochs=1), tmp_path / "run")
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"warning: train: {told}" in out and out.count("no image in") == 1 and "no training image" not in out
+    assert summary["warnings"][0] == told
+    assert summary["data"] == {"train": f"16 images of {CLASSES} classes (16 png)", "val": "13 images"}
+    assert check(recognition(task=task, train_data=data, epochs=1), Options(workers=0))["warnings"].count(told) == 1
+    assert capsys.readouterr().out.count("no image in") == 1
+    half = Subset(data, [0, 6, 12, 1])  # lacks others too
+    assert "4 of 7 classes (class-1" in training_warnings(half, task)[0]
 
 
 def two_classes(train_values=(0, 1), val_values=(0, 1), **changes):

@@ -60,9 +60,10 @@ ARROWS = {
         "outputs", "training", "records", "memory", "optimizer_state", "sharding", "data.order", "data.seeds",
         "data.loader",
     },
-    "labels": {"memory", "data.masks", "data.reading", "data.repeated", "data.stages"},
+    "labels": {"memory", "data.inventory", "data.masks", "data.reading", "data.repeated", "data.stages"},
     "records": {
         "labels", "training", "weights", "checkpoint", "packing", "nonfinite", "optimizer_state", "signals", "sharding",
+        "data.inventory",
     },
     "nonfinite": {"training", "checkpoint", "finding", "data.loader", "data.reading"},
     "training": {
@@ -111,8 +112,9 @@ ARROWS = {
         "outputs", "recipe", "options", "checkpoint", "display", "launch", "losses", "memory", "objective",
         "predictions", "results", "sharding", "weights", "windows", "data.folder", "data.images", "data.on_device",
         "data.reading", "data.workers", "data.listing", "data.file_names", "data.inventory",
+        "finding",
     },
-    "export": {"checkpoint", "display", "objective", "options", "outputs", "recipe", "trainkit", "weights"},
+    "export": {"checkpoint", "display", "finding", "objective", "options", "outputs", "recipe", "trainkit", "weights"},
     "data.images": {"data.decoding", "data.headers", "data.palette", "data.sound_png"},
     "data.sound_png": {"data.headers"},
     "data.decoding": {"data.headers"},

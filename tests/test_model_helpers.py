@@ -1,5 +1,6 @@
 """What is asked of the model beside its training: computed twice, statistics anew, weights without a part."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from trainkit import Options, Recipe, train
 from trainkit.activations import blocks, checkpoint_activations
 from trainkit.batch_norm import PreciseBatchNorm
 from trainkit.checkpoint import list_checkpoints
+from trainkit.cli import main
 from trainkit.data.order import Locality, TrainOrder
 from trainkit.data.repeated import Repeated
 from trainkit.data.seeds import Seeded, seed_host
@@ -137,6 +139,61 @@ def test_precise_statistics_leave_the_training_alone(tmp_path):
     checkpoint = list_checkpoints(precise / "checkpoints")[-1]
     found = without_intervals(evaluate(residual(), checkpoint, Options(workers=0, seed=5, precise_bn=16)))
     assert found == {name: row[name] for name in found}
+    assert row["precise_bn"] == 16 and row["protocol"].endswith(", precise BN of 16 training images")
+    assert not any("precise" in json.dumps(each) for each in rows(plain))
+
+
+WITH_PRECISE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_model_helpers import residual
+from toys import Images
+
+def recipe(there: bool = True):
+    def images():
+        if not there:
+            raise FileNotFoundError("no folder train")
+        return Images(27)
+    return residual(train_data=images)
+"""
+
+
+def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
+    """As the run had them, its seed included, unless told otherwise; what does not have them says so."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(WITH_PRECISE)
+    settings = ["--workers", "0", "--seed", "5", "--precise-bn", "16", "--evaluate-every", "2"]
+    assert main(["mine.py", *settings, "--out", "run"]) == 0
+    final = json.loads(Path("run/summary.json").read_text())["final"]
+    words = ["evaluate", "mine.py", "--workers", "0", "--checkpoint"]
+
+    def results(*more: str) -> dict:
+        assert main([*words, *more]) == 0
+        return json.loads(Path("run/results.json").read_text())
+
+    checkpoint = list_checkpoints(Path("run/checkpoints"))[-1]
+    by_seed = [evaluate(residual(), checkpoint, Options(workers=0, seed=seed, precise_bn=16)) for seed in (5, 0)]
+    assert by_seed[0]["calibration_error"] != by_seed[1]["calibration_error"]
+    for path in ("run", str(checkpoint)):
+        again = results(path)
+        assert again["calibration_error"] == by_seed[0]["calibration_error"]
+        assert {name: again[name] for name in final} == final and again["precise_bn"] == 16
+    capsys.readouterr()
+    counted = results("run", "--precise-bn", "0")
+    told = "batch norm has the statistics that training counted; the run's own evaluations had --precise-bn 16"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert "precise_bn" not in counted and "precise" not in counted["protocol"]
+    assert counted["ema_top1"] != final["ema_top1"]
+    assert results("run", "--precise-bn", "0", "--no-there") == {**counted, "settings": {"there": False}}
+    assert main([*words, "run", "--no-there"]) == 2
+    assert "no folder train. Batch norm's statistics are" in " ".join(capsys.readouterr().err.split())
+    assert main(["export", "mine.py", "--checkpoint", "run", "--out", "w.safetensors"]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    # Evaluations of before it stood in the log have it among the options.
+    log = Path("run/log.jsonl")
+    lines = [{k: v for k, v in json.loads(line).items() if k != "precise_bn"} for line in log.read_text().splitlines()]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert results("run")["precise_bn"] == 16
 
 
 def test_precise_statistics_of_several_processes(tmp_path):

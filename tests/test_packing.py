@@ -26,10 +26,10 @@ def test_types_come_back(value):
 @pytest.mark.parametrize(
     "state, told",
     [
-        ({"tags": {1, 2}}, "state.optimizer.tags is a set"),
-        ({"rule": print}, "state.optimizer.rule is a builtin_function_or_method"),
-        ({"by": {(1, 2): 3}}, "state.optimizer.by has a tuple as a key"),
-        ({"mean": np.arange(3)}, "state.optimizer.mean is a ndarray"),
+        ({"tags": {1, 2}}, "state.optimizer.tags is of type set"),
+        ({"rule": print}, "state.optimizer.rule is of type builtin_function_or_method"),
+        ({"by": {(1, 2): 3}}, "state.optimizer.by has a key of type tuple"),
+        ({"mean": np.arange(3)}, "state.optimizer.mean is of type ndarray"),
         ({"mask": torch.eye(3).to_sparse()}, "state.optimizer.mask is a tensor that is sparse"),
         ({"wave": torch.zeros(2, dtype=torch.complex128)}, "state.optimizer.wave is a tensor of torch.complex128"),
         ({"later": torch.empty(2, device="meta")}, "state.optimizer.later is a tensor that is meta"),
@@ -57,7 +57,7 @@ def with_buffer(buffer):
 @pytest.mark.parametrize(
     "build, told",
     [
-        (lambda: nn.Sequential(Kept(2, 2)), "state.model.0._extra_state is a dict, and not a tensor"),
+        (lambda: nn.Sequential(Kept(2, 2)), "state.model.0._extra_state is of type dict, and not a tensor"),
         (lambda: with_buffer(torch.zeros(1).expand(5)), "state.model.extra is a tensor that is expanded"),
         (lambda: with_buffer(torch.eye(3).to_sparse()), "state.model.extra is a tensor that is sparse"),
         (
@@ -93,7 +93,7 @@ def test_state_that_a_step_makes_is_told_right_after_it(tmp_path):
                 self.state[weight]["seen"] = {1}
 
     model = recognition().model
-    with pytest.raises(ValueError, match=r"state\.optimizer\.state_dict\.state\.0\.seen is a set"):
+    with pytest.raises(ValueError, match=r"state\.optimizer\.state_dict\.state\.0\.seen is of type set"):
         train(recognition(model=model, optimizer=Odd(model.parameters(), lr=0.1)), Options(out=tmp_path, workers=0))
     assert not list_checkpoints(tmp_path / "checkpoints")
 

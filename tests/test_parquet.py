@@ -390,9 +390,9 @@ def test_what_cannot_be_counted(cifar, tmp_path):
     with pytest.raises(ValueError, match="lanes is 0; row groups are read in at least 1"):
         class_images(cifar, "train", stream=0)
     for name in ("train_data", "val_data"):
-        with pytest.raises(ValueError, match=f"{name} is a Endless, a stream without length or index: each image"):
+        with pytest.raises(ValueError, match=f"{name} is of type Endless, a stream without length or index: each"):
             recognition(**{name: Endless()})
-    with pytest.raises(ValueError, match="train_data is a Endless, a stream"):
+    with pytest.raises(ValueError, match="train_data is of type Endless, a stream"):
         recognition(train_data=lambda: Endless()).opened()
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"train-0.parquet is not a parquet file, or is cut short: "):

@@ -366,7 +366,7 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
     assert main([*words[:2], "--data", "z", *words[4:], "--out", "photos/out"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "left out: 2 files (1 .heic, 1 .txt)" in said, "and nothing of the output"
-    assert "warning: 1 images were left out (1 .heic): no decoder for them is installed here" in said
+    assert "warning: 1 image was left out (1 .heic): no decoder for them is installed here" in said
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert not (folder / "out" / "unreadable.txt").exists()
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from trainkit.cli import main
 from trainkit.recorded import TO_PUBLISH, is_run, read_recorded
 from trainkit.run import Run
 from trainkit.run_files import Fault, parse_row, read_bad_images, read_memory, read_report, read_results, read_summary
+from trainkit.setting_values import require_all
 
 RECIPE = f"""
 import sys
@@ -225,6 +227,37 @@ def test_recorded_settings_that_the_recipe_lost_are_refused_by_name(run, capsys)
     for words in COMMANDS[2:6]:
         code, said = told(capsys, *[word.replace("mine.py", "other.py") for word in words])
         assert code == 2 and "other.py does not have: epochs=1.5. Give the recipe it was trained with" in said
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A setting of several values."""
+
+    side: int = 4
+
+
+def test_a_resume_without_a_recorded_setting_is_refused_by_name(run, capsys):
+    """It would train on with whatever the recipe has in its place; finished or not, nothing is changed."""
+    renamed = RECIPE.replace("lr: float", "rate: float")
+    (run.parent / "other.py").write_text(renamed)
+    files = ("settings.json", "recipe.py", "log.jsonl")
+    words = ("other.py", *COMMANDS[0][1:], "--checkpoint-every", "1", "--log-every", "1")
+    for _ in range(2):
+        before = [(run / name).read_bytes() for name in files]
+        code, said = told(capsys, *words)
+        assert code == 2 and "started with settings that the recipe does not have any more: lr=0.1. Give it" in said
+        assert [(run / name).read_bytes() for name in files] == before
+        (run / "summary.json").unlink(missing_ok=True)
+    assert told(capsys, *words, "--resume", "never")[0] == 0 and (run.parent / "run.1").is_dir()
+    assert json.loads((run / "settings.json").read_text())["settings"] == {"rate": 0.1, "epochs": 1.5}
+
+
+def test_a_resume_without_a_field_of_a_setting_is_refused_by_name(tmp_path):
+    recorded = {"lr": 0.1, "crop": {"side": 3, "stride": 2}, "plain": {"a": 1, "b": 2}}
+    with pytest.raises(ValueError, match=r"does not have any more: crop\.stride=2\. Give"):
+        require_all(recorded, {"lr": 0.2, "crop": Crop(), "plain": {"a": 1}, "new": 5}, tmp_path)
+    require_all({"crop": {"side": 3}}, {"crop": Crop(), "more": Crop}, tmp_path)
+    require_all({"crop": {"side": 3}}, {"crop": None}, tmp_path)  # another value, which is told
 
 
 def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):

@@ -23,7 +23,7 @@ from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.evaluation import require_free_names
 from trainkit.freezing import frozen_statistics
-from trainkit.introduction import introduce
+from trainkit.introduction import introduce, not_introduced
 from trainkit.labels import training_warnings
 from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.nonfinite import describe, is_failure
@@ -87,7 +87,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     places = min(PLACES, plan.total_steps)
     curve = display.curve([plan.multiplier(plan.total_steps * place // places) for place in range(places)])
     display.note(f"learning rate over the run: {curve}")
-    for warning in warnings:
+    for warning in not_introduced(recipe, warnings):
         display.note(f"note: {warning}")
     return {"figures": figures, "warnings": warnings}
 

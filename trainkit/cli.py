@@ -129,7 +129,8 @@ def _doctor(path: Path, words: list[str]) -> int:
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
-    from trainkit.options import EvaluateOptions, Options
+    from trainkit.finding import read_precise_bn, read_seed
+    from trainkit.options import EvaluateOptions
     from trainkit.results import require_room, write_results
 
     function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
@@ -137,16 +138,8 @@ def _evaluate(path: Path, words: list[str]) -> int:
     from trainkit.data.seeds import seed_host
     from trainkit.loop import evaluate
 
-    seed_host(asked.seed)
-    options = Options(
-        out=asked.out or run_folder,
-        seed=asked.seed,
-        workers=asked.workers,
-        precise_bn=asked.precise_bn,
-        weights_key=asked.weights_key,
-        channels_last=asked.channels_last,
-        tf32=asked.tf32,
-    )
+    options = asked.as_options(run_folder, read_seed(run_folder), read_precise_bn(run_folder, weights))
+    seed_host(options.seed)
     recipe = _built(function, settings, run_folder)
     recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
     if options.out is not None:

@@ -28,7 +28,9 @@ from trainkit.sharding import agree_on_buffers, reshard
 from trainkit.windows import Looker
 
 # Names beside the figures in a row of the log, and in results.json.
-IN_ROWS = ("event", "step", "epoch", "best", "best_step", "split", "protocol", "num_images", WITHOUT)
+IN_ROWS = (
+    "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images", WITHOUT
+)  # fmt: skip
 RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
 
 
@@ -53,6 +55,8 @@ class Evaluation:
     def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
         """`split`, `protocol`, `num_images` and the figures of the task's metrics, of averaged weights as "ema_...".
 
+        `precise_bn` too, where batch norm's statistics were estimated anew.
+
         None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
         RuntimeError where not every image was seen once, and MemoryError where memory runs out.
@@ -72,7 +76,13 @@ class Evaluation:
                 return None
             common = ("num_images", WITHOUT)
             results |= {f"ema_{name}": value for name, value in averaged.items() if name not in common}
-        return None if results is None else {"split": self.recipe.split, "protocol": self.recipe.protocol, **results}
+        if results is None:
+            return None
+        how = {"split": self.recipe.split, "protocol": self.recipe.protocol}
+        if batch_norm.norms:  # those of frozen layers keep their statistics
+            how["protocol"] += f", precise BN of {self.precise_bn:,} training images"
+            how["precise_bn"] = self.precise_bn
+        return {**how, **results}
 
     @torch.no_grad()
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:

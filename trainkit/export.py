@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from trainkit import __version__
 from trainkit.checkpoint import reason, save_tensors
 from trainkit.display import Display
+from trainkit.finding import COUNTED, read_precise_bn, run_of
 from trainkit.objective import ToDevice
 from trainkit.options import ExportOptions
 from trainkit.outputs import fill_up, main_logits, size_divisor
@@ -66,6 +67,8 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
         raise ValueError(f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"')
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
         display.note(line)
+    if number := read_precise_bn(run_of(weights), weights):
+        display.note(COUNTED.format(number))
     model = Logits(recipe.model.cpu().float()).eval()
     images = [fill_up(image, _divisor(recipe)) for image in _images(recipe, asked.images)]
     about = describe(recipe, weights)

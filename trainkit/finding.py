@@ -9,6 +9,8 @@ from trainkit.checkpoint import MANIFEST, checkpoint_path, is_checkpoint_name, s
 from trainkit.recorded import input_of, is_run, read_recorded
 from trainkit.run import Run
 
+COUNTED = "batch norm has the statistics that training counted; the run's own evaluations had --precise-bn {}"
+
 
 def run_of(path: Path) -> Path | None:
     """The run folder that `path` is, or lies in as a checkpoint or a file of weights; None where there is none."""
@@ -63,6 +65,23 @@ def read_origin(run: Path) -> tuple[int, str | None]:
     """The seed of the run in a folder, and the file its recipe was read from."""
     recorded = read_recorded(run)
     return recorded["seed"], recorded["recipe"]
+
+
+def read_seed(run: Path | None) -> int:
+    """The seed of the run in a folder; 0 where there is none."""
+    return 0 if run is None else read_recorded(run)["seed"]
+
+
+def read_precise_bn(run: Path | None, weights: Path) -> int | None:
+    """Training images from which a run's evaluation of `weights` estimated batch norm's statistics; None for none.
+
+    It stands in the log's row of that evaluation. Runs of before that, and published ones, have it as an option alone.
+    """
+    if run is None:
+        return None
+    row = Run(run).last_evaluation(step_of(weights) if is_checkpoint_name(weights.name) else None)
+    asked = read_recorded(run).get("options", {}).get("precise_bn")
+    return asked if row is None else row.get("precise_bn", asked)
 
 
 def find_weights(path: Path) -> tuple[Path, Path | None]:

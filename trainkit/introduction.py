@@ -1,6 +1,6 @@
 """What a run says before it begins: the recipe's note, and which images it found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trainkit.data.inventory import used, used_warnings
 from trainkit.recipe import Recipe
@@ -15,3 +15,9 @@ def introduce(recipe: Recipe, note: Callable[[str], None]) -> None:
             note(f"{name}: {used(data)}")
             for line in used_warnings(data):
                 note(f"warning: {name}: {line}")
+
+
+def not_introduced(recipe: Recipe, warnings: Sequence[str]) -> list[str]:
+    """Those of `warnings` about the training data that `introduce` has not said."""
+    said = used_warnings(recipe.train_data)
+    return [line for line in warnings if line not in said]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from trainkit.data.inventory import without_images
 from trainkit.data.masks import IGNORED, MaskDataset
 from trainkit.data.reading import is_unusable
 from trainkit.data.repeated import Repeated
@@ -86,10 +87,14 @@ def training_warnings(data: Dataset, task: Any) -> list[str]:
     ids = _known_ids(data)
     if ids is None or hasattr(task, "scores"):
         return []
+    whole = len(indices) == len(ids)
     ids = ids[torch.as_tensor(indices)]
     counts = torch.bincount(ids[(ids >= 0) & (ids < len(names))], minlength=len(names))
     without = [name for name, count in zip(names, counts.tolist()) if not count]
-    return [f"{_classes(without, len(names))} no training image"] if without else []
+    if not without:
+        return []
+    said = without_images(data) if whole else []  # the same in the words of the run's introduction
+    return said or [f"{_classes(without, len(names))} no training image"]
 
 
 def _inner(data: Dataset) -> tuple[Any, Sequence[int]]:

@@ -19,8 +19,8 @@ from trainkit.data.workers import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.ema import EMA
 from trainkit.evaluation import Evaluation, require_free_names
-from trainkit.finding import find_weights
-from trainkit.introduction import introduce
+from trainkit.finding import COUNTED, find_weights, read_precise_bn
+from trainkit.introduction import introduce, not_introduced
 from trainkit.labels import evaluation_warnings, ranks, training_warnings
 from trainkit.launch import lost_processes_told, start_accelerator
 from trainkit.metrics import declared
@@ -88,7 +88,7 @@ def train(
         rehearse(t)
         if accelerator.is_main_process:
             t.warnings = training_warnings(recipe.train_data, recipe.task)
-        for line in t.warnings:
+        for line in not_introduced(recipe, t.warnings):
             display.note(f"warning: {line}")
         before = t.progress.seconds
         display.start(plan.total_steps, t.progress.step, plan.order.steps_per_epoch)
@@ -267,9 +267,9 @@ def evaluate(
     that do not fit are left out and told. keep: called with the figures in the main process, before they are shown.
     Raises ValueError where they do not fit the model, FileNotFoundError where there are none.
     """
-    weights, _ = find_weights(Path(weights))
+    weights, run = find_weights(Path(weights))
     require_free_names(recipe.task)
-    recipe = recipe.opened() if options.precise_bn is not None else recipe
+    recipe = recipe if options.precise_bn is None else _with_training_images(recipe)
     accelerator = start_accelerator()
     allow_tf32(options.tf32)
     if options.channels_last:
@@ -291,6 +291,8 @@ def evaluate(
         ema.load_state_dict(averages | {"averages": by_name}, strict=False)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     introduce(recipe, display.note)
+    if options.precise_bn is None and (number := read_precise_bn(run, weights)):
+        display.note(COUNTED.format(number))
     workers = choose_workers(options.workers, accelerator.num_processes)
     way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
     with worker_deaths_told():
@@ -303,7 +305,18 @@ def evaluate(
     return results
 
 
+def _with_training_images(recipe: Recipe) -> Recipe:
+    try:
+        return recipe.opened()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. Batch norm's statistics are estimated from training images (--precise-bn), as the run's own "
+            "evaluations did; --precise-bn 0 measures with those that training counted, and gives other figures"
+        ) from error
+
+
 def _show(display: Display, title: str, results: Mapping[str, Any], best: bool, recipe: Recipe) -> None:
     """The results as the task's metrics say that they are to be read."""
     percent, per_class = (declared(recipe.task, what) for what in ("percent", "per_class"))
+    results = {name: value for name, value in results.items() if name != "precise_bn"}  # the protocol says it in words
     display.results(title, results, best, percent, per_class)

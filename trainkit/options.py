@@ -83,8 +83,8 @@ class EvaluateOptions:
     """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
     out: Path | None = None
     """where results.json goes; default: the checkpoint's run, nowhere for a bare file of weights"""
-    seed: int = 0
-    """of what is random in the validation data, if anything"""
+    seed: int | None = None
+    """of what is random in the validation data, and of the images of --precise-bn; default: the run's, or 0"""
     workers: int | None = None
     """processes that read images, for each process; default: its share of the cores, up to 8"""
     channels_last: bool = False
@@ -92,7 +92,8 @@ class EvaluateOptions:
     tf32: bool = False
     """on GPUs: multiply float32 in TF32, as in a run"""
     precise_bn: int | None = None
-    """estimate batch norm's statistics anew from so many training images, 16 at a time, as in a run"""
+    """estimate batch norm's statistics anew from so many training images, 16 at a time; default: as in the run's own
+    evaluations; 0: take those that training counted"""
     as_stored: bool = False
     """segmentation: images in the size they are stored in, and not in that of the recipe's evaluations"""
     scales: tuple[float, ...] | None = None
@@ -109,6 +110,18 @@ class EvaluateOptions:
     """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
     """take weights that fit the model in part, and leave the rest of it as it is"""
+
+    def as_options(self, run: Path | None, seed: int, precise_bn: int | None) -> Options:
+        """What the loop is asked for; `run` and the seed and precise_bn of its evaluations where nothing else was."""
+        return Options(
+            out=self.out or run,
+            seed=seed if self.seed is None else self.seed,
+            workers=self.workers,
+            precise_bn=precise_bn if self.precise_bn is None else self.precise_bn or None,
+            weights_key=self.weights_key,
+            channels_last=self.channels_last,
+            tf32=self.tf32,
+        )
 
     def inference(self, recipes: Inference | None) -> Inference | None:
         """The recipe's own with what was asked for here."""

@@ -33,14 +33,14 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, dict):
         strange = [key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))]
         if strange:
-            raise TypeError(f"{name} has a {type(strange[0]).__name__} as a key: a checkpoint holds plain values")
+            raise TypeError(f"{name} has a key of type {type(strange[0]).__name__}: a checkpoint holds plain values")
         return {"dict": [[key, pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
     if type(value) in (list, tuple):
         items = [pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{name} is a {type(value).__name__}: a checkpoint holds tensors and plain values")
+    raise TypeError(f"{name} is of type {type(value).__name__}: a checkpoint holds tensors and plain values")
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -72,7 +72,7 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         for name, value in state["model"].items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"state.model.{name} is a {type(value).__name__}, and not a tensor")
+                raise TypeError(f"state.model.{name} is of type {type(value).__name__}, and not a tensor")
         structure = pack(state, tensors, "state")
         for name, tensor in tensors.items():
             _check_tensor(name, tensor)

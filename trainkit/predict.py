@@ -22,6 +22,7 @@ from trainkit.data.on_device import OnDevice
 from trainkit.data.reading import UNUSABLE
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
+from trainkit.finding import COUNTED, read_precise_bn, run_of
 from trainkit.launch import start_accelerator
 from trainkit.losses import check_num_outputs
 from trainkit.memory import is_shortage, shortage_told
@@ -119,8 +120,8 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
         data = data.dataset if isinstance(data, Subset) else data.data
     if not hasattr(data, "transform"):
         raise ValueError(
-            f"val_data is a {type(data).__name__} without an attribute `transform`: give it one, a function from an "
-            "image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be read alike"
+            f"val_data is of type {type(data).__name__}, without an attribute `transform`: give it one, a function "
+            "from an image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be read alike"
         )
     if data.transform is not None:
         try:
@@ -158,6 +159,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         display.note(f"warning: {line}")
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
         display.note(line)
+    if number := read_precise_bn(run_of(weights), weights):
+        display.note(COUNTED.format(number))
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     look = _way_of_looking(recipe, accelerator, to_device.black)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay, recipe.upright)

@@ -197,8 +197,8 @@ def _check_indexed(name: str, data: Any) -> None:
     lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
     if lacks or isinstance(data, IterableDataset):
         raise ValueError(
-            f"{name} is a {type(data).__name__}, a stream without length or index: each image exactly once, and going "
-            "on where a run stopped, take both. Parquet files have them, also where they are streamed: "
+            f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
+            "going on where a run stopped, take both. Parquet files have them, also where they are streamed: "
             "trainkit.data.hub.HubImages(..., stream=16)"
         )
 
@@ -284,7 +284,7 @@ def sample_settings(recipe: RecipeFile) -> dict[str, Any]:
     Raises ValueError where it names something that is no setting.
     """
     if not isinstance(recipe.sample, Mapping):
-        raise ValueError(f"SAMPLE in {recipe.path} is a {type(recipe.sample).__name__}; it must be a dict of settings")
+        raise ValueError(f"SAMPLE in {recipe.path} is of type {type(recipe.sample).__name__}; it must be a dict")
     unknown = sorted(set(recipe.sample) - set(inspect.signature(recipe).parameters))
     if unknown:
         raise ValueError(f"SAMPLE in {recipe.path} names {unknown}, which are no settings of it")

@@ -20,6 +20,7 @@ RECORDED = {
     "seed": Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**64),
     "recipe": or_none(STRING),
     "input": maybe(MAPPING),
+    "options": maybe(MAPPING),
 }
 TO_PUBLISH = {
     "command": Kind("a command line", lambda value: isinstance(value, str) and _words(value)),

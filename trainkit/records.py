@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trainkit import checkpoint, packing
+from trainkit.data.inventory import used
 from trainkit.labels import evaluation_warnings, window_warnings
 from trainkit.nonfinite import read_window
 from trainkit.optimizer_state import evaluation_mode, has_modes, state_of, take_up, train_with
@@ -180,6 +181,7 @@ def finish(t: Training) -> dict[str, Any]:
         "images_per_s": t.progress.images / t.progress.train_seconds,
         "peak_memory_gib": peak_memory_gib(t.accelerator),
         "num_processes": t.accelerator.num_processes,
+        "data": {"train": used(t.recipe.train_data), "val": used(t.recipe.val_data)},
         "warnings": [
             *t.warnings,
             *window_warnings(t.progress.windows_without_targets),

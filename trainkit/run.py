@@ -39,7 +39,7 @@ from trainkit.run_files import (
     read_regular,
     read_summary,
 )
-from trainkit.setting_values import plain
+from trainkit.setting_values import plain, require_all
 
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
@@ -88,6 +88,8 @@ class Run:
                 run.close()
                 run._take_lock()
             elif began:
+                if settings or recipe_file is not None:  # from Python a run may be trained without them
+                    require_all(read_recorded(folder)["settings"], settings, folder)
                 notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
             if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}

@@ -102,7 +102,10 @@ SUMMARY = {
     **dict.fromkeys(("seconds", "images_per_s", "peak_memory_gib"), NUMBER),
 }
 MEMORY = {"micro_batch": POSITIVE, "asked": or_none(POSITIVE)}
-EVALUATION = {"epoch": NUMBER, "best": or_none(NUMBER), "best_step": or_none(COUNT)}
+EVALUATION = {
+    **{"epoch": NUMBER, "best": or_none(NUMBER), "best_step": or_none(COUNT)},
+    "precise_bn": maybe(POSITIVE),  # where batch norm's statistics were estimated anew
+}
 REPORT = {
     "step": POSITIVE,
     "num_processes": POSITIVE,

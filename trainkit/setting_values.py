@@ -58,6 +58,30 @@ def read_settings_as(recorded: Mapping[str, Any], signature: inspect.Signature, 
     return found
 
 
+def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> None:
+    """Raises ValueError that names the recorded settings of `run` which are not among `settings` any more.
+
+    Fields that a setting's dataclass has lost are named too.
+    """
+    lost = _lost(recorded, settings)
+    if lost:
+        raise ValueError(
+            f"the run in {run} was started with settings that the recipe does not have any more: {', '.join(lost)}. "
+            f"Give it the settings back, which {run / 'recipe.py'} has, take another folder with --out, where --init "
+            "begins from this run's weights, or --resume never to start afresh (this run is moved aside)"
+        )
+
+
+def _lost(recorded: Mapping[str, Any], settings: Mapping[str, Any], within: str = "") -> list[str]:
+    found = [f"{within}{name}={value!r}" for name, value in recorded.items() if name not in settings]
+    for name, value in settings.items():
+        before = recorded.get(name)
+        if is_dataclass(value) and not isinstance(value, type) and isinstance(before, dict):
+            now = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+            found += _lost(before, now, f"{within}{name}.")
+    return found
+
+
 def typed(value: Any, annotation: Any) -> Any:
     """A value as JSON keeps it, turned back into what an annotation says. Raises ValueError where it cannot be."""
     origin, arguments = get_origin(annotation), get_args(annotation)

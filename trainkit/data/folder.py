@@ -93,7 +93,12 @@ class ClassFolder(ClassFiles):
         super().__init__(FileList(root, names), targets, list(classes or found), transform)
         self.split = root.name
         self.used = f"{images_of(len(names), len(self.classes))} ({inventory.formats}){inventory.left_out_words}"
-        self.used_warnings = [*no_image(self.classes, set(self.targets.tolist()), root), *inventory.warnings]
+        self._root = root
+        self.used_warnings = [*self.without_images(), *inventory.warnings]
+
+    def without_images(self) -> list[str]:
+        """A line where classes have no image."""
+        return no_image(self.classes, set(self.targets.tolist()), self._root)
 
 
 def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
@@ -148,6 +153,7 @@ class MaskFolder(MaskFiles):
             raise FileNotFoundError(
                 f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
             )
+        _require_one_image_each(Path(images), names, Path(masks), with_mask)
         files = FileList(Path(images), names), FileList(Path(masks), [with_mask[stem(name)] for name in names])
         super().__init__(
             *files,
@@ -163,10 +169,24 @@ class MaskFolder(MaskFiles):
         self.used_warnings = inventory.warnings
 
     def _used(self, inventory: Inventory, with_mask: dict[str, str], names: Sequence[str]) -> str:
-        unpaired = len(with_mask) - len({stem(name) for name in names})
+        unpaired = len(with_mask) - len(names)
         if unpaired:
             inventory.left_out["unpaired", ""] += unpaired
         return f"{images_of(len(names), self.num_classes)} ({inventory.formats}){inventory.left_out_words}"
+
+
+def _require_one_image_each(images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]) -> None:
+    """Raises ValueError that names two images of one `stem`, of which one would be laid under the other's mask."""
+    found: dict[str, str] = {}
+    pairs = [(other, name) for name in names if (other := found.setdefault(stem(name), name)) != name]
+    if pairs:
+        first, second = pairs[0]
+        more = f" ({len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
+        raise ValueError(
+            f"{images} has two images of one name, {first} and {second}{more}, and {masks} has one mask for both, "
+            f"{with_mask[stem(first)]}: nothing says whose it is. Remove one of the images, or give each a name and a "
+            "mask of its own"
+        )
 
 
 def _masks(folder: Path) -> dict[str, str]:

@@ -72,9 +72,11 @@ class Inventory:
         lines = []
         unread = {what: n for (why, what), n in self.left_out.items() if why == "file" and is_photograph(what)}
         if unread:
+            number = sum(unread.values())
+            were = "image was" if number == 1 else "images were"
             lines.append(
-                f"{sum(unread.values()):,} images were left out ({_counts(Counter(unread))}): no decoder for them is "
-                "installed here; convert them, such as to PNG"
+                f"{number:,} {were} left out ({_counts(Counter(unread))}): no decoder for them is installed here; "
+                "convert them, such as to PNG"
             )
         return lines
 
@@ -102,6 +104,16 @@ def used_warnings(data: Any) -> list[str]:
     if isinstance(data, (Wrapper, OnDevice)):
         return used_warnings(data.data)
     return list(getattr(data, "used_warnings", ()))
+
+
+def without_images(data: Any) -> list[str]:
+    """The line about classes without an image, see `no_image`, among `used_warnings` of a dataset; none where none is.
+
+    A dataset says it by a method `without_images`.
+    """
+    if isinstance(data, (Wrapper, OnDevice)):
+        return without_images(data.data)
+    return data.without_images() if hasattr(data, "without_images") else []
 
 
 def images_of(number: int, classes: int | None) -> str:
