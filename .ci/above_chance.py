@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
-from trainkit.data import sample
-from trainkit.data.ade20k import ADE20K
-from trainkit.metrics import MeanIoU
+from trainkit.data.datasets import synthetic
+from trainkit.data.datasets.ade20k import ADE20K
+from trainkit.metrics.base import MeanIoU
 
 summary = json.loads((Path(sys.argv[1]) / "summary.json").read_text())
-masks = [mask for _, mask in (lambda data: (data[i] for i in range(len(data))))(ADE20K(sample.ade20k(), "validation"))]
+masks = [
+    mask for _, mask in (lambda data: (data[i] for i in range(len(data))))(ADE20K(synthetic.ade20k(), "validation"))
+]
 scores = []
 for label in range(len(ADE20K.classes)):
     metric = MeanIoU(len(ADE20K.classes))

@@ -19,8 +19,8 @@ import torch
 from timing import versions
 from torch import Tensor, nn
 
-from trainkit.activations import blocks, checkpoint_activations
-from trainkit.models.classifiers import fine_tuned
+from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
+from trainkit.models.recognition import fine_tuned
 
 NETWORKS = [
     "resnet50", "vit_b_16", "swin_t", "timm:convnext_tiny", "timm:swin_tiny_patch4_window7_224", "timm:regnety_008",

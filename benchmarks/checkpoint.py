@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from timing import interleaved, told, versions
 from torchvision.models import resnet18, resnet50
 
-from trainkit.checkpoint import Snapshot, digest, flush
-from trainkit.saving import Saver
+from trainkit.storage.checkpoint import Snapshot, digest, flush
+from trainkit.storage.checkpoint_writer import Saver
 
 
 def parts(work: Path, snapshot: Snapshot, rounds: int) -> dict[str, list[float]]:

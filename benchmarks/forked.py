@@ -27,8 +27,8 @@ import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 import trainkit.cli
-import trainkit.evaluation
-import trainkit.loop
+import trainkit.engine.evaluation
+import trainkit.engine.loop
 import trainkit.options
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")

@@ -41,11 +41,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from trainkit import Options, Recipe, train
-from trainkit.data.folder import ClassFolder
-from trainkit.data.images import read_image, read_mask
-from trainkit.doctor import examine
-from trainkit.recognition import Recognition
+from trainkit.commands.doctor import examine
+from trainkit.data.datasets.folder import ClassFolder
+from trainkit.data.image_io import read_image, read_mask
 from trainkit.schedules import constant
+from trainkit.tasks.recognition import Recognition
 
 SIZE = (56, 40)
 PATIENCE_S = 60  # for one file

@@ -118,7 +118,7 @@ def resnet50_of(asked: argparse.Namespace) -> dict[str, float]:
     workers = max(1, len(os.sched_getaffinity(0)) - 2)
     if asked.one == "trainkit":
         from trainkit import Options, Recipe, train
-        from trainkit.recognition import Recognition
+        from trainkit.tasks.recognition import Recognition
 
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
         if asked.compile:
@@ -168,7 +168,7 @@ def cifar_network() -> nn.Module:
 
 def cifar10_of(asked: argparse.Namespace) -> dict[str, float]:
     """Seconds to the target, to the end, and the last accuracy, of one loop."""
-    from trainkit.data.hub import HubImages
+    from trainkit.data.datasets.hub import HubImages
     from trainkit.data.on_device import Flip, OnDevice, PadCrop
 
     torch.manual_seed(asked.seed)
@@ -192,8 +192,8 @@ def cifar10_of(asked: argparse.Namespace) -> dict[str, float]:
 def cifar10_by_trainkit(asked, model, train_data, val_data, settings) -> list[tuple[float, float]]:
     from trainkit import Options, Recipe, train
     from trainkit.data.on_device import OnDevice
-    from trainkit.recognition import Recognition
     from trainkit.schedules import cos
+    from trainkit.tasks.recognition import Recognition
 
     times: dict[int, float] = {}
 

@@ -16,7 +16,7 @@ import psutil
 import torch
 from forked import command, start
 
-from trainkit.checkpoint import list_checkpoints, load, verify
+from trainkit.storage.checkpoint import list_checkpoints, load, verify
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "benchmarks" / "kill_recipe.py"

@@ -22,9 +22,9 @@ from timing import versions
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from trainkit.activations import checkpoint_activations
-from trainkit.launch import start_accelerator
-from trainkit.losses import cross_entropy_sum
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.activation_checkpointing import checkpoint_activations
+from trainkit.losses.functional import cross_entropy_sum
 
 IGNORE = 255
 

@@ -15,8 +15,8 @@ import torch
 from timing import interleaved, told, versions
 from torch import Tensor
 
-from trainkit.metrics import MeanIoU
-from trainkit.segmentation import Segmentation
+from trainkit.metrics.base import MeanIoU
+from trainkit.tasks.segmentation import Segmentation
 
 IGNORE = 255
 

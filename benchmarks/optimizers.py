@@ -30,7 +30,7 @@ from test_optimizers import small
 from toys import Images
 
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints, load
+from trainkit.storage.checkpoint import list_checkpoints, load
 
 KILLED_AFTER = 5
 TIMES = ("images_per_s", "pause_s", "save_s", "bytes")

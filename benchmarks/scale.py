@@ -27,10 +27,11 @@ import torch
 from timing import told, versions
 from torch.utils.data import Dataset
 
-from trainkit import Options, Recipe, checkpoint, train
-from trainkit.data.order import TrainOrder
-from trainkit.recognition import Recognition
+from trainkit import Options, Recipe, train
+from trainkit.data.sampler import TrainOrder
 from trainkit.schedules import cos
+from trainkit.storage import checkpoint
+from trainkit.tasks.recognition import Recognition
 
 
 def seconds(work: Callable[[], object], rounds: int = 5) -> float:

@@ -22,12 +22,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from optimizers import Builder, builders
 
-from trainkit.launch import start_accelerator
-from trainkit.objective import Objective
-from trainkit.optimizer_state import has_modes, require_supported
-from trainkit.recognition import Recognition
-from trainkit.sharded_updates import require_same_updates
-from trainkit.sharding import gathered, prepare
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.fsdp import gathered, prepare
+from trainkit.engine.fsdp_trial import require_same_updates
+from trainkit.engine.optimizer_state import has_modes, require_supported
+from trainkit.engine.task_module import Objective
+from trainkit.tasks.recognition import Recognition
 
 STEPS, BATCH, CLASSES = 4, 16, 7
 

@@ -31,9 +31,9 @@ from optimizers import Builder, builders
 from toys import CLASSES, Images, recognition
 
 from trainkit import Options, Recipe, train
-from trainkit.checkpoint import list_checkpoints, load, step_of
-from trainkit.launch import start_accelerator
+from trainkit.distributed.accelerator import start_accelerator
 from trainkit.schedules import constant
+from trainkit.storage.checkpoint import list_checkpoints, load, step_of
 
 STEPS, LEFT = 8, 4
 TIMES = ("images_per_s", "pause_s", "save_s", "bytes")

@@ -34,8 +34,8 @@ def parts(images: Path) -> tuple:
 def recipe(data: Path = Path("images"), batch_size: int = 16, epochs: int = 1):
     """What trainkit trains."""
     from trainkit import Recipe
-    from trainkit.recognition import Recognition
     from trainkit.schedules import cos
+    from trainkit.tasks.recognition import Recognition
 
     images, model, optimizer = parts(data)
     return Recipe(

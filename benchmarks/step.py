@@ -131,7 +131,7 @@ def trainkit(
     """As users get it: each image's own seed, gradient norm, batch norm's undo, signals, log, checkpoints, screen."""
     from trainkit import Options, Recipe, train
     from trainkit.data.on_device import OnDevice
-    from trainkit.recognition import Recognition
+    from trainkit.tasks.recognition import Recognition
 
     data = OnDevice(data) if held else data
     recipe = Recipe(

@@ -40,7 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from forked import adopt_orphans, preload  # noqa: E402
 from kills import RECIPE, Setting, first, one_run, story  # noqa: E402
 
-from trainkit.checkpoint import list_checkpoints  # noqa: E402
+from trainkit.storage.checkpoint import list_checkpoints  # noqa: E402
 
 TOYS = ROOT / "tests" / "toys.py"
 

@@ -65,8 +65,8 @@ def by_trainkit() -> None:
     """The same as a recipe."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from trainkit import Options, Recipe, train
-    from trainkit.recognition import Recognition
     from trainkit.schedules import cos
+    from trainkit.tasks.recognition import Recognition
 
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -16,12 +16,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.sliding_window import Looker
+from trainkit.engine.task_module import Objective
 from trainkit.inference import Inference
-from trainkit.launch import start_accelerator
 from trainkit.models.small import small_fcn
-from trainkit.objective import Objective
-from trainkit.segmentation import Segmentation
-from trainkit.windows import Looker
+from trainkit.tasks.segmentation import Segmentation
 
 
 def main() -> None:

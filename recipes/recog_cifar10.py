@@ -21,14 +21,14 @@ from torch.optim import SGD
 from torchvision.models import resnet18
 
 from trainkit import Recipe
-from trainkit.data import sample as generated
-from trainkit.data.hub import HubImages
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.hub import HubImages
+from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
-from trainkit.mixing import Mixup
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.optim import param_groups
-from trainkit.recognition import Recognition
 from trainkit.schedules import cos
+from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "epochs": 6, "batch_size": 32, "lr": 0.05, "warmup_epochs": 1}

@@ -16,13 +16,13 @@ from torch.optim import SGD
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
-from trainkit.data import sample as generated
-from trainkit.data.folder import read_class_names
-from trainkit.data.source import class_images
-from trainkit.models.classifiers import classifier, fine_tuned, published_input
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.folder import read_class_names
+from trainkit.data.datasets.open import class_images
+from trainkit.models.recognition import classifier, fine_tuned, published_input
 from trainkit.optim import param_groups
-from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
+from trainkit.tasks.recognition import Recognition, eval_transform, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 32, "size": 56}

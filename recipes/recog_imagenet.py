@@ -20,16 +20,16 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
-from trainkit.data import sample as generated
-from trainkit.data.folder import read_class_names
-from trainkit.data.repeated import Repeated
-from trainkit.data.source import class_images
-from trainkit.data.stages import Stages, sizes_by_epoch
-from trainkit.mixing import by_turns
-from trainkit.models.classifiers import classifier, published_input
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.folder import read_class_names
+from trainkit.data.datasets.open import class_images
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.datasets.staged import Stages, sizes_by_epoch
+from trainkit.data.mixup import by_turns
+from trainkit.models.recognition import classifier, published_input
 from trainkit.optim import param_groups
-from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import cos
+from trainkit.tasks.recognition import Recognition, eval_transform, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "epochs": 6, "lr": 0.05, "batch_size": 32, "warmup_epochs": 1, "size": 56}

@@ -16,15 +16,15 @@ from pathlib import Path
 from torch.optim import SGD
 
 from trainkit import Recipe
-from trainkit.data import sample as generated
-from trainkit.data.minc import MINC
-from trainkit.data.source import class_images
-from trainkit.data.stages import Stages
-from trainkit.models.backbone import backbone as named_backbone
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.minc import MINC
+from trainkit.data.datasets.open import class_images
+from trainkit.data.datasets.staged import Stages
+from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
 from trainkit.optim import param_groups
-from trainkit.recognition import Recognition, eval_transform, train_transform
 from trainkit.schedules import multistep
+from trainkit.tasks.recognition import Recognition, eval_transform, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "head": 1.0, "lr": 0.5, "batch_size": 32, "size": 56}

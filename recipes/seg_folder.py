@@ -19,16 +19,16 @@ from typing import Literal
 from torch.optim import SGD
 
 from trainkit import Recipe
-from trainkit.data import sample as generated
-from trainkit.data.folder import IGNORED, read_classes
-from trainkit.data.mask_colors import read_mask_colors
-from trainkit.data.masks import read_mask_values
-from trainkit.data.source import label_maps
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.folder import IGNORED, read_classes
+from trainkit.data.datasets.mask_colors import read_mask_colors
+from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.inference import Inference
-from trainkit.models.segmenters import torchvision_segmenter
+from trainkit.models.segmentation import torchvision_segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
+from trainkit.tasks.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small_lraspp", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8, "base": 112,

@@ -18,13 +18,13 @@ from pathlib import Path
 from torch.optim import SGD
 
 from trainkit import Recipe
-from trainkit.data import sample as generated
-from trainkit.data.pcontext import PascalContext
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.pcontext import PascalContext
 from trainkit.inference import Inference
-from trainkit.models.segmenters import Segmenter, encoding_weight, segmenter
+from trainkit.models.segmentation import Segmenter, encoding_weight, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
+from trainkit.tasks.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8, "base": 112, "crop": 88,
@@ -57,7 +57,7 @@ def recipe(
     """EncNet on Pascal-Context, 59 classes.
 
     Args:
-        data: folder with JPEGImages, trainval/ and the lists train.txt and val.txt (see trainkit/data/pcontext.py)
+        data: folder with JPEGImages, trainval/ and the lists train.txt and val.txt (see trainkit/data/datasets/pcontext.py)
         model: the network
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
         pretrained: start the backbone from published ImageNet weights

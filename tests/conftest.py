@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torchvision.transforms.v2", "accelerate", "trainkit.loop"])
+FORKS.set_forkserver_preload(["torch", "torchvision.transforms.v2", "accelerate", "trainkit.engine.loop"])
 
 
 @pytest.fixture(scope="session")

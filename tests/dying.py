@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from trainkit import checkpoint
+from trainkit.storage import checkpoint
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree", "os.link"}
 

@@ -8,7 +8,7 @@ import torchvision.models
 from torchvision.models.segmentation import FCN
 from torchvision.models.segmentation.fcn import FCNHead
 
-from trainkit.models.backbone import backbone
+from trainkit.models.backbones import backbone
 from trainkit.models.small import SmallResNet
 
 

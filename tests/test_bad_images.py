@@ -17,12 +17,12 @@ from torchvision.datasets import ImageFolder
 from toys import Images, Maps, recognition, run, segmentation, with_batch_norm
 
 from trainkit import Options, train
-from trainkit.check import check
-from trainkit.data.folder import ClassFolder, MaskFolder
-from trainkit.data.order import TrainOrder
-from trainkit.data.reading import Reader, name_of
+from trainkit.commands.check import check
+from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.reader import Reader, name_of
+from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import worker_deaths_told
-from trainkit.recognition import Recognition
+from trainkit.tasks.recognition import Recognition
 
 TOYS = Path(__file__).parent / "toys.py"
 

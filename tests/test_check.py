@@ -12,10 +12,10 @@ from torch import nn
 from toys import Images, everything, recognition, segmentation
 
 from trainkit import Options
-from trainkit.check import _warnings, check
 from trainkit.cli import main
+from trainkit.commands.check import _warnings, check
 from trainkit.display import Display
-from trainkit.plan import Plan
+from trainkit.engine.plan import Plan
 
 OPTIONS = Options(workers=0)
 
@@ -64,7 +64,7 @@ def test_two_processes_go_on(tmp_path, way):
 import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from toys import everything
 from trainkit import Options
-from trainkit.check import _warnings, check
+from trainkit.commands.check import _warnings, check
 print("GOES ON", check(everything(), Options(workers=0))["figures"]["goes_on_from_a_checkpoint"])
 """)
     assert torchrun(2, script, **way).stdout.count("GOES ON bit-equal") == 2

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import write_checkpoint
 
-from trainkit import checkpoint
-from trainkit.packing import pack, unpack
-from trainkit.weights import read_weights
+from trainkit.storage import checkpoint
+from trainkit.storage.packing import pack, unpack
+from trainkit.storage.weights import read_weights
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
 STATES = st.recursive(

@@ -224,7 +224,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from toys import Maps, segmentation
-from trainkit.data.masks import read_mat
+from trainkit.data.datasets.segmentation import read_mat
 
 class Mat(Maps):
     def __getitem__(self, index):

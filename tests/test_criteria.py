@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from toys import CLASSES, recognition, segmentation
 
 from trainkit import Options, train
-from trainkit.criteria import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
-from trainkit.losses import cross_entropies
-from trainkit.overlap import Dice, Lovasz
-from trainkit.recognition import Recognition
-from trainkit.segmentation import Segmentation
+from trainkit.losses.base import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
+from trainkit.losses.functional import cross_entropies
+from trainkit.losses.region import Dice, Lovasz
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 IDS = torch.tensor([0, 4, -1, 2, 2, 1])
 SOFT = torch.rand(6, 5, generator=torch.Generator().manual_seed(1))

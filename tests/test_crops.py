@@ -12,12 +12,12 @@ from torchvision import transforms, tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as on_pillow
 
-from trainkit.data.folder import ClassFolder, MaskFolder
-from trainkit.data.images import LabelError, read_image, read_mask
+from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.image_io import LabelError, read_image, read_mask
 from trainkit.data.loader import collate, make_loader
-from trainkit.data.reading import Reader
-from trainkit.data.transforms import RandomResizedCrop, RandomScaleCrop, resized_region
-from trainkit.objective import ToDevice
+from trainkit.data.reader import Reader
+from trainkit.data.transforms.ops import RandomResizedCrop, RandomScaleCrop, resized_region
+from trainkit.engine.task_module import ToDevice
 
 MOST = 0.3  # grey levels that a crop may differ from Pillow's, in the mean
 

@@ -11,17 +11,17 @@ from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from trainkit.data import sample
-from trainkit.data.ade20k import ADE20K, CLASSES, to_train_ids
-from trainkit.data.folder import ClassFolder, FileList, MaskFolder
-from trainkit.data.hub import HubImages
-from trainkit.data.images import read_image, read_mask
+from trainkit.data.datasets import synthetic
+from trainkit.data.datasets.ade20k import ADE20K, CLASSES, to_train_ids
+from trainkit.data.datasets.folder import ClassFolder, FileList, MaskFolder
+from trainkit.data.datasets.hub import HubImages
+from trainkit.data.datasets.open import class_images
+from trainkit.data.image_io import read_image, read_mask
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import OnDevice
-from trainkit.data.source import class_images
-from trainkit.data.transforms import LongSide
-from trainkit.recognition import Recognition
-from trainkit.segmentation import eval_transform, train_transform
+from trainkit.data.transforms.ops import LongSide
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import eval_transform, train_transform
 
 PICTURE = np.kron(np.array([[0, 60, 120], [180, 240, 30]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8))
 RGB = np.stack([PICTURE, 255 - PICTURE, PICTURE // 2], -1)
@@ -100,7 +100,7 @@ def test_file_list_is_a_list_of_few_bytes(tmp_path):
 
 
 def test_class_folder(here):
-    root = sample.class_folder(3, 2, 16)
+    root = synthetic.class_folder(3, 2, 16)
     train = ClassFolder(root / "train")
     assert len(train) == 3 * 8 and train.classes == sorted(train.classes)
     image, target = train[4]
@@ -137,7 +137,7 @@ def test_torchvisions_image_folder(real_data):
 
 
 def test_parquet(here):
-    root = sample.parquet(16, 8, 12)
+    root = synthetic.parquet(16, 8, 12)
     data = HubImages(root, "train")
     memory = OnDevice(data)
     assert len(data) == len(memory) == 16 and len(data.classes) == 8
@@ -162,8 +162,8 @@ def test_ade20k_labels():
 
 
 def test_generated_ade20k_has_its_layout(here):
-    root = sample.ade20k(6, 3)
-    assert sample.ade20k(6, 3) == root
+    root = synthetic.ade20k(6, 3)
+    assert synthetic.ade20k(6, 3) == root
     data = ADE20K(root, "training")
     labels = torch.cat([read_mask(data.masks[i]).unique() for i in range(6)]).unique()
     assert labels[0] == 0 and labels[-1] <= 150
@@ -189,7 +189,7 @@ def test_generated_scenes_are_the_same_again(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        root = sample.ade20k(3, 1)
+        root = synthetic.ade20k(3, 1)
         digests.append([path.read_bytes() for path in sorted(root.rglob("*.*")) if path.is_file()])
     assert digests[0] == digests[1] and len(digests[0]) == 8
 

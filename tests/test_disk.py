@@ -18,9 +18,9 @@ from test_loop import rows, weights
 from toys import Images, recognition, run
 
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints, verify
-from trainkit.data.seeds import seed_host
-from trainkit.saving import Saver
+from trainkit.data.seeding import seed_host
+from trainkit.storage.checkpoint import list_checkpoints, verify
+from trainkit.storage.checkpoint_writer import Saver
 
 HERE = Path(__file__).parent
 

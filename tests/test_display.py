@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from trainkit.display import ALL_CLASSES, FEW_CLASSES, Display
-from trainkit.metrics import declared
-from trainkit.recognition import Recognition
-from trainkit.segmentation import Segmentation
+from trainkit.metrics.base import declared
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 CONFUSION = [[8, 2, 0], [1, 1, 2], [0, 0, 0]]
 FIGURES = {

@@ -21,14 +21,14 @@ from torchvision.transforms import v2
 from toys import CLASSES, Images, recognition
 
 from trainkit.cli import main
-from trainkit.data.examine import untransformed
-from trainkit.data.folder import MaskFolder
-from trainkit.data.images import LabelError
-from trainkit.data.repeated import Repeated
+from trainkit.commands.dataset_check import untransformed
+from trainkit.commands.doctor import examine
+from trainkit.data.datasets.folder import MaskFolder
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.image_io import LabelError
 from trainkit.display import Display
-from trainkit.doctor import examine
-from trainkit.mistakes import users_mistake
-from trainkit.recognition import Recognition
+from trainkit.errors import users_mistake
+from trainkit.tasks.recognition import Recognition
 
 SEG, RECOG = str(ROOT / "recipes" / "seg_folder.py"), str(ROOT / "recipes" / "recog_folder.py")
 

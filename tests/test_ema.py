@@ -6,10 +6,10 @@ from test_loop import rows, without_intervals
 from toys import everything, recognition, run
 
 from trainkit import Options, evaluate, train
-from trainkit.checkpoint import list_checkpoints, load
-from trainkit.data.seeds import seed_host
-from trainkit.ema import EMA, averaged_weights
-from trainkit.launch import start_accelerator
+from trainkit.data.seeding import seed_host
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.ema import EMA, averaged_weights
+from trainkit.storage.checkpoint import list_checkpoints, load
 
 
 def test_the_recurrence():
@@ -160,7 +160,7 @@ def test_a_mask_keeps_average_and_count(tmp_path):
 
 def test_fp16_skips_do_not_move_it(tmp_path, monkeypatch):
     """A GradScaler of the CPU in place of the GPU's, and gradients that overflow as long as its scale is large."""
-    from trainkit import loop
+    from trainkit.engine import loop
 
     def with_scaler(*arguments):
         accelerator = start_accelerator(*arguments)

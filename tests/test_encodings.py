@@ -13,7 +13,7 @@ from conftest import ROOT
 from PIL import Image
 
 from trainkit.cli import main
-from trainkit.run import Run
+from trainkit.storage.run_folder import Run
 
 RECIPE = str(ROOT / "recipes" / "recog_folder.py")
 CLASSES = ("Käfer", "猫", "naïve", "😀")

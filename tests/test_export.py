@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from toys import CLASSES, Net, recognition
 
 from trainkit.cli import main
-from trainkit.data.images import read_image
-from trainkit.export import _images, export
+from trainkit.commands.export import _images, export
+from trainkit.data.image_io import read_image
 from trainkit.options import ExportOptions
-from trainkit.recognition import eval_transform as crop
+from trainkit.tasks.recognition import eval_transform as crop
 
 
 def asked(out, kind, **more):

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainkit.data import file_names
-from trainkit.data.folder import ClassFolder, MaskFolder, read_class_names, read_classes
-from trainkit.data.inventory import Inventory, used, used_warnings
-from trainkit.data.listing import image_files
-from trainkit.data.masks import read_names, require_files
-from trainkit.data.text import read_lines
+from trainkit.data.datasets.folder import ClassFolder, MaskFolder, read_class_names, read_classes
+from trainkit.data.datasets.inventory import Inventory, used, used_warnings
+from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.segmentation import read_names, require_files
+from trainkit.data.text_files import read_lines
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
@@ -116,8 +116,8 @@ ENDINGS = [".png", ".JPG", ".jfif", ".avif", ".txt", "", ".json", ".png.txt", ".
 @pytest.mark.parametrize("seed", range(40))
 def test_random_folders(tmp_path, seed, monkeypatch):
     """Any names, depths and links: the files of an independent walk, all counted, by a first and a cached listing."""
-    monkeypatch.setattr("trainkit.data.listing.LEAST_KEPT", 1)
-    monkeypatch.setattr("trainkit.data.listing.UNSETTLED_S", -1)
+    monkeypatch.setattr("trainkit.data.datasets.listing.LEAST_KEPT", 1)
+    monkeypatch.setattr("trainkit.data.datasets.listing.UNSETTLED_S", -1)
     draw = random.Random(seed)
     root = tmp_path / "data"
     folders, files = [root], 0

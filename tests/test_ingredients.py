@@ -16,19 +16,19 @@ from torchvision.transforms.v2 import functional
 from toys import CLASSES, Images, Net, recognition
 
 from trainkit import Options, train
-from trainkit.data.order import TrainOrder
-from trainkit.data.reading import name_of
-from trainkit.data.repeated import Repeated
-from trainkit.data.seeds import Seeded, fold, seed_host
-from trainkit.data.transforms import Lighting, RandomScaleCrop
-from trainkit.mixing import Mixup
-from trainkit.models.classifiers import DropBlock, classifier
-from trainkit.predictions import ClassWriter, Picture
-from trainkit.recognition import Recognition
-from trainkit.recognition import eval_transform as eval_images
-from trainkit.recognition import train_transform as train_images
-from trainkit.segmentation import eval_transform as eval_maps
-from trainkit.segmentation import train_transform as train_maps
+from trainkit.commands.prediction_writers import ClassWriter, Picture
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.mixup import Mixup
+from trainkit.data.reader import name_of
+from trainkit.data.sampler import TrainOrder
+from trainkit.data.seeding import Seeded, fold, seed_host
+from trainkit.data.transforms.ops import Lighting, RandomScaleCrop
+from trainkit.models.recognition import DropBlock, classifier
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.recognition import eval_transform as eval_images
+from trainkit.tasks.recognition import train_transform as train_images
+from trainkit.tasks.segmentation import eval_transform as eval_maps
+from trainkit.tasks.segmentation import train_transform as train_maps
 
 
 def picture(height: int = 40, width: int = 60) -> tv_tensors.Image:

@@ -13,17 +13,17 @@ from torch.utils.data import Subset
 from toys import CLASSES, Images, Maps, Net, recognition, segmentation
 
 from trainkit import Options, train
-from trainkit.check import check
-from trainkit.data.folder import ClassFolder, MaskFolder
-from trainkit.data.repeated import Repeated
-from trainkit.doctor import examine
-from trainkit.labels import NUM_MASKS, WITHOUT, evaluation_warnings, training_warnings
-from trainkit.loop import evaluate
-from trainkit.metrics import MeanIoU, TopK
+from trainkit.commands.check import check
+from trainkit.commands.doctor import examine
+from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.engine.label_warnings import NUM_MASKS, WITHOUT, evaluation_warnings, training_warnings
+from trainkit.engine.loop import evaluate
+from trainkit.engine.plan import Plan
+from trainkit.metrics.base import MeanIoU, TopK
 from trainkit.optim import param_groups
-from trainkit.plan import Plan
-from trainkit.recognition import Recognition
-from trainkit.segmentation import Segmentation
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 NAMES = ("bg", "fg")
 

@@ -12,7 +12,7 @@ TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / 
 
 
 def name_of(path: Path) -> str:
-    """trainkit/data/order.py -> trainkit.data.order"""
+    """trainkit/data/sampler.py -> trainkit.data.sampler"""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

@@ -16,9 +16,9 @@ from toys import Images, recognition
 from trainkit import Options, train
 from trainkit.cli import main
 from trainkit.data import workers
-from trainkit.data.reading import is_unusable
+from trainkit.data.reader import is_unusable
 from trainkit.data.workers import Loader, worker_deaths_told
-from trainkit.launched import faulty_variable
+from trainkit.distributed.launcher import faulty_variable
 from trainkit.limits import limit_met
 from trainkit.memory import SAID, is_out_of_memory, is_shortage
 from trainkit.options import LONGEST_S, check_finite

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from trainkit import display
-from trainkit.data import listing
-from trainkit.data.cache import cached
-from trainkit.data.folder import ClassFolder
-from trainkit.data.listing import Names, image_files
+from trainkit.data.datasets import listing
+from trainkit.data.datasets.cache import cached
+from trainkit.data.datasets.folder import ClassFolder
+from trainkit.data.datasets.listing import Names, image_files
 
 SCANNED: list[str] = []
 sys.addaudithook(lambda event, words: SCANNED.append(str(words[0])) if event == "os.scandir" else None)

@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 from toys import Images, Net, recognition, run, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
-from trainkit.checkpoint import checkpoint_path, list_checkpoints, load
-from trainkit.data.order import TrainOrder
-from trainkit.data.seeds import seed_host
+from trainkit.data.sampler import TrainOrder
+from trainkit.data.seeding import seed_host
 from trainkit.inference import Inference
-from trainkit.losses import cross_entropy_sum
-from trainkit.metrics import Counting
+from trainkit.losses.functional import cross_entropy_sum
+from trainkit.metrics.base import Counting
 from trainkit.schedules import constant, cos
+from trainkit.storage.checkpoint import checkpoint_path, list_checkpoints, load
 
 
 def rows(folder, event="step"):

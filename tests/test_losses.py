@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainkit.losses import class_presence, cross_entropy_sum, num_valid, presence_loss_sum
-from trainkit.recognition import Recognition
-from trainkit.segmentation import Segmentation
+from trainkit.losses.functional import class_presence, cross_entropy_sum, num_valid, presence_loss_sum
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 3 * torch.randn(6, 5, generator=GENERATOR)

@@ -13,14 +13,14 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from trainkit.cli import main
-from trainkit.data.cityscapes import CLASSES as CITYSCAPES
-from trainkit.data.folder import MaskFolder, read_classes
-from trainkit.data.images import LabelError, read_color_mask
-from trainkit.data.mask_colors import read_mask_colors
-from trainkit.data.masks import IGNORED, MaskDataset, read_mask_values
+from trainkit.data.datasets.cityscapes import CLASSES as CITYSCAPES
+from trainkit.data.datasets.folder import MaskFolder, read_classes
+from trainkit.data.datasets.mask_colors import read_mask_colors
+from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_mask_values
+from trainkit.data.datasets.voc import PALETTE
+from trainkit.data.image_io import LabelError, read_color_mask
 from trainkit.data.palette import MaskColors
-from trainkit.data.source import label_maps
-from trainkit.data.voc import PALETTE
 
 COLORS = MaskColors(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)), ((0, 0, 0), (1, 1, 1)))
 TABLE = "# made by hand\n128 64 128 road\n\n0,0,142,car\n70\t130\t180\t\tsky\n0 0 0 ignore\n1 1 1 ignore\n"

@@ -12,8 +12,8 @@ from test_loop import rows, weights
 from toys import segmentation
 
 from trainkit import Options, evaluate, train
-from trainkit.checkpoint import list_checkpoints, step_of
 from trainkit.inference import Inference
+from trainkit.storage.checkpoint import list_checkpoints, step_of
 
 TOYS = Path(__file__).parent / "toys.py"
 ALONE = (sys.executable, str(TOYS))

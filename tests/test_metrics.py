@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from toys import CLASSES, recognition
 
 from trainkit import Options, train
-from trainkit.calibration import CalibrationError
-from trainkit.data.ade20k import ADE20K
-from trainkit.metrics import MeanIoU, TopK, each_metric
-from trainkit.recognition import Recognition
+from trainkit.data.datasets.ade20k import ADE20K
+from trainkit.metrics.base import MeanIoU, TopK, each_metric
+from trainkit.metrics.calibration import CalibrationError
+from trainkit.tasks.recognition import Recognition
 
 
 def maps(seed: int, num_classes: int, occurring: int):

@@ -7,9 +7,9 @@ from test_loop import rows
 from toys import CLASSES, Images, recognition
 
 from trainkit import Options, train
-from trainkit.criteria import BinaryCrossEntropy, Focal
-from trainkit.mixing import Cutmix, Either, Mixup
-from trainkit.recognition import Recognition
+from trainkit.data.mixup import Cutmix, Either, Mixup
+from trainkit.losses.base import BinaryCrossEntropy, Focal
+from trainkit.tasks.recognition import Recognition
 
 IMAGES = torch.rand(7, 3, 8, 10, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 3, 1, 1, 2, 0, 3])

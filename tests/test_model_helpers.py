@@ -15,18 +15,18 @@ from torchvision.models.segmentation import fcn_resnet50
 from toys import CLASSES, Images, growing, recognition, run, with_batch_norm
 
 from trainkit import Options, Recipe, train
-from trainkit.activations import blocks, checkpoint_activations
-from trainkit.batch_norm import PreciseBatchNorm
-from trainkit.checkpoint import list_checkpoints
 from trainkit.cli import main
-from trainkit.data.order import Locality, TrainOrder
-from trainkit.data.repeated import Repeated
-from trainkit.data.seeds import Seeded, seed_host
-from trainkit.launch import start_accelerator
-from trainkit.loop import evaluate
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.sampler import Locality, TrainOrder
+from trainkit.data.seeding import Seeded, seed_host
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
+from trainkit.engine.loop import evaluate
+from trainkit.engine.precise_bn import PreciseBatchNorm
+from trainkit.engine.task_module import Objective, ToDevice
 from trainkit.models.small import Block
-from trainkit.objective import Objective, ToDevice
 from trainkit.optim import param_groups
+from trainkit.storage.checkpoint import list_checkpoints
 
 TOYS = Path(__file__).parent / "toys.py"
 
@@ -204,11 +204,11 @@ import sys; sys.path.insert(0, {str(TOYS.parent)!r})
 import torch
 from test_model_helpers import residual
 from toys import Images
-from trainkit.batch_norm import PreciseBatchNorm
-from trainkit.data.seeds import seed_host
-from trainkit.launch import start_accelerator
-from trainkit.objective import Objective, ToDevice
-from trainkit.sharding import prepare
+from trainkit.engine.precise_bn import PreciseBatchNorm
+from trainkit.data.seeding import seed_host
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.task_module import Objective, ToDevice
+from trainkit.distributed.fsdp import prepare
 accelerator = start_accelerator()
 seed_host(1)
 recipe = residual(train_data=Images(50))

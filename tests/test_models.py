@@ -8,17 +8,17 @@ from torch import nn
 from toys import CLASSES, recognition, segmentation
 
 from trainkit import Options, train
-from trainkit.activations import blocks
-from trainkit.models.backbone import backbone
+from trainkit.engine.activation_checkpointing import blocks
+from trainkit.models.backbones import backbone
 from trainkit.models.deepten import DeepTEN
 from trainkit.models.encnet import ContextEncoding, EncNet
 from trainkit.models.encoding import Encoding, encode
 from trainkit.models.pspnet import PSPNet, PyramidPooling
-from trainkit.models.segmenters import segmenter
+from trainkit.models.segmentation import segmenter
 from trainkit.models.small import SmallResNet
 from trainkit.models.upernet import UPerNet
 from trainkit.optim import param_groups
-from trainkit.segmentation import Segmentation
+from trainkit.tasks.segmentation import Segmentation
 
 WIDTHS = (4, 8, 8, 12, 16)
 PYRAMID = {"strides": (2, 2, 2, 2), "dilations": (1, 1, 1, 1)}  # stride 32

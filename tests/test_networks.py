@@ -14,18 +14,18 @@ from torchvision.models import get_model
 from toys import CLASSES, Maps, recognition, segmentation
 
 from trainkit import Options, Recipe, freeze, train
-from trainkit.activations import blocks, checkpoint_activations
-from trainkit.batch_norm import PreciseBatchNorm, synchronised
-from trainkit.check import check
-from trainkit.launch import start_accelerator
-from trainkit.loop import evaluate
-from trainkit.models.classifiers import classifier, fine_tuned
-from trainkit.models.segmenters import segmenter
-from trainkit.objective import Objective, ToDevice
+from trainkit.commands.check import check
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
+from trainkit.engine.loop import evaluate
+from trainkit.engine.precise_bn import PreciseBatchNorm, synchronised
+from trainkit.engine.probe import unchanged
+from trainkit.engine.task_module import Objective, ToDevice
+from trainkit.models.recognition import classifier, fine_tuned
+from trainkit.models.segmentation import segmenter
 from trainkit.outputs import main_logits, resized_to_targets, size_divisor
-from trainkit.probe import unchanged
-from trainkit.recognition import Recognition
-from trainkit.segmentation import Segmentation
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 GPUS = SimpleNamespace(device=torch.device("cuda"), num_processes=2)  # what `synchronised` asks of an accelerator
 

@@ -12,13 +12,13 @@ from conftest import ROOT
 from PIL import Image
 
 from trainkit.cli import main
-from trainkit.data.images import read_image
-from trainkit.finding import check_same_classes, find_weights, read_settings
+from trainkit.commands.results import require_room
+from trainkit.data.image_io import read_image
 from trainkit.options import check_finite
-from trainkit.recognition import Recognition
-from trainkit.results import require_room
-from trainkit.weight_files import load_weights
-from trainkit.weights import read_weights
+from trainkit.storage.lookup import check_same_classes, find_weights, read_settings
+from trainkit.storage.weight_files import load_weights
+from trainkit.storage.weights import read_weights
+from trainkit.tasks.recognition import Recognition
 
 RECIPE = str(ROOT / "recipes" / "recog_folder.py")
 

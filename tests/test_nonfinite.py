@@ -14,10 +14,10 @@ from torch import nn
 from toys import Images, everything, recognition
 
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints, load
 from trainkit.cli import main
-from trainkit.data.order import TrainOrder
-from trainkit.data.seeds import seed_host
+from trainkit.data.sampler import TrainOrder
+from trainkit.data.seeding import seed_host
+from trainkit.storage.checkpoint import list_checkpoints, load
 
 RECIPE = """
 import sys

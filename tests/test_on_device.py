@@ -12,16 +12,16 @@ from torchvision.transforms import v2
 from toys import CLASSES, Images, recognition
 
 from trainkit import Options, train
-from trainkit.data.examine import untransformed
+from trainkit.commands.dataset_check import untransformed
+from trainkit.commands.predict import transform_of
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.datasets.staged import Stages
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop, same_device
-from trainkit.data.reading import Reader
-from trainkit.data.repeated import Repeated
-from trainkit.data.seeds import DRAW, fold, uniform
-from trainkit.data.stages import Stages
-from trainkit.data.transforms import Look
-from trainkit.predict import transform_of
-from trainkit.recognition import Recognition
+from trainkit.data.reader import Reader
+from trainkit.data.seeding import DRAW, fold, uniform
+from trainkit.data.transforms.ops import Look
+from trainkit.tasks.recognition import Recognition
 
 CPU = torch.device("cpu")
 

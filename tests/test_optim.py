@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.models import convnext_tiny, get_model, resnet18, vit_b_16
 from torchvision.models.segmentation import fcn_resnet50
 
-from trainkit.models.backbone import backbone
-from trainkit.models.classifiers import fine_tuned
+from trainkit.models.backbones import backbone
+from trainkit.models.recognition import fine_tuned
 from trainkit.optim import depths, no_decay, param_groups
 
 

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from toys import CLASSES, Images, recognition
 
 from trainkit import Options, Recipe
-from trainkit.checkpoint import checkpoint_path
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 from trainkit.display import Display
-from trainkit.launch import start_accelerator
-from trainkit.optimizer_state import evaluation_mode
-from trainkit.plan import Plan
-from trainkit.records import rehearse, restore, save
-from trainkit.run import Run
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.checkpointing import rehearse, restore, save
+from trainkit.engine.optimizer_state import evaluation_mode
+from trainkit.engine.plan import Plan
+from trainkit.engine.state import Training, begin
+from trainkit.engine.step import train_step
 from trainkit.schedules import constant
-from trainkit.step import train_step
-from trainkit.training import Training, begin
+from trainkit.storage.checkpoint import checkpoint_path
+from trainkit.storage.run_folder import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum':UserWarning")
 REFUSED = {

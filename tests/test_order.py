@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit.data.order import TrainOrder, evaluation_batches, split
-from trainkit.data.seeds import ORDER, Seeded, fold
+from trainkit.data.sampler import TrainOrder, evaluation_batches, split
+from trainkit.data.seeding import ORDER, Seeded, fold
 
 
 def flat(batches):

@@ -10,8 +10,8 @@ from torch import nn
 from toys import recognition, write_checkpoint
 
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints, load
-from trainkit.packing import pack, rehearse, unpack
+from trainkit.storage.checkpoint import list_checkpoints, load
+from trainkit.storage.packing import pack, rehearse, unpack
 
 
 @pytest.mark.parametrize(

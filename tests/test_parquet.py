@@ -24,15 +24,15 @@ from torchvision.transforms import v2
 from toys import Images, recognition, run, streamed, write_parquet
 
 from trainkit import Options, train
-from trainkit.data import parquet
-from trainkit.data.hub import HubImages, HubMasks
+from trainkit.data.datasets import parquet
+from trainkit.data.datasets.hub import HubImages, HubMasks
+from trainkit.data.datasets.open import class_images
+from trainkit.data.datasets.parquet import ParquetTable
+from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.loader import make_loader
-from trainkit.data.order import Batches, Locality, TrainOrder, evaluation_batches
-from trainkit.data.parquet import ParquetTable
-from trainkit.data.reading import Reader
-from trainkit.data.repeated import Repeated
-from trainkit.data.seeds import seed_host
-from trainkit.data.source import class_images
+from trainkit.data.reader import Reader
+from trainkit.data.sampler import Batches, Locality, TrainOrder, evaluation_batches
+from trainkit.data.seeding import seed_host
 from trainkit.recipe import build, load_recipe
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit import pixels
-from trainkit.metrics import MeanIoU
+from trainkit.metrics import confusion
+from trainkit.metrics.base import MeanIoU
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -19,7 +19,7 @@ def test_likeliest_is_argmax(shape, dtype):
     ties = torch.randint(-2, 2, shape, generator=generator).to(dtype)  # most pixels have several likeliest classes
     close = 1 + torch.finfo(dtype).eps * ties  # neighbours among the numbers of this type
     for each in (scores, ties, close, scores.transpose(-1, 0).contiguous().transpose(-1, 0), -0.0 * ties):
-        assert torch.equal(pixels.likeliest(each), each.argmax(1))
+        assert torch.equal(confusion.likeliest(each), each.argmax(1))
 
 
 def test_likeliest_of_what_is_no_number():
@@ -27,19 +27,19 @@ def test_likeliest_of_what_is_no_number():
     scores[0, 2, 3, 4] = scores[0, 5, 3, 4] = scores[1, :, 7, 8] = float("nan")
     scores[0, :, 0, 0] = float("-inf")
     scores[0, 3:, 0, 1] = float("inf")
-    assert torch.equal(pixels.likeliest(scores), scores.argmax(1))
+    assert torch.equal(confusion.likeliest(scores), scores.argmax(1))
     last = scores.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(pixels.likeliest(last), scores.argmax(1))
+    assert torch.equal(confusion.likeliest(last), scores.argmax(1))
 
 
 def test_counts_of_several_threads_are_their_own():
     """The memory that stays from batch to batch is each thread's own."""
     generator = torch.Generator().manual_seed(2)
     maps = [torch.randint(classes, (2, 300, 300), generator=generator) for classes in (3, 40, 90, 150)]
-    alone = [pixels.count_pairs(each, each.flip(0), 150, 255) for each in maps]
+    alone = [confusion.count_pairs(each, each.flip(0), 150, 255) for each in maps]
     with ThreadPoolExecutor(len(maps)) as pool:
         for _ in range(20):
-            beside = list(pool.map(lambda each: pixels.count_pairs(each, each.flip(0), 150, 255), maps))
+            beside = list(pool.map(lambda each: confusion.count_pairs(each, each.flip(0), 150, 255), maps))
             assert all(map(torch.equal, beside, alone))
 
 
@@ -49,8 +49,8 @@ def test_counts_do_not_remember_how_the_first_were_taken():
 
     def counts():
         with torch.inference_mode():
-            first = pixels.count_pairs(maps, maps.flip(0), 3, 255)
-        return first, pixels.count_pairs(maps, maps.flip(0), 3, 255)
+            first = confusion.count_pairs(maps, maps.flip(0), 3, 255)
+        return first, confusion.count_pairs(maps, maps.flip(0), 3, 255)
 
     with ThreadPoolExecutor(1) as pool:
         first, then = pool.submit(counts).result()
@@ -86,7 +86,7 @@ def test_counts_are_those_of_the_definition(seed, classes, ignore, stray, dtype)
     references = references.to(dtype)
     if stray in ("predictions", "both"):
         predictions[1, :, 0] = torch.tensor([-1, classes, 2**40, -(2**40), 0])
-    counts = pixels.count_pairs(predictions, references, classes, ignore)
+    counts = confusion.count_pairs(predictions, references, classes, ignore)
     assert torch.equal(counts, one_by_one(predictions, references, classes, ignore))
 
 
@@ -95,11 +95,11 @@ def test_both_ways_of_counting_agree(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     predictions, references = (torch.randint(150, (3, 100, 101), generator=generator) for _ in range(2))
     references[:, :20] = 255
-    cells = pixels._cells(predictions.flatten(), references.flatten(), 150, 255)
-    in_place = pixels._count_in_place(cells, 152 * 151).view(152, 151)
-    assert torch.equal(pixels.count_pairs(predictions, references, 150, 255), in_place)
-    monkeypatch.setattr(pixels, "LABELS_AT_ONCE", 1000)
-    assert torch.equal(pixels.count_pairs(predictions, references, 150, 255), in_place)
+    cells = confusion._cells(predictions.flatten(), references.flatten(), 150, 255)
+    in_place = confusion._count_in_place(cells, 152 * 151).view(152, 151)
+    assert torch.equal(confusion.count_pairs(predictions, references, 150, 255), in_place)
+    monkeypatch.setattr(confusion, "LABELS_AT_ONCE", 1000)
+    assert torch.equal(confusion.count_pairs(predictions, references, 150, 255), in_place)
     valid = references != 255
     assert int(in_place[:150].sum()) == int(valid.sum()) and int(in_place[150].sum()) == int((~valid).sum())
 

@@ -18,9 +18,9 @@ from torch import nn
 from toys import CLASSES, recognition, run, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
-from trainkit.checkpoint import list_checkpoints
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 from trainkit.options import EvaluateOptions
+from trainkit.storage.checkpoint import list_checkpoints
 
 TOYS = Path(__file__).parent / "toys.py"
 NAMES = ("recognition-3", "segmentation-3")
@@ -138,7 +138,9 @@ def with_layers() -> Recipe:
 def test_a_precision_that_cannot_be_is_refused(tmp_path, precision, message):
     """accelerate alone would train in float32 and call it fp16."""
     script = tmp_path / "script.py"
-    script.write_text("import trainkit.launch as l\ntry: l.start_accelerator()\nexcept ValueError as e: print(e)")
+    script.write_text(
+        "import trainkit.distributed.accelerator as l\ntry: l.start_accelerator()\nexcept ValueError as e: print(e)"
+    )
     assert re.search(message, run_command(sys.executable, str(script), ACCELERATE_MIXED_PRECISION=precision).stdout)
 
 

@@ -18,25 +18,25 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from toys import CLASSES, Images, Net, recognition, segmentation
 
-from trainkit import predictions
 from trainkit.cli import main
-from trainkit.data.ade20k import ADE20K, to_train_ids
-from trainkit.data.coco import COCO
-from trainkit.data.folder import ClassFolder, MaskFolder
-from trainkit.data.images import read_image
-from trainkit.data.listing import image_files
+from trainkit.commands import prediction_writers
+from trainkit.commands.predict import predict
+from trainkit.commands.prediction_writers import likeliest
+from trainkit.data.datasets.ade20k import ADE20K, to_train_ids
+from trainkit.data.datasets.coco import COCO
+from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.pcontext import PascalContext
+from trainkit.data.datasets.voc import VOC, VOCAug
+from trainkit.data.image_io import read_image
 from trainkit.data.palette import colour_map
-from trainkit.data.pcontext import PascalContext
-from trainkit.data.voc import VOC, VOCAug
 from trainkit.inference import Inference
 from trainkit.options import PredictOptions
-from trainkit.predict import predict
-from trainkit.predictions import likeliest
 from trainkit.recipe import build, load_recipe
-from trainkit.recognition import Recognition
-from trainkit.recognition import eval_transform as crop
-from trainkit.segmentation import Segmentation
-from trainkit.segmentation import eval_transform as long_side
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.recognition import eval_transform as crop
+from trainkit.tasks.segmentation import Segmentation
+from trainkit.tasks.segmentation import eval_transform as long_side
 
 NAMES = [f"kind {letter}" for letter in "abcdefg"]
 PALETTE = [(10 * i, 255 - i, i) for i in range(CLASSES)]
@@ -267,7 +267,7 @@ def test_label_maps_of_ones_own_images(tmp_path, shift):
 
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 25])
 def test_likeliest_in_parts(monkeypatch, at_once):
-    monkeypatch.setattr(predictions, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(prediction_writers, "VALUES_AT_ONCE", at_once)
     logits = torch.randn(23, 5, 6, generator=torch.Generator().manual_seed(0))
     logits[11] = logits[3]  # ties go to the first
     whole = Segmentation(23).predict(logits[None], torch.empty(1, 17, 13))[0]

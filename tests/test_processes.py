@@ -16,10 +16,10 @@ from test_loop import assert_same_training, rows, without_intervals
 from toys import RUNS, run, write_parquet
 
 from trainkit import Options, evaluate
-from trainkit.checkpoint import list_checkpoints
-from trainkit.data.order import TrainOrder
+from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import choose_workers
-from trainkit.launch import start_accelerator
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.storage.checkpoint import list_checkpoints
 
 TOYS = Path(__file__).parent / "toys.py"
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
@@ -110,7 +110,7 @@ def test_metrics_of_evaluate_see_every_image_once(together, number):
 def test_processes_that_do_not_know_each_other_are_refused():
     """What a launcher that starts two processes, each a group of its own, leaves behind."""
     script = (
-        "import os, trainkit.launch as l; from accelerate import Accelerator; Accelerator(cpu=True)\n"
+        "import os, trainkit.distributed.accelerator as l; from accelerate import Accelerator; Accelerator(cpu=True)\n"
         "os.environ['WORLD_SIZE'] = '2'\n"
         "try: l.start_accelerator()\nexcept ValueError as e: print(e)"
     )
@@ -136,7 +136,7 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     """`accelerate launch` without a config sets OMP_NUM_THREADS=1; a user who sets it means it."""
     script = tmp_path / "threads.py"
     script.write_text(
-        "import os, torch, trainkit.launch as l\nl.start_accelerator()\n"
+        "import os, torch, trainkit.distributed.accelerator as l\nl.start_accelerator()\n"
         "print('threads', torch.get_num_threads(), 'of', len(os.sched_getaffinity(0)))"
     )
     asked = run_command(*LAUNCH, "--num_processes", "1", str(script), OMP_NUM_THREADS="1")
@@ -209,7 +209,7 @@ except ValueError as error: os.write(1, f"SAID {{error}}\\n".encode())  # at onc
 BUCKETS = """
 import os, sys, torch, torch.distributed as dist
 from torch import nn
-from trainkit.sharding import settle_buckets
+from trainkit.distributed.fsdp import settle_buckets
 
 class Net(nn.Module):
     def __init__(self):
@@ -255,7 +255,7 @@ from test_survive import assert_bit_equal
 from torch import nn
 from toys import CLASSES, recognition
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints
+from trainkit.storage.checkpoint import list_checkpoints
 from trainkit.optim import param_groups
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toys import Net, everything
 
-from trainkit import checkpoint
 from trainkit.cli import main
-from trainkit.push import without_places
-from trainkit.weights import read_weights, start_from
+from trainkit.commands.push import without_places
+from trainkit.storage import checkpoint
+from trainkit.storage.weights import read_weights, start_from
 
 RECIPE = '''"""A toy."""
 from beside import make

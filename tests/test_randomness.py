@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from trainkit.data.generators import find_generators
 from trainkit.data.loader import make_loader
 from trainkit.data.repeatability import find_unrepeatable
-from trainkit.data.seeds import Seeded
+from trainkit.data.seeding import Seeded
 
 NUM_IMAGES = 24
 

@@ -17,11 +17,11 @@ from toys import Images, in_blocks, recognition
 
 from trainkit import Options, train
 from trainkit.cli import main
-from trainkit.evaluation import RESERVED, require_free_names
+from trainkit.engine.evaluation import RESERVED, require_free_names
 from trainkit.options import check_finite
 from trainkit.recipe import build, load_recipe, sample_settings
-from trainkit.recognition import Recognition
-from trainkit.setting_values import plain, read_settings_as, typed
+from trainkit.storage.setting_values import plain, read_settings_as, typed
+from trainkit.tasks.recognition import Recognition
 
 HEAD = f"""
 import functools, sys

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from trainkit.cli import main
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
 from trainkit.recipe import build, load_recipe, sample_settings
 

@@ -13,10 +13,18 @@ from safetensors.torch import save_file
 from toys import recognition
 
 from trainkit.cli import main
-from trainkit.recorded import TO_PUBLISH, is_run, read_recorded
-from trainkit.run import Run
-from trainkit.run_files import Fault, parse_row, read_bad_images, read_memory, read_report, read_results, read_summary
-from trainkit.setting_values import require_all
+from trainkit.storage.run_files import (
+    Fault,
+    parse_row,
+    read_bad_images,
+    read_memory,
+    read_report,
+    read_results,
+    read_summary,
+)
+from trainkit.storage.run_folder import Run
+from trainkit.storage.run_settings import TO_PUBLISH, is_run, read_recorded
+from trainkit.storage.setting_values import require_all
 
 RECIPE = f"""
 import sys

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainkit import display
-from trainkit.data import ade20k, cityscapes, coco, pcontext, voc
-from trainkit.data.cache import MappedArrays, cached
-from trainkit.data.cityscapes import Cityscapes
-from trainkit.data.coco import COCO
-from trainkit.data.folder import FileList, MaskFolder
-from trainkit.data.hub import HubMasks
-from trainkit.data.images import LabelError
-from trainkit.data.listing import image_files
-from trainkit.data.masks import colour_map, look_up
-from trainkit.data.pcontext import PascalContext
-from trainkit.data.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
-from trainkit.data.source import label_maps
-from trainkit.data.voc import VOC, VOCAug
+from trainkit.data.datasets import ade20k, cityscapes, coco, pcontext, voc
+from trainkit.data.datasets.cache import MappedArrays, cached
+from trainkit.data.datasets.cityscapes import Cityscapes
+from trainkit.data.datasets.coco import COCO
+from trainkit.data.datasets.folder import FileList, MaskFolder
+from trainkit.data.datasets.hub import HubMasks
+from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.pcontext import PascalContext
+from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
+from trainkit.data.datasets.segmentation import colour_map, look_up
+from trainkit.data.datasets.voc import VOC, VOCAug
+from trainkit.data.image_io import LabelError
 
 TURNED = 6  # EXIF orientation 6: turn by 90 degrees to see it upright
 

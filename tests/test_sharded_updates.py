@@ -15,7 +15,7 @@ from optimizers import builders
 from sharded_optimizers import compared
 from sharded_resume import resumed
 from torch.distributed.tensor import DTensor
-from trainkit.launch import start_accelerator
+from trainkit.distributed.accelerator import start_accelerator
 
 
 def local(tensor):

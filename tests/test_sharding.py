@@ -16,8 +16,8 @@ from torch import nn
 from toys import everything, run
 
 from trainkit import Options, evaluate
-from trainkit.checkpoint import list_checkpoints
-from trainkit.sharding import Sharding, prepare
+from trainkit.distributed.fsdp import Sharding, prepare
+from trainkit.storage.checkpoint import list_checkpoints
 
 TOYS = Path(__file__).parent / "toys.py"
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
@@ -90,9 +90,9 @@ def test_each_process_holds_its_part(tmp_path):
 import os, sys; sys.path.insert(0, {str(TOYS.parent)!r})
 import torch
 from toys import everything
-from trainkit.launch import start_accelerator
-from trainkit.objective import Objective
-from trainkit.sharding import is_sharded, local, prepare
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.task_module import Objective
+from trainkit.distributed.fsdp import is_sharded, local, prepare
 accelerator = start_accelerator()
 recipe = everything()
 objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
@@ -132,7 +132,7 @@ def test_what_is_refused(monkeypatch, changed, message):
         monkeypatch.setenv(name, value)
     accelerator = Accelerator.__new__(Accelerator) if changed else None
     if accelerator is None:
-        from trainkit.launch import start_accelerator
+        from trainkit.distributed.accelerator import start_accelerator
 
         accelerator = start_accelerator()
     with pytest.raises(ValueError, match=message):
@@ -161,7 +161,7 @@ def test_the_config_starts_it(tmp_path):
     words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "fsdp2.yaml")]
     words += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
     script = tmp_path / "script.py"
-    script.write_text("from trainkit.sharding import Sharding\nprint('ASKED', Sharding.asked())\n")
+    script.write_text("from trainkit.distributed.fsdp import Sharding\nprint('ASKED', Sharding.asked())\n")
     printed = run_command(sys.executable, *words, str(script)).stdout
     assert printed.count("ASKED Sharding(reshard_after_forward=True, least=1000000, classes=frozenset())") == 2
 
@@ -172,7 +172,7 @@ from pathlib import Path
 import torch
 from toys import recognition
 from trainkit import Options, train
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 
 
 def trained(folder, name):
@@ -220,7 +220,7 @@ from pathlib import Path
 import torch
 from toys import recognition
 from trainkit import Options, train
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 
 
 def probe(folder, frozen):

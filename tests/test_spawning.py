@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from beside import shifted
 from trainkit import Recipe
-from trainkit.recognition import Recognition
+from trainkit.tasks.recognition import Recognition
 from trainkit.schedules import constant
 
 

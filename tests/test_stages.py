@@ -11,17 +11,17 @@ from torch.utils.data import Subset
 from toys import Cropped, Images, growing, recognition, run
 
 from trainkit import Options
-from trainkit.check import check
-from trainkit.checkpoint import list_checkpoints
 from trainkit.cli import main
-from trainkit.data.examine import untransformed
+from trainkit.commands.check import check
+from trainkit.commands.dataset_check import untransformed
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.loader import make_loader
-from trainkit.data.order import Batches, TrainOrder
-from trainkit.data.reading import name_of
-from trainkit.data.repeated import Repeated
-from trainkit.data.seeds import Seeded
-from trainkit.data.stages import Stages, sizes_by_epoch
+from trainkit.data.reader import name_of
+from trainkit.data.sampler import Batches, TrainOrder
+from trainkit.data.seeding import Seeded
 from trainkit.recipe import build, load_recipe
+from trainkit.storage.checkpoint import list_checkpoints
 
 ORDER = TrainOrder(27, 8, seed=5)  # 4 steps an epoch
 

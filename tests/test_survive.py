@@ -19,15 +19,15 @@ from test_loop import rows, weights
 from toys import recognition, run
 
 from trainkit import Options, train
-from trainkit.checkpoint import list_checkpoints, load
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 from trainkit.display import Display
-from trainkit.launch import start_accelerator
-from trainkit.plan import Plan
-from trainkit.records import restore, save
-from trainkit.run import Run
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.checkpointing import restore, save
+from trainkit.engine.plan import Plan
+from trainkit.engine.state import begin
 from trainkit.schedules import cos
-from trainkit.training import begin
+from trainkit.storage.checkpoint import list_checkpoints, load
+from trainkit.storage.run_folder import Run
 
 TOYS = Path(__file__).parent / "toys.py"
 STEPS = 12  # of the run "all": 3 epochs of 4

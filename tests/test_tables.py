@@ -13,10 +13,10 @@ from datasets import Dataset as Table
 from datasets import Image as ImageFeature
 from torchvision.io import encode_png
 
-from trainkit.data.hub import HubImages, HubMasks
-from trainkit.data.inventory import used, used_warnings
-from trainkit.data.source import class_images, label_maps
-from trainkit.data.split_files import parquet_files
+from trainkit.data.datasets.hub import HubImages, HubMasks
+from trainkit.data.datasets.inventory import used, used_warnings
+from trainkit.data.datasets.open import class_images, label_maps
+from trainkit.data.datasets.split_files import parquet_files
 
 SPLITS = ("train", "training", "val", "validation", "valid", "test")
 

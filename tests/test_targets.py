@@ -10,17 +10,17 @@ from torch.nn import functional as F
 from toys import CLASSES, Images, Maps, recognition, segmentation
 
 from trainkit import Options, train
-from trainkit.check import check
-from trainkit.criteria import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
+from trainkit.commands.check import check
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import OnDevice
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 from trainkit.data.targets import as_target
-from trainkit.losses import cross_entropies, num_valid
-from trainkit.metrics import MeanIoU, TopK
-from trainkit.overlap import Dice, Lovasz
-from trainkit.recognition import Recognition
-from trainkit.segmentation import Segmentation
+from trainkit.losses.base import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
+from trainkit.losses.functional import cross_entropies, num_valid
+from trainkit.losses.region import Dice, Lovasz
+from trainkit.metrics.base import MeanIoU, TopK
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 NUMPY = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
 TORCH = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)

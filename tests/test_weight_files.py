@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from toys import Net
 
-from trainkit.weight_files import load_weights
-from trainkit.weights import fit, load_model, start_from, take_weights
+from trainkit.storage.weight_files import load_weights
+from trainkit.storage.weights import fit, load_model, start_from, take_weights
 
 GOOD, BAD = Net(False).state_dict(), {name: value * 0 for name, value in Net(False).state_dict().items()}
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}

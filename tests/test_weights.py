@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 from toys import CLASSES, Net, everything, recognition, segmentation, write_checkpoint
 
-from trainkit import Options, checkpoint, evaluate, train
-from trainkit.data.seeds import seed_host
-from trainkit.ema import EMA
-from trainkit.segmentation import Segmentation
-from trainkit.weight_files import load_weights
-from trainkit.weights import fit, load_model, read_weights, take_weights
+from trainkit import Options, evaluate, train
+from trainkit.data.seeding import seed_host
+from trainkit.engine.ema import EMA
+from trainkit.storage import checkpoint
+from trainkit.storage.weight_files import load_weights
+from trainkit.storage.weights import fit, load_model, read_weights, take_weights
+from trainkit.tasks.segmentation import Segmentation
 
 
 def prefixed(state: dict, prefix: str) -> dict:

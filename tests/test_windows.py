@@ -20,15 +20,15 @@ from toys import recognition, segmentation
 
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.cli import main
-from trainkit.data.folder import MaskFolder
+from trainkit.data.datasets.folder import MaskFolder
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.sliding_window import Looker
+from trainkit.engine.task_module import Objective
 from trainkit.inference import Inference
-from trainkit.intervals import interval
-from trainkit.launch import start_accelerator
-from trainkit.metrics import MeanIoU, TopK
+from trainkit.metrics.base import MeanIoU, TopK
+from trainkit.metrics.bootstrap import interval
 from trainkit.models.small import small_fcn
-from trainkit.objective import Objective
-from trainkit.segmentation import Segmentation, eval_transform
-from trainkit.windows import Looker
+from trainkit.tasks.segmentation import Segmentation, eval_transform
 
 CLASSES, BLACK = 5, torch.tensor([-2.0, -1.5, -1.0]).view(3, 1, 1)
 SIZES = ((33, 47), (20, 20), (64, 31), (17, 50))

@@ -24,15 +24,15 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from trainkit import Options, Recipe, train
-from trainkit.checkpoint import Snapshot, write
-from trainkit.data.seeds import seed_host
-from trainkit.data.stages import Stages
+from trainkit.data.datasets.staged import Stages
+from trainkit.data.mixup import Mixup
+from trainkit.data.seeding import seed_host
 from trainkit.inference import Inference
-from trainkit.mixing import Mixup
 from trainkit.optim import param_groups
-from trainkit.recognition import Recognition
 from trainkit.schedules import cos, poly
-from trainkit.segmentation import Segmentation
+from trainkit.storage.checkpoint import Snapshot, write
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 CLASSES = 7
 
@@ -241,7 +241,7 @@ def write_parquet(folder: Path) -> Path:
 
 def streamed(**changes) -> Recipe:
     """The images of `recognition` in parquet files at TOY_PARQUET, read two row groups at a time."""
-    from trainkit.data.hub import HubImages
+    from trainkit.data.datasets.hub import HubImages
 
     source, columns = os.environ["TOY_PARQUET"], ("image", "label", 2)
     data = {

@@ -13,9 +13,9 @@ __all__ = ["Options", "Recipe", "evaluate", "freeze", "train"]
 _HOMES = {
     "Options": "trainkit.options",
     "Recipe": "trainkit.recipe",
-    "evaluate": "trainkit.loop",
-    "freeze": "trainkit.freezing",
-    "train": "trainkit.loop",
+    "evaluate": "trainkit.engine.loop",
+    "freeze": "trainkit.models.freezing",
+    "train": "trainkit.engine.loop",
 }
 
 

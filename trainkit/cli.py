@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from trainkit import __version__
-from trainkit.launched import end_with_launcher, faulty_variable, rank
-from trainkit.mistakes import is_one_process_affair, is_the_machines, what_to_tell
+from trainkit.distributed.launcher import end_with_launcher, faulty_variable, rank
+from trainkit.errors import is_one_process_affair, is_the_machines, what_to_tell
 from trainkit.streams import keep_standard_streams
 
 HELP = """\
@@ -90,8 +90,8 @@ def _train(path: Path, words: list[str]) -> int:
     settings, options = _read(function, Options, f"trainkit {path}", words, {})
     options = _with_out(options, path)
 
-    from trainkit.data.seeds import seed_host
-    from trainkit.loop import train
+    from trainkit.data.seeding import seed_host
+    from trainkit.engine.loop import train
 
     seed_host(options.seed)
     train(build(function, settings), options, settings, path)
@@ -105,8 +105,8 @@ def _check(path: Path, words: list[str]) -> int:
     function = load_recipe(path)
     settings, options = _read(function, Options, f"trainkit check {path}", words, {})
 
-    from trainkit.check import check
-    from trainkit.data.seeds import seed_host
+    from trainkit.commands.check import check
+    from trainkit.data.seeding import seed_host
 
     seed_host(options.seed)
     check(build(function, settings), options)
@@ -122,21 +122,21 @@ def _doctor(path: Path, words: list[str]) -> int:
     if rank() != 0:
         return 0  # reading takes no launcher: one process does it all
 
-    from trainkit.doctor import examine
+    from trainkit.commands.doctor import examine
 
     out = options.out or Path("runs") / f"{path.stem}-doctor"
     return 2 if examine(build(function, settings), options.workers, out)["num_errors"] else 0
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
-    from trainkit.finding import read_precise_bn, read_seed
+    from trainkit.commands.results import require_room, write_results
     from trainkit.options import EvaluateOptions
-    from trainkit.results import require_room, write_results
+    from trainkit.storage.lookup import read_precise_bn, read_seed
 
     function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
 
-    from trainkit.data.seeds import seed_host
-    from trainkit.loop import evaluate
+    from trainkit.data.seeding import seed_host
+    from trainkit.engine.loop import evaluate
 
     options = asked.as_options(run_folder, read_seed(run_folder), read_precise_bn(run_folder, weights))
     seed_host(options.seed)
@@ -159,7 +159,7 @@ def _predict(path: Path, words: list[str]) -> int:
     options = _with_positional(PredictOptions, "paths")
     function, settings, asked, weights, run = _of_checkpoint("predict", path, options, words)
 
-    from trainkit.predict import predict, told
+    from trainkit.commands.predict import predict, told
 
     faults = predict(_built(function, settings, run), weights, asked)
     return _fail(told(faults, asked.out)) if faults else 0
@@ -170,7 +170,7 @@ def _export(path: Path, words: list[str]) -> int:
 
     function, settings, asked, weights, run = _of_checkpoint("export", path, ExportOptions, words)
 
-    from trainkit.export import export
+    from trainkit.commands.export import export
 
     fault = export(_built(function, settings, run), weights, asked)
     return _fail(fault, code=1) if fault else 0
@@ -183,7 +183,7 @@ def _push(folder: Path, words: list[str]) -> int:
     if rank() != 0:
         return 0  # one process does it all
 
-    from trainkit.push import push
+    from trainkit.commands.push import push
 
     push(folder, asked)
     return 0
@@ -193,8 +193,8 @@ def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) ->
     """Recipe, its settings, options, weights and their run, whose settings are the defaults."""
     import inspect
 
-    from trainkit.finding import find_weights, read_class_names, read_input, read_settings
     from trainkit.recipe import load_recipe
+    from trainkit.storage.lookup import find_weights, read_class_names, read_input, read_settings
 
     function = load_recipe(path)
     prog = f"trainkit {command} {path}"
@@ -223,8 +223,8 @@ def _takes_class_names(function: Callable) -> bool:
 
 def _built(function: Callable, settings: dict[str, Any], run: Path | None) -> Any:
     """The recipe, of the classes that the weights' run was trained on."""
-    from trainkit.finding import check_same_classes
     from trainkit.recipe import build
+    from trainkit.storage.lookup import check_same_classes
 
     check_same_classes(run, (recipe := build(function, settings)).task)
     return recipe
@@ -240,10 +240,10 @@ def _with_positional(options: type, name: str) -> type:
 
 
 def _replay(folder: Path, words: list[str]) -> int:
-    from trainkit.finding import find_failure, read_origin, read_settings
     from trainkit.options import Options, ReplayOptions
     from trainkit.recipe import build, load_recipe
-    from trainkit.run_files import read_report
+    from trainkit.storage.lookup import find_failure, read_origin, read_settings
+    from trainkit.storage.run_files import read_report
 
     asked = _options(ReplayOptions, f"trainkit replay {folder}", words)
     failure = find_failure(folder, asked.step)
@@ -253,8 +253,8 @@ def _replay(folder: Path, words: list[str]) -> int:
     settings, _ = _read(function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder))
     report = read_report(failure)
 
-    from trainkit.data.seeds import seed_host
-    from trainkit.replay import replay
+    from trainkit.commands.replay import replay
+    from trainkit.data.seeding import seed_host
 
     options = Options(
         seed=seed,
@@ -299,7 +299,7 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
 
     from trainkit.options import check_finite, check_names
     from trainkit.recipe import sample_settings
-    from trainkit.setting_values import read_settings_as
+    from trainkit.storage.setting_values import read_settings_as
 
     signature = inspect.signature(function)
     check_names(signature.parameters)

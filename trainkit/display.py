@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trainkit.launched import rank
+from trainkit.distributed.launcher import rank
 from trainkit.streams import columns, lasting
 
 REFRESH_S = 0.2

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from trainkit.data.on_device import OnDevice
 from trainkit.data.spawning import load_file
+from trainkit.errors import refusing_call
 from trainkit.inference import Inference
-from trainkit.mistakes import refusing_call
 from trainkit.outputs import size_divisor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, per channel of images in [0, 1]
@@ -98,7 +98,7 @@ class Recipe:
     inference: Inference | None = None
     """windows, scales and flips of an evaluation (segmentation); None: each image once, as val_data gives it"""
     mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
-    """mixup or cutmix from trainkit.mixing"""
+    """mixup or cutmix from trainkit.data.mixup"""
     clip_norm: float | None = None
     """largest norm of the gradient; larger ones are scaled down to it"""
     ema: float | None = None
@@ -199,7 +199,7 @@ def _check_indexed(name: str, data: Any) -> None:
         raise ValueError(
             f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
             "going on where a run stopped, take both. Parquet files have them, also where they are streamed: "
-            "trainkit.data.hub.HubImages(..., stream=16)"
+            "trainkit.data.datasets.hub.HubImages(..., stream=16)"
         )
 
 

@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from toys import run
 
 from trainkit import Options, Recipe, train
-from trainkit.data.seeds import seed_host
+from trainkit.data.seeding import seed_host
 from trainkit.display import Display
-from trainkit.launch import start_accelerator
-from trainkit.losses import cross_entropy_sum
-from trainkit.metrics import MeanIoU
-from trainkit.plan import Plan
-from trainkit.run import Run
-from trainkit.step import train_step
-from trainkit.training import begin
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.plan import Plan
+from trainkit.engine.state import begin
+from trainkit.engine.step import train_step
+from trainkit.losses.functional import cross_entropy_sum
+from trainkit.metrics.base import MeanIoU
+from trainkit.storage.run_folder import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 TOYS = Path(__file__).parents[1] / "toys.py"
@@ -94,7 +94,7 @@ import sys; sys.path.insert(0, {str(TOYS.parent)!r})
 from pathlib import Path
 from toys import CLASSES, recognition
 from trainkit import Options, train
-from trainkit.recognition import Recognition
+from trainkit.tasks.recognition import Recognition
 
 class Loud(Recognition):
     def losses(self, outputs, targets):

@@ -16,7 +16,7 @@ from functools import cache
 from PIL import ExifTags, Image
 from psutil import virtual_memory
 
-from trainkit.data.headers import PNG, checked_png, has_all_rows
+from trainkit.data.image_headers import PNG, checked_png, has_all_rows
 
 # A row of one colour may take a bit or two (TIFF's fax codes); a whole image a few bytes in the sparse formats.
 _PIXELS_PER_BYTE = 100_000

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from trainkit.data.on_device import OnDevice
-from trainkit.data.reading import Reader
+from trainkit.data.reader import Reader
 from trainkit.data.workers import Loader
 
 

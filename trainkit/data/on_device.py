@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from trainkit.data.seeds import uniform
+from trainkit.data.seeding import uniform
 from trainkit.data.targets import as_target
 
 

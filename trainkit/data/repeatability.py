@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.on_device import OnDevice
-from trainkit.data.reading import is_unusable, name_of
-from trainkit.data.seeds import Seeded
+from trainkit.data.reader import is_unusable, name_of
+from trainkit.data.seeding import Seeded
 from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader, usable_cores
 

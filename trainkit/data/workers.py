@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.data.spawning import Sendable, forks
-from trainkit.launched import end_with_parent
+from trainkit.distributed.launcher import end_with_parent
 from trainkit.limits import causes, limit_met
 
 try:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from trainkit.models.dense import DenseModel, resize
+from trainkit.models.encoder_decoder import DenseModel, resize
 
 
 class PyramidPooling(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from trainkit.models.dense import DenseModel, resize
+from trainkit.models.encoder_decoder import DenseModel, resize
 from trainkit.models.pspnet import PyramidPooling
 
 

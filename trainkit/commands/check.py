@@ -1,0 +1,230 @@
+"""Trying a recipe before the money is spent: all that a run does, on three batches, and what a whole one takes."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.utils.data import Subset
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainkit.data.loader import make_loader
+from trainkit.data.repeatability import find_unrepeatable
+from trainkit.data.sampler import Batches
+from trainkit.data.workers import choose_workers
+from trainkit.display import Display
+from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
+from trainkit.distributed.fsdp import is_sharded, local, reshard
+from trainkit.engine.checkpointing import peak_memory_gib, rehearse, restore, save
+from trainkit.engine.evaluation import require_free_names
+from trainkit.engine.introduction import introduce, not_introduced
+from trainkit.engine.label_warnings import training_warnings
+from trainkit.engine.nonfinite import describe, is_failure
+from trainkit.engine.optimizer_state import evaluation_mode, has_modes
+from trainkit.engine.plan import Plan
+from trainkit.engine.probe import refuse_lonely_values
+from trainkit.engine.state import Training, begin
+from trainkit.engine.step import train_step
+from trainkit.models.freezing import frozen_statistics
+from trainkit.options import Options
+from trainkit.recipe import Recipe
+from trainkit.storage.checkpoint import checkpoint_path
+from trainkit.storage.run_folder import Run
+from trainkit.storage.weights import start_from
+
+STEPS = 3  # the first one warms up and is saved; the others are timed, and trained again from what was saved
+PLACES = 60  # of the schedule's curve
+
+
+@lost_processes_told()
+def check(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """Read, train, save, go on and evaluate on a few batches; show and return what was found, and leave nothing.
+
+    Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a training
+    would raise, and ValueError where going on from a checkpoint does not give the same weights.
+    """
+    recipe = recipe.opened()
+    accelerator = start_accelerator(options.static_graph, options.timeout_s)
+    display = Display(accelerator.is_main_process)
+    plan = Plan.of(recipe, options, accelerator.num_processes)
+    refuse_lonely_values(recipe, options, plan)
+    require_free_names(recipe.task)
+    introduce(recipe, display.note)
+    for line in () if options.init is None else start_from(recipe.model, options.init, options.weights_key):
+        display.note(line)
+    own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
+    (folder,) = broadcast_object_list([own])
+    try:
+        run = Run(folder, writes=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            run.checkpoints.mkdir()
+        workers = choose_workers(options.workers, accelerator.num_processes)
+        quiet = replace(options, out=folder, workers=0, background_save=False, precise_bn=None)
+        frozen = frozen_statistics(recipe.model)
+        figures = _try(begin(recipe, quiet, accelerator, plan, run, Display(False)), workers)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    warnings = _warnings(recipe, options, plan)
+    moved = [name for name, mean in frozen_statistics(recipe.model).items() if not torch.equal(mean, frozen[name])]
+    if moved:
+        warnings.append(
+            f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their statistics: freeze "
+            "them with trainkit.freeze, which keeps them in evaluation mode"
+        )
+    warnings += training_warnings(recipe.train_data, recipe.task)
+    unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
+    if unrepeatable:
+        figures["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"
+        warnings.append(unrepeatable)
+    display.table("check", figures)
+    places = min(PLACES, plan.total_steps)
+    curve = display.curve([plan.multiplier(plan.total_steps * place // places) for place in range(places)])
+    display.note(f"learning rate over the run: {curve}")
+    for warning in not_introduced(recipe, warnings):
+        display.note(f"note: {warning}")
+    return {"figures": figures, "warnings": warnings}
+
+
+def _try(t: Training, workers: int) -> dict[str, Any]:
+    """Steps, a checkpoint, going on from it, and an evaluation; the figures they gave."""
+    recipe, plan, accelerator = t.recipe, t.plan, t.accelerator
+    steps = min(STEPS, plan.total_steps)
+    keys = Batches(plan.order, 0, steps, accelerator.process_index)
+    task_check = getattr(recipe.task, "check", None)
+    neighbour = plan.order.neighbour if t.options.on_bad_image == "skip" else None
+    loader = make_loader(recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check, neighbour)
+    read_s, batches = _timed(t, lambda: [(images, targets) for images, targets, _ in loader])
+    read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
+    flops = _flops(t, *batches[0])
+
+    rehearse(t)
+    t.objective.train()
+    first_s, _ = _timed(t, lambda: _train(t, batches, 0))
+    rehearse(t)
+    save(t, 1)
+    step_s, losses = _timed(t, lambda: _train(t, batches, 1))
+    step_s = step_s / (steps - 1) if steps > 1 else first_s
+    goes_on = _goes_on(t, batches)
+
+    num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
+    few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
+    with evaluation_mode(recipe.optimizer):
+        eval_s, results = _timed(t, replace(t.evaluation, recipe=few, workers=0).measure)
+
+    reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
+    bound_s = max(step_s, reading_s) if workers else step_s + reading_s
+    evaluations = max(1, int(recipe.epochs // t.options.evaluate_every))
+    total_s = plan.total_steps * bound_s + evaluations * len(recipe.val_data) * eval_s / num_images
+    numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+    return {
+        "weights": sum(weight.numel() for weight in recipe.model.parameters()),
+        "gflops_per_image": flops / 1e9,
+        "images_of_a_pass": max(t.plan.order.passes(0, 0)),
+        "passes_of_a_step": len(t.plan.order.passes(0, 0)),
+        "peak_memory_gib": peak_memory_gib(accelerator),
+        "losses": [round(loss, 4) for loss in losses],
+        "evaluated": ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+        "goes_on_from_a_checkpoint": goes_on,
+        "steps_per_epoch": plan.order.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "images_per_s": recipe.batch_size / bound_s,
+        "images_per_s_training_alone": recipe.batch_size / step_s,
+        "images_per_s_reading_alone": recipe.batch_size / reading_s,
+        "forecast_hours": total_s / 3600,
+    }
+
+
+def _train(t: Training, batches: list[tuple[Tensor, Tensor]], start: int) -> list[float]:
+    """Train on the batches from `start` on; the loss of every step so far."""
+    for step in range(start, len(batches) if start else 1):
+        train_step(t, step, *batches[step])
+        t.progress.step = step + 1
+    rows = t.accelerator.reduce(torch.stack(t.window), "sum").tolist()
+    for step, row in enumerate(rows, 1):
+        if is_failure(t, row):
+            raise FloatingPointError(describe(t, step, row))
+    return [sum(row[:-1]) for row in rows]
+
+
+def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
+    """Whether the steps after the first, trained again from its checkpoint, give the same weights."""
+    path, accelerator = checkpoint_path(t.run.checkpoints, 1), t.accelerator
+    if not all(gather_object([path.exists()])):
+        return "not tried: the hosts have no temporary folder in common"
+    model, buffers = t.recipe.model, {name for name, _ in t.recipe.model.named_buffers()}
+    compared = [name for name in model.state_dict() if accelerator.is_main_process or name not in buffers]
+    after = {name: local(value).clone() for name, value in model.state_dict().items()}
+    restore(t, path, None)
+    _train(t, batches, 1)
+    mine = [name for name in compared if not torch.equal(local(model.state_dict()[name]), after[name])]
+    different = [name for names in gather_object([mine]) for name in names]
+    if different and t.accelerator.device.type == "cpu":
+        raise ValueError(
+            f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
+            "the optimizer keeps state that no checkpoint sees"
+        )
+    return "not bit-equal: kernels of this device add in changing order" if different else "bit-equal"
+
+
+def _timed(t: Training, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds until it is done, on the device too, and what it gave."""
+    begun = time.perf_counter()
+    result = work()
+    if t.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, result
+
+
+@torch.no_grad()
+def _flops(t: Training, images: Tensor, targets: Tensor) -> int:
+    """Floating-point operations of one image's forward pass, by torch's own counter."""
+    images, targets = t.to_device(images[:1], targets[:1])
+    was_training = t.objective.training
+    t.objective.eval()
+    with FlopCounterMode(display=False) as counter:
+        if is_sharded(t.objective):  # which gathers the weights
+            t.objective(images, targets)
+        else:
+            t.recipe.model(images)
+    reshard(t.objective)
+    t.objective.train(was_training)
+    return counter.get_total_flops()
+
+
+def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
+    """Settings that do nothing, or contradict each other."""
+    order, total, found = plan.order, plan.total_steps, []
+    share = order.share(0, 0)
+    if options.micro_batch is not None and options.micro_batch >= share.stop:
+        found.append(f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images of a batch")
+    if options.log_every > total:
+        found.append(f"--log-every {options.log_every} is more than the {total} steps of the run")
+    if options.evaluate_every > recipe.epochs:
+        found.append(f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one evaluation")
+    if (options.checkpoint_every or 0) > total:
+        found.append(f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of the run")
+    left_out = order.num_images - order.steps_per_epoch * recipe.batch_size
+    if recipe.drop_last and left_out > 0.1 * order.num_images:
+        found.append(f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size")
+    grows = getattr(recipe.train_data, "final_epoch", 0)
+    if grows:
+        found.append(f"images change until epoch {grows} of {recipe.epochs:g}; the figures above are of the first ones")
+    covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
+    trained = [(name, weight) for name, weight in recipe.model.named_parameters() if weight.requires_grad]
+    free = [name for name, weight in trained if id(weight) not in covered]
+    if free:
+        found.append(f"{len(free)} weights are not in the optimizer and will not change: {', '.join(free[:3])}")
+    norms = [name for name, part in recipe.model.named_modules() if isinstance(part, AnyBatchNorm)]
+    if norms and has_modes(recipe.optimizer) and options.precise_bn is None:
+        found.append(
+            f"{type(recipe.optimizer).__name__} evaluates other weights than it trains, and {len(norms)} batch norms "
+            f"({', '.join(norms[:3])}) have the statistics of those it trains: give --precise-bn"
+        )
+    return found

@@ -1,0 +1,135 @@
+"""One image and its target as they are stored: read, measured, and what is wrong with them."""
+
+import copy
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torchvision.datasets.vision import StandardTransform
+from torchvision.transforms.v2 import functional
+
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.datasets.staged import Stages
+from trainkit.data.decoding import taking_notes
+from trainkit.data.image_io import LabelError, MaskSizeError
+from trainkit.data.on_device import OnDevice
+from trainkit.data.reader import is_unusable, name_of
+from trainkit.data.sampler import EVALUATION
+from trainkit.data.seeding import Seeded
+from trainkit.data.targets import as_target
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one image was found to be: plain numbers, which cost little to send.
+
+    digest: 8 bytes of a hash of its file, or of its pixels where it has none. size: (width, height). counts: pixels
+    of each label, or 0 of the image's one class. ignored: pixels that count nowhere. notes: what decoders warned of.
+    highest: the highest value of an image of 16 bits. fault: kind and words.
+    """
+
+    index: int
+    digest: int | None = None
+    size: tuple[int, int] | None = None
+    counts: dict[int, int] | None = None
+    ignored: int = 0
+    notes: tuple[str, ...] = ()
+    highest: int | None = None
+    fault: tuple[str, str] | None = None
+
+
+class Examiner(Dataset):
+    """index -> Finding. check: what the task says of a target; ignore: the label that counts nowhere."""
+
+    def __init__(self, data: Dataset, task: Any):
+        self.data, self.as_stored = untransformed(data)
+        self.check, self.ignore = getattr(task, "check", None), getattr(task, "ignore", None)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Finding:
+        file, digest = name_of(self.data, index), None
+        try:
+            if os.path.isfile(file):
+                digest = _digest(Path(file).read_bytes())
+            with taking_notes() as notes:
+                image, target = Seeded(self.data, 0)[EVALUATION, index]
+        except Exception as error:
+            if not is_unusable(error):
+                raise
+            return Finding(index, digest, fault=(_kind(error), str(error) or type(error).__name__))
+        target = torch.as_tensor(as_target(_array(target)))
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else functional.get_size(image)
+        if digest is None:
+            digest = _digest(_array(image).tobytes())
+        found = {"index": index, "digest": digest, "size": (width, height)}
+        found |= {"notes": tuple(notes.lines), "highest": max(notes.highest, default=None)}
+        if self.as_stored and target.ndim == 2 and tuple(target.shape) != (height, width):
+            words = f"its mask is {target.shape[1]}x{target.shape[0]} and the image is {width}x{height}"
+            return Finding(**found, fault=("mask_size", words))
+        wrong = self.check(target) if self.check is not None else None
+        if wrong:
+            return Finding(**found, fault=("label", wrong))
+        return Finding(**found, **_counted(target, self.ignore))
+
+
+def untransformed(data: Dataset) -> tuple[Dataset, bool]:
+    """The same dataset without its attribute `transform`, and True; itself and False where it cannot do without.
+
+    Of repeated images there is one each, and of those held on a device the ones that were read into it.
+    """
+    if isinstance(data, (Repeated, Stages, OnDevice)):
+        return untransformed(data.data)
+    if isinstance(data, Subset):
+        inner, known = untransformed(data.dataset)
+        return Subset(inner, data.indices), known
+    if not hasattr(data, "transform"):
+        return data, False
+    bare = copy.copy(data)
+    bare.transform = None
+    if hasattr(bare, "transforms"):  # torchvision's datasets of masks apply this one, which holds both
+        kept = bare.target_transform
+        bare.transforms = StandardTransform(None, kept) if kept is not None else None
+    try:
+        bare[0]
+    except TypeError:  # it calls its transform without asking whether there is one
+        return data, False
+    except Exception as error:
+        if not is_unusable(error):
+            raise  # anything else is found again, and told, when all are read
+    return bare, True
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, MaskSizeError):
+        return "mask_size"
+    return "label" if isinstance(error, LabelError) else "unreadable"
+
+
+def _array(value: Any) -> np.ndarray:
+    """A tensor, a Pillow image or a number as an array of its own."""
+    return value.numpy() if isinstance(value, Tensor) else np.array(value)
+
+
+def _digest(content: bytes) -> int:
+    """64 bits: two of a million unlike images share one with a chance of 3 in 100 million."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _counted(target: Tensor, ignore: int | None) -> dict[str, Any]:
+    """`counts` and `ignored` of a Finding; nothing for targets that are no class ids."""
+    if target.is_floating_point() or target.ndim not in (0, 2):
+        return {}
+    if target.ndim == 0:
+        return {"counts": {int(target): 0} if target >= 0 and target != ignore else {}}
+    valid = target >= 0 if ignore is None else (target >= 0) & (target != ignore)
+    pixels = np.bincount(target[valid].numpy())
+    counts = {int(label): int(pixels[label]) for label in pixels.nonzero()[0]}
+    return {"counts": counts, "ignored": target.numel() - sum(counts.values())}

@@ -1,0 +1,218 @@
+"""All data of a recipe read once, before any GPU time is spent, and what is wrong with it.
+
+Images and targets are looked at as they are stored: a dataset's transform is left out where it is the
+attribute `transform`, as in all of trainkit.data and torchvision. An error is what would stop a training or an
+evaluation: a file that cannot be read, a mask of another size than its image, a label outside the classes. A
+warning is what spoils one in silence; official splits have some of that, too.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from trainkit.commands.dataset_check import Examiner
+from trainkit.commands.results import require_room
+from trainkit.data.reader import name_of
+from trainkit.data.repeatability import find_unrepeatable
+from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
+from trainkit.display import Display
+from trainkit.engine.introduction import introduce
+from trainkit.recipe import Recipe
+
+KINDS = {"unreadable": "cannot be read", "mask_size": "mask of another size", "label": "label outside the classes"}
+READ_AT_ONCE = 16  # images between two messages of a worker
+SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3  # on screen; doctor.json has all
+
+
+def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
+    """Read both splits, show what was found, and write it to `out`/doctor.json.
+
+    workers: reading processes, 0 for none. Keys: "num_errors", "warnings" (lines), "in_both" (pairs of names),
+    "train" and "val": num_images; as_stored (without transforms); faults, by kind, of index, name and what; warned,
+    the same of images at which a decoder warned; sixteen_bit (num_images that have 16 bits a channel, highest value);
+    sizes (width, height); classes of id, name, images and pixels; ignored_pixels; unlabelled (names of images in
+    which nothing counts); repeated (names of images that are the same). Images at fault are in no histogram.
+    """
+    require_room(out)
+    recipe, display = recipe.opened(), Display()
+    if len(recipe.train_data) == 0:
+        raise ValueError("train_data is empty: it has no images")
+    introduce(recipe, display.note)
+    splits, digests = {}, {}
+    for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):
+        splits[split], digests[split] = _look_through(data, split, recipe.task, choose_workers(workers, 1), display)
+    in_both = _in_both(recipe, digests)
+    errors = sum(len(faults) for report in splits.values() for faults in report["faults"].values())
+    warnings = [line for split, report in splits.items() for line in _warnings(report, split)]
+    if in_both:
+        warnings.append(f"{len(in_both)} images are in both train and val: {_some([b for _, b in in_both])}")
+    unrepeatable = find_unrepeatable(recipe.train_data, seed=0, workers=choose_workers(workers, 1), in_process=True)
+    if unrepeatable:
+        warnings.append(unrepeatable)
+    report = {"num_errors": errors, "warnings": warnings, "in_both": in_both, **splits}
+    (out / "doctor.json").write_text(json.dumps(report, indent=1))
+    _show(report, display)
+    display.note(f"{errors} errors, {len(warnings)} warnings; all of it in {out / 'doctor.json'}")
+    return report
+
+
+def _look_through(
+    data: Dataset, split: str, task: Any, workers: int, display: Display
+) -> tuple[dict[str, Any], np.ndarray]:
+    """A split's report, and the digest of each image: uint64 (num_images,), 0 where there is none."""
+    examiner = Examiner(data, task)
+    data = examiner.data
+    sizes = np.zeros((len(data), 2), np.int64)
+    digests = np.zeros(len(data), np.uint64)
+    pixels, images, ignored, unlabelled = Counter(), Counter(), 0, []
+    faults: dict[str, list] = {kind: [] for kind in KINDS}
+    warned, highest = [], []
+    batches = Loader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
+    with worker_deaths_told():
+        for batch in display.track(batches, len(data), f"reading {split}"):
+            for finding in batch:
+                digests[finding.index] = finding.digest or 0
+                sizes[finding.index] = finding.size or 0
+                if finding.notes:
+                    what = "; ".join(dict.fromkeys(finding.notes))
+                    warned.append({"index": finding.index, "name": name_of(data, finding.index), "what": what})
+                if finding.highest is not None:
+                    highest.append(finding.highest)
+                if finding.fault is not None:
+                    kind, words = finding.fault
+                    faults[kind].append({"index": finding.index, "name": name_of(data, finding.index), "what": words})
+                elif finding.counts is not None:
+                    pixels.update(finding.counts)
+                    images.update(finding.counts.keys())
+                    ignored += finding.ignored
+                    if not finding.counts:
+                        unlabelled.append(name_of(data, finding.index))
+    report = {
+        "num_images": len(data),
+        "as_stored": examiner.as_stored,
+        "faults": faults,
+        "warned": warned,
+        "sixteen_bit": {"num_images": len(highest), "highest": max(highest, default=None)},
+        "sizes": _sizes(sizes),
+        "classes": _histogram(task, pixels, images),
+        "ignored_pixels": ignored,
+        "unlabelled": unlabelled,
+        "repeated": [[name_of(data, index) for index in same] for same in _repeated(digests)],
+    }
+    return report, digests
+
+
+def _sizes(sizes: np.ndarray) -> dict[str, list[int]]:
+    """The smallest, median and largest (width, height) by number of pixels; `sizes`: (N, 2), 0 where unread."""
+    known = sizes[sizes[:, 0] > 0]
+    if not len(known):
+        return {}
+    known = known[np.argsort(known.prod(1), kind="stable")]
+    return {
+        name: known[place].tolist() for name, place in (("smallest", 0), ("median", len(known) // 2), ("largest", -1))
+    }
+
+
+def _histogram(task: Any, pixels: Counter, images: Counter) -> list[dict[str, Any]]:
+    """Every class with the images it is in and its pixels (None where an image has one class)."""
+    if not images:
+        return []
+    names = getattr(task, "classes", None)
+    names = list(names) if isinstance(names, Sequence) else []
+    dense = any(pixels.values())
+    return [
+        {
+            "id": label,
+            "name": str(names[label] if label < len(names) else label),
+            "images": images[label],
+            "pixels": pixels[label] if dense else None,
+        }
+        for label in range(getattr(task, "num_classes", max(images) + 1))
+    ]
+
+
+def _repeated(digests: np.ndarray) -> list[list[int]]:
+    """Indices that share a digest, in groups."""
+    order = np.argsort(digests, kind="stable")
+    groups = np.split(order, np.diff(digests[order]).nonzero()[0] + 1)
+    return [group.tolist() for group in groups if len(group) > 1 and digests[group[0]]]
+
+
+def _in_both(recipe: Recipe, digests: dict[str, np.ndarray]) -> list[list[str]]:
+    """Names of a training image and of the validation image that is the same, for each such one."""
+    common, train, val = np.intersect1d(digests["train"], digests["val"], return_indices=True)
+    pairs = sorted((int(index), int(val_index)) for digest, index, val_index in zip(common, train, val) if digest)
+    return [[name_of(recipe.train_data, index), name_of(recipe.val_data, val_index)] for index, val_index in pairs]
+
+
+def _warnings(report: dict[str, Any], split: str) -> list[str]:
+    """What would spoil a training without stopping it, a line each."""
+    lines = []
+    if not report["as_stored"]:
+        lines.append(f"{split} was looked at after its transform: it has no attribute `transform` to leave out")
+    lines += [f"{each['name']}: {each['what']}" for each in report["warned"]]
+    many, highest = report["sixteen_bit"].values()
+    if many and highest < 2**15:
+        lines.append(
+            f"{many} {split} images have 16 bits a channel and values up to {highest} only: their upper 8 bits are "
+            f"read (65535 becomes 255), {highest // 256 + 1} levels of these; save them scaled to 0 to 65535, or with "
+            "8 bits"
+        )
+    unused = [row["name"] for row in report["classes"] if not row["images"]]
+    if unused:
+        lines.append(f"{len(unused)} of {len(report['classes'])} classes are in no {split} image: {_some(unused)}")
+        pixels = sum(row["pixels"] or 0 for row in report["classes"])
+        if report["ignored_pixels"]:
+            share = report["ignored_pixels"] / (pixels + report["ignored_pixels"])
+            lines.append(f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what classes are)")
+    if report["unlabelled"]:
+        lines.append(f"{len(report['unlabelled'])} {split} images have no label: {_some(report['unlabelled'])}")
+    if report["repeated"]:
+        names = [" = ".join(same) for same in report["repeated"]]
+        lines.append(f"{len(names)} {split} images occur more than once: {_some(names)}")
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _show(report: dict[str, Any], display: Display) -> None:
+    """Figures and classes as tables, then errors and warnings as lines."""
+    train, val = report["train"], report["val"]
+    rows = [("images", train["num_images"], val["num_images"])]
+    for name in ("smallest", "median", "largest"):
+        rows.append((name, *("x".join(map(str, each["sizes"].get(name, ["none"]))) for each in (train, val))))
+    rows += [(words, *(len(each["faults"][kind]) for each in (train, val))) for kind, words in KINDS.items()]
+    if any(each["sixteen_bit"]["num_images"] for each in (train, val)):
+        rows.append(("of 16 bits", *(each["sixteen_bit"]["num_images"] for each in (train, val))))
+        rows.append(("highest value in them", *(each["sixteen_bit"]["highest"] or 0 for each in (train, val))))
+    display.grid("data", ("", "train", "val"), rows)
+    classes = [
+        (a["name"], a["images"], b["images"], *(() if a["pixels"] is None else (a["pixels"], b["pixels"])))
+        for a, b in zip(train["classes"], val["classes"])
+    ]
+    classes.sort(key=lambda row: (-row[1], row[0]))
+    left_out = max(0, len(classes) - SHOWN_CLASSES)
+    if left_out:
+        classes[SHOWN_CLASSES // 2 : -SHOWN_CLASSES // 2] = [(f"({left_out} more)", *[""] * (len(classes[0]) - 1))]
+    heads = ("class", "train images", "val images", "train pixels", "val pixels")
+    if classes:
+        display.grid("classes", heads[: len(classes[0])], classes)
+    for split in ("train", "val"):
+        faults = [fault for kind in KINDS for fault in report[split]["faults"][kind]]
+        for fault in faults[:SHOWN_FAULTS]:
+            named = fault["what"] if fault["name"] in fault["what"] else f"{fault['name']}: {fault['what']}"
+            display.note(f"error: {named}")
+        if len(faults) > SHOWN_FAULTS:
+            display.note(f"error: and {len(faults) - SHOWN_FAULTS} more in {split}")
+    for line in report["warnings"][:SHOWN_WARNINGS]:
+        display.note(f"warning: {line}")
+    if len(report["warnings"]) > SHOWN_WARNINGS:
+        display.note(f"warning: and {len(report['warnings']) - SHOWN_WARNINGS} more")

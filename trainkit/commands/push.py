@@ -1,0 +1,170 @@
+"""A run for others: weights, recipe, settings, figures and a model card, in a folder or on the Hugging Face Hub."""
+
+import ast
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from trainkit.commands.model_card import WEIGHTS, Published, model_card
+from trainkit.display import Display
+from trainkit.options import PushOptions
+from trainkit.storage.checkpoint import digest, save_tensors, step_of
+from trainkit.storage.lookup import find_weights, require_run
+from trainkit.storage.run_files import read_results
+from trainkit.storage.run_folder import Run
+from trainkit.storage.run_settings import TO_PUBLISH, read_recorded
+from trainkit.storage.weights import read_weights
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, and not inside a folder below or an address:
+    file:/+ | [A-Za-z]:[/\\] | \\\\ | ~
+    | (?:[\w.-]+[/\\])* \.\. (?=[/\\]|$)  # a folder above, maybe after folders below
+    | (?!(?<=\w:)//) /+ (?=\S)            # a root; neither the // of an address nor a stroke between blanks
+)"""
+PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)  # a path of this machine
+NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
+
+
+def push(folder: Path, asked: PushOptions) -> None:
+    """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and upload nothing.
+
+    The weights are those of the best checkpoint, averaged where the run kept an average: the ones its headline
+    figure is of. What is written names no folder of this machine. Raises FileNotFoundError where there is no run or
+    no checkpoint, ValueError where the folder is taken, or the Hub cannot be reached or refuses.
+    """
+    display = Display()
+    require_run(folder)
+    if asked.folder is not None:
+        if asked.folder.exists() and (not asked.folder.is_dir() or any(asked.folder.iterdir())):
+            raise ValueError(f"{asked.folder} is not an empty folder; choose another with --folder")
+        _write(folder, asked, asked.folder)
+        display.note(f"{asked.folder}: {_list(asked.folder)}; nothing was uploaded")
+        return
+    from trainkit.commands.hub_upload import open_repository, upload
+
+    with TemporaryDirectory() as place:
+        _write(folder, asked, Path(place))
+        repository = open_repository(asked.name, asked.private)
+        display.note(f"{upload(Path(place), repository)}: {_list(Path(place))}")
+
+
+def _list(folder: Path) -> str:
+    return ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in sorted(folder.iterdir()))
+
+
+def _write(run: Path, asked: PushOptions, folder: Path) -> None:
+    """Everything that is published of the run in `run`, into `folder`."""
+    weights, _ = find_weights(run)
+    recorded, evaluated = read_recorded(run, TO_PUBLISH), read_results(run)
+    recipes = _recipes(run, recorded["recipe"])
+    log = run / "log.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(read_weights(weights)[0], folder / WEIGHTS, {"format": "pt"})
+    for name, path in recipes.items():
+        shutil.copyfile(path, folder / name)
+    if log.is_file():
+        shutil.copyfile(log, folder / log.name)
+    published = _published(run, weights, recorded, evaluated, asked, digest(folder / WEIGHTS))
+    for name, content in (("settings.json", published.recorded), ("results.json", published.results)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    model_card(published).save(folder / "README.md")
+
+
+def _published(
+    run: Path,
+    weights: Path,
+    recorded: dict[str, Any],
+    evaluated: dict[str, Any] | None,
+    asked: PushOptions,
+    sha256: str,
+) -> Published:
+    """What the card tells. evaluated: results.json. sha256: of the file of weights as it is published."""
+    averaged = recorded.get("ema") is not None
+    row = Run(run).last_evaluation(step_of(weights)) or {}
+    figures = _of_weights({name: value for name, value in row.items() if name not in NO_FIGURES}, averaged)
+    measured = {}
+    if evaluated is not None and evaluated["sha256"] == digest(weights):  # and not of another evaluation's weights
+        measured = _of_weights(evaluated, averaged)
+    dataset = asked.dataset or _dataset(recorded)
+    command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
+    recorded = {**without_places(recorded), "command": command}
+    about = {"checkpoint": WEIGHTS, "sha256": sha256, "settings": recorded["settings"]}
+    return Published(
+        name=asked.name,
+        recipe=Path(recorded["recipe"]).stem,
+        recorded=recorded,
+        summary=Run(run).summary or {},
+        step=step_of(weights),
+        epoch=row.get("epoch"),
+        averaged=averaged,
+        figures=figures,
+        measured={name: value for name, value in measured.items() if name not in about},
+        results={**without_places(measured or figures), **about},
+        dataset=dataset,
+        license=asked.license,
+    )
+
+
+def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
+    """The figures of the weights that are published, by their plain names."""
+    if not averaged:
+        return row
+    mine = {name: value for name, value in row.items() if f"ema_{name}" not in row}
+    return {name.removeprefix("ema_"): value for name, value in mine.items()}
+
+
+def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
+    """The recipe's file, and those beside its original that it imports, by the names they are published under."""
+    if origin is None or not (run / "recipe.py").is_file():
+        raise ValueError(f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed")
+    files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
+    while waiting:
+        for node in ast.walk(_parsed(waiting.pop())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {f"{module.split('.')[0]}.py" for module in modules} - files.keys():
+                beside = Path(origin).parent / name
+                if beside.is_file():
+                    files[name] = beside
+                    waiting.append(beside)
+    return files
+
+
+def _parsed(file: Path) -> ast.AST:
+    """The code in a file. Raises ValueError where it is none, such as one that was cut short."""
+    try:
+        return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # too many brackets are all of these
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"{file} is not Python: {told}. Put a whole copy in its place") from error
+
+
+def _dataset(recorded: dict[str, Any]) -> str | None:
+    """The name on the Hub of the data, where the run read it from there."""
+    settings = recorded["settings"]
+    data = str(settings.get("data"))
+    # Where it was read from is known where it was read: here there may be no such folder, or another one.
+    there = "data" in recorded["local"] if "local" in recorded else Path(data).is_dir()
+    local = settings.get("sample") or data.startswith("data/") or there
+    return data if HUB_NAME.fullmatch(data) and not local else None
+
+
+def without_places(value: Any) -> Any:
+    """A plain value with every path of this machine in it shortened to its last name, also inside a string.
+
+    Such begin at a root, a home, a drive or a folder above.
+    """
+    if isinstance(value, dict):
+        return {name: without_places(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    return _shortened(value) if isinstance(value, str) else value
+
+
+def _shortened(words: str) -> str:
+    """A path ends where the next one begins, or with the words: a name may hold blanks, commas and equal signs."""
+    return PLACE.sub(lambda place: re.split(r"[/\\]", place[0].rstrip("/\\"))[-1] or ".", words)

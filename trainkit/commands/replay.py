@@ -1,0 +1,139 @@
+"""Running a failed step again, to see which image and which layer made what is no number."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainkit.data.reader import name_of
+from trainkit.display import Display
+from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
+from trainkit.engine.checkpointing import restore
+from trainkit.engine.nonfinite import is_failure
+from trainkit.engine.plan import Plan
+from trainkit.engine.state import begin
+from trainkit.engine.step import TRIED, steps, train_step
+from trainkit.options import Options
+from trainkit.recipe import Recipe
+from trainkit.storage.checkpoint import digest
+from trainkit.storage.run_files import Fault, read_regular, read_report
+from trainkit.storage.run_folder import Run
+from trainkit.storage.weights import start_from
+
+
+class Watch:
+    """Notes, while a model runs forward, the first module whose output is no number, and for which images."""
+
+    def __init__(self, model: nn.Module):
+        self.found: tuple[str, list[int]] | None = None  # the module's name, and places in this process's share
+        self._before = 0  # images of the passes before this one
+        self._size = 0
+        self._hooks = [model.register_forward_pre_hook(self._on_pass)]
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                self._hooks.append(module.register_forward_hook(self._watching(name)))
+
+    def _on_pass(self, module: nn.Module, inputs: tuple) -> None:
+        self._before, self._size = self._before + self._size, len(inputs[0])
+        self._look("the images as they were read", inputs[0])
+
+    def _watching(self, name: str) -> Any:
+        return lambda module, inputs, output: self._look(f"the output of {name}", output)
+
+    def _look(self, name: str, output: Any) -> None:
+        if self.found is None and isinstance(output, Tensor) and not output.isfinite().all():
+            rows = (~output.flatten(1).isfinite()).any(1) if output.ndim > 1 else ~output.isfinite()
+            places = rows.nonzero().flatten().tolist() if len(output) == self._size else range(self._size)
+            self.found = name, [self._before + place for place in places]
+
+    def end(self) -> None:
+        """Watch no longer."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+@lost_processes_told()
+def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
+    """Run the step kept in `failure` again from the state before it; whether it fails again.
+
+    options: those of the run; nothing is written. The steps between the kept checkpoint and the failed one
+    are trained again, which gives the same state bit for bit on the same machine and number of processes.
+    """
+    report = read_report(failure)
+    if "batch" in report:
+        raise ValueError(f"{failure} holds no batch: it {report['batch']}")
+    recipe = recipe.opened()
+    accelerator = start_accelerator(options.static_graph)
+    display = Display(accelerator.is_main_process)
+    plan = Plan.of(recipe, options, accelerator.num_processes)
+    if "init" in report:
+        for line in _start_as_then(recipe, report["init"]):
+            display.note(line)
+    t = begin(recipe, options, accelerator, plan, Run(failure.parent.parent, writes=False), display)
+    if accelerator.num_processes != report["num_processes"]:
+        display.note(f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here")
+    if accelerator.mixed_precision != report["precision"]:
+        display.note(f"it failed in precision {report['precision']} and runs in {accelerator.mixed_precision} here")
+    if report["checkpoint"] is not None:
+        restore(t, failure / "checkpoint", None)
+    step = report["step"] - 1
+    display.note(f"training {step - t.progress.step} steps from step {t.progress.step} on, to the one that failed")
+    for _ in steps(t, step):
+        pass
+    t.window.clear()
+
+    batch = _read_batch(failure, recipe.batch_size)
+    share = plan.order.share(step, accelerator.process_index)
+    keys = plan.order.keys(step)[share]
+    t.tried = TRIED
+    t.objective.train()
+    watch = Watch(recipe.model)
+    train_step(t, step, batch["images"][share], batch["targets"][share])
+    watch.end()
+    (row,) = accelerator.reduce(torch.stack(t.window), "sum").tolist()
+    *losses, norm = row
+    failed = is_failure(t, row)
+    again = "fails again" if failed else "does not fail this time"
+    display.note(f"step {step + 1} {again}: loss {sum(losses)}, gradient norm {norm}")
+    mine = [] if watch.found is None else [(watch.found[0], [keys[place][1] for place in watch.found[1]])]
+    everywhere = gather_object(mine)
+    for where, indices in everywhere:
+        named = [f"{index} ({name_of(recipe.train_data, index)})" for index in indices]
+        display.note(f"first in {where}, for images {', '.join(named)}")
+    if failed and not everywhere:
+        display.note("all outputs of the model's layers are numbers: its loss or gradient is the first that is none")
+    return failed
+
+
+def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
+    """The weights that the run was started from; lines to be told. Raises ValueError where they are others now."""
+    weights = Path(init["weights"])
+    if not weights.exists():
+        raise ValueError(f"the run was started from the weights in {weights}, which are gone: put them there again")
+    if digest(weights) != init["sha256"]:
+        raise ValueError(
+            f"the run was started from the weights in {weights}, which have changed since (SHA-256 differs): put those "
+            "there that it was started from"
+        )
+    return start_from(recipe.model, weights, init["weights_key"])
+
+
+def _read_batch(failure: Path, batch_size: int) -> dict[str, Tensor]:
+    """Images and targets of the failed step. Raises ValueError where they are damaged."""
+    file = failure / "batch.safetensors"
+    try:
+        read_regular(file)
+        batch = load_file(file)
+        fault = None if {"images", "targets"} <= batch.keys() else "it has no images and targets"
+    except (SafetensorError, Fault) as error:
+        batch, fault = {}, str(error)
+    if fault is None and not 0 < len(batch["images"]) == len(batch["targets"]) <= batch_size:
+        fault = f"it has {len(batch['images'])} images and {len(batch['targets'])} targets"
+    if fault is not None:
+        raise ValueError(f"{file} is damaged: {fault}. Put a whole copy in its place")
+    return batch

@@ -1,0 +1,252 @@
+"""Datasets in local folders: one folder per class, or images with masks of the same name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
+from trainkit.data.datasets.listing import Names, class_files, list_images
+from trainkit.data.datasets.segmentation import IGNORED, MaskFiles
+from trainkit.data.file_names import EXTENSIONS, composed, stem
+from trainkit.data.image_io import read_image
+from trainkit.data.palette import MaskColors
+from trainkit.data.text_files import read_lines
+
+
+class FileList(Sequence):
+    """Paths relative to a root, kept as `Names`: workers share them, and they cost their characters."""
+
+    def __init__(self, root: Path, paths: Sequence[str]):
+        self.root, self.names = root, paths if isinstance(paths, Names) else Names.of(paths)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:
+        return self.root / self.names[index]
+
+
+class ClassFiles(Dataset):
+    """Image files with a class each: index -> (uint8 image (3, H, W), class id).
+
+    targets: the class id of each file, among `classes`.
+    """
+
+    def __init__(
+        self,
+        files: FileList,
+        targets: Sequence[int] | np.ndarray,
+        classes: Sequence[str],
+        transform: Callable[[Any], Any] | None,
+    ):
+        self.files, self.targets = files, torch.as_tensor(targets, dtype=torch.int64)
+        self.classes, self.transform = list(classes), transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name_of(self, index: int) -> Path:
+        """The image's file."""
+        return self.files[index]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = read_image(self.files[index])
+        if self.transform is not None:
+            image = self.transform(image)
+        return image.as_subclass(Tensor), self.targets[index]
+
+
+class ClassFolder(ClassFiles):
+    """root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
+
+    Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder gets from
+    the training folder so that ids agree. Every file whose extension an installed decoder knows is taken, whatever
+    else its name says. cache: see `trainkit.data.datasets.listing.class_files`, which lists a large folder once. used,
+    used_warnings: see `trainkit.data.datasets.inventory`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        transform: Callable[[Any], Any] | None = None,
+        classes: Sequence[str] | None = None,
+        cache: Path | None = None,
+    ):
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
+        found, counts, names, inventory = class_files(root, cache)
+        if not found:
+            raise FileNotFoundError(f"{root} has no subfolders: put one folder of images per class there")
+        ids = _ids(root, found, found if classes is None else classes)
+        if not len(names):
+            raise FileNotFoundError(
+                f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})"
+                f"{inventory.left_out_words}"
+            )
+        targets = np.repeat([ids[composed(name)] for name in found], counts)
+        super().__init__(FileList(root, names), targets, list(classes or found), transform)
+        self.split = root.name
+        self.used = f"{images_of(len(names), len(self.classes))} ({inventory.formats}){inventory.left_out_words}"
+        self._root = root
+        self.used_warnings = [*self.without_images(), *inventory.warnings]
+
+    def without_images(self) -> list[str]:
+        """A line where classes have no image."""
+        return no_image(self.classes, set(self.targets.tolist()), self._root)
+
+
+def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """The class id of each class folder's name, `composed`. Raises ValueError for one that is none of `classes`."""
+    ids = {composed(name): target for target, name in enumerate(classes)}
+    if len(ids) < len(classes) or len({composed(name) for name in found}) < len(found):
+        names = [composed(name) for name in (classes if len(ids) < len(classes) else found)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike (Unicode's NFC and NFD) "
+            "or as the same name: merge them or rename one"
+        )
+    unknown = sorted(name for name in found if composed(name) not in ids)
+    if unknown:
+        raise ValueError(
+            f"{root} has classes {unknown[:5]} that the training folder has not, or the list of "
+            "classes that was given; remove or rename them"
+        )
+    return ids
+
+
+class MaskFolder(MaskFiles):
+    """Images and their masks in two folders, paired by name without extension: index -> (image, mask).
+
+    Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255 where nothing counts; how labels become
+    train ids, by mask_values and mask_colors among the settings too, and what is refused, see `MaskDataset`.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        to_train_ids: Callable[[Tensor], Tensor] | None = None,
+        ignore: Sequence[int] = (IGNORED,),
+        label_shift: int = 0,
+        **settings: Any,
+    ):
+        for folder in (images, masks):
+            if not Path(folder).is_dir():
+                raise FileNotFoundError(f"no folder {folder}")
+        names, inventory = list_images(Path(images))
+        with_mask = _masks(Path(masks))
+        missing = [name for name in names if stem(name) not in with_mask]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(names)} images in {images} have no mask in {masks}: "
+                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            )
+        if not names:
+            raise FileNotFoundError(
+                f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
+            )
+        _require_one_image_each(Path(images), names, Path(masks), with_mask)
+        files = FileList(Path(images), names), FileList(Path(masks), [with_mask[stem(name)] for name in names])
+        super().__init__(
+            *files,
+            num_classes,
+            transform,
+            to_train_ids=to_train_ids,
+            ignore=ignore,
+            label_shift=label_shift,
+            **settings,
+        )
+        self.split = Path(images).name
+        self.used = self._used(inventory, with_mask, names)
+        self.used_warnings = inventory.warnings
+
+    def _used(self, inventory: Inventory, with_mask: dict[str, str], names: Sequence[str]) -> str:
+        unpaired = len(with_mask) - len(names)
+        if unpaired:
+            inventory.left_out["unpaired", ""] += unpaired
+        return f"{images_of(len(names), self.num_classes)} ({inventory.formats}){inventory.left_out_words}"
+
+
+def _require_one_image_each(images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]) -> None:
+    """Raises ValueError that names two images of one `stem`, of which one would be laid under the other's mask."""
+    found: dict[str, str] = {}
+    pairs = [(other, name) for name in names if (other := found.setdefault(stem(name), name)) != name]
+    if pairs:
+        first, second = pairs[0]
+        more = f" ({len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
+        raise ValueError(
+            f"{images} has two images of one name, {first} and {second}{more}, and {masks} has one mask for both, "
+            f"{with_mask[stem(first)]}: nothing says whose it is. Remove one of the images, or give each a name and a "
+            "mask of its own"
+        )
+
+
+def _masks(folder: Path) -> dict[str, str]:
+    """The mask file of each `stem`. Raises ValueError where two have the same."""
+    found: dict[str, str] = {}
+    for name in list_images(folder)[0]:
+        other = found.setdefault(stem(name), name)
+        if other != name:
+            raise ValueError(
+                f"{folder} has two masks of one name, {other} and {name}: nothing says which one is the image's; "
+                "remove one"
+            )
+    return found
+
+
+def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[str]:
+    """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line.
+
+    colors: of colour-coded masks, whose names the classes have; ValueError where `classes` says others.
+    Raises ValueError for no names and for a name that is there twice, FileNotFoundError for a file that is not there.
+    """
+    if colors is not None and classes not in ("", str(len(colors.names))):
+        names = read_classes(classes)
+        if names != list(colors.names):
+            raise ValueError(
+                f"classes is {classes}, and mask_colors names {len(colors.names)} ({', '.join(colors.names[:5])}, "
+                "...): leave classes out, or name the same ones in the same order"
+            )
+    if colors is not None:
+        return list(colors.names)
+    if classes.isdecimal():
+        return int(classes)
+    is_file = _is_file(classes)
+    if classes.endswith(".txt") and not is_file:
+        raise FileNotFoundError(f"no file {classes}: classes is a number, names with commas, or a text file")
+    names = read_lines(Path(classes)) if is_file else [name.strip() for name in classes.split(",") if name.strip()]
+    if not names:
+        raise ValueError("classes is empty: give how many there are, their names with commas, or a file (--classes)")
+    if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
+        raise ValueError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes names {some(map(repr, twice))} more than once: each class has a name of its own")
+    return names
+
+
+def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
+    """The names, or those that `read_classes` reads of a single one; None for None. Raises ValueError for a number."""
+    if classes is None:
+        return None
+    names = read_classes(*classes) if len(classes) == 1 else list(classes)
+    if not names:
+        raise ValueError("classes is empty: give the names of the classes, or a text file with one a line (--classes)")
+    if isinstance(names, int):
+        raise ValueError(f"classes is {names}: give the names of the classes, as folders are told by them (--classes)")
+    return names
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a path may be
+        return False

@@ -1,0 +1,300 @@
+"""Images with labels through the `datasets` library: names on the Hugging Face Hub, and parquet files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Features, get_dataset_split_names, load_dataset, load_dataset_builder
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetGenerationError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainkit.data.datasets.columns import choose_image, choose_image_and_mask, choose_label
+from trainkit.data.datasets.inventory import images_of, no_image
+from trainkit.data.datasets.parquet import ParquetTable
+from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_image_like
+from trainkit.data.datasets.split_files import SplitFiles, parquet_files
+from trainkit.data.image_io import read_image
+from trainkit.data.sampler import Locality
+
+TAKE_OUT = "take the row out of the dataset"
+
+
+class Rows(Dataset):
+    """What datasets have in common whose images are a column of a table, beside others: `datasets`' or a streamed one.
+
+    source: what a person calls the table. image_column: its column of images.
+    """
+
+    source: str
+    table: Any
+    image_column: str
+    files: SplitFiles | None = None
+
+    @property
+    def locality(self) -> Locality | None:
+        """The order that streamed files ask for."""
+        return getattr(self.table, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of streamed files, which may change where they lie."""
+        return getattr(self.table, "fingerprint", None)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name_of(self, index: int) -> str:
+        """The image's row, and its file where the table holds one's name."""
+        return self.row_name(index, self.table[index][self.image_column])
+
+    def row_name(self, index: int, stored: dict[str, Any] | None) -> str:
+        """The row, and the file whose name is stored with one of its images."""
+        path = stored.get("path") if isinstance(stored, Mapping) else None
+        return f"row {index} of {self.source}" + (f" ({path})" if path else "")
+
+    def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
+        """The bytes or the file of an image of row `index`, and its name. Raises ValueError where there are none."""
+        stored = row[column]
+        name = self.row_name(index, stored)
+        held = stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
+        if not held:
+            raise ValueError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
+        return Path(held) if isinstance(held, str) else held, name
+
+    def used_of(self, source: str | Path, num_classes: int) -> str:
+        """What the table holds, and from which files."""
+        where = f"({source})" if self.files is None else self.files.words(Path(source))
+        return f"{images_of(len(self), num_classes)} {where}"
+
+    @property
+    def used_warnings(self) -> list[str]:
+        """What a person should know before a training on it begins."""
+        return [*([] if self.files is None else self.files.warnings), *self.without_images()]
+
+    def without_images(self) -> list[str]:
+        """A line where classes have no image, as far as that is known."""
+        return []
+
+
+class HubImages(Rows):
+    """One split of a dataset with an image and a label column: index -> (uint8 image (3, H, W), class id).
+
+    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files (see `parquet_files`).
+    Columns are found by their type and name where they are not given; images may be structs of bytes and path, or
+    bytes, without the Hub's types. Images are decoded here, not by `datasets`. stream: parquet files are read where
+    they lie, so many row groups side by side, instead of being downloaded and converted first
+    (`trainkit.data.datasets.parquet`); an epoch's order is then a `Locality`'s. classes: names whose places class ids are,
+    which a validation split gets from the training split so that ids agree; None: the split's own, and of a column of
+    strings its different ones, sorted. ValueError where it names others; a column of plain numbers holds these ids
+    already.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        split: str,
+        transform: Callable[[Any], Any] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        stream: int | None = None,
+        classes: Sequence[str] | None = None,
+    ):
+        self.source, self.split = f"{source} ({split})", split
+        self.table, features, self.files = _load(source, split, stream)
+        self.image_column = choose_image(source, features, image_column)
+        self.label_column = choose_label(source, features, label_column)
+        self.table = _as_stored(self.table, [self.image_column, self.label_column], features)
+        label = features[self.label_column]
+        if isinstance(label, ClassLabel):
+            self.classes = list(label.names if classes is None else classes)
+            self.ids: Mapping[Any, int] = dict(enumerate(self._ids_of(label.names)))
+        else:
+            labels = [each for each in self.table.unique(self.label_column) if each is not None]
+            self._read_classes(labels, classes)
+        self.transform = transform
+        self.used = self.used_of(source, len(self.classes))
+
+    def _read_classes(self, labels: list[Any], classes: Sequence[str] | None) -> None:
+        """`classes` and `ids` from the different labels of a column without class names."""
+        if labels and all(isinstance(label, str) for label in labels):
+            self.classes = sorted(labels) if classes is None else list(classes)
+            self.ids = dict(zip(labels, self._ids_of(labels)))
+        elif labels and all(isinstance(label, int) for label in labels) and (classes is not None or min(labels) >= 0):
+            self.classes = [str(label) for label in range(max(labels) + 1)] if classes is None else list(classes)
+            self.ids = {label: label for label in range(len(self.classes))}
+        else:
+            raise ValueError(
+                f"column {self.label_column!r} of {self.source} holds {labels[:3] or 'nothing'}; class ids must be "
+                "integers from 0, or names: make strings or integers of them, as by .astype(str)"
+            )
+
+    def without_images(self) -> list[str]:
+        """See `Rows`; of streamed files it is known where their column of labels had to be read."""
+        if isinstance(self.table, ParquetTable):
+            found = set(self.ids.values())
+        else:
+            found = {self.ids.get(label) for label in self.table.unique(self.label_column)}
+        return no_image(self.classes, found, self.source)
+
+    def _ids_of(self, names: Sequence[str]) -> list[int]:
+        """The place among `classes` of each of the split's names."""
+        more = sorted(set(names) - set(self.classes))
+        if more:
+            raise ValueError(
+                f"{self.source} has classes {more[:5]} that the training data has not, or the list of classes that "
+                "was given; give both the same names"
+            )
+        places = {name: place for place, name in enumerate(self.classes)}
+        return [places[name] for name in names]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        row = self.table[index]
+        image = read_image(*self.encoded(row, index, self.image_column))
+        label = row[self.label_column]
+        if label is None:
+            raise ValueError(f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}")
+        if self.transform is not None:
+            image = self.transform(image)
+        return image.as_subclass(Tensor), torch.tensor(self.ids.get(label, label))  # others are the task's to tell
+
+
+class HubMasks(Rows, MaskDataset):
+    """One split of a dataset with a column of images and one of masks: index -> (image, train ids, uint8 (H, W)).
+
+    source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
+    img, picture or pixel_values, the mask's the other one, where they are not given. ignore: labels of the masks
+    that count nowhere; label_shift: added to the others to get train ids, so -1 where they begin with 1, and 0 is
+    ignored. settings: mask_values and mask_colors, see `MaskDataset`.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        split: str,
+        classes: int | Sequence[str],
+        transform: Callable[..., Any] | None = None,
+        image_column: str | None = None,
+        mask_column: str | None = None,
+        ignore: Sequence[int] = (IGNORED,),
+        label_shift: int = 0,
+        stream: int | None = None,
+        **settings: Any,
+    ):
+        self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
+        super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift, **settings)
+        self.source, self.split = f"{source} ({split})", split
+        table, features, self.files = _load(source, split, stream)
+        self.image_column, self.mask_column = choose_image_and_mask(source, features, image_column, mask_column)
+        self.table = _as_stored(table, [self.image_column, self.mask_column], features)
+        self.used = self.used_of(source, self.num_classes)
+
+    def mask_name(self, index: int) -> str:
+        """The mask's column and row."""
+        return f"{self.mask_column} of {self.row_name(index, self.table[index][self.mask_column])}"
+
+    def labels_of(self, index: int) -> Tensor:
+        """See `MaskDataset`."""
+        return self._labels(self.table[index], index)
+
+    def _labels(self, row: dict[str, Any], index: int) -> Tensor:
+        mask, name = self.encoded(row, index, self.mask_column)
+        return self.decode_labels(mask, f"{self.mask_column} of {name}")
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `MaskDataset`."""
+        row = self.table[index]
+        image, name = self.encoded(row, index, self.image_column)
+        labels = self._labels(row, index)
+        return read_image_like(image, tuple(labels.shape), name=name), labels
+
+
+def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features, SplitFiles | None]:
+    """The rows of a split by index, what their columns hold, and the files of a folder."""
+    files = _local_files(source, split) if Path(source).is_dir() else None
+    if stream is not None:
+        table = ParquetTable(_hub_files(source, split) if files is None else files.files, stream)
+        return table, Features.from_arrow_schema(table.schema), files
+    if files is not None:
+        with_rows = ParquetTable(files.files).files_with_rows  # `datasets` names no damaged file, nor takes empty ones
+        table = _converted(source, with_rows)
+    else:
+        with _hub_errors(source):
+            table = load_dataset(str(source), split=split)
+    return table, table.features, files
+
+
+def _converted(source: str | Path, files: Sequence[str]) -> Any:
+    """The rows of parquet files, as `datasets` keeps them. Raises ValueError where their columns differ in type."""
+    try:
+        return load_dataset("parquet", data_files=[escape(file) for file in files], split="train")
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):  # such as a full disk
+            raise cause from error
+        raise ValueError(
+            f"the {len(files)} parquet files in {source} do not make one table ({type(cause).__name__}: {cause}): give "
+            "each column the same type in all of them, or read them as they are, with --stream 16"
+        ) from error
+
+
+def _local_files(source: str | Path, split: str) -> SplitFiles:
+    """The parquet files of a split in a folder. Raises FileNotFoundError where there are none."""
+    found = parquet_files(Path(source), split)
+    if not found.files:
+        there = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
+        raise FileNotFoundError(
+            f"no {split}*.parquet in {source} (it holds: {there or 'nothing'}): looked for {split}.parquet, "
+            f"{split}-00000-of-00001.parquet and the like, and {split}/*.parquet"
+        )
+    return found
+
+
+def _hub_files(source: str | Path, split: str) -> list[str]:
+    """The parquet files of a split on the Hub, at the revision that is there now."""
+    with _hub_errors(source):
+        builder = load_dataset_builder(str(source))
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    others = [file for file in files if not file.endswith(".parquet")]
+    if others or not files:
+        stored = f"as {Path(others[0]).name}" if others else "in no files"
+        raise ValueError(
+            f"{source} cannot be streamed: its split {split} is stored {stored}, which does not say how many images it "
+            "holds, so that no exact order of them is known before they are read. Parquet files do; without --stream "
+            "the whole set is downloaded first"
+        )
+    return files
+
+
+def _as_stored(table: Any, columns: list[str], features: Features) -> Any:
+    """A table of these columns alone, images among them as encoded bytes."""
+    table = table.select_columns(columns)
+    for column in columns if not isinstance(table, ParquetTable) else ():
+        if isinstance(features[column], ImageFeature):
+            table = table.cast_column(column, ImageFeature(decode=False))
+    return table
+
+
+def choose_split(source: str, names: Sequence[str]) -> str:
+    """The first of `names` that the Hub's dataset `source` has as a split."""
+    with _hub_errors(source):
+        known = get_dataset_split_names(source)
+    for name in names:
+        if name in known:
+            return name
+    raise ValueError(f"{source} has none of the splits {', '.join(names)}; it has {', '.join(known)}")
+
+
+@contextmanager
+def _hub_errors(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # datasets raises a dozen kinds for "not there", from several libraries
+        raise FileNotFoundError(
+            f"cannot load {str(source)!r}: there is no such local folder, and the Hub said "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,169 @@
+"""Parquet files read a row group at a time where they lie: on a disk, on the Hub (hf://) or at an address (https://).
+
+Only the files' ends are read at first, which say how many rows each row group has. So row i is known to be row r of
+group g before any data is there, an order of all rows is arithmetic, and going on in its midst reads nothing of what
+came before. What is read of a group is the whole of it, hence `Locality`: an order in which its rows come together.
+"""
+
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from trainkit.data.sampler import Locality
+from trainkit.display import of_launcher
+
+LANES = 16  # row groups that are read side by side
+PAUSES_S = (1, 4)  # before a file that is not on this machine is tried again
+Result = TypeVar("Result")
+
+
+class ParquetTable:
+    """Rows of parquet files by index: {column: value}, as a map-style dataset of `datasets` gives them.
+
+    files: paths or addresses that fsspec opens. lanes: row groups that an epoch's order reads side by side. Each
+    process that reads keeps the last 2 x lanes in memory: those of its lanes, and those they go on to within a batch.
+    Raises ValueError naming the file where one is no parquet file or has other columns than the first, and where none
+    has a row, OSError where it cannot be had.
+    """
+
+    def __init__(self, files: Sequence[str | os.PathLike], lanes: int = LANES):
+        if lanes < 1:
+            raise ValueError(f"lanes is {lanes}; row groups are read in at least 1")
+        self.files, self.lanes = [os.fspath(file) for file in files], lanes
+        self._footers = []
+        with ThreadPoolExecutor(16) as pool, of_launcher().progress("opening parquet files") as tell:
+            for footer in pool.map(_read_footer, self.files):
+                self._footers.append(footer)
+                tell(len(self._footers), len(self.files))
+        self.schema: pa.Schema = self._footers[0].schema.to_arrow_schema()
+        for file, footer in zip(self.files, self._footers):
+            if sorted(footer.schema.names) != sorted(self._footers[0].schema.names):
+                raise ValueError(f"{file} has other columns than {self.files[0]}: they are not files of one dataset")
+        self.columns = self.schema.names
+        self._groups = [
+            (place, group) for place, each in enumerate(self._footers) for group in range(each.num_row_groups)
+        ]
+        self._lengths = [self._footers[place].row_group(group).num_rows for place, group in self._groups]
+        self._ends = np.cumsum(self._lengths, dtype=np.int64)
+        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        if not len(self):
+            raise ValueError(f"{', '.join(self.files[:3])}: there are no rows in these parquet files")
+
+    @property
+    def files_with_rows(self) -> list[str]:
+        """Those of the files that have any."""
+        return [file for file, footer in zip(self.files, self._footers) if footer.num_rows]
+
+    @property
+    def locality(self) -> Locality:
+        """The order that needs few row groups at a time."""
+        return Locality(tuple(self._lengths), self.lanes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether the files are others than before, wherever they lie: of the row groups' rows and bytes."""
+        sizes = [self._footers[place].row_group(group).total_byte_size for place, group in self._groups]
+        return hashlib.sha256(repr((self._lengths, sizes)).encode()).hexdigest()[:16]
+
+    def select_columns(self, columns: list[str]) -> "ParquetTable":
+        """This table from now on reads these columns alone."""
+        self.columns = columns
+        return self
+
+    def unique(self, column: str) -> list[Any]:
+        """The different values of a column, which is read whole."""
+        values: dict[Any, None] = {}
+        for place in range(len(self.files)):
+            table = self._read(place, lambda file: file.read([column], use_threads=False))
+            values |= dict.fromkeys(table[column].unique().to_pylist())
+        return list(values)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        table = self._group(group)
+        row = index - int(self._ends[group]) + self._lengths[group]
+        return {name: table[name][row].as_py() for name in self.columns}
+
+    def _group(self, number: int) -> pa.Table:
+        """A row group, among the last that were asked for or read now."""
+        if number not in self._held:
+            while len(self._held) >= 2 * self.lanes:
+                self._held.popitem(last=False)
+            self._held[number] = self.read_group(number)
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def read_group(self, number: int) -> pa.Table:
+        """The chosen columns of a row group, from its file."""
+        place, group = self._groups[number]
+        return self._read(place, lambda file: file.read_row_group(group, self.columns, use_threads=False))
+
+    def _read(self, place: int, what: Callable[[pq.ParquetFile], Result]) -> Result:
+        """What `what` makes of a file, opened for it alone: nothing is left open that a forked process would share."""
+
+        def read() -> Result:
+            with _opened(self.files[place]) as source, pq.ParquetFile(source, metadata=self._footers[place]) as file:
+                return what(file)
+
+        return _patiently(self.files[place], read)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": OrderedDict()}
+
+
+def _read_footer(file: str) -> pq.FileMetaData:
+    def read() -> pq.FileMetaData:
+        with _opened(file) as source:
+            return pq.read_metadata(source)
+
+    return _patiently(file, read)
+
+
+def _is_local(file: str) -> bool:
+    return isinstance(fsspec.core.url_to_fs(file)[0], LocalFileSystem)
+
+
+@contextmanager
+def _opened(file: str) -> Any:
+    """What pyarrow reads from: a local file by its own means, others without reading ahead of what it asks for."""
+    system, path = fsspec.core.url_to_fs(file)
+    if isinstance(system, LocalFileSystem):
+        yield path
+    else:
+        with system.open(path, "rb", cache_type="none") as source:
+            yield source
+
+
+def _patiently(file: str, read: Callable[[], Result]) -> Result:
+    """What `read` returns; tried again a few times where the file is not on this machine, as networks fail."""
+    pauses = () if _is_local(file) else PAUSES_S
+    for pause in (*pauses, None):
+        try:
+            return read()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{file} is not a parquet file, or is cut short: {_line(error)}") from error
+        except Exception as error:  # each of fsspec's file systems raises kinds of its own
+            if pause is None:
+                raise OSError(f"cannot read {file}: {type(error).__name__}: {_line(error)}") from error
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

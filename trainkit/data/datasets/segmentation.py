@@ -1,0 +1,346 @@
+"""Images with label maps: what all segmentation datasets share."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from trainkit.data.file_names import composed
+from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
+from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
+from trainkit.data.text_files import read_lines
+
+IGNORED = 255  # the train id that counts nowhere
+UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
+LARGEST_VALUE = 65535  # of a grey mask
+
+
+class MaskDataset(Dataset):
+    """index -> (uint8 image (3, H, W), train ids, uint8 (H, W), IGNORED = 255 where nothing counts).
+
+    A subclass says by `read` what an image and its labels are. Labels become train ids here, once: by
+    `to_train_ids`, which maps each label by itself, or else by adding `label_shift`, where those in `ignore`, and
+    those that end below 0, are ignored (-1: labels from 1, and 0 where nothing is labelled). mask_values: the label of
+    each class in the files, in the order of their ids, such as (0, 255); one that is 255 is then not ignored.
+    mask_colors: the colour of each class, where masks are colour-coded. Raises MaskSizeError naming the file for labels
+    of another size than their image, and LabelError for a label outside the classes.
+    """
+
+    expects: str | None = None  # in the error about a strange label: which labels there are
+
+    def __init__(
+        self,
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        to_train_ids: Callable[[Tensor], Tensor] | None = None,
+        ignore: Sequence[int] = (IGNORED,),
+        label_shift: int = 0,
+        mask_values: Sequence[int] | None = None,
+        mask_colors: MaskColors | None = None,
+    ):
+        if num_classes > IGNORED:
+            raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
+        if label_shift > 0:  # the first class would have a label below 0, in which no prediction can be written
+            raise ValueError(f"label_shift is {label_shift}; give minus the first class's label, so 0 or less")
+        self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
+        self.to_train_ids, self.label_shift, self.mask_colors = to_train_ids, label_shift, mask_colors
+        self.label_values: list[int] | None = None
+        if mask_values is not None or mask_colors is not None:
+            self._map_values(mask_values)
+
+    def _map_values(self, mask_values: Sequence[int] | None) -> None:
+        """Map labels by a table of those of the classes, which are grey values or colours as numbers."""
+        for name, value in (("label_shift", self.label_shift), ("to_train_ids", self.to_train_ids)):
+            if value:
+                raise ValueError(f"{name} is {value} beside mask_values or mask_colors, which say all: leave it out")
+        if mask_values is not None and self.mask_colors is not None:
+            raise ValueError("mask_values and mask_colors are both given: masks hold numbers or colours")
+        if mask_values is not None:
+            values, what = [int(value) for value in mask_values], "mask_values"
+            doubled = sorted(set(values) & set(self.ignore) - {IGNORED})
+            if doubled:
+                raise ValueError(
+                    f"{', '.join(map(str, doubled))} is both in mask_values and ignored: it is one of them"
+                )
+            strange = [label for label in self.ignore if not 0 <= label <= LARGEST_VALUE]
+            if strange:
+                raise ValueError(
+                    f"ignore holds {_listed(strange)} beside mask_values: masks hold 0 to {LARGEST_VALUE}, so leave it "
+                    "out, or give a label among these"
+                )
+            ignored = sorted(set(self.ignore) - set(values))
+            if len(set(values)) < len(values) or min(values, default=0) < 0 or max(values, default=0) > LARGEST_VALUE:
+                raise ValueError(
+                    f"mask_values is {values}; give a number of its own to each class, 0 to {LARGEST_VALUE}"
+                )
+        else:
+            if self.ignore != (IGNORED,):
+                raise ValueError(
+                    f"ignore is {self.ignore} beside mask_colors: call ignored colours `ignore` in its table"
+                )
+            values, what = color_code(self.mask_colors.colors).tolist(), "mask_colors"
+            ignored = [int(color_code(color)) for color in self.mask_colors.ignored]
+        if len(values) != self.num_classes or len(values) >= UNKNOWN:
+            raise ValueError(
+                f"{what} names {len(values)} classes and there are {self.num_classes}: give one for each, in the order "
+                f"of the classes, and fewer than {UNKNOWN}"
+            )
+        table = label_table(values, ignored, max(256, *values, *ignored) + 1)
+        self.label_values, self.to_train_ids = values, partial(look_up, table=table)
+        if self.expects is None and mask_values is not None:
+            self.expects = f"the classes are {_listed(values)} (--mask-values), and {_listed(ignored)} is ignored"
+
+    @property
+    def palette(self) -> np.ndarray:
+        """A colour for each train id: uint8 (K, 3)."""
+        return colour_map(self.num_classes) if self.mask_colors is None else self.mask_colors.palette
+
+    @property
+    def raw_ids(self) -> np.ndarray:
+        """The label in the files for each train id: integers (K,). A dataset with `to_train_ids` has its own.
+
+        Of colour-coded masks the train ids themselves, as colours are no labels.
+        """
+        if self.label_values is not None and self.mask_colors is None:
+            return np.array(self.label_values)
+        return np.arange(self.num_classes) - self.label_shift
+
+    def decode_labels(self, source: Path | bytes, name: str | None = None) -> Tensor:
+        """The labels of a mask's file or bytes, integers (H, W): as stored, or colours as numbers (`color_code`)."""
+        return read_mask(source, name) if self.mask_colors is None else read_color_mask(source, name)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W): both the transform's to change."""
+        raise NotImplementedError
+
+    def labels_of(self, index: int) -> Tensor:
+        """The labels alone, as `read` gives them: what takes less time where they are stored apart."""
+        return self.read(index)[1]
+
+    def name_of(self, index: int) -> Any:
+        """What a person calls the image."""
+        raise NotImplementedError
+
+    def mask_name(self, index: int) -> str:
+        """What a person calls its labels."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self.read(index)
+        if image.shape[-2:] != labels.shape[-2:]:
+            raise MaskSizeError(
+                f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is {_size(image)}; "
+                "a mask has the size of its image"
+            )
+        mask = tv_tensors.Mask(self.train_ids(labels.as_subclass(Tensor), index))
+        if self.transform is not None:
+            image, mask = self.transform(image, mask)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+    def train_ids(self, labels: Tensor, index: int) -> Tensor:
+        """Train ids, uint8, of the labels of image `index`. Raises LabelError naming it for one that is no class."""
+        if labels.dtype == torch.uint8:
+            if self._shift is None:
+                ids = _translated(labels, self._table)
+            else:
+                ids = labels + self._shift if self._shift else labels
+            if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):  # IGNORED + 1 is 0
+                return ids
+        ids, stray = self._by_arithmetic(labels)
+        if stray.any() and self.mask_colors is not None:
+            raise LabelError(f"{self.mask_name(index)} {unknown_colors(labels[stray].numpy())}")
+        if stray.any():
+            label = int(labels[stray][0])
+            expects = self.expects or (
+                f"the {self.num_classes} classes are {-self.label_shift} to {self.num_classes - 1 - self.label_shift} "
+                f"(ignored: {', '.join(map(str, self.ignore))}): name it as ignored, or raise the number of classes"
+            )
+            raise LabelError(
+                f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())} pixels; {expects}"
+            )
+        return ids
+
+    @cached_property
+    def _table(self) -> bytes:
+        """Train ids of the labels 0 to 255; UNKNOWN for those that are none of the classes."""
+        ids, stray = self._by_arithmetic(torch.arange(256, dtype=torch.uint8))
+        return ids.masked_fill(stray, UNKNOWN).numpy().tobytes()
+
+    @cached_property
+    def _shift(self) -> int | None:
+        """What makes train ids of labels when it is added to them as bytes, in a third of the table's time; or None."""
+        shift = -self._table.find(0) % 256
+        ids = (np.arange(256) + shift) % 256
+        ids[(ids >= self.num_classes) & (ids < IGNORED)] = UNKNOWN
+        return shift if ids.astype(np.uint8).tobytes() == self._table else None
+
+    def _by_arithmetic(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Train ids, uint8, and where a label is none of the classes."""
+        if self.to_train_ids is not None:
+            ids = self.to_train_ids(labels)
+            ignored = ids == IGNORED
+        else:
+            labels = labels.to(torch.int32)
+            ids = labels + self.label_shift  # may be 255 for a label that nobody said to ignore
+            ignored = torch.isin(labels, torch.tensor(self.ignore, dtype=torch.int32))
+            if self.label_shift < 0:
+                ignored |= ids < 0
+        stray = ~ignored & ((ids < 0) | (ids >= self.num_classes))
+        return ids.masked_fill(ignored, IGNORED).to(torch.uint8), stray
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values)) or "nothing"
+
+
+def _translated(labels: Tensor, table: bytes) -> Tensor:
+    """uint8 (H, W) -> the same by a table of 256 bytes; Python's own loop is the fastest at hand."""
+    ids = bytearray(labels.numpy()).translate(table)
+    return torch.frombuffer(ids, dtype=torch.uint8).view(labels.shape)
+
+
+class MaskFiles(MaskDataset):
+    """Images and masks as two lists of files of one length; settings as of `MaskDataset`.
+
+    upright: whether images are turned upright by their EXIF orientation before they are laid on their masks.
+    Where only the other way gives the mask's size, that one is taken.
+    """
+
+    upright = True
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        masks: Sequence[Path],
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        **settings: Any,
+    ):
+        super().__init__(num_classes, transform, **settings)
+        self.images, self.masks = images, masks
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name_of(self, index: int) -> Path:
+        """The image's file."""
+        return self.images[index]
+
+    def mask_name(self, index: int) -> str:
+        """The mask's file."""
+        return str(self.masks[index])
+
+    def read_labels(self, file: Path) -> Tensor:
+        """The labels of one mask file."""
+        return self.decode_labels(file)
+
+    def labels_of(self, index: int) -> Tensor:
+        """See `MaskDataset`."""
+        return self.read_labels(self.masks[index])
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `MaskDataset`."""
+        labels = self.labels_of(index)
+        return read_image_like(self.images[index], tuple(labels.shape), self.upright), labels
+
+
+def read_image_like(
+    source: Path | bytes, size: tuple[int, ...], upright: bool = True, name: str | None = None
+) -> Tensor:
+    """The image upright or as stored; the other way where its mask's `size` (H, W) asks for that."""
+    image = read_image(source, name, upright)
+    if image.shape[-2:] != size:
+        other = read_image(source, name, not upright)
+        return other if other.shape[-2:] == size else image
+    return image
+
+
+def label_table(labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (), size: int = 256) -> np.ndarray:
+    """Label in the files -> train id, uint8 (size,): its place in `labels`, IGNORED, or UNKNOWN."""
+    table = np.full(size, UNKNOWN, dtype=np.uint8)
+    table[list(labels)] = np.arange(len(labels))
+    table[list(ignored)] = IGNORED
+    return table
+
+
+def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
+    """Train ids, uint8, by a `label_table`; labels beyond the table are UNKNOWN."""
+    stored = labels.numpy()
+    if stored.dtype == np.uint8 or (stored.min(initial=0) >= 0 and stored.max(initial=0) < len(table)):
+        return torch.from_numpy(table[stored])
+    inside = (stored >= 0) & (stored < len(table))
+    return torch.from_numpy(np.where(inside, table[np.where(inside, stored, 0)], np.uint8(UNKNOWN)))
+
+
+def read_mask_values(text: str) -> list[int]:
+    """The label of each class in the files, from numbers with commas between, such as "0,255".
+
+    Raises ValueError where it is no such list.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"mask_values is {text!r}; give the number of each class in the masks, such as 0,255")
+    return [int(part) for part in parts]
+
+
+def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
+    """Raise FileNotFoundError that says what of `needed`, below `root`, is not there, and where to get it."""
+    missing = [each for each in needed if not (Path(root) / each).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"no {name} at {Path(root).resolve()}: looked for {', '.join(needed)}; {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not there. {source}"
+        )
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a split's list: the first word of each line."""
+    return [line.split()[0] for line in read_lines(file)]
+
+
+def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str]:
+    """The `names` as the files in `folder` spell them; FileNotFoundError that counts and names those it lacks."""
+    there = {composed(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
+    missing = [name for name in names if composed(name) not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} files of {asked_by} are not in {folder}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    return [there[composed(name)] for name in names]
+
+
+def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
+    """Labels (H, W) from a MATLAB file: a variable of it, or a field of that where it is a struct.
+
+    Raises ValueError naming the file where it cannot be read or lacks them.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{file} needs scipy: pip install scipy") from error
+    try:
+        stored = loadmat(file, variable_names=[variable])[variable]
+        labels = stored[0][field][0] if field else stored
+        if labels.ndim != 2:
+            raise ValueError(f"it is of shape {labels.shape}, and not an image")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
+        where = f"{variable}.{field}" if field else variable
+        raise ValueError(
+            f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or take it out of "
+            "the dataset"
+        ) from error
+    return torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int32))
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"

@@ -1,0 +1,44 @@
+"""What datasets that stand around another one share."""
+
+from collections.abc import Sequence
+
+from torch.utils.data import Dataset
+
+from trainkit.data.on_device import OnDevice
+from trainkit.data.reader import name_of
+from trainkit.data.sampler import Locality
+
+
+class Wrapper(Dataset):
+    """A dataset around `data`, which reads one image at a time. Raises ValueError where they are held on a device."""
+
+    def __init__(self, data: Dataset):
+        if isinstance(data, OnDevice):
+            kind = type(self).__name__
+            raise ValueError(
+                f"{kind}: OnDevice reads and augments whole batches, in which {kind} has no part; give OnDevice's "
+                f"`augment` what is to change, or give {kind} the dataset itself"
+            )
+        self.data = data
+
+    @property
+    def classes(self) -> Sequence[str] | int:
+        """Those of the data, where it says which."""
+        return self.data.classes
+
+    @property
+    def locality(self) -> Locality | None:
+        """That of the data."""
+        return getattr(self.data, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the data."""
+        return getattr(self.data, "fingerprint", None)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name_of(self, index: int) -> str:
+        """The image's name."""
+        return name_of(self.data, index)

@@ -1,0 +1,201 @@
+"""Reading images and masks from files or bytes."""
+
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image
+
+from trainkit.data.decoding import notes, opened, turned
+from trainkit.data.image_headers import JPEG, PNG, png_bits, require_jpeg_room
+from trainkit.data.palette import color_code
+from trainkit.data.png_validation import decode_grey, decode_rgb
+
+# torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
+# fastest at hand, and a user can do nothing about the warning.
+warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
+
+_BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
+_COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_BLURRING = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that do not keep labels
+
+
+class MaskSizeError(ValueError):
+    """A mask of another size than its image."""
+
+
+class LabelError(ValueError):
+    """A label that is none of the classes."""
+
+
+class _NotAMaskError(ValueError):
+    """What is wrong with a file that can be read, but holds no labels; says what the mask is."""
+
+
+def read_image(source: Path | bytes, name: str | None = None, upright: bool = True) -> tv_tensors.Image:
+    """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
+
+    source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
+    in an error. Of 16 bits the upper 8 are taken, whatever range the image uses: 65535 becomes 255, 4095 becomes 15.
+    In memory the channels of a pixel lie side by side. Raises ValueError naming the file where it cannot be read.
+    """
+    return tv_tensors.Image(_read(source, name, lambda data: _decode(data, upright)))
+
+
+def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
+    """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
+
+    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises ValueError
+    naming the file where it cannot be read, holds colours or fractions, or was compressed in a way that blurs labels.
+    """
+    return tv_tensors.Mask(_read(source, name, _labels))
+
+
+def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
+    """The colours of a mask as labels, 65536 R + 256 G + B: int32 (H, W). A palette's indices stand for their colours.
+
+    name: what to call it in an error. Raises ValueError naming the file where it cannot be read, or was compressed in a
+    way that blurs colours.
+    """
+    return tv_tensors.Mask(_read(source, name, _colors))
+
+
+def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
+    """What `decode` makes of the content; whatever a decoder raises as a ValueError that names the file."""
+    try:
+        return decode(_content(source))
+    except _NotAMaskError as error:
+        raise ValueError(f"{name or _name(source)} is a mask {error}") from error
+    except Exception as error:  # a decoder raises struct.error, EOFError, IndexError, ... as it likes
+        raise ValueError(_unreadable(source, name, error)) from error
+
+
+def _content(source: Path | bytes) -> bytearray:
+    """What torch may share without a warning, read without a copy in between."""
+    if isinstance(source, bytes):
+        return bytearray(source)
+    with open(source, "rb", buffering=0) as file:
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        del content[file.readinto(content) :]
+    return content
+
+
+def _decode(data: bytearray, upright: bool) -> Tensor:
+    """RGB, uint8 (3, H, W), a view of (H, W, 3).
+
+    torchvision decodes JPEG and the usual kinds of PNG, faster than Pillow does the rest. Where notes are taken, Pillow
+    decodes PNG, which says more.
+    """
+    if data.startswith(JPEG):
+        require_jpeg_room(data)
+        return decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
+    if data.startswith(PNG) and notes() is None:
+        image = decode_rgb(data)
+        if image is not None:
+            return image
+    with opened(data) as image:
+        bits = _bits(image, data)
+        image = turned(image) if upright else image
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            stored = np.asarray(image).astype(np.uint16)  # Pillow would cut off all above 255
+            _note_range(int(stored.max(initial=0)))
+            pixels = np.repeat((stored >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        elif image.mode in ("I", "F"):
+            raise ValueError(
+                f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits"
+            )
+        else:
+            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            if bits == 16 and notes() is not None:
+                _note_range(256 * int(pixels.max(initial=0)) + 255)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _note_range(highest: int) -> None:
+    if (found := notes()) is not None:
+        found.highest.append(highest)
+
+
+def _bits(image: Image.Image, data: bytearray) -> int:
+    """Bits of a channel of a pixel as stored, as far as that matters: those of PNG and TIFF, and 16 of PPM."""
+    if data.startswith(PNG):
+        return png_bits(data)
+    if image.format == "TIFF":
+        return image.tag_v2.get(_BITS, (1,))[0]
+    return 16 if _most(image) > 255 else 8
+
+
+def _most(image: Image.Image) -> int:
+    """The value in the file that Pillow makes white of: what a PGM or PPM says, else 255. Before pixels are loaded."""
+    decoder, _, _, settings = image.tile[0] if image.tile else ("", None, 0, None)
+    return settings[-1] if decoder in ("ppm", "ppm_plain") and isinstance(settings, tuple) else 255
+
+
+def _labels(data: bytearray) -> Tensor:
+    if data.startswith(JPEG):
+        raise _NotAMaskError("saved as JPEG, which blurs labels: save it anew as grey or palette PNG")
+    if data.startswith(PNG) and notes() is None:
+        labels = decode_grey(data)
+        if labels is not None:
+            return labels
+    with opened(data) as image:
+        bands, most, bits = len(image.getbands()), _most(image), _bits(image, data)
+        if bands != 1:
+            raise _NotAMaskError(
+                f"with {bands} channels ({image.mode}); a mask holds one label per pixel: save it as grey or palette "
+                "PNG"
+            )
+        if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
+            raise _NotAMaskError("compressed as JPEG does, which blurs labels: save it anew as grey or palette PNG")
+        if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(_WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]:
+            raise _NotAMaskError("that stores white as 0 (WhiteIsZero): save it as grey or palette PNG")
+        labels = np.asarray(image)
+    if labels.dtype.kind == "f":
+        return torch.from_numpy(_whole(labels))
+    if image.mode == "L" and bits in (2, 4) and image.format in ("PNG", "TIFF"):
+        labels = labels // (255 // (2**bits - 1))  # Pillow spreads them over 0 to 255
+    elif most not in (255, 65535):
+        white = 255 if image.mode == "L" else 65535
+        labels = (labels.astype(np.int64) * most + white // 2) // white
+    return torch.from_numpy(labels.astype(np.uint8 if image.mode in ("1", "L", "P") else np.int32))
+
+
+def _colors(data: bytearray) -> Tensor:
+    if data.startswith(JPEG):
+        raise _NotAMaskError("saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the original")
+    with opened(data) as image:
+        if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
+            raise _NotAMaskError("compressed as JPEG does, which blurs the colours of labels: save it anew as PNG")
+        if image.mode not in _COLOR_MODES:
+            raise _NotAMaskError(f"of mode {image.mode}, which holds no colours of 8 bits: save it as RGB PNG")
+        return torch.from_numpy(color_code(np.array(image.convert("RGB"))))
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Floats that are whole numbers, as int32."""
+    whole = np.nan_to_num(labels.astype(np.float64)).round().clip(-(2**31), 2**31 - 1).astype(np.int32)
+    wrong = labels[whole != labels]
+    if len(wrong):
+        raise _NotAMaskError(f"whose pixels are fractions, such as {wrong[0]}; a label is a whole number")
+    return whole
+
+
+def _name(source: Path | bytes) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        reason = "it does not fit into memory"
+    else:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    reason = re.sub(r"^\S.*\.cpp:\d+, ", "", reason)  # where in torchvision's sources
+    reason = re.sub(r" <_io.BytesIO object at \w+>", "", reason) or type(error).__name__
+    return f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the dataset"

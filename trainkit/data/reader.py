@@ -1,0 +1,126 @@
+"""One example as it is read: named, checked, and replaced by its neighbour where that was asked for."""
+
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from trainkit.data.on_device import OnDevice
+from trainkit.data.seeding import Seeded
+from trainkit.data.targets import as_target
+from trainkit.memory import is_shortage
+
+# What datasets raise, also where they have nothing left to give; bugs raise others.
+UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)
+MOST_IN_A_ROW = 10
+
+
+class Reader(Dataset):
+    """(epoch, index) -> (image, target, faults), the generators seeded as `Seeded` does.
+
+    check: what is wrong with a target, or None. neighbour: the index that takes the place of one that cannot be
+    used, in an epoch; without it such a one raises. faults: a line about each that was replaced: its index, its
+    file and what is wrong.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        seed: int,
+        check: Callable[[Tensor], str | None] | None = None,
+        neighbour: Callable[[int, int], int] | None = None,
+    ):
+        self.seeded, self.check, self.neighbour = Seeded(data, seed), check, neighbour
+        self.held = data if isinstance(data, OnDevice) else None
+        for target in self.held.targets.unique() if self.held is not None and check is not None else ():
+            if fault := check(target):
+                raise ValueError(f"{fault}: {int((self.held.targets == target).sum())} images have it")
+
+    def __len__(self) -> int:
+        return len(self.seeded)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, list[str]]:
+        if self.held is not None:
+            images, targets, faults = self.__getitems__([key])
+            return images[0], targets[0], faults
+        return self.__getitems__([key])[0]
+
+    def __getitems__(
+        self, keys: Sequence[tuple[int, int]]
+    ) -> list[tuple[Any, Any, list[str]]] | tuple[Tensor, Tensor, list[str]]:
+        """A batch of one epoch, as torch's loader asks for it: rows, or the whole where images are held on a device."""
+        if self.held is not None:
+            (epoch, *_), indices = zip(*keys)
+            return *self.held.read(self.seeded.seed, epoch, indices), []
+        return [self._read(*key) for key in keys]
+
+    def _read(self, epoch: int, index: int) -> tuple[Any, Any, list[str]]:
+        faults: list[str] = []
+        while True:
+            try:
+                image, target = self._item(epoch, index)
+                target = as_target(target)
+                fault = self.check(target) if self.check is not None else None
+                if fault:
+                    raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
+                return image, target, faults
+            except Exception as error:
+                if not is_unusable(error):
+                    raise
+                name = name_of(self.seeded.data, index)
+                if self.neighbour is None:
+                    if name in str(error) or not _of_a_decoder(error):
+                        raise
+                    raise ValueError(f"cannot read {name}: {type(error).__name__}: {error}") from error
+                faults.append(f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}")
+                if len(faults) == MOST_IN_A_ROW:
+                    raise ValueError(
+                        f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
+                        "file: look at the folder or the disk"
+                    ) from error
+            index = self.neighbour(epoch, index)
+
+    def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
+        """What the dataset gives. Raises ValueError for a StopIteration, which would end the epoch without a word."""
+        try:
+            return self.seeded[epoch, index]
+        except StopIteration as error:
+            name = name_of(self.seeded.data, index)
+            raise ValueError(
+                f"image {index} ({name}): reading it raised StopIteration, as `next` does where nothing is left"
+            ) from error
+
+
+def is_unusable(error: Exception) -> bool:
+    """Whether `error` tells of an image or a target that cannot be used, and not of a bug or of memory that ran out."""
+    return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_shortage(error)
+
+
+def _of_a_decoder(error: Exception) -> bool:
+    """Whether it came out of a decoder that a dataset called: Pillow raises KeyError, struct.error and others.
+
+    Pillow reads when an image is opened, and in its plugins; its other functions raise for wrong arguments too.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if module in ("PIL.ImageFile", "torchvision.io.image") or re.fullmatch(r"PIL\.\w+Plugin", module):
+            return True
+        if module == "PIL.Image" and function in ("open", "getexif"):
+            return True
+    return False
+
+
+def name_of(data: Any, index: int) -> str:
+    """What a person calls the image: its file where the dataset knows it, else its place in it.
+
+    A dataset says it by a method `name_of(index)`; torchvision's by `samples` or `imgs`.
+    """
+    if isinstance(data, Subset):
+        return name_of(data.dataset, data.indices[index])
+    if hasattr(data, "name_of"):
+        return str(data.name_of(index))
+    files = getattr(data, "samples", None) or getattr(data, "imgs", None)
+    return str(files[index][0]) if files else f"number {index} of {type(data).__name__}"

@@ -1,0 +1,194 @@
+"""Which image comes when.
+
+Everything here is arithmetic on (seed, epoch, step): there is no state to save, so going on at step s is a seek.
+
+- Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B). It is uniform,
+  or for data that is read in groups a `Locality`'s.
+- A process takes its contiguous slice of each batch, cut again into the passes of gradient accumulation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from trainkit.data.seeding import ORDER, fold
+
+EVALUATION = -1  # the "epoch" of an evaluation
+
+
+def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
+    """Sizes of `parts` contiguous parts as even as whole `unit`s allow, larger ones first.
+
+    Only the last non-empty part may hold a broken unit. Parts are empty where there are too few units.
+    """
+    units = -(-num_images // unit)
+    ends = [min(num_images, unit * (units // parts * i + min(i, units % parts))) for i in range(1, parts + 1)]
+    return [end - start for start, end in zip([0, *ends], ends)]
+
+
+@dataclass(frozen=True)
+class Locality:
+    """Images that are stored in groups, of which a whole one is read at a time, and an order with few groups at once.
+
+    lengths: images of each group, in the order of their indices. lanes: groups that are read side by side.
+    """
+
+    lengths: tuple[int, ...]
+    lanes: int
+
+    def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """Every index once, int64 (sum of lengths,).
+
+        The groups are drawn in a uniform order and dealt out to the lanes; a lane has its groups one after another,
+        each in a uniform order of its images. All lanes advance alike, so that a batch has an equal part of each, and
+        lists its images lane by lane: a process's part of every batch is of the same few lanes. What is not uniform:
+        images of one group stay near each other, within about `lanes` groups' images.
+        """
+        lengths = torch.tensor(self.lengths)
+        rank = torch.randperm(len(lengths), generator=generator).repeat_interleave(lengths)  # of each image's group
+        order = torch.randperm(len(rank), generator=generator)
+        rank = rank[order]
+        lane = rank % self.lanes
+        by_lane = (lane * len(lengths) + rank).argsort(stable=True)
+        order, lane = order[by_lane], lane[by_lane]
+        size = lane.bincount(minlength=self.lanes)
+        place = torch.arange(len(lane)) - (size.cumsum(0) - size)[lane]  # in its lane
+        alike = ((place.double() + 0.5) / size[lane]).argsort(stable=True)
+        batch = torch.arange(len(lane)).div(batch_size, rounding_mode="floor")
+        return order[alike][(batch * self.lanes + lane[alike]).argsort(stable=True)]
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """The order of a whole run: batch -> process -> pass.
+
+    `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of one
+    forward pass in one process (None: the whole share). `unit` images are never parted (2 where a mixing
+    pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
+    out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index i + k n is
+    then copy k of image i of n. locality: of data that is stored in groups.
+    """
+
+    num_images: int
+    batch_size: int
+    seed: int
+    num_processes: int = 1
+    micro_batch: int | None = None
+    unit: int = 1
+    drop_last: bool = False
+    repeats: int = 1
+    locality: Locality | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError("train_data is empty: there is nothing to train on")
+        if self.batch_size < self.unit * self.num_processes:
+            raise ValueError(
+                f"batch_size is {self.batch_size} for {self.num_processes} processes: each needs at least "
+                f"{self.unit} of its images; raise batch_size or start fewer processes"
+            )
+        if self.micro_batch is not None and self.micro_batch < self.unit:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here")
+        if self.batch_size % self.repeats:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, and each image is in a batch {self.repeats} times: make it a "
+                f"multiple of {self.repeats}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        whole, rest = divmod(self.num_images, self.batch_size)
+        return whole if self.drop_last and whole else whole + bool(rest)
+
+    def num_images_of(self, step: int) -> int:
+        """Images in the batch of `step`, over all processes."""
+        return min(self.batch_size, self.num_images - step % self.steps_per_epoch * self.batch_size)
+
+    def passes(self, step: int, process: int) -> list[int]:
+        """Images of each forward pass of `process` in `step`; as many passes in every process, so 0 occurs."""
+        shares = split(self.num_images_of(step), self.num_processes, self.unit)
+        if self.micro_batch is None or self.micro_batch >= max(shares):
+            return [shares[process]]
+        num_passes = -(-max(shares) // (self.micro_batch // self.unit * self.unit))
+        return split(shares[process], num_passes, self.unit)
+
+    def epoch(self, epoch: int) -> torch.Tensor:
+        """The permutation of epoch `epoch`: image indices (num_images,), int32 where that holds them.
+
+        The numbers are the same in either type; int32 takes half the memory and less time. With `repeats` a batch has
+        its images once, then once more: neighbours, which mixing pairs, are not copies.
+        """
+        generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
+        distinct, together = self.num_images // self.repeats, self.batch_size // self.repeats
+        if self.locality is None:
+            dtype = torch.int32 if self.num_images < 2**31 else torch.int64
+            order = torch.randperm(distinct, generator=generator, dtype=dtype)
+        else:
+            order = self.locality.permutation(together, generator)
+        if self.repeats == 1:
+            return order
+        batches = order.split(together)
+        return torch.cat([batch + distinct * copy for batch in batches for copy in range(self.repeats)])
+
+    def neighbour(self, epoch: int, index: int) -> int:
+        """The image after `index` in the order of `epoch`; after the last comes the first."""
+        order = self.epoch(epoch)
+        place = int((order == index).nonzero())
+        return int(order[(place + 1) % self.num_images])
+
+    def share(self, step: int, process: int) -> slice:
+        """The places in the batch of `step` that `process` has; the first one where none is left for it."""
+        shares = split(self.num_images_of(step), self.num_processes, self.unit)
+        begin = sum(shares[:process])
+        return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
+
+    def keys(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, index) keys of the whole batch of `step`, over all processes."""
+        return next(replace(self, num_processes=1).batches(step, step + 1, 0))
+
+    def batches(self, start: int, stop: int, process: int) -> Iterator[list[tuple[int, int]]]:
+        """The (epoch, index) keys of `process` for steps [start, stop).
+
+        A process left without an image gets the batch's first one, to keep its forward passes in line with
+        the others'; `passes` says 0 for it, and the loop counts it nowhere.
+        """
+        order, known = torch.empty(0), None
+        for step in range(start, stop):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != known:
+                order, known = self.epoch(epoch), epoch
+            indices = order[batch * self.batch_size :][self.share(step, process)]
+            yield [(epoch, index) for index in indices.tolist()]
+
+
+class Batches:
+    """`TrainOrder.batches` as the batch sampler of a DataLoader."""
+
+    def __init__(self, order: TrainOrder, start: int, stop: int, process: int):
+        self.order, self.start, self.stop, self.process = order, start, stop, process
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.order.batches(self.start, self.stop, self.process)
+
+
+def evaluation_batches(
+    num_images: int, batch_size: int, process: int, num_processes: int
+) -> tuple[list[list[tuple[int, int]]], list[int]]:
+    """A process's share of an evaluation: the keys of its batches, and how many of each batch count.
+
+    Every image is in exactly one process's share. All processes get the same number of batches; where
+    one would have none left it gets image 0 once more, of which 0 count.
+    """
+    shares = split(num_images, num_processes)
+    first = sum(shares[:process])
+    batches, valid = [], []
+    for begin in range(0, max(shares), batch_size):
+        count = min(batch_size, max(0, shares[process] - begin))
+        indices = range(first + begin, first + begin + count) if count else range(1)
+        batches.append([(EVALUATION, index) for index in indices])
+        valid.append(count)
+    return batches, valid

@@ -1,0 +1,1 @@
+"""Accelerator, host and sharded parameters."""

@@ -1,0 +1,181 @@
+"""What the launcher left us: one Accelerator over the processes that were really started."""
+
+import atexit
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import AORecipeKwargs, parse_flag_from_env
+
+from trainkit.data.workers import usable_cores
+from trainkit.distributed.fsdp import kept_from_accelerate
+from trainkit.distributed.launcher import end_with_launcher, rank
+from trainkit.limits import causes
+
+REFUSED_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed steps inside its own backward pass and averages over processes by its own count, so a step would "
+        "not be that of the whole batch"
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has a training loop of its own",
+}
+
+TRANSPORTS = (
+    "gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Socket Timeout", "TCPStore",
+    "client socket has failed", "Timed out waiting", "Broken pipe",
+)  # fmt: skip
+
+
+def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
+    """The Accelerator of this process, with all started processes in one group and all cores in use.
+
+    Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
+    there is no accelerator device, processes are joined over gloo on the CPU. Raises ValueError where
+    the launcher started other processes than the group has, or an engine that the loop would not be exact under.
+    """
+    end_with_launcher()
+    for variable, reason in REFUSED_ENGINES.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"{variable} is set: {reason}. Launch with "
+                "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to share weights out"
+            )
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    timeout = timedelta(seconds=timeout_s)
+    if on_cpu:
+        _use_all_cores()
+        _keep_freed_memory()
+        _join_afresh(timeout)
+    # Gradients as views of what is sent: no second copy of them.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)
+    joining = InitProcessGroupKwargs(timeout=timeout)
+    try:
+        handlers = [ddp, joining, *_float8()]
+        with kept_from_accelerate():
+            accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=handlers)
+    except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
+        raise ValueError(f"accelerate cannot start: {error} See accelerate_configs/ for one that can") from error
+    precision = accelerator.mixed_precision
+    if precision not in ("no", "bf16", "fp16", "fp8"):  # accelerate would take it for "no"
+        raise ValueError(f"mixed_precision is {precision}; it can be no, bf16, fp16 or fp8")
+    if accelerator.device.type == "cpu" and precision == "fp16":  # and here too
+        raise ValueError("fp16 takes a GPU, and this runs on the CPU: launch with --mixed_precision bf16 or no")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE is {started}, but {accelerator.num_processes} processes are in the group: they would "
+            "train apart and overwrite each other. Start them with `accelerate launch` or torchrun, and unset "
+            "WORLD_SIZE for a single process"
+        )
+    if on_cpu and accelerator.num_processes > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
+    accelerator.gradient_accumulation_steps = 1  # the loop divides by counts, whatever the environment says
+    return accelerator
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Say it where meeting the other processes, or an exchange with them, failed; torch says so in many words.
+
+    Raises ConnectionError in its place. Also while the group forms, and where an error of the training came only
+    because the others were gone.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes == 1 or isinstance(error, (ChildProcessError, ConnectionError)):  # told already
+            raise
+        failed = next((each for each in causes(error) if _is_of_the_group(each)), None)
+        if failed is None:
+            raise
+        words = (str(failed) or type(failed).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"process {rank()} of {processes}, on {socket.gethostname()}, lost the others: one has ended, or the "
+            f"network between them has ({words}). The same command resumes from the last checkpoint"
+        ) from error
+
+
+def _is_of_the_group(error: BaseException) -> bool:
+    """Whether torch.distributed raised it: by its class, or where a transport says so in plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in TRANSPORTS)
+    )
+
+
+def _join_afresh(timeout: timedelta) -> None:
+    """After a restart by torchrun, meet under names of this attempt.
+
+    The launcher keeps one store for all attempts, and gloo would find in it the addresses of those that died: of 4
+    restarts one hung and one gave up, and none of 6 since (docs/results.md).
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    address, port, processes, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"))
+    store = dist.TCPStore(address, int(port), int(processes), is_master=False, timeout=timeout)
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(processes), timeout=timeout)
+
+
+def _leave_group() -> None:
+    """End gloo's threads before the interpreter ends: left to it, 3 runs in 40 aborted after their work.
+
+    Where FSDP still holds the group they stay, and one may be waiting for the interpreter, to let go of a tensor.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        time.sleep(0.1)
+
+
+def _float8() -> list[AORecipeKwargs]:
+    """For fp8 by torchao: weights stay float32 tensors; accelerate would make them ones that no checkpoint can hold."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "fp8"
+    if not asked or find_spec("torchao") is None:
+        return []
+    return [AORecipeKwargs(enable_fsdp_float8_all_gather=False)]
+
+
+def _use_all_cores() -> None:
+    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of threads."""
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()  # by accelerate, by torchrun
+    if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensors, where it is the C library.
+
+    By default it gives large blocks back to the system, and every activation of every step is paged in anew:
+    the README's first command spent a third of its time there (docs/results.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return  # another C library
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # names and numbers of malloc.h
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 64 << 20)
+
+
+def _threads_were_asked_for() -> bool:
+    try:
+        launcher = psutil.Process(os.getppid())
+        return "OMP_NUM_THREADS" in launcher.environ() or any(
+            word.startswith("--num_cpu_threads_per_process") for word in launcher.cmdline()
+        )
+    except psutil.Error:
+        return True  # the parent is gone or not ours to look at: leave what it set

@@ -1,0 +1,210 @@
+"""An evaluation: every image of the validation data exactly once, on any number of processes."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from trainkit.data.loader import make_loader
+from trainkit.data.sampler import EVALUATION, evaluation_batches
+from trainkit.data.seeding import seed_step
+from trainkit.distributed.fsdp import agree_on_buffers, reshard
+from trainkit.engine.ema import EMA
+from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
+from trainkit.engine.precise_bn import PreciseBatchNorm
+from trainkit.engine.sliding_window import Looker
+from trainkit.engine.task_module import ToDevice, uncompiled
+from trainkit.memory import shortage_told
+from trainkit.metrics.base import each_metric
+from trainkit.metrics.bootstrap import interval
+from trainkit.outputs import refusals_told
+from trainkit.recipe import Recipe, Task
+
+# Names beside the figures in a row of the log, and in results.json.
+IN_ROWS = (
+    "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images", WITHOUT
+)  # fmt: skip
+RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What measures the weights that a recipe's model has at the time."""
+
+    recipe: Recipe
+    objective: nn.Module  # as prepared for processes and precision
+    accelerator: Accelerator
+    to_device: ToDevice
+    seed: int
+    workers: int
+    ema: EMA | None
+    precise_bn: int | None = None
+    """training images that batch norm's statistics are estimated anew from; None: they are as training counted them"""
+    on_bad_image: str = "stop"
+    """of these training images, as of those trained on: "stop", or "skip" for the next one in the order"""
+    thorough: bool = False
+    """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
+
+    def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
+        """`split`, `protocol`, `num_images` and the figures of the task's metrics, of averaged weights as "ema_...".
+
+        `precise_bn` too, where batch norm's statistics were estimated anew.
+
+        None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
+        once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
+        RuntimeError where not every image was seen once, and MemoryError where memory runs out.
+        """
+        with shortage_told("the evaluation"), refusals_told(self.recipe.model):
+            return self._of_all_weights(stop)
+
+    def _of_all_weights(self, stop: Callable[[], int]) -> dict[str, Any] | None:
+        common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
+        batch_norm = PreciseBatchNorm(*common, self.precise_bn, self.on_bad_image)
+        with batch_norm.estimated():
+            results = self._measure(stop)
+        if results is not None and self.ema is not None:
+            with self.ema.swapped(), batch_norm.estimated():
+                averaged = self._measure(stop)
+            if averaged is None:
+                return None
+            common = ("num_images", WITHOUT)
+            results |= {f"ema_{name}": value for name, value in averaged.items() if name not in common}
+        if results is None:
+            return None
+        how = {"split": self.recipe.split, "protocol": self.recipe.protocol}
+        if batch_norm.norms:  # those of frozen layers keep their statistics
+            how["protocol"] += f", precise BN of {self.precise_bn:,} training images"
+            how["precise_bn"] = self.precise_bn
+        return {**how, **results}
+
+    @torch.no_grad()
+    def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
+        recipe, accelerator = self.recipe, self.accelerator
+        objective = uncompiled(self.objective, recipe.task)
+        more = self.thorough and hasattr(recipe.task, "thorough_metrics")
+        metrics = [*recipe.task.metrics(), *(recipe.task.thorough_metrics() if more else ())]
+        single = [one for metric in metrics for one in each_metric(metric)]
+        counting = [metric for metric in single if hasattr(metric, "counts")]
+        others = [metric for metric in single if not hasattr(metric, "counts")]
+        # A metric of the recipe's own need not know its images one by one; the figure then has no interval.
+        known = [metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")]
+        images = [metric.per_image(recipe.task.headline) for metric in known]
+        was_training, num_images = objective.training, 0
+        objective.eval()
+        agree_on_buffers(objective)
+        for found in self._passes(objective):
+            for predictions, targets in found:
+                num_images += len(targets)
+                for metric in (*counting, *images):
+                    metric.add_batch(predictions=predictions, references=targets)
+            if others:
+                _add_gathered(others, [(recipe.task.labels(each), targets) for each, targets in found])
+            if stop():
+                reshard(objective)
+                return None
+        objective.train(was_training)
+        reshard(objective)
+
+        num_images = int(accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum"))
+        if num_images != len(recipe.val_data):
+            raise RuntimeError(f"the evaluation saw {num_images} images of {len(recipe.val_data)}")
+        for metric in counting:
+            metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
+        results: dict[str, Any] = {"num_images": num_images}
+        for each in images:
+            rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
+            results |= {f"{recipe.task.headline}_95": interval(rows, each.figures), **each.details(rows)}
+        for metric in counting:
+            if hasattr(metric, "class_counts"):
+                results |= classes_without_targets(metric.class_counts().cpu(), recipe.task)
+                break
+        for metric in metrics:
+            more = metric.details() if self.thorough and hasattr(metric, "details") else {}
+            results |= _free(metric, metric.compute() | more)
+        if results.get(recipe.task.headline) is None:  # and so it has no interval
+            results.pop(f"{recipe.task.headline}_95", None)
+        return _plain(results)
+
+    def _passes(self, objective: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """After each pass predictions and targets of the images that it finished; as many passes in every process."""
+        recipe, accelerator = self.recipe, self.accelerator
+        together = 1 if recipe.inference is not None else recipe.eval_batch_size
+        place = accelerator.process_index, accelerator.num_processes
+        batches, valid = evaluation_batches(len(recipe.val_data), together, *place)
+        check = getattr(recipe.task, "check", None)
+        loader = self._seeded(make_loader(recipe.val_data, self.seed, batches, self.workers, accelerator.device, check))
+        if recipe.inference is not None:
+            read = (self.to_device(images, targets) for (images, targets, _), count in zip(loader, valid) if count)
+            for done in Looker(recipe.inference, objective, accelerator, self.to_device.black).look(read):
+                yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
+            return
+        for (images, targets, _), count in zip(loader, valid):
+            images, targets = self.to_device(images, targets)
+            predictions = objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
+            yield [(predictions, targets[:count])] if count else []
+
+    def _seeded(self, loader: Iterable) -> Iterator:
+        """Its batches; what a model draws after each, as some do in evaluations too, depends on no reading process."""
+        for number, batch in enumerate(loader):
+            seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
+            yield batch
+
+
+def require_free_names(task: Task) -> None:
+    """See before the first step that no metric computes what a row of the log or results.json holds, where it says so.
+
+    It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it is asked, for what it
+    counts must not change. One that needs images to compute, as those of `evaluate` do, the first evaluation refuses.
+
+    Raises ValueError that names the metric and the figure.
+    """
+    metrics = [*task.metrics(), *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ())]
+    for metric in (one for each in metrics for one in each_metric(each)):
+        names = {*getattr(metric, "percent", ()), *getattr(metric, "per_class", ()), *_figures_of_nothing(metric)}
+        _free(metric, dict.fromkeys(names))
+
+
+def _figures_of_nothing(metric: Any) -> set[str]:
+    """Names of what it computes of no image; none where it cannot, as a quotient by the number of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
+        try:
+            return set(copy.deepcopy(metric).compute())
+        except Exception:  # whatever a foreign metric raises; what is wrong is told where it has images
+            return set()
+
+
+def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
+    """A metric's figures. Raises ValueError where one is named like what a row of the log or results.json holds."""
+    taken = sorted(RESERVED & figures.keys())
+    if taken:
+        raise ValueError(
+            f"metric {getattr(metric, 'name', type(metric).__name__)} computes {', '.join(taken)}, which the log needs "
+            f"for itself: name it otherwise, such as my_{taken[0]}"
+        )
+    return figures
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and their numbers as Python's, and None for what is no number: figures go into JSON."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _add_gathered(metrics: list, found: list[tuple[Tensor, Tensor]]) -> None:
+    """Give metrics that cannot be summed over processes the labels of all of them."""
+    mine = [(labels.cpu().numpy(), targets.cpu().numpy()) for labels, targets in found]
+    for predictions, references in (pair for pairs in gather_object([mine]) for pair in pairs):
+        for metric in metrics:
+            metric.add_batch(predictions=predictions, references=references)

@@ -1,0 +1,168 @@
+"""Classes that nothing is labelled with: looked for in the training data, in the log's windows and in evaluations."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from trainkit.data.datasets.inventory import without_images
+from trainkit.data.datasets.repeated import Repeated
+from trainkit.data.datasets.segmentation import IGNORED, MaskDataset
+from trainkit.data.datasets.staged import Stages
+from trainkit.data.reader import is_unusable
+
+WITHOUT = "classes_without_targets"  # of an evaluation's results: names of classes, where there are such
+NUM_MASKS, SECONDS = 64, 1.0  # sampled before a training, spread over the set
+SHOWN = 5  # classes named in a message
+
+
+def names_of(task: Any) -> list[str]:
+    """The names of a task's classes, or their ids; empty where it has none."""
+    classes = getattr(task, "classes", None)
+    if isinstance(classes, int):
+        return [str(label) for label in range(classes)]
+    return [str(name) for name in classes] if isinstance(classes, Sequence) else []
+
+
+def classes_without_targets(counts: Tensor, task: Any) -> dict[str, list[str]]:
+    """What an evaluation's results hold of the classes that no target was of; nothing where there is none.
+
+    counts: valid targets of each class (C,).
+    """
+    names = names_of(task)
+    if len(names) != len(counts):
+        return {}
+    without = [name for name, count in zip(names, counts.tolist()) if not count]
+    return {WITHOUT: without} if without else {}
+
+
+def ranks(results: Mapping[str, Any], task: Any) -> bool:
+    """Whether an evaluation can tell which weights are better: its targets are of two classes or more."""
+    return WITHOUT not in results or len(names_of(task)) - len(results[WITHOUT]) >= 2
+
+
+def evaluation_warnings(results: Mapping[str, Any], task: Any) -> list[str]:
+    """What to tell of an evaluation whose targets lack classes, at most one line."""
+    without, number = results.get(WITHOUT, []), len(names_of(task))
+    if not without:
+        return []
+    if len(without) == number:
+        return ["no validation image has a label: there is nothing to measure, and no checkpoint is called best"]
+    told = f"{_classes(without, number)} no label in the validation data"
+    if not ranks(results, task):
+        return [f"{told}: {task.headline} is of one class alone, and no checkpoint is called best by it"]
+    return [f"{told}: nothing measures {'it' if len(without) == 1 else 'them'}"]
+
+
+def window_warnings(num_windows: int) -> list[str]:
+    """What to tell of the log's windows without any valid target, at most one line."""
+    if not num_windows:
+        return []
+    return [
+        f"{num_windows} windows of the log had no valid target: their steps learnt nothing. Look at the labels that "
+        "are ignored (trainkit doctor)"
+    ]
+
+
+def training_warnings(data: Dataset, task: Any) -> list[str]:
+    """What to tell before a training of classes that no training target is of, at most one line.
+
+    Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up to 64 are read,
+    spread over the set, for at most about a second; those that cannot be read are left to the training. Masks of a
+    dataset that is no `MaskDataset`, and streamed ones, are not sampled: an evaluation tells what they lack.
+    """
+    names = names_of(task)
+    data, indices = _inner(data)
+    if not names:
+        return []
+    if isinstance(data, MaskDataset) and data.num_classes == len(names):
+        if getattr(data, "locality", None) is not None or not len(indices):
+            return []
+        return _of_masks(data, indices, names)
+    ids = _known_ids(data)
+    if ids is None or hasattr(task, "scores"):
+        return []
+    whole = len(indices) == len(ids)
+    ids = ids[torch.as_tensor(indices)]
+    counts = torch.bincount(ids[(ids >= 0) & (ids < len(names))], minlength=len(names))
+    without = [name for name, count in zip(names, counts.tolist()) if not count]
+    if not without:
+        return []
+    said = without_images(data) if whole else []  # the same in the words of the run's introduction
+    return said or [f"{_classes(without, len(names))} no training image"]
+
+
+def _inner(data: Dataset) -> tuple[Any, Sequence[int]]:
+    """The dataset that others stand around, and which of its images they take."""
+    indices: Sequence[int] = range(len(data))
+    while isinstance(data, (Subset, Stages, Repeated)):
+        if isinstance(data, Subset):
+            indices = [data.indices[index] for index in indices]
+            data = data.dataset
+        else:
+            data = data.data
+            indices = sorted({index % len(data) for index in indices})  # as `Repeated` counts them
+    return data, indices
+
+
+def _known_ids(data: Any) -> Tensor | None:
+    """The class id of each image, where an attribute `targets` says them: int64 (N,)."""
+    ids = getattr(data, "targets", None)
+    if isinstance(ids, (list, tuple)) and not all(isinstance(each, int) for each in ids):
+        return None
+    if not isinstance(ids, (list, tuple, np.ndarray, Tensor)):
+        return None
+    ids = torch.as_tensor(ids)
+    if ids.ndim != 1 or ids.is_floating_point() or len(ids) != len(data):
+        return None
+    return ids.long().cpu()
+
+
+def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -> list[str]:
+    places = [len(indices) * place // NUM_MASKS for place in range(NUM_MASKS)]
+    chosen = sorted({indices[place] for place in places})
+    counts, ignored = np.zeros(256, dtype=np.int64), Counter()
+    until, num_read = time.monotonic() + SECONDS, 0
+    for index in chosen:
+        try:
+            labels = data.labels_of(index).as_subclass(Tensor)
+            ids = data.train_ids(labels, index).numpy()
+        except Exception as error:  # the training says what is wrong with it
+            if not is_unusable(error):
+                raise
+            continue
+        num_read += 1
+        counts += np.bincount(ids.ravel(), minlength=256)
+        stored, pixels = np.unique(labels.numpy()[ids == IGNORED], return_counts=True)
+        ignored.update(dict(zip(stored.tolist(), pixels.tolist())))
+        if time.monotonic() > until:
+            break
+    without = [name for name, count in zip(names, counts) if not count]
+    if not without or not num_read:
+        return []
+    whole = num_read == len(indices)
+    masks = "training mask" if whole else f"of {num_read} sampled training masks ({len(indices)} there are)"
+    told = f"{_classes(without, len(names))} {'no' if whole else 'none'} {masks}"
+    if ignored and data.mask_colors is None:
+        label, pixels = ignored.most_common(1)[0]
+        told += (
+            f", and label {label}, which is ignored, stands on {100 * pixels / counts.sum():.1f} % of the pixels. "
+            "Where it is a class, say which label each class has (seg_folder: --mask-values), or what is ignored "
+            "(--ignore)"
+        )
+    elif not whole:
+        told += "; trainkit doctor reads all"
+    return [told]
+
+
+def _classes(without: Sequence[str], number: int) -> str:
+    """The beginning of a sentence about them, up to its verb."""
+    if len(without) == 1:
+        return f"class {without[0]} has"
+    more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+    return f"{len(without)} of {number} classes ({', '.join(without[:SHOWN])}{more}) have"

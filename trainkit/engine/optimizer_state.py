@@ -1,0 +1,172 @@
+"""What is asked of an optimizer, whoever wrote it: its parameters, its groups, its state, and its modes.
+
+Its state is opaque: what is in it is saved and taken up whole.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer, SparseAdam
+
+from trainkit.distributed.fsdp import parts_of_optimizer
+
+
+def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
+    """Raises ValueError, with its name, for an optimizer that one update from one gradient does not suffice.
+
+    Also where it has parameters that are not the model's.
+    """
+    name = type(optimizer).__name__
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer {name} computes the loss again in its step (a closure): an update here is of one gradient. "
+            "Take one whose step needs no closure"
+        )
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"optimizer {name} needs second derivatives, which are not computed here: take another one")
+    if isinstance(optimizer, SparseAdam):
+        raise ValueError(f"optimizer {name} is for sparse gradients, and those of images are dense: take AdamW")
+    known = {id(weight) for weight in objective.parameters()}
+    strange = [weight for group in optimizer.param_groups for weight in group["params"] if id(weight) not in known]
+    if strange:
+        shapes = ", ".join(str(list(weight.shape)) for weight in strange[:3])
+        raise ValueError(
+            f"optimizer {name} has {len(strange)} parameters that are not the model's (of shapes {shapes}): build it "
+            "after the model is complete, such as after its head was replaced"
+        )
+
+
+def of_torch(optimizer: Optimizer) -> bool:
+    """Whether it is one of torch's own, whose whole state is tensors by weight; others count in their groups too."""
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
+def trained_and_others(objective: nn.Module, optimizer: Optimizer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The optimizer's parameters in the order of the model, and others of it that get gradients all the same."""
+    chosen = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    weights = list(objective.parameters())
+    others = [weight for weight in weights if id(weight) not in chosen and weight.requires_grad]
+    return [weight for weight in weights if id(weight) in chosen], others
+
+
+def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What each group holds besides its parameters; a learning rate that is a tensor as a number."""
+    return [
+        {
+            name: float(value) if name == "lr" else value.clone() if isinstance(value, Tensor) else value
+            for name, value in group.items()
+            if name != "params"
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def state_of(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `take_up` puts back. groups: their values as the recipe set them."""
+    return {"type": type(optimizer).__name__, "groups": list(groups), "state_dict": optimizer.state_dict()}
+
+
+@torch.no_grad()
+def take_up(optimizer: Optimizer, saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Put back what `state_of` gave: all state, and all values of the groups but those that the recipe has changed.
+
+    Some optimizers count or estimate in their groups. groups: the values as the recipe sets them now.
+
+    Raises ValueError where the optimizer is another one, or has other groups.
+    """
+    name = type(optimizer).__name__
+    if "groups" not in saved:  # of an earlier version, which did not keep how they were set
+        if not of_torch(optimizer):
+            raise ValueError(
+                f"the checkpoint was written by an earlier version of trainkit, which did not keep what {name} has in "
+                "its groups: the run cannot be resumed. Begin another one from its weights with --init"
+            )
+        saved = {"type": name, "groups": saved["param_groups"], "state_dict": saved}
+    if saved["type"] != name:
+        raise ValueError(f"the checkpoint is of optimizer {saved['type']}, and the recipe has {name}: give the same")
+    state = saved["state_dict"]
+    were, are = ([len(group["params"]) for group in each] for each in (state["param_groups"], optimizer.param_groups))
+    if were != are:
+        raise ValueError(f"the groups of optimizer {name} had {were} parameters, and have {are}: give the same")
+    restored = []
+    for group, before, now, live in zip(state["param_groups"], saved["groups"], groups, optimizer.param_groups):
+        changed = {key: value for key, value in now.items() if key not in before or not _same(before[key], value)}
+        values = {**group, **changed}
+        for key, value in values.items():
+            if isinstance(value, Tensor) and isinstance(live.get(key), Tensor):
+                values[key] = value.to(live[key].device)
+        restored.append(values)
+    optimizer.load_state_dict(parts_of_optimizer({**state, "param_groups": restored}, optimizer))
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, kept in state["state"].items():
+        _as_saved(weights[number], optimizer.state.get(weights[number], {}), kept)
+
+
+def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """torch casts all state to the weight's type, integers too; and a checkpoint keeps no memory format, though fused
+    kernels walk weights and state side by side as they lie."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or name not in saved:
+            continue
+        if value.dtype != saved[name].dtype:
+            value = state[name] = saved[name].to(value.device)
+        if value.shape == weight.shape and value.stride() != weight.stride():
+            state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def to_weights(optimizer: Optimizer) -> None:
+    """State that was made with the optimizer, such as Adagrad's, to the device where the weights are by now."""
+    tensors = [(weight, value) for weight, state in optimizer.state.items() for value in state.values()]
+    if any(isinstance(value, Tensor) and value.device != weight.device for weight, value in tensors):
+        optimizer.load_state_dict(optimizer.state_dict())  # torch knows which of it stays on the host
+
+
+def set_lr(group: dict[str, Any], lr: float) -> None:
+    """Set a group's learning rate; a tensor stays the same tensor, which a compiled update has read."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def has_modes(optimizer: Optimizer) -> bool:
+    """Whether it trains other weights than are to be measured and saved, as schedule-free ones do."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+@contextmanager
+def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
+    """The model has the weights to be measured and saved meanwhile; gives those in training, None where they are those.
+
+    Afterwards it has the latter bit for bit, which the optimizer's own way back would round.
+    """
+    if not has_modes(optimizer):
+        yield None
+        return
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    in_training = [weight.detach().clone() for weight in weights]
+    optimizer.eval()
+    try:
+        yield in_training
+    finally:
+        train_with(optimizer, in_training)
+
+
+@torch.no_grad()
+def train_with(optimizer: Optimizer, in_training: Sequence[Tensor]) -> None:
+    """Go back to training with these weights."""
+    optimizer.train()
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    for weight, value in zip(weights, in_training):
+        weight.copy_(value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
+    return one == other

@@ -1,0 +1,83 @@
+"""How long a run is, which images each step has, and at which learning rate: decided before the first step."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainkit.data.sampler import TrainOrder
+from trainkit.options import Options
+from trainkit.recipe import Recipe
+
+MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are sorted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Order, length and schedule of a run."""
+
+    recipe: Recipe
+    order: TrainOrder
+    total_steps: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "Plan":
+        """The plan of `recipe` on so many processes. Raises ValueError for settings that cannot work."""
+        order = TrainOrder(
+            len(recipe.train_data),
+            recipe.batch_size,
+            options.seed,
+            num_processes,
+            options.micro_batch,
+            unit=2 if recipe.mix is not None else 1,
+            drop_last=recipe.drop_last,
+            repeats=getattr(recipe.train_data, "repeats", 1),
+            locality=getattr(recipe.train_data, "locality", None),
+        )
+        if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
+            raise ValueError(
+                f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can have up to "
+                f"{MOST_STEPS:,} steps, and must have some"
+            )
+        plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
+        plan.multiplier(0)  # a warm-up longer than the run is refused here
+        return plan
+
+    def multiplier(self, step: int) -> float:
+        """Factor of every group's learning rate in `step`."""
+        return self.recipe.schedule(step, self.total_steps, self.order.steps_per_epoch)
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        return step / self.order.steps_per_epoch
+
+    def in_passes_of(self, micro_batch: int) -> "Plan":
+        """The same with at most so many images in a forward pass."""
+        return replace(self, order=replace(self.order, micro_batch=micro_batch))
+
+    def mathematics(self) -> dict[str, Any]:
+        """What a run must keep when it goes on; the schedule as nine points of its curve."""
+        locality = self.order.locality
+        return {
+            "num_images": self.order.num_images,
+            "batch_size": self.recipe.batch_size,
+            "drop_last": self.recipe.drop_last,
+            "lanes": None if locality is None else locality.lanes,
+            "classes": _names(self.recipe),
+            "label_values": self.recipe.label_values,
+            "train_data": getattr(self.recipe.train_data, "fingerprint", None),
+            "total_steps": self.total_steps,
+            "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
+            "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
+            "ema": self.recipe.ema,
+            "input": dict(self.recipe.input),
+            "lrs": [float(group["lr"]) for group in self.recipe.optimizer.param_groups],
+        }
+
+
+def _names(recipe: Recipe) -> list[str] | int | None:
+    """The classes by name, in the order of their ids, or how many."""
+    classes = getattr(recipe.task, "classes", None)
+    return classes if classes is None or isinstance(classes, int) else list(classes)
+
+
+def _num_weights(recipe: Recipe) -> int:
+    return sum(weight.numel() for weight in recipe.model.parameters())

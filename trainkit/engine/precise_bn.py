@@ -1,0 +1,173 @@
+"""Batch norm's running statistics: over all processes while training, and estimated anew before an evaluation."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from trainkit.data.loader import make_loader
+from trainkit.data.sampler import TrainOrder
+from trainkit.data.seeding import seed_step
+from trainkit.distributed.fsdp import reshard
+from trainkit.engine.task_module import ToDevice
+from trainkit.recipe import Recipe
+
+PASS = 16  # images whose mean and variance are one sample, whatever the batch and the processes are
+
+
+def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model with SyncBatchNorm in place of its batch norms, which keep names, weights, hooks and activations.
+
+    timm's batch norms with an activation become timm's own SyncBatchNormAct: torch's `convert_sync_batchnorm` would
+    drop the activation. Raises ValueError where there is no GPU, and for batch norms that compute something of their
+    own, of which nobody knows how to synchronise it.
+    """
+    if accelerator.device.type == "cpu":
+        raise ValueError(
+            f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
+            "is for GPUs. Turn it off (--no-sync-batch-norm), or train in one process with --micro-batch"
+        )
+    kinds = {norm: _synchronised_kind(name, norm) for name, norm in model.named_modules() if _counts(norm)}
+    for norm, kind in kinds.items():
+        norm.__class__ = kind  # and nothing else changes: names, hooks, what the optimizer holds
+        norm.process_group = None
+    return model
+
+
+def _counts(module: nn.Module) -> bool:
+    return isinstance(module, AnyBatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+
+
+def _synchronised_kind(name: str, norm: nn.Module) -> type[nn.Module]:
+    """The class that does over all processes what this batch norm does in one."""
+    kind = type(norm)
+    own_forward = "forward" in vars(norm) or kind.forward is not AnyBatchNorm.forward
+    if kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.") and "forward" not in vars(norm):
+        from timm.layers.norm_act import SyncBatchNormAct
+
+        return SyncBatchNormAct
+    if own_forward or isinstance(norm, LazyModuleMixin):
+        raise ValueError(
+            f"sync_batch_norm is on, and {name} is a {kind.__module__}.{kind.__qualname__}, which computes otherwise "
+            "than torch's batch norm: it cannot be synchronised without changing the network. Turn it off "
+            "(sync_batch_norm=False, --no-sync-batch-norm), or build the network with torch's own"
+        )
+    return nn.SyncBatchNorm
+
+
+class PreciseBatchNorm:
+    """Mean and variance as they are under the weights of now, and not averaged over the last steps' weights.
+
+    Each is the mean over passes of 16 training images, the first `num_images` of an epoch in all, augmented as there
+    (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm"; `torch.optim.swa_utils.update_bn` in one process): epoch 0,
+    or where images grow the first one of the size that they end with. Of streamed files, where neighbours may be of one
+    class, the passes take these images in another order. Training is not touched: the statistics it has counted are
+    put back.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        objective: nn.Module,
+        accelerator: Accelerator,
+        to_device: ToDevice,
+        seed: int,
+        workers: int,
+        num_images: int | None,
+        on_bad_image: str = "stop",
+    ):
+        self.recipe, self.objective, self.accelerator, self.to_device = recipe, objective, accelerator, to_device
+        self.seed, self.workers, self.num_images, self.on_bad_image = seed, workers, num_images, on_bad_image
+        norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
+        self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
+
+    @contextmanager
+    def estimated(self) -> Iterator[None]:
+        """The model has these statistics meanwhile."""
+        was_training = self.objective.training
+        self.objective.train()
+        self.norms = [norm for norm in self.norms if norm.training]  # the statistics of frozen ones stay
+        if not self.norms:
+            self.objective.train(was_training)
+            yield
+            return
+        kept = [(buffer, buffer.clone()) for norm in self.norms for buffer in norm.buffers()]
+        momenta = [norm.momentum for norm in self.norms]
+        try:
+            self._estimate()
+            self.objective.train(was_training)
+            yield
+        finally:
+            for norm, momentum in zip(self.norms, momenta):
+                norm.momentum = momentum
+            with torch.no_grad():
+                for buffer, copy in kept:
+                    buffer.copy_(copy)
+
+    @torch.no_grad()
+    def _estimate(self) -> None:
+        accelerator = self.accelerator
+        passes = self._passes()
+        mine = list(range(accelerator.process_index, len(passes), accelerator.num_processes))
+        if len(mine) < -(-len(passes) // accelerator.num_processes):
+            mine.insert(0, 0)  # a filler, forgotten before the first that counts
+        check = getattr(self.recipe.task, "check", None)
+        batches = [[(self._epoch, index) for index in passes[number]] for number in mine]
+        loader = make_loader(
+            self.recipe.train_data,
+            self.seed,
+            batches,
+            self.workers,
+            accelerator.device,
+            check,
+            self._order.neighbour if self.on_bad_image == "skip" else None,
+        )
+        # DDP would take the first process's statistics over; there is no gradient it could be needed for.
+        inner = getattr(self.objective, "_orig_mod", self.objective)
+        inner = getattr(inner, "module", inner)
+        counted = 0
+        for number, (images, targets, _) in zip(mine, loader):
+            if not counted:
+                for norm in self.norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # the mean of all so far
+            seed_step(self.seed, number, 0)
+            inner(*self.to_device(images, targets))
+            counted += number % accelerator.num_processes == accelerator.process_index
+        reshard(inner)
+        for norm in self.norms:
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.copy_(accelerator.reduce(statistic * (counted / len(passes)), "sum"))
+
+    @property
+    def _epoch(self) -> int:
+        return min(getattr(self.recipe.train_data, "final_epoch", 0), math.ceil(self.recipe.epochs) - 1)
+
+    @property
+    def _order(self) -> TrainOrder:
+        data = self.recipe.train_data
+        return TrainOrder(
+            len(data),
+            self.recipe.batch_size,
+            self.seed,
+            repeats=getattr(data, "repeats", 1),
+            locality=getattr(data, "locality", None),
+        )
+
+    def _passes(self) -> list[list[int]]:
+        """Images of each pass, the same for any number of processes."""
+        order = self._order.epoch(self._epoch)
+        if len(order) < PASS:
+            return [order.tolist()]
+        num_passes = max(1, min(self.num_images, len(order)) // PASS)
+        if self.recipe.sync_batch_norm:  # all processes make each pass together
+            num_passes = -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes
+        places = torch.arange(num_passes * PASS) % len(order)
+        if self._order.locality is not None:
+            places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))]
+        return order[places].view(num_passes, PASS).tolist()

@@ -1,0 +1,126 @@
+"""One image through the network before the first step: what a conversion changes, and where one image is too few."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+
+from trainkit.data.loader import make_loader
+from trainkit.engine.plan import Plan
+from trainkit.engine.task_module import ToDevice
+from trainkit.options import Options
+from trainkit.outputs import refusals_told
+from trainkit.recipe import Recipe
+
+ALLOWED = 1e-5  # of the largest output: what another kernel may change
+
+
+def first_image(recipe: Recipe, options: Options, plan: Plan, device: torch.device) -> Tensor:
+    """The first training image as the model gets it: (1, C, H, W)."""
+    (key, *_) = plan.order.keys(0)
+    neighbour = plan.order.neighbour if options.on_bad_image == "skip" else None
+    check = getattr(recipe.task, "check", None)
+    loader = make_loader(recipe.train_data, options.seed, [[key]], 0, device, check, neighbour)
+    images, targets, _ = next(iter(loader))
+    return ToDevice(device, recipe.mean, recipe.std, options.channels_last)(images, targets)[0]
+
+
+@contextmanager
+def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
+    """What is done to the model meanwhile changes none of its outputs.
+
+    Compared in evaluation mode, on one image. Raises ValueError that names `option` where an output differs.
+    """
+    before = _outputs(model, image)
+    yield
+    after = _outputs(model, image)
+    for name, output in before.items():
+        scale = output.abs().max()
+        difference = (after[name] - output).abs().max() if name in after else torch.inf
+        if not difference <= ALLOWED * scale:
+            raise ValueError(
+                f"{option} is on, and would change what {type(model).__name__} gives: {name} differs by "
+                f"{float(difference):.2g}, where the largest is {float(scale):.2g}. Turn it off for this network"
+            )
+
+
+def lonely_step(plan: Plan) -> int | None:
+    """A step of the plan in which some process has a forward pass of one image, also one that counts nowhere."""
+    order = plan.order
+    for step in (0, min(order.steps_per_epoch, plan.total_steps) - 1):  # the last batch of an epoch may be shorter
+        if any(min(order.passes(step, process)) < 2 for process in range(order.num_processes)):
+            return step
+    return None
+
+
+def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
+    """Raises ValueError where a batch norm would have one value per channel in the plan's `lonely_step`.
+
+    One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm counts the values of
+    all processes.
+    """
+    step, order = lonely_step(plan), plan.order
+    if step is None or (recipe.sync_batch_norm and order.num_processes > 1):
+        return
+    with refusals_told(recipe.model):
+        name = _lonely_norm(recipe, options, plan)
+    if name is not None:
+        raise ValueError(
+            f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images in the batch, "
+            f"{order.num_processes} processes, micro_batch {order.micro_batch}), and the batch norm {name} then has "
+            "one value per channel, of which there is no variance: give another batch_size or micro_batch that leaves "
+            "no single image, drop_last=True in the recipe where it is the last batch of an epoch, or larger images"
+        )
+
+
+def _lonely_norm(recipe: Recipe, options: Options, plan: Plan) -> str | None:
+    """A batch norm that in training counts one value per channel of one image, by name."""
+    found: list[str] = []
+    model = recipe.model
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)]
+    # What is frozen stays in evaluation mode.
+    norms = [(name, norm) for name, norm in norms if norm.training and not isinstance(norm, nn.SyncBatchNorm)]
+    for module, mode in modes.items():
+        module.training = mode
+
+    def look(name: str, values: Tensor) -> None:
+        if values.numel() == values.shape[1]:
+            found.append(name)
+
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0])) for name, norm in norms]
+    try:
+        if norms:
+            _outputs(model, first_image(recipe, options, plan, next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def _outputs(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Every floating-point tensor that the model gives in evaluation mode, by its place; no state is left behind."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.random.fork_rng([]):  # of the CPU; each step seeds every device
+            torch.manual_seed(0)
+            outputs = model(image)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {name: tensor.detach() for name, tensor in _tensors("outputs", outputs)}
+
+
+def _tensors(name: str, outputs: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(outputs, Tensor):
+        if outputs.is_floating_point():
+            yield name, outputs
+    elif isinstance(outputs, (Mapping, list, tuple)):
+        items = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
+        for key, value in items:
+            yield from _tensors(f"{name}[{key!r}]", value)

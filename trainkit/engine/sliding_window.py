@@ -1,0 +1,149 @@
+"""Scores of whole images from windows of them, at several scales and flipped, many windows in one forward pass.
+
+Windows of all scales, flips and images are put in one line and cut into batches, whatever image they are of; where the
+whole image is one window, those of one size make a batch. The scores of a pixel are the mean over the windows that see
+it, flipped ones too, and then over the scales, each resized to the image's own mask.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainkit.distributed.fsdp import is_sharded
+from trainkit.inference import Inference
+
+
+@dataclass
+class _Scaled:
+    """An image at one scale, and what its windows have given so far."""
+
+    whole: "_Looked"
+    size: tuple[int, int]
+    filled: tuple[int, int]  # with black
+    left: int  # windows to come
+    sums: Tensor | None = None  # (C, H, W)
+    seen: Tensor | None = None  # (H, W)
+
+
+@dataclass
+class _Looked:
+    """One image: the mean over its scales so far."""
+
+    targets: Tensor  # (1, H, W)
+    left: int  # scales to come
+    total: Tensor | None = None  # (1, C, H, W), float32
+
+
+@dataclass
+class _Window:
+    """A part of an image, and where its scores go."""
+
+    pixels: Tensor  # (C, h, w)
+    scaled: _Scaled
+    top: int
+    left: int
+    flipped: bool
+
+
+@dataclass
+class Looker:
+    """Runs a model over images as `inference` says, in step with the other processes."""
+
+    inference: Inference
+    objective: nn.Module  # as prepared; in evaluation mode it gives scores where it gets no targets
+    accelerator: Accelerator
+    black: Tensor  # (C, 1, 1): what images are filled up with, as the model sees it
+
+    def look(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """After each pass the images that it finished: scores (1, C, H, W) at the size of their targets, and these.
+
+        samples: images (1, 3, h, w) and targets (1, H, W). All processes make as many passes: those with nothing left
+        give empty lists.
+        """
+        batches = self._batches(samples)
+        filler = self.black[None].expand(1, -1, 64, 64)
+        while True:
+            batch = next(batches, None)
+            if not int(
+                self.accelerator.reduce(torch.tensor(float(batch is not None), device=self.black.device), "sum")
+            ):
+                return
+            if batch is not None:
+                pixels = torch.stack([window.pixels for window in batch])
+                filler = pixels[:1]
+                done = [self._add(window, scores) for window, scores in zip(batch, self._forward(pixels))]
+                yield [(each.total / len(self.inference.scales), each.targets) for each in done if each is not None]
+            else:
+                if is_sharded(self.objective):
+                    self._forward(filler)  # the others gather its weights
+                yield []
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, h, w) -> scores (N, C, h, w)."""
+        if is_sharded(self.objective):
+            return self.objective(pixels, None)
+        inner = getattr(self.objective, "_orig_mod", self.objective)
+        return getattr(inner, "module", inner)(pixels, None)  # past DDP, as the processes' passes are not of one kind
+
+    def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
+        """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""
+        most, waiting = self.inference.window_batch, defaultdict(list)
+        for images, targets in samples:
+            for window in self._windows(images, targets):
+                line = waiting[window.pixels.shape]
+                line.append(window)
+                if len(line) == most:
+                    yield waiting.pop(window.pixels.shape)
+            if sum(map(len, waiting.values())) > 2 * most:  # images of many shapes
+                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+        yield from waiting.values()
+
+    def _windows(self, images: Tensor, targets: Tensor) -> Iterator[_Window]:
+        """All windows of an image, at all scales, flipped too."""
+        look, looked = self.inference, _Looked(targets, len(self.inference.scales))
+        for scale in look.scales:
+            size = tuple(max(1, int(length * scale + 0.5)) for length in images.shape[-2:])
+            image = images
+            if size != images.shape[-2:]:
+                image = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+            image = image[0]
+            if look.window is not None and min(size) < look.window:
+                full = self.black.expand(-1, *(max(length, look.window) for length in size)).clone()
+                full[:, : size[0], : size[1]] = image
+                image = full
+            places = [(top, left) for top in look.starts(image.shape[1]) for left in look.starts(image.shape[2])]
+            scaled = _Scaled(looked, size, tuple(image.shape[1:]), len(places) * (1 + look.flip))
+            height, width = (look.window, look.window) if look.window is not None else image.shape[1:]
+            for top, left in places:
+                pixels = image[:, top : top + height, left : left + width]
+                for flipped in (False, True)[: 1 + look.flip]:
+                    yield _Window(pixels.flip(-1) if flipped else pixels, scaled, top, left, flipped)
+
+    def _add(self, window: _Window, scores: Tensor) -> _Looked | None:
+        """Put a window's scores (C, h, w) in their place; its image where that was the last one."""
+        scaled, scores = window.scaled, scores.flip(-1) if window.flipped else scores
+        if scaled.sums is None:
+            scaled.sums = scores.new_zeros(scores.shape[0], *scaled.filled)
+            scaled.seen = scores.new_zeros(scaled.filled)
+        rows, columns = (
+            slice(window.top, window.top + scores.shape[1]),
+            slice(window.left, window.left + scores.shape[2]),
+        )
+        scaled.sums[:, rows, columns] += scores
+        scaled.seen[rows, columns] += 1
+        scaled.left -= 1
+        if scaled.left:
+            return None
+        mean = (scaled.sums / scaled.seen)[None, :, : scaled.size[0], : scaled.size[1]]
+        scaled.sums = scaled.seen = None
+        looked = scaled.whole
+        if mean.shape[-2:] != looked.targets.shape[-2:]:
+            mean = F.interpolate(mean, looked.targets.shape[-2:], mode="bilinear", align_corners=False)
+        looked.total = mean if looked.total is None else looked.total.add_(mean)
+        looked.left -= 1
+        return None if looked.left else looked

@@ -1,0 +1,103 @@
+"""Losses of label maps that compare regions and not pixels: Dice and Lovasz-softmax, image by image.
+
+They are chosen like those of trainkit.losses.base, most often beside one of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trainkit.losses.base import check_maps
+from trainkit.losses.functional import class_presence, is_valid
+
+
+@dataclass(frozen=True)
+class Dice:
+    """1 - (2 sum(p g) + smooth) / (sum(p^2) + sum(g) + smooth) of each image and each class present in its labels.
+
+    p: probabilities, g: 0 or 1, summed over the valid pixels of the image (Milletari et al., 2016). Classes that an
+    image's labels lack are not counted: what is wrongly given to them is missing from those it has.
+    """
+
+    smooth: float = 1.0
+    factor: float = 1.0
+
+    name = "dice"
+
+    def __post_init__(self) -> None:
+        if self.smooth < 0:
+            raise ValueError(f"Dice: smooth is {self.smooth}; it must be at least 0")
+
+    def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+        """See `Criterion`."""
+        check_maps(self, logits)
+        return _image_by_image(self._of_image, logits, targets, ignore)
+
+    def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
+        """logits: (C, H, W). target: (H, W)."""
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))  # (H, W), (C, H, W)
+        p = logits.float().softmax(0) * valid
+        sizes = members.sum((1, 2))  # (C,)
+        overlap = torch.where(members, p, 0).sum((1, 2))
+        dice = (2 * overlap + self.smooth) / (p.square().sum((1, 2)) + sizes + self.smooth).clamp(min=1e-12)
+        return torch.where(sizes > 0, 1 - dice, 0).sum()
+
+    def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
+        """Pairs of an image and a class present in it."""
+        return class_presence(targets, num_classes, ignore).sum()
+
+
+@dataclass(frozen=True)
+class Lovasz:
+    """Lovasz-softmax: a surrogate of 1 - IoU, per image, mean over the classes present (Berman et al., 2018).
+
+    Takes a sort of all pixels for every class: several times the memory of one image's float32 logits.
+    """
+
+    factor: float = 1.0
+
+    name = "lovasz"
+
+    def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+        """See `Criterion`."""
+        check_maps(self, logits)
+        return _image_by_image(self._of_image, logits, targets, ignore)
+
+    def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
+        """logits: (C, H, W). target: (H, W)."""
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits)).flatten(1)  # (H, W), (C, H W)
+        p = logits.float().softmax(0).flatten(1)
+        errors = torch.where(members, 1 - p, p) * valid.flatten()  # ignored: 0, and with the last ones
+        with torch.no_grad():  # the extension is linear for one order of the errors: these are its slopes
+            order = errors.argsort(dim=1, descending=True, stable=True)
+            hits = members.gather(1, order)
+            size = hits.sum(1, keepdim=True)  # (C, 1)
+            missed = size - hits.cumsum(1, dtype=torch.int32)
+            union = size + (~hits).cumsum(1, dtype=torch.int32)
+            jaccard = 1 - missed / union  # of the first k errors as mistakes
+            jaccard[:, 1:] -= jaccard[:, :-1].clone()
+            slopes = torch.empty_like(errors).scatter_(1, order, jaccard)
+            present = size[:, 0] > 0
+        each = (errors * slopes).sum(1)  # (C,)
+        return torch.where(present, each, 0).sum() / present.sum().clamp(min=1)
+
+    def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
+        """Images with a valid pixel."""
+        return is_valid(targets, ignore).flatten(1).any(1).sum().float()
+
+
+def _members(target: Tensor, ignore: int, num_classes: int) -> Tensor:
+    """Which pixels are valid and of each class: (H, W) ids -> bool (C, H, W)."""
+    classes = torch.arange(num_classes, device=target.device).view(-1, 1, 1)
+    return (target == classes) & is_valid(target, ignore)
+
+
+def _image_by_image(of_image: Callable[..., Tensor], logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+    """Sum over images. What each needs in float32 is computed again in the backward pass, and not kept for all."""
+    total = torch.zeros((), device=logits.device)
+    for image, target in zip(logits, targets):
+        total = total + checkpoint(of_image, image, target, ignore, use_reentrant=False, preserve_rng_state=False)
+    return total

@@ -1,0 +1,1 @@
+"""Metrics: sums and counts."""

@@ -1,0 +1,41 @@
+"""What the networks for label maps have in common: a backbone, a head, an auxiliary head, and the way back in size."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation.fcn import FCNHead
+
+
+class DenseModel(nn.Module):
+    """Logits at the image's size, as `trainkit.tasks.segmentation.Segmentation` reads them.
+
+    backbone: images -> maps c1 to c4, with their `channels`. head: those maps -> a dict with logits "out"
+    (N, C, h, w) and whatever else it says. aux: an FCN head on c3 as well, whose logits are "aux" (Zhao et
+    al., 2017). A head that no term of the loss reads is a weight without a part in it, which DDP refuses:
+    leave it out where its factor is 0. Training passes need two images or more in each process wherever a
+    head pools to one pixel before a batch norm.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, aux: bool):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.aux_head = FCNHead(backbone.channels[-2], num_classes) if aux else None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) -> the head's outputs and "aux", maps among them resized to (N, C, H, W)."""
+        maps = self.backbone(images)
+        outputs = OrderedDict(self.head(maps))
+        if self.aux_head is not None:
+            outputs["aux"] = self.aux_head(maps["c3"])
+        size = images.shape[-2:]
+        return OrderedDict((name, resize(each, size) if each.ndim == 4 else each) for name, each in outputs.items())
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, pixels as areas: (N, C, h, w) -> (N, C, *size).
+
+    Without a way around it for equal sizes, which would bind an exported model to the sizes it was traced with.
+    """
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

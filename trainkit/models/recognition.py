@@ -1,0 +1,168 @@
+"""Networks for recognition by name: torchvision's and timm's."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet, VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
+
+from trainkit.models.pretrained import load_pretrained
+from trainkit.models.small import SmallClassifier, SmallResNet
+from trainkit.models.timm_models import nearest, timm_network, timm_with
+from trainkit.recipe import MEAN, STD
+from trainkit.tasks.recognition import CROP_MODES
+
+
+def classifier(
+    name: str,
+    num_classes: int,
+    stochastic_depth: float | None = None,
+    drop_block: float | None = None,
+    sizes: Sequence[int] = (),
+) -> nn.Module:
+    """The network `name` with random weights and `num_classes` outputs, for images (N, 3, H, W).
+
+    name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d", "convnext_tiny", "vit_b_16" or
+    "efficientnet_b0", "timm:" and a name of timm's, or "small" (`SmallClassifier`, for two CPU cores). The last batch
+    norm of each of a ResNet's residual blocks starts from 0 (Goyal et al., 2017). stochastic_depth: rate at which the
+    last block is left out, the others in proportion; None: as published. drop_block: probability of DropBlock after the
+    last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's networks as timm has it. sizes: sides
+    of the images in training and evaluation, of which a network with a fixed input size (a vision transformer) is built
+    for. Raises ValueError for a name that is not known, where timm is not there, and for what a network has not.
+    """
+    for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
+        if rate is not None and not 0 <= rate < 1:
+            raise ValueError(f"{what} is {rate}; it must be in [0, 1), or None for the network as published")
+    if name.startswith("timm:"):
+        asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
+        asked = {setting: rate for setting, rate in asked.items() if rate is not None}
+        try:
+            return timm_network(name, False, sizes, num_classes=num_classes, **asked)
+        except TypeError as error:
+            raise ValueError(f"{name} does not take {' and '.join(asked)} in timm ({error})") from error
+    if name == "small":
+        model: nn.Module = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))
+    else:
+        model = _torchvision(name, num_classes, sizes)
+    if stochastic_depth is not None:
+        _leave_out(model, name, stochastic_depth)
+    if drop_block is not None:
+        if not isinstance(model, ResNet):
+            raise ValueError(f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave it out")
+        for stage in (model.layer3, model.layer4):
+            stage.append(DropBlock(drop_block, block_size=7))  # it has no weights: checkpoints fit without it
+    return model
+
+
+def fine_tuned(name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()) -> nn.Module:
+    """The network `name` with a new last layer of `num_classes` outputs, named in its attribute `head_names`.
+
+    All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
+    the last layer where the classes are others. name: as for `classifier`, but for "small". pretrained: start the rest
+    from published weights, torchvision's or timm's best for ImageNet, downloaded once; `published_input` says for
+    which images they are. sizes: as for `classifier`; position embeddings are resized. Raises ValueError for a
+    name that is not known, for a network that does not end in a linear layer, and where the weights cannot be had.
+    """
+    if name.startswith("timm:"):
+        network = timm_network(name, pretrained, sizes, num_classes=num_classes)
+        if num_classes == network.pretrained_cfg["num_classes"]:  # timm keeps the published layer, of other classes
+            network.reset_classifier(num_classes)
+        last = network.get_classifier()
+        ids = set(map(id, last if isinstance(last, (tuple, list)) else [last]))
+        network.head_names = tuple(path for path, module in network.named_modules() if id(module) in ids)
+        return network
+    network = _torchvision(name, None, sizes)
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    outputs = network.get_submodule(linear[-1]).out_features if linear else None
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    if outputs != len(weights.meta["categories"]):
+        raise ValueError(f"{name} does not end in a linear layer that a new one could replace: take another network")
+    if pretrained:
+        load_pretrained(network, weights, adapt=_positions_resized(network))
+    last = network.get_submodule(linear[-1])
+    network.set_submodule(linear[-1], nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
+    network.head_names = (linear[-1],)
+    return network
+
+
+def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[str, Any]:
+    """mean, std, interpolation, crop_fraction and crop_mode of the images that the network `name` is made for.
+
+    They do not depend on where its weights come from. name: as for `classifier`; timm has them for its networks, others
+    have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see `eval_transform`. asked: values in
+    their place, where not None. Raises ValueError for a crop_mode that there is not here.
+    """
+    found: dict[str, Any] = {"mean": MEAN, "std": STD, "interpolation": usual_interpolation}
+    found |= {"crop_fraction": 0.875, "crop_mode": "center"}
+    if name.startswith("timm:"):
+        timm, short = timm_with(name)
+        known = timm.models.get_pretrained_cfg(short, allow_unregistered=True)
+        if known is not None:
+            found = {"mean": tuple(known.mean), "std": tuple(known.std), "interpolation": known.interpolation}
+            found |= {"crop_fraction": known.crop_pct, "crop_mode": known.crop_mode}
+    found |= {setting: value for setting, value in asked.items() if value is not None}
+    if found["crop_mode"] not in CROP_MODES:
+        raise ValueError(
+            f"timm trained {name} with crop_mode {found['crop_mode']!r}, and here are {' and '.join(CROP_MODES)}: give "
+            "one of them, or take another network"
+        )
+    return found
+
+
+class DropBlock(DropBlock2d):
+    """torchvision's, whose block may be larger than the map: it is cut to an odd side, as even ones fail there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, in training with squares left out."""
+        side = min(self.block_size, *x.shape[-2:])
+        return drop_block2d(x, self.p, side - 1 + side % 2, self.inplace, self.eps, self.training)
+
+
+def _leave_out(model: nn.Module, name: str, rate: float) -> None:
+    """Scale the rates of all torchvision's StochasticDepth, which grow from 0, so that the last is `rate`."""
+    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    if not layers:
+        raise ValueError(
+            f"stochastic_depth is {rate}, and {name} has none in torchvision (ConvNeXt, Swin, EfficientNet and MaxViT "
+            "have): leave it out, or take one of timm's"
+        )
+    last = layers[-1].p
+    for layer in layers:
+        layer.p *= rate / last
+
+
+def _positions_resized(network: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """What makes published weights fit a ViT that is built for images of another size."""
+    if not isinstance(network, VisionTransformer):
+        return None
+    return partial(interpolate_embeddings, network.image_size, network.patch_size)
+
+
+def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) -> nn.Module:
+    """With random weights; as many classes as published where `num_classes` is None.
+
+    sizes: of the images; a ViT is built for one.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(
+            f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and timm:NAME"
+        )
+    settings = {} if num_classes is None else {"num_classes": num_classes}
+    if name.startswith("vit_") and sizes:
+        patch = int(name.rpartition("_")[2])
+        if len(set(sizes)) > 1 or sizes[0] % patch:
+            raise ValueError(
+                f"{name} takes images of one size, divisible by {patch}, and not {', '.join(map(str, sizes))}: give "
+                "one size for training and evaluation, or take another network"
+            )
+        settings["image_size"] = sizes[0]
+    if name.startswith(("resnet", "resnext", "wide_resnet")):
+        settings["zero_init_residual"] = True
+    if name in ("googlenet", "inception_v3"):  # in training they would return three results
+        settings |= {"aux_logits": False, "init_weights": True}
+    return torchvision.models.get_model(name, weights=None, **settings)

@@ -1,0 +1,258 @@
+"""Checkpoints: whole or absent, verified when read, without pickled code.
+
+A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and `state.json`
+(everything else: tensors, and the structure they sit in), and `manifest.json` with the size and SHA-256 of
+each, and the format (1 where it gives none). It is written aside, flushed to the disk and renamed; older ones
+go only after.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainkit.storage.packing import pack, unpack
+from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
+
+# 2: a network has its own names, as `fine_tuned` and averaged weights keep them, and layers are counted as timm does.
+# Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a run of it is resumed where no name
+# and no group has changed.
+FORMAT = 2
+BEGUN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # how safetensors calls a file until it is whole
+UMASK = os.umask(0o077)
+os.umask(UMASK)  # the system tells it no other way
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is, or would be."""
+    return folder / f"step-{step:09d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at `path`."""
+    return int(path.name.removeprefix("step-"))
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of a checkpoint is called so: step-000000002, and not step-2 or step-000000002.keep."""
+    digits = re.fullmatch("step-([0-9]{9,18})", name)
+    return digits is not None and name == f"step-{int(digits[1]):09d}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What goes into a checkpoint, on the CPU; where it was copied, training may go on while it is written."""
+
+    model: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    structure: Any
+
+    @classmethod
+    def of(cls, model: dict[str, Tensor], state: dict[str, Any], copy: bool = True) -> "Snapshot":
+        """state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+
+        copy: also what is on the CPU; without, nothing may change until the snapshot is written.
+        """
+        tensors: dict[str, Tensor] = {}
+        structure = pack(state, tensors, "state")
+        return cls(_on_cpu(model, copy), _on_cpu(tensors, copy), structure)
+
+
+def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
+    """Write the checkpoint of `step` into `folder`, which exists, and return its path.
+
+    Raises OSError where that fails; what was there before still is.
+    """
+    final, aside = checkpoint_path(folder, step), folder / f".writing-step-{step:09d}"
+    try:
+        _clear(folder)
+        aside.mkdir()
+        manifest = {"format": FORMAT, "step": step, "files": _put(snapshot, aside)}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        flush(aside / MANIFEST)
+        flush(aside)
+        if final.exists():  # of the same step, passed over because it is damaged
+            if not _holds_only_ours(final):
+                raise OSError("in its place is a folder with files that trainkit did not write; move it elsewhere")
+            final.rename(folder / f".removing-{final.name}")
+        aside.rename(final)
+        flush(folder)
+    except (OSError, SafetensorError) as error:
+        if _holds_only_ours(aside):  # a full disk has room again for what is whole
+            shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"checkpoint {final} could not be written: {reason(error)}") from error
+    return final
+
+
+def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the snapshot's files and flush them; their sizes and SHA-256.
+
+    Hashing takes longer than writing. Each file is hashed in a thread beside the writing of the next one and beside
+    the disk.
+    """
+    with ThreadPoolExecutor() as pool:
+        described = {}
+        for name, tensors in (("model.safetensors", snapshot.model), ("state.safetensors", snapshot.tensors)):
+            save_tensors(tensors, folder / name)
+            described[name] = pool.submit(_described, folder / name)
+        (folder / "state.json").write_text(json.dumps(snapshot.structure))
+        described["state.json"] = pool.submit(_described, folder / "state.json")
+        for name in described:
+            flush(folder / name)
+        return {name: each.result() for name, each in described.items()}
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
+    save_file(tensors, file, metadata)
+    file.chmod(0o666 & ~UMASK)
+
+
+def reason(error: Exception) -> str:
+    """An error of the file system in a few words."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another name.
+
+    What is not a checkpoint with its manifest, or holds a file more, was not written here, and stays.
+    """
+    stay = {path.name for path in protected}
+    ours = [path for path in list_checkpoints(folder) if _manifest_fault(path) is None]
+    for path in ours[:-keep]:
+        if path.name not in stay and _holds_only_ours(path):
+            path.rename(folder / f".removing-{path.name}")
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was being written or removed, by a process that died over it too."""
+    for leftover in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
+        if is_checkpoint_name(leftover.name.partition("-")[2]) and _holds_only_ours(leftover):
+            shutil.rmtree(leftover)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    """Whether it is a folder in which nothing is but files that a checkpoint has, or some of them.
+
+    While one is written there may be one more, by which safetensors begins each of its files.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    begun = folder.name.startswith(".writing-")
+    return all(_is_ours(path.name, begun) and stat.S_ISREG(path.lstat().st_mode) for path in folder.iterdir())
+
+
+def _is_ours(name: str, begun: bool) -> bool:
+    return name in (*CHECKPOINT_FILES, MANIFEST) or (begun and BEGUN.fullmatch(name) is not None)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints in `folder`, oldest first; also damaged ones, but nothing that is called otherwise."""
+    found = [path for path in folder.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def format_of(path: Path) -> int:
+    """The format of the checkpoint at `path`, of which the manifest can be read."""
+    return read_manifest(path).get("format", 1)
+
+
+def is_older(folder: Path) -> bool:
+    """Whether the newest checkpoint in `folder` is of an earlier format, by its manifest alone."""
+    found = [path for path in list_checkpoints(folder) if _manifest_fault(path) is None]
+    return bool(found) and format_of(found[-1]) < FORMAT
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint in `folder` whose manifest can be read; 0 where there is none."""
+    return max((step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None), default=0)
+
+
+def _manifest_fault(path: Path) -> str | None:
+    """Why a folder's manifest is not that of the checkpoint it is called, or None; its files are not read."""
+    try:
+        manifest = read_manifest(path)
+    except Fault as error:
+        return f"{MANIFEST} is damaged: {error}"
+    if manifest.get("format", 1) > FORMAT:
+        return f"{MANIFEST} is of format {manifest['format']}, of a newer trainkit; this one reads up to {FORMAT}"
+    if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):  # a copy is called as one likes
+        return f"{MANIFEST} is that of step {manifest['step']}"
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """Why the checkpoint at `path` cannot be used, or None."""
+    fault = _manifest_fault(path)
+    if fault is not None:
+        return fault
+    for name, expected in read_manifest(path)["files"].items():
+        try:
+            if not stat.S_ISREG((path / name).stat().st_mode):  # to read a FIFO would wait for ever
+                return f"{name} is not a regular file"
+            if _described(path / name) != expected:
+                return f"{name} is not what was written (size or SHA-256 differs)"
+        except OSError as error:
+            return f"{name} cannot be read: {reason(error)}"
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Model weights and state of a checkpoint, on the CPU. Raises ValueError where it does not verify."""
+    reason = verify(path)
+    if reason:
+        raise ValueError(f"checkpoint {path} is damaged: {reason}")
+    try:
+        tensors = in_memory(path / "state.safetensors")
+        state = unpack(json.loads((path / "state.json").read_bytes()), tensors)
+        return in_memory(path / "model.safetensors"), state
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:  # as hashed, but not by us
+        raise ValueError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the weights at `path`, a checkpoint or a file: what tells one from another for good."""
+    return _described(path / "model.safetensors" if path.is_dir() else path)["sha256"]
+
+
+def in_memory(path: Path) -> dict[str, Tensor]:
+    """The file's tensors, apart from the file: safetensors maps it, and it may be removed or replaced."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
+    """Tensors that share no memory with each other, which safetensors would refuse; `copy`: nor with those given."""
+    here = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
+    places = Counter(tensor.untyped_storage().data_ptr() for tensor in here.values())
+    return {n: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for n, t in here.items()}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    digest, room = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(room):
+            digest.update(room[:count])
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Writing checkpoints while a training waits, or beside it: at most one at a time."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from torch import Tensor
+
+from trainkit.storage import checkpoint
+
+
+class Saver:
+    """Writes the checkpoints of one run, in a thread where `background` is true, and removes older ones in a thread.
+
+    keep: newest ones that stay. An error of the file system does not raise here, it waits in `error`; any other one of
+    the thread raises in the next call of `wait` or `error`.
+    """
+
+    def __init__(self, folder: Path, keep: int, background: bool):
+        self.folder, self.keep, self.background = folder, keep, background
+        self._thread: Thread | None = None
+        # Deques, which one thread fills while the other takes out what is there: nothing is overwritten unread.
+        self._errors: deque[OSError] = deque()
+        self._bugs: deque[Exception] = deque()
+        self._written: deque[dict[str, Any]] = deque()
+
+    def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
+        """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
+        begun = time.perf_counter()
+        self.wait()
+        snapshot = checkpoint.Snapshot.of(model, state, copy=self.background)
+        if self.background:
+            arguments = (step, snapshot, begun, time.perf_counter() - begun)
+            self._beside(lambda: self._write(*arguments) and self._remove_older(step, protected))
+        elif self._write(step, snapshot, begun, None):  # to give the space of a file back takes a third of that time
+            self._beside(lambda: self._remove_older(step, protected))
+
+    def _beside(self, work: Callable[[], object]) -> None:
+        def kept() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._bugs.append(error)
+
+        self._thread = Thread(target=kept)
+        self._thread.start()
+
+    def _write(self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None) -> bool:
+        """Whether it is there."""
+        try:
+            path = checkpoint.write(self.folder, step, snapshot)
+            num_bytes = sum(file.stat().st_size for file in path.iterdir())
+        except OSError as error:
+            self._errors.append(error)
+            return False
+        seconds = time.perf_counter() - begun
+        row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
+        self._written.append({"event": "save", **row})
+        return True
+
+    def _remove_older(self, step: int, protected: Iterable[Path]) -> None:
+        try:
+            checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
+        except OSError as error:
+            told = f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}"
+            self._errors.append(OSError(told))
+
+    def wait(self) -> None:
+        """Until nothing is being written or removed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise_bug()
+
+    def _raise_bug(self) -> None:
+        if self._bugs:
+            raise self._bugs.popleft()
+
+    def written(self) -> list[dict[str, Any]]:
+        """A row of the log for each checkpoint written since the last call: its pause of the training."""
+        return [self._written.popleft() for _ in range(len(self._written))]
+
+    def error(self) -> OSError | None:
+        """The first thing that went wrong and was not told yet; None where there is nothing left."""
+        self._raise_bug()
+        return self._errors.popleft() if self._errors else None

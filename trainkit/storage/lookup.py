@@ -1,0 +1,131 @@
+"""What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
+
+from inspect import Signature
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from trainkit.storage.checkpoint import MANIFEST, checkpoint_path, is_checkpoint_name, step_of
+from trainkit.storage.run_folder import Run
+from trainkit.storage.run_settings import input_of, is_run, read_recorded
+
+COUNTED = "batch norm has the statistics that training counted; the run's own evaluations had --precise-bn {}"
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that `path` is, or lies in as a checkpoint or a file of weights; None where there is none."""
+    folders = [path, *path.parents[:3]]  # RUN/checkpoints/step-N/model.safetensors
+    return next((folder for folder in folders if is_run(folder)), None)
+
+
+def require_run(folder: Path) -> None:
+    """Raises FileNotFoundError where `folder` is not a run."""
+    if not (folder / "settings.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a run: give the folder that the training was told to write (--out)")
+
+
+def find_failure(run: Path, step: int | None) -> Path:
+    """The folder of the failed step `step`, or of the newest. Raises FileNotFoundError where there is none."""
+    require_run(run)
+    reports = [path.parent for path in run.glob("failures/step-*/report.json")]
+    found = sorted((path for path in reports if is_checkpoint_name(path.name)), key=step_of)  # and no copy of one
+    if not found:
+        raise FileNotFoundError(f"no step of the run in {run} is kept as failed (it has no failures/step-*)")
+    chosen = found[-1] if step is None else run / "failures" / f"step-{step:09d}"
+    if chosen not in found:
+        raise FileNotFoundError(f"step {step} of {run} is not kept as failed; kept: {', '.join(p.name for p in found)}")
+    return chosen
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that `path` is or lies in, as plain values; empty where there is none."""
+    run = run_of(path)
+    return read_recorded(run)["settings"] if run else {}
+
+
+def read_input(path: Path, signature: Signature) -> dict[str, Any]:
+    """Input settings of the run that `path` is or lies in, see `recorded.input_of`; empty where none is.
+
+    Only settings that a recipe of this signature has, and fills in itself where they are None.
+    """
+    run = run_of(path)
+    looks = input_of(read_recorded(run)) if run else {}
+    parameters = signature.parameters
+    return {n: value for n, value in looks.items() if n in parameters and parameters[n].default is None}
+
+
+def read_class_names(path: Path) -> list[str] | None:
+    """The names of the classes, in the order of their ids, of the run that `path` is or lies in; None: not known."""
+    run = run_of(path)
+    classes = read_recorded(run).get("classes") if run else None
+    return classes if isinstance(classes, list) else None
+
+
+def read_origin(run: Path) -> tuple[int, str | None]:
+    """The seed of the run in a folder, and the file its recipe was read from."""
+    recorded = read_recorded(run)
+    return recorded["seed"], recorded["recipe"]
+
+
+def read_seed(run: Path | None) -> int:
+    """The seed of the run in a folder; 0 where there is none."""
+    return 0 if run is None else read_recorded(run)["seed"]
+
+
+def read_precise_bn(run: Path | None, weights: Path) -> int | None:
+    """Training images from which a run's evaluation of `weights` estimated batch norm's statistics; None for none.
+
+    It stands in the log's row of that evaluation. Runs of before that, and published ones, have it as an option alone.
+    """
+    if run is None:
+        return None
+    row = Run(run).last_evaluation(step_of(weights) if is_checkpoint_name(weights.name) else None)
+    asked = read_recorded(run).get("options", {}).get("precise_bn")
+    return asked if row is None else row.get("precise_bn", asked)
+
+
+def find_weights(path: Path) -> tuple[Path, Path | None]:
+    """The weights that `path` stands for, and the run they are of: a run's best checkpoint, or `path` itself.
+
+    A folder that `trainkit push` wrote has one file of weights and no checkpoints.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
+    if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
+        raise ValueError(f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights file")
+    run = run_of(path)
+    if run != path:
+        if path.is_dir() and not path.name.startswith("step-") and not (path / MANIFEST).is_file():
+            raise FileNotFoundError(
+                f"{path} is neither a run nor a checkpoint: give a run folder, a checkpoint in it "
+                "(checkpoints/step-*), or a weights file"
+            )
+        return path, run
+    if not Run(run).checkpoints.is_dir() and (run / "model.safetensors").is_file():
+        return run / "model.safetensors", run
+    last, _ = Run(run).last_checkpoint()
+    if last is None:
+        raise FileNotFoundError(f"the run in {run} has no checkpoint yet")
+    row = Run(run).last_evaluation()
+    best = checkpoint_path(last.parent, row["best_step"]) if row is not None and row["best_step"] else last
+    return (best if best.is_dir() else last), run
+
+
+def check_same_classes(run: Path | None, task: Any) -> None:
+    """Raises ValueError where the run was trained on classes of other names, or in another order.
+
+    task: the recipe's, whose classes, and their ids, follow from the data.
+    """
+    classes = getattr(task, "classes", None)
+    trained = read_recorded(run).get("classes") if run is not None else None
+    if isinstance(trained, list) and not isinstance(classes, (int, type(None))) and list(classes) != trained:
+        number, (before, now) = next(
+            (number, pair)
+            for number, pair in enumerate(zip_longest(trained, classes, fillvalue="none"))
+            if pair[0] != pair[1]
+        )
+        raise ValueError(
+            f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
+            f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
+            "Give the data it was trained on, or name its classes as they were"
+        )

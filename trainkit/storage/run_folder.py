@@ -1,0 +1,350 @@
+"""The run folder: what was asked for, the log, and how it ended.
+
+    recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
+    and where there was trouble: stopped.json  bad_images.txt  memory.json  failures/
+
+Only the main process writes; the others hold a Run that reads.
+"""
+
+import errno
+import json
+import os
+import platform
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+from trainkit.options import Options
+from trainkit.storage.checkpoint import (
+    flush,
+    is_checkpoint_name,
+    is_older,
+    list_checkpoints,
+    reason,
+    step_of,
+    steps_done,
+    verify,
+)
+from trainkit.storage.run_files import (
+    EVALUATION_BEGINS,
+    Fault,
+    kept_rows,
+    parse_row,
+    posix_locks,
+    read_bad_images,
+    read_regular,
+    read_summary,
+)
+from trainkit.storage.run_settings import input_of, read_recorded, surroundings
+from trainkit.storage.setting_values import plain, require_all
+
+LOCK = ".lock"
+FOLDERS = ("checkpoints", "failures")
+FILES = (
+    "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt", "memory.json",
+    "results.json", "doctor.json",
+)  # fmt: skip
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # wherever a person has looked into a folder
+REMEDY = "Put a whole copy in its place, or remove that line"
+
+
+class Run:
+    """One run's folder. `Run.open` decides whether it is new, goes on, or is finished."""
+
+    def __init__(self, folder: Path, writes: bool = True):
+        self.folder, self.writes = folder, writes
+        self.checkpoints = folder / "checkpoints"
+        self._lock: Any = None
+        self._torn = False  # the log's last line may be half a one
+
+    @classmethod
+    def open(
+        cls, options: Options, settings: Mapping[str, Any], recipe_file: Path | None, mathematics: Mapping[str, Any]
+    ) -> tuple["Run", list[str]]:
+        """Make or check the folder and lock it, in the main process; the run and lines to be told.
+
+        settings: the recipe's, resolved. mathematics: what a run must keep, see `Plan.mathematics`. Raises
+        ValueError where the folder holds something else, is in use, or holds a run of other mathematics.
+        """
+        folder = options.out
+        if folder is None:
+            raise ValueError("Options.out is None: name the folder of the run")
+        run, notes = cls(folder), []
+        recorded = folder / "settings.json"
+        now = {**plain(mathematics), "seed": options.seed}
+        _check_kinds(folder)
+        began = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+        if began:
+            if not recorded.is_file():
+                raise ValueError(f"{folder} is not empty and not a run; choose another folder with --out")
+            read_recorded(folder)  # somebody else's settings.json makes no run
+        try:
+            run._take_lock()
+            if began and options.resume == "never":
+                notes = [f"the run in {folder} was moved to {_move_aside(folder)}"]
+                run.close()
+                run._take_lock()
+            elif began:
+                if settings or recipe_file is not None:  # from Python a run may be trained without them
+                    require_all(read_recorded(folder)["settings"], settings, folder)
+                notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
+            if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
+                content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
+                run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
+            (folder / "stopped.json").unlink(missing_ok=True)
+            run.checkpoints.mkdir(exist_ok=True)
+            flush(folder)
+            if recipe_file is not None:
+                run._keep_recipe(recipe_file.read_bytes(), again=bool(notes))
+        except Exception:
+            run.close()
+            raise
+        return run, notes
+
+    def _keep_recipe(self, source: bytes, again: bool) -> None:
+        """Keep the recipe as it runs, where it is not kept yet, or only its beginning is; `again`: in any case."""
+        file = self.folder / "recipe.py"
+        kept = read_regular(file) if file.exists() else None
+        if again or kept is None or (kept != source and source.startswith(kept)):
+            self._replace(file, source)
+
+    def _going_on(
+        self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
+    ) -> list[str]:
+        """What changed since the run began, a line each; refuses a change of the mathematics."""
+        look, before = now["input"], input_of(recorded)  # by the names of settings, which may leave them open
+        refused = _changes({name: recorded.get(name) for name in now if name != "input"}, _without(now, ["input"]))
+        refused |= _changes({name: before.get(name, look[name]) for name in look}, look)
+        changed = {**_changes(_without(recorded["settings"], look), _without(settings, look)), **refused}
+        allowed = {"total_steps", "schedule"} if rebase else set()
+        if refused.keys() - allowed:
+            raise ValueError(
+                f"the run in {self.folder} was started otherwise: {'; '.join(changed.values())}. Give the same "
+                "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
+                f"--resume never to start afresh (this run is moved aside){self._of_older(refused)}"
+            )
+        done = steps_done(self.checkpoints)
+        if done > now["total_steps"]:
+            raise ValueError(
+                f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: --rebase is "
+                "for a longer run; for a shorter one take another folder with --out, and its weights with --init"
+            )
+        if self.summary is not None and not refused:
+            return []  # it is finished: nothing will be trained with the changed settings
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        return [f"changed since this run began: {change}" for change in changed.values()]
+
+    def _of_older(self, refused: Mapping[str, str]) -> str:
+        """A word more on a run that an older trainkit began, where names or groups of parameters are others by now."""
+        if not (refused.keys() & {"model", "lrs"} and is_older(self.checkpoints)):
+            return ""
+        return (
+            ". An older trainkit began it, which named and grouped some parameters otherwise: evaluate, predict and "
+            "export read its weights, and --init begins another run from them"
+        )
+
+    def _take_lock(self) -> None:
+        """Own the folder until `close` or the end of this process, however it ends.
+
+        A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit it.
+        """
+        fcntl = posix_locks()
+        self.folder.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to where no folder is yet
+        if self._lock is None:
+            self._lock = (self.folder / LOCK).open("a+")
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._lock.seek(0)
+                owner = self._lock.read().strip()
+                self.close()
+                if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as ENOLCK
+                    raise ValueError(
+                        f"{self.folder} cannot be locked: {reason(error)}. Choose a folder with --out on a disk that "
+                        "locks files; NFS does where its lock service runs"
+                    ) from error
+                raise ValueError(
+                    f"another run is training in {self.folder} ({owner}): wait for it, stop it, or choose another "
+                    "folder with --out"
+                ) from error
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {platform.node()}")
+            self._lock.flush()
+
+    def close(self) -> None:
+        """Give the folder free."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """How the run ended; None while it has not. Raises ValueError where it is damaged."""
+        return read_summary(self.folder)
+
+    def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that verifies, and a line about each newer one that does not.
+
+        until: the newest step that is asked for. Raises ValueError where there are checkpoints and none verifies.
+        """
+        damaged = []
+        paths = [path for path in list_checkpoints(self.checkpoints) if until is None or step_of(path) <= until]
+        for path in reversed(paths):
+            reason = verify(path)
+            if reason is None:
+                return path, damaged
+            damaged.append(f"checkpoint {path.name} is damaged and skipped: {reason}")
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints} is whole ({'; '.join(damaged)}). Nothing was changed; "
+                "start afresh with --resume never, which moves this run aside"
+            )
+        return None, []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row to the log."""
+        if self.writes:
+            line = ("\n" if self._torn else "") + json.dumps(row, allow_nan=False) + "\n"
+            self._torn = True
+            with (self.folder / "log.jsonl").open("a") as file:
+                file.write(line)
+            self._torn = False
+
+    def forget_after(self, step: int) -> dict[str, Any] | None:
+        """Drop the log's rows of steps that were lost with their process; the last evaluation left.
+
+        Looks from the end, so that a long log costs no more than a short one.
+        """
+        path = self.folder / "log.jsonl"
+        if not path.is_file() or not path.stat().st_size:
+            return None
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            try:
+                kept, evaluation = kept_rows(data, step)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
+            ends_whole = data[kept - 1 : kept] == b"\n"
+        if kept < path.stat().st_size:
+            os.truncate(path, kept)
+        if kept and not ends_whole:
+            with path.open("a") as file:
+                file.write("\n")
+        return evaluation
+
+    def last_evaluation(self, step: int | None = None) -> dict[str, Any] | None:
+        """The last row of an evaluation in the log, of `step` where that is given."""
+        path = self.folder / "log.jsonl"
+        if not os.path.lexists(path):
+            return None
+        try:
+            lines = read_regular(path).splitlines()
+            rows = (row for line in reversed(lines) if EVALUATION_BEGINS in line and (row := parse_row(line)))
+            return next((row for row in rows if step in (None, row["step"])), None)
+        except Fault as error:
+            raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
+
+    def list_bad_images(self, lines: Iterable[str]) -> list[str]:
+        """Add to `bad_images.txt` those lines that it has not yet, and return them."""
+        known = read_bad_images(self.folder)
+        # Names may hold bytes that are no UTF-8; they are escaped.
+        told = (" ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in lines)
+        new = [line for line in dict.fromkeys(told) if line not in known]
+        with (self.folder / "bad_images.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in new)
+        return new
+
+    def remember_micro_batch(self, micro_batch: int, asked: int | None) -> None:
+        """Keep it for the processes that go on. Any process may: the one that ran out may be the only one to know."""
+        content = json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n"
+        self._replace(self.folder / "memory.json", content.encode())
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        if self.writes:
+            self._replace(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
+        """Write a file aside and rename it: what was there stays until all of the new one is on the disk."""
+        aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        try:
+            aside.write_bytes(content)
+            flush(aside)
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> what changed, in words."""
+    return {
+        name: f"{name} was {_in_words(name, before)} and is {_in_words(name, now)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    }
+
+
+def _in_words(name: str, values: Mapping[str, Any]) -> str:
+    return _short(values[name]) if name in values else "no setting"
+
+
+def _short(value: Any) -> str:
+    """A value as a person reads it: three digits of each number in a list."""
+    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+        return f"[{', '.join(f'{item:.3g}' for item in value)}]"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."  # the names of a thousand classes
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raises ValueError where a name of ours is taken by a folder, a FIFO or a device, which would be waited for."""
+    for name in (*FILES, LOCK):
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is not a regular file: move it elsewhere, or choose another --out")
+    lock = folder / LOCK
+    is_new = not (folder / "settings.json").exists()
+    if is_new and lock.is_file() and lock.stat().st_size and not lock.read_bytes().startswith(b"process "):
+        raise ValueError(f"trainkit did not write {lock}: move it elsewhere, or choose another --out")
+    for name in FOLDERS:
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is not a folder: move it elsewhere, or choose another --out")
+
+
+def _move_aside(folder: Path) -> Path:
+    """Rename a run's folder to the first of `folder`.1, .2, ... that is free. Raises ValueError where it may not be."""
+    place = folder.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise ValueError(
+            f"the run in {folder} cannot be moved aside: this command runs inside it, in {Path.cwd()}. Run it from "
+            "elsewhere, or choose another folder with --out"
+        )
+    strays = _strays(place)
+    if strays:
+        more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
+        raise ValueError(
+            f"the run in {folder} is not moved aside: trainkit did not write {', '.join(strays[:4])}{more} in it. "
+            "Move that elsewhere, or choose another folder with --out"
+        )
+    number = 1
+    while os.path.lexists(aside := place.with_name(f"{place.name}.{number}")):
+        number += 1
+    return place.rename(aside)
+
+
+def _strays(folder: Path) -> list[str]:
+    """What is in a run's folder, in its checkpoints or failures, and was not written by a training or a command."""
+    hidden = rf"\.lock|\.seen-[0-9a-f]+|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
+    own = [path for path in folder.iterdir() if path.name in (*FILES, *FOLDERS) or re.fullmatch(hidden, path.name)]
+    found = [path for path in folder.iterdir() if path not in own]
+    for name in FOLDERS:
+        inside = (folder / name).iterdir() if (folder / name).is_dir() else ()
+        found += [path for path in inside if not is_checkpoint_name(re.sub(r"^\.(writing|removing)-", "", path.name))]
+    return sorted(str(path.relative_to(folder)) for path in found if path.name not in LEFT_BY_SYSTEMS)

@@ -1,0 +1,122 @@
+"""settings.json of a run: what was asked for, and what it ran on."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from trainkit import __version__
+from trainkit.recipe import MEAN, STD
+from trainkit.storage.run_files import COUNT, MAPPING, STRING, Fault, Kind, load_json, maybe, or_none, require
+
+RECORDED = {
+    "settings": MAPPING,
+    "seed": Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**64),
+    "recipe": or_none(STRING),
+    "input": maybe(MAPPING),
+    "options": maybe(MAPPING),
+}
+TO_PUBLISH = {
+    "command": Kind("a command line", lambda value: isinstance(value, str) and _words(value)),
+    "options": MAPPING,
+    "versions": MAPPING,
+    "model": STRING,
+    "total_steps": COUNT,
+    "git_commit": or_none(STRING),
+    "local": maybe(Kind("a list of names", lambda value: isinstance(value, list))),
+}
+
+
+def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})) -> dict[str, Any]:
+    """settings.json of the run in `folder`. Raises ValueError where it is damaged, or not trainkit's.
+
+    needs: what must be in it beside settings, seed and recipe.
+    """
+    file = folder / "settings.json"
+    try:
+        content = load_json(file)
+        require(content, {**RECORDED, **needs})
+    except Fault as error:
+        raise ValueError(
+            f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or choose another folder. "
+            "Checkpoints beside it can be given to --checkpoint where it is moved elsewhere, with the run's settings"
+        ) from error
+    return content
+
+
+def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Input settings of the run of which settings.json holds `recorded`, by names of settings.
+
+    Runs of before this was kept had ImageNet's mean and std, but for pretrained networks their own; what a recipe had
+    no setting for was as here.
+    """
+    if "input" in recorded:
+        return dict(recorded["input"])
+    settings = recorded["settings"]
+    then = {"interpolation": "bilinear" if "pretrained" in settings else "bicubic"}
+    then |= {"crop_fraction": 0.875, "crop_mode": "center"}
+    if not settings.get("pretrained"):
+        then |= {"mean": list(MEAN), "std": list(STD)}
+    return {name: settings.get(name, value) for name, value in then.items()}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` has a settings.json that is trainkit's, or may be a damaged one of it."""
+    file = folder / "settings.json"
+    if not file.is_file():
+        return False
+    if (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file():
+        return True
+    try:
+        content = load_json(file)
+    except Fault:
+        return True
+    return isinstance(content, dict) and not content.keys().isdisjoint(RECORDED)
+
+
+def _words(command: str) -> list[str]:
+    """Its words; none where quotes do not match."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Command, versions and git commit, to know later what ran.
+
+    "local": the settings that name a file or folder that is there. Elsewhere nobody can tell datasets/ade20k, a folder,
+    from a name on the Hub.
+    """
+    where = recipe_file.resolve().parent if recipe_file else Path.cwd()
+    packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate")
+    return {
+        "recipe": str(recipe_file.resolve()) if recipe_file else None,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "local": [name for name, value in settings.items() if _is_there(value)],
+        "versions": {
+            "python": platform.python_version(),
+            "trainkit": __version__,
+            **{name: version(name) for name in packages},
+        },
+        "git_commit": _git(where, "rev-parse", "HEAD"),
+        "git_changed": bool(_git(where, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _is_there(value: Any) -> bool:
+    return isinstance(value, (str, Path)) and os.path.exists(value)
+
+
+def _git(where: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

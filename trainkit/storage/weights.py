@@ -1,0 +1,219 @@
+"""Weights into a model: from a checkpoint of ours or a file from elsewhere, and what of them does not fit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.distributed.fsdp import part
+from trainkit.engine.ema import averaged_weights
+from trainkit.storage import checkpoint
+from trainkit.storage.lookup import find_weights
+from trainkit.storage.weight_files import load_weights
+
+# What DDP, averaged models, torch.compile, Lightning and the trainers of whole tasks put before all names.
+PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.", "net.")
+SHOWN = 4  # names of each kind in a message
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How weights meet a model: by the model's names, those that fit, and what does not."""
+
+    matched: dict[str, Tensor]
+    unmatched: list[str]
+    """names in the file that the model has not"""
+    missing: list[str]
+    """names in the model that the file has not"""
+    misshapen: list[str]
+    """names in both, of another shape, each with the two shapes"""
+    mistyped: list[str]
+    """names in both whose values the model's would not hold, such as complex ones, each with the two types"""
+    renamed: str | None = None
+    """how the file's names were read, where not as they are"""
+
+    @property
+    def exact(self) -> bool:
+        return not (self.unmatched or self.missing or self.misshapen or self.mistyped)
+
+    def lines(self) -> list[str]:
+        """What does not fit, a line a kind: how many, and which."""
+        kinds = {
+            "of another shape": self.misshapen,
+            "of another type": self.mistyped,
+            "missing in the file": self.missing,
+            "unknown to the model": self.unmatched,
+        }
+        return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+
+
+def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+    """Compare names, shapes and types, the file's names read in the way that fits most of them: see `_readings`."""
+    ours = model.state_dict()
+    told, names = _best_reading(model, ours, weights)
+    named = {new: weights[old] for old, new in names.items()}
+    shared = [name for name in ours if name in named]
+    misshapen = [name for name in shared if not _in_shape(named[name], ours[name])]
+    mistyped = [name for name in shared if name not in misshapen and not _holds(ours[name], named[name])]
+    return Fit(
+        {n: named[n].reshape(ours[n].shape) for n in shared if n not in misshapen and n not in mistyped},
+        [name for name in named if name not in ours],
+        # Files older than batch norm's counter lack it, as torch allows.
+        [name for name in ours if name not in named and not name.endswith(".num_batches_tracked")],
+        [f"{name} (file {list(named[name].shape)}, model {list(ours[name].shape)})" for name in misshapen],
+        [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
+        told,
+    )
+
+
+def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by the names that `fit` reads them by, in the model's shapes."""
+    ours = model.state_dict()
+    _, names = _best_reading(model, ours, weights)
+    found = {new: weights[old] for old, new in names.items()}
+    return {n: v.reshape(ours[n].shape) if n in ours and _in_shape(v, ours[n]) else v for n, v in found.items()}
+
+
+def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError where the checkpoint at `path` names its weights otherwise than the model."""
+    ours = model.state_dict()
+    saved, now = [name for name in weights if name not in ours], [name for name in ours if name not in weights]
+    if saved or now:
+        older = checkpoint.format_of(path) < checkpoint.FORMAT
+        raise ValueError(
+            f"{path} cannot be resumed: it has {_first(saved) or 'none'} that the model has not, and lacks "
+            f"{_first(now) or 'none'}.{' An older trainkit named them so.' if older else ''} evaluate, predict and "
+            "export read its weights; to train on from them, begin another run with --init and --out"
+        )
+
+
+def _best_reading(
+    model: nn.Module, ours: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> tuple[str | None, dict[str, str]]:
+    """That of `_readings` by which most names and shapes fit, the first of several."""
+    best: tuple[int, str | None, dict[str, str]] = (-1, None, {})
+    for told, names in _readings(model, ours, list(weights)):
+        fits = sum(new in ours and _in_shape(weights[old], ours[new]) for old, new in names.items())
+        best = (fits, told, names) if fits > best[0] else best
+    return best[1:]
+
+
+def _readings(
+    model: nn.Module, ours: Mapping[str, Tensor], names: Sequence[str]
+) -> Iterator[tuple[str | None, dict[str, str]]]:
+    """Ways to read a file's names, old -> new each, the plainest first, and what is to be told of it.
+
+    As they are; without prefixes that all of them have; with one more that all of them lack; and as checkpoints of
+    format 1 called the parts of what `fine_tuned` makes, "backbone" and "head".
+    """
+    off, bare = "", {name: name for name in names}
+    while True:
+        took = f"{off!r} was taken off the names in the file" if off else None
+        yield took, {old: _as_compiled(new, ours) for old, new in bare.items()}
+        for prefix in PREFIXES:
+            put = f"{prefix!r} was put before the names in the file"
+            yield f"{took}, and {put}" if took else put, {old: prefix + new for old, new in bare.items()}
+        common = [prefix for prefix in PREFIXES if bare and all(new.startswith(prefix) for new in bare.values())]
+        if not common:
+            break
+        off += common[0]
+        bare = {old: new.removeprefix(common[0]) for old, new in bare.items()}
+    heads = getattr(model, "head_names", ())
+    if len(heads) == 1 and all(name.startswith(("backbone.", "head.")) for name in names):
+        yield (
+            "the names in the file are those of an older trainkit (backbone and head)",
+            {n: n.removeprefix("backbone.") if n.startswith("backbone.") else heads[0] + n[4:] for n in names},
+        )
+
+
+def _as_compiled(name: str, ours: Mapping[str, Tensor]) -> str:
+    """Without what torch.compile puts into the name where a part of the model was compiled."""
+    return name if name in ours else name.replace("._orig_mod.", ".")
+
+
+def _in_shape(value: Tensor, ours: Tensor) -> bool:
+    """Whether it is of our shape; the weights (N, C) of a linear layer are those of a convolution (N, C, 1, 1)."""
+    return value.shape == ours.shape or (ours.ndim == 4 and (*value.shape, 1, 1) == ours.shape)
+
+
+def _holds(ours: Tensor, value: Tensor) -> bool:
+    """Whether a tensor of our type holds the values: no float those of a complex number, or of an integer's code."""
+    return ours.is_complex() == value.is_complex() and ours.is_floating_point() <= value.is_floating_point()
+
+
+def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path, partial: bool = False) -> Fit:
+    """Load weights, read from `path`, and return how they fit; `partial` allows that some do not.
+
+    Raises ValueError that lists the names where they do not fit, or where none does.
+    """
+    found = fit(model, weights)
+    what = f"the weights in {path} do not fit {type(model).__name__}"
+    if not found.matched:
+        raise ValueError(
+            f"{what}: none of its {len(weights)} names and shapes match ({_first(list(weights))}; the model has "
+            f"{_first(list(model.state_dict()))}){_of_shared(found)}"
+        )
+    if not (found.exact or partial):
+        raise ValueError(
+            f"{what}: {'; '.join(found.lines())}. Give the settings the weights were trained with; evaluate, "
+            "predict and export take what fits with --partial"
+        )
+    _take_up(model, found)
+    return found
+
+
+def take_weights(
+    model: nn.Module, path: Path, key: str | None = None, partial: bool = False, averaged: bool = True
+) -> list[str]:
+    """Load the weights at `path`, see `read_weights` and `load_model`, and return lines to be told."""
+    weights, lines = read_weights(path, key, averaged)
+    found = load_model(model, weights, path, partial)
+    renamed = [f"{path.name}: {found.renamed}"] if found.renamed else []
+    return [*lines, *renamed, *(f"--partial: left out, {line}" for line in found.lines())]
+
+
+def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
+    """Begin a training with the weights at `path`, a run or what `evaluate --checkpoint` takes: lines to be told.
+
+    What does not fit, such as the last layer for other classes, stays as it is. Raises ValueError where nothing
+    fits, FileNotFoundError where there is nothing.
+    """
+    file, _ = find_weights(path)
+    weights, lines = read_weights(file, key)
+    found = load_model(model, weights, file, partial=True)
+    renamed = [f"{file.name}: {found.renamed}"] if found.renamed else []
+    left = [f"left as they are, {line}" for line in found.lines()]
+    return [f"starting from the weights in {file}", *lines, *renamed, *left]
+
+
+def read_weights(path: Path, key: str | None = None, averaged: bool = True) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of a checkpoint folder or of a file, and lines on which of several sets of a file they are.
+
+    key: which, see `weight_files.load_weights`. averaged: of a checkpoint the averaged ones, where the run kept an
+    average.
+    """
+    if not path.is_dir():
+        return load_weights(path, key)
+    if key is not None:
+        raise ValueError(f"weights_key is {key!r}, and {path} is a checkpoint of trainkit: leave it out")
+    weights, state = checkpoint.load(path)
+    mean = averaged and state.get("ema")
+    return (averaged_weights(weights, state["ema"]["averages"]) if mean else weights), []
+
+
+@torch.no_grad()
+def _take_up(model: nn.Module, found: Fit) -> None:
+    ours = model.state_dict()
+    model.load_state_dict({name: part(value, ours[name]) for name, value in found.matched.items()}, strict=False)
+
+
+def _of_shared(found: Fit) -> str:
+    """Names that are the same, where shapes or types are not."""
+    return "".join(f"; {len(each)} of another {of}: {each[0]}" for of, each in (
+        ("shape", found.misshapen), ("type", found.mistyped)) if each)  # fmt: skip
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

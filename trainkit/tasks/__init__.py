@@ -1,0 +1,1 @@
+"""What outputs mean: recognition and segmentation."""

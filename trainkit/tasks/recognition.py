@@ -1,0 +1,214 @@
+"""Recognition: one class per image. Losses, metrics, predictions and transforms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from trainkit.data.targets import as_target
+from trainkit.data.transforms.ops import Lighting, Look, RandomResizedCrop, stacked
+from trainkit.losses.base import Criterion, CrossEntropy, as_criteria
+from trainkit.losses.functional import check_num_outputs
+from trainkit.metrics.base import TopK
+from trainkit.metrics.calibration import CalibrationError
+from trainkit.outputs import class_logits
+
+MAGNITUDES = 31  # of torchvision's RandAugment, from 0
+CROP_MODES = ("center", "squash")  # of timm's
+IGNORED = -1  # the class id that counts nowhere
+MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision rounds
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
+
+    classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,
+    given class ids (N,). loss: one of trainkit.losses.base, or several, in place of cross-entropy.
+    Outputs of the model: logits (N, C), or what holds them, see `trainkit.outputs.main_logits`. Targets: ids (N,),
+    negative ones ignored, or probabilities (N, C), of which a row that sums to less than 1 counts as much less.
+    """
+
+    classes: int | Sequence[str]
+    label_smoothing: float = 0.0
+    extra_metrics: Sequence[Any] = ()
+    loss: Criterion | Sequence[Criterion] | None = None
+
+    headline = "top1"
+    higher_is_better = True
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"Recognition: {self.num_classes} classes; there must be at least 2")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        if self.loss is not None and self.label_smoothing:
+            raise ValueError(f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss instead")
+        as_criteria(self._loss, self.num_classes)  # what cannot work is refused here
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def _ks(self) -> tuple[int, ...]:
+        return (1, 5) if self.num_classes > 5 else (1,)
+
+    @property
+    def _loss(self) -> Criterion | Sequence[Criterion]:
+        return CrossEntropy(label_smoothing=self.label_smoothing) if self.loss is None else self.loss
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
+
+    def check(self, target: Any) -> str | None:
+        """What is wrong with one image's target, or None: a class id of any integer type, or probabilities (C,)."""
+        target = as_target(target)
+        if isinstance(target, Tensor) and target.dtype == torch.int64 and target.ndim == 0:
+            label = int(target)
+            return None if label < self.num_classes else self._outside(label)
+        if not isinstance(target, Tensor) or (target.ndim == 0 and target.is_floating_point()):
+            return (
+                f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, below 0 if ignored"
+            )
+        if tuple(target.shape) != (self.num_classes,):
+            return (
+                f"target of shape {tuple(target.shape)} is neither a class id nor a row of {self.num_classes} "
+                "probabilities"
+            )
+        if not target.is_floating_point() or float(target.sum()) > MOST_OF_A_ROW:
+            return (
+                f"target is a row of {self.num_classes} numbers, {int((target > 0).sum())} of them above 0 "
+                "(multi-hot), and Recognition is of one class for each image. Give its class id, or probabilities "
+                "that sum to 1; several classes for an image take a task of their own (trainkit.recipe.Task)"
+            )
+        if not float(target.min()) >= 0:
+            return f"target holds {float(target.min())}: probabilities are not below 0"
+        return None
+
+    def _outside(self, label: int) -> str:
+        return f"label {label} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
+
+    def counts(self, targets: Tensor) -> Tensor:
+        """What each loss says (images with a class for cross-entropy): (K,)."""
+        criteria = as_criteria(self._loss, self.num_classes)
+        return torch.stack([each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria])
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Weighted sums of the terms: (K,)."""
+        outputs = class_logits(outputs)
+        check_num_outputs(outputs, self.num_classes, type(self).__name__)
+        criteria = as_criteria(self._loss, self.num_classes)
+        return torch.stack([each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria])
+
+    def predict(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Logits (N, C), whose softmax are the probabilities.
+
+        Where there are several outputs for each target, as of ten crops, their probabilities are averaged.
+        """
+        outputs = class_logits(outputs)
+        check_num_outputs(outputs, self.num_classes, type(self).__name__)
+        if len(outputs) != len(targets):
+            outputs = outputs.float().log_softmax(1).unflatten(0, (len(targets), -1)).logsumexp(1)
+        return outputs
+
+    def labels(self, predictions: Tensor) -> Tensor:
+        """The likeliest class, (N,); of two as likely, which bfloat16 often has, the one that top1 takes."""
+        return predictions.topk(max(self._ks), dim=1).indices[:, 0]
+
+    def metrics(self) -> list:
+        """TopK, then the recipe's own."""
+        return [TopK(self._ks, self.classes), *self.extra_metrics]
+
+    def thorough_metrics(self) -> list:
+        """The expected calibration error."""
+        return [CalibrationError()]
+
+
+def _one_ignored(targets: Tensor) -> Tensor:
+    """Negative ids are one."""
+    return targets if targets.is_floating_point() else targets.long().clamp(min=IGNORED)
+
+
+def train_transform(
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    rand_augment: tuple[int, int] | None = None,
+    trivial_augment: bool = False,
+    jitter: Sequence[float] | None = None,
+    lighting: float | None = None,
+    erase: float | None = None,
+) -> v2.Transform:
+    """Random crop of an area in `scale` resized to `size`, flip, and what is asked for in this order: uint8 -> uint8.
+
+    rand_augment: number and magnitude (Cubuk et al., 2020). trivial_augment: TrivialAugmentWide (Müller and Hutter,
+    2021). jitter: strengths of changes of brightness, contrast, saturation and hue; later ones may be left out.
+    lighting: see `Lighting`; 0.1 in the paper. erase: probability that a rectangle is filled with ImageNet's mean
+    colour (Zhong et al., 2020).
+    """
+    _check_side(size)
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale is {scale}; give two shares of the image's area above 0, the smaller one first")
+    if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
+        raise ValueError(
+            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their magnitude, 0 to "
+            f"{MAGNITUDES - 1}, such as 2 9"
+        )
+    if jitter is not None and not 1 <= len(jitter) <= 4:
+        raise ValueError(f"jitter is {jitter}; give one to four: of brightness, contrast, saturation and hue")
+    if rand_augment is not None and trivial_augment:
+        raise ValueError(f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them")
+    steps = [
+        RandomResizedCrop(size, scale=scale, interpolation=interpolation),
+        v2.RandomHorizontalFlip(),
+    ]
+    if rand_augment is not None:
+        steps.append(
+            v2.RandAugment(*rand_augment, interpolation=InterpolationMode.BILINEAR)
+        )  # no bicubic turns tensors
+    if trivial_augment:
+        steps.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
+    if jitter is not None:
+        steps.append(v2.ColorJitter(*jitter))
+    if lighting is not None:
+        steps.append(Lighting(lighting))
+    if erase is not None:
+        steps.append(v2.RandomErasing(erase, value=[124, 116, 104]))
+    return v2.Compose(steps)
+
+
+def eval_transform(
+    size: int,
+    crop_fraction: float = 0.875,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    ten_crop: bool = False,
+    crop_mode: str = "center",
+) -> Look:
+    """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
+
+    crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which keeps all of a long
+    image and no proportions. `size` may be another than in training. ten_crop: corners, centre and their mirror images,
+    (10, 3, size, size), of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
+    """
+    _check_side(size)
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction}; it must be above 0 and at most 1 (0.875 is usual)")
+    if crop_mode not in CROP_MODES:
+        raise ValueError(f"crop_mode is {crop_mode!r}; it must be {' or '.join(CROP_MODES)}")
+    short = round(size / crop_fraction)
+    side = short if crop_mode == "center" else [short, short]
+    resize = v2.Resize(side, interpolation=interpolation, antialias=True)
+    cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
+    of = "short side" if crop_mode == "center" else "both sides"
+    label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short}, {interpolation.value}"
+    return Look([resize, *cut], label)
+
+
+def _check_side(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size is {size}; it is the side of a crop in pixels, at least 1 (224 is usual)")

@@ -1,0 +1,207 @@
+"""Segmentation: one class per pixel. Losses, metrics, predictions and transforms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from trainkit.data.targets import as_target
+from trainkit.data.transforms.ops import LongSide, Look, RandomScaleCrop
+from trainkit.losses.base import OHEM, Criterion, CrossEntropy, Focal, as_criteria
+from trainkit.losses.functional import check_ignore, check_num_outputs, presence_loss_sum
+from trainkit.losses.region import Dice, Lovasz
+from trainkit.metrics.base import MeanIoU
+from trainkit.metrics.confusion import likeliest
+from trainkit.outputs import main_logits, resized, resized_to_targets
+
+Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Cross-entropy over pixels or other losses, with an auxiliary and a semantic-encoding term where asked for.
+
+    classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
+    factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et
+    al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given label maps.
+    loss: one of trainkit.losses.base or trainkit.losses.region, or several; the auxiliary term takes the first of them.
+    palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids:
+    the label of each class in the dataset's own files, which predictions are written in; None: as they are.
+    Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
+    models return, or as "logits" as those of transformers do; where they are smaller than the targets they are resized
+    to them, in training too. Targets: label maps (N, H, W), of any integer type.
+    """
+
+    classes: int | Sequence[str]
+    ignore: int = 255
+    aux_weight: float = 0.0
+    se_weight: float = 0.0
+    absent: str = "skip"
+    extra_metrics: Sequence[Any] = ()
+    loss: Criterion | Sequence[Criterion] = CrossEntropy()
+    palette: Sequence[tuple[int, int, int]] | None = None
+    raw_ids: Sequence[int] | None = None
+
+    headline = "mIoU"
+    higher_is_better = True
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"Segmentation: {self.num_classes} classes; there must be at least 2")
+        if 0 <= self.ignore < self.num_classes:
+            raise ValueError(
+                f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored label in the "
+                "dataset to an id outside them (255)"
+            )
+        as_criteria(self.loss, self.num_classes)  # what cannot work is refused here
+        for name, most in (("palette", 255), ("raw_ids", 65535)):
+            values = getattr(self, name)
+            if values is not None:
+                _check_of_classes(name, values, self.num_classes, most)
+
+    @classmethod
+    def of(cls, data: Any, **settings: Any) -> "Segmentation":
+        """With classes, palette and raw_ids of a dataset of trainkit.data, such as ADE20K, and the settings above."""
+        return cls(data.classes, palette=data.palette, raw_ids=data.raw_ids, **settings)
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        names = [each.name for each in as_criteria(self.loss, self.num_classes)]
+        return (*names, *(["aux"] if self.aux_weight else []), *(["se"] if self.se_weight else []))
+
+    def check(self, target: Any) -> str | None:
+        """What is wrong with one label map, or None."""
+        target = as_target(target)
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != 2:
+            kind = f"{target.dtype} of shape {tuple(target.shape)}" if isinstance(target, Tensor) else repr(target)
+            return f"mask is {kind}; it is whole numbers (H, W), a class id for each pixel"
+        if fault := check_ignore(target, self.ignore):
+            return fault
+        low, high = map(int, target.masked_fill(target == self.ignore, 0).aminmax())
+        if low >= 0 and high < self.num_classes:
+            return None
+        stray = high if high >= self.num_classes else low
+        return (
+            f"label {stray} on {int((target == stray).sum())} pixels is outside the {self.num_classes} classes 0 to "
+            f"{self.num_classes - 1} (ignored: {self.ignore})"
+        )
+
+    def counts(self, targets: Tensor) -> Tensor:
+        """What each loss says (valid pixels for cross-entropy), images times classes for "se": (K,)."""
+        criteria = as_criteria(self.loss, self.num_classes)
+        counts = {each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria}
+        counts["aux"] = counts[criteria[0].name]
+        counts["se"] = torch.full_like(counts["aux"], float(len(targets) * self.num_classes))
+        return torch.stack([counts[term] for term in self.terms])
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Weighted sums of the terms: (K,)."""
+        outputs = {**(outputs if isinstance(outputs, Mapping) else {}), "out": main_logits(outputs)}
+        for term, key in (("aux", "aux"), ("se", "se")):
+            if term in self.terms and key not in outputs:
+                raise ValueError(
+                    f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
+                    f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
+                )
+        used = {"out", *({"aux", "se"} & set(self.terms))}  # a model may return what no loss is asked for
+        for key in used:
+            check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
+        maps = {key: resized_to_targets(outputs[key], targets) for key in used - {"se"}}
+        criteria = as_criteria(self.loss, self.num_classes)
+        sums = {each.name: each.factor * each(maps["out"], targets, self.ignore) for each in criteria}
+        if "aux" in self.terms:
+            sums["aux"] = self.aux_weight * criteria[0](maps["aux"], targets, self.ignore)
+        if "se" in self.terms:
+            sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
+        return torch.stack([sums[term] for term in self.terms])
+
+    def predict(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Label maps (N, H, W) at the size of the untouched masks, to which the logits are resized."""
+        logits = main_logits(outputs)
+        check_num_outputs(logits, self.num_classes, type(self).__name__)
+        return likeliest(resized(logits, targets.shape[-2:]))
+
+    def scores(self, outputs: Any, images: Tensor) -> Tensor:
+        """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
+        logits = main_logits(outputs)
+        check_num_outputs(logits, self.num_classes, type(self).__name__)
+        return resized(logits, images.shape[-2:]).float().softmax(1)
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """Label maps (N, H, W) from probabilities (N, C, H, W)."""
+        return likeliest(scores)
+
+    def labels(self, predictions: Tensor) -> Tensor:
+        """Label maps are plain labels already."""
+        return predictions
+
+    def metrics(self) -> list:
+        """MeanIoU, then the recipe's own."""
+        names = None if isinstance(self.classes, int) else list(self.classes)
+        return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
+
+
+def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
+    """The losses of label maps with these names, each as its paper has it: what a recipe's setting `loss` says.
+
+    weight: one per class, for cross_entropy and focal. Raises ValueError where none of them is there to take it.
+    """
+    known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
+    weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
+    if weight is not None and not weighted & set(names):
+        raise ValueError(f"class weights are of cross_entropy and focal, and the loss is {', '.join(names)}")
+    return [known[name](weight=weight) if name in weighted else known[name]() for name in names]
+
+
+def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:
+    if len(values) != num_classes:
+        raise ValueError(f"{name} has {len(values)} entries for {num_classes} classes; give one for each")
+    for value in values:
+        numbers = value if name == "palette" else (value,)
+        if len(numbers) != (3 if name == "palette" else 1) or not all(0 <= number <= most for number in numbers):
+            kind = f"three numbers from 0 to {most}" if name == "palette" else f"a number from 0 to {most}"
+            raise ValueError(f"{name} holds {value}; each entry is {kind}")
+
+
+def train_transform(
+    base: int,
+    crop: int,
+    scale: tuple[float, float] = (0.5, 2.0),
+    ignore: int = 255,
+    photometric: bool = False,
+    max_share: float | None = None,
+) -> v2.Transform:
+    """Long side to base times a random scale, random crop, flip: (image, mask) -> (image, mask).
+
+    What a crop larger than the image lacks is black in the image and `ignore` in the mask. photometric: distort
+    brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
+    torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
+    """
+    _check_sides(base=base, crop=crop)
+    scaled = RandomScaleCrop(base, crop, scale, ignore, max_share, hflip_prob=0.5)
+    return v2.Compose([scaled, v2.RandomPhotometricDistort()]) if photometric else scaled
+
+
+def eval_transform(base: int | None, crop: int | None = None) -> Look:
+    """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on.
+
+    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: figures as
+    of older codes, and not comparable with those of whole images.
+    """
+    _check_sides(base=base, crop=crop)
+    if crop is not None:
+        return Look([v2.Resize(crop), v2.CenterCrop(crop)], f"centre crop of {crop} of image and mask", whole=False)
+    return Look([v2.Identity()], "as stored") if base is None else Look([LongSide(base)], f"long side {base}")
+
+
+def _check_sides(**sides: int | None) -> None:
+    for name, side in sides.items():
+        if side is not None and side < 1:
+            raise ValueError(f"{name} is {side}; it is a side in pixels, at least 1")
