@@ -8,7 +8,7 @@ import torch
 
 from trainkit.data.datasets import synthetic
 from trainkit.data.datasets.ade20k import ADE20K
-from trainkit.metrics.base import MeanIoU
+from trainkit.metrics.segmentation import MeanIoU
 
 summary = json.loads((Path(sys.argv[1]) / "summary.json").read_text())
 masks = [

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from timing import interleaved, told, versions
 from torchvision.models import resnet18, resnet50
 
-from trainkit.storage.checkpoint import Snapshot, digest, flush
+from trainkit.files import flush
+from trainkit.storage.checkpoint import Snapshot, digest
 from trainkit.storage.checkpoint_writer import Saver
 
 

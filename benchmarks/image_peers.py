@@ -15,7 +15,7 @@ from torchvision.transforms import functional
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.image_io import read_mask
 from trainkit.data.transforms.ops import RandomScaleCrop
-from trainkit.tasks.recognition import train_transform
+from trainkit.data.transforms.recognition import train_transform
 
 CROP, SHORT = 480, 520  # of torchvision's segmentation references, whose base is the short side
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

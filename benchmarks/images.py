@@ -42,9 +42,9 @@ from image_peers import CROP, SHORT, TO_FLOAT, ReferencePairs, RegionPairs, Regi
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.image_io import read_image
 from trainkit.data.loader import make_loader
+from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.data.transforms.segmentation import train_transform as train_pairs
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.tasks.recognition import eval_transform, train_transform
-from trainkit.tasks.segmentation import train_transform as train_pairs
 
 SIZES = {"segment-jpeg": (683, 512), "segment-png": (240, 180), "segment-png-large": (480, 360)}
 CASES = ["train", "evaluate", *SIZES]

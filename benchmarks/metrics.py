@@ -15,7 +15,7 @@ import torch
 from timing import interleaved, told, versions
 from torch import Tensor
 
-from trainkit.metrics.base import MeanIoU
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.segmentation import Segmentation
 
 IGNORE = 255

@@ -19,10 +19,11 @@ from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.open import class_images
+from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, fine_tuned, published_input
 from trainkit.optim import param_groups
 from trainkit.schedules import cos
-from trainkit.tasks.recognition import Recognition, eval_transform, train_transform
+from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 32, "size": 56}

@@ -26,10 +26,11 @@ from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
+from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, published_input
 from trainkit.optim import param_groups
 from trainkit.schedules import cos
-from trainkit.tasks.recognition import Recognition, eval_transform, train_transform
+from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "epochs": 6, "lr": 0.05, "batch_size": 32, "warmup_epochs": 1, "size": 56}

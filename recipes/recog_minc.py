@@ -20,11 +20,12 @@ from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.minc import MINC
 from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.staged import Stages
+from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
 from trainkit.optim import param_groups
 from trainkit.schedules import multistep
-from trainkit.tasks.recognition import Recognition, eval_transform, train_transform
+from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "head": 1.0, "lr": 0.5, "batch_size": 32, "size": 56}

@@ -21,11 +21,12 @@ from torch.optim import SGD
 from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
+from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.models.segmentation import torchvision_segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.tasks.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
+from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
 Model = Literal["fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "small_fcn"]
 

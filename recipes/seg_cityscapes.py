@@ -19,11 +19,12 @@ from torch.optim import SGD
 from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.cityscapes import Cityscapes
+from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.models.segmentation import Segmenter, encoding_weight, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.tasks.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
+from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8, "base": 112, "crop": 88,

@@ -24,11 +24,12 @@ from trainkit.data.datasets.folder import IGNORED, read_classes
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.open import label_maps
 from trainkit.data.datasets.segmentation import read_mask_values
+from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.models.segmentation import torchvision_segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
-from trainkit.tasks.segmentation import Loss, Segmentation, eval_transform, named_losses, train_transform
+from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small_lraspp", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8, "base": 112,

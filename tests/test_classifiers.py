@@ -9,10 +9,10 @@ from conftest import ROOT
 from torch import nn
 from torchvision.models import ResNet18_Weights, get_model, resnet18
 
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.recognition import classifier, fine_tuned, published_input
 from trainkit.optim import depths, param_groups
-from trainkit.recipe import build, load_recipe
 from trainkit.storage.weights import load_model
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from toys import CLASSES, recognition, segmentation
 
 from trainkit import Options, train
-from trainkit.losses.base import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
 from trainkit.losses.functional import cross_entropies
+from trainkit.losses.pixelwise import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation

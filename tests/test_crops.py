@@ -16,8 +16,8 @@ from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.image_io import LabelError, read_image, read_mask
 from trainkit.data.loader import collate, make_loader
 from trainkit.data.reader import Reader
+from trainkit.data.to_device import ToDevice
 from trainkit.data.transforms.ops import RandomResizedCrop, RandomScaleCrop, resized_region
-from trainkit.engine.task_module import ToDevice
 
 MOST = 0.3  # grey levels that a crop may differ from Pillow's, in the mean
 

@@ -20,8 +20,8 @@ from trainkit.data.image_io import read_image, read_mask
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import OnDevice
 from trainkit.data.transforms.ops import LongSide
+from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.tasks.recognition import Recognition
-from trainkit.tasks.segmentation import eval_transform, train_transform
 
 PICTURE = np.kron(np.array([[0, 60, 120], [180, 240, 30]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8))
 RGB = np.stack([PICTURE, 255 - PICTURE, PICTURE // 2], -1)

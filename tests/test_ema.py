@@ -8,8 +8,9 @@ from toys import everything, recognition, run
 from trainkit import Options, evaluate, train
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.ema import EMA, averaged_weights
+from trainkit.engine.ema import EMA
 from trainkit.storage.checkpoint import list_checkpoints, load
+from trainkit.storage.weights import averaged_weights
 
 
 def test_the_recurrence():

@@ -14,8 +14,8 @@ from toys import CLASSES, Net, recognition
 from trainkit.cli import main
 from trainkit.commands.export import _images, export
 from trainkit.data.image_io import read_image
+from trainkit.data.transforms.recognition import eval_transform as crop
 from trainkit.options import ExportOptions
-from trainkit.tasks.recognition import eval_transform as crop
 
 
 def asked(out, kind, **more):

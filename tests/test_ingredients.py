@@ -23,12 +23,12 @@ from trainkit.data.reader import name_of
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.seeding import Seeded, fold, seed_host
 from trainkit.data.transforms.ops import Lighting, RandomScaleCrop
+from trainkit.data.transforms.recognition import eval_transform as eval_images
+from trainkit.data.transforms.recognition import train_transform as train_images
+from trainkit.data.transforms.segmentation import eval_transform as eval_maps
+from trainkit.data.transforms.segmentation import train_transform as train_maps
 from trainkit.models.recognition import DropBlock, classifier
 from trainkit.tasks.recognition import Recognition
-from trainkit.tasks.recognition import eval_transform as eval_images
-from trainkit.tasks.recognition import train_transform as train_images
-from trainkit.tasks.segmentation import eval_transform as eval_maps
-from trainkit.tasks.segmentation import train_transform as train_maps
 
 
 def picture(height: int = 40, width: int = 60) -> tv_tensors.Image:

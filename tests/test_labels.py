@@ -20,7 +20,8 @@ from trainkit.data.datasets.repeated import Repeated
 from trainkit.engine.label_warnings import NUM_MASKS, WITHOUT, evaluation_warnings, training_warnings
 from trainkit.engine.loop import evaluate
 from trainkit.engine.plan import Plan
-from trainkit.metrics.base import MeanIoU, TopK
+from trainkit.metrics.recognition import TopK
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.optim import param_groups
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation

@@ -19,8 +19,7 @@ from trainkit.data import workers
 from trainkit.data.reader import is_unusable
 from trainkit.data.workers import Loader, worker_deaths_told
 from trainkit.distributed.launcher import faulty_variable
-from trainkit.limits import limit_met
-from trainkit.memory import SAID, is_out_of_memory, is_shortage
+from trainkit.errors import SAID, is_out_of_memory, is_shortage, limit_met
 from trainkit.options import LONGEST_S, check_finite
 
 RECIPE = """

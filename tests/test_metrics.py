@@ -13,8 +13,9 @@ from toys import CLASSES, recognition
 
 from trainkit import Options, train
 from trainkit.data.datasets.ade20k import ADE20K
-from trainkit.metrics.base import MeanIoU, TopK, each_metric
-from trainkit.metrics.calibration import CalibrationError
+from trainkit.metrics.base import each_metric
+from trainkit.metrics.recognition import CalibrationError, TopK
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.recognition import Recognition
 
 

@@ -8,7 +8,7 @@ from toys import CLASSES, Images, recognition
 
 from trainkit import Options, train
 from trainkit.data.mixup import Cutmix, Either, Mixup
-from trainkit.losses.base import BinaryCrossEntropy, Focal
+from trainkit.losses.pixelwise import BinaryCrossEntropy, Focal
 from trainkit.tasks.recognition import Recognition
 
 IMAGES = torch.rand(7, 3, 8, 10, generator=torch.Generator().manual_seed(0))

@@ -19,11 +19,12 @@ from trainkit.cli import main
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.sampler import Locality, TrainOrder
 from trainkit.data.seeding import Seeded, seed_host
+from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
 from trainkit.engine.loop import evaluate
 from trainkit.engine.precise_bn import PreciseBatchNorm
-from trainkit.engine.task_module import Objective, ToDevice
+from trainkit.engine.task_module import Objective
 from trainkit.models.small import Block
 from trainkit.optim import param_groups
 from trainkit.storage.checkpoint import list_checkpoints
@@ -207,7 +208,8 @@ from toys import Images
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.task_module import Objective, ToDevice
+from trainkit.engine.task_module import Objective
+from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import prepare
 accelerator = start_accelerator()
 seed_host(1)

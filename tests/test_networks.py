@@ -15,12 +15,14 @@ from toys import CLASSES, Maps, recognition, segmentation
 
 from trainkit import Options, Recipe, freeze, train
 from trainkit.commands.check import check
+from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
 from trainkit.engine.loop import evaluate
-from trainkit.engine.precise_bn import PreciseBatchNorm, synchronised
+from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.probe import unchanged
-from trainkit.engine.task_module import Objective, ToDevice
+from trainkit.engine.sync_batch_norm import synchronised
+from trainkit.engine.task_module import Objective
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.outputs import main_logits, resized_to_targets, size_divisor

@@ -12,10 +12,11 @@ from conftest import ROOT
 from PIL import Image
 
 from trainkit.cli import main
-from trainkit.commands.results import require_room
 from trainkit.data.image_io import read_image
+from trainkit.files import require_room
 from trainkit.options import check_finite
-from trainkit.storage.lookup import check_same_classes, find_weights, read_settings
+from trainkit.storage.lookup import find_weights, read_settings
+from trainkit.storage.run_settings import check_same_classes
 from trainkit.storage.weight_files import load_weights
 from trainkit.storage.weights import read_weights
 from trainkit.tasks.recognition import Recognition

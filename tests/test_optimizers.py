@@ -17,7 +17,8 @@ from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.checkpointing import rehearse, restore, save
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.plan import Plan
-from trainkit.engine.state import Training, begin
+from trainkit.engine.setup import begin
+from trainkit.engine.state import Training
 from trainkit.engine.step import train_step
 from trainkit.schedules import constant
 from trainkit.storage.checkpoint import checkpoint_path

@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from toys import Images, recognition, run, streamed, write_parquet
 
 from trainkit import Options, train
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.datasets import parquet
 from trainkit.data.datasets.hub import HubImages, HubMasks
 from trainkit.data.datasets.open import class_images
@@ -33,7 +34,6 @@ from trainkit.data.loader import make_loader
 from trainkit.data.reader import Reader
 from trainkit.data.sampler import Batches, Locality, TrainOrder, evaluation_batches
 from trainkit.data.seeding import seed_host
-from trainkit.recipe import build, load_recipe
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum), st.integers(1, 5), st.integers(1, 20))

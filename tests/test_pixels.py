@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainkit.metrics import confusion
-from trainkit.metrics.base import MeanIoU
+from trainkit.metrics.segmentation import MeanIoU
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

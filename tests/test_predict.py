@@ -22,6 +22,7 @@ from trainkit.cli import main
 from trainkit.commands import prediction_writers
 from trainkit.commands.predict import predict
 from trainkit.commands.prediction_writers import likeliest
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.datasets.ade20k import ADE20K, to_train_ids
 from trainkit.data.datasets.coco import COCO
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
@@ -30,13 +31,12 @@ from trainkit.data.datasets.pcontext import PascalContext
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.data.image_io import read_image
 from trainkit.data.palette import colour_map
+from trainkit.data.transforms.recognition import eval_transform as crop
+from trainkit.data.transforms.segmentation import eval_transform as long_side
 from trainkit.inference import Inference
 from trainkit.options import PredictOptions
-from trainkit.recipe import build, load_recipe
 from trainkit.tasks.recognition import Recognition
-from trainkit.tasks.recognition import eval_transform as crop
 from trainkit.tasks.segmentation import Segmentation
-from trainkit.tasks.segmentation import eval_transform as long_side
 
 NAMES = [f"kind {letter}" for letter in "abcdefg"]
 PALETTE = [(10 * i, 255 - i, i) for i in range(CLASSES)]

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from trainkit.cli import main
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.transforms.recognition import CROP_MODES, eval_transform
 from trainkit.models.recognition import published_input
-from trainkit.recipe import build, load_recipe
-from trainkit.tasks.recognition import CROP_MODES, eval_transform
 
 timm = pytest.importorskip("timm")
 HALF, IMAGENET = "mean 0.5 0.5 0.5, std 0.5 0.5 0.5", "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"

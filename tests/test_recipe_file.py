@@ -17,9 +17,9 @@ from toys import Images, in_blocks, recognition
 
 from trainkit import Options, train
 from trainkit.cli import main
+from trainkit.commands.recipe_file import build, load_recipe, sample_settings
 from trainkit.engine.evaluation import RESERVED, require_free_names
 from trainkit.options import check_finite
-from trainkit.recipe import build, load_recipe, sample_settings
 from trainkit.storage.setting_values import plain, read_settings_as, typed
 from trainkit.tasks.recognition import Recognition
 

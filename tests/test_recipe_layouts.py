@@ -18,7 +18,7 @@ from test_recog_datasets import minc  # noqa: F401
 from test_seg_datasets import blocks, city_files, coco_files, labels_png, photo, sbd_files, voc_files
 
 from trainkit.cli import main
-from trainkit.recipe import load_recipe
+from trainkit.commands.recipe_file import load_recipe
 
 
 def ade20k(root):

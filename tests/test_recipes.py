@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT
 
 from trainkit.cli import main
+from trainkit.commands.recipe_file import build, load_recipe, sample_settings
 from trainkit.data.seeding import seed_host
 from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
-from trainkit.recipe import build, load_recipe, sample_settings
 
 FILES = sorted((ROOT / "recipes").rglob("*.py"))
 

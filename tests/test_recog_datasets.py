@@ -13,11 +13,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from trainkit.cli import main
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.datasets.folder import ClassFolder
 from trainkit.data.datasets.hub import HubImages
 from trainkit.data.datasets.minc import MINC
 from trainkit.data.datasets.open import class_images
-from trainkit.recipe import build, load_recipe
 
 # Colour wedges without edges, which JPEG keeps within a few grey values.
 Y, X = np.mgrid[:24, :32]

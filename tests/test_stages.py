@@ -14,13 +14,13 @@ from trainkit import Options
 from trainkit.cli import main
 from trainkit.commands.check import check
 from trainkit.commands.dataset_check import untransformed
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.loader import make_loader
 from trainkit.data.reader import name_of
 from trainkit.data.sampler import Batches, TrainOrder
 from trainkit.data.seeding import Seeded
-from trainkit.recipe import build, load_recipe
 from trainkit.storage.checkpoint import list_checkpoints
 
 ORDER = TrainOrder(27, 8, seed=5)  # 4 steps an epoch

@@ -24,7 +24,7 @@ from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.checkpointing import restore, save
 from trainkit.engine.plan import Plan
-from trainkit.engine.state import begin
+from trainkit.engine.setup import begin
 from trainkit.schedules import cos
 from trainkit.storage.checkpoint import list_checkpoints, load
 from trainkit.storage.run_folder import Run

@@ -15,10 +15,11 @@ from trainkit.data.loader import make_loader
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeding import seed_host
 from trainkit.data.targets import as_target
-from trainkit.losses.base import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
 from trainkit.losses.functional import cross_entropies, num_valid
+from trainkit.losses.pixelwise import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
-from trainkit.metrics.base import MeanIoU, TopK
+from trainkit.metrics.recognition import TopK
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 

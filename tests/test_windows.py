@@ -21,14 +21,16 @@ from toys import recognition, segmentation
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.cli import main
 from trainkit.data.datasets.folder import MaskFolder
+from trainkit.data.transforms.segmentation import eval_transform
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.sliding_window import Looker
 from trainkit.engine.task_module import Objective
 from trainkit.inference import Inference
-from trainkit.metrics.base import MeanIoU, TopK
 from trainkit.metrics.bootstrap import interval
+from trainkit.metrics.recognition import TopK
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.models.small import small_fcn
-from trainkit.tasks.segmentation import Segmentation, eval_transform
+from trainkit.tasks.segmentation import Segmentation
 
 CLASSES, BLACK = 5, torch.tensor([-2.0, -1.5, -1.0]).view(3, 1, 1)
 SIZES = ((33, 47), (20, 20), (64, 31), (17, 50))

@@ -83,8 +83,8 @@ def _run(words: list[str]) -> int:
 
 
 def _train(path: Path, words: list[str]) -> int:
+    from trainkit.commands.recipe_file import build, load_recipe
     from trainkit.options import Options
-    from trainkit.recipe import build, load_recipe
 
     function = load_recipe(path)
     settings, options = _read(function, Options, f"trainkit {path}", words, {})
@@ -99,8 +99,8 @@ def _train(path: Path, words: list[str]) -> int:
 
 
 def _check(path: Path, words: list[str]) -> int:
+    from trainkit.commands.recipe_file import build, load_recipe
     from trainkit.options import Options
-    from trainkit.recipe import build, load_recipe
 
     function = load_recipe(path)
     settings, options = _read(function, Options, f"trainkit check {path}", words, {})
@@ -114,8 +114,8 @@ def _check(path: Path, words: list[str]) -> int:
 
 
 def _doctor(path: Path, words: list[str]) -> int:
+    from trainkit.commands.recipe_file import build, load_recipe
     from trainkit.options import DoctorOptions
-    from trainkit.recipe import build, load_recipe
 
     function = load_recipe(path)
     settings, options = _read(function, DoctorOptions, f"trainkit doctor {path}", words, {})
@@ -129,7 +129,8 @@ def _doctor(path: Path, words: list[str]) -> int:
 
 
 def _evaluate(path: Path, words: list[str]) -> int:
-    from trainkit.commands.results import require_room, write_results
+    from trainkit.commands.results import write_results
+    from trainkit.files import require_room
     from trainkit.options import EvaluateOptions
     from trainkit.storage.lookup import read_precise_bn, read_seed
 
@@ -193,7 +194,7 @@ def _of_checkpoint(command: str, path: Path, options: type, words: list[str]) ->
     """Recipe, its settings, options, weights and their run, whose settings are the defaults."""
     import inspect
 
-    from trainkit.recipe import load_recipe
+    from trainkit.commands.recipe_file import load_recipe
     from trainkit.storage.lookup import find_weights, read_class_names, read_input, read_settings
 
     function = load_recipe(path)
@@ -223,8 +224,8 @@ def _takes_class_names(function: Callable) -> bool:
 
 def _built(function: Callable, settings: dict[str, Any], run: Path | None) -> Any:
     """The recipe, of the classes that the weights' run was trained on."""
-    from trainkit.recipe import build
-    from trainkit.storage.lookup import check_same_classes
+    from trainkit.commands.recipe_file import build
+    from trainkit.storage.run_settings import check_same_classes
 
     check_same_classes(run, (recipe := build(function, settings)).task)
     return recipe
@@ -240,8 +241,8 @@ def _with_positional(options: type, name: str) -> type:
 
 
 def _replay(folder: Path, words: list[str]) -> int:
+    from trainkit.commands.recipe_file import build, load_recipe
     from trainkit.options import Options, ReplayOptions
-    from trainkit.recipe import build, load_recipe
     from trainkit.storage.lookup import find_failure, read_origin, read_settings
     from trainkit.storage.run_files import read_report
 
@@ -297,8 +298,8 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
 
     import tyro
 
+    from trainkit.commands.recipe_file import sample_settings
     from trainkit.options import check_finite, check_names
-    from trainkit.recipe import sample_settings
     from trainkit.storage.setting_values import read_settings_as
 
     signature = inspect.signature(function)

@@ -1,11 +1,43 @@
 """Telling the user's mistakes, which end in one message, from ours, which keep their traceback."""
 
+import errno
 import os
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from trainkit.limits import causes, limit_met
+import torch
+
+SAID = (
+    "out of memory",  # CUDA, HIP, XPU, MPS
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "could not create a primitive",  # oneDNN
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUSPARSE_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    "HIPBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "miopenStatusAllocFailed",
+)
+# What these libraries say where memory ran out, and where something else is wrong too.
+DOUBTFUL = (
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "Unable to find a valid cuDNN algorithm",
+    "unable to find an engine to execute this computation",
+)
+NEARLY_FULL = 512 << 20  # bytes left, where a doubtful error is taken for lack of memory: a handle takes some MiB
+
+FILES = re.compile(r"Too many open files|received \d+ items of ancdata")
+SHARED = re.compile(r"(shared memory|shm_open|/torch_)[^\n]*No space left", re.IGNORECASE)
 
 TOLD = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)  # others are bugs
 
@@ -76,3 +108,85 @@ def _is_ours(file: str, recipe: Path) -> bool:
     """Whether a file is of trainkit, or lies beside the recipe."""
     path = Path(file).resolve()
     return path.is_relative_to(Path(__file__).resolve().parent) or path.parent == recipe.resolve().parent
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, what it was raised from or while, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def limit_met(error: BaseException) -> str | None:
+    """What to tell where `error` says that no more files may be opened or processes started, or that /dev/shm is full.
+
+    None where it says nothing of the kind. Also where it comes from a data-loading worker, as text.
+    """
+    for each in causes(error):
+        text = str(each)
+        if isinstance(each, OSError) and each.errno in (errno.EMFILE, errno.ENFILE) or FILES.search(text):
+            return (
+                f"too many open files{_limit()}: start fewer data-loading workers with --workers, or raise the limit "
+                "(ulimit -n 65536)"
+            )
+        if isinstance(each, BlockingIOError) and "fork" in _innermost_line(each) or "can't start new thread" in text:
+            return (
+                "no more processes or threads may be started: start fewer data-loading workers with --workers, or "
+                "raise the limit (ulimit -u)"
+            )
+        if SHARED.search(text):
+            return (
+                "shared memory is full, through which data-loading workers hand on images: enlarge /dev/shm (docker "
+                "run --shm-size 8g, or --ipc host), start fewer workers with --workers (0 needs none), or take smaller "
+                "batches"
+            )
+    return None
+
+
+def _innermost_line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].line or "" if frames else ""
+
+
+def _limit() -> str:
+    try:
+        import resource
+    except ImportError:  # where no such limit can be asked for
+        return ""
+    return f" (this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is an allocator's or a library's way to say that memory ran out, of a device or of the host."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return any(words in text for words in SAID) or (any(words in text for words in DOUBTFUL) and _nearly_full())
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether the machine lacks something, memory or open files, so that no image is at fault."""
+    return is_out_of_memory(error) or limit_met(error) is not None
+
+
+def _nearly_full() -> bool:
+    """Whether the device has little memory left that nobody holds."""
+    return torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < NEARLY_FULL
+
+
+@contextmanager
+def shortage_told(work: str) -> Iterator[None]:
+    """Raises MemoryError with a remedy where memory runs out in what looks at images and does not train on them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"out of memory in {work}: {str(error).splitlines()[0]}. Set a smaller eval_batch_size in the recipe, or "
+            "look at less at once, with smaller scales, a smaller window or window_batch"
+        ) from error

@@ -19,10 +19,10 @@ from trainkit.data.seeding import seed_host
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.plan import Plan
-from trainkit.engine.state import begin
+from trainkit.engine.setup import begin
 from trainkit.engine.step import train_step
 from trainkit.losses.functional import cross_entropy_sum
-from trainkit.metrics.base import MeanIoU
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.storage.run_folder import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

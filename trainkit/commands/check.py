@@ -30,7 +30,8 @@ from trainkit.engine.nonfinite import describe, is_failure
 from trainkit.engine.optimizer_state import evaluation_mode, has_modes
 from trainkit.engine.plan import Plan
 from trainkit.engine.probe import refuse_lonely_values
-from trainkit.engine.state import Training, begin
+from trainkit.engine.setup import begin
+from trainkit.engine.state import Training
 from trainkit.engine.step import train_step
 from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options

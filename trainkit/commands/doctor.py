@@ -16,12 +16,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from trainkit.commands.dataset_check import Examiner
-from trainkit.commands.results import require_room
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.engine.introduction import introduce
+from trainkit.files import require_room
 from trainkit.recipe import Recipe
 
 KINDS = {"unreadable": "cannot be read", "mask_size": "mask of another size", "label": "label outside the classes"}

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit import __version__
+from trainkit.data.to_device import ToDevice
 from trainkit.display import Display
-from trainkit.engine.task_module import ToDevice
+from trainkit.files import reason, save_tensors
 from trainkit.options import ExportOptions
 from trainkit.outputs import fill_up, main_logits, size_divisor
 from trainkit.recipe import Recipe
-from trainkit.storage.checkpoint import reason, save_tensors
 from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of
 from trainkit.storage.weights import take_weights
 

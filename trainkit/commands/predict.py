@@ -13,7 +13,6 @@ from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
 from trainkit.commands.prediction_writers import Picture, Writer, make_writer
-from trainkit.commands.results import require_room
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.inventory import Inventory, images_of
 from trainkit.data.datasets.listing import list_images
@@ -21,18 +20,19 @@ from trainkit.data.file_names import extension
 from trainkit.data.image_io import read_image
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import UNUSABLE
+from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import Objective, ToDevice, uncompiled
+from trainkit.engine.task_module import Objective, uncompiled
+from trainkit.errors import is_shortage, shortage_told
+from trainkit.files import reason, require_room
 from trainkit.losses.functional import check_num_outputs
-from trainkit.memory import is_shortage, shortage_told
 from trainkit.options import PredictOptions
 from trainkit.outputs import main_logits, refusals_told, run_padded, size_divisor
 from trainkit.recipe import Recipe
-from trainkit.storage.checkpoint import reason
 from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of
 from trainkit.storage.weights import take_weights
 

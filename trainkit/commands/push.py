@@ -11,8 +11,9 @@ from typing import Any
 
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
 from trainkit.display import Display
+from trainkit.files import save_tensors
 from trainkit.options import PushOptions
-from trainkit.storage.checkpoint import digest, save_tensors, step_of
+from trainkit.storage.checkpoint import digest, step_of
 from trainkit.storage.lookup import find_weights, require_run
 from trainkit.storage.run_files import read_results
 from trainkit.storage.run_folder import Run

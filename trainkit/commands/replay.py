@@ -16,7 +16,7 @@ from trainkit.distributed.accelerator import lost_processes_told, start_accelera
 from trainkit.engine.checkpointing import restore
 from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.plan import Plan
-from trainkit.engine.state import begin
+from trainkit.engine.setup import begin
 from trainkit.engine.step import TRIED, steps, train_step
 from trainkit.options import Options
 from trainkit.recipe import Recipe

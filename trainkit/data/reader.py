@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
-from trainkit.memory import is_shortage
+from trainkit.errors import is_shortage
 
 # What datasets raise, also where they have nothing left to give; bugs raise others.
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)

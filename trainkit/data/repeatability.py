@@ -18,7 +18,8 @@ from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import is_unusable, name_of
 from trainkit.data.seeding import Seeded
 from trainkit.data.spawning import forks
-from trainkit.data.workers import Loader, usable_cores
+from trainkit.data.workers import Loader
+from trainkit.distributed.host import usable_cores
 
 NUM_IMAGES = 16  # a transform with a probability of 0.1 shows in one of them with a probability of 0.8 or more
 SECONDS = 2.0  # for reading them once

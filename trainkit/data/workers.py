@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.data.spawning import Sendable, forks
+from trainkit.distributed.host import usable_cores
 from trainkit.distributed.launcher import end_with_parent
-from trainkit.limits import causes, limit_met
+from trainkit.errors import causes, limit_met
 
 try:
     from multiprocessing.context import ForkContext, ForkProcess
@@ -85,11 +86,6 @@ def choose_workers(asked: int | None, num_processes: int, cores: int | None = No
     cores = usable_cores() if cores is None else cores
     here = min(num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     return min(8, max(1, cores // here - 1))
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _SureFork(ForkProcess):

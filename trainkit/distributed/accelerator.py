@@ -1,7 +1,6 @@
 """What the launcher left us: one Accelerator over the processes that were really started."""
 
 import atexit
-import ctypes
 import os
 import socket
 import time
@@ -10,16 +9,15 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import AORecipeKwargs, parse_flag_from_env
 
-from trainkit.data.workers import usable_cores
 from trainkit.distributed.fsdp import kept_from_accelerate
+from trainkit.distributed.host import _keep_freed_memory, _use_all_cores
 from trainkit.distributed.launcher import end_with_launcher, rank
-from trainkit.limits import causes
+from trainkit.errors import causes
 
 REFUSED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": (
@@ -144,38 +142,3 @@ def _float8() -> list[AORecipeKwargs]:
     if not asked or find_spec("torchao") is None:
         return []
     return [AORecipeKwargs(enable_fsdp_float8_all_gather=False)]
-
-
-def _use_all_cores() -> None:
-    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of threads."""
-    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()  # by accelerate, by torchrun
-    if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
-        return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, usable_cores() // processes))
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensors, where it is the C library.
-
-    By default it gives large blocks back to the system, and every activation of every step is paged in anew:
-    the README's first command spent a third of its time there (docs/results.md).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return  # another C library
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # names and numbers of malloc.h
-    mallopt(m_mmap_threshold, 1 << 30)
-    mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_top_pad, 64 << 20)
-
-
-def _threads_were_asked_for() -> bool:
-    try:
-        launcher = psutil.Process(os.getppid())
-        return "OMP_NUM_THREADS" in launcher.environ() or any(
-            word.startswith("--num_cpu_threads_per_process") for word in launcher.cmdline()
-        )
-    except psutil.Error:
-        return True  # the parent is gone or not ours to look at: leave what it set

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from trainkit import files
 from trainkit.data.datasets.inventory import used
 from trainkit.distributed.fsdp import part, unsharded_state, whole
 from trainkit.engine.label_warnings import evaluation_warnings, window_warnings
@@ -109,7 +110,7 @@ def log(t: Training, row: Mapping[str, Any]) -> None:
     try:
         t.run.append(row)
     except OSError as error:
-        cannot_write(t, OSError(f"{t.run.folder}/log.jsonl cannot be written: {checkpoint.reason(error)}"))
+        cannot_write(t, OSError(f"{t.run.folder}/log.jsonl cannot be written: {files.reason(error)}"))
 
 
 def tell_saves(t: Training) -> None:
@@ -143,7 +144,7 @@ def tell_bad_images(t: Training) -> None:
                 for line in t.run.list_bad_images(lines):
                     t.display.note(f"image {line}: the next one in the order takes its place")
             except OSError as error:
-                cannot_write(t, OSError(f"{t.run.folder}/bad_images.txt cannot be written: {checkpoint.reason(error)}"))
+                cannot_write(t, OSError(f"{t.run.folder}/bad_images.txt cannot be written: {files.reason(error)}"))
 
 
 def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
@@ -156,7 +157,7 @@ def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
         try:
             t.run.remember_micro_batch(micro_batch, t.options.micro_batch)
         except OSError as error:
-            cannot_write(t, OSError(f"{t.run.folder}/memory.json cannot be written: {checkpoint.reason(error)}"))
+            cannot_write(t, OSError(f"{t.run.folder}/memory.json cannot be written: {files.reason(error)}"))
 
 
 def finish(t: Training) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def finish(t: Training) -> dict[str, Any]:
     try:
         t.run.write("summary.json", summary)
     except OSError as error:
-        cannot_write(t, OSError(f"{t.run.folder}/summary.json cannot be written: {checkpoint.reason(error)}"))
+        cannot_write(t, OSError(f"{t.run.folder}/summary.json cannot be written: {files.reason(error)}"))
     if t.trouble is not None and t.options.on_save_error == "stop":
         raise t.trouble
     return summary

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import EVALUATION, evaluation_batches
 from trainkit.data.seeding import seed_step
+from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import agree_on_buffers, reshard
 from trainkit.engine.ema import EMA
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import ToDevice, uncompiled
-from trainkit.memory import shortage_told
+from trainkit.engine.task_module import uncompiled
+from trainkit.errors import shortage_told
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval
 from trainkit.outputs import refusals_told

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from trainkit.distributed.fsdp import Sharding, gathered, take_parts, unsharded_state
 from trainkit.engine.optimizer_state import has_modes, to_weights
-from trainkit.memory import is_out_of_memory
+from trainkit.errors import is_out_of_memory
 
 UPDATES = 11  # RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
 NEVER_TRIED = {"Kron"}  # timm's: products of sharded tensors by einsum, of which a single update takes minutes

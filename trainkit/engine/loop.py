@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainkit.data.repeatability import find_unrepeatable
+from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
@@ -37,10 +38,11 @@ from trainkit.engine.nonfinite import describe, is_failure, read_window
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.plan import Plan
 from trainkit.engine.probe import refuse_lonely_values
-from trainkit.engine.state import Training, allow_tf32, begin, open_run
+from trainkit.engine.setup import allow_tf32, begin, open_run
+from trainkit.engine.state import Training
 from trainkit.engine.step import steps
 from trainkit.engine.stop_signal import FAILED, Stopped
-from trainkit.engine.task_module import Objective, ToDevice
+from trainkit.engine.task_module import Objective
 from trainkit.metrics.base import declared
 from trainkit.options import Options
 from trainkit.recipe import Recipe

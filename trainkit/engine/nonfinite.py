@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from trainkit.data.loader import collate
 from trainkit.data.reader import UNUSABLE, Reader, name_of
 from trainkit.engine.state import Training
-from trainkit.storage.checkpoint import digest, reason, save_tensors
+from trainkit.files import reason, save_tensors
+from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import find_weights
 
 KEPT = ("report.json", "batch.safetensors", "checkpoint")  # of a failed step

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 from trainkit.data.loader import make_loader
+from trainkit.data.to_device import ToDevice
 from trainkit.engine.plan import Plan
-from trainkit.engine.task_module import ToDevice
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe

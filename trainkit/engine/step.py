@@ -22,7 +22,7 @@ from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
 from trainkit.engine.checkpointing import rehearse, remember_micro_batch
 from trainkit.engine.optimizer_state import set_lr
 from trainkit.engine.state import Training
-from trainkit.memory import is_out_of_memory
+from trainkit.errors import is_out_of_memory
 from trainkit.outputs import refusals_told
 
 TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state

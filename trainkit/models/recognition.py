@@ -10,11 +10,11 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
+from trainkit.data.transforms.recognition import CROP_MODES
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
 from trainkit.recipe import MEAN, STD
-from trainkit.tasks.recognition import CROP_MODES
 
 
 def classifier(

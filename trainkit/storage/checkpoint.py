@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from trainkit.files import UMASK, flush, reason, save_tensors
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
 
@@ -31,7 +32,6 @@ from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_m
 # and no group has changed.
 FORMAT = 2
 BEGUN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # how safetensors calls a file until it is whole
-UMASK = os.umask(0o077)
 os.umask(UMASK)  # the system tells it no other way
 
 
@@ -112,17 +112,6 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
         for name in described:
             flush(folder / name)
         return {name: each.result() for name, each in described.items()}
-
-
-def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
-    save_file(tensors, file, metadata)
-    file.chmod(0o666 & ~UMASK)
-
-
-def reason(error: Exception) -> str:
-    """An error of the file system in a few words."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
@@ -247,12 +236,3 @@ def _described(path: Path) -> dict[str, Any]:
         while count := file.readinto(room):
             digest.update(room[:count])
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def flush(path: Path) -> None:
-    """Have the system put a file, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainkit import files
 from trainkit.storage import checkpoint
 
 
@@ -65,7 +66,7 @@ class Saver:
         try:
             checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
         except OSError as error:
-            told = f"old checkpoints in {self.folder} cannot be removed: {checkpoint.reason(error)}"
+            told = f"old checkpoints in {self.folder} cannot be removed: {files.reason(error)}"
             self._errors.append(OSError(told))
 
     def wait(self) -> None:

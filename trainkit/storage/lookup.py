@@ -1,7 +1,6 @@
 """What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
 
 from inspect import Signature
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +108,3 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     row = Run(run).last_evaluation()
     best = checkpoint_path(last.parent, row["best_step"]) if row is not None and row["best_step"] else last
     return (best if best.is_dir() else last), run
-
-
-def check_same_classes(run: Path | None, task: Any) -> None:
-    """Raises ValueError where the run was trained on classes of other names, or in another order.
-
-    task: the recipe's, whose classes, and their ids, follow from the data.
-    """
-    classes = getattr(task, "classes", None)
-    trained = read_recorded(run).get("classes") if run is not None else None
-    if isinstance(trained, list) and not isinstance(classes, (int, type(None))) and list(classes) != trained:
-        number, (before, now) = next(
-            (number, pair)
-            for number, pair in enumerate(zip_longest(trained, classes, fillvalue="none"))
-            if pair[0] != pair[1]
-        )
-        raise ValueError(
-            f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
-            f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
-            "Give the data it was trained on, or name its classes as they were"
-        )

@@ -17,17 +17,9 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+from trainkit.files import flush, reason
 from trainkit.options import Options
-from trainkit.storage.checkpoint import (
-    flush,
-    is_checkpoint_name,
-    is_older,
-    list_checkpoints,
-    reason,
-    step_of,
-    steps_done,
-    verify,
-)
+from trainkit.storage.checkpoint import is_checkpoint_name, is_older, list_checkpoints, step_of, steps_done, verify
 from trainkit.storage.run_files import (
     EVALUATION_BEGINS,
     Fault,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -120,3 +121,23 @@ def _git(where: Path, *words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def check_same_classes(run: Path | None, task: Any) -> None:
+    """Raises ValueError where the run was trained on classes of other names, or in another order.
+
+    task: the recipe's, whose classes, and their ids, follow from the data.
+    """
+    classes = getattr(task, "classes", None)
+    trained = read_recorded(run).get("classes") if run is not None else None
+    if isinstance(trained, list) and not isinstance(classes, (int, type(None))) and list(classes) != trained:
+        number, (before, now) = next(
+            (number, pair)
+            for number, pair in enumerate(zip_longest(trained, classes, fillvalue="none"))
+            if pair[0] != pair[1]
+        )
+        raise ValueError(
+            f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
+            f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
+            "Give the data it was trained on, or name its classes as they were"
+        )

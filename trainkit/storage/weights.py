@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.distributed.fsdp import part
-from trainkit.engine.ema import averaged_weights
 from trainkit.storage import checkpoint
 from trainkit.storage.lookup import find_weights
 from trainkit.storage.weight_files import load_weights
@@ -217,3 +216,25 @@ def _of_shared(found: Fit) -> str:
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def averaged_weights(weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages by the names of `weights`, the state dict they were saved beside.
+
+    Earlier versions left out the second name of a tied weight, which is filled from the first, and had buffers that
+    are not persistent, which are left out. Raises ValueError where it cannot be told which weight a name is tied to.
+    """
+    found = {name: averages[name] for name in weights if name in averages}
+    for name in weights.keys() - averages.keys():
+        equal = [each for each in found if _equal(weights[each], weights[name])]
+        if not equal or any(not _equal(averages[each], averages[equal[0]]) for each in equal):
+            raise ValueError(
+                f"the checkpoint has no average of {name}, and no other weight that it is surely tied to: it was "
+                "written by an earlier version of trainkit. Give the weights alone (model.safetensors in it)"
+            )
+        found[name] = averages[equal[0]]
+    return {name: found[name] for name in weights}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)

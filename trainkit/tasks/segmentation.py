@@ -6,15 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from trainkit.data.targets import as_target
-from trainkit.data.transforms.ops import LongSide, Look, RandomScaleCrop
-from trainkit.losses.base import OHEM, Criterion, CrossEntropy, Focal, as_criteria
+from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_ignore, check_num_outputs, presence_loss_sum
+from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
-from trainkit.metrics.base import MeanIoU
 from trainkit.metrics.confusion import likeliest
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.outputs import main_logits, resized, resized_to_targets
 
 Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
@@ -168,40 +167,3 @@ def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) 
         if len(numbers) != (3 if name == "palette" else 1) or not all(0 <= number <= most for number in numbers):
             kind = f"three numbers from 0 to {most}" if name == "palette" else f"a number from 0 to {most}"
             raise ValueError(f"{name} holds {value}; each entry is {kind}")
-
-
-def train_transform(
-    base: int,
-    crop: int,
-    scale: tuple[float, float] = (0.5, 2.0),
-    ignore: int = 255,
-    photometric: bool = False,
-    max_share: float | None = None,
-) -> v2.Transform:
-    """Long side to base times a random scale, random crop, flip: (image, mask) -> (image, mask).
-
-    What a crop larger than the image lacks is black in the image and `ignore` in the mask. photometric: distort
-    brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
-    torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
-    """
-    _check_sides(base=base, crop=crop)
-    scaled = RandomScaleCrop(base, crop, scale, ignore, max_share, hflip_prob=0.5)
-    return v2.Compose([scaled, v2.RandomPhotometricDistort()]) if photometric else scaled
-
-
-def eval_transform(base: int | None, crop: int | None = None) -> Look:
-    """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on.
-
-    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: figures as
-    of older codes, and not comparable with those of whole images.
-    """
-    _check_sides(base=base, crop=crop)
-    if crop is not None:
-        return Look([v2.Resize(crop), v2.CenterCrop(crop)], f"centre crop of {crop} of image and mask", whole=False)
-    return Look([v2.Identity()], "as stored") if base is None else Look([LongSide(base)], f"long side {base}")
-
-
-def _check_sides(**sides: int | None) -> None:
-    for name, side in sides.items():
-        if side is not None and side < 1:
-            raise ValueError(f"{name} is {side}; it is a side in pixels, at least 1")

@@ -1,0 +1,90 @@
+"""Transforms of recognition: training and evaluation."""
+
+from collections.abc import Sequence
+
+from torchvision.transforms import InterpolationMode, v2
+
+from trainkit.data.transforms.ops import Lighting, Look, RandomResizedCrop, stacked
+
+MAGNITUDES = 31  # of torchvision's RandAugment, from 0
+CROP_MODES = ("center", "squash")  # of timm's
+
+
+def train_transform(
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    rand_augment: tuple[int, int] | None = None,
+    trivial_augment: bool = False,
+    jitter: Sequence[float] | None = None,
+    lighting: float | None = None,
+    erase: float | None = None,
+) -> v2.Transform:
+    """Random crop of an area in `scale` resized to `size`, flip, and what is asked for in this order: uint8 -> uint8.
+
+    rand_augment: number and magnitude (Cubuk et al., 2020). trivial_augment: TrivialAugmentWide (Müller and Hutter,
+    2021). jitter: strengths of changes of brightness, contrast, saturation and hue; later ones may be left out.
+    lighting: see `Lighting`; 0.1 in the paper. erase: probability that a rectangle is filled with ImageNet's mean
+    colour (Zhong et al., 2020).
+    """
+    _check_side(size)
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale is {scale}; give two shares of the image's area above 0, the smaller one first")
+    if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
+        raise ValueError(
+            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their magnitude, 0 to "
+            f"{MAGNITUDES - 1}, such as 2 9"
+        )
+    if jitter is not None and not 1 <= len(jitter) <= 4:
+        raise ValueError(f"jitter is {jitter}; give one to four: of brightness, contrast, saturation and hue")
+    if rand_augment is not None and trivial_augment:
+        raise ValueError(f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them")
+    steps = [
+        RandomResizedCrop(size, scale=scale, interpolation=interpolation),
+        v2.RandomHorizontalFlip(),
+    ]
+    if rand_augment is not None:
+        steps.append(
+            v2.RandAugment(*rand_augment, interpolation=InterpolationMode.BILINEAR)
+        )  # no bicubic turns tensors
+    if trivial_augment:
+        steps.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
+    if jitter is not None:
+        steps.append(v2.ColorJitter(*jitter))
+    if lighting is not None:
+        steps.append(Lighting(lighting))
+    if erase is not None:
+        steps.append(v2.RandomErasing(erase, value=[124, 116, 104]))
+    return v2.Compose(steps)
+
+
+def eval_transform(
+    size: int,
+    crop_fraction: float = 0.875,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    ten_crop: bool = False,
+    crop_mode: str = "center",
+) -> Look:
+    """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
+
+    crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which keeps all of a long
+    image and no proportions. `size` may be another than in training. ten_crop: corners, centre and their mirror images,
+    (10, 3, size, size), of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
+    """
+    _check_side(size)
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction}; it must be above 0 and at most 1 (0.875 is usual)")
+    if crop_mode not in CROP_MODES:
+        raise ValueError(f"crop_mode is {crop_mode!r}; it must be {' or '.join(CROP_MODES)}")
+    short = round(size / crop_fraction)
+    side = short if crop_mode == "center" else [short, short]
+    resize = v2.Resize(side, interpolation=interpolation, antialias=True)
+    cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
+    of = "short side" if crop_mode == "center" else "both sides"
+    label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short}, {interpolation.value}"
+    return Look([resize, *cut], label)
+
+
+def _check_side(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size is {size}; it is the side of a crop in pixels, at least 1 (224 is usual)")

@@ -1,0 +1,40 @@
+"""Files written so that they are whole or not there: flushed, renamed into place, of the user's own permissions."""
+
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+UMASK = os.umask(0o077)
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
+    save_file(tensors, file, metadata)
+    file.chmod(0o666 & ~UMASK)
+
+
+def reason(error: Exception) -> str:
+    """An error of the file system in a few words."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_room(folder: Path) -> None:
+    """Make the folder that results go to, before there are any. Raises ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fault = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"
+    except OSError as error:
+        fault = reason(error)
+    if fault:
+        raise ValueError(f"out is {folder}, which cannot hold results: {fault}; choose another folder with --out")

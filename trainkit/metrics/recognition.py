@@ -1,0 +1,122 @@
+"""Metrics of recognition: top-k accuracy."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainkit.metrics.base import Counting, PerImage
+from trainkit.metrics.segmentation import _of_classes
+
+UNIT = 2**30  # confidences are summed as whole numbers of 1 / UNIT, so that no order of images or processes changes it
+
+
+class TopK(Counting):
+    """Fraction of images whose class is among the k likeliest: {"top1": ..., "top5": ...}.
+
+    predictions: scores (N, C) as floats, class ids ranked from the likeliest (N, K) with K >= max(ks), or
+    class ids (N,), which give the top 1 alone. references: class ids (N,); negative ones are not counted.
+    """
+
+    name = "topk"
+    per_class = ("accuracy",)
+
+    def __init__(self, ks: Sequence[int] = (1, 5), classes: int | Sequence[str] | None = None):
+        if not ks or min(ks) < 1:
+            raise ValueError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
+        self.ks, self.classes = tuple(ks), classes
+        self.percent = (*(f"top{k}" for k in self.ks), "accuracy")
+        self.num_classes = len(classes) if isinstance(classes, Sequence) else classes or 0
+        # images, hits of each k, images of each class
+        self.counts = torch.zeros(1 + len(self.ks) + self.num_classes, dtype=torch.int64)
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        valid, hits = self._hits(predictions, references)
+        of_class = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=valid.device)  # the last: of none
+        known = valid & (references < self.num_classes)
+        of_class.scatter_add_(0, torch.where(known, references, self.num_classes).long(), valid.long())
+        return torch.cat([torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)]), of_class[:-1]])
+
+    def class_counts(self) -> Tensor:
+        """Images of each class counted so far: int64 (C,)."""
+        return self.counts[1 + len(self.ks) :]
+
+    def _hits(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
+        if references.ndim != 1 or references.is_floating_point():
+            raise ValueError(
+                f"TopK: references are {references.dtype} of shape {tuple(references.shape)}; give one class id for "
+                "each image"
+            )
+        ranked = self._ranked(predictions)
+        if self._ranks(ranked.shape[1]) == 0:
+            raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {ranked.shape[1]} classes")
+        valid = references >= 0
+        return valid, (ranked == references[:, None]) & valid[:, None]
+
+    def _ranked(self, predictions: Tensor) -> Tensor:
+        """Class ids from the likeliest: (N, K)."""
+        if predictions.is_floating_point():
+            return predictions.topk(min(max(self.ks), predictions.shape[1]), dim=1).indices
+        return predictions if predictions.ndim > 1 else predictions[:, None]
+
+    def per_image(self, name: str) -> PerImage:
+        """Counts of each image for the figure `name`, such as "top1"."""
+        k = self.ks[[f"top{k}" for k in self.ks].index(name)]
+
+        def count(predictions: Tensor, references: Tensor) -> Tensor:
+            valid, hits = self._hits(predictions, references)
+            called = self._ranked(predictions)[:, 0]
+            return torch.stack([valid, hits[:, :k].any(1), references, called], 1).long()  # (N, 4)
+
+        return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1), self._details)
+
+    def _details(self, rows: Tensor) -> dict:
+        """Accuracy of each class, None where it does not occur; confusion, a row for each class of the references."""
+        if self.classes is None:
+            return {}
+        num_classes = self.classes if isinstance(self.classes, int) else len(self.classes)
+        cells = rows[rows[:, 0] > 0, 2:] @ torch.tensor([num_classes, 1])
+        return _of_classes(torch.bincount(cells, minlength=num_classes**2).view(num_classes, -1), self.classes)
+
+    def _ranks(self, num_ranked: int) -> int:
+        return sum(k <= num_ranked for k in self.ks)
+
+    def _results(self) -> dict:
+        num_images, *hits = self.counts[: 1 + len(self.ks)].tolist()
+        return {f"top{k}": hit / num_images if num_images else None for k, hit in zip(self.ks, hits)}
+
+
+class CalibrationError(Counting):
+    """Expected calibration error: {"calibration_error": ...}, in [0, 1] (Guo et al., 2017).
+
+    The probability of the likeliest class falls into one of `bins` intervals of equal width, open below:
+    sum over them of |images right - sum of probabilities| / number of images. Each probability is rounded to 1e-9.
+
+    predictions: logits, or logarithms of probabilities (N, C), whose softmax is what is measured. references: class
+    ids (N,); negative ones are not counted.
+    """
+
+    name = "calibration_error"
+    percent = ("calibration_error",)
+
+    def __init__(self, bins: int = 15):
+        if bins < 1:
+            raise ValueError(f"CalibrationError: bins is {bins}; it must be at least 1 (15 in the paper)")
+        self.bins = bins
+        self.counts = torch.zeros(3 * bins, dtype=torch.int64)  # of each bin: images, images right, confidence
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        confidence, called = predictions.float().softmax(1).max(1)  # (N,)
+        valid = (references >= 0).long()
+        edges = torch.linspace(0, 1, self.bins + 1, device=confidence.device)[1:-1]
+        place = torch.bucketize(confidence, edges)  # bin i has edges[i - 1] < confidence <= edges[i]
+        whole = (confidence * UNIT).round().long()
+        rows = torch.stack([valid, valid * (called == references), valid * whole])  # (3, N)
+        counts = torch.zeros(3, self.bins, dtype=torch.int64, device=rows.device)
+        return counts.index_add_(1, place, rows).flatten()
+
+    def _results(self) -> dict:
+        images, right, confidence = self.counts.view(3, -1).double()
+        gap = (right - confidence / UNIT).abs().sum() / images.sum()
+        return {"calibration_error": gap.item() if images.any() else None}

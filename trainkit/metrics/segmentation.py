@@ -1,0 +1,123 @@
+"""Metrics of segmentation: mean intersection over union and pixel accuracy."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainkit.metrics.base import Counting, PerImage
+from trainkit.metrics.confusion import count_pairs
+
+
+class MeanIoU(Counting):
+    """Pixel accuracy and mean intersection over union, from one confusion matrix over the whole split.
+
+    predictions, references: class ids (N, H, W) or any equal shapes. References equal to `ignore` are not
+    counted; any other id outside [0, num_classes) is an error.
+
+    Results: "pixAcc"; "mIoU", the mean over classes that occur in prediction or reference; "IoU", one per
+    class, None where it occurs in neither; "num_classes", how many the mean counted; "mAcc", the mean over classes of
+    the references of the part of them that was found; "fwIoU", IoU weighted by the classes' pixels. With
+    absent="zero" a class that occurs nowhere scores 0 and is counted, as the official ADE20K script and
+    PyTorch-Encoding do; on a full split there is no difference.
+    """
+
+    name = "mean_iou"
+    percent = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy")
+    per_class = ("IoU", "accuracy")
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore: int = 255,
+        absent: str = "skip",
+        class_names: Sequence[str] | None = None,
+    ):
+        if absent not in ("skip", "zero"):
+            raise ValueError(f"MeanIoU: absent is {absent!r}; it is 'skip' or 'zero'")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
+        self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
+        self.class_names = list(class_names) if class_names is not None else None
+        self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)  # as `count_pairs` says
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        if predictions.shape != references.shape:
+            raise ValueError(
+                f"MeanIoU: predictions are {tuple(predictions.shape)} and references {tuple(references.shape)}; "
+                "bring the prediction to the size of the untouched mask"
+            )
+        return count_pairs(predictions, references, self.num_classes, self.ignore).flatten()
+
+    def per_image(self, name: str) -> PerImage:
+        """Counts of each image for the figure `name`, which is "mIoU" or "pixAcc"."""
+
+        def count(predictions: Tensor, references: Tensor) -> Tensor:
+            rows = []
+            for pair in zip(predictions, references):
+                confusion = count_pairs(*pair, self.num_classes, self.ignore)[:-2, :-1]
+                rows.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
+            return torch.stack(rows).flatten(1)  # (N, 3 C): pixels right, of the class, called so
+
+        def figures(sums: Tensor) -> Tensor:
+            hits, references, predictions = sums.view(len(sums), 3, -1).unbind(1)  # (B, C)
+            if name == "pixAcc":
+                return hits.sum(1) / references.sum(1).clamp(min=1)
+            union = references + predictions - hits
+            counted = union > 0 if self.absent == "skip" else torch.ones_like(union, dtype=torch.bool)
+            return (hits / union.clamp(min=1) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+        return PerImage(count, figures)
+
+    def confusion(self) -> Tensor:
+        """Pixels of each (reference, prediction) pair so far: int64 (C, C).
+
+        Raises ValueError where an id outside the classes was counted.
+        """
+        cells = self.counts.view(self.num_classes + 2, self.num_classes + 1)
+        stray_references, stray_predictions = int(cells[-1].sum()), int(cells[:-2, -1].sum())
+        if stray_references or stray_predictions:
+            raise ValueError(
+                f"MeanIoU: {stray_references} references and {stray_predictions} predictions are outside "
+                f"0..{self.num_classes - 1} (ignored: {self.ignore}); map the dataset's labels to these ids"
+            )
+        return cells[: self.num_classes, : self.num_classes]
+
+    def class_counts(self) -> Tensor:
+        """Pixels of each class of the references counted so far: int64 (C,)."""
+        return self.counts.view(self.num_classes + 2, self.num_classes + 1)[: self.num_classes].sum(1)
+
+    def _results(self) -> dict:
+        confusion = self.confusion()
+        intersection = confusion.diagonal().double()
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        occurs = union > 0
+        iou = intersection / union.clamp(min=1)
+        counted = occurs if self.absent == "skip" else torch.ones_like(occurs)
+        num_pixels = int(confusion.sum())
+        per_class = [value if here else None for value, here in zip(iou.tolist(), counted.tolist())]
+        of_class = confusion.sum(1)
+        accuracy = intersection / of_class.clamp(min=1)
+        return {
+            "mIoU": iou[counted].mean().item() if counted.any() else None,
+            "pixAcc": intersection.sum().item() / num_pixels if num_pixels else None,
+            "mAcc": accuracy[of_class > 0].mean().item() if num_pixels else None,
+            "fwIoU": (iou * of_class).sum().item() / num_pixels if num_pixels else None,
+            "num_classes": int(counted.sum()),
+            "IoU": dict(zip(self.class_names, per_class)) if self.class_names else per_class,
+        }
+
+    def details(self) -> dict:
+        """Too much for a row of the log: "accuracy" of each class, None where it does not occur, and "confusion".
+
+        confusion: pixels, a row for each class of the references, a column for each class predicted.
+        """
+        return _of_classes(self.confusion().cpu(), self.class_names)
+
+
+def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
+    of_class = confusion.sum(1)
+    found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
+    found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
+    named = names is not None and not isinstance(names, int)
+    return {"accuracy": dict(zip(names, found)) if named else found, "confusion": confusion.tolist()}
