@@ -12,7 +12,10 @@ from trainkit.metrics.segmentation import MeanIoU
 
 summary = json.loads((Path(sys.argv[1]) / "summary.json").read_text())
 masks = [
-    mask for _, mask in (lambda data: (data[i] for i in range(len(data))))(ADE20K(synthetic.ade20k(), "validation"))
+    mask
+    for _, mask in (lambda data: (data[i] for i in range(len(data))))(
+        ADE20K(synthetic.ade20k(), "validation")
+    )
 ]
 scores = []
 for label in range(len(ADE20K.classes)):
@@ -21,5 +24,7 @@ for label in range(len(ADE20K.classes)):
         metric.add(prediction=torch.full_like(mask, label), reference=mask)
     scores.append(metric.compute()["mIoU"])
 reached, constant = summary["final"]["mIoU"], max(scores)
-sys.stdout.write(f"mIoU {reached:.4f}, the best constant prediction {constant:.4f}: {reached / constant:.1f} times\n")
+sys.stdout.write(
+    f"mIoU {reached:.4f}, the best constant prediction {constant:.4f}: {reached / constant:.1f} times\n"
+)
 sys.exit(reached < 5 * constant)

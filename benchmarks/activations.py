@@ -33,7 +33,9 @@ def step(model: nn.Module, images: Tensor) -> tuple[float, list[Tensor]]:
     """MiB held from forward to backward, and what one step gives."""
     torch.manual_seed(0)
     model.train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    own = {
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
+    }
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -44,14 +46,22 @@ def step(model: nn.Module, images: Tensor) -> tuple[float, list[Tensor]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(images).square().mean()
-    between = sum(held.values()) / 2**20  # a block's own tensors come in the backward, one block at a time
+    # a block's own tensors come in the backward, one block at a time
+    between = sum(held.values()) / 2**20
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return between, [loss.detach(), *gradients, *(b.clone() for b in model.buffers()), torch.get_rng_state()]
+    return between, [
+        loss.detach(),
+        *gradients,
+        *(b.clone() for b in model.buffers()),
+        torch.get_rng_state(),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
@@ -59,7 +69,9 @@ def main() -> None:
     rows = []
     for name in asked.networks:
         side = 256 if name.endswith("_256") else 224
-        images = torch.randn(asked.images, 3, side, side, generator=torch.Generator().manual_seed(1))
+        images = torch.randn(
+            asked.images, 3, side, side, generator=torch.Generator().manual_seed(1)
+        )
         torch.manual_seed(0)
         model = fine_tuned(name, 10, pretrained=False)
         again = copy.deepcopy(model)
@@ -68,10 +80,21 @@ def main() -> None:
         before, expected = step(model, images)
         after, found = step(again, images)
         equal = len(found) == len(expected) and all(map(torch.equal, found, expected))
-        rows.append({"network": name, "mib": round(before), "mib_checkpointed": round(after), "equal": equal, **kinds})
+        rows.append(
+            {
+                "network": name,
+                "mib": round(before),
+                "mib_checkpointed": round(after),
+                "equal": equal,
+                **kinds,
+            }
+        )
         told = "equal" if equal else "UNEQUAL"
         print(f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {told}  {dict(kinds)}", flush=True)
-        about = {"machine": platform.platform(), "versions": versions("torch", "torchvision", "timm")}
+        about = {
+            "machine": platform.platform(),
+            "versions": versions("torch", "torchvision", "timm"),
+        }
         asked.out.write_text(json.dumps({**about, "images": asked.images, "rows": rows}, indent=1))
 
 

@@ -26,7 +26,10 @@ from trainkit.storage.checkpoint_writer import Saver
 
 def parts(work: Path, snapshot: Snapshot, rounds: int) -> dict[str, list[float]]:
     """Seconds of what a save consists of."""
-    files = {work / "model.safetensors": snapshot.model, work / "state.safetensors": snapshot.tensors}
+    files = {
+        work / "model.safetensors": snapshot.model,
+        work / "state.safetensors": snapshot.tensors,
+    }
     return interleaved(
         {
             "written": lambda: [save_file(tensors, file) for file, tensors in files.items()],
@@ -39,7 +42,9 @@ def parts(work: Path, snapshot: Snapshot, rounds: int) -> dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--small", action="store_true", help="ResNet-18, to see that it runs")
     arguments = parser.parse_args()
@@ -66,7 +71,10 @@ def main() -> None:
                 written.append(row["bytes"])
             os.sync()
             begun = time.perf_counter()
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, work / "plain.pth")
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+                work / "plain.pth",
+            )
             taken["torch.save"].append(time.perf_counter() - begun)
         snapshot = Snapshot.of(model.state_dict(), {"optimizer": optimizer.state_dict()})
         of_parts = parts(work, snapshot, arguments.rounds)

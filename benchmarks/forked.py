@@ -122,7 +122,11 @@ def _become(words: Sequence[str], env: dict[str, str], printed: Path) -> NoRetur
         else:
             _Forking.printed = printed.with_name("ranks.txt")
             subprocess.Popen = subprocess_handler.Popen = _Forking
-            launch = torch.distributed.run if module == "torch.distributed.run" else accelerate.commands.launch
+            launch = (
+                torch.distributed.run
+                if module == "torch.distributed.run"
+                else accelerate.commands.launch
+            )
             launch.main()
     except SystemExit as end:
         code = end.code
@@ -156,7 +160,8 @@ class _Forking(subprocess.Popen):
             try:
                 if session:
                     os.setsid()
-                os.closerange(3, 512)  # as an interpreter of its own: the launcher's sockets are not its
+                # as an interpreter of its own: the launcher's sockets are not its
+                os.closerange(3, 512)
                 _write_to(self.printed)
                 faulthandler.enable()
                 _become(words, dict(env), self.printed)

@@ -49,7 +49,8 @@ from trainkit.tasks.recognition import Recognition
 
 SIZE = (56, 40)
 PATIENCE_S = 60  # for one file
-MEMORY = 24 * 2**30  # bytes of addresses a process may take: what asks for more gets a MemoryError, as on a machine
+# bytes of addresses a process may take: what asks for more gets a MemoryError, as on a machine
+MEMORY = 24 * 2**30
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -75,7 +76,9 @@ def picture(mode: str) -> Image.Image:
     """A smooth picture with some noise, in a mode of Pillow."""
     draw = np.random.default_rng(0)
     coarse = Image.fromarray(draw.integers(0, 255, (5, 7, 3), dtype=np.uint8)).resize(SIZE)
-    whole = Image.fromarray((np.asarray(coarse) + draw.normal(0, 6, (SIZE[1], SIZE[0], 1))).clip(0, 255).astype("u1"))
+    whole = Image.fromarray(
+        (np.asarray(coarse) + draw.normal(0, 6, (SIZE[1], SIZE[0], 1))).clip(0, 255).astype("u1")
+    )
     if mode == "I;16":
         return Image.fromarray(np.asarray(whole.convert("L")).astype(np.uint16) * 257)
     if mode == "F":
@@ -112,7 +115,9 @@ def wholes() -> dict[str, bytes]:
     for bits, colour in ((2, 0), (4, 0), (16, 2), (16, 4), (16, 6)):
         found[f"png by hand {bits} {colour}"] = png_by_hand(bits, colour, bits + colour)
     width, height = SIZE
-    found["ppm plain"] = b"P2 %d %d 15\n" % SIZE + b" ".join(b"%d" % (i % 16) for i in range(width * height))
+    found["ppm plain"] = b"P2 %d %d 15\n" % SIZE + b" ".join(
+        b"%d" % (i % 16) for i in range(width * height)
+    )
     return found
 
 
@@ -193,7 +198,9 @@ class Noted(ClassFolder):
     """A folder of classes, which notes where it is before it reads. first: of its files among all."""
 
     def __init__(self, root: Path, place: mmap):
-        super().__init__(root, lambda image: nn.functional.interpolate(image[None].float(), (8, 8))[0] / 255)
+        super().__init__(
+            root, lambda image: nn.functional.interpolate(image[None].float(), (8, 8))[0] / 255
+        )
         self.place = place
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,7 +226,9 @@ def read_all(files: list[Path], place: mmap, out: Path) -> None:
                     read(file)
                     found[read.__name__] = "read"
                 except ValueError as error:
-                    found[read.__name__] = "refused" if str(file) in str(error) else f"unnamed: {error}"
+                    found[read.__name__] = (
+                        "refused" if str(file) in str(error) else f"unnamed: {error}"
+                    )
                 except Exception as error:
                     found[read.__name__] = f"unnamed: {type(error).__name__}: {error}"
             lines.write(json.dumps(found) + "\n")
@@ -264,7 +273,11 @@ def in_a_process(work: Callable, files: list[Path], out: Path) -> Iterator[str]:
         index, _ = struct.unpack("qd", place[:16])
         if process.exitcode == 0:
             return
-        name = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f"exit code {process.exitcode}"
+        name = (
+            signal.Signals(-process.exitcode).name
+            if process.exitcode < 0
+            else f"exit code {process.exitcode}"
+        )
         yield f"{files[index].name}: {work.__name__}: {name}"
         if work is not read_all:
             return
@@ -282,7 +295,9 @@ def quietly(work: Callable, files: list[Path], place: mmap, out: Path) -> None:
         work(files, place, out)
 
 
-def prepare(numbers: range, seed: int, kinds: dict[str, bytes], work: Path) -> tuple[list[Path], dict[str, str]]:
+def prepare(
+    numbers: range, seed: int, kinds: dict[str, bytes], work: Path
+) -> tuple[list[Path], dict[str, str]]:
     """Write the damaged files of `numbers`, four whole ones for each, and a folder of whole ones; what each one is."""
     names = {}
     whole = kinds["png RGB"]
@@ -309,10 +324,14 @@ def source(work: Path, data: bytes) -> Path:
     return file
 
 
-def run(numbers: range, seed: int, kinds: dict[str, bytes], work: Path) -> dict[str, list | Counter]:
+def run(
+    numbers: range, seed: int, kinds: dict[str, bytes], work: Path
+) -> dict[str, list | Counter]:
     """One portion of the files, by all three ways."""
     files, names = prepare(numbers, seed, kinds, work)
-    ended = [line for way in (read_all, train_all, doctor_all) for line in in_a_process(way, files, work)]
+    ended = [
+        line for way in (read_all, train_all, doctor_all) for line in in_a_process(way, files, work)
+    ]
     lines = (work / "read.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     unnamed = [f"{row['file']}: {row[way]}" for row in rows for way in ("read_image", "read_mask")
@@ -326,17 +345,32 @@ def run(numbers: range, seed: int, kinds: dict[str, bytes], work: Path) -> dict[
     listed = work / "run" / "bad_images.txt"
     skipped = {name for name in names if listed.exists() and f"/{name}" in listed.read_text()}
     report = work / "doctor" / "doctor.json"
-    found = json.loads(report.read_text())["train"] if report.exists() else {"faults": {"unreadable": []}, "warned": []}
+    found = (
+        json.loads(report.read_text())["train"]
+        if report.exists()
+        else {"faults": {"unreadable": []}, "warned": []}
+    )
     told = {Path(each["name"]).name for each in found["faults"]["unreadable"]}
     for way, those in (("training", skipped), ("doctor", told)):
-        unnamed += [f"{name}: {way}: {'not' if name in bad else 'wrongly'} called bad" for name in sorted(bad ^ those)]
-    counts.update({"skipped by training": len(skipped), "named by doctor": len(told), "warned": len(found["warned"])})
+        unnamed += [
+            f"{name}: {way}: {'not' if name in bad else 'wrongly'} called bad"
+            for name in sorted(bad ^ those)
+        ]
+    counts.update(
+        {
+            "skipped by training": len(skipped),
+            "named by doctor": len(told),
+            "warned": len(found["warned"]),
+        }
+    )
     return {"crashes": [f"{line} ({names.get(line.partition(':')[0])})" for line in ended],
             "unnamed": [f"{line} ({names[line.partition(':')[0]]})" for line in unnamed], "counts": counts}  # fmt: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=12_000)
     parser.add_argument("--portion", type=int, default=1000, help="files of one training")
     parser.add_argument("--seed", type=int, default=0)
@@ -351,7 +385,11 @@ def main() -> int:
             whole[key] += value
         print(f"{min(begin + asked.portion, asked.files)} files: {len(whole['crashes'])} crashes, "
               f"{len(whole['unnamed'])} without a name or not told alike", flush=True)  # fmt: skip
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+    }
     report = {
         "files": asked.files, "kinds": len(kinds), "seed": asked.seed, "crashes": whole["crashes"],
         "unnamed": whole["unnamed"], "counts": dict(sorted(whole["counts"].items())), "versions": versions,

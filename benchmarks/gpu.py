@@ -40,7 +40,9 @@ class Images(Dataset):
     """Random uint8 images in memory."""
 
     def __init__(self, num_images: int, size: int = 224, classes: int = 1000):
-        self.images = torch.randint(256, (num_images, 3, size, size), dtype=torch.uint8).share_memory_()
+        self.images = torch.randint(
+            256, (num_images, 3, size, size), dtype=torch.uint8
+        ).share_memory_()
         self.labels = torch.randint(classes, (num_images,))
 
     def __len__(self) -> int:
@@ -83,7 +85,9 @@ def normaliser():
     return normalised
 
 
-def loop_by_hand(model: nn.Module, optimizer: SGD, loader: DataLoader, steps: int, timms: bool) -> None:
+def loop_by_hand(
+    model: nn.Module, optimizer: SGD, loader: DataLoader, steps: int, timms: bool
+) -> None:
     """A tuned loop; with `timms` the meters and synchronisation of timm's train script beside it."""
     normalised = normaliser()
     if timms:
@@ -132,7 +136,14 @@ def resnet50_of(asked: argparse.Namespace) -> dict[str, float]:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             train(
-                recipe, Options(out=Path(folder) / "run", workers=workers, log_every=10, channels_last=True, tf32=True)
+                recipe,
+                Options(
+                    out=Path(folder) / "run",
+                    workers=workers,
+                    log_every=10,
+                    channels_last=True,
+                    tf32=True,
+                ),
             )
     else:
         model = model.to(DEVICE, memory_format=torch.channels_last).train()
@@ -180,13 +191,23 @@ def cifar10_of(asked: argparse.Namespace) -> dict[str, float]:
     train_data, val_data = OnDevice(train_images, [PadCrop(4), Flip()]), OnDevice(test_images)
     steps_per_epoch = len(train_data) // asked.batch
     total = asked.epochs * steps_per_epoch
-    settings = {"lr": asked.lr, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True}
+    settings = {
+        "lr": asked.lr,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "nesterov": True,
+        "fused": True,
+    }
     if asked.one == "trainkit":
         found = cifar10_by_trainkit(asked, model, train_data, val_data, settings)
     else:
         found = cifar10_by_hand(asked, model, train_data, val_data, settings, total)
     reached = [seconds for seconds, top1 in found if top1 >= asked.target]
-    return {"to_target": reached[0] if reached else float("nan"), "to_end": found[-1][0], "top1": found[-1][1]}
+    return {
+        "to_target": reached[0] if reached else float("nan"),
+        "to_end": found[-1][0],
+        "top1": found[-1][1],
+    }
 
 
 def cifar10_by_trainkit(asked, model, train_data, val_data, settings) -> list[tuple[float, float]]:
@@ -220,7 +241,9 @@ def cifar10_by_trainkit(asked, model, train_data, val_data, settings) -> list[tu
     return [(times[epoch] - times[0], top1) for epoch, top1 in enumerate(figures, 1)]
 
 
-def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list[tuple[float, float]]:
+def cifar10_by_hand(
+    asked, model, train_data, val_data, settings, total
+) -> list[tuple[float, float]]:
     device, normalised = DEVICE, normaliser()
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = SGD(model.parameters(), **settings)
@@ -233,11 +256,15 @@ def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list
     began = time.perf_counter()
     for _ in range(asked.epochs):
         model.train()
-        for batch in torch.randperm(len(images), device=device).split(asked.batch)[: len(images) // asked.batch]:
+        for batch in torch.randperm(len(images), device=device).split(asked.batch)[
+            : len(images) // asked.batch
+        ]:
             top, left = torch.randint(9, (2, len(batch), 1), device=device)
             rows, columns = (top + side)[:, None, :, None], (left + side)[:, None, None, :]
             crops = padded[batch[:, None, None, None], channels, rows, columns]
-            crops = torch.where(torch.rand(len(batch), 1, 1, 1, device=device) < 0.5, crops.flip(-1), crops)
+            crops = torch.where(
+                torch.rand(len(batch), 1, 1, 1, device=device) < 0.5, crops.flip(-1), crops
+            )
             with torch.autocast(DEVICE.type, torch.bfloat16):
                 loss = F.cross_entropy(model(normalised(crops)), labels[batch])
             loss.backward()
@@ -255,7 +282,9 @@ def cifar10_by_hand(asked, model, train_data, val_data, settings, total) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["resnet50", "cifar10"])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=224, help="of resnet50's images")
@@ -285,7 +314,9 @@ def main() -> None:
                 into = Path(folder) / "found.json"
                 hidden = ["--one", loop, "--into", str(into), "--seed", str(turn)]
                 done = subprocess.run(
-                    [sys.executable, __file__, *sys.argv[1:], *hidden], capture_output=True, text=True
+                    [sys.executable, __file__, *sys.argv[1:], *hidden],
+                    capture_output=True,
+                    text=True,
                 )
                 if done.returncode:
                     sys.exit(done.stdout + done.stderr)

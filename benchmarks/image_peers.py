@@ -19,14 +19,21 @@ from trainkit.data.transforms.recognition import train_transform
 
 CROP, SHORT = 480, 520  # of torchvision's segmentation references, whose base is the short side
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TO_FLOAT = [transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float), transforms.Normalize(MEAN, STD)]
+TO_FLOAT = [
+    transforms.PILToTensor(),
+    transforms.ConvertImageDtype(torch.float),
+    transforms.Normalize(MEAN, STD),
+]
 
 
 class ReferencePairs(Dataset):
     """Image and mask as torchvision's segmentation references read and augment them, with Pillow."""
 
     def __init__(self, root: Path):
-        self.images, self.masks = sorted((root / "images").iterdir()), sorted((root / "masks").iterdir())
+        self.images, self.masks = (
+            sorted((root / "images").iterdir()),
+            sorted((root / "masks").iterdir()),
+        )
         self.to_float = transforms.Compose(TO_FLOAT)
 
     def __len__(self) -> int:
@@ -95,7 +102,9 @@ class RegionPairs(MaskFolder):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         stream, shape = self.regions.open(self.images[index])
-        mask = tv_tensors.Mask(self.train_ids(read_mask(self.masks[index]).as_subclass(torch.Tensor), index))
+        mask = tv_tensors.Mask(
+            self.train_ids(read_mask(self.masks[index]).as_subclass(torch.Tensor), index)
+        )
         params = self.crop.make_params([shape, mask])
         (top, height, *down), (left, width, *across) = params["rows"], params["columns"]
         region = self.regions.read(stream, top, left, height, width)
@@ -108,9 +117,17 @@ def timms(data: Dataset, order: list[int], batch: int, workers: int, training: b
     """timm's own loader, as its train.py makes it, without further augmentation."""
     from timm.data import create_loader
 
-    like = {"input_size": (3, 224, 224), "is_training": training, "num_workers": workers, "color_jitter": None}
-    like["use_prefetcher"] = False  # which would normalise beside the loader, and have one batch in hand
+    like = {
+        "input_size": (3, 224, 224),
+        "is_training": training,
+        "num_workers": workers,
+        "color_jitter": None,
+    }
+    # which would normalise beside the loader, and have one batch in hand
+    like["use_prefetcher"] = False
     part = Subset(data, order)
-    loader = create_loader(part, batch_size=batch, device=torch.device("cpu"), persistent_workers=False, **like)
+    loader = create_loader(
+        part, batch_size=batch, device=torch.device("cpu"), persistent_workers=False, **like
+    )
     data.transform = part.transform  # it gave its transform to the part, which does not look at it
     return loader

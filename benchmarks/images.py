@@ -67,7 +67,9 @@ def pairs(case: str) -> dict[str, Callable[[Path], Dataset]]:
     return ways
 
 
-def photos(steps: list, transform: Callable, training: bool) -> dict[str, Callable[[Path], Dataset]]:
+def photos(
+    steps: list, transform: Callable, training: bool
+) -> dict[str, Callable[[Path], Dataset]]:
     """The ways of a recognition."""
     ways = {
         "references": lambda root: ImageFolder(root, transforms.Compose([*steps, *TO_FLOAT])),
@@ -95,11 +97,15 @@ def ways_of(case: str) -> dict[str, Callable[[Path], Dataset]]:
         steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
         return photos(steps, train_transform(224), True)
     if case == "evaluate":
-        return photos([transforms.Resize(256), transforms.CenterCrop(224)], eval_transform(224), False)
+        return photos(
+            [transforms.Resize(256), transforms.CenterCrop(224)], eval_transform(224), False
+        )
     return pairs(case)
 
 
-def serve(case: str, way: str, root: Path, asked: argparse.Namespace, workers: int, pipe: Connection) -> None:
+def serve(
+    case: str, way: str, root: Path, asked: argparse.Namespace, workers: int, pipe: Connection
+) -> None:
     """Each number received is a round: read the images in its order, and send back the milliseconds an image took."""
     if way in ("trainkit", "regions"):
         start_accelerator()
@@ -113,7 +119,10 @@ def serve(case: str, way: str, root: Path, asked: argparse.Namespace, workers: i
         if way == "timm":
             loader = timms(data, order, batch, workers, case == "train")
         elif way != "references":
-            keys = [[(number, index) for index in order[i : i + batch]] for i in range(0, len(order), batch)]
+            keys = [
+                [(number, index) for index in order[i : i + batch]]
+                for i in range(0, len(order), batch)
+            ]
             loader = make_loader(data, 0, keys, workers, torch.device("cpu"))
         else:
             loader = DataLoader(data, batch, sampler=order, num_workers=workers)
@@ -147,8 +156,12 @@ def race(case: str, root: Path, asked: argparse.Namespace, workers: int) -> dict
 def photo(size: tuple[int, int], number: int) -> Image.Image:
     """A generated picture with as much detail as a photo has."""
     draw = np.random.default_rng(number)
-    coarse = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    return Image.fromarray((np.asarray(coarse) + draw.normal(0, 8, (*size[::-1], 1))).clip(0, 255).astype(np.uint8))
+    coarse = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    return Image.fromarray(
+        (np.asarray(coarse) + draw.normal(0, 8, (*size[::-1], 1))).clip(0, 255).astype(np.uint8)
+    )
 
 
 def real(case: str) -> tuple[list[Path], list[Path]]:
@@ -157,10 +170,18 @@ def real(case: str) -> tuple[list[Path], list[Path]]:
     if case == "segment-jpeg":
         name = "ADE_val_00000001"  # the one of 683x512
         root = data / "ADEChallengeData2016"
-        return [root / f"images/validation/{name}.jpg"], [root / f"annotations/validation/{name}.png"]
+        return [root / f"images/validation/{name}.jpg"], [
+            root / f"annotations/validation/{name}.png"
+        ]
     if case == "segment-png":
-        return sorted(data.glob("camvid/images/val/*"))[:16], sorted(data.glob("camvid/annotations/val/*"))[:16]
-    files = [file for file in sorted(data.glob("imagenet_sample/val/*/*")) if Image.open(file).size == (500, 375)]
+        return sorted(data.glob("camvid/images/val/*"))[:16], sorted(
+            data.glob("camvid/annotations/val/*")
+        )[:16]
+    files = [
+        file
+        for file in sorted(data.glob("imagenet_sample/val/*/*"))
+        if Image.open(file).size == (500, 375)
+    ]
     return files[:16], sorted(data.glob("camvid/annotations/val/*"))[:16]
 
 
@@ -186,9 +207,15 @@ def prepare(case: str, work: Path) -> Path:
             stored.with_suffix(".jpg").write_bytes(images[0].read_bytes())
             labels.write_bytes(masks[0].read_bytes())
             continue
-        picture = Image.open(images[number]).convert("RGB").resize(size) if data else photo(size, number)
+        picture = (
+            Image.open(images[number]).convert("RGB").resize(size) if data else photo(size, number)
+        )
         picture.save(stored.with_suffix(".jpg" if case == "segment-jpeg" else ".png"))
-        mask = Image.open(masks[number]) if data else photo((12, 9), number).convert("L").point(lambda x: x // 24)
+        mask = (
+            Image.open(masks[number])
+            if data
+            else photo((12, 9), number).convert("L").point(lambda x: x // 24)
+        )
         mask.resize(size, Image.Resampling.NEAREST).save(labels)
     return root
 
@@ -206,16 +233,26 @@ def difference(root: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--images", type=int, default=512, help="photos of a round; a quarter of it for label maps")
-    parser.add_argument("--batch", type=int, default=64, help="photos of a batch; a quarter of it for label maps")
+    parser.add_argument(
+        "--images", type=int, default=512, help="photos of a round; a quarter of it for label maps"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, help="photos of a batch; a quarter of it for label maps"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
     if asked.batch < 4 or asked.images < 2 * asked.batch:
         parser.error("--batch must be at least 4, and --images two batches")
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+    }
     print(f"{'real' if os.environ.get('TRAINKIT_DATA') else 'generated (TRAINKIT_DATA is not set)'} images; "
           f"{', '.join(map(' '.join, versions.items()))}; {torch.backends.cpu.get_cpu_capability()}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,9 @@ from trainkit import Recipe
 from trainkit.schedules import constant
 
 
-def recipe(task: Literal["recognition", "segmentation"] = "recognition", epochs: float = 3) -> Recipe:
+def recipe(
+    task: Literal["recognition", "segmentation"] = "recognition", epochs: float = 3
+) -> Recipe:
     """A training of 4 steps an epoch, at a constant rate, so that one made longer is one that always was so long.
 
     Args:

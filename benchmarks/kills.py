@@ -72,11 +72,18 @@ class Attempt:
         words = [str(RECIPE), "--task", setting.task, "--epochs", str(epochs), "--out", str(folder), "--seed", "5",
                  "--workers", str(setting.workers), "--micro-batch", "4", "--log-every", "1",
                  "--checkpoint-every", str(EVERY), *extra]  # fmt: skip
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.01", "KILL_PIDS": str(self.aside)}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TOY_SLEEP": "0.01",
+            "KILL_PIDS": str(self.aside),
+        }
         env |= {"PYTHONPATH": str(ROOT), **(SHARDED if setting.sharded else {})}
         self.before = max((row["step"] for row in rows(folder)), default=0)
         self.begun = time.monotonic()
-        self.pid = start(command(setting.launcher, setting.processes, words), env, self.printed, setting.fresh)
+        self.pid = start(
+            command(setting.launcher, setting.processes, words), env, self.printed, setting.fresh
+        )
         self.code: int | None = None
 
     def poll(self) -> int | None:
@@ -105,12 +112,20 @@ class Attempt:
         if victim == "launcher":
             return [psutil.Process(self.pid)] if self.poll() is None else []
         ranks = sorted(self.aside.glob("[0-9]*"), key=lambda path: int(path.name))
-        chosen = {"main": ranks[:1] if ranks and ranks[0].name == "0" else [], "rank": ranks[-1:], "worker": ranks[-1:]}
+        chosen = {
+            "main": ranks[:1] if ranks and ranks[0].name == "0" else [],
+            "rank": ranks[-1:],
+            "worker": ranks[-1:],
+        }
         with contextlib.suppress(psutil.Error):
             found = [psutil.Process(int(path.read_text())) for path in chosen[victim]]
             if victim == "rank" and ranks and ranks[-1].name == "0":
                 return []
-            return found if victim != "worker" else [child for each in found for child in each.children()][:1]
+            return (
+                found
+                if victim != "worker"
+                else [child for each in found for child in each.children()][:1]
+            )
         return []
 
     def wait(self) -> float | None:
@@ -124,7 +139,9 @@ class Attempt:
             if time.monotonic() - begun > PATIENCE:
                 for each in self.processes():
                     with contextlib.suppress(psutil.Error):
-                        each.send_signal(signal.SIGUSR2 if (self.aside / "0").exists() else signal.SIGKILL)
+                        each.send_signal(
+                            signal.SIGUSR2 if (self.aside / "0").exists() else signal.SIGKILL
+                        )
                 time.sleep(1)
                 for each in self.processes():
                     with contextlib.suppress(psutil.Error):
@@ -135,7 +152,11 @@ class Attempt:
 
     def said(self) -> str:
         """What the training's processes printed, and where they share a stream with a launcher, it too."""
-        return self.ranks.read_text(errors="replace") if self.separate else self.printed.read_text(errors="replace")
+        return (
+            self.ranks.read_text(errors="replace")
+            if self.separate
+            else self.printed.read_text(errors="replace")
+        )
 
     @property
     def separate(self) -> bool:
@@ -160,7 +181,10 @@ def newest(folder: Path) -> int:
 def story(folder: Path) -> tuple[dict, list]:
     """Weights and log at the end, without times and saves."""
     weights = load(list_checkpoints(folder / "checkpoints")[-1])[0]
-    timeless = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows(folder)]
+    timeless = [
+        {name: value for name, value in row.items() if name != "images_per_s"}
+        for row in rows(folder)
+    ]
     return weights, [row for row in timeless if row["event"] != "save"]
 
 
@@ -196,10 +220,14 @@ def wait_for(kill: Kill, attempt: Attempt, draw: random.Random, start_s: float) 
         if time.monotonic() < attempt.begun + moment:
             return False
         if kill.when == "save":
-            return newest(folder) + EVERY >= steps and bool(list(folder.glob("checkpoints/.writing-*")))
+            return newest(folder) + EVERY >= steps and bool(
+                list(folder.glob("checkpoints/.writing-*"))
+            )
         if kill.when == "evaluation":
             step = newest(folder)
-            evaluated = max((row["step"] for row in rows(folder) if row["event"] == "evaluate"), default=0)
+            evaluated = max(
+                (row["step"] for row in rows(folder) if row["event"] == "evaluate"), default=0
+            )
             return step > 0 and step % STEPS_PER_EPOCH == 0 and evaluated < step
         return max((row["step"] for row in rows(folder)), default=0) >= steps
 
@@ -208,7 +236,9 @@ def wait_for(kill: Kill, attempt: Attempt, draw: random.Random, start_s: float) 
         time.sleep(pause)
     while attempt.poll() is None and not (kill.victim == "disk" or attempt.of(kill.victim)):
         time.sleep(0.005)
-    time.sleep({"save": draw.uniform(0, 0.008), "evaluation": draw.uniform(0, 0.15)}.get(kill.when, after))
+    time.sleep(
+        {"save": draw.uniform(0, 0.008), "evaluation": draw.uniform(0, 0.15)}.get(kill.when, after)
+    )
     return attempt.poll() is None
 
 
@@ -222,7 +252,9 @@ def strike(kill: Kill, attempt: Attempt, draw: random.Random) -> bool:
                 file.write(bytes(1 << 12))
         return True
     victims, struck = attempt.of(kill.victim), False
-    for number in {"SIGSTOP+SIGKILL": (signal.SIGSTOP, signal.SIGKILL)}.get(kill.how, (getattr(signal, kill.how, 0),)):
+    for number in {"SIGSTOP+SIGKILL": (signal.SIGSTOP, signal.SIGKILL)}.get(
+        kill.how, (getattr(signal, kill.how, 0),)
+    ):
         for each in victims:
             with contextlib.suppress(psutil.Error):
                 each.send_signal(number)
@@ -238,7 +270,8 @@ def look(kill: Kill, attempt: Attempt) -> None:
     kill.ended_s = round(seconds or PATIENCE, 2)
     if seconds is None:
         kill.faults.append("what was left did not end")
-    for folder in attempt.folder.parent.glob(f"{attempt.folder.name}*/checkpoints"):  # also of a run moved aside
+    # also of a run moved aside
+    for folder in attempt.folder.parent.glob(f"{attempt.folder.name}*/checkpoints"):
         for path in list_checkpoints(folder):
             if reason := verify(path):
                 kill.faults.append(f"{folder.parent.name}/{path.name} is damaged: {reason}")
@@ -248,7 +281,9 @@ def look(kill: Kill, attempt: Attempt) -> None:
     if kill.lost > EVERY:
         kill.faults.append(f"{kill.lost} steps are lost")
     if kill.victim == "launcher" and done > attempt.before and kill.lost:
-        kill.faults.append("the launcher was killed, and its processes did not save what they had done")
+        kill.faults.append(
+            "the launcher was killed, and its processes did not save what they had done"
+        )
     if "Traceback (most recent call last)" in attempt.said() and (
         attempt.separate or attempt.setting.launcher == "none"
     ):
@@ -264,7 +299,9 @@ def first(setting: Setting, work: Path) -> dict[str, Any]:
             start_s = time.monotonic() - attempt.begun
         time.sleep(0.01)
     if attempt.code != 0:
-        raise SystemExit(f"{setting}: exit code {attempt.code}\n{attempt.printed.read_text()}\n{attempt.said()}")
+        raise SystemExit(
+            f"{setting}: exit code {attempt.code}\n{attempt.printed.read_text()}\n{attempt.said()}"
+        )
     return {"start_s": start_s, "run_s": time.monotonic() - attempt.begun - start_s}
 
 
@@ -275,13 +312,17 @@ def drawn_kill(setting: Setting, draw: random.Random, special: str, disk: bool) 
     victims += ["launcher"] * (setting.launcher != "none")
     victim = draw.choice(victims)
     when = special or draw.choices(("any", "save", "evaluation"), (5, 3, 3))[0]
-    how = draw.choices(("SIGKILL", "SIGSTOP+SIGKILL", "SIGTERM"), (5, 2, 3 if victim != "worker" else 0))[0]
+    how = draw.choices(
+        ("SIGKILL", "SIGSTOP+SIGKILL", "SIGTERM"), (5, 2, 3 if victim != "worker" else 0)
+    )[0]
     if disk and draw.random() < 0.15:
         victim, how = "disk", "full"
     return Kill(victim, how, when)
 
 
-def one_run(number: int, seed: int, setting: Setting, reference: dict[str, Any], work: Path) -> dict[str, Any]:
+def one_run(
+    number: int, seed: int, setting: Setting, reference: dict[str, Any], work: Path
+) -> dict[str, Any]:
     """Kill a run three to six times, and let it end; what was seen."""
     draw = random.Random(f"{seed}-{number}")
     disk = _mounted(work, megabytes=4) if draw.random() < 0.3 else False
@@ -312,7 +353,9 @@ def one_run(number: int, seed: int, setting: Setting, reference: dict[str, Any],
             code = attempt.poll()
             if not hit and code != 0:
                 said = attempt.printed.read_text(errors="replace")[-3000:]
-                faults.append(f"nobody was killed, and it ended with {code}: {said} {attempt.said()[-3000:]}")
+                faults.append(
+                    f"nobody was killed, and it ended with {code}: {said} {attempt.said()[-3000:]}"
+                )
             if faults:
                 shutil.copytree(work, work.with_name(f"fault-{number}"), dirs_exist_ok=True)
                 break

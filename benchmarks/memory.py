@@ -78,7 +78,10 @@ def tiny_runs(rounds: int) -> None:
             printed = subprocess.run(words, check=True, text=True, stdout=subprocess.PIPE).stdout
             found.append(float(printed.split()[-1]))
     for way, found in peaks.items():
-        spread, ratio = f"({min(found):.0f} to {max(found):.0f})", median(found) / median(peaks["bare"])
+        spread, ratio = (
+            f"({min(found):.0f} to {max(found):.0f})",
+            median(found) / median(peaks["bare"]),
+        )
         print(f"tiny run: {way:30} {median(found):8.0f} MiB {spread}, {ratio:.3f} x bare")
 
 
@@ -103,7 +106,9 @@ def peak() -> int:
 
 def main() -> None:
     """Each way in turn, in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--way", choices=WAYS)

@@ -47,7 +47,9 @@ def of_torchmetrics(predictions: Tensor, targets: Tensor, classes: int) -> Tenso
 
 def main() -> None:
     """Two tables: from label maps, and from logits."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--classes", type=int, default=150)
@@ -62,7 +64,11 @@ def main() -> None:
     targets = targets[:, : asked.size, : asked.size].contiguous()
     predictions = torch.where(torch.rand(targets.shape) < 0.7, targets, logits.argmax(1))
     targets[torch.rand(targets.shape) < 0.1] = IGNORE
-    counters = {"torchvision references": of_references, "torchmetrics": of_torchmetrics, "trainkit": of_trainkit}
+    counters = {
+        "torchvision references": of_references,
+        "torchmetrics": of_torchmetrics,
+        "trainkit": of_trainkit,
+    }
     if find_spec("torchmetrics") is None:
         del counters["torchmetrics"]
     print(f"{versions('torch', 'torchmetrics')}; {torch.get_num_threads()} threads")
@@ -70,10 +76,13 @@ def main() -> None:
     task = Segmentation(asked.classes, IGNORE)
     tables = {
         "label maps to counts": {
-            name: lambda count=count: count(predictions, targets, asked.classes) for name, count in counters.items()
+            name: lambda count=count: count(predictions, targets, asked.classes)
+            for name, count in counters.items()
         },
         "logits (NCHW) to counts": {
-            "torchvision references": lambda: of_references(logits.argmax(1), targets, asked.classes),
+            "torchvision references": lambda: of_references(
+                logits.argmax(1), targets, asked.classes
+            ),
             "trainkit": lambda: of_trainkit(task.predict(logits, targets), targets, asked.classes),
         },
     }
@@ -83,7 +92,9 @@ def main() -> None:
         taken = interleaved(ways, asked.rounds)
         ours = median(taken["trainkit"])
         for name, seconds in taken.items():
-            print(f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's time")
+            print(
+                f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's time"
+            )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def trial(name: str) -> str:
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place) / each for each in ("whole", "parts")]
         for folder, deadly in ((folders[0], False), (folders[1], True), (folders[1], False)):
-            process = multiprocessing.get_context("fork").Process(target=run, args=(name, folder, deadly))
+            process = multiprocessing.get_context("fork").Process(
+                target=run, args=(name, folder, deadly)
+            )
             process.start()
             process.join()
             refused = Path(place) / "refused"
@@ -86,7 +88,11 @@ def trial(name: str) -> str:
 def rows(folder: Path) -> list[dict]:
     """Of steps and evaluations, without times."""
     found = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in found if row["event"] != "save"]
+    return [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in found
+        if row["event"] != "save"
+    ]
 
 
 def main() -> None:

@@ -50,7 +50,9 @@ def orders(largest: int) -> None:
         order = TrainOrder(10**exponent, 1024, seed=0)
         drawn = seconds(lambda order=order: order.epoch(0), 3)
         mib = 4 * 10**exponent / 2**20  # int32
-        print(f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f} s per epoch")
+        print(
+            f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f} s per epoch"
+        )
 
 
 def host_work() -> None:
@@ -64,7 +66,9 @@ def host_work() -> None:
             order.num_images_of(7)
 
         taken = 1e6 * seconds(step, 101)
-        print(f"{processes:4} processes, batch {64 * processes:6}: {taken:8.1f} us of host arithmetic a step")
+        print(
+            f"{processes:4} processes, batch {64 * processes:6}: {taken:8.1f} us of host arithmetic a step"
+        )
 
 
 def saving(gb: float) -> None:
@@ -75,7 +79,9 @@ def saving(gb: float) -> None:
         written = seconds(lambda: checkpoint.write(Path(folder), 1, snapshot), 3)
         path = checkpoint.checkpoint_path(Path(folder), 1)
         read = seconds(lambda: (checkpoint.verify(path), checkpoint.load(path)), 3)
-    print(f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify and read")
+    print(
+        f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify and read"
+    )
 
 
 class Same(Dataset):
@@ -94,7 +100,9 @@ class Same(Dataset):
 
 def stopped_training(out: Path, num_images: int, steps: int) -> None:
     """Begin a run, or go on with it, for so many steps; print when `train` was called, and when each step was done."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+    )
     optimizer, done = torch.optim.SGD(model.parameters(), lr=0.01), []
 
     def note(*_: object) -> None:
@@ -118,8 +126,18 @@ def growth(largest: int, rounds: int, steps: int) -> None:
     found: dict[int, list[tuple[float, ...]]] = {exponent: [] for exponent in range(3, largest + 1)}
     with tempfile.TemporaryDirectory() as folder:
         for number, exponent in product(range(rounds + 1), found):
-            words = ["--images", str(exponent), "--steps", str(steps), "--train", str(Path(folder) / str(exponent))]
-            command, env = [sys.executable, __file__, *words], {**os.environ, "OMP_NUM_THREADS": "1"}
+            words = [
+                "--images",
+                str(exponent),
+                "--steps",
+                str(steps),
+                "--train",
+                str(Path(folder) / str(exponent)),
+            ]
+            command, env = (
+                [sys.executable, __file__, *words],
+                {**os.environ, "OMP_NUM_THREADS": "1"},
+            )
             asked = time.time()
             printed = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout
             begun, *done = json.loads(printed)
@@ -128,13 +146,17 @@ def growth(largest: int, rounds: int, steps: int) -> None:
                 found[exponent].append((done[0] - asked, done[0] - begun, step))
     for exponent, rows in found.items():
         print(f"10^{exponent} images")
-        for name, seconds in zip(("goes on: from the command", "goes on: from the call", "a step"), zip(*rows)):
+        for name, seconds in zip(
+            ("goes on: from the command", "goes on: from the call", "a step"), zip(*rows)
+        ):
             print(told(f"  {name}", seconds))
 
 
 def main() -> None:
     """All four."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=8, help="largest power of ten")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the checkpoint")
     parser.add_argument("--rounds", type=int, default=5, help="of trainings")

@@ -41,7 +41,9 @@ def network(build: Builder) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, build(model)
 
 
-def trained(accelerator, build: Builder, share: slice, sharded: bool) -> tuple[list[float], list[torch.Tensor]]:
+def trained(
+    accelerator, build: Builder, share: slice, sharded: bool
+) -> tuple[list[float], list[torch.Tensor]]:
     """Losses of each step and the weights to be measured, whole."""
     model, optimizer = network(build)
     objective = Objective(model, Recognition(CLASSES))
@@ -84,7 +86,9 @@ def compared(accelerator, build: Builder) -> tuple[str, str]:
     rank, half = accelerator.process_index, BATCH // accelerator.num_processes
     (*losses, moved), weights = trained(accelerator, build, slice(0, BATCH), False)
     try:
-        (*others, _), parts = trained(accelerator, build, slice(rank * half, (rank + 1) * half), True)
+        (*others, _), parts = trained(
+            accelerator, build, slice(rank * half, (rank + 1) * half), True
+        )
     except Exception as error:
         went = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
     else:

@@ -47,18 +47,26 @@ def recipe(build: Builder) -> Recipe:
         nn.Linear(32, 24), nn.Tanh(), nn.Dropout(0.2), nn.Linear(24, CLASSES),
     )  # fmt: skip
     val_data = Images(6, augment=False)
-    return recognition(model=model, optimizer=build(model), epochs=2, val_data=val_data, schedule=constant())
+    return recognition(
+        model=model, optimizer=build(model), epochs=2, val_data=val_data, schedule=constant()
+    )
 
 
 def rows(folder: Path) -> list[dict]:
     """Of steps and evaluations, without times."""
     found = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in found if row["event"] != "save"]
+    return [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in found
+        if row["event"] != "save"
+    ]
 
 
 def differs(one: Path, other: Path) -> str | None:
     """The first that is not the same in two runs that have ended; None where nothing is."""
-    (weights, state), (others, theirs) = (load(list_checkpoints(each / "checkpoints")[-1]) for each in (one, other))
+    (weights, state), (others, theirs) = (
+        load(list_checkpoints(each / "checkpoints")[-1]) for each in (one, other)
+    )
     for name, value in weights.items():
         if not torch.equal(value, others[name]):
             return f"weight {name}"
@@ -76,7 +84,9 @@ def _equal(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(value, other[name]) for name, value in one.items())
+        return one.keys() == other.keys() and all(
+            _equal(value, other[name]) for name, value in one.items()
+        )
     if isinstance(one, list):
         return len(one) == len(other) and all(map(_equal, one, other))
     return one == other
@@ -127,10 +137,10 @@ def main() -> None:
         if accelerator.is_main_process:
             print(name, went, sep=" | ", flush=True)
     if accelerator.is_main_process:
-        counts = [sum(went.startswith(what) for _, went in found) for what in ("bit-equal", "refused")]
-        told = (
-            f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {len(found) - sum(counts)} otherwise"
-        )
+        counts = [
+            sum(went.startswith(what) for _, went in found) for what in ("bit-equal", "refused")
+        ]
+        told = f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {len(found) - sum(counts)} otherwise"
         print(told)
         if given.out:
             given.out.write_text("".join(" | ".join(row) + "\n" for row in found) + told + "\n")

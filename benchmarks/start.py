@@ -24,7 +24,9 @@ def parts(images: Path) -> tuple:
     from torchvision.models import resnet18
     from torchvision.transforms import v2
 
-    transform = v2.Compose([v2.PILToTensor(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+    transform = v2.Compose(
+        [v2.PILToTensor(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+    )
     model = resnet18(num_classes=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer.register_step_post_hook(lambda *_: print(STEPPED, flush=True))
@@ -80,7 +82,9 @@ def write_images(folder: Path) -> None:
 
 def until_stepped(command: list[str]) -> None:
     """Start the command, and end it when it has told of a step."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     lines = []
     while line := process.stdout.readline():
         lines.append(line)
@@ -94,7 +98,9 @@ def until_stepped(command: list[str]) -> None:
 
 def main() -> None:
     """All of them in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bare", type=Path, metavar="IMAGES", help="be the bare script")
     asked = parser.parse_args()
@@ -107,13 +113,26 @@ def main() -> None:
         images, out, python = Path(folder) / "images", Path(folder) / "run", sys.executable
         images.mkdir()
         write_images(images)
-        ours = [python, "-m", "trainkit", __file__, "--data", str(images), "--workers", "1", "--resume", "never"]
+        ours = [
+            python,
+            "-m",
+            "trainkit",
+            __file__,
+            "--data",
+            str(images),
+            "--workers",
+            "1",
+            "--resume",
+            "never",
+        ]
         quiet = {"stdout": subprocess.DEVNULL, "check": True, "cwd": ROOT}
         ways = {
             "import torch": lambda: subprocess.run([python, "-c", "import torch"], **quiet),
             "bare Accelerate": lambda: until_stepped([python, __file__, "--bare", str(images)]),
             "trainkit": lambda: until_stepped([*ours, "--out", str(out)]),
-            "trainkit --help": lambda: subprocess.run([python, "-m", "trainkit", "--help"], **quiet),
+            "trainkit --help": lambda: subprocess.run(
+                [python, "-m", "trainkit", "--help"], **quiet
+            ),
         }
         taken = interleaved(ways, asked.rounds)
     print(versions("torch", "torchvision", "accelerate"))

@@ -36,7 +36,11 @@ from torchvision.models import resnet18
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 CLASSES, LOG_EVERY, EPOCH = 10, 50, 200  # EPOCH: steps
-NEEDS = {"lightning": "lightning", "hf_trainer": "transformers", "pytorch_accelerated": "pytorch_accelerated"}
+NEEDS = {
+    "lightning": "lightning",
+    "hf_trainer": "transformers",
+    "pytorch_accelerated": "pytorch_accelerated",
+}
 
 
 class Timed(nn.Module):
@@ -59,7 +63,10 @@ class Images(Dataset):
     classes = tuple(map(str, range(CLASSES)))
 
     def __init__(self, num_images: int, size: int):
-        self.images, self.classes = torch.randn(num_images, 3, size, size), torch.randint(CLASSES, (num_images,))
+        self.images, self.classes = (
+            torch.randn(num_images, 3, size, size),
+            torch.randint(CLASSES, (num_images,)),
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,7 +107,9 @@ def bare(network: nn.Module, data: Dataset, batch: int, steps: int, device: torc
                 break
 
 
-def accelerate(network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device) -> None:
+def accelerate(
+    network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device
+) -> None:
     """Accelerate's example loop."""
     from accelerate import Accelerator
 
@@ -126,7 +135,12 @@ def accelerate(network: nn.Module, data: Dataset, batch: int, steps: int, device
 
 
 def trainkit(
-    network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device, held: bool = False
+    network: nn.Module,
+    data: Dataset,
+    batch: int,
+    steps: int,
+    device: torch.device,
+    held: bool = False,
 ) -> None:
     """As users get it: each image's own seed, gradient norm, batch norm's undo, signals, log, checkpoints, screen."""
     from trainkit import Options, Recipe, train
@@ -146,16 +160,22 @@ def trainkit(
         eval_batch_size=batch,
     )
     with tempfile.TemporaryDirectory() as folder:
-        options = Options(out=Path(folder) / "run", workers=0, log_every=LOG_EVERY, evaluate_every=10**6)
+        options = Options(
+            out=Path(folder) / "run", workers=0, log_every=LOG_EVERY, evaluate_every=10**6
+        )
         train(recipe, options)
 
 
-def trainkit_held(network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device) -> None:
+def trainkit_held(
+    network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device
+) -> None:
     """With images read by the batch, as a recipe for small images has them."""
     trainkit(network, data, batch, steps, device, held=True)
 
 
-def lightning(network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device) -> None:
+def lightning(
+    network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device
+) -> None:
     """Lightning's Trainer, its bar on, without checkpoints."""
     import lightning
 
@@ -172,7 +192,10 @@ def lightning(network: nn.Module, data: Dataset, batch: int, steps: int, device:
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
             schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            }
 
     with tempfile.TemporaryDirectory() as folder:
         lightning.Trainer(
@@ -181,7 +204,9 @@ def lightning(network: nn.Module, data: Dataset, batch: int, steps: int, device:
         ).fit(Module(), DataLoader(data, batch, shuffle=True, drop_last=True))  # fmt: skip
 
 
-def hf_trainer(network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device) -> None:
+def hf_trainer(
+    network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device
+) -> None:
     """Hugging Face's Trainer, its bar on, without checkpoints."""
     from transformers import Trainer, TrainingArguments
 
@@ -211,7 +236,9 @@ def hf_trainer(network: nn.Module, data: Dataset, batch: int, steps: int, device
         Trainer(Model(), arguments, train_dataset=Rows()).train()
 
 
-def pytorch_accelerated(network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device) -> None:
+def pytorch_accelerated(
+    network: nn.Module, data: Dataset, batch: int, steps: int, device: torch.device
+) -> None:
     """pytorch-accelerated's Trainer with its usual callbacks."""
     from pytorch_accelerated import Trainer
 
@@ -225,7 +252,15 @@ def pytorch_accelerated(network: nn.Module, data: Dataset, batch: int, steps: in
 
 LOOPS = {
     loop.__name__: loop
-    for loop in (bare, accelerate, trainkit, trainkit_held, lightning, hf_trainer, pytorch_accelerated)
+    for loop in (
+        bare,
+        accelerate,
+        trainkit,
+        trainkit_held,
+        lightning,
+        hf_trainer,
+        pytorch_accelerated,
+    )
 }
 
 
@@ -253,7 +288,9 @@ def in_a_terminal(command: list[str]) -> None:
                 return
 
     reader = threading.Thread(target=read, daemon=True)
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=os.environ | {"TERM": "xterm-256color"})
+    process = subprocess.Popen(
+        command, stdin=its, stdout=its, stderr=its, env=os.environ | {"TERM": "xterm-256color"}
+    )
     os.close(its)
     reader.start()
     if process.wait():
@@ -263,7 +300,9 @@ def in_a_terminal(command: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", choices=["tiny", "resnet18"], default="tiny")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=400)
@@ -278,10 +317,19 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in asked.loops}
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder) / "ms.json"
-        settings = ["--network", asked.network, "--batch", str(asked.batch), "--steps", str(asked.steps)]
+        settings = [
+            "--network",
+            asked.network,
+            "--batch",
+            str(asked.batch),
+            "--steps",
+            str(asked.steps),
+        ]
         for _ in range(asked.rounds):
             for name, taken in found.items():
-                in_a_terminal([sys.executable, __file__, "--one", name, "--into", str(into), *settings])
+                in_a_terminal(
+                    [sys.executable, __file__, "--one", name, "--into", str(into), *settings]
+                )
                 taken.append(json.loads(into.read_text()))
     print(f"{asked.network}, batches of {asked.batch}, {asked.steps} steps, medians of {asked.rounds}; "
           f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores")  # fmt: skip

@@ -53,7 +53,9 @@ def drawn_setting(number: int, seed: int) -> Setting:
         task=("recognition", "segmentation")[number % 2],
         processes=processes,
         sharded=processes > 1 and draw.random() < 0.4,
-        launcher=draw.choice(("none", "torchrun", "accelerate") if processes == 1 else ("torchrun", "accelerate")),
+        launcher=draw.choice(
+            ("none", "torchrun", "accelerate") if processes == 1 else ("torchrun", "accelerate")
+        ),
         workers=int(draw.random() < 0.5),
         fresh=number % 10 == 9,
     )
@@ -64,7 +66,9 @@ def references(work: Path, only: str) -> dict[str, dict[str, Any]]:
     found = {}
     for task in ("recognition", "segmentation"):
         for processes, sharded in ((1, False), (2, False), (4, False), (2, True), (4, True)):
-            setting = Setting(task, processes, sharded, "none" if processes == 1 else "torchrun", 0, False)
+            setting = Setting(
+                task, processes, sharded, "none" if processes == 1 else "torchrun", 0, False
+            )
             if only not in setting.result:
                 continue
             folder = work / f"reference-{setting.result}"
@@ -78,7 +82,9 @@ def references(work: Path, only: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def lane(place: int, lanes: int, arguments: argparse.Namespace, end: float, reference: dict[str, Any]) -> None:
+def lane(
+    place: int, lanes: int, arguments: argparse.Namespace, end: float, reference: dict[str, Any]
+) -> None:
     """Every `lanes`-th run, until there are enough kills or no time is left."""
     adopt_orphans()
     file, number = arguments.out / "kills.jsonl", place
@@ -90,7 +96,10 @@ def lane(place: int, lanes: int, arguments: argparse.Namespace, end: float, refe
         if number not in {each["run"] for each in done} and setting.result in reference:
             times = reference[setting.result]
             slower = 6.0 if setting.fresh else 0.0  # imports of the launcher and of what it starts
-            times = {**times, "start_s": times["start_s"] + slower * (2 if setting.launcher != "none" else 1)}
+            times = {
+                **times,
+                "start_s": times["start_s"] + slower * (2 if setting.launcher != "none" else 1),
+            }
             work = arguments.out / f"run-{number}"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
@@ -108,7 +117,9 @@ def read(file: Path) -> list[dict[str, Any]]:
 def counts(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What stands in kills.json."""
     kills = [(run, kill) for run in runs for kill in run["kills"]]
-    by: dict[str, Counter] = {name: Counter() for name in ("victim", "how", "when", "processes", "launcher", "task")}
+    by: dict[str, Counter] = {
+        name: Counter() for name in ("victim", "how", "when", "processes", "launcher", "task")
+    }
     for run, kill in kills:
         for name, counter in by.items():
             counter[str(kill[name] if name in kill else run["setting"][name])] += 1
@@ -136,7 +147,10 @@ def survive(arguments: argparse.Namespace) -> bool:
     trial = Path(tempfile.mkdtemp(prefix="survive-"))
     preload([str(RECIPE), "--out", str(trial / "run"), "--epochs", "0.5", "--workers", "0"])
     shutil.rmtree(trial)
-    reference, end = references(arguments.out, arguments.settings), time.time() + arguments.minutes * 60
+    reference, end = (
+        references(arguments.out, arguments.settings),
+        time.time() + arguments.minutes * 60,
+    )
     lanes = []
     for place in range(arguments.lanes):
         pid = os.fork()
@@ -163,7 +177,12 @@ def resumes(work: Path, rounds: int) -> None:
     whole: dict[int, list[float]] = {100: [], 10_000: []}
     for step in taken:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_STEPS": str(step + 20)}
-        subprocess.run([sys.executable, str(TOYS), str(work / str(step)), "long"], env=env, check=True, stdout=PIPE)
+        subprocess.run(
+            [sys.executable, str(TOYS), str(work / str(step)), "long"],
+            env=env,
+            check=True,
+            stdout=PIPE,
+        )
     for _ in range(rounds):
         for step in taken:
             folder = work / "again"
@@ -172,10 +191,17 @@ def resumes(work: Path, rounds: int) -> None:
             for path in list_checkpoints(folder / "long" / "checkpoints"):
                 if path.name > f"step-{step:09d}":
                     shutil.rmtree(path)
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_STEPS": str(step + 20), "TOY_BEGUN": "0"}
+            env = {
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "TOY_STEPS": str(step + 20),
+                "TOY_BEGUN": "0",
+            }
             words = [sys.executable, str(TOYS), str(folder), "long"]
             begun = time.perf_counter()
-            printed = subprocess.run(words, env=env, check=True, capture_output=True, text=True).stdout
+            printed = subprocess.run(
+                words, env=env, check=True, capture_output=True, text=True
+            ).stdout
             whole[step].append(time.perf_counter() - begun)
             assert f"going on from step-{step:09d}" in printed, printed
             taken[step].append(float(printed.split("first image after ")[1].split()[0]))
@@ -190,17 +216,28 @@ def resumes(work: Path, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=600, help="of killing, after which no new run is begun")
+    parser.add_argument(
+        "--minutes", type=float, default=600, help="of killing, after which no new run is begun"
+    )
     parser.add_argument("--lanes", type=int, default=2, help="runs at once")
     parser.add_argument("--out", type=Path, help="where the counts go; default: nowhere")
-    parser.add_argument("--resumes", type=int, default=0, help="rounds of measuring how long going on takes")
-    parser.add_argument("--settings", default="", help="those alone whose name holds this, such as 4-fsdp2")
+    parser.add_argument(
+        "--resumes", type=int, default=0, help="rounds of measuring how long going on takes"
+    )
+    parser.add_argument(
+        "--settings", default="", help="those alone whose name holds this, such as 4-fsdp2"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if os.environ.get("OMP_NUM_THREADS") != "1":  # trainkit looks at what its parent was started with
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_NUM_THREADS": "1"})
+    # trainkit looks at what its parent was started with
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        os.execve(
+            sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_NUM_THREADS": "1"}
+        )
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="survive-"))
     arguments.out = arguments.out or work / "kills"

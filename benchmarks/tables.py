@@ -63,24 +63,41 @@ def table(names: Iterable[str]) -> list[str]:
     measurements = [each for run in runs for each in run["measurements"]]
     rows = list(dict.fromkeys(each["row"] for each in measurements))
     columns = list(dict.fromkeys(each["column"] for each in measurements))
-    units = {column: {each["unit"] for each in measurements if each["column"] == column} for column in columns}
+    units = {
+        column: {each["unit"] for each in measurements if each["column"] == column}
+        for column in columns
+    }
     shared = {column: next(iter(found)) for column, found in units.items() if len(found) == 1}
     heads = [f"{column} ({shared[column]})" if shared.get(column) else column for column in columns]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    found = {(each["row"], each["column"]): cell(each, each["column"] in shared) for each in measurements}
+    found = {
+        (each["row"], each["column"]): cell(each, each["column"] in shared) for each in measurements
+    }
     for row in rows:
-        lines.append(f"| {row} | " + " | ".join(found.get((row, column), "") for column in columns) + " |")
+        lines.append(
+            f"| {row} | " + " | ".join(found.get((row, column), "") for column in columns) + " |"
+        )
     return [*lines, "", *dict.fromkeys(provenance(run) for run in runs)]
 
 
 def provenance(run: dict[str, Any]) -> str:
     """Command, machine, versions, rounds, and whence."""
     command = run["command"]
-    shown = f"`{command}`" if re.match(r"(python|torchrun|trainkit|accelerate) ", command) else f"Command: {command}"
+    shown = (
+        f"`{command}`"
+        if re.match(r"(python|torchrun|trainkit|accelerate) ", command)
+        else f"Command: {command}"
+    )
     parts = [shown, run["machine"]["description"]]
-    parts += [", ".join(f"{name} {version}" for name, version in run["versions"].items())] if run["versions"] else []
+    parts += (
+        [", ".join(f"{name} {version}" for name, version in run["versions"].items())]
+        if run["versions"]
+        else []
+    )
     if "rounds" in run:
-        parts.append(f"medians of {run['rounds']} rounds" + (" (minimum to maximum)" if spread(run) else ""))
+        parts.append(
+            f"medians of {run['rounds']} rounds" + (" (minimum to maximum)" if spread(run) else "")
+        )
     if "baseline" in run:
         parts.append(f"×: times {run['baseline']}")
     parts += [run["note"]] if "note" in run else []
@@ -114,9 +131,17 @@ class Claim:
     def line(self) -> str:
         """As it stands in the table."""
         run = load(self.name)
-        (found,) = (each for each in run["measurements"] if (each["row"], each["column"]) == (self.row, self.column))
+        (found,) = (
+            each
+            for each in run["measurements"]
+            if (each["row"], each["column"]) == (self.row, self.column)
+        )
         value = found[self.key]
-        figure = f"{number(min(value))} to {number(max(value))}" if isinstance(value, list) else number(value)
+        figure = (
+            f"{number(min(value))} to {number(max(value))}"
+            if isinstance(value, list)
+            else number(value)
+        )
         target, met = "", ""
         if self.target is not None:
             sign, bound = self.target
@@ -124,14 +149,27 @@ class Claim:
             met = self.met(value, COMPARE[sign], bound)
         command = run["command"] if run["command"] != "not kept" else "(program not kept)"
         command = f"`{command}`" if command[0] != "(" else command
-        cells = [self.text, f"{figure}{self.unit}", target, met, command, run["machine"]["description"]]
+        cells = [
+            self.text,
+            f"{figure}{self.unit}",
+            target,
+            met,
+            command,
+            run["machine"]["description"],
+        ]
         return "| " + " | ".join(cells) + " |"
 
     def met(self, value: Any, compare: Any, bound: float) -> str:
         """Yes, no, or in how many runs."""
         if isinstance(value, list):
             times = sum(compare(each, bound) for each in value)
-            return "yes" if times == len(value) else "**no**" if not times else f"**in {times} of {len(value)} runs**"
+            return (
+                "yes"
+                if times == len(value)
+                else "**no**"
+                if not times
+                else f"**in {times} of {len(value)} runs**"
+            )
         if isinstance(value, str):  # "254 of 254"
             done, _, of = value.partition(" of ")
             value = int(done) / int(of)
@@ -139,7 +177,10 @@ class Claim:
 
 
 PAIR, SMALL_PAIR = "683 x 512, JPEG + PNG", "240 x 180 (CamVid here), PNG + PNG"
-HELD, EACH = "trainkit, images held and read by the batch (OnDevice)", "trainkit, images read one by one"
+HELD, EACH = (
+    "trainkit, images held and read by the batch (OnDevice)",
+    "trainkit, images read one by one",
+)
 CLAIMS = [
     Claim(
         "runs killed at random moments end bit-equal",
@@ -217,7 +258,12 @@ CLAIMS = [
         ("<=", 1.05),
     ),
     Claim(
-        "from the command to the first step", "startup", "trainkit", "seconds", "ratio", " × a bare Accelerate script"
+        "from the command to the first step",
+        "startup",
+        "trainkit",
+        "seconds",
+        "ratio",
+        " × a bare Accelerate script",
     ),
     Claim("`trainkit --help`", "startup", "trainkit --help", "seconds", "median", " s"),
     Claim(
@@ -316,7 +362,14 @@ CLAIMS = [
         "ratio",
         " × torch.save",
     ),
-    Claim("peak memory of a tiny run", "memory-tiny_run", "trainkit", "peak", "ratio", " × bare PyTorch"),
+    Claim(
+        "peak memory of a tiny run",
+        "memory-tiny_run",
+        "trainkit",
+        "peak",
+        "ratio",
+        " × bare PyTorch",
+    ),
 ]
 
 
@@ -334,7 +387,11 @@ def recipes() -> list[str]:
     lines = ["| recipe | expected | hardware and time |", "|---|---|---|"]
     for file in sorted((ROOT / "recipes").glob("[!_]*.py")):
         paragraphs = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")
-        facts = dict(paragraph.replace("\n", " ").split(": ", 1) for paragraph in paragraphs if ": " in paragraph)
+        facts = dict(
+            paragraph.replace("\n", " ").split(": ", 1)
+            for paragraph in paragraphs
+            if ": " in paragraph
+        )
         lines.append(f"| `{file.stem}` | {facts['Expected']} | {facts['Hardware and time']} |")
     return lines
 
@@ -361,7 +418,9 @@ def pages() -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     differ = [page for page in pages() if rendered(page.read_text()) != page.read_text()]

@@ -28,7 +28,9 @@ def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def told(name: str, seconds: list[float], unit: float = 1e-3) -> str:
     """A row: median, and the least and the most of the rounds, in ms, or where `unit` is 1 in s."""
-    middle, least, most = (f"{value / unit:.2f}" for value in (median(seconds), min(seconds), max(seconds)))
+    middle, least, most = (
+        f"{value / unit:.2f}" for value in (median(seconds), min(seconds), max(seconds))
+    )
     return f"{name:44} {middle:>9} {'s' if unit == 1 else 'ms'} ({least} to {most})"
 
 

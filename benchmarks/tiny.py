@@ -55,9 +55,15 @@ def bare() -> None:
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            right = sum(int((model(x.float() / 255).argmax(1) == y).sum()) for x, y in DataLoader(val_data, 32))
+            right = sum(
+                int((model(x.float() / 255).argmax(1) == y).sum())
+                for x, y in DataLoader(val_data, 32)
+            )
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / "last.pth")
+        torch.save(
+            {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+            Path(folder) / "last.pth",
+        )
     assert 0 <= right <= len(val_data)
 
 

@@ -25,27 +25,50 @@ from trainkit.tasks.segmentation import Segmentation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--window", type=int, default=160, help="side of a window; images are 1.5 to 2 times as large")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=160,
+        help="side of a window; images are 1.5 to 2 times as large",
+    )
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     asked = parser.parse_args()
     accelerator = start_accelerator()
-    objective = Objective(small_fcn(asked.classes), Segmentation(asked.classes)).eval().to(accelerator.device)
+    objective = (
+        Objective(small_fcn(asked.classes), Segmentation(asked.classes))
+        .eval()
+        .to(accelerator.device)
+    )
     tenth = asked.window / 10
-    sizes = [(int(tenth * (15 + i % 3)), int(tenth * (20 - 1.5 * (i % 4)))) for i in range(asked.images)]
-    samples = [(torch.randn(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8)) for size in sizes]
-    samples = [(image.to(accelerator.device), target.to(accelerator.device)) for image, target in samples]
+    sizes = [
+        (int(tenth * (15 + i % 3)), int(tenth * (20 - 1.5 * (i % 4)))) for i in range(asked.images)
+    ]
+    samples = [
+        (torch.randn(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8)) for size in sizes
+    ]
+    samples = [
+        (image.to(accelerator.device), target.to(accelerator.device)) for image, target in samples
+    ]
     black = torch.zeros(3, 1, 1, device=accelerator.device)
     taken: dict[int, list[float]] = {batch: [] for batch in asked.batches}
     with torch.no_grad():
         for _ in range(asked.rounds + 1):
             for batch, seconds in taken.items():
-                way = Inference(scales=(0.75, 1.0, 1.5), flip=True, window=asked.window, window_batch=batch)
+                way = Inference(
+                    scales=(0.75, 1.0, 1.5), flip=True, window=asked.window, window_batch=batch
+                )
                 begun = time.perf_counter()
-                found = [pair for done in Looker(way, objective, accelerator, black).look(samples) for pair in done]
+                found = [
+                    pair
+                    for done in Looker(way, objective, accelerator, black).look(samples)
+                    for pair in done
+                ]
                 if accelerator.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - begun)

@@ -68,7 +68,9 @@ def recipe(
     num_classes = len(train_images.classes)
 
     if model == "small":
-        backbone = SmallResNet((32, 64, 128, 256), strides=(2, 2, 2), dilations=(1, 1, 1), stem_stride=1)
+        backbone = SmallResNet(
+            (32, 64, 128, 256), strides=(2, 2, 2), dilations=(1, 1, 1), stem_stride=1
+        )
         network: nn.Module = SmallClassifier(num_classes, backbone)
     else:
         network = resnet18(num_classes=num_classes)
@@ -81,7 +83,11 @@ def recipe(
         train_data=OnDevice(train_images, [PadCrop(4), Flip()]),
         val_data=OnDevice(test_images),
         optimizer=SGD(
-            param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, nesterov=True, fused=True
+            param_groups(network, lr, weight_decay, decay_vectors=False),
+            lr=lr,
+            momentum=0.9,
+            nesterov=True,
+            fused=True,
         ),
         schedule=cos(warmup_epochs=warmup_epochs),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
@@ -90,5 +96,7 @@ def recipe(
         eval_batch_size=256,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
-        note=f"generated data, not CIFAR-10: shapes of {num_classes} looks in {source}" if sample else None,
+        note=f"generated data, not CIFAR-10: shapes of {num_classes} looks in {source}"
+        if sample
+        else None,
     )

@@ -26,7 +26,14 @@ from trainkit.schedules import cos
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"model": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 32, "size": 56}
+SAMPLE = {
+    "model": "small",
+    "pretrained": False,
+    "epochs": 6,
+    "lr": 0.05,
+    "batch_size": 32,
+    "size": 56,
+}
 
 
 def recipe(
@@ -95,7 +102,11 @@ def recipe(
     num_classes = len(names)
     pretrained = pretrained and model != "small"
     small = model == "small"
-    network = classifier(model, num_classes) if small else fine_tuned(model, num_classes, pretrained, [size])
+    network = (
+        classifier(model, num_classes)
+        if small
+        else fine_tuned(model, num_classes, pretrained, [size])
+    )
     head = head if pretrained else 1.0
     return Recipe(
         task=Recognition(names, label_smoothing),
@@ -103,7 +114,9 @@ def recipe(
         train_data=train_data,
         val_data=val_data,
         optimizer=SGD(
-            param_groups(network, lr, weight_decay, head, decay_vectors=False, layer_decay=layer_decay),
+            param_groups(
+                network, lr, weight_decay, head, decay_vectors=False, layer_decay=layer_decay
+            ),
             lr=lr,
             momentum=0.9,
             fused=True,

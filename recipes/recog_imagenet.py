@@ -33,11 +33,22 @@ from trainkit.schedules import cos
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"model": "small", "epochs": 6, "lr": 0.05, "batch_size": 32, "warmup_epochs": 1, "size": 56}
+SAMPLE = {
+    "model": "small",
+    "epochs": 6,
+    "lr": 0.05,
+    "batch_size": 32,
+    "warmup_epochs": 1,
+    "size": 56,
+}
 
 
 def _training_images(
-    source: str, augment: dict[float, Callable], names: list[str] | None, stream: int | None, repeats: int
+    source: str,
+    augment: dict[float, Callable],
+    names: list[str] | None,
+    stream: int | None,
+    repeats: int,
 ) -> Dataset:
     """Opened when a training begins; an evaluation needs none."""
     images = class_images(source, "train", augment[0], names, stream=stream)
@@ -117,23 +128,38 @@ def recipe(
     source = generated.class_folder() if sample else data
     asked = {"crop_fraction": crop_fraction, "crop_mode": crop_mode, "mean": mean, "std": std}
     own = published_input(model, "bicubic", interpolation=interpolation, **asked)
-    resize, extras = InterpolationMode(own["interpolation"]), (rand_augment, trivial_augment, jitter, lighting, erase)
+    resize, extras = (
+        InterpolationMode(own["interpolation"]),
+        (rand_augment, trivial_augment, jitter, lighting, erase),
+    )
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
-    augment = {epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras) for epoch, side in sizes.items()}
+    augment = {
+        epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras)
+        for epoch, side in sizes.items()
+    }
     names = read_class_names(classes)
     training = partial(_training_images, source, augment, names, stream, repeats)
     train_data = training() if names is None else training
     names = train_data.classes if names is None else names
-    look = eval_transform(eval_size or size, own["crop_fraction"], resize, ten_crop, own["crop_mode"])
+    look = eval_transform(
+        eval_size or size, own["crop_fraction"], resize, ten_crop, own["crop_mode"]
+    )
     val_data = class_images(source, "val", look, names, stream=stream)
     num_classes = len(names)
-    network = classifier(model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size])
+    network = classifier(
+        model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size]
+    )
     return Recipe(
         task=Recognition(names, label_smoothing),
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, decay_vectors=False), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, decay_vectors=False),
+            lr=lr,
+            momentum=0.9,
+            fused=True,
+        ),
         schedule=cos(warmup_epochs=warmup_epochs),
         mix=by_turns(num_classes, mixup, cutmix),
         ema=ema,
@@ -142,5 +168,7 @@ def recipe(
         eval_batch_size=32,
         **{name: own[name] for name in ("mean", "std")},
         input=own,
-        note=f"generated data, not ImageNet: shapes of {num_classes} looks in {source}" if sample else None,
+        note=f"generated data, not ImageNet: shapes of {num_classes} looks in {source}"
+        if sample
+        else None,
     )

@@ -28,7 +28,14 @@ from trainkit.schedules import multistep
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"backbone": "small", "pretrained": False, "head": 1.0, "lr": 0.5, "batch_size": 32, "size": 56}
+SAMPLE = {
+    "backbone": "small",
+    "pretrained": False,
+    "head": 1.0,
+    "lr": 0.5,
+    "batch_size": 32,
+    "size": 56,
+}
 SAMPLE |= {"epochs": 6, "drop": 5, "smallest_crop": 0.25}
 
 
@@ -78,16 +85,22 @@ def recipe(
         val_data = class_images(source, "val", evaluation, train_data.classes)
     else:
         train_data, val_data = MINC(data, "train", split), MINC(data, "test", split, evaluation)
-    network = DeepTEN(named_backbone(backbone, pretrained, 32), len(train_data.classes), num_codewords=codewords)
+    network = DeepTEN(
+        named_backbone(backbone, pretrained, 32), len(train_data.classes), num_codewords=codewords
+    )
     return Recipe(
         task=Recognition(train_data.classes),
         model=network,
         train_data=Stages(train_data, {0: coloured, drop: train_transform(size, area)}),
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=multistep([drop]),
         epochs=epochs,
         batch_size=batch_size,
         eval_batch_size=32,
-        note=f"generated data, not MINC: shapes of {len(train_data.classes)} looks in {source}" if sample else None,
+        note=f"generated data, not MINC: shapes of {len(train_data.classes)} looks in {source}"
+        if sample
+        else None,
     )

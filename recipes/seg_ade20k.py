@@ -28,7 +28,9 @@ from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
-Model = Literal["fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "small_fcn"]
+Model = Literal[
+    "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "small_fcn"
+]
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small_fcn", "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128, "crop": 96,
@@ -86,12 +88,16 @@ def recipe(
         model=network,
         train_data=partial(ADE20K, data, "training", train),
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,
         inference=Inference.windows(eval_window),
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
-        note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}" if sample else None,
+        note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
+        if sample
+        else None,
     )

@@ -87,16 +87,22 @@ def recipe(
     heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": False, "channels": channels}
     network = segmenter(model, len(ADE20K.classes), backbone, pretrained, **heads)
     return Recipe(
-        task=Segmentation.of(ADE20K, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight),
+        task=Segmentation.of(
+            ADE20K, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
+        ),
         model=network,
         train_data=partial(ADE20K, data, "training", train),
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,
         inference=Inference.windows(eval_window),
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
-        note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}" if sample else None,
+        note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
+        if sample
+        else None,
     )

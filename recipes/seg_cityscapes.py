@@ -94,11 +94,15 @@ def recipe(
     heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": False, "channels": channels}
     network = segmenter(model, len(Cityscapes.classes), backbone, pretrained, **heads)
     return Recipe(
-        task=Segmentation.of(Cityscapes, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight),
+        task=Segmentation.of(
+            Cityscapes, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,

@@ -46,9 +46,13 @@ def recipe(
     image_column: str | None = None,
     mask_column: str | None = None,
     stream: int | None = None,
-    model: Literal["fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "small_fcn", "small_lraspp"] = (
-        "deeplabv3_resnet50"
-    ),
+    model: Literal[
+        "fcn_resnet50",
+        "deeplabv3_resnet50",
+        "lraspp_mobilenet_v3_large",
+        "small_fcn",
+        "small_lraspp",
+    ] = ("deeplabv3_resnet50"),
     pretrained: bool = True,
     epochs: float = 60,
     lr: float = 0.01,
@@ -127,7 +131,9 @@ def recipe(
         model=network,
         train_data=partial(maps, "train", transform=train),
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=poly(0.9, warmup_epochs=warmup_epochs),
         epochs=epochs,
         batch_size=batch_size,

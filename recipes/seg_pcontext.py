@@ -58,7 +58,8 @@ def recipe(
     """EncNet on Pascal-Context, 59 classes.
 
     Args:
-        data: folder with JPEGImages, trainval/ and the lists train.txt and val.txt (see trainkit/data/datasets/pcontext.py)
+        data: folder with JPEGImages, trainval/ and the lists train.txt and val.txt
+            (see trainkit/data/datasets/pcontext.py)
         model: the network
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
         pretrained: start the backbone from published ImageNet weights
@@ -91,11 +92,15 @@ def recipe(
     heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": True, "channels": channels}
     network = segmenter(model, len(PascalContext.classes), backbone, pretrained, **heads)
     return Recipe(
-        task=Segmentation.of(PascalContext, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight),
+        task=Segmentation.of(
+            PascalContext, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,

@@ -89,23 +89,31 @@ def recipe(
         sample: train a small network on generated scenes, in under a minute
     """
     if augmented and split != "train":
-        raise ValueError(f"split is {split}, and VOC-aug has none: give --no-augmented too, for VOC's own images")
+        raise ValueError(
+            f"split is {split}, and VOC-aug has none: give --no-augmented too, for VOC's own images"
+        )
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     evaluation = eval_transform(base, eval_crop)
     if sample:
         train_data, val_data = generated.masks(len(VOC.classes), train, evaluation)
     else:
         val_data = VOC(data, "val", evaluation)
-        train_data = partial(VOCAug, data, "train", train) if augmented else partial(VOC, data, split, train)
+        train_data = (
+            partial(VOCAug, data, "train", train) if augmented else partial(VOC, data, split, train)
+        )
     se_weight = encoding_weight(model, se_weight)
     heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": True, "channels": channels}
     network = segmenter(model, len(VOC.classes), backbone, pretrained, **heads)
     return Recipe(
-        task=Segmentation.of(VOC, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight),
+        task=Segmentation.of(
+            VOC, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
+        ),
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True),
+        optimizer=SGD(
+            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
+        ),
         schedule=poly(0.9),
         epochs=epochs,
         batch_size=batch_size,

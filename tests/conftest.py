@@ -19,26 +19,36 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 240  # seconds, after which what a test waits for is held to hang: machines differ tenfold, and are shared
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two suites would wait for each other
+# seconds, after which what a test waits for is held to hang: machines differ tenfold, and are shared
+PATIENCE = 240
+# before torch is imported: threads of two suites would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torchvision.transforms.v2", "accelerate", "trainkit.engine.loop"])
+FORKS.set_forkserver_preload(
+    ["torch", "torchvision.transforms.v2", "accelerate", "trainkit.engine.loop"]
+)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images; tests that want it are skipped where TRAINKIT_DATA does not name it."""
     if not os.environ.get("TRAINKIT_DATA"):
-        pytest.skip("TRAINKIT_DATA is not set: it names a folder with camvid/, cifar10/, ADEChallengeData2016/")
+        pytest.skip(
+            "TRAINKIT_DATA is not set: it names a folder with camvid/, cifar10/, ADEChallengeData2016/"
+        )
     return Path(os.environ["TRAINKIT_DATA"]).resolve()
 
 
-def run(*words: str, cwd: Path | None = None, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
+def run(
+    *words: str, cwd: Path | None = None, code: int | None = 0, **env: str
+) -> subprocess.CompletedProcess:
     """Run a command to its end; fail with what it printed where its exit code is another."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     if code is not None:
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -59,12 +69,17 @@ class Script:
 
     def __init__(self, *words: object, own_session: bool = False, **env: str):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
-        self._reader, writer = FORKS.Pipe(duplex=False)  # not a file, of which a test may limit the size
+        # not a file, of which a test may limit the size
+        self._reader, writer = FORKS.Pipe(duplex=False)
         arguments = [str(word) for word in words], environment, writer, own_session
         self._process = FORKS.Process(target=_be_the_script, args=arguments)
         self._process.start()
         writer.close()
-        self.pid, self.kill, self.terminate = self._process.pid, self._process.kill, self._process.terminate
+        self.pid, self.kill, self.terminate = (
+            self._process.pid,
+            self._process.kill,
+            self._process.terminate,
+        )
         self._lines: list[str] = []
         self._reading = Thread(target=self._read, daemon=True)
         self._reading.start()
@@ -109,9 +124,12 @@ def no_script_outlives_its_test():
             script.end()
 
 
-def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, own_session: bool) -> None:
+def _be_the_script(
+    words: list[str], env: dict[str, str], printed: Connection, own_session: bool
+) -> None:
     """In a process that has printed nothing and done nothing yet."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
+    # what runs in the background of a shell ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if own_session:
         os.setsid()
     os.dup2(printed.fileno(), 1)
@@ -121,7 +139,8 @@ def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, o
     os.environ.update(env)
     import torch  # not in the process of pytest before it is needed
 
-    multiprocessing.set_start_method("fork", force=True)  # and not that of the process it was forked from
+    # and not that of the process it was forked from
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv[:] = words
     sys.path.insert(0, str(Path(words[0]).parent))
@@ -132,7 +151,9 @@ def _be_the_script(words: list[str], env: dict[str, str], printed: Connection, o
         atexit._run_exitfuncs()  # which a forked process leaves out
 
 
-def torchrun(num_processes: int, *words: object, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
+def torchrun(
+    num_processes: int, *words: object, code: int | None = 0, **env: str
+) -> subprocess.CompletedProcess:
     """A script in `num_processes` gloo processes with the environment of torchrun, without its own seconds.
 
     When one fails the others are ended. returncode: the first failure's; stdout: all that they printed.
@@ -142,7 +163,10 @@ def torchrun(num_processes: int, *words: object, code: int | None = 0, **env: st
         port = free.getsockname()[1]
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
     group["LOCAL_WORLD_SIZE"] = group["WORLD_SIZE"]
-    processes = [Script(*words, **group, **env, RANK=rank, LOCAL_RANK=rank) for rank in map(str, range(num_processes))]
+    processes = [
+        Script(*words, **group, **env, RANK=rank, LOCAL_RANK=rank)
+        for rank in map(str, range(num_processes))
+    ]
     failed = _first_failure(processes, PATIENCE)
     for process in processes if failed else ():
         process.terminate()

@@ -17,12 +17,24 @@ import torch
 
 from trainkit.storage import checkpoint
 
-OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree", "os.link"}
+OPERATIONS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.scandir",
+    "shutil.rmtree",
+    "os.link",
+}
 
 
 def content(step: int) -> tuple[dict, dict]:
     """Model and state of `step`."""
-    return {"w": torch.full((300,), float(step))}, {"step": step, "momentum": torch.full((200,), -float(step))}
+    return {"w": torch.full((300,), float(step))}, {
+        "step": step,
+        "momentum": torch.full((200,), -float(step)),
+    }
 
 
 def save(folder: Path, step: int) -> None:
@@ -94,7 +106,9 @@ if __name__ == "__main__":
         for path in whole:  # whole or absent, each of them
             weights, state = checkpoint.load(path)
             step = checkpoint.step_of(path)
-            assert state["step"] == step and weights["w"][0] == step and state["momentum"][-1] == -step, path
+            assert (
+                state["step"] == step and weights["w"][0] == step and state["momentum"][-1] == -step
+            ), path
         steps = [checkpoint.step_of(path) for path in whole]
         assert steps in ([1, 2], [1, 2, 3], [2, 3]), (died, steps)
         save(work, 3 if 3 not in steps else 4)

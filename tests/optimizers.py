@@ -16,18 +16,32 @@ TORCH = sorted(
 )
 ELSEWHERE = ("bnb", "fused")  # timm's names for optimizers of bitsandbytes and apex
 VARIANTS = {
-    "torch.optim.SGD momentum": lambda model: torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, dampening=0.5),
-    "torch.optim.SGD nesterov": lambda model: torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True),
-    "torch.optim.AdamW amsgrad": lambda model: torch.optim.AdamW(model.parameters(), 0.01, amsgrad=True),
-    "torch.optim.AdamW fused": lambda model: torch.optim.AdamW(model.parameters(), 0.01, fused=True),
-    "torch.optim.AdamW tensor lr": lambda model: torch.optim.AdamW(model.parameters(), torch.tensor(0.01)),
-    "torch.optim.RMSprop centered": lambda model: torch.optim.RMSprop(model.parameters(), momentum=0.9, centered=True),
+    "torch.optim.SGD momentum": lambda model: torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.9, dampening=0.5
+    ),
+    "torch.optim.SGD nesterov": lambda model: torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.9, nesterov=True
+    ),
+    "torch.optim.AdamW amsgrad": lambda model: torch.optim.AdamW(
+        model.parameters(), 0.01, amsgrad=True
+    ),
+    "torch.optim.AdamW fused": lambda model: torch.optim.AdamW(
+        model.parameters(), 0.01, fused=True
+    ),
+    "torch.optim.AdamW tensor lr": lambda model: torch.optim.AdamW(
+        model.parameters(), torch.tensor(0.01)
+    ),
+    "torch.optim.RMSprop centered": lambda model: torch.optim.RMSprop(
+        model.parameters(), momentum=0.9, centered=True
+    ),
 }
 
 
 def builders() -> dict[str, Builder]:
     """Name -> what builds it over a model's parameters."""
-    found: dict[str, Builder] = {f"torch.optim.{name}": _of_torch(name) for name in TORCH} | VARIANTS
+    found: dict[str, Builder] = {
+        f"torch.optim.{name}": _of_torch(name) for name in TORCH
+    } | VARIANTS
     names = [name for name in timm.optim.list_optimizers() if not name.startswith(ELSEWHERE)]
     names += ["lookahead_sgd", "lookahead_adamw", "lookahead_radam"]
     found |= {f"timm {name}": _of_timm(name) for name in names}
@@ -60,7 +74,9 @@ def _of_torch(name: str) -> Builder:
 
 
 def _of_timm(name: str) -> Builder:
-    return lambda model: timm.optim.create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.01, momentum=0.9)
+    return lambda model: timm.optim.create_optimizer_v2(
+        model, opt=name, lr=0.01, weight_decay=0.01, momentum=0.9
+    )
 
 
 def _prodigy(model: nn.Module) -> Optimizer:

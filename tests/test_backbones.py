@@ -34,7 +34,11 @@ def test_strides_and_channels_of_backbones(name, stride, channels):
     for i, wide in enumerate(channels):
         step = min(4 << i, stride)
         assert maps[f"c{i + 1}"].shape == (2, wide, -(-97 // step), -(-130 // step))
-    assert maps["out"] is maps["high"] is maps["c4"] and maps["aux"] is maps["c3"] and maps["low"] is maps["c1"]
+    assert (
+        maps["out"] is maps["high"] is maps["c4"]
+        and maps["aux"] is maps["c3"]
+        and maps["low"] is maps["c1"]
+    )
 
 
 def test_published_weights_are_loaded(tmp_path, monkeypatch):
@@ -68,7 +72,10 @@ def test_torchvisions_models_take_the_backbones():
         (("resnet50", False, 4), "stride is 4; it must be 8, 16 or 32"),
         (("resnet5O", False), "no backbone 'resnet5O'; did you mean resnet50?"),
         (("vgg", False), r"no backbone 'vgg'; there are small, resnet101, .*, timm:NAME"),
-        (("small", True), "'small' has no published weights; start from random ones with --no-pretrained"),
+        (
+            ("small", True),
+            "'small' has no published weights; start from random ones with --no-pretrained",
+        ),
     ],
 )
 def test_backbones_that_there_are_not(arguments, message):
@@ -78,7 +85,9 @@ def test_backbones_that_there_are_not(arguments, message):
 
 def test_timm_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as good as not installed
-    with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
+    with pytest.raises(
+        ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'
+    ):
         backbone("timm:resnest50d", pretrained=False)
 
 
@@ -104,8 +113,14 @@ def test_timm_backbones(name, stride, channels):
     ("arguments", "message"),
     [
         (("resnest50", False), "has no 'resnest50'; did you mean resnest50d?"),
-        (("swin_tiny_patch4_window7_224", False), "does not dilate to stride 8 in timm .*; take another"),
-        (("vit_tiny_patch16_224", False, 32), r"has maps of strides \[16, 16, 16\]; wanted are four"),
+        (
+            ("swin_tiny_patch4_window7_224", False),
+            "does not dilate to stride 8 in timm .*; take another",
+        ),
+        (
+            ("vit_tiny_patch16_224", False, 32),
+            r"has maps of strides \[16, 16, 16\]; wanted are four",
+        ),
         (("seresnet18", True, 32), "cannot get the pretrained weights of timm:seresnet18"),
     ],
 )

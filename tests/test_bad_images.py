@@ -86,7 +86,10 @@ def test_a_step_that_fails_counts_its_images_once(tmp_path):
 
     expected = train(recognition(train_data=EveryOther(27)), how("whole"))["bad_images"]
     with pytest.raises(ValueError, match="the loss cannot be computed"):
-        train(recognition(train_data=EveryOther(27), task=Fails(7, label_smoothing=0.1)), how("resumed"))
+        train(
+            recognition(train_data=EveryOther(27), task=Fails(7, label_smoothing=0.1)),
+            how("resumed"),
+        )
     summary = train(recognition(train_data=EveryOther(27)), how("resumed"))
     assert Fails.steps == 3 and summary["bad_images"] == expected
 
@@ -98,21 +101,30 @@ def test_skip_lists_and_counts(tmp_path, capsys):
         folder = tmp_path / str(workers)
         torch.manual_seed(1)
         recipe = recognition(train_data=Torn(27), epochs=2)
-        summary = train(recipe, Options(out=folder, workers=workers, log_every=2, on_bad_image="skip"))
+        summary = train(
+            recipe, Options(out=folder, workers=workers, log_every=2, on_bad_image="skip")
+        )
         listed = (folder / "bad_images.txt").read_text().splitlines()
         assert sorted(line.partition(",")[0] for line in listed) == ["3", "4"]
-        assert 4 <= summary["bad_images"] <= 6, "twice each, and once more where one is the other's neighbour"
+        assert 4 <= summary["bad_images"] <= 6, (
+            "twice each, and once more where one is the other's neighbour"
+        )
         assert rows(folder)[-1]["bad_images"] == summary["bad_images"]
         seen.append(recipe.model.seen)
     assert seen[0] == seen[1] and len(seen[0]) == 54
     assert capsys.readouterr().out.count("the next one in the order takes its place") == 4
-    assert all(torch.equal(value, weights(tmp_path / "2")[name]) for name, value in weights(tmp_path / "0").items())
+    assert all(
+        torch.equal(value, weights(tmp_path / "2")[name])
+        for name, value in weights(tmp_path / "0").items()
+    )
 
 
 def test_skip_holds_for_precise_statistics_and_for_a_try(tmp_path):
     """They read training images too, those that every epoch would replace."""
     for build in (with_batch_norm, recognition):
-        skipping = Options(out=tmp_path / build.__name__, workers=0, on_bad_image="skip", precise_bn=16)
+        skipping = Options(
+            out=tmp_path / build.__name__, workers=0, on_bad_image="skip", precise_bn=16
+        )
         assert train(replace(build(), train_data=Torn(27)), skipping)["final"]["num_images"] == 13
         torn = replace(build(), train_data=Torn(4), batch_size=4)
         assert len(check(torn, Options(workers=0, on_bad_image="skip"))["figures"]["losses"]) == 2
@@ -150,7 +162,9 @@ def test_a_bad_validation_image_stops_and_takes_no_step_with_it(tmp_path):
 def test_all_images_bad_is_not_one_bad_image(tmp_path):
     data = Torn(27)
     data.torn = range(27)
-    with pytest.raises(ValueError, match="10 images in a row cannot be used, the last .*not one bad file"):
+    with pytest.raises(
+        ValueError, match="10 images in a row cannot be used, the last .*not one bad file"
+    ):
         train(recognition(train_data=data), Options(out=tmp_path, workers=0, on_bad_image="skip"))
 
 
@@ -160,7 +174,10 @@ def test_a_mistake_in_the_code_is_not_a_bad_image(tmp_path):
             return self.imagse[index]
 
     with pytest.raises(AttributeError, match="imagse"):
-        train(recognition(train_data=Mistaken(27)), Options(out=tmp_path, workers=0, on_bad_image="skip"))
+        train(
+            recognition(train_data=Mistaken(27)),
+            Options(out=tmp_path, workers=0, on_bad_image="skip"),
+        )
 
 
 def test_labels_outside_the_classes(tmp_path):
@@ -182,7 +199,8 @@ def test_labels_outside_the_classes(tmp_path):
             return image, target
 
     with pytest.raises(
-        ValueError, match=r"image 5 .*label 9 on 2 pixels is outside the 7 classes 0 to 6 .ignored: 255"
+        ValueError,
+        match=r"image 5 .*label 9 on 2 pixels is outside the 7 classes 0 to 6 .ignored: 255",
     ):
         train(segmentation(train_data=Stray(27)), Options(out=tmp_path / "d", workers=0))
 
@@ -201,7 +219,9 @@ def test_names(tmp_path):
 def test_real_images_truncated(tmp_path, real_data):
     """Real photographs, one cut short: as an image, and as a mask."""
     images = sorted((real_data / "ADEChallengeData2016" / "images" / "validation").glob("*.jpg"))
-    masks = sorted((real_data / "ADEChallengeData2016" / "annotations" / "validation").glob("*.png"))
+    masks = sorted(
+        (real_data / "ADEChallengeData2016" / "annotations" / "validation").glob("*.png")
+    )
     for kind, files in (("images", images), ("masks", masks)):
         (tmp_path / kind).mkdir()
         for file in files:
@@ -212,10 +232,16 @@ def test_real_images_truncated(tmp_path, real_data):
         data = MaskFolder(tmp_path / "images", tmp_path / "masks", 151)
         assert len(Reader(data, 0)[0, 1]) == 3
         file.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match=f"cannot read .*{name}: .*replace the file or take it out"):
+        with pytest.raises(
+            ValueError, match=f"cannot read .*{name}: .*replace the file or take it out"
+        ):
             Reader(data, 0)[0, 1]
         _, _, faults = Reader(data, 0, neighbour=TrainOrder(len(images), 1, 0).neighbour)[0, 1]
-        assert len(faults) == 1 and faults[0].startswith("1, ") and str(tmp_path / kind / name) in faults[0]
+        assert (
+            len(faults) == 1
+            and faults[0].startswith("1, ")
+            and str(tmp_path / kind / name) in faults[0]
+        )
         file.write_bytes(whole)
     (tmp_path / "images" / images[1].name).unlink()
     with pytest.raises(ValueError, match="cannot read .*No such file or directory"):
@@ -255,7 +281,9 @@ def test_skip_on_two_processes_is_skip_on_one(tmp_path):
     two = [json.loads((tmp_path / "torn" / f"seen-{rank}.json").read_text()) for rank in range(2)]
     assert set(two[0]) | set(two[1]) == set(net.seen)
     folders = (tmp_path / "torn", tmp_path / "one")
-    counted = [json.loads((folder / "summary.json").read_text())["bad_images"] for folder in folders]
+    counted = [
+        json.loads((folder / "summary.json").read_text())["bad_images"] for folder in folders
+    ]
     listed = [sorted((folder / "bad_images.txt").read_text().splitlines()) for folder in folders]
     assert counted[0] == counted[1] > 0 and listed[0] == listed[1]
     assert [row["loss"] for row in rows(folders[0])] == pytest.approx(

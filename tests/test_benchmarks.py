@@ -6,11 +6,40 @@ import pytest
 from conftest import ROOT, run
 
 SMALL = {
-    "activations": ("--networks", "mobilenet_v3_small", "--images", "2", "--out", "activations.json"),
+    "activations": (
+        "--networks",
+        "mobilenet_v3_small",
+        "--images",
+        "2",
+        "--out",
+        "activations.json",
+    ),
     "checkpoint": ("--rounds", "1", "--small"),
     "fuzz_images": ("--files", "104"),
-    "gpu": ("resnet50", "--loops", "trainkit", "--rounds", "1", "--steps", "3", "--batch", "2", "--size", "32"),
-    "images": ("--images", "16", "--batch", "4", "--rounds", "1", "--cases", "train", "segment-jpeg"),
+    "gpu": (
+        "resnet50",
+        "--loops",
+        "trainkit",
+        "--rounds",
+        "1",
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+        "--size",
+        "32",
+    ),
+    "images": (
+        "--images",
+        "16",
+        "--batch",
+        "4",
+        "--rounds",
+        "1",
+        "--cases",
+        "train",
+        "segment-jpeg",
+    ),
     "memory": ("--size", "64", "--rounds", "1", "--way", "loss, bfloat16: trainkit"),
     "metrics": ("--size", "32", "--classes", "5", "--rounds", "1"),
     "optimizers": ("torch.optim.AdamW",),
@@ -24,8 +53,13 @@ SMALL = {
 
 
 def test_all_have_a_tiny_size():
-    programs = [file for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()]
-    elsewhere = {"sharded_optimizers", "sharded_resume"}  # on two processes, by test_sharded_updates.py
+    programs = [
+        file for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()
+    ]
+    elsewhere = {
+        "sharded_optimizers",
+        "sharded_resume",
+    }  # on two processes, by test_sharded_updates.py
     elsewhere.add("tables")  # measures nothing; test_docs.py
     assert set(SMALL) | elsewhere == {file.stem for file in programs} and len(programs) >= 6
 
@@ -33,5 +67,11 @@ def test_all_have_a_tiny_size():
 @pytest.mark.parametrize("name", SMALL)
 def test_runs(name, tmp_path):
     path = f"{ROOT}"  # trainkit as it stands here, whatever is installed
-    printed = run(sys.executable, ROOT / "benchmarks" / f"{name}.py", *SMALL[name], cwd=tmp_path, PYTHONPATH=path)
+    printed = run(
+        sys.executable,
+        ROOT / "benchmarks" / f"{name}.py",
+        *SMALL[name],
+        cwd=tmp_path,
+        PYTHONPATH=path,
+    )
     assert any(letter.isdigit() for letter in printed.stdout), printed.stdout

@@ -28,7 +28,10 @@ def test_figures(tmp_path, monkeypatch):
     assert figures["gflops_per_image"] * 1e9 == pytest.approx(2 * 12 * 12 * (3 * 9 * 8 + 8 * 7))
     assert figures["images_of_a_pass"] == 3 and figures["passes_of_a_step"] == 3
     assert figures["steps_per_epoch"] == 4 and figures["total_steps"] == 10
-    assert figures["goes_on_from_a_checkpoint"] == "bit-equal" and "num_images 4, top1" in figures["evaluated"]
+    assert (
+        figures["goes_on_from_a_checkpoint"] == "bit-equal"
+        and "num_images 4, top1" in figures["evaluated"]
+    )
     assert len(figures["losses"]) == 3 and all(1 < loss < 3 for loss in figures["losses"])
     alone = figures["images_per_s_training_alone"], figures["images_per_s_reading_alone"]
     assert figures["images_per_s"] == pytest.approx(1 / (1 / alone[0] + 1 / alone[1])), (
@@ -45,7 +48,9 @@ def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
     torch.manual_seed(1)
     expected = check(recognition(), OPTIONS)["figures"]["losses"]
     torch.manual_seed(2)
-    found = check(recognition(), Options(workers=0, init=tmp_path / "weights.safetensors"))["figures"]["losses"]
+    found = check(recognition(), Options(workers=0, init=tmp_path / "weights.safetensors"))[
+        "figures"
+    ]["losses"]
     assert found == expected and "starting from the weights in" in capsys.readouterr().out
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="none of its 1 names and shapes match"):
@@ -57,7 +62,9 @@ def test_all_that_is_remembered_goes_on(build):
     assert check(build(), OPTIONS)["figures"]["goes_on_from_a_checkpoint"] == "bit-equal"
 
 
-@pytest.mark.parametrize("way", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "way", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp"]
+)
 def test_two_processes_go_on(tmp_path, way):
     script = tmp_path / "script.py"
     script.write_text(f"""
@@ -81,8 +88,12 @@ def test_a_model_with_a_memory_of_its_own_is_found():
             return self.layer(x.flatten(1)) * self.calls
 
     model = Counting()
-    with pytest.raises(ValueError, match="going on from a checkpoint gave other weights .layer.weight"):
-        check(recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)), OPTIONS)
+    with pytest.raises(
+        ValueError, match="going on from a checkpoint gave other weights .layer.weight"
+    ):
+        check(
+            recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)), OPTIONS
+        )
 
 
 def test_what_cannot_work_is_told_at_once():
@@ -97,7 +108,9 @@ def test_what_cannot_work_is_told_at_once():
 def test_settings_that_do_nothing():
     recipe = recognition(drop_last=True, batch_size=15)
     recipe.model.extra = nn.Parameter(torch.zeros(3))
-    options = Options(workers=0, micro_batch=99, log_every=10**4, evaluate_every=50, checkpoint_every=10**5)
+    options = Options(
+        workers=0, micro_batch=99, log_every=10**4, evaluate_every=50, checkpoint_every=10**5
+    )
     told = "; ".join(check(recipe, options)["warnings"])
     for words in (
         "--micro-batch 99 does nothing", "--log-every 10000 is more than the 2 steps", "--evaluate-every 50: the run",
@@ -105,7 +118,9 @@ def test_settings_that_do_nothing():
         "1 weights are not in the optimizer and will not change: extra",
     ):  # fmt: skip
         assert words in told, (words, told)
-    assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == ["class 2 has no training image"]
+    assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == [
+        "class 2 has no training image"
+    ]
 
 
 def test_batch_norm_under_a_schedule_free_optimizer():
@@ -113,13 +128,19 @@ def test_batch_norm_under_a_schedule_free_optimizer():
     schedulefree = pytest.importorskip("schedulefree")
 
     def warnings(norm: bool, **options) -> list[str]:
-        recipe, options = everything() if norm else recognition(), Options(workers=0, log_every=2, **options)
+        recipe, options = (
+            everything() if norm else recognition(),
+            Options(workers=0, log_every=2, **options),
+        )
         optimizer = schedulefree.SGDScheduleFree(recipe.model.parameters(), lr=0.1)
         return _warnings(replace(recipe, optimizer=optimizer), options, Plan.of(recipe, options, 1))
 
     assert warnings(norm=False) == warnings(norm=True, precise_bn=16) == []
     (told,) = warnings(norm=True)
-    assert "SGDScheduleFree evaluates other weights than it trains, and 1 batch norms (backbone.1)" in told
+    assert (
+        "SGDScheduleFree evaluates other weights than it trains, and 1 batch norms (backbone.1)"
+        in told
+    )
 
 
 def test_the_curve_of_the_schedule():
@@ -131,7 +152,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     words = ["check", str(ROOT / "recipes" / "recog_folder.py")]
     assert main([*words, "--sample", "--workers", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "generated data" in shown and "gflops_per_image" in shown and "forecast_hours" in shown and "█" in shown
+    assert (
+        "generated data" in shown
+        and "gflops_per_image" in shown
+        and "forecast_hours" in shown
+        and "█" in shown
+    )
     assert not (tmp_path / "runs").exists()
     assert main([*words, "--data", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err

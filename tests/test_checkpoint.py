@@ -18,7 +18,13 @@ from trainkit.storage import checkpoint
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.weights import read_weights
 
-PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False)
+    | st.text()
+)
 STATES = st.recursive(
     PLAIN,
     lambda inner: (
@@ -41,7 +47,9 @@ def test_an_optimizer_comes_back(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    path = write_checkpoint(tmp_path, 7, model.state_dict(), {"optimizer": optimizer.state_dict(), "best": None})
+    path = write_checkpoint(
+        tmp_path, 7, model.state_dict(), {"optimizer": optimizer.state_dict(), "best": None}
+    )
     weights, state = checkpoint.load(path)
     assert path.name == "step-000000007" and checkpoint.list_checkpoints(tmp_path) == [path]
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
@@ -59,10 +67,15 @@ def test_shared_weights_are_saved(tmp_path):
 
 def test_copies_only_where_asked_or_shared(tmp_path):
     whole, part = torch.arange(6.0), torch.arange(8.0)[2:4]
-    alone, copied = (checkpoint.Snapshot.of({"w": whole, "p": part}, {}, copy=copy).model for copy in (False, True))
+    alone, copied = (
+        checkpoint.Snapshot.of({"w": whole, "p": part}, {}, copy=copy).model
+        for copy in (False, True)
+    )
     assert alone["w"].data_ptr() == whole.data_ptr() and copied["w"].data_ptr() != whole.data_ptr()
     columns = whole.view(2, 3).t()  # not as it lies in memory
-    path = write_checkpoint(tmp_path, 1, {"w": whole, "p": part, "empty": torch.zeros(0)}, {"c": columns, "w": whole})
+    path = write_checkpoint(
+        tmp_path, 1, {"w": whole, "p": part, "empty": torch.zeros(0)}, {"c": columns, "w": whole}
+    )
     weights, state = checkpoint.load(path)
     assert weights["p"].tolist() == [2, 3] and weights["w"].tolist() == whole.tolist()
     assert torch.equal(state["c"], columns) and torch.equal(state["w"], whole)
@@ -70,11 +83,19 @@ def test_copies_only_where_asked_or_shared(tmp_path):
 
 def test_the_manifest_tells_size_and_hash_of_each_file(tmp_path):
     """Two blocks of the hash and a part of one, by the plain definition."""
-    path = write_checkpoint(tmp_path, 4, {"w": torch.randn(600_000)}, {"momentum": torch.randn(3), "step": 4})
+    path = write_checkpoint(
+        tmp_path, 4, {"w": torch.randn(600_000)}, {"momentum": torch.randn(3), "step": 4}
+    )
     manifest = json.loads((path / "manifest.json").read_text())
     data = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
-    assert set(data) == {"model.safetensors", "state.safetensors", "state.json"} and manifest["step"] == 4
-    told = {name: {"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()} for name, each in data.items()}
+    assert (
+        set(data) == {"model.safetensors", "state.safetensors", "state.json"}
+        and manifest["step"] == 4
+    )
+    told = {
+        name: {"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()}
+        for name, each in data.items()
+    }
     assert manifest["files"] == told
 
 
@@ -97,7 +118,9 @@ def test_damage_is_found(tmp_path, damage):
 
 
 def test_rotation_keeps_the_newest_and_the_protected(tmp_path):
-    paths = [write_checkpoint(tmp_path, step, {"w": torch.ones(1)}, {}) for step in (1, 2, 3, 10, 20)]
+    paths = [
+        write_checkpoint(tmp_path, step, {"w": torch.ones(1)}, {}) for step in (1, 2, 3, 10, 20)
+    ]
     checkpoint.rotate(tmp_path, 2, [paths[1]])
     assert checkpoint.list_checkpoints(tmp_path) == [paths[1], paths[3], paths[4]]
 
@@ -125,7 +148,9 @@ class Surprise:
 
 def test_files_that_would_run_code_are_refused(tmp_path, capsys):
     torch.save({"w": torch.ones(1), "x": Surprise()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="w.pth is not read: it holds objects of builtins.print, and only tensors"):
+    with pytest.raises(
+        ValueError, match="w.pth is not read: it holds objects of builtins.print, and only tensors"
+    ):
         read_weights(tmp_path / "w.pth")
     assert "surprise" not in capsys.readouterr().out
 
@@ -145,13 +170,33 @@ def manifests(path):
         yield json.dumps({**right, "step": step})
     for wrong in (None, 0, [], ["model.safetensors"], {}, "state.json", {"state.json": one}):
         yield json.dumps({**right, "files": wrong})
-    for wrong in (None, 3, [], "", {}, {**one, "bytes": None}, {**one, "bytes": 10**400}, {**one, "sha256": 7}):
+    for wrong in (
+        None,
+        3,
+        [],
+        "",
+        {},
+        {**one, "bytes": None},
+        {**one, "bytes": 10**400},
+        {**one, "sha256": 7},
+    ):
         yield json.dumps({**right, "files": {**files, "state.json": wrong}})
     for name in ("../other", "/etc/hostname", "a/b", "..", "", "\0", "missing.json"):
         yield json.dumps({**right, "files": {**files, name: one}})
     for wrong in (0, "1", None, 1.5):
         yield json.dumps({**right, "format": wrong})
-    yield from ("", " ", "\0" * 50, "{", "nan", "NaN", "1" * 6000, "[" * 100_000, json.dumps(right)[:-1], "\udcff")
+    yield from (
+        "",
+        " ",
+        "\0" * 50,
+        "{",
+        "nan",
+        "NaN",
+        "1" * 6000,
+        "[" * 100_000,
+        json.dumps(right)[:-1],
+        "\udcff",
+    )
 
 
 def test_a_manifest_of_any_content_is_damage(tmp_path):
@@ -161,7 +206,11 @@ def test_a_manifest_of_any_content_is_damage(tmp_path):
     for text in manifests(path):
         (path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
         told.append(checkpoint.verify(path))
-    assert len(told) > 50 and all(told) and not [line for line in told if "Error" in line and "File" not in line]
+    assert (
+        len(told) > 50
+        and all(told)
+        and not [line for line in told if "Error" in line and "File" not in line]
+    )
     (path / "manifest.json").unlink()
     for make in (
         os.mkdir,
@@ -206,7 +255,8 @@ def test_only_what_was_written_here_is_removed(tmp_path):
         whole(tmp_path, step)
     for stray in STRAYS:
         shutil.copytree(tmp_path / "step-000000002", tmp_path / stray)
-    shutil.copytree(tmp_path / "step-000000002", tmp_path / "step-000000001", dirs_exist_ok=True)  # of step 2, it says
+    # of step 2, it says
+    shutil.copytree(tmp_path / "step-000000002", tmp_path / "step-000000001", dirs_exist_ok=True)
     (tmp_path / "step-000000003" / "notes.txt").write_text("the good one")
     (tmp_path / "step-000000005").mkdir()
     (tmp_path / "step-000000006").write_text("a file")
@@ -218,7 +268,9 @@ def test_only_what_was_written_here_is_removed(tmp_path):
     (tmp_path / kept[-1] / "mine.txt").touch()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".removing-step-000000008").symlink_to(tmp_path / "elsewhere")
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == [f"step-{n:09d}" for n in (1, 2, 3, 4, 5)]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == [
+        f"step-{n:09d}" for n in (1, 2, 3, 4, 5)
+    ]
     checkpoint.rotate(tmp_path, 1)
     stays = {*STRAYS, *kept, "elsewhere", ".removing-step-000000008"}
     stays |= {f"step-{n:09d}" for n in (1, 3, 4, 5, 6)}
@@ -229,7 +281,10 @@ def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
     whole(tmp_path, 1)
     (tmp_path / "step-000000001" / "notes.txt").write_text("the good one")
     (tmp_path / "step-000000001" / "manifest.json").write_text("{}")
-    with pytest.raises(OSError, match="step-000000001 could not be written: in its place is a folder with files that"):
+    with pytest.raises(
+        OSError,
+        match="step-000000001 could not be written: in its place is a folder with files that",
+    ):
         whole(tmp_path, 1)
     assert (tmp_path / "step-000000001" / "notes.txt").read_text() == "the good one"
     (tmp_path / "step-000000001" / "notes.txt").unlink()
@@ -249,4 +304,6 @@ def test_killed_while_safetensors_writes(tmp_path):
     os.waitpid(pid, 0)
     assert list(tmp_path.glob(".writing-step-000000004/*")), "it was killed in the middle of a file"
     path = write_checkpoint(tmp_path, 4, {"w": torch.ones(3)}, {})
-    assert checkpoint.verify(path) is None and [each.name for each in tmp_path.iterdir()] == ["step-000000004"]
+    assert checkpoint.verify(path) is None and [each.name for each in tmp_path.iterdir()] == [
+        "step-000000004"
+    ]

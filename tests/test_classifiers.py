@@ -35,7 +35,9 @@ def test_a_classifier_that_is_not_known(monkeypatch):
     with pytest.raises(ValueError, match=r"has no 'resnest5'; did you mean resnest50d"):
         classifier("timm:resnest5", 10)
     monkeypatch.setitem(sys.modules, "timm", None)  # as good as not installed
-    with pytest.raises(ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'):
+    with pytest.raises(
+        ValueError, match=r'timm:resnest50d needs timm: pip install "trainkit\[timm\]"'
+    ):
         classifier("timm:resnest50d", 10)
 
 
@@ -51,7 +53,9 @@ def test_torchvisions_networks_keep_their_names(name, last):
     with torch.device("meta"):
         ours = fine_tuned(name, 7, pretrained=False)
         published = get_model(
-            name, weights=None, **({"aux_logits": False, "init_weights": False} if name == "googlenet" else {})
+            name,
+            weights=None,
+            **({"aux_logits": False, "init_weights": False} if name == "googlenet" else {}),
         )
     assert ours.head_names == (last,)
     assert [n for n, _ in ours.named_parameters() if n.startswith(f"{last}.")]
@@ -60,7 +64,10 @@ def test_torchvisions_networks_keep_their_names(name, last):
     assert {n: s for n, s in found.items() if not n.startswith(f"{last}.")} == {
         n: s for n, s in expected.items() if not n.startswith(f"{last}.")
     }
-    assert found.keys() == expected.keys() and found[f"{last}.weight"] == (7, *expected[f"{last}.weight"][1:])
+    assert found.keys() == expected.keys() and found[f"{last}.weight"] == (
+        7,
+        *expected[f"{last}.weight"][1:],
+    )
 
 
 def test_a_new_last_layer():
@@ -73,7 +80,9 @@ def test_a_new_last_layer():
         assert torch.equal(ours(images), published(images))
     assert max(depths(ours).values()) == depths(ours)["fc.weight"] == 9
     groups = param_groups(ours, 0.1, 0.0, head=10.0)
-    assert {id(p) for g in groups if g["lr"] == 1.0 for p in g["params"]} == {id(p) for p in ours.fc.parameters()}
+    assert {id(p) for g in groups if g["lr"] == 1.0 for p in g["params"]} == {
+        id(p) for p in ours.fc.parameters()
+    }
 
 
 TIMMS = {
@@ -88,9 +97,14 @@ TIMMS = {
 def test_timms_networks_keep_their_names(name):
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
-        ours, theirs = fine_tuned(f"timm:{name}", 7, pretrained=False), timm.create_model(name, num_classes=7)
+        ours, theirs = (
+            fine_tuned(f"timm:{name}", 7, pretrained=False),
+            timm.create_model(name, num_classes=7),
+        )
     assert ours.head_names == TIMMS[name]
-    shapes = [{n: tuple(value.shape) for n, value in net.state_dict().items()} for net in (ours, theirs)]
+    shapes = [
+        {n: tuple(value.shape) for n, value in net.state_dict().items()} for net in (ours, theirs)
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -111,11 +125,15 @@ class WithHead(nn.Sequential):
     def __init__(self, name: str, num_classes: int):
         super().__init__()
         if name.startswith("timm:"):
-            net = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), num_classes=0)
+            net = pytest.importorskip("timm").create_model(
+                name.removeprefix("timm:"), num_classes=0
+            )
             features = getattr(net, "head_hidden_size", None) or net.num_features
         else:
             net = get_model(name, weights=None)
-            last = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+            last = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)][
+                -1
+            ]
             features = net.get_submodule(last).in_features
             net.set_submodule(last, nn.Identity())
         self.add_module("backbone", net)
@@ -136,7 +154,11 @@ def test_weights_of_older_runs_fit(name):
         torch.randn(1, 3, 224, 224),
     )
     found = load_model(new, old.state_dict(), Path("old"))
-    assert found.exact and found.renamed == "the names in the file are those of an older trainkit (backbone and head)"
+    assert (
+        found.exact
+        and found.renamed
+        == "the names in the file are those of an older trainkit (backbone and head)"
+    )
     with torch.no_grad():
         expected = old(images)
         torch.testing.assert_close(new(images), expected, rtol=1e-5, atol=1e-5)
@@ -167,7 +189,9 @@ def test_missing_pretrained_weights_are_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="cannot get the pretrained weights of timm:resnet18.*--no-pretrained"):
+    with pytest.raises(
+        ValueError, match="cannot get the pretrained weights of timm:resnet18.*--no-pretrained"
+    ):
         fine_tuned("timm:resnet18", 10)
 
 
@@ -180,10 +204,21 @@ def test_imagenets_recipe_looks_at_images_as_the_network_was_trained(tmp_path):
     assert known.mean == (0.5, 0.5, 0.5) and known.crop_pct == 0.95
     own = build(function, {"sample": True, "model": "timm:test_vit", "size": 160})
     assert (own.mean, own.std) == (known.mean, known.std)
-    assert own.protocol == "centre crop of 160, short side 168, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
-    asked = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear", "crop_fraction": 0.8}
+    assert (
+        own.protocol
+        == "centre crop of 160, short side 168, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
+    )
+    asked = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (1.0, 1.0, 1.0),
+        "interpolation": "bilinear",
+        "crop_fraction": 0.8,
+    }
     other = build(function, {"sample": True, "model": "timm:test_vit", "size": 160, **asked})
-    assert other.protocol == "centre crop of 160, short side 200, bilinear, mean 0.1 0.2 0.3, std 1 1 1"
+    assert (
+        other.protocol
+        == "centre crop of 160, short side 200, bilinear, mean 0.1 0.2 0.3, std 1 1 1"
+    )
     plain = build(function, {"sample": True, "model": "small", "size": 56})
     assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert plain.protocol == "centre crop of 56, short side 64, bicubic"

@@ -17,7 +17,9 @@ SAMPLE = ROOT / "recipes" / "recog_folder.py"
 def trained(tmp_path_factory):
     """A folder in which recog_folder.py was trained on generated data, one short epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    done = trainkit(SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=folder)
+    done = trainkit(
+        SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=folder
+    )
     return folder, done
 
 
@@ -60,18 +62,24 @@ def test_training_says_what_it_does(trained):
 
 
 def test_the_same_command_again_does_nothing(trained):
-    done = trainkit(SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=trained[0])
+    done = trainkit(
+        SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=trained[0]
+    )
     assert "runs/recog_folder is finished (8 steps)" in done.stdout
 
 
-@pytest.mark.parametrize("what", ["runs/recog_folder", "runs/recog_folder/checkpoints/step-000000008"])
+@pytest.mark.parametrize(
+    "what", ["runs/recog_folder", "runs/recog_folder/checkpoints/step-000000008"]
+)
 def test_evaluate_takes_settings_from_the_run(trained, what):
     folder, _ = trained
     trainkit("evaluate", SAMPLE, "--checkpoint", what, "--workers", 0, cwd=folder)
     results = json.loads((folder / "runs" / "recog_folder" / "results.json").read_text())
     summary = json.loads((folder / "runs" / "recog_folder" / "summary.json").read_text())
     assert {name: results[name] for name in summary["final"]} == summary["final"]
-    assert results["checkpoint"].endswith("step-000000008") and results["settings"]["sample"] is True
+    assert (
+        results["checkpoint"].endswith("step-000000008") and results["settings"]["sample"] is True
+    )
 
 
 def mistakes(folder):
@@ -86,10 +94,15 @@ def mistakes(folder):
         (folder / name / "failures" / "step-000000001" / "report.json").write_text("{}")
         (folder / name / "settings.json").write_text(text)
         (folder / name / "checkpoints").mkdir()
-    (folder / "taken.py").write_text("def recipe(seed: int = 1, lr: float = 0.1, window: int = 2): return 3\n")
+    (folder / "taken.py").write_text(
+        "def recipe(seed: int = 1, lr: float = 0.1, window: int = 2): return 3\n"
+    )
     (folder / "imports.py").write_text("import no_such.thing\n")
     (folder / "later.py").write_text("def recipe():\n    import no_such\n")
-    imagenet, segmentation = ROOT / "recipes" / "recog_imagenet.py", ROOT / "recipes" / "seg_folder.py"
+    imagenet, segmentation = (
+        ROOT / "recipes" / "recog_imagenet.py",
+        ROOT / "recipes" / "seg_folder.py",
+    )
     built = "RandomErasing of torchvision.transforms.v2._augment, called in recognition.py, line"
     lacks = "empty/settings.json is damaged, or not of trainkit: it has no settings. Put a whole copy in its place, or"
     torn = "torn/settings.json is damaged, or not of trainkit: it is not JSON (Expecting property name enclosed in"
@@ -107,7 +120,11 @@ def mistakes(folder):
         (ade, "--epochs", "many"): "could not convert string to float: 'many'",
         (ade, "--sample", "yes"): "Unrecognized options: yes",
         (ade,): "no ADE20K at",
-        (ade, "--data", "elsewhere"): "elsewhere (looked for images/validation and annotations/validation). Get http",
+        (
+            ade,
+            "--data",
+            "elsewhere",
+        ): "elsewhere (looked for images/validation and annotations/validation). Get http",
         (SAMPLE, "--sample", "--batch-size", "0"): "batch_size is 0",
         (SAMPLE, "--sample", "--workers", "-2"): "workers is -2",
         (SAMPLE, "--sample", "--out", "full"): "full is not empty and not a run",
@@ -120,10 +137,21 @@ def mistakes(folder):
         ("evaluate", SAMPLE, "--checkpoint", "empty"): lacks,
         ("evaluate", SAMPLE, "--checkpoint", "torn/checkpoints"): torn,
         ("replay", "torn"): torn,
-        ("taken.py",): "settings named like options of trainkit: seed, window. Name them otherwise, such as my_seed",
-        ("evaluate", "taken.py", "--checkpoint", "nowhere"): "settings named like options of trainkit: seed, window",
-        ("imports.py",): "imports.py needs the module no_such, which is not installed here: install the package that",
-        ("later.py",): "needs the module no_such, which is not installed here: install the package that has it, such",
+        (
+            "taken.py",
+        ): "settings named like options of trainkit: seed, window. Name them otherwise, such as my_seed",
+        (
+            "evaluate",
+            "taken.py",
+            "--checkpoint",
+            "nowhere",
+        ): "settings named like options of trainkit: seed, window",
+        (
+            "imports.py",
+        ): "imports.py needs the module no_such, which is not installed here: install the package that",
+        (
+            "later.py",
+        ): "needs the module no_such, which is not installed here: install the package that has it, such",
         (
             SAMPLE,
             "--sample",
@@ -136,17 +164,62 @@ def mistakes(folder):
             "--lr",
             "-2",
         ): "epochs=6, lr=-2.0, batch_size=32, size=56, sample=True; TRAINKIT_",
-        (SAMPLE, "--sample", "--size", "0"): "size is 0; it is the side of a crop in pixels, at least 1",
+        (
+            SAMPLE,
+            "--sample",
+            "--size",
+            "0",
+        ): "size is 0; it is the side of a crop in pixels, at least 1",
         (imagenet, "--sample", "--erase", "2"): built,
-        (imagenet, "--sample", "--jitter", ".4", ".4", ".4", ".9"): "hue values should be between (-0.5, 0.5)",
-        (imagenet, "--sample", "--jitter", *"12345"): "jitter is (1.0, 2.0, 3.0, 4.0, 5.0); give one to four: of",
-        (imagenet, "--sample", "--rand-augment", "2", "90"): "rand_augment is (2, 90); give how many changes, at least",
-        (imagenet, "--sample", "--rand-augment", "0", "9"): "and their magnitude, 0 to 30, such as 2 9",
-        (imagenet, "--sample", "--smallest-crop", "-1"): "scale is (-1.0, 1.0); give two shares of the image's area",
+        (
+            imagenet,
+            "--sample",
+            "--jitter",
+            ".4",
+            ".4",
+            ".4",
+            ".9",
+        ): "hue values should be between (-0.5, 0.5)",
+        (
+            imagenet,
+            "--sample",
+            "--jitter",
+            *"12345",
+        ): "jitter is (1.0, 2.0, 3.0, 4.0, 5.0); give one to four: of",
+        (
+            imagenet,
+            "--sample",
+            "--rand-augment",
+            "2",
+            "90",
+        ): "rand_augment is (2, 90); give how many changes, at least",
+        (
+            imagenet,
+            "--sample",
+            "--rand-augment",
+            "0",
+            "9",
+        ): "and their magnitude, 0 to 30, such as 2 9",
+        (
+            imagenet,
+            "--sample",
+            "--smallest-crop",
+            "-1",
+        ): "scale is (-1.0, 1.0); give two shares of the image's area",
         (segmentation, "--sample", "--crop", "0"): "crop is 0; it is a side in pixels, at least 1",
-        (segmentation, "--sample", "--base", "-3"): "base is -3; it is a side in pixels, at least 1",
+        (
+            segmentation,
+            "--sample",
+            "--base",
+            "-3",
+        ): "base is -3; it is a side in pixels, at least 1",
         ("replay", "full"): "full is not a run",
-        (SAMPLE, "--sample", "--out", "notes.txt/run"): "notes.txt/run cannot be written: Not a directory",
+        (
+            SAMPLE,
+            "--sample",
+            "--out",
+            "notes.txt/run",
+        ): "notes.txt/run cannot be written: Not a directory",
         (SAMPLE, "--on-nonfinite", "ignore"): "invalid choice 'ignore'",
     }
 
@@ -166,16 +239,27 @@ def test_mistakes_are_told_in_one_message(tmp_path, monkeypatch, capsys):
 
 def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
     done = trainkit(ROOT / "recipes" / "seg_ade20k.py", cwd=tmp_path, code=2)
-    assert done.stderr.startswith("no ADE20K at ") and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert (
+        done.stderr.startswith("no ADE20K at ")
+        and len(done.stderr.splitlines()) == 1
+        and done.stdout == ""
+    )
 
 
 def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path):
-    trainkit(SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path)
+    trainkit(
+        SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path
+    )
     image = next((tmp_path / "data").rglob("train/car/*.jpg"))
     image.write_bytes(image.read_bytes()[:30])
     for workers in (0, 1):
-        done = trainkit(SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2)
-        assert f"cannot read {image.relative_to(tmp_path)}" in done.stderr and "Traceback" not in done.stderr
+        done = trainkit(
+            SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2
+        )
+        assert (
+            f"cannot read {image.relative_to(tmp_path)}" in done.stderr
+            and "Traceback" not in done.stderr
+        )
 
 
 def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
@@ -184,22 +268,46 @@ def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        words = ["--sample", "--epochs", "0.1", "--warmup-epochs", "0", "--workers", "0", "--out", "full"]
+        words = [
+            "--sample",
+            "--epochs",
+            "0.1",
+            "--warmup-epochs",
+            "0",
+            "--workers",
+            "0",
+            "--out",
+            "full",
+        ]
         code = main([str(SAMPLE), *words])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     told = capsys.readouterr().err
-    assert code == 1 and "full/checkpoints/step-000000002 could not be written" in told and "Traceback" not in told
+    assert (
+        code == 1
+        and "full/checkpoints/step-000000002 could not be written" in told
+        and "Traceback" not in told
+    )
 
 
 def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
     """Of what no library says about the values it is given: a bug, in the recipe or below it."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "helper.py").write_text("def fail(): raise KeyError('deep inside')\n")
-    (tmp_path / "broken.py").write_text("from packages.helper import fail\ndef recipe():\n    fail()\n")
-    (tmp_path / "misspelt.py").write_text("def recipe(lr: float = 0.1):\n    return Recipe(lr=lr)\n")
-    (tmp_path / "called.py").write_text("from torch.optim import SGD\ndef recipe():\n    return SGD(parms=[])\n")
-    for file, error in (("broken.py", "KeyError"), ("misspelt.py", "NameError"), ("called.py", "TypeError")):
+    (tmp_path / "broken.py").write_text(
+        "from packages.helper import fail\ndef recipe():\n    fail()\n"
+    )
+    (tmp_path / "misspelt.py").write_text(
+        "def recipe(lr: float = 0.1):\n    return Recipe(lr=lr)\n"
+    )
+    (tmp_path / "called.py").write_text(
+        "from torch.optim import SGD\ndef recipe():\n    return SGD(parms=[])\n"
+    )
+    for file, error in (
+        ("broken.py", "KeyError"),
+        ("misspelt.py", "NameError"),
+        ("called.py", "TypeError"),
+    ):
         done = trainkit(file, cwd=tmp_path, code=1)
         assert "Traceback" in done.stderr and file in done.stderr and error in done.stderr
 
@@ -207,7 +315,9 @@ def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
 def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
     """Also where the library lies below the recipe's folder, as in a virtual environment; the traceback is kept."""
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "helper.py").write_text("def fail(lr): raise ValueError(f'not {lr}.')\n")
+    (tmp_path / "packages" / "helper.py").write_text(
+        "def fail(lr): raise ValueError(f'not {lr}.')\n"
+    )
     (tmp_path / "broken.py").write_text(
         "from packages.helper import fail\ndef recipe(lr: float = 0.1, epochs: int = 2):\n    fail(lr)\n"
     )
@@ -248,6 +358,17 @@ def test_a_package_that_reading_needs_is_told(tmp_path, workers):
 
 def test_settings_of_the_first_run_are_kept(trained):
     done = trainkit(
-        SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--lr", 0.3, "--workers", 0, cwd=trained[0], code=2
+        SAMPLE,
+        "--sample",
+        "--epochs",
+        0.5,
+        "--warmup-epochs",
+        0,
+        "--lr",
+        0.3,
+        "--workers",
+        0,
+        cwd=trained[0],
+        code=2,
     )
     assert "lr was 0.05 and is 0.3" in " ".join(done.stderr.split())

@@ -51,9 +51,20 @@ def test_config(path):
     config = ClusterConfig.from_yaml_file(str(path))
     keys = yaml.safe_load(path.read_text()).keys()
     assert keys == MACHINE & keys
-    found = (str(config.distributed_type), config.num_machines, config.num_processes, str(config.mixed_precision))
-    assert tuple(each.split(".")[-1] if isinstance(each, str) else each for each in found) == EXPECTED[path.stem]
-    assert f"accelerate launch --config_file accelerate_configs/{path.name} -m trainkit recipes/" in path.read_text()
+    found = (
+        str(config.distributed_type),
+        config.num_machines,
+        config.num_processes,
+        str(config.mixed_precision),
+    )
+    assert (
+        tuple(each.split(".")[-1] if isinstance(each, str) else each for each in found)
+        == EXPECTED[path.stem]
+    )
+    assert (
+        f"accelerate launch --config_file accelerate_configs/{path.name} -m trainkit recipes/"
+        in path.read_text()
+    )
 
 
 def test_two_cpu_processes_really_start_as_two(tmp_path):
@@ -76,15 +87,41 @@ def test_the_slurm_script_saves_and_queues_again(tmp_path):
     for name, line in stand_ins.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "recipe.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n{RECIPE}")
-    slurm = {"NNODES": "1", "GPUS_ON_NODE": "2", "NODEID": "0", "JOB_NODELIST": "localhost", "JOB_ID": "42"}
-    env = {**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}, "OMP_NUM_THREADS": "1"}
+    (tmp_path / "recipe.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n{RECIPE}"
+    )
+    slurm = {
+        "NNODES": "1",
+        "GPUS_ON_NODE": "2",
+        "NODEID": "0",
+        "JOB_NODELIST": "localhost",
+        "JOB_ID": "42",
+    }
+    env = {
+        **os.environ,
+        **{f"SLURM_{name}": value for name, value in slurm.items()},
+        "OMP_NUM_THREADS": "1",
+    }
     env |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TOY_SLEEP": "0.1"}
-    words = ["bash", str(FOLDER / "slurm.sh"), str(tmp_path / "recipe.py"), "--workers", "0", "--log-every", "1"]
+    words = [
+        "bash",
+        str(FOLDER / "slurm.sh"),
+        str(tmp_path / "recipe.py"),
+        "--workers",
+        "0",
+        "--log-every",
+        "1",
+    ]
     words += ["--out", str(tmp_path / "run")]
-    process = subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     end = time.monotonic() + PATIENCE
-    while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < end and process.poll() is None:
+    while (
+        not (tmp_path / "run" / "log.jsonl").exists()
+        and time.monotonic() < end
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
     for child in psutil.Process(process.pid).children():  # the step: what Slurm signals
@@ -95,7 +132,13 @@ def test_the_slurm_script_saves_and_queues_again(tmp_path):
     stopped = json.loads((tmp_path / "run" / "stopped.json").read_text())
     assert stopped["signal"] == "SIGUSR1" and stopped["step"] < 8
     env["TOY_SLEEP"] = "0"
-    again = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert again.returncode == 0 and f"going on from step-{stopped['step']:09d}" in again.stdout, again.stdout
+    again = subprocess.run(
+        words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert again.returncode == 0 and f"going on from step-{stopped['step']:09d}" in again.stdout, (
+        again.stdout
+    )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_processes"] == 2
-    assert (tmp_path / "queued").read_text() == "42\n" and not (tmp_path / "run" / "stopped.json").exists()
+    assert (tmp_path / "queued").read_text() == "42\n" and not (
+        tmp_path / "run" / "stopped.json"
+    ).exists()

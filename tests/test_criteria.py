@@ -21,13 +21,23 @@ IDS = torch.tensor([0, 4, -1, 2, 2, 1])
 SOFT = torch.rand(6, 5, generator=torch.Generator().manual_seed(1))
 SOFT /= SOFT.sum(1, keepdim=True)
 WEIGHT = [0.5, 1, 2, 3, 0.1]
-OF_MAPS = [CrossEntropy(), CrossEntropy(WEIGHT), Focal(), Focal(0.5, WEIGHT), OHEM(0.3), Dice(), Lovasz()]
+OF_MAPS = [
+    CrossEntropy(),
+    CrossEntropy(WEIGHT),
+    Focal(),
+    Focal(0.5, WEIGHT),
+    OHEM(0.3),
+    Dice(),
+    Lovasz(),
+]
 
 
 def pixels(image: int) -> list[tuple[np.ndarray, int]]:
     """(log-probabilities (5,), class) of each valid pixel, in float64."""
     logs = np.moveaxis(log_softmax(MAPS.numpy())[image], 0, -1).reshape(-1, 5)
-    return [(row, label) for row, label in zip(logs, LABELS[image].flatten().tolist()) if label != 255]
+    return [
+        (row, label) for row, label in zip(logs, LABELS[image].flatten().tolist()) if label != 255
+    ]
 
 
 def focal(image: int) -> tuple[float, float]:
@@ -54,7 +64,9 @@ def lovasz(image: int) -> tuple[float, float]:
     """The extension from its definition: errors in falling order, times what each adds to 1 - IoU."""
     present, losses = {c for _, c in pixels(image)}, []
     for c in present:
-        errors = [(abs((label == c) - math.exp(logs[c])), label == c) for logs, label in pixels(image)]
+        errors = [
+            (abs((label == c) - math.exp(logs[c])), label == c) for logs, label in pixels(image)
+        ]
         errors.sort(key=lambda pair: pair[0], reverse=True)
         members, before, loss = sum(of_class for _, of_class in errors), 0.0, 0.0
         for wrong in range(1, len(errors) + 1):
@@ -68,7 +80,8 @@ def lovasz(image: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 @pytest.mark.parametrize(
-    "criterion, reference", [(Focal(1.5, WEIGHT), focal), (OHEM(0.3), ohem), (Dice(), dice), (Lovasz(), lovasz)]
+    "criterion, reference",
+    [(Focal(1.5, WEIGHT), focal), (OHEM(0.3), ohem), (Dice(), dice), (Lovasz(), lovasz)],
 )
 def test_label_maps(criterion, reference, dtype):
     task = Segmentation(5, loss=criterion)
@@ -104,7 +117,9 @@ def test_gradients_point_down(criterion):
     maps = MAPS.clone().requires_grad_()
     criterion(maps, LABELS, 255).backward()
     ends = [criterion(MAPS + sign * 1e-2 * direction, LABELS, 255).item() for sign in (1, -1)]
-    assert (maps.grad * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2, abs=2e-3)
+    assert (maps.grad * direction).sum().item() == pytest.approx(
+        (ends[0] - ends[1]) / 2e-2, rel=1e-2, abs=2e-3
+    )
 
 
 @pytest.mark.parametrize("weight, gamma", [(None, 2.0), (WEIGHT, 1.5), (WEIGHT, 0.0)])
@@ -116,7 +131,9 @@ def test_focal_of_images(weight, gamma):
     task = Recognition(5, loss=Focal(gamma, weight))
     assert task.losses(LOGITS, IDS).item() == pytest.approx(hard, rel=1e-5)
     assert task.counts(IDS).item() == 5
-    assert task.losses(LOGITS, SOFT).item() == pytest.approx((SOFT.double().numpy() * each).sum(), rel=1e-5)
+    assert task.losses(LOGITS, SOFT).item() == pytest.approx(
+        (SOFT.double().numpy() * each).sum(), rel=1e-5
+    )
     one_hot = F.one_hot(IDS.clamp(min=0), 5).float()
     assert task.losses(LOGITS, one_hot).item() == pytest.approx(hard + each[2, 0], rel=1e-5)
 
@@ -138,7 +155,9 @@ def test_class_weights_of_maps():
     assert mean.item() == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(maps.grad.double(), exact.grad, rtol=1e-5, atol=1e-7)
     smooth = CrossEntropy(WEIGHT, label_smoothing=0.1)
-    expected = F.cross_entropy(exact, LABELS, weight, ignore_index=255, label_smoothing=0.1, reduction="sum")
+    expected = F.cross_entropy(
+        exact, LABELS, weight, ignore_index=255, label_smoothing=0.1, reduction="sum"
+    )
     assert smooth(MAPS, LABELS, 255).item() == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(
         cross_entropies(MAPS, LABELS, 255).double(),
@@ -147,7 +166,9 @@ def test_class_weights_of_maps():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("smoothing, threshold", [(0.0, None), (0.1, None), (0.0, 0.2), (0.1, 0.25)])
+@pytest.mark.parametrize(
+    "smoothing, threshold", [(0.0, None), (0.1, None), (0.0, 0.2), (0.1, 0.25)]
+)
 def test_binary_cross_entropy(smoothing, threshold):
     def reference(targets):  # (N, 5)
         y = (1 - smoothing) * targets.double().numpy() + smoothing / 5
@@ -170,7 +191,9 @@ def test_several_losses_and_the_auxiliary_one():
     kept, pairs = sum(ohems[1]), sum(dices[1])
     assert task.counts(LABELS).tolist() == [kept, pairs, kept, 15]
     sums = task.losses({"out": MAPS, "aux": MAPS, "se": LOGITS[:3]}, LABELS).tolist()
-    assert sums[:3] == pytest.approx([sum(ohems[0]), 0.5 * sum(dices[0]), 0.4 * sum(ohems[0])], rel=1e-5)
+    assert sums[:3] == pytest.approx(
+        [sum(ohems[0]), 0.5 * sum(dices[0]), 0.4 * sum(ohems[0])], rel=1e-5
+    )
 
 
 def test_regions_keep_no_float32_copy_of_all_logits():
@@ -196,8 +219,16 @@ def losses_of_run(folder, recipe, **options):
 @pytest.mark.parametrize(
     "recipe, task",
     [
-        (segmentation, Segmentation(CLASSES, loss=[CrossEntropy(range(CLASSES)), Focal(), OHEM(), Dice(), Lovasz()])),
-        (recognition, Recognition(CLASSES, loss=[BinaryCrossEntropy(), Focal(weight=range(CLASSES))])),
+        (
+            segmentation,
+            Segmentation(
+                CLASSES, loss=[CrossEntropy(range(CLASSES)), Focal(), OHEM(), Dice(), Lovasz()]
+            ),
+        ),
+        (
+            recognition,
+            Recognition(CLASSES, loss=[BinaryCrossEntropy(), Focal(weight=range(CLASSES))]),
+        ),
     ],
 )
 def test_training_with_all_of_them(tmp_path, recipe, task):
@@ -213,14 +244,26 @@ def test_training_with_all_of_them(tmp_path, recipe, task):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: Segmentation(5, loss=CrossEntropy([1, 2])), "CrossEntropy: 2 weights, .* for 5 classes"),
+        (
+            lambda: Segmentation(5, loss=CrossEntropy([1, 2])),
+            "CrossEntropy: 2 weights, .* for 5 classes",
+        ),
         (lambda: Segmentation(2, loss=Focal(weight=[1, -2])), "the least of them -2"),
         (lambda: Segmentation(5, loss=[Dice(), Dice(smooth=0)]), "of different names"),
         (lambda: Segmentation(5, loss=[]), "give one loss"),
-        (lambda: Segmentation(5, loss=torch.nn.CrossEntropyLoss()), r"loss is CrossEntropyLoss\(\); give one of"),
+        (
+            lambda: Segmentation(5, loss=torch.nn.CrossEntropyLoss()),
+            r"loss is CrossEntropyLoss\(\); give one of",
+        ),
         (lambda: Segmentation(5, loss=Dice(factor=0)), "Dice: factor is 0"),
-        (lambda: Recognition(5, loss=Dice()).losses(LOGITS, IDS), r"Dice is a loss of label maps.*\(6, 5\)"),
-        (lambda: Segmentation(5, loss=BinaryCrossEntropy()).losses(MAPS, LABELS), "BinaryCrossEntropy is a loss of im"),
+        (
+            lambda: Recognition(5, loss=Dice()).losses(LOGITS, IDS),
+            r"Dice is a loss of label maps.*\(6, 5\)",
+        ),
+        (
+            lambda: Segmentation(5, loss=BinaryCrossEntropy()).losses(MAPS, LABELS),
+            "BinaryCrossEntropy is a loss of im",
+        ),
         (lambda: Recognition(5, label_smoothing=0.1, loss=Focal()), "give it to the loss instead"),
         (lambda: Focal(gamma=-1), "gamma is -1"),
         (lambda: OHEM(keep=0), "keep is 0"),

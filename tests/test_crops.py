@@ -29,13 +29,20 @@ def write_photo(file: Path, width: int = 320, height: int = 240) -> Path:
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(float)
     smooth[height // 3 :, width // 3 : width // 2] = 255
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((smooth + draw.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)).save(file, quality=95)
+    Image.fromarray((smooth + draw.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)).save(
+        file, quality=95
+    )
     return file
 
 
 def mean_difference(ours: Tensor, theirs: Image.Image) -> float:
     assert ours.dtype == torch.uint8
-    return (ours.as_subclass(Tensor).float() - on_pillow.pil_to_tensor(theirs).float()).abs().mean().item()
+    return (
+        (ours.as_subclass(Tensor).float() - on_pillow.pil_to_tensor(theirs).float())
+        .abs()
+        .mean()
+        .item()
+    )
 
 
 @pytest.mark.parametrize("mode", [InterpolationMode.BILINEAR, InterpolationMode.BICUBIC])
@@ -78,25 +85,40 @@ def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
     for seed in range(6):
         torch.manual_seed(seed)
         params = transform.make_params([image, mask])
-        (top, height, above, rows), (left, width, before, columns) = params["rows"], params["columns"]
+        (top, height, above, rows), (left, width, before, columns) = (
+            params["rows"],
+            params["columns"],
+        )
         box, size = (left, top, left + width, top + height), (columns, rows)
         assert abs(columns / width - base / 320) <= base / 320 / width and 0 <= left <= 320 - width
         assert (columns, rows) == (min(crop, base), min(crop, base * 3 // 4))
         torch.manual_seed(seed)
         shown, ids = transform(image, mask)
-        assert shown.shape == (3, crop, crop) and ids.shape == (crop, crop) and ids.dtype == torch.uint8
+        assert (
+            shown.shape == (3, crop, crop)
+            and ids.shape == (crop, crop)
+            and ids.dtype == torch.uint8
+        )
         inside = np.s_[..., above : above + rows, before : before + columns]
         region, nearest = stored.crop(box), Image.fromarray(labels).crop(box)
         if mirrored:
             region, nearest = ImageOps.mirror(region), ImageOps.mirror(nearest)
-        assert mean_difference(shown[inside], region.resize(size, Image.Resampling.BILINEAR)) <= MOST
+        assert (
+            mean_difference(shown[inside], region.resize(size, Image.Resampling.BILINEAR)) <= MOST
+        )
         nearest = nearest.resize(size, Image.Resampling.NEAREST)
         told = np.ix_(untied(height, rows), untied(width, columns))
-        assert np.array_equal(ids[inside].numpy()[told], np.asarray(nearest)[told]), "Pillow's labels"
+        assert np.array_equal(ids[inside].numpy()[told], np.asarray(nearest)[told]), (
+            "Pillow's labels"
+        )
         assert set(ids.unique().tolist()) <= {3, 7, 200, 255}
         outside = torch.ones(crop, crop, dtype=torch.bool)
         outside[inside] = False
-        assert (ids[outside] == 255).all() and (shown[:, outside] == 0).all() and 255 not in ids[inside]
+        assert (
+            (ids[outside] == 255).all()
+            and (shown[:, outside] == 0).all()
+            and 255 not in ids[inside]
+        )
 
 
 def test_places_and_sizes_are_spread_evenly():
@@ -111,14 +133,19 @@ def test_places_and_sizes_are_spread_evenly():
         starts.append(start / (600 - length))
     sides = 40 * 600 / np.array(lengths)  # of the long side
     assert sides.min() < 52 and sides.max() > 197 and sides.mean() == pytest.approx(125, abs=4)
-    assert np.mean(starts) == pytest.approx(0.5, abs=0.03) and np.std(starts) == pytest.approx(12**-0.5, abs=0.03)
+    assert np.mean(starts) == pytest.approx(0.5, abs=0.03) and np.std(starts) == pytest.approx(
+        12**-0.5, abs=0.03
+    )
 
 
 def test_every_size_and_place_is_drawn_and_each_by_itself():
     """All long sides from 5 to 20, mirrored or not; all 13 x 13 places of a crop of 8 in 20 x 20 pixels."""
     torch.manual_seed(0)
     image = tv_tensors.Image(torch.zeros(3, 20, 20, dtype=torch.uint8))
-    sides, places = RandomScaleCrop(10, 100, (0.5, 2.0), 255, hflip_prob=0.5), RandomScaleCrop(20, 8, (1.0, 1.0), 255)
+    sides, places = (
+        RandomScaleCrop(10, 100, (0.5, 2.0), 255, hflip_prob=0.5),
+        RandomScaleCrop(20, 8, (1.0, 1.0), 255),
+    )
     drawn = [sides.make_params([image]) for _ in range(3200)]
     counts = Counter((params["rows"][3], params["mirrored"]) for params in drawn)
     assert set(counts) == {(side, mirrored) for side in range(5, 21) for mirrored in (False, True)}
@@ -129,7 +156,9 @@ def test_every_size_and_place_is_drawn_and_each_by_itself():
     assert min(counts.values()) > 60 and max(counts.values()) < 140, "100 each"
 
 
-@pytest.mark.parametrize("probability, least, most", [(0.0, 0, 0), (0.25, 70, 130), (1.0, 400, 400)])
+@pytest.mark.parametrize(
+    "probability, least, most", [(0.0, 0, 0), (0.25, 70, 130), (1.0, 400, 400)]
+)
 def test_crops_are_mirrored_as_often_as_asked(probability, least, most):
     """Image and mask together."""
     labels = torch.arange(8, dtype=torch.uint8).expand(8, 8)
@@ -158,9 +187,15 @@ def test_batches_keep_the_layout_of_their_images():
     beside = images.contiguous(memory_format=torch.channels_last)
     for given in (images, beside):
         batch, targets, _ = collate([(image, torch.tensor(1), []) for image in given])
-        assert torch.equal(batch, images) and batch.stride() == given.stride() and targets.tolist() == [1] * 4
+        assert (
+            torch.equal(batch, images)
+            and batch.stride() == given.stride()
+            and targets.tolist() == [1] * 4
+        )
         for channels_last in (False, True):
-            moved, _ = ToDevice(torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, channels_last)(batch, targets)
+            moved, _ = ToDevice(torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, channels_last)(
+                batch, targets
+            )
             assert torch.equal(moved, (images.float() - 127.5) / 63.75)
             layout = torch.channels_last if channels_last else torch.contiguous_format
             assert moved.is_contiguous(memory_format=layout)
@@ -169,7 +204,9 @@ def test_batches_keep_the_layout_of_their_images():
 def test_pixels_of_files_do_not_depend_on_workers(tmp_path):
     for number in range(6):
         write_photo(tmp_path / "class" / f"{number}.jpg", 90 + 8 * number, 80)
-    data = ClassFolder(tmp_path, transforms.Compose([RandomResizedCrop(32), transforms.RandomHorizontalFlip()]))
+    data = ClassFolder(
+        tmp_path, transforms.Compose([RandomResizedCrop(32), transforms.RandomHorizontalFlip()])
+    )
     keys = [[(0, 1), (3, 5), (0, 0)], [(1, 1), (0, 2), (7, 4)]]
     alone = [images for images, _, _ in make_loader(data, 5, keys, 0, torch.device("cpu"))]
     for workers in (1, 2):
@@ -177,7 +214,9 @@ def test_pixels_of_files_do_not_depend_on_workers(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(alone, read)), "bit for bit"
     reader = Reader(data, 5)
     assert torch.equal(reader.__getitems__(keys[0])[1][0], alone[0][1])
-    assert torch.equal(alone[1][2], reader[7, 4][0]) and not torch.equal(alone[0][0], reader[1, 1][0])
+    assert torch.equal(alone[1][2], reader[7, 4][0]) and not torch.equal(
+        alone[0][0], reader[1, 1][0]
+    )
 
 
 @pytest.mark.parametrize("num_classes, settings", [

@@ -23,7 +23,9 @@ from trainkit.data.transforms.ops import LongSide
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.tasks.recognition import Recognition
 
-PICTURE = np.kron(np.array([[0, 60, 120], [180, 240, 30]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8))
+PICTURE = np.kron(
+    np.array([[0, 60, 120], [180, 240, 30]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8)
+)
 RGB = np.stack([PICTURE, 255 - PICTURE, PICTURE // 2], -1)
 
 
@@ -80,7 +82,9 @@ def test_masks_are_labels_not_colours(tmp_path):
 
 def test_unreadable_files_are_named(tmp_path):
     whole = tmp_path / "whole.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+        whole
+    )
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:20])
     (tmp_path / "text.png").write_text("not an image")
     for name in ("cut.jpg", "text.png"):
@@ -142,11 +146,16 @@ def test_parquet(here):
     memory = OnDevice(data)
     assert len(data) == len(memory) == 16 and len(data.classes) == 8
     for index in range(16):
-        assert torch.equal(data[index][0], memory[index][0]) and data[index][1] == memory[index][1] == index % 8
+        assert (
+            torch.equal(data[index][0], memory[index][0])
+            and data[index][1] == memory[index][1] == index % 8
+        )
     assert len(class_images(root, "val")) == 8
     with pytest.raises(FileNotFoundError, match=r"no dev\*.parquet in .* .it holds: test-00000"):
         HubImages(root, "dev")
-    with pytest.raises(ValueError, match="no column 'picture'; its columns: image .Image., label .ClassLabel."):
+    with pytest.raises(
+        ValueError, match="no column 'picture'; its columns: image .Image., label .ClassLabel."
+    ):
         HubImages(root, "train", image_column="picture")
 
 
@@ -172,7 +181,9 @@ def test_generated_ade20k_has_its_layout(here):
     stored = read_mask(data.masks[0]).numpy().astype(int)
     assert image.shape[1:] == mask.shape
     assert np.array_equal(mask.numpy(), np.where(stored == 0, 255, stored - 1))
-    with pytest.raises(FileNotFoundError, match=r"no ADE20K at .*nowhere .*ADEChallengeData2016.zip.*--sample"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no ADE20K at .*nowhere .*ADEChallengeData2016.zip.*--sample"
+    ):
         ADE20K(here / "nowhere", "training")
 
 
@@ -208,7 +219,9 @@ def faulty(root, **changes):
 def test_mask_folder_names_what_is_wrong(tmp_path):
     assert faulty(tmp_path / "good", label=2)[0][1].unique().tolist() == [2]
     assert faulty(tmp_path / "ignored", label=7)[0][1].unique().tolist() == [255]
-    with pytest.raises(ValueError, match=r"a.png holds label 3 on 200 pixels; the 3 classes are 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"a.png holds label 3 on 200 pixels; the 3 classes are 0 to 2"
+    ):
         faulty(tmp_path / "label", label=3)[0]
     with pytest.raises(ValueError, match=r"a.png is 10x20 and its image .*a.jpg is 20x10"):
         faulty(tmp_path / "size", size=(10, 20))[0]

@@ -28,7 +28,11 @@ HERE = Path(__file__).parent
 def test_death_before_every_operation_of_a_save(tmp_path):
     """Every checkpoint there is whole, whatever the process died over, and the next save cleans up."""
     printed = run_command(sys.executable, str(HERE / "dying.py"), str(tmp_path)).stdout.splitlines()
-    assert len(printed) > 25 and any("rename" in line for line in printed) and printed[-1].endswith("[2, 3]")
+    assert (
+        len(printed) > 25
+        and any("rename" in line for line in printed)
+        and printed[-1].endswith("[2, 3]")
+    )
     for operation in (
         "os.mkdir",
         "save_file model",
@@ -52,7 +56,8 @@ def disk_full(num_bytes: int = 1200):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-TRIED = 16 + 17  # reads before the first step: whether images read again under the same seed are the same
+# reads before the first step: whether images read again under the same seed are the same
+TRIED = 16 + 17
 
 
 class Then(Images):
@@ -81,7 +86,9 @@ def training(data: Images):
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, background):
     """It fills up in step 6: the checkpoint of step 4 stays, and the same call goes on from it."""
-    options = Options(out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background)
+    options = Options(
+        out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background
+    )
     told = "checkpoint .*step-000000008 could not be written: .*File too large"
     with disk_full(10**6), pytest.raises(OSError, match=told):
         train(training(Then(40, full)), options)
@@ -94,7 +101,9 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, background):
 
 
 def test_training_may_go_on_without_saving(tmp_path, capsys):
-    options = Options(out=tmp_path / "run", workers=0, log_every=5, seed=5, on_save_error="continue")
+    options = Options(
+        out=tmp_path / "run", workers=0, log_every=5, seed=5, on_save_error="continue"
+    )
     with disk_full(10**6):
         recipe = training(Then(40, full))
         summary = train(recipe, options)
@@ -102,13 +111,18 @@ def test_training_may_go_on_without_saving(tmp_path, capsys):
     assert "step-000000008 could not be written" in shown and "going on without it" in shown
     assert summary["steps"] == 10 and len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
     net = run("recognition", tmp_path / "whole")
-    assert all(torch.equal(value, recipe.model.state_dict()[name]) for name, value in net.state_dict().items())
+    assert all(
+        torch.equal(value, recipe.model.state_dict()[name])
+        for name, value in net.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("background", [False, True])
 def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path, background):
     """The disk is full in the last save alone; nothing says that the run has ended well."""
-    options = Options(out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background)
+    options = Options(
+        out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background
+    )
     with disk_full(10**6), pytest.raises(OSError, match="step-000000010 could not be written"):
         train(training(Then(27 + 27 + 12, full)), options)
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -135,7 +149,10 @@ def test_a_run_that_can_save_again_forgets_its_trouble(tmp_path):
     options = Options(out=tmp_path, workers=0, log_every=1, on_save_error="continue")
     with pytest.raises(ValueError, match="torn"):
         train(training(Rocky(27)), options)
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-000000008", "step-000000009"]
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
+        "step-000000008",
+        "step-000000009",
+    ]
     rows(tmp_path)  # every line of the log is whole
 
 
@@ -160,13 +177,18 @@ def test_the_folder_vanishes(tmp_path, capsys, policy):
             train(recipe, options)
     else:
         assert train(recipe, options)["steps"] == 10
-        assert "cannot be written: No such file or directory; going on without it" in capsys.readouterr().out
+        assert (
+            "cannot be written: No such file or directory; going on without it"
+            in capsys.readouterr().out
+        )
     assert not folder.exists(), "nothing is made in the place of what somebody removed"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/run cannot be written: Not a directory; choose another folder"):
+    with pytest.raises(
+        ValueError, match="file/run cannot be written: Not a directory; choose another folder"
+    ):
         train(recognition(), Options(out=tmp_path / "file" / "run"))
 
 
@@ -190,7 +212,9 @@ else:
 """
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the number of the system call")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="the number of the system call"
+)
 def test_a_disk_that_locks_no_files(tmp_path):
     """The kernel itself says ENOLCK, as NFS does without its lock service: a filter of system calls has it do so."""
     script = tmp_path / "script.py"
@@ -198,7 +222,10 @@ def test_a_disk_that_locks_no_files(tmp_path):
     printed = run_command(sys.executable, str(script)).stdout
     if "SKIP" in printed:
         pytest.skip("this machine takes no filter of system calls")
-    assert f"SAID {tmp_path}/run cannot be locked: No locks available. Choose a folder with --out" in printed
+    assert (
+        f"SAID {tmp_path}/run cannot be locked: No locks available. Choose a folder with --out"
+        in printed
+    )
 
 
 def test_both_processes_stop_when_one_cannot_write(tmp_path):
@@ -213,14 +240,19 @@ def test_a_disk_that_is_really_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
     )
     if mounted.returncode != 0:
         pytest.skip(f"this machine mounts no tmpfs: {mounted.stderr.strip()}")
     try:
         (disk / "filling").write_bytes(bytes(4096))
         with pytest.raises(OSError, match="No space left on device"):
-            train(training(Images(27)), Options(out=disk / "run", workers=0, log_every=1, checkpoint_every=1, keep=9))
+            train(
+                training(Images(27)),
+                Options(out=disk / "run", workers=0, log_every=1, checkpoint_every=1, keep=9),
+            )
         paths = list_checkpoints(disk / "run" / "checkpoints")
         assert paths and all(verify(path) is None for path in paths), "those that fitted are whole"
     finally:
@@ -230,13 +262,23 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_background_saves_are_those_of_the_moment(tmp_path):
     """Bit for bit the checkpoints of a training that waits, though training goes on meanwhile; one at a time."""
     for background in (False, True):
-        run("all", tmp_path / str(background), background_save=background, checkpoint_every=1, keep=20)
+        run(
+            "all",
+            tmp_path / str(background),
+            background_save=background,
+            checkpoint_every=1,
+            keep=20,
+        )
     one, other = (list_checkpoints(tmp_path / str(each) / "checkpoints") for each in (False, True))
     assert [path.name for path in one] == [path.name for path in other] and len(one) == 12
     for mine, theirs in zip(one, other):
-        assert (mine / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+        assert (mine / "model.safetensors").read_bytes() == (
+            theirs / "model.safetensors"
+        ).read_bytes()
     saves = rows(tmp_path / "True", "save")
-    assert [row["step"] for row in saves] == list(range(1, 13)), "the last one was finished before the end"
+    assert [row["step"] for row in saves] == list(range(1, 13)), (
+        "the last one was finished before the end"
+    )
     assert all(0 < row["pause_s"] <= row["save_s"] and row["bytes"] > 1000 for row in saves)
 
 
@@ -263,8 +305,15 @@ def test_no_error_of_a_save_is_overwritten(tmp_path, background):
     saver.save(3, {"w": torch.ones(3)}, {})
     saver.wait()
     told = [str(saver.error()) for _ in range(3)]
-    assert "step-000000001 could not be written: No such file" in told[0] and "step-000000002" in told[1]
-    assert told[2] == "None" and [row["step"] for row in saver.written()] == [3] and saver.written() == []
+    assert (
+        "step-000000001 could not be written: No such file" in told[0]
+        and "step-000000002" in told[1]
+    )
+    assert (
+        told[2] == "None"
+        and [row["step"] for row in saver.written()] == [3]
+        and saver.written() == []
+    )
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -24,7 +24,9 @@ PERCENT, PER_CLASS = ("mean_iou", "iou", "accuracy", "top1"), ("iou", "accuracy"
 
 def printed(results: dict, width: int, active: bool = True, terminal: bool | None = None) -> str:
     out = io.StringIO()
-    display = Display(active, Console(file=out, width=width, force_terminal=terminal, no_color=True))
+    display = Display(
+        active, Console(file=out, width=width, force_terminal=terminal, no_color=True)
+    )
     display.results("evaluation", results, False, PERCENT, PER_CLASS)
     return out.getvalue()
 
@@ -32,8 +34,16 @@ def printed(results: dict, width: int, active: bool = True, terminal: bool | Non
 def test_a_row_for_each_class_and_the_whole_matrix():
     lines = printed(FIGURES, 80).splitlines()
     assert lines[0] == "evaluation  mean_iou 50.00 %"
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-    assert rows == [["sky", "72.73 %", "80.00 %"], ["[red]car", "20.00 %", "25.00 %"], ["void", "", ""]]
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in lines
+        if line.startswith("│")
+    ]
+    assert rows == [
+        ["sky", "72.73 %", "80.00 %"],
+        ["[red]car", "20.00 %", "25.00 %"],
+        ["void", "", ""],
+    ]
     at = next(number for number, line in enumerate(lines) if "percent of a class (row)" in line)
     matrix = [line.split() for line in lines[at + 1 :]][:4]
     assert matrix == [
@@ -65,7 +75,12 @@ def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
     lines = text.splitlines()
     in_words = [line for line in lines if line.startswith(("0: ", "10: "))]
     assert in_words == ([] if whole else ["0: 0 100", "10: 10 50, 0 50"])
-    assert not whole or "…" not in text and lines[-2].split() == ["10", "50", "50"] and len(lines[-2]) == width
+    assert (
+        not whole
+        or "…" not in text
+        and lines[-2].split() == ["10", "50", "50"]
+        and len(lines[-2]) == width
+    )
 
 
 def test_names_that_are_wide_or_of_two_lines():
@@ -83,7 +98,10 @@ def test_of_very_many_classes_the_worst():
     ious: list = [1 - index / 1000 for index in range(number)]
     ious[-1] = None
     text = printed({"iou": ious, "confusion": [[0] * number] * number}, 80)
-    assert f"{FEW_CLASSES} of {number} classes, lowest first" in " ".join(text.split()) and "mistaken" not in text
+    assert (
+        f"{FEW_CLASSES} of {number} classes, lowest first" in " ".join(text.split())
+        and "mistaken" not in text
+    )
     rows = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
     assert rows == [str(number - 2 - place) for place in range(FEW_CLASSES)]
 
@@ -98,7 +116,8 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
         "top1": 0.75,
         "top1_95": [0.6667, 0.8667],
         "ema_top1_95": [0.5, 1.0],
-        "range": [0.1, 7.0],  # of the recipe's own metric, which does not say that it is of the classes
+        # of the recipe's own metric, which does not say that it is of the classes
+        "range": [0.1, 7.0],
         "accuracy": {"cat": 0.8, "dog": 0.7},
         "confusion": [[8, 2], [3, 7]],
     }
@@ -106,7 +125,11 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
     assert text.splitlines()[0] == (
         "evaluation  top1 75.00 %  top1_95 66.67 % to 86.67 %  ema_top1_95 50.00 % to 100.00 %"
     )
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in text.splitlines()
+        if "│" in line
+    ]
     assert rows == [["cat", "80.00 %"], ["dog", "70.00 %"]]
     assert "class │ accuracy" in text.replace("┃", "│") and "most often mistaken" in text
     assert "dog for cat 30.00 %, cat for dog 20.00 %" in text
@@ -132,7 +155,15 @@ def test_the_tasks_say_which_of_their_results_are_fractions_and_which_are_of_the
     for task, percent, per_class in (
         (Recognition(names), {"top1", "accuracy", "calibration_error"}, {"accuracy"}),
         (Recognition(7), {"top1", "top5", "accuracy", "calibration_error"}, {"accuracy"}),
-        (Segmentation(names), {"mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy"}, {"IoU", "accuracy"}),
-        (Recognition(names, extra_metrics=[Error()]), {"top1", "accuracy", "calibration_error", "share"}, {"accuracy"}),
+        (
+            Segmentation(names),
+            {"mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy"},
+            {"IoU", "accuracy"},
+        ),
+        (
+            Recognition(names, extra_metrics=[Error()]),
+            {"top1", "accuracy", "calibration_error", "share"},
+            {"accuracy"},
+        ),
     ):
         assert declared(task, "percent") == percent and declared(task, "per_class") == per_class

@@ -31,7 +31,9 @@ def test_every_result_is_shown():
 
 def test_a_changed_result_changes_the_page(tmp_path, monkeypatch):
     for file in tables.RESULTS.glob("*.json"):
-        (tmp_path / file.name).write_text(file.read_text().replace('"median": 1.99', '"median": 2.5'))
+        (tmp_path / file.name).write_text(
+            file.read_text().replace('"median": 1.99', '"median": 2.5')
+        )
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     page = (ROOT / "docs/results/step-overhead.md").read_text()
     assert "| 1.99 (1.91 to 2.34), 1.16 × |" in page
@@ -48,7 +50,9 @@ def test_a_claim_says_whether_its_target_is_met():
     ]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks/README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks/README.md"], ids=lambda page: page.stem
+)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]

@@ -82,7 +82,17 @@ def scenes(tmp_path):
 
 
 def words(data, *more):
-    return ["doctor", SEG, "--data", str(data), "--classes", "road,car,sky,ghost", "--model", "small_lraspp", *more]
+    return [
+        "doctor",
+        SEG,
+        "--data",
+        str(data),
+        "--classes",
+        "road,car,sky,ghost",
+        "--model",
+        "small_lraspp",
+        *more,
+    ]
 
 
 def rows(split):
@@ -100,26 +110,35 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
     report = json.loads(text)
     train, val = report["train"], report["val"]
     assert report["num_errors"] == 4 and train["num_images"] == 8 and val["num_images"] == 2
-    found = {kind: [(fault["index"], fault["name"]) for fault in faults] for kind, faults in train["faults"].items()}
+    found = {
+        kind: [(fault["index"], fault["name"]) for fault in faults]
+        for kind, faults in train["faults"].items()
+    }
     files = scenes / "images" / "train"
     assert found == {
         "unreadable": [(5, str(files / "torn-mask.png")), (6, str(files / "torn.jpg"))],
         "mask_size": [(7, str(files / "turned.png"))],
         "label": [(4, str(files / "strange.png"))],
     }
-    told = {fault["index"]: fault["what"] for faults in train["faults"].values() for fault in faults}
+    told = {
+        fault["index"]: fault["what"] for faults in train["faults"].values() for fault in faults
+    }
     assert f"cannot read {scenes / 'annotations' / 'train' / 'torn-mask.png'}" in told[5]
     assert "turned.png is 8x16 and its image" in told[7] and "is 16x8" in told[7]
     assert "holds label 9 on 7 pixels; the 4 classes are 0 to 3" in told[4]
     assert not any(val["faults"].values())
 
-    assert train["sizes"] == {"smallest": [8, 8], "median": [20, 10], "largest": [20, 10]}  # 64, 144, 200, 200
+    # 64, 144, 200, 200
+    assert train["sizes"] == {"smallest": [8, 8], "median": [20, 10], "largest": [20, 10]}
     assert val["sizes"] == {"smallest": [8, 8], "median": [30, 20], "largest": [30, 20]}
     assert rows(train) == [("road", 1, 150), ("car", 2, 50 + 200), ("sky", 1, 60), ("ghost", 0, 0)]
     assert rows(val) == [("road", 1, 64), ("car", 1, 600), ("sky", 0, 0), ("ghost", 0, 0)]
     assert train["ignored_pixels"] == 4 + 144 and val["ignored_pixels"] == 0
     assert train["unlabelled"] == [str(files / "empty.png")]
-    assert train["repeated"] == [[str(files / "a.png"), str(files / "again.png")]] and val["repeated"] == []
+    assert (
+        train["repeated"] == [[str(files / "a.png"), str(files / "again.png")]]
+        and val["repeated"] == []
+    )
     assert report["in_both"] == [[str(files / "b.png"), str(scenes / "images" / "val" / "b2.png")]]
 
     shown = capsys.readouterr().out
@@ -135,9 +154,14 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
     ignored = report["train"]["ignored_pixels"] / (
         report["train"]["ignored_pixels"] + sum(row["pixels"] for row in report["train"]["classes"])
     )
-    assert f"{100 * ignored:.1f} % of the train pixels are ignored (--mask-values says what classes are)" in shown
+    assert (
+        f"{100 * ignored:.1f} % of the train pixels are ignored (--mask-values says what classes are)"
+        in shown
+    )
     assert shown.count("error: ") == 4 and all(what in shown for what in told.values())
-    assert f"error: {files / 'torn-mask.png'}: {told[5]}" in shown, "the image too, where only the mask is named"
+    assert f"error: {files / 'torn-mask.png'}: {told[5]}" in shown, (
+        "the image too, where only the mask is named"
+    )
     assert "4 errors, 6 warnings; all of it in here/doctor.json" in shown
 
 
@@ -146,27 +170,56 @@ def test_mended_data_gives_exit_code_0(scenes, tmp_path, monkeypatch):
     for name in ("strange.png", "torn-mask.png", "turned.png", "torn.jpg"):
         (scenes / "images" / "train" / name).unlink()
     assert main(words(scenes, "--workers", "0")) == 0
-    assert len(json.loads((tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text())["warnings"]) == 6
+    assert (
+        len(
+            json.loads((tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text())[
+                "warnings"
+            ]
+        )
+        == 6
+    )
 
 
 def test_class_folders(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "animals"
-    for index, name in enumerate(["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "[eel]/4.jpg", "[eel]/5.jpg"]):
+    for index, name in enumerate(
+        ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "[eel]/4.jpg", "[eel]/5.jpg"]
+    ):
         picture(data / "train" / name, 10 + index, 9, index)
     cut(picture(data / "train" / "dog" / "torn.jpg", 64, 64, 50), -2)  # all but the mark of its end
     (data / "train" / "dog" / "text.png").write_text("no image")
     picture(data / "val" / "cat" / "6.jpg", 9, 9, 60)
     (data / "val" / "dog").mkdir()
     shutil.copy(data / "train" / "cat" / "1.jpg", data / "val" / "dog" / "other-name.jpg")
-    assert main(["doctor", RECOG, "--data", str(data), "--model", "small", "--no-pretrained", "--workers", "1"]) == 2
+    assert (
+        main(
+            [
+                "doctor",
+                RECOG,
+                "--data",
+                str(data),
+                "--model",
+                "small",
+                "--no-pretrained",
+                "--workers",
+                "1",
+            ]
+        )
+        == 2
+    )
     report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
     torn = {fault["name"]: fault["what"] for fault in report["train"]["faults"]["unreadable"]}
     assert list(torn) == [str(data / "train" / "dog" / name) for name in ("text.png", "torn.jpg")]
-    assert report["num_errors"] == 2 and "incomplete or truncated" in torn[str(data / "train" / "dog" / "torn.jpg")]
+    assert (
+        report["num_errors"] == 2
+        and "incomplete or truncated" in torn[str(data / "train" / "dog" / "torn.jpg")]
+    )
     assert rows(report["train"]) == [("[eel]", 2, None), ("cat", 2, None), ("dog", 1, None)]
     assert rows(report["val"]) == [("[eel]", 0, None), ("cat", 1, None), ("dog", 1, None)]
-    assert report["in_both"] == [[str(data / "train" / "cat" / "1.jpg"), str(data / "val" / "dog" / "other-name.jpg")]]
+    assert report["in_both"] == [
+        [str(data / "train" / "cat" / "1.jpg"), str(data / "val" / "dog" / "other-name.jpg")]
+    ]
     assert report["warnings"][0] == "1 of 3 classes are in no val image: [eel]"
     shown = capsys.readouterr().out
     assert "│ [eel]" in shown and "train pixels" not in shown
@@ -180,7 +233,9 @@ def parquet(root, split, labels, formats, features):
         Image.fromarray(noise).save(file, form, **({"lossless": True} if form == "WEBP" else {}))
         images.append({"bytes": file.getvalue(), "path": None})
     root.mkdir(exist_ok=True)
-    Table.from_dict({"image": images, "label": labels}, features).to_parquet(root / f"{split}-0.parquet")
+    Table.from_dict({"image": images, "label": labels}, features).to_parquet(
+        root / f"{split}-0.parquet"
+    )
 
 
 def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
@@ -190,13 +245,33 @@ def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     parquet(tmp_path / "p", "train", [0, 2, 2], ["PNG"] * 3, features)
     parquet(tmp_path / "p", "val", [1, 3], ["WEBP"] * 2, features)
-    told = ["--data", "p", "--label-column", "label", "--model", "small", "--no-pretrained", "--workers", "0"]
+    told = [
+        "--data",
+        "p",
+        "--label-column",
+        "label",
+        "--model",
+        "small",
+        "--no-pretrained",
+        "--workers",
+        "0",
+    ]
     assert main(["doctor", RECOG, *told]) == 2
     report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
     (fault,) = report["val"]["faults"]["label"]
-    assert fault == {"index": 1, "name": "row 1 of p (val)", "what": "label 3 is outside the 3 classes 0 to 2"}
-    assert report["num_errors"] == 1 and rows(report["train"]) == [("0", 1, None), ("1", 0, None), ("2", 2, None)]
-    assert report["in_both"] == [[f"row {index} of p (train)", f"row {index} of p (val)"] for index in (0, 1)]
+    assert fault == {
+        "index": 1,
+        "name": "row 1 of p (val)",
+        "what": "label 3 is outside the 3 classes 0 to 2",
+    }
+    assert report["num_errors"] == 1 and rows(report["train"]) == [
+        ("0", 1, None),
+        ("1", 0, None),
+        ("2", 2, None),
+    ]
+    assert report["in_both"] == [
+        [f"row {index} of p (train)", f"row {index} of p (val)"] for index in (0, 1)
+    ]
 
 
 def test_images_held_on_a_device_are_seen_as_stored(tmp_path, monkeypatch):
@@ -210,8 +285,12 @@ def test_images_held_on_a_device_are_seen_as_stored(tmp_path, monkeypatch):
     assert main(["doctor", path, "--data", "p", "--model", "small", "--workers", "0"]) == 0
     report = json.loads((tmp_path / "runs" / "recog_cifar10-doctor" / "doctor.json").read_text())
     assert report["train"]["as_stored"] and report["val"]["as_stored"]
-    assert report["in_both"] == [[f"row {index} of p (train)", f"row {index} of p (test)"] for index in (0, 1)]
-    assert report["warnings"] == [f"2 images are in both train and val: {report['in_both'][0][1]}, row 1 of p (test)"]
+    assert report["in_both"] == [
+        [f"row {index} of p (train)", f"row {index} of p (test)"] for index in (0, 1)
+    ]
+    assert report["warnings"] == [
+        f"2 images are in both train and val: {report['in_both'][0][1]}, row 1 of p (test)"
+    ]
 
 
 def test_data_without_a_transform_to_leave_out(tmp_path, capsys):
@@ -224,10 +303,16 @@ def test_data_without_a_transform_to_leave_out(tmp_path, capsys):
 
     train, val = Images(27), Soft(13)
     train.targets[:3] = -1
-    report = examine(recognition(train_data=Repeated(train, 2), batch_size=8, val_data=val), 0, tmp_path)
-    assert report["train"]["num_images"] == 27 and report["train"]["repeated"] == [], "copies are read once"
+    report = examine(
+        recognition(train_data=Repeated(train, 2), batch_size=8, val_data=val), 0, tmp_path
+    )
+    assert report["train"]["num_images"] == 27 and report["train"]["repeated"] == [], (
+        "copies are read once"
+    )
     counts = torch.bincount(train.targets[3:], minlength=CLASSES).tolist()
-    assert [row["images"] for row in report["train"]["classes"]] == counts and report["val"]["classes"] == []
+    assert [row["images"] for row in report["train"]["classes"]] == counts and report["val"][
+        "classes"
+    ] == []
     assert report["train"]["unlabelled"] == [f"number {index} of Images" for index in range(3)]
     assert "train was looked at after its transform" in report["warnings"][0]
     assert report["num_errors"] == 0 and not report["train"]["as_stored"]
@@ -242,7 +327,9 @@ def test_the_screen_has_the_first_and_the_file_has_all(tmp_path, capsys):
                 raise OSError(f"cannot read {index}")
             return super().__getitem__(index)
 
-    report = examine(recognition(train_data=Torn(27), task=Recognition(40)), 0, tmp_path / "deep" / "down")
+    report = examine(
+        recognition(train_data=Torn(27), task=Recognition(40)), 0, tmp_path / "deep" / "down"
+    )
     shown = capsys.readouterr().out
     assert report["num_errors"] == len(report["train"]["faults"]["unreadable"]) == 23
     assert "error: number 19 of Torn: cannot read 19\n" in shown and "cannot read 20" not in shown
@@ -265,18 +352,26 @@ def test_transforms_left_out(tmp_path):
     resize = v2.Compose([v2.ToImage(), v2.Resize((3, 3))])
     images = datasets.ImageFolder(str(tmp_path / "folder"), resize)
     bare, as_stored = untransformed(Subset(images, [0]))
-    assert as_stored and bare[0][0].size == (7, 5) and images[0][0].shape == (3, 3, 3), "and the given one as it was"
+    assert as_stored and bare[0][0].size == (7, 5) and images[0][0].shape == (3, 3, 3), (
+        "and the given one as it was"
+    )
 
     voc = tmp_path / "VOCdevkit" / "VOC2012"
     (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
     (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("x\n")
     picture(voc / "JPEGImages" / "x.jpg", 7, 5, 1)
     mask(voc / "SegmentationClass" / "x.png", 7, 5, [(2, 35)])
-    given = datasets.VOCSegmentation(str(tmp_path), "2012", "train", transforms=lambda image, mask: (0, 0))
+    given = datasets.VOCSegmentation(
+        str(tmp_path), "2012", "train", transforms=lambda image, mask: (0, 0)
+    )
     bare, as_stored = untransformed(given)
     assert as_stored and bare[0][0].size == (7, 5) and given[0] == (0, 0)
     mapped = datasets.VOCSegmentation(
-        str(tmp_path), "2012", "train", transform=resize, target_transform=lambda mask: np.array(mask) + 1
+        str(tmp_path),
+        "2012",
+        "train",
+        transform=resize,
+        target_transform=lambda mask: np.array(mask) + 1,
     )
     bare, _ = untransformed(mapped)
     assert bare[0][0].size == (7, 5) and (bare[0][1] == 3).all(), "what maps the labels stays"
@@ -293,14 +388,30 @@ def test_real_camvid(real_data, tmp_path, monkeypatch):
             (tmp_path / "few" / part / split).mkdir(parents=True)
         for split, chosen in (("train", names[:4]), ("val", names[3:])):
             for name in chosen:
-                for file in (real_data / "camvid" / part / "val").glob(f"{name.rpartition('.')[0]}.*"):
+                for file in (real_data / "camvid" / part / "val").glob(
+                    f"{name.rpartition('.')[0]}.*"
+                ):
                     shutil.copy(file, tmp_path / "few" / part / split)
-    told = ["--data", "few", "--classes", "250", "--model", "small_lraspp", "--no-pretrained", "--workers", "2"]
+    told = [
+        "--data",
+        "few",
+        "--classes",
+        "250",
+        "--model",
+        "small_lraspp",
+        "--no-pretrained",
+        "--workers",
+        "2",
+    ]
     assert main(["doctor", SEG, *told]) == 0
     report = json.loads((tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text())
-    assert report["num_errors"] == 0 and [pair[1] for pair in report["in_both"]] == [f"few/images/val/{names[3]}"]
+    assert report["num_errors"] == 0 and [pair[1] for pair in report["in_both"]] == [
+        f"few/images/val/{names[3]}"
+    ]
     width, height = report["train"]["sizes"]["median"]
-    pixels = sum(row["pixels"] for row in report["train"]["classes"]) + report["train"]["ignored_pixels"]
+    pixels = (
+        sum(row["pixels"] for row in report["train"]["classes"]) + report["train"]["ignored_pixels"]
+    )
     assert pixels == 4 * width * height
 
 
@@ -322,7 +433,8 @@ def test_a_label_error_of_a_worker_is_one_message(scenes):
         try:
             data[4]
         except LabelError:
-            ExceptionWrapper(sys.exc_info(), "in DataLoader worker process 0").reraise()  # as torch brings it over
+            # as torch brings it over
+            ExceptionWrapper(sys.exc_info(), "in DataLoader worker process 0").reraise()
     message = users_mistake(caught.value, ROOT / "recipes" / "seg_folder.py")
     assert message.startswith(str(scenes)) and "strange.png holds label 9 on 7 pixels" in message
 

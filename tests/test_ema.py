@@ -15,7 +15,9 @@ from trainkit.storage.weights import averaged_weights
 
 def test_the_recurrence():
     """A <- d A + (1 - d) W with d = min(decay, (1 + n) / (10 + n)); weights and buffers, tied ones once."""
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3)
+    )
     model[2].weight = model[0].weight
     ema = EMA(model, decay=0.25)
     expected = {name: value.double().clone() for name, value in model.state_dict().items()}
@@ -48,7 +50,9 @@ def test_both_are_evaluated_and_the_average_chooses_the_best(tmp_path):
     assert without_intervals(evaluate(everything(), path, Options(workers=0))) == summary["final"]
     averages = load(path)[1]["ema"]["averages"]
     torch.save(averages, tmp_path / "averages.pth")
-    alone = evaluate(recognition(model=everything().model), tmp_path / "averages.pth", Options(workers=0))
+    alone = evaluate(
+        recognition(model=everything().model), tmp_path / "averages.pth", Options(workers=0)
+    )
     assert alone["top1"] == summary["final"]["ema_top1"] and "ema_top1" not in alone
 
 
@@ -69,10 +73,13 @@ def test_a_skipped_step_is_not_averaged(tmp_path):
 
     seed_host(2)
     recipe = everything(train_data=Planted(27, 11))
-    options = Options(out=tmp_path, workers=0, log_every=5, on_nonfinite="skip", checkpoint_every=1, keep=20)
+    options = Options(
+        out=tmp_path, workers=0, log_every=5, on_nonfinite="skip", checkpoint_every=1, keep=20
+    )
     train(recipe, options)
     states = {
-        int(path.name[5:]): load(path)[1]["ema"]["averages"] for path in list_checkpoints(tmp_path / "checkpoints")
+        int(path.name[5:]): load(path)[1]["ema"]["averages"]
+        for path in list_checkpoints(tmp_path / "checkpoints")
     }
     bad = step_of(11)
     assert all(value.isfinite().all() for value in states[12].values())
@@ -95,8 +102,12 @@ def test_going_on_without_its_state_is_refused(tmp_path):
 
 def test_measuring_an_average_that_was_not_kept_is_refused(tmp_path):
     run("recognition", tmp_path, seed=5)
-    with pytest.raises(ValueError, match="ema is 0.9, and .* holds no averaged weights: evaluate with --ema None"):
-        evaluate(recognition(ema=0.9), list_checkpoints(tmp_path / "checkpoints")[-1], Options(workers=0))
+    with pytest.raises(
+        ValueError, match="ema is 0.9, and .* holds no averaged weights: evaluate with --ema None"
+    ):
+        evaluate(
+            recognition(ema=0.9), list_checkpoints(tmp_path / "checkpoints")[-1], Options(workers=0)
+        )
 
 
 class Held(torch.nn.Module):
@@ -104,10 +115,16 @@ class Held(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.norm, self.second = torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3)
+        self.first, self.norm, self.second = (
+            torch.nn.Linear(3, 3),
+            torch.nn.BatchNorm1d(3),
+            torch.nn.Linear(3, 3),
+        )
         self.second.weight = self.first.weight
         self.wave = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
-        self.hidden = torch.nn.Parameter(torch.triu(torch.full((3, 3), -torch.inf), 1), requires_grad=False)
+        self.hidden = torch.nn.Parameter(
+            torch.triu(torch.full((3, 3), -torch.inf), 1), requires_grad=False
+        )
         self.register_buffer("mask", torch.triu(torch.full((3, 3), -torch.inf), 1))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("index", torch.arange(3.0), persistent=False)
@@ -140,7 +157,9 @@ def test_names_are_those_of_the_state_dict_and_buffers_are_the_models(tmp_path):
     other = EMA(model, 0.1)
     other.load_state_dict(ema.state_dict())
     assert other.count == 1
-    assert all(torch.equal(value, averages[name]) for name, value in other.state_dict()["averages"].items())
+    assert all(
+        torch.equal(value, averages[name]) for name, value in other.state_dict()["averages"].items()
+    )
 
 
 def test_a_mask_keeps_average_and_count(tmp_path):
@@ -170,7 +189,9 @@ def test_fp16_skips_do_not_move_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "start_accelerator", with_scaler)
     recipe = everything()
-    recipe.model.head.weight.register_hook(lambda grad: torch.where(grad.abs().max() > 2.0**12, torch.inf, grad))
+    recipe.model.head.weight.register_hook(
+        lambda grad: torch.where(grad.abs().max() > 2.0**12, torch.inf, grad)
+    )
     train(recipe, Options(out=tmp_path, workers=0, log_every=1, checkpoint_every=1, keep=20))
     skipped = rows(tmp_path)[-1]["skipped_steps"]
     states = [load(path)[1]["ema"] for path in list_checkpoints(tmp_path / "checkpoints")]
@@ -188,12 +209,16 @@ def test_a_state_of_an_earlier_version_is_measured_and_not_trained_on(tmp_path):
     named = [*model.named_parameters(), *model.named_buffers()]
     old = {name: value + 1 if value.is_floating_point() else value for name, value in named}
     ema = EMA(model, 0.9)
-    with pytest.raises(ValueError, match=r"1 unknown to the model \(index\); 1 missing \(second.weight\).*--init"):
+    with pytest.raises(
+        ValueError, match=r"1 unknown to the model \(index\); 1 missing \(second.weight\).*--init"
+    ):
         ema.load_state_dict({"count": 3, "averages": old})
     ema.load_state_dict({"count": 3, "averages": old}, strict=False)
     assert torch.equal(ema.state_dict()["averages"]["second.weight"], old["first.weight"])
     mapped = averaged_weights(weights, old)
-    assert list(mapped) == list(weights) and torch.equal(mapped["second.weight"], old["first.weight"])
+    assert list(mapped) == list(weights) and torch.equal(
+        mapped["second.weight"], old["first.weight"]
+    )
     weights["other"] = torch.randn(3, 3)
     with pytest.raises(ValueError, match="has no average of other"):
         averaged_weights(weights, old)

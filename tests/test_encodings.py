@@ -30,8 +30,21 @@ def folder(tmp_path_factory):
             for each in (LATIN, "a\nb, 'c'.png"):
                 pixels = draw.integers(50 * number, 50 * number + 50, (24, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "my" / split / name / each)
-    settings = ("--model", "small", "--size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0")
-    assert main([RECIPE, "--data", str(folder / "my"), *settings, "--out", str(folder / "日本")]) == 0
+    settings = (
+        "--model",
+        "small",
+        "--size",
+        "16",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+    )
+    assert (
+        main([RECIPE, "--data", str(folder / "my"), *settings, "--out", str(folder / "日本")]) == 0
+    )
     return folder
 
 
@@ -50,7 +63,10 @@ def test_predictions_of_any_names(folder, tmp_path):
     ]
     assert main(words) == 2
     broken.unlink()
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     files = sorted(path for path in (folder / "my" / "val").rglob("*") if path.is_file())
     assert sorted(line["file"] for line in lines) == sorted(map(str, files)) and len(files) == 8
     assert {line["top"][0]["name"] for line in lines} <= set(CLASSES)
@@ -80,7 +96,16 @@ class Interrupted(io.StringIO):
 
 def test_results_are_written_before_they_are_shown(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Interrupted())
-    words = ["evaluate", RECIPE, "--checkpoint", str(folder / "日本"), "--workers", "0", "--out", str(tmp_path / "out")]
+    words = [
+        "evaluate",
+        RECIPE,
+        "--checkpoint",
+        str(folder / "日本"),
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with suppress(KeyboardInterrupt):
         assert main(words) == 130
     assert json.loads((tmp_path / "out" / "results.json").read_bytes())["num_images"] == 8

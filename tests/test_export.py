@@ -29,7 +29,12 @@ def batch(size=(16, 16), number=3):
 def test_safetensors_and_what_it_says_about_itself(tmp_path, capsys):
     recipe = with_classes(tmp_path)
     assert (
-        export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "new" / "m.safetensors", "safetensors")) is None
+        export(
+            recipe,
+            weights_of(recipe, tmp_path),
+            asked(tmp_path / "new" / "m.safetensors", "safetensors"),
+        )
+        is None
     )
     with safe_open(tmp_path / "new" / "m.safetensors", "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -45,7 +50,9 @@ def test_safetensors_and_what_it_says_about_itself(tmp_path, capsys):
     assert said["size"] == [16, 16] and "CenterCrop(size=(16, 16))" in said["transform"]
     # What the file says about reading an image is what the model is evaluated on.
     image = crop(16)(read_image(recipe.val_data.files[0])).double()
-    mean, std = (torch.tensor(said[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
+    mean, std = (
+        torch.tensor(said[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std")
+    )
     torch.testing.assert_close(
         _images(recipe, 1)[0][0].double(), (image * said["scale"] - mean) / std, atol=1e-6, rtol=0
     )
@@ -56,11 +63,17 @@ def test_safetensors_and_what_it_says_about_itself(tmp_path, capsys):
 
 def test_program_of_free_batch_and_size(tmp_path):
     recipe = with_masks(tmp_path)
-    assert export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.pt2", "torch-export")) is None
+    assert (
+        export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.pt2", "torch-export"))
+        is None
+    )
     extra = {"trainkit": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     about = json.loads(extra["trainkit"])
-    assert about["input"]["shape"] == ["batch", 3, "height", "width"] and about["output"]["layout"] == "NCHW"
+    assert (
+        about["input"]["shape"] == ["batch", 3, "height", "width"]
+        and about["output"]["layout"] == "NCHW"
+    )
     for images in (batch(), batch((20, 31), 1), batch((9, 40), 5)):
         with torch.no_grad():
             torch.testing.assert_close(program(images), recipe.model(images), atol=1e-5, rtol=0)
@@ -83,8 +96,12 @@ def test_program_of_a_network_that_takes_filled_images_alone(tmp_path, capsys):
     assert image.shape == (1, 3, 112, 77)
     filled = F.pad(image, (0, 96 - 77, 0, 128 - 112))
     with torch.no_grad():
-        scores = F.interpolate(program(filled), (128, 96), mode="bilinear", align_corners=False)[..., :112, :77]
-    torch.testing.assert_close(scores, filled_by_hand(recipe, tmp_path / "images" / "0.png"), atol=1e-3, rtol=1e-4)
+        scores = F.interpolate(program(filled), (128, 96), mode="bilinear", align_corners=False)[
+            ..., :112, :77
+        ]
+    torch.testing.assert_close(
+        scores, filled_by_hand(recipe, tmp_path / "images" / "0.png"), atol=1e-3, rtol=1e-4
+    )
 
 
 class Fixed(nn.Module):
@@ -101,8 +118,13 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize("kind", ["safetensors", "torch-export"])
 def test_size_is_fixed_where_the_model_fixes_it(tmp_path, kind, capsys):
     recipe = with_classes(tmp_path, model=Fixed())
-    assert export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m", kind, images=2)) is None
-    assert "input ['batch', 3, 16, 16]; largest difference from the model on 2 images: 0" in capsys.readouterr().out
+    assert (
+        export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m", kind, images=2)) is None
+    )
+    assert (
+        "input ['batch', 3, 16, 16]; largest difference from the model on 2 images: 0"
+        in capsys.readouterr().out
+    )
     if kind == "torch-export":
         program = torch.export.load(tmp_path / "m").module()
         torch.testing.assert_close(program(batch()), recipe.model(batch()))
@@ -176,7 +198,9 @@ def test_command(tmp_path, monkeypatch, capsys):
 
 def test_onnx_says_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as good as not installed
-    with pytest.raises(ValueError, match=r'onnxruntime, not installed here: pip install "trainkit\[export\]"'):
+    with pytest.raises(
+        ValueError, match=r'onnxruntime, not installed here: pip install "trainkit\[export\]"'
+    ):
         export(recognition(), tmp_path, asked(tmp_path / "m.onnx", "onnx"))
 
 
@@ -185,10 +209,14 @@ def test_onnx_in_its_own_runtime(tmp_path):
 
     recipe = with_masks(tmp_path)
     assert export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.onnx", "onnx")) is None
-    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"]
+    )
     assert [tuple(each.shape) for each in session.get_inputs()] == [("batch", 3, "height", "width")]
     about = json.loads(session.get_modelmeta().custom_metadata_map["trainkit"])
-    assert "LongSide(base=24)" in about["preprocessing"]["transform"] and about["classes"] == CLASSES
+    assert (
+        "LongSide(base=24)" in about["preprocessing"]["transform"] and about["classes"] == CLASSES
+    )
     for images in (batch(), batch((20, 31), 1)):
         with torch.no_grad():
             expected = recipe.model(images)

@@ -44,13 +44,42 @@ def test_every_extension_that_is_taken_can_be_read(tmp_path, suffix, kind):
 
 
 def test_what_is_taken_and_what_is_not():
-    assert len(SAVED) > 25 and {suffix for suffix, _ in SAVED} >= {".jfif", ".jpe", ".jp2", ".tga", ".dib", ".pnm"}
-    for suffix in (".txt", ".json", ".csv", ".xml", ".pdf", ".eps", ".h5", ".mpg", ".ico", ".pfm", ".heic", ".mp4", ""):
+    assert len(SAVED) > 25 and {suffix for suffix, _ in SAVED} >= {
+        ".jfif",
+        ".jpe",
+        ".jp2",
+        ".tga",
+        ".dib",
+        ".pnm",
+    }
+    for suffix in (
+        ".txt",
+        ".json",
+        ".csv",
+        ".xml",
+        ".pdf",
+        ".eps",
+        ".h5",
+        ".mpg",
+        ".ico",
+        ".pfm",
+        ".heic",
+        ".mp4",
+        "",
+    ):
         assert not file_names.is_image(suffix), suffix
 
 
 LEFT_BEHIND = [
-    *("__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "@Recycle", "System Volume Information"),
+    *(
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "@Recycle",
+        "System Volume Information",
+    ),
     *(".ipynb_checkpoints", ".Trash-1000", "._a", ".git"),
 ]
 
@@ -104,7 +133,9 @@ def reference(folder, above=()):
             continue
         if path.is_dir():
             found += reference(path, (*above, real))
-        elif path.suffix.lower() in (".png", ".jpg", ".jfif", ".avif") and (path.is_file() or not path.exists()):
+        elif path.suffix.lower() in (".png", ".jpg", ".jfif", ".avif") and (
+            path.is_file() or not path.exists()
+        ):
             found.append(path)
     return found
 
@@ -127,7 +158,9 @@ def test_random_folders(tmp_path, seed, monkeypatch):
         return "".join(draw.choices(LETTERS, k=draw.randint(1, 6)))
 
     for _ in range(draw.randint(3, 12)):
-        folder = draw.choice(folders[:1] * 2 + folders) / draw.choice([name(), name(), "@eaDir", ".hidden", "__MACOSX"])
+        folder = draw.choice(folders[:1] * 2 + folders) / draw.choice(
+            [name(), name(), "@eaDir", ".hidden", "__MACOSX"]
+        )
         folder.mkdir(exist_ok=True)
         folders.append(folder)
     for _ in range(draw.randint(5, 40)):
@@ -138,7 +171,9 @@ def test_random_folders(tmp_path, seed, monkeypatch):
     for _ in range(draw.randint(0, 5)):
         link = draw.choice(folders) / (name() + draw.choice(["", ".png"]))
         if not os.path.lexists(link):
-            link.symlink_to(draw.choice([*folders, tmp_path / "nowhere", draw.choice(folders) / name(), link]))
+            link.symlink_to(
+                draw.choice([*folders, tmp_path / "nowhere", draw.choice(folders) / name(), link])
+            )
     if draw.random() < 0.3:
         os.mkfifo(draw.choice(folders) / "pipe.png")
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and reference(p, (root.resolve(),)) is not None
@@ -146,14 +181,18 @@ def test_random_folders(tmp_path, seed, monkeypatch):
     forms = Counter(unicodedata.normalize("NFC", each) for each in classes)
     expected = [path for each in classes for path in reference(root / each, (root.resolve(),))]
     if not expected or max(forms.values()) > 1:
-        with pytest.raises((FileNotFoundError, ValueError), match="no subfolders|no images|is there twice"):
+        with pytest.raises(
+            (FileNotFoundError, ValueError), match="no subfolders|no images|is there twice"
+        ):
             ClassFolder(root, cache=tmp_path / "cache")
         return
     for _ in range(2):
         data = ClassFolder(root, cache=tmp_path / "cache")
         found = [data.files[index] for index in range(len(data))]
         assert sorted(found) == sorted(expected) and data.classes == classes
-        assert [data.classes[target] for target in data.targets] == [p.relative_to(root).parts[0] for p in found]
+        assert [data.classes[target] for target in data.targets] == [
+            p.relative_to(root).parts[0] for p in found
+        ]
         assert data.used.startswith(f"{len(expected)} image")
     assert sum(used(data).count(word) for word in ("left out",)) <= 1
     assert sorted(image_files(root / classes[0])) == sorted(
@@ -214,7 +253,10 @@ def test_masks_of_one_name_and_without_an_image(tmp_path):
         picture(tmp_path / name)
     (tmp_path / "images/a.xml").touch()
     data = MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
-    assert data.used == "1 image of 2 classes (1 png); left out: 1 file (.xml), 1 mask without an image"
+    assert (
+        data.used
+        == "1 image of 2 classes (1 png); left out: 1 file (.xml), 1 mask without an image"
+    )
     picture(tmp_path / "masks/a.tif", "TIFF")
     with pytest.raises(ValueError, match="has two masks of one name, a"):
         MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
@@ -228,10 +270,16 @@ def test_two_images_of_one_name_have_no_mask(tmp_path, other):
     for name in ("masks/a.png", "masks/b.png", "masks/deep/a.png"):
         picture(tmp_path / name)
     first, second = sorted(["a.jpg", other])
-    with pytest.raises(ValueError, match=f"two images of one name, {first} and {second}, and .*for both, a.png: .*Rem"):
+    with pytest.raises(
+        ValueError,
+        match=f"two images of one name, {first} and {second}, and .*for both, a.png: .*Rem",
+    ):
         MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
     picture(tmp_path / "images/b.webp", "WEBP")
-    with pytest.raises(ValueError, match=f"{first} and {second} .1 more such pairs., and .* one mask for both, a.png"):
+    with pytest.raises(
+        ValueError,
+        match=f"{first} and {second} .1 more such pairs., and .* one mask for both, a.png",
+    ):
         MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
     for name in (f"images/{other}", "images/b.webp"):
         (tmp_path / name).unlink()
@@ -244,7 +292,10 @@ def test_photographs_without_a_decoder_beside_masks(tmp_path):
     for name in ("images/b.heic", "images/c.HEIC"):
         (tmp_path / name).write_bytes(b"no decoder for it")
     data = MaskFolder(tmp_path / "images", tmp_path / "masks", 2)
-    assert data.used == "1 image of 2 classes (1 png); left out: 2 files (.heic), 2 masks without an image"
+    assert (
+        data.used
+        == "1 image of 2 classes (1 png); left out: 2 files (.heic), 2 masks without an image"
+    )
     assert data.used_warnings == [
         "2 images were left out (2 .heic): no decoder for them is installed here; convert them, such as to PNG"
     ]
@@ -261,17 +312,24 @@ def test_lists_as_any_editor_writes_them(names, encoding, end, blanks, last, emp
     """UTF-16 without its mark is told by its zeros, which a text of ASCII letters alone is sure to have."""
     if encoding in ("utf-16-le", "utf-16-be"):
         names = [f"a{name}" for name in names]
-    text = end.join(f"{name}{blanks}" + (end if empty else "") for name in names) + (end if last else "")
+    text = end.join(f"{name}{blanks}" + (end if empty else "") for name in names) + (
+        end if last else ""
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "list.txt"
         file.write_bytes(text.encode(encoding))
-        assert read_lines(file) == names and read_names(file) == names and read_classes(str(file)) == names
+        assert (
+            read_lines(file) == names
+            and read_names(file) == names
+            and read_classes(str(file)) == names
+        )
 
 
 def test_lists_that_are_none(tmp_path):
     latin = tmp_path / "latin.txt"
     latin.write_bytes("Käfer\nHund\n".encode("latin-1"))
-    assert [os.fsencode(name) for name in read_lines(latin)] == ["Käfer".encode("latin-1"), b"Hund"]  # as of a file
+    # as of a file
+    assert [os.fsencode(name) for name in read_lines(latin)] == ["Käfer".encode("latin-1"), b"Hund"]
     with pytest.raises(ValueError, match="latin.txt are not all UTF-8: save it as UTF-8"):
         read_classes(str(latin))
     (tmp_path / "binary.txt").write_bytes(b"a\0\0\0b\xff\0\xd8")
@@ -299,5 +357,9 @@ def test_names_as_another_locale_reads_them():
     """Of the same bytes: by UTF-8, and by a locale of ASCII, which keeps each byte as it is."""
     for name in ("Käfer", "猫", "a", "caf\udce9", unicodedata.normalize("NFD", "é")):
         read = os.fsencode(name).decode("ascii", "surrogateescape")
-        assert file_names.composed(read) == file_names.composed(name) == unicodedata.normalize("NFC", name)
+        assert (
+            file_names.composed(read)
+            == file_names.composed(name)
+            == unicodedata.normalize("NFC", name)
+        )
     assert file_names.composed("\ud83d") == "\ud83d"

@@ -47,12 +47,22 @@ def png(values, colour, bits, interlaced=False, extra=b"", pixels=None, size=Non
     height, width = values.shape[:2]
     passes = [(0, 0, 1, 1)]
     if interlaced:  # Adam7: first column and row, and steps, of the seven passes
-        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+        passes = [
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        ]
     rows = b""
     for column, row, across, down in passes:
         part = values[row::down, column::across]
         rows += b"".join(b"\0" + packed(each.reshape(-1), bits) for each in part if each.size)
-    header = struct.pack(">IIBBBBB", *(size or (width, height)), bits, colour, 0, 0, int(interlaced))
+    header = struct.pack(
+        ">IIBBBBB", *(size or (width, height)), bits, colour, 0, 0, int(interlaced)
+    )
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -83,7 +93,8 @@ def test_every_kind_of_png(colour, bits, interlaced):
     """Colours as the specification has them, masks as stored; with and without transparency, text and animation."""
     values = stored(colour, bits)
     text = chunk(b"tEXt", b"exif\0no EXIF") + chunk(b"tEXt", b"transparency\0none")
-    long_text = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3_000_000)))  # Pillow takes 1 MiB of text
+    # Pillow takes 1 MiB of text
+    long_text = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3_000_000)))
     extras = [b"", text + long_text, chunk(b"acTL", struct.pack(">II", 2, 0))]
     extras += [chunk(b"tRNS", TRANSPARENT[colour])] if colour in TRANSPARENT else []
     for extra in extras:
@@ -104,7 +115,9 @@ def test_grey_masks_of_tiff(bits, top):
         entries = [(256, 16), (257, HEIGHT), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 200), (277, 1),
                    (278, HEIGHT), (279, len(pixels))]  # fmt: skip
         body = b"MM\0*" + struct.pack(">IH", 8, len(entries))
-        body += b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in entries) + bytes(4)
+        body += b"".join(
+            struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in entries
+        ) + bytes(4)
         data = body.ljust(200, b"\0") + pixels
         if white_is_zero and 1 < bits < 16:
             with pytest.raises(ValueError, match="stores white as 0"):
@@ -134,7 +147,9 @@ def test_a_tiff_that_promises_more_rows_than_it_has():
     entry = data.index(struct.pack("<HH", 257, 4), 8)  # its number of rows
     data[entry : entry + 12] = struct.pack("<HHII", 257, 4, 1, 2**21)
     for read in (read_image, read_mask):
-        with pytest.raises(ValueError, match="its header says 56x2097152 pixels, its strips hold 56x40"):
+        with pytest.raises(
+            ValueError, match="its header says 56x2097152 pixels, its strips hold 56x40"
+        ):
             read(bytes(data))
 
 
@@ -158,14 +173,21 @@ def test_masks_that_hold_no_labels():
             read_mask(encoded(whole, "TIFF"), "m.tif")
     grey = np.zeros((16, 16), np.uint8)
     for data in (encoded(grey, "JPEG"), encoded(grey, "TIFF", compression="jpeg")):
-        with pytest.raises(ValueError, match="m is a mask (saved|compressed) as JPEG.* blurs labels: save it anew"):
+        with pytest.raises(
+            ValueError, match="m is a mask (saved|compressed) as JPEG.* blurs labels: save it anew"
+        ):
             read_mask(data, "m")
 
 
 def test_orientation_of_png():
     """By EXIF, all eight; damaged EXIF turns nothing."""
     values = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    for orientation, shown in {1: values, 3: values[::-1, ::-1], 6: values[::-1].T, 8: values.T[::-1]}.items():
+    for orientation, shown in {
+        1: values,
+        3: values[::-1, ::-1],
+        6: values[::-1].T,
+        8: values.T[::-1],
+    }.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = encoded(values, "PNG", exif=exif)
@@ -187,7 +209,13 @@ def crafted():
         ("half a stream", zlib.compress(np.random.default_rng(1).bytes(size))[:90]),
     ):
         yield name, good[:start] + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    for colour, bits, interlaced in ((2, 8, False), (2, 8, True), (0, 2, False), (0, 16, True), (3, 4, False)):
+    for colour, bits, interlaced in (
+        (2, 8, False),
+        (2, 8, True),
+        (0, 2, False),
+        (0, 16, True),
+        (3, 4, False),
+    ):
         taller = png(stored(colour, bits), colour, bits, interlaced, size=(WIDTH, HEIGHT + 1))
         yield f"fewer rows than it says, {colour} {bits} {interlaced}", taller
     yield "far fewer rows than it says", png(values, 2, 8, size=(WIDTH, 400_000))
@@ -209,7 +237,9 @@ def crafted():
 def test_crafted_png(name, data):
     """Where torchvision's decoder reads them, this process dies."""
     for read in (read_image, read_mask):
-        with pytest.raises(ValueError, match="it.png is a mask with 3 channels|cannot read it.png: "):
+        with pytest.raises(
+            ValueError, match="it.png is a mask with 3 channels|cannot read it.png: "
+        ):
             read(data, "it.png")
     with pytest.raises(ValueError, match="cannot read it.png: "):
         read_image(data, "it.png")
@@ -220,7 +250,9 @@ def plain_png(rows: bytes, width: int, height: int, colour: int, window: int = 1
     deflate = zlib.compressobj(wbits=window)
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     body = deflate.compress(rows) + deflate.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 def test_sound_pixels_are_checked_once_and_decoded_as_before():
@@ -281,20 +313,29 @@ def test_a_jpeg_that_promises_too_much():
         assert read_image(bytes(data)).shape == (3, 512, 512)
         frame = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
         data[frame + 5 : frame + 9] = struct.pack(">HH", 65500, 65500)
-        with pytest.raises(ValueError, match=r"cannot read x.jpg: its header says 65500x65500 pixels, which \d+ bytes"):
+        with pytest.raises(
+            ValueError,
+            match=r"cannot read x.jpg: its header says 65500x65500 pixels, which \d+ bytes",
+        ):
             read_image(bytes(data), "x.jpg")
 
 
-@pytest.mark.parametrize("kind, place, form", [("BMP", 18, "<II"), ("TGA", 12, "<HH"), ("PPM", 3, None)])
+@pytest.mark.parametrize(
+    "kind, place, form", [("BMP", 18, "<II"), ("TGA", 12, "<HH"), ("PPM", 3, None)]
+)
 def test_a_header_that_promises_more_than_memory(kind, place, form):
     """Pillow would take memory row by row until the system ends the process."""
     data = bytearray(encoded(np.zeros((8, 8, 3), np.uint8), kind))
     if form is None:
         data[place : place + 3] = b"99999999 99999999"
     else:
-        data[place : place + struct.calcsize(form)] = struct.pack(form, *(2 ** (4 * struct.calcsize(form)) // 3,) * 2)
+        data[place : place + struct.calcsize(form)] = struct.pack(
+            form, *(2 ** (4 * struct.calcsize(form)) // 3,) * 2
+        )
     assert Image.MAX_IMAGE_PIXELS is not None
-    with pytest.raises(ValueError, match=r"cannot read x: its header says \d+x\d+ pixels, which .* cannot hold"):
+    with pytest.raises(
+        ValueError, match=r"cannot read x: its header says \d+x\d+ pixels, which .* cannot hold"
+    ):
         read_image(bytes(data), "x")
 
 
@@ -309,7 +350,9 @@ def test_no_limit_of_pixels():
         palette.save(file, "PNG")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision")
+            warnings.filterwarnings(
+                "ignore", "The image decoding and encoding capabilities of TorchVision"
+            )
             assert (read_mask(file.getvalue()).numpy() == values).all()
             for kind in ("TIFF", "WEBP", "GIF", "BMP", "PNG"):
                 assert read_image(encoded(values, kind)).shape == (3, 10, 20)
@@ -332,7 +375,10 @@ class Raises(Images):
 def test_whatever_a_decoder_raises_is_named_and_skipped(tmp_path):
     with pytest.raises(ValueError, match="cannot read number 3 of Raises: error: unpack"):
         train(recognition(train_data=Raises(27)), Options(out=tmp_path / "a", workers=0))
-    train(recognition(train_data=Raises(27)), Options(out=tmp_path / "b", workers=0, on_bad_image="skip"))
+    train(
+        recognition(train_data=Raises(27)),
+        Options(out=tmp_path / "b", workers=0, on_bad_image="skip"),
+    )
     assert "3, number 3 of Raises: unpack" in (tmp_path / "b" / "bad_images.txt").read_text()
 
 
@@ -345,7 +391,10 @@ def test_a_wrong_call_of_pillow_is_no_bad_image(tmp_path):
             return Image.new("L", (4, 4)).resize("large"), 0
 
     with pytest.raises(TypeError):
-        train(recognition(train_data=Mistaken()), Options(out=tmp_path, workers=0, on_bad_image="skip"))
+        train(
+            recognition(train_data=Mistaken()),
+            Options(out=tmp_path, workers=0, on_bad_image="skip"),
+        )
     assert not (tmp_path / "bad_images.txt").exists()
 
 
@@ -357,20 +406,39 @@ def test_doctor_tells_what_decoders_warn_of(tmp_path, capfd):
             (tmp_path / "d" / split / name).mkdir(parents=True)
             for number in range(count):
                 values = noise.integers(0, 4096, (40, 48)).astype(np.uint16)
-                (tmp_path / "d" / split / name / f"{number}.png").write_bytes(encoded(values, "PNG"))
-    data = bytearray(encoded(noise.integers(0, 255, (160, 160, 3)).astype(np.uint8), "JPEG", quality=90))
+                (tmp_path / "d" / split / name / f"{number}.png").write_bytes(
+                    encoded(values, "PNG")
+                )
+    data = bytearray(
+        encoded(noise.integers(0, 255, (160, 160, 3)).astype(np.uint8), "JPEG", quality=90)
+    )
     data[len(data) // 2 : len(data) // 2 + 900] = bytes(900)
     (tmp_path / "d" / "train" / "a" / "zeros.jpg").write_bytes(data)
     data = bytearray(png(stored(2, 8), 2, 8, extra=chunk(b"eXIf", b"MM\0*\0\0\0\x08")))
     data[data.index(b"eXIf") + 9] ^= 1
     (tmp_path / "d" / "train" / "b" / "exif.png").write_bytes(data)
     for workers in ("0", "1"):
-        arguments = ["doctor", RECOG, "--data", str(tmp_path / "d"), "--model", "small", "--no-pretrained"]
-        assert main([*arguments, "--size", "32", "--workers", workers, "--out", str(tmp_path / workers)]) in (0, None)
+        arguments = [
+            "doctor",
+            RECOG,
+            "--data",
+            str(tmp_path / "d"),
+            "--model",
+            "small",
+            "--no-pretrained",
+        ]
+        assert main(
+            [*arguments, "--size", "32", "--workers", workers, "--out", str(tmp_path / workers)]
+        ) in (0, None)
         shown = " ".join(capfd.readouterr().out.split())
         assert "zeros.jpg: Corrupt JPEG data" in shown.replace("- ", "-")
-        assert "exif.png: the PNG's chunk 'eXIf' does not match its checksum and was left out" in shown
-        assert "8 train images have 16 bits a channel and values up to 40" in shown and "16 levels" in shown
+        assert (
+            "exif.png: the PNG's chunk 'eXIf' does not match its checksum and was left out" in shown
+        )
+        assert (
+            "8 train images have 16 bits a channel and values up to 40" in shown
+            and "16 levels" in shown
+        )
 
 
 def test_notes_are_taken_only_inside(capfd):
@@ -389,18 +457,44 @@ def test_one_bit_of_a_mask(tmp_path, capsys):
         for number in range(6):
             noise = np.random.default_rng(number).integers(0, 3, (40, 48), dtype=np.uint8)
             (tmp_path / "d" / "images" / split / f"{number}.png").write_bytes(encoded(noise, "PNG"))
-            (tmp_path / "d" / "annotations" / split / f"{number}.png").write_bytes(encoded(noise, "PNG"))
+            (tmp_path / "d" / "annotations" / split / f"{number}.png").write_bytes(
+                encoded(noise, "PNG")
+            )
     file = tmp_path / "d" / "annotations" / "train" / "2.png"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    asked = ["--data", str(tmp_path / "d"), "--classes", "3", "--model", "small_lraspp", "--no-pretrained"]
-    asked += ["--base", "48", "--crop", "32", "--batch-size", "2", "--epochs", "1", "--workers", "0"]
+    asked = [
+        "--data",
+        str(tmp_path / "d"),
+        "--classes",
+        "3",
+        "--model",
+        "small_lraspp",
+        "--no-pretrained",
+    ]
+    asked += [
+        "--base",
+        "48",
+        "--crop",
+        "32",
+        "--batch-size",
+        "2",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+    ]
     assert main([SEG, *asked, "--out", str(tmp_path / "stopped")]) == 2
     assert f"cannot read {file}: the PNG is damaged" in capsys.readouterr().err.replace("\n", " ")
-    assert main([SEG, *asked, "--out", str(tmp_path / "run"), "--on-bad-image", "skip"]) in (0, None)
+    assert main([SEG, *asked, "--out", str(tmp_path / "run"), "--on-bad-image", "skip"]) in (
+        0,
+        None,
+    )
     assert str(file) in (tmp_path / "run" / "bad_images.txt").read_text()
-    assert main(["doctor", SEG, *asked[:7], "--workers", "0", "--out", str(tmp_path / "doctor")]) == 2
+    assert (
+        main(["doctor", SEG, *asked[:7], "--workers", "0", "--out", str(tmp_path / "doctor")]) == 2
+    )
     assert "2.png" in capsys.readouterr().out
 
 

@@ -33,7 +33,9 @@ from trainkit.tasks.recognition import Recognition
 
 def picture(height: int = 40, width: int = 60) -> tv_tensors.Image:
     generator = torch.Generator().manual_seed(0)
-    return tv_tensors.Image(torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator))
+    return tv_tensors.Image(
+        torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+    )
 
 
 AUGMENTATIONS = {
@@ -48,12 +50,20 @@ AUGMENTATIONS = {
 @pytest.mark.parametrize("name", [*AUGMENTATIONS, "together"])
 def test_augmentations_of_images(name):
     """Each changes pixels, keeps type and size, and depends on the seeded generators alone."""
-    settings = {name: AUGMENTATIONS[name]} if name in AUGMENTATIONS else {**AUGMENTATIONS, "rand_augment": None}
+    settings = (
+        {name: AUGMENTATIONS[name]}
+        if name in AUGMENTATIONS
+        else {**AUGMENTATIONS, "rand_augment": None}
+    )
     transform, plain = train_images(24, **settings), train_images(24)
     changed = 0
     for seed in range(5):
-        first, second, without = ((seed_host(seed), each(picture()))[1] for each in (transform, transform, plain))
-        assert first.shape == (3, 24, 24) and first.dtype == torch.uint8 and torch.equal(first, second)
+        first, second, without = (
+            (seed_host(seed), each(picture()))[1] for each in (transform, transform, plain)
+        )
+        assert (
+            first.shape == (3, 24, 24) and first.dtype == torch.uint8 and torch.equal(first, second)
+        )
         changed += not torch.equal(first, without)
     assert changed >= 4
 
@@ -64,7 +74,9 @@ def test_erased_pixels_have_the_means_colour():
     erased = train_images(32, erase=1.0)(image)
     colours = erased.flatten(1).T.unique(dim=0)
     assert colours.tolist() == [[0, 0, 0], [124, 116, 104]]
-    normalised = (colours[1] / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    normalised = (colours[1] / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )
     assert normalised.abs().max() < 0.02
 
 
@@ -137,7 +149,12 @@ def test_ten_crops_are_averaged(tmp_path):
     transform = eval_images(8, crop_fraction=0.8, ten_crop=True)
     crops = transform(picture(20, 14))
     resized = functional.resize(picture(20, 14), 10, antialias=True)
-    assert torch.equal(crops, torch.stack(functional.ten_crop(resized, 8))) and crops.shape == (10, 3, 8, 8)
+    assert torch.equal(crops, torch.stack(functional.ten_crop(resized, 8))) and crops.shape == (
+        10,
+        3,
+        8,
+        8,
+    )
 
     class TenCrops(Images):
         def __getitem__(self, index):
@@ -145,12 +162,17 @@ def test_ten_crops_are_averaged(tmp_path):
             return transform(tv_tensors.Image(image)).as_subclass(torch.Tensor), target
 
     data, model = TenCrops(13, augment=False), Net(dense=False)
-    recipe = recognition(model=model, val_data=data, epochs=1, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+    recipe = recognition(
+        model=model, val_data=data, epochs=1, optimizer=torch.optim.SGD(model.parameters(), lr=0.0)
+    )
     train(recipe, Options(out=tmp_path / "run", workers=0))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
     model.eval()
     with torch.no_grad():
-        likeliest = [model((data[i][0] / 255 - mean) / std).softmax(1).mean(0).argmax().item() for i in range(13)]
+        likeliest = [
+            model((data[i][0] / 255 - mean) / std).softmax(1).mean(0).argmax().item()
+            for i in range(13)
+        ]
     hits = sum(a == int(b) for a, b in zip(likeliest, data.targets))
     assert rows(tmp_path / "run", "evaluate")[-1]["top1"] == pytest.approx(hits / 13)
 
@@ -167,7 +189,12 @@ def test_predictions_of_several_outputs():
 def test_labels_are_those_that_top1_takes():
     """Also where bfloat16 makes several classes as likely."""
     task = Recognition(40)
-    logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(0)).mul(0.01).bfloat16().round(decimals=2)
+    logits = (
+        torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
+        .mul(0.01)
+        .bfloat16()
+        .round(decimals=2)
+    )
     assert ((logits == logits.amax(1, keepdim=True)).sum(1) > 1).sum() > 20
     (metric,) = task.metrics()
     assert metric.compute(predictions=logits, references=task.labels(logits))["top1"] == 1.0
@@ -178,10 +205,15 @@ def test_predictions_of_ten_crops_are_written(tmp_path):
     writer = ClassWriter(Recognition(3), tmp_path, 1)
     writer.add([Picture(Path(name), Path(name)) for name in "ab"], outputs)
     writer.close()
-    lines = [json.loads(line)["top"][0] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["top"][0]
+        for line in (tmp_path / "predictions.jsonl").read_text().splitlines()
+    ]
     mean = outputs.view(2, 3, 3).softmax(2).mean(1)
     assert [line["class"] for line in lines] == [1, 2]
-    assert [line["probability"] for line in lines] == pytest.approx([mean[0, 1].item(), mean[1, 2].item()])
+    assert [line["probability"] for line in lines] == pytest.approx(
+        [mean[0, 1].item(), mean[1, 2].item()]
+    )
 
 
 def test_centre_crops_of_image_and_mask():
@@ -189,7 +221,11 @@ def test_centre_crops_of_image_and_mask():
     image, mask = picture(64, 100), tv_tensors.Mask(torch.randint(5, (64, 100), dtype=torch.uint8))
     look = eval_maps(520, crop=64)
     seen, target = look(image, mask)
-    assert torch.equal(seen, image[:, :, 18:82]) and torch.equal(target, mask[:, 18:82]) and not look.whole
+    assert (
+        torch.equal(seen, image[:, :, 18:82])
+        and torch.equal(target, mask[:, 18:82])
+        and not look.whole
+    )
     small = tv_tensors.Mask(torch.randint(5, (32, 50), dtype=torch.uint8))
     seen, target = look(picture(32, 50), small)
     doubled = small.repeat_interleave(2, 0).repeat_interleave(2, 1)
@@ -217,7 +253,9 @@ def test_repeated_images_are_in_one_batch_and_differ():
         assert len(set(draws)) == len(keys)
         seen += images
     assert sorted(seen) == sorted(3 * list(range(10)))
-    assert sorted(order.epoch(1).tolist()) == list(range(30)) and not torch.equal(order.epoch(0), order.epoch(1))
+    assert sorted(order.epoch(1).tolist()) == list(range(30)) and not torch.equal(
+        order.epoch(0), order.epoch(1)
+    )
     shared = TrainOrder(30, 12, 5, num_processes=3, repeats=3)
     parts = [next(shared.batches(1, 2, process)) for process in range(3)]
     assert sum(parts, []) == order.keys(1)
@@ -228,13 +266,20 @@ def test_repeated_images_are_in_one_batch_and_differ():
 def test_training_on_repeated_images(tmp_path):
     """The loop sees to the order: each step has every image three times, and mixing pairs different ones."""
     recipe = recognition(
-        train_data=Repeated(Images(12), 3), batch_size=12, epochs=1, mix=Mixup(0.2, CLASSES), drop_last=True
+        train_data=Repeated(Images(12), 3),
+        batch_size=12,
+        epochs=1,
+        mix=Mixup(0.2, CLASSES),
+        drop_last=True,
     )
     summary = train(recipe, Options(out=tmp_path / "run", workers=0, log_every=1))
     assert summary["steps"] == 3 and summary["images"] == 36
     assert len(set(recipe.model.seen)) == 36
     with pytest.raises(ValueError, match="batch_size is 8, and each image is in a batch 3 times"):
-        train(recognition(train_data=Repeated(Images(12), 3)), Options(out=tmp_path / "other", workers=0))
+        train(
+            recognition(train_data=Repeated(Images(12), 3)),
+            Options(out=tmp_path / "other", workers=0),
+        )
     with pytest.raises(ValueError, match="times is 0"):
         Repeated(Images(12), 0)
 
@@ -252,7 +297,8 @@ def test_drop_block_and_stochastic_depth_as_the_docs_say():
     for layer in (model.layer3, model.layer4):
         layer.append(DropBlock2d(p=0.3, block_size=3))
     assert set(model.state_dict()) == names
-    images = torch.randn(2, 3, 96, 96)  # 3 x 3 at the end: a block must fit, or be cut to an odd size
+    # 3 x 3 at the end: a block must fit, or be cut to an odd size
+    images = torch.randn(2, 3, 96, 96)
     seed_host(fold(0))
     first = model(images)
     seed_host(fold(0))
@@ -266,11 +312,19 @@ def test_drop_block_and_stochastic_depth_as_the_docs_say():
 def test_stochastic_depth_by_its_last_rate(name):
     """In proportion to what torchvision has, which builds a Swin or EfficientNet of another rate by no name."""
     with torch.device("meta"):
-        models = classifier(name, 5), classifier(name, 5, stochastic_depth=0.4), classifier(name, 5, 0.0)
+        models = (
+            classifier(name, 5),
+            classifier(name, 5, stochastic_depth=0.4),
+            classifier(name, 5, 0.0),
+        )
     usual, asked, none = (
-        [module.p for module in model.modules() if isinstance(module, StochasticDepth)] for model in models
+        [module.p for module in model.modules() if isinstance(module, StochasticDepth)]
+        for model in models
     )
-    assert asked == pytest.approx([0.4 * rate / usual[-1] for rate in usual]) and asked[0] == 0 < asked[1]
+    assert (
+        asked == pytest.approx([0.4 * rate / usual[-1] for rate in usual])
+        and asked[0] == 0 < asked[1]
+    )
     assert asked[-1] == pytest.approx(0.4) and not any(none)
 
 
@@ -293,9 +347,15 @@ def test_drop_block_of_a_classifier():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: classifier("resnet18", 5, stochastic_depth=0.1), "resnet18 has none in torchvision"),
+        (
+            lambda: classifier("resnet18", 5, stochastic_depth=0.1),
+            "resnet18 has none in torchvision",
+        ),
         (lambda: classifier("small", 5, drop_block=0.1), "small is none of torchvision's ResNets"),
-        (lambda: classifier("resnet18", 5, drop_block=1.0), r"drop_block is 1.0; it must be in \[0, 1\)"),
+        (
+            lambda: classifier("resnet18", 5, drop_block=1.0),
+            r"drop_block is 1.0; it must be in \[0, 1\)",
+        ),
         (lambda: eval_images(32, crop_fraction=0.0), "crop_fraction is 0.0; it must be above 0"),
         (lambda: train_images(8, rand_augment=(2, 9), trivial_augment=True), "choose one of them"),
         (lambda: train_images(8, lighting=0), "lighting is 0; it must be above 0"),

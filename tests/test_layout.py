@@ -8,7 +8,9 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "trainkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / "recipes").glob("*.py"))]}
+TREES = {
+    path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / "recipes").glob("*.py"))]
+}
 
 
 def name_of(path: Path) -> str:
@@ -32,7 +34,9 @@ def imports(path: Path) -> set[str]:
 
 
 def ours(path: Path) -> set[str]:
-    return {name.removeprefix("trainkit.") for name in imports(path) if name.split(".")[0] == "trainkit"}
+    return {
+        name.removeprefix("trainkit.") for name in imports(path) if name.split(".")[0] == "trainkit"
+    }
 
 
 # Who may import what of ours. A file that is not here imports nothing of ours.
@@ -187,7 +191,9 @@ def test_arrows_point_one_way():
     assert len(FILES) >= 25
     for name, path in MODULES.items():
         short = name.removeprefix("trainkit").removeprefix(".") or "trainkit"
-        assert ours(path) <= ARROWS.get(short, set()), f"{short} imports {ours(path) - ARROWS.get(short, set())}"
+        assert ours(path) <= ARROWS.get(short, set()), (
+            f"{short} imports {ours(path) - ARROWS.get(short, set())}"
+        )
         assert not any(each.split(".")[0] == "recipes" for each in imports(path))
 
 
@@ -249,7 +255,9 @@ def test_one_backward_and_no_print():
         if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name))
     ]
     assert [name for name, called in calls if called == "backward"] == ["step.py"]
-    names = [node.id for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    names = [
+        node.id for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name)
+    ]
     assert not {"eval", "exec"} & set(names)
     assert {name for name, called in calls if called == "print"} == {"display.py"}
 
@@ -275,13 +283,26 @@ def test_public_functions_are_typed_and_described():
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
                 continue
             if isinstance(node, ast.FunctionDef):
-                if any(node in ast.walk(outer) and node is not outer for outer in functions(TREES[path])):
+                if any(
+                    node in ast.walk(outer) and node is not outer
+                    for outer in functions(TREES[path])
+                ):
                     continue  # a function inside a function
-                assert node.returns is not None, f"{path.name}: {node.name} does not say what it returns"
-                typed = [a for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
+                assert node.returns is not None, (
+                    f"{path.name}: {node.name} does not say what it returns"
+                )
+                typed = [
+                    a
+                    for a in [*node.args.args, *node.args.kwonlyargs]
+                    if a.arg not in ("self", "cls")
+                ]
                 assert all(a.annotation for a in typed), f"{path.name}: {node.name}"
-            is_property = any(getattr(d, "id", "") == "property" for d in getattr(node, "decorator_list", []))
-            assert ast.get_docstring(node) or is_property, f"{path.name}: {node.name} has no docstring"
+            is_property = any(
+                getattr(d, "id", "") == "property" for d in getattr(node, "decorator_list", [])
+            )
+            assert ast.get_docstring(node) or is_property, (
+                f"{path.name}: {node.name} has no docstring"
+            )
 
 
 def test_readme_tree_is_true():
@@ -300,7 +321,11 @@ def test_readme_tree_is_true():
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.name != "__init__.py"
     }
-    assert {name for name in listed if name.split("/")[0] in ("trainkit", "recipes", "accelerate_configs")} == real
+    assert {
+        name
+        for name in listed
+        if name.split("/")[0] in ("trainkit", "recipes", "accelerate_configs")
+    } == real
     assert all((ROOT / name).exists() for name in listed)
     lines = tree.splitlines()
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "every file has a comment"

@@ -49,7 +49,10 @@ def test_too_few_open_files(tmp_path, recipe, number):
     process = Script(script)
     printed = process.communicate()[0]
     assert process.returncode == 1 and "Traceback" not in printed, printed
-    assert f"too many open files (this process may open {number}): start fewer data-loading workers" in printed
+    assert (
+        f"too many open files (this process may open {number}): start fewer data-loading workers"
+        in printed
+    )
 
 
 def test_shared_memory_is_full():
@@ -58,9 +61,16 @@ def test_shared_memory_is_full():
     caught = RuntimeError(
         f"Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\nRuntimeError: {text}"
     )
-    for error in (RuntimeError(text), caught, RuntimeError(f"unable to write to file </torch_1>: {text[-28:]}")):
+    for error in (
+        RuntimeError(text),
+        caught,
+        RuntimeError(f"unable to write to file </torch_1>: {text[-28:]}"),
+    ):
         assert limit_met(error).startswith("shared memory is full") and not is_unusable(error)
-        with pytest.raises(OSError, match=r"enlarge /dev/shm .* fewer workers with --workers"), worker_deaths_told():
+        with (
+            pytest.raises(OSError, match=r"enlarge /dev/shm .* fewer workers with --workers"),
+            worker_deaths_told(),
+        ):
             raise error
 
 
@@ -70,7 +80,10 @@ def test_a_limit_is_no_fault_of_an_image():
     wrapped = ValueError("cannot read image.jpg: [Errno 24] Too many open files")
     for error in (lacking, wrapped, RuntimeError("received 0 items of ancdata")):
         assert is_shortage(error) and not is_unusable(error)
-    assert is_unusable(OSError(errno.EIO, "Input/output error")) and limit_met(ValueError("No space left")) is None
+    assert (
+        is_unusable(OSError(errno.EIO, "Input/output error"))
+        and limit_met(ValueError("No space left")) is None
+    )
 
 
 @pytest.mark.parametrize("words", SAID)
@@ -94,7 +107,9 @@ def test_a_dead_worker_is_told_whatever_torch_raises():
     workers._STARTED.add(worker)
     reader, writer = Pipe(duplex=False)
     writer.close()
-    told = rf"data-loading worker .pid {worker.pid}. died with exit code 7\. The same command resumes"
+    told = (
+        rf"data-loading worker .pid {worker.pid}. died with exit code 7\. The same command resumes"
+    )
     try:
         with pytest.raises(ChildProcessError, match=told), worker_deaths_told():
             reader.recv()
@@ -127,7 +142,9 @@ def test_variables_of_a_launcher(monkeypatch, capsys, name, value, told):
     assert told in error and "Unset it for a single process" in error and "no recipe" not in error
 
 
-@pytest.mark.parametrize("setting", ["--epochs=1e308", "--epochs=1e12", "--lr=1e308", "--timeout-s=10000000000"])
+@pytest.mark.parametrize(
+    "setting", ["--epochs=1e308", "--epochs=1e12", "--lr=1e308", "--timeout-s=10000000000"]
+)
 def test_settings_beyond_all_limits(tmp_path, capsys, setting):
     path = tmp_path / "toy.py"
     text = RECIPE.replace("recipe():", "recipe(epochs: float = 1.0, lr: float = 0.1):").replace(
@@ -136,14 +153,19 @@ def test_settings_beyond_all_limits(tmp_path, capsys, setting):
     path.write_text(text.format(tests=str(Path(__file__).parent)))
     assert main([str(path), setting, "--workers", "0", "--out", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
-    assert setting[2:].split("=")[0].replace("-", "_") in told and len(told.strip().splitlines()) == 1
+    assert (
+        setting[2:].split("=")[0].replace("-", "_") in told and len(told.strip().splitlines()) == 1
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_the_largest_settings_that_may_be():
     check_finite({"lr": 3.3e38})
     Options(timeout_s=LONGEST_S)
-    with pytest.raises(ValueError, match="epochs is 3e\\+08, of 4 steps each: a run can have up to 999,999,999 steps"):
+    with pytest.raises(
+        ValueError,
+        match="epochs is 3e\\+08, of 4 steps each: a run can have up to 999,999,999 steps",
+    ):
         train(recognition(epochs=3e8), Options(workers=0))
 
 
@@ -152,7 +174,11 @@ def test_names_with_a_nul(recipe, capsys, words):
     """From a list of names, or a caller of `main`: no command line can hold one."""
     assert main([word.format(recipe) for word in words] + ["--workers", "0"]) == 2
     told = capsys.readouterr().err
-    assert "a\\x00b" in told and "holds a NUL character" in told and len(told.strip().splitlines()) == 1
+    assert (
+        "a\\x00b" in told
+        and "holds a NUL character" in told
+        and len(told.strip().splitlines()) == 1
+    )
 
 
 INTERRUPTED = """

@@ -16,8 +16,17 @@ from trainkit.data.datasets.folder import ClassFolder
 from trainkit.data.datasets.listing import Names, image_files
 
 SCANNED: list[str] = []
-sys.addaudithook(lambda event, words: SCANNED.append(str(words[0])) if event == "os.scandir" else None)
-NAMES = ["ant/1.png", "ant/2.JPG", "ant/deep/er/3.jpeg", "ant/deep/4.png", "bee/train.png", "cat/ä.png"]
+sys.addaudithook(
+    lambda event, words: SCANNED.append(str(words[0])) if event == "os.scandir" else None
+)
+NAMES = [
+    "ant/1.png",
+    "ant/2.JPG",
+    "ant/deep/er/3.jpeg",
+    "ant/deep/4.png",
+    "bee/train.png",
+    "cat/ä.png",
+]
 
 
 def settle(root, seconds=60):
@@ -56,13 +65,19 @@ def test_a_second_start_lists_nothing(root):
     for _ in range(2):
         assert listed(root) == (names, CLASSES_OF_NAMES, 0)
     data = ClassFolder(root, cache=root.parent / "cache")
-    assert data.classes == ["ant", "bee", "cat", "empty"] and isinstance(data.files.names.characters, np.memmap)
+    assert data.classes == ["ant", "bee", "cat", "empty"] and isinstance(
+        data.files.names.characters, np.memmap
+    )
     copy = pickle.loads(pickle.dumps(data))  # what a worker process gets
-    assert [copy.name_of(index) for index in range(6)] == [data.name_of(index) for index in range(6)]
+    assert [copy.name_of(index) for index in range(6)] == [
+        data.name_of(index) for index in range(6)
+    ]
     assert len(list((root.parent / "cache").iterdir())) == 1
 
 
-@pytest.mark.parametrize("change", ["file", "deep file", "removed", "renamed", "class", "gone class", "folder"])
+@pytest.mark.parametrize(
+    "change", ["file", "deep file", "removed", "renamed", "class", "gone class", "folder"]
+)
 def test_what_has_changed_is_listed_anew(root, change, monkeypatch):
     expected = set(listed(root)[0])
     monkeypatch.setattr(listing, "UNSETTLED_S", 60)
@@ -87,7 +102,8 @@ def test_what_has_changed_is_listed_anew(root, change, monkeypatch):
         (root / "bee/in").mkdir()
         (root / "bee/in/x.png").touch()
         expected |= {"bee/in/x.png"}
-    for _ in range(2):  # changed a moment ago: another change might be in the same tick of the clock, so it is not kept
+    # changed a moment ago: another change might be in the same tick of the clock, so it is not kept
+    for _ in range(2):
         files, _, scanned = listed(root)
         assert set(files) == expected and len(files) == len(expected) and scanned >= 4
     assert "dog" in ClassFolder(root, cache=root.parent / "cache").classes or change != "class"
@@ -104,7 +120,9 @@ def test_a_folder_with_its_time_put_back(root, change):
     time.sleep(0.05)  # more than a tick of the clock
     (root / "bee/new.png").touch() if change == "come" else (root / "bee/train.png").unlink()
     os.utime(root / "bee", ns=(then.st_atime_ns, then.st_mtime_ns))
-    assert set(listed(root)[0]) == set(before) ^ {"bee/new.png" if change == "come" else "bee/train.png"}
+    assert set(listed(root)[0]) == set(before) ^ {
+        "bee/new.png" if change == "come" else "bee/train.png"
+    }
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "missing", "garbled", "cut names", "no names"])
@@ -132,7 +150,11 @@ def test_damaged_arrays_are_made_anew(tmp_path, damage):
     (kept,) = (tmp_path / "cache").iterdir()
     spoil(kept / "names.npy", damage)
     for arrays in (ask(), ask()):
-        assert list(arrays) == ["names", "none"] and arrays["names"].sum() == 499_500 and len(made) == 2
+        assert (
+            list(arrays) == ["names", "none"]
+            and arrays["names"].sum() == 499_500
+            and len(made) == 2
+        )
     assert list((tmp_path / "cache").iterdir()) == [kept]
 
 
@@ -164,7 +186,10 @@ def test_a_folder_elsewhere_and_a_small_one(root, monkeypatch):
     listed(root)
     shutil.copytree(root, root.parent / "copy")
     settle(root.parent / "copy")
-    assert ClassFolder(root.parent / "copy", cache=root.parent / "cache").files.root == root.parent / "copy"
+    assert (
+        ClassFolder(root.parent / "copy", cache=root.parent / "cache").files.root
+        == root.parent / "copy"
+    )
     assert len(list((root.parent / "cache").iterdir())) == 2
     monkeypatch.setattr(listing, "LEAST_KEPT", 7)
     shutil.rmtree(root.parent / "cache")
@@ -176,7 +201,9 @@ def test_ids_are_those_of_the_training_folder(root):
     for _ in range(2):
         files, names, _ = listed(root, classes=classes)
         assert names == CLASSES_OF_NAMES and len(files) == 6
-    with pytest.raises(ValueError, match="has classes .'ant', 'cat', 'empty'. that the training folder has not"):
+    with pytest.raises(
+        ValueError, match="has classes .'ant', 'cat', 'empty'. that the training folder has not"
+    ):
         listed(root, classes=["bee"])
 
 

@@ -54,7 +54,9 @@ def test_steps_by_hand(tmp_path):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert row["loss"] == pytest.approx(loss.item(), rel=1e-5) and row["lr"] == pytest.approx(lr)
+        assert row["loss"] == pytest.approx(loss.item(), rel=1e-5) and row["lr"] == pytest.approx(
+            lr
+        )
     for name, value in weights(tmp_path / "run").items():
         torch.testing.assert_close(value, mine.state_dict()[name], rtol=1e-5, atol=1e-6)
 
@@ -66,15 +68,23 @@ def test_what_a_run_leaves(tmp_path):
     assert [row["step"] for row in steps] == [3, 6, 9, 10] and steps[1]["epoch"] == 1.5
     assert {"event", "step", "epoch", "loss", "lr", "images_per_s"} <= steps[0].keys()
     assert [(row["step"], row["epoch"]) for row in evaluations] == [(4, 1.0), (8, 2.0), (10, 2.5)]
-    assert all(row["num_images"] == 13 and 0 <= row["top1"] <= row["top5"] <= 1 for row in evaluations)
+    assert all(
+        row["num_images"] == 13 and 0 <= row["top1"] <= row["top5"] <= 1 for row in evaluations
+    )
     best = max(evaluations, key=lambda row: row["top1"])
     assert summary["best"] == {"top1": best["top1"], "step": best["step"]}
     assert summary["final"]["top1"] == evaluations[-1]["top1"]
     assert summary["steps"] == 10 and summary["images"] == 27 * 2 + 16
     assert summary == json.loads((folder / "summary.json").read_text())
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["settings"] == {"lr": 0.1} and settings["seed"] == 0 and settings["total_steps"] == 10
-    assert {"python", "torch", "torchvision", "accelerate", "trainkit"} <= settings["versions"].keys()
+    assert (
+        settings["settings"] == {"lr": 0.1}
+        and settings["seed"] == 0
+        and settings["total_steps"] == 10
+    )
+    assert {"python", "torch", "torchvision", "accelerate", "trainkit"} <= settings[
+        "versions"
+    ].keys()
     kept = {path.name for path in list_checkpoints(folder / "checkpoints")}
     assert {f"step-{step:09d}" for step in (8, 10, best["step"])} == kept
 
@@ -86,11 +96,14 @@ def test_rows_of_any_length_add_up(tmp_path):
     single, four = rows(tmp_path / "1"), rows(tmp_path / "4")
     windows = [single[0:4], single[4:8], single[8:10]]
     for row, window in zip(four, windows, strict=True):
-        assert row["loss"] == pytest.approx(sum(each["loss"] for each in window) / len(window), rel=1e-6)
+        assert row["loss"] == pytest.approx(
+            sum(each["loss"] for each in window) / len(window), rel=1e-6
+        )
 
 
 @pytest.mark.parametrize(
-    "name", ["recognition-4", "recognition-3", "segmentation-4", "segmentation-3", "recognition-mixup-2"]
+    "name",
+    ["recognition-4", "recognition-3", "segmentation-4", "segmentation-3", "recognition-mixup-2"],
 )
 def test_passes_do_not_change_the_step(tmp_path, name):
     whole = name.rpartition("-")[0]
@@ -104,7 +117,9 @@ def test_one_curve_for_all_passes(tmp_path, build):
     """Batches of 16 in passes of 16, 8, 4 and 3, with clipping, and an epoch's last batch of 11."""
     for size in (16, 8, 4, 3):
         seed_host(5)
-        options = Options(out=tmp_path / str(size), seed=5, workers=0, log_every=1, micro_batch=size)
+        options = Options(
+            out=tmp_path / str(size), seed=5, workers=0, log_every=1, micro_batch=size
+        )
         train(build(num_images=43, batch_size=16, clip_norm=0.5), options)
     for size in (8, 4, 3):
         assert_same_training(tmp_path / "16", tmp_path / str(size))
@@ -176,7 +191,10 @@ def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
 
     def built():
         seed_host(5)
-        net, build = Drawing(dense=inference is not None), recognition if inference is None else segmentation
+        net, build = (
+            Drawing(dense=inference is not None),
+            recognition if inference is None else segmentation,
+        )
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         return build(model=net, optimizer=optimizer, mix=draw_beside_the_seed, inference=inference)
 
@@ -196,7 +214,9 @@ def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
     assert len(found["none"][0]) == 13
     for folder in ("parts", "two"):
         assert found[folder][0] == found["none"][0], folder
-        assert all(torch.equal(value, found["none"][1][name]) for name, value in found[folder][1].items()), folder
+        assert all(
+            torch.equal(value, found["none"][1][name]) for name, value in found[folder][1].items()
+        ), folder
     last = list_checkpoints(tmp_path / "none" / "checkpoints")[-1]
     again = [evaluate(built(), last, Options(workers=workers)) for workers in (0, 2)]
     assert again[0] == again[1]
@@ -217,7 +237,10 @@ def test_a_mix_and_the_model_draw_other_numbers(tmp_path):
 
     net = Telling(dense=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    train(recognition(model=net, optimizer=optimizer, mix=mix, epochs=1), Options(out=tmp_path, workers=0))
+    train(
+        recognition(model=net, optimizer=optimizer, mix=mix, epochs=1),
+        Options(out=tmp_path, workers=0),
+    )
     assert len(drawn) == len(set(drawn)) == 2 * 4
 
 
@@ -263,9 +286,14 @@ def test_a_finished_run_does_nothing_and_never_starts_afresh(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
     assert train(recognition(), options) == first
     assert "is finished (10 steps)" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"
+    } == before
     again = train(recognition(epochs=1), Options(out=folder, workers=0, resume="never"))
-    assert again["steps"] == 4 and json.loads((tmp_path / "run.1" / "summary.json").read_text()) == first
+    assert (
+        again["steps"] == 4
+        and json.loads((tmp_path / "run.1" / "summary.json").read_text()) == first
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +302,11 @@ def test_a_finished_run_does_nothing_and_never_starts_afresh(tmp_path, capsys):
         ({"batch_size": 9}, {}, "batch_size was 8 and is 9"),
         ({"epochs": 3}, {}, "total_steps was 10 and is 12"),
         ({"schedule": constant()}, {}, "schedule was"),
-        ({"model": torch.nn.Linear(2, 3)}, {}, "model was 'Net of 303 weights' and is 'Linear of 9 weights'"),
+        (
+            {"model": torch.nn.Linear(2, 3)},
+            {},
+            "model was 'Net of 303 weights' and is 'Linear of 9 weights'",
+        ),
         ({}, {"seed": 1}, "seed was 0 and is 1"),
     ],
 )
@@ -301,7 +333,8 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, capsys):
     run("recognition", tmp_path, checkpoint_every=1, keep=3)
     shown = capsys.readouterr().out
     assert (
-        "step-000000010 is damaged and skipped: model.safetensors" in shown and "going on from step-000000009" in shown
+        "step-000000010 is damaged and skipped: model.safetensors" in shown
+        and "going on from step-000000009" in shown
     )
     assert all(torch.equal(value, weights(tmp_path)[key]) for key, value in whole.items())
     (tmp_path / "summary.json").unlink()
@@ -326,7 +359,10 @@ def test_training_data_may_be_opened_late(tmp_path):
     opened = []
     recipe = recognition(train_data=lambda: opened.append(1) or Images(27))
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
-    assert evaluate(recipe, tmp_path / "w.pth", Options(workers=0))["num_images"] == 13 and opened == []
+    assert (
+        evaluate(recipe, tmp_path / "w.pth", Options(workers=0))["num_images"] == 13
+        and opened == []
+    )
     assert train(recipe, Options(out=tmp_path / "run", workers=0))["images"] == 70 and opened == [1]
 
 
@@ -340,7 +376,9 @@ def test_evaluate_measures_a_checkpoint(tmp_path):
     of_the_best = evaluate(recognition(), best, Options(workers=0))
     for folder in (tmp_path, str(tmp_path)):
         assert evaluate(recognition(), folder, Options(workers=0)) == of_the_best
-    with pytest.raises(FileNotFoundError, match="nowhere: give a run folder, a checkpoint in it, or a weights file"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere: give a run folder, a checkpoint in it, or a weights file"
+    ):
         evaluate(recognition(), tmp_path / "nowhere", Options(workers=0))
     with pytest.raises(ValueError, match="do not fit Net"):
         bad = torch.nn.Linear(2, 2)
@@ -356,10 +394,14 @@ def test_a_batch_without_valid_targets_does_no_harm(tmp_path):
     recipe = segmentation(train_data=Ignored(8))
     before = {name: value.clone() for name, value in recipe.model.state_dict().items()}
     decay_free = [{**group, "weight_decay": 0.0} for group in recipe.optimizer.param_groups]
-    recipe = segmentation(train_data=Ignored(8), model=recipe.model, optimizer=torch.optim.SGD(decay_free, lr=0.1))
+    recipe = segmentation(
+        train_data=Ignored(8), model=recipe.model, optimizer=torch.optim.SGD(decay_free, lr=0.1)
+    )
     train(recipe, Options(out=tmp_path, workers=0, log_every=1))
     assert [row["loss"] for row in rows(tmp_path)] == [0.0, 0.0]
-    assert all(torch.equal(value, before[name]) for name, value in recipe.model.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in recipe.model.state_dict().items()
+    )
 
 
 def test_images_of_unlike_shapes_are_explained(tmp_path):
@@ -380,7 +422,9 @@ class SquaredError(Counting):
         self.counts = torch.zeros(2, dtype=torch.int64)
 
     def _count(self, predictions, references):
-        return torch.stack([torch.tensor(len(references)), (1000 * (predictions - references) ** 2).sum().long()])
+        return torch.stack(
+            [torch.tensor(len(references)), (1000 * (predictions - references) ** 2).sum().long()]
+        )
 
     def _results(self):
         return {"error": self.counts[1].item() / 1000 / self.counts[0].item()}
@@ -433,7 +477,9 @@ def test_a_new_task_needs_no_change_of_the_loop(tmp_path):
     assert summary["best"]["error"] < 1e-3 and summary["final"]["num_images"] == 10
     torch.testing.assert_close(model.weight.data, torch.tensor([[2.0, -1.0]]), atol=1e-3, rtol=0)
     found = evaluate(recipe, list_checkpoints(tmp_path / "checkpoints")[-1], Options(workers=0))
-    assert found == summary["final"], "a metric that does not know its images one by one has no interval"
+    assert found == summary["final"], (
+        "a metric that does not know its images one by one has no interval"
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,7 +497,9 @@ def test_a_recipe_is_checked(changes, message):
         recognition(**changes)
 
 
-@pytest.mark.parametrize("name", ["workers", "log_every", "checkpoint_every", "evaluate_every", "micro_batch", "keep"])
+@pytest.mark.parametrize(
+    "name", ["workers", "log_every", "checkpoint_every", "evaluate_every", "micro_batch", "keep"]
+)
 def test_options_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} is -1"):
         Options(**{name: -1})

@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainkit.losses.functional import class_presence, cross_entropy_sum, num_valid, presence_loss_sum
+from trainkit.losses.functional import (
+    class_presence,
+    cross_entropy_sum,
+    num_valid,
+    presence_loss_sum,
+)
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -47,14 +52,18 @@ def test_soft_targets(smoothing):
     targets /= targets.sum(1, keepdim=True)
     smooth = (1 - smoothing) * targets.double().numpy() + smoothing / 5
     expected = -(smooth * log_softmax(LOGITS.numpy())).sum()
-    assert cross_entropy_sum(LOGITS, targets, label_smoothing=smoothing).item() == pytest.approx(expected, rel=1e-6)
+    assert cross_entropy_sum(LOGITS, targets, label_smoothing=smoothing).item() == pytest.approx(
+        expected, rel=1e-6
+    )
     assert num_valid(targets).item() == 6
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_pixels(dtype):
     targets = LABELS.to(dtype)
-    assert cross_entropy_sum(MAPS, targets, 255).item() == pytest.approx(by_hand(MAPS, targets, 255), rel=1e-6)
+    assert cross_entropy_sum(MAPS, targets, 255).item() == pytest.approx(
+        by_hand(MAPS, targets, 255), rel=1e-6
+    )
     assert num_valid(targets, 255).item() == (LABELS != 255).sum()
 
 
@@ -88,7 +97,9 @@ def test_pixels_keep_no_copy_of_the_logits():
 def test_class_weights():
     weight = torch.tensor([0.5, 1, 2, 3, 0.1])
     sums = cross_entropy_sum(MAPS, LABELS, 255, weight=weight)
-    mean = torch.nn.functional.cross_entropy(MAPS.double(), LABELS, weight.double(), ignore_index=255)
+    mean = torch.nn.functional.cross_entropy(
+        MAPS.double(), LABELS, weight.double(), ignore_index=255
+    )
     assert (sums / num_valid(LABELS, 255, weight)).item() == pytest.approx(mean.item(), rel=1e-6)
 
 
@@ -103,7 +114,9 @@ def test_presence_loss():
     x, y = logits.double().numpy(), class_presence(LABELS, 5, 255).numpy()
     p = 1 / (1 + np.exp(-x))
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).sum()
-    assert presence_loss_sum(logits, LABELS.to(torch.uint8), 255).item() == pytest.approx(expected, rel=1e-6)
+    assert presence_loss_sum(logits, LABELS.to(torch.uint8), 255).item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_losses_are_float32_whatever_comes_in():
@@ -128,7 +141,9 @@ def test_segmentation_adds_up_its_terms():
     assert task.losses(outputs, LABELS).tolist() == pytest.approx(expected, rel=1e-6)
     assert Segmentation(5).losses(MAPS, LABELS).tolist() == pytest.approx(expected[:1], rel=1e-6)
     for unused in ({"aux": None, "se": None}, {"aux": MAPS[:, :3], "se": LOGITS[:3, :2]}):
-        assert Segmentation(5).losses({"out": MAPS, **unused}, LABELS).tolist() == pytest.approx(expected[:1], rel=1e-6)
+        assert Segmentation(5).losses({"out": MAPS, **unused}, LABELS).tolist() == pytest.approx(
+            expected[:1], rel=1e-6
+        )
 
 
 def test_an_image_without_valid_pixels_is_no_nan():
@@ -139,7 +154,10 @@ def test_an_image_without_valid_pixels_is_no_nan():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: Segmentation(5, aux_weight=0.4).losses({"out": MAPS}, LABELS), "returns .'out'. and no 'aux'"),
+        (
+            lambda: Segmentation(5, aux_weight=0.4).losses({"out": MAPS}, LABELS),
+            "returns .'out'. and no 'aux'",
+        ),
         (lambda: Segmentation(5, ignore=3), "ignore is 3, one of the 5 classes"),
         (lambda: Segmentation(1), "at least 2"),
         (lambda: Recognition(["one"]), "at least 2"),

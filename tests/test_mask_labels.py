@@ -22,7 +22,9 @@ from trainkit.data.datasets.voc import PALETTE
 from trainkit.data.image_io import LabelError, read_color_mask
 from trainkit.data.palette import MaskColors
 
-COLORS = MaskColors(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)), ((0, 0, 0), (1, 1, 1)))
+COLORS = MaskColors(
+    ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)), ((0, 0, 0), (1, 1, 1))
+)
 TABLE = "# made by hand\n128 64 128 road\n\n0,0,142,car\n70\t130\t180\t\tsky\n0 0 0 ignore\n1 1 1 ignore\n"
 WORDS = ["--model", "small_lraspp", "--no-pretrained", "--base", "32", "--crop", "24", "--batch-size", "2", "--workers",
          "0", "--no-sync-batch-norm", "--epochs", "1"]  # fmt: skip
@@ -45,7 +47,10 @@ def stored(mask: bytes, folder, kind: str, **settings) -> MaskDataset:
     size = Image.open(io.BytesIO(mask)).size
     image = encoded(np.zeros((size[1], size[0], 3), np.uint8))
     if kind == "parquet":
-        rows = {name: [{"bytes": each, "path": None}] for name, each in (("image", image), ("mask", mask))}
+        rows = {
+            name: [{"bytes": each, "path": None}]
+            for name, each in (("image", image), ("mask", mask))
+        }
         features = Features({"image": ImageFeature(), "mask": ImageFeature()})
         ImageRows.from_dict(rows, features=features).to_parquet(folder / "train-0.parquet")
     else:
@@ -135,7 +140,9 @@ def test_colours_stand_for_classes(kind, mode, form, tmp_path):
     (image if mode == "P" else image.convert(mode)).save(file, form)
     data = stored(file.getvalue(), tmp_path, kind, mask_colors=COLORS)
     assert np.array_equal(data[0][1].numpy(), wanted) and data[0][1].dtype == torch.uint8
-    assert data.palette.tolist() == [list(color) for color in COLORS.colors] and data.raw_ids.tolist() == [0, 1, 2]
+    assert data.palette.tolist() == [
+        list(color) for color in COLORS.colors
+    ] and data.raw_ids.tolist() == [0, 1, 2]
 
 
 def test_a_colour_that_is_nearly_one_of_them_is_none(tmp_path):
@@ -150,7 +157,9 @@ def test_a_colour_that_is_nearly_one_of_them_is_none(tmp_path):
         data[0]
     noise = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     (tmp_path / "annotations" / "train" / "a.png").write_bytes(encoded(noise))
-    with pytest.raises(LabelError, match=r"holds 120 colours .* on 120 of its pixels: .* and 115 more colours"):
+    with pytest.raises(
+        LabelError, match=r"holds 120 colours .* on 120 of its pixels: .* and 115 more colours"
+    ):
         data[0]
 
 
@@ -188,13 +197,25 @@ def test_a_table_that_is_none(text, told, tmp_path):
 
 
 def test_palettes_that_are_known():
-    with pytest.raises(FileNotFoundError, match=r"mask_colors is vok, .* a known palette \(cityscapes, voc\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"mask_colors is vok, .* a known palette \(cityscapes, voc\)"
+    ):
         read_mask_colors("vok")
     voc = read_mask_colors("voc")
-    assert voc.palette.tolist() == PALETTE.tolist() and voc.names[15] == "person" and voc.colors[15] == (192, 128, 128)
+    assert (
+        voc.palette.tolist() == PALETTE.tolist()
+        and voc.names[15] == "person"
+        and voc.colors[15] == (192, 128, 128)
+    )
     known = read_mask_colors("cityscapes")
-    assert known.names == CITYSCAPES and known.colors[13] == (0, 0, 142) and (0, 0, 0) in known.ignored
-    assert read_classes("", COLORS) == read_classes("3", COLORS) == read_classes("road,car,sky", COLORS)
+    assert (
+        known.names == CITYSCAPES and known.colors[13] == (0, 0, 142) and (0, 0, 0) in known.ignored
+    )
+    assert (
+        read_classes("", COLORS)
+        == read_classes("3", COLORS)
+        == read_classes("road,car,sky", COLORS)
+    )
     for other in ("road,sky,car", "2"):
         with pytest.raises(ValueError, match=f"classes is {other}, and mask_colors names 3 "):
             read_classes(other, COLORS)
@@ -205,7 +226,10 @@ def folders(root, paint, split=("train", "val")) -> None:
     wanted = np.zeros((24, 32), np.uint8)
     wanted[:, 16:] = 1
     for name in split:
-        for kind, content in (("images", np.stack([wanted * 200] * 3, -1)), ("annotations", paint(wanted))):
+        for kind, content in (
+            ("images", np.stack([wanted * 200] * 3, -1)),
+            ("annotations", paint(wanted)),
+        ):
             (root / kind / name).mkdir(parents=True)
             for number in range(4):
                 Image.fromarray(content).save(root / kind / name / f"{number}.png")
@@ -224,12 +248,36 @@ def test_a_run_keeps_its_numbers_and_predicts_in_them(tmp_path, capsys):
     assert main([recipe, *told, "--mask-values", "255,0", *WORDS, "--out", str(run)]) == 2
     assert "label_values was [0, 255] and is [255, 0]" in " ".join(capsys.readouterr().err.split())
     images = str(tmp_path / "data" / "images" / "val")
-    assert main(["predict", recipe, images, "--checkpoint", str(run), "--out", str(out), "--workers", "0"]) == 0
-    found = {int(value) for file in (out / "raw").rglob("*.png") for value in np.unique(np.asarray(Image.open(file)))}
+    assert (
+        main(
+            [
+                "predict",
+                recipe,
+                images,
+                "--checkpoint",
+                str(run),
+                "--out",
+                str(out),
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )
+    found = {
+        int(value)
+        for file in (out / "raw").rglob("*.png")
+        for value in np.unique(np.asarray(Image.open(file)))
+    }
     assert found and found <= {0, 255}
     # without them 255 is the ignored label
-    assert main([recipe, *told, "--mask-values", "0,1,255", *WORDS, "--out", str(tmp_path / "other")]) == 2
-    assert "mask_values names 3 classes and there are 2" in " ".join(capsys.readouterr().err.split())
+    assert (
+        main([recipe, *told, "--mask-values", "0,1,255", *WORDS, "--out", str(tmp_path / "other")])
+        == 2
+    )
+    assert "mask_values names 3 classes and there are 2" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_run_on_colours_predicts_in_them(tmp_path, capsys):
@@ -242,17 +290,42 @@ def test_a_run_on_colours_predicts_in_them(tmp_path, capsys):
     row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert set(row["IoU"]) == {"bg", "fg"} and row["num_classes"] == 2
     images = str(tmp_path / "data" / "images" / "val")
-    assert main(["predict", recipe, images, "--checkpoint", str(run), "--out", str(out), "--workers", "0"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                recipe,
+                images,
+                "--checkpoint",
+                str(run),
+                "--out",
+                str(out),
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )
     for file in (out / "colour").rglob("*.png"):
-        shown = {tuple(color) for color in np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3).tolist()}
+        shown = {
+            tuple(color)
+            for color in np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3).tolist()
+        }
         assert shown <= set(two.colors)
     (tmp_path / "table.txt").write_text("10 20 31 bg\n200 100 0 fg\n")
     assert main([recipe, *words, "--out", str(tmp_path / "other")]) == 2
     told = " ".join(capsys.readouterr().err.split())
-    assert "holds 1 colours that mask_colors has not, on 384 of its pixels: 10 20 30 on 384 pixels" in told
+    assert (
+        "holds 1 colours that mask_colors has not, on 384 of its pixels: 10 20 30 on 384 pixels"
+        in told
+    )
 
 
 def test_a_dataset_without_either_is_as_it_was():
     data = MaskDataset(3, label_shift=-1)
-    assert data.label_values is None and data.raw_ids.tolist() == [1, 2, 3] and data.mask_colors is None
+    assert (
+        data.label_values is None
+        and data.raw_ids.tolist() == [1, 2, 3]
+        and data.mask_colors is None
+    )
     assert MaskFolder.expects is None

@@ -32,7 +32,9 @@ def brute_force(predictions, references, num_classes):
     ious = []
     for c in range(num_classes):
         union = (((predictions == c) | (references == c)) & valid).sum()
-        ious.append(((predictions == c) & (references == c) & valid).sum() / union if union else None)
+        ious.append(
+            ((predictions == c) & (references == c) & valid).sum() / union if union else None
+        )
     return ious, ((predictions == references) & valid).sum() / valid.sum()
 
 
@@ -50,8 +52,14 @@ def test_mean_iou_is_brute_force(seed, occurring):
     assert result["IoU"] == pytest.approx(ious)
     assert result["mIoU"] == pytest.approx(np.mean(known)) and result["num_classes"] == len(known)
     assert result["pixAcc"] == pytest.approx(accuracy)
-    shares = {c: (references == c).sum() / (references != 255).sum() for c in range(9) if (references == c).any()}
-    found = [((predictions == c) & (references == c)).sum() / (references == c).sum() for c in shares]
+    shares = {
+        c: (references == c).sum() / (references != 255).sum()
+        for c in range(9)
+        if (references == c).any()
+    }
+    found = [
+        ((predictions == c) & (references == c)).sum() / (references == c).sum() for c in shares
+    ]
     assert result["mAcc"] == pytest.approx(np.mean(found))
     assert result["fwIoU"] == pytest.approx(sum(share * ious[c] for c, share in shares.items()))
     zero = MeanIoU(9, absent="zero").compute(predictions=predictions, references=references)
@@ -86,7 +94,9 @@ def test_top_k():
         metric.add_batch(predictions=scores[part], references=references[part])
     assert metric.compute() == expected
     assert TopK().compute(predictions=order[:, :5].copy(), references=references) == expected
-    assert TopK((1,)).compute(predictions=order[:, 0].copy(), references=references) == {"top1": expected["top1"]}
+    assert TopK((1,)).compute(predictions=order[:, 0].copy(), references=references) == {
+        "top1": expected["top1"]
+    }
     assert TopK().compute() == {"top1": None, "top5": None}
 
 
@@ -116,9 +126,13 @@ def test_calibration_error():
         parts[0].add(prediction=logits[0], reference=-1)
         assert torch.equal(whole.counts, parts[0].counts + parts[1].counts)
         found = whole.compute()["calibration_error"]
-        assert found == pytest.approx(calibration_by_hand(probabilities, references, bins), abs=1e-7)
+        assert found == pytest.approx(
+            calibration_by_hand(probabilities, references, bins), abs=1e-7
+        )
     assert CalibrationError().compute() == {"calibration_error": None}
-    sure = CalibrationError().compute(predictions=[[0.0, -np.inf], [0.0, -np.inf]], references=[0, 1])
+    sure = CalibrationError().compute(
+        predictions=[[0.0, -np.inf], [0.0, -np.inf]], references=[0, 1]
+    )
     assert sure == {"calibration_error": 0.5}
 
 
@@ -136,7 +150,10 @@ def test_combines_with_metrics_of_evaluate(tmp_path):
     [
         (lambda: MeanIoU(3, absent="nan"), "absent is 'nan'"),
         (lambda: MeanIoU(3, class_names=["a"]), "1 class_names for 3 classes"),
-        (lambda: MeanIoU(3).add_batch(predictions=[[1]], references=[1]), "size of the untouched mask"),
+        (
+            lambda: MeanIoU(3).add_batch(predictions=[[1]], references=[1]),
+            "size of the untouched mask",
+        ),
         (lambda: TopK((0,)), "whole numbers from 1"),
         (lambda: CalibrationError(0), "bins is 0; it must be at least 1"),
     ],
@@ -168,7 +185,9 @@ def test_official_evaluation_of_real_ade20k_images(real_data):
     for index in range(3):
         target = data[index][1].numpy()
         wrong = random.random(target.shape) < 0.3
-        prediction = np.where(wrong | (target == 255), random.integers(0, 150, target.shape), target)
+        prediction = np.where(
+            wrong | (target == 255), random.integers(0, 150, target.shape), target
+        )
         metric.add(prediction=prediction, reference=target)
         predictions.append(prediction)
         references.append(np.where(target == 255, 0, target.astype(np.int64) + 1))
@@ -189,9 +208,18 @@ def test_figures_of_other_kinds_go_into_the_log(tmp_path):
 
         def compute(self):
             f1 = np.array([0.5, np.nan], np.float32)
-            return {"mean": np.float32(0.25), "f1": f1, "worst": torch.tensor(2), "rate": float("inf"), "by": {"a": f1}}
+            return {
+                "mean": np.float32(0.25),
+                "f1": f1,
+                "worst": torch.tensor(2),
+                "rate": float("inf"),
+                "by": {"a": f1},
+            }
 
-    train(recognition(task=Recognition(CLASSES, extra_metrics=[Odd()])), Options(out=tmp_path, workers=0))
+    train(
+        recognition(task=Recognition(CLASSES, extra_metrics=[Odd()])),
+        Options(out=tmp_path, workers=0),
+    )
     final = json.loads((tmp_path / "summary.json").read_text())["final"]
     assert [final[name] for name in ("mean", "f1", "worst", "rate", "by")] == [
         0.25, [0.5, None], 2, None, {"a": [0.5, None]}

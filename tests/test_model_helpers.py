@@ -41,7 +41,9 @@ class Noisy(Block):
 
 def residual(**changes) -> Recipe:
     """Blocks with batch norm, in which random numbers are drawn."""
-    model = nn.Sequential(Noisy(3, 8), Noisy(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    model = nn.Sequential(
+        Noisy(3, 8), Noisy(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = 0.01  # statistics that are far behind
     optimizer = torch.optim.SGD(param_groups(model, 0.1, 1e-3), lr=0.1, momentum=0.9)
@@ -56,7 +58,9 @@ def trained(folder: Path, **options) -> Path:
 
 def test_activation_checkpointing_changes_no_bit(tmp_path):
     """Losses, batch norm's statistics and random numbers: as if nothing were computed twice."""
-    assert_bit_equal(trained(tmp_path / "kept"), trained(tmp_path / "again", activation_checkpointing=True))
+    assert_bit_equal(
+        trained(tmp_path / "kept"), trained(tmp_path / "again", activation_checkpointing=True)
+    )
 
 
 def test_activation_checkpointing_keeps_less():
@@ -79,7 +83,12 @@ def test_activation_checkpointing_keeps_less():
 
 def test_blocks_of_known_models():
     """Bottlenecks, encoder blocks and the like; where there are none, it is said."""
-    for build, number in ((resnet50, 16), (vit_b_16, 12), (convnext_tiny, 18), (efficientnet_b0, 16)):
+    for build, number in (
+        (resnet50, 16),
+        (vit_b_16, 12),
+        (convnext_tiny, 18),
+        (efficientnet_b0, 16),
+    ):
         with torch.device("meta"):
             model = build()
         assert len(list(blocks(model))) == number
@@ -97,7 +106,8 @@ def test_precise_statistics_are_those_of_update_bn():
         recipe.model.backbone[1].running_mean.fill_(3.0)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     objective = Objective(recipe.model, recipe.task).eval()
-    precise = PreciseBatchNorm(recipe, objective, accelerator, to_device, seed, 0, 20)  # one pass of 16
+    # one pass of 16
+    precise = PreciseBatchNorm(recipe, objective, accelerator, to_device, seed, 0, 20)
     images = Seeded(recipe.train_data, seed)
     order = TrainOrder(27, 8, seed).epoch(0).tolist()[:16]
     rows = [images[0, index] for index in order]
@@ -122,7 +132,9 @@ def test_images_of_precise_statistics():
     passes = precise._passes()
     assert [len(indices) for indices in passes] == [16] * 8 and len(set(sum(passes, []))) == 128
     assert min(len({index // 16 for index in indices}) for indices in passes) >= 6
-    assert set(sum(passes, [])) == set(TrainOrder(432, 16, 5, locality=data.locality).epoch(0)[:128].tolist())
+    assert set(sum(passes, [])) == set(
+        TrainOrder(432, 16, 5, locality=data.locality).epoch(0)[:128].tolist()
+    )
     repeated = recognition(train_data=Repeated(Images(32), 3), batch_size=12)
     listed = sum(PreciseBatchNorm(repeated, *common, 16)._passes(), [])
     assert listed == TrainOrder(96, 12, 5, repeats=3).epoch(0)[:16].tolist()
@@ -138,9 +150,13 @@ def test_precise_statistics_leave_the_training_alone(tmp_path):
     row = rows(precise, "evaluate")[-1]
     assert row["ema_top1"] != rows(plain, "evaluate")[-1]["ema_top1"]
     checkpoint = list_checkpoints(precise / "checkpoints")[-1]
-    found = without_intervals(evaluate(residual(), checkpoint, Options(workers=0, seed=5, precise_bn=16)))
+    found = without_intervals(
+        evaluate(residual(), checkpoint, Options(workers=0, seed=5, precise_bn=16))
+    )
     assert found == {name: row[name] for name in found}
-    assert row["precise_bn"] == 16 and row["protocol"].endswith(", precise BN of 16 training images")
+    assert row["precise_bn"] == 16 and row["protocol"].endswith(
+        ", precise BN of 16 training images"
+    )
     assert not any("precise" in json.dumps(each) for each in rows(plain))
 
 
@@ -173,7 +189,10 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
         return json.loads(Path("run/results.json").read_text())
 
     checkpoint = list_checkpoints(Path("run/checkpoints"))[-1]
-    by_seed = [evaluate(residual(), checkpoint, Options(workers=0, seed=seed, precise_bn=16)) for seed in (5, 0)]
+    by_seed = [
+        evaluate(residual(), checkpoint, Options(workers=0, seed=seed, precise_bn=16))
+        for seed in (5, 0)
+    ]
     assert by_seed[0]["calibration_error"] != by_seed[1]["calibration_error"]
     for path in ("run", str(checkpoint)):
         again = results(path)
@@ -185,14 +204,22 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
     assert told in " ".join(capsys.readouterr().out.split())
     assert "precise_bn" not in counted and "precise" not in counted["protocol"]
     assert counted["ema_top1"] != final["ema_top1"]
-    assert results("run", "--precise-bn", "0", "--no-there") == {**counted, "settings": {"there": False}}
+    assert results("run", "--precise-bn", "0", "--no-there") == {
+        **counted,
+        "settings": {"there": False},
+    }
     assert main([*words, "run", "--no-there"]) == 2
-    assert "no folder train. Batch norm's statistics are" in " ".join(capsys.readouterr().err.split())
+    assert "no folder train. Batch norm's statistics are" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert main(["export", "mine.py", "--checkpoint", "run", "--out", "w.safetensors"]) == 0
     assert told in " ".join(capsys.readouterr().out.split())
     # Evaluations of before it stood in the log have it among the options.
     log = Path("run/log.jsonl")
-    lines = [{k: v for k, v in json.loads(line).items() if k != "precise_bn"} for line in log.read_text().splitlines()]
+    lines = [
+        {k: v for k, v in json.loads(line).items() if k != "precise_bn"}
+        for line in log.read_text().splitlines()
+    ]
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert results("run")["precise_bn"] == 16
 

@@ -46,7 +46,9 @@ def test_encoding_is_the_formula():
     x, d, s = 0.4 * numbers(3, 20, 6), 0.4 * numbers(5, 6, seed=1), numbers(5, seed=2).abs()
     expected = residuals(x.numpy(), d.numpy(), s.numpy())
     np.testing.assert_allclose(encode(x, d, s).numpy(), expected, rtol=1e-10)
-    np.testing.assert_allclose(encode(x.float(), d.float(), s.float()).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        encode(x.float(), d.float(), s.float()).numpy(), expected, rtol=1e-4, atol=1e-5
+    )
     layer = Encoding(6, 5)
     with torch.no_grad():
         layer.codewords.copy_(d), layer.smoothing.copy_(s)
@@ -63,9 +65,15 @@ def test_encoding_has_the_gradient_of_the_formula():
 
 def test_encoding_of_features_far_from_zero():
     """Where float32 has few digits left for the distances the assignment still is right."""
-    x, d, s = 10 + 0.1 * numbers(2, 9, 16), 10 + 0.1 * numbers(3, 16, seed=1), torch.ones(3, dtype=torch.float64)
+    x, d, s = (
+        10 + 0.1 * numbers(2, 9, 16),
+        10 + 0.1 * numbers(3, 16, seed=1),
+        torch.ones(3, dtype=torch.float64),
+    )
     expected = residuals(x.numpy(), d.numpy(), s.numpy())
-    np.testing.assert_allclose(encode(x.float(), d.float(), s.float()).numpy(), expected, rtol=0.02, atol=2e-3)
+    np.testing.assert_allclose(
+        encode(x.float(), d.float(), s.float()).numpy(), expected, rtol=0.02, atol=2e-3
+    )
 
 
 def test_encoding_keeps_nothing_of_size_positions_times_codewords_times_channels():
@@ -114,7 +122,9 @@ def test_context_weights_channels_by_the_formula():
     gamma = 1 / (1 + np.exp(-(code @ weight.T + bias)))
     found, found_code = context(x)
     np.testing.assert_allclose(found_code.detach().numpy(), code, rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(found.detach().numpy(), x.numpy() * (1 + gamma[:, :, None, None]), rtol=1e-8)
+    np.testing.assert_allclose(
+        found.detach().numpy(), x.numpy() * (1 + gamma[:, :, None, None]), rtol=1e-8
+    )
 
 
 def test_pyramid_pooling_by_hand():
@@ -125,14 +135,18 @@ def test_pyramid_pooling_by_hand():
             narrow[0].weight.copy_(torch.eye(2)[:, :, None, None])
     found = pool(x)
     assert pool.out_channels == 8 and found.shape == (1, 8, 6, 6) and torch.equal(found[:, :2], x)
-    torch.testing.assert_close(found[:, 2:4], x.mean((2, 3), keepdim=True).expand(1, 2, 6, 6), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        found[:, 2:4], x.mean((2, 3), keepdim=True).expand(1, 2, 6, 6), rtol=1e-4, atol=0
+    )
     torch.testing.assert_close(found[0, 4:6, 0, 5], x[0, :, :3, 3:].mean((1, 2)), rtol=1e-4, atol=0)
     torch.testing.assert_close(found[0, 6:8, 5, 0], x[0, :, 4:, :2].mean((1, 2)), rtol=1e-4, atol=0)
 
 
 def test_upernet_reads_every_map_and_works_at_the_finest():
     head = UPerNet(SmallResNet(WIDTHS, **PYRAMID), CLASSES, channels=8).head.eval()
-    maps = {f"c{i}": numbers(1, WIDTHS[i], 32 >> i, 48 >> i, dtype=torch.float32) for i in (1, 2, 3, 4)}
+    maps = {
+        f"c{i}": numbers(1, WIDTHS[i], 32 >> i, 48 >> i, dtype=torch.float32) for i in (1, 2, 3, 4)
+    }
     before = head(maps)["out"]
     assert before.shape == (1, CLASSES, 16, 24)
     for name in maps:
@@ -171,13 +185,17 @@ def test_logits_have_the_size_of_the_image(name, training):
 
 
 @pytest.mark.parametrize(
-    "build", [BUILDS["upernet"], lambda: DeepTEN(SmallResNet(WIDTHS), CLASSES, 8, 4)], ids=["upernet", "deepten"]
+    "build",
+    [BUILDS["upernet"], lambda: DeepTEN(SmallResNet(WIDTHS), CLASSES, 8, 4)],
+    ids=["upernet", "deepten"],
 )
 def test_exported_with_batch_and_size_left_open(build):
     """Nothing in a pyramid or an encoding is bound to the sizes that it was traced with."""
     model, auto = build().eval(), torch.export.Dim.AUTO
     shapes = ({0: auto, 2: auto, 3: auto},)
-    exported = torch.export.export(model, (torch.rand(2, 3, 64, 96),), dynamic_shapes=shapes).module()
+    exported = torch.export.export(
+        model, (torch.rand(2, 3, 64, 96),), dynamic_shapes=shapes
+    ).module()
     images = torch.rand(3, 3, 70, 131)
     torch.testing.assert_close(exported(images), model(images))
 
@@ -215,8 +233,27 @@ RESNET50 = 25_557_032 - 2048 * 1000 - 1000  # torchvision's figure without its c
 AUX = 1024 * 256 * 9 + 2 * 256 + 256 * 150 + 150
 PPM = 4 * (2048 * 512 + 2 * 512) + (2048 + 4 * 512) * 512 * 9 + 2 * 512
 OUT = 512 * 150 + 150
-ENC = 2048 * 512 * 9 + 2 * 512 + 512 * 512 + 2 * 512 + 32 * 512 + 32 + 2 * 32 + 512 * 512 + 512 + 2 * OUT
-UPER = PPM + (256 + 512 + 1024) * 512 + 3 * 2 * 512 + 3 * (512 * 512 * 9 + 2 * 512) + 2048 * 512 * 9 + 2 * 512 + OUT
+ENC = (
+    2048 * 512 * 9
+    + 2 * 512
+    + 512 * 512
+    + 2 * 512
+    + 32 * 512
+    + 32
+    + 2 * 32
+    + 512 * 512
+    + 512
+    + 2 * OUT
+)
+UPER = (
+    PPM
+    + (256 + 512 + 1024) * 512
+    + 3 * 2 * 512
+    + 3 * (512 * 512 * 9 + 2 * 512)
+    + 2048 * 512 * 9
+    + 2 * 512
+    + OUT
+)
 TEN = 2048 * 128 + 2 * 128 + 32 * 129 + 32 * 128 * 23 + 23  # of MINC's 23 classes
 LATERAL = (512 + 1024) * 512 + 2 * 2 * 512 + 3 * 512 * 512 * 9 + 2 * 512
 
@@ -225,8 +262,14 @@ LATERAL = (512 + 1024) * 512 + 2 * 2 * 512 + 3 * 512 * 512 * 9 + 2 * 512
     ("build", "expected"),
     [
         (lambda: segmenter("encnet", 150, pretrained=False), RESNET50 + ENC + AUX),
-        (lambda: segmenter("encnet", 150, pretrained=False, aux=False, se=False), RESNET50 + ENC - OUT),
-        (lambda: segmenter("encnet", 150, pretrained=False, lateral=True), RESNET50 + ENC + AUX + LATERAL),
+        (
+            lambda: segmenter("encnet", 150, pretrained=False, aux=False, se=False),
+            RESNET50 + ENC - OUT,
+        ),
+        (
+            lambda: segmenter("encnet", 150, pretrained=False, lateral=True),
+            RESNET50 + ENC + AUX + LATERAL,
+        ),
         (lambda: segmenter("pspnet", 150, pretrained=False), RESNET50 + PPM + OUT + AUX),
         (lambda: segmenter("upernet", 150, pretrained=False), RESNET50 + UPER + AUX),
         (lambda: DeepTEN(backbone("resnet50", False, 32), 23), RESNET50 + TEN),
@@ -274,7 +317,9 @@ def test_two_steps_of_segmentation(tmp_path, name):
         assert all(0 < row[f"loss_{term}"] < 10 for term in terms)
     assert "mIoU" in rows(tmp_path / "run", "evaluate")[-1]
     after = weights(tmp_path / "run")
-    assert all(moved(before, after, prefix) == 1.0 for prefix in ("backbone.", "head.", "aux_head."))
+    assert all(
+        moved(before, after, prefix) == 1.0 for prefix in ("backbone.", "head.", "aux_head.")
+    )
 
 
 def test_two_steps_of_deepten(tmp_path):
@@ -288,4 +333,7 @@ def test_two_steps_of_deepten(tmp_path):
     )
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
     after = weights(tmp_path / "run")
-    assert all(moved(before, after, prefix) == 1.0 for prefix in ("backbone.", "narrow.", "encoding.", "classify."))
+    assert all(
+        moved(before, after, prefix) == 1.0
+        for prefix in ("backbone.", "narrow.", "encoding.", "classify.")
+    )

@@ -29,7 +29,8 @@ from trainkit.outputs import main_logits, resized_to_targets, size_divisor
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
-GPUS = SimpleNamespace(device=torch.device("cuda"), num_processes=2)  # what `synchronised` asks of an accelerator
+# what `synchronised` asks of an accelerator
+GPUS = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
 
 # Side of an image -> a small network of each of some families that take it.
 FEW = {
@@ -71,7 +72,9 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith("timm:"):
         return timm.create_model(name.removeprefix("timm:"), num_classes=10)
-    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    extra = (
+        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    )
     return get_model(name, weights=None, num_classes=10, **extra)
 
 
@@ -82,7 +85,12 @@ def passed(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     outputs = model(images)
     outputs.square().mean().backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return [outputs.detach(), *gradients, *(buffer.clone() for buffer in model.buffers()), torch.get_rng_state()]
+    return [
+        outputs.detach(),
+        *gradients,
+        *(buffer.clone() for buffer in model.buffers()),
+        torch.get_rng_state(),
+    ]
 
 
 def assert_equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
@@ -92,13 +100,22 @@ def assert_equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
 
 
 def keeps_its_modules(name: str, side: int) -> None:
-    images, model = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1)), network(name)
+    images, model = (
+        torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1)),
+        network(name),
+    )
     with torch.no_grad():
         before = model.eval()(images)
-    ways = {"plain": model, "synchronised": copy.deepcopy(model), "checkpointed": copy.deepcopy(model)}
+    ways = {
+        "plain": model,
+        "synchronised": copy.deepcopy(model),
+        "checkpointed": copy.deepcopy(model),
+    }
     names = list(model.state_dict())
     synchronised(ways["synchronised"], GPUS)
-    assert not [m for m in ways["synchronised"].modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    assert not [
+        m for m in ways["synchronised"].modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))
+    ]
     assert list(ways["synchronised"].state_dict()) == names
     with torch.no_grad():
         assert torch.equal(ways["synchronised"].eval()(images), before)
@@ -134,7 +151,8 @@ class Named(nn.BatchNorm2d):
 def test_what_cannot_be_synchronised_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Doubled(4))
     with pytest.raises(
-        ValueError, match="1 is a test_networks.Doubled, which computes otherwise .*--no-sync-batch-norm"
+        ValueError,
+        match="1 is a test_networks.Doubled, which computes otherwise .*--no-sync-batch-norm",
     ):
         synchronised(model, GPUS)
     assert type(model[1]) is Doubled, "nothing is changed where something is refused"
@@ -143,7 +161,9 @@ def test_what_cannot_be_synchronised_is_refused():
     images = torch.randn(2, 4, 3, 3)
     expected = norm.eval()(images)
     assert torch.equal(synchronised(norm, GPUS)(images), expected)
-    would_change = pytest.raises(ValueError, match="sync_batch_norm is on, and would change what Sequential gives")
+    would_change = pytest.raises(
+        ValueError, match="sync_batch_norm is on, and would change what Sequential gives"
+    )
     with would_change, unchanged(model, torch.randn(1, 3, 4, 4), "sync_batch_norm"):
         model[1].__class__ = nn.SyncBatchNorm
 
@@ -204,11 +224,16 @@ def test_blocks_are_not_stages_nor_whole_backbones():
         ("swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12),
         ("regnety_008", "Bottleneck", 13),  # and the first stage, of one
         ("resnet50", "Bottleneck", 16),
-        ("cspresnet50", "BottleneckBlock", 13),  # in stages with convolutions of more than a quarter of their weights
+        # in stages with convolutions of more than a quarter of their weights
+        ("cspresnet50", "BottleneckBlock", 13),
     ):
         with torch.device("meta"):
             model = timm.create_model(name)
-        for wrapped in (model, nn.Sequential(model, nn.Linear(1000, 3)), nn.ModuleDict({"backbone": model})):
+        for wrapped in (
+            model,
+            nn.Sequential(model, nn.Linear(1000, 3)),
+            nn.ModuleDict({"backbone": model}),
+        ):
             assert [type(block).__name__ for block in blocks(wrapped)].count(kind) == number, name
             assert len(blocks(wrapped)) <= number + 3
 
@@ -232,7 +257,9 @@ class Pooled(nn.Module):
 def of(model: nn.Module, build=recognition, **changes) -> Recipe:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
-    return build(**{"model": model, "optimizer": optimizer, "epochs": 1, "clip_norm": None, **changes})
+    return build(
+        **{"model": model, "optimizer": optimizer, "epochs": 1, "clip_norm": None, **changes}
+    )
 
 
 def options(folder, **changes) -> Options:
@@ -241,14 +268,23 @@ def options(folder, **changes) -> Options:
 
 def test_batch_norm_with_one_value_is_refused_before_the_first_step(tmp_path):
     """The last batch of one image, a pass of one, and of a batch a rest of one."""
-    for images, batch, changes, step in ((9, 8, {}, 2), (8, 8, {"micro_batch": 1}, 1), (8, 5, {"micro_batch": 2}, 1)):
+    for images, batch, changes, step in (
+        (9, 8, {}, 2),
+        (8, 8, {"micro_batch": 1}, 1),
+        (8, 5, {"micro_batch": 2}, 1),
+    ):
         with pytest.raises(
-            ValueError, match=rf"step {step} has a forward pass of one image .* norm pool.2 then has one"
+            ValueError,
+            match=rf"step {step} has a forward pass of one image .* norm pool.2 then has one",
         ):
-            train(of(Pooled(), num_images=images, batch_size=batch), options(tmp_path / "run", **changes))
+            train(
+                of(Pooled(), num_images=images, batch_size=batch),
+                options(tmp_path / "run", **changes),
+            )
         assert not (tmp_path / "run" / "log.jsonl").exists()
     train(of(Pooled(), num_images=9, batch_size=8, drop_last=True), options(tmp_path / "dropped"))
-    train(of(Pooled(), num_images=9, batch_size=8, epochs=0.5), options(tmp_path / "half"))  # it never comes
+    # it never comes
+    train(of(Pooled(), num_images=9, batch_size=8, epochs=0.5), options(tmp_path / "half"))
     model = Pooled()
     freeze(model.pool)
     train(of(model, num_images=9, batch_size=8), options(tmp_path / "frozen"))
@@ -280,16 +316,27 @@ def test_freeze(tmp_path):
     freeze(model, but=[model.head])
     model.train()
     assert model.head.training and not any(m.training for m in (model, *model.stem, *model.pool))
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "head.weight",
+        "head.bias",
+    ]
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         other.train()
-        assert other.head.training and not other.stem[1].training and other.stem[1].train() is other.stem[1]
+        assert (
+            other.head.training
+            and not other.stem[1].training
+            and other.stem[1].train() is other.stem[1]
+        )
         other.eval()
         assert not other.head.training and model.head.training
     before = copy.deepcopy(model.state_dict())
-    train(of(model, ema=0.9), options(tmp_path / "run", precise_bn=16, activation_checkpointing=False))
+    train(
+        of(model, ema=0.9), options(tmp_path / "run", precise_bn=16, activation_checkpointing=False)
+    )
     assert list(model.state_dict()) == names
-    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    moved = [
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    ]
     assert moved == ["head.weight", "head.bias"]
     with pytest.raises(TypeError, match="freeze takes modules, and got str"):
         freeze("stem")
@@ -350,14 +397,23 @@ def test_what_networks_return():
         assert torch.equal(task.predict(wrap(plain), targets), plain.argmax(1))
         assert torch.equal(task.scores(wrap(plain), images), plain.softmax(1))
     whole, ids = plain.mean((2, 3)), torch.tensor([1, 3])
-    for wrap in (lambda x: x, lambda x: ImageClassifierOutput(logits=x), lambda x: GoogLeNetOutputs(x, None, None)):
+    for wrap in (
+        lambda x: x,
+        lambda x: ImageClassifierOutput(logits=x),
+        lambda x: GoogLeNetOutputs(x, None, None),
+    ):
         torch.testing.assert_close(
-            Recognition(CLASSES).losses(wrap(whole), ids)[0], F.cross_entropy(whole, ids, reduction="sum")
+            Recognition(CLASSES).losses(wrap(whole), ids)[0],
+            F.cross_entropy(whole, ids, reduction="sum"),
         )
         assert torch.equal(Recognition(CLASSES).predict(wrap(whole), ids), whole)
-    with pytest.raises(ValueError, match="returned a tuple of Tensor, Tensor, and a task takes a tensor of logits"):
+    with pytest.raises(
+        ValueError, match="returned a tuple of Tensor, Tensor, and a task takes a tensor of logits"
+    ):
         task.losses((plain, plain), targets)
-    with pytest.raises(ValueError, match="returned a dict of .'masks', 'queries'.*as 'out' or 'logits'"):
+    with pytest.raises(
+        ValueError, match="returned a dict of .'masks', 'queries'.*as 'out' or 'logits'"
+    ):
         main_logits({"queries": plain, "masks": plain})
     with pytest.raises(ValueError, match=r"logits of shape \(2, 7\), and label maps take"):
         task.losses(whole, targets)
@@ -374,7 +430,9 @@ def test_logits_smaller_than_the_targets_are_resized_in_training(tmp_path):
     task = Segmentation(CLASSES, aux_weight=0.5)
     losses = task.losses({"logits": logits, "aux": logits}, targets)
     torch.testing.assert_close(losses, torch.stack([expected, 0.5 * expected]))
-    with pytest.raises(ValueError, match="logits of 12 x 12 for targets of 6 x 6: smaller ones are resized"):
+    with pytest.raises(
+        ValueError, match="logits of 12 x 12 for targets of 6 x 6: smaller ones are resized"
+    ):
         resized_to_targets(upsampled, targets[:, :6, :6])
     train(of(Returns(stride=4), segmentation), options(tmp_path / "run"))
     assert rows(tmp_path / "run")[-1]["loss"] > 0
@@ -399,7 +457,9 @@ def test_images_are_filled_up_to_what_a_network_takes():
     images, targets = torch.randn(2, 3, 12, 13), torch.zeros(2, 12, 13)
     by_hand = torch.zeros(2, 3, 16, 16)
     by_hand[:, :, :12, :13] = images
-    logits = F.interpolate(model.conv(by_hand), size=(16, 16), mode="bilinear", align_corners=False)[..., :12, :13]
+    logits = F.interpolate(
+        model.conv(by_hand), size=(16, 16), mode="bilinear", align_corners=False
+    )[..., :12, :13]
     torch.testing.assert_close(objective(images, None), logits.softmax(1))
     assert torch.equal(model.given, by_hand)
     assert torch.equal(objective(images, targets), logits.argmax(1))
@@ -420,9 +480,17 @@ class Odd(Maps):
 
 
 def test_filling_up_is_said_in_the_protocol(tmp_path):
-    recipe = of(Divisible(stride=4), segmentation, train_data=Cropped8(16), val_data=Odd(13, augment=False), epochs=1)
+    recipe = of(
+        Divisible(stride=4),
+        segmentation,
+        train_data=Cropped8(16),
+        val_data=Odd(13, augment=False),
+        epochs=1,
+    )
     train(recipe, options(tmp_path / "run"))
-    assert rows(tmp_path / "run", "evaluate")[-1]["protocol"].endswith("filled up to sides divisible by 8")
+    assert rows(tmp_path / "run", "evaluate")[-1]["protocol"].endswith(
+        "filled up to sides divisible by 8"
+    )
     recipe.model.size_divisor = 1
     assert "filled" not in recipe.protocol
     recipe.model.size_divisor = 8
@@ -441,15 +509,27 @@ def test_networks_of_segmentation_models_say_what_they_take():
 
     with torch.device("meta"):
         assert size_divisor(smp.Segformer("resnet18", encoder_weights=None, classes=3)) == 32
-        assert size_divisor(nn.ModuleDict({"net": smp.FPN("resnet18", encoder_weights=None, classes=3)})) == 32
-        assert size_divisor(smp.DeepLabV3Plus("resnet18", encoder_weights=None, encoder_output_stride=16)) == 16
+        assert (
+            size_divisor(
+                nn.ModuleDict({"net": smp.FPN("resnet18", encoder_weights=None, classes=3)})
+            )
+            == 32
+        )
+        assert (
+            size_divisor(
+                smp.DeepLabV3Plus("resnet18", encoder_weights=None, encoder_output_stride=16)
+            )
+            == 16
+        )
         assert size_divisor(get_model("resnet18")) == 1
 
 
 def test_a_network_of_another_size_is_one_message(tmp_path):
     """Raised by a library: told with the remedy. By the user's own network: as it is, to be found."""
     model = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, depth=1, img_size=32)
-    with pytest.raises(ValueError, match="VisionTransformer does not take images like these: .*height.*img_size"):
+    with pytest.raises(
+        ValueError, match="VisionTransformer does not take images like these: .*height.*img_size"
+    ):
         train(of(model), options(tmp_path / "run"))
     with pytest.raises(AssertionError):
         train(of(Divisible(), segmentation, train_data=Maps(16)), options(tmp_path / "own"))
@@ -464,18 +544,26 @@ def test_networks_of_a_fixed_size_are_built_for_the_images():
         assert model(images[..., :96, :96]).shape == (1, 3)
         assert "sizes" not in small or len(small["sizes"]) == 1 or model(images).shape == (1, 3)
     assert fine_tuned("timm:vit_tiny_patch16_224", 3, False, [112])(images).shape == (1, 3)
-    with pytest.raises(ValueError, match="cuts images into patches of 16 x 16, and would leave out .* sides of 100"):
+    with pytest.raises(
+        ValueError, match="cuts images into patches of 16 x 16, and would leave out .* sides of 100"
+    ):
         fine_tuned("timm:vit_tiny_patch16_224", 3, False, [100])
-    with pytest.raises(ValueError, match="vit_b_32 takes images of one size, divisible by 32, and not 96, 100"):
+    with pytest.raises(
+        ValueError, match="vit_b_32 takes images of one size, divisible by 32, and not 96, 100"
+    ):
         classifier("vit_b_32", 3, sizes=[96, 100])
-    with pytest.raises(ValueError, match="timm:mixer_s32_224 is built for images of 224 x 224 and not for 224, 96"):
+    with pytest.raises(
+        ValueError, match="timm:mixer_s32_224 is built for images of 224 x 224 and not for 224, 96"
+    ):
         classifier("timm:mixer_s32_224", 3, sizes=[224, 96])
 
 
 def test_swin_under_a_head_takes_images_of_any_size():
     """Filled up to its patches of 4; windows inside it are timm's affair."""
     torch.manual_seed(0)
-    model = segmenter("upernet", 5, "timm:swin_tiny_patch4_window7_224", False, aux=False, channels=8)
+    model = segmenter(
+        "upernet", 5, "timm:swin_tiny_patch4_window7_224", False, aux=False, channels=8
+    )
     assert size_divisor(model) == 4
     objective = Objective(model, Segmentation(5)).eval()
     with torch.no_grad():

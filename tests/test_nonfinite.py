@@ -65,13 +65,22 @@ def test_the_first_bad_step_is_named_and_kept(tmp_path, log_every):
     assert f"Kept in {folder}: `trainkit replay {tmp_path}` runs the step again" in told
     report = json.loads((folder / "report.json").read_text())
     assert [image["index"] for image in report["images"]] == batch and report["grad_norm"] == "nan"
-    assert report["images"][0]["name"] == f"planted/{batch[0]}.png" and report["lrs"][1] == 2 * report["lrs"][0]
+    assert (
+        report["images"][0]["name"] == f"planted/{batch[0]}.png"
+        and report["lrs"][1] == 2 * report["lrs"][0]
+    )
     kept = load_file(folder / "batch.safetensors")
     assert torch.equal(kept["images"].nan_to_num(7), Planted(27, 11).images[batch].nan_to_num(7))
     newest = list_checkpoints(tmp_path / "checkpoints")
-    assert all(value.isfinite().all() for path in newest for value in load(path)[0].values()), "none is poisoned"
+    assert all(value.isfinite().all() for path in newest for value in load(path)[0].values()), (
+        "none is poisoned"
+    )
     if step > 1:
-        assert load(folder / "checkpoint")[1]["progress"]["step"] == step - 1 == int(newest[-1].name[5:])
+        assert (
+            load(folder / "checkpoint")[1]["progress"]["step"]
+            == step - 1
+            == int(newest[-1].name[5:])
+        )
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(tmp_path):
@@ -87,7 +96,9 @@ def test_a_gradient_that_is_no_number_stops_the_run(tmp_path):
 
     model = Root()
     recipe = recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(FloatingPointError, match=r"the gradient norm is (nan|inf) in step 1 .loss 1\.9"):
+    with pytest.raises(
+        FloatingPointError, match=r"the gradient norm is (nan|inf) in step 1 .loss 1\.9"
+    ):
         train(recipe, Options(out=tmp_path, workers=0, log_every=5))
 
 
@@ -154,7 +165,9 @@ def test_skip_in_the_first_step_is_a_run_that_begins_with_the_second(tmp_path):
         net = recognition().model
         data = Planted(16, int(TrainOrder(16, 8, 0).epoch(0)[2]), first)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
-        return recognition(train_data=data, model=net, optimizer=optimizer, epochs=1, schedule=lambda *_: 1.0), data
+        return recognition(
+            train_data=data, model=net, optimizer=optimizer, epochs=1, schedule=lambda *_: 1.0
+        ), data
 
     recipe, _ = build(math.inf)
     train(recipe, Options(out=tmp_path / "a", workers=0, on_nonfinite="skip"))
@@ -168,19 +181,28 @@ def test_skip_in_the_first_step_is_a_run_that_begins_with_the_second(tmp_path):
 
 
 def test_skipped_steps_survive_a_resume(tmp_path):
-    options = Options(out=tmp_path / "whole", workers=0, log_every=5, on_nonfinite="skip", checkpoint_every=1, keep=9)
+    options = Options(
+        out=tmp_path / "whole",
+        workers=0,
+        log_every=5,
+        on_nonfinite="skip",
+        checkpoint_every=1,
+        keep=9,
+    )
     seed_host(2)
     train(recognition(train_data=Planted(27, 11)), options)
     folder = tmp_path / "whole"
     expected, whole = rows(folder), weights(folder)
     (folder / "summary.json").unlink()
     for path in list_checkpoints(folder / "checkpoints"):
-        if int(path.name[5:]) > step_of(11):  # between the skipped step and the row that tells of it
+        # between the skipped step and the row that tells of it
+        if int(path.name[5:]) > step_of(11):
             path.rename(path.with_name("removed-" + path.name))
     seed_host(2)
     train(recognition(train_data=Planted(27, 11)), options)
     timeless = [
-        [{k: v for k, v in row.items() if k != "images_per_s"} for row in each] for each in (expected, rows(folder))
+        [{k: v for k, v in row.items() if k != "images_per_s"} for row in each]
+        for each in (expected, rows(folder))
     ]
     assert timeless[0] == timeless[1]
     assert all(torch.equal(value, whole[name]) for name, value in weights(folder).items())
@@ -191,7 +213,18 @@ def test_replay_finds_the_image_and_the_layer(tmp_path, capsys):
     recipe.write_text(RECIPE.format(tests=str(Path(__file__).parent)))
     run = tmp_path / "run"
     step = step_of(11)
-    done = trainkit(recipe, "--out", run, "--workers", "0", "--log-every", "4", "--checkpoint-every", "1", code=2)
+    done = trainkit(
+        recipe,
+        "--out",
+        run,
+        "--workers",
+        "0",
+        "--log-every",
+        "4",
+        "--checkpoint-every",
+        "1",
+        code=2,
+    )
     assert f"the loss is nan in step {step}" in done.stderr and "Traceback" not in done.stderr
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     done = trainkit("replay", run, "--workers", "0")
@@ -201,7 +234,9 @@ def test_replay_finds_the_image_and_the_layer(tmp_path, capsys):
     for path in (run / "failures").glob("*/checkpoint"):
         path.rename(run / "elsewhere")
     report = next((run / "failures").glob("*/report.json"))
-    report.write_text(report.read_text().replace(f'"checkpoint": "step-{step - 1:09d}"', '"checkpoint": null'))
+    report.write_text(
+        report.read_text().replace(f'"checkpoint": "step-{step - 1:09d}"', '"checkpoint": null')
+    )
     assert main(["replay", str(run), "--workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert f"training {step - 1} steps from step 0 on" in shown and "fails again: loss nan" in shown

@@ -42,24 +42,36 @@ def held(augment=AUGMENT):
     return OnDevice(Pictures(), augment)
 
 
-@given(st.integers(0, 2**63), st.integers(-1, 300), st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+@given(
+    st.integers(0, 2**63),
+    st.integers(-1, 300),
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=4),
+)
 def test_draws_are_those_of_fold(seed, epoch, indices):
     found = uniform(seed, epoch, indices, 3)
-    expected = [[(fold(seed, DRAW, epoch, index, k) >> 40) * 2**-24 for k in range(3)] for index in indices]
+    expected = [
+        [(fold(seed, DRAW, epoch, index, k) >> 40) * 2**-24 for k in range(3)] for index in indices
+    ]
     assert found.tolist() == expected and found.dtype == "float32"
 
 
 def test_draws_are_uniform():
     draws = torch.from_numpy(uniform(1, 2, range(20_000), 5)).double()
-    assert draws.mean(0) == pytest.approx([0.5] * 5, abs=0.01) and draws.var(0) == pytest.approx([1 / 12] * 5, abs=0.01)
+    assert draws.mean(0) == pytest.approx([0.5] * 5, abs=0.01) and draws.var(0) == pytest.approx(
+        [1 / 12] * 5, abs=0.01
+    )
     assert (torch.corrcoef(draws.T) - torch.eye(5)).abs().max() < 0.03
 
 
 def test_each_change_by_hand():
     images = torch.randint(1, 256, (3, 3, 6, 8), dtype=torch.uint8)
     padded = F.pad(images, [2] * 4)
-    draws = torch.tensor([[0.0, 0.99], [0.41, 0.0], [0.6, 0.5]])  # tops 0, 2, 3 and lefts 4, 0, 2 of 5 each
-    expected = [padded[i, :, top : top + 6, left : left + 8] for i, (top, left) in enumerate([(0, 4), (2, 0), (3, 2)])]
+    # tops 0, 2, 3 and lefts 4, 0, 2 of 5 each
+    draws = torch.tensor([[0.0, 0.99], [0.41, 0.0], [0.6, 0.5]])
+    expected = [
+        padded[i, :, top : top + 6, left : left + 8]
+        for i, (top, left) in enumerate([(0, 4), (2, 0), (3, 2)])
+    ]
     assert torch.equal(PadCrop(2)(images, draws), torch.stack(expected))
 
     flipped = Flip()(images, torch.tensor([[0.49], [0.5], [0.1]]))
@@ -76,7 +88,10 @@ def test_an_image_does_not_depend_on_its_batch():
     images, targets = data.read(5, 3, [4, 9, 2])
     for place, index in enumerate([4, 9, 2]):
         alone, target = data.read(5, 3, [index])
-        assert torch.equal(alone[0], images[place]) and target == targets[place] == Pictures().targets[index]
+        assert (
+            torch.equal(alone[0], images[place])
+            and target == targets[place] == Pictures().targets[index]
+        )
         assert torch.equal(Reader(data, 5)[3, index][0], images[place])
     ((loaded, _, faults),) = make_loader(data, 5, [[(3, 4), (3, 9), (3, 2)]], 2, CPU)
     assert torch.equal(loaded, images) and faults == []
@@ -117,7 +132,11 @@ def test_how_images_were_read_is_known():
     look = Look([v2.Resize(6)], "halved")
     data = OnDevice(Halved(look), AUGMENT)
     bare, as_stored = untransformed(data)
-    assert as_stored and torch.equal(bare[3][0], Pictures().images[3]) and data.images.shape == (20, 3, 6, 6)
+    assert (
+        as_stored
+        and torch.equal(bare[3][0], Pictures().images[3])
+        and data.images.shape == (20, 3, 6, 6)
+    )
     assert transform_of(data) is transform_of(Subset(data, [1])) is look
     assert recognition(val_data=OnDevice(Halved(look))).protocol == "halved"
     assert recognition(val_data=OnDevice(Halved())).protocol == "as stored"
@@ -130,14 +149,19 @@ def test_images_of_one_size():
             image, target = super().__getitem__(index)
             return (image[:, :5] if index == 4 else image), target
 
-    with pytest.raises(ValueError, match=r"image 4 is \(3, 5, 12\) and image 0 \(3, 12, 12\): images held in memory"):
+    with pytest.raises(
+        ValueError,
+        match=r"image 4 is \(3, 5, 12\) and image 0 \(3, 12, 12\): images held in memory",
+    ):
         OnDevice(Odd())
 
 
 def test_labels_outside_the_classes_are_told():
     data = held()
     data.targets[3] = 9
-    with pytest.raises(ValueError, match=r"label 9 is outside the 7 classes 0 to 6: 1 images have it"):
+    with pytest.raises(
+        ValueError, match=r"label 9 is outside the 7 classes 0 to 6: 1 images have it"
+    ):
         make_loader(data, 0, [[(0, 0)]], 0, CPU, Recognition(CLASSES).check)
 
 

@@ -48,7 +48,9 @@ def test_frozen_parameters_are_left_out():
 
 
 def test_a_head_needs_a_backbone():
-    with pytest.raises(ValueError, match="head is 10.0, and ResNet does not say which part is its head: give it"):
+    with pytest.raises(
+        ValueError, match="head is 10.0, and ResNet does not say which part is its head: give it"
+    ):
         param_groups(resnet18(), 0.01, 1e-4, head=10.0)
 
 
@@ -66,7 +68,12 @@ def test_layer_decay_of_a_vit_is_beits():
         model = vit_b_16()
     for name, lr in layer_lrs(model, layer_decay=0.65).items():
         block = re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", name)
-        embeds = name in ("class_token", "encoder.pos_embedding", "conv_proj.weight", "conv_proj.bias")
+        embeds = name in (
+            "class_token",
+            "encoder.pos_embedding",
+            "conv_proj.weight",
+            "conv_proj.bias",
+        )
         layer = int(block[1]) + 1 if block else 0 if embeds else 13
         assert lr == pytest.approx(0.65 ** (13 - layer)), name
 
@@ -75,12 +82,20 @@ def test_layer_decay_of_a_convnext():
     with torch.device("meta"):
         model = convnext_tiny()
     lrs = layer_lrs(model, layer_decay=0.8)
-    firsts = ["features.0.0", "features.0.1", "features.1.0", "features.1.2", "features.2.0", "features.2.1"]
+    firsts = [
+        "features.0.0",
+        "features.0.1",
+        "features.1.0",
+        "features.1.2",
+        "features.2.0",
+        "features.2.1",
+    ]
     layers = [0, 0, 1, 3, 4, 4]  # a downsampling and its norm belong to the block after it
     for first, layer in zip([*firsts, "features.3.0"], [*layers, 4]):
         found = {lr for name, lr in lrs.items() if name.startswith(f"{first}.")}
         assert sorted(found) == pytest.approx([0.8 ** (19 - layer)]), first
-    assert lrs["classifier.0.weight"] == lrs["classifier.2.bias"] == 1.0  # after the stem and 18 blocks
+    # after the stem and 18 blocks
+    assert lrs["classifier.0.weight"] == lrs["classifier.2.bias"] == 1.0
 
 
 def test_layer_decay_beside_a_head():
@@ -113,15 +128,23 @@ def test_layer_decay_of_timms_is_timms(name, layers):
         model = fine_tuned(f"timm:{name}", 10, pretrained=False)
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     theirs = param_groups_layer_decay(model, 0.05, exempt, layer_decay=0.75)
-    expected = {id(p): (group["lr_scale"], group["weight_decay"]) for group in theirs for p in group["params"]}
+    expected = {
+        id(p): (group["lr_scale"], group["weight_decay"])
+        for group in theirs
+        for p in group["params"]
+    }
     ours = param_groups(model, 1.0, 0.05, decay_vectors=False, layer_decay=0.75)
     found = {id(p): (group["lr"], group["weight_decay"]) for group in ours for p in group["params"]}
     assert found.keys() == expected.keys() and len(found) == len(list(model.parameters()))
     for parameter, name in ((p, n) for n, p in model.named_parameters()):
         assert found[id(parameter)] == pytest.approx(expected[id(parameter)]), name
     assert max(depths(model).values()) + 1 == layers
-    head = {n for n in depths(model) if n.startswith(tuple(f"{part}." for part in model.head_names))}
-    tenfold = {id(p): g["lr"] for g in param_groups(model, 1.0, 0.0, head=10.0) for p in g["params"]}
+    head = {
+        n for n in depths(model) if n.startswith(tuple(f"{part}." for part in model.head_names))
+    }
+    tenfold = {
+        id(p): g["lr"] for g in param_groups(model, 1.0, 0.0, head=10.0) for p in g["params"]
+    }
     assert head and {n for n, p in model.named_parameters() if tenfold[id(p)] == 10.0} == head
 
 
@@ -145,7 +168,8 @@ def test_layers_of_torchvisions_are_those_of_timms(name, timms):
     timm = pytest.importorskip("timm")
     with nullcontext() if name.startswith("regnet") else torch.device("meta"):
         ours, theirs = weights_by_layer(get_model(name)), weights_by_layer(timm.create_model(timms))
-    if name in ("swin_t", "vit_b_16"):  # timm counts the last norm to the last block, BEiT and this one to the head
+    # timm counts the last norm to the last block, BEiT and this one to the head
+    if name in ("swin_t", "vit_b_16"):
         norm = 2 * 768
         theirs[-2:] = [theirs[-2] - norm, theirs[-1] + norm]
     assert ours == theirs
@@ -153,7 +177,8 @@ def test_layers_of_torchvisions_are_those_of_timms(name, timms):
 
 @pytest.mark.parametrize(
     "name, layers",
-    [  # by hand: stem, blocks and head, and of what the first, second and last but one layer begin with
+    # by hand: stem, blocks and head, and of what the first, second and last but one layer begin with
+    [
         ("maxvit_t", {0: "stem.", 1: "blocks.0.layers.0.", 2: "blocks.0.layers.1.", 11: "blocks.3.layers.1.",
                       12: "classifier.5."}),
         ("densenet121", {0: "features.conv0.", 6: "features.denseblock1.denselayer6.", 7: "features.transition1.",
@@ -173,7 +198,9 @@ def test_layers_of_torchvisions_by_hand(name, layers):
     for layer, first in layers.items():
         inside = [each for each, found in number.items() if found == layer]
         assert inside[0].startswith(first), (layer, inside[0])
-    assert {number[each] for each in number if each.startswith(model.head_names[0])} == {max(layers)}
+    assert {number[each] for each in number if each.startswith(model.head_names[0])} == {
+        max(layers)
+    }
 
 
 @pytest.mark.parametrize(
@@ -186,7 +213,12 @@ def test_embeddings_never_decay(name, names):
     with torch.device("meta"):
         model = get_model(name)
     assert no_decay(model) == names
-    free = [p for group in param_groups(model, 0.1, 0.05) if not group["weight_decay"] for p in group["params"]]
+    free = [
+        p
+        for group in param_groups(model, 0.1, 0.05)
+        if not group["weight_decay"]
+        for p in group["params"]
+    ]
     assert {id(p) for p in free} == {id(p) for n, p in model.named_parameters() if n in names}
 
 

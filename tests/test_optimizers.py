@@ -24,7 +24,9 @@ from trainkit.schedules import constant
 from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.run_folder import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum':UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:It is highly recommended to have 'opt_einsum':UserWarning"
+)
 REFUSED = {
     "torch.optim.LBFGS": "LBFGS computes the loss again in its step",
     "torch.optim.SparseAdam": "SparseAdam is for sparse gradients",
@@ -52,7 +54,9 @@ class Small(nn.Module):
 def small(build: Builder, **changes) -> Recipe:
     seed_host(5)
     model = Small()
-    return recognition(model=model, optimizer=build(model), epochs=2, schedule=constant(), **changes)
+    return recognition(
+        model=model, optimizer=build(model), epochs=2, schedule=constant(), **changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,9 @@ def test_a_resume_is_bit_equal_or_refused(tmp_path, accelerator, name):
 def test_a_skipped_step_is_no_step_to_the_optimizer(tmp_path, accelerator, name):
     """Weights, state and averages are those of a run without the first step and a later one, bit for bit."""
     build, data = builders()[name], images()
-    skipping = begun(small(build, train_data=data, ema=0.9), accelerator, tmp_path, on_nonfinite="skip")
+    skipping = begun(
+        small(build, train_data=data, ema=0.9), accelerator, tmp_path, on_nonfinite="skip"
+    )
     other = begun(small(build, train_data=data, ema=0.9), accelerator, tmp_path)
     for number in range(6):
         bad = number in (0, 3)
@@ -161,17 +167,29 @@ class Counting(torch.optim.SGD):
 def test_what_was_changed_on_purpose_is_all_that_changes(tmp_path, accelerator):
     """A resume with another weight decay has that, and the groups' own counts."""
     data = images()
-    first = begun(small(lambda model: Counting(model.parameters(), 0.01), train_data=data), accelerator, tmp_path)
+    first = begun(
+        small(lambda model: Counting(model.parameters(), 0.01), train_data=data),
+        accelerator,
+        tmp_path,
+    )
     for number in range(SAVED):
         step(first, number)
     save(first, SAVED)
-    changed = small(lambda model: Counting(model.parameters(), 0.01, weight_decay=0.5), train_data=data)
+    changed = small(
+        lambda model: Counting(model.parameters(), 0.01, weight_decay=0.5), train_data=data
+    )
     second = begun(changed, accelerator, tmp_path)
     restore(second, checkpoint_path(second.run.checkpoints, SAVED), None)
     (group,) = changed.optimizer.param_groups
     assert (group["taken"], group["estimate"], group["weight_decay"]) == (SAVED, 1.5**SAVED, 0.5)
-    other = begun(small(lambda model: torch.optim.AdamW(model.parameters()), train_data=data), accelerator, tmp_path)
-    with pytest.raises(ValueError, match="the checkpoint is of optimizer Counting, and the recipe has AdamW"):
+    other = begun(
+        small(lambda model: torch.optim.AdamW(model.parameters()), train_data=data),
+        accelerator,
+        tmp_path,
+    )
+    with pytest.raises(
+        ValueError, match="the checkpoint is of optimizer Counting, and the recipe has AdamW"
+    ):
         restore(other, checkpoint_path(second.run.checkpoints, SAVED), None)
 
 
@@ -206,7 +224,9 @@ def test_only_the_optimizers_parameters_count(tmp_path, accelerator, frozen):
 def test_an_optimizer_of_another_model_is_refused(tmp_path, accelerator):
     recipe = small(lambda model: torch.optim.SGD(model.parameters(), lr=0.1), train_data=images())
     recipe.model.head = nn.Linear(4, CLASSES)
-    with pytest.raises(ValueError, match="SGD has 2 parameters that are not the model's .*build it after the model"):
+    with pytest.raises(
+        ValueError, match="SGD has 2 parameters that are not the model's .*build it after the model"
+    ):
         begun(recipe, accelerator, tmp_path)
 
 
@@ -215,8 +235,12 @@ def test_no_gradient_at_all_is_told(tmp_path, accelerator):
         def forward(self, x):
             return super().forward(x) + 0 * self.backbone(x).sum()
 
-    recipe = small(lambda model: torch.optim.SGD(model.head.parameters(), lr=0.1), train_data=images())
+    recipe = small(
+        lambda model: torch.optim.SGD(model.head.parameters(), lr=0.1), train_data=images()
+    )
     recipe.model.head.requires_grad_(False)
     t = begun(recipe, accelerator, tmp_path)
-    with pytest.raises(ValueError, match="no gradient reached the 2 parameters of optimizer SGD in step 1"):
+    with pytest.raises(
+        ValueError, match="no gradient reached the 2 parameters of optimizer SGD in step 1"
+    ):
         step(t, 0)

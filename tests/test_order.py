@@ -33,7 +33,9 @@ def test_split_is_even_and_whole(num_images, parts, unit):
     unit=st.sampled_from([1, 2]),
     drop_last=st.booleans(),
 )
-def test_processes_share_each_batch(num_images, batch_size, processes, micro_batch, unit, drop_last):
+def test_processes_share_each_batch(
+    num_images, batch_size, processes, micro_batch, unit, drop_last
+):
     alone = TrainOrder(num_images, batch_size, 3, 1, None, unit, drop_last)
     shared = TrainOrder(num_images, batch_size, 3, processes, micro_batch, unit, drop_last)
     steps = 2 * alone.steps_per_epoch + 1
@@ -46,7 +48,9 @@ def test_processes_share_each_batch(num_images, batch_size, processes, micro_bat
         assert max(map(max, passes)) <= (micro_batch or batch_size)
         mine = [parts[process][step][: sum(passes[process])] for process in range(processes)]
         assert flat(mine) == whole[step]
-        assert all(parts[process][step] for process in range(processes)), "none is empty, there is a filler"
+        assert all(parts[process][step] for process in range(processes)), (
+            "none is empty, there is a filler"
+        )
     for epoch in range(2):
         images = sorted(index for e, index in flat(whole) if e == epoch)
         if not drop_last:
@@ -72,18 +76,33 @@ def test_order_changes_with_epoch_and_seed_and_nothing_else():
 
 @given(st.integers(1, 50), st.integers(1, 7), st.integers(1, 5))
 def test_evaluation_covers_every_image_once(num_images, batch_size, processes):
-    shares = [evaluation_batches(num_images, batch_size, process, processes) for process in range(processes)]
+    shares = [
+        evaluation_batches(num_images, batch_size, process, processes)
+        for process in range(processes)
+    ]
     assert len({len(batches) for batches, _ in shares}) == 1
-    seen = [key for batches, valid in shares for batch, count in zip(batches, valid) for key in batch[:count]]
+    seen = [
+        key
+        for batches, valid in shares
+        for batch, count in zip(batches, valid)
+        for key in batch[:count]
+    ]
     assert sorted(seen) == [(-1, index) for index in range(num_images)]
     assert all(0 < len(batch) <= batch_size for batches, _ in shares for batch in batches)
 
 
 def test_fold_has_no_easy_collisions():
-    seeds = {fold(seed, epoch, index) for seed in range(4) for epoch in range(-1, 50) for index in range(500)}
+    seeds = {
+        fold(seed, epoch, index)
+        for seed in range(4)
+        for epoch in range(-1, 50)
+        for index in range(500)
+    }
     assert len(seeds) == 4 * 51 * 500
     assert fold(1, 2) != fold(2, 1)
-    assert fold(0) == 0xE220A8397B1DCDAF, "the first number of splitmix64 from 0, as its authors' program gives it"
+    assert fold(0) == 0xE220A8397B1DCDAF, (
+        "the first number of splitmix64 from 0, as its authors' program gives it"
+    )
 
 
 class Draws:
@@ -128,7 +147,9 @@ def test_shares_of_many_processes(processes):
     order = TrainOrder(5000, 1024, 3, processes, micro_batch=3)
     for step in range(order.steps_per_epoch):
         passes = [order.passes(step, process) for process in range(processes)]
-        assert len({len(each) for each in passes}) == 1 and sum(map(sum, passes)) == order.num_images_of(step)
+        assert len({len(each) for each in passes}) == 1 and sum(
+            map(sum, passes)
+        ) == order.num_images_of(step)
         mine = [next(order.batches(step, step + 1, process)) for process in range(processes)]
         together = [key for keys, each in zip(mine, passes) for key in keys[: sum(each)]]
         assert together == order.keys(step)

@@ -16,7 +16,15 @@ from trainkit.storage.packing import pack, rehearse, unpack
 
 @pytest.mark.parametrize(
     "value",
-    [np.float32(0.1), np.float64(0.1), np.int64(7), np.uint8(3), np.bool_(True), torch.bfloat16, (1, (2.5, None))],
+    [
+        np.float32(0.1),
+        np.float64(0.1),
+        np.int64(7),
+        np.uint8(3),
+        np.bool_(True),
+        torch.bfloat16,
+        (1, (2.5, None)),
+    ],
 )
 def test_types_come_back(value):
     back = unpack(json.loads(json.dumps(pack(value, {}, "state"))), {})
@@ -31,12 +39,21 @@ def test_types_come_back(value):
         ({"by": {(1, 2): 3}}, "state.optimizer.by has a key of type tuple"),
         ({"mean": np.arange(3)}, "state.optimizer.mean is of type ndarray"),
         ({"mask": torch.eye(3).to_sparse()}, "state.optimizer.mask is a tensor that is sparse"),
-        ({"wave": torch.zeros(2, dtype=torch.complex128)}, "state.optimizer.wave is a tensor of torch.complex128"),
-        ({"later": torch.empty(2, device="meta")}, "state.optimizer.later is a tensor that is meta"),
+        (
+            {"wave": torch.zeros(2, dtype=torch.complex128)},
+            "state.optimizer.wave is a tensor of torch.complex128",
+        ),
+        (
+            {"later": torch.empty(2, device="meta")},
+            "state.optimizer.later is a tensor that is meta",
+        ),
     ],
 )
 def test_what_cannot_be_held_is_named(state, told):
-    with pytest.raises(ValueError, match=f"no checkpoint can hold this training: {told}.*Keep it out of the optimizer"):
+    with pytest.raises(
+        ValueError,
+        match=f"no checkpoint can hold this training: {told}.*Keep it out of the optimizer",
+    ):
         rehearse(nn.Identity(), {"model": {}, "optimizer": state})
 
 
@@ -57,9 +74,18 @@ def with_buffer(buffer):
 @pytest.mark.parametrize(
     "build, told",
     [
-        (lambda: nn.Sequential(Kept(2, 2)), "state.model.0._extra_state is of type dict, and not a tensor"),
-        (lambda: with_buffer(torch.zeros(1).expand(5)), "state.model.extra is a tensor that is expanded"),
-        (lambda: with_buffer(torch.eye(3).to_sparse()), "state.model.extra is a tensor that is sparse"),
+        (
+            lambda: nn.Sequential(Kept(2, 2)),
+            "state.model.0._extra_state is of type dict, and not a tensor",
+        ),
+        (
+            lambda: with_buffer(torch.zeros(1).expand(5)),
+            "state.model.extra is a tensor that is expanded",
+        ),
+        (
+            lambda: with_buffer(torch.eye(3).to_sparse()),
+            "state.model.extra is a tensor that is sparse",
+        ),
         (
             lambda: with_buffer(torch.zeros(3, dtype=torch.complex128)),
             "state.model.extra is a tensor of torch.complex128",
@@ -81,7 +107,9 @@ def test_a_model_that_does_not_take_up_its_own_state_is_refused():
             super()._load_from_state_dict(state, prefix, *rest)
 
     model = Renamed(2, 2)
-    with pytest.raises(ValueError, match=r"Renamed does not take up its own state dict.*Missing key.*weight"):
+    with pytest.raises(
+        ValueError, match=r"Renamed does not take up its own state dict.*Missing key.*weight"
+    ):
         rehearse(model, {"model": model.state_dict()})
 
 
@@ -93,8 +121,13 @@ def test_state_that_a_step_makes_is_told_right_after_it(tmp_path):
                 self.state[weight]["seen"] = {1}
 
     model = recognition().model
-    with pytest.raises(ValueError, match=r"state\.optimizer\.state_dict\.state\.0\.seen is of type set"):
-        train(recognition(model=model, optimizer=Odd(model.parameters(), lr=0.1)), Options(out=tmp_path, workers=0))
+    with pytest.raises(
+        ValueError, match=r"state\.optimizer\.state_dict\.state\.0\.seen is of type set"
+    ):
+        train(
+            recognition(model=model, optimizer=Odd(model.parameters(), lr=0.1)),
+            Options(out=tmp_path, workers=0),
+        )
     assert not list_checkpoints(tmp_path / "checkpoints")
 
 
@@ -113,8 +146,13 @@ def test_a_learning_rate_that_is_a_tensor(tmp_path):
         model = recognition().model
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, foreach=False)
         folders[type(lr)] = tmp_path / type(lr).__name__
-        train(recognition(model=model, optimizer=optimizer), Options(out=folders[type(lr)], workers=0, log_every=1))
+        train(
+            recognition(model=model, optimizer=optimizer),
+            Options(out=folders[type(lr)], workers=0, log_every=1),
+        )
     plain, tensor = folders[float], folders[torch.Tensor]
-    assert [row["lr"] for row in rows(tensor)] == pytest.approx([row["lr"] for row in rows(plain)], rel=1e-6)
+    assert [row["lr"] for row in rows(tensor)] == pytest.approx(
+        [row["lr"] for row in rows(plain)], rel=1e-6
+    )
     for name, value in weights(plain).items():
         torch.testing.assert_close(weights(tensor)[name], value, rtol=1e-5, atol=1e-6)

@@ -36,10 +36,16 @@ from trainkit.data.sampler import Batches, Locality, TrainOrder, evaluation_batc
 from trainkit.data.seeding import seed_host
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum), st.integers(1, 5), st.integers(1, 20))
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum),
+    st.integers(1, 5),
+    st.integers(1, 20),
+)
 def test_an_order_by_groups(lengths, lanes, batch_size):
     """Every image once; in each lane one group after another; an equal part of every batch to each lane, in turn."""
-    order = Locality(tuple(lengths), lanes).permutation(batch_size, torch.Generator().manual_seed(0))
+    order = Locality(tuple(lengths), lanes).permutation(
+        batch_size, torch.Generator().manual_seed(0)
+    )
     assert sorted(order.tolist()) == list(range(sum(lengths)))
     rank = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))
     group = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[order]
@@ -53,7 +59,8 @@ def test_an_order_by_groups(lengths, lanes, batch_size):
         assert torch.equal(part, part.sort().values)
         until = lane[: begin + batch_size].bincount(minlength=lanes)
         due = size * min(1.0, (begin + batch_size) / len(order))
-        assert (until - due).abs().max() <= lanes  # as many as fit between two of any other lane, once
+        # as many as fit between two of any other lane, once
+        assert (until - due).abs().max() <= lanes
 
 
 def test_every_image_may_come_anywhere():
@@ -62,7 +69,8 @@ def test_every_image_may_come_anywhere():
     orders = torch.stack([Locality((3, 3, 3, 3), 2).permutation(1, generator) for _ in range(2000)])
     for image in (0, 4, 11):
         counts = (orders == image).sum(0).double()
-        assert float(((counts - 2000 / 12) ** 2 / (2000 / 12)).sum()) < 31.3  # 0.1 % of all would exceed it
+        # 0.1 % of all would exceed it
+        assert float(((counts - 2000 / 12) ** 2 / (2000 / 12)).sum()) < 31.3
 
 
 @pytest.mark.parametrize(("lanes", "batch_size", "shared"), [(16, 256, 0), (32, 200, 2)])
@@ -135,14 +143,17 @@ def test_the_rows_are_those_that_datasets_reads(cifar, groups_read, monkeypatch,
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     data, whole = counted(cifar), HubImages(cifar, "train")
     assert len(data) == len(whole) == 2300 and data.classes == whole.classes
-    assert data.locality.lengths == 3 * (*[50] * 11, 40) + (*[50] * 10, 30) and whole.locality is None
+    assert (
+        data.locality.lengths == 3 * (*[50] * 11, 40) + (*[50] * 10, 30) and whole.locality is None
+    )
     assert groups_read() == {}
     for index in (0, 49, 50, 589, 590, 1234, 1400, 1500, 2100, 2299):
         image, target = data[index]
         assert torch.equal(image, whole[index][0]) and target == whole[index][1]
         assert data.name_of(index).startswith(f"row {index} of {cifar} (train)")
     (read,) = groups_read().values()
-    assert len(read) == 9 and list(data.table._held) == read[1:]  # two of them are in one group; the last 8 are kept
+    # two of them are in one group; the last 8 are kept
+    assert len(read) == 9 and list(data.table._held) == read[1:]
     with pytest.raises(IndexError):
         data[2300]
 
@@ -156,7 +167,9 @@ def test_each_image_once_and_each_group_read_once(cifar, groups_read, workers):
     assert len(read) == max(1, workers) and set(sum(read.values(), [])) == set(range(47))
     assert all(len(each) == len(set(each)) for each in read.values())
     order = TrainOrder(2300, 64, 5, locality=counted(cifar).locality)
-    assert sorted(index for batch in order.batches(0, 36, 0) for _, index in batch) == list(range(2300))
+    assert sorted(index for batch in order.batches(0, 36, 0) for _, index in batch) == list(
+        range(2300)
+    )
     parts = batches(counted(cifar, transform=crop), 0, 36, 2, workers)
     for step, (images, targets) in enumerate(whole):
         for place, each in enumerate((images, targets)):
@@ -166,7 +179,11 @@ def test_each_image_once_and_each_group_read_once(cifar, groups_read, workers):
     # Going on in the epoch's midst: the same batches, and nothing is read but of the windows they lie in.
     groups_read()
     (rest,) = batches(counted(cifar, transform=crop), 30, 36, 1, 0)
-    assert all(torch.equal(a, b) for one, other in zip(rest, whole[30:], strict=True) for a, b in zip(one, other))
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(rest, whole[30:], strict=True)
+        for a, b in zip(one, other)
+    )
     (again,) = groups_read().values()
     assert again == list(read.values())[0][-len(again) :] and len(again) <= 12
 
@@ -176,7 +193,9 @@ def batches(data, start, stop, processes, workers):
     found = []
     for process in range(processes):
         order = TrainOrder(len(data), 64, 5, processes, locality=data.locality)
-        loader = make_loader(data, 5, Batches(order, start, stop, process), workers, torch.device("cpu"))
+        loader = make_loader(
+            data, 5, Batches(order, start, stop, process), workers, torch.device("cpu")
+        )
         found.append([(images, targets) for images, targets, _ in loader])
         data.table._held.clear()
     return found
@@ -191,7 +210,8 @@ def test_an_evaluation_reads_each_group_once(cifar, groups_read):
         indices += [index for batch, number in zip(found, valid) for _, index in batch[:number]]
         assert sum(len(images) for images, _, _ in loader) == sum(map(len, found))
     (read,) = groups_read().values()
-    assert sorted(indices) == list(range(2300)) and len(read) <= 47 + 2 + 1  # shares cut two; a filler is image 0
+    # shares cut two; a filler is image 0
+    assert sorted(indices) == list(range(2300)) and len(read) <= 47 + 2 + 1
 
 
 def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -220,7 +240,9 @@ def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="lanes was 2 and is 3"):
         train(streamed(train_data=data), options)
     table = pq.read_table(tmp_path / "train-1.parquet")
-    pq.write_table(table.set_column(1, "label", [[0] * 17]), tmp_path / "train-1.parquet", row_group_size=4)
+    pq.write_table(
+        table.set_column(1, "label", [[0] * 17]), tmp_path / "train-1.parquet", row_group_size=4
+    )
     with pytest.raises(ValueError, match="train_data was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"):
         train(streamed(), options)
 
@@ -280,7 +302,11 @@ def test_files_elsewhere_are_read_as_they_are_needed(cifar, server, monkeypatch)
     (expected,) = batches(data, 0, 4, 1, 0)
     data.table = there.select_columns(data.table.columns)
     (found,) = batches(data, 0, 4, 1, 2)  # in processes that have the parent's connections
-    assert all(torch.equal(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other))
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(found, expected, strict=True)
+        for a, b in zip(one, other)
+    )
     monkeypatch.setattr(parquet, "PAUSES_S", (0, 0))
     server.failures = 2
     assert there[2299] == here[2299]
@@ -298,7 +324,11 @@ def test_masks_and_labels_that_are_no_classes(cifar, tmp_path):
     )  # fmt: skip
     pq.write_table(table, tmp_path / "val.parquet", row_group_size=20)
     data = HubMasks(tmp_path, "val", 3, stream=2)
-    assert data.mask_column == "mask" and len(data) == 90 and data.locality == Locality((20, 20, 20, 20, 10), 2)
+    assert (
+        data.mask_column == "mask"
+        and len(data) == 90
+        and data.locality == Locality((20, 20, 20, 20, 10), 2)
+    )
     with pytest.raises(ValueError, match=r"mask of row 7 of .*is a mask saved as JPEG"):
         data[7]  # the images are no masks, and are named
     numbers = HubImages(tmp_path, "val", None, "image", "label", stream=2)
@@ -308,26 +338,45 @@ def test_masks_and_labels_that_are_no_classes(cifar, tmp_path):
 def test_in_its_recipes(cifar, tmp_path):
     for name, changes in (("recog_imagenet", {}), ("recog_folder", {"pretrained": False})):
         function = load_recipe(ROOT / "recipes" / f"{name}.py")
-        recipe = build(function, {"data": str(cifar), "model": "small", "stream": 3, "size": 24, **changes})
+        recipe = build(
+            function, {"data": str(cifar), "model": "small", "stream": 3, "size": 24, **changes}
+        )
         assert recipe.train_data.locality.lanes == 3 and recipe.task.classes[9] == "truck"
         assert recipe.train_data[7][0].shape == recipe.val_data[7][0].shape == (3, 24, 24)
     copies = Repeated(recipe.train_data, 3)
-    assert copies.locality == recipe.train_data.locality and copies.fingerprint == recipe.train_data.fingerprint
+    assert (
+        copies.locality == recipe.train_data.locality
+        and copies.fingerprint == recipe.train_data.fingerprint
+    )
 
 
 @pytest.mark.parametrize("stream", [None, 2])
 def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
     """Named, and replaced by the next one where that was asked for."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    image = {"bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": "a.png"}
-    mask = {"bytes": encode_png(torch.ones(1, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": "m.png"}
-    features = Features({"image": ImageFeature(), "mask": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
-    images, masks = [image, None, image, {"bytes": b"", "path": None}, image], [mask, mask, None, mask, mask]
+    image = {
+        "bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(),
+        "path": "a.png",
+    }
+    mask = {
+        "bytes": encode_png(torch.ones(1, 4, 4, dtype=torch.uint8)).numpy().tobytes(),
+        "path": "m.png",
+    }
+    features = Features(
+        {"image": ImageFeature(), "mask": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    )
+    images, masks = (
+        [image, None, image, {"bytes": b"", "path": None}, image],
+        [mask, mask, None, mask, mask],
+    )
     table = Table.from_dict({"image": images, "mask": masks, "label": [0, 1, 1, 1, None]}, features)
     table.to_parquet(tmp_path / "train.parquet")
     columns = {"image_column": "image", "stream": stream}
     source = f"row %d of {tmp_path} .train."
-    data, maps = HubImages(tmp_path, "train", **columns), HubMasks(tmp_path, "train", 2, mask_column="mask", **columns)
+    data, maps = (
+        HubImages(tmp_path, "train", **columns),
+        HubMasks(tmp_path, "train", 2, mask_column="mask", **columns),
+    )
     assert data[0][0].shape == (3, 4, 4) and maps[0][1].unique().tolist() == [1]
     for each, index, told in (
         (data, 1, "%s is null in the column 'image'; take the row out of the dataset"),
@@ -348,7 +397,10 @@ def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
 def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
     """Whatever the order of the names in a split; columns without names hold ids; other names are refused."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    image = {"bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(), "path": None}
+    image = {
+        "bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(),
+        "path": None,
+    }
     numbers = Value("int64")
     for folder, split, labels, kind in (
         ("named", "train", [0, 1, 2], ClassLabel(names=["cat", "dog", "eel"])),
@@ -367,7 +419,9 @@ def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
         train_data = class_images(tmp_path / folder, "train", **how)
         val_data = class_images(tmp_path / folder, "val", classes=train_data.classes, **how)
         assert val_data.classes == train_data.classes
-        assert [int(target) for _, target in (val_data[index] for index in range(len(val_data)))] == labels
+        assert [
+            int(target) for _, target in (val_data[index] for index in range(len(val_data)))
+        ] == labels
         assert [int(train_data[index][1]) for index in range(3)] == [0, 1, 2]
     assert class_images(tmp_path / "named", "val", **how).classes == ["eel", "cat", "dog"]
     told = "other .val. has classes .'fox'. that the training data has not, or the list of classes that was given; give"
@@ -385,20 +439,28 @@ class Endless(IterableDataset):
 
 def test_what_cannot_be_counted(cifar, tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with pytest.raises(ValueError, match="train has class folders: stream is for parquet files, leave it out"):
+    with pytest.raises(
+        ValueError, match="train has class folders: stream is for parquet files, leave it out"
+    ):
         class_images(tmp_path, "train", stream=4)
     with pytest.raises(ValueError, match="lanes is 0; row groups are read in at least 1"):
         class_images(cifar, "train", stream=0)
     for name in ("train_data", "val_data"):
-        with pytest.raises(ValueError, match=f"{name} is of type Endless, a stream without length or index: each"):
+        with pytest.raises(
+            ValueError, match=f"{name} is of type Endless, a stream without length or index: each"
+        ):
             recognition(**{name: Endless()})
     with pytest.raises(ValueError, match="train_data is of type Endless, a stream"):
         recognition(train_data=lambda: Endless()).opened()
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"train-0.parquet is not a parquet file, or is cut short: "):
+    with pytest.raises(
+        ValueError, match=r"train-0.parquet is not a parquet file, or is cut short: "
+    ):
         ParquetTable([tmp_path / "train-0.parquet"])
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="other.parquet has other columns than .*test-00000-of-00001.parquet"):
+    with pytest.raises(
+        ValueError, match="other.parquet has other columns than .*test-00000-of-00001.parquet"
+    ):
         ParquetTable([cifar / "test-00000-of-00001.parquet", tmp_path / "other.parquet"])
     with pytest.raises(OSError, match="cannot read .*gone.parquet: FileNotFoundError"):
         ParquetTable([tmp_path / "gone.parquet"])

@@ -12,13 +12,22 @@ from trainkit.metrics.segmentation import MeanIoU
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(2, 5, 70, 90), (1, 150, 3, 7), (3, 2, 4097), (1, 1, 2, 2), (0, 4, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 70, 90), (1, 150, 3, 7), (3, 2, 4097), (1, 1, 2, 2), (0, 4, 3, 3)]
+)
 def test_likeliest_is_argmax(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(shape, generator=generator).to(dtype)
-    ties = torch.randint(-2, 2, shape, generator=generator).to(dtype)  # most pixels have several likeliest classes
+    # most pixels have several likeliest classes
+    ties = torch.randint(-2, 2, shape, generator=generator).to(dtype)
     close = 1 + torch.finfo(dtype).eps * ties  # neighbours among the numbers of this type
-    for each in (scores, ties, close, scores.transpose(-1, 0).contiguous().transpose(-1, 0), -0.0 * ties):
+    for each in (
+        scores,
+        ties,
+        close,
+        scores.transpose(-1, 0).contiguous().transpose(-1, 0),
+        -0.0 * ties,
+    ):
         assert torch.equal(confusion.likeliest(each), each.argmax(1))
 
 
@@ -35,11 +44,15 @@ def test_likeliest_of_what_is_no_number():
 def test_counts_of_several_threads_are_their_own():
     """The memory that stays from batch to batch is each thread's own."""
     generator = torch.Generator().manual_seed(2)
-    maps = [torch.randint(classes, (2, 300, 300), generator=generator) for classes in (3, 40, 90, 150)]
+    maps = [
+        torch.randint(classes, (2, 300, 300), generator=generator) for classes in (3, 40, 90, 150)
+    ]
     alone = [confusion.count_pairs(each, each.flip(0), 150, 255) for each in maps]
     with ThreadPoolExecutor(len(maps)) as pool:
         for _ in range(20):
-            beside = list(pool.map(lambda each: confusion.count_pairs(each, each.flip(0), 150, 255), maps))
+            beside = list(
+                pool.map(lambda each: confusion.count_pairs(each, each.flip(0), 150, 255), maps)
+            )
             assert all(map(torch.equal, beside, alone))
 
 
@@ -57,7 +70,9 @@ def test_counts_do_not_remember_how_the_first_were_taken():
     assert torch.equal(first, then) and torch.equal(then, one_by_one(maps, maps.flip(0), 3, 255))
 
 
-def one_by_one(predictions: torch.Tensor, references: torch.Tensor, classes: int, ignore: int) -> torch.Tensor:
+def one_by_one(
+    predictions: torch.Tensor, references: torch.Tensor, classes: int, ignore: int
+) -> torch.Tensor:
     """The definition, a pixel at a time."""
     counts = torch.zeros(classes + 2, classes + 1, dtype=torch.int64)
     for prediction, reference in zip(predictions.flatten().tolist(), references.flatten().tolist()):
@@ -75,14 +90,18 @@ def one_by_one(predictions: torch.Tensor, references: torch.Tensor, classes: int
 )
 def test_counts_are_those_of_the_definition(seed, classes, ignore, stray, dtype):
     generator = torch.Generator().manual_seed(seed)
-    predictions, references = (torch.randint(classes, (2, 5, 7), generator=generator) for _ in range(2))
+    predictions, references = (
+        torch.randint(classes, (2, 5, 7), generator=generator) for _ in range(2)
+    )
     limits = torch.iinfo(dtype)
     if limits.min <= ignore <= limits.max:
         references[torch.rand(references.shape, generator=generator) < 0.3] = ignore
     else:
         ignore = 255 if limits.max >= 255 else -1
     if stray in ("references", "both"):
-        references[0, 0] = torch.tensor([100, 120, min(limits.max, 2**40), max(limits.min, -3), 9, 0, 1])
+        references[0, 0] = torch.tensor(
+            [100, 120, min(limits.max, 2**40), max(limits.min, -3), 9, 0, 1]
+        )
     references = references.to(dtype)
     if stray in ("predictions", "both"):
         predictions[1, :, 0] = torch.tensor([-1, classes, 2**40, -(2**40), 0])
@@ -93,7 +112,9 @@ def test_counts_are_those_of_the_definition(seed, classes, ignore, stray, dtype)
 def test_both_ways_of_counting_agree(monkeypatch):
     """Pieces, and the way of other devices, on the CPU's tensors here."""
     generator = torch.Generator().manual_seed(0)
-    predictions, references = (torch.randint(150, (3, 100, 101), generator=generator) for _ in range(2))
+    predictions, references = (
+        torch.randint(150, (3, 100, 101), generator=generator) for _ in range(2)
+    )
     references[:, :20] = 255
     cells = confusion._cells(predictions.flatten(), references.flatten(), 150, 255)
     in_place = confusion._count_in_place(cells, 152 * 151).view(152, 151)
@@ -101,7 +122,9 @@ def test_both_ways_of_counting_agree(monkeypatch):
     monkeypatch.setattr(confusion, "LABELS_AT_ONCE", 1000)
     assert torch.equal(confusion.count_pairs(predictions, references, 150, 255), in_place)
     valid = references != 255
-    assert int(in_place[:150].sum()) == int(valid.sum()) and int(in_place[150].sum()) == int((~valid).sum())
+    assert int(in_place[:150].sum()) == int(valid.sum()) and int(in_place[150].sum()) == int(
+        (~valid).sum()
+    )
 
 
 def test_rows_of_images_are_counts_of_their_pixels():

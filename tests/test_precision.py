@@ -50,16 +50,24 @@ def test_it_is_the_same_training(tmp_path, plain, way, processes):
     for name in NAMES:
         tolerance = 1e-5 if way == "compiled" else 5e-3
         losses = [row["loss"] for row in rows(plain / name)]
-        assert [row["loss"] for row in rows(tmp_path / name)] == pytest.approx(losses, rel=tolerance)
+        assert [row["loss"] for row in rows(tmp_path / name)] == pytest.approx(
+            losses, rel=tolerance
+        )
         if way == "bf16":
-            assert [row["loss"] for row in rows(tmp_path / name)] != pytest.approx(losses, rel=1e-6), "it is bfloat16"
+            assert [row["loss"] for row in rows(tmp_path / name)] != pytest.approx(
+                losses, rel=1e-6
+            ), "it is bfloat16"
         mine, theirs = (
             load_file(list_checkpoints(folder / name / "checkpoints")[-1] / "model.safetensors")
             for folder in (plain, tmp_path)
         )
-        assert {key: value.dtype for key, value in mine.items()} == {key: value.dtype for key, value in theirs.items()}
+        assert {key: value.dtype for key, value in mine.items()} == {
+            key: value.dtype for key, value in theirs.items()
+        }
         assert all(row["num_images"] == 13 for row in rows(tmp_path / name, "evaluate"))
-        assert json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
+        assert (
+            json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
+        )
 
 
 @pytest.mark.parametrize("build", [recognition, segmentation])
@@ -69,10 +77,14 @@ def test_channels_last(tmp_path, build):
     recipe = build()
     formats = []
     recipe.model.register_forward_pre_hook(
-        lambda module, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        lambda module, inputs: formats.append(
+            inputs[0].is_contiguous(memory_format=torch.channels_last)
+        )
     )
     train(recipe, Options(out=tmp_path / "last", workers=0, log_every=1, channels_last=True))
-    assert all(formats) and recipe.model.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(formats) and recipe.model.backbone[0].weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
     torch.manual_seed(1)
     train(build(), Options(out=tmp_path / "first", workers=0, log_every=1))
     losses = [[row["loss"] for row in rows(tmp_path / each)] for each in ("first", "last")]
@@ -82,7 +94,9 @@ def test_channels_last(tmp_path, build):
 def test_tf32_is_a_setting(tmp_path):
     """It is off unless asked for, in matrix products and in convolutions, whatever torch's defaults are."""
     for allowed in (True, False):
-        train(recognition(epochs=0.5), Options(out=tmp_path / str(allowed), workers=0, tf32=allowed))
+        train(
+            recognition(epochs=0.5), Options(out=tmp_path / str(allowed), workers=0, tf32=allowed)
+        )
         assert torch.backends.cudnn.allow_tf32 is allowed
         assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
 
@@ -108,8 +122,13 @@ print(recipe.model)
     losses = [[row["loss"] for row in rows(tmp_path / precision)] for precision in ("no", "fp8")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
     path = list_checkpoints(tmp_path / "fp8" / "checkpoints")[-1]
-    found, row = evaluate(with_layers(), path, Options(workers=0)), rows(tmp_path / "fp8", "evaluate")[-1]
-    assert abs(found["ema_top1"] - row["ema_top1"]) < 0.2, "the same weights and averages, in float32"
+    found, row = (
+        evaluate(with_layers(), path, Options(workers=0)),
+        rows(tmp_path / "fp8", "evaluate")[-1],
+    )
+    assert abs(found["ema_top1"] - row["ema_top1"]) < 0.2, (
+        "the same weights and averages, in float32"
+    )
 
 
 def with_layers() -> Recipe:
@@ -130,7 +149,9 @@ def with_layers() -> Recipe:
         pytest.param(
             "fp8",
             "accelerate cannot start: .*fp8",
-            marks=pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao does fp8 here"),
+            marks=pytest.mark.skipif(
+                find_spec("torchao") is not None, reason="torchao does fp8 here"
+            ),
         ),
         ("bf17", "mixed_precision is bf17; it can be"),
     ],
@@ -141,11 +162,15 @@ def test_a_precision_that_cannot_be_is_refused(tmp_path, precision, message):
     script.write_text(
         "import trainkit.distributed.accelerator as l\ntry: l.start_accelerator()\nexcept ValueError as e: print(e)"
     )
-    assert re.search(message, run_command(sys.executable, str(script), ACCELERATE_MIXED_PRECISION=precision).stdout)
+    assert re.search(
+        message,
+        run_command(sys.executable, str(script), ACCELERATE_MIXED_PRECISION=precision).stdout,
+    )
 
 
 def test_sync_batch_norm_takes_gpus(tmp_path):
-    train(recognition(sync_batch_norm=True, epochs=0.5), Options(out=tmp_path, workers=0))  # alone: nothing to do
+    # alone: nothing to do
+    train(recognition(sync_batch_norm=True, epochs=0.5), Options(out=tmp_path, workers=0))
     script = f"""
 import sys; sys.path.insert(0, {str(TOYS.parent)!r})
 from pathlib import Path
@@ -156,7 +181,8 @@ except ValueError as error: print(error)
 """
     (tmp_path / "script.py").write_text(script)
     assert (
-        "2 processes train on the CPU: torch's SyncBatchNorm is for GPUs" in torchrun(2, tmp_path / "script.py").stdout
+        "2 processes train on the CPU: torch's SyncBatchNorm is for GPUs"
+        in torchrun(2, tmp_path / "script.py").stdout
     )
 
 
@@ -166,7 +192,9 @@ def test_an_evaluation_has_the_flags_of_a_training(tmp_path):
     recipe = recognition()
     plain = evaluate(recognition(), tmp_path, Options(workers=0))
     asked = EvaluateOptions(checkpoint=tmp_path, tf32=True, channels_last=True)
-    flagged = evaluate(recipe, tmp_path, Options(workers=0, tf32=asked.tf32, channels_last=asked.channels_last))
+    flagged = evaluate(
+        recipe, tmp_path, Options(workers=0, tf32=asked.tf32, channels_last=asked.channels_last)
+    )
     assert plain["top1"] == flagged["top1"] and torch.get_float32_matmul_precision() == "high"
     weight = recipe.model.backbone[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)

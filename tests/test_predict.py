@@ -48,9 +48,19 @@ def photos(folder):
     random = np.random.default_rng(0)
     (folder / "in").mkdir(parents=True)
     for i, (mode, name) in enumerate(
-        [("RGB", "b.jpg"), ("L", "a.jpg"), ("CMYK", "in/c.JPEG"), ("RGBA", "d.png"), ("P", "e.gif"), ("RGB", "f.webp")]
+        [
+            ("RGB", "b.jpg"),
+            ("L", "a.jpg"),
+            ("CMYK", "in/c.JPEG"),
+            ("RGBA", "d.png"),
+            ("P", "e.gif"),
+            ("RGB", "f.webp"),
+        ]
     ):
-        pixels = np.kron(random.integers(0, 255, (4, 5, 3), dtype=np.uint8), np.ones((8 + i, 7, 1), dtype=np.uint8))
+        pixels = np.kron(
+            random.integers(0, 255, (4, 5, 3), dtype=np.uint8),
+            np.ones((8 + i, 7, 1), dtype=np.uint8),
+        )
         exif = Image.Exif()
         exif[0x0112] = 6 if name == "b.jpg" else 1  # turned by 90 degrees
         Image.fromarray(pixels).convert(mode).save(folder / name, exif=exif)
@@ -78,7 +88,9 @@ def with_masks(folder, **changes):
         _, height, width = read_image(images / path).shape
         Image.new("L", (width, height)).save((folder / "masks" / path).with_suffix(".png"))
     data = MaskFolder(images, folder / "masks", CLASSES, long_side(24))
-    return segmentation(val_data=data, **{"task": Segmentation(CLASSES, palette=PALETTE, raw_ids=RAW), **changes})
+    return segmentation(
+        val_data=data, **{"task": Segmentation(CLASSES, palette=PALETTE, raw_ids=RAW), **changes}
+    )
 
 
 def by_hand(recipe, file, transform):
@@ -88,7 +100,9 @@ def by_hand(recipe, file, transform):
 
 def logits_of(recipe, image):
     image = image.as_subclass(torch.Tensor).double() / 255
-    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std))
+    mean, std = (
+        torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std)
+    )
     with torch.no_grad():
         return recipe.model.eval()(((image - mean) / std).float()[None])
 
@@ -102,18 +116,27 @@ def test_classes_with_probabilities(tmp_path, workers):
     recipe = with_classes(tmp_path)
     folder, out = tmp_path / "data" / NAMES[0], tmp_path / "out"
     given = (folder / "f.webp", folder, folder / "d.png")
-    assert predict(recipe, weights_of(recipe, tmp_path), asked(*given, out=out, top_k=3, workers=workers)) == []
+    assert (
+        predict(
+            recipe, weights_of(recipe, tmp_path), asked(*given, out=out, top_k=3, workers=workers)
+        )
+        == []
+    )
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == [
         str(folder / name) for name in ("f.webp", "a.jpg", "b.jpg", "d.png", "e.gif", "in/c.JPEG")
     ]
     table = list(csv.reader((out / "predictions.csv").read_text().splitlines()))
-    assert table[0] == ["file"] + [f"{what}_{rank}" for rank in (1, 2, 3) for what in ("class", "probability")]
+    assert table[0] == ["file"] + [
+        f"{what}_{rank}" for rank in (1, 2, 3) for what in ("class", "probability")
+    ]
     for row, cells in zip(rows, table[1:], strict=True):
         expected, ids = by_hand(recipe, Path(row["file"]), crop(16))[0].double().softmax(0).topk(3)
         assert [each["class"] for each in row["top"]] == ids.tolist()
         assert [each["name"] for each in row["top"]] == [NAMES[i] for i in ids]
-        assert [each["probability"] for each in row["top"]] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert [each["probability"] for each in row["top"]] == pytest.approx(
+            expected.tolist(), abs=1e-5
+        )
         assert cells[0] == row["file"] and cells[1::2] == [NAMES[i] for i in ids]
         assert [float(cell) for cell in cells[2::2]] == pytest.approx(expected.tolist(), abs=1e-5)
     assert len({row["top"][0]["class"] for row in rows}) > 1
@@ -123,12 +146,21 @@ def test_classes_with_probabilities(tmp_path, workers):
 def test_label_maps(tmp_path, raw_ids):
     recipe = with_masks(tmp_path, task=Segmentation(CLASSES, palette=PALETTE, raw_ids=raw_ids))
     out = tmp_path / "out"
-    assert predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=out, overlay=True)) == []
+    assert (
+        predict(
+            recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=out, overlay=True)
+        )
+        == []
+    )
     seen = set()
     for name in image_files(tmp_path / "images"):
         own = read_image(tmp_path / "images" / name)
         logits = by_hand(recipe, tmp_path / "images" / name, long_side(24))
-        labels = F.interpolate(logits, own.shape[-2:], mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        labels = (
+            F.interpolate(logits, own.shape[-2:], mode="bilinear", align_corners=False)[0]
+            .argmax(0)
+            .numpy()
+        )
         stem = name.rsplit(".", 1)[0]
         with Image.open(out / "colour" / f"{stem}.png") as image:
             assert image.mode == "P" and np.array_equal(np.array(image), labels)
@@ -149,9 +181,14 @@ def test_images_lie_as_the_datasets_do(tmp_path):
     """Masks of ADE20K, VOC and others are of images as stored: so are predictions for their servers."""
     recipe = with_masks(tmp_path)
     weights = weights_of(recipe, tmp_path)
-    for upright, size in ((True, (32, 35)), (False, (35, 32))):  # width and height of b.jpg, stored on its side
+    # width and height of b.jpg, stored on its side
+    for upright, size in ((True, (32, 35)), (False, (35, 32))):
         recipe.val_data.upright = upright
-        predict(recipe, weights, asked(tmp_path / "images" / "b.jpg", out=tmp_path / "out", overlay=True))
+        predict(
+            recipe,
+            weights,
+            asked(tmp_path / "images" / "b.jpg", out=tmp_path / "out", overlay=True),
+        )
         for kind in ("raw/b.png", "colour/b.png", "overlay/b.jpg"):
             with Image.open(tmp_path / "out" / kind) as image:
                 assert image.size == size
@@ -161,25 +198,37 @@ def test_images_lie_as_the_datasets_do(tmp_path):
 def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
     """In windows of 16 every 8 of images with a long side of 24, flipped too, against a loop over them."""
     recipe = with_masks(tmp_path, inference=Inference(window=16, stride=8, flip=True))
-    assert predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out")) == []
+    assert (
+        predict(
+            recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out")
+        )
+        == []
+    )
     differs = 0
     for name in image_files(tmp_path / "images"):
         pixels = long_side(24)(read_image(tmp_path / "images" / name))
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels, (0, max(0, 16 - width), 0, max(0, 16 - height)))
-        sums, seen = torch.zeros(CLASSES, *padded.shape[-2:], dtype=torch.float64), torch.zeros(padded.shape[-2:])
+        sums, seen = (
+            torch.zeros(CLASSES, *padded.shape[-2:], dtype=torch.float64),
+            torch.zeros(padded.shape[-2:]),
+        )
         for top in {0, max(0, height - 16)}:
             for left in {0, max(0, width - 16)}:
                 part = padded[:, top : top + 16, left : left + 16]
                 for flipped in (False, True):
                     given = part.flip(-1) if flipped else part
                     scores = logits_of(recipe, given)[0].double().softmax(0)
-                    sums[:, top : top + 16, left : left + 16] += scores.flip(-1) if flipped else scores
+                    sums[:, top : top + 16, left : left + 16] += (
+                        scores.flip(-1) if flipped else scores
+                    )
                     seen[top : top + 16, left : left + 16] += 1
         mean = (sums / seen)[None, :, :height, :width]
         size = read_image(tmp_path / "images" / name).shape[-2:]
         expected = F.interpolate(mean, size, mode="bilinear", align_corners=False)[0]
-        labels = torch.from_numpy(np.array(Image.open((tmp_path / "out/colour" / name).with_suffix(".png")))).long()
+        labels = torch.from_numpy(
+            np.array(Image.open((tmp_path / "out/colour" / name).with_suffix(".png")))
+        ).long()
         lost = expected.amax(0) - expected.gather(0, labels[None])[0]
         assert lost.max() < 1e-5, "up to rounding the likeliest"
         whole = likeliest(by_hand(recipe, tmp_path / "images" / name, long_side(24))[0], size)
@@ -200,7 +249,9 @@ class Divisible(nn.Module):
         assert x.shape[-2] % 32 == 0 and x.shape[-1] % 32 == 0, x.shape
         return (
             self.head(x)
-            + 50 * self.head(x).mean((2, 3), keepdim=True) * torch.linspace(-1, 1, x.shape[-2] // 8)[:, None]
+            + 50
+            * self.head(x).mean((2, 3), keepdim=True)
+            * torch.linspace(-1, 1, x.shape[-2] // 8)[:, None]
         )
 
 
@@ -213,19 +264,25 @@ def odd_sized(folder):
         Image.new("L", (width, height)).save(folder / "masks" / f"{i}.png")
     data = MaskFolder(folder / "images", folder / "masks", CLASSES, long_side(None))
     torch.manual_seed(0)
-    return segmentation(val_data=data, task=Segmentation(CLASSES), model=Divisible(), eval_batch_size=2)
+    return segmentation(
+        val_data=data, task=Segmentation(CLASSES), model=Divisible(), eval_batch_size=2
+    )
 
 
 def filled_by_hand(recipe, file):
     """Logits (1, C, H, W) of an image put into the top left of one of the mean colour, resized to that and cut."""
     pixels = long_side(None)(read_image(file)).double() / 255
-    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std))
+    mean, std = (
+        torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std)
+    )
     _, height, width = pixels.shape
     canvas = mean.expand(3, math.ceil(height / 32) * 32, math.ceil(width / 32) * 32).clone()
     canvas[:, :height, :width] = pixels
     with torch.no_grad():
         logits = recipe.model.eval()(((canvas - mean) / std).float()[None])
-    return F.interpolate(logits, canvas.shape[-2:], mode="bilinear", align_corners=False)[..., :height, :width]
+    return F.interpolate(logits, canvas.shape[-2:], mode="bilinear", align_corners=False)[
+        ..., :height, :width
+    ]
 
 
 @pytest.mark.parametrize("looks", [None, Inference(flip=True)])
@@ -234,16 +291,26 @@ def test_images_that_a_network_takes_filled_up_alone(tmp_path, looks):
     recipe = replace(odd_sized(tmp_path), inference=looks)
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     given = []
-    recipe.model.register_forward_pre_hook(lambda _, inputs: given.append(tuple(inputs[0].shape[-2:])))
-    assert predict(recipe, tmp_path / "w.pth", asked(tmp_path / "images", out=tmp_path / "out")) == []
+    recipe.model.register_forward_pre_hook(
+        lambda _, inputs: given.append(tuple(inputs[0].shape[-2:]))
+    )
+    assert (
+        predict(recipe, tmp_path / "w.pth", asked(tmp_path / "images", out=tmp_path / "out")) == []
+    )
     assert set(given) == {(128, 96), (96, 128)}
     for i in range(2):
         file = tmp_path / "images" / f"{i}.png"
         scores = filled_by_hand(recipe, file).softmax(1)
         if looks is not None:
-            Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "flipped.png")
-            scores = (scores + filled_by_hand(recipe, tmp_path / "flipped.png").softmax(1).flip(-1)) / 2
-        labels = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "colour" / f"{i}.png"))).long()
+            Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+                tmp_path / "flipped.png"
+            )
+            scores = (
+                scores + filled_by_hand(recipe, tmp_path / "flipped.png").softmax(1).flip(-1)
+            ) / 2
+        labels = torch.from_numpy(
+            np.array(Image.open(tmp_path / "out" / "colour" / f"{i}.png"))
+        ).long()
         lost = scores[0].amax(0) - scores[0].gather(0, labels[None])[0]
         assert lost.max() < 1e-5, "up to rounding the likeliest"
         assert len(labels.unique()) > 2
@@ -256,12 +323,23 @@ def test_label_maps_of_ones_own_images(tmp_path, shift):
         for i in range(2):
             picture(tmp_path / "images" / split / f"{i}.png", 40, 30, i)
             mask(tmp_path / "annotations" / split / f"{i}.png", 40, 30, [(1, 600), (2, 600)])
-    settings = {"data": str(tmp_path), "classes": "3", "label_shift": shift, "model": "small_lraspp"}
-    recipe = build(load_recipe(ROOT / "recipes" / "seg_folder.py"), {**settings, "pretrained": False, "base": 64})
+    settings = {
+        "data": str(tmp_path),
+        "classes": "3",
+        "label_shift": shift,
+        "model": "small_lraspp",
+    }
+    recipe = build(
+        load_recipe(ROOT / "recipes" / "seg_folder.py"),
+        {**settings, "pretrained": False, "base": 64},
+    )
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     predict(recipe, tmp_path / "w.pth", asked(tmp_path / "images" / "val", out=tmp_path / "out"))
     for name in ("0.png", "1.png"):
-        with Image.open(tmp_path / "out/raw" / name) as raw, Image.open(tmp_path / "out/colour" / name) as colour:
+        with (
+            Image.open(tmp_path / "out/raw" / name) as raw,
+            Image.open(tmp_path / "out/colour" / name) as colour,
+        ):
             assert np.array_equal(np.array(raw), np.array(colour).astype(int) - shift)
 
 
@@ -277,7 +355,8 @@ def test_likeliest_in_parts(monkeypatch, at_once):
 
 def test_palettes():
     assert colour_map(256)[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert colour_map(256)[[20, 255]].tolist() == [[0, 64, 128], [224, 224, 192]]  # as in the VOC kit
+    # as in the VOC kit
+    assert colour_map(256)[[20, 255]].tolist() == [[0, 64, 128], [224, 224, 192]]
     assert len(set(map(tuple, colour_map(256).tolist()))) == 256
     assert ADE20K.palette.shape == (150, 3) and ADE20K.palette.sum(1).min() > 0
     raw = torch.from_numpy(ADE20K.raw_ids.copy())
@@ -326,8 +405,12 @@ def test_a_large_folder_is_not_held_in_memory(tmp_path):
 def test_memory_that_runs_out_in_a_prediction_is_told(tmp_path):
     """A window of more than a process can address."""
     recipe = with_masks(tmp_path, inference=Inference(window=10_000_000))
-    with pytest.raises(MemoryError, match="out of memory in the prediction: .*smaller scales, a smaller window"):
-        predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out"))
+    with pytest.raises(
+        MemoryError, match="out of memory in the prediction: .*smaller scales, a smaller window"
+    ):
+        predict(
+            recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out")
+        )
 
 
 RECIPE = """
@@ -347,11 +430,24 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
     for i in range(12):
         (folder / f"bad-{i:02d}.jpg").write_bytes((folder / "b.jpg").read_bytes()[:60])
     (folder / "notes.txt").write_text("no image")
-    words = ["predict", "mine.py", "--data", "y", "--checkpoint", str(weights), "photos", "--workers", "0"]
+    words = [
+        "predict",
+        "mine.py",
+        "--data",
+        "y",
+        "--checkpoint",
+        str(weights),
+        "photos",
+        "--workers",
+        "0",
+    ]
     assert main([*words, "--out", "photos/out"]) == 2
     said = capsys.readouterr()
     assert "12 of the files could not be read, the rest is done" in said.err
-    assert said.err.count("cannot read photos/bad-") == 10 and "and 2 more in photos/out/unreadable.txt" in said.err
+    assert (
+        said.err.count("cannot read photos/bad-") == 10
+        and "and 2 more in photos/out/unreadable.txt" in said.err
+    )
     assert "18 images (14 jpg, 1 gif, 1 jpeg, 1 png, 1 webp" in said.out
     assert "left out: 1 file (.txt)" in said.out
     assert "photos/out: predictions of 6 images" in said.out
@@ -360,7 +456,8 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
 
     for path in folder.glob("bad-*"):
         path.unlink()
-    Image.new("RGB", (20, 20)).save(folder / "out" / "own.png")  # what lies in the output is no input
+    # what lies in the output is no input
+    Image.new("RGB", (20, 20)).save(folder / "out" / "own.png")
     (folder / "a.heic").write_bytes(b"no decoder for it")
     words[3] = "z"
     assert main([*words[:2], "--data", "z", *words[4:], "--out", "photos/out"]) == 0
@@ -380,7 +477,11 @@ def test_mistakes(tmp_path):
     for paths, kind, message in (
         ((), ValueError, "nothing to predict"),
         ((tmp_path / "nowhere.jpg",), FileNotFoundError, "no file or folder .*nowhere.jpg"),
-        ((tmp_path / "empty",), FileNotFoundError, r"no images in .*empty; left out: 1 file \(.md\)"),
+        (
+            (tmp_path / "empty",),
+            FileNotFoundError,
+            r"no images in .*empty; left out: 1 file \(.md\)",
+        ),
         ((images,), ValueError, r"a.jpg and .*a.png would both be written as a.png: rename one"),
     ):
         with pytest.raises(kind, match=message):
@@ -392,7 +493,9 @@ def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="transform does not take an image alone"):
         predict(bare, weights, asked(images, out=out))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/out, which cannot hold results: Not a directory; choose .* --out"):
+    with pytest.raises(
+        ValueError, match="file/out, which cannot hold results: Not a directory; choose .* --out"
+    ):
         predict(recipe, weights, asked(images / "b.jpg", out=tmp_path / "file" / "out"))
     with pytest.raises(ValueError, match="top_k is 0"):
         asked(images, out=out, top_k=0)
@@ -412,7 +515,9 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
     file = tmp_path / "images" / "a.jpg"
     predict(recipe, tmp_path / "w.pth", asked(file, out=tmp_path / "out"))
     labels = likeliest(by_hand(recipe, file, long_side(24))["out"][0], read_image(file).shape[-2:])
-    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "colour" / "a.png")), labels.numpy())
+    assert np.array_equal(
+        np.array(Image.open(tmp_path / "out" / "colour" / "a.png")), labels.numpy()
+    )
 
     class Other:
         terms, headline, higher_is_better = ("x",), "x", True
@@ -421,7 +526,9 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
     other = recognition(task=Other())
     other.val_data.transform = v2.Identity()
     torch.save(other.model.state_dict(), tmp_path / "o.pth")
-    with pytest.raises(ValueError, match="task Other: predictions are written for Recognition and Segmentation"):
+    with pytest.raises(
+        ValueError, match="task Other: predictions are written for Recognition and Segmentation"
+    ):
         predict(other, tmp_path / "o.pth", asked(file, out=tmp_path / "out"))
 
 
@@ -432,7 +539,11 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
 def test_a_network_with_more_outputs_than_classes_predicts_nothing(make, name, network, tmp_path):
     recipe = replace(make(tmp_path), model=network())
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
-    asked = PredictOptions(checkpoint=tmp_path / "w.pth", paths=(tmp_path,), out=tmp_path / "out", workers=0)
-    with pytest.raises(ValueError, match=f"the network has 9 outputs, and {name} has {CLASSES} classes"):
+    asked = PredictOptions(
+        checkpoint=tmp_path / "w.pth", paths=(tmp_path,), out=tmp_path / "out", workers=0
+    )
+    with pytest.raises(
+        ValueError, match=f"the network has 9 outputs, and {name} has {CLASSES} classes"
+    ):
         predict(recipe, tmp_path / "w.pth", asked)
     assert not list((tmp_path / "out").rglob("*.png"))

@@ -24,7 +24,15 @@ from trainkit.storage.checkpoint import list_checkpoints
 TOYS = Path(__file__).parent / "toys.py"
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
           "--dynamo_backend", "no")  # fmt: skip
-NAMES = ("recognition", "recognition-3", "recognition-mixup", "growing", "segmentation", "segmentation-3", "streamed")
+NAMES = (
+    "recognition",
+    "recognition-3",
+    "recognition-mixup",
+    "growing",
+    "segmentation",
+    "segmentation-3",
+    "streamed",
+)
 NORMS = ("batch-norm", "batch-norm-averaged", "batch-norm-windows")
 LONELY = ("recognition-lonely", "segmentation-lonely")  # a last batch of one image
 
@@ -52,7 +60,9 @@ def together(tmp_path_factory):
     for number in (2, 3):
         folders[number] = tmp_path_factory.mktemp(f"together-{number}")
         cache = str(tmp_path_factory.mktemp("cache"))
-        torchrun(number, TOYS, folders[number], *NAMES, *LONELY, *NORMS, "errors", ERRORS_CACHE=cache)
+        torchrun(
+            number, TOYS, folders[number], *NAMES, *LONELY, *NORMS, "errors", ERRORS_CACHE=cache
+        )
     return folders
 
 
@@ -69,7 +79,10 @@ def test_processes_do_not_change_the_training(alone, together, name, number):
 def test_processes_do_not_change_the_pixels(alone, together, name, number):
     """Together they were trained on the same images, and in every batch on a part each."""
     one = json.loads((alone / name / "seen-0.json").read_text())
-    many = [json.loads((together[number] / name / f"seen-{rank}.json").read_text()) for rank in range(number)]
+    many = [
+        json.loads((together[number] / name / f"seen-{rank}.json").read_text())
+        for rank in range(number)
+    ]
     unit = 2 if "mixup" in name else 1
     order = TrainOrder(27, 8, 5, number, RUNS[name][1].get("micro_batch"), unit)
     for rank, seen in enumerate(many):  # the first two steps are tried, without the others
@@ -86,7 +99,10 @@ def test_processes_do_not_change_the_pixels(alone, together, name, number):
 @pytest.mark.parametrize("number", [2, 3])
 def test_every_image_is_evaluated_once(alone, together, number):
     for name in NAMES:
-        mine, theirs = rows(alone / name / "run", "evaluate"), rows(together[number] / name, "evaluate")
+        mine, theirs = (
+            rows(alone / name / "run", "evaluate"),
+            rows(together[number] / name, "evaluate"),
+        )
         assert mine == theirs and all(row["num_images"] == 13 for row in theirs)
 
 
@@ -121,7 +137,9 @@ def test_processes_that_do_not_know_each_other_are_refused():
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
 def test_engines_that_would_not_be_exact_are_refused(monkeypatch, engine):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(ValueError, match=f"ACCELERATE_USE_{engine} is set: .*multi_gpu.yaml, or with .*fsdp2.yaml"):
+    with pytest.raises(
+        ValueError, match=f"ACCELERATE_USE_{engine} is set: .*multi_gpu.yaml, or with .*fsdp2.yaml"
+    ):
         start_accelerator()
 
 
@@ -140,7 +158,9 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
         "print('threads', torch.get_num_threads(), 'of', len(os.sched_getaffinity(0)))"
     )
     asked = run_command(*LAUNCH, "--num_processes", "1", str(script), OMP_NUM_THREADS="1")
-    silent = run_command("env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--num_processes", "1", str(script))
+    silent = run_command(
+        "env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--num_processes", "1", str(script)
+    )
     words = silent.stdout.split()
     assert words[1] == words[3] and "threads 1 of" in asked.stdout
     # A shell has in its own environment what it was started with, and not what it gives to a command.
@@ -177,12 +197,21 @@ train(recognition(), Options(out=Path({str(tmp_path / "run")!r}), workers=0), se
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     words = [sys.executable, str(script)]
     processes = []
     for rank in "01":
         env = {**os.environ, **group, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(
+                words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     printed = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     assert "KeyError: 'event'" in printed[0] and "Traceback" not in printed[1], printed
@@ -303,7 +332,11 @@ def test_a_resume_with_a_static_graph_on_four_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(STATIC.format(tests=str(TOYS.parent), out=str(tmp_path)))
     printed = torchrun(4, script).stdout
-    assert "COMPARED None" in printed and "COMPARED 2" in printed and printed.count("going on from step-000000002") == 2
+    assert (
+        "COMPARED None" in printed
+        and "COMPARED 2" in printed
+        and printed.count("going on from step-000000002") == 2
+    )
 
 
 ORPHAN = """
@@ -345,8 +378,24 @@ def test_the_others_say_that_one_is_gone(tmp_path, moment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    words = (script, recipe, "--out", tmp_path / "run", "--workers", "0", "--log-every", "1", "--timeout-s", "3")
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    words = (
+        script,
+        recipe,
+        "--out",
+        tmp_path / "run",
+        "--workers",
+        "0",
+        "--log-every",
+        "1",
+        "--timeout-s",
+        "3",
+    )
     ranks = "01" if moment == "trains" else "1"
     processes = [Script(*words, **group, RANK=rank, LOCAL_RANK=rank) for rank in ranks]
     if moment == "trains":

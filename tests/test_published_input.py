@@ -17,10 +17,14 @@ from trainkit.data.transforms.recognition import CROP_MODES, eval_transform
 from trainkit.models.recognition import published_input
 
 timm = pytest.importorskip("timm")
-HALF, IMAGENET = "mean 0.5 0.5 0.5, std 0.5 0.5 0.5", "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+HALF, IMAGENET = (
+    "mean 0.5 0.5 0.5, std 0.5 0.5 0.5",
+    "mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
+)
 INPUT = {"mean", "std", "interpolation", "crop_fraction", "crop_mode"}
 RECIPES = {
-    name: ROOT / "recipes" / f"{name}.py" for name in ("recog_imagenet", "recog_folder", "recog_imagenet_resnest")
+    name: ROOT / "recipes" / f"{name}.py"
+    for name in ("recog_imagenet", "recog_folder", "recog_imagenet_resnest")
 }
 
 
@@ -66,7 +70,9 @@ def as_then(run: Path, **settings) -> Path:
 
     def edit(content):
         del content["input"]
-        content["settings"] = {n: v for n, v in content["settings"].items() if n not in INPUT} | settings
+        content["settings"] = {
+            n: v for n, v in content["settings"].items() if n not in INPUT
+        } | settings
 
     for manifest in run.glob("checkpoints/*/manifest.json"):
         content = json.loads(manifest.read_text())
@@ -80,7 +86,10 @@ def copied(runs: Path, name: str, folder: Path) -> Path:
 
 
 def evaluated(name: str, run: Path, *more: str) -> dict:
-    assert main(["evaluate", str(RECIPES[name]), "--checkpoint", str(run), "--workers", "0", *more]) == 0
+    assert (
+        main(["evaluate", str(RECIPES[name]), "--checkpoint", str(run), "--workers", "0", *more])
+        == 0
+    )
     return json.loads((run / "results.json").read_text())
 
 
@@ -95,18 +104,28 @@ def test_the_run_keeps_how_its_images_are_looked_at(runs, name, tmp_path):
     assert results["protocol"] == f"centre crop of 32, short side 34, bicubic, {HALF}"
     if name == "recog_folder":
         change(run, lambda content: content["settings"].update(pretrained=True))
-        assert evaluated(name, run, "--no-pretrained") | {"settings": 0} == results | {"settings": 0}
+        assert evaluated(name, run, "--no-pretrained") | {"settings": 0} == results | {
+            "settings": 0
+        }
         change(run, lambda content: content["settings"].update(pretrained=False))
-    change(run, lambda content: content["input"].update(mean=[0.1, 0.2, 0.3], interpolation="bilinear"))
+    change(
+        run, lambda content: content["input"].update(mean=[0.1, 0.2, 0.3], interpolation="bilinear")
+    )
     other = evaluated(name, run)
-    assert other["protocol"] == "centre crop of 32, short side 34, bilinear, mean 0.1 0.2 0.3, std 0.5 0.5 0.5"
+    assert (
+        other["protocol"]
+        == "centre crop of 32, short side 34, bilinear, mean 0.1 0.2 0.3, std 0.5 0.5 0.5"
+    )
     assert other["calibration_error"] != results["calibration_error"]
     again = evaluated(name, run, "--mean", "0.5", "0.5", "0.5", "--interpolation", "bicubic")
     assert again["calibration_error"] == results["calibration_error"]
 
 
 THEN = {  # what settings.json had, and how the images were looked at
-    "recog_imagenet": ({"interpolation": "bicubic", "crop_fraction": 0.8}, "short side 40, bicubic"),
+    "recog_imagenet": (
+        {"interpolation": "bicubic", "crop_fraction": 0.8},
+        "short side 40, bicubic",
+    ),
     "recog_imagenet_resnest": ({}, "short side 37, bicubic"),
     "recog_folder": ({"pretrained": False}, "short side 37, bilinear"),
 }
@@ -117,7 +136,18 @@ def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_pat
     """Evaluated, predicted and resumed with ImageNet's mean and std, or not resumed."""
     settings, protocol = THEN[name]
     run = as_then(copied(runs, name, tmp_path), **settings)
-    given = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225", "--crop-mode", "center"]
+    given = [
+        "--mean",
+        "0.485",
+        "0.456",
+        "0.406",
+        "--std",
+        "0.229",
+        "0.224",
+        "0.225",
+        "--crop-mode",
+        "center",
+    ]
     given += f"--interpolation {protocol.split()[-1]} --crop-fraction {settings.get('crop_fraction', 0.875)}".split()
     expected = evaluated(name, copied(runs, name, tmp_path / "now"), *given)
     results = evaluated(name, run)
@@ -126,16 +156,36 @@ def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_pat
 
     assert main(command(name, data, tmp_path)) == 2
     told = " ".join(capsys.readouterr().err.split())
-    assert "was started otherwise" in told and "mean was [0.485, 0.456, 0.406] and is [0.5, 0.5, 0.5]" in told
+    assert (
+        "was started otherwise" in told
+        and "mean was [0.485, 0.456, 0.406] and is [0.5, 0.5, 0.5]" in told
+    )
     assert "crop_fraction was" in told and "crop_mode" not in told and "no setting" not in told
     assert main(command(name, data, tmp_path, *given)) == 0
-    assert f"is finished ({json.loads((run / 'summary.json').read_text())['steps']} steps)" in capsys.readouterr().out
+    assert (
+        f"is finished ({json.loads((run / 'summary.json').read_text())['steps']} steps)"
+        in capsys.readouterr().out
+    )
 
 
 def test_predictions_and_exports_of_older_runs(runs, data, tmp_path):
     """Scores are those of the same weights with ImageNet's mean and std given; exported files say them."""
-    then, now = as_then(copied(runs, "recog_imagenet", tmp_path)), copied(runs, "recog_imagenet", tmp_path / "now")
-    given = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225", "--crop-fraction", "0.875"]
+    then, now = (
+        as_then(copied(runs, "recog_imagenet", tmp_path)),
+        copied(runs, "recog_imagenet", tmp_path / "now"),
+    )
+    given = [
+        "--mean",
+        "0.485",
+        "0.456",
+        "0.406",
+        "--std",
+        "0.229",
+        "0.224",
+        "0.225",
+        "--crop-fraction",
+        "0.875",
+    ]
     found = []
     for run, more in ((then, []), (now, given), (now, [])):
         out = tmp_path / str(len(found))
@@ -143,7 +193,12 @@ def test_predictions_and_exports_of_older_runs(runs, data, tmp_path):
         assert main(["predict", *words, str(out), str(data / "val" / "class0")]) == 0
         assert main(["export", *words, f"{out}.safetensors"]) == 0
         with safe_open(f"{out}.safetensors", "pt") as file:
-            found.append(((out / "predictions.csv").read_text(), "[0.485, 0.456, 0.406]" in str(file.metadata())))
+            found.append(
+                (
+                    (out / "predictions.csv").read_text(),
+                    "[0.485, 0.456, 0.406]" in str(file.metadata()),
+                )
+            )
     assert found[0] == found[1] and found[0][1] and not found[2][1] and found[2][0] != found[0][0]
 
 
@@ -161,7 +216,8 @@ def test_a_run_is_not_resumed_with_other_input(runs, data, tmp_path, capsys):
     }.items():
         assert main(command("recog_folder", data, tmp_path, *flag.split())) == 2
         assert told in " ".join(capsys.readouterr().err.split())
-    assert main(command("recog_folder", data, tmp_path, "--mean", "0.5", "0.5", "0.5")) == 0  # as it was
+    # as it was
+    assert main(command("recog_folder", data, tmp_path, "--mean", "0.5", "0.5", "0.5")) == 0
 
 
 def test_timms_input_is_timms():
@@ -173,16 +229,21 @@ def test_timms_input_is_timms():
         modes[known["crop_mode"]] = name
         if known["crop_mode"] not in CROP_MODES:
             with pytest.raises(
-                ValueError, match=rf"timm:{name} with crop_mode 'border', and here are center and squash"
+                ValueError,
+                match=rf"timm:{name} with crop_mode 'border', and here are center and squash",
             ):
                 published_input(f"timm:{name}", "bilinear")
             continue
         found = published_input(f"timm:{name}", "bilinear")
         assert found.pop("crop_fraction") == known["crop_pct"], name
-        assert found == {setting: known[setting] for setting in found} and found.keys() == INPUT - {"crop_fraction"}
+        assert found == {setting: known[setting] for setting in found} and found.keys() == INPUT - {
+            "crop_fraction"
+        }
     assert modes.keys() == {"center", "squash", "border"}
     border = modes["border"]
-    assert published_input(f"timm:{border}", "bilinear", crop_mode="squash")["crop_mode"] == "squash"
+    assert (
+        published_input(f"timm:{border}", "bilinear", crop_mode="squash")["crop_mode"] == "squash"
+    )
 
 
 def test_others_have_imagenets():
@@ -195,9 +256,13 @@ def test_others_have_imagenets():
 @pytest.mark.parametrize("crop", CROP_MODES)
 @pytest.mark.parametrize("fraction", [0.875, 1.0])
 def test_crops_are_timms(crop, fraction):
-    pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 12), (90, 160), mode="bicubic").clamp(0, 1)[0]
+    pixels = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 9, 12), (90, 160), mode="bicubic"
+    ).clamp(0, 1)[0]
     image = (pixels * 255).to(torch.uint8)
-    theirs = timm.data.create_transform((3, 64, 64), crop_pct=fraction, crop_mode=crop, normalize=False)
+    theirs = timm.data.create_transform(
+        (3, 64, 64), crop_pct=fraction, crop_mode=crop, normalize=False
+    )
     expected = theirs(Image.fromarray(image.permute(1, 2, 0).numpy()))
     look = eval_transform(64, fraction, crop_mode=crop)
     assert look(image).shape == expected.shape == (3, 64, 64)

@@ -41,7 +41,15 @@ import toys
 def make(averaged):
     return toys.everything() if averaged else toys.recognition(epochs=2)
 '''
-FILES = ["README.md", "beside.py", "log.jsonl", "model.safetensors", "recipe.py", "results.json", "settings.json"]
+FILES = [
+    "README.md",
+    "beside.py",
+    "log.jsonl",
+    "model.safetensors",
+    "recipe.py",
+    "results.json",
+    "settings.json",
+]
 
 
 def trained(folder: Path, *words: str) -> Path:
@@ -49,7 +57,11 @@ def trained(folder: Path, *words: str) -> Path:
     (folder / "beside.py").write_text(BESIDE)
     run = folder / "runs" / "mine"
     words = str(folder / "mine.py"), "--workers", "0", "--out", str(run), *words
-    command(str(Path(sys.executable).with_name("trainkit")), *words, PYTHONPATH=str(Path(__file__).parent))
+    command(
+        str(Path(sys.executable).with_name("trainkit")),
+        *words,
+        PYTHONPATH=str(Path(__file__).parent),
+    )
     return run
 
 
@@ -62,24 +74,59 @@ def best_row(run: Path) -> dict:
 @pytest.mark.parametrize("averaged", [False, True])
 def test_what_is_published(tmp_path, monkeypatch, averaged):
     monkeypatch.chdir(tmp_path)
-    run = trained(tmp_path, f"--data={tmp_path}/secret place/toys", *(["--averaged"] if averaged else []))
+    run = trained(
+        tmp_path, f"--data={tmp_path}/secret place/toys", *(["--averaged"] if averaged else [])
+    )
     row = best_row(run)
-    assert main(["push", "runs/mine", "me/toy", "--folder", "new/pub", "--license", "mit", "--dataset", "me/data"]) == 0
+    assert (
+        main(
+            [
+                "push",
+                "runs/mine",
+                "me/toy",
+                "--folder",
+                "new/pub",
+                "--license",
+                "mit",
+                "--dataset",
+                "me/data",
+            ]
+        )
+        == 0
+    )
     pub = tmp_path / "new" / "pub"
     contents = {path.name: path.read_bytes() for path in pub.iterdir()}
     assert sorted(contents) == FILES
 
-    weights, kept = load_file(pub / "model.safetensors"), run / "checkpoints" / f"step-{row['best_step']:09d}"
+    weights, kept = (
+        load_file(pub / "model.safetensors"),
+        run / "checkpoints" / f"step-{row['best_step']:09d}",
+    )
     best = checkpoint.load(kept)[1]["ema"]["averages"] if averaged else checkpoint.load(kept)[0]
     assert weights.keys() == read_weights(kept)[0].keys() and len(weights) > 5
     assert all(torch.equal(weights[name], tensor) for name, tensor in best.items())
-    assert len(start_from(everything().model if averaged else Net(False), pub / "model.safetensors")) == 1
+    assert (
+        len(start_from(everything().model if averaged else Net(False), pub / "model.safetensors"))
+        == 1
+    )
 
     # Measured again by the card's command, without a setting: the very figures of the run.
     expected = {name: row[f"ema_{name}" if averaged else name] for name in ("top1", "top5")}
     published = json.loads((pub / "results.json").read_text())
     for weights in ("model.safetensors", "."):
-        assert main(["evaluate", str(pub / "recipe.py"), "--checkpoint", str(pub / weights), "--workers", "0"]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    str(pub / "recipe.py"),
+                    "--checkpoint",
+                    str(pub / weights),
+                    "--workers",
+                    "0",
+                ]
+            )
+            == 0
+        )
         again = json.loads((pub / "results.json").read_text())
         assert {name: again[name] for name in expected} == expected and again["num_images"] == 13
         assert again["settings"]["averaged"] is averaged and again["sha256"] == published["sha256"]
@@ -93,37 +140,69 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
     assert {name: each.metric_value for name, each in found.items() if name in expected} == expected
     assert found["top1"].metric_type == "accuracy" and found["top1"].dataset_type == "me/data"
     assert "trainkit evaluate recipe.py --checkpoint model.safetensors --data FOLDER\n" in card.text
-    assert "recipe.py my_photos --checkpoint model.safetensors --data FOLDER --out predictions\n" in card.text
+    assert (
+        "recipe.py my_photos --checkpoint model.safetensors --data FOLDER --out predictions\n"
+        in card.text
+    )
     whose = "the moving average of the weights" if averaged else "the weights"
-    assert f"`model.safetensors` holds {whose} after step {row['step']} of {4 * (2 + averaged)}" in card.text
+    assert (
+        f"`model.safetensors` holds {whose} after step {row['step']} of {4 * (2 + averaged)}"
+        in card.text
+    )
     assert "trainkit mine.py --workers 0 --out mine --data=toys" in card.text.replace("'", "")
-    assert f"| version of torch | {torch.__version__.split('+')[0]}" in card.text and "| averaged | " in card.text
+    assert (
+        f"| version of torch | {torch.__version__.split('+')[0]}" in card.text
+        and "| averaged | " in card.text
+    )
     for name, content in contents.items():
         for word in (str(tmp_path), "secret", str(Path.home()), platform.node()):
             assert word.encode() not in content, (name, word)
 
 
-def test_figures_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights(tmp_path, monkeypatch):
+def test_figures_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     run = trained(tmp_path, "--averaged")
     assert main(["evaluate", "mine.py", "--checkpoint", str(run), "--workers", "0"]) == 0
     measured = json.loads((run / "results.json").read_text())
     assert main(["push", str(run), "me/toy", "--folder", "one"]) == 0
     published = json.loads(Path("one/results.json").read_text())
-    assert published["top1"] == measured["ema_top1"] and published["top1_95"] == measured["ema_top1_95"]
+    assert (
+        published["top1"] == measured["ema_top1"]
+        and published["top1_95"] == measured["ema_top1_95"]
+    )
     assert not [name for name in published if name.startswith("ema_")]
-    assert published["checkpoint"] == "model.safetensors" and published["sha256"] != measured["sha256"]
+    assert (
+        published["checkpoint"] == "model.safetensors" and published["sha256"] != measured["sha256"]
+    )
     assert "By `trainkit evaluate` on the same weights" in Path("one/README.md").read_text()
     (run / "model.safetensors").write_text("of others")  # a run has its own
-    (run / "results.json").write_text(json.dumps({**measured, "sha256": "of others", "ema_top1": 0.123}))
+    (run / "results.json").write_text(
+        json.dumps({**measured, "sha256": "of others", "ema_top1": 0.123})
+    )
     assert main(["push", str(run), "me/toy", "--folder", "two"]) == 0
     assert json.loads(Path("two/results.json").read_text())["top1"] == best_row(run)["ema_top1"]
     assert "By `trainkit evaluate`" not in Path("two/README.md").read_text()
 
 
 def test_paths_are_shortened():
-    value = {"a": "/x/y/data", "b": ["../z", "~/me/w.pth"], "c": r"C:\u\data", "d": "a/b", "e": 3, "f": "--x=/y/z"}
-    assert without_places(value) == {"a": "data", "b": ["z", "w.pth"], "c": "data", "d": "a/b", "e": 3, "f": "--x=z"}
+    value = {
+        "a": "/x/y/data",
+        "b": ["../z", "~/me/w.pth"],
+        "c": r"C:\u\data",
+        "d": "a/b",
+        "e": 3,
+        "f": "--x=/y/z",
+    }
+    assert without_places(value) == {
+        "a": "data",
+        "b": ["z", "w.pth"],
+        "c": "data",
+        "d": "a/b",
+        "e": 3,
+        "f": "--x=z",
+    }
     for words, shown in {
         "--data=/home/me/date=1/y": "--data=y",
         "file:///home/me/x": "x",
@@ -141,7 +220,8 @@ def test_paths_are_shortened():
 
 
 @given(
-    st.text("ab01 .,;:='\"()[]{}@|?&-+/\\~\n"), st.sampled_from(["", "/", "/x", "/a=b,c/d e", "/../y", ", /home/me"])
+    st.text("ab01 .,;:='\"()[]{}@|?&-+/\\~\n"),
+    st.sampled_from(["", "/", "/x", "/a=b,c/d e", "/../y", ", /home/me"]),
 )
 def test_no_home_survives(before, after):
     assume(not before or before[-1] not in "ab01./\\~")  # of another path, or of an address
@@ -173,28 +253,44 @@ class Hub(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_POST(self) -> None:
-        rows = [json.loads(line) for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()]
+        rows = [
+            json.loads(line)
+            for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()
+        ]
         if "/preupload/" in self.path:
             modes = [
-                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in rows[0]["files"]
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in rows[0]["files"]
             ]
             self.answer(200, {"files": modes})
         elif "/commit/" in self.path:
             files = [row["value"] for row in rows if row["key"] == "file"]
-            self.server.uploaded |= {each["path"]: base64.b64decode(each["content"]) for each in files}
+            self.server.uploaded |= {
+                each["path"]: base64.b64decode(each["content"]) for each in files
+            }
             self.answer(
-                200, {"success": True, "commitOid": "c" * 40, "commitUrl": f"{self.server.url}/me/new/commit/c"}
+                200,
+                {
+                    "success": True,
+                    "commitOid": "c" * 40,
+                    "commitUrl": f"{self.server.url}/me/new/commit/c",
+                },
             )
         elif self.path.endswith("/validate-yaml"):
             self.answer(200, {"warnings": [], "errors": []})
         else:
             self.server.asked = rows[0]
             status = {"new": 200, "public": 409}.get(rows[0]["name"], 401)
-            self.answer(status, {"error": "there already", "url": f"{self.server.url}/me/{rows[0]['name']}"})
+            self.answer(
+                status, {"error": "there already", "url": f"{self.server.url}/me/{rows[0]['name']}"}
+            )
 
     def do_GET(self) -> None:
         name = self.path.removeprefix("/api/models/me/").split("/")[0]
-        self.answer(200 if name in ("new", "public") else 401, {"id": f"me/{name}", "private": name == "new"})
+        self.answer(
+            200 if name in ("new", "public") else 401,
+            {"id": f"me/{name}", "private": name == "new"},
+        )
 
     def log_message(self, *words) -> None:
         """Nothing."""
@@ -218,7 +314,10 @@ def test_what_is_uploaded_is_what_a_folder_gets(tmp_path, monkeypatch, capsys, h
     assert hub.uploaded == {} and not hasattr(hub, "asked")
     assert main(["push", "runs/mine", "me/new", "--private"]) == 0
     assert hub.uploaded == {path.name: path.read_bytes() for path in Path("pub").iterdir()}
-    assert hub.asked["visibility"] == "private" and f"{hub.url}/me/new/commit/c: README.md" in capsys.readouterr().out
+    assert (
+        hub.asked["visibility"] == "private"
+        and f"{hub.url}/me/new/commit/c: README.md" in capsys.readouterr().out
+    )
 
 
 def test_mistakes(tmp_path, monkeypatch, capsys, hub):
@@ -239,22 +338,31 @@ def test_mistakes(tmp_path, monkeypatch, capsys, hub):
     assert "Missing from trainkit push runs/mine" in told("runs/mine")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    assert "not logged in to the Hugging Face Hub: log in with `hf auth login`" in told("runs/mine", "me/toy")
+    assert "not logged in to the Hugging Face Hub: log in with `hf auth login`" in told(
+        "runs/mine", "me/toy"
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
     assert "'me/a/b' is no name on the Hub: give owner/name" in told("runs/mine", "me/a/b")
     said = told("runs/mine", "me/toy")
-    assert "the Hub refused me/toy: " in said and "log in with `hf auth login`, or set HF_TOKEN" in said
+    assert (
+        "the Hub refused me/toy: " in said
+        and "log in with `hf auth login`, or set HF_TOKEN" in said
+    )
     assert "me/public is on the Hub already, and public: nothing was uploaded" in told(
         "runs/mine", "me/public", "--private"
     )
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "me/toy could not be uploaded, the Hub cannot be reached: ConnectError" in told("runs/mine", "me/toy")
+    assert "me/toy could not be uploaded, the Hub cannot be reached: ConnectError" in told(
+        "runs/mine", "me/toy"
+    )
     assert "runs is not an empty folder; choose another with --folder" in told(
         "runs/mine", "me/toy", "--folder", "runs"
     )
     for path in (run / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
-    assert "the run in runs/mine has no checkpoint yet" in told("runs/mine", "me/toy", "--folder", "pub")
+    assert "the run in runs/mine has no checkpoint yet" in told(
+        "runs/mine", "me/toy", "--folder", "pub"
+    )
     (tmp_path / "step-000000004").rename(run / "checkpoints" / "step-000000004")
     (run / "recipe.py").unlink()
     assert "runs/mine holds no recipe.py: only a run that was started as `trainkit RECIPE`" in told(

@@ -39,7 +39,9 @@ class Photos(Dataset):
         if self.kind == "pillow":
             image = v2.functional.to_pil_image(image)
         changed = self.transform(image)
-        return changed if isinstance(changed, torch.Tensor) else v2.functional.pil_to_tensor(changed), index % 2
+        return changed if isinstance(changed, torch.Tensor) else v2.functional.pil_to_tensor(
+            changed
+        ), index % 2
 
 
 class OwnGenerator:
@@ -96,14 +98,20 @@ def kornia_transform():
 
 
 def albumentations_of(version):
-    nested = albumentations.OneOf([albumentations.RandomBrightnessContrast(p=1), albumentations.GaussNoise(p=1)], p=0.5)
+    nested = albumentations.OneOf(
+        [albumentations.RandomBrightnessContrast(p=1), albumentations.GaussNoise(p=1)], p=0.5
+    )
     parts = [albumentations.HorizontalFlip(p=0.5), nested, albumentations.CoarseDropout(p=0.1)]
     return albumentations.Compose(parts, seed=version)
 
 
 SEEDED = {
-    "torchvision v2": lambda: Photos(v2.Compose([v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(0.4)])])),
-    "torchvision v1": lambda: Photos(v1.Compose([v1.RandomCrop(12), v1.TrivialAugmentWide()]), "pillow"),
+    "torchvision v2": lambda: Photos(
+        v2.Compose([v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(0.4)])])
+    ),
+    "torchvision v1": lambda: Photos(
+        v1.Compose([v1.RandomCrop(12), v1.TrivialAugmentWide()]), "pillow"
+    ),
     "torchvision RandAugment": lambda: Photos(v2.RandAugment()),
     "albumentations": lambda: Photos(albumentations_of(None), "array"),
     "albumentations with a seed": lambda: Photos(albumentations_of(7), "array"),
@@ -118,7 +126,9 @@ SEEDED = {
     "partial": lambda: Photos(functools.partial(roll_by, np.random.default_rng())),
     "global of the module": lambda: UsesGlobal(v2.Identity()),
     "in a Subset": lambda: Subset(Photos(OwnGenerator(np.random.default_rng())), range(20)),
-    "nested Compose": lambda: Photos(v2.Compose([v2.RandomApply([OwnGenerator(np.random.default_rng())], p=1)])),
+    "nested Compose": lambda: Photos(
+        v2.Compose([v2.RandomApply([OwnGenerator(np.random.default_rng())], p=1)])
+    ),
 }
 
 
@@ -176,11 +186,15 @@ class Counter:
 
 
 @pytest.mark.parametrize("transform", [Clock, Counter])
-@pytest.mark.parametrize("how", [{"workers": 0}, {"workers": 1}, {"workers": 1, "in_process": True}])
+@pytest.mark.parametrize(
+    "how", [{"workers": 0}, {"workers": 1}, {"workers": 1, "in_process": True}]
+)
 def test_what_cannot_be_seeded_is_told_by_dataset_and_transform(transform, how):
     message = find_unrepeatable(Photos(transform()), 0, **how)
     assert message is not None
-    assert "dataset Photos" in message and transform.__name__ in message and "photo-" in message, message
+    assert "dataset Photos" in message and transform.__name__ in message and "photo-" in message, (
+        message
+    )
     single = Subset(Photos(Counter()), [0])
     assert "1 of 1 training images" in find_unrepeatable(single, 0, **how)
 
@@ -197,7 +211,9 @@ def test_images_of_any_type_can_be_compared(dtype):
 
         def __getitem__(self, index):
             self.reads += index == 2
-            return torch.full((3, 2, 2), self.reads == 1 if index == 2 else 1).to(dtype), torch.tensor(index)
+            return torch.full((3, 2, 2), self.reads == 1 if index == 2 else 1).to(
+                dtype
+            ), torch.tensor(index)
 
     message = find_unrepeatable(Typed(), 0, workers=0)
     assert message is not None and "1 of 4 training images differ" in message

@@ -51,7 +51,10 @@ def test_any_callable_is_a_recipe(tmp_path, form):
     )
     (tmp_path / "mine.py").write_text(f"{HEAD}from loudly import loud\n{FORMS[form]}\n")
     recipe = load_recipe(tmp_path / "mine.py")
-    assert sample_settings(recipe) == {"epochs": 0.75} and "epochs" in inspect.signature(recipe).parameters
+    assert (
+        sample_settings(recipe) == {"epochs": 0.75}
+        and "epochs" in inspect.signature(recipe).parameters
+    )
     assert build(recipe, {"epochs": 0.25}).epochs == 0.25
 
 
@@ -64,7 +67,10 @@ def test_a_variant_has_the_sample_of_the_file_it_varies(tmp_path):
 @pytest.mark.parametrize(
     "code, message",
     [
-        ("def recipe(*words, **settings): ...", r"takes \*words, \*\*settings, which no flag can name"),
+        (
+            "def recipe(*words, **settings): ...",
+            r"takes \*words, \*\*settings, which no flag can name",
+        ),
         ("def recipe(lr, /): ...", "takes lr, which no flag can name"),
         ("def recipe(lr: 'Rate' = 0.1): ...", "an annotation of `recipe` names Rate"),
         ("recipe = dict", "the settings of `recipe` cannot be seen|takes"),
@@ -180,7 +186,9 @@ class Ending(Images):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_dataset_that_stops_iterating_finishes_no_run(tmp_path, workers):
-    with pytest.raises(ValueError, match=r"image 5 \(number 5 of Ending\): reading it raised StopIteration"):
+    with pytest.raises(
+        ValueError, match=r"image 5 \(number 5 of Ending\): reading it raised StopIteration"
+    ):
         train(recognition(train_data=Ending(27)), Options(out=tmp_path, workers=workers))
     assert not (tmp_path / "summary.json").exists()
     skipping = Options(out=tmp_path / "skip", workers=workers, on_bad_image="skip")
@@ -201,7 +209,9 @@ class Named:
 def test_a_metric_does_not_take_a_name_of_the_log(tmp_path, name):
     assert name in RESERVED
     recipe = recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Named(name)]))
-    with pytest.raises(ValueError, match=f"metric Named computes {name}, which the log needs for itself"):
+    with pytest.raises(
+        ValueError, match=f"metric Named computes {name}, which the log needs for itself"
+    ):
         train(recipe, Options(out=tmp_path, workers=0))
     assert not (tmp_path / "log.jsonl").exists(), "before the first step"
 
@@ -225,8 +235,12 @@ class Declares(Shares):
 def test_a_metric_that_needs_images_is_refused_where_it_has_them(tmp_path):
     """By what it declares before the first step, else by the first evaluation."""
     options = Options(out=tmp_path / "late", workers=0, log_every=1)
-    with pytest.raises(ValueError, match="metric Shares computes epoch, which the log needs for itself"):
-        train(recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Shares("epoch")])), options)
+    with pytest.raises(
+        ValueError, match="metric Shares computes epoch, which the log needs for itself"
+    ):
+        train(
+            recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Shares("epoch")])), options
+        )
     assert (tmp_path / "late" / "log.jsonl").read_text()
     declared = recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Declares("share")]))
     with pytest.raises(ValueError, match="metric Declares computes split"):
@@ -271,14 +285,23 @@ def test_replay_begins_from_the_weights_the_run_began_from(tmp_path, monkeypatch
     more = ("--activation-checkpointing", "--static-graph", "--workers", "0", "--out", "run")
     assert main(["fragile.py", "--init", "w.safetensors", *more]) == 2
     report = json.loads(next((tmp_path / "run").glob("failures/*/report.json")).read_text())
-    assert report["static_graph"] and report["activation_checkpointing"] and report["checkpoint"] is None
-    assert main(["replay", "run", "--workers", "0"]) == 0 and "fails again" in capsys.readouterr().out
+    assert (
+        report["static_graph"]
+        and report["activation_checkpointing"]
+        and report["checkpoint"] is None
+    )
+    assert (
+        main(["replay", "run", "--workers", "0"]) == 0 and "fails again" in capsys.readouterr().out
+    )
     weights["4.bias"] += 1
     save_file(weights, "w.safetensors")
     assert main(["replay", "run", "--workers", "0"]) == 2
     assert "w.safetensors, which have changed since" in capsys.readouterr().err
     (tmp_path / "w.safetensors").unlink()
-    assert main(["replay", "run", "--workers", "0"]) == 2 and "which are gone" in capsys.readouterr().err
+    assert (
+        main(["replay", "run", "--workers", "0"]) == 2
+        and "which are gone" in capsys.readouterr().err
+    )
 
 
 def test_one_fault_has_one_exit_code(tmp_path, monkeypatch, capsys):

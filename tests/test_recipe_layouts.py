@@ -15,7 +15,15 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from test_loop import rows
 from test_recog_datasets import minc  # noqa: F401
-from test_seg_datasets import blocks, city_files, coco_files, labels_png, photo, sbd_files, voc_files
+from test_seg_datasets import (
+    blocks,
+    city_files,
+    coco_files,
+    labels_png,
+    photo,
+    sbd_files,
+    voc_files,
+)
 
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
@@ -39,7 +47,10 @@ def pcontext(root):
         for name in names:
             photo(root / f"JPEGImages/{name}.jpg")
             (root / "trainval").mkdir(exist_ok=True)
-            scipy.io.savemat(root / f"trainval/{name}.mat", {"LabelMap": blocks(0, 2, 458, 284).astype(np.uint16)})
+            scipy.io.savemat(
+                root / f"trainval/{name}.mat",
+                {"LabelMap": blocks(0, 2, 458, 284).astype(np.uint16)},
+            )
 
 
 def cityscapes(root):
@@ -50,7 +61,9 @@ def cityscapes(root):
 def coco(root):
     coco_files(root)
     shutil.copytree(root / "val2017", root / "train2017")
-    shutil.copy(root / "annotations/instances_val2017.json", root / "annotations/instances_train2017.json")
+    shutil.copy(
+        root / "annotations/instances_val2017.json", root / "annotations/instances_train2017.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +83,17 @@ def test_two_steps(tmp_path, monkeypatch, name, write, words):
     data, out = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     write(data)
-    small = ["--backbone", "small", "--no-pretrained", "--channels", "16", "--base", "64", "--crop", "48"]
+    small = [
+        "--backbone",
+        "small",
+        "--no-pretrained",
+        "--channels",
+        "16",
+        "--base",
+        "64",
+        "--crop",
+        "48",
+    ]
     asked = [
         "--data",
         str(data),
@@ -102,12 +125,16 @@ def class_folders(root):
             (root / split / name).mkdir(parents=True)
             for image, mode in enumerate(("RGB", "L", "CMYK", "RGB")):
                 pixels = random.integers(0, 255, (40 + number, 56, 3), dtype=np.uint8)
-                Image.fromarray(pixels).convert(mode).save(root / split / name / f"{name}_{image}.JPEG")
+                Image.fromarray(pixels).convert(mode).save(
+                    root / split / name / f"{name}_{image}.JPEG"
+                )
 
 
 def cifar10(root):
     """As uoft-cs/cifar10 has it: columns img and label, in files called after their split."""
-    features = Features({"img": ImageFeature(), "label": ClassLabel(names=[f"kind {i}" for i in range(10)])})
+    features = Features(
+        {"img": ImageFeature(), "label": ClassLabel(names=[f"kind {i}" for i in range(10)])}
+    )
     for split, count in (("train", 24), ("test", 10)):
         images = [Image.new("RGB", (32, 32), (9 * i, 200 - 5 * i, 7)) for i in range(count)]
         rows = {"img": images, "label": [i % 10 for i in range(count)]}
@@ -124,8 +151,18 @@ def masks(root):
 @pytest.mark.parametrize(
     "name, write, words, protocol",
     [
-        ("recog_imagenet", class_folders, ("--model", "resnet18", "--size", "32"), "centre crop of 32"),
-        ("recog_imagenet_resnest", class_folders, ("--model", "timm:resnest14d", "--size", "64"), "centre crop of 64"),
+        (
+            "recog_imagenet",
+            class_folders,
+            ("--model", "resnet18", "--size", "32"),
+            "centre crop of 32",
+        ),
+        (
+            "recog_imagenet_resnest",
+            class_folders,
+            ("--model", "timm:resnest14d", "--size", "64"),
+            "centre crop of 64",
+        ),
         (
             "recog_folder",
             class_folders,
@@ -134,7 +171,12 @@ def masks(root):
         ),
         ("recog_cifar10", cifar10, ("--model", "small"), "as stored"),
         ("seg_ade20k", ade20k, ("--model", "small_fcn", "--no-pretrained"), "long side 64"),
-        ("seg_folder", masks, ("--model", "small_lraspp", "--no-pretrained", "--classes", "3"), "long side 64"),
+        (
+            "seg_folder",
+            masks,
+            ("--model", "small_lraspp", "--no-pretrained", "--classes", "3"),
+            "long side 64",
+        ),
     ],
 )
 def test_two_steps_of_the_others(tmp_path, monkeypatch, name, write, words, protocol):
@@ -144,7 +186,19 @@ def test_two_steps_of_the_others(tmp_path, monkeypatch, name, write, words, prot
     write(data)
     known = inspect.signature(load_recipe(ROOT / "recipes" / f"{name}.py")).parameters
     batch = "12" if name == "recog_cifar10" else "6" if name.startswith("recog") else "2"
-    asked = ["--data", str(data), "--batch-size", batch, "--epochs", "2", "--workers", "0", "--log-every", "1", *words]
+    asked = [
+        "--data",
+        str(data),
+        "--batch-size",
+        batch,
+        "--epochs",
+        "2",
+        "--workers",
+        "0",
+        "--log-every",
+        "1",
+        *words,
+    ]
     asked += ["--base", "64", "--crop", "48"] if name.startswith("seg") else []
     asked += ["--warmup-epochs", "0"] if "warmup_epochs" in known else []
     assert main([str(ROOT / "recipes" / f"{name}.py"), *asked, "--out", str(out)]) == 0
@@ -152,13 +206,28 @@ def test_two_steps_of_the_others(tmp_path, monkeypatch, name, write, words, prot
     assert len(losses) >= 2 and all(map(math.isfinite, losses))
     final = json.loads((out / "summary.json").read_text())["final"]
     assert final["protocol"].startswith(protocol)
-    assert final["num_images"] == {"recog_cifar10": 10, "seg_ade20k": 2, "seg_folder": 3}.get(name, 12)
+    assert final["num_images"] == {"recog_cifar10": 10, "seg_ade20k": 2, "seg_folder": 3}.get(
+        name, 12
+    )
 
 
 def test_two_steps_of_materials(minc, tmp_path):  # noqa: F811
-    words = ["--data", str(minc), "--backbone", "small", "--no-pretrained", "--size", "32", "--batch-size", "12"]
+    words = [
+        "--data",
+        str(minc),
+        "--backbone",
+        "small",
+        "--no-pretrained",
+        "--size",
+        "32",
+        "--batch-size",
+        "12",
+    ]
     words += ["--epochs", "1", "--workers", "0", "--log-every", "1", "--out", str(tmp_path / "run")]
     assert main([str(ROOT / "recipes" / "recog_minc.py"), *words]) == 0
     assert len(rows(tmp_path / "run")) == 2
     final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
-    assert (final["split"], final["protocol"]) == ("test1", "centre crop of 32, short side 37, bilinear")
+    assert (final["split"], final["protocol"]) == (
+        "test1",
+        "centre crop of 32, short side 37, bilinear",
+    )

@@ -21,7 +21,13 @@ FILES = sorted((ROOT / "recipes").rglob("*.py"))
 
 
 def test_all_are_found():
-    recognition = ["recog_cifar10", "recog_folder", "recog_imagenet", "recog_imagenet_resnest", "recog_minc"]
+    recognition = [
+        "recog_cifar10",
+        "recog_folder",
+        "recog_imagenet",
+        "recog_imagenet_resnest",
+        "recog_minc",
+    ]
     more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
     assert [path.stem for path in FILES] == [*recognition, "seg_ade20k", "seg_ade20k_encnet", *more]
 
@@ -43,14 +49,36 @@ def test_docstring_and_settings(path):
     described = inspect.getdoc(function)
     for name, parameter in parameters.items():
         assert f"\n    {name}: " in described, f"{name} is not described"
-        assert parameter.default is not inspect.Parameter.empty and parameter.annotation is not inspect.Parameter.empty
+        assert (
+            parameter.default is not inspect.Parameter.empty
+            and parameter.annotation is not inspect.Parameter.empty
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    warmup = ("--warmup-epochs", "0") if "warmup_epochs" in inspect.signature(load_recipe(path)).parameters else ()
-    assert main([str(path), "--sample", "--epochs", "0.2", *warmup, "--workers", "0", "--log-every", "1"]) == 0
+    warmup = (
+        ("--warmup-epochs", "0")
+        if "warmup_epochs" in inspect.signature(load_recipe(path)).parameters
+        else ()
+    )
+    assert (
+        main(
+            [
+                str(path),
+                "--sample",
+                "--epochs",
+                "0.2",
+                *warmup,
+                "--workers",
+                "0",
+                "--log-every",
+                "1",
+            ]
+        )
+        == 0
+    )
     folder = tmp_path / "runs" / path.stem
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if row["event"] == "step"]
@@ -63,7 +91,12 @@ def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
     [
         # torchvision publishes 35,322,218 and 42,004,074 for 21 classes; 129 more in each of the two heads
         ("seg_ade20k", {}, 35_322_218 + 129 * (513 + 257), (1, 150, 64, 64)),
-        ("seg_ade20k", {"model": "deeplabv3_resnet50"}, 42_004_074 + 129 * (257 + 257), (1, 150, 64, 64)),
+        (
+            "seg_ade20k",
+            {"model": "deeplabv3_resnet50"},
+            42_004_074 + 129 * (257 + 257),
+            (1, 150, 64, 64),
+        ),
         ("seg_folder", {"model": "lraspp_mobilenet_v3_large"}, None, (1, 16, 64, 64)),
         # 25,557,032 and 11,689,512 for 1000 classes; the stem for CIFAR has 27 weights a filter, not 147
         ("recog_imagenet", {}, 25_557_032 - 992 * 2049, (1, 8)),
@@ -101,53 +134,110 @@ def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
         "0.4",
         "0.4",
     ]
-    words += ["--lighting", "0.1", "--erase", "0.25", "--trivial-augment", "--epochs", "0.2", "--warmup-epochs", "0"]
+    words += [
+        "--lighting",
+        "0.1",
+        "--erase",
+        "0.25",
+        "--trivial-augment",
+        "--epochs",
+        "0.2",
+        "--warmup-epochs",
+        "0",
+    ]
     path = ROOT / "recipes" / "recog_imagenet.py"
     assert main([str(path), "--sample", *words, "--workers", "0"]) == 0
     recipe = build(
-        load_recipe(path), {"sample": True, "model": "small", "eval_size": 40, "ten_crop": True, "cutmix": 1.0}
+        load_recipe(path),
+        {"sample": True, "model": "small", "eval_size": 40, "ten_crop": True, "cutmix": 1.0},
     )
     assert recipe.val_data[0][0].shape == (10, 3, 40, 40) and len(recipe.mix.mixings) == 2
-    assert 0 <= json.loads((tmp_path / "runs/recog_imagenet/summary.json").read_text())["final"]["top1"] <= 1
+    assert (
+        0
+        <= json.loads((tmp_path / "runs/recog_imagenet/summary.json").read_text())["final"]["top1"]
+        <= 1
+    )
 
 
 def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     """Losses, crops and the protocol of evaluations; centre crops are called so wherever their figures stand."""
     monkeypatch.chdir(tmp_path)
-    path, crop = ROOT / "recipes" / "seg_folder.py", "centre crop of 64 of image and mask, seen whole, scale 1"
+    path, crop = (
+        ROOT / "recipes" / "seg_folder.py",
+        "centre crop of 64 of image and mask, seen whole, scale 1",
+    )
     common = [str(path), "--sample", "--workers", "0"]
-    words = ["--loss", "ohem", "dice", "--photometric", "--max-share", "0.9", "--epochs", "0.2", "--out", "run"]
+    words = [
+        "--loss",
+        "ohem",
+        "dice",
+        "--photometric",
+        "--max-share",
+        "0.9",
+        "--epochs",
+        "0.2",
+        "--out",
+        "run",
+    ]
     assert main([*common, *words, "--log-every", "1", "--eval-crop", "64"]) == 0
     assert f"protocol {crop}" in capsys.readouterr().out
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert all(row["loss_ohem"] > 0 and row["loss_dice"] > 0 for row in log if row["event"] == "step")
+    assert all(
+        row["loss_ohem"] > 0 and row["loss_dice"] > 0 for row in log if row["event"] == "step"
+    )
     assert [row["protocol"] for row in log if row["event"] == "evaluate"] == [crop]
     found = {}
-    for name, more in (("crop", []), ("whole", ["--eval-crop", "None"]), ("windows", ["--eval-window", "64", "48"])):
+    for name, more in (
+        ("crop", []),
+        ("whole", ["--eval-crop", "None"]),
+        ("windows", ["--eval-window", "64", "48"]),
+    ):
         assert main(["evaluate", *common, "--checkpoint", "run", *more]) == 0
         found[name] = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert found["crop"]["mIoU"] == json.loads((tmp_path / "run" / "summary.json").read_text())["final"]["mIoU"]
+    assert (
+        found["crop"]["mIoU"]
+        == json.loads((tmp_path / "run" / "summary.json").read_text())["final"]["mIoU"]
+    )
     assert [each["protocol"] for each in found.values()] == [
         crop, "long side 112, seen whole, scale 1", crop.replace("seen whole", "windows of 64 every 48")
     ]  # fmt: skip
     assert all(each["split"] == "val" and each["num_images"] == 24 for each in found.values())
     assert torch.tensor(found["crop"]["confusion"]).sum() <= 24 * 64 * 64
-    assert main(["predict", *common[:2], str(ROOT / "docs"), "--checkpoint", "run", "--out", "out"]) == 2  # no images
+    # no images
+    assert (
+        main(["predict", *common[:2], str(ROOT / "docs"), "--checkpoint", "run", "--out", "out"])
+        == 2
+    )
     image = next((tmp_path / "data/sample").rglob("*.jpg"))
     assert main(["predict", *common[:2], str(image), "--checkpoint", "run", "--out", "out"]) == 2
-    assert "label maps are of whole images: predict with --eval-crop None" in capsys.readouterr().err
+    assert (
+        "label maps are of whole images: predict with --eval-crop None" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("seg_")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("seg_")], ids=lambda path: path.stem
+)
 def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     function = load_recipe(path)
     assert inspect.signature(function).parameters["sync_batch_norm"].default is True
-    assert sample_settings(function)["sync_batch_norm"] is False  # so that two processes on CPUs can try it
-    asked = {"loss": ("focal", "lovasz"), "photometric": True, "max_share": 0.5, "eval_window": (48, 32)}
-    recipe = build(function, {**sample_settings(function), **asked, "sync_batch_norm": True, "sample": True})
+    # so that two processes on CPUs can try it
+    assert sample_settings(function)["sync_batch_norm"] is False
+    asked = {
+        "loss": ("focal", "lovasz"),
+        "photometric": True,
+        "max_share": 0.5,
+        "eval_window": (48, 32),
+    }
+    recipe = build(
+        function, {**sample_settings(function), **asked, "sync_batch_norm": True, "sample": True}
+    )
     assert recipe.task.terms[:2] == ("focal", "lovasz") and recipe.sync_batch_norm
-    assert recipe.protocol == f"long side {sample_settings(function)['base']}, windows of 48 every 32, scale 1"
+    assert (
+        recipe.protocol
+        == f"long side {sample_settings(function)['base']}, windows of 48 every 32, scale 1"
+    )
     steps = recipe.opened().train_data.transform.transforms
     names = [type(step).__name__ for step in steps]
     assert names == ["RandomScaleCrop", "RandomPhotometricDistort"]
@@ -165,30 +255,48 @@ def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatc
     weights = tuple(range(1, num_classes + 1))
     task = built("seg_folder", loss=("cross_entropy", "dice"), class_weights=weights).task
     assert task.loss[0].weight == weights and task.terms == ("cross_entropy", "dice")
-    with pytest.raises(ValueError, match="class weights are of cross_entropy and focal, and the loss is ohem"):
+    with pytest.raises(
+        ValueError, match="class weights are of cross_entropy and focal, and the loss is ohem"
+    ):
         built("seg_folder", loss=("ohem",), class_weights=weights)
-    one, three = built("recog_imagenet"), built("recog_imagenet", repeats=3, image_sizes="40:0,48:1")
+    one, three = (
+        built("recog_imagenet"),
+        built("recog_imagenet", repeats=3, image_sizes="40:0,48:1"),
+    )
     assert len(three.train_data) == 3 * len(one.train_data)
     assert three.train_data.in_epoch(1, 0)[0].shape == (3, 48, 48)
-    lrs = [{group["lr"] for group in built("recog_folder", layer_decay=d).optimizer.param_groups} for d in (1.0, 0.5)]
+    lrs = [
+        {group["lr"] for group in built("recog_folder", layer_decay=d).optimizer.param_groups}
+        for d in (1.0, 0.5)
+    ]
     assert len(lrs[0]) == 1 and max(lrs[1]) == max(lrs[0]) and min(lrs[1]) <= 0.25 * max(lrs[1])
 
 
 def test_what_parity_names_is_there():
     """Options, files and functions in the right column of docs/parity.md."""
-    rows = [line.split(" | ", 1)[1] for line in (ROOT / "docs" / "parity.md").read_text().splitlines() if " | " in line]
+    rows = [
+        line.split(" | ", 1)[1]
+        for line in (ROOT / "docs" / "parity.md").read_text().splitlines()
+        if " | " in line
+    ]
     told = " ".join(part for row in rows for part in re.findall("`(.*?)`", row))
     known = {name for path in FILES for name in inspect.signature(load_recipe(path)).parameters}
     kinds = (Options, EvaluateOptions, PredictOptions, ExportOptions)
     known |= {field.name for kind in kinds for field in dataclasses.fields(kind)}
     flags = set(re.findall(r"--([a-z-]+)", told))
-    assert len(rows) > 40 and len(flags) > 40 and {flag.replace("-", "_") for flag in flags} <= known, flags
+    assert (
+        len(rows) > 40 and len(flags) > 40 and {flag.replace("-", "_") for flag in flags} <= known
+    ), flags
     recipes = set(re.findall(r"\b(?:recog|seg)_\w+", told))
     assert len(recipes) >= 10 and recipes <= {path.stem for path in FILES}
     files = set(re.findall(r"[\w/]+\.py\b", told))
     assert len(files) >= 5 and all((ROOT / "trainkit" / file).is_file() for file in files), files
     modules = {path.stem: path for path in (ROOT / "trainkit").rglob("*.py")}
-    names = [(module, name) for module, name in re.findall(r"\b(\w+)\.(\w+)\b", told) if module in modules]
+    names = [
+        (module, name)
+        for module, name in re.findall(r"\b(\w+)\.(\w+)\b", told)
+        if module in modules
+    ]
     names = [(module, name) for module, name in names if name != "py"]
     assert len(names) >= 9
     for module, name in names:
@@ -199,7 +307,11 @@ def test_what_parity_names_is_there():
 @pytest.mark.parametrize(
     "name, asked, told",
     [
-        ("seg_voc", {"split": "trainval"}, "split is trainval, and VOC-aug has none: give --no-augmented"),
+        (
+            "seg_voc",
+            {"split": "trainval"},
+            "split is trainval, and VOC-aug has none: give --no-augmented",
+        ),
         (
             "seg_ade20k_encnet",
             {"model": "pspnet", "se_weight": 0.5},
@@ -230,7 +342,11 @@ def test_parity_has_every_option_of_the_references_scripts():
     }
     for name, section in sections.items():
         left = " ".join(row.split(" | ")[0] for row in section.splitlines() if row.startswith("| "))
-        options = {option for row in re.findall("`(.*?)`", left) for option in re.findall(r"--([\w-]+)", row)}
+        options = {
+            option
+            for row in re.findall("`(.*?)`", left)
+            for option in re.findall(r"--([\w-]+)", row)
+        }
         assert options >= set(f"{common} {own[name]}".split()), name
 
 

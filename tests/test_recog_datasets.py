@@ -67,7 +67,12 @@ def test_imagenet_with_every_kind_of_file(tmp_path):
     """Classes are the sorted synsets; the same pixels as files, and as bytes in a table."""
     expected = write_kinds(tmp_path / "train" / "n01440764")
     # `datasets` would take the words below for splits and drop the files.
-    odd = ["n01440764_bullet_train.JPEG", "n01440764_test.JPEG", "validation-0.JPEG", "n01440764.TRAIN.jpeg"]
+    odd = [
+        "n01440764_bullet_train.JPEG",
+        "n01440764_test.JPEG",
+        "validation-0.JPEG",
+        "n01440764.TRAIN.jpeg",
+    ]
     (tmp_path / "train" / "n01443537").mkdir()
     for name in odd:
         Image.fromarray(RGB).save(tmp_path / "train" / "n01443537" / name, "JPEG")
@@ -76,14 +81,21 @@ def test_imagenet_with_every_kind_of_file(tmp_path):
     data = class_images(tmp_path, "train")
     assert isinstance(data, ClassFolder) and data.classes == ["n01440764", "n01443537"]
     assert [data.name_of(index).name for index in range(6)] == sorted(expected)
-    assert sorted(data.name_of(index).name for index in range(6, 10)) == sorted(odd) and len(data) == 10
+    assert (
+        sorted(data.name_of(index).name for index in range(6, 10)) == sorted(odd)
+        and len(data) == 10
+    )
     assert data.targets.tolist() == [0] * 6 + [1] * 4
     for index, (name, pixels) in enumerate(sorted(expected.items())):
         assert_seen(data[index][0], pixels, exact="png" in name)
 
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["n01440764"])})
-    files = [{"bytes": data.name_of(index).read_bytes(), "path": f"{index}.JPEG"} for index in range(6)]
-    Table.from_dict({"image": files, "label": [0] * 6}, features).to_parquet(tmp_path / "train-0.parquet")
+    files = [
+        {"bytes": data.name_of(index).read_bytes(), "path": f"{index}.JPEG"} for index in range(6)
+    ]
+    Table.from_dict({"image": files, "label": [0] * 6}, features).to_parquet(
+        tmp_path / "train-0.parquet"
+    )
     table = HubImages(tmp_path, "train")
     assert all(torch.equal(table[index][0], data[index][0]) for index in range(6))
 
@@ -128,7 +140,11 @@ def test_minc(minc):
     assert len(MINC(minc, "test")) == 23 and MINC(minc, "test").targets.tolist() == list(range(23))
     assert len(MINC(minc, "train", 5)) == 46
     validate = MINC(minc, "validate", transform=lambda image: image[:, :4])
-    assert len(validate) == 1 and validate[0][1] == CATEGORIES.index("other") and validate[0][0].shape == (3, 4, 20)
+    assert (
+        len(validate) == 1
+        and validate[0][1] == CATEGORIES.index("other")
+        and validate[0][0].shape == (3, 4, 20)
+    )
 
 
 def test_minc_mistakes(minc, tmp_path):
@@ -136,12 +152,18 @@ def test_minc_mistakes(minc, tmp_path):
         MINC(minc, "val")
     with pytest.raises(ValueError, match="number is 6; its splits are numbered 1 to 5"):
         MINC(minc, "train", 6)
-    with pytest.raises(FileNotFoundError, match=r"no MINC-2500 at .*looked for categories.txt.*minc-2500.tar.gz"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no MINC-2500 at .*looked for categories.txt.*minc-2500.tar.gz"
+    ):
         MINC(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match=r"looked for labels/train2.txt"):
         MINC(minc, "train", 2)
-    (minc / "labels" / "train2.txt").write_text("images/brick/brick_000000.jpg\nimages/gold/gold_000000.jpg\n")
-    with pytest.raises(ValueError, match=r"train2.txt, line 2: 'images/gold/gold_000000.jpg' is not images/<class>"):
+    (minc / "labels" / "train2.txt").write_text(
+        "images/brick/brick_000000.jpg\nimages/gold/gold_000000.jpg\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"train2.txt, line 2: 'images/gold/gold_000000.jpg' is not images/<class>"
+    ):
         MINC(minc, "train", 2)
     (minc / "labels" / "train2.txt").write_text("")
     with pytest.raises(ValueError, match="train2.txt is empty"):
@@ -151,10 +173,24 @@ def test_minc_mistakes(minc, tmp_path):
 def test_minc_in_its_recipe(minc, tmp_path):
     """The doctor finds every class in both lists, and nothing to object to."""
     recipe = str(ROOT / "recipes" / "recog_minc.py")
-    words = ["--data", str(minc), "--backbone", "small", "--no-pretrained", "--workers", "0", "--out", str(tmp_path)]
+    words = [
+        "--data",
+        str(minc),
+        "--backbone",
+        "small",
+        "--no-pretrained",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(["doctor", recipe, *words]) == 0
     report = json.loads((tmp_path / "doctor.json").read_text())
-    assert report["warnings"] == [] and report["train"]["num_images"] == 24 and report["val"]["num_images"] == 23
+    assert (
+        report["warnings"] == []
+        and report["train"]["num_images"] == 24
+        and report["val"]["num_images"] == 23
+    )
     assert [row["name"] for row in report["train"]["classes"]] == CATEGORIES
     assert [row["images"] for row in report["train"]["classes"]] == [1] * 22 + [2]
 
@@ -164,9 +200,16 @@ def cifar100(tmp_path, monkeypatch):
     """CIFAR-100's columns: img, and two of labels."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    fine, coarse = [f"fine-{index}" for index in range(100)], [f"coarse-{index}" for index in range(20)]
+    fine, coarse = (
+        [f"fine-{index}" for index in range(100)],
+        [f"coarse-{index}" for index in range(20)],
+    )
     features = Features(
-        {"img": ImageFeature(), "fine_label": ClassLabel(names=fine), "coarse_label": ClassLabel(names=coarse)}
+        {
+            "img": ImageFeature(),
+            "fine_label": ClassLabel(names=fine),
+            "coarse_label": ClassLabel(names=coarse),
+        }
     )
     for split, labels in (("train", [0, 19, 99, 50]), ("test", [99, 3])):
         images = []
@@ -174,9 +217,15 @@ def cifar100(tmp_path, monkeypatch):
             file = io.BytesIO()
             Image.new("RGB", (32, 32), (label, 2 * label, 5)).save(file, "PNG")
             images.append({"bytes": file.getvalue(), "path": None})
-        rows = {"img": images, "fine_label": labels, "coarse_label": [label // 5 for label in labels]}
+        rows = {
+            "img": images,
+            "fine_label": labels,
+            "coarse_label": [label // 5 for label in labels],
+        }
         (tmp_path / "cifar100").mkdir(exist_ok=True)
-        Table.from_dict(rows, features).to_parquet(tmp_path / "cifar100" / f"{split}-00000-of-00001.parquet")
+        Table.from_dict(rows, features).to_parquet(
+            tmp_path / "cifar100" / f"{split}-00000-of-00001.parquet"
+        )
     return tmp_path / "cifar100"
 
 

@@ -42,12 +42,26 @@ def trained(tmp_path_factory):
     """A run of six steps with all that a run may hold, made once."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "mine.py").write_text(RECIPE)
-    words = [str(folder / "mine.py"), "--workers", "0", "--log-every", "1", "--checkpoint-every", "1"]
+    words = [
+        str(folder / "mine.py"),
+        "--workers",
+        "0",
+        "--log-every",
+        "1",
+        "--checkpoint-every",
+        "1",
+    ]
     assert main([*words, "--out", str(folder / "run")]) == 0
     assert main(["evaluate", words[0], "--checkpoint", str(folder / "run"), "--workers", "0"]) == 0
     failure = folder / "run" / "failures" / "step-000000003"
     failure.mkdir(parents=True)
-    report = {"step": 3, "num_processes": 1, "precision": "no", "checkpoint": None, "micro_batch": 4}
+    report = {
+        "step": 3,
+        "num_processes": 1,
+        "precision": "no",
+        "checkpoint": None,
+        "micro_batch": 4,
+    }
     more = {"on_bad_image": "stop", "channels_last": False, "tf32": False}
     (failure / "report.json").write_text(json.dumps({**report, **more}))
     (folder / "run" / "memory.json").write_text(json.dumps({"micro_batch": 4, "asked": None}))
@@ -90,7 +104,9 @@ READERS = {
     "memory.json": read_memory,
     "results.json": read_results,
     "settings.json": partial(read_recorded, needs=TO_PUBLISH),
-    "failures/step-000000003/report.json": lambda run: read_report(run / "failures" / "step-000000003"),
+    "failures/step-000000003/report.json": lambda run: read_report(
+        run / "failures" / "step-000000003"
+    ),
 }
 
 
@@ -111,10 +127,17 @@ def test_a_parser_takes_what_was_written_or_names_the_fault(run, name):
             assert isinstance(found, dict) and found == json.loads(data)
             taken += 1
     assert refused >= 40 and taken, (refused, taken)
-    for make in (os.mkdir, os.mkfifo, partial(os.symlink, "nowhere"), partial(os.symlink, "/dev/zero")):
+    for make in (
+        os.mkdir,
+        os.mkfifo,
+        partial(os.symlink, "nowhere"),
+        partial(os.symlink, "/dev/zero"),
+    ):
         file.unlink()
         make(file)
-        with pytest.raises(ValueError, match=f"{file.name} is damaged, or|{file.name} is damaged: it "):
+        with pytest.raises(
+            ValueError, match=f"{file.name} is damaged, or|{file.name} is damaged: it "
+        ):
             READERS[name](run)
         if file.is_dir():
             file.rmdir()
@@ -147,11 +170,27 @@ def test_rows_of_the_log(run):
     for line in lines:
         row = json.loads(line)
         assert parse_row(line) == row
-        assert all(parse_row(line[:length]) is None for length in range(0, len(line) - 2) if line[length - 1] != 125)
-        for name in {"event", "step"} | ({"best", "best_step", "epoch"} if row["event"] == "evaluate" else set()):
-            for value in (True, -3 if "step" in name else "", 10**30 if "step" in name else [], [], {}):
+        assert all(
+            parse_row(line[:length]) is None
+            for length in range(0, len(line) - 2)
+            if line[length - 1] != 125
+        )
+        for name in {"event", "step"} | (
+            {"best", "best_step", "epoch"} if row["event"] == "evaluate" else set()
+        ):
+            for value in (
+                True,
+                -3 if "step" in name else "",
+                10**30 if "step" in name else [],
+                [],
+                {},
+            ):
                 with pytest.raises(Fault, match=f"{name} is |it has no"):
-                    parse_row(json.dumps({**row, name: value} if value != "" else {"event": row["event"]}).encode())
+                    parse_row(
+                        json.dumps(
+                            {**row, name: value} if value != "" else {"event": row["event"]}
+                        ).encode()
+                    )
     assert parse_row(b"\0" * 50) is None and parse_row(b"\n") is None
     for other in (
         b"5",
@@ -175,14 +214,27 @@ def test_a_log_that_is_none_is_not_cut(run, capsys):
     for end in (b"{}\n", b"5", b"my notes\n", b'{"event": "step", "step": null}\n'):
         log.write_bytes(good + end)
         code, said = told(
-            capsys, "mine.py", "--workers", "0", "--checkpoint-every", "1", "--log-every", "1", "--out", "run"
+            capsys,
+            "mine.py",
+            "--workers",
+            "0",
+            "--checkpoint-every",
+            "1",
+            "--log-every",
+            "1",
+            "--out",
+            "run",
         )
         line = good.count(b"\n") + 1
-        assert code == 2 and f"run/log.jsonl is damaged: line {line}: it" in said.replace("step is", "it"), said
+        assert code == 2 and f"run/log.jsonl is damaged: line {line}: it" in said.replace(
+            "step is", "it"
+        ), said
         assert log.read_bytes() == good + end
     for end in (b'{"event": "st', b"\0" * 300, b'{"event": "evaluate", "step": 6, "epoch'):
         log.write_bytes(good + end)
-        assert Run(run).forget_after(6)["step"] == 6 and log.read_bytes().count(b"\n") <= good.count(b"\n")
+        assert Run(run).forget_after(6)["step"] == 6 and log.read_bytes().count(
+            b"\n"
+        ) <= good.count(b"\n")
 
 
 COMMANDS = (
@@ -213,7 +265,10 @@ def test_every_command_says_that_settings_are_damaged(run, capsys):
         (run / "settings.json").write_text(text)
         for words in random.Random(text).sample(COMMANDS, 4):
             code, said = told(capsys, *words)
-            assert code == 2 and "run/settings.json is damaged, or not of trainkit: " in said, (words, said)
+            assert code == 2 and "run/settings.json is damaged, or not of trainkit: " in said, (
+                words,
+                said,
+            )
             assert said.count("\n") == 1
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
@@ -230,11 +285,16 @@ def test_settings_of_another_kind_are_not_given_to_the_recipe(run, capsys):
 
 def test_recorded_settings_that_the_recipe_lost_are_refused_by_name(run, capsys):
     """The default would be measured with, and nobody would know."""
-    renamed = RECIPE.replace("epochs: float", "num_epochs: float").replace("epochs=epochs", "epochs=num_epochs")
+    renamed = RECIPE.replace("epochs: float", "num_epochs: float").replace(
+        "epochs=epochs", "epochs=num_epochs"
+    )
     (run.parent / "other.py").write_text(renamed)
     for words in COMMANDS[2:6]:
         code, said = told(capsys, *[word.replace("mine.py", "other.py") for word in words])
-        assert code == 2 and "other.py does not have: epochs=1.5. Give the recipe it was trained with" in said
+        assert (
+            code == 2
+            and "other.py does not have: epochs=1.5. Give the recipe it was trained with" in said
+        )
 
 
 @dataclass(frozen=True)
@@ -253,11 +313,18 @@ def test_a_resume_without_a_recorded_setting_is_refused_by_name(run, capsys):
     for _ in range(2):
         before = [(run / name).read_bytes() for name in files]
         code, said = told(capsys, *words)
-        assert code == 2 and "started with settings that the recipe does not have any more: lr=0.1. Give it" in said
+        assert (
+            code == 2
+            and "started with settings that the recipe does not have any more: lr=0.1. Give it"
+            in said
+        )
         assert [(run / name).read_bytes() for name in files] == before
         (run / "summary.json").unlink(missing_ok=True)
     assert told(capsys, *words, "--resume", "never")[0] == 0 and (run.parent / "run.1").is_dir()
-    assert json.loads((run / "settings.json").read_text())["settings"] == {"rate": 0.1, "epochs": 1.5}
+    assert json.loads((run / "settings.json").read_text())["settings"] == {
+        "rate": 0.1,
+        "epochs": 1.5,
+    }
 
 
 def test_a_resume_without_a_field_of_a_setting_is_refused_by_name(tmp_path):
@@ -271,7 +338,15 @@ def test_a_resume_without_a_field_of_a_setting_is_refused_by_name(tmp_path):
 def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):
     """A FIFO would be waited for, to read or to write."""
     (run / "summary.json").unlink()
-    for name in ("log.jsonl", "bad_images.txt", "stopped.json", ".lock", "recipe.py", "summary.json", "checkpoints"):
+    for name in (
+        "log.jsonl",
+        "bad_images.txt",
+        "stopped.json",
+        ".lock",
+        "recipe.py",
+        "summary.json",
+        "checkpoints",
+    ):
         kept = run.parent / "kept"
         if (run / name).exists():
             (run / name).rename(kept)
@@ -286,7 +361,9 @@ def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):
 
 def test_a_file_of_weights_is_no_fifo(run, capsys):
     os.mkfifo("weights.pth")
-    code, said = told(capsys, "evaluate", "mine.py", "--checkpoint", "weights.pth", "--workers", "0")
+    code, said = told(
+        capsys, "evaluate", "mine.py", "--checkpoint", "weights.pth", "--workers", "0"
+    )
     assert code == 2 and "weights.pth is not a regular file" in said
 
 
@@ -298,7 +375,11 @@ def test_bad_images_of_any_name(run):
     assert Run(run).list_bad_images(new) == [r"4, caf\udce9.jpg: torn", new[1]]
     assert Run(run).list_bad_images(new) == []
     written = (run / "bad_images.txt").read_bytes().splitlines()
-    assert written == [b"3, caf\xe9.jpg: torn", rb"4, caf\udce9.jpg: torn", "5, été.jpg: torn".encode()]
+    assert written == [
+        b"3, caf\xe9.jpg: torn",
+        rb"4, caf\udce9.jpg: torn",
+        "5, été.jpg: torn".encode(),
+    ]
 
 
 def test_somebody_elses_settings_make_no_run(tmp_path, monkeypatch, capsys):
@@ -310,12 +391,20 @@ def test_somebody_elses_settings_make_no_run(tmp_path, monkeypatch, capsys):
         (project / name).write_text(text)
     for more in ((), ("--resume", "never")):
         code, said = told(capsys, "mine.py", "--workers", "0", "--out", "project", *more)
-        assert code == 2 and "project/settings.json is damaged, or not of trainkit: it has no settings" in said
+        assert (
+            code == 2
+            and "project/settings.json is damaged, or not of trainkit: it has no settings" in said
+        )
         assert "--resume never" not in said
     assert sorted(path.name for path in project.iterdir()) == ["settings.json", "thesis.tex"]
     save_file(recognition().model.state_dict(), project / "w.safetensors")
     assert not is_run(project)  # so that weights beside it are weights
-    assert told(capsys, "evaluate", "mine.py", "--checkpoint", "project/w.safetensors", "--workers", "0")[0] == 0
+    assert (
+        told(
+            capsys, "evaluate", "mine.py", "--checkpoint", "project/w.safetensors", "--workers", "0"
+        )[0]
+        == 0
+    )
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / ".lock").write_text("the only copy")
@@ -326,7 +415,13 @@ def test_somebody_elses_settings_make_no_run(tmp_path, monkeypatch, capsys):
 
 def test_only_a_runs_own_files_are_moved_aside(run, monkeypatch, capsys):
     words = ("mine.py", "--workers", "0", "--epochs", "0.75", "--resume", "never", "--out")
-    for stray in ("thesis.tex", ".git", "checkpoints/step-000000006.keep", "failures/notes", "data"):
+    for stray in (
+        "thesis.tex",
+        ".git",
+        "checkpoints/step-000000006.keep",
+        "failures/notes",
+        "data",
+    ):
         (run / stray).mkdir()
         code, said = told(capsys, *words, "run")
         assert code == 2 and f"trainkit did not write {stray} in it. Move that elsewhere" in said
@@ -344,7 +439,10 @@ def test_only_a_runs_own_files_are_moved_aside(run, monkeypatch, capsys):
     (run.parent / "link").symlink_to("run")
     (run.parent / "run.1").symlink_to("nowhere")
     assert told(capsys, *words, "link") == (0, "")
-    assert json.loads((run / "summary.json").read_text())["steps"] == 3 and (run.parent / "link").is_symlink()
+    assert (
+        json.loads((run / "summary.json").read_text())["steps"] == 3
+        and (run.parent / "link").is_symlink()
+    )
     assert json.loads((run.parent / "run.2" / "summary.json").read_text())["steps"] == 6
 
 
@@ -357,11 +455,15 @@ def test_the_recipe_is_kept_whole(run, capsys):
         assert told(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes() == whole
     (run.parent / "mine.py").write_bytes(whole + b"# changed since\n")
     (run / "recipe.py").write_bytes(b"# as it ran\n" + whole)
-    assert told(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes().startswith(b"# as it ran")
+    assert told(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes().startswith(
+        b"# as it ran"
+    )
     (run / "recipe.py").write_bytes(whole[:-9] + b"(")
     for words in (COMMANDS[-2], ("evaluate", "run/recipe.py", "--checkpoint", "run")):
         code, said = told(capsys, *words)
-        assert code == 2 and "run/recipe.py" in said and "is not Python: '(' was never closed" in said
+        assert (
+            code == 2 and "run/recipe.py" in said and "is not Python: '(' was never closed" in said
+        )
         assert said.count("\n") == 1 and "a whole copy in its place" in said
 
 
@@ -376,8 +478,13 @@ def test_a_recipe_that_cannot_be_written_leaves_none(run, capsys, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2 and "new cannot be written: File too large" in said
-    assert not [path for path in (run.parent / "new").iterdir() if path.name.startswith((".recipe", "recipe"))]
-    assert told(capsys, "big.py", "--workers", "0", "--epochs", "0.75", "--out", "new")[0] == 2  # other total_steps
+    assert not [
+        path
+        for path in (run.parent / "new").iterdir()
+        if path.name.startswith((".recipe", "recipe"))
+    ]
+    # other total_steps
+    assert told(capsys, "big.py", "--workers", "0", "--epochs", "0.75", "--out", "new")[0] == 2
     assert told(capsys, "big.py", "--workers", "0", "--out", "new")[0] == 0
     assert (run.parent / "new" / "recipe.py").read_bytes() == (run.parent / "big.py").read_bytes()
 

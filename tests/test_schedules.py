@@ -15,9 +15,17 @@ FORMULAS = {
     "linear": (schedules.linear, {}, lambda t, n: (n - t) / n),
     "linear to 0.1": (schedules.linear, {"end": 0.1}, lambda t, n: 1 - 0.9 * t / n),
     "cos": (schedules.cos, {}, lambda t, n: 0.5 * (1 + math.cos(math.pi * t / n))),
-    "cos to 0.1": (schedules.cos, {"end": 0.1}, lambda t, n: 0.1 + 0.45 * (1 + math.cos(math.pi * t / n))),
+    "cos to 0.1": (
+        schedules.cos,
+        {"end": 0.1},
+        lambda t, n: 0.1 + 0.45 * (1 + math.cos(math.pi * t / n)),
+    ),
     "poly": (schedules.poly, {}, lambda t, n: (1 - t / n) ** 0.9),
-    "poly 2": (schedules.poly, {"power": 2, "end": 0.01}, lambda t, n: 0.01 + 0.99 * (1 - t / n) ** 2),
+    "poly 2": (
+        schedules.poly,
+        {"power": 2, "end": 0.01},
+        lambda t, n: 0.01 + 0.99 * (1 - t / n) ** 2,
+    ),
     "wsd": (schedules.wsd, {"decay": 0.25}, lambda t, n: 1.0 if t <= 0.75 * n else 4 * (1 - t / n)),
 }
 
@@ -34,13 +42,20 @@ def test_formula(name, total, warmup):
 
 @pytest.mark.parametrize("total, warmup", RUNS)
 def test_steps_count_epochs_of_the_run(total, warmup):
-    step, multistep = schedules.step(2, 0.5, warmup_steps=warmup), schedules.multistep([1, 2.5], warmup_steps=warmup)
+    step, multistep = (
+        schedules.step(2, 0.5, warmup_steps=warmup),
+        schedules.multistep([1, 2.5], warmup_steps=warmup),
+    )
     for t in range(total):
         ramp = t / warmup if t < warmup else None
         epoch = t / 4  # four steps an epoch
-        assert step(t, total, 4) == pytest.approx(ramp if ramp is not None else 0.5 ** (epoch // 2), rel=1e-12)
+        assert step(t, total, 4) == pytest.approx(
+            ramp if ramp is not None else 0.5 ** (epoch // 2), rel=1e-12
+        )
         expected = 1.0 if epoch < 1 else 0.1 if epoch < 2.5 else 0.01
-        assert multistep(t, total, 4) == pytest.approx(ramp if ramp is not None else expected, rel=1e-12)
+        assert multistep(t, total, 4) == pytest.approx(
+            ramp if ramp is not None else expected, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
@@ -76,7 +91,10 @@ def test_last_step_is_never_a_division_by_zero():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: schedules.cos(warmup_steps=11)(0, 10), "warm-up takes 11 steps and the whole run 10"),
+        (
+            lambda: schedules.cos(warmup_steps=11)(0, 10),
+            "warm-up takes 11 steps and the whole run 10",
+        ),
         (lambda: schedules.cos(warmup_epochs=3)(0, 10, 5), "warm-up takes 15 steps"),
         (lambda: schedules.cos(warmup_epochs=3)(0, 10), "call the schedule with steps_per_epoch"),
         (lambda: schedules.cos(warmup_epochs=3, warmup_steps=3), "in one unit"),

@@ -122,7 +122,12 @@ REFUSED = {
     "kron": "optimizer Kron is not for weights that FSDP has sharded",
     "late": "its update of a weight of shape .* differs",
 }
-RESUMED = ["timm nadamw", "timm lookahead_adamw", "schedulefree.RAdamScheduleFree", "schedulefree.ScheduleFreeWrapper"]
+RESUMED = [
+    "timm nadamw",
+    "timm lookahead_adamw",
+    "schedulefree.RAdamScheduleFree",
+    "schedulefree.ScheduleFreeWrapper",
+]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +161,9 @@ def test_it_trains_as_in_one_process(found, name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_train_otherwise_is_refused(found, name):
     said, _ = found[name]
-    assert re.search(REFUSED[name], said) and said.endswith("take AdamW or SGD, or launch without FSDP"), said
+    assert re.search(REFUSED[name], said) and said.endswith(
+        "take AdamW or SGD, or launch without FSDP"
+    ), said
 
 
 @pytest.mark.parametrize("name", RESUMED)

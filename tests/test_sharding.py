@@ -39,7 +39,9 @@ def test_it_is_the_training_of_one_process(tmp_path, trained, name):
     run(name, tmp_path / name)
     assert_same_training(tmp_path / name, trained / "fsdp" / name)
     norms = [row["grad_norm"] for row in rows(tmp_path / name)]
-    assert [row["grad_norm"] for row in rows(trained / "fsdp" / name)] == pytest.approx(norms, rel=1e-5)
+    assert [row["grad_norm"] for row in rows(trained / "fsdp" / name)] == pytest.approx(
+        norms, rel=1e-5
+    )
 
 
 def test_it_is_the_training_of_ddp(trained):
@@ -48,7 +50,8 @@ def test_it_is_the_training_of_ddp(trained):
     files = ("model.safetensors", "state.safetensors")
     for file in files:
         mine, theirs = (
-            load_file(list_checkpoints(trained / each / "all" / "checkpoints")[-1] / file) for each in ("fsdp", "ddp")
+            load_file(list_checkpoints(trained / each / "all" / "checkpoints")[-1] / file)
+            for each in ("fsdp", "ddp")
         )
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
@@ -62,7 +65,9 @@ def test_what_is_kept_from_forward_to_backward_changes_nothing(trained):
 
 def test_killed_and_gone_on_with(tmp_path, trained):
     torchrun(2, TOYS, tmp_path, "all", **FSDP, TOY_READS="70", code=None)
-    assert not (tmp_path / "all" / "summary.json").exists() and list_checkpoints(tmp_path / "all" / "checkpoints")
+    assert not (tmp_path / "all" / "summary.json").exists() and list_checkpoints(
+        tmp_path / "all" / "checkpoints"
+    )
     assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **FSDP).stdout
     assert_bit_equal(trained / "fsdp" / "all", tmp_path / "all")
 
@@ -73,7 +78,10 @@ def test_a_run_may_change_over(tmp_path, trained, before, after):
     (tmp_path / "all" / "summary.json").unlink()
     newest = list_checkpoints(tmp_path / "all" / "checkpoints")[-1]
     shutil.rmtree(newest)
-    assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **(FSDP if after == "fsdp" else {})).stdout
+    assert (
+        "going on from step-"
+        in torchrun(2, TOYS, tmp_path, "all", **(FSDP if after == "fsdp" else {})).stdout
+    )
     assert_same_training(trained / after / "all", tmp_path / "all")
 
 
@@ -109,7 +117,9 @@ except ValueError as error: print(error)
 """
     (tmp_path / "script.py").write_text(script)
     printed = torchrun(2, tmp_path / "script.py", **FSDP).stdout
-    held = [list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("HELD")]
+    held = [
+        list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("HELD")
+    ]
     assert len(held) == 2 and held[0][0] + held[1][0] == held[0][1]
     assert all(mine < 0.6 * total and states == 2 * mine for mine, total, states in held)
     assert "channels_last and FSDP do not go together" in printed
@@ -119,7 +129,10 @@ except ValueError as error: print(error)
     "changed, message",
     [
         ({"FSDP_VERSION": "1"}, "FSDP_VERSION is 1: .*set fsdp_version: 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS is true: .*leave fsdp_offload_params out"),
+        (
+            {"FSDP_OFFLOAD_PARAMS": "true"},
+            "FSDP_OFFLOAD_PARAMS is true: .*leave fsdp_offload_params out",
+        ),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "give trainkit --activation-checkpointing"),
         ({"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}, "without a class: name the blocks"),
         ({}, "there is one: take accelerate_configs/gpu.yaml"),
@@ -146,7 +159,10 @@ def test_modules_that_are_gathered_on_their_own():
         def __init__(self):
             super().__init__()
             self.stem = nn.Linear(2, 2)  # 6 weights
-            self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)) for _ in range(2)])  # 20 + 30
+            # 20 + 30
+            self.blocks = nn.ModuleList(
+                [nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)) for _ in range(2)]
+            )
 
     net = Net()
     (one, two), (three, four) = net.blocks
@@ -158,12 +174,24 @@ def test_modules_that_are_gathered_on_their_own():
 
 
 def test_the_config_starts_it(tmp_path):
-    words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "fsdp2.yaml")]
+    words = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "accelerate_configs" / "fsdp2.yaml"),
+    ]
     words += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
     script = tmp_path / "script.py"
-    script.write_text("from trainkit.distributed.fsdp import Sharding\nprint('ASKED', Sharding.asked())\n")
+    script.write_text(
+        "from trainkit.distributed.fsdp import Sharding\nprint('ASKED', Sharding.asked())\n"
+    )
     printed = run_command(sys.executable, *words, str(script)).stdout
-    assert printed.count("ASKED Sharding(reshard_after_forward=True, least=1000000, classes=frozenset())") == 2
+    assert (
+        printed.count(
+            "ASKED Sharding(reshard_after_forward=True, least=1000000, classes=frozenset())"
+        )
+        == 2
+    )
 
 
 WITH_OPTIMIZER = """
@@ -201,7 +229,9 @@ def test_state_that_was_made_with_the_optimizer(tmp_path):
     shutil.copytree(tmp_path / "fsdp", tmp_path / "again")
     (tmp_path / "again" / "summary.json").unlink()
     shutil.rmtree(list_checkpoints(tmp_path / "again" / "checkpoints")[-1])
-    assert "going on from step-" in torchrun(2, script, tmp_path / "again", "Adagrad", **FSDP).stdout
+    assert (
+        "going on from step-" in torchrun(2, script, tmp_path / "again", "Adagrad", **FSDP).stdout
+    )
     assert_bit_equal(tmp_path / "fsdp", tmp_path / "again")
 
 
@@ -210,7 +240,12 @@ def test_an_optimizer_that_cannot_be_sharded_is_refused(tmp_path):
     script = tmp_path / "with_optimizer.py"
     script.write_text(WITH_OPTIMIZER.format(tests=str(TOYS.parent)))
     printed = torchrun(2, script, tmp_path / "run", "Adafactor", **FSDP, code=None).stdout
-    assert printed.count("optimizer Adafactor does not update weights that FSDP has sharded as it does whole ones") == 2
+    assert (
+        printed.count(
+            "optimizer Adafactor does not update weights that FSDP has sharded as it does whole ones"
+        )
+        == 2
+    )
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 

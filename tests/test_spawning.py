@@ -64,7 +64,9 @@ def folder(tmp_path_factory):
 
 def start(folder, method, *words, code=0):
     command = [sys.executable, str(folder / "start.py"), method, str(folder / "own.py"), *words]
-    return run_command(*command, "--workers", "1", "--resume", "never", "--out", str(folder / method), code=code)
+    return run_command(
+        *command, "--workers", "1", "--resume", "never", "--out", str(folder / method), code=code
+    )
 
 
 @pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.nightly)])

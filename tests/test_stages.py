@@ -28,7 +28,10 @@ ORDER = TrainOrder(27, 8, seed=5)  # 4 steps an epoch
 
 def batches(start: int, workers: int) -> list[torch.Tensor]:
     keys = Batches(ORDER, start, 10, 0)
-    return [images for images, _, _ in make_loader(growing().train_data, 5, keys, workers, torch.device("cpu"))]
+    return [
+        images
+        for images, _, _ in make_loader(growing().train_data, 5, keys, workers, torch.device("cpu"))
+    ]
 
 
 def test_each_epoch_has_its_size_and_its_own_crops():
@@ -38,7 +41,9 @@ def test_each_epoch_has_its_size_and_its_own_crops():
     for (epoch, index), image in zip(ORDER.keys(5), seen):
         assert epoch == 1 and torch.equal(Seeded(data, 5)[epoch, index][0], image)
     for workers, start in ((2, 0), (0, 3), (2, 5)):
-        assert all(torch.equal(a, b) for a, b in zip(whole[start:], batches(start, workers), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole[start:], batches(start, workers), strict=True)
+        )
 
 
 def test_going_on_across_a_change(tmp_path):
@@ -65,12 +70,28 @@ def test_repeated_too():
 def test_as_a_setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = ROOT / "recipes" / "recog_imagenet.py"
-    words = [str(path), "--sample", "--workers", "0", "--warmup-epochs", "0", "--image-sizes", "32:0,56:1"]
+    words = [
+        str(path),
+        "--sample",
+        "--workers",
+        "0",
+        "--warmup-epochs",
+        "0",
+        "--image-sizes",
+        "32:0,56:1",
+    ]
     assert main([*words, "--epochs", "1.1", "--precise-bn", "16"]) == 0
     settings = json.loads((tmp_path / "runs/recog_imagenet/settings.json").read_text())["settings"]
     assert settings["image_sizes"] == "32:0,56:1"
-    recipe = build(load_recipe(path), {"sample": True, "model": "small", "image_sizes": "32:0,56:1", "eval_size": 40})
-    assert [Seeded(recipe.train_data, 0)[epoch, 0][0].shape[-1] for epoch in (0, 1, 9)] == [32, 56, 56]
+    recipe = build(
+        load_recipe(path),
+        {"sample": True, "model": "small", "image_sizes": "32:0,56:1", "eval_size": 40},
+    )
+    assert [Seeded(recipe.train_data, 0)[epoch, 0][0].shape[-1] for epoch in (0, 1, 9)] == [
+        32,
+        56,
+        56,
+    ]
     assert recipe.protocol == "centre crop of 40, short side 46, bicubic"
     bare, as_stored = untransformed(recipe.train_data)
     assert as_stored and bare[0][0].shape[-2:] == (64, 64)
@@ -82,7 +103,8 @@ def test_the_forecast_is_of_the_first_size():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "128", "128:1", "128:0,192:30,224:30", "128:0,192:40,224:30", "0:0", "a:0", "1:0:2"]
+    "text",
+    ["", "128", "128:1", "128:0,192:30,224:30", "128:0,192:40,224:30", "0:0", "a:0", "1:0:2"],
 )
 def test_sizes_that_cannot_be(text):
     with pytest.raises(ValueError, match="image sizes are .*such as 128:0,192:30,224:60"):

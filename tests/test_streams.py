@@ -55,7 +55,9 @@ def test_a_training_outlives_its_screen(tmp_path, monkeypatch, capsys, opened):
         sys.stdout.close()
     told = capsys.readouterr().err
     assert summary["steps"] == 10 and (tmp_path / "summary.json").exists()
-    assert told == f"standard output cannot be written ({GONE[opened]}): nothing more is shown there\n"
+    assert (
+        told == f"standard output cannot be written ({GONE[opened]}): nothing more is shown there\n"
+    )
 
 
 def test_errors_whose_reader_is_gone(monkeypatch):
@@ -82,7 +84,11 @@ def test_a_screen_without_columns(monkeypatch, capsys, columns):
     Display().table("a table", {"name": "value"})
     assert main(["nowhere.py"]) == 2
     printed = capsys.readouterr()
-    assert "a line" in printed.out and "value" in printed.out and "no recipe at nowhere.py" in printed.err
+    assert (
+        "a line" in printed.out
+        and "value" in printed.out
+        and "no recipe at nowhere.py" in printed.err
+    )
 
 
 def test_a_stream_closed_before_the_start(monkeypatch, tmp_path):

@@ -47,17 +47,24 @@ def start(
 
     interpreter: one of its own, in which sets have another order; torchrun's have that anyway.
     """
-    words, env = (str(TOYS), str(folder), name), {"TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers), **env}
+    words, env = (
+        (str(TOYS), str(folder), name),
+        {"TOY_SLEEP": str(sleep), "TOY_WORKERS": str(workers), **env},
+    )
     if processes == 1 and not interpreter:
         return Script(*words, own_session=own_session, **env)
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.Popen([*launcher, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*launcher, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
-def go_on(folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()) -> str:
+def go_on(
+    folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()
+) -> str:
     """Run it (and then others) to its end, at full speed; what it printed."""
     if processes > 1:
         return torchrun(processes, TOYS, folder, name, *others, TOY_WORKERS=str(workers)).stdout
@@ -77,24 +84,33 @@ def wait_for(folder: Path, found, process: Script | subprocess.Popen) -> None:
 
 
 def checkpoint_of(step: int):
-    return lambda folder: any(int(path.name[5:]) >= step for path in list_checkpoints(folder / "checkpoints"))
+    return lambda folder: any(
+        int(path.name[5:]) >= step for path in list_checkpoints(folder / "checkpoints")
+    )
 
 
 def kill_all(process: Script | subprocess.Popen) -> str:
     """SIGKILL to the process and all below it; what they had printed."""
-    for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+    for each in [
+        *psutil.Process(process.pid).children(recursive=True),
+        psutil.Process(process.pid),
+    ]:
         each.kill()
     return process.communicate()[0]
 
 
 def assert_bit_equal(one: Path, other: Path) -> None:
     mine, theirs = weights(one), weights(other)
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )
     averages = [load(list_checkpoints(each / "checkpoints")[-1])[1]["ema"] for each in (one, other)]
     if averages != [None, None]:
         assert averages[0]["count"] == averages[1]["count"] > 0
         mine, theirs = (each["averages"] for each in averages)
-        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert mine.keys() == theirs.keys() and all(
+            torch.equal(mine[name], theirs[name]) for name in mine
+        )
     timeless = [
         [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(each, event)]
         for each in (one, other)
@@ -112,7 +128,9 @@ def unstopped(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name, processes, workers", [("all", 1, 0), ("all-dense", 1, 2), ("all", 2, 2)])
+@pytest.mark.parametrize(
+    "name, processes, workers", [("all", 1, 0), ("all-dense", 1, 2), ("all", 2, 2)]
+)
 def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
     process = start(tmp_path, name, processes, workers, interpreter=True)
     wait_for(tmp_path / name, checkpoint_of(6), process)  # epoch 2 has steps 5 to 8
@@ -123,7 +141,8 @@ def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
 
 
 @pytest.mark.parametrize(
-    "number, code, processes", [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 138, 1)]
+    "number, code, processes",
+    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 138, 1)],
 )
 def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
     process = start(tmp_path, "all", processes, workers=1)
@@ -133,12 +152,17 @@ def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
     assert process.returncode == code and f"stopped by {number.name} after step" in printed, printed
     assert "Traceback" not in printed
     stopped = int(printed.split("after step ")[1].split(",")[0])
-    assert list_checkpoints(tmp_path / "all" / "checkpoints")[-1].name == f"step-{stopped:09d}" and stopped < STEPS
+    assert (
+        list_checkpoints(tmp_path / "all" / "checkpoints")[-1].name == f"step-{stopped:09d}"
+        and stopped < STEPS
+    )
     go_on(tmp_path, "all", processes)
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+)
 def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
     """As `timeout` and schedulers send it: what reads images goes on, also where torch has threads in it."""
     process = start(tmp_path, "all", workers=2, own_session=True, TOY_THREADS="2")
@@ -155,14 +179,18 @@ def test_a_worker_is_born_with_the_signal_blocked(tmp_path):
     process = start(tmp_path, "all", workers=1, TOY_THREADS="2")
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     (worker,) = psutil.Process(process.pid).children()
-    blocked = [_blocks_sigterm(status) for status in Path(f"/proc/{worker.pid}/task").glob("*/status")]
+    blocked = [
+        _blocks_sigterm(status) for status in Path(f"/proc/{worker.pid}/task").glob("*/status")
+    ]
     deaf = _blocks_sigterm(Path(f"/proc/{process.pid}/status"))
     kill_all(process)
     assert len(blocked) > 2 and blocked.count(False) == 1 and not deaf
 
 
 def _blocks_sigterm(status: Path) -> bool:
-    mask = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigBlk"))
+    mask = next(
+        line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigBlk")
+    )
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
@@ -170,7 +198,9 @@ def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):
     """A signal to one of two processes stops both after the same step."""
     process = start(tmp_path, "all", 2)
     wait_for(tmp_path / "all", checkpoint_of(2), process)
-    workers = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
+    workers = [
+        child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()
+    ]
     workers[-1].send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0 and "stopped by SIGTERM after step" in printed, printed
@@ -182,7 +212,8 @@ def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):
 def test_ended_during_an_evaluation(tmp_path, unstopped, number):
     """The evaluation is done anew when the run goes on, and the epoch before it is not."""
     process = start(tmp_path, "all", sleep=0.03)
-    wait_for(tmp_path / "all", checkpoint_of(4), process)  # saved first; then 13 images of evaluation
+    # saved first; then 13 images of evaluation
+    wait_for(tmp_path / "all", checkpoint_of(4), process)
     time.sleep(0.1)
     os.kill(process.pid, number)
     printed = process.communicate(timeout=PATIENCE)[0]
@@ -194,7 +225,11 @@ def test_ended_during_an_evaluation(tmp_path, unstopped, number):
 
 def test_killed_right_after_an_evaluation(tmp_path, unstopped):
     process = start(tmp_path, "all", sleep=0.03)
-    wait_for(tmp_path / "all", lambda folder: any(row["step"] == 4 for row in evaluations(folder)), process)
+    wait_for(
+        tmp_path / "all",
+        lambda folder: any(row["step"] == 4 for row in evaluations(folder)),
+        process,
+    )
     kill_all(process)
     assert "evaluation after epoch 1 " not in go_on(tmp_path, "all"), "it is not done again"
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
@@ -209,14 +244,20 @@ def test_an_orphan_stops(tmp_path, unstopped):
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}
-    process = subprocess.Popen([*launch, str(TOYS), str(tmp_path), "all"], env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*launch, str(TOYS), str(tmp_path), "all"], env=env, stdout=subprocess.PIPE, text=True
+    )
     wait_for(tmp_path / "all", checkpoint_of(2), process)
-    (training,) = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
+    (training,) = [
+        child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()
+    ]
     process.terminate()
-    printed = process.communicate(timeout=PATIENCE)[0]  # to the end of the training, which holds the same pipe
+    # to the end of the training, which holds the same pipe
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert "stopped by SIGTERM after step" in printed
     end = time.monotonic() + PATIENCE  # its pipe is closed a moment before it is gone
-    while training.is_running() and training.status() != psutil.STATUS_ZOMBIE:  # nobody collects it here
+    # nobody collects it here
+    while training.is_running() and training.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end, "it lives on"
         time.sleep(0.02)
     go_on(tmp_path, "all")
@@ -226,12 +267,22 @@ def test_an_orphan_stops(tmp_path, unstopped):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
     """One of two processes dies; with --max-restarts both begin again and go on from the last checkpoint."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=2",
+    )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}
     words = [sys.executable, *launcher, str(TOYS), str(tmp_path), "all"]
-    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     wait_for(tmp_path / "all", checkpoint_of(2), process)
-    children = [child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()]
+    children = [
+        child for child in psutil.Process(process.pid).children() if str(TOYS) in child.cmdline()
+    ]
     children[rank].kill()
     try:
         printed = process.communicate(timeout=PATIENCE)[0]
@@ -245,7 +296,9 @@ def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
     process = start(tmp_path, "all", sleep=0.05)
     wait_for(tmp_path / "all", lambda folder: (folder / "settings.json").exists(), process)
-    with pytest.raises(ValueError, match=f"another run is training in .* .process {process.pid} on"):
+    with pytest.raises(
+        ValueError, match=f"another run is training in .* .process {process.pid} on"
+    ):
         run("all", tmp_path / "all")
     kill_all(process)
     run("all", tmp_path / "all")  # a dead process keeps no lock
@@ -281,11 +334,19 @@ def test_going_on_from_every_step(tmp_path, name):
             if not evaluated:  # killed while the evaluation was on its way
                 lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
                 row = f'{{"event": "evaluate", "step": {step},'
-                (folder / "log.jsonl").write_text("".join(line for line in lines if not line.startswith(row)))
+                (folder / "log.jsonl").write_text(
+                    "".join(line for line in lines if not line.startswith(row))
+                )
             run(name, folder, checkpoint_every=1, keep=20)
             assert_bit_equal(tmp_path / "whole", folder)
-            summaries = [json.loads((each / "summary.json").read_text()) for each in (tmp_path / "whole", folder)]
-            assert summaries[0]["best"] == summaries[1]["best"] and summaries[0]["final"] == summaries[1]["final"]
+            summaries = [
+                json.loads((each / "summary.json").read_text())
+                for each in (tmp_path / "whole", folder)
+            ]
+            assert (
+                summaries[0]["best"] == summaries[1]["best"]
+                and summaries[0]["final"] == summaries[1]["final"]
+            )
 
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 4)])
@@ -298,8 +359,12 @@ def test_going_on_with_another_number_of_processes(tmp_path, before, after):
     kill_all(process)
     done = int(list_checkpoints(tmp_path / name / "checkpoints")[-1].name[5:])
     go_on(tmp_path, name, after)
-    seen = [json.loads((tmp_path / name / f"seen-{rank}.json").read_text()) for rank in range(after)]
-    assert 4 <= done < 10 and len(set(sum(seen, []))) <= 70 - 27 + 2, "no passed batch; a filler may be new"
+    seen = [
+        json.loads((tmp_path / name / f"seen-{rank}.json").read_text()) for rank in range(after)
+    ]
+    assert 4 <= done < 10 and len(set(sum(seen, []))) <= 70 - 27 + 2, (
+        "no passed batch; a filler may be new"
+    )
     mine, theirs = rows(tmp_path / "whole"), rows(tmp_path / name)
     assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in mine], rel=1e-5)
 
@@ -318,14 +383,18 @@ def test_rebase_goes_on_with_another_length(tmp_path):
     train(recognition(epochs=2), options)
     with pytest.raises(ValueError, match="total_steps was 8 and is 12.*--rebase"):
         train(recognition(epochs=3), options)
-    summary = train(recognition(epochs=3), Options(out=tmp_path, workers=0, log_every=1, rebase=True))
+    summary = train(
+        recognition(epochs=3), Options(out=tmp_path, workers=0, log_every=1, rebase=True)
+    )
     assert summary["steps"] == 12
     curve = [0.1 * cos(warmup_epochs=0.5)(step, 12, 4) for step in range(8, 12)]
     assert [row["lr"] for row in rows(tmp_path)][8:] == pytest.approx(curve)
     with pytest.raises(ValueError, match="batch_size was 8 and is 9"):
         train(recognition(epochs=3, batch_size=9), Options(out=tmp_path, workers=0, rebase=True))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="has done 12 steps, and is to have 4: --rebase is for a longer run"):
+    with pytest.raises(
+        ValueError, match="has done 12 steps, and is to have 4: --rebase is for a longer run"
+    ):
         train(recognition(epochs=1), Options(out=tmp_path, workers=0, rebase=True))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -346,17 +415,30 @@ def row_of(event: str, step: int) -> dict:
 def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
     """The log is the record of evaluations: those up to the checkpoint stay, later ones and cut lines go."""
     folder = Run(tmp_path)
-    for event, step in (("step", 4), ("evaluate", 4), ("step", 7), ("evaluate", 8), ("step", 9), ("evaluate", 12)):
+    for event, step in (
+        ("step", 4),
+        ("evaluate", 4),
+        ("step", 7),
+        ("evaluate", 8),
+        ("step", 9),
+        ("evaluate", 12),
+    ):
         folder.append(row_of(event, step))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write(cut)
     assert folder.forget_after(8)["step"] == 8
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(row["event"], row["step"]) for row in log] == [("step", 4), ("evaluate", 4), ("step", 7), ("evaluate", 8)]
+    assert [(row["event"], row["step"]) for row in log] == [
+        ("step", 4),
+        ("evaluate", 4),
+        ("step", 7),
+        ("evaluate", 8),
+    ]
     assert folder.forget_after(7)["step"] == 4 and folder.forget_after(3) is None
     assert (tmp_path / "log.jsonl").read_bytes() == b""
     folder.append({"event": "step", "step": 1})
-    (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}')  # whole but for its end of line
+    # whole but for its end of line
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}')
     folder.forget_after(1)
     folder.append({"event": "step", "step": 2})
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
@@ -365,10 +447,18 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
 def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
     """A checkpoint written in the background is told after rows of later steps."""
     folder = Run(tmp_path)
-    for event, step in (("step", 10), ("evaluate", 12), ("step", 20), ("evaluate", 18), ("save", 15)):
+    for event, step in (
+        ("step", 10),
+        ("evaluate", 12),
+        ("step", 20),
+        ("evaluate", 18),
+        ("save", 15),
+    ):
         folder.append(row_of(event, step))
     assert folder.forget_after(15)["step"] == 12
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [10, 12]
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ] == [10, 12]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -381,7 +471,9 @@ def test_going_on_with_channels_last(tmp_path, fused):
         optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=0.01, fused=fused)
         return replace(recipe, optimizer=optimizer)
 
-    options = Options(out=tmp_path / "whole", workers=0, checkpoint_every=1, keep=20, channels_last=True)
+    options = Options(
+        out=tmp_path / "whole", workers=0, checkpoint_every=1, keep=20, channels_last=True
+    )
     train(training(), options)
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts" / "summary.json").unlink()
@@ -396,7 +488,11 @@ def test_the_scale_of_fp16_comes_back(tmp_path):
     trainings = []
     (tmp_path / "checkpoints").mkdir()
     for scale in (512.0, 65536.0):
-        recipe, options, accelerator = recognition(), Options(out=tmp_path, workers=0), start_accelerator()
+        recipe, options, accelerator = (
+            recognition(),
+            Options(out=tmp_path, workers=0),
+            start_accelerator(),
+        )
         run = Run(tmp_path)
         t = begin(recipe, options, accelerator, Plan.of(recipe, options, 1), run, Display(False))
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)

@@ -34,7 +34,9 @@ def write(file, labels, label_type=None, image=None):
     """A row for each label; the image is as grey as the number of the row."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image = image or (lambda value: {"bytes": png(value), "path": f"{value}.png"})
-    table = pa.table({"image": [image(row) for row in range(len(labels))], "label": pa.array(labels, label_type)})
+    table = pa.table(
+        {"image": [image(row) for row in range(len(labels))], "label": pa.array(labels, label_type)}
+    )
     pq.write_table(table, file)
 
 
@@ -54,7 +56,9 @@ def write(file, labels, label_type=None, image=None):
         (["default/train/0000.parquet"], 1),
     ],
 )
-@pytest.mark.parametrize("others", [[], ["trainval", "train_hard", "train-clean", "training", "pretrain"]])
+@pytest.mark.parametrize(
+    "others", [[], ["trainval", "train_hard", "train-clean", "training", "pretrain"]]
+)
 def test_layouts(tmp_path, names, taken, others):
     for name in names:
         write(tmp_path / name, [0, 1])
@@ -63,8 +67,12 @@ def test_layouts(tmp_path, names, taken, others):
     if others and names[0].count("/") and names[0].split("/")[-2] == "train":
         return  # all in train/ is of it
     found = parquet_files(tmp_path, "train")
-    assert len(found.files) == taken and {str(path.relative_to(tmp_path)) for path in found.files} <= set(names)
-    assert {path.name.split("-00000")[0] for path in found.left_out} == {each for each in others if each != "pretrain"}
+    assert len(found.files) == taken and {
+        str(path.relative_to(tmp_path)) for path in found.files
+    } <= set(names)
+    assert {path.name.split("-00000")[0] for path in found.left_out} == {
+        each for each in others if each != "pretrain"
+    }
     for stream in (None, 2):
         data = class_images(tmp_path, "train", stream=stream)
         assert len(data) == 2 * taken and data.classes == ["0", "1"]
@@ -86,7 +94,16 @@ def test_random_names_are_of_one_split_at_most(tmp_path, seed):
     expected = dict.fromkeys(SPLITS, 0)
     for number in range(draw.randint(1, 12)):
         split = draw.choice(SPLITS)
-        more = draw.choice(["", "", "val", "_hard", "s", "-" + "".join(draw.choices(string.ascii_lowercase[7:], k=4))])
+        more = draw.choice(
+            [
+                "",
+                "",
+                "val",
+                "_hard",
+                "s",
+                "-" + "".join(draw.choices(string.ascii_lowercase[7:], k=4)),
+            ]
+        )
         name = f"{split}{more}-{number:05d}-of-00099.parquet"
         if not more or split + more in SPLITS:
             expected[split + more] += 1
@@ -107,7 +124,10 @@ def test_random_names_are_of_one_split_at_most(tmp_path, seed):
         ["train.parquet", "train/0000.parquet"],
         ["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"],
         ["train-0.parquet", "train_0.parquet"],
-        ["train-00000-of-00001-0123456789abcdef.parquet", "train-00000-of-00001-fedcba9876543210.parquet"],
+        [
+            "train-00000-of-00001-0123456789abcdef.parquet",
+            "train-00000-of-00001-fedcba9876543210.parquet",
+        ],
         ["train.parquet", "train2.parquet"],
     ],
 )
@@ -129,7 +149,9 @@ def test_missing_files_are_told(tmp_path):
 def test_files_that_are_damaged_or_have_no_rows(tmp_path, stream):
     """Named where they are damaged; passed over where they are empty, and refused where all are."""
     write(tmp_path / "train-0.parquet", [], pa.int64())
-    with pytest.raises(ValueError, match=r"train-0.parquet: there are no rows in these parquet files"):
+    with pytest.raises(
+        ValueError, match=r"train-0.parquet: there are no rows in these parquet files"
+    ):
         HubImages(tmp_path, "train", stream=stream)
     write(tmp_path / "train-1.parquet", [1, 0, 1])
     pq.write_table(pq.read_table(tmp_path / "train-0.parquet", schema=pq.read_schema(tmp_path / "train-1.parquet")),
@@ -196,9 +218,13 @@ def test_images_without_the_hubs_types(tmp_path, kind, stream):
     assert [(int(image.unique()), int(mask.unique())) for image, mask in (maps[i] for i in range(3))] == [
         (10, 0), (20, 1), (30, 2),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"no column 'picture'; its columns: image .*, caption .string."):
+    with pytest.raises(
+        ValueError, match=r"no column 'picture'; its columns: image .*, caption .string."
+    ):
         HubMasks(tmp_path, "train", 3, image_column="picture", stream=stream)
-    with pytest.raises(ValueError, match=r"no images in its column 'caption'; its columns: image .*, mask "):
+    with pytest.raises(
+        ValueError, match=r"no images in its column 'caption'; its columns: image .*, mask "
+    ):
         HubImages(tmp_path, "train", image_column="caption", stream=stream)
 
 
@@ -222,7 +248,10 @@ def test_string_labels(tmp_path, kind, stream):
     assert [other.classes[other[index][1]] for index in range(4)] == val[:4]
     with pytest.raises(ValueError, match="is null in the column 'label'"):
         other[4]
-    assert len(other.used_warnings) == 1 and "5 of 9 classes have no image in" in other.used_warnings[0]
+    assert (
+        len(other.used_warnings) == 1
+        and "5 of 9 classes have no image in" in other.used_warnings[0]
+    )
     write(tmp_path / "test.parquet", ["cat", "wolf"], kind)
     with pytest.raises(ValueError, match="has classes .'wolf'. that the training data has not"):
         HubImages(tmp_path, "test", classes=data.classes, stream=stream)
@@ -230,7 +259,8 @@ def test_string_labels(tmp_path, kind, stream):
 
 @pytest.mark.parametrize("stream", [None, 2])
 @pytest.mark.parametrize(
-    ("labels", "kind"), [([0.0, 1.0], None), ([-1, 1], None), ([[0], [1]], None), ([None, None], pa.string())]
+    ("labels", "kind"),
+    [([0.0, 1.0], None), ([-1, 1], None), ([[0], [1]], None), ([None, None], pa.string())],
 )
 def test_labels_that_are_no_ids_and_no_names(tmp_path, labels, kind, stream):
     write(tmp_path / "train.parquet", labels, kind)
@@ -241,9 +271,15 @@ def test_labels_that_are_no_ids_and_no_names(tmp_path, labels, kind, stream):
 
 def test_files_whose_columns_differ_in_type(tmp_path):
     """A path that is null in all of a file has no type; rows are read as they lie where they are streamed."""
-    write(tmp_path / "train-0.parquet", [0, 1], image=lambda value: {"bytes": png(value), "path": None})
+    write(
+        tmp_path / "train-0.parquet",
+        [0, 1],
+        image=lambda value: {"bytes": png(value), "path": None},
+    )
     write(tmp_path / "train-1.parquet", [1, 0])
-    with pytest.raises(ValueError, match="2 parquet files in .* do not make one table .*same type.*--stream 16"):
+    with pytest.raises(
+        ValueError, match="2 parquet files in .* do not make one table .*same type.*--stream 16"
+    ):
         HubImages(tmp_path, "train")
     assert [int(label) for _, label in HubImages(tmp_path, "train", stream=2)] == [0, 1, 1, 0]
 

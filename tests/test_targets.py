@@ -24,7 +24,16 @@ from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 NUMPY = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
-TORCH = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+TORCH = (
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 NUMBERS = {
     "python": int,
     **{f"numpy-{each.__name__}": each for each in NUMPY},
@@ -33,7 +42,10 @@ NUMBERS = {
     **{str(dtype): lambda label, dtype=dtype: torch.tensor(label, dtype=dtype) for dtype in TORCH},
 }
 ARRAYS = {
-    **{f"numpy-{each.__name__}": lambda mask, each=each: mask.numpy().astype(each) for each in NUMPY[1:]},
+    **{
+        f"numpy-{each.__name__}": lambda mask, each=each: mask.numpy().astype(each)
+        for each in NUMPY[1:]
+    },
     "big-endian": lambda mask: mask.numpy().astype(">u2"),
     "mirrored": lambda mask: np.ascontiguousarray(mask.numpy()[:, ::-1])[:, ::-1],
     "read-only": lambda mask: np.frombuffer(mask.numpy().tobytes(), np.uint8).reshape(mask.shape),
@@ -65,24 +77,32 @@ class MapsAs(Maps):
 
 def batches(data, task) -> list:
     """Targets of two batches as the loop gets them, and what the task makes of them."""
-    loader = make_loader(data, 0, [[(0, index) for index in range(8)], [(0, 8)]], 0, torch.device("cpu"), task.check)
+    loader = make_loader(
+        data, 0, [[(0, index) for index in range(8)], [(0, 8)]], 0, torch.device("cpu"), task.check
+    )
     return [(targets, task.counts(targets).tolist()) for _, targets, _ in loader]
 
 
 @pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
 def test_a_class_id_of_any_type_is_read_alike(make):
     task = Recognition(CLASSES)
-    for (found, counts), (wanted, wanted_counts) in zip(batches(As(27, make), task), batches(Images(27), task)):
+    for (found, counts), (wanted, wanted_counts) in zip(
+        batches(As(27, make), task), batches(Images(27), task)
+    ):
         assert found.dtype == torch.int64 and torch.equal(found, wanted) and counts == wanted_counts
     held = OnDevice(As(13, make, augment=False))
-    assert held.targets.tolist() == Images(13).targets.tolist() and held.targets.dtype == torch.int64
+    assert (
+        held.targets.tolist() == Images(13).targets.tolist() and held.targets.dtype == torch.int64
+    )
 
 
 @pytest.mark.parametrize("make", ARRAYS.values(), ids=ARRAYS)
 def test_a_mask_of_any_type_is_read_alike(make):
     task = Segmentation(CLASSES)
     logits = torch.randn(8, CLASSES, 12, 12, generator=torch.Generator().manual_seed(0))
-    for (found, counts), (wanted, wanted_counts) in zip(batches(MapsAs(27, make), task), batches(Maps(27), task)):
+    for (found, counts), (wanted, wanted_counts) in zip(
+        batches(MapsAs(27, make), task), batches(Maps(27), task)
+    ):
         assert torch.equal(found.long(), wanted.long()) and counts == wanted_counts
         scores = logits[: len(found)]
         assert torch.equal(task.losses(scores, found), task.losses(scores, wanted))
@@ -98,14 +118,26 @@ def test_numbers_of_numpy_train_the_same(tmp_path):
     runs = []
     for name, make in (("tensor", torch.tensor), ("numpy", np.uint16)):
         seed_host(5)
-        recipe = recognition(epochs=0.5, train_data=As(27, make), val_data=As(13, make, augment=False))
-        runs.append((train(recipe, Options(out=tmp_path / name, workers=0))["final"], recipe.model.state_dict()))
+        recipe = recognition(
+            epochs=0.5, train_data=As(27, make), val_data=As(13, make, augment=False)
+        )
+        runs.append(
+            (
+                train(recipe, Options(out=tmp_path / name, workers=0))["final"],
+                recipe.model.state_dict(),
+            )
+        )
     (results, weights), (other, others) = runs
-    assert results == other and all(torch.equal(value, others[name]) for name, value in weights.items())
+    assert results == other and all(
+        torch.equal(value, others[name]) for name, value in weights.items()
+    )
 
 
 def test_numbers_keep_their_value_and_floats_their_type():
-    assert as_target(np.uint16(65535)).item() == 65535 and as_target(np.uint32(2**32 - 1)).item() == 2**32 - 1
+    assert (
+        as_target(np.uint16(65535)).item() == 65535
+        and as_target(np.uint32(2**32 - 1)).item() == 2**32 - 1
+    )
     assert as_target(np.array([0, 65535], np.uint16)).tolist() == [0, 65535]
     assert as_target(True).item() == 1 and as_target(np.array([[True, False]])).tolist() == [[1, 0]]
     assert as_target(2.5) == 2.5 and as_target(np.float32(2.5)).dtype == torch.float32
@@ -146,7 +178,9 @@ def test_what_recognition_takes(target):
 class MultiHot(Images):
     def __getitem__(self, index: int):
         image, target = super().__getitem__(index)
-        return image, F.one_hot(target, CLASSES).float() + F.one_hot((target + 1) % CLASSES, CLASSES).float()
+        return image, F.one_hot(target, CLASSES).float() + F.one_hot(
+            (target + 1) % CLASSES, CLASSES
+        ).float()
 
 
 class OneHot(Images):
@@ -158,10 +192,17 @@ class OneHot(Images):
 def test_multi_hot_targets_are_refused_at_the_first_batch(tmp_path):
     task = Recognition(CLASSES, loss=BinaryCrossEntropy())
     with pytest.raises(ValueError, match=r"image \d+ \(number \d+ of MultiHot\): .*multi-hot"):
-        train(recognition(task=task, train_data=MultiHot(27)), Options(out=tmp_path / "run", workers=0))
+        train(
+            recognition(task=task, train_data=MultiHot(27)),
+            Options(out=tmp_path / "run", workers=0),
+        )
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    with pytest.raises(ValueError, match=r"TopK: references are torch.float32 of shape \(2, 7\)"):  # not yet a number
-        train(recognition(task=task, val_data=OneHot(13), epochs=0.5), Options(out=tmp_path / "soft", workers=0))
+    # not yet a number
+    with pytest.raises(ValueError, match=r"TopK: references are torch.float32 of shape \(2, 7\)"):
+        train(
+            recognition(task=task, val_data=OneHot(13), epochs=0.5),
+            Options(out=tmp_path / "soft", workers=0),
+        )
     data = MultiHot(4)
     data.classes = list(range(CLASSES))
     with pytest.raises(ValueError, match="the target of image 0 is tensor.*a class id each"):
@@ -175,7 +216,9 @@ def test_an_ignored_label_that_the_masks_type_cannot_hold(dtype, ignore, tmp_pat
     """torch compares the wrapped number: of a uint8 mask 255 == -1."""
     name = str(dtype).removeprefix("torch.")
     mask = torch.tensor([[0, 1], [2, 1]], dtype=dtype)
-    assert f"ignore is {ignore}, and masks of {name} hold" in Segmentation(3, ignore=ignore).check(mask)
+    assert f"ignore is {ignore}, and masks of {name} hold" in Segmentation(3, ignore=ignore).check(
+        mask
+    )
     stored = torch.tensor(ignore).to(dtype)  # what stands in the mask, and is no ignored one
     mask[1, 1] = stored
     assert num_valid(mask, ignore) == 4 and num_valid(mask.long(), int(stored)) < 4
@@ -217,7 +260,8 @@ def dense(outputs: int) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "build, network, name", [(recognition, head, "Recognition"), (segmentation, dense, "Segmentation")]
+    "build, network, name",
+    [(recognition, head, "Recognition"), (segmentation, dense, "Segmentation")],
 )
 @pytest.mark.parametrize("outputs", [CLASSES - 2, CLASSES + 1, 1000])
 def test_a_network_with_other_outputs_than_classes_is_refused_at_the_first_batch(
@@ -232,7 +276,10 @@ def test_a_network_with_other_outputs_than_classes_is_refused_at_the_first_batch
     with pytest.raises(ValueError, match=told):
         check(recipe, Options(workers=0))
     model.eval()
-    images, targets = torch.zeros(2, 3, 4, 4), torch.zeros((2, 4, 4) if build is segmentation else 2, dtype=torch.long)
+    images, targets = (
+        torch.zeros(2, 3, 4, 4),
+        torch.zeros((2, 4, 4) if build is segmentation else 2, dtype=torch.long),
+    )
     with pytest.raises(ValueError, match=told):
         recipe.task.predict(model(images), targets)
     if build is segmentation:
@@ -244,6 +291,8 @@ def test_the_ways_of_counting_take_ids_alone():
     with pytest.raises(ValueError, match=r"give one class id for each image"):
         TopK((1,), 3).add_batch(predictions=torch.randn(4, 3), references=torch.rand(4, 3))
     metric = MeanIoU(3, ignore=-1)
-    metric.add_batch(predictions=torch.zeros(1, 4), references=torch.tensor([[0, 0, 0, 255]], dtype=torch.uint8))
+    metric.add_batch(
+        predictions=torch.zeros(1, 4), references=torch.tensor([[0, 0, 0, 255]], dtype=torch.uint8)
+    )
     with pytest.raises(ValueError, match="1 references and 0 predictions are outside 0..2"):
         metric.compute()

@@ -21,7 +21,10 @@ from toys import Net
 from trainkit.storage.weight_files import load_weights
 from trainkit.storage.weights import fit, load_model, start_from, take_weights
 
-GOOD, BAD = Net(False).state_dict(), {name: value * 0 for name, value in Net(False).state_dict().items()}
+GOOD, BAD = (
+    Net(False).state_dict(),
+    {name: value * 0 for name, value in Net(False).state_dict().items()},
+)
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
 
 
@@ -31,16 +34,34 @@ def saved(folder, content, **settings):
 
 
 def is_good(tensors) -> bool:
-    return tensors.keys() == GOOD.keys() and all(torch.equal(value, GOOD[name]) for name, value in tensors.items())
+    return tensors.keys() == GOOD.keys() and all(
+        torch.equal(value, GOOD[name]) for name, value in tensors.items()
+    )
 
 
 SETS = {  # content, the set taken, those left
-    "torchvision": ({"model": GOOD, "model_ema": BAD, "optimizer": OPTIMIZER, "epoch": 3}, "model", "model_ema"),
-    "timm": ({"epoch": 3, "state_dict_ema": BAD, "state_dict": GOOD, "arch": "x"}, "state_dict", "state_dict_ema"),
-    "mmengine": ({"meta": {}, "ema_state_dict": BAD, "state_dict": GOOD}, "state_dict", "ema_state_dict"),
+    "torchvision": (
+        {"model": GOOD, "model_ema": BAD, "optimizer": OPTIMIZER, "epoch": 3},
+        "model",
+        "model_ema",
+    ),
+    "timm": (
+        {"epoch": 3, "state_dict_ema": BAD, "state_dict": GOOD, "arch": "x"},
+        "state_dict",
+        "state_dict_ema",
+    ),
+    "mmengine": (
+        {"meta": {}, "ema_state_dict": BAD, "state_dict": GOOD},
+        "state_dict",
+        "ema_state_dict",
+    ),
     "wrapped": ({"ema": {"state_dict": BAD, "decay": 0.9}, "net": GOOD}, "net", "ema"),
     "both": ({"weights": BAD, "model": GOOD}, "model", "weights"),
-    "only": ({"teacher": GOOD, "epoch": 3, "rng": {"torch": torch.get_rng_state()}}, "teacher", None),
+    "only": (
+        {"teacher": GOOD, "epoch": 3, "rng": {"torch": torch.get_rng_state()}},
+        "teacher",
+        None,
+    ),
 }
 
 
@@ -53,12 +74,18 @@ def test_the_set_taken_and_those_left_are_named(tmp_path, kind):
     assert line == f"w.pth: the weights under {taken} are taken{others}"
     if left:
         other, lines = load_weights(tmp_path / "w.pth", left)
-        assert lines == [] and other.keys() == BAD.keys() and not any(value.any() for value in other.values())
+        assert (
+            lines == []
+            and other.keys() == BAD.keys()
+            and not any(value.any() for value in other.values())
+        )
 
 
 @pytest.mark.parametrize("nest", ["state_dict", "model", "model_state_dict", "net", "weights"])
 def test_a_single_set_is_taken_without_a_word(tmp_path, nest):
-    tensors, lines = load_weights(saved(tmp_path, {nest: GOOD, "optimizer": OPTIMIZER, "best": 0.5}))
+    tensors, lines = load_weights(
+        saved(tmp_path, {nest: GOOD, "optimizer": OPTIMIZER, "best": 0.5})
+    )
     assert is_good(tensors) and lines == []
 
 
@@ -68,7 +95,9 @@ def test_a_key(tmp_path):
     assert is_good(load_weights(tmp_path / "w.pth", "a.b.x.state_dict")[0])
     for key in ("ema", "epoch", "model.none", "a", ""):
         if key:
-            with pytest.raises(ValueError, match=rf"weights_key is '{key}', and .*w.pth has no weights there"):
+            with pytest.raises(
+                ValueError, match=rf"weights_key is '{key}', and .*w.pth has no weights there"
+            ):
                 load_weights(tmp_path / "w.pth", key)
     save_file(GOOD, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="holds a single set of weights: leave it out"):
@@ -76,7 +105,9 @@ def test_a_key(tmp_path):
 
 
 def test_sets_of_which_none_is_known(tmp_path):
-    with pytest.raises(ValueError, match="holds 2 sets of weights, student, teacher: choose one with --weights-key"):
+    with pytest.raises(
+        ValueError, match="holds 2 sets of weights, student, teacher: choose one with --weights-key"
+    ):
         load_weights(saved(tmp_path, {"student": BAD, "teacher": GOOD}))
     assert is_good(load_weights(tmp_path / "w.pth", "teacher")[0])
 
@@ -87,7 +118,9 @@ def test_averages_of_torch(tmp_path):
     path = saved(tmp_path, averaged.state_dict())
     model = nn.Linear(2, 2)
     lines = take_weights(model, path)
-    assert "n_averaged stands beside the weights" in lines[0] and "'module.' was taken off" in lines[1]
+    assert (
+        "n_averaged stands beside the weights" in lines[0] and "'module.' was taken off" in lines[1]
+    )
     assert torch.equal(model.weight, averaged.module.weight)
 
 
@@ -130,11 +163,15 @@ def renamed_in_pickle(content, pairs) -> types.ModuleType:
     class Pickler(pickle._Pickler):
         def save_global(self, obj, name=None):
             module = getattr(obj, "__module__", "")
-            self.write(pickle.GLOBAL + f"{pairs.get(module, module)}\n{obj.__qualname__}\n".encode())
+            self.write(
+                pickle.GLOBAL + f"{pairs.get(module, module)}\n{obj.__qualname__}\n".encode()
+            )
             self.memoize(obj)
 
         dispatch = dict(pickle._Pickler.dispatch)
-        dispatch[types.FunctionType] = dispatch[type] = dispatch[types.BuiltinFunctionType] = save_global
+        dispatch[types.FunctionType] = dispatch[type] = dispatch[types.BuiltinFunctionType] = (
+            save_global
+        )
 
     found = types.ModuleType("renamed")
     found.Pickler, found.dump, found.dumps = Pickler, pickle.dump, pickle.dumps
@@ -168,11 +205,13 @@ def test_a_refusal_names_what_it_found(tmp_path, capsys):
     content = {"model": GOOD, "x": Surprise(), "config": Config(), "best": np.float64(1)}
     with pytest.raises(ValueError) as caught:
         load_weights(saved(tmp_path, content))
-    assert "w.pth is not read: it holds objects of builtins.print, test_weight_files.Config, and only" in str(
-        caught.value
+    assert (
+        "w.pth is not read: it holds objects of builtins.print, test_weight_files.Config, and only"
+        in str(caught.value)
     )
     assert "numpy" not in str(caught.value) and "run code" not in str(caught.value)
-    with pytest.raises(ValueError, match="it holds objects of print, and only"):  # in the older format
+    # in the older format
+    with pytest.raises(ValueError, match="it holds objects of print, and only"):
         load_weights(saved(tmp_path, content, _use_new_zipfile_serialization=False))
     assert "surprise" not in capsys.readouterr().out
 
@@ -232,12 +271,16 @@ def test_what_is_no_weights(tmp_path, content, told):
 def test_types_that_the_model_would_not_hold(tmp_path, kind):
     model = nn.Linear(2, 2)
     weights = {"weight": torch.ones(2, 2).to(kind), "bias": torch.ones(2)}
-    with pytest.raises(ValueError, match=rf"1 of another type: weight \(file {kind}, model torch.float32\)\. Give"):
+    with pytest.raises(
+        ValueError, match=rf"1 of another type: weight \(file {kind}, model torch.float32\)\. Give"
+    ):
         load_model(model, weights, "w.pth")
     before = model.weight.clone()
     load_model(model, weights, "w.pth", partial=True)
     assert torch.equal(model.weight, before) and torch.equal(model.bias, torch.ones(2))
-    with pytest.raises(ValueError, match="none of its 1 names and shapes match .*1 of another type: weight"):
+    with pytest.raises(
+        ValueError, match="none of its 1 names and shapes match .*1 of another type: weight"
+    ):
         load_model(model, {"weight": weights["weight"]}, "w.pth", partial=True)
 
 
@@ -256,7 +299,16 @@ class Outer(nn.Module):
         self.add_module(name, Net(False))
 
 
-PREFIXES = ["module.", "model.", "backbone.", "_orig_mod.", "net.", "module._orig_mod.", "model.net.", "module.module."]
+PREFIXES = [
+    "module.",
+    "model.",
+    "backbone.",
+    "_orig_mod.",
+    "net.",
+    "module._orig_mod.",
+    "model.net.",
+    "module.module.",
+]
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -273,9 +325,17 @@ def test_prefixes_are_taken_off_and_put_before(tmp_path, prefix):
         lines = take_weights(outer, path)
         assert is_good(getattr(outer, name).state_dict())
         if f"{name}." not in prefix:
-            off, put = (f"{prefix!r} was taken off the names in the file", f"{name + '.'!r} was put before the names")
+            off, put = (
+                f"{prefix!r} was taken off the names in the file",
+                f"{name + '.'!r} was put before the names",
+            )
             assert lines == [f"w.pth: {off}, and {put} in the file"]
-    assert take_weights(Outer("model"), saved(tmp_path, {"model." + name: v for name, v in GOOD.items()})) == []
+    assert (
+        take_weights(
+            Outer("model"), saved(tmp_path, {"model." + name: v for name, v in GOOD.items()})
+        )
+        == []
+    )
 
 
 def test_a_prefix_of_some_names_alone_stays():
@@ -298,7 +358,9 @@ def test_a_backbone_alone_begins_a_larger_model(tmp_path):
         "left as they are, 2 missing in the file: head.weight, head.bias",
     ]
     assert torch.equal(model.head.weight, head)
-    assert all(torch.equal(value, bare[name]) for name, value in model.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, bare[name]) for name, value in model.backbone.state_dict().items()
+    )
 
 
 def test_files_of_other_kinds(tmp_path):
@@ -307,14 +369,18 @@ def test_files_of_other_kinds(tmp_path):
     with catch_warnings():
         simplefilter("ignore")  # torch will drop such programs; files have them
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
-    with pytest.raises(ValueError, match=r"w.pth is a program of TorchScript, which is not read: save"):
+    with pytest.raises(
+        ValueError, match=r"w.pth is a program of TorchScript, which is not read: save"
+    ):
         load_weights(path)
     with tarfile.open(path, "w") as archive:
         archive.add(__file__, arcname="x.py")
     with pytest.raises(ValueError, match="w.pth is a tar archive, or of PyTorch's oldest format"):
         load_weights(path)
     path.write_bytes(pickle.dumps({"w": torch.ones(2)}))
-    with pytest.raises(ValueError, match="it holds what torch.save does not write, or it is damaged"):
+    with pytest.raises(
+        ValueError, match="it holds what torch.save does not write, or it is damaged"
+    ):
         load_weights(path)
 
 

@@ -35,7 +35,9 @@ WRAPPED = {
     "compiled": lambda state: prefixed(state, "_orig_mod."),
     "ddp_compiled": lambda state: {"state_dict": prefixed(state, "module._orig_mod.")},
     "compiled_ddp": lambda state: prefixed(state, "_orig_mod.module."),
-    "compiled_inside": lambda state: {name.replace("backbone.", "backbone._orig_mod."): v for name, v in state.items()},
+    "compiled_inside": lambda state: {
+        name.replace("backbone.", "backbone._orig_mod."): v for name, v in state.items()
+    },
     "with_numbers": lambda state: {**state, "best": 0.7},
 }
 
@@ -67,7 +69,9 @@ def test_a_part_of_the_model_that_is_called_module_keeps_its_name():
 
 def test_files_older_than_batch_norms_counter():
     model = nn.Sequential(nn.BatchNorm2d(2))
-    state = {name: value + 1 for name, value in model.state_dict().items() if "num_batches" not in name}
+    state = {
+        name: value + 1 for name, value in model.state_dict().items() if "num_batches" not in name
+    }
     assert load_model(model, state, "old.pth").lines() == []
     assert model[0].running_var.tolist() == [2, 2]
 
@@ -85,7 +89,9 @@ def test_what_does_not_fit_is_listed_and_refused():
     assert "1 of another shape: head.weight (file [21, 8, 1, 1], model [7, 8, 1, 1])" in text
     assert "1 missing in the file: backbone.0.bias;" in text
     assert "6 unknown to the model: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5." in text
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "nothing was loaded"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), (
+        "nothing was loaded"
+    )
 
     lines = load_model(model, other, "file.pth", partial=True).lines()
     assert [line.split()[0] for line in lines] == ["1", "1", "6"]
@@ -97,26 +103,32 @@ def test_what_does_not_fit_is_listed_and_refused():
 @pytest.mark.parametrize("partial", [False, True])
 def test_weights_of_another_network(partial):
     with pytest.raises(
-        ValueError, match=r"none of its 2 names and shapes match \(weight, bias; the model has backbone"
+        ValueError,
+        match=r"none of its 2 names and shapes match \(weight, bias; the model has backbone",
     ):
         load_model(Net(False), nn.Linear(2, 2).state_dict(), "linear.pth", partial)
 
 
 def test_files_without_weights(tmp_path):
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "epoch.pth")
-    with pytest.raises(ValueError, match=r"epoch.pth holds no weights: it is a mapping with epoch, lr"):
+    with pytest.raises(
+        ValueError, match=r"epoch.pth holds no weights: it is a mapping with epoch, lr"
+    ):
         load_weights(tmp_path / "epoch.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="it is list"):
         load_weights(tmp_path / "list.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00")
-    with pytest.raises(ValueError, match=r"cut.safetensors is not a safetensors file, or is cut short"):
+    with pytest.raises(
+        ValueError, match=r"cut.safetensors is not a safetensors file, or is cut short"
+    ):
         load_weights(tmp_path / "cut.safetensors")
     torch.save(Net(False).state_dict(), tmp_path / "cut.pth")
     data = (tmp_path / "cut.pth").read_bytes()
     torch.save(torch.zeros(20_000), tmp_path / "large.pth")
     large = (tmp_path / "large.pth").read_bytes()
-    for cut in (data[: len(data) // 2], data[:100], large[:5000], b""):  # torch raises errors of three kinds
+    # torch raises errors of three kinds
+    for cut in (data[: len(data) // 2], data[:100], large[:5000], b""):
         (tmp_path / "cut.pth").write_bytes(cut)
         with pytest.raises(ValueError, match=r"cut.pth cannot be read as weights"):
             load_weights(tmp_path / "cut.pth")
@@ -125,7 +137,9 @@ def test_files_without_weights(tmp_path):
 def test_options_beside_the_weights(tmp_path):
     """torchvision's and timm's scripts keep an argparse.Namespace in their files: it runs no code."""
     net = Net(False)
-    torch.save({"model": net.state_dict(), "args": Namespace(lr=0.1, model="net")}, tmp_path / "w.pth")
+    torch.save(
+        {"model": net.state_dict(), "args": Namespace(lr=0.1, model="net")}, tmp_path / "w.pth"
+    )
     assert load_weights(tmp_path / "w.pth")[0].keys() == net.state_dict().keys()
 
 
@@ -136,14 +150,18 @@ def test_averaged_weights_come_first(tmp_path):
         model.head.weight += 1
     averaged.update()  # 0.1 of the old one and 0.9 of the new one, as d = (1 + 0) / (10 + 0)
     path = write_checkpoint(tmp_path, 1, model.state_dict(), {"ema": averaged.state_dict()})
-    torch.testing.assert_close(read_weights(path)[0]["head.weight"], model.head.weight.detach() - 0.1)
+    torch.testing.assert_close(
+        read_weights(path)[0]["head.weight"], model.head.weight.detach() - 0.1
+    )
     path = write_checkpoint(tmp_path, 2, model.state_dict(), {"ema": None})
     assert torch.equal(read_weights(path)[0]["head.weight"], model.head.weight)
 
 
 def test_evaluate_in_part(tmp_path):
     recipe = recognition()
-    torch.save(recipe.model.backbone.state_dict() | recipe.model.state_dict(), tmp_path / "more.pth")
+    torch.save(
+        recipe.model.backbone.state_dict() | recipe.model.state_dict(), tmp_path / "more.pth"
+    )
     whole = tmp_path / "whole.pth"
     torch.save(recipe.model.state_dict(), whole)
     with pytest.raises(ValueError, match="unknown to the model"):
@@ -174,7 +192,8 @@ def test_init_from_a_run_with_other_classes(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "starting from the weights in" in said
     assert (
-        "left as they are, 2 of another shape: head.weight (file [7, 8, 1, 1], model [9, 8, 1, 1]), head.bias" in said
+        "left as they are, 2 of another shape: head.weight (file [7, 8, 1, 1], model [9, 8, 1, 1]), head.bias"
+        in said
     )
 
 
@@ -183,10 +202,13 @@ def test_init_counts_only_at_the_start(tmp_path):
     torch.save(Net(False).state_dict(), file)
     train(still(recognition), Options(out=tmp_path / "run", workers=0, init=file))
     weights = torch.load(file, weights_only=True)
-    torch.save(Net(False).state_dict(), file)  # others now, which a run that goes on does not look at
+    # others now, which a run that goes on does not look at
+    torch.save(Net(False).state_dict(), file)
     longer = still(recognition, epochs=1)
     train(longer, Options(out=tmp_path / "run", workers=0, init=file, rebase=True))
-    assert all(torch.equal(value, weights[name]) for name, value in longer.model.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in longer.model.state_dict().items()
+    )
 
 
 def test_init_with_averages_begins_them_there(tmp_path):
@@ -204,7 +226,8 @@ def test_init_that_fits_nowhere_is_refused(tmp_path):
         train(recognition(), Options(out=tmp_path / "run", workers=0, init=tmp_path / "linear.pth"))
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         train(recognition(), Options(out=tmp_path / "run", workers=0, init=tmp_path / "nowhere"))
-    summary = train(recognition(), Options(out=tmp_path / "run", workers=0))  # the same command without the mistake
+    # the same command without the mistake
+    summary = train(recognition(), Options(out=tmp_path / "run", workers=0))
     assert summary["steps"] == 10
 
 
@@ -215,7 +238,9 @@ def rewrite(path, model=None, **changes):
         shutil.rmtree(path)
         write_checkpoint(path.parent, checkpoint.step_of(path), model, state)
     manifest = json.loads((path / "manifest.json").read_text()) | changes
-    (path / "manifest.json").write_text(json.dumps({n: value for n, value in manifest.items() if value is not None}))
+    (path / "manifest.json").write_text(
+        json.dumps({n: value for n, value in manifest.items() if value is not None})
+    )
 
 
 def last(run):
@@ -226,7 +251,11 @@ def test_a_run_of_the_first_format_is_resumed_where_nothing_changed(tmp_path):
     seed_host(5)
     half = recognition(epochs=1.5)
     train(half, Options(out=tmp_path / "run", workers=0, seed=5))
-    assert json.loads((last(tmp_path / "run") / "manifest.json").read_text())["format"] == checkpoint.FORMAT == 2
+    assert (
+        json.loads((last(tmp_path / "run") / "manifest.json").read_text())["format"]
+        == checkpoint.FORMAT
+        == 2
+    )
     shutil.copytree(tmp_path / "run", tmp_path / "older")
     rewrite(last(tmp_path / "older"), format=None)
     assert checkpoint.is_older(tmp_path / "older" / "checkpoints")
@@ -245,9 +274,13 @@ def test_a_run_whose_names_changed_is_not_resumed(tmp_path, older):
     path = last(tmp_path)
     names = prefixed(checkpoint.load(path)[0], "net.")
     rewrite(path, names, format=None if older else 2)
-    with pytest.raises(ValueError, match="cannot be resumed: it has net.backbone.0.bias, .* lacks backbone") as told:
+    with pytest.raises(
+        ValueError, match="cannot be resumed: it has net.backbone.0.bias, .* lacks backbone"
+    ) as told:
         train(recognition(epochs=2.5), Options(out=tmp_path, workers=0, rebase=True))
-    assert ("An older trainkit named them so" in str(told.value)) == older and "--init" in str(told.value)
+    assert ("An older trainkit named them so" in str(told.value)) == older and "--init" in str(
+        told.value
+    )
     assert fit(recognition().model, names).exact  # for evaluate, predict and export they fit
 
 
@@ -265,7 +298,9 @@ def test_other_groups_of_an_older_run_are_told(tmp_path):
 def test_a_newer_format_is_not_read(tmp_path):
     path = write_checkpoint(tmp_path, 1, {"w": torch.ones(1)}, {})
     rewrite(path, format=3)
-    with pytest.raises(ValueError, match="is of format 3, of a newer trainkit; this one reads up to 2"):
+    with pytest.raises(
+        ValueError, match="is of format 3, of a newer trainkit; this one reads up to 2"
+    ):
         checkpoint.load(path)
 
 
@@ -287,14 +322,21 @@ def test_averages_of_older_runs_are_evaluated(tmp_path):
 
     def recipe():
         model = Named()
-        return recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), ema=0.9)
+        return recognition(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), ema=0.9
+        )
 
     def as_then(state):
-        return {n.replace("fc.", "head.") if n.startswith("fc.") else f"backbone.{n}": v for n, v in state.items()}
+        return {
+            n.replace("fc.", "head.") if n.startswith("fc.") else f"backbone.{n}": v
+            for n, v in state.items()
+        }
 
     weights, averages = Named().state_dict(), {n: v * 50 for n, v in Named().state_dict().items()}
     now = write_checkpoint(tmp_path, 1, weights, {"ema": {"count": 3, "averages": averages}})
-    then = write_checkpoint(tmp_path, 2, as_then(weights), {"ema": {"count": 3, "averages": as_then(averages)}})
+    then = write_checkpoint(
+        tmp_path, 2, as_then(weights), {"ema": {"count": 3, "averages": as_then(averages)}}
+    )
     results = [evaluate(recipe(), path, Options(workers=0)) for path in (now, then)]
     assert results[0] == results[1] and results[0]["top1"] != results[0]["ema_top1"]
     model = Named()

@@ -38,7 +38,9 @@ WAYS = {
     "whole": Inference(),
     "whole, scales, flip": Inference(scales=(0.5, 1.0, 1.75), flip=True),
     "windows": Inference(window=24, stride=16),
-    "windows, scales, flip": Inference(scales=(0.5, 1.0, 1.75), flip=True, window=24, window_batch=5),
+    "windows, scales, flip": Inference(
+        scales=(0.5, 1.0, 1.75), flip=True, window=24, window_batch=5
+    ),
     "one window at a time": Inference(scales=(0.75, 1.5), window=32, stride=32, window_batch=1),
 }
 
@@ -53,7 +55,9 @@ def images() -> Iterator[tuple[Tensor, Tensor]]:
     """Of unlike sizes, with masks of sizes of their own."""
     generator = torch.Generator().manual_seed(1)
     for number, (height, width) in enumerate(SIZES):
-        mask = torch.randint(CLASSES, (1, height + 5 * number, width + 3 * number), generator=generator)
+        mask = torch.randint(
+            CLASSES, (1, height + 5 * number, width + 3 * number), generator=generator
+        )
         yield torch.randn(1, 3, height, width, generator=generator), mask
 
 
@@ -62,19 +66,30 @@ def plainly(net: nn.Module, image: Tensor, size: tuple[int, int], way: Inference
     total = 0
     for scale in way.scales:
         height, width = (int(length * scale + 0.5) for length in image.shape[-2:])
-        scaled = F.interpolate(image.double(), (height, width), mode="bilinear", align_corners=False, antialias=True)
+        scaled = F.interpolate(
+            image.double(), (height, width), mode="bilinear", align_corners=False, antialias=True
+        )
         side = way.window or 0
         full = BLACK.double().expand(3, max(height, side), max(width, side)).clone()[None]
         full[:, :, :height, :width] = scaled
-        sums, seen = torch.zeros(1, CLASSES, *full.shape[-2:], dtype=torch.float64), torch.zeros(full.shape[-2:])
+        sums, seen = (
+            torch.zeros(1, CLASSES, *full.shape[-2:], dtype=torch.float64),
+            torch.zeros(full.shape[-2:]),
+        )
         tall, wide = (side, side) if side else full.shape[-2:]
         stride = way.stride or max(1, -(-2 * side // 3))
-        for top in {min(y, full.shape[-2] - tall) for y in range(0, full.shape[-2], stride or 1 << 30)}:
-            for left in {min(x, full.shape[-1] - wide) for x in range(0, full.shape[-1], stride or 1 << 30)}:
+        for top in {
+            min(y, full.shape[-2] - tall) for y in range(0, full.shape[-2], stride or 1 << 30)
+        }:
+            for left in {
+                min(x, full.shape[-1] - wide) for x in range(0, full.shape[-1], stride or 1 << 30)
+            }:
                 place = (..., slice(top, top + tall), slice(left, left + wide))
                 for flipped in (False, True)[: 1 + way.flip]:
                     part = full[place].flip(-1) if flipped else full[place]
-                    scores = F.interpolate(net(part)["out"], part.shape[-2:], mode="bilinear").softmax(1)
+                    scores = F.interpolate(
+                        net(part)["out"], part.shape[-2:], mode="bilinear"
+                    ).softmax(1)
                     sums[place] += scores.flip(-1) if flipped else scores
                     seen[place[1:]] += 1
         mean = (sums / seen)[..., :height, :width]
@@ -93,7 +108,9 @@ def test_probabilities_are_those_of_one_window_at_a_time(net, name):
     handle.remove()
     assert max(passes) <= way.window_batch
     if way.window is not None:
-        assert len(passes) == -(-sum(passes) // way.window_batch), "windows of unlike images share a pass"
+        assert len(passes) == -(-sum(passes) // way.window_batch), (
+            "windows of unlike images share a pass"
+        )
     twin = small_fcn(num_classes=CLASSES).eval()
     twin.load_state_dict(net.state_dict())
     twin.double()
@@ -110,7 +127,9 @@ def test_windows_cover_every_pixel(length, window, stride):
     stride, length = min(stride, window), max(length, window)
     starts = Inference(window=window, stride=stride).starts(length)
     assert set().union(*(range(start, start + window) for start in starts)) == set(range(length))
-    assert len(set(starts)) == len(starts) and all(b - a <= stride for a, b in zip(starts, starts[1:]))
+    assert len(set(starts)) == len(starts) and all(
+        b - a <= stride for a, b in zip(starts, starts[1:])
+    )
 
 
 def test_what_is_refused():
@@ -126,7 +145,9 @@ def test_what_is_refused():
 
 
 def in_windows() -> Recipe:
-    return replace(segmentation(), inference=Inference(scales=(1.0, 1.5), flip=True, window=10, window_batch=4))
+    return replace(
+        segmentation(), inference=Inference(scales=(1.0, 1.5), flip=True, window=10, window_batch=4)
+    )
 
 
 def test_while_training_and_after(tmp_path):
@@ -136,7 +157,10 @@ def test_while_training_and_after(tmp_path):
     weights = sorted((tmp_path / "checkpoints").iterdir())[-1]
     found = evaluate(in_windows(), weights, Options(workers=0, seed=5))
     assert found["mIoU"] == row["mIoU"] and found["num_images"] == 13
-    assert found["protocol"] == "as the validation data gives them, windows of 10 every 7, scales 1, 1.5, flipped too"
+    assert (
+        found["protocol"]
+        == "as the validation data gives them, windows of 10 every 7, scales 1, 1.5, flipped too"
+    )
     assert evaluate(segmentation(), weights, Options(workers=0))["mIoU"] != found["mIoU"]
 
 
@@ -158,13 +182,23 @@ Path(sys.argv[1]).write_text(json.dumps(found))
     for recipe, file in zip(recipes, files):
         torch.save(recipe.model.state_dict(), file)
         alone.append(evaluate(recipe, file, Options(workers=0)))
-    assert 0 < alone[1]["calibration_error"] < 1 and set(alone[1]) >= {"top1", "top5", "accuracy", "confusion"}
+    assert 0 < alone[1]["calibration_error"] < 1 and set(alone[1]) >= {
+        "top1",
+        "top5",
+        "accuracy",
+        "confusion",
+    }
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     for number, way in ((3, {}), (2, fsdp)):
         torchrun(number, script, tmp_path / "found.json", *files, **way)
-        found, expected = json.loads((tmp_path / "found.json").read_text()), json.loads(json.dumps(alone))
+        found, expected = (
+            json.loads((tmp_path / "found.json").read_text()),
+            json.loads(json.dumps(alone)),
+        )
         errors = found[1].pop("calibration_error"), expected[1].pop("calibration_error")
-        assert errors[0] == pytest.approx(errors[1], abs=1e-7), "of the last bits of the model's outputs"
+        assert errors[0] == pytest.approx(errors[1], abs=1e-7), (
+            "of the last bits of the model's outputs"
+        )
         assert found == expected and found[0]["num_images"] == found[1]["num_images"] == 13
 
 
@@ -175,7 +209,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     asked = ["--scales", "0.5", "1", "--flip", "--window", "64", "--window-batch", "16"]
     assert main(["evaluate", *words, "--checkpoint", "run", *asked]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["protocol"] == "long side 112, windows of 64 every 43, scales 0.5, 1, flipped too"
+    assert (
+        results["protocol"] == "long side 112, windows of 64 every 43, scales 0.5, 1, flipped too"
+    )
     low, high = results["mIoU_95"]
     assert 0 <= low <= results["mIoU"] <= high <= 1
     weights = tmp_path / "run" / results["checkpoint"].removeprefix("run/") / "model.safetensors"
@@ -214,7 +250,9 @@ def test_images_as_they_are_stored(tmp_path):
     recipe.model.head = nn.Conv2d(8, CLASSES, 1)
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     stored = recipe.as_stored()
-    assert stored.protocol == "as stored, seen whole, scale 1" and recipe.protocol.startswith("long side 16")
+    assert stored.protocol == "as stored, seen whole, scale 1" and recipe.protocol.startswith(
+        "long side 16"
+    )
     found = evaluate(stored, tmp_path / "w.pth", Options(workers=0))
     metric = MeanIoU(CLASSES)
     for index in (2, 0):
@@ -223,7 +261,9 @@ def test_images_as_they_are_stored(tmp_path):
         with torch.no_grad():
             scores = recipe.model.eval()(((image / 255 - mean) / std)[None])
         metric.add_batch(predictions=scores.argmax(1), references=mask[None])
-    assert found["num_images"] == 2 and found["mIoU"] == pytest.approx(metric.compute()["mIoU"], abs=1e-3)
+    assert found["num_images"] == 2 and found["mIoU"] == pytest.approx(
+        metric.compute()["mIoU"], abs=1e-3
+    )
     with pytest.raises(ValueError, match="--as-stored is for segmentation"):
         recognition().as_stored()
 
@@ -235,7 +275,10 @@ def test_an_interval_is_the_binomials():
     metric.add_batch(predictions=predictions, references=(torch.arange(400) % 4 == 0).long())
     low, high = interval(metric.rows(), metric.figures)
     width = 1.96 * (0.75 * 0.25 / 400) ** 0.5
-    assert (low, high) == (pytest.approx(0.75 - width, abs=0.006), pytest.approx(0.75 + width, abs=0.006))
+    assert (low, high) == (
+        pytest.approx(0.75 - width, abs=0.006),
+        pytest.approx(0.75 + width, abs=0.006),
+    )
     assert interval(metric.rows().flip(0), metric.figures) == (low, high), "whatever the order"
 
 

@@ -25,7 +25,9 @@ print("training:", main([sys.argv[1], "--sample", "--workers", "0", "--out", "ru
 def test_without_what_windows_lacks(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", HIDING, str(RECIPE)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert "help: 0" in done.stdout, done.stderr
     assert "training: 2" in done.stdout, done.stderr
     assert "training takes Linux or macOS" in done.stderr

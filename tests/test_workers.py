@@ -17,7 +17,8 @@ from torch.utils.data import TensorDataset
 from trainkit.data import workers
 from trainkit.data.workers import Loader
 
-HANGING = mmap.mmap(-1, 2)  # shared with forked processes: how many more begin, and how many then do not
+# shared with forked processes: how many more begin, and how many then do not
+HANGING = mmap.mmap(-1, 2)
 LET, HUNG = 0, 1
 FOREVER = 1000
 

@@ -46,7 +46,8 @@ class Images(Dataset):
         generator = torch.Generator().manual_seed(num_images)
         self.targets = torch.randint(CLASSES, (num_images,), generator=generator)
         noise = torch.randint(0, 100, (num_images, 3, size, size), generator=generator)
-        tint = 24 * (self.targets.view(-1, 1) * torch.tensor([1, 2, 4]) % CLASSES)  # (num_images, 3)
+        # (num_images, 3)
+        tint = 24 * (self.targets.view(-1, 1) * torch.tensor([1, 2, 4]) % CLASSES)
         self.images = (noise + tint[:, :, None, None]).to(torch.uint8)
         self.augment = augment
 
@@ -99,19 +100,25 @@ class Net(nn.Module):
 
     def __init__(self, dense: bool, dropout: float = 0.0):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Dropout(dropout))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Dropout(dropout)
+        )
         self.head = nn.Conv2d(8, CLASSES, 1)
         self.dense = dense
         self.seen: list[str] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            self.seen += [hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()[:16] for image in x]
+            self.seen += [
+                hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()[:16] for image in x
+            ]
         maps = self.head(self.backbone(x))
         return maps if self.dense else maps.mean((2, 3))
 
 
-def recognition(num_images: int = 27, batch_size: int = 8, dropout: float = 0.0, **changes) -> Recipe:
+def recognition(
+    num_images: int = 27, batch_size: int = 8, dropout: float = 0.0, **changes
+) -> Recipe:
     net = Net(dense=False, dropout=dropout)
     values = {
         "task": Recognition(CLASSES, label_smoothing=0.1),
@@ -171,7 +178,9 @@ def everything(**changes) -> Recipe:
     """Mixup, dropout, batch norm and averaged weights: all that could be random or remembered."""
     recipe = recognition(dropout=0.3, mix=Mixup(0.4, CLASSES), epochs=3, ema=0.9, **changes)
     recipe.model.backbone[1] = nn.BatchNorm2d(8)
-    return replace(recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01))
+    return replace(
+        recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01)
+    )
 
 
 class Hungry(nn.Module):
@@ -210,14 +219,19 @@ def limit_memory() -> None:
     """Let this process allocate TOY_MEMORY_GIB more than it has; where TOY_MEMORY_RANK is given, that one alone."""
     rank = os.environ.get("RANK")
     if "TOY_MEMORY_GIB" in os.environ and os.environ.get("TOY_MEMORY_RANK", rank) == rank:
-        limit = psutil.Process().memory_info().vms + int(float(os.environ["TOY_MEMORY_GIB"]) * 2**30)
+        limit = psutil.Process().memory_info().vms + int(
+            float(os.environ["TOY_MEMORY_GIB"]) * 2**30
+        )
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def segmentation_with_norm() -> Recipe:
     recipe = segmentation(epochs=3)
     recipe.model.backbone[1] = nn.BatchNorm2d(8)
-    return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 1e-3), lr=0.1, momentum=0.9))
+    return replace(
+        recipe,
+        optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 1e-3), lr=0.1, momentum=0.9),
+    )
 
 
 def averaged_with_norm(inference: Inference | None = None) -> Recipe:
@@ -232,7 +246,9 @@ def write_parquet(folder: Path) -> Path:
 
     for split, number in (("train", 27), ("val", 13)):
         images = Images(number)
-        encoded = [{"bytes": encode_png(image).numpy().tobytes(), "path": None} for image in images.images]
+        encoded = [
+            {"bytes": encode_png(image).numpy().tobytes(), "path": None} for image in images.images
+        ]
         table = pa.table({"image": encoded, "label": images.targets.tolist()})
         pq.write_table(table.slice(0, 10), folder / f"{split}-0.parquet", row_group_size=4)
         pq.write_table(table.slice(10), folder / f"{split}-1.parquet", row_group_size=4)
@@ -255,7 +271,9 @@ def with_errors() -> Recipe:
     """A metric that counts, and one as `evaluate` knows them."""
     from evaluate_metric import Errors
 
-    return recognition(task=Recognition(CLASSES, extra_metrics=[Errors(cache_dir=os.environ["ERRORS_CACHE"])]))
+    return recognition(
+        task=Recognition(CLASSES, extra_metrics=[Errors(cache_dir=os.environ["ERRORS_CACHE"])])
+    )
 
 
 def with_spare_weights() -> Recipe:
@@ -270,16 +288,22 @@ class Normed(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
 
 def in_blocks() -> Recipe:
-    model = nn.Sequential(Normed(3), Normed(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    model = nn.Sequential(
+        Normed(3), Normed(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
     model.seen = []
-    return recognition(model=model, optimizer=torch.optim.SGD(param_groups(model, 0.1, 1e-3), lr=0.1), ema=0.9)
+    return recognition(
+        model=model, optimizer=torch.optim.SGD(param_groups(model, 0.1, 1e-3), lr=0.1), ema=0.9
+    )
 
 
 # Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
@@ -303,7 +327,12 @@ RUNS = {
     "blocks": (in_blocks, {}),
     "blocks-helped": (
         in_blocks,
-        {"micro_batch": 3, "activation_checkpointing": True, "channels_last": True, "static_graph": True},
+        {
+            "micro_batch": 3,
+            "activation_checkpointing": True,
+            "channels_last": True,
+            "static_graph": True,
+        },
     ),
     "spare": (with_spare_weights, {"micro_batch": 2}),
     "spare-static": (with_spare_weights, {"micro_batch": 2, "static_graph": True}),
@@ -319,7 +348,10 @@ RUNS = {
     "hungry-4": (hungry, {"micro_batch": 4}),
     "hungry-2": (hungry, {"micro_batch": 2}),
     "all": (everything, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
-    "all-dense": (segmentation_with_norm, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
+    "all-dense": (
+        segmentation_with_norm,
+        {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2},
+    ),
 }
 
 
@@ -337,7 +369,10 @@ def run(name: str, out: Path, **changes) -> Net:
     limit_memory()
     if "TOY_BEGUN" in os.environ:
         os.environ["TOY_BEGUN"] = str(time.time())
-    train(recipe, Options(**{"out": out, "seed": 5, "workers": 0, "log_every": 1, **options, **changes}))
+    train(
+        recipe,
+        Options(**{"out": out, "seed": 5, "workers": 0, "log_every": 1, **options, **changes}),
+    )
     return recipe.model
 
 

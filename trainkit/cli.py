@@ -62,7 +62,9 @@ def _run(words: list[str]) -> int:
         return _fail(fault, from_all=True)
     if not words or words[0].startswith("-"):
         what, file = ("run", "RUN") if command in ("push", "replay") else ("recipe", "RECIPE")
-        return _fail(f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help")
+        return _fail(
+            f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help"
+        )
     try:
         commands = {
             "train": _train,
@@ -79,7 +81,9 @@ def _run(words: list[str]) -> int:
         message = what_to_tell(error, Path(words[0]))
         if message is None:
             raise
-        return _fail(message, from_all=is_one_process_affair(error), code=1 if is_the_machines(error) else 2)
+        return _fail(
+            message, from_all=is_one_process_affair(error), code=1 if is_the_machines(error) else 2
+        )
 
 
 def _train(path: Path, words: list[str]) -> int:
@@ -134,15 +138,22 @@ def _evaluate(path: Path, words: list[str]) -> int:
     from trainkit.options import EvaluateOptions
     from trainkit.storage.lookup import read_precise_bn, read_seed
 
-    function, settings, asked, weights, run_folder = _of_checkpoint("evaluate", path, EvaluateOptions, words)
+    function, settings, asked, weights, run_folder = _of_checkpoint(
+        "evaluate", path, EvaluateOptions, words
+    )
 
     from trainkit.data.seeding import seed_host
     from trainkit.engine.loop import evaluate
 
-    options = asked.as_options(run_folder, read_seed(run_folder), read_precise_bn(run_folder, weights))
+    options = asked.as_options(
+        run_folder, read_seed(run_folder), read_precise_bn(run_folder, weights)
+    )
     seed_host(options.seed)
     recipe = _built(function, settings, run_folder)
-    recipe = replace(recipe.as_stored() if asked.as_stored else recipe, inference=asked.inference(recipe.inference))
+    recipe = replace(
+        recipe.as_stored() if asked.as_stored else recipe,
+        inference=asked.inference(recipe.inference),
+    )
     if options.out is not None:
         require_room(options.out)
 
@@ -236,7 +247,9 @@ def _with_positional(options: type, name: str) -> type:
     import tyro
 
     annotations = {name: tyro.conf.Positional[get_type_hints(options)[name]]}
-    same = type(options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__})
+    same = type(
+        options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__}
+    )
     return dataclass(frozen=True)(same)
 
 
@@ -249,9 +262,12 @@ def _replay(folder: Path, words: list[str]) -> int:
     asked = _options(ReplayOptions, f"trainkit replay {folder}", words)
     failure = find_failure(folder, asked.step)
     seed, origin = read_origin(folder)
-    sys.path.append(str(Path(origin or folder).parent))  # where a variant finds the recipe it varies
+    # where a variant finds the recipe it varies
+    sys.path.append(str(Path(origin or folder).parent))
     function = load_recipe(folder / "recipe.py")
-    settings, _ = _read(function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder))
+    settings, _ = _read(
+        function, ReplayOptions, f"trainkit replay {folder}", [], read_settings(folder)
+    )
     report = read_report(failure)
 
     from trainkit.commands.replay import replay
@@ -288,7 +304,9 @@ def _first_read(options: type, prog: str, words: list[str]) -> Any:
     return tyro.cli(options, prog=prog, args=words, return_unknown_args=True)[0]
 
 
-def _read(function: Callable, options: type, prog: str, words: list[str], recorded: dict[str, Any]) -> tuple:
+def _read(
+    function: Callable, options: type, prog: str, words: list[str], recorded: dict[str, Any]
+) -> tuple:
     """The settings of `function` and the `options`, from the words of the command line.
 
     A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where that is
@@ -315,7 +333,9 @@ def _read(function: Callable, options: type, prog: str, words: list[str], record
         for name, parameter in signature.parameters.items()
     ]
     annotations = {name: each.annotation for name, each in signature.parameters.items()}
-    types = {name: each for name, each in annotations.items() if each is not inspect.Parameter.empty}
+    types = {
+        name: each for name, each in annotations.items() if each is not inspect.Parameter.empty
+    }
     collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)
     collect.__annotations__ = {**types, "return": dict}
     collect.__doc__ = function.__doc__

@@ -17,7 +17,8 @@ from trainkit.streams import columns, lasting
 
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
-ALL_CLASSES, FEW_CLASSES, CONFUSED = 200, 20, 5  # shown of an evaluation: rows, rows of more classes than that, pairs
+# shown of an evaluation: rows, rows of more classes than that, pairs
+ALL_CLASSES, FEW_CLASSES, CONFUSED = 200, 20, 5
 MATRIX_CELL = 4  # columns of the screen
 
 
@@ -50,7 +51,9 @@ class Display:
             auto_refresh=False,
             expand=True,
         )
-        self._bar.add_task("", total=total_steps, completed=step, epoch=step / steps_per_epoch, figures="")
+        self._bar.add_task(
+            "", total=total_steps, completed=step, epoch=step / steps_per_epoch, figures=""
+        )
         self._bar.start()
         self._steps_per_epoch = steps_per_epoch
 
@@ -58,7 +61,12 @@ class Display:
         """Move the bar, a few times a second at most."""
         if self._bar is not None and time.monotonic() - self._shown > REFRESH_S:
             self._shown = time.monotonic()
-            self._bar.update(self._bar.task_ids[0], completed=step, epoch=step / self._steps_per_epoch, refresh=True)
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=step,
+                epoch=step / self._steps_per_epoch,
+                refresh=True,
+            )
 
     def row(self, row: Mapping[str, Any], total_steps: int) -> None:
         """A row of the log: into the bar, or as a plain line."""
@@ -68,7 +76,11 @@ class Display:
             figures += f"  {name} {row[name]}" if name in row else ""
         if self._bar is not None:
             self._bar.update(
-                self._bar.task_ids[0], completed=row["step"], epoch=row["epoch"], figures=figures, refresh=True
+                self._bar.task_ids[0],
+                completed=row["step"],
+                epoch=row["epoch"],
+                figures=figures,
+                refresh=True,
             )
         else:
             self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {figures}")
@@ -91,17 +103,27 @@ class Display:
         if not self.active:
             return
         form = {name: _percent if _bare(name) in percent else _number for name in results}
-        figures = {name: form[name](value) for name, value in results.items() if isinstance(value, (int, float, str))}
+        figures = {
+            name: form[name](value)
+            for name, value in results.items()
+            if isinstance(value, (int, float, str))
+        }
         figures |= {
             name: " to ".join(map(form[name], value))
             for name, value in results.items()
             if name.endswith("_95") and value
         }
         if not self.console.is_terminal:
-            self.note(f"{title}  " + "  ".join(f"{name} {value}" for name, value in figures.items()))
+            self.note(
+                f"{title}  " + "  ".join(f"{name} {value}" for name, value in figures.items())
+            )
             self._classes(results, per_class, form)
             return
-        table = Table(title=title + ("  (best so far)" if best else ""), title_justify="left", show_header=False)
+        table = Table(
+            title=title + ("  (best so far)" if best else ""),
+            title_justify="left",
+            show_header=False,
+        )
         for name, value in figures.items():
             table.add_row(name, value)
         for name, values in results.items():
@@ -111,7 +133,10 @@ class Display:
         self._classes(results, per_class, form)
 
     def _classes(
-        self, results: Mapping[str, Any], per_class: Collection[str], form: Mapping[str, Callable[[Any], str]]
+        self,
+        results: Mapping[str, Any],
+        per_class: Collection[str],
+        form: Mapping[str, Callable[[Any], str]],
     ) -> None:
         """A row for each class, and the confusions, where the results hold them."""
         confusion = results.get("confusion", ())
@@ -126,19 +151,31 @@ class Display:
         order = range(len(names))
         if len(names) > ALL_CLASSES:  # those that most is to be won with
             first = [value for _, value in next(iter(found.values()))]
-            order = sorted((i for i in order if first[i] is not None), key=first.__getitem__)[:FEW_CLASSES]
+            order = sorted((i for i in order if first[i] is not None), key=first.__getitem__)[
+                :FEW_CLASSES
+            ]
         rows = [
-            [names[i], *("" if pairs[i][1] is None else form[name](pairs[i][1]) for name, pairs in found.items())]
+            [
+                names[i],
+                *(
+                    "" if pairs[i][1] is None else form[name](pairs[i][1])
+                    for name, pairs in found.items()
+                ),
+            ]
             for i in order
         ]
         self.grid(f"{len(rows)} of {len(names)} classes, lowest first" if len(rows) < len(names) else "classes",
                   ["class", *found], rows)  # fmt: skip
         self._confusion(names, confusion, order)
 
-    def _confusion(self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]) -> None:
+    def _confusion(
+        self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]
+    ) -> None:
         """The matrix, in percent of a row: a table where the screen is wide enough, else rows in `order` in words."""
         parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
-        heads = [f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)]
+        heads = [
+            f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)
+        ]
         if max(map(cell_len, ["class", *heads])) + MATRIX_CELL * len(names) <= self.console.width:
             self.note("confusion, percent of a class (row) taken for which (column)")
             table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
@@ -151,8 +188,14 @@ class Display:
         else:
             self.note("confusion, percent of a class taken for which, from 1 % on")
             for right in order:
-                called = sorted(((part, name) for part, name in zip(parts[right], names) if part >= 0.01), reverse=True)
-                self.note(f"{heads[right]}: " + ", ".join(f"{name} {100 * part:.0f}" for part, name in called))
+                called = sorted(
+                    ((part, name) for part, name in zip(parts[right], names) if part >= 0.01),
+                    reverse=True,
+                )
+                self.note(
+                    f"{heads[right]}: "
+                    + ", ".join(f"{name} {100 * part:.0f}" for part, name in called)
+                )
         mistaken = sorted(
             (
                 (part, names[right], names[called])
@@ -163,14 +206,22 @@ class Display:
             reverse=True,
         )[:CONFUSED]
         if mistaken:
-            told = ", ".join(f"{right} for {called} {_percent(part)}" for part, right, called in mistaken)
-            self.note(f"most often mistaken, as a part of its class: {told}; results.json, if written, has all counts")
+            told = ", ".join(
+                f"{right} for {called} {_percent(part)}" for part, right, called in mistaken
+            )
+            self.note(
+                f"most often mistaken, as a part of its class: {told}; results.json, if written, has all counts"
+            )
 
     @staticmethod
-    def _per_class(values: Mapping[str, Any] | list, form: Callable[[Any], str], limit: int = 20) -> Table:
+    def _per_class(
+        values: Mapping[str, Any] | list, form: Callable[[Any], str], limit: int = 20
+    ) -> Table:
         """The classes that have a value, the largest `limit`, in two columns."""
         pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
-        known = sorted(((value, str(name)) for name, value in pairs if value is not None), reverse=True)
+        known = sorted(
+            ((value, str(name)) for name, value in pairs if value is not None), reverse=True
+        )
         grid = Table.grid(padding=(0, 2))
         cells = [f"{name} {form(value)}" for value, name in known[:limit]]
         for left, right in zip(cells[::2], [*cells[1::2], ""]):
@@ -200,7 +251,9 @@ class Display:
             numbers = any(isinstance(row[place], (int, float)) for row in rows)
             table.add_column(column, justify="right" if numbers else "left")
         for row in rows:
-            table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
+            table.add_row(
+                *(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row)
+            )
         self.console.print(table)
 
     def track(self, batches: Iterable[Sequence], total: int, what: str) -> Iterator[Sequence]:
@@ -246,8 +299,14 @@ class Display:
 
     def _counting(self, what: str, total: int) -> Progress:
         """A bar; without a thread that refreshes it, as workers are forked meanwhile."""
-        columns = TextColumn(what), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}")
-        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, auto_refresh=False, expand=True)
+        columns = (
+            TextColumn(what),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+        )
+        bar = Progress(
+            *columns, TimeRemainingColumn(), console=self.console, auto_refresh=False, expand=True
+        )
         bar.add_task("", total=total)
         bar.start()
         return bar
@@ -256,7 +315,10 @@ class Display:
     def curve(values: Sequence[float]) -> str:
         """Values as a line of blocks, from 0 to the largest."""
         top = max(values) or 1.0
-        return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] for value in values) + f"  (largest: {top:.3g})"
+        return (
+            "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] for value in values)
+            + f"  (largest: {top:.3g})"
+        )
 
     def stop(self) -> None:
         """Take the bar away."""
@@ -278,7 +340,9 @@ def error(text: str) -> None:
 
 def _console(stream: TextIO | None) -> Console:
     """One on `stream`, whose reader may go away; None: a stream that was closed before the start shows nothing."""
-    return Console(file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None)
+    return Console(
+        file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None
+    )
 
 
 def _bare(name: str) -> str:

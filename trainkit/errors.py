@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+
+class UserError(ValueError):
+    """Something that the user gave is wrong. The message has its name, the value received and the remedy.
+
+    A command reports it in one message and ends with exit code 2.
+    """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named, or that a dataset needs, is not there."""
+
 
 SAID = (
     "out of memory",  # CUDA, HIP, XPU, MPS
@@ -34,12 +44,14 @@ DOUBTFUL = (
     "Unable to find a valid cuDNN algorithm",
     "unable to find an engine to execute this computation",
 )
-NEARLY_FULL = 512 << 20  # bytes left, where a doubtful error is taken for lack of memory: a handle takes some MiB
+# bytes left, where a doubtful error is taken for lack of memory: a handle takes some MiB
+NEARLY_FULL = 512 << 20
 
 FILES = re.compile(r"Too many open files|received \d+ items of ancdata")
 SHARED = re.compile(r"(shared memory|shm_open|/torch_)[^\n]*No space left", re.IGNORECASE)
 
-TOLD = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)  # others are bugs
+# others are bugs
+TOLD = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)
 
 
 def what_to_tell(error: Exception, recipe: Path) -> str | None:
@@ -55,7 +67,9 @@ def _nul_told(error: Exception) -> str | None:
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         for value in frame.f_locals.values():
             if isinstance(value, (str, Path)) and "\0" in str(value):
-                return f"{str(value)!r} holds a NUL character, and no name of a file can: take it out"
+                return (
+                    f"{str(value)!r} holds a NUL character, and no name of a file can: take it out"
+                )
     return None
 
 
@@ -64,8 +78,14 @@ def is_one_process_affair(error: Exception) -> bool:
 
     Reading an image is one process's affair, and so is what it lacks, or that it lost the others.
     """
-    frames = {frame.name for each in causes(error) for frame in traceback.extract_tb(each.__traceback__)}
-    return limit_met(error) is not None or isinstance(error, ConnectionError) or bool({"steps", "measure"} & frames)
+    frames = {
+        frame.name for each in causes(error) for frame in traceback.extract_tb(each.__traceback__)
+    }
+    return (
+        limit_met(error) is not None
+        or isinstance(error, ConnectionError)
+        or bool({"steps", "measure"} & frames)
+    )
 
 
 def is_the_machines(error: Exception) -> bool:
@@ -107,7 +127,10 @@ def refusing_call(error: Exception, recipe: Path) -> str | None:
 def _is_ours(file: str, recipe: Path) -> bool:
     """Whether a file is of trainkit, or lies beside the recipe."""
     path = Path(file).resolve()
-    return path.is_relative_to(Path(__file__).resolve().parent) or path.parent == recipe.resolve().parent
+    return (
+        path.is_relative_to(Path(__file__).resolve().parent)
+        or path.parent == recipe.resolve().parent
+    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,12 +149,20 @@ def limit_met(error: BaseException) -> str | None:
     """
     for each in causes(error):
         text = str(each)
-        if isinstance(each, OSError) and each.errno in (errno.EMFILE, errno.ENFILE) or FILES.search(text):
+        if (
+            isinstance(each, OSError)
+            and each.errno in (errno.EMFILE, errno.ENFILE)
+            or FILES.search(text)
+        ):
             return (
                 f"too many open files{_limit()}: start fewer data-loading workers with --workers, or raise the limit "
                 "(ulimit -n 65536)"
             )
-        if isinstance(each, BlockingIOError) and "fork" in _innermost_line(each) or "can't start new thread" in text:
+        if (
+            isinstance(each, BlockingIOError)
+            and "fork" in _innermost_line(each)
+            or "can't start new thread" in text
+        ):
             return (
                 "no more processes or threads may be started: start fewer data-loading workers with --workers, or "
                 "raise the limit (ulimit -u)"
@@ -160,12 +191,16 @@ def _limit() -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is an allocator's or a library's way to say that memory ran out, of a device or of the host."""
+    import torch  # not for `trainkit --help`
+
     if isinstance(error, torch.OutOfMemoryError):
         return True
     if not isinstance(error, RuntimeError):
         return False
     text = str(error)
-    return any(words in text for words in SAID) or (any(words in text for words in DOUBTFUL) and _nearly_full())
+    return any(words in text for words in SAID) or (
+        any(words in text for words in DOUBTFUL) and _nearly_full()
+    )
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -175,6 +210,8 @@ def is_shortage(error: BaseException) -> bool:
 
 def _nearly_full() -> bool:
     """Whether the device has little memory left that nobody holds."""
+    import torch
+
     return torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < NEARLY_FULL
 
 

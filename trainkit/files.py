@@ -7,9 +7,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 UMASK = os.umask(0o077)
+os.umask(UMASK)  # the system tells it no other way
 
 
-def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
     save_file(tensors, file, metadata)
     file.chmod(0o666 & ~UMASK)
@@ -37,4 +40,6 @@ def require_room(folder: Path) -> None:
     except OSError as error:
         fault = reason(error)
     if fault:
-        raise ValueError(f"out is {folder}, which cannot hold results: {fault}; choose another folder with --out")
+        raise ValueError(
+            f"out is {folder}, which cannot hold results: {fault}; choose another folder with --out"
+        )

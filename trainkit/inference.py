@@ -21,7 +21,9 @@ class Inference:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales are {self.scales}; give one or more above 0, such as 0.75 1 1.25")
+            raise ValueError(
+                f"scales are {self.scales}; give one or more above 0, such as 0.75 1 1.25"
+            )
         for name in ("window", "stride", "window_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -29,12 +31,18 @@ class Inference:
         if self.stride is not None and self.window is None:
             raise ValueError(f"stride is {self.stride} without a window; give --window too")
         if self.stride is not None and self.stride > self.window:
-            raise ValueError(f"stride is {self.stride}, above the window of {self.window}: pixels would be left out")
+            raise ValueError(
+                f"stride is {self.stride}, above the window of {self.window}: pixels would be left out"
+            )
 
     @classmethod
     def windows(cls, side_and_stride: tuple[int, int] | None) -> "Inference | None":
         """Windows of this side, so many pixels from one to the next, such as (480, 320); None for whole images."""
-        return None if side_and_stride is None else cls(window=side_and_stride[0], stride=side_and_stride[1])
+        return (
+            None
+            if side_and_stride is None
+            else cls(window=side_and_stride[0], stride=side_and_stride[1])
+        )
 
     @property
     def label(self) -> str:

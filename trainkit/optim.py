@@ -37,11 +37,15 @@ def param_groups(
             'attribute `backbone`, or `head_names`, such as ("fc",)'
         )
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"param_groups: layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 for none)")
+        raise ValueError(
+            f"param_groups: layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 for none)"
+        )
     depth = depths(model) if layer_decay != 1.0 else {}
     top = max(depth.values(), default=0)
     if layer_decay != 1.0 and top == 0:
-        raise ValueError(f"param_groups: layer_decay is {layer_decay}, but {type(model).__name__} is a single layer")
+        raise ValueError(
+            f"param_groups: layer_decay is {layer_decay}, but {type(model).__name__} is a single layer"
+        )
     exempt = no_decay(model)
     groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -69,14 +73,17 @@ def no_decay(model: nn.Module) -> set[str]:
     """
     patterns: dict[str, list[str]] = {}  # of the outermost modules that name some, by their path
     for path, module in model.named_modules():
-        if hasattr(module, "no_weight_decay") and not any(f"{path}.".startswith(outer) for outer in patterns):
+        if hasattr(module, "no_weight_decay") and not any(
+            f"{path}.".startswith(outer) for outer in patterns
+        ):
             prefix = f"{path}." if path else ""
             patterns[prefix] = [f"{prefix}{name}" for name in module.no_weight_decay()]
     listed = [pattern for names in patterns.values() for pattern in names]
     return {
         name
         for name, _ in model.named_parameters()
-        if name.rpartition(".")[2] in EMBEDDINGS or any(fnmatch(name, pattern) for pattern in listed)
+        if name.rpartition(".")[2] in EMBEDDINGS
+        or any(fnmatch(name, pattern) for pattern in listed)
     }
 
 
@@ -97,12 +104,15 @@ def depths(model: nn.Module) -> dict[str, int]:
     if own is None:
         numbers = _numbers(trunk, _head(model))
         last = max(numbers.values(), default=-1) + 1
-        return {name: numbers.get(id(parameter), last) for name, parameter in model.named_parameters()}
+        return {
+            name: numbers.get(id(parameter), last) for name, parameter in model.named_parameters()
+        }
     from timm.models import group_parameters
 
     found = group_parameters(own, own.group_matcher(coarse=False), reverse=True)
     numbers = {id(parameter): found[name] for name, parameter in own.named_parameters()}
-    last = max(found.values()) + (own is not model)  # in a model of more parts the head is none of the network's groups
+    # in a model of more parts the head is none of the network's groups
+    last = max(found.values()) + (own is not model)
     return {name: numbers.get(id(parameter), last) for name, parameter in model.named_parameters()}
 
 
@@ -116,7 +126,11 @@ def _head(model: nn.Module) -> set[int] | None:
         return {id(parameter) for parameter in model.parameters()} - backbone
     elif hasattr(model, "get_classifier"):
         found = model.get_classifier()
-        parts = [each for each in (found if isinstance(found, (tuple, list)) else [found]) if each is not None]
+        parts = [
+            each
+            for each in (found if isinstance(found, (tuple, list)) else [found])
+            if each is not None
+        ]
     else:
         return None
     return {id(parameter) for part in parts for parameter in part.parameters()}
@@ -130,12 +144,14 @@ def _numbers(trunk: nn.Module, head: set[int] | None) -> dict[int, int]:
         head = {id(parameter) for unit in weighty[-1:] for parameter in unit.parameters()}
     weights = [sum(p.ndim > 1 and id(p) not in head for p in unit.parameters()) for unit in units]
     least = 2 if max(weights, default=0) > 1 else 1  # weights of a layer
-    kinds = {type(unit) for unit, count in zip(units, weights) if count >= least}  # the first of a kind may be smaller
+    # the first of a kind may be smaller
+    kinds = {type(unit) for unit, count in zip(units, weights) if count >= least}
     layers = [place for place, count in enumerate(weights) if count and type(units[place]) in kinds]
     first = layers[0] if layers else len(units)
     inside = {id(parameter) for unit in units for parameter in unit.parameters()}
     numbers = {id(parameter): 0 for parameter in trunk.parameters() if id(parameter) not in inside}
-    offset = int(least == 2 and (bool(numbers) or any(weights[:first])))  # 1 where something is before the first block
+    # 1 where something is before the first block
+    offset = int(least == 2 and (bool(numbers) or any(weights[:first])))
     number = None  # of what comes after: the head
     for place in reversed(range(len(units))):
         if place in layers:
@@ -145,7 +161,11 @@ def _numbers(trunk: nn.Module, head: set[int] | None) -> dict[int, int]:
         elif weights[place] and number is None:
             number = len(layers) - 1 + offset
         if number is not None:
-            numbers |= {id(parameter): number for parameter in units[place].parameters() if id(parameter) not in head}
+            numbers |= {
+                id(parameter): number
+                for parameter in units[place].parameters()
+                if id(parameter) not in head
+            }
     return numbers
 
 
@@ -159,7 +179,9 @@ def _units(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
         if type(child) in LISTS or _is_stage(child, LISTS if listed else (nn.Module,)):
             yield from _units(child, listed=True)
         elif (
-            any(_is_stage(part, LISTS) for part in child.children()) if listed else any(map(_is_stage, child.modules()))
+            any(_is_stage(part, LISTS) for part in child.children())
+            if listed
+            else any(map(_is_stage, child.modules()))
         ):
             yield from _units(child)
         else:
@@ -172,7 +194,9 @@ def _is_stage(module: nn.Module, kinds: tuple[type, ...] = (nn.Module,)) -> bool
     A list may hold a single one. kinds: types that it must be of.
     """
     parts = [child for child in module.children() if _num_weights(child)]
-    alike = len({type(part) for part in parts}) == 1 and (len(parts) > 1 or isinstance(module, LISTS))
+    alike = len({type(part) for part in parts}) == 1 and (
+        len(parts) > 1 or isinstance(module, LISTS)
+    )
     blocks = alike and all(any(part.children()) and _num_weights(part) > 1 for part in parts)
     return blocks and isinstance(module, kinds)
 

@@ -225,17 +225,28 @@ def check_finite(values: Mapping[str, Any]) -> None:
     """Raises ValueError that names a setting or option of which a number is infinite, none, or beyond float32."""
     for name, value in values.items():
         if is_dataclass(value):
-            check_finite({f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)})
+            check_finite(
+                {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)}
+            )
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}; it must be a finite number")
             if isinstance(each, float) and abs(each) > LARGEST:
-                raise ValueError(f"{name} is {each}; it must be between -{LARGEST} and {LARGEST}, as float32 is")
+                raise ValueError(
+                    f"{name} is {each}; it must be between -{LARGEST} and {LARGEST}, as float32 is"
+                )
 
 
 def check_names(settings: Iterable[str]) -> None:
     """Raises ValueError where a recipe's setting has the name of an option of a command that takes settings, too."""
-    commands = (Options, EvaluateOptions, PredictOptions, ExportOptions, ReplayOptions, DoctorOptions)
+    commands = (
+        Options,
+        EvaluateOptions,
+        PredictOptions,
+        ExportOptions,
+        ReplayOptions,
+        DoctorOptions,
+    )
     taken = sorted({field.name for each in commands for field in fields(each)} & set(settings))
     if taken:
         raise ValueError(

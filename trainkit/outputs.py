@@ -60,7 +60,11 @@ def resized(logits: Tensor, size: torch.Size) -> Tensor:
         raise ValueError(
             f"the model returned logits of shape {tuple(logits.shape)}, and label maps take (N, classes, H, W)"
         )
-    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return (
+        logits
+        if logits.shape[-2:] == size
+        else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    )
 
 
 def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
@@ -84,7 +88,8 @@ def size_divisor(model: nn.Module) -> int:
     least = 1
     for name, module in model.named_modules():
         divisor = getattr(module, "size_divisor", None)
-        if divisor is None and getattr(module, "requires_divisible_input_shape", False):  # segmentation_models_pytorch
+        # segmentation_models_pytorch
+        if divisor is None and getattr(module, "requires_divisible_input_shape", False):
             divisor = module.encoder.output_stride
         if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
             raise ValueError(
@@ -114,7 +119,11 @@ def run_padded(model: nn.Module, images: Tensor, divisor: int) -> Any:
 
 def _cut(outputs: Any, filled: torch.Size, size: torch.Size) -> Any:
     if isinstance(outputs, Mapping):
-        return {name: _cut(each, filled, size) for name, each in outputs.items() if isinstance(each, Tensor)}
+        return {
+            name: _cut(each, filled, size)
+            for name, each in outputs.items()
+            if isinstance(each, Tensor)
+        }
     logits = main_logits(outputs)
     return resized(logits, filled)[..., : size[0], : size[1]] if logits.ndim == 4 else logits
 

@@ -13,7 +13,8 @@ from trainkit.data.on_device import OnDevice
 from trainkit.inference import Inference
 from trainkit.outputs import size_divisor
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, per channel of images in [0, 1]
+# of ImageNet, per channel of images in [0, 1]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Task(Protocol):
@@ -112,9 +113,13 @@ class Recipe:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping")
+            raise ValueError(
+                f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none")
+            raise ValueError(
+                f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none"
+            )
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
             if not callable(data):
                 _check_indexed(name, data)
@@ -126,10 +131,14 @@ class Recipe:
                 "segmentation"
             )
         missing = [
-            p for p in ("terms", "headline", "counts", "losses", "predict", "metrics") if not hasattr(self.task, p)
+            p
+            for p in ("terms", "headline", "counts", "losses", "predict", "metrics")
+            if not hasattr(self.task, p)
         ]
         if missing:
-            raise ValueError(f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task")
+            raise ValueError(
+                f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task"
+            )
 
     @property
     def headline(self) -> str:
@@ -156,10 +165,17 @@ class Recipe:
         """How validation images are looked at, in a few words: figures of another protocol are not comparable."""
         data = _inner(self.val_data)
         transform = getattr(data, "transform", None)
-        plain = "as stored" if transform is None and hasattr(data, "transform") else "as the validation data gives them"
+        plain = (
+            "as stored"
+            if transform is None and hasattr(data, "transform")
+            else "as the validation data gives them"
+        )
         words = [getattr(transform, "label", plain)]
         if (tuple(self.mean), tuple(self.std)) != (MEAN, STD):
-            words += [f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}" for name in ("mean", "std")]
+            words += [
+                f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}"
+                for name in ("mean", "std")
+            ]
         if hasattr(self.task, "scores"):
             words.append((self.inference or Inference()).label)
             divisor = size_divisor(self.model)
@@ -177,7 +193,9 @@ class Recipe:
         """
         data = _inner(self.val_data)
         if not hasattr(self.task, "scores") or not hasattr(data, "transform"):
-            raise ValueError("--as-stored is for segmentation, and data with an attribute `transform`: leave it out")
+            raise ValueError(
+                "--as-stored is for segmentation, and data with an attribute `transform`: leave it out"
+            )
         bare = copy(data)
         bare.transform = None
         return replace(self, val_data=_put_in(self.val_data, bare))

@@ -30,20 +30,30 @@ def linear(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 
 
 def cos(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
     """0.5 (1 + cos(pi t/T)), stretched to finish at `end` (Loshchilov and Hutter, 2017, without restarts)."""
-    return _scheduled(lambda progress: _half_cosine(1.0, end, progress), warmup_epochs, warmup_steps)
+    return _scheduled(
+        lambda progress: _half_cosine(1.0, end, progress), warmup_epochs, warmup_steps
+    )
 
 
-def poly(power: float = 0.9, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
+def poly(
+    power: float = 0.9, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0
+) -> Schedule:
     """(1 - t/T)^power, stretched to finish at `end` (DeepLab, Chen et al., 2017: power 0.9)."""
     if power <= 0:
         raise ValueError(f"poly: power is {power}; it must be above 0 (0.9 is the usual value)")
-    return _scheduled(lambda progress: _between(end, 1.0, (1.0 - progress) ** power), warmup_epochs, warmup_steps)
+    return _scheduled(
+        lambda progress: _between(end, 1.0, (1.0 - progress) ** power), warmup_epochs, warmup_steps
+    )
 
 
-def wsd(decay: float = 0.2, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
+def wsd(
+    decay: float = 0.2, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0
+) -> Schedule:
     """Warm-up, stable, decay: 1 until the last `decay` of T, then linear to `end` (Hu et al., 2024)."""
     if not 0 < decay <= 1:
-        raise ValueError(f"wsd: decay is {decay}; it is the fraction of the run that decays, above 0 and up to 1")
+        raise ValueError(
+            f"wsd: decay is {decay}; it is the fraction of the run that decays, above 0 and up to 1"
+        )
     return _scheduled(
         lambda progress: _between(1.0, end, max(0.0, (progress - (1.0 - decay)) / decay)),
         warmup_epochs,
@@ -65,7 +75,9 @@ def one_cycle(
     end at step T - 1. It rises by itself; a warm-up is put before the rise.
     """
     if not 0 <= rise < 1:
-        raise ValueError(f"one_cycle: rise is {rise}; it is the fraction of the run that rises, from 0 to below 1")
+        raise ValueError(
+            f"one_cycle: rise is {rise}; it is the fraction of the run that rises, from 0 to below 1"
+        )
 
     def curve(step: float, total_steps: float) -> float:
         top, last = rise * total_steps - 1, total_steps - 1
@@ -76,23 +88,33 @@ def one_cycle(
     return _warmed_up(lambda t, total, _step, _epoch: curve(t, total), warmup_epochs, warmup_steps)
 
 
-def step(every_epochs: float, gamma: float = 0.1, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
+def step(
+    every_epochs: float, gamma: float = 0.1, *, warmup_epochs: float = 0, warmup_steps: float = 0
+) -> Schedule:
     """gamma^floor(epoch / every_epochs), the epoch counted from the start of the run."""
     if every_epochs <= 0:
         raise ValueError(f"step: every_epochs is {every_epochs}; it must be above 0")
 
     def curve(t: float, total_steps: float, step: int, steps_per_epoch: float | None) -> float:
-        return gamma ** math.floor(step / (_steps_per_epoch("step", steps_per_epoch) * every_epochs))
+        return gamma ** math.floor(
+            step / (_steps_per_epoch("step", steps_per_epoch) * every_epochs)
+        )
 
     return _warmed_up(curve, warmup_epochs, warmup_steps)
 
 
 def multistep(
-    milestones: Sequence[float], gamma: float = 0.1, *, warmup_epochs: float = 0, warmup_steps: float = 0
+    milestones: Sequence[float],
+    gamma: float = 0.1,
+    *,
+    warmup_epochs: float = 0,
+    warmup_steps: float = 0,
 ) -> Schedule:
     """gamma^(milestones passed); milestones are epochs counted from the start of the run."""
     if list(milestones) != sorted(milestones) or any(milestone <= 0 for milestone in milestones):
-        raise ValueError(f"multistep: milestones are {list(milestones)}; give epochs above 0 in rising order")
+        raise ValueError(
+            f"multistep: milestones are {list(milestones)}; give epochs above 0 in rising order"
+        )
 
     def curve(t: float, total_steps: float, step: int, steps_per_epoch: float | None) -> float:
         length = _steps_per_epoch("multistep", steps_per_epoch)
@@ -101,9 +123,15 @@ def multistep(
     return _warmed_up(curve, warmup_epochs, warmup_steps)
 
 
-def _scheduled(curve: Callable[[float], float], warmup_epochs: float, warmup_steps: float) -> Schedule:
+def _scheduled(
+    curve: Callable[[float], float], warmup_epochs: float, warmup_steps: float
+) -> Schedule:
     """A schedule whose curve depends on t/T alone."""
-    return _warmed_up(lambda t, total, _step, _epoch: curve(t / total if total else 1.0), warmup_epochs, warmup_steps)
+    return _warmed_up(
+        lambda t, total, _step, _epoch: curve(t / total if total else 1.0),
+        warmup_epochs,
+        warmup_steps,
+    )
 
 
 def _warmed_up(curve: Callable[..., float], warmup_epochs: float, warmup_steps: float) -> Schedule:
@@ -113,17 +141,25 @@ def _warmed_up(curve: Callable[..., float], warmup_epochs: float, warmup_steps: 
             f"warmup_epochs is {warmup_epochs} and warmup_steps is {warmup_steps}: give the warm-up in one unit"
         )
     if warmup_epochs < 0 or warmup_steps < 0:
-        raise ValueError(f"the warm-up is {warmup_epochs or warmup_steps}; it cannot be negative (0 = none)")
+        raise ValueError(
+            f"the warm-up is {warmup_epochs or warmup_steps}; it cannot be negative (0 = none)"
+        )
 
     def schedule(step: int, total_steps: int, steps_per_epoch: float | None = None) -> float:
-        warmup = warmup_epochs * _steps_per_epoch("warm-up", steps_per_epoch) if warmup_epochs else warmup_steps
+        warmup = (
+            warmup_epochs * _steps_per_epoch("warm-up", steps_per_epoch)
+            if warmup_epochs
+            else warmup_steps
+        )
         if warmup > total_steps:
             raise ValueError(
                 f"the warm-up takes {warmup:g} steps and the whole run {total_steps}: "
                 "shorten the warm-up or train for more epochs"
             )
         if not 0 <= step <= total_steps:
-            raise ValueError(f"step is {step}; a run of {total_steps} steps has steps 0 to {total_steps}")
+            raise ValueError(
+                f"step is {step}; a run of {total_steps} steps has steps 0 to {total_steps}"
+            )
         if step < warmup:
             return step / warmup
         return curve(step - warmup, total_steps - warmup, step, steps_per_epoch)

@@ -26,7 +26,9 @@ class LastingStream:
                 try:
                     self._stream.write(text)
                 except UnicodeEncodeError as error:
-                    self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+                    self._stream.write(
+                        text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+                    )
             except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 self._lose(error)
         return len(text)
@@ -48,12 +50,15 @@ class LastingStream:
         self._gone = True
         reason = error.strerror if isinstance(error, OSError) else str(error)
         descriptor = _descriptor(self._stream)
-        if descriptor is not None:  # what the stream still holds is written when the interpreter ends
+        # what the stream still holds is written when the interpreter ends
+        if descriptor is not None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
         if self._told and descriptor != 2 and sys.stderr is not None:
-            lasting(sys.stderr).write(f"standard output cannot be written ({reason}): nothing more is shown there\n")
+            lasting(sys.stderr).write(
+                f"standard output cannot be written ({reason}): nothing more is shown there\n"
+            )
 
 
 def lasting(stream: TextIO, told: bool = True) -> Any:

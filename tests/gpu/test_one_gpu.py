@@ -39,7 +39,10 @@ WAYS = {
 def toys(folder: Path, *names: str, **env: str) -> subprocess.CompletedProcess:
     """Train them in a process of its own: precision is a process's affair."""
     done = subprocess.run(
-        [sys.executable, str(TOYS), str(folder), *names], env={**os.environ, **env}, capture_output=True, text=True
+        [sys.executable, str(TOYS), str(folder), *names],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -65,7 +68,10 @@ def test_it_is_the_training_of_the_cpu(tmp_path, on_the_cpu, way, name):
 def test_channels_last(tmp_path):
     for last in (False, True):
         seed_host(5)
-        train(residual(), Options(out=tmp_path / str(last), seed=5, workers=0, log_every=1, channels_last=last))
+        train(
+            residual(),
+            Options(out=tmp_path / str(last), seed=5, workers=0, log_every=1, channels_last=last),
+        )
     losses = [[row["loss"] for row in rows(tmp_path / str(last))] for last in (False, True)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -186,7 +192,9 @@ def test_images_held_on_the_device_are_those_of_the_cpu():
         found = data.read(5, 3, [4, 9, 2])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert found[0].is_cuda and all(torch.equal(each.cpu(), other) for each, other in zip(found, expected))
+    assert found[0].is_cuda and all(
+        torch.equal(each.cpu(), other) for each, other in zip(found, expected)
+    )
 
 
 def test_counting_is_that_of_the_cpu():

@@ -39,16 +39,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-TOYS = next(file for name in ("toys.py", "helpers/toy_recipes.py") if (file := ROOT / "tests" / name).exists())
+TOYS = next(
+    file
+    for name in ("toys.py", "helpers/toy_recipes.py")
+    if (file := ROOT / "tests" / name).exists()
+)
 USER_ERRORS = Path(__file__).with_name("user_errors.txt")
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export")  # push and replay take no recipe
+# push and replay take no recipe
+COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore",
     "CUDA_VISIBLE_DEVICES": "", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1",
 }  # fmt: skip
 LIMIT_S = 300  # of one command
-TIMED = re.compile(r"((?<!timeout)_s|seconds|_gib)$|^bytes$")  # the size of a checkpoint has the digits of its seconds
+# the size of a checkpoint has the digits of its seconds
+TIMED = re.compile(r"((?<!timeout)_s|seconds|_gib)$|^bytes$")
 MEASURED_OR_VERSION = re.compile(r", s \||images/s|GiB|\d+\.\d+\.\d+")  # lines of a model card
 SURROUNDINGS = ("command", "versions", "git_commit", "git_changed")
 TRAIN = ("--sample", "--workers", 0, "--seed", 3, "--log-every", 1, "--out", "run")
@@ -93,9 +99,28 @@ WAYS = {
 SETTINGS: dict[str, tuple] = {
     "recog_folder-decay": ("recog_folder", "--layer-decay", 0.5),
     "recog_imagenet-repeats": ("recog_imagenet", "--repeats", 2, "--image-sizes", "40:0,48:1"),
-    "recog_imagenet-augment": ("recog_imagenet", "--rand-augment", 2, 9, "--erase", 0.3, "--jitter", 0.4, 0.4, 0.4),
+    "recog_imagenet-augment": (
+        "recog_imagenet",
+        "--rand-augment",
+        2,
+        9,
+        "--erase",
+        0.3,
+        "--jitter",
+        0.4,
+        0.4,
+        0.4,
+    ),
     "recog_imagenet-cutmix": ("recog_imagenet", "--cutmix", 1.0, "--ema", 0.9),
-    "seg_folder-losses": ("seg_folder", "--loss", "cross_entropy", "dice", "--photometric", "--max-share", 0.75),
+    "seg_folder-losses": (
+        "seg_folder",
+        "--loss",
+        "cross_entropy",
+        "dice",
+        "--photometric",
+        "--max-share",
+        0.75,
+    ),
     "seg_folder-windows": ("seg_folder", "--loss", "ohem", "--eval-window", 64, 48),
     "seg_voc-lovasz": ("seg_voc", "--model", "pspnet"),
 }
@@ -123,7 +148,9 @@ def start(call: Callable[[], Any], printed: Path, env: dict[str, str] | None = N
         signal.alarm(LIMIT_S)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, suffix in ((1, ".out"), (2, ".err")):
-            os.dup2(os.open(f"{printed}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+            os.dup2(
+                os.open(f"{printed}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number
+            )
         os.environ.update(env or {})
         call()
         code = 0
@@ -158,12 +185,19 @@ def run(call: Callable[[], Any], num_processes: int = 1, **env: str) -> Done:
         group |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
         ranks = [str(rank) for rank in range(num_processes)]
         pids = [
-            start(call, printed.with_name(f".printed{rank}"), {**env, **group, "RANK": rank, "LOCAL_RANK": rank})
+            start(
+                call,
+                printed.with_name(f".printed{rank}"),
+                {**env, **group, "RANK": rank, "LOCAL_RANK": rank},
+            )
             for rank in ranks
         ]
         code = max(map(wait, pids), key=abs)
         printed = printed.with_name(".printed0")
-    return Done(code, *(Path(f"{printed}{suffix}").read_text(errors="replace") for suffix in (".out", ".err")))
+    return Done(
+        code,
+        *(Path(f"{printed}{suffix}").read_text(errors="replace") for suffix in (".out", ".err")),
+    )
 
 
 def trainkit(*words: Any, num_processes: int = 1, **env: str) -> Done:
@@ -193,7 +227,10 @@ def in_one_line(done: Done) -> dict[str, Any]:
     """What a person reads, without boxes and folders; of a traceback the last line."""
     if "Traceback (most recent call last)" in done.err:
         done = done._replace(err=f"TRACEBACK {done.err.strip().splitlines()[-1]}")
-    out, err = (" ".join(re.sub("[\u2500-\u257f]", " ", without_places(text)).split()) for text in (done.out, done.err))
+    out, err = (
+        " ".join(re.sub("[\u2500-\u257f]", " ", without_places(text)).split())
+        for text in (done.out, done.err)
+    )
     return {"exit": done.code, "stdout": without_measured(out), "stderr": without_measured(err)}
 
 
@@ -250,7 +287,11 @@ def unpacked(value: Any) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "dict":
-        return {str(key): unpacked(item) for key, item in content if not (isinstance(item, dict) and "tensor" in item)}
+        return {
+            str(key): unpacked(item)
+            for key, item in content
+            if not (isinstance(item, dict) and "tensor" in item)
+        }
     if kind in ("list", "tuple"):
         return [unpacked(item) for item in content]
     return value
@@ -272,14 +313,19 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 def run_record(folder: Path = Path("run")) -> dict[str, Any]:
     """All that a run left and that does not depend on the clock."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    found: dict[str, Any] = {"files": [name for name in files if not Path(name).name.startswith(".")]}
+    found: dict[str, Any] = {
+        "files": [name for name in files if not Path(name).name.startswith(".")]
+    }
     for name in ("settings.json", "summary.json", "results.json", "memory.json"):
         if (folder / name).exists():
             found[name] = without_times(json.loads((folder / name).read_text()))
     for name in SURROUNDINGS:
         found.get("settings.json", {}).pop(name, None)
     if (folder / "log.jsonl").exists():
-        found["log"] = [without_times(json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
+        found["log"] = [
+            without_times(json.loads(line))
+            for line in (folder / "log.jsonl").read_text().splitlines()
+        ]
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     if checkpoints:
         found["weights"] = hash_tensors(read_safetensors(checkpoints[-1] / "model.safetensors"))
@@ -302,7 +348,9 @@ def load_toys() -> Any:
     return toys
 
 
-def toy(name: str, num_processes: int, env: dict[str, str], options: dict[str, Any]) -> dict[str, Any]:
+def toy(
+    name: str, num_processes: int, env: dict[str, str], options: dict[str, Any]
+) -> dict[str, Any]:
     """Train a toy recipe."""
 
     def train() -> None:
@@ -350,29 +398,54 @@ def commands(name: str) -> dict[str, Any]:
         ways["evaluate-windows"] = ("--window", 64, "--stride", 48)
         ways["evaluate-stored"] = ("--as-stored",)
     for way, words in ways.items():
-        must(trainkit("evaluate", file, "--checkpoint", "run", "--workers", 0, "--out", way, *words))
+        must(
+            trainkit("evaluate", file, "--checkpoint", "run", "--workers", 0, "--out", way, *words)
+        )
         found[way] = without_times(json.loads(Path(way, "results.json").read_text()))
     photos = sorted({path.parent for path in Path("data").rglob("val/**/*.jpg")})[0]
-    must(trainkit("predict", file, photos, "--checkpoint", "run", "--workers", 0, "--out", "predictions"))
+    must(
+        trainkit(
+            "predict", file, photos, "--checkpoint", "run", "--workers", 0, "--out", "predictions"
+        )
+    )
     written = sorted(path for path in Path("predictions").rglob("*") if path.is_file())
     found["predict"] = {str(path.relative_to("predictions")): hash_of(path) for path in written}
     for path in Path("predictions").glob("*.csv"):
         found["predict"][f"{path.name}-rows"] = list(csv.reader(path.open()))[:4]
     must(trainkit("export", file, "--checkpoint", "run", "--out", "weights.safetensors"))
     found["export"] = {"safetensors": hash_tensors(read_safetensors(Path("weights.safetensors")))}
-    must(trainkit("export", file, "--checkpoint", "run", "--out", "program.pt2", "--format", "torch-export"))
+    must(
+        trainkit(
+            "export",
+            file,
+            "--checkpoint",
+            "run",
+            "--out",
+            "program.pt2",
+            "--format",
+            "torch-export",
+        )
+    )
     must(run(lambda: Path("outputs").write_bytes(outputs_of("program.pt2"))))
     found["export"]["torch-export"] = hash_of(Path("outputs"))
-    done = trainkit("export", file, "--checkpoint", "run", "--out", "graph.onnx", "--format", "onnx")
+    done = trainkit(
+        "export", file, "--checkpoint", "run", "--out", "graph.onnx", "--format", "onnx"
+    )
     found["export"]["onnx"] = hash_of(Path("graph.onnx")) if done.code == 0 else in_one_line(done)
-    found["doctor"] = in_one_line(trainkit("doctor", file, "--sample", "--workers", 0, "--out", "doctor"))
-    found["doctor"]["doctor.json"] = without_times(json.loads(Path("doctor", "doctor.json").read_text()))
+    found["doctor"] = in_one_line(
+        trainkit("doctor", file, "--sample", "--workers", 0, "--out", "doctor")
+    )
+    found["doctor"]["doctor.json"] = without_times(
+        json.loads(Path("doctor", "doctor.json").read_text())
+    )
     found["check"] = {"exit": trainkit("check", file, "--sample", "--workers", 0).code}
     must(trainkit("push", "run", "me/toy", "--folder", "published"))
     written = sorted(path for path in Path("published").rglob("*") if path.is_file())
     found["push"] = {"files": [str(path.relative_to("published")) for path in written]}
     card = without_measured(without_places(Path("published", "README.md").read_text()))
-    found["push"]["card"] = [line for line in card.splitlines() if not MEASURED_OR_VERSION.search(line)]
+    found["push"]["card"] = [
+        line for line in card.splitlines() if not MEASURED_OR_VERSION.search(line)
+    ]
     return found
 
 
@@ -392,12 +465,19 @@ def helps() -> dict[str, Any]:
     """Every help text, 100 columns wide."""
     asked = [("--help",), *((command, "--help") for command in (*COMMANDS[1:], "push", "replay"))]
     asked += [(f"recipes/{name}.py", "--help") for name in RECIPES]
-    asked += [(command, f"recipes/{name}.py", "--help") for command in COMMANDS[1:] for name in ("recog_folder",)]
+    asked += [
+        (command, f"recipes/{name}.py", "--help")
+        for command in COMMANDS[1:]
+        for name in ("recog_folder",)
+    ]
     asked += [(command, "run", "--help") for command in ("push", "replay")]
     found = {}
     for words in asked:
         done = trainkit(*words, COLUMNS="100")
-        found[" ".join(words)] = {"exit": done.code, "text": without_places(done.out + done.err).splitlines()}
+        found[" ".join(words)] = {
+            "exit": done.code,
+            "text": without_places(done.out + done.err).splitlines(),
+        }
     return found
 
 
@@ -471,11 +551,35 @@ def train_for_errors() -> None:
     small = ("--epochs", 1, "--batch-size", 4, "--workers", 0, "--warmup-epochs", 0)
     folder, masks = ("recipes/recog_folder.py", "recipes/seg_folder.py")
     model = ("--model", "small", "--no-pretrained", "--size", 16)
-    must(trainkit(folder, "--data", "mine", *model, *small, "--checkpoint-every", 1, "--out", "run"))
-    words = ("--data", "masks", "--classes", "sky,road", "--mask-values", "0,255", "--model", "small_fcn")
+    must(
+        trainkit(folder, "--data", "mine", *model, *small, "--checkpoint-every", 1, "--out", "run")
+    )
+    words = (
+        "--data",
+        "masks",
+        "--classes",
+        "sky,road",
+        "--mask-values",
+        "0,255",
+        "--model",
+        "small_fcn",
+    )
     must(trainkit(masks, *words, "--base", 24, "--crop", 16, *small, "--out", "seg"))
-    trainkit(folder, "--sample", "--lr", "1e30", "--warmup-epochs", 0, "--workers", 0, "--out", "nan")
-    for name in ("lacks", "json", "setting", "summary", "log", "weights", "state", "manifest", "recipe", "results"):
+    trainkit(
+        folder, "--sample", "--lr", "1e30", "--warmup-epochs", 0, "--workers", 0, "--out", "nan"
+    )
+    for name in (
+        "lacks",
+        "json",
+        "setting",
+        "summary",
+        "log",
+        "weights",
+        "state",
+        "manifest",
+        "recipe",
+        "results",
+    ):
         shutil.copytree("run", f"run-{name}")
     Path("run-lacks/settings.json").write_text("{}")
     Path("run-json/settings.json").write_text('{"settings": {')
@@ -486,7 +590,9 @@ def train_for_errors() -> None:
     Path("run-log/summary.json").unlink()
     Path("run-log/log.jsonl").write_text("not a row\n" * 3)
     for checkpoint in Path("run-weights/checkpoints").glob("step-*"):
-        (checkpoint / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:-9])
+        (checkpoint / "model.safetensors").write_bytes(
+            (checkpoint / "model.safetensors").read_bytes()[:-9]
+        )
     for checkpoint in Path("run-state/checkpoints").glob("step-*"):
         (checkpoint / "state.json").unlink()
     for checkpoint in Path("run-manifest/checkpoints").glob("step-*"):
@@ -495,8 +601,13 @@ def train_for_errors() -> None:
         Path(f"run-{name}/summary.json").unlink()
     Path("run-recipe/recipe.py").unlink()
     Path("run-results/results.json").write_text("{")
-    shutil.copy(sorted(Path("run/checkpoints").glob("step-*"))[-1] / "model.safetensors", "bare.safetensors")
-    shutil.copy(sorted(Path("seg/checkpoints").glob("step-*"))[-1] / "model.safetensors", "foreign.safetensors")
+    shutil.copy(
+        sorted(Path("run/checkpoints").glob("step-*"))[-1] / "model.safetensors", "bare.safetensors"
+    )
+    shutil.copy(
+        sorted(Path("seg/checkpoints").glob("step-*"))[-1] / "model.safetensors",
+        "foreign.safetensors",
+    )
 
 
 def all_jobs() -> dict[str, Callable[[], Any]]:
@@ -510,7 +621,9 @@ def all_jobs() -> dict[str, Callable[[], Any]]:
         jobs.setdefault(f"recipe/{name}", functools.partial(recipe, name))
     for name, words in SETTINGS.items():
         jobs[f"recipe/{name}"] = functools.partial(recipe, *words)
-    ways = {name: (name, 1, NEEDS.get(name, {}), {}) for name in load_toys().RUNS if name != "planted"}
+    ways = {
+        name: (name, 1, NEEDS.get(name, {}), {}) for name in load_toys().RUNS if name != "planted"
+    }
     for name, (which, num_processes, env, options) in {**ways, **WAYS}.items():
         if env is not None:
             jobs[f"toy/{name}"] = functools.partial(toy, which, num_processes, env, options)
@@ -558,9 +671,14 @@ def record(out: Path, patterns: list[str], num_jobs: int) -> int:
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(scratch)
-    about = {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}
+    about = {
+        "commit": git("rev-parse", "HEAD"),
+        "changed": git("status", "--porcelain").splitlines(),
+    }
     about |= {"torch": torch.__version__, "all": patterns == ["*"]}
-    out.write_text(json.dumps({"about": about, "jobs": dict(sorted(found.items()))}, indent=1) + "\n")
+    out.write_text(
+        json.dumps({"about": about, "jobs": dict(sorted(found.items()))}, indent=1) + "\n"
+    )
     print(f"{len(found)} jobs in {out}; failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
@@ -574,7 +692,9 @@ def do(job: Callable[[], Any], folder: Path) -> None:
 
 
 def git(*words: str) -> str:
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True
+    ).stdout.strip()
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -595,9 +715,16 @@ def compare(before: Path, after: Path, allow: Path | None) -> int:
     for each in (old, new):
         if not each["about"]["all"]:
             names &= each["jobs"].keys()
-    mine, theirs = (dict(flat({name: each["jobs"].get(name, {}) for name in sorted(names)})) for each in (old, new))
+    mine, theirs = (
+        dict(flat({name: each["jobs"].get(name, {}) for name in sorted(names)}))
+        for each in (old, new)
+    )
     lines = allow.read_text().splitlines() if allow else []
-    patterns = {line.split("  ")[0].strip(): 0 for line in lines if line.strip() and not line.startswith("#")}
+    patterns = {
+        line.split("  ")[0].strip(): 0
+        for line in lines
+        if line.strip() and not line.startswith("#")
+    }
     different = 0
     for path in sorted(mine.keys() | theirs.keys()):
         if path in mine and path in theirs and mine[path] == theirs[path]:
@@ -610,7 +737,9 @@ def compare(before: Path, after: Path, allow: Path | None) -> int:
             print(f"{path}\n{difference(mine.get(path, 'nothing'), theirs.get(path, 'nothing'))}")
     for pattern, number in patterns.items():
         print(f"allowed {number:5d}  {pattern}")
-    print(f"{len(names)} jobs, {len(mine)} values before and {len(theirs)} after: {different} differ, unasked")
+    print(
+        f"{len(names)} jobs, {len(mine)} values before and {len(theirs)} after: {different} differ, unasked"
+    )
     return 1 if different else 0
 
 
@@ -624,24 +753,34 @@ def difference(before: Any, after: Any) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("out", type=Path)
-    recording.add_argument("--only", action="append", help="pattern of jobs, such as 'toy/*'; may be given again")
+    recording.add_argument(
+        "--only", action="append", help="pattern of jobs, such as 'toy/*'; may be given again"
+    )
     recording.add_argument("--quick", action="store_true", help="some of each kind, in about 90 s")
     recording.add_argument("--workers", type=int, default=2, help="jobs at a time")
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
-    comparing.add_argument("--allow", type=Path, help="patterns of paths, two spaces, the reason; one a line")
+    comparing.add_argument(
+        "--allow", type=Path, help="patterns of paths, two spaces, the reason; one a line"
+    )
     asked = parser.parse_args()
     if asked.command == "compare":
         return compare(asked.before, asked.after, asked.allow)
-    return record(asked.out.resolve(), (asked.only or []) + QUICK * asked.quick or ["*"], asked.workers)
+    return record(
+        asked.out.resolve(), (asked.only or []) + QUICK * asked.quick or ["*"], asked.workers
+    )
 
 
 if __name__ == "__main__":
-    if "record" in sys.argv[1:2] and any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+    if "record" in sys.argv[1:2] and any(
+        os.environ.get(name) != value for name, value in ENVIRONMENT.items()
+    ):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
     sys.exit(main())

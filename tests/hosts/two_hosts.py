@@ -63,9 +63,25 @@ def launch(folder: Path, port: int, sleep: float) -> list[subprocess.Popen]:
     """The run in `folder`, on both hosts."""
     processes = []
     for rank, host in enumerate(HOSTS):
-        words = ["ip", "netns", "exec", host, sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+        words = [
+            "ip",
+            "netns",
+            "exec",
+            host,
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--quiet",
+        ]
         words += ["--config_file", str(ROOT / "accelerate_configs" / "multi_node.yaml")]
-        words += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", HOSTS["tk-one"]]
+        words += [
+            "--num_processes",
+            "2",
+            "--machine_rank",
+            str(rank),
+            "--main_process_ip",
+            HOSTS["tk-one"],
+        ]
         words += [
             "--main_process_port",
             str(port),
@@ -75,7 +91,16 @@ def launch(folder: Path, port: int, sleep: float) -> list[subprocess.Popen]:
             "trainkit",
             str(folder / "recipe.py"),
         ]
-        words += ["--out", str(folder / "run"), "--workers", "0", "--log-every", "3", "--checkpoint-every", "2"]
+        words += [
+            "--out",
+            str(folder / "run"),
+            "--workers",
+            "0",
+            "--log-every",
+            "3",
+            "--checkpoint-every",
+            "2",
+        ]
         words += ["--timeout-s", str(TIMEOUT_S)]
         env = {
             **os.environ,
@@ -85,7 +110,11 @@ def launch(folder: Path, port: int, sleep: float) -> list[subprocess.Popen]:
             "COLUMNS": "200",
         }
         env["PYTHONPATH"] = str(ROOT)
-        processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(
+                words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     return processes
 
 
@@ -101,7 +130,9 @@ def end(processes: list[subprocess.Popen], seconds: float) -> list[tuple[int, st
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The model in the newest checkpoint."""
-    return load_file(sorted((folder / "run" / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
+    return load_file(
+        sorted((folder / "run" / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
+    )
 
 
 def check(held: bool, what: str, detail: object = "") -> None:
@@ -128,11 +159,18 @@ def main() -> None:
         done = end(launch(folder / "whole", 29511, 0), 240)
         check(all(code == 0 for code, _ in done), "two hosts train together", done)
         summary = json.loads((folder / "whole" / "run" / "summary.json").read_text())
-        check(summary["num_processes"] == 2 and summary["steps"] == 12, "one run of two processes", summary)
+        check(
+            summary["num_processes"] == 2 and summary["steps"] == 12,
+            "one run of two processes",
+            summary,
+        )
 
         processes = launch(folder / "cut", 29512, 0.15)
         until = time.monotonic() + 240
-        while not list((folder / "cut" / "run" / "checkpoints").glob("step-*")) and time.monotonic() < until:
+        while (
+            not list((folder / "cut" / "run" / "checkpoints").glob("step-*"))
+            and time.monotonic() < until
+        ):
             time.sleep(0.05)
         ip("-n", "tk-two", "link", "set", "cable", "down")
         begun = time.monotonic()
@@ -141,19 +179,28 @@ def main() -> None:
         check(all(code != 0 for code, _ in done), "with the cable pulled both end", done)
         check(seconds < 5 * TIMEOUT_S, f"in {seconds:.0f} s, of a timeout of {TIMEOUT_S} s", done)
         told = [
-            printed for _, printed in done if "lost the others" in printed and "The same command goes on" in printed
+            printed
+            for _, printed in done
+            if "lost the others" in printed and "The same command goes on" in printed
         ]
         check(len(told) >= 1, "and say what happened", done)
-        print("        " + next(line for line in told[0].splitlines() if "lost the others" in line)[:200])
+        print(
+            "        "
+            + next(line for line in told[0].splitlines() if "lost the others" in line)[:200]
+        )
         check(not (folder / "cut" / "run" / "summary.json").exists(), "before the run was done")
 
         ip("-n", "tk-two", "link", "set", "cable", "up")
         done = end(launch(folder / "cut", 29513, 0), 120)
         check(
-            all(code == 0 for code, _ in done) and "going on from step-" in done[0][1], "with it back they go on", done
+            all(code == 0 for code, _ in done) and "going on from step-" in done[0][1],
+            "with it back they go on",
+            done,
         )
         whole, cut = weights(folder / "whole"), weights(folder / "cut")
-        same = whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+        same = whole.keys() == cut.keys() and all(
+            torch.equal(whole[name], cut[name]) for name in whole
+        )
         check(same, "bit-equal to the run that was never cut")
     finally:
         clear()

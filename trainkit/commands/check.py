@@ -40,7 +40,8 @@ from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.run_folder import Run
 from trainkit.storage.weights import start_from
 
-STEPS = 3  # the first one warms up and is saved; the others are timed, and trained again from what was saved
+# the first one warms up and is saved; the others are timed, and trained again from what was saved
+STEPS = 3
 PLACES = 60  # of the schedule's curve
 
 
@@ -58,7 +59,9 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     refuse_lonely_values(recipe, options, plan)
     require_free_names(recipe.task)
     introduce(recipe, display.note)
-    for line in () if options.init is None else start_from(recipe.model, options.init, options.weights_key):
+    for line in (
+        () if options.init is None else start_from(recipe.model, options.init, options.weights_key)
+    ):
         display.note(line)
     own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
     (folder,) = broadcast_object_list([own])
@@ -73,7 +76,11 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)
-    moved = [name for name, mean in frozen_statistics(recipe.model).items() if not torch.equal(mean, frozen[name])]
+    moved = [
+        name
+        for name, mean in frozen_statistics(recipe.model).items()
+        if not torch.equal(mean, frozen[name])
+    ]
     if moved:
         warnings.append(
             f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their statistics: freeze "
@@ -86,7 +93,9 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         warnings.append(unrepeatable)
     display.table("check", figures)
     places = min(PLACES, plan.total_steps)
-    curve = display.curve([plan.multiplier(plan.total_steps * place // places) for place in range(places)])
+    curve = display.curve(
+        [plan.multiplier(plan.total_steps * place // places) for place in range(places)]
+    )
     display.note(f"learning rate over the run: {curve}")
     for warning in not_introduced(recipe, warnings):
         display.note(f"note: {warning}")
@@ -100,7 +109,9 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     keys = Batches(plan.order, 0, steps, accelerator.process_index)
     task_check = getattr(recipe.task, "check", None)
     neighbour = plan.order.neighbour if t.options.on_bad_image == "skip" else None
-    loader = make_loader(recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check, neighbour)
+    loader = make_loader(
+        recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check, neighbour
+    )
     read_s, batches = _timed(t, lambda: [(images, targets) for images, targets, _ in loader])
     read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
     flops = _flops(t, *batches[0])
@@ -160,18 +171,24 @@ def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
     if not all(gather_object([path.exists()])):
         return "not tried: the hosts have no temporary folder in common"
     model, buffers = t.recipe.model, {name for name, _ in t.recipe.model.named_buffers()}
-    compared = [name for name in model.state_dict() if accelerator.is_main_process or name not in buffers]
+    compared = [
+        name for name in model.state_dict() if accelerator.is_main_process or name not in buffers
+    ]
     after = {name: local(value).clone() for name, value in model.state_dict().items()}
     restore(t, path, None)
     _train(t, batches, 1)
-    mine = [name for name in compared if not torch.equal(local(model.state_dict()[name]), after[name])]
+    mine = [
+        name for name in compared if not torch.equal(local(model.state_dict()[name]), after[name])
+    ]
     different = [name for names in gather_object([mine]) for name in names]
     if different and t.accelerator.device.type == "cpu":
         raise ValueError(
             f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
             "the optimizer keeps state that no checkpoint sees"
         )
-    return "not bit-equal: kernels of this device add in changing order" if different else "bit-equal"
+    return (
+        "not bit-equal: kernels of this device add in changing order" if different else "bit-equal"
+    )
 
 
 def _timed(t: Training, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -204,24 +221,38 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
     order, total, found = plan.order, plan.total_steps, []
     share = order.share(0, 0)
     if options.micro_batch is not None and options.micro_batch >= share.stop:
-        found.append(f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images of a batch")
+        found.append(
+            f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images of a batch"
+        )
     if options.log_every > total:
         found.append(f"--log-every {options.log_every} is more than the {total} steps of the run")
     if options.evaluate_every > recipe.epochs:
-        found.append(f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one evaluation")
+        found.append(
+            f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one evaluation"
+        )
     if (options.checkpoint_every or 0) > total:
-        found.append(f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of the run")
+        found.append(
+            f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of the run"
+        )
     left_out = order.num_images - order.steps_per_epoch * recipe.batch_size
     if recipe.drop_last and left_out > 0.1 * order.num_images:
-        found.append(f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size")
+        found.append(
+            f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size"
+        )
     grows = getattr(recipe.train_data, "final_epoch", 0)
     if grows:
-        found.append(f"images change until epoch {grows} of {recipe.epochs:g}; the figures above are of the first ones")
+        found.append(
+            f"images change until epoch {grows} of {recipe.epochs:g}; the figures above are of the first ones"
+        )
     covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
-    trained = [(name, weight) for name, weight in recipe.model.named_parameters() if weight.requires_grad]
+    trained = [
+        (name, weight) for name, weight in recipe.model.named_parameters() if weight.requires_grad
+    ]
     free = [name for name, weight in trained if id(weight) not in covered]
     if free:
-        found.append(f"{len(free)} weights are not in the optimizer and will not change: {', '.join(free[:3])}")
+        found.append(
+            f"{len(free)} weights are not in the optimizer and will not change: {', '.join(free[:3])}"
+        )
     norms = [name for name, part in recipe.model.named_modules() if isinstance(part, AnyBatchNorm)]
     if norms and has_modes(recipe.optimizer) and options.precise_bn is None:
         found.append(

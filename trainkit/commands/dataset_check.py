@@ -66,13 +66,17 @@ class Examiner(Dataset):
                 raise
             return Finding(index, digest, fault=(_kind(error), str(error) or type(error).__name__))
         target = torch.as_tensor(as_target(_array(target)))
-        height, width = image.shape[:2] if isinstance(image, np.ndarray) else functional.get_size(image)
+        height, width = (
+            image.shape[:2] if isinstance(image, np.ndarray) else functional.get_size(image)
+        )
         if digest is None:
             digest = _digest(_array(image).tobytes())
         found = {"index": index, "digest": digest, "size": (width, height)}
         found |= {"notes": tuple(notes.lines), "highest": max(notes.highest, default=None)}
         if self.as_stored and target.ndim == 2 and tuple(target.shape) != (height, width):
-            words = f"its mask is {target.shape[1]}x{target.shape[0]} and the image is {width}x{height}"
+            words = (
+                f"its mask is {target.shape[1]}x{target.shape[0]} and the image is {width}x{height}"
+            )
             return Finding(**found, fault=("mask_size", words))
         wrong = self.check(target) if self.check is not None else None
         if wrong:
@@ -94,7 +98,8 @@ def untransformed(data: Dataset) -> tuple[Dataset, bool]:
         return data, False
     bare = copy.copy(data)
     bare.transform = None
-    if hasattr(bare, "transforms"):  # torchvision's datasets of masks apply this one, which holds both
+    # torchvision's datasets of masks apply this one, which holds both
+    if hasattr(bare, "transforms"):
         kept = bare.target_transform
         bare.transforms = StandardTransform(None, kept) if kept is not None else None
     try:

@@ -24,9 +24,14 @@ from trainkit.engine.introduction import introduce
 from trainkit.files import require_room
 from trainkit.recipe import Recipe
 
-KINDS = {"unreadable": "cannot be read", "mask_size": "mask of another size", "label": "label outside the classes"}
+KINDS = {
+    "unreadable": "cannot be read",
+    "mask_size": "mask of another size",
+    "label": "label outside the classes",
+}
 READ_AT_ONCE = 16  # images between two messages of a worker
-SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3  # on screen; doctor.json has all
+# on screen; doctor.json has all
+SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
 
 
 def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
@@ -45,13 +50,19 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     introduce(recipe, display.note)
     splits, digests = {}, {}
     for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):
-        splits[split], digests[split] = _look_through(data, split, recipe.task, choose_workers(workers, 1), display)
+        splits[split], digests[split] = _look_through(
+            data, split, recipe.task, choose_workers(workers, 1), display
+        )
     in_both = _in_both(recipe, digests)
     errors = sum(len(faults) for report in splits.values() for faults in report["faults"].values())
     warnings = [line for split, report in splits.items() for line in _warnings(report, split)]
     if in_both:
-        warnings.append(f"{len(in_both)} images are in both train and val: {_some([b for _, b in in_both])}")
-    unrepeatable = find_unrepeatable(recipe.train_data, seed=0, workers=choose_workers(workers, 1), in_process=True)
+        warnings.append(
+            f"{len(in_both)} images are in both train and val: {_some([b for _, b in in_both])}"
+        )
+    unrepeatable = find_unrepeatable(
+        recipe.train_data, seed=0, workers=choose_workers(workers, 1), in_process=True
+    )
     if unrepeatable:
         warnings.append(unrepeatable)
     report = {"num_errors": errors, "warnings": warnings, "in_both": in_both, **splits}
@@ -80,12 +91,20 @@ def _look_through(
                 sizes[finding.index] = finding.size or 0
                 if finding.notes:
                     what = "; ".join(dict.fromkeys(finding.notes))
-                    warned.append({"index": finding.index, "name": name_of(data, finding.index), "what": what})
+                    warned.append(
+                        {"index": finding.index, "name": name_of(data, finding.index), "what": what}
+                    )
                 if finding.highest is not None:
                     highest.append(finding.highest)
                 if finding.fault is not None:
                     kind, words = finding.fault
-                    faults[kind].append({"index": finding.index, "name": name_of(data, finding.index), "what": words})
+                    faults[kind].append(
+                        {
+                            "index": finding.index,
+                            "name": name_of(data, finding.index),
+                            "what": words,
+                        }
+                    )
                 elif finding.counts is not None:
                     pixels.update(finding.counts)
                     images.update(finding.counts.keys())
@@ -114,7 +133,8 @@ def _sizes(sizes: np.ndarray) -> dict[str, list[int]]:
         return {}
     known = known[np.argsort(known.prod(1), kind="stable")]
     return {
-        name: known[place].tolist() for name, place in (("smallest", 0), ("median", len(known) // 2), ("largest", -1))
+        name: known[place].tolist()
+        for name, place in (("smallest", 0), ("median", len(known) // 2), ("largest", -1))
     }
 
 
@@ -146,15 +166,24 @@ def _repeated(digests: np.ndarray) -> list[list[int]]:
 def _in_both(recipe: Recipe, digests: dict[str, np.ndarray]) -> list[list[str]]:
     """Names of a training image and of the validation image that is the same, for each such one."""
     common, train, val = np.intersect1d(digests["train"], digests["val"], return_indices=True)
-    pairs = sorted((int(index), int(val_index)) for digest, index, val_index in zip(common, train, val) if digest)
-    return [[name_of(recipe.train_data, index), name_of(recipe.val_data, val_index)] for index, val_index in pairs]
+    pairs = sorted(
+        (int(index), int(val_index))
+        for digest, index, val_index in zip(common, train, val)
+        if digest
+    )
+    return [
+        [name_of(recipe.train_data, index), name_of(recipe.val_data, val_index)]
+        for index, val_index in pairs
+    ]
 
 
 def _warnings(report: dict[str, Any], split: str) -> list[str]:
     """What would spoil a training without stopping it, a line each."""
     lines = []
     if not report["as_stored"]:
-        lines.append(f"{split} was looked at after its transform: it has no attribute `transform` to leave out")
+        lines.append(
+            f"{split} was looked at after its transform: it has no attribute `transform` to leave out"
+        )
     lines += [f"{each['name']}: {each['what']}" for each in report["warned"]]
     many, highest = report["sixteen_bit"].values()
     if many and highest < 2**15:
@@ -165,13 +194,19 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
         )
     unused = [row["name"] for row in report["classes"] if not row["images"]]
     if unused:
-        lines.append(f"{len(unused)} of {len(report['classes'])} classes are in no {split} image: {_some(unused)}")
+        lines.append(
+            f"{len(unused)} of {len(report['classes'])} classes are in no {split} image: {_some(unused)}"
+        )
         pixels = sum(row["pixels"] or 0 for row in report["classes"])
         if report["ignored_pixels"]:
             share = report["ignored_pixels"] / (pixels + report["ignored_pixels"])
-            lines.append(f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what classes are)")
+            lines.append(
+                f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what classes are)"
+            )
     if report["unlabelled"]:
-        lines.append(f"{len(report['unlabelled'])} {split} images have no label: {_some(report['unlabelled'])}")
+        lines.append(
+            f"{len(report['unlabelled'])} {split} images have no label: {_some(report['unlabelled'])}"
+        )
     if report["repeated"]:
         names = [" = ".join(same) for same in report["repeated"]]
         lines.append(f"{len(names)} {split} images occur more than once: {_some(names)}")
@@ -188,27 +223,51 @@ def _show(report: dict[str, Any], display: Display) -> None:
     train, val = report["train"], report["val"]
     rows = [("images", train["num_images"], val["num_images"])]
     for name in ("smallest", "median", "largest"):
-        rows.append((name, *("x".join(map(str, each["sizes"].get(name, ["none"]))) for each in (train, val))))
-    rows += [(words, *(len(each["faults"][kind]) for each in (train, val))) for kind, words in KINDS.items()]
+        rows.append(
+            (
+                name,
+                *("x".join(map(str, each["sizes"].get(name, ["none"]))) for each in (train, val)),
+            )
+        )
+    rows += [
+        (words, *(len(each["faults"][kind]) for each in (train, val)))
+        for kind, words in KINDS.items()
+    ]
     if any(each["sixteen_bit"]["num_images"] for each in (train, val)):
         rows.append(("of 16 bits", *(each["sixteen_bit"]["num_images"] for each in (train, val))))
-        rows.append(("highest value in them", *(each["sixteen_bit"]["highest"] or 0 for each in (train, val))))
+        rows.append(
+            (
+                "highest value in them",
+                *(each["sixteen_bit"]["highest"] or 0 for each in (train, val)),
+            )
+        )
     display.grid("data", ("", "train", "val"), rows)
     classes = [
-        (a["name"], a["images"], b["images"], *(() if a["pixels"] is None else (a["pixels"], b["pixels"])))
+        (
+            a["name"],
+            a["images"],
+            b["images"],
+            *(() if a["pixels"] is None else (a["pixels"], b["pixels"])),
+        )
         for a, b in zip(train["classes"], val["classes"])
     ]
     classes.sort(key=lambda row: (-row[1], row[0]))
     left_out = max(0, len(classes) - SHOWN_CLASSES)
     if left_out:
-        classes[SHOWN_CLASSES // 2 : -SHOWN_CLASSES // 2] = [(f"({left_out} more)", *[""] * (len(classes[0]) - 1))]
+        classes[SHOWN_CLASSES // 2 : -SHOWN_CLASSES // 2] = [
+            (f"({left_out} more)", *[""] * (len(classes[0]) - 1))
+        ]
     heads = ("class", "train images", "val images", "train pixels", "val pixels")
     if classes:
         display.grid("classes", heads[: len(classes[0])], classes)
     for split in ("train", "val"):
         faults = [fault for kind in KINDS for fault in report[split]["faults"][kind]]
         for fault in faults[:SHOWN_FAULTS]:
-            named = fault["what"] if fault["name"] in fault["what"] else f"{fault['name']}: {fault['what']}"
+            named = (
+                fault["what"]
+                if fault["name"] in fault["what"]
+                else f"{fault['name']}: {fault['what']}"
+            )
             display.note(f"error: {named}")
         if len(faults) > SHOWN_FAULTS:
             display.note(f"error: and {len(faults) - SHOWN_FAULTS} more in {split}")

@@ -29,7 +29,8 @@ LIMIT = 1e-3  # largest difference between the file's logits and the model's
 KEY = "trainkit"  # of the metadata in each file: JSON
 INPUT, OUTPUT = "images", "logits"
 AXES = {"batch": 0, "height": 2, "width": 3}
-FREE = (("batch", "height", "width"), ("batch",), ())  # axes whose length is left open: as many as the model allows
+# axes whose length is left open: as many as the model allows
+FREE = (("batch", "height", "width"), ("batch",), ())
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Run = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits
 
@@ -61,10 +62,16 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
             "meant, with --out or --format"
         )
     if asked.out.is_dir():
-        raise ValueError(f"out is {asked.out}, which is a folder: name the file to be written, with --out")
-    absent = [name for name in PACKAGES if find_spec(name) is None] if asked.format == "onnx" else []
+        raise ValueError(
+            f"out is {asked.out}, which is a folder: name the file to be written, with --out"
+        )
+    absent = (
+        [name for name in PACKAGES if find_spec(name) is None] if asked.format == "onnx" else []
+    )
     if absent:
-        raise ValueError(f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"')
+        raise ValueError(
+            f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"'
+        )
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
         display.note(line)
     if number := read_precise_bn(run_of(weights), weights):
@@ -77,7 +84,9 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     try:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"{asked.out} cannot be written: {reason(error)}; choose another file with --out") from error
+        raise OSError(
+            f"{asked.out} cannot be written: {reason(error)}; choose another file with --out"
+        ) from error
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
@@ -119,7 +128,9 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
             "read": f"RGB, {'upright by EXIF' if recipe.upright else 'as stored whatever EXIF says'}, uint8",
             "transform": str(getattr(recipe.val_data, "transform", None)),
             "size": list(image.shape[-2:]),  # of the first validation image
-            "then": "(image * scale - mean) / std, per channel" if raw else "as the transform leaves it",
+            "then": "(image * scale - mean) / std, per channel"
+            if raw
+            else "as the transform leaves it",
             **(scaled if raw else {}),
             **(filled if divisor > 1 else {}),
         },
@@ -134,10 +145,14 @@ def _images(recipe: Recipe, number: int) -> list[Tensor]:
     """The first validation images as the model gets them, (1, C, H, W) each."""
     to_device = ToDevice(torch.device("cpu"), recipe.mean, recipe.std)
     number = min(number, len(recipe.val_data))
-    return [to_device(recipe.val_data[index][0][None], torch.empty(1))[0] for index in range(number)]
+    return [
+        to_device(recipe.val_data[index][0][None], torch.empty(1))[0] for index in range(number)
+    ]
 
 
-def _written(model: nn.Module, images: list[Tensor], path: Path, kind: str, about: dict[str, Any]) -> tuple[float, int]:
+def _written(
+    model: nn.Module, images: list[Tensor], path: Path, kind: str, about: dict[str, Any]
+) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it: what `_largest_difference` says.
 
     Raises ValueError where it cannot be written at all.
@@ -145,7 +160,8 @@ def _written(model: nn.Module, images: list[Tensor], path: Path, kind: str, abou
     write, load = FORMATS[kind]
     for free in FREE:
         shape = [
-            name if name in free else length for name, length in zip(("batch", "", "height", "width"), images[0].shape)
+            name if name in free else length
+            for name, length in zip(("batch", "", "height", "width"), images[0].shape)
         ]
         about["input"]["shape"] = shape
         try:
@@ -161,7 +177,9 @@ def _written(model: nn.Module, images: list[Tensor], path: Path, kind: str, abou
 
 
 @torch.no_grad()
-def _largest_difference(model: nn.Module, run: Run, images: list[Tensor], free: tuple[str, ...]) -> tuple[float, int]:
+def _largest_difference(
+    model: nn.Module, run: Run, images: list[Tensor], free: tuple[str, ...]
+) -> tuple[float, int]:
     """Over the logits of all images of a shape that the file takes, and how many those are.
 
     With free axes also over three images at once, and over one of another size.
@@ -172,7 +190,9 @@ def _largest_difference(model: nn.Module, run: Run, images: list[Tensor], free: 
     if "batch" in free:
         batches.append(torch.cat([first, first.flip(-1), first]))
     if "height" in free:
-        batches.append(F.interpolate(first, (first.shape[2] + 64, first.shape[3] + 32), mode="bilinear"))
+        batches.append(
+            F.interpolate(first, (first.shape[2] + 64, first.shape[3] + 32), mode="bilinear")
+        )
     differences = []
     for batch in batches:
         expected, found = model(batch), run(batch)
@@ -184,8 +204,13 @@ def _largest_difference(model: nn.Module, run: Run, images: list[Tensor], free: 
     return float(torch.stack(differences).max()), tried  # no number, where one of them is none
 
 
-def _write_safetensors(model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str) -> None:
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.model.state_dict().items()}
+def _write_safetensors(
+    model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
+) -> None:
+    tensors = {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in model.model.state_dict().items()
+    }
     save_tensors(tensors, path, {"format": "pt", KEY: about})
 
 
@@ -198,8 +223,11 @@ def _load_safetensors(path: Path, model: Logits) -> Run:
     return empty
 
 
-def _write_program(model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str) -> None:
-    axes = {AXES[name]: torch.export.Dim.DYNAMIC for name in free}  # refused where the model fixes one
+def _write_program(
+    model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
+) -> None:
+    # refused where the model fixes one
+    axes = {AXES[name]: torch.export.Dim.DYNAMIC for name in free}
     program = torch.export.export(model, (_example(image, free),), dynamic_shapes=(axes,))
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={KEY: about})
@@ -210,7 +238,9 @@ def _load_program(path: Path, model: Logits) -> Run:
         return torch.export.load(file).module()
 
 
-def _write_onnx(model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str) -> None:
+def _write_onnx(
+    model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
+) -> None:
     program = torch.onnx.export(
         model,
         (_example(image, free),),

@@ -22,7 +22,9 @@ def open_repository(name: str, private: bool) -> str:
     except HFValidationError as error:
         raise ValueError(f"{name!r} is no name on the Hub: give owner/name. {error}") from error
     if get_token() is None:
-        raise ValueError(f"not logged in to the Hugging Face Hub: {LOG_IN}; --folder DIR writes the files here instead")
+        raise ValueError(
+            f"not logged in to the Hugging Face Hub: {LOG_IN}; --folder DIR writes the files here instead"
+        )
     with _told(name):
         full = HfApi().create_repo(name, private=private or None, exist_ok=True).repo_id
         public = private and not HfApi().repo_info(full).private
@@ -38,7 +40,11 @@ def upload(folder: Path, repository: str) -> str:
     """Put the files of `folder` there in one commit; the commit's address. Raises ValueError as `open_repository`."""
     with _told(repository):
         message = "Weights, recipe, settings and figures of a run of trainkit"
-        return HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message=message).commit_url
+        return (
+            HfApi()
+            .upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+            .commit_url
+        )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 WEIGHTS = "model.safetensors"
-PIPELINES = {"top1": "image-classification", "mIoU": "image-segmentation"}  # by the figure that only such a task has
+# by the figure that only such a task has
+PIPELINES = {"top1": "image-classification", "mIoU": "image-segmentation"}
 METRICS = {"top1": "accuracy", "mIoU": "mean_iou"}  # the Hub's names
 
 
@@ -57,7 +58,9 @@ def model_card(run: Published) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(run)}")
 
 
-def _eval_results(run: Published, figures: dict[str, Any], pipeline: str | None) -> list[EvalResult]:
+def _eval_results(
+    run: Published, figures: dict[str, Any], pipeline: str | None
+) -> list[EvalResult]:
     generated = run.recorded["settings"].get("sample")
     name = run.dataset or ("generated images" if generated else f"the data of {run.recipe}")
     return [
@@ -81,13 +84,22 @@ def _text(run: Published) -> str:
         f"# {run.name.split('/')[-1]}",
         f"{run.recorded['model']}, trained by the recipe `{run.recipe}` of trainkit. `{WEIGHTS}` holds {whose} after "
         f"step {run.step} of {run.recorded['total_steps']}"
-        + (", on generated images." if settings.get("sample") else f", on {run.dataset}." if run.dataset else "."),
+        + (
+            ", on generated images."
+            if settings.get("sample")
+            else f", on {run.dataset}."
+            if run.dataset
+            else "."
+        ),
         "## Figures",
     ]
     if run.figures:
         parts += [f"The training's evaluation after epoch {run.epoch:g}.", _table(run.figures)]
     if run.measured:
-        parts += ["By `trainkit evaluate` on the same weights; more in `results.json`.", _table(run.measured)]
+        parts += [
+            "By `trainkit evaluate` on the same weights; more in `results.json`.",
+            _table(run.measured),
+        ]
     if not (run.figures or run.measured):
         parts.append("These weights were not evaluated.")
     parts += [
@@ -102,7 +114,9 @@ def _text(run: Published) -> str:
         f"the recipe: `trainkit recipe.py --init {WEIGHTS}` fine-tunes, with the settings of the model given again.",
         "## How it was trained",
         _code(f"trainkit {shlex.join(_words(run))}"),
-        _table({**_machine(run), **{f"version of {name}": value for name, value in versions.items()}}),
+        _table(
+            {**_machine(run), **{f"version of {name}": value for name, value in versions.items()}}
+        ),
         "Settings:",
         _table(settings),
     ]

@@ -56,7 +56,9 @@ class Pictures(Dataset):
         upright: bool = True,
     ):
         # As bytes in one array each: workers share them, and a million names are no million objects.
-        self.files, self.names = (FileList(Path(), [str(path) for path in paths]) for paths in (files, names))
+        self.files, self.names = (
+            FileList(Path(), [str(path) for path in paths]) for paths in (files, names)
+        )
         self.transform, self.original, self.upright = transform, original, upright
 
     def __len__(self) -> int:
@@ -66,12 +68,17 @@ class Pictures(Dataset):
         file, name = self.files[index], self.names[index]
         try:
             image = read_image(file, upright=self.upright)
-            size, original = tuple(image.shape[-2:]), image.as_subclass(Tensor) if self.original else None
+            size, original = (
+                tuple(image.shape[-2:]),
+                image.as_subclass(Tensor) if self.original else None,
+            )
             image = image if self.transform is None else self.transform(image)
         except UNUSABLE as error:
             if is_shortage(error):
                 raise
-            return Picture(file, name, fault=str(error) if str(file) in str(error) else f"{file}: {error}")
+            return Picture(
+                file, name, fault=str(error) if str(file) in str(error) else f"{file}: {error}"
+            )
         return Picture(file, name, image.as_subclass(Tensor), size, original)
 
 
@@ -88,7 +95,9 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
         if path.is_dir():
             names, here = list_images(path)
             there = {path / name: Path(name) for name in names}
-            inside = {file: name for file, name in there.items() if not file.resolve().is_relative_to(own)}
+            inside = {
+                file: name for file, name in there.items() if not file.resolve().is_relative_to(own)
+            }
             if there and not inside:
                 raise ValueError(
                     f"out is {out}, which holds all images of {path}, and what lies there is taken for "
@@ -106,7 +115,9 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
         for file, name in inside.items():
             found.setdefault(file, name)
     if not found:
-        raise ValueError("nothing to predict: name images or folders, as in trainkit predict RECIPE ... my_photos")
+        raise ValueError(
+            "nothing to predict: name images or folders, as in trainkit predict RECIPE ... my_photos"
+        )
     inventory.taken.update(extension(file.name) for file in found)
     return found, inventory
 
@@ -183,7 +194,9 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     return faults
 
 
-def _way_of_looking(recipe: Recipe, accelerator: Accelerator, black: Tensor) -> Callable[[Tensor], Tensor]:
+def _way_of_looking(
+    recipe: Recipe, accelerator: Accelerator, black: Tensor
+) -> Callable[[Tensor], Tensor]:
     """From images of one shape (N, C, h, w) to what the writer takes: logits, or where the recipe's evaluations look in
     windows, at scales or flipped, probabilities at the size of the images.
     """
@@ -199,12 +212,16 @@ def _way_of_looking(recipe: Recipe, accelerator: Accelerator, black: Tensor) -> 
 
         return logits
     looker = Looker(
-        recipe.inference, prepare(accelerator, Objective(recipe.model, recipe.task)).eval(), accelerator, black
+        recipe.inference,
+        prepare(accelerator, Objective(recipe.model, recipe.task)).eval(),
+        accelerator,
+        black,
     )
 
     def look(images: Tensor) -> Tensor:
         samples = ((image[None], image.new_empty(1, *image.shape[-2:])) for image in images)
-        return torch.cat([scores for done in looker.look(samples) for scores, _ in done])  # in the images' order
+        # in the images' order
+        return torch.cat([scores for done in looker.look(samples) for scores, _ in done])
 
     return look
 
@@ -223,7 +240,8 @@ def _write_all(
     for batch in batches:
         faults += [picture.fault for picture in batch if picture.fault]
         readable = [picture for picture in batch if not picture.fault]
-        for _, group in groupby(readable, key=lambda picture: picture.image.shape):  # neighbours of one shape
+        # neighbours of one shape
+        for _, group in groupby(readable, key=lambda picture: picture.image.shape):
             alike = list(group)
             with shortage_told("the prediction"), refusals_told(model):
                 images = torch.stack([picture.image for picture in alike])

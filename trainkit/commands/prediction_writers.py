@@ -72,19 +72,30 @@ class ClassWriter:
         self.task = task
         self.names, self.top_k = [str(name) for name in names], min(top_k, task.num_classes)
         # Bytes of a file's name that are no UTF-8 are escaped as "\udce9", which JSON reads as Python's name of it.
-        self._lines = (out / "predictions.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
-        self._table = (out / "predictions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        self._lines = (out / "predictions.jsonl").open(
+            "w", encoding="utf-8", errors="backslashreplace"
+        )
+        self._table = (out / "predictions.csv").open(
+            "w", encoding="utf-8", errors="backslashreplace", newline=""
+        )
         self._rows = csv.writer(self._table)
         ranks = range(1, self.top_k + 1)
-        self._rows.writerow(["file", *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))])
+        self._rows.writerow(
+            ["file", *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))]
+        )
 
     def add(self, pictures: Sequence[Picture], logits: Tensor) -> None:
         """One line for each image; logits: (N, C), or of several crops of each."""
         logits = self.task.predict(logits, torch.empty(len(pictures)))
         probabilities, classes = (each.tolist() for each in logits.softmax(1).topk(self.top_k))
         for picture, values, ids in zip(pictures, probabilities, classes):
-            top = [{"class": i, "name": self.names[i], "probability": value} for i, value in zip(ids, values)]
-            self._lines.write(json.dumps({"file": str(picture.file), "top": top}, ensure_ascii=False) + "\n")
+            top = [
+                {"class": i, "name": self.names[i], "probability": value}
+                for i, value in zip(ids, values)
+            ]
+            self._lines.write(
+                json.dumps({"file": str(picture.file), "top": top}, ensure_ascii=False) + "\n"
+            )
             cells = (cell for each in top for cell in (each["name"], f"{each['probability']:.6f}"))
             self._rows.writerow([picture.file, *cells])
 

@@ -26,7 +26,8 @@ BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, and not inside a f
     | (?:[\w.-]+[/\\])* \.\. (?=[/\\]|$)  # a folder above, maybe after folders below
     | (?!(?<=\w:)//) /+ (?=\S)            # a root; neither the // of an address nor a stroke between blanks
 )"""
-PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)  # a path of this machine
+# a path of this machine
+PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)
 NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
 
 
@@ -54,7 +55,9 @@ def push(folder: Path, asked: PushOptions) -> None:
 
 
 def _list(folder: Path) -> str:
-    return ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in sorted(folder.iterdir()))
+    return ", ".join(
+        f"{path.name} ({path.stat().st_size:,} bytes)" for path in sorted(folder.iterdir())
+    )
 
 
 def _write(run: Path, asked: PushOptions, folder: Path) -> None:
@@ -70,7 +73,10 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     if log.is_file():
         shutil.copyfile(log, folder / log.name)
     published = _published(run, weights, recorded, evaluated, asked, digest(folder / WEIGHTS))
-    for name, content in (("settings.json", published.recorded), ("results.json", published.results)):
+    for name, content in (
+        ("settings.json", published.recorded),
+        ("results.json", published.results),
+    ):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     model_card(published).save(folder / "README.md")
 
@@ -86,9 +92,12 @@ def _published(
     """What the card tells. evaluated: results.json. sha256: of the file of weights as it is published."""
     averaged = recorded.get("ema") is not None
     row = Run(run).last_evaluation(step_of(weights)) or {}
-    figures = _of_weights({name: value for name, value in row.items() if name not in NO_FIGURES}, averaged)
+    figures = _of_weights(
+        {name: value for name, value in row.items() if name not in NO_FIGURES}, averaged
+    )
     measured = {}
-    if evaluated is not None and evaluated["sha256"] == digest(weights):  # and not of another evaluation's weights
+    # and not of another evaluation's weights
+    if evaluated is not None and evaluated["sha256"] == digest(weights):
         measured = _of_weights(evaluated, averaged)
     dataset = asked.dataset or _dataset(recorded)
     command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
@@ -121,7 +130,9 @@ def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
 def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
     """The recipe's file, and those beside its original that it imports, by the names they are published under."""
     if origin is None or not (run / "recipe.py").is_file():
-        raise ValueError(f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed")
+        raise ValueError(
+            f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed"
+        )
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
     while waiting:
         for node in ast.walk(_parsed(waiting.pop())):
@@ -139,7 +150,12 @@ def _parsed(file: Path) -> ast.AST:
     """The code in a file. Raises ValueError where it is none, such as one that was cut short."""
     try:
         return ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # too many brackets are all of these
+    except (
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ) as error:  # too many brackets are all of these
         told = str(error).partition("\n")[0]
         raise ValueError(f"{file} is not Python: {told}. Put a whole copy in its place") from error
 

@@ -40,7 +40,9 @@ class RecipeFile:
 def _innermost(function: Callable) -> Callable:
     """What decorators and partials stand around."""
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
-        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+        function = (
+            function.func if isinstance(function, functools.partial) else function.__wrapped__
+        )
     return function
 
 
@@ -54,7 +56,9 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
             "not under TYPE_CHECKING alone"
         ) from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the settings of `recipe` cannot be seen: {error}. Make it a function") from error
+        raise ValueError(
+            f"{path}: the settings of `recipe` cannot be seen: {error}. Make it a function"
+        ) from error
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     unnamed = [str(each) for each in signature.parameters.values() if each.kind not in named]
     if unnamed:
@@ -73,7 +77,9 @@ def load_recipe(path: Path) -> RecipeFile:
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}{_nearest(path)}")
     if path.suffix != ".py":
-        raise ValueError(f"{path} is not a Python file: a recipe is one, with a function recipe(...)")
+        raise ValueError(
+            f"{path} is not a Python file: a recipe is one, with a function recipe(...)"
+        )
     sys.path.insert(0, str(path.parent.resolve()))  # a variant imports the recipe it varies
     try:
         compile(path.read_bytes(), str(path), "exec")
@@ -86,7 +92,9 @@ def load_recipe(path: Path) -> RecipeFile:
         module = load_file(f"recipe_{path.stem}", path)
     function = getattr(module, "recipe", None)
     if not callable(function):
-        raise ValueError(f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it")
+        raise ValueError(
+            f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it"
+        )
     return RecipeFile(function, module)
 
 
@@ -96,7 +104,9 @@ def sample_settings(recipe: RecipeFile) -> dict[str, Any]:
     Raises ValueError where it names something that is no setting.
     """
     if not isinstance(recipe.sample, Mapping):
-        raise ValueError(f"SAMPLE in {recipe.path} is of type {type(recipe.sample).__name__}; it must be a dict")
+        raise ValueError(
+            f"SAMPLE in {recipe.path} is of type {type(recipe.sample).__name__}; it must be a dict"
+        )
     unknown = sorted(set(recipe.sample) - set(inspect.signature(recipe).parameters))
     if unknown:
         raise ValueError(f"SAMPLE in {recipe.path} names {unknown}, which are no settings of it")
@@ -116,13 +126,19 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
         if call is None:
             raise
         parameters = inspect.signature(recipe).parameters
-        other = [f"{name}={value}" for name, value in settings.items() if value != parameters[name].default]
+        other = [
+            f"{name}={value}"
+            for name, value in settings.items()
+            if value != parameters[name].default
+        ]
         raise ValueError(
             f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was built with "
             f"{', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the whole way there"
         ) from error
     if not isinstance(built, Recipe):
-        raise ValueError(f"recipe(...) returned {type(built).__name__}; it must return a trainkit.Recipe")
+        raise ValueError(
+            f"recipe(...) returned {type(built).__name__}; it must return a trainkit.Recipe"
+        )
     return built
 
 
@@ -141,10 +157,16 @@ def _missing_module_told(recipe: Path) -> Iterator[None]:
 
 
 def _nearest(path: Path) -> str:
-    beside = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    beside = (
+        sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    )
     near = difflib.get_close_matches(
         str(path), [*beside, f"{path}.py" if path.with_suffix(".py").is_file() else ""], n=1
     )
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; recipes in {path.parent}: {', '.join(beside)}" if beside else f" (looked in {Path.cwd()})"
+    return (
+        f"; recipes in {path.parent}: {', '.join(beside)}"
+        if beside
+        else f" (looked in {Path.cwd()})"
+    )

@@ -30,7 +30,8 @@ class Watch:
     """Notes, while a model runs forward, the first module whose output is no number, and for which images."""
 
     def __init__(self, model: nn.Module):
-        self.found: tuple[str, list[int]] | None = None  # the module's name, and places in this process's share
+        # the module's name, and places in this process's share
+        self.found: tuple[str, list[int]] | None = None
         self._before = 0  # images of the passes before this one
         self._size = 0
         self._hooks = [model.register_forward_pre_hook(self._on_pass)]
@@ -48,7 +49,11 @@ class Watch:
     def _look(self, name: str, output: Any) -> None:
         if self.found is None and isinstance(output, Tensor) and not output.isfinite().all():
             rows = (~output.flatten(1).isfinite()).any(1) if output.ndim > 1 else ~output.isfinite()
-            places = rows.nonzero().flatten().tolist() if len(output) == self._size else range(self._size)
+            places = (
+                rows.nonzero().flatten().tolist()
+                if len(output) == self._size
+                else range(self._size)
+            )
             self.found = name, [self._before + place for place in places]
 
     def end(self) -> None:
@@ -76,13 +81,19 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
             display.note(line)
     t = begin(recipe, options, accelerator, plan, Run(failure.parent.parent, writes=False), display)
     if accelerator.num_processes != report["num_processes"]:
-        display.note(f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here")
+        display.note(
+            f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here"
+        )
     if accelerator.mixed_precision != report["precision"]:
-        display.note(f"it failed in precision {report['precision']} and runs in {accelerator.mixed_precision} here")
+        display.note(
+            f"it failed in precision {report['precision']} and runs in {accelerator.mixed_precision} here"
+        )
     if report["checkpoint"] is not None:
         restore(t, failure / "checkpoint", None)
     step = report["step"] - 1
-    display.note(f"training {step - t.progress.step} steps from step {t.progress.step} on, to the one that failed")
+    display.note(
+        f"training {step - t.progress.step} steps from step {t.progress.step} on, to the one that failed"
+    )
     for _ in steps(t, step):
         pass
     t.window.clear()
@@ -100,13 +111,19 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     failed = is_failure(t, row)
     again = "fails again" if failed else "does not fail this time"
     display.note(f"step {step + 1} {again}: loss {sum(losses)}, gradient norm {norm}")
-    mine = [] if watch.found is None else [(watch.found[0], [keys[place][1] for place in watch.found[1]])]
+    mine = (
+        []
+        if watch.found is None
+        else [(watch.found[0], [keys[place][1] for place in watch.found[1]])]
+    )
     everywhere = gather_object(mine)
     for where, indices in everywhere:
         named = [f"{index} ({name_of(recipe.train_data, index)})" for index in indices]
         display.note(f"first in {where}, for images {', '.join(named)}")
     if failed and not everywhere:
-        display.note("all outputs of the model's layers are numbers: its loss or gradient is the first that is none")
+        display.note(
+            "all outputs of the model's layers are numbers: its loss or gradient is the first that is none"
+        )
     return failed
 
 
@@ -114,7 +131,9 @@ def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
     """The weights that the run was started from; lines to be told. Raises ValueError where they are others now."""
     weights = Path(init["weights"])
     if not weights.exists():
-        raise ValueError(f"the run was started from the weights in {weights}, which are gone: put them there again")
+        raise ValueError(
+            f"the run was started from the weights in {weights}, which are gone: put them there again"
+        )
     if digest(weights) != init["sha256"]:
         raise ValueError(
             f"the run was started from the weights in {weights}, which have changed since (SHA-256 differs): put those "

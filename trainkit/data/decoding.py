@@ -37,7 +37,8 @@ _TURNS = {
 
 
 REMEMBERED = 100_000
-_with_all_rows: set[tuple[int, int]] = set()  # length and checksum of PNGs that were found whole, not to inflate again
+# length and checksum of PNGs that were found whole, not to inflate again
+_with_all_rows: set[tuple[int, int]] = set()
 
 
 @dataclass
@@ -132,7 +133,8 @@ def _memory() -> int:
 
 def _require_all_strips(image: Image.Image) -> None:
     """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say nothing."""
-    width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)  # `image.size` is that of the image turned upright
+    # `image.size` is that of the image turned upright
+    width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)
     across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
     if across < width or down < height:
         raise ValueError(
@@ -160,7 +162,8 @@ def turned(image: Image.Image) -> Image.Image:
 
     By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that is damaged.
     """
-    image.load()  # of a TIFF Pillow turns the pixels there, and takes the orientation out of its EXIF
+    # of a TIFF Pillow turns the pixels there, and takes the orientation out of its EXIF
+    image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 

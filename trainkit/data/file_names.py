@@ -8,29 +8,86 @@ from functools import cache
 from PIL import Image, features
 
 LONGEST = 10  # characters of an extension; what is longer is a part of the name
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+)
 # Pillow knows their extensions too, but opens no picture of them by itself, or one that is no photograph: vectors,
 # films, icons, brushes, measured values.
 _NO_PICTURES = frozenset(
-    {"BUFR", "CUR", "EPS", "FITS", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IM", "IPTC", "MPEG", "PALM", "PDF", "WMF"}
+    {
+        "BUFR",
+        "CUR",
+        "EPS",
+        "FITS",
+        "GBR",
+        "GRIB",
+        "HDF5",
+        "ICNS",
+        "ICO",
+        "IM",
+        "IPTC",
+        "MPEG",
+        "PALM",
+        "PDF",
+        "WMF",
+    }
 )
 _NO_PICTURE_EXTENSIONS = frozenset({".pfm"})  # depths and flows as floats, among Pillow's PPM
 _SAME_CONTENT = frozenset({".mpo"})  # a JPEG of which the first picture is taken
 _BUILT_IN = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # Pillow may be built without
 # Of photographs, for which a decoder may be missing.
 _PHOTOGRAPHS = frozenset(
-    {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".webp", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".rw2"}
+    {
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jp2",
+        ".webp",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raw",
+        ".rw2",
+    }
 )
 # What unzipping on a Mac, disks in a network and file managers leave behind, in small letters; names that begin with
 # a dot are left out without being listed here.
 _LEFTOVERS = frozenset(
     {
-        *("__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found"),
-        *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+        *(
+            "__macosx",
+            "@eadir",
+            "@tmp",
+            "@recycle",
+            "@recently-snapshot",
+            "#recycle",
+            "#snapshot",
+            "lost+found",
+        ),
+        *(
+            "$recycle.bin",
+            "system volume information",
+            "thumbs.db",
+            "ehthumbs.db",
+            "ehthumbs_vista.db",
+            "desktop.ini",
+        ),
         *("icon\r", "network trash folder", "temporary items", "__pycache__"),
     }
 )
-_HIDDEN_LEFTOVERS = ("._", ".ds_store", ".ipynb_checkpoints", ".appledouble", ".trash", ".spotlight-", ".fseventsd")
+_HIDDEN_LEFTOVERS = (
+    "._",
+    ".ds_store",
+    ".ipynb_checkpoints",
+    ".appledouble",
+    ".trash",
+    ".spotlight-",
+    ".fseventsd",
+)
 
 
 def extension(name: str) -> str:

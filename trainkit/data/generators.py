@@ -16,9 +16,22 @@ from torch import Tensor
 
 MAX_DEPTH = 12  # of objects within objects
 MAX_OBJECTS = 10_000  # of one dataset
-MAX_ITEMS = 64  # of a container that is looked into; a longer one is a list of files, not of transforms
+# of a container that is looked into; a longer one is a list of files, not of transforms
+MAX_ITEMS = 64
 GLOBAL = (random._inst, np.random.mtrand._rand, torch.default_generator)  # `seed_host` seeds them
-PLAIN = (str, bytes, bytearray, int, float, complex, type, ModuleType, Tensor, np.ndarray, np.generic)
+PLAIN = (
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+    type,
+    ModuleType,
+    Tensor,
+    np.ndarray,
+    np.generic,
+)
 
 
 def find_generators(data: object) -> list[Callable[[int], object]]:
@@ -94,7 +107,8 @@ def _held_by(value: object) -> list[object]:
     slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
     held = [getattr(value, name, None) for name in slots]
     held += vars(value).values() if hasattr(value, "__dict__") else ()
-    read = getattr(type(value), "__getitem__", None)  # a dataset's method may use a transform of its module
+    # a dataset's method may use a transform of its module
+    read = getattr(type(value), "__getitem__", None)
     return [*held, read] if isinstance(read, FunctionType) else held
 
 
@@ -107,7 +121,11 @@ def _slots(kind: type) -> tuple[str, ...]:
 def _used_by(function: FunctionType) -> list[object]:
     """What a function closes over, its defaults, and the globals that it names."""
     cells = [_content(cell) for cell in function.__closure__ or ()]
-    named = [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    named = [
+        function.__globals__[name]
+        for name in function.__code__.co_names
+        if name in function.__globals__
+    ]
     return [*cells, *(function.__defaults__ or ()), *named]
 
 

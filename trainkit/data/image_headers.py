@@ -9,7 +9,15 @@ JPEG = b"\xff\xd8\xff"
 _PALETTE = 3  # PNG's colour type of palette indices
 _KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")
 
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 _AT_ONCE = 2**20  # bytes inflated
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
@@ -45,11 +53,15 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
         needed = not kind[0] & 32
         sound = zlib.crc32(view[place + 4 : end]) == struct.unpack_from(">I", data, end)[0]
         if needed and not sound:
-            raise ValueError(f"the PNG is damaged: its chunk {_shown(kind)} does not match its checksum")
+            raise ValueError(
+                f"the PNG is damaged: its chunk {_shown(kind)} does not match its checksum"
+            )
         if needed and kind not in _KEPT:
             raise ValueError(f"the PNG has a chunk {_shown(kind)} that no decoder knows")
         if not sound:
-            notes.append(f"the PNG's chunk {_shown(kind)} does not match its checksum and was left out")
+            notes.append(
+                f"the PNG's chunk {_shown(kind)} does not match its checksum and was left out"
+            )
         elif kind == b"PLTE":
             parts.append(_whole_palette(view[place + 8 : end]))
         elif kind in _KEPT:
@@ -64,7 +76,9 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
         raise ValueError("the PNG's palette is missing")
     if inflated_size(data) > _DEFLATED_BYTES_PER_BYTE * len(data):
         width, height = struct.unpack_from(">II", data, 16)
-        raise ValueError(f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold")
+        raise ValueError(
+            f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold"
+        )
     return b"".join(parts), notes
 
 
@@ -131,6 +145,8 @@ def require_jpeg_room(data: bytes | bytearray) -> None:
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, place + 5)
             if height * width > _JPEG_PIXELS_PER_BYTE * len(data):
-                raise ValueError(f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold")
+                raise ValueError(
+                    f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold"
+                )
             return
         place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")

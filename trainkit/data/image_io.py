@@ -20,7 +20,9 @@ from trainkit.data.png_validation import decode_grey, decode_rgb
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
 # fastest at hand, and a user can do nothing about the warning.
-warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
+warnings.filterwarnings(
+    "ignore", message="The image decoding and encoding capabilities of TorchVision"
+)
 
 _BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -39,7 +41,9 @@ class _NotAMaskError(ValueError):
     """What is wrong with a file that can be read, but holds no labels; says what the mask is."""
 
 
-def read_image(source: Path | bytes, name: str | None = None, upright: bool = True) -> tv_tensors.Image:
+def read_image(
+    source: Path | bytes, name: str | None = None, upright: bool = True
+) -> tv_tensors.Image:
     """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
 
     source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
@@ -73,7 +77,9 @@ def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], 
         return decode(_content(source))
     except _NotAMaskError as error:
         raise ValueError(f"{name or _name(source)} is a mask {error}") from error
-    except Exception as error:  # a decoder raises struct.error, EOFError, IndexError, ... as it likes
+    except (
+        Exception
+    ) as error:  # a decoder raises struct.error, EOFError, IndexError, ... as it likes
         raise ValueError(_unreadable(source, name, error)) from error
 
 
@@ -140,7 +146,9 @@ def _most(image: Image.Image) -> int:
 
 def _labels(data: bytearray) -> Tensor:
     if data.startswith(JPEG):
-        raise _NotAMaskError("saved as JPEG, which blurs labels: save it anew as grey or palette PNG")
+        raise _NotAMaskError(
+            "saved as JPEG, which blurs labels: save it anew as grey or palette PNG"
+        )
     if data.startswith(PNG) and notes() is None:
         labels = decode_grey(data)
         if labels is not None:
@@ -153,9 +161,17 @@ def _labels(data: bytearray) -> Tensor:
                 "PNG"
             )
         if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
-            raise _NotAMaskError("compressed as JPEG does, which blurs labels: save it anew as grey or palette PNG")
-        if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(_WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]:
-            raise _NotAMaskError("that stores white as 0 (WhiteIsZero): save it as grey or palette PNG")
+            raise _NotAMaskError(
+                "compressed as JPEG does, which blurs labels: save it anew as grey or palette PNG"
+            )
+        if (
+            image.format == "TIFF"
+            and image.mode == "L"
+            and image.tag_v2.get(_WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]
+        ):
+            raise _NotAMaskError(
+                "that stores white as 0 (WhiteIsZero): save it as grey or palette PNG"
+            )
         labels = np.asarray(image)
     if labels.dtype.kind == "f":
         return torch.from_numpy(_whole(labels))
@@ -169,21 +185,31 @@ def _labels(data: bytearray) -> Tensor:
 
 def _colors(data: bytearray) -> Tensor:
     if data.startswith(JPEG):
-        raise _NotAMaskError("saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the original")
+        raise _NotAMaskError(
+            "saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the original"
+        )
     with opened(data) as image:
         if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
-            raise _NotAMaskError("compressed as JPEG does, which blurs the colours of labels: save it anew as PNG")
+            raise _NotAMaskError(
+                "compressed as JPEG does, which blurs the colours of labels: save it anew as PNG"
+            )
         if image.mode not in _COLOR_MODES:
-            raise _NotAMaskError(f"of mode {image.mode}, which holds no colours of 8 bits: save it as RGB PNG")
+            raise _NotAMaskError(
+                f"of mode {image.mode}, which holds no colours of 8 bits: save it as RGB PNG"
+            )
         return torch.from_numpy(color_code(np.array(image.convert("RGB"))))
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:
     """Floats that are whole numbers, as int32."""
-    whole = np.nan_to_num(labels.astype(np.float64)).round().clip(-(2**31), 2**31 - 1).astype(np.int32)
+    whole = (
+        np.nan_to_num(labels.astype(np.float64)).round().clip(-(2**31), 2**31 - 1).astype(np.int32)
+    )
     wrong = labels[whole != labels]
     if len(wrong):
-        raise _NotAMaskError(f"whose pixels are fractions, such as {wrong[0]}; a label is a whole number")
+        raise _NotAMaskError(
+            f"whose pixels are fractions, such as {wrong[0]}; a label is a whole number"
+        )
     return whole
 
 

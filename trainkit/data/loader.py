@@ -37,7 +37,9 @@ def make_loader(
     )
 
 
-def collate(rows: list[tuple] | tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list[str]]:
+def collate(
+    rows: list[tuple] | tuple[Tensor, Tensor, list[str]],
+) -> tuple[Tensor, Tensor, list[str]]:
     """Stack (image, target, faults) rows. Raises ValueError where images differ in shape.
 
     Images whose pixels have their channels side by side in memory keep them so in the batch (torch's channels_last).

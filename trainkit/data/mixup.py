@@ -44,7 +44,9 @@ class Mixup:
         """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and soft targets."""
         weight = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
         targets = soft_targets(targets, self.num_classes)
-        return torch.lerp(_pair(images), images, weight), torch.lerp(_pair(targets), targets, weight)
+        return torch.lerp(_pair(images), images, weight), torch.lerp(
+            _pair(targets), targets, weight
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Eit
 def _check(mixing: Mixup | Cutmix) -> None:
     name = type(mixing).__name__
     if mixing.alpha <= 0:
-        raise ValueError(f"{name}: alpha is {mixing.alpha}; it must be above 0 (pass no mixing to turn it off)")
+        raise ValueError(
+            f"{name}: alpha is {mixing.alpha}; it must be above 0 (pass no mixing to turn it off)"
+        )
     if mixing.num_classes < 2:
         raise ValueError(f"{name}: num_classes is {mixing.num_classes}; it must be at least 2")

@@ -90,7 +90,9 @@ class OnDevice(Dataset):
             image, target = data[index]
             target = as_target(target)
             if not isinstance(target, Tensor) or target.ndim or target.is_floating_point():
-                raise ValueError(f"the target of image {index} is {target}: images held in memory have a class id each")
+                raise ValueError(
+                    f"the target of image {index} is {target}: images held in memory have a class id each"
+                )
             self.targets[index] = target
             if image.shape != first.shape:
                 raise ValueError(
@@ -140,4 +142,8 @@ def same_device(held: torch.device, asked: torch.device) -> bool:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )

@@ -25,13 +25,21 @@ class MaskColors:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
-            raise ValueError(f"MaskColors: {len(self.colors)} colours for {len(self.names)} names; give one for each")
+            raise ValueError(
+                f"MaskColors: {len(self.colors)} colours for {len(self.names)} names; give one for each"
+            )
         seen: dict[Colour, str] = {}
-        for name, color in zip((*self.names, *["ignore"] * len(self.ignored)), (*self.colors, *self.ignored)):
+        for name, color in zip(
+            (*self.names, *["ignore"] * len(self.ignored)), (*self.colors, *self.ignored)
+        ):
             if len(color) != 3 or not all(0 <= value <= 255 for value in color):
-                raise ValueError(f"the colour of {name} is {color}; it is three numbers from 0 to 255")
+                raise ValueError(
+                    f"the colour of {name} is {color}; it is three numbers from 0 to 255"
+                )
             if color in seen:
-                raise ValueError(f"{seen[color]} and {name} have one colour, {color}: give each its own")
+                raise ValueError(
+                    f"{seen[color]} and {name} have one colour, {color}: give each its own"
+                )
             seen[color] = name
 
     @property
@@ -69,7 +77,9 @@ def colour_map(num_colours: int) -> np.ndarray:
     colours, ids = np.zeros((num_colours, 3), dtype=np.uint8), np.arange(num_colours)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
     return colours
 
 
@@ -85,7 +95,9 @@ def save_grey(path: Path, labels: np.ndarray) -> None:
     Image.fromarray(labels).save(path)
 
 
-def save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour]) -> None:
+def save_overlay(
+    path: Path, image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour]
+) -> None:
     """Write an image, uint8 (H, W, 3), half covered by the colours of its labels, uint8 (H, W), as a JPEG."""
     colours = np.asarray(palette, dtype=np.uint8)[labels]
     # The mean of two bytes without leaving them: no copy of a large photo in a wider type.

@@ -41,7 +41,9 @@ def decode_grey(data: bytes | bytearray) -> Tensor | None:
     return None if decoded is None else decoded[0]
 
 
-def _decode(data: bytes | bytearray, colours: tuple[int, ...], mode: ImageReadMode) -> Tensor | None:
+def _decode(
+    data: bytes | bytearray, colours: tuple[int, ...], mode: ImageReadMode
+) -> Tensor | None:
     if len(data) < _HEADER_END or data[12:16] != b"IHDR":
         return None
     bits, colour, *other = data[24:29]
@@ -91,7 +93,8 @@ def _require_sound_pixels(data: bytearray) -> None:
     size = inflated_size(data)
     height = struct.unpack_from(">I", data, 20)[0]
     try:
-        rows = zlib.decompressobj(wbits=0).decompress(pixel_data(data), size)  # the window that its header says
+        # the window that its header says
+        rows = zlib.decompressobj(wbits=0).decompress(pixel_data(data), size)
     except zlib.error as error:
         raise ValueError(f"the PNG is damaged: its pixels do not inflate ({error})") from error
     if len(rows) < size:

@@ -35,9 +35,13 @@ class Reader(Dataset):
     ):
         self.seeded, self.check, self.neighbour = Seeded(data, seed), check, neighbour
         self.held = data if isinstance(data, OnDevice) else None
-        for target in self.held.targets.unique() if self.held is not None and check is not None else ():
+        for target in (
+            self.held.targets.unique() if self.held is not None and check is not None else ()
+        ):
             if fault := check(target):
-                raise ValueError(f"{fault}: {int((self.held.targets == target).sum())} images have it")
+                raise ValueError(
+                    f"{fault}: {int((self.held.targets == target).sum())} images have it"
+                )
 
     def __len__(self) -> int:
         return len(self.seeded)
@@ -74,8 +78,12 @@ class Reader(Dataset):
                 if self.neighbour is None:
                     if name in str(error) or not _of_a_decoder(error):
                         raise
-                    raise ValueError(f"cannot read {name}: {type(error).__name__}: {error}") from error
-                faults.append(f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}")
+                    raise ValueError(
+                        f"cannot read {name}: {type(error).__name__}: {error}"
+                    ) from error
+                faults.append(
+                    f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}"
+                )
                 if len(faults) == MOST_IN_A_ROW:
                     raise ValueError(
                         f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
@@ -106,7 +114,9 @@ def _of_a_decoder(error: Exception) -> bool:
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if module in ("PIL.ImageFile", "torchvision.io.image") or re.fullmatch(r"PIL\.\w+Plugin", module):
+        if module in ("PIL.ImageFile", "torchvision.io.image") or re.fullmatch(
+            r"PIL\.\w+Plugin", module
+        ):
             return True
         if module == "PIL.Image" and function in ("open", "getexif"):
             return True

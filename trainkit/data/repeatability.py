@@ -21,7 +21,8 @@ from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader
 from trainkit.distributed.host import usable_cores
 
-NUM_IMAGES = 16  # a transform with a probability of 0.1 shows in one of them with a probability of 0.8 or more
+# a transform with a probability of 0.1 shows in one of them with a probability of 0.8 or more
+NUM_IMAGES = 16
 SECONDS = 2.0  # for reading them once
 
 
@@ -45,7 +46,9 @@ class _Digests(Dataset):
         return digests
 
 
-def find_unrepeatable(data: Dataset, seed: int, workers: int, in_process: bool = False) -> str | None:
+def find_unrepeatable(
+    data: Dataset, seed: int, workers: int, in_process: bool = False
+) -> str | None:
     """A message where images of `data` differ when they are read again under the same seed; None where they do not.
 
     Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator that continues from
@@ -55,11 +58,19 @@ def find_unrepeatable(data: Dataset, seed: int, workers: int, in_process: bool =
     """
     if isinstance(data, OnDevice) or len(data) == 0:
         return None
-    indices = _spread(len(data)) if getattr(data, "locality", None) is None else list(range(min(len(data), NUM_IMAGES)))
-    other = [indices[place ^ 1] if place ^ 1 < len(indices) else indices[place] for place in range(len(indices))]
+    indices = (
+        _spread(len(data))
+        if getattr(data, "locality", None) is None
+        else list(range(min(len(data), NUM_IMAGES)))
+    )
+    other = [
+        indices[place ^ 1] if place ^ 1 < len(indices) else indices[place]
+        for place in range(len(indices))
+    ]
     other = [other[-1], *other]  # one read more: the first of a single image would be the same
     digests = _Digests(data, seed)
-    if not forks() or (workers == 0 and not in_process):  # a worker that is not forked imports everything anew
+    # a worker that is not forked imports everything anew
+    if not forks() or (workers == 0 and not in_process):
         once, again = digests[indices], digests[other]
     elif in_process:
         once = digests[indices]
@@ -123,7 +134,8 @@ def _digest(value: Any) -> bytes:
     hashed = hashlib.blake2b(digest_size=16)
     for part in _leaves(value):
         if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # NumPy has no bfloat16
+            # NumPy has no bfloat16
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         elif not isinstance(part, (np.ndarray, bytes)):
             part = np.asarray(part)
             part = part if part.dtype != object else repr(part).encode()
@@ -134,4 +146,8 @@ def _digest(value: Any) -> bytes:
 def _leaves(value: Any) -> list[Any]:
     if isinstance(value, dict):
         value = list(value.values())
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, (list, tuple)) else [value]
+    return (
+        [leaf for item in value for leaf in _leaves(item)]
+        if isinstance(value, (list, tuple))
+        else [value]
+    )

@@ -23,7 +23,10 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
     Only the last non-empty part may hold a broken unit. Parts are empty where there are too few units.
     """
     units = -(-num_images // unit)
-    ends = [min(num_images, unit * (units // parts * i + min(i, units % parts))) for i in range(1, parts + 1)]
+    ends = [
+        min(num_images, unit * (units // parts * i + min(i, units % parts)))
+        for i in range(1, parts + 1)
+    ]
     return [end - start for start, end in zip([0, *ends], ends)]
 
 
@@ -46,7 +49,8 @@ class Locality:
         images of one group stay near each other, within about `lanes` groups' images.
         """
         lengths = torch.tensor(self.lengths)
-        rank = torch.randperm(len(lengths), generator=generator).repeat_interleave(lengths)  # of each image's group
+        # of each image's group
+        rank = torch.randperm(len(lengths), generator=generator).repeat_interleave(lengths)
         order = torch.randperm(len(rank), generator=generator)
         rank = rank[order]
         lane = rank % self.lanes
@@ -66,8 +70,8 @@ class TrainOrder:
     `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of one
     forward pass in one process (None: the whole share). `unit` images are never parted (2 where a mixing
     pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
-    out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index i + k n is
-    then copy k of image i of n. locality: of data that is stored in groups.
+    out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index
+    i + k n is then copy k of image i of n. locality: of data that is stored in groups.
     """
 
     num_images: int
@@ -89,7 +93,9 @@ class TrainOrder:
                 f"{self.unit} of its images; raise batch_size or start fewer processes"
             )
         if self.micro_batch is not None and self.micro_batch < self.unit:
-            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here")
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here"
+            )
         if self.batch_size % self.repeats:
             raise ValueError(
                 f"batch_size is {self.batch_size}, and each image is in a batch {self.repeats} times: make it a "
@@ -129,7 +135,9 @@ class TrainOrder:
         if self.repeats == 1:
             return order
         batches = order.split(together)
-        return torch.cat([batch + distinct * copy for batch in batches for copy in range(self.repeats)])
+        return torch.cat(
+            [batch + distinct * copy for batch in batches for copy in range(self.repeats)]
+        )
 
     def neighbour(self, epoch: int, index: int) -> int:
         """The image after `index` in the order of `epoch`; after the last comes the first."""

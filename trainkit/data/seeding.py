@@ -73,7 +73,8 @@ def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
 
 def _device_generator() -> torch.Generator | None:
     """That of the current device; None where there is the CPU alone, or where nothing has been computed on it yet."""
-    for backend in (torch.cuda, torch.xpu):  # one generator: torch's manual_seed_all would walk all devices
+    # one generator: torch's manual_seed_all would walk all devices
+    for backend in (torch.cuda, torch.xpu):
         if backend.is_initialized():
             return backend.default_generators[backend.current_device()]
     return torch.mps._get_default_mps_generator() if HAS_MPS else None

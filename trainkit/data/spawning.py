@@ -33,7 +33,10 @@ def forks() -> bool:
 
     Elsewhere system libraries do not survive a fork.
     """
-    return sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in (None, "fork")
+    return sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in (
+        None,
+        "fork",
+    )
 
 
 class Sendable(Dataset):

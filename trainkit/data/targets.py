@@ -6,7 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+WIDER = {
+    torch.bool: torch.uint8,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
+}
 
 
 def as_target(target: Any) -> Any:
@@ -26,7 +31,11 @@ def as_target(target: Any) -> Any:
         array = np.asarray(target)
         if array.dtype.kind not in "biuf":
             return target
-        if not array.dtype.isnative or not array.flags.writeable or min(array.strides, default=0) < 0:
+        if (
+            not array.dtype.isnative
+            or not array.flags.writeable
+            or min(array.strides, default=0) < 0
+        ):
             array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
         target = torch.from_numpy(array)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():

@@ -23,7 +23,9 @@ def read_text(file: Path) -> str:
     if encoding == "utf-8" and b"\0" in content:
         encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"  # without its mark
     try:
-        text = content.decode(encoding, errors="surrogateescape" if encoding == "utf-8" else "strict")
+        text = content.decode(
+            encoding, errors="surrogateescape" if encoding == "utf-8" else "strict"
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text: {error}; save it as UTF-8") from error
     if "\0" in text:

@@ -9,10 +9,18 @@ from torch import Tensor
 class ToDevice:
     """Images and targets to the device; uint8 images become float32, scaled to [0, 1] and normalised there."""
 
-    def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float], channels_last: bool = False):
+    def __init__(
+        self,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels_last: bool = False,
+    ):
         self.device = device
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.mean, self.std = (255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (
+            255 * torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)
+        )
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them.
@@ -22,7 +30,9 @@ class ToDevice:
         images = images.flatten(0, 1) if images.ndim == 5 else images
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
-            images = images.to(torch.float32, memory_format=self.format).sub_(self.mean).div_(self.std)
+            images = (
+                images.to(torch.float32, memory_format=self.format).sub_(self.mean).div_(self.std)
+            )
         else:
             images = images.contiguous(memory_format=self.format)
         return images, targets.to(self.device, non_blocking=True)

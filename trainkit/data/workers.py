@@ -33,7 +33,9 @@ CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
 """seconds that a process has to begin, and each that takes its place twice as long"""
 TRIES = 3
-GROUPS_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
+GROUPS_SIGNALS = {
+    getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+}
 """that a terminal, a launcher or a scheduler sends to a whole group, and that are the training's affair"""
 _STARTED: WeakSet = WeakSet()  # workers of this process
 _kills_before = 0  # by the system for lack of memory, before the newest workers began
@@ -99,7 +101,8 @@ class _SureFork(ForkProcess):
     begun: Connection
 
     @staticmethod
-    def _Popen(process: "_SureFork") -> Any:  # the name is multiprocessing's: how each of its contexts starts one
+    # the name is multiprocessing's: how each of its contexts starts one
+    def _Popen(process: "_SureFork") -> Any:
         for tried in range(TRIES):
             seconds = PATIENCE * 2**tried
             reader, process.begun = multiprocessing.Pipe(duplex=False)
@@ -223,9 +226,14 @@ def _death_behind(error: BaseException) -> str | None:
 
 def _while_receiving(error: BaseException) -> bool:
     """Whether what a worker sent was being read: where it died the connection breaks, or the message ends."""
-    files = [frame.filename for each in causes(error) for frame in traceback.extract_tb(each.__traceback__)]
+    files = [
+        frame.filename
+        for each in causes(error)
+        for frame in traceback.extract_tb(each.__traceback__)
+    ]
     return (
-        any(f"{os.sep}multiprocessing{os.sep}" in file for file in files) or "pin memory thread" in str(error).lower()
+        any(f"{os.sep}multiprocessing{os.sep}" in file for file in files)
+        or "pin memory thread" in str(error).lower()
     )
 
 
@@ -247,7 +255,9 @@ def _cause_of_death(dead: dict[int, int], text: str) -> str:
         pids, code = list(dead), next(iter(dead.values()))
         number = -code if code < 0 else None
     else:
-        pids = [int(pid) for pid in re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", ")]
+        pids = [
+            int(pid) for pid in re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", ")
+        ]
         named = re.search(r"killed by signal: ([\w ]+)", text)
         known = {signal.strsignal(each): int(each) for each in signal.Signals}
         number = known.get(named.group(1).strip()) if named else None
@@ -279,7 +289,10 @@ def _kills_for_memory() -> int:
     with suppress(OSError, ValueError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         groups = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
-        for folder in (*(Path("/sys/fs/cgroup") / group for group in groups), Path("/sys/fs/cgroup")):
+        for folder in (
+            *(Path("/sys/fs/cgroup") / group for group in groups),
+            Path("/sys/fs/cgroup"),
+        ):
             if (folder / "memory.events").is_file():
                 return _counter(folder / "memory.events")
     with suppress(OSError, ValueError):

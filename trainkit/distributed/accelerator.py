@@ -61,12 +61,16 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
         with kept_from_accelerate():
             accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=handlers)
     except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
-        raise ValueError(f"accelerate cannot start: {error} See accelerate_configs/ for one that can") from error
+        raise ValueError(
+            f"accelerate cannot start: {error} See accelerate_configs/ for one that can"
+        ) from error
     precision = accelerator.mixed_precision
     if precision not in ("no", "bf16", "fp16", "fp8"):  # accelerate would take it for "no"
         raise ValueError(f"mixed_precision is {precision}; it can be no, bf16, fp16 or fp8")
     if accelerator.device.type == "cpu" and precision == "fp16":  # and here too
-        raise ValueError("fp16 takes a GPU, and this runs on the CPU: launch with --mixed_precision bf16 or no")
+        raise ValueError(
+            "fp16 takes a GPU, and this runs on the CPU: launch with --mixed_precision bf16 or no"
+        )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
@@ -77,7 +81,8 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     if on_cpu and accelerator.num_processes > 1:
         atexit.unregister(_leave_group)
         atexit.register(_leave_group)
-    accelerator.gradient_accumulation_steps = 1  # the loop divides by counts, whatever the environment says
+    # the loop divides by counts, whatever the environment says
+    accelerator.gradient_accumulation_steps = 1
     return accelerator
 
 
@@ -92,7 +97,8 @@ def lost_processes_told() -> Iterator[None]:
         yield
     except (RuntimeError, OSError, ValueError) as error:
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        if processes == 1 or isinstance(error, (ChildProcessError, ConnectionError)):  # told already
+        # told already
+        if processes == 1 or isinstance(error, (ChildProcessError, ConnectionError)):
             raise
         failed = next((each for each in causes(error) if _is_of_the_group(each)), None)
         if failed is None:
@@ -118,12 +124,20 @@ def _join_afresh(timeout: timedelta) -> None:
     restarts one hung and one gave up, and none of 6 since (docs/results.md).
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+    if (
+        attempt == "0"
+        or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        or dist.is_initialized()
+    ):
         return
-    address, port, processes, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"))
+    address, port, processes, rank = (
+        os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+    )
     store = dist.TCPStore(address, int(port), int(processes), is_master=False, timeout=timeout)
     store = dist.PrefixStore(f"attempt-{attempt}", store)
-    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(processes), timeout=timeout)
+    dist.init_process_group(
+        "gloo", store=store, rank=int(rank), world_size=int(processes), timeout=timeout
+    )
 
 
 def _leave_group() -> None:

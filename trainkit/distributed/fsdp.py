@@ -41,7 +41,10 @@ class Sharding:
         """
         if os.environ.get(VARIABLE, "false").lower() != "true":
             return None
-        said = {name: os.environ.get(f"FSDP_{name}", "").strip() for name in (*ALLOWED, "MIN_NUM_PARAMS")}
+        said = {
+            name: os.environ.get(f"FSDP_{name}", "").strip()
+            for name in (*ALLOWED, "MIN_NUM_PARAMS")
+        }
         for name, (allowed, remedy) in ALLOWED.items():
             if said[name].lower() not in allowed:
                 raise ValueError(f"FSDP_{name} is {said[name] or 'not set'}: {remedy}")
@@ -54,7 +57,8 @@ class Sharding:
                 "fsdp_transformer_layer_cls_to_wrap, such as Bottleneck or EncoderBlock, or take SIZE_BASED_WRAP"
             )
         return cls(
-            reshard_after_forward=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true",
+            reshard_after_forward=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
+            == "true",
             least=int(said["MIN_NUM_PARAMS"] or 10**8) if policy == "SIZE_BASED_WRAP" else None,
             classes=classes if policy == "TRANSFORMER_BASED_WRAP" else frozenset(),
         )
@@ -78,7 +82,10 @@ class Sharding:
 # Setting of accelerate: values that are fine, and what to do about others.
 ALLOWED = {
     "VERSION": (("2",), "FSDP 1 flattens the weights; set fsdp_version: 2"),
-    "OFFLOAD_PARAMS": (("", "false"), "weights are not moved to the host; leave fsdp_offload_params out"),
+    "OFFLOAD_PARAMS": (
+        ("", "false"),
+        "weights are not moved to the host; leave fsdp_offload_params out",
+    ),
     "ACTIVATION_CHECKPOINTING": (("", "false"), "give trainkit --activation-checkpointing instead"),
 }
 
@@ -94,7 +101,9 @@ def kept_from_accelerate() -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def prepare(accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+def prepare(
+    accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None
+) -> nn.Module:
     """The model as `accelerator.prepare` gives it, sharded where that was asked for, the optimizer's weights with it.
 
     The optimizer itself stays as it is: accelerate's wrapper looks for a package on the disk in each step, a tenth of a
@@ -104,13 +113,19 @@ def prepare(accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer
     if sharding is None:
         return accelerator.prepare(objective)
     if accelerator.num_processes == 1:
-        raise ValueError("FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml")
+        raise ValueError(
+            "FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml"
+        )
     if accelerator.scaler is not None:
-        raise ValueError("fp16 and FSDP do not go together here: launch with --mixed_precision bf16")
+        raise ValueError(
+            "fp16 and FSDP do not go together here: launch with --mixed_precision bf16"
+        )
     if accelerator.mixed_precision == "fp8":
         raise ValueError("fp8 and FSDP do not go together here: launch with --mixed_precision bf16")
     if any(not weight.is_contiguous() for weight in objective.parameters()):
-        raise ValueError("channels_last and FSDP do not go together: torch shards contiguous weights only")
+        raise ValueError(
+            "channels_last and FSDP do not go together: torch shards contiguous weights only"
+        )
     objective.to(accelerator.device)
     for tensor in (*objective.parameters(), *objective.buffers()):
         dist.broadcast(tensor.detach(), 0)
@@ -135,7 +150,8 @@ def take_parts(optimizer: Optimizer, parts: Mapping[int, nn.Parameter]) -> None:
     for weight in list(optimizer.state):  # made with the optimizer, as Adagrad does
         state, own = optimizer.state.pop(weight), parts[id(weight)]
         optimizer.state[own] = {
-            name: part(value, own) if isinstance(value, Tensor) else value for name, value in state.items()
+            name: part(value, own) if isinstance(value, Tensor) else value
+            for name, value in state.items()
         }
 
 
@@ -248,7 +264,8 @@ def parts_of_optimizer(state: dict[str, Any], optimizer: Optimizer) -> dict[str,
     return state | {
         "state": {
             index: {
-                name: part(each, weights[index]) if isinstance(each, Tensor) else each for name, each in kept.items()
+                name: part(each, weights[index]) if isinstance(each, Tensor) else each
+                for name, each in kept.items()
             }
             for index, kept in state["state"].items()
         }

@@ -14,7 +14,8 @@ def usable_cores() -> int:
 
 def _use_all_cores() -> None:
     """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of threads."""
-    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()  # by accelerate, by torchrun
+    # by accelerate, by torchrun
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()
     if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -7,7 +7,8 @@ import sys
 
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 REMEDY = "Unset it for a single process, or start with `accelerate launch` or torchrun"
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what torchrun and `accelerate launch` leave
+# what torchrun and `accelerate launch` leave
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 _PARENT = os.getppid()
 
 
@@ -30,9 +31,15 @@ def faulty_variable() -> str | None:
                 return f"{name} is {text!r} in the environment; a launcher sets it to a number from 0 on. {REMEDY}"
             numbers[name] = int(text)
     for name, total in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        if name in numbers and (total in numbers or name == "RANK") and numbers[name] >= numbers.get(total, 1):
+        if (
+            name in numbers
+            and (total in numbers or name == "RANK")
+            and numbers[name] >= numbers.get(total, 1)
+        ):
             of = f"{total} is {numbers[total]}" if total in numbers else f"{total} is not set"
-            return f"{name} is {numbers[name]} in the environment and {of}: it must be less. {REMEDY}"
+            return (
+                f"{name} is {numbers[name]} in the environment and {of}: it must be less. {REMEDY}"
+            )
     return None
 
 

@@ -32,7 +32,9 @@ def checkpoint_activations(model: nn.Module) -> int:
         )
     for block in found:
         norms = [module for module in block.modules() if isinstance(module, AnyBatchNorm)]
-        block.forward = partial(_checkpointed, block.forward, norms, f"{names[block]} ({type(block).__name__})")
+        block.forward = partial(
+            _checkpointed, block.forward, norms, f"{names[block]} ({type(block).__name__})"
+        )
     return len(found)
 
 
@@ -59,7 +61,9 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 def _inside(module: nn.Module) -> list[nn.Module]:
     """The blocks of what stands in a chain, where they are most of it, or itself."""
     inside = blocks(module)
-    enough = sum(map(_is_block, inside)) > 1 and 4 * sum(map(_num_weights, inside)) >= 3 * _num_weights(module)
+    enough = sum(map(_is_block, inside)) > 1 and 4 * sum(
+        map(_num_weights, inside)
+    ) >= 3 * _num_weights(module)
     return inside if enough else [module]
 
 
@@ -84,17 +88,24 @@ def _num_weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _checkpointed(forward: Any, norms: list[nn.Module], name: str, *inputs: Any, **keywords: Any) -> Any:
+def _checkpointed(
+    forward: Any, norms: list[nn.Module], name: str, *inputs: Any, **keywords: Any
+) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **keywords)
-    inputs = tuple(list(each) if isinstance(each, list) else each for each in inputs)  # DenseNets append to theirs
-    forward = partial(forward, **keywords)  # not handed to `checkpoint`, which has keywords of its own
+    # DenseNets append to theirs
+    inputs = tuple(list(each) if isinstance(each, list) else each for each in inputs)
+    # not handed to `checkpoint`, which has keywords of its own
+    forward = partial(forward, **keywords)
     if torch.compiler.is_compiling():  # which changes buffers in the forward pass alone
         return checkpoint(forward, *inputs, use_reentrant=False)
     given = [each for each in (*inputs, *keywords.values()) if isinstance(each, Tensor)]
     versions = [each._version for each in given]
     outputs = checkpoint(
-        forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _not_counting(norms))
+        forward,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _not_counting(norms)),
     )
     if versions != [each._version for each in given]:
         raise ValueError(
@@ -111,7 +122,8 @@ def _not_counting(norms: list[nn.Module]) -> Iterator[None]:
     for norm, (_, batches) in zip(norms, kept):
         norm.momentum = 0.0
         if isinstance(norm, nn.SyncBatchNorm) and batches is not None:
-            norm.num_batches_tracked = batches.clone()  # it does not do without a counter: one to throw away
+            # it does not do without a counter: one to throw away
+            norm.num_batches_tracked = batches.clone()
         else:
             norm.num_batches_tracked = None
     try:

@@ -16,7 +16,13 @@ from trainkit.data.datasets.inventory import used
 from trainkit.distributed.fsdp import part, unsharded_state, whole
 from trainkit.engine.label_warnings import evaluation_warnings, window_warnings
 from trainkit.engine.nonfinite import read_window
-from trainkit.engine.optimizer_state import evaluation_mode, has_modes, state_of, take_up, train_with
+from trainkit.engine.optimizer_state import (
+    evaluation_mode,
+    has_modes,
+    state_of,
+    take_up,
+    train_with,
+)
 from trainkit.engine.state import Progress, Training
 from trainkit.engine.stop_signal import FAILED
 from trainkit.storage import checkpoint, packing
@@ -30,10 +36,14 @@ def save(t: Training, step: int) -> None:
     window = torch.tensor(read_window(t, step))
     with evaluation_mode(t.recipe.optimizer) as in_training:
         state = {**_state(t, in_training), "window": window}
-        model, state = whole((t.recipe.model.state_dict(), state), keep=t.accelerator.is_main_process)
+        model, state = whole(
+            (t.recipe.model.state_dict(), state), keep=t.accelerator.is_main_process
+        )
         if t.accelerator.is_main_process:
             steps = (t.resumed_from, t.progress.best_step)
-            protected = [checkpoint.checkpoint_path(t.run.checkpoints, step) for step in steps if step]
+            protected = [
+                checkpoint.checkpoint_path(t.run.checkpoints, step) for step in steps if step
+            ]
             t.saver.save(step, model, state, protected)
             tell_saves(t)
     t.saved = step
@@ -84,7 +94,9 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
     take_up(optimizer, state["optimizer"], t.groups)
     if has_modes(optimizer):
         live = (weight for group in optimizer.param_groups for weight in group["params"])
-        train_with(optimizer, [part(value, weight) for value, weight in zip(state["in_training"], live)])
+        train_with(
+            optimizer, [part(value, weight) for value, weight in zip(state["in_training"], live)]
+        )
     if t.ema is not None:
         t.ema.load_state_dict(state["ema"])
     if state["scaler"] is not None and t.accelerator.scaler is not None:
@@ -101,8 +113,16 @@ def restore(t: Training, path: Path, evaluation: Mapping[str, Any] | None) -> No
 
 def note_evaluation(t: Training, row: Mapping[str, Any]) -> None:
     """Take up the figures in a row of the log."""
-    t.progress.evaluated, t.progress.best, t.progress.best_step = row["step"], row["best"], row["best_step"]
-    t.results = {name: row[name] for name in row if name not in ("event", "step", "epoch", "best", "best_step")}
+    t.progress.evaluated, t.progress.best, t.progress.best_step = (
+        row["step"],
+        row["best"],
+        row["best_step"],
+    )
+    t.results = {
+        name: row[name]
+        for name in row
+        if name not in ("event", "step", "epoch", "best", "best_step")
+    }
 
 
 def log(t: Training, row: Mapping[str, Any]) -> None:
@@ -110,7 +130,9 @@ def log(t: Training, row: Mapping[str, Any]) -> None:
     try:
         t.run.append(row)
     except OSError as error:
-        cannot_write(t, OSError(f"{t.run.folder}/log.jsonl cannot be written: {files.reason(error)}"))
+        cannot_write(
+            t, OSError(f"{t.run.folder}/log.jsonl cannot be written: {files.reason(error)}")
+        )
 
 
 def tell_saves(t: Training) -> None:
@@ -118,7 +140,9 @@ def tell_saves(t: Training) -> None:
     for row in t.saver.written():
         t.trouble = None  # of an earlier save, which the run went on without
         log(t, row)
-        t.display.note(f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}")
+        t.display.note(
+            f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}"
+        )
     while (error := t.saver.error()) is not None:
         cannot_write(t, error)
 
@@ -144,7 +168,12 @@ def tell_bad_images(t: Training) -> None:
                 for line in t.run.list_bad_images(lines):
                     t.display.note(f"image {line}: the next one in the order takes its place")
             except OSError as error:
-                cannot_write(t, OSError(f"{t.run.folder}/bad_images.txt cannot be written: {files.reason(error)}"))
+                cannot_write(
+                    t,
+                    OSError(
+                        f"{t.run.folder}/bad_images.txt cannot be written: {files.reason(error)}"
+                    ),
+                )
 
 
 def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
@@ -153,11 +182,14 @@ def remember_micro_batch(t: Training, micro_batch: int, alone: bool) -> None:
     alone: the others do not know, so that this process writes it, whichever it is.
     """
     t.plan = t.plan.in_passes_of(micro_batch)
-    if (t.accelerator.is_main_process or alone) and t.options.out is not None:  # a replay remembers nothing
+    # a replay remembers nothing
+    if (t.accelerator.is_main_process or alone) and t.options.out is not None:
         try:
             t.run.remember_micro_batch(micro_batch, t.options.micro_batch)
         except OSError as error:
-            cannot_write(t, OSError(f"{t.run.folder}/memory.json cannot be written: {files.reason(error)}"))
+            cannot_write(
+                t, OSError(f"{t.run.folder}/memory.json cannot be written: {files.reason(error)}")
+            )
 
 
 def finish(t: Training) -> dict[str, Any]:
@@ -192,7 +224,9 @@ def finish(t: Training) -> dict[str, Any]:
     try:
         t.run.write("summary.json", summary)
     except OSError as error:
-        cannot_write(t, OSError(f"{t.run.folder}/summary.json cannot be written: {files.reason(error)}"))
+        cannot_write(
+            t, OSError(f"{t.run.folder}/summary.json cannot be written: {files.reason(error)}")
+        )
     if t.trouble is not None and t.options.on_save_error == "stop":
         raise t.trouble
     return summary

@@ -29,7 +29,9 @@ class EMA:
         self.decay = decay
         self.count: int | Tensor = 0  # steps that were taken up
         self._model = model
-        averaged = [weight for weight in model.parameters() if _has_mean(weight) and weight.isfinite().all()]
+        averaged = [
+            weight for weight in model.parameters() if _has_mean(weight) and weight.isfinite().all()
+        ]
         averaged += [
             buffer
             for name, buffer in model.named_buffers()
@@ -44,13 +46,16 @@ class EMA:
                 f"{type(model).__name__}.state_dict() lacks {len(absent)} parameters ({', '.join(absent[:3])}): an "
                 "average of them cannot be saved. Take out what keeps them from it, or train with ema=None"
             )
-        self._weights = [tensor.detach() for tensor in averaged if id(tensor) in names]  # not in it: not persistent
+        # not in it: not persistent
+        self._weights = [tensor.detach() for tensor in averaged if id(tensor) in names]
         self._names = [names[id(tensor)] for tensor in averaged if id(tensor) in names]
         self.averages = [tensor.clone() for tensor in self._weights]
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for pair in zip(self.averages, self._weights):
             average, weight = (_real(local(tensor)) for tensor in pair)
-            for one, other in zip(self._groups.setdefault(weight.dtype, ([], [])), (average, weight)):
+            for one, other in zip(
+                self._groups.setdefault(weight.dtype, ([], [])), (average, weight)
+            ):
                 one.append(other)
 
     @torch.no_grad()
@@ -69,7 +74,8 @@ class EMA:
             return
         if not isinstance(self.count, Tensor):
             self.count = torch.tensor(self.count, device=skipped.device)
-        precise = torch.float32 if self.count.device.type == "mps" else torch.float64  # it has no float64
+        # it has no float64
+        precise = torch.float32 if self.count.device.type == "mps" else torch.float64
         count = self.count.to(precise)
         moves = 1 - ((1 + count) / (10 + count)).clamp(max=self.decay)
         if skipped is not None:
@@ -99,8 +105,12 @@ class EMA:
 
         Waits for the device.
         """
-        averaged = {name: average for names, average in zip(self._names, self.averages) for name in names}
-        whole = {name: averaged.get(name, value) for name, value in self._model.state_dict().items()}
+        averaged = {
+            name: average for names, average in zip(self._names, self.averages) for name in names
+        }
+        whole = {
+            name: averaged.get(name, value) for name, value in self._model.state_dict().items()
+        }
         return {"count": int(self.count), "averages": whole}
 
     @torch.no_grad()
@@ -132,7 +142,9 @@ class EMA:
             value = next((saved[name] for name in names if name in saved), None)
             if value is None or value.shape != average.shape:
                 found = "missing" if value is None else f"of shape {list(value.shape)}"
-                raise ValueError(f"averaged weights: {names[0]} is {found}, the model's has {list(average.shape)}")
+                raise ValueError(
+                    f"averaged weights: {names[0]} is {found}, the model's has {list(average.shape)}"
+                )
             average.copy_(part(value, average))
         self.count = state["count"]
 

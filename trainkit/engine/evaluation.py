@@ -66,7 +66,14 @@ class Evaluation:
             return self._of_all_weights(stop)
 
     def _of_all_weights(self, stop: Callable[[], int]) -> dict[str, Any] | None:
-        common = (self.recipe, self.objective, self.accelerator, self.to_device, self.seed, self.workers)
+        common = (
+            self.recipe,
+            self.objective,
+            self.accelerator,
+            self.to_device,
+            self.seed,
+            self.workers,
+        )
         batch_norm = PreciseBatchNorm(*common, self.precise_bn, self.on_bad_image)
         with batch_norm.estimated():
             results = self._measure(stop)
@@ -76,7 +83,9 @@ class Evaluation:
             if averaged is None:
                 return None
             common = ("num_images", WITHOUT)
-            results |= {f"ema_{name}": value for name, value in averaged.items() if name not in common}
+            results |= {
+                f"ema_{name}": value for name, value in averaged.items() if name not in common
+            }
         if results is None:
             return None
         how = {"split": self.recipe.split, "protocol": self.recipe.protocol}
@@ -95,7 +104,9 @@ class Evaluation:
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
         # A metric of the recipe's own need not know its images one by one; the figure then has no interval.
-        known = [metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")]
+        known = [
+            metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")
+        ]
         images = [metric.per_image(recipe.task.headline) for metric in known]
         was_training, num_images = objective.training, 0
         objective.eval()
@@ -106,14 +117,18 @@ class Evaluation:
                 for metric in (*counting, *images):
                     metric.add_batch(predictions=predictions, references=targets)
             if others:
-                _add_gathered(others, [(recipe.task.labels(each), targets) for each, targets in found])
+                _add_gathered(
+                    others, [(recipe.task.labels(each), targets) for each, targets in found]
+                )
             if stop():
                 reshard(objective)
                 return None
         objective.train(was_training)
         reshard(objective)
 
-        num_images = int(accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum"))
+        num_images = int(
+            accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum")
+        )
         if num_images != len(recipe.val_data):
             raise RuntimeError(f"the evaluation saw {num_images} images of {len(recipe.val_data)}")
         for metric in counting:
@@ -121,7 +136,10 @@ class Evaluation:
         results: dict[str, Any] = {"num_images": num_images}
         for each in images:
             rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
-            results |= {f"{recipe.task.headline}_95": interval(rows, each.figures), **each.details(rows)}
+            results |= {
+                f"{recipe.task.headline}_95": interval(rows, each.figures),
+                **each.details(rows),
+            }
         for metric in counting:
             if hasattr(metric, "class_counts"):
                 results |= classes_without_targets(metric.class_counts().cpu(), recipe.task)
@@ -140,15 +158,26 @@ class Evaluation:
         place = accelerator.process_index, accelerator.num_processes
         batches, valid = evaluation_batches(len(recipe.val_data), together, *place)
         check = getattr(recipe.task, "check", None)
-        loader = self._seeded(make_loader(recipe.val_data, self.seed, batches, self.workers, accelerator.device, check))
+        loader = self._seeded(
+            make_loader(
+                recipe.val_data, self.seed, batches, self.workers, accelerator.device, check
+            )
+        )
         if recipe.inference is not None:
-            read = (self.to_device(images, targets) for (images, targets, _), count in zip(loader, valid) if count)
-            for done in Looker(recipe.inference, objective, accelerator, self.to_device.black).look(read):
+            read = (
+                self.to_device(images, targets)
+                for (images, targets, _), count in zip(loader, valid)
+                if count
+            )
+            for done in Looker(recipe.inference, objective, accelerator, self.to_device.black).look(
+                read
+            ):
                 yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
             return
         for (images, targets, _), count in zip(loader, valid):
             images, targets = self.to_device(images, targets)
-            predictions = objective(images, targets)[:count]  # beyond `count`: a filler, see evaluation_batches
+            # beyond `count`: a filler, see evaluation_batches
+            predictions = objective(images, targets)[:count]
             yield [(predictions, targets[:count])] if count else []
 
     def _seeded(self, loader: Iterable) -> Iterator:
@@ -166,9 +195,16 @@ def require_free_names(task: Task) -> None:
 
     Raises ValueError that names the metric and the figure.
     """
-    metrics = [*task.metrics(), *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ())]
+    metrics = [
+        *task.metrics(),
+        *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ()),
+    ]
     for metric in (one for each in metrics for one in each_metric(each)):
-        names = {*getattr(metric, "percent", ()), *getattr(metric, "per_class", ()), *_figures_of_nothing(metric)}
+        names = {
+            *getattr(metric, "percent", ()),
+            *getattr(metric, "per_class", ()),
+            *_figures_of_nothing(metric),
+        }
         _free(metric, dict.fromkeys(names))
 
 
@@ -178,7 +214,9 @@ def _figures_of_nothing(metric: Any) -> set[str]:
         warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
         try:
             return set(copy.deepcopy(metric).compute())
-        except Exception:  # whatever a foreign metric raises; what is wrong is told where it has images
+        except (
+            Exception
+        ):  # whatever a foreign metric raises; what is wrong is told where it has images
             return set()
 
 

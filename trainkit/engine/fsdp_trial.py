@@ -21,10 +21,14 @@ from trainkit.distributed.fsdp import Sharding, gathered, take_parts, unsharded_
 from trainkit.engine.optimizer_state import has_modes, to_weights
 from trainkit.errors import is_out_of_memory
 
-UPDATES = 11  # RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
-NEVER_TRIED = {"Kron"}  # timm's: products of sharded tensors by einsum, of which a single update takes minutes
-ALLOWED = 1e-4  # difference, as a part of the largest change: sums of parts round otherwise than a whole sum
-OF_RATES = ("params", "param_names", "lr", "initial_lr", "lr_scale")  # groups that differ in these alone update alike
+# RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
+UPDATES = 11
+# timm's: products of sharded tensors by einsum, of which a single update takes minutes
+NEVER_TRIED = {"Kron"}
+# difference, as a part of the largest change: sums of parts round otherwise than a whole sum
+ALLOWED = 1e-4
+# groups that differ in these alone update alike
+OF_RATES = ("params", "param_names", "lr", "initial_lr", "lr_scale")
 
 
 def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None:
@@ -61,14 +65,21 @@ def _difference(optimizer: Optimizer, accelerator: Accelerator) -> str | None:
     """What differs after a few updates; None where nothing does."""
     generator = torch.Generator().manual_seed(0)
     values = [
-        0.02 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype) for weight in _one_of_each(optimizer)
+        0.02 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        for weight in _one_of_each(optimizer)
     ]
-    whole, weights = _copied(optimizer, [value.to(accelerator.device, copy=True) for value in values])
-    sharded, unsharded = _copied(optimizer, [value.to(accelerator.device, copy=True) for value in values])
+    whole, weights = _copied(
+        optimizer, [value.to(accelerator.device, copy=True) for value in values]
+    )
+    sharded, unsharded = _copied(
+        optimizer, [value.to(accelerator.device, copy=True) for value in values]
+    )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
     def part(value: Tensor) -> Tensor:
-        return distribute_tensor(value.to(accelerator.device, copy=True), mesh, [Shard(0)], src_data_rank=None)
+        return distribute_tensor(
+            value.to(accelerator.device, copy=True), mesh, [Shard(0)], src_data_rank=None
+        )
 
     parts = [nn.Parameter(part(weight.detach())) for weight in unsharded]
     take_parts(sharded, {id(weight): each for weight, each in zip(unsharded, parts)})
@@ -76,7 +87,11 @@ def _difference(optimizer: Optimizer, accelerator: Accelerator) -> str | None:
         [0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in values]
         for _ in range(UPDATES)
     ]
-    _update(whole, weights, [[each.to(accelerator.device, copy=True) for each in row] for row in gradients])
+    _update(
+        whole,
+        weights,
+        [[each.to(accelerator.device, copy=True) for each in row] for row in gradients],
+    )
     _update(sharded, parts, [[part(each) for each in row] for row in gradients])
 
     name = unsharded_state(sharded)
@@ -88,7 +103,10 @@ def _difference(optimizer: Optimizer, accelerator: Accelerator) -> str | None:
         moved = (weight - value.to(weight.device)).abs().max().item()
         if not _close(gathered(each), weight, moved):
             found.append(f"its update {of} differs")
-        states = (_numbers(instance.state.get(key, {})) for instance, key in ((whole, weight), (sharded, each)))
+        states = (
+            _numbers(instance.state.get(key, {}))
+            for instance, key in ((whole, weight), (sharded, each))
+        )
         found += [f"its {name!r} {of} differs" for name in _unequal(*states)]
     for one, other in zip(whole.param_groups, sharded.param_groups):
         found += [f"its {name!r} differs" for name in _unequal(_numbers(one), _numbers(other))]
@@ -134,7 +152,9 @@ def _copied_object(optimizer: Any, memo: dict[int, Any]) -> Any:
     if state is not None and id(state) not in memo:
         memo[id(state)] = defaultdict(dict)
         memo[id(state)].update(
-            (memo[id(weight)], copy.deepcopy(kept, memo)) for weight, kept in state.items() if _is_kept(weight, memo)
+            (memo[id(weight)], copy.deepcopy(kept, memo))
+            for weight, kept in state.items()
+            if _is_kept(weight, memo)
         )
     vars(made).update(copy.deepcopy(attributes, memo))
     return made
@@ -144,7 +164,9 @@ def _is_kept(weight: Any, memo: dict[int, Any]) -> bool:
     return id(weight) in memo and memo[id(weight)].numel() > 0
 
 
-def _update(optimizer: Optimizer, weights: list[nn.Parameter], gradients: list[list[Tensor]]) -> None:
+def _update(
+    optimizer: Optimizer, weights: list[nn.Parameter], gradients: list[list[Tensor]]
+) -> None:
     torch.manual_seed(0)
     if has_modes(optimizer):
         optimizer.train()
@@ -158,7 +180,9 @@ def _update(optimizer: Optimizer, weights: list[nn.Parameter], gradients: list[l
 
 def _numbers(values: Any) -> dict[str, Any]:
     """What of a weight's state, or of a group, can be compared."""
-    return {name: value for name, value in values.items() if isinstance(value, (int, float, Tensor))}
+    return {
+        name: value for name, value in values.items() if isinstance(value, (int, float, Tensor))
+    }
 
 
 def _unequal(ones: dict[str, Any], others: dict[str, Any]) -> list[str]:
@@ -168,7 +192,9 @@ def _unequal(ones: dict[str, Any], others: dict[str, Any]) -> list[str]:
         one, other = (gathered(torch.as_tensor(each[name])) for each in (ones, others))
         if not one.is_floating_point():
             one, other = one.double(), other.double()  # counts and flags
-        if one.shape != other.shape or not _close(other, one, one.abs().max().item() if one.numel() else 0.0):
+        if one.shape != other.shape or not _close(
+            other, one, one.abs().max().item() if one.numel() else 0.0
+        ):
             found.append(name)
     return found
 
@@ -177,4 +203,6 @@ def _close(found: Tensor, right: Tensor, scale: float) -> bool:
     """Within rounding of the right value, and within a part of `scale`."""
     eps = torch.finfo(right.dtype).eps if right.is_floating_point() else 0.0
     found = found.to(right.device, right.dtype)
-    return torch.allclose(found, right, rtol=4 * eps, atol=max(ALLOWED, 8 * eps) * scale, equal_nan=True)
+    return torch.allclose(
+        found, right, rtol=4 * eps, atol=max(ALLOWED, 8 * eps) * scale, equal_nan=True
+    )

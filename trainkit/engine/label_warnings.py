@@ -16,7 +16,8 @@ from trainkit.data.datasets.segmentation import IGNORED, MaskDataset
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.reader import is_unusable
 
-WITHOUT = "classes_without_targets"  # of an evaluation's results: names of classes, where there are such
+# of an evaluation's results: names of classes, where there are such
+WITHOUT = "classes_without_targets"
 NUM_MASKS, SECONDS = 64, 1.0  # sampled before a training, spread over the set
 SHOWN = 5  # classes named in a message
 
@@ -52,10 +53,14 @@ def evaluation_warnings(results: Mapping[str, Any], task: Any) -> list[str]:
     if not without:
         return []
     if len(without) == number:
-        return ["no validation image has a label: there is nothing to measure, and no checkpoint is called best"]
+        return [
+            "no validation image has a label: there is nothing to measure, and no checkpoint is called best"
+        ]
     told = f"{_classes(without, number)} no label in the validation data"
     if not ranks(results, task):
-        return [f"{told}: {task.headline} is of one class alone, and no checkpoint is called best by it"]
+        return [
+            f"{told}: {task.headline} is of one class alone, and no checkpoint is called best by it"
+        ]
     return [f"{told}: nothing measures {'it' if len(without) == 1 else 'them'}"]
 
 
@@ -146,7 +151,11 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -
     if not without or not num_read:
         return []
     whole = num_read == len(indices)
-    masks = "training mask" if whole else f"of {num_read} sampled training masks ({len(indices)} there are)"
+    masks = (
+        "training mask"
+        if whole
+        else f"of {num_read} sampled training masks ({len(indices)} there are)"
+    )
     told = f"{_classes(without, len(names))} {'no' if whole else 'none'} {masks}"
     if ignored and data.mask_colors is None:
         label, pixels = ignored.most_common(1)[0]

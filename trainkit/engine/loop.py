@@ -53,7 +53,10 @@ from trainkit.storage.weights import named_as, start_from, take_weights
 
 @lost_processes_told()
 def train(
-    recipe: Recipe, options: Options, settings: Mapping[str, Any] | None = None, recipe_file: Path | None = None
+    recipe: Recipe,
+    options: Options,
+    settings: Mapping[str, Any] | None = None,
+    recipe_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` in the folder `options.out` and return its summary; go on where an earlier call stopped.
 
@@ -69,14 +72,19 @@ def train(
     plan = Plan.of(recipe, options, accelerator.num_processes)
     refuse_lonely_values(recipe, options, plan)
     require_free_names(recipe.task)
-    run, found = open_run(accelerator, display, options, settings or {}, recipe_file, plan.mathematics())
+    run, found = open_run(
+        accelerator, display, options, settings or {}, recipe_file, plan.mathematics()
+    )
     if run.summary is not None:
-        display.note(f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume never")
+        display.note(
+            f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume never"
+        )
         run.close()
         return run.summary
 
     try:
-        if options.init is not None and found.path is None:  # before the weights are wrapped, shared out and averaged
+        # before the weights are wrapped, shared out and averaged
+        if options.init is not None and found.path is None:
             for line in start_from(recipe.model, options.init, options.weights_key):
                 display.note(line)
         t = begin(recipe, options, accelerator, plan, run, display)
@@ -122,12 +130,19 @@ def _kept_on_error(t: Training) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError, MemoryError):
-        if t.whole and t.accelerator.num_processes == 1 and t.saved != t.progress.step and t.trouble is None:
+        if (
+            t.whole
+            and t.accelerator.num_processes == 1
+            and t.saved != t.progress.step
+            and t.trouble is None
+        ):
             save(t, t.progress.step)
             t.saver.wait()
             tell_saves(t)
             if t.trouble is None:
-                t.display.note(f"saved after step {t.progress.step}; the same command goes on from there")
+                t.display.note(
+                    f"saved after step {t.progress.step}; the same command goes on from there"
+                )
         raise
     finally:
         t.saver.wait()
@@ -148,7 +163,9 @@ def _stop(t: Training, number: int) -> None:
     with suppress(OSError):  # the exit code says it too
         t.run.write("stopped.json", {"signal": name, "step": t.progress.step})
     t.display.stop()
-    t.display.note(f"stopped by {name} after step {t.progress.step}, saved; the same command goes on from there")
+    t.display.note(
+        f"stopped by {name} after step {t.progress.step}, saved; the same command goes on from there"
+    )
     raise Stopped(number)
 
 
@@ -168,10 +185,20 @@ def _evaluate_and_save(t: Training, step: int) -> int:
 
     Saved first: an evaluation that fails or is cut short takes no step with it.
     """
-    options, steps_per_epoch, last = t.options, t.plan.order.steps_per_epoch, step == t.plan.total_steps
-    if step and t.saved != step and (last or step % (options.checkpoint_every or steps_per_epoch) == 0):
+    options, steps_per_epoch, last = (
+        t.options,
+        t.plan.order.steps_per_epoch,
+        step == t.plan.total_steps,
+    )
+    if (
+        step
+        and t.saved != step
+        and (last or step % (options.checkpoint_every or steps_per_epoch) == 0)
+    ):
         save(t, step)
-    if (last or step % (options.evaluate_every * steps_per_epoch) == 0) and t.progress.evaluated < step:
+    if (
+        last or step % (options.evaluate_every * steps_per_epoch) == 0
+    ) and t.progress.evaluated < step:
         improved, number = _evaluate_row(t, step)
         if number:
             return number
@@ -245,7 +272,14 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
     known = score is not None and ranks(results, t.recipe.task)
     improved = known and (t.progress.best is None or sign * score > sign * t.progress.best)
     best, best_step = (score, step) if improved else (t.progress.best, t.progress.best_step)
-    row = {"event": "evaluate", "step": step, "epoch": epoch, "best": best, "best_step": best_step, **results}
+    row = {
+        "event": "evaluate",
+        "step": step,
+        "epoch": epoch,
+        "best": best,
+        "best_step": best_step,
+        **results,
+    }
     note_evaluation(t, row)
     log(t, row)
     _show(t.display, f"evaluation after epoch {epoch:g}", results, improved, t.recipe)
@@ -279,7 +313,9 @@ def evaluate(
     display = Display(accelerator.is_main_process)
     for line in take_weights(recipe.model, weights, options.weights_key, partial, averaged=False):
         display.note(line)
-    if unsound := [name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()]:
+    if unsound := [
+        name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()
+    ]:
         display.note(
             f"{len(unsound)} weights hold numbers that are not finite ({unsound[0]}): figures of them say nothing"
         )
@@ -288,7 +324,9 @@ def evaluate(
     if ema is not None:
         averages = checkpoint.load(weights)[1]["ema"]
         if averages is None:
-            raise ValueError(f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None")
+            raise ValueError(
+                f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None"
+            )
         by_name = named_as(recipe.model, averages["averages"])
         ema.load_state_dict(averages | {"averages": by_name}, strict=False)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
@@ -296,7 +334,16 @@ def evaluate(
     if options.precise_bn is None and (number := read_precise_bn(run, weights)):
         display.note(COUNTED.format(number))
     workers = choose_workers(options.workers, accelerator.num_processes)
-    way = (recipe, objective, accelerator, to_device, options.seed, workers, ema, options.precise_bn)
+    way = (
+        recipe,
+        objective,
+        accelerator,
+        to_device,
+        options.seed,
+        workers,
+        ema,
+        options.precise_bn,
+    )
     with worker_deaths_told():
         results = Evaluation(*way, thorough=True).measure()
     if keep is not None and accelerator.is_main_process:
@@ -317,8 +364,11 @@ def _with_training_images(recipe: Recipe) -> Recipe:
         ) from error
 
 
-def _show(display: Display, title: str, results: Mapping[str, Any], best: bool, recipe: Recipe) -> None:
+def _show(
+    display: Display, title: str, results: Mapping[str, Any], best: bool, recipe: Recipe
+) -> None:
     """The results as the task's metrics say that they are to be read."""
     percent, per_class = (declared(recipe.task, what) for what in ("percent", "per_class"))
-    results = {name: value for name, value in results.items() if name != "precise_bn"}  # the protocol says it in words
+    # the protocol says it in words
+    results = {name: value for name, value in results.items() if name != "precise_bn"}
     display.results(title, results, best, percent, per_class)

@@ -54,7 +54,9 @@ def describe(t: Training, step: int, row: Sequence[float]) -> str:
     first, second = (f"loss is {sum(losses)}", f"gradient norm {norm}")
     if math.isfinite(sum(losses)):
         first, second = f"gradient norm is {norm}", f"loss {sum(losses):.4g}"
-    return f"the {first} in step {step} ({second}, lr {lr:.3g}), with images {', '.join(named)}{more}"
+    return (
+        f"the {first} in step {step} ({second}, lr {lr:.3g}), with images {', '.join(named)}{more}"
+    )
 
 
 def _keep(t: Training, step: int, row: Sequence[float]) -> str:
@@ -86,7 +88,9 @@ def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
         "losses": {term: str(loss) for term, loss in zip(t.recipe.task.terms, row)},
         "grad_norm": str(row[-1]),
         "lrs": [group["lr"] * t.plan.multiplier(step - 1) for group in t.groups],
-        "images": [{"index": index, "name": name_of(t.recipe.train_data, index)} for _, index in keys],
+        "images": [
+            {"index": index, "name": name_of(t.recipe.train_data, index)} for _, index in keys
+        ],
         "num_processes": t.accelerator.num_processes,
         "precision": t.accelerator.mixed_precision,
         "channels_last": t.options.channels_last,
@@ -112,7 +116,10 @@ def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
     reader = Reader(t.recipe.train_data, t.options.seed, neighbour=neighbour)
     try:
         images, targets, _ = collate([reader[key] for key in keys])
-        save_tensors({"images": images.contiguous(), "targets": targets.contiguous()}, folder / "batch.safetensors")
+        save_tensors(
+            {"images": images.contiguous(), "targets": targets.contiguous()},
+            folder / "batch.safetensors",
+        )
     except UNUSABLE as error:
         report["batch"] = f"could not be read again: {error}"
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")

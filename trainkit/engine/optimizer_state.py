@@ -28,11 +28,20 @@ def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
             "Take one whose step needs no closure"
         )
     if getattr(optimizer, "is_second_order", False):
-        raise ValueError(f"optimizer {name} needs second derivatives, which are not computed here: take another one")
+        raise ValueError(
+            f"optimizer {name} needs second derivatives, which are not computed here: take another one"
+        )
     if isinstance(optimizer, SparseAdam):
-        raise ValueError(f"optimizer {name} is for sparse gradients, and those of images are dense: take AdamW")
+        raise ValueError(
+            f"optimizer {name} is for sparse gradients, and those of images are dense: take AdamW"
+        )
     known = {id(weight) for weight in objective.parameters()}
-    strange = [weight for group in optimizer.param_groups for weight in group["params"] if id(weight) not in known]
+    strange = [
+        weight
+        for group in optimizer.param_groups
+        for weight in group["params"]
+        if id(weight) not in known
+    ]
     if strange:
         shapes = ", ".join(str(list(weight.shape)) for weight in strange[:3])
         raise ValueError(
@@ -46,7 +55,9 @@ def of_torch(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.startswith("torch.optim.")
 
 
-def trained_and_others(objective: nn.Module, optimizer: Optimizer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def trained_and_others(
+    objective: nn.Module, optimizer: Optimizer
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The optimizer's parameters in the order of the model, and others of it that get gradients all the same."""
     chosen = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     weights = list(objective.parameters())
@@ -58,7 +69,11 @@ def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
     """What each group holds besides its parameters; a learning rate that is a tensor as a number."""
     return [
         {
-            name: float(value) if name == "lr" else value.clone() if isinstance(value, Tensor) else value
+            name: float(value)
+            if name == "lr"
+            else value.clone()
+            if isinstance(value, Tensor)
+            else value
             for name, value in group.items()
             if name != "params"
         }
@@ -68,11 +83,17 @@ def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def state_of(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `take_up` puts back. groups: their values as the recipe set them."""
-    return {"type": type(optimizer).__name__, "groups": list(groups), "state_dict": optimizer.state_dict()}
+    return {
+        "type": type(optimizer).__name__,
+        "groups": list(groups),
+        "state_dict": optimizer.state_dict(),
+    }
 
 
 @torch.no_grad()
-def take_up(optimizer: Optimizer, saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+def take_up(
+    optimizer: Optimizer, saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> None:
     """Put back what `state_of` gave: all state, and all values of the groups but those that the recipe has changed.
 
     Some optimizers count or estimate in their groups. groups: the values as the recipe sets them now.
@@ -88,14 +109,27 @@ def take_up(optimizer: Optimizer, saved: Mapping[str, Any], groups: Sequence[Map
             )
         saved = {"type": name, "groups": saved["param_groups"], "state_dict": saved}
     if saved["type"] != name:
-        raise ValueError(f"the checkpoint is of optimizer {saved['type']}, and the recipe has {name}: give the same")
+        raise ValueError(
+            f"the checkpoint is of optimizer {saved['type']}, and the recipe has {name}: give the same"
+        )
     state = saved["state_dict"]
-    were, are = ([len(group["params"]) for group in each] for each in (state["param_groups"], optimizer.param_groups))
+    were, are = (
+        [len(group["params"]) for group in each]
+        for each in (state["param_groups"], optimizer.param_groups)
+    )
     if were != are:
-        raise ValueError(f"the groups of optimizer {name} had {were} parameters, and have {are}: give the same")
+        raise ValueError(
+            f"the groups of optimizer {name} had {were} parameters, and have {are}: give the same"
+        )
     restored = []
-    for group, before, now, live in zip(state["param_groups"], saved["groups"], groups, optimizer.param_groups):
-        changed = {key: value for key, value in now.items() if key not in before or not _same(before[key], value)}
+    for group, before, now, live in zip(
+        state["param_groups"], saved["groups"], groups, optimizer.param_groups
+    ):
+        changed = {
+            key: value
+            for key, value in now.items()
+            if key not in before or not _same(before[key], value)
+        }
         values = {**group, **changed}
         for key, value in values.items():
             if isinstance(value, Tensor) and isinstance(live.get(key), Tensor):
@@ -121,9 +155,14 @@ def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -
 
 def to_weights(optimizer: Optimizer) -> None:
     """State that was made with the optimizer, such as Adagrad's, to the device where the weights are by now."""
-    tensors = [(weight, value) for weight, state in optimizer.state.items() for value in state.values()]
-    if any(isinstance(value, Tensor) and value.device != weight.device for weight, value in tensors):
-        optimizer.load_state_dict(optimizer.state_dict())  # torch knows which of it stays on the host
+    tensors = [
+        (weight, value) for weight, state in optimizer.state.items() for value in state.values()
+    ]
+    if any(
+        isinstance(value, Tensor) and value.device != weight.device for weight, value in tensors
+    ):
+        # torch knows which of it stays on the host
+        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:
@@ -136,7 +175,9 @@ def set_lr(group: dict[str, Any], lr: float) -> None:
 
 def has_modes(optimizer: Optimizer) -> bool:
     """Whether it trains other weights than are to be measured and saved, as schedule-free ones do."""
-    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+    return callable(getattr(optimizer, "train", None)) and callable(
+        getattr(optimizer, "eval", None)
+    )
 
 
 @contextmanager
@@ -168,5 +209,9 @@ def train_with(optimizer: Optimizer, in_training: Sequence[Tensor]) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
+        return (
+            isinstance(one, Tensor)
+            and isinstance(other, Tensor)
+            and torch.equal(one.cpu(), other.cpu())
+        )
     return one == other

@@ -40,8 +40,18 @@ class PreciseBatchNorm:
         num_images: int | None,
         on_bad_image: str = "stop",
     ):
-        self.recipe, self.objective, self.accelerator, self.to_device = recipe, objective, accelerator, to_device
-        self.seed, self.workers, self.num_images, self.on_bad_image = seed, workers, num_images, on_bad_image
+        self.recipe, self.objective, self.accelerator, self.to_device = (
+            recipe,
+            objective,
+            accelerator,
+            to_device,
+        )
+        self.seed, self.workers, self.num_images, self.on_bad_image = (
+            seed,
+            workers,
+            num_images,
+            on_bad_image,
+        )
         norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
         self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
 
@@ -50,7 +60,8 @@ class PreciseBatchNorm:
         """The model has these statistics meanwhile."""
         was_training = self.objective.training
         self.objective.train()
-        self.norms = [norm for norm in self.norms if norm.training]  # the statistics of frozen ones stay
+        # the statistics of frozen ones stay
+        self.norms = [norm for norm in self.norms if norm.training]
         if not self.norms:
             self.objective.train(was_training)
             yield
@@ -105,7 +116,9 @@ class PreciseBatchNorm:
 
     @property
     def _epoch(self) -> int:
-        return min(getattr(self.recipe.train_data, "final_epoch", 0), math.ceil(self.recipe.epochs) - 1)
+        return min(
+            getattr(self.recipe.train_data, "final_epoch", 0), math.ceil(self.recipe.epochs) - 1
+        )
 
     @property
     def _order(self) -> TrainOrder:
@@ -125,8 +138,12 @@ class PreciseBatchNorm:
             return [order.tolist()]
         num_passes = max(1, min(self.num_images, len(order)) // PASS)
         if self.recipe.sync_batch_norm:  # all processes make each pass together
-            num_passes = -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes
+            num_passes = (
+                -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes
+            )
         places = torch.arange(num_passes * PASS) % len(order)
         if self._order.locality is not None:
-            places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))]
+            places = places[
+                torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))
+            ]
         return order[places].view(num_passes, PASS).tolist()

@@ -50,7 +50,8 @@ def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
 def lonely_step(plan: Plan) -> int | None:
     """A step of the plan in which some process has a forward pass of one image, also one that counts nowhere."""
     order = plan.order
-    for step in (0, min(order.steps_per_epoch, plan.total_steps) - 1):  # the last batch of an epoch may be shorter
+    # the last batch of an epoch may be shorter
+    for step in (0, min(order.steps_per_epoch, plan.total_steps) - 1):
         if any(min(order.passes(step, process)) < 2 for process in range(order.num_processes)):
             return step
     return None
@@ -82,9 +83,15 @@ def _lonely_norm(recipe: Recipe, options: Options, plan: Plan) -> str | None:
     model = recipe.model
     modes = {module: module.training for module in model.modules()}
     model.train()
-    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)]
+    norms = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)
+    ]
     # What is frozen stays in evaluation mode.
-    norms = [(name, norm) for name, norm in norms if norm.training and not isinstance(norm, nn.SyncBatchNorm)]
+    norms = [
+        (name, norm)
+        for name, norm in norms
+        if norm.training and not isinstance(norm, nn.SyncBatchNorm)
+    ]
     for module, mode in modes.items():
         module.training = mode
 
@@ -92,7 +99,10 @@ def _lonely_norm(recipe: Recipe, options: Options, plan: Plan) -> str | None:
         if values.numel() == values.shape[1]:
             found.append(name)
 
-    hooks = [norm.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0])) for name, norm in norms]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
+        for name, norm in norms
+    ]
     try:
         if norms:
             _outputs(model, first_image(recipe, options, plan, next(model.parameters()).device))

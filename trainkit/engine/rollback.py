@@ -32,7 +32,10 @@ class Undo:
             torch._foreach_copy_(self._copies, [*self._buffers, *self._weights])
         if self.updates:
             self._states = {
-                weight: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+                weight: {
+                    name: value.clone() if isinstance(value, Tensor) else value
+                    for name, value in state.items()
+                }
                 for weight, state in self.optimizer.state.items()
             }
 
@@ -52,7 +55,10 @@ class Undo:
         for tensor, copy in zip((*self._buffers, *self._weights), self._copies):
             tensor.copy_(torch.where(failed, copy, tensor))
         states = self.optimizer.state
-        if any(_tensors(state) != _tensors(self._states.get(weight, {})) for weight, state in states.items()):
+        if any(
+            _tensors(state) != _tensors(self._states.get(weight, {}))
+            for weight, state in states.items()
+        ):
             if failed:
                 for weight in [weight for weight in states if weight not in self._states]:
                     del states[weight]

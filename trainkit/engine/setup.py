@@ -97,7 +97,9 @@ def open_run(
             run.close()
             problem = f"{options.out} cannot be written: {files.reason(error)}; choose another folder with --out"
             answer = [None, ValueError(problem)]
-        except Exception as error:  # the others wait for an answer, and it may be one that cannot be sent
+        except (
+            Exception
+        ) as error:  # the others wait for an answer, and it may be one that cannot be sent
             run.close()
             bug = error
     found, error = broadcast_object_list(answer)
@@ -130,7 +132,12 @@ def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
 
 
 def begin(
-    recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan, run: Run, display: Display
+    recipe: Recipe,
+    options: Options,
+    accelerator: Accelerator,
+    plan: Plan,
+    run: Run,
+    display: Display,
 ) -> Training:
     """Wrap model and optimizer, and say what will be trained on what."""
     introduce(recipe, display.note)
@@ -194,7 +201,8 @@ def begin(
 def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan) -> None:
     """Change the model as asked for, and see that no output changes."""
     model = recipe.model.to(accelerator.device)
-    image = cache(partial(first_image, recipe, options, plan, accelerator.device))  # read where it is needed
+    # read where it is needed
+    image = cache(partial(first_image, recipe, options, plan, accelerator.device))
     if recipe.sync_batch_norm and accelerator.num_processes > 1:
         with unchanged(model, image(), "sync_batch_norm"):
             synchronised(model, accelerator)

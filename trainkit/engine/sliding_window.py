@@ -59,7 +59,9 @@ class Looker:
     accelerator: Accelerator
     black: Tensor  # (C, 1, 1): what images are filled up with, as the model sees it
 
-    def look(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def look(
+        self, samples: Iterable[tuple[Tensor, Tensor]]
+    ) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """After each pass the images that it finished: scores (1, C, H, W) at the size of their targets, and these.
 
         samples: images (1, 3, h, w) and targets (1, H, W). All processes make as many passes: those with nothing left
@@ -70,14 +72,23 @@ class Looker:
         while True:
             batch = next(batches, None)
             if not int(
-                self.accelerator.reduce(torch.tensor(float(batch is not None), device=self.black.device), "sum")
+                self.accelerator.reduce(
+                    torch.tensor(float(batch is not None), device=self.black.device), "sum"
+                )
             ):
                 return
             if batch is not None:
                 pixels = torch.stack([window.pixels for window in batch])
                 filler = pixels[:1]
-                done = [self._add(window, scores) for window, scores in zip(batch, self._forward(pixels))]
-                yield [(each.total / len(self.inference.scales), each.targets) for each in done if each is not None]
+                done = [
+                    self._add(window, scores)
+                    for window, scores in zip(batch, self._forward(pixels))
+                ]
+                yield [
+                    (each.total / len(self.inference.scales), each.targets)
+                    for each in done
+                    if each is not None
+                ]
             else:
                 if is_sharded(self.objective):
                     self._forward(filler)  # the others gather its weights
@@ -88,7 +99,8 @@ class Looker:
         if is_sharded(self.objective):
             return self.objective(pixels, None)
         inner = getattr(self.objective, "_orig_mod", self.objective)
-        return getattr(inner, "module", inner)(pixels, None)  # past DDP, as the processes' passes are not of one kind
+        # past DDP, as the processes' passes are not of one kind
+        return getattr(inner, "module", inner)(pixels, None)
 
     def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
         """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""
@@ -110,19 +122,29 @@ class Looker:
             size = tuple(max(1, int(length * scale + 0.5)) for length in images.shape[-2:])
             image = images
             if size != images.shape[-2:]:
-                image = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+                image = F.interpolate(
+                    images, size, mode="bilinear", align_corners=False, antialias=True
+                )
             image = image[0]
             if look.window is not None and min(size) < look.window:
                 full = self.black.expand(-1, *(max(length, look.window) for length in size)).clone()
                 full[:, : size[0], : size[1]] = image
                 image = full
-            places = [(top, left) for top in look.starts(image.shape[1]) for left in look.starts(image.shape[2])]
+            places = [
+                (top, left)
+                for top in look.starts(image.shape[1])
+                for left in look.starts(image.shape[2])
+            ]
             scaled = _Scaled(looked, size, tuple(image.shape[1:]), len(places) * (1 + look.flip))
-            height, width = (look.window, look.window) if look.window is not None else image.shape[1:]
+            height, width = (
+                (look.window, look.window) if look.window is not None else image.shape[1:]
+            )
             for top, left in places:
                 pixels = image[:, top : top + height, left : left + width]
                 for flipped in (False, True)[: 1 + look.flip]:
-                    yield _Window(pixels.flip(-1) if flipped else pixels, scaled, top, left, flipped)
+                    yield _Window(
+                        pixels.flip(-1) if flipped else pixels, scaled, top, left, flipped
+                    )
 
     def _add(self, window: _Window, scores: Tensor) -> _Looked | None:
         """Put a window's scores (C, h, w) in their place; its image where that was the last one."""
@@ -143,7 +165,9 @@ class Looker:
         scaled.sums = scaled.seen = None
         looked = scaled.whole
         if mean.shape[-2:] != looked.targets.shape[-2:]:
-            mean = F.interpolate(mean, looked.targets.shape[-2:], mode="bilinear", align_corners=False)
+            mean = F.interpolate(
+                mean, looked.targets.shape[-2:], mode="bilinear", align_corners=False
+            )
         looked.total = mean if looked.total is None else looked.total.add_(mean)
         looked.left -= 1
         return None if looked.left else looked

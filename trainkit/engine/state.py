@@ -63,12 +63,16 @@ class Training:
     weights: list[nn.Parameter]  # the optimizer's, in the order of the model
     others: list[nn.Parameter]  # that get gradients and are not the optimizer's
     progress: Progress = field(default_factory=Progress)
-    window: list[Tensor] = field(default_factory=list)  # (K + 1,) of each step since the last row: losses, norm
-    bad_images: list[str] = field(default_factory=list)  # replaced in this process since it was last told
+    # (K + 1,) of each step since the last row: losses, norm
+    window: list[Tensor] = field(default_factory=list)
+    # replaced in this process since it was last told
+    bad_images: list[str] = field(default_factory=list)
     since: tuple[int, float] = (0, 0.0)  # images and seconds of training at the last row
-    targets: Tensor | None = None  # valid ones of the first loss since the last row, on the device; None: no step since
+    # valid ones of the first loss since the last row, on the device; None: no step since
+    targets: Tensor | None = None
     results: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
-    warnings: list[str] = field(default_factory=list)  # about the training data, found before the first step
+    # about the training data, found before the first step
+    warnings: list[str] = field(default_factory=list)
     resumed_from: int = 0  # step of the checkpoint that this process went on from
     saved: int = 0  # step of the newest checkpoint
     told: bool = False  # what the first evaluation of this process found its targets to lack

@@ -25,7 +25,8 @@ from trainkit.engine.state import Training
 from trainkit.errors import is_out_of_memory
 from trainkit.outputs import refusals_told
 
-TRIED = 2  # steps of several processes that are first tried without each other: the second has the optimizer's state
+# steps of several processes that are first tried without each other: the second has the optimizer's state
+TRIED = 2
 
 # Of a static graph DDP learns in a first backward how often it meets each weight, and in a second one in which order,
 # for the buckets that it lays out after. The order of a sum over more than two processes depends on these: both are
@@ -52,7 +53,8 @@ def steps(t: Training, stop: int) -> Iterator[int]:
     for step, (images, targets, replaced) in enumerate(loader, start):
         t.whole = False
         train_step(t, step, images, targets)
-        t.bad_images += replaced  # of steps that are done: one that fails reads them again when the run is resumed
+        # of steps that are done: one that fails reads them again when the run is resumed
+        t.bad_images += replaced
         if step == start:  # the optimizer has made its state
             rehearse(t)
         t.progress.step = step + 1
@@ -76,11 +78,13 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
 
     images, targets = t.to_device(images, targets)
     if recipe.mix is not None:
-        seed_step(t.options.seed, step, accelerator.process_index, MIX)  # for one that does not draw by its seed alone
+        # for one that does not draw by its seed alone
+        seed_step(t.options.seed, step, accelerator.process_index, MIX)
         images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
     counts = recipe.task.counts(targets)
     if accelerator.num_processes > 1:
-        if not sum(t.plan.order.passes(step, accelerator.process_index)):  # a filler, counted nowhere
+        # a filler, counted nowhere
+        if not sum(t.plan.order.passes(step, accelerator.process_index)):
             counts = counts * 0
         counts = accelerator.reduce(counts, "sum")  # (K,), of the batch
     t.targets = counts[0] if t.targets is None else t.targets + counts[0]
@@ -103,9 +107,18 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
             f"no gradient reached the {len(t.weights)} parameters of optimizer {type(optimizer).__name__} in step "
             f"{step + 1}: they have no part in the loss, or requires_grad is False"
         )
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([weight.grad for weight in weights])))
-    row = torch.cat([losses, gathered(norm).detach().view(1).to(losses) / accelerator.num_processes])  # (K + 1,)
-    failed = ~accelerator.reduce(row, "sum").isfinite().all() if t.options.on_nonfinite == "skip" else None
+    norm = torch.linalg.vector_norm(
+        torch.stack(torch._foreach_norm([weight.grad for weight in weights]))
+    )
+    # (K + 1,)
+    row = torch.cat(
+        [losses, gathered(norm).detach().view(1).to(losses) / accelerator.num_processes]
+    )
+    failed = (
+        ~accelerator.reduce(row, "sum").isfinite().all()
+        if t.options.on_nonfinite == "skip"
+        else None
+    )
     if recipe.clip_norm is not None:
         clip_grads_with_norm_(weights, recipe.clip_norm, norm)
     skipped = _update(t, failed)
@@ -128,7 +141,8 @@ def _update(t: Training, failed: Tensor | None) -> Tensor | None:
         optimizer.step()
     else:
         if failed is None:
-            (overflow,) = scaler._found_inf_per_device(optimizer).values()  # which its update forgets
+            # which its update forgets
+            (overflow,) = scaler._found_inf_per_device(optimizer).values()
             skipped = overflow.bool()
         scaler.step(optimizer)
     if scaler is not None:
@@ -149,14 +163,20 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
     """Forward and backward over this process's share, in smaller passes where memory runs out; losses (K,)."""
     inner = getattr(t.objective, "_orig_mod", t.objective)  # compiled, it stands around DDP
     # SyncBN asks the others itself, and a static graph is learnt from all backward passes that there are.
-    trying = isinstance(inner, DistributedDataParallel) and not (t.recipe.sync_batch_norm or t.options.static_graph)
+    trying = isinstance(inner, DistributedDataParallel) and not (
+        t.recipe.sync_batch_norm or t.options.static_graph
+    )
     while trying and t.tried < TRIED:
         # The others would wait for one whose memory ran out: try without them, and agree.
         _, problem = _passes(t, inner.module, step, images, targets, counts)
-        unused = [name for name, weight in inner.module.model.named_parameters() if _waited_for(weight)]
+        unused = [
+            name for name, weight in inner.module.model.named_parameters() if _waited_for(weight)
+        ]
         _zero_gradients(t)
         t.undo.buffers_back()
-        if t.accelerator.reduce(torch.tensor(float(problem is not None), device=counts.device), "sum"):
+        if t.accelerator.reduce(
+            torch.tensor(float(problem is not None), device=counts.device), "sum"
+        ):
             _halve(t, step, problem or "another process ran out of memory", alone=False)
         elif unused:
             raise ValueError(
@@ -199,16 +219,22 @@ def _passes(
         for number, size in enumerate(sizes, 1):
             part = slice(first, first + size) if size else slice(0, 1)
             first += size
-            with nullcontext() if number == len(sizes) or t.options.static_graph else no_sync(accelerator, t.objective):
+            with (
+                nullcontext()
+                if number == len(sizes) or t.options.static_graph
+                else no_sync(accelerator, t.objective)
+            ):
                 terms = objective(images[part], targets[part]) / counts  # (K,)
                 terms = terms if size else terms * 0
-                loss = terms.sum() * processes if processes > 1 else terms.sum()  # the wrapper averages over them
+                # the wrapper averages over them
+                loss = terms.sum() * processes if processes > 1 else terms.sum()
                 _backward(loss if accelerator.scaler is None else accelerator.scaler.scale(loss))
             losses += terms.detach()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return losses, str(error).splitlines()[0]  # not the error itself: it holds on to what was allocated
+        # not the error itself: it holds on to what was allocated
+        return losses, str(error).splitlines()[0]
     return losses, None
 
 

@@ -11,7 +11,11 @@ import torch.distributed as dist
 
 from trainkit.distributed.launcher import launcher
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
+)
 FAILED = 1  # no signal: one process cannot go on, and all stop with this exit code
 
 
@@ -40,8 +44,13 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is not threading.main_thread():
-            return self  # Python delivers signals to the main thread alone, and lets no other one ask for them
-        heard = [each for each in STOPPING if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+            # Python delivers signals to the main thread alone, and lets no other one ask for them
+            return self
+        heard = [
+            each
+            for each in STOPPING
+            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN
+        ]
         self._before = {number: signal.signal(number, self._on_signal) for number in heard}
         return self
 

@@ -18,7 +18,11 @@ def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
             f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
             "is for GPUs. Turn it off (--no-sync-batch-norm), or train in one process with --micro-batch"
         )
-    kinds = {norm: _synchronised_kind(name, norm) for name, norm in model.named_modules() if _counts(norm)}
+    kinds = {
+        norm: _synchronised_kind(name, norm)
+        for name, norm in model.named_modules()
+        if _counts(norm)
+    }
     for norm, kind in kinds.items():
         norm.__class__ = kind  # and nothing else changes: names, hooks, what the optimizer holds
         norm.process_group = None
@@ -33,7 +37,11 @@ def _synchronised_kind(name: str, norm: nn.Module) -> type[nn.Module]:
     """The class that does over all processes what this batch norm does in one."""
     kind = type(norm)
     own_forward = "forward" in vars(norm) or kind.forward is not AnyBatchNorm.forward
-    if kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.") and "forward" not in vars(norm):
+    if (
+        kind.__name__ == "BatchNormAct2d"
+        and kind.__module__.startswith("timm.")
+        and "forward" not in vars(norm)
+    ):
         from timm.layers.norm_act import SyncBatchNormAct
 
         return SyncBatchNormAct

@@ -12,14 +12,17 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, task: Task):
         super().__init__()
         self.model, self.task = model, task
-        self.divisor = size_divisor(model) if hasattr(task, "scores") else 1  # of images' sides, in evaluations
+        # of images' sides, in evaluations
+        self.divisor = size_divisor(model) if hasattr(task, "scores") else 1
 
     def forward(self, images: Tensor, targets: Tensor | None) -> Tensor:
         """In training the weighted loss sums (K,), in evaluation the predictions, one row per image.
 
         Without targets the task's scores, which an evaluation in windows puts together.
         """
-        outputs = self.model(images) if self.training else run_padded(self.model, images, self.divisor)
+        outputs = (
+            self.model(images) if self.training else run_padded(self.model, images, self.divisor)
+        )
         if targets is None:
             return self.task.scores(outputs, images)
         return (self.task.losses if self.training else self.task.predict)(outputs, targets)

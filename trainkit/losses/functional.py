@@ -83,7 +83,9 @@ class _PixelCrossEntropy(torch.autograd.Function):
         """(softmax - one-hot) x gradient (N, H, W), of valid pixels."""
         logits, ids, valid, normaliser = ctx.saved_tensors
         result = torch.empty_like(logits)
-        for image, wanted, counted, log_sum, factor, out in zip(logits, ids, valid, normaliser, gradient, result):
+        for image, wanted, counted, log_sum, factor, out in zip(
+            logits, ids, valid, normaliser, gradient, result
+        ):
             part = (image.float() - log_sum).exp_()  # (C, H, W)
             part.scatter_add_(0, wanted[None], torch.full_like(part[:1], -1.0))
             out.copy_(part.mul_(counted * factor))
@@ -130,7 +132,11 @@ def check_ignore(targets: Tensor, ignore: int) -> str | None:
 def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
     """Raises ValueError where a network has not one output for each class of a task: (N, C) or (N, C, H, W)."""
     if logits.ndim < 2 or logits.shape[1] != num_classes:
-        outputs = f"{logits.shape[1]} outputs" if logits.ndim > 1 else f"outputs of shape {tuple(logits.shape)}"
+        outputs = (
+            f"{logits.shape[1]} outputs"
+            if logits.ndim > 1
+            else f"outputs of shape {tuple(logits.shape)}"
+        )
         raise ValueError(
             f"the network has {outputs}, and {name} has {num_classes} classes: build the network with "
             f"{num_classes} outputs, or give the task the classes that the network knows"
@@ -155,7 +161,8 @@ def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
     """
     ids = targets.flatten(1).long()  # (N, H W)
     ids = torch.where(is_valid(targets, ignore).flatten(1), ids, num_classes)
-    presence = torch.zeros(len(ids), num_classes + 1, device=ids.device)  # the last column takes the ignored
+    # the last column takes the ignored
+    presence = torch.zeros(len(ids), num_classes + 1, device=ids.device)
     return presence.scatter_(1, ids, 1.0)[:, :num_classes]
 
 

@@ -8,7 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainkit.losses.base import check_maps
-from trainkit.losses.functional import cross_entropies, cross_entropy_sum, is_valid, num_valid, shares
+from trainkit.losses.functional import (
+    cross_entropies,
+    cross_entropy_sum,
+    is_valid,
+    num_valid,
+    shares,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class CrossEntropy:
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""
-        return cross_entropy_sum(logits, targets, ignore, self.label_smoothing, _on(logits, self.weight))
+        return cross_entropy_sum(
+            logits, targets, ignore, self.label_smoothing, _on(logits, self.weight)
+        )
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
         """Valid targets, or the sum of their weights."""
@@ -53,7 +61,9 @@ class Focal:
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
-            raise ValueError(f"Focal: gamma is {self.gamma}; it must be at least 0 (2 in the paper)")
+            raise ValueError(
+                f"Focal: gamma is {self.gamma}; it must be at least 0 (2 in the paper)"
+            )
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""
@@ -92,12 +102,15 @@ class OHEM:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
-            raise ValueError(f"OHEM: keep is {self.keep}; it is the share of pixels kept, above 0 and at most 1")
+            raise ValueError(
+                f"OHEM: keep is {self.keep}; it is the share of pixels kept, above 0 and at most 1"
+            )
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""
         check_maps(self, logits)
-        each = cross_entropies(logits, targets, ignore).flatten(1)  # (N, H W); ignored ones are 0 and come last
+        # (N, H W); ignored ones are 0 and come last
+        each = cross_entropies(logits, targets, ignore).flatten(1)
         hardest = each.sort(dim=1, descending=True, stable=True).values
         ranks = torch.arange(each.shape[1], device=each.device)
         return torch.where(ranks < self._num_kept(targets, ignore)[:, None], hardest, 0).sum()
@@ -132,17 +145,25 @@ class BinaryCrossEntropy:
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""
         if logits.ndim != 2:
-            raise ValueError(f"BinaryCrossEntropy is a loss of images, and the logits are {tuple(logits.shape)}")
-        if targets.is_floating_point():  # of what a mixture has no target for, nothing is known, not even absence
+            raise ValueError(
+                f"BinaryCrossEntropy is a loss of images, and the logits are {tuple(logits.shape)}"
+            )
+        # of what a mixture has no target for, nothing is known, not even absence
+        if targets.is_floating_point():
             valid = shares(targets)
             targets = targets / valid.clamp(min=torch.finfo(valid.dtype).tiny)[:, None]
         else:
             valid = (targets != ignore).float()
-            targets = F.one_hot(torch.where(targets != ignore, targets, 0).long(), logits.shape[1]).float()
-        targets = (1 - self.label_smoothing) * targets.float() + self.label_smoothing / logits.shape[1]
+            targets = F.one_hot(
+                torch.where(targets != ignore, targets, 0).long(), logits.shape[1]
+            ).float()
+        targets = (
+            1 - self.label_smoothing
+        ) * targets.float() + self.label_smoothing / logits.shape[1]
         if self.threshold is not None:
             targets = (targets > self.threshold).float()
-        each = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")  # (N, C)
+        # (N, C)
+        each = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
         return (each.sum(1) * valid).sum()
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
@@ -152,7 +173,11 @@ class BinaryCrossEntropy:
 
 def _on(tensor: Tensor, values: Sequence[float] | None) -> Tensor | None:
     """Constants on a tensor's device, without waiting for it."""
-    return None if values is None else torch.tensor(tuple(values)).to(tensor.device, torch.float32, non_blocking=True)
+    return (
+        None
+        if values is None
+        else torch.tensor(tuple(values)).to(tensor.device, torch.float32, non_blocking=True)
+    )
 
 
 def _check_range(name: str, value: float) -> None:

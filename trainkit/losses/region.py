@@ -38,11 +38,14 @@ class Dice:
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
         """logits: (C, H, W). target: (H, W)."""
-        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))  # (H, W), (C, H, W)
+        # (H, W), (C, H, W)
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
         p = logits.float().softmax(0) * valid
         sizes = members.sum((1, 2))  # (C,)
         overlap = torch.where(members, p, 0).sum((1, 2))
-        dice = (2 * overlap + self.smooth) / (p.square().sum((1, 2)) + sizes + self.smooth).clamp(min=1e-12)
+        dice = (2 * overlap + self.smooth) / (p.square().sum((1, 2)) + sizes + self.smooth).clamp(
+            min=1e-12
+        )
         return torch.where(sizes > 0, 1 - dice, 0).sum()
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
@@ -68,10 +71,13 @@ class Lovasz:
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
         """logits: (C, H, W). target: (H, W)."""
-        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits)).flatten(1)  # (H, W), (C, H W)
+        # (H, W), (C, H W)
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits)).flatten(1)
         p = logits.float().softmax(0).flatten(1)
-        errors = torch.where(members, 1 - p, p) * valid.flatten()  # ignored: 0, and with the last ones
-        with torch.no_grad():  # the extension is linear for one order of the errors: these are its slopes
+        # ignored: 0, and with the last ones
+        errors = torch.where(members, 1 - p, p) * valid.flatten()
+        # the extension is linear for one order of the errors: these are its slopes
+        with torch.no_grad():
             order = errors.argsort(dim=1, descending=True, stable=True)
             hits = members.gather(1, order)
             size = hits.sum(1, keepdim=True)  # (C, 1)
@@ -95,9 +101,13 @@ def _members(target: Tensor, ignore: int, num_classes: int) -> Tensor:
     return (target == classes) & is_valid(target, ignore)
 
 
-def _image_by_image(of_image: Callable[..., Tensor], logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+def _image_by_image(
+    of_image: Callable[..., Tensor], logits: Tensor, targets: Tensor, ignore: int
+) -> Tensor:
     """Sum over images. What each needs in float32 is computed again in the backward pass, and not kept for all."""
     total = torch.zeros((), device=logits.device)
     for image, target in zip(logits, targets):
-        total = total + checkpoint(of_image, image, target, ignore, use_reentrant=False, preserve_rng_state=False)
+        total = total + checkpoint(
+            of_image, image, target, ignore, use_reentrant=False, preserve_rng_state=False
+        )
     return total

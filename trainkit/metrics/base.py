@@ -44,9 +44,14 @@ class Counting:
 
     def add(self, *, prediction: Tensor, reference: Tensor, **_: object) -> None:
         """Count one image."""
-        self.add_batch(predictions=torch.as_tensor(prediction)[None], references=torch.as_tensor(reference)[None])
+        self.add_batch(
+            predictions=torch.as_tensor(prediction)[None],
+            references=torch.as_tensor(reference)[None],
+        )
 
-    def compute(self, *, predictions: Tensor | None = None, references: Tensor | None = None, **_: object) -> dict:
+    def compute(
+        self, *, predictions: Tensor | None = None, references: Tensor | None = None, **_: object
+    ) -> dict:
         """Figures over all batches counted since the last `compute` (fractions in [0, 1])."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
@@ -87,6 +92,9 @@ def each_metric(metric: object) -> list:
 
 def declared(task: Any, what: str) -> frozenset[str]:
     """Names of results that a task, or one of its metrics, declares by an attribute: "percent" or "per_class"."""
-    metrics = [*task.metrics(), *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ())]
+    metrics = [
+        *task.metrics(),
+        *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ()),
+    ]
     holders = [task, *(one for metric in metrics for one in each_metric(metric))]
     return frozenset(name for holder in holders for name in getattr(holder, what, ()))

@@ -9,7 +9,9 @@ from torch import Tensor
 DRAWS = 1000
 
 
-def interval(rows: Tensor, figures: Callable[[Tensor], Tensor], seed: int = 0) -> tuple[float, float] | None:
+def interval(
+    rows: Tensor, figures: Callable[[Tensor], Tensor], seed: int = 0
+) -> tuple[float, float] | None:
     """The middle 95 % of a figure over 1000 draws of as many images with replacement (Efron, 1979); None for no images.
 
     rows: counts of each image (N, S), whose sum the figure is of. figures: sums (B, S) -> figures (B,). The images are
@@ -21,7 +23,10 @@ def interval(rows: Tensor, figures: Callable[[Tensor], Tensor], seed: int = 0) -
     rows = rows[np.lexsort(rows.T[::-1])]
     generator, found = np.random.default_rng(seed), []
     for _ in range(0, DRAWS, 50):
-        times = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=50)  # (50, N)
+        # (50, N)
+        times = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=50)
         found.append(figures(torch.from_numpy(times @ rows)))
-    low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = (
+        torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    )
     return low, high

@@ -20,13 +20,20 @@ def likeliest(scores: Tensor) -> Tensor:
     score is that one, and of these the first class are steps over whole rows of pixels.
     """
     lies_well = scores.device.type != "cpu" or scores.stride(1) == 1  # on a GPU, or channels last
-    if lies_well or not scores.is_floating_point() or not scores.numel() or torch.compiler.is_compiling():
+    if (
+        lies_well
+        or not scores.is_floating_point()
+        or not scores.numel()
+        or torch.compiler.is_compiling()
+    ):
         return scores.argmax(1)
     num_classes, flat = scores.shape[1], scores.detach().flatten(2)
     chosen = torch.empty(flat.shape[0], flat.shape[2], dtype=torch.int64)
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    order = torch.arange(num_classes, 0, -1, dtype=dtype)[:, None]  # above 0, and most for the first
-    room = torch.empty(num_classes, SCORES_AT_ONCE, dtype=dtype)  # the system would page fresh memory in each time
+    # above 0, and most for the first
+    order = torch.arange(num_classes, 0, -1, dtype=dtype)[:, None]
+    # the system would page fresh memory in each time
+    room = torch.empty(num_classes, SCORES_AT_ONCE, dtype=dtype)
     for image, classes in zip(flat, chosen):
         for piece, out in zip(image.split(SCORES_AT_ONCE, 1), classes.split(SCORES_AT_ONCE)):
             piece = piece.to(dtype)  # exact: it is no narrower than the scores
@@ -47,7 +54,9 @@ def count_pairs(predictions: Tensor, references: Tensor, num_classes: int, ignor
     if predictions.device.type == "cpu":
         counts = _count_as_they_are(predictions, references, num_classes, ignore)
     if counts is None:
-        counts = _count_in_place(_cells(predictions, references, num_classes, ignore), shape[0] * shape[1])
+        counts = _count_in_place(
+            _cells(predictions, references, num_classes, ignore), shape[0] * shape[1]
+        )
     return counts.view(shape)
 
 
@@ -62,7 +71,9 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _count_as_they_are(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor | None:
+def _count_as_they_are(
+    predictions: Tensor, references: Tensor, num_classes: int, ignore: int
+) -> Tensor | None:
     """From a table with a row for each value that a reference may have, the ignored ones too.
 
     None where an id has no place in it, or the ignored one is so far from the classes that it would be large.
@@ -100,7 +111,9 @@ def _within(ids: Tensor, low: int, high: int) -> bool:
 def _cells(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:
     """The cell that each pixel belongs to: int64, one dimension."""
     rows, columns = references.long(), predictions.long()
-    rows = torch.where((rows >= 0) & (rows < num_classes), rows, num_classes + 1 - (rows == ignore).long())
+    rows = torch.where(
+        (rows >= 0) & (rows < num_classes), rows, num_classes + 1 - (rows == ignore).long()
+    )
     columns = torch.where((columns >= 0) & (columns < num_classes), columns, num_classes)
     return rows * (num_classes + 1) + columns
 

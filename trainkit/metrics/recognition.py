@@ -8,7 +8,8 @@ from torch import Tensor
 from trainkit.metrics.base import Counting, PerImage
 from trainkit.metrics.segmentation import _of_classes
 
-UNIT = 2**30  # confidences are summed as whole numbers of 1 / UNIT, so that no order of images or processes changes it
+# confidences are summed as whole numbers of 1 / UNIT, so that no order of images or processes changes it
+UNIT = 2**30
 
 
 class TopK(Counting):
@@ -32,10 +33,15 @@ class TopK(Counting):
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         valid, hits = self._hits(predictions, references)
-        of_class = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=valid.device)  # the last: of none
+        # the last: of none
+        of_class = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=valid.device)
         known = valid & (references < self.num_classes)
-        of_class.scatter_add_(0, torch.where(known, references, self.num_classes).long(), valid.long())
-        return torch.cat([torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)]), of_class[:-1]])
+        of_class.scatter_add_(
+            0, torch.where(known, references, self.num_classes).long(), valid.long()
+        )
+        return torch.cat(
+            [torch.stack([valid.sum(), *(hits[:, :k].sum() for k in self.ks)]), of_class[:-1]]
+        )
 
     def class_counts(self) -> Tensor:
         """Images of each class counted so far: int64 (C,)."""
@@ -50,7 +56,9 @@ class TopK(Counting):
             )
         ranked = self._ranked(predictions)
         if self._ranks(ranked.shape[1]) == 0:
-            raise ValueError(f"TopK: ks is {self.ks}, but the predictions rank {ranked.shape[1]} classes")
+            raise ValueError(
+                f"TopK: ks is {self.ks}, but the predictions rank {ranked.shape[1]} classes"
+            )
         valid = references >= 0
         return valid, (ranked == references[:, None]) & valid[:, None]
 
@@ -77,14 +85,18 @@ class TopK(Counting):
             return {}
         num_classes = self.classes if isinstance(self.classes, int) else len(self.classes)
         cells = rows[rows[:, 0] > 0, 2:] @ torch.tensor([num_classes, 1])
-        return _of_classes(torch.bincount(cells, minlength=num_classes**2).view(num_classes, -1), self.classes)
+        return _of_classes(
+            torch.bincount(cells, minlength=num_classes**2).view(num_classes, -1), self.classes
+        )
 
     def _ranks(self, num_ranked: int) -> int:
         return sum(k <= num_ranked for k in self.ks)
 
     def _results(self) -> dict:
         num_images, *hits = self.counts[: 1 + len(self.ks)].tolist()
-        return {f"top{k}": hit / num_images if num_images else None for k, hit in zip(self.ks, hits)}
+        return {
+            f"top{k}": hit / num_images if num_images else None for k, hit in zip(self.ks, hits)
+        }
 
 
 class CalibrationError(Counting):
@@ -102,15 +114,19 @@ class CalibrationError(Counting):
 
     def __init__(self, bins: int = 15):
         if bins < 1:
-            raise ValueError(f"CalibrationError: bins is {bins}; it must be at least 1 (15 in the paper)")
+            raise ValueError(
+                f"CalibrationError: bins is {bins}; it must be at least 1 (15 in the paper)"
+            )
         self.bins = bins
-        self.counts = torch.zeros(3 * bins, dtype=torch.int64)  # of each bin: images, images right, confidence
+        # of each bin: images, images right, confidence
+        self.counts = torch.zeros(3 * bins, dtype=torch.int64)
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         confidence, called = predictions.float().softmax(1).max(1)  # (N,)
         valid = (references >= 0).long()
         edges = torch.linspace(0, 1, self.bins + 1, device=confidence.device)[1:-1]
-        place = torch.bucketize(confidence, edges)  # bin i has edges[i - 1] < confidence <= edges[i]
+        # bin i has edges[i - 1] < confidence <= edges[i]
+        place = torch.bucketize(confidence, edges)
         whole = (confidence * UNIT).round().long()
         rows = torch.stack([valid, valid * (called == references), valid * whole])  # (3, N)
         counts = torch.zeros(3, self.bins, dtype=torch.int64, device=rows.device)

@@ -39,7 +39,8 @@ class MeanIoU(Counting):
             raise ValueError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.class_names = list(class_names) if class_names is not None else None
-        self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)  # as `count_pairs` says
+        # as `count_pairs` says
+        self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         if predictions.shape != references.shape:
@@ -64,7 +65,9 @@ class MeanIoU(Counting):
             if name == "pixAcc":
                 return hits.sum(1) / references.sum(1).clamp(min=1)
             union = references + predictions - hits
-            counted = union > 0 if self.absent == "skip" else torch.ones_like(union, dtype=torch.bool)
+            counted = (
+                union > 0 if self.absent == "skip" else torch.ones_like(union, dtype=torch.bool)
+            )
             return (hits / union.clamp(min=1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
         return PerImage(count, figures)
@@ -85,7 +88,9 @@ class MeanIoU(Counting):
 
     def class_counts(self) -> Tensor:
         """Pixels of each class of the references counted so far: int64 (C,)."""
-        return self.counts.view(self.num_classes + 2, self.num_classes + 1)[: self.num_classes].sum(1)
+        return self.counts.view(self.num_classes + 2, self.num_classes + 1)[: self.num_classes].sum(
+            1
+        )
 
     def _results(self) -> dict:
         confusion = self.confusion()
@@ -120,4 +125,7 @@ def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
     found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
     found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
     named = names is not None and not isinstance(names, int)
-    return {"accuracy": dict(zip(names, found)) if named else found, "confusion": confusion.tolist()}
+    return {
+        "accuracy": dict(zip(names, found)) if named else found,
+        "confusion": confusion.tolist(),
+    }

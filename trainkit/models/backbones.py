@@ -21,7 +21,11 @@ RESNETS = ("resnet*", "resnext*", "wide_resnet*")  # torchvision's names
 DILATED = {8: (False, True, True), 16: (False, False, True), 32: (False, False, False)}
 
 # The same for SmallResNet: the strides and the dilations of its four stages.
-SMALL = {8: ((2, 2, 1, 1), (1, 1, 2, 4)), 16: ((2, 2, 2, 1), (1, 1, 1, 2)), 32: ((2, 2, 2, 2), (1, 1, 1, 1))}
+SMALL = {
+    8: ((2, 2, 1, 1), (1, 1, 2, 4)),
+    16: ((2, 2, 2, 1), (1, 1, 1, 2)),
+    32: ((2, 2, 2, 2), (1, 1, 1, 1)),
+}
 
 
 def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
@@ -40,21 +44,29 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
         return _timm(name, pretrained, stride)
     if name == "small":
         if pretrained:
-            raise ValueError("backbone 'small' has no published weights; start from random ones with --no-pretrained")
+            raise ValueError(
+                "backbone 'small' has no published weights; start from random ones with --no-pretrained"
+            )
         strides, dilations = SMALL[stride]
         return SmallResNet(strides=strides, dilations=dilations)
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)
     if name not in known:
-        raise ValueError(f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)}, timm:NAME")
+        raise ValueError(
+            f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)}, timm:NAME"
+        )
     try:
-        net = torchvision.models.get_model(name, weights=None, replace_stride_with_dilation=DILATED[stride])
+        net = torchvision.models.get_model(
+            name, weights=None, replace_stride_with_dilation=DILATED[stride]
+        )
     except NotImplementedError as error:
         raise ValueError(
             f"backbone {name} is made of basic blocks, which do not dilate in torchvision: its stride is 32, not "
             f"{stride}. Take resnet50 or timm:{name}, or a network at stride 32 such as upernet"
         ) from error
     if pretrained:
-        load_pretrained(net, torchvision.models.get_model_weights(name).IMAGENET1K_V1, skip=("fc.",))
+        load_pretrained(
+            net, torchvision.models.get_model_weights(name).IMAGENET1K_V1, skip=("fc.",)
+        )
     return ResNetMaps(net)
 
 
@@ -91,11 +103,14 @@ class TimmMaps(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) -> the maps, see `named_maps`."""
         maps = self.net(x)[-4:]
-        return named_maps([each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else maps)
+        return named_maps(
+            [each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else maps
+        )
 
 
 def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
-    dilated = {} if stride == 32 else {"output_stride": stride}  # many networks do not even know the word
+    # many networks do not even know the word
+    dilated = {} if stride == 32 else {"output_stride": stride}
     try:
         net, divisor = _of_any_size(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
@@ -105,7 +120,9 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
         ) from error
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
-        raise ValueError(f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}")
+        raise ValueError(
+            f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}"
+        )
     maps = TimmMaps(net)
     maps.size_divisor = divisor
     return maps

@@ -13,7 +13,9 @@ class DeepTEN(nn.Module):
     backbone: images -> maps with c4, and their `channels`. channels: of the features that are encoded.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 128, num_codewords: int = 32):
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, channels: int = 128, num_codewords: int = 32
+    ):
         super().__init__()
         self.backbone = backbone
         self.narrow = Conv2dNormActivation(backbone.channels[-1], channels, 1)

@@ -35,12 +35,22 @@ class EncHead(nn.Module):
     """c4, with lateral c2 and c3 beside it, -> {"out": (N, num_classes, h, w), "se": (N, num_classes)}."""
 
     def __init__(
-        self, in_channels: tuple[int, ...], num_classes: int, channels: int, num_codewords: int, se: bool, lateral: bool
+        self,
+        in_channels: tuple[int, ...],
+        num_classes: int,
+        channels: int,
+        num_codewords: int,
+        se: bool,
+        lateral: bool,
     ):
         super().__init__()
         _, c2, c3, c4 = in_channels
         self.squeeze = Conv2dNormActivation(c4, channels, 3)
-        self.lateral = nn.ModuleList(Conv2dNormActivation(each, channels, 1) for each in (c2, c3)) if lateral else None
+        self.lateral = (
+            nn.ModuleList(Conv2dNormActivation(each, channels, 1) for each in (c2, c3))
+            if lateral
+            else None
+        )
         self.fuse = Conv2dNormActivation(3 * channels, channels, 3) if lateral else None
         self.context = ContextEncoding(channels, num_codewords)
         self.presence = nn.Linear(channels, num_classes) if se else None
@@ -51,7 +61,9 @@ class EncHead(nn.Module):
         x = self.squeeze(maps["c4"])
         if self.lateral is not None:
             beside = [connect(maps[name]) for connect, name in zip(self.lateral, ("c2", "c3"))]
-            x = self.fuse(torch.cat([resize(each, maps["c2"].shape[-2:]) for each in (x, *beside)], 1))
+            x = self.fuse(
+                torch.cat([resize(each, maps["c2"].shape[-2:]) for each in (x, *beside)], 1)
+            )
         x, code = self.context(x)
         outputs = {"out": self.classify(x)}
         if self.presence is not None:

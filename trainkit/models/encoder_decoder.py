@@ -30,7 +30,9 @@ class DenseModel(nn.Module):
         if self.aux_head is not None:
             outputs["aux"] = self.aux_head(maps["c3"])
         size = images.shape[-2:]
-        return OrderedDict((name, resize(each, size) if each.ndim == 4 else each) for name, each in outputs.items())
+        return OrderedDict(
+            (name, resize(each, size) if each.ndim == 4 else each) for name, each in outputs.items()
+        )
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,11 +18,17 @@ def encode(features: Tensor, codewords: Tensor, smoothing: Tensor) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.promote_types(features.dtype, torch.float32)
-        features, codewords, smoothing = (each.to(dtype) for each in (features, codewords, smoothing))
+        features, codewords, smoothing = (
+            each.to(dtype) for each in (features, codewords, smoothing)
+        )
         products = features @ codewords.T  # (N, P, K)
-        distances = features.square().sum(2, keepdim=True) - 2 * products + codewords.square().sum(1)  # (N, P, K)
+        # (N, P, K)
+        distances = (
+            features.square().sum(2, keepdim=True) - 2 * products + codewords.square().sum(1)
+        )
         assigned = torch.softmax(-smoothing * distances, 2)  # (N, P, K)
-        return assigned.transpose(1, 2) @ features - assigned.sum(1).unsqueeze(2) * codewords  # (N, K, D)
+        # (N, K, D)
+        return assigned.transpose(1, 2) @ features - assigned.sum(1).unsqueeze(2) * codewords
 
 
 class Encoding(nn.Module):

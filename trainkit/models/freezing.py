@@ -21,11 +21,15 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
     but = [but] if isinstance(but, nn.Module) else list(but)
     for each in (module, *but):
         if not isinstance(each, nn.Module):
-            raise TypeError(f"freeze takes modules, and got {type(each).__name__}: give network.layer1 or the like")
+            raise TypeError(
+                f"freeze takes modules, and got {type(each).__name__}: give network.layer1 or the like"
+            )
     inside = set(module.modules())
     for each in but:
         if each not in inside:
-            raise ValueError(f"but names a {type(each).__name__} that is not inside {type(module).__name__}")
+            raise ValueError(
+                f"but names a {type(each).__name__} that is not inside {type(module).__name__}"
+            )
     trained = {part for each in but for part in each.modules()}
     kept = {id(parameter) for each in but for parameter in each.parameters()}
     for part in inside - trained:
@@ -33,16 +37,21 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
             if id(parameter) not in kept:
                 parameter.requires_grad_(False)
         part.training = False
-        part.train = partial(_stay_evaluating, part)  # of this module alone; it is copied and pickled with it
+        # of this module alone; it is copied and pickled with it
+        part.train = partial(_stay_evaluating, part)
 
 
 def frozen_statistics(model: nn.Module) -> dict[str, Tensor]:
     """The running means of batch norms whose own parameters take no gradient, by the norm's name: a copy."""
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)}
+    norms = {
+        name: module for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)
+    }
     return {
         name: norm.running_mean.detach().cpu().clone()
         for name, norm in norms.items()
-        if norm.running_mean is not None and norm.affine and not any(p.requires_grad for p in norm.parameters())
+        if norm.running_mean is not None
+        and norm.affine
+        and not any(p.requires_grad for p in norm.parameters())
     }
 
 

@@ -30,10 +30,14 @@ def load_pretrained(
             f"cannot get the pretrained weights {weights} from {weights.url} ({str(error).splitlines()[0]}). "
             f"Put the file at {file}, or start from random weights with --no-pretrained"
         ) from error
-    state = {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state
+    state = (
+        {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state
+    )
     state = state if adapt is None else adapt(state)
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.startswith(skip)] if skip else missing
     if missing or unexpected:
-        raise ValueError(f"{weights} does not fit {type(module).__name__}: missing {missing}, unexpected {unexpected}")
+        raise ValueError(
+            f"{weights} does not fit {type(module).__name__}: missing {missing}, unexpected {unexpected}"
+        )
     return module

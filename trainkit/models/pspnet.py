@@ -21,7 +21,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        pooled = [narrow(F.adaptive_avg_pool2d(x, parts)) for parts, narrow in zip(self.bins, self.narrow)]
+        pooled = [
+            narrow(F.adaptive_avg_pool2d(x, parts)) for parts, narrow in zip(self.bins, self.narrow)
+        ]
         return torch.cat([x, *(resize(each, x.shape[-2:]) for each in pooled)], 1)
 
 
@@ -42,5 +44,9 @@ class PSPHead(nn.Module):
 class PSPNet(DenseModel):
     """Pyramid pooling on the last map of `backbone`. channels: width of the head. aux: logits "aux" from c3."""
 
-    def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True):
-        super().__init__(backbone, PSPHead(backbone.channels[-1], num_classes, channels), num_classes, aux)
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True
+    ):
+        super().__init__(
+            backbone, PSPHead(backbone.channels[-1], num_classes, channels), num_classes, aux
+        )

@@ -36,29 +36,40 @@ def classifier(
     """
     for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
         if rate is not None and not 0 <= rate < 1:
-            raise ValueError(f"{what} is {rate}; it must be in [0, 1), or None for the network as published")
+            raise ValueError(
+                f"{what} is {rate}; it must be in [0, 1), or None for the network as published"
+            )
     if name.startswith("timm:"):
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
         try:
             return timm_network(name, False, sizes, num_classes=num_classes, **asked)
         except TypeError as error:
-            raise ValueError(f"{name} does not take {' and '.join(asked)} in timm ({error})") from error
+            raise ValueError(
+                f"{name} does not take {' and '.join(asked)} in timm ({error})"
+            ) from error
     if name == "small":
-        model: nn.Module = SmallClassifier(num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1)))
+        model: nn.Module = SmallClassifier(
+            num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1))
+        )
     else:
         model = _torchvision(name, num_classes, sizes)
     if stochastic_depth is not None:
         _leave_out(model, name, stochastic_depth)
     if drop_block is not None:
         if not isinstance(model, ResNet):
-            raise ValueError(f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave it out")
+            raise ValueError(
+                f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave it out"
+            )
         for stage in (model.layer3, model.layer4):
-            stage.append(DropBlock(drop_block, block_size=7))  # it has no weights: checkpoints fit without it
+            # it has no weights: checkpoints fit without it
+            stage.append(DropBlock(drop_block, block_size=7))
     return model
 
 
-def fine_tuned(name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()) -> nn.Module:
+def fine_tuned(
+    name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()
+) -> nn.Module:
     """The network `name` with a new last layer of `num_classes` outputs, named in its attribute `head_names`.
 
     All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
@@ -69,22 +80,29 @@ def fine_tuned(name: str, num_classes: int, pretrained: bool = True, sizes: Sequ
     """
     if name.startswith("timm:"):
         network = timm_network(name, pretrained, sizes, num_classes=num_classes)
-        if num_classes == network.pretrained_cfg["num_classes"]:  # timm keeps the published layer, of other classes
+        # timm keeps the published layer, of other classes
+        if num_classes == network.pretrained_cfg["num_classes"]:
             network.reset_classifier(num_classes)
         last = network.get_classifier()
         ids = set(map(id, last if isinstance(last, (tuple, list)) else [last]))
-        network.head_names = tuple(path for path, module in network.named_modules() if id(module) in ids)
+        network.head_names = tuple(
+            path for path, module in network.named_modules() if id(module) in ids
+        )
         return network
     network = _torchvision(name, None, sizes)
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     outputs = network.get_submodule(linear[-1]).out_features if linear else None
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if outputs != len(weights.meta["categories"]):
-        raise ValueError(f"{name} does not end in a linear layer that a new one could replace: take another network")
+        raise ValueError(
+            f"{name} does not end in a linear layer that a new one could replace: take another network"
+        )
     if pretrained:
         load_pretrained(network, weights, adapt=_positions_resized(network))
     last = network.get_submodule(linear[-1])
-    network.set_submodule(linear[-1], nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
+    network.set_submodule(
+        linear[-1], nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+    )
     network.head_names = (linear[-1],)
     return network
 
@@ -102,7 +120,11 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
         timm, short = timm_with(name)
         known = timm.models.get_pretrained_cfg(short, allow_unregistered=True)
         if known is not None:
-            found = {"mean": tuple(known.mean), "std": tuple(known.std), "interpolation": known.interpolation}
+            found = {
+                "mean": tuple(known.mean),
+                "std": tuple(known.std),
+                "interpolation": known.interpolation,
+            }
             found |= {"crop_fraction": known.crop_pct, "crop_mode": known.crop_mode}
     found |= {setting: value for setting, value in asked.items() if value is not None}
     if found["crop_mode"] not in CROP_MODES:
@@ -135,7 +157,9 @@ def _leave_out(model: nn.Module, name: str, rate: float) -> None:
         layer.p *= rate / last
 
 
-def _positions_resized(network: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+def _positions_resized(
+    network: nn.Module,
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
     """What makes published weights fit a ViT that is built for images of another size."""
     if not isinstance(network, VisionTransformer):
         return None

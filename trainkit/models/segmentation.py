@@ -39,7 +39,11 @@ def segmenter(
     if name in ("pspnet", "upernet"):
         return {"pspnet": PSPNet, "upernet": UPerNet}[name](body, num_classes, channels, aux)
     build, head = {"fcn": (FCN, FCNHead), "deeplabv3": (DeepLabV3, DeepLabHead)}[name]
-    return build(body, head(body.channels[-1], num_classes), FCNHead(body.channels[-2], num_classes) if aux else None)
+    return build(
+        body,
+        head(body.channels[-1], num_classes),
+        FCNHead(body.channels[-2], num_classes) if aux else None,
+    )
 
 
 def encoding_weight(model: Segmenter, asked: float | None) -> float:
@@ -54,7 +58,9 @@ def encoding_weight(model: Segmenter, asked: float | None) -> float:
     return (0.2 if model == "encnet" else 0.0) if asked is None else asked
 
 
-def torchvision_segmenter(name: str, num_classes: int, pretrained: bool = True, aux: bool = True) -> nn.Module:
+def torchvision_segmenter(
+    name: str, num_classes: int, pretrained: bool = True, aux: bool = True
+) -> nn.Module:
     """One of torchvision's networks for label maps by its own name, such as "fcn_resnet50", its heads at random.
 
     name: also "small_fcn" or "small_lraspp", for two CPU cores, of which nothing is pretrained. pretrained: start the

@@ -19,10 +19,14 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1):
         super().__init__()
         self.first = Conv2dNormActivation(in_channels, channels, 3, stride, dilation=dilation)
-        self.second = Conv2dNormActivation(channels, channels, 3, dilation=dilation, activation_layer=None)
+        self.second = Conv2dNormActivation(
+            channels, channels, 3, dilation=dilation, activation_layer=None
+        )
         same = in_channels == channels and stride == 1
         self.shortcut = (
-            nn.Identity() if same else Conv2dNormActivation(in_channels, channels, 1, stride, activation_layer=None)
+            nn.Identity()
+            if same
+            else Conv2dNormActivation(in_channels, channels, 1, stride, activation_layer=None)
         )
         self.relu = nn.ReLU(inplace=True)
 
@@ -86,7 +90,9 @@ class SmallClassifier(nn.Module):
     def __init__(self, num_classes: int, backbone: SmallResNet):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(backbone.widths[-1], num_classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(backbone.widths[-1], num_classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits."""
@@ -103,4 +109,6 @@ def small_fcn(num_classes: int, aux_loss: bool = False) -> FCN:
 def small_lraspp(num_classes: int, widths: Sequence[int] = (32, 64, 128, 128, 256)) -> LRASPP:
     """torchvision's Lite R-ASPP on SmallResNet: stride 8, sharpened by the map at stride 4."""
     backbone = SmallResNet(widths)
-    return LRASPP(backbone, low_channels=widths[1], high_channels=widths[-1], num_classes=num_classes)
+    return LRASPP(
+        backbone, low_channels=widths[1], high_channels=widths[-1], num_classes=num_classes
+    )

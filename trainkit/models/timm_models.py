@@ -22,11 +22,15 @@ def timm_with(name: str) -> tuple[ModuleType, str]:
         raise ValueError(f'{name} needs timm: pip install "trainkit[timm]"') from error
     short = name.removeprefix("timm:")
     if not timm.is_model(short):
-        raise ValueError(f"timm {timm.__version__} has no {short!r}{nearest(short, timm.list_models())}")
+        raise ValueError(
+            f"timm {timm.__version__} has no {short!r}{nearest(short, timm.list_models())}"
+        )
     return timm, short
 
 
-def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **settings: Any) -> nn.Module:
+def timm_network(
+    name: str, pretrained: bool, sizes: Sequence[int] = (), **settings: Any
+) -> nn.Module:
     """timm's network "timm:NAME" as `timm.create_model` makes it.
 
     sizes: sides of the images that it is to take, where it is built for one size (vision transformers). Raises
@@ -34,8 +38,17 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
     """
     timm, short = timm_with(name)
     known = timm.models.get_pretrained_cfg(short)
-    if sizes and known is not None and known.fixed_input_size and set(sizes) != set(known.input_size[1:]):
-        asked = {"img_size": sizes[0]} if len(set(sizes)) == 1 else {"img_size": max(sizes), "dynamic_img_size": True}
+    if (
+        sizes
+        and known is not None
+        and known.fixed_input_size
+        and set(sizes) != set(known.input_size[1:])
+    ):
+        asked = (
+            {"img_size": sizes[0]}
+            if len(set(sizes)) == 1
+            else {"img_size": max(sizes), "dynamic_img_size": True}
+        )
         try:
             network = timm_network(name, pretrained, **asked, **settings)
         except (TypeError, AssertionError) as error:

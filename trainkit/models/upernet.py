@@ -35,5 +35,9 @@ class UPerHead(nn.Module):
 class UPerNet(DenseModel):
     """A feature pyramid on all maps of `backbone`. channels: width of the head. aux: logits "aux" from c3."""
 
-    def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True):
-        super().__init__(backbone, UPerHead(backbone.channels, num_classes, channels), num_classes, aux)
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True
+    ):
+        super().__init__(
+            backbone, UPerHead(backbone.channels, num_classes, channels), num_classes, aux
+        )

@@ -8,7 +8,6 @@ go only after.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import stat
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainkit.files import UMASK, flush, reason, save_tensors
+from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
 
@@ -32,7 +31,6 @@ from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_m
 # and no group has changed.
 FORMAT = 2
 BEGUN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # how safetensors calls a file until it is whole
-os.umask(UMASK)  # the system tells it no other way
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -85,7 +83,9 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
         flush(aside)
         if final.exists():  # of the same step, passed over because it is damaged
             if not _holds_only_ours(final):
-                raise OSError("in its place is a folder with files that trainkit did not write; move it elsewhere")
+                raise OSError(
+                    "in its place is a folder with files that trainkit did not write; move it elsewhere"
+                )
             final.rename(folder / f".removing-{final.name}")
         aside.rename(final)
         flush(folder)
@@ -104,7 +104,10 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
     """
     with ThreadPoolExecutor() as pool:
         described = {}
-        for name, tensors in (("model.safetensors", snapshot.model), ("state.safetensors", snapshot.tensors)):
+        for name, tensors in (
+            ("model.safetensors", snapshot.model),
+            ("state.safetensors", snapshot.tensors),
+        ):
             save_tensors(tensors, folder / name)
             described[name] = pool.submit(_described, folder / name)
         (folder / "state.json").write_text(json.dumps(snapshot.structure))
@@ -142,7 +145,10 @@ def _holds_only_ours(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     begun = folder.name.startswith(".writing-")
-    return all(_is_ours(path.name, begun) and stat.S_ISREG(path.lstat().st_mode) for path in folder.iterdir())
+    return all(
+        _is_ours(path.name, begun) and stat.S_ISREG(path.lstat().st_mode)
+        for path in folder.iterdir()
+    )
 
 
 def _is_ours(name: str, begun: bool) -> bool:
@@ -151,7 +157,9 @@ def _is_ours(name: str, begun: bool) -> bool:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints in `folder`, oldest first; also damaged ones, but nothing that is called otherwise."""
-    found = [path for path in folder.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()]
+    found = [
+        path for path in folder.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()
+    ]
     return sorted(found, key=step_of)
 
 
@@ -168,7 +176,10 @@ def is_older(folder: Path) -> bool:
 
 def steps_done(folder: Path) -> int:
     """The step of the newest checkpoint in `folder` whose manifest can be read; 0 where there is none."""
-    return max((step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None), default=0)
+    return max(
+        (step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None),
+        default=0,
+    )
 
 
 def _manifest_fault(path: Path) -> str | None:
@@ -179,7 +190,8 @@ def _manifest_fault(path: Path) -> str | None:
         return f"{MANIFEST} is damaged: {error}"
     if manifest.get("format", 1) > FORMAT:
         return f"{MANIFEST} is of format {manifest['format']}, of a newer trainkit; this one reads up to {FORMAT}"
-    if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):  # a copy is called as one likes
+    # a copy is called as one likes
+    if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):
         return f"{MANIFEST} is that of step {manifest['step']}"
     return None
 
@@ -209,8 +221,16 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = in_memory(path / "state.safetensors")
         state = unpack(json.loads((path / "state.json").read_bytes()), tensors)
         return in_memory(path / "model.safetensors"), state
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:  # as hashed, but not by us
-        raise ValueError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # as hashed, but not by us
+        raise ValueError(
+            f"checkpoint {path} is damaged: {type(error).__name__}: {error}"
+        ) from error
 
 
 def digest(path: Path) -> str:
@@ -225,9 +245,13 @@ def in_memory(path: Path) -> dict[str, Tensor]:
 
 def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
     """Tensors that share no memory with each other, which safetensors would refuse; `copy`: nor with those given."""
-    here = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
+    here = {
+        name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()
+    }
     places = Counter(tensor.untyped_storage().data_ptr() for tensor in here.values())
-    return {n: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for n, t in here.items()}
+    return {
+        n: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for n, t in here.items()
+    }
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -28,7 +28,13 @@ class Saver:
         self._bugs: deque[Exception] = deque()
         self._written: deque[dict[str, Any]] = deque()
 
-    def save(self, step: int, model: dict[str, Tensor], state: dict[str, Any], protected: Iterable[Path] = ()) -> None:
+    def save(
+        self,
+        step: int,
+        model: dict[str, Tensor],
+        state: dict[str, Any],
+        protected: Iterable[Path] = (),
+    ) -> None:
         """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
         begun = time.perf_counter()
         self.wait()
@@ -36,7 +42,9 @@ class Saver:
         if self.background:
             arguments = (step, snapshot, begun, time.perf_counter() - begun)
             self._beside(lambda: self._write(*arguments) and self._remove_older(step, protected))
-        elif self._write(step, snapshot, begun, None):  # to give the space of a file back takes a third of that time
+        elif self._write(
+            step, snapshot, begun, None
+        ):  # to give the space of a file back takes a third of that time
             self._beside(lambda: self._remove_older(step, protected))
 
     def _beside(self, work: Callable[[], object]) -> None:
@@ -49,7 +57,9 @@ class Saver:
         self._thread = Thread(target=kept)
         self._thread.start()
 
-    def _write(self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None) -> bool:
+    def _write(
+        self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None
+    ) -> bool:
         """Whether it is there."""
         try:
             path = checkpoint.write(self.folder, step, snapshot)
@@ -58,13 +68,20 @@ class Saver:
             self._errors.append(error)
             return False
         seconds = time.perf_counter() - begun
-        row = {"step": step, "pause_s": seconds if pause is None else pause, "save_s": seconds, "bytes": num_bytes}
+        row = {
+            "step": step,
+            "pause_s": seconds if pause is None else pause,
+            "save_s": seconds,
+            "bytes": num_bytes,
+        }
         self._written.append({"event": "save", **row})
         return True
 
     def _remove_older(self, step: int, protected: Iterable[Path]) -> None:
         try:
-            checkpoint.rotate(self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected})
+            checkpoint.rotate(
+                self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected}
+            )
         except OSError as error:
             told = f"old checkpoints in {self.folder} cannot be removed: {files.reason(error)}"
             self._errors.append(OSError(told))

@@ -20,19 +20,26 @@ def run_of(path: Path) -> Path | None:
 def require_run(folder: Path) -> None:
     """Raises FileNotFoundError where `folder` is not a run."""
     if not (folder / "settings.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a run: give the folder that the training was told to write (--out)")
+        raise FileNotFoundError(
+            f"{folder} is not a run: give the folder that the training was told to write (--out)"
+        )
 
 
 def find_failure(run: Path, step: int | None) -> Path:
     """The folder of the failed step `step`, or of the newest. Raises FileNotFoundError where there is none."""
     require_run(run)
     reports = [path.parent for path in run.glob("failures/step-*/report.json")]
-    found = sorted((path for path in reports if is_checkpoint_name(path.name)), key=step_of)  # and no copy of one
+    # and no copy of one
+    found = sorted((path for path in reports if is_checkpoint_name(path.name)), key=step_of)
     if not found:
-        raise FileNotFoundError(f"no step of the run in {run} is kept as failed (it has no failures/step-*)")
+        raise FileNotFoundError(
+            f"no step of the run in {run} is kept as failed (it has no failures/step-*)"
+        )
     chosen = found[-1] if step is None else run / "failures" / f"step-{step:09d}"
     if chosen not in found:
-        raise FileNotFoundError(f"step {step} of {run} is not kept as failed; kept: {', '.join(p.name for p in found)}")
+        raise FileNotFoundError(
+            f"step {step} of {run} is not kept as failed; kept: {', '.join(p.name for p in found)}"
+        )
     return chosen
 
 
@@ -50,7 +57,9 @@ def read_input(path: Path, signature: Signature) -> dict[str, Any]:
     run = run_of(path)
     looks = input_of(read_recorded(run)) if run else {}
     parameters = signature.parameters
-    return {n: value for n, value in looks.items() if n in parameters and parameters[n].default is None}
+    return {
+        n: value for n, value in looks.items() if n in parameters and parameters[n].default is None
+    }
 
 
 def read_class_names(path: Path) -> list[str] | None:
@@ -89,9 +98,13 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     A folder that `trainkit push` wrote has one file of weights and no checkpoints.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file"
+        )
     if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
-        raise ValueError(f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights file")
+        raise ValueError(
+            f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights file"
+        )
     run = run_of(path)
     if run != path:
         if path.is_dir() and not path.name.startswith("step-") and not (path / MANIFEST).is_file():
@@ -106,5 +119,9 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     if last is None:
         raise FileNotFoundError(f"the run in {run} has no checkpoint yet")
     row = Run(run).last_evaluation()
-    best = checkpoint_path(last.parent, row["best_step"]) if row is not None and row["best_step"] else last
+    best = (
+        checkpoint_path(last.parent, row["best_step"])
+        if row is not None and row["best_step"]
+        else last
+    )
     return (best if best.is_dir() else last), run

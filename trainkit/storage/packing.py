@@ -31,16 +31,24 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, dict):
-        strange = [key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))]
+        strange = [
+            key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))
+        ]
         if strange:
-            raise TypeError(f"{name} has a key of type {type(strange[0]).__name__}: a checkpoint holds plain values")
-        return {"dict": [[key, pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+            raise TypeError(
+                f"{name} has a key of type {type(strange[0]).__name__}: a checkpoint holds plain values"
+            )
+        return {
+            "dict": [[key, pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]
+        }
     if type(value) in (list, tuple):
         items = [pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{name} is of type {type(value).__name__}: a checkpoint holds tensors and plain values")
+    raise TypeError(
+        f"{name} is of type {type(value).__name__}: a checkpoint holds tensors and plain values"
+    )
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -72,16 +80,22 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         for name, value in state["model"].items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"state.model.{name} is of type {type(value).__name__}, and not a tensor")
+                raise TypeError(
+                    f"state.model.{name} is of type {type(value).__name__}, and not a tensor"
+                )
         structure = pack(state, tensors, "state")
         for name, tensor in tensors.items():
             _check_tensor(name, tensor)
         back = unpack(json.loads(json.dumps(structure)), _written_and_read(tensors))
     except TypeError as error:
-        raise ValueError(f"no checkpoint can hold this training: {error}. {_remedy(str(error))}") from error
+        raise ValueError(
+            f"no checkpoint can hold this training: {error}. {_remedy(str(error))}"
+        ) from error
     fault = _difference(state, back, "state")
     if fault:
-        raise ValueError(f"no checkpoint can hold this training: {fault} comes back changed. {_remedy(fault)}")
+        raise ValueError(
+            f"no checkpoint can hold this training: {fault} comes back changed. {_remedy(fault)}"
+        )
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -95,9 +109,13 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
 def _check_tensor(name: str, tensor: Tensor) -> None:
     """Raises TypeError for tensors that safetensors does not know, or that cannot be written into."""
     tensor = local(tensor)
-    kind = "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else None
+    kind = (
+        "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else None
+    )
     kind = "meta" if kind is None and tensor.is_meta else kind
-    if kind is None and any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())):
+    if kind is None and any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())
+    ):
         kind = "expanded"
     if kind is not None:
         raise TypeError(f"{name} is a tensor that is {kind}")
@@ -117,7 +135,9 @@ def _has_type(dtype: torch.dtype) -> bool:
 def _written_and_read(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     here = {name: local(tensor).detach() for name, tensor in tensors.items()}
     small = {
-        name: (tensor if tensor.numel() <= WHOLE else tensor.new_empty(0)).to("cpu", copy=True).contiguous()
+        name: (tensor if tensor.numel() <= WHOLE else tensor.new_empty(0))
+        .to("cpu", copy=True)
+        .contiguous()
         for name, tensor in here.items()
     }
     return load_tensors(save_tensors(small))
@@ -129,18 +149,36 @@ def _difference(value: Any, back: Any, name: str) -> str | None:
         value = local(value).detach().cpu()
         if value.numel() > WHOLE:
             value = value.new_empty(0)
-        same = value.dtype == back.dtype and value.shape == back.shape and torch.equal(_bytes(value), _bytes(back))
+        same = (
+            value.dtype == back.dtype
+            and value.shape == back.shape
+            and torch.equal(_bytes(value), _bytes(back))
+        )
         return None if same else name
     if isinstance(value, Mapping):
         if not isinstance(back, dict) or list(value) != list(back):
             return name
-        return next((d for key in value if (d := _difference(value[key], back[key], f"{name}.{key}"))), None)
+        return next(
+            (d for key in value if (d := _difference(value[key], back[key], f"{name}.{key}"))), None
+        )
     if isinstance(value, (list, tuple)):
         if type(value) is not type(back) or len(value) != len(back):
             return name
         pairs = enumerate(zip(value, back))
-        return next((d for index, (one, other) in pairs if (d := _difference(one, other, f"{name}.{index}"))), None)
-    both_nan = isinstance(value, float) and isinstance(back, float) and math.isnan(value) and math.isnan(back)
+        return next(
+            (
+                d
+                for index, (one, other) in pairs
+                if (d := _difference(one, other, f"{name}.{index}"))
+            ),
+            None,
+        )
+    both_nan = (
+        isinstance(value, float)
+        and isinstance(back, float)
+        and math.isnan(value)
+        and math.isnan(back)
+    )
     return None if both_nan or (type(value) is type(back) and value == back) else name
 
 

@@ -46,7 +46,9 @@ def _is_positive(value: Any) -> bool:
 
 def _is_file_name(value: Any) -> bool:
     """Whether it names a file in the same folder, and nothing outside."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\0]", value)
+    return (
+        isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\\\0]", value)
+    )
 
 
 def _is_description(value: Any) -> bool:
@@ -87,7 +89,11 @@ MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
 
 def or_none(kind: Kind) -> Kind:
     """The same, or null."""
-    return replace(kind, words=f"{kind.words}, or null", accepts=lambda value: value is None or kind.accepts(value))
+    return replace(
+        kind,
+        words=f"{kind.words}, or null",
+        accepts=lambda value: value is None or kind.accepts(value),
+    )
 
 
 def maybe(kind: Kind) -> Kind:
@@ -151,7 +157,11 @@ def read_memory(run: Path) -> dict[str, Any] | None:
 
     None where memory never ran out. Raises ValueError where it is damaged.
     """
-    return _read(run / "memory.json", MEMORY, "Remove it, and the run finds out again how much fits into memory")
+    return _read(
+        run / "memory.json",
+        MEMORY,
+        "Remove it, and the run finds out again how much fits into memory",
+    )
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
@@ -209,7 +219,9 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 def _is_cut(line: bytes) -> bool:
     """Whether it is the beginning of a row, or what a disk gives for one that never reached it."""
     written = line.strip(b"\0 \r\n")
-    return (written + ROW_BEGINS[len(written) :]).startswith(ROW_BEGINS) and not line.rstrip(b"\r\n").endswith(b"}")
+    return (written + ROW_BEGINS[len(written) :]).startswith(ROW_BEGINS) and not line.rstrip(
+        b"\r\n"
+    ).endswith(b"}")
 
 
 def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:

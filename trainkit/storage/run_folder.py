@@ -19,7 +19,14 @@ from typing import Any
 
 from trainkit.files import flush, reason
 from trainkit.options import Options
-from trainkit.storage.checkpoint import is_checkpoint_name, is_older, list_checkpoints, step_of, steps_done, verify
+from trainkit.storage.checkpoint import (
+    is_checkpoint_name,
+    is_older,
+    list_checkpoints,
+    step_of,
+    steps_done,
+    verify,
+)
 from trainkit.storage.run_files import (
     EVALUATION_BEGINS,
     Fault,
@@ -39,7 +46,8 @@ FILES = (
     "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt", "memory.json",
     "results.json", "doctor.json",
 )  # fmt: skip
-LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # wherever a person has looked into a folder
+# wherever a person has looked into a folder
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 REMEDY = "Put a whole copy in its place, or remove that line"
 
 
@@ -54,7 +62,11 @@ class Run:
 
     @classmethod
     def open(
-        cls, options: Options, settings: Mapping[str, Any], recipe_file: Path | None, mathematics: Mapping[str, Any]
+        cls,
+        options: Options,
+        settings: Mapping[str, Any],
+        recipe_file: Path | None,
+        mathematics: Mapping[str, Any],
     ) -> tuple["Run", list[str]]:
         """Make or check the folder and lock it, in the main process; the run and lines to be told.
 
@@ -71,7 +83,9 @@ class Run:
         began = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
         if began:
             if not recorded.is_file():
-                raise ValueError(f"{folder} is not empty and not a run; choose another folder with --out")
+                raise ValueError(
+                    f"{folder} is not empty and not a run; choose another folder with --out"
+                )
             read_recorded(folder)  # somebody else's settings.json makes no run
         try:
             run._take_lock()
@@ -80,10 +94,12 @@ class Run:
                 run.close()
                 run._take_lock()
             elif began:
-                if settings or recipe_file is not None:  # from Python a run may be trained without them
+                # from Python a run may be trained without them
+                if settings or recipe_file is not None:
                     require_all(read_recorded(folder)["settings"], settings, folder)
                 notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
-            if notes or not recorded.is_file():  # the first thing in a new folder: it makes it a run
+            # the first thing in a new folder: it makes it a run
+            if notes or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
                 run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
             (folder / "stopped.json").unlink(missing_ok=True)
@@ -107,10 +123,16 @@ class Run:
         self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
     ) -> list[str]:
         """What changed since the run began, a line each; refuses a change of the mathematics."""
-        look, before = now["input"], input_of(recorded)  # by the names of settings, which may leave them open
-        refused = _changes({name: recorded.get(name) for name in now if name != "input"}, _without(now, ["input"]))
+        # by the names of settings, which may leave them open
+        look, before = now["input"], input_of(recorded)
+        refused = _changes(
+            {name: recorded.get(name) for name in now if name != "input"}, _without(now, ["input"])
+        )
         refused |= _changes({name: before.get(name, look[name]) for name in look}, look)
-        changed = {**_changes(_without(recorded["settings"], look), _without(settings, look)), **refused}
+        changed = {
+            **_changes(_without(recorded["settings"], look), _without(settings, look)),
+            **refused,
+        }
         allowed = {"total_steps", "schedule"} if rebase else set()
         if refused.keys() - allowed:
             raise ValueError(
@@ -144,7 +166,8 @@ class Run:
         A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit it.
         """
         fcntl = posix_locks()
-        self.folder.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to where no folder is yet
+        # a link may lead to where no folder is yet
+        self.folder.resolve().mkdir(parents=True, exist_ok=True)
         if self._lock is None:
             self._lock = (self.folder / LOCK).open("a+")
             try:
@@ -183,7 +206,11 @@ class Run:
         until: the newest step that is asked for. Raises ValueError where there are checkpoints and none verifies.
         """
         damaged = []
-        paths = [path for path in list_checkpoints(self.checkpoints) if until is None or step_of(path) <= until]
+        paths = [
+            path
+            for path in list_checkpoints(self.checkpoints)
+            if until is None or step_of(path) <= until
+        ]
         for path in reversed(paths):
             reason = verify(path)
             if reason is None:
@@ -233,7 +260,11 @@ class Run:
             return None
         try:
             lines = read_regular(path).splitlines()
-            rows = (row for line in reversed(lines) if EVALUATION_BEGINS in line and (row := parse_row(line)))
+            rows = (
+                row
+                for line in reversed(lines)
+                if EVALUATION_BEGINS in line and (row := parse_row(line))
+            )
             return next((row for row in rows if step in (None, row["step"])), None)
         except Fault as error:
             raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
@@ -242,7 +273,9 @@ class Run:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
         known = read_bad_images(self.folder)
         # Names may hold bytes that are no UTF-8; they are escaped.
-        told = (" ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in lines)
+        told = (
+            " ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in lines
+        )
         new = [line for line in dict.fromkeys(told) if line not in known]
         with (self.folder / "bad_images.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in new)
@@ -256,7 +289,9 @@ class Run:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         if self.writes:
-            self._replace(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+            self._replace(
+                self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+            )
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:
@@ -300,14 +335,25 @@ def _check_kinds(folder: Path) -> None:
     """Raises ValueError where a name of ours is taken by a folder, a FIFO or a device, which would be waited for."""
     for name in (*FILES, LOCK):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is not a regular file: move it elsewhere, or choose another --out")
+            raise ValueError(
+                f"{folder / name} is not a regular file: move it elsewhere, or choose another --out"
+            )
     lock = folder / LOCK
     is_new = not (folder / "settings.json").exists()
-    if is_new and lock.is_file() and lock.stat().st_size and not lock.read_bytes().startswith(b"process "):
-        raise ValueError(f"trainkit did not write {lock}: move it elsewhere, or choose another --out")
+    if (
+        is_new
+        and lock.is_file()
+        and lock.stat().st_size
+        and not lock.read_bytes().startswith(b"process ")
+    ):
+        raise ValueError(
+            f"trainkit did not write {lock}: move it elsewhere, or choose another --out"
+        )
     for name in FOLDERS:
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
-            raise ValueError(f"{folder / name} is not a folder: move it elsewhere, or choose another --out")
+            raise ValueError(
+                f"{folder / name} is not a folder: move it elsewhere, or choose another --out"
+            )
 
 
 def _move_aside(folder: Path) -> Path:
@@ -334,9 +380,19 @@ def _move_aside(folder: Path) -> Path:
 def _strays(folder: Path) -> list[str]:
     """What is in a run's folder, in its checkpoints or failures, and was not written by a training or a command."""
     hidden = rf"\.lock|\.seen-[0-9a-f]+|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
-    own = [path for path in folder.iterdir() if path.name in (*FILES, *FOLDERS) or re.fullmatch(hidden, path.name)]
+    own = [
+        path
+        for path in folder.iterdir()
+        if path.name in (*FILES, *FOLDERS) or re.fullmatch(hidden, path.name)
+    ]
     found = [path for path in folder.iterdir() if path not in own]
     for name in FOLDERS:
         inside = (folder / name).iterdir() if (folder / name).is_dir() else ()
-        found += [path for path in inside if not is_checkpoint_name(re.sub(r"^\.(writing|removing)-", "", path.name))]
-    return sorted(str(path.relative_to(folder)) for path in found if path.name not in LEFT_BY_SYSTEMS)
+        found += [
+            path
+            for path in inside
+            if not is_checkpoint_name(re.sub(r"^\.(writing|removing)-", "", path.name))
+        ]
+    return sorted(
+        str(path.relative_to(folder)) for path in found if path.name not in LEFT_BY_SYSTEMS
+    )

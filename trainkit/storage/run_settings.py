@@ -14,7 +14,17 @@ from typing import Any
 
 from trainkit import __version__
 from trainkit.recipe import MEAN, STD
-from trainkit.storage.run_files import COUNT, MAPPING, STRING, Fault, Kind, load_json, maybe, or_none, require
+from trainkit.storage.run_files import (
+    COUNT,
+    MAPPING,
+    STRING,
+    Fault,
+    Kind,
+    load_json,
+    maybe,
+    or_none,
+    require,
+)
 
 RECORDED = {
     "settings": MAPPING,
@@ -117,7 +127,9 @@ def _is_there(value: Any) -> bool:
 
 def _git(where: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(where), *words], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
@@ -130,7 +142,11 @@ def check_same_classes(run: Path | None, task: Any) -> None:
     """
     classes = getattr(task, "classes", None)
     trained = read_recorded(run).get("classes") if run is not None else None
-    if isinstance(trained, list) and not isinstance(classes, (int, type(None))) and list(classes) != trained:
+    if (
+        isinstance(trained, list)
+        and not isinstance(classes, (int, type(None)))
+        and list(classes) != trained
+    ):
         number, (before, now) = next(
             (number, pair)
             for number, pair in enumerate(zip_longest(trained, classes, fillvalue="none"))

@@ -14,7 +14,9 @@ EMPTY = inspect.Parameter.empty
 def plain(value: Any) -> Any:
     """A value as JSON gives it back: dataclasses as mappings, tuples and sets as lists, paths and others as strings."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init
+        }
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, Mapping):
@@ -31,12 +33,16 @@ def _key(name: Any) -> str:
     return str(plain(name))
 
 
-def read_settings_as(recorded: Mapping[str, Any], signature: inspect.Signature, recipe: Path) -> dict[str, Any]:
+def read_settings_as(
+    recorded: Mapping[str, Any], signature: inspect.Signature, recipe: Path
+) -> dict[str, Any]:
     """The recorded settings as the recipe at `recipe`, which has this signature, takes them.
 
     Raises ValueError that names settings which the recipe does not have, or not of that type.
     """
-    gone = [f"{name}={value!r}" for name, value in recorded.items() if name not in signature.parameters]
+    gone = [
+        f"{name}={value!r}" for name, value in recorded.items() if name not in signature.parameters
+    ]
     if gone:
         raise ValueError(
             f"the run was trained with settings that {recipe} does not have: {', '.join(gone)}. Give the recipe it was "
@@ -73,7 +79,9 @@ def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: P
 
 
 def _lost(recorded: Mapping[str, Any], settings: Mapping[str, Any], within: str = "") -> list[str]:
-    found = [f"{within}{name}={value!r}" for name, value in recorded.items() if name not in settings]
+    found = [
+        f"{within}{name}={value!r}" for name, value in recorded.items() if name not in settings
+    ]
     for name, value in settings.items():
         before = recorded.get(name)
         if is_dataclass(value) and not isinstance(value, type) and isinstance(before, dict):
@@ -131,7 +139,9 @@ def _of_union(value: Any, kinds: tuple) -> Any:
     if len(found) > 1 and all(map(is_dataclass, found)):
         raise ValueError(f"it may be {' or '.join(type(each).__name__ for each in found)}")
     if not found:
-        raise ValueError(f"it is none of {', '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}")
+        raise ValueError(
+            f"it is none of {', '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}"
+        )
     return found[0]
 
 

@@ -16,7 +16,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from trainkit.storage.checkpoint import in_memory
 
-NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")  # where trainers keep the weights
+# where trainers keep the weights
+NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights it averages
 
 
@@ -63,11 +64,15 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
     """
     if path.suffix == ".safetensors":
         if key is not None:
-            raise ValueError(f"weights_key is {key!r}, and {path} holds a single set of weights: leave it out")
+            raise ValueError(
+                f"weights_key is {key!r}, and {path} holds a single set of weights: leave it out"
+            )
         try:
             tensors = in_memory(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+            raise ValueError(
+                f"{path} is not a safetensors file, or is cut short: {error}"
+            ) from error
         return _checked(tensors, path), []
     _check_beginning(path)
     try:
@@ -83,14 +88,18 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
         told = str(error).partition("\n")[0] or "it ends too soon"
         for kind, what in OTHER_KINDS.items():
             if kind in told:
-                raise ValueError(f"{path} is {what}, which is not read: save model.state_dict() of it") from error
+                raise ValueError(
+                    f"{path} is {what}, which is not read: save model.state_dict() of it"
+                ) from error
         raise ValueError(
             f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
         ) from error
     named, lines = _chosen(content, path, key)
     if COUNTER in named:
         named = {name: value for name, value in named.items() if name != COUNTER}
-        lines.append(f"{path.name}: {COUNTER} stands beside the weights: they are averages of torch's AveragedModel")
+        lines.append(
+            f"{path.name}: {COUNTER} stands beside the weights: they are averages of torch's AveragedModel"
+        )
     return _checked(named, path), lines
 
 
@@ -116,12 +125,19 @@ def _found(path: Path, error: UnpicklingError) -> str:
     try:
         with _known_kinds():
             names = sorted(get_unsafe_globals_in_checkpoint(path))
-    except (ValueError, UnpicklingError, RuntimeError):  # the older format, or something else than a name is refused
+    except (
+        ValueError,
+        UnpicklingError,
+        RuntimeError,
+    ):  # the older format, or something else than a name is refused
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if names:
         return f"objects of {', '.join(names)}"
     lines = [line.strip() for line in str(error).splitlines()]
-    said = next((line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))), lines[0])
+    said = next(
+        (line for line in lines if line.startswith(("Unsupported", "WeightsUnpickler error"))),
+        lines[0],
+    )
     return f"what torch.save does not write, or it is damaged ({said})"
 
 
@@ -132,7 +148,9 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
     content = content if key is None else _at(content, key, path)
     while True:
         if id(content) in seen:
-            raise ValueError(f"{path} holds no weights: what it holds contains itself. Save the state dict alone")
+            raise ValueError(
+                f"{path} holds no weights: what it holds contains itself. Save the state dict alone"
+            )
         seen.append(id(content))
         sets = list(_sets(content))
         usual = [name for name in NESTS if name in sets]
@@ -146,7 +164,9 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
         content = content[taken]
     tensors = _tensors(content)
     if not tensors and len(sets) > 1:
-        raise ValueError(f"{path} holds {len(sets)} sets of weights, {', '.join(sets)}: choose one with --weights-key")
+        raise ValueError(
+            f"{path} holds {len(sets)} sets of weights, {', '.join(sets)}: choose one with --weights-key"
+        )
     if not tensors:
         names = ", ".join(map(str, content)) if isinstance(content, Mapping) else None
         held = type(content).__name__ if names is None else f"a mapping with {names}"
@@ -162,19 +182,28 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
 
 def _holds_arrays(content: Any) -> bool:
     """Whether a state dict, by itself or nested, has stand-ins for all its values."""
-    parts = [content, *(content.get(nest) for nest in NESTS)] if isinstance(content, Mapping) else []
-    return any(isinstance(p, Mapping) and p and all(isinstance(v, Beside) for v in p.values()) for p in parts)
+    parts = (
+        [content, *(content.get(nest) for nest in NESTS)] if isinstance(content, Mapping) else []
+    )
+    return any(
+        isinstance(p, Mapping) and p and all(isinstance(v, Beside) for v in p.values())
+        for p in parts
+    )
 
 
 def _at(content: Any, key: str, path: Path) -> Any:
     """What stands under `key`, which may be a path of keys with dots between them."""
     rest, content = key, content if isinstance(content, Mapping) else {}
     while rest:
-        held = [name for name in content if isinstance(name, str) and f"{rest}.".startswith(f"{name}.")]
+        held = [
+            name for name in content if isinstance(name, str) and f"{rest}.".startswith(f"{name}.")
+        ]
         name = max(held, key=len, default=None)
         if not isinstance(content.get(name), Mapping):
             sets = ", ".join(_sets(content)) or "none"
-            raise ValueError(f"weights_key is {key!r}, and {path} has no weights there; the sets of it are: {sets}")
+            raise ValueError(
+                f"weights_key is {key!r}, and {path} has no weights there; the sets of it are: {sets}"
+            )
         content, rest = content[name], rest[len(name) + 1 :]
     return content
 
@@ -190,7 +219,10 @@ def _sets(content: Any) -> Iterator[str]:
 
 def _is_set(value: Mapping) -> bool:
     """Whether there are weights among the values; the state of a generator is whole numbers."""
-    return any(isinstance(each, Tensor) and (each.is_floating_point() or each.is_complex()) for each in value.values())
+    return any(
+        isinstance(each, Tensor) and (each.is_floating_point() or each.is_complex())
+        for each in value.values()
+    )
 
 
 def _tensors(content: Any) -> dict[Any, Tensor]:

@@ -45,7 +45,9 @@ class Fit:
             "missing in the file": self.missing,
             "unknown to the model": self.unmatched,
         }
-        return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+        return [
+            f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names
+        ]
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
@@ -55,13 +57,22 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     named = {new: weights[old] for old, new in names.items()}
     shared = [name for name in ours if name in named]
     misshapen = [name for name in shared if not _in_shape(named[name], ours[name])]
-    mistyped = [name for name in shared if name not in misshapen and not _holds(ours[name], named[name])]
+    mistyped = [
+        name for name in shared if name not in misshapen and not _holds(ours[name], named[name])
+    ]
     return Fit(
-        {n: named[n].reshape(ours[n].shape) for n in shared if n not in misshapen and n not in mistyped},
+        {
+            n: named[n].reshape(ours[n].shape)
+            for n in shared
+            if n not in misshapen and n not in mistyped
+        },
         [name for name in named if name not in ours],
         # Files older than batch norm's counter lack it, as torch allows.
         [name for name in ours if name not in named and not name.endswith(".num_batches_tracked")],
-        [f"{name} (file {list(named[name].shape)}, model {list(ours[name].shape)})" for name in misshapen],
+        [
+            f"{name} (file {list(named[name].shape)}, model {list(ours[name].shape)})"
+            for name in misshapen
+        ],
         [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
         told,
     )
@@ -72,13 +83,19 @@ def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     ours = model.state_dict()
     _, names = _best_reading(model, ours, weights)
     found = {new: weights[old] for old, new in names.items()}
-    return {n: v.reshape(ours[n].shape) if n in ours and _in_shape(v, ours[n]) else v for n, v in found.items()}
+    return {
+        n: v.reshape(ours[n].shape) if n in ours and _in_shape(v, ours[n]) else v
+        for n, v in found.items()
+    }
 
 
 def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raises ValueError where the checkpoint at `path` names its weights otherwise than the model."""
     ours = model.state_dict()
-    saved, now = [name for name in weights if name not in ours], [name for name in ours if name not in weights]
+    saved, now = (
+        [name for name in weights if name not in ours],
+        [name for name in ours if name not in weights],
+    )
     if saved or now:
         older = checkpoint.format_of(path) < checkpoint.FORMAT
         raise ValueError(
@@ -113,8 +130,15 @@ def _readings(
         yield took, {old: _as_compiled(new, ours) for old, new in bare.items()}
         for prefix in PREFIXES:
             put = f"{prefix!r} was put before the names in the file"
-            yield f"{took}, and {put}" if took else put, {old: prefix + new for old, new in bare.items()}
-        common = [prefix for prefix in PREFIXES if bare and all(new.startswith(prefix) for new in bare.values())]
+            yield (
+                f"{took}, and {put}" if took else put,
+                {old: prefix + new for old, new in bare.items()},
+            )
+        common = [
+            prefix
+            for prefix in PREFIXES
+            if bare and all(new.startswith(prefix) for new in bare.values())
+        ]
         if not common:
             break
         off += common[0]
@@ -123,7 +147,10 @@ def _readings(
     if len(heads) == 1 and all(name.startswith(("backbone.", "head.")) for name in names):
         yield (
             "the names in the file are those of an older trainkit (backbone and head)",
-            {n: n.removeprefix("backbone.") if n.startswith("backbone.") else heads[0] + n[4:] for n in names},
+            {
+                n: n.removeprefix("backbone.") if n.startswith("backbone.") else heads[0] + n[4:]
+                for n in names
+            },
         )
 
 
@@ -139,10 +166,15 @@ def _in_shape(value: Tensor, ours: Tensor) -> bool:
 
 def _holds(ours: Tensor, value: Tensor) -> bool:
     """Whether a tensor of our type holds the values: no float those of a complex number, or of an integer's code."""
-    return ours.is_complex() == value.is_complex() and ours.is_floating_point() <= value.is_floating_point()
+    return (
+        ours.is_complex() == value.is_complex()
+        and ours.is_floating_point() <= value.is_floating_point()
+    )
 
 
-def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path, partial: bool = False) -> Fit:
+def load_model(
+    model: nn.Module, weights: Mapping[str, Tensor], path: Path, partial: bool = False
+) -> Fit:
     """Load weights, read from `path`, and return how they fit; `partial` allows that some do not.
 
     Raises ValueError that lists the names where they do not fit, or where none does.
@@ -164,7 +196,11 @@ def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path, part
 
 
 def take_weights(
-    model: nn.Module, path: Path, key: str | None = None, partial: bool = False, averaged: bool = True
+    model: nn.Module,
+    path: Path,
+    key: str | None = None,
+    partial: bool = False,
+    averaged: bool = True,
 ) -> list[str]:
     """Load the weights at `path`, see `read_weights` and `load_model`, and return lines to be told."""
     weights, lines = read_weights(path, key, averaged)
@@ -187,7 +223,9 @@ def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str
     return [f"starting from the weights in {file}", *lines, *renamed, *left]
 
 
-def read_weights(path: Path, key: str | None = None, averaged: bool = True) -> tuple[dict[str, Tensor], list[str]]:
+def read_weights(
+    path: Path, key: str | None = None, averaged: bool = True
+) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of a checkpoint folder or of a file, and lines on which of several sets of a file they are.
 
     key: which, see `weight_files.load_weights`. averaged: of a checkpoint the averaged ones, where the run kept an
@@ -196,7 +234,9 @@ def read_weights(path: Path, key: str | None = None, averaged: bool = True) -> t
     if not path.is_dir():
         return load_weights(path, key)
     if key is not None:
-        raise ValueError(f"weights_key is {key!r}, and {path} is a checkpoint of trainkit: leave it out")
+        raise ValueError(
+            f"weights_key is {key!r}, and {path} is a checkpoint of trainkit: leave it out"
+        )
     weights, state = checkpoint.load(path)
     mean = averaged and state.get("ema")
     return (averaged_weights(weights, state["ema"]["averages"]) if mean else weights), []
@@ -205,7 +245,9 @@ def read_weights(path: Path, key: str | None = None, averaged: bool = True) -> t
 @torch.no_grad()
 def _take_up(model: nn.Module, found: Fit) -> None:
     ours = model.state_dict()
-    model.load_state_dict({name: part(value, ours[name]) for name, value in found.matched.items()}, strict=False)
+    model.load_state_dict(
+        {name: part(value, ours[name]) for name, value in found.matched.items()}, strict=False
+    )
 
 
 def _of_shared(found: Fit) -> str:
@@ -218,7 +260,9 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def averaged_weights(weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def averaged_weights(
+    weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The averages by the names of `weights`, the state dict they were saved beside.
 
     Earlier versions left out the second name of a tied weight, which is filled from the first, and had buffers that

@@ -42,7 +42,9 @@ class Recognition:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.loss is not None and self.label_smoothing:
-            raise ValueError(f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss instead")
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss instead"
+            )
         as_criteria(self._loss, self.num_classes)  # what cannot work is refused here
 
     @property
@@ -55,7 +57,9 @@ class Recognition:
 
     @property
     def _loss(self) -> Criterion | Sequence[Criterion]:
-        return CrossEntropy(label_smoothing=self.label_smoothing) if self.loss is None else self.loss
+        return (
+            CrossEntropy(label_smoothing=self.label_smoothing) if self.loss is None else self.loss
+        )
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -68,9 +72,7 @@ class Recognition:
             label = int(target)
             return None if label < self.num_classes else self._outside(label)
         if not isinstance(target, Tensor) or (target.ndim == 0 and target.is_floating_point()):
-            return (
-                f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, below 0 if ignored"
-            )
+            return f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, below 0 if ignored"
         if tuple(target.shape) != (self.num_classes,):
             return (
                 f"target of shape {tuple(target.shape)} is neither a class id nor a row of {self.num_classes} "
@@ -87,19 +89,25 @@ class Recognition:
         return None
 
     def _outside(self, label: int) -> str:
-        return f"label {label} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
+        return (
+            f"label {label} is outside the {self.num_classes} classes 0 to {self.num_classes - 1}"
+        )
 
     def counts(self, targets: Tensor) -> Tensor:
         """What each loss says (images with a class for cross-entropy): (K,)."""
         criteria = as_criteria(self._loss, self.num_classes)
-        return torch.stack([each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria])
+        return torch.stack(
+            [each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria]
+        )
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Weighted sums of the terms: (K,)."""
         outputs = class_logits(outputs)
         check_num_outputs(outputs, self.num_classes, type(self).__name__)
         criteria = as_criteria(self._loss, self.num_classes)
-        return torch.stack([each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria])
+        return torch.stack(
+            [each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria]
+        )
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Logits (N, C), whose softmax are the probabilities.

@@ -79,7 +79,11 @@ class Segmentation:
         """What is wrong with one label map, or None."""
         target = as_target(target)
         if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != 2:
-            kind = f"{target.dtype} of shape {tuple(target.shape)}" if isinstance(target, Tensor) else repr(target)
+            kind = (
+                f"{target.dtype} of shape {tuple(target.shape)}"
+                if isinstance(target, Tensor)
+                else repr(target)
+            )
             return f"mask is {kind}; it is whole numbers (H, W), a class id for each pixel"
         if fault := check_ignore(target, self.ignore):
             return fault
@@ -95,7 +99,9 @@ class Segmentation:
     def counts(self, targets: Tensor) -> Tensor:
         """What each loss says (valid pixels for cross-entropy), images times classes for "se": (K,)."""
         criteria = as_criteria(self.loss, self.num_classes)
-        counts = {each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria}
+        counts = {
+            each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria
+        }
         counts["aux"] = counts[criteria[0].name]
         counts["se"] = torch.full_like(counts["aux"], float(len(targets) * self.num_classes))
         return torch.stack([counts[term] for term in self.terms])
@@ -109,12 +115,15 @@ class Segmentation:
                     f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
                     f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
                 )
-        used = {"out", *({"aux", "se"} & set(self.terms))}  # a model may return what no loss is asked for
+        # a model may return what no loss is asked for
+        used = {"out", *({"aux", "se"} & set(self.terms))}
         for key in used:
             check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
         maps = {key: resized_to_targets(outputs[key], targets) for key in used - {"se"}}
         criteria = as_criteria(self.loss, self.num_classes)
-        sums = {each.name: each.factor * each(maps["out"], targets, self.ignore) for each in criteria}
+        sums = {
+            each.name: each.factor * each(maps["out"], targets, self.ignore) for each in criteria
+        }
         if "aux" in self.terms:
             sums["aux"] = self.aux_weight * criteria[0](maps["aux"], targets, self.ignore)
         if "se" in self.terms:
@@ -155,15 +164,25 @@ def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -
     known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
     weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
     if weight is not None and not weighted & set(names):
-        raise ValueError(f"class weights are of cross_entropy and focal, and the loss is {', '.join(names)}")
+        raise ValueError(
+            f"class weights are of cross_entropy and focal, and the loss is {', '.join(names)}"
+        )
     return [known[name](weight=weight) if name in weighted else known[name]() for name in names]
 
 
 def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:
     if len(values) != num_classes:
-        raise ValueError(f"{name} has {len(values)} entries for {num_classes} classes; give one for each")
+        raise ValueError(
+            f"{name} has {len(values)} entries for {num_classes} classes; give one for each"
+        )
     for value in values:
         numbers = value if name == "palette" else (value,)
-        if len(numbers) != (3 if name == "palette" else 1) or not all(0 <= number <= most for number in numbers):
-            kind = f"three numbers from 0 to {most}" if name == "palette" else f"a number from 0 to {most}"
+        if len(numbers) != (3 if name == "palette" else 1) or not all(
+            0 <= number <= most for number in numbers
+        ):
+            kind = (
+                f"three numbers from 0 to {most}"
+                if name == "palette"
+                else f"a number from 0 to {most}"
+            )
             raise ValueError(f"{name} holds {value}; each entry is {kind}")

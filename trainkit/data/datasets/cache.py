@@ -52,7 +52,10 @@ def opened(folder: Path) -> MappedArrays | None:
 
 
 def cached(
-    name: str, sources: Sequence[Path], build: Callable[[], Mapping[str, np.ndarray]], folder: Path | None = None
+    name: str,
+    sources: Sequence[Path],
+    build: Callable[[], Mapping[str, np.ndarray]],
+    folder: Path | None = None,
 ) -> Mapping[str, np.ndarray]:
     """What `build` makes of the files `sources`, from `folder` where it was made of the same ones before.
 
@@ -62,7 +65,9 @@ def cached(
     first one's files stay.
     """
     folder = default_folder() if folder is None else folder
-    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    facts = [
+        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources
+    ]
     target = folder / f"{name}-{short_hash(repr(facts).encode())}"
     arrays = opened(target)
     return kept(build(), target) if arrays is None else arrays
@@ -77,7 +82,10 @@ def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndar
         _write(arrays, target)
         return MappedArrays(target)
     except OSError as error:
-        warnings.warn(f"cannot keep {target.name} in {target.parent}: it is made anew next time: {error}", stacklevel=3)
+        warnings.warn(
+            f"cannot keep {target.name} in {target.parent}: it is made anew next time: {error}",
+            stacklevel=3,
+        )
         return arrays
 
 
@@ -93,7 +101,8 @@ def _write(arrays: Mapping[str, np.ndarray], target: Path) -> None:
         for name, array in arrays.items():
             np.save(aside / f"{name}.npy", array)
         (aside / NAMES).write_text(json.dumps(list(arrays)))
-        for path in aside.iterdir():  # else the folder's name may be on the disk when the power fails, and they not
+        # else the folder's name may be on the disk when the power fails, and they not
+        for path in aside.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         os.chmod(aside, 0o755)

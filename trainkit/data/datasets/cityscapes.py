@@ -74,9 +74,13 @@ class Cityscapes(MaskFiles):
         if labels not in splits:
             raise ValueError(f"Cityscapes: labels is {labels!r}; it is 'fine' or 'coarse'")
         if split not in splits[labels]:
-            raise ValueError(f"Cityscapes: split is {split!r}; with {labels} labels it is one of {splits[labels]}")
+            raise ValueError(
+                f"Cityscapes: split is {split!r}; with {labels} labels it is one of {splits[labels]}"
+            )
         kind = "gtFine" if labels == "fine" else "gtCoarse"
-        get = f"Get its zip files from {SOURCE}, unpack them into one folder, and pass it with --data"
+        get = (
+            f"Get its zip files from {SOURCE}, unpack them into one folder, and pass it with --data"
+        )
         require("Cityscapes", root, [f"leftImg8bit/{split}", f"{kind}/{split}"], get)
         folders = Path(root) / "leftImg8bit" / split, Path(root) / kind / split
         ends = "_leftImg8bit.png", f"_{kind}_labelIds.png"
@@ -88,8 +92,12 @@ class Cityscapes(MaskFiles):
             missing = sorted(images - masks)[:3]
             raise FileNotFoundError(
                 f"{len(images - masks)} of {len(images)} images <city>/*{ends[0]} in {folders[0]} have no "
-                f"<city>/*{ends[1]} in {folders[1]}" + (f": {', '.join(missing)}" if missing else f". {get}")
+                f"<city>/*{ends[1]} in {folders[1]}"
+                + (f": {', '.join(missing)}" if missing else f". {get}")
             )
-        files = [FileList(folder, [name + end for name in sorted(images)]) for folder, end in zip(folders, ends)]
+        files = [
+            FileList(folder, [name + end for name in sorted(images)])
+            for folder, end in zip(folders, ends)
+        ]
         super().__init__(*files, len(CLASSES), transform, to_train_ids=to_train_ids)
         self.split = split

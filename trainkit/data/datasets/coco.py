@@ -22,7 +22,9 @@ from trainkit.display import of_launcher
 SOURCE = "https://cocodataset.org/#download"
 
 # COCO's category of each of VOC's classes, 0 for background: aeroplane is 5, bicycle 2, ...
-RAW_IDS = np.array([0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72], dtype=np.uint8)
+RAW_IDS = np.array(
+    [0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72], dtype=np.uint8
+)
 
 
 class COCO(MaskDataset):
@@ -31,8 +33,8 @@ class COCO(MaskDataset):
     root: the folder with train2017/, val2017/ and annotations/. split: "train" or "val". min_pixels: images with
     less of the 20 classes are left out; 0 keeps all. overlap: where objects of several instances meet, the "first"
     one of the file, or "ignore". crowd: regions of many objects of one class are of that "class", or "ignore"d.
-    cache: folder for the index of the annotations, `trainkit.data.datasets.cache.default_folder` where None. progress: called
-    while they are read for the first time, with the characters read and their number; None: shown on the screen.
+    cache: folder for the index of the annotations, `trainkit.data.datasets.cache.default_folder` where None. progress:
+    called while they are read for the first time, with the characters read and their number; None: shown on the screen.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -51,7 +53,10 @@ class COCO(MaskDataset):
     ):
         if split not in ("train", "val"):
             raise ValueError(f"COCO: split is {split!r}; it is 'train' or 'val'")
-        for name, value, known in (("overlap", overlap, ("first", "ignore")), ("crowd", crowd, ("class", "ignore"))):
+        for name, value, known in (
+            ("overlap", overlap, ("first", "ignore")),
+            ("crowd", crowd, ("class", "ignore")),
+        ):
             if value not in known:
                 raise ValueError(f"COCO: {name} is {value!r}; it is {known[0]!r} or {known[1]!r}")
         annotations = f"annotations/instances_{split}2017.json"
@@ -63,10 +68,14 @@ class COCO(MaskDataset):
         self.folder, self.annotations = Path(root) / f"{split}2017", Path(root) / annotations
         self.split, self.overlap, self.crowd = split, overlap, crowd
         with of_launcher().progress(f"reading {self.annotations}, characters") as shown:
-            self.index = open_index(self.annotations, RAW_IDS[1:].tolist(), cache, progress or shown)
+            self.index = open_index(
+                self.annotations, RAW_IDS[1:].tolist(), cache, progress or shown
+            )
         self.kept = np.flatnonzero(self.index["areas"] >= min_pixels).astype(np.uint32)
         if not len(self.kept):
-            raise ValueError(f"no image of {self.annotations} has {min_pixels} pixels of the classes: lower min_pixels")
+            raise ValueError(
+                f"no image of {self.annotations} has {min_pixels} pixels of the classes: lower min_pixels"
+            )
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -85,7 +94,9 @@ class COCO(MaskDataset):
             labels = self._paint(int(self.kept[index]))
         except ValueError as error:
             raise ValueError(f"{self.mask_name(index)}: {error}") from error
-        return read_image_like(self.name_of(index), labels.shape, self.upright), torch.from_numpy(labels)
+        return read_image_like(self.name_of(index), labels.shape, self.upright), torch.from_numpy(
+            labels
+        )
 
     def _paint(self, image: int) -> np.ndarray:
         size = int(self.index["heights"][image]), int(self.index["widths"][image])

@@ -1,4 +1,4 @@
-"""COCO's instances_*.json as a few flat arrays: read once, object by object, and kept (`trainkit.data.datasets.cache`)."""
+"""COCO's instances_*.json as a few flat arrays: read once, object by object, and kept (see cache)."""
 
 import json
 import re
@@ -18,7 +18,10 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def open_index(
-    annotations: Path, categories: Sequence[int], folder: Path | None = None, progress: Progress | None = None
+    annotations: Path,
+    categories: Sequence[int],
+    folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> Mapping[str, np.ndarray]:
     """The index of an annotation file, from the cache in `folder` or read now: seconds to a minute for train2017.
 
@@ -29,7 +32,12 @@ def open_index(
     polygon's corners as `rle.to_grid` makes them. Raises ValueError naming the file where it is not COCO's.
     """
     chosen = "-".join(map(str, categories))
-    return cached(f"coco-v{VERSION}-{chosen}", [annotations], lambda: _build(annotations, categories, progress), folder)
+    return cached(
+        f"coco-v{VERSION}-{chosen}",
+        [annotations],
+        lambda: _build(annotations, categories, progress),
+        folder,
+    )
 
 
 def masks_of(index: Mapping[str, np.ndarray], image: int) -> Iterator[tuple[int, bool, np.ndarray]]:
@@ -39,20 +47,28 @@ def masks_of(index: Mapping[str, np.ndarray], image: int) -> Iterator[tuple[int,
         mask = np.zeros((height, width), dtype=bool)
         for part in range(*_span(index["parts"], item)):
             values = index["values"][slice(*_span(index["ends"], part))]
-            mask |= (runs_to_mask if index["is_runs"][item] else polygon_to_mask)(values, height, width)
+            mask |= (runs_to_mask if index["is_runs"][item] else polygon_to_mask)(
+                values, height, width
+            )
         yield int(index["classes"][item]), bool(index["crowd"][item]), mask
 
 
 def name_of(index: Mapping[str, np.ndarray], image: int) -> str:
     """The image's file name."""
-    return index["names"][slice(*_span(index["names_ends"], image))].tobytes().decode(errors="surrogateescape")
+    return (
+        index["names"][slice(*_span(index["names_ends"], image))]
+        .tobytes()
+        .decode(errors="surrogateescape")
+    )
 
 
 def _span(ends: np.ndarray, place: int) -> tuple[int, int]:
     return int(ends[place - 1]) if place else 0, int(ends[place])
 
 
-def _build(file: Path, categories: Sequence[int], progress: Progress | None) -> dict[str, np.ndarray]:
+def _build(
+    file: Path, categories: Sequence[int], progress: Progress | None
+) -> dict[str, np.ndarray]:
     classes = {category: place for place, category in enumerate(categories, start=1)}
     images: dict[int, tuple[str, int, int]] = {}
     objects: dict[int, list[tuple]] = {}
@@ -73,7 +89,9 @@ def _build(file: Path, categories: Sequence[int], progress: Progress | None) -> 
             progress(len(text), len(text))
     except (ValueError, KeyError, TypeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file} is not a file of COCO's instances: {what}; get it anew") from error
+        raise ValueError(
+            f"{file} is not a file of COCO's instances: {what}; get it anew"
+        ) from error
     return _arrays(images, objects)
 
 
@@ -83,13 +101,25 @@ def _object(element: dict[str, Any], classes: Mapping[int, int]) -> tuple:
     is_runs = isinstance(shape, dict)
     if is_runs:
         counts = shape["counts"]
-        parts = [np.asarray(counts if isinstance(counts, list) else decode_counts(counts), dtype=np.int32)]
+        parts = [
+            np.asarray(
+                counts if isinstance(counts, list) else decode_counts(counts), dtype=np.int32
+            )
+        ]
     else:
         parts = [to_grid(polygon) for polygon in shape]
-    return classes[element["category_id"]], bool(element.get("iscrowd", 0)), is_runs, parts, element["area"]
+    return (
+        classes[element["category_id"]],
+        bool(element.get("iscrowd", 0)),
+        is_runs,
+        parts,
+        element["area"],
+    )
 
 
-def _arrays(images: dict[int, tuple[str, int, int]], objects: dict[int, list[tuple]]) -> dict[str, np.ndarray]:
+def _arrays(
+    images: dict[int, tuple[str, int, int]], objects: dict[int, list[tuple]]
+) -> dict[str, np.ndarray]:
     of_images = [objects.get(image, []) for image in images]
     flat = [item for items in of_images for item in items]
     parts = [part for item in flat for part in item[3]]
@@ -99,7 +129,9 @@ def _arrays(images: dict[int, tuple[str, int, int]], objects: dict[int, list[tup
         "names_ends": _ends(map(len, names)),
         "heights": np.array([height for _, height, _ in images.values()], dtype=np.uint32),
         "widths": np.array([width for _, _, width in images.values()], dtype=np.uint32),
-        "areas": np.array([sum(item[4] for item in items) for items in of_images], dtype=np.float32),
+        "areas": np.array(
+            [sum(item[4] for item in items) for items in of_images], dtype=np.float32
+        ),
         "objects": _ends(map(len, of_images)),
         "classes": np.array([item[0] for item in flat], dtype=np.uint8),
         "crowd": np.array([item[1] for item in flat], dtype=bool),

@@ -8,7 +8,16 @@ from datasets import ClassLabel, Value
 from datasets import Image as ImageFeature
 
 IMAGES = ("image", "img", "picture", "pixel_values")
-MASKS = ("mask", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask", "label_map")
+MASKS = (
+    "mask",
+    "label",
+    "labels",
+    "annotation",
+    "annotations",
+    "segmentation",
+    "segmentation_mask",
+    "label_map",
+)
 LABELS = ("label", "labels", "class", "class_name", "category", "target", "y")
 _BYTES = ("binary", "large_binary", "binary_view")
 _TEXT = ("string", "large_string", "string_view")
@@ -27,7 +36,9 @@ def choose_image_and_mask(
     """The columns of images and of masks for segmentation, told apart by their names where they are not asked for."""
     found = _images(features)
     if image is None:
-        image = _only(source, "image", [name for name in found if name in IMAGES and name != mask], features)
+        image = _only(
+            source, "image", [name for name in found if name in IMAGES and name != mask], features
+        )
     if mask is None:
         others = [name for name in found if name != image]
         mask = _only(source, "mask", [name for name in others if name in MASKS] or others, features)
@@ -39,9 +50,13 @@ def choose_image_and_mask(
 def choose_label(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
     """The column of labels: the one asked for, the only one with class names, or the only one called like labels."""
     if asked is not None:
-        return _known(source, features, asked, isinstance(features.get(asked), (Value, ClassLabel)), "labels")
+        return _known(
+            source, features, asked, isinstance(features.get(asked), (Value, ClassLabel)), "labels"
+        )
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    called = [name for name, feature in features.items() if name.lower() in LABELS and _is_label(feature)]
+    called = [
+        name for name, feature in features.items() if name.lower() in LABELS and _is_label(feature)
+    ]
     return _only(source, "label", named or called, features)
 
 
@@ -59,22 +74,30 @@ def _images(features: Mapping[str, Any]) -> list[str]:
 
 
 def _is_label(feature: Any) -> bool:
-    return isinstance(feature, Value) and ("int" in feature.dtype or feature.dtype in ("bool", *_TEXT))
+    return isinstance(feature, Value) and (
+        "int" in feature.dtype or feature.dtype in ("bool", *_TEXT)
+    )
 
 
 def _is_of(feature: Any, types: Sequence[str]) -> bool:
     return isinstance(feature, Value) and feature.dtype in types
 
 
-def _known(source: str | Path, features: Mapping[str, Any], column: str, holds: bool, what: str) -> str:
+def _known(
+    source: str | Path, features: Mapping[str, Any], column: str, holds: bool, what: str
+) -> str:
     if column not in features:
         raise ValueError(f"{source} has no column {column!r}; its columns: {_listed(features)}")
     if not holds:
-        raise ValueError(f"{source} has no {what} in its column {column!r}; its columns: {_listed(features)}")
+        raise ValueError(
+            f"{source} has no {what} in its column {column!r}; its columns: {_listed(features)}"
+        )
     return column
 
 
-def _only(source: str | Path, what: str, columns: Sequence[str], features: Mapping[str, Any]) -> str:
+def _only(
+    source: str | Path, what: str, columns: Sequence[str], features: Mapping[str, Any]
+) -> str:
     if len(columns) == 1:
         return columns[0]
     raise ValueError(

@@ -82,7 +82,9 @@ class ClassFolder(ClassFiles):
             raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
         found, counts, names, inventory = class_files(root, cache)
         if not found:
-            raise FileNotFoundError(f"{root} has no subfolders: put one folder of images per class there")
+            raise FileNotFoundError(
+                f"{root} has no subfolders: put one folder of images per class there"
+            )
         ids = _ids(root, found, found if classes is None else classes)
         if not len(names):
             raise FileNotFoundError(
@@ -154,7 +156,10 @@ class MaskFolder(MaskFiles):
                 f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
             )
         _require_one_image_each(Path(images), names, Path(masks), with_mask)
-        files = FileList(Path(images), names), FileList(Path(masks), [with_mask[stem(name)] for name in names])
+        files = (
+            FileList(Path(images), names),
+            FileList(Path(masks), [with_mask[stem(name)] for name in names]),
+        )
         super().__init__(
             *files,
             num_classes,
@@ -175,10 +180,14 @@ class MaskFolder(MaskFiles):
         return f"{images_of(len(names), self.num_classes)} ({inventory.formats}){inventory.left_out_words}"
 
 
-def _require_one_image_each(images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]) -> None:
+def _require_one_image_each(
+    images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]
+) -> None:
     """Raises ValueError that names two images of one `stem`, of which one would be laid under the other's mask."""
     found: dict[str, str] = {}
-    pairs = [(other, name) for name in names if (other := found.setdefault(stem(name), name)) != name]
+    pairs = [
+        (other, name) for name in names if (other := found.setdefault(stem(name), name)) != name
+    ]
     if pairs:
         first, second = pairs[0]
         more = f" ({len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
@@ -221,15 +230,25 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
         return int(classes)
     is_file = _is_file(classes)
     if classes.endswith(".txt") and not is_file:
-        raise FileNotFoundError(f"no file {classes}: classes is a number, names with commas, or a text file")
-    names = read_lines(Path(classes)) if is_file else [name.strip() for name in classes.split(",") if name.strip()]
+        raise FileNotFoundError(
+            f"no file {classes}: classes is a number, names with commas, or a text file"
+        )
+    names = (
+        read_lines(Path(classes))
+        if is_file
+        else [name.strip() for name in classes.split(",") if name.strip()]
+    )
     if not names:
-        raise ValueError("classes is empty: give how many there are, their names with commas, or a file (--classes)")
+        raise ValueError(
+            "classes is empty: give how many there are, their names with commas, or a file (--classes)"
+        )
     if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
         raise ValueError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"classes names {some(map(repr, twice))} more than once: each class has a name of its own")
+        raise ValueError(
+            f"classes names {some(map(repr, twice))} more than once: each class has a name of its own"
+        )
     return names
 
 
@@ -239,9 +258,13 @@ def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
         return None
     names = read_classes(*classes) if len(classes) == 1 else list(classes)
     if not names:
-        raise ValueError("classes is empty: give the names of the classes, or a text file with one a line (--classes)")
+        raise ValueError(
+            "classes is empty: give the names of the classes, or a text file with one a line (--classes)"
+        )
     if isinstance(names, int):
-        raise ValueError(f"classes is {names}: give the names of the classes, as folders are told by them (--classes)")
+        raise ValueError(
+            f"classes is {names}: give the names of the classes, as folders are told by them (--classes)"
+        )
     return names
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Features, get_dataset_split_names, load_dataset, load_dataset_builder
+from datasets import (
+    ClassLabel,
+    Features,
+    get_dataset_split_names,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
@@ -88,7 +94,7 @@ class HubImages(Rows):
     Columns are found by their type and name where they are not given; images may be structs of bytes and path, or
     bytes, without the Hub's types. Images are decoded here, not by `datasets`. stream: parquet files are read where
     they lie, so many row groups side by side, instead of being downloaded and converted first
-    (`trainkit.data.datasets.parquet`); an epoch's order is then a `Locality`'s. classes: names whose places class ids are,
+    (see parquet); an epoch's order is then a `Locality`'s. classes: names whose places class ids are,
     which a validation split gets from the training split so that ids agree; None: the split's own, and of a column of
     strings its different ones, sorted. ValueError where it names others; a column of plain numbers holds these ids
     already.
@@ -124,8 +130,16 @@ class HubImages(Rows):
         if labels and all(isinstance(label, str) for label in labels):
             self.classes = sorted(labels) if classes is None else list(classes)
             self.ids = dict(zip(labels, self._ids_of(labels)))
-        elif labels and all(isinstance(label, int) for label in labels) and (classes is not None or min(labels) >= 0):
-            self.classes = [str(label) for label in range(max(labels) + 1)] if classes is None else list(classes)
+        elif (
+            labels
+            and all(isinstance(label, int) for label in labels)
+            and (classes is not None or min(labels) >= 0)
+        ):
+            self.classes = (
+                [str(label) for label in range(max(labels) + 1)]
+                if classes is None
+                else list(classes)
+            )
             self.ids = {label: label for label in range(len(self.classes))}
         else:
             raise ValueError(
@@ -157,10 +171,13 @@ class HubImages(Rows):
         image = read_image(*self.encoded(row, index, self.image_column))
         label = row[self.label_column]
         if label is None:
-            raise ValueError(f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}")
+            raise ValueError(
+                f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}"
+            )
         if self.transform is not None:
             image = self.transform(image)
-        return image.as_subclass(Tensor), torch.tensor(self.ids.get(label, label))  # others are the task's to tell
+        # others are the task's to tell
+        return image.as_subclass(Tensor), torch.tensor(self.ids.get(label, label))
 
 
 class HubMasks(Rows, MaskDataset):
@@ -185,11 +202,17 @@ class HubMasks(Rows, MaskDataset):
         stream: int | None = None,
         **settings: Any,
     ):
-        self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
-        super().__init__(len(self.classes), transform, ignore=ignore, label_shift=label_shift, **settings)
+        self.classes = (
+            [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
+        )
+        super().__init__(
+            len(self.classes), transform, ignore=ignore, label_shift=label_shift, **settings
+        )
         self.source, self.split = f"{source} ({split})", split
         table, features, self.files = _load(source, split, stream)
-        self.image_column, self.mask_column = choose_image_and_mask(source, features, image_column, mask_column)
+        self.image_column, self.mask_column = choose_image_and_mask(
+            source, features, image_column, mask_column
+        )
         self.table = _as_stored(table, [self.image_column, self.mask_column], features)
         self.used = self.used_of(source, self.num_classes)
 
@@ -213,14 +236,17 @@ class HubMasks(Rows, MaskDataset):
         return read_image_like(image, tuple(labels.shape), name=name), labels
 
 
-def _load(source: str | Path, split: str, stream: int | None) -> tuple[Any, Features, SplitFiles | None]:
+def _load(
+    source: str | Path, split: str, stream: int | None
+) -> tuple[Any, Features, SplitFiles | None]:
     """The rows of a split by index, what their columns hold, and the files of a folder."""
     files = _local_files(source, split) if Path(source).is_dir() else None
     if stream is not None:
         table = ParquetTable(_hub_files(source, split) if files is None else files.files, stream)
         return table, Features.from_arrow_schema(table.schema), files
     if files is not None:
-        with_rows = ParquetTable(files.files).files_with_rows  # `datasets` names no damaged file, nor takes empty ones
+        # `datasets` names no damaged file, nor takes empty ones
+        with_rows = ParquetTable(files.files).files_with_rows
         table = _converted(source, with_rows)
     else:
         with _hub_errors(source):
@@ -286,14 +312,18 @@ def choose_split(source: str, names: Sequence[str]) -> str:
     for name in names:
         if name in known:
             return name
-    raise ValueError(f"{source} has none of the splits {', '.join(names)}; it has {', '.join(known)}")
+    raise ValueError(
+        f"{source} has none of the splits {', '.join(names)}; it has {', '.join(known)}"
+    )
 
 
 @contextmanager
 def _hub_errors(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # datasets raises a dozen kinds for "not there", from several libraries
+    except (
+        Exception
+    ) as error:  # datasets raises a dozen kinds for "not there", from several libraries
         raise FileNotFoundError(
             f"cannot load {str(source)!r}: there is no such local folder, and the Hub said "
             f"{type(error).__name__}: {error}"

@@ -57,12 +57,18 @@ class Inventory:
         """Such as "; left out: 3 files (.txt)"; empty where nothing was."""
         parts = []
         for reason, (one, several) in REASONS.items():
-            found = Counter({what: count for (why, what), count in self.left_out.items() if why == reason})
+            found = Counter(
+                {what: count for (why, what), count in self.left_out.items() if why == reason}
+            )
             total = found.total()
             if total:
                 names = {what or "without extension": count for what, count in found.items()}
                 known = reason in ("file", "leftover", "table")
-                detail = f" ({next(iter(names)) if len(names) == 1 else _counts(Counter(names))})" if known else ""
+                detail = (
+                    f" ({next(iter(names)) if len(names) == 1 else _counts(Counter(names))})"
+                    if known
+                    else ""
+                )
                 parts.append(f"{total:,} {one if total == 1 else several}{detail}")
         return f"; left out: {', '.join(parts)}" if parts else ""
 
@@ -70,7 +76,11 @@ class Inventory:
     def warnings(self) -> list[str]:
         """Left out what looks like a user's image, a line each."""
         lines = []
-        unread = {what: n for (why, what), n in self.left_out.items() if why == "file" and is_photograph(what)}
+        unread = {
+            what: n
+            for (why, what), n in self.left_out.items()
+            if why == "file" and is_photograph(what)
+        }
         if unread:
             number = sum(unread.values())
             were = "image was" if number == 1 else "images were"
@@ -119,7 +129,9 @@ def without_images(data: Any) -> list[str]:
 def images_of(number: int, classes: int | None) -> str:
     """Such as "26 images of 2 classes"."""
     words = f"{number:,} image{'' if number == 1 else 's'}"
-    return words if classes is None else f"{words} of {classes:,} class{'' if classes == 1 else 'es'}"
+    return (
+        words if classes is None else f"{words} of {classes:,} class{'' if classes == 1 else 'es'}"
+    )
 
 
 def no_image(classes: Sequence[str], found: Container[int], where: Any) -> list[str]:

@@ -30,7 +30,8 @@ class Names(Sequence):
         encoded = [os.fsencode(name) for name in names]
         characters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(characters, ends.astype(np.min_scalar_type(len(characters))))  # uint32 up to 4 GiB of names
+        # uint32 up to 4 GiB of names
+        return cls(characters, ends.astype(np.min_scalar_type(len(characters))))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -54,12 +55,14 @@ def list_images(folder: Path) -> tuple[list[str], Inventory]:
     return sorted(files), inventory
 
 
-def class_files(root: Path, cache: Path | None = None) -> tuple[list[str], np.ndarray, Names, Inventory]:
+def class_files(
+    root: Path, cache: Path | None = None
+) -> tuple[list[str], np.ndarray, Names, Inventory]:
     """The class folders in `root` in sorted order, how many images each has, these by class, relative to `root`, and
     what they are and what was left out.
 
-    cache: folder of what was listed before, `trainkit.data.datasets.cache.default_folder` where None. It is listed anew where
-    the time of change of `root` or of any folder below is another one: a file that comes or goes changes it. What was
+    cache: folder of what was listed before, `trainkit.data.datasets.cache.default_folder` where None. It is listed anew
+    where the time of change of `root` or of any folder below is another one: a file that comes or goes changes it. What was
     listed before is then removed.
     """
     cache = default_folder() if cache is None else cache
@@ -70,10 +73,16 @@ def class_files(root: Path, cache: Path | None = None) -> tuple[list[str], np.nd
         arrays = _list(root)
         settled = time.time_ns() - int(arrays["times"].max()) > UNSETTLED_S * 10**9
         if settled and len(arrays["ends"]) >= LEAST_KEPT:
-            state = short_hash(arrays["folders"].tobytes() + arrays["times"].tobytes() + arrays["decoders"].tobytes())
+            state = short_hash(
+                arrays["folders"].tobytes()
+                + arrays["times"].tobytes()
+                + arrays["decoders"].tobytes()
+            )
             target = cache / f"classes-v{VERSION}-{of_root}-{state}"
             arrays = kept(arrays, target)
-            for old in cache.glob(f"classes-v*-{of_root}-*") if isinstance(arrays, MappedArrays) else ():
+            for old in (
+                cache.glob(f"classes-v*-{of_root}-*") if isinstance(arrays, MappedArrays) else ()
+            ):
                 if old != target:
                     shutil.rmtree(old, ignore_errors=True)
     folders = Names(arrays["folders"], arrays["folders_ends"])
@@ -88,7 +97,10 @@ def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
     if len(arrays["decoders"]) and arrays["decoders"].tobytes() != _decoders():
         return False
     try:
-        return all(_times(root / name) == tuple(then) for name, then in zip(folders, arrays["times"].tolist()))
+        return all(
+            _times(root / name) == tuple(then)
+            for name, then in zip(folders, arrays["times"].tolist())
+        )
     except OSError:
         return False
 
@@ -126,7 +138,10 @@ def _list(root: Path) -> dict[str, np.ndarray]:
             times += inside.values()
             tell(number, len(classes))
     files, below = Names.of(names), Names.of(folders)
-    asked = any(reason == "file" for reason, _ in inventory.left_out) or not set(inventory.taken) <= EXTENSIONS
+    asked = (
+        any(reason == "file" for reason, _ in inventory.left_out)
+        or not set(inventory.taken) <= EXTENSIONS
+    )
     return {
         "names": files.characters,
         "ends": files.ends,

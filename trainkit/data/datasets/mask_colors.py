@@ -16,7 +16,9 @@ _CITYSCAPES_IGNORED = (
     (150, 120, 90), (0, 0, 90), (0, 0, 110),
 )  # fmt: skip
 KNOWN = {
-    "cityscapes": MaskColors(cityscapes.CLASSES, tuple(map(tuple, cityscapes.PALETTE.tolist())), _CITYSCAPES_IGNORED),
+    "cityscapes": MaskColors(
+        cityscapes.CLASSES, tuple(map(tuple, cityscapes.PALETTE.tolist())), _CITYSCAPES_IGNORED
+    ),
     "voc": MaskColors(voc.CLASSES, tuple(map(tuple, voc.PALETTE.tolist())), ((224, 224, 192),)),
 }
 
@@ -41,12 +43,16 @@ def read_mask_colors(table: str) -> MaskColors:
             continue
         parts = _LINE.fullmatch(line.strip())
         if parts is None:
-            raise ValueError(f"{file}, line {number} is {line.strip()!r}; it is three numbers and a name: `R G B name`")
+            raise ValueError(
+                f"{file}, line {number} is {line.strip()!r}; it is three numbers and a name: `R G B name`"
+            )
         color, name = tuple(int(part) for part in parts.groups()[:3]), parts[4].strip()
         if name == IGNORED_NAME:
             ignored.append(color)
         elif name in names:
-            raise ValueError(f"{file}, line {number}: {name} has a colour already; each class has one")
+            raise ValueError(
+                f"{file}, line {number}: {name} has a colour already; each class has one"
+            )
         else:
             names.append(name)
             colors.append(color)

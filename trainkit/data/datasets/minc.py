@@ -23,7 +23,9 @@ class MINC(ClassFiles):
     PyTorch-Encoding are from train and test of the first. Raises FileNotFoundError that says where it looked.
     """
 
-    def __init__(self, root: Path, split: str, number: int = 1, transform: Callable[[Any], Any] | None = None):
+    def __init__(
+        self, root: Path, split: str, number: int = 1, transform: Callable[[Any], Any] | None = None
+    ):
         if split not in SPLITS:
             raise ValueError(f"MINC: split is {split!r}; it is one of {', '.join(SPLITS)}")
         if not 1 <= number <= 5:

@@ -39,7 +39,9 @@ def class_images(
         for name in names:
             if (folder / name).is_dir() and _has_classes(folder / name):
                 if stream is not None:
-                    raise ValueError(f"{folder / name} has class folders: stream is for parquet files, leave it out")
+                    raise ValueError(
+                        f"{folder / name} has class folders: stream is for parquet files, leave it out"
+                    )
                 data = ClassFolder(folder / name, transform, classes)
                 data.used_warnings += _tables_beside(folder, name)
                 return data
@@ -74,21 +76,30 @@ def label_maps(
     `mask_column` where they are given. "val" is as in `class_images`. ignore,
     label_shift, mask_values, mask_colors: see `MaskDataset`. Raises FileNotFoundError that says where it looked.
     """
-    how = {"ignore": ignore, "label_shift": label_shift, "mask_values": mask_values, "mask_colors": mask_colors}
+    how = {
+        "ignore": ignore,
+        "label_shift": label_shift,
+        "mask_values": mask_values,
+        "mask_colors": mask_colors,
+    }
     folder, names = Path(source), SPLITS[split]
     columns = {"image_column": image_column, "mask_column": mask_column}
     if folder.is_dir():
         for name in names:
             if (folder / "images" / name).is_dir():
                 if stream is not None:
-                    raise ValueError(f"{folder} has images/{name}: stream is for parquet files, leave it out")
+                    raise ValueError(
+                        f"{folder} has images/{name}: stream is for parquet files, leave it out"
+                    )
                 num_classes = classes if isinstance(classes, int) else len(classes)
                 images, masks = folder / "images" / name, folder / "annotations" / name
                 data = MaskFolder(images, masks, num_classes, transform, **how)
                 data.used_warnings += _tables_beside(folder, name)
                 return data
             if parquet_files(folder, name).files:
-                return _masks_from_datasets(source, name, classes, transform, stream=stream, **columns, **how)
+                return _masks_from_datasets(
+                    source, name, classes, transform, stream=stream, **columns, **how
+                )
         raise FileNotFoundError(
             f"no {split} images in {folder.resolve()}: looked for {', '.join(f'images/{n}/' for n in names)} and "
             f"{', '.join(f'{n}*.parquet' for n in names)}"
@@ -101,7 +112,9 @@ def _has_classes(folder: Path) -> bool:
     """Whether a split's folder has class folders: with an image in one, where parquet files lie beside them."""
     if not any(folder.glob("*.parquet")):
         return True
-    return any(image_files(each) for each in folder.iterdir() if each.is_dir() and not leftover(each.name))
+    return any(
+        image_files(each) for each in folder.iterdir() if each.is_dir() and not leftover(each.name)
+    )
 
 
 def _tables_beside(folder: Path, split: str) -> list[str]:
@@ -110,28 +123,41 @@ def _tables_beside(folder: Path, split: str) -> list[str]:
     if not tables:
         return []
     named = some(str(table.relative_to(folder)) for table in tables)
-    return [f"{folder} has both folders of images and parquet files of {split}; the folders are taken, and not {named}"]
+    return [
+        f"{folder} has both folders of images and parquet files of {split}; the folders are taken, and not {named}"
+    ]
 
 
 def _require_hub_name(source: str | Path, layout: str) -> None:
-    if str(source).count("/") != 1 or Path(source).is_absolute() or str(source).startswith((".", "data/")):
+    if (
+        str(source).count("/") != 1
+        or Path(source).is_absolute()
+        or str(source).startswith((".", "data/"))
+    ):
         raise FileNotFoundError(
             f"no folder {Path(source).resolve()}: give one with {layout} or with parquet files, or a dataset's name on "
             "the Hub (owner/name) with --data; or try --sample"
         )
 
 
-def _masks_from_datasets(source: str | Path, split: str | Sequence[str], *how: Any, **more: Any) -> Dataset:
-    from trainkit.data.datasets.hub import HubMasks, choose_split  # `datasets` takes a second to import
+def _masks_from_datasets(
+    source: str | Path, split: str | Sequence[str], *how: Any, **more: Any
+) -> Dataset:
+    # `datasets` takes a second to import
+    from trainkit.data.datasets.hub import HubMasks, choose_split
 
     name = split if isinstance(split, str) else choose_split(str(source), split)
     return HubMasks(source, name, *how, **more)
 
 
 def _from_datasets(
-    source: str | Path, split: str | Sequence[str], transform: Callable[[Any], Any] | None, *how: Any
+    source: str | Path,
+    split: str | Sequence[str],
+    transform: Callable[[Any], Any] | None,
+    *how: Any,
 ) -> Dataset:
-    from trainkit.data.datasets.hub import HubImages, choose_split  # `datasets` takes a second to import
+    # `datasets` takes a second to import
+    from trainkit.data.datasets.hub import HubImages, choose_split
 
     name = split if isinstance(split, str) else choose_split(str(source), split)
     return HubImages(source, name, transform, *how)

@@ -42,23 +42,34 @@ class ParquetTable:
             raise ValueError(f"lanes is {lanes}; row groups are read in at least 1")
         self.files, self.lanes = [os.fspath(file) for file in files], lanes
         self._footers = []
-        with ThreadPoolExecutor(16) as pool, of_launcher().progress("opening parquet files") as tell:
+        with (
+            ThreadPoolExecutor(16) as pool,
+            of_launcher().progress("opening parquet files") as tell,
+        ):
             for footer in pool.map(_read_footer, self.files):
                 self._footers.append(footer)
                 tell(len(self._footers), len(self.files))
         self.schema: pa.Schema = self._footers[0].schema.to_arrow_schema()
         for file, footer in zip(self.files, self._footers):
             if sorted(footer.schema.names) != sorted(self._footers[0].schema.names):
-                raise ValueError(f"{file} has other columns than {self.files[0]}: they are not files of one dataset")
+                raise ValueError(
+                    f"{file} has other columns than {self.files[0]}: they are not files of one dataset"
+                )
         self.columns = self.schema.names
         self._groups = [
-            (place, group) for place, each in enumerate(self._footers) for group in range(each.num_row_groups)
+            (place, group)
+            for place, each in enumerate(self._footers)
+            for group in range(each.num_row_groups)
         ]
-        self._lengths = [self._footers[place].row_group(group).num_rows for place, group in self._groups]
+        self._lengths = [
+            self._footers[place].row_group(group).num_rows for place, group in self._groups
+        ]
         self._ends = np.cumsum(self._lengths, dtype=np.int64)
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         if not len(self):
-            raise ValueError(f"{', '.join(self.files[:3])}: there are no rows in these parquet files")
+            raise ValueError(
+                f"{', '.join(self.files[:3])}: there are no rows in these parquet files"
+            )
 
     @property
     def files_with_rows(self) -> list[str]:
@@ -73,7 +84,9 @@ class ParquetTable:
     @property
     def fingerprint(self) -> str:
         """Tells whether the files are others than before, wherever they lie: of the row groups' rows and bytes."""
-        sizes = [self._footers[place].row_group(group).total_byte_size for place, group in self._groups]
+        sizes = [
+            self._footers[place].row_group(group).total_byte_size for place, group in self._groups
+        ]
         return hashlib.sha256(repr((self._lengths, sizes)).encode()).hexdigest()[:16]
 
     def select_columns(self, columns: list[str]) -> "ParquetTable":
@@ -112,13 +125,18 @@ class ParquetTable:
     def read_group(self, number: int) -> pa.Table:
         """The chosen columns of a row group, from its file."""
         place, group = self._groups[number]
-        return self._read(place, lambda file: file.read_row_group(group, self.columns, use_threads=False))
+        return self._read(
+            place, lambda file: file.read_row_group(group, self.columns, use_threads=False)
+        )
 
     def _read(self, place: int, what: Callable[[pq.ParquetFile], Result]) -> Result:
         """What `what` makes of a file, opened for it alone: nothing is left open that a forked process would share."""
 
         def read() -> Result:
-            with _opened(self.files[place]) as source, pq.ParquetFile(source, metadata=self._footers[place]) as file:
+            with (
+                _opened(self.files[place]) as source,
+                pq.ParquetFile(source, metadata=self._footers[place]) as file,
+            ):
                 return what(file)
 
         return _patiently(self.files[place], read)
@@ -157,10 +175,14 @@ def _patiently(file: str, read: Callable[[], Result]) -> Result:
         try:
             return read()
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{file} is not a parquet file, or is cut short: {_line(error)}") from error
+            raise ValueError(
+                f"{file} is not a parquet file, or is cut short: {_line(error)}"
+            ) from error
         except Exception as error:  # each of fsspec's file systems raises kinds of its own
             if pause is None:
-                raise OSError(f"cannot read {file}: {type(error).__name__}: {_line(error)}") from error
+                raise OSError(
+                    f"cannot read {file}: {type(error).__name__}: {_line(error)}"
+                ) from error
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 

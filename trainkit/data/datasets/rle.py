@@ -38,7 +38,9 @@ def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int) ->
     """
     counts = np.asarray(counts, dtype=np.int64)
     if counts.sum() != height * width or (counts < 0).any():
-        raise ValueError(f"run lengths sum up to {counts.sum()} pixels, and the image has {height * width}")
+        raise ValueError(
+            f"run lengths sum up to {counts.sum()} pixels, and the image has {height * width}"
+        )
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(width, height).T
 
@@ -57,7 +59,8 @@ def polygon_to_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
     left = np.minimum(x[1:], x[:-1])
     crossing = (x[1:] != x[:-1]) & ((left - GRID // 2) % GRID == 0)
     column = (left[crossing] - GRID // 2) // GRID
-    row = (np.minimum(y[1:], y[:-1])[crossing] + GRID // 2) // GRID  # the first pixel whose middle is below
+    # the first pixel whose middle is below
+    row = (np.minimum(y[1:], y[:-1])[crossing] + GRID // 2) // GRID
     inside = (column >= 0) & (column < width)
     turned = column[inside] * height + row[inside].clip(0, height)
     mask = np.zeros((width, height), dtype=bool)

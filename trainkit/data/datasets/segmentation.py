@@ -46,11 +46,20 @@ class MaskDataset(Dataset):
         mask_colors: MaskColors | None = None,
     ):
         if num_classes > IGNORED:
-            raise ValueError(f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}")
-        if label_shift > 0:  # the first class would have a label below 0, in which no prediction can be written
-            raise ValueError(f"label_shift is {label_shift}; give minus the first class's label, so 0 or less")
+            raise ValueError(
+                f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}"
+            )
+        # the first class would have a label below 0, in which no prediction can be written
+        if label_shift > 0:
+            raise ValueError(
+                f"label_shift is {label_shift}; give minus the first class's label, so 0 or less"
+            )
         self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
-        self.to_train_ids, self.label_shift, self.mask_colors = to_train_ids, label_shift, mask_colors
+        self.to_train_ids, self.label_shift, self.mask_colors = (
+            to_train_ids,
+            label_shift,
+            mask_colors,
+        )
         self.label_values: list[int] | None = None
         if mask_values is not None or mask_colors is not None:
             self._map_values(mask_values)
@@ -59,9 +68,13 @@ class MaskDataset(Dataset):
         """Map labels by a table of those of the classes, which are grey values or colours as numbers."""
         for name, value in (("label_shift", self.label_shift), ("to_train_ids", self.to_train_ids)):
             if value:
-                raise ValueError(f"{name} is {value} beside mask_values or mask_colors, which say all: leave it out")
+                raise ValueError(
+                    f"{name} is {value} beside mask_values or mask_colors, which say all: leave it out"
+                )
         if mask_values is not None and self.mask_colors is not None:
-            raise ValueError("mask_values and mask_colors are both given: masks hold numbers or colours")
+            raise ValueError(
+                "mask_values and mask_colors are both given: masks hold numbers or colours"
+            )
         if mask_values is not None:
             values, what = [int(value) for value in mask_values], "mask_values"
             doubled = sorted(set(values) & set(self.ignore) - {IGNORED})
@@ -76,7 +89,11 @@ class MaskDataset(Dataset):
                     "out, or give a label among these"
                 )
             ignored = sorted(set(self.ignore) - set(values))
-            if len(set(values)) < len(values) or min(values, default=0) < 0 or max(values, default=0) > LARGEST_VALUE:
+            if (
+                len(set(values)) < len(values)
+                or min(values, default=0) < 0
+                or max(values, default=0) > LARGEST_VALUE
+            ):
                 raise ValueError(
                     f"mask_values is {values}; give a number of its own to each class, 0 to {LARGEST_VALUE}"
                 )
@@ -100,7 +117,9 @@ class MaskDataset(Dataset):
     @property
     def palette(self) -> np.ndarray:
         """A colour for each train id: uint8 (K, 3)."""
-        return colour_map(self.num_classes) if self.mask_colors is None else self.mask_colors.palette
+        return (
+            colour_map(self.num_classes) if self.mask_colors is None else self.mask_colors.palette
+        )
 
     @property
     def raw_ids(self) -> np.ndarray:
@@ -114,7 +133,9 @@ class MaskDataset(Dataset):
 
     def decode_labels(self, source: Path | bytes, name: str | None = None) -> Tensor:
         """The labels of a mask's file or bytes, integers (H, W): as stored, or colours as numbers (`color_code`)."""
-        return read_mask(source, name) if self.mask_colors is None else read_color_mask(source, name)
+        return (
+            read_mask(source, name) if self.mask_colors is None else read_color_mask(source, name)
+        )
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """The image, uint8 (3, H, W), and its labels as stored, integers (H, W): both the transform's to change."""
@@ -151,7 +172,8 @@ class MaskDataset(Dataset):
                 ids = _translated(labels, self._table)
             else:
                 ids = labels + self._shift if self._shift else labels
-            if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):  # IGNORED + 1 is 0
+            # IGNORED + 1 is 0
+            if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):
                 return ids
         ids, stray = self._by_arithmetic(labels)
         if stray.any() and self.mask_colors is not None:
@@ -262,7 +284,9 @@ def read_image_like(
     return image
 
 
-def label_table(labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (), size: int = 256) -> np.ndarray:
+def label_table(
+    labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (), size: int = 256
+) -> np.ndarray:
     """Label in the files -> train id, uint8 (size,): its place in `labels`, IGNORED, or UNKNOWN."""
     table = np.full(size, UNKNOWN, dtype=np.uint8)
     table[list(labels)] = np.arange(len(labels))
@@ -273,7 +297,9 @@ def label_table(labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (),
 def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
     """Train ids, uint8, by a `label_table`; labels beyond the table are UNKNOWN."""
     stored = labels.numpy()
-    if stored.dtype == np.uint8 or (stored.min(initial=0) >= 0 and stored.max(initial=0) < len(table)):
+    if stored.dtype == np.uint8 or (
+        stored.min(initial=0) >= 0 and stored.max(initial=0) < len(table)
+    ):
         return torch.from_numpy(table[stored])
     inside = (stored >= 0) & (stored < len(table))
     return torch.from_numpy(np.where(inside, table[np.where(inside, stored, 0)], np.uint8(UNKNOWN)))
@@ -286,7 +312,9 @@ def read_mask_values(text: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"mask_values is {text!r}; give the number of each class in the masks, such as 0,255")
+        raise ValueError(
+            f"mask_values is {text!r}; give the number of each class in the masks, such as 0,255"
+        )
     return [int(part) for part in parts]
 
 
@@ -333,7 +361,9 @@ def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
             raise ValueError(f"it is of shape {labels.shape}, and not an image")
     except FileNotFoundError:
         raise
-    except Exception as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
+    except (
+        Exception
+    ) as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
         where = f"{variable}.{field}" if field else variable
         raise ValueError(
             f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or take it out of "

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from trainkit.data.datasets.inventory import Inventory, some
 
-LAYOUTS = ("", "data", "default")  # folders below the given one; those of the Hub's datasets and of what it converts
+# folders below the given one; those of the Hub's datasets and of what it converts
+LAYOUTS = ("", "data", "default")
 # What may follow a split's name: a number, or a place among so many files and a hash, as the Hub names them.
 _REST = re.compile(
     r"(?P<mark>[-_.]?(?:part|shard|chunk)?[-_.]?)(?P<place>\d+)(?:[-_.]of[-_.](?P<total>\d+))?(?:[-_.][0-9a-f]{8,})?"
@@ -53,7 +54,9 @@ def parquet_files(folder: Path, split: str) -> SplitFiles:
         if inside:
             found[f"{layout}/{split}/"] = inside
     if len(found) > 1:
-        sets = " and ".join(some(_within(path, folder) for path in files) for files in found.values())
+        sets = " and ".join(
+            some(_within(path, folder) for path in files) for files in found.values()
+        )
         raise ValueError(
             f"{folder} has several sets of parquet files of the split {split}: {sets}; one might repeat the other. "
             "Move all but one elsewhere"
@@ -78,7 +81,11 @@ def _tables(folder: Path) -> list[Path]:
     """Parquet files right in a folder but for hidden ones and _metadata."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")) and path.is_file())
+    return sorted(
+        path
+        for path in folder.glob("*.parquet")
+        if not path.name.startswith((".", "_")) and path.is_file()
+    )
 
 
 def _number(path: Path, split: str) -> tuple[str, int] | None:
@@ -89,7 +96,9 @@ def _number(path: Path, split: str) -> tuple[str, int] | None:
     if not rest:
         return "alone", 0
     match = _REST.fullmatch(rest)
-    return None if match is None else (f"{match['mark']}#{match['total'] or ''}", int(match["place"]))
+    return (
+        None if match is None else (f"{match['mark']}#{match['total'] or ''}", int(match["place"]))
+    )
 
 
 def _missing(numbers: Sequence[tuple[str, int]], folder: Path, split: str) -> list[str]:
@@ -98,7 +107,9 @@ def _missing(numbers: Sequence[tuple[str, int]], folder: Path, split: str) -> li
     gone = sorted(set(range(int(total or 0))) - {place for _, place in numbers})
     if not gone:
         return []
-    return [f"{len(gone)} of {int(total)} parquet files of {split} are not in {folder}: number {some(map(str, gone))}"]
+    return [
+        f"{len(gone)} of {int(total)} parquet files of {split} are not in {folder}: number {some(map(str, gone))}"
+    ]
 
 
 def _within(path: Path, folder: Path) -> str:

@@ -19,9 +19,13 @@ class Stages(Wrapper):
     def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):
         super().__init__(data)
         if not hasattr(data, "transform"):
-            raise ValueError(f"Stages: {type(data).__name__} has no attribute `transform`, which would change")
+            raise ValueError(
+                f"Stages: {type(data).__name__} has no attribute `transform`, which would change"
+            )
         if min(transforms, default=-1) != 0:
-            raise ValueError(f"Stages: transforms begin in epochs {sorted(transforms)}; one must be of epoch 0")
+            raise ValueError(
+                f"Stages: transforms begin in epochs {sorted(transforms)}; one must be of epoch 0"
+            )
         self.transforms = dict(sorted(transforms.items()))
 
     @property
@@ -31,11 +35,15 @@ class Stages(Wrapper):
 
     def in_epoch(self, epoch: int, index: int) -> Any:
         """Item `index` as it is in an epoch, from 0."""
-        self.data.transform = [transform for first, transform in self.transforms.items() if first <= epoch][-1]
+        self.data.transform = [
+            transform for first, transform in self.transforms.items() if first <= epoch
+        ][-1]
         return self.data[index]
 
     def __getitem__(self, index: int) -> Any:
-        raise TypeError("an image of Stages depends on the epoch: in_epoch(epoch, index) gives it; no Subset of it can")
+        raise TypeError(
+            "an image of Stages depends on the epoch: in_epoch(epoch, index) gives it; no Subset of it can"
+        )
 
 
 def sizes_by_epoch(text: str) -> dict[int, int]:

@@ -58,7 +58,16 @@ THINGS = {
     115: Look((90, 60, 150), 22, 5, 2.3),  # tent
 }
 # As recognition classes: the things, by name.
-THING_NAMES = {5: "tree", 13: "person", 16: "table", 20: "chair", 21: "car", 42: "box", 77: "boat", 115: "tent"}
+THING_NAMES = {
+    5: "tree",
+    13: "person",
+    16: "table",
+    20: "chair",
+    21: "car",
+    42: "box",
+    77: "boat",
+    115: "tent",
+}
 
 
 def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
@@ -86,14 +95,20 @@ def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
         for split, count in (("train", num_train), ("val", num_val)):
             images, masks = _made(root / "images" / split), _made(root / "annotations" / split)
             for index in range(count):
-                image, mask = scene(np.random.default_rng([VERSION, 7, len(split), index]), (96, 120))
+                image, mask = scene(
+                    np.random.default_rng([VERSION, 7, len(split), index]), (96, 120)
+                )
                 image.save(images / f"{index:04d}.jpg", quality=90)
                 Image.fromarray(ids[np.asarray(mask)]).save(masks / f"{index:04d}.png")
 
-    return _written("mask_folder", f"{num_train}-{num_val}", write), len(BACK) + len(GROUND) + len(THINGS)
+    return _written("mask_folder", f"{num_train}-{num_val}", write), len(BACK) + len(GROUND) + len(
+        THINGS
+    )
 
 
-def masks(num_classes: int, train: Callable[..., Any], val: Callable[..., Any]) -> tuple[MaskFolder, MaskFolder]:
+def masks(
+    num_classes: int, train: Callable[..., Any], val: Callable[..., Any]
+) -> tuple[MaskFolder, MaskFolder]:
     """Training and validation images of `mask_folder` with their transforms, of 16 among `num_classes` classes."""
     root, _ = mask_folder()
     return tuple(
@@ -120,13 +135,21 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
     """train-*.parquet and test-*.parquet with columns image and label, as CIFAR-10 has on the Hub."""
 
     def write(root: Path) -> None:
-        from datasets import ClassLabel, Dataset, Features, disable_progress_bars, enable_progress_bars
+        from datasets import (
+            ClassLabel,
+            Dataset,
+            Features,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
         from datasets import Image as ImageFeature
 
         disable_progress_bars()
 
         things = list(THING_NAMES)
-        features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(THING_NAMES.values()))})
+        features = Features(
+            {"image": ImageFeature(), "label": ClassLabel(names=list(THING_NAMES.values()))}
+        )
         for split, count in (("train", num_train), ("test", num_val)):
             rows: dict[str, list] = {"image": [], "label": []}
             for index in range(count):
@@ -135,13 +158,17 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
                 portrait(random, things[index % len(things)], size).save(file, "PNG")
                 rows["image"].append({"bytes": file.getvalue(), "path": None})
                 rows["label"].append(index % len(things))
-            Dataset.from_dict(rows, features).to_parquet(_made(root) / f"{split}-00000-of-00001.parquet")
+            Dataset.from_dict(rows, features).to_parquet(
+                _made(root) / f"{split}-00000-of-00001.parquet"
+            )
         enable_progress_bars()
 
     return _written("parquet", f"{num_train}-{num_val}-{size}", write)
 
 
-def scene(random: np.random.Generator, long_side: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+def scene(
+    random: np.random.Generator, long_side: tuple[int, int]
+) -> tuple[Image.Image, Image.Image]:
     """A generated image and its mask (mode L) in ADE20K's file ids."""
     long, short = int(random.integers(*long_side)), int(random.integers(64, 92))
     width, height = (long, short) if random.random() < 0.7 else (short, long)
@@ -161,17 +188,30 @@ def portrait(random: np.random.Generator, thing: int, size: int) -> Image.Image:
     """One thing, large, before a generated background: RGB, size x size."""
     mask = Image.new("L", (size, size), int(random.choice(list(BACK))))
     draw = ImageDraw.Draw(mask)
-    draw.rectangle((0, random.uniform(0.4, 0.8) * size, size, size), fill=int(random.choice(list(GROUND))))
-    _draw_thing(draw, random, thing, tuple(random.uniform(0.35, 0.65, 2) * size), random.uniform(0.4, 0.7) * size)
+    draw.rectangle(
+        (0, random.uniform(0.4, 0.8) * size, size, size), fill=int(random.choice(list(GROUND)))
+    )
+    _draw_thing(
+        draw,
+        random,
+        thing,
+        tuple(random.uniform(0.35, 0.65, 2) * size),
+        random.uniform(0.4, 0.7) * size,
+    )
     return _painted(random, np.asarray(mask))
 
 
-def _draw_thing(draw: ImageDraw.ImageDraw, random: np.random.Generator, thing: int, centre: tuple, side: float) -> None:
+def _draw_thing(
+    draw: ImageDraw.ImageDraw, random: np.random.Generator, thing: int, centre: tuple, side: float
+) -> None:
     """A polygon of 3 to 7 corners about `side` across: the shape says nothing about the class."""
     corners = int(random.integers(3, 8))
     angles = np.sort(random.uniform(0, 2 * np.pi, corners)) + np.linspace(0, 2, corners)
     radii = random.uniform(0.35, 0.6, corners) * side
-    draw.polygon([(centre[0] + r * np.cos(a), centre[1] + r * np.sin(a)) for a, r in zip(angles, radii)], fill=thing)
+    draw.polygon(
+        [(centre[0] + r * np.cos(a), centre[1] + r * np.sin(a)) for a, r in zip(angles, radii)],
+        fill=thing,
+    )
 
 
 def _painted(random: np.random.Generator, mask: np.ndarray) -> Image.Image:
@@ -186,14 +226,20 @@ def _painted(random: np.random.Generator, mask: np.ndarray) -> Image.Image:
             colour = np.asarray(look.colour) + random.normal(0, 14, 3)
             image[where] = (colour + (look.stripes * wave)[..., None])[where]
     light = random.uniform(0.65, 1.25) + random.uniform(-0.25, 0.25) * (x / mask.shape[1] - 0.5)
-    image = image * light[..., None] * random.uniform(0.93, 1.07, 3) + random.normal(0, 12, image.shape)
-    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.4))
+    image = image * light[..., None] * random.uniform(0.93, 1.07, 3) + random.normal(
+        0, 12, image.shape
+    )
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(0.4)
+    )
 
 
 def _with_unlabelled_edges(mask: Image.Image) -> Image.Image:
     """0 where labels meet, as annotators leave seams."""
     labels = np.array(mask)
-    edge = np.asarray(mask.filter(ImageFilter.MaxFilter(3))) != np.asarray(mask.filter(ImageFilter.MinFilter(3)))
+    edge = np.asarray(mask.filter(ImageFilter.MaxFilter(3))) != np.asarray(
+        mask.filter(ImageFilter.MinFilter(3))
+    )
     labels[edge] = 0
     return Image.fromarray(labels)
 

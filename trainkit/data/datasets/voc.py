@@ -17,7 +17,14 @@ import numpy as np
 from torch import Tensor
 
 from trainkit.data.datasets.folder import FileList
-from trainkit.data.datasets.segmentation import MaskFiles, colour_map, read_mat, read_names, require, require_files
+from trainkit.data.datasets.segmentation import (
+    MaskFiles,
+    colour_map,
+    read_mat,
+    read_names,
+    require,
+    require_files,
+)
 
 SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SBD_SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
@@ -59,7 +66,13 @@ class VOCAug(MaskFiles):
     upright = False
     expects = VOC.expects
 
-    def __init__(self, root: Path, split: str, transform: Callable[..., Any] | None = None, sbd: Path | None = None):
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        transform: Callable[..., Any] | None = None,
+        sbd: Path | None = None,
+    ):
         if split not in ("train", "val"):
             raise ValueError(f"VOCAug: split is {split!r}; it is 'train' or 'val'")
         root, sbd, self.split = Path(root), Path(root if sbd is None else sbd), split
@@ -71,19 +84,32 @@ class VOCAug(MaskFiles):
             f"Get {SBD_SOURCE}, unpack it, and pass the folder with benchmark_RELEASE/",
         )  # fmt: skip
         own, held_out = set(_voc_names(root, "train")), set(_voc_names(root, "val"))
-        more = {name for part in ("train", "val") for name in read_names(sbd / SBD_FOLDER / f"{part}.txt")}
+        more = {
+            name
+            for part in ("train", "val")
+            for name in read_names(sbd / SBD_FOLDER / f"{part}.txt")
+        }
         more -= own | held_out
         (voc_images, voc_masks), sbd = _voc_files(root, sorted(own)), sbd / SBD_FOLDER
         require_files([f"{name}.jpg" for name in sorted(more)], sbd / "img", "SBD's lists")
         require_files([f"{name}.mat" for name in sorted(more)], sbd / "cls", "SBD's lists")
         names = sorted(own | more)
-        images = [str((voc_images.root if name in own else sbd / "img") / f"{name}.jpg") for name in names]
-        masks = [str(voc_masks.root / f"{name}.png" if name in own else sbd / f"cls/{name}.mat") for name in names]
+        images = [
+            str((voc_images.root if name in own else sbd / "img") / f"{name}.jpg") for name in names
+        ]
+        masks = [
+            str(voc_masks.root / f"{name}.png" if name in own else sbd / f"cls/{name}.mat")
+            for name in names
+        ]
         super().__init__(FileList(Path(), images), FileList(Path(), masks), len(CLASSES), transform)
 
     def read_labels(self, file: Path) -> Tensor:
         """VOC's PNG, or SBD's MATLAB file."""
-        return read_mat(file, "GTcls", "Segmentation") if file.suffix == ".mat" else super().read_labels(file)
+        return (
+            read_mat(file, "GTcls", "Segmentation")
+            if file.suffix == ".mat"
+            else super().read_labels(file)
+        )
 
 
 def _voc_names(root: Path, split: str) -> list[str]:

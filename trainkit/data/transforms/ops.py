@@ -49,13 +49,21 @@ def _size_of_long_side(height: int, width: int, long_side: int) -> list[int]:
 
 
 def nearest_region(
-    mask: Tensor, top: int, left: int, height: int, width: int, size: Sequence[int], mirrored: bool = False
+    mask: Tensor,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    size: Sequence[int],
+    mirrored: bool = False,
 ) -> Tensor:
     """A region of a label map (H, W), resized to `size`: each label is the stored one under its middle, as Pillow's.
 
     Labels are picked by NumPy, in half of torch's time, and along the side first that leaves fewer for the other.
     """
-    rows, columns = ((2 * np.arange(to) + 1) * stored // (2 * to) for to, stored in zip(size, (height, width)))
+    rows, columns = (
+        (2 * np.arange(to) + 1) * stored // (2 * to) for to, stored in zip(size, (height, width))
+    )
     labels = mask.as_subclass(Tensor)[top : top + height, left : left + width].numpy()
     columns = columns[::-1] if mirrored else columns
     if len(rows) < height:
@@ -89,7 +97,9 @@ class RandomScaleCrop(v2.Transform):
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale is {scale}; give two factors above 0, the smaller one first")
         if max_share is not None and not 0 < max_share < 1:
-            raise ValueError(f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come")
+            raise ValueError(
+                f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come"
+            )
         if not 0 <= hflip_prob <= 1:
             raise ValueError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
         self.base, self.crop, self.scale, self.ignore = base, crop, scale, ignore
@@ -103,7 +113,10 @@ class RandomScaleCrop(v2.Transform):
         scaled = _size_of_long_side(height, width, low + int(size * (high + 1 - low)))
         for _ in range(1 if self.max_share is None else self.tries + 1):
             down, across = torch.rand(2).tolist()
-            rows, columns = self._shown(height, scaled[0], down), self._shown(width, scaled[1], across)
+            rows, columns = (
+                self._shown(height, scaled[0], down),
+                self._shown(width, scaled[1], across),
+            )
             params = {"rows": rows, "columns": columns, "mirrored": side < self.hflip_prob}
             if self.max_share is None or self._is_balanced(flat_inputs, params):
                 break
@@ -125,8 +138,17 @@ class RandomScaleCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut out, resize, and lay on a black or ignored ground where that is smaller than the crop."""
-        (top, height, above, rows), (left, width, before, columns) = params["rows"], params["columns"]
-        region = {"top": top, "left": left, "height": height, "width": width, "mirrored": params["mirrored"]}
+        (top, height, above, rows), (left, width, before, columns) = (
+            params["rows"],
+            params["columns"],
+        )
+        region = {
+            "top": top,
+            "left": left,
+            "height": height,
+            "width": width,
+            "mirrored": params["mirrored"],
+        }
         is_mask = isinstance(inpt, tv_tensors.Mask)
         resized = nearest_region if is_mask else resized_region
         shown = resized(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
@@ -151,7 +173,9 @@ class LongSide(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize the image bilinearly with antialiasing."""
-        return functional.resize(inpt, _size_of_long_side(*inpt.shape[-2:], self.base), antialias=True)
+        return functional.resize(
+            inpt, _size_of_long_side(*inpt.shape[-2:], self.base), antialias=True
+        )
 
 
 class Look(v2.Compose):
@@ -176,12 +200,16 @@ class Lighting(v2.Transform):
 
     # of RGB in [0, 1], as fb.resnet.torch published them; a column of `vectors` is a component
     values = torch.tensor([0.2175, 0.0188, 0.0045])
-    vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    vectors = torch.tensor(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    )
 
     def __init__(self, std: float = 0.1):
         super().__init__()
         if std <= 0:
-            raise ValueError(f"lighting is {std}; it must be above 0 (0.1 in the paper), or None for none")
+            raise ValueError(
+                f"lighting is {std}; it must be above 0 (0.1 in the paper), or None for none"
+            )
         self.std = std
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:

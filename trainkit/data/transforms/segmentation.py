@@ -32,8 +32,16 @@ def eval_transform(base: int | None, crop: int | None = None) -> Look:
     """
     _check_sides(base=base, crop=crop)
     if crop is not None:
-        return Look([v2.Resize(crop), v2.CenterCrop(crop)], f"centre crop of {crop} of image and mask", whole=False)
-    return Look([v2.Identity()], "as stored") if base is None else Look([LongSide(base)], f"long side {base}")
+        return Look(
+            [v2.Resize(crop), v2.CenterCrop(crop)],
+            f"centre crop of {crop} of image and mask",
+            whole=False,
+        )
+    return (
+        Look([v2.Identity()], "as stored")
+        if base is None
+        else Look([LongSide(base)], f"long side {base}")
+    )
 
 
 def _check_sides(**sides: int | None) -> None:
