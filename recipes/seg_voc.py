@@ -25,6 +25,7 @@ from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
+from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.models.segmentation import Segmenter, encoding_weight, segmenter
 from trainkit.optim import param_groups
@@ -89,7 +90,7 @@ def recipe(
         sample: train a small network on generated scenes, in under a minute
     """
     if augmented and split != "train":
-        raise ValueError(
+        raise UserError(
             f"split is {split}, and VOC-aug has none: give --no-augmented too, for VOC's own images"
         )
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)

@@ -310,7 +310,7 @@ def _read(
     """The settings of `function` and the `options`, from the words of the command line.
 
     A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where that is
-    given, else as the signature says. Raises ValueError where a setting has the name of an option of any command.
+    given, else as the signature says. Raises UserError where a setting has the name of an option of any command.
     """
     import inspect
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainkit.errors import UserError
+
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # the system tells it no other way
 
@@ -33,13 +35,13 @@ def flush(path: Path) -> None:
 
 
 def require_room(folder: Path) -> None:
-    """Make the folder that results go to, before there are any. Raises ValueError where that cannot be."""
+    """Make the folder that results go to, before there are any. Raises UserError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fault = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"
     except OSError as error:
         fault = reason(error)
     if fault:
-        raise ValueError(
+        raise UserError(
             f"out is {folder}, which cannot hold results: {fault}; choose another folder with --out"
         )

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from trainkit.errors import UserError
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -21,17 +23,17 @@ class Inference:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"scales are {self.scales}; give one or more above 0, such as 0.75 1 1.25"
             )
         for name in ("window", "stride", "window_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         if self.stride is not None and self.window is None:
-            raise ValueError(f"stride is {self.stride} without a window; give --window too")
+            raise UserError(f"stride is {self.stride} without a window; give --window too")
         if self.stride is not None and self.stride > self.window:
-            raise ValueError(
+            raise UserError(
                 f"stride is {self.stride}, above the window of {self.window}: pixels would be left out"
             )
 

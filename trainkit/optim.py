@@ -5,6 +5,8 @@ from fnmatch import fnmatch
 
 from torch import nn
 
+from trainkit.errors import UserError
+
 # What embeddings of places and tokens are called in torchvision's, timm's and others' networks: they never decay.
 EMBEDDINGS = (
     "pos_embed", "pos_embedding", "position_embedding", "position_embeddings", "absolute_pos_embed",
@@ -32,18 +34,18 @@ def param_groups(
     """
     in_head = _head(model)
     if head != 1.0 and in_head is None:
-        raise ValueError(
+        raise UserError(
             f"param_groups: head is {head}, and {type(model).__name__} does not say which part is its head: give it an "
             'attribute `backbone`, or `head_names`, such as ("fc",)'
         )
     if not 0 < layer_decay <= 1:
-        raise ValueError(
+        raise UserError(
             f"param_groups: layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 for none)"
         )
     depth = depths(model) if layer_decay != 1.0 else {}
     top = max(depth.values(), default=0)
     if layer_decay != 1.0 and top == 0:
-        raise ValueError(
+        raise UserError(
             f"param_groups: layer_decay is {layer_decay}, but {type(model).__name__} is a single layer"
         )
     exempt = no_decay(model)
@@ -54,7 +56,7 @@ def param_groups(
             key = (id(parameter) in (in_head or ()), decays, depth.get(name, top))
             groups.setdefault(key, []).append(parameter)
     if not groups:
-        raise ValueError(f"param_groups: every parameter of {type(model).__name__} is frozen")
+        raise UserError(f"param_groups: every parameter of {type(model).__name__} is frozen")
     return [
         {
             "params": parameters,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trainkit.errors import UserError
 from trainkit.inference import Inference
 
 LONGEST_S = 2**31 // 1000  # of waiting for other processes: torch counts it in milliseconds
@@ -68,9 +69,9 @@ class Options:
         }.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+                raise UserError(f"{name} is {value}; it must be at least {least}")
         if self.timeout_s > LONGEST_S:
-            raise ValueError(
+            raise UserError(
                 f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is {LONGEST_S / 86400:.0f} days"
             )
 
@@ -154,9 +155,9 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be at least 0")
+            raise UserError(f"workers is {self.workers}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.images < 1:
-            raise ValueError(f"images is {self.images}; it must be at least 1")
+            raise UserError(f"images is {self.images}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class DoctorOptions:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be at least 0")
+            raise UserError(f"workers is {self.workers}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class PushOptions:
 
 
 def check_finite(values: Mapping[str, Any]) -> None:
-    """Raises ValueError that names a setting or option of which a number is infinite, none, or beyond float32."""
+    """Raises UserError that names a setting or option of which a number is infinite, none, or beyond float32."""
     for name, value in values.items():
         if is_dataclass(value):
             check_finite(
@@ -230,15 +231,15 @@ def check_finite(values: Mapping[str, Any]) -> None:
             )
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
-                raise ValueError(f"{name} is {each}; it must be a finite number")
+                raise UserError(f"{name} is {each}; it must be a finite number")
             if isinstance(each, float) and abs(each) > LARGEST:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {each}; it must be between -{LARGEST} and {LARGEST}, as float32 is"
                 )
 
 
 def check_names(settings: Iterable[str]) -> None:
-    """Raises ValueError where a recipe's setting has the name of an option of a command that takes settings, too."""
+    """Raises UserError where a recipe's setting has the name of an option of a command that takes settings, too."""
     commands = (
         Options,
         EvaluateOptions,
@@ -249,7 +250,7 @@ def check_names(settings: Iterable[str]) -> None:
     )
     taken = sorted({field.name for each in commands for field in fields(each)} & set(settings))
     if taken:
-        raise ValueError(
+        raise UserError(
             f"the recipe has settings named like options of trainkit: {', '.join(taken)}. Name them otherwise, such as "
             f"my_{taken[0]}: no command line could tell the two apart"
         )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainkit.errors import UserError
+
 NAMES = ("out", "logits")  # of the logits in a mapping: torchvision's and transformers'
 SIZES = re.compile(r"height|width|size|shape|divisib|resolution", re.IGNORECASE)
 
@@ -20,7 +22,7 @@ def main_logits(outputs: Any) -> Tensor:
     """The logits that predictions are made of.
 
     outputs: a tensor, a mapping with it as "out" (torchvision) or "logits" (transformers' ModelOutput), or a tuple with
-    a field `logits` (torchvision's GoogLeNet). Raises ValueError that names the type of anything else.
+    a field `logits` (torchvision's GoogLeNet). Raises UserError that names the type of anything else.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -34,17 +36,17 @@ def main_logits(outputs: Any) -> Tensor:
             said += f" of {', '.join(type(each).__name__ for each in outputs)}"
     if isinstance(found, Tensor):
         return found
-    raise ValueError(
+    raise UserError(
         f"the model returned a {said}, and a task takes a tensor of logits, or a mapping with it as 'out' or 'logits': "
         "put the network into a module whose forward returns one of them"
     )
 
 
 def class_logits(outputs: Any) -> Tensor:
-    """Logits (N, C) of whole images, see `main_logits`. Raises ValueError for another shape."""
+    """Logits (N, C) of whole images, see `main_logits`. Raises UserError for another shape."""
     logits = main_logits(outputs)
     if logits.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"the model returned logits of shape {tuple(logits.shape)}, and recognition takes (N, classes): pool and "
             "flatten them in the network, or take the task Segmentation for label maps"
         )
@@ -54,10 +56,10 @@ def class_logits(outputs: Any) -> Tensor:
 def resized(logits: Tensor, size: torch.Size) -> Tensor:
     """Logits (N, C, h, w) at another size, bilinear and with pixels as areas, as transformers and SegFormer do it.
 
-    Raises ValueError for another shape.
+    Raises UserError for another shape.
     """
     if logits.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"the model returned logits of shape {tuple(logits.shape)}, and label maps take (N, classes, H, W)"
         )
     return (
@@ -68,10 +70,10 @@ def resized(logits: Tensor, size: torch.Size) -> Tensor:
 
 
 def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logits (N, C, h, w) at the size of targets (N, H, W). Raises ValueError where they are larger."""
+    """Logits (N, C, h, w) at the size of targets (N, H, W). Raises UserError where they are larger."""
     size = targets.shape[-2:]
     if logits.shape[-2] > size[0] or logits.shape[-1] > size[1]:
-        raise ValueError(
+        raise UserError(
             f"the model returned logits of {logits.shape[-2]} x {logits.shape[-1]} for targets of {size[0]} x "
             f"{size[1]}: smaller ones are resized to the targets, larger ones are not. Let the network return logits "
             "at the size of its images, or smaller"
@@ -83,7 +85,7 @@ def size_divisor(model: nn.Module) -> int:
     """What both sides of an image must be divisible by: 1 where the network takes any.
 
     A network says so by an attribute `size_divisor`, its own or that of a part, which a recipe may set; networks of
-    segmentation_models_pytorch say it as they do. Raises ValueError where that is no whole number above 0.
+    segmentation_models_pytorch say it as they do. Raises UserError where that is no whole number above 0.
     """
     least = 1
     for name, module in model.named_modules():
@@ -92,7 +94,7 @@ def size_divisor(model: nn.Module) -> int:
         if divisor is None and getattr(module, "requires_divisible_input_shape", False):
             divisor = module.encoder.output_stride
         if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
-            raise ValueError(
+            raise UserError(
                 f"size_divisor of {name or type(model).__name__} is {divisor!r}; it is a whole number of pixels, 1 for "
                 "a network that takes any size"
             )
@@ -132,7 +134,7 @@ def _cut(outputs: Any, filled: torch.Size, size: torch.Size) -> Any:
 def refusals_told(model: nn.Module) -> Iterator[None]:
     """Say it where a network from outside does not take the images that it is given.
 
-    Raises ValueError in place of an error about sizes that an installed package raised (timm, transformers), and of
+    Raises UserError in place of an error about sizes that an installed package raised (timm, transformers), and of
     torch's about norms that are left with one value. Errors of the user's own network keep their traceback.
     """
     try:
@@ -141,14 +143,14 @@ def refusals_told(model: nn.Module) -> Iterator[None]:
         told = " ".join(str(error).split())
         name = type(model).__name__
         if "Expected more than 1" in told and "when training" in told:
-            raise ValueError(
+            raise UserError(
                 f"a batch norm or instance norm of {name} has one value per channel, of which there is no variance "
                 f"({told}): a forward pass of one image, or images too small. Give another batch_size or micro_batch "
                 "that leaves no single image, drop_last=True in the recipe where it is the last batch of an epoch, or "
                 "larger images"
             ) from error
         if SIZES.search(told) and _raised_by_package(error):
-            raise ValueError(
+            raise UserError(
                 f"{name} does not take images like these: {told}. Give the size that it is built for, or build it "
                 "for this one (timm: img_size or dynamic_img_size); for label maps its attribute size_divisor says "
                 "what both sides must be divisible by, and evaluations fill images up to it"

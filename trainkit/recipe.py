@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from trainkit.data.on_device import OnDevice
+from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.outputs import size_divisor
 
@@ -111,22 +112,22 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(
+            raise UserError(
                 f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping"
             )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(
+            raise UserError(
                 f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none"
             )
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
             if not callable(data):
                 _check_indexed(name, data)
         if len(self.val_data) == 0:
-            raise ValueError("val_data is empty: it has no images")
+            raise UserError("val_data is empty: it has no images")
         if self.inference is not None and not hasattr(self.task, "scores"):
-            raise ValueError(
+            raise UserError(
                 f"task {type(self.task).__name__} has no scores to put together: windows, scales and flips are for "
                 "segmentation"
             )
@@ -136,7 +137,7 @@ class Recipe:
             if not hasattr(self.task, p)
         ]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task"
             )
 
@@ -189,11 +190,11 @@ class Recipe:
     def as_stored(self) -> "Recipe":
         """The same with validation images in the size they are stored in, whatever the validation data makes of them.
 
-        Raises ValueError where they are not label maps of a dataset with an attribute `transform`.
+        Raises UserError where they are not label maps of a dataset with an attribute `transform`.
         """
         data = _inner(self.val_data)
         if not hasattr(self.task, "scores") or not hasattr(data, "transform"):
-            raise ValueError(
+            raise UserError(
                 "--as-stored is for segmentation, and data with an attribute `transform`: leave it out"
             )
         bare = copy(data)
@@ -202,10 +203,10 @@ class Recipe:
 
 
 def _check_indexed(name: str, data: Any) -> None:
-    """Raises ValueError for a stream, of which nobody knows how long it is and which image is where."""
+    """Raises UserError for a stream, of which nobody knows how long it is and which image is where."""
     lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
     if lacks or isinstance(data, IterableDataset):
-        raise ValueError(
+        raise UserError(
             f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
             "going on where a run stopped, take both. Parquet files have them, also where they are streamed: "
             "trainkit.data.datasets.hub.HubImages(..., stream=16)"

@@ -14,6 +14,8 @@ the run as printed on screen, warm-up included, as in PyTorch-Encoding's schedul
 import math
 from collections.abc import Callable, Sequence
 
+from trainkit.errors import UserError
+
 Schedule = Callable[..., float]
 """(step, total_steps, steps_per_epoch=None) -> multiplier of the group's learning rate"""
 
@@ -40,7 +42,7 @@ def poly(
 ) -> Schedule:
     """(1 - t/T)^power, stretched to finish at `end` (DeepLab, Chen et al., 2017: power 0.9)."""
     if power <= 0:
-        raise ValueError(f"poly: power is {power}; it must be above 0 (0.9 is the usual value)")
+        raise UserError(f"poly: power is {power}; it must be above 0 (0.9 is the usual value)")
     return _scheduled(
         lambda progress: _between(end, 1.0, (1.0 - progress) ** power), warmup_epochs, warmup_steps
     )
@@ -51,7 +53,7 @@ def wsd(
 ) -> Schedule:
     """Warm-up, stable, decay: 1 until the last `decay` of T, then linear to `end` (Hu et al., 2024)."""
     if not 0 < decay <= 1:
-        raise ValueError(
+        raise UserError(
             f"wsd: decay is {decay}; it is the fraction of the run that decays, above 0 and up to 1"
         )
     return _scheduled(
@@ -75,7 +77,7 @@ def one_cycle(
     end at step T - 1. It rises by itself; a warm-up is put before the rise.
     """
     if not 0 <= rise < 1:
-        raise ValueError(
+        raise UserError(
             f"one_cycle: rise is {rise}; it is the fraction of the run that rises, from 0 to below 1"
         )
 
@@ -93,7 +95,7 @@ def step(
 ) -> Schedule:
     """gamma^floor(epoch / every_epochs), the epoch counted from the start of the run."""
     if every_epochs <= 0:
-        raise ValueError(f"step: every_epochs is {every_epochs}; it must be above 0")
+        raise UserError(f"step: every_epochs is {every_epochs}; it must be above 0")
 
     def curve(t: float, total_steps: float, step: int, steps_per_epoch: float | None) -> float:
         return gamma ** math.floor(
@@ -112,7 +114,7 @@ def multistep(
 ) -> Schedule:
     """gamma^(milestones passed); milestones are epochs counted from the start of the run."""
     if list(milestones) != sorted(milestones) or any(milestone <= 0 for milestone in milestones):
-        raise ValueError(
+        raise UserError(
             f"multistep: milestones are {list(milestones)}; give epochs above 0 in rising order"
         )
 
@@ -137,11 +139,11 @@ def _scheduled(
 def _warmed_up(curve: Callable[..., float], warmup_epochs: float, warmup_steps: float) -> Schedule:
     """Put the linear warm-up before `curve(t, T, step, steps_per_epoch)`."""
     if warmup_epochs and warmup_steps:
-        raise ValueError(
+        raise UserError(
             f"warmup_epochs is {warmup_epochs} and warmup_steps is {warmup_steps}: give the warm-up in one unit"
         )
     if warmup_epochs < 0 or warmup_steps < 0:
-        raise ValueError(
+        raise UserError(
             f"the warm-up is {warmup_epochs or warmup_steps}; it cannot be negative (0 = none)"
         )
 
@@ -152,12 +154,12 @@ def _warmed_up(curve: Callable[..., float], warmup_epochs: float, warmup_steps: 
             else warmup_steps
         )
         if warmup > total_steps:
-            raise ValueError(
+            raise UserError(
                 f"the warm-up takes {warmup:g} steps and the whole run {total_steps}: "
                 "shorten the warm-up or train for more epochs"
             )
         if not 0 <= step <= total_steps:
-            raise ValueError(
+            raise UserError(
                 f"step is {step}; a run of {total_steps} steps has steps 0 to {total_steps}"
             )
         if step < warmup:
@@ -169,7 +171,7 @@ def _warmed_up(curve: Callable[..., float], warmup_epochs: float, warmup_steps: 
 
 def _steps_per_epoch(what: str, steps_per_epoch: float | None) -> float:
     if steps_per_epoch is None:
-        raise ValueError(f"{what} is given in epochs: call the schedule with steps_per_epoch")
+        raise UserError(f"{what} is given in epochs: call the schedule with steps_per_epoch")
     return steps_per_epoch
 
 

@@ -33,6 +33,7 @@ from trainkit.engine.probe import refuse_lonely_values
 from trainkit.engine.setup import begin
 from trainkit.engine.state import Training
 from trainkit.engine.step import train_step
+from trainkit.errors import UserError
 from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -182,7 +183,7 @@ def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
     ]
     different = [name for names in gather_object([mine]) for name in names]
     if different and t.accelerator.device.type == "cpu":
-        raise ValueError(
+        raise UserError(
             f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
             "the optimizer keeps state that no checkpoint sees"
         )

@@ -21,6 +21,7 @@ from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.engine.introduction import introduce
+from trainkit.errors import UserError
 from trainkit.files import require_room
 from trainkit.recipe import Recipe
 
@@ -46,7 +47,7 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     require_room(out)
     recipe, display = recipe.opened(), Display()
     if len(recipe.train_data) == 0:
-        raise ValueError("train_data is empty: it has no images")
+        raise UserError("train_data is empty: it has no images")
     introduce(recipe, display.note)
     splits, digests = {}, {}
     for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):

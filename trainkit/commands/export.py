@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from trainkit import __version__
 from trainkit.data.to_device import ToDevice
 from trainkit.display import Display
+from trainkit.errors import UserError
 from trainkit.files import reason, save_tensors
 from trainkit.options import ExportOptions
 from trainkit.outputs import fill_up, main_logits, size_divisor
@@ -51,25 +52,25 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
     """Write the model with the weights at `weights` to `asked.out`; None, or why the file was not kept.
 
     Written aside, loaded again and run on validation images: it gets its name only where its logits are within
-    LIMIT of the model's. Raises ValueError for weights that do not fit, for libraries that are not there and for
+    LIMIT of the model's. Raises UserError for weights that do not fit, for libraries that are not there and for
     models that cannot be written so.
     """
     display = Display()
     expected = SUFFIXES[asked.format]
     if asked.out.suffix in {".pth", ".pt", *SUFFIXES.values()} - {expected}:
-        raise ValueError(
+        raise UserError(
             f"out is {asked.out}, and format {asked.format}, whose files are called *{expected}: give the one that is "
             "meant, with --out or --format"
         )
     if asked.out.is_dir():
-        raise ValueError(
+        raise UserError(
             f"out is {asked.out}, which is a folder: name the file to be written, with --out"
         )
     absent = (
         [name for name in PACKAGES if find_spec(name) is None] if asked.format == "onnx" else []
     )
     if absent:
-        raise ValueError(
+        raise UserError(
             f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"'
         )
     for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
@@ -155,7 +156,7 @@ def _written(
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it: what `_largest_difference` says.
 
-    Raises ValueError where it cannot be written at all.
+    Raises UserError where it cannot be written at all.
     """
     write, load = FORMATS[kind]
     for free in FREE:
@@ -172,7 +173,7 @@ def _written(
         except Exception as error:  # exporters raise dozens of kinds for what a model cannot do
             if free == FREE[-1]:
                 told = str(error).strip().splitlines()[0]
-                raise ValueError(f"{about['model']} cannot be written as {kind}: {told}") from error
+                raise UserError(f"{about['model']} cannot be written as {kind}: {told}") from error
     raise AssertionError("FREE is empty")
 
 

@@ -8,28 +8,30 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from trainkit.errors import UserError
+
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, and take a token that may write"
 
 
 def open_repository(name: str, private: bool) -> str:
     """The model repository `name` ("owner/name", or a name of one's own), made where there is none; its full name.
 
-    private: only its owners see it. Raises ValueError where it is public already, and where nobody is logged in, the
+    private: only its owners see it. Raises UserError where it is public already, and where nobody is logged in, the
     Hub refuses or cannot be reached.
     """
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{name!r} is no name on the Hub: give owner/name. {error}") from error
+        raise UserError(f"{name!r} is no name on the Hub: give owner/name. {error}") from error
     if get_token() is None:
-        raise ValueError(
+        raise UserError(
             f"not logged in to the Hugging Face Hub: {LOG_IN}; --folder DIR writes the files here instead"
         )
     with _told(name):
         full = HfApi().create_repo(name, private=private or None, exist_ok=True).repo_id
         public = private and not HfApi().repo_info(full).private
     if public:
-        raise ValueError(
+        raise UserError(
             f"{full} is on the Hub already, and public: nothing was uploaded. Make it private in its settings there, "
             "or choose another name"
         )
@@ -37,7 +39,7 @@ def open_repository(name: str, private: bool) -> str:
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Put the files of `folder` there in one commit; the commit's address. Raises ValueError as `open_repository`."""
+    """Put the files of `folder` there in one commit; the commit's address. Raises UserError as `open_repository`."""
     with _told(repository):
         message = "Weights, recipe, settings and figures of a run of trainkit"
         return (
@@ -54,9 +56,9 @@ def _told(name: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         remedy = f"; {LOG_IN}" if status in (401, 403) else ""
-        raise ValueError(f"the Hub refused {name}: {str(error).splitlines()[0]}{remedy}") from error
+        raise UserError(f"the Hub refused {name}: {str(error).splitlines()[0]}{remedy}") from error
     except Exception as error:  # the network's errors come from several libraries
-        raise ValueError(
+        raise UserError(
             f"{name} could not be uploaded, the Hub cannot be reached: {type(error).__name__}: {error}; --folder DIR "
             "writes the files here instead"
         ) from error

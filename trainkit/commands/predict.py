@@ -27,7 +27,7 @@ from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.sliding_window import Looker
 from trainkit.engine.task_module import Objective, uncompiled
-from trainkit.errors import is_shortage, shortage_told
+from trainkit.errors import MissingFileError, UserError, is_shortage, shortage_told
 from trainkit.files import reason, require_room
 from trainkit.losses.functional import check_num_outputs
 from trainkit.options import PredictOptions
@@ -86,7 +86,7 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
     """The images that `paths` are or hold, but for those in `out`: file -> name of what is written about it.
 
     In the order given, sorted within a folder, each once; and what they are and what was left out of the folders.
-    Raises FileNotFoundError for a path that is not there and for folders without images, ValueError for no path.
+    Raises MissingFileError for a path that is not there and for folders without images, ValueError for no path.
     """
     found: dict[Path, Path] = {}
     inventory = Inventory()
@@ -99,23 +99,23 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
                 file: name for file, name in there.items() if not file.resolve().is_relative_to(own)
             }
             if there and not inside:
-                raise ValueError(
+                raise UserError(
                     f"out is {out}, which holds all images of {path}, and what lies there is taken for "
                     "predictions: choose another folder with --out"
                 )
             if not inside:
-                raise FileNotFoundError(f"no images in {path}{here.left_out_words}")
+                raise MissingFileError(f"no images in {path}{here.left_out_words}")
             if own.is_dir() and own.is_relative_to(path.resolve()):
                 here.left_out -= list_images(own)[1].left_out
             inventory.left_out += here.left_out
         elif path.is_file():
             inside = {path: Path(path.name)}
         else:
-            raise FileNotFoundError(f"no file or folder {path}")
+            raise MissingFileError(f"no file or folder {path}")
         for file, name in inside.items():
             found.setdefault(file, name)
     if not found:
-        raise ValueError(
+        raise UserError(
             "nothing to predict: name images or folders, as in trainkit predict RECIPE ... my_photos"
         )
     inventory.taken.update(extension(file.name) for file in found)
@@ -125,12 +125,12 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
 def transform_of(data: Any) -> Callable[[Any], Any] | None:
     """How validation data treats an image after it is read: its attribute `transform`, which takes an image alone.
 
-    Raises ValueError where it has none, or one that does not.
+    Raises UserError where it has none, or one that does not.
     """
     while isinstance(data, (Subset, OnDevice)):
         data = data.dataset if isinstance(data, Subset) else data.data
     if not hasattr(data, "transform"):
-        raise ValueError(
+        raise UserError(
             f"val_data is of type {type(data).__name__}, without an attribute `transform`: give it one, a function "
             "from an image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be read alike"
         )
@@ -138,7 +138,7 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
         try:
             data.transform(tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)))
         except TypeError as error:
-            raise ValueError(
+            raise UserError(
                 f"val_data's transform does not take an image alone ({error}): torchvision's v2 transforms do, with "
                 "a mask beside it and without"
             ) from error
@@ -149,18 +149,18 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
     """Write predictions of the images at `asked.paths` into `asked.out`; a line about each unreadable file.
 
     weights: a checkpoint folder, or a file of weights. In the order of the files, each read as validation images
-    are. Raises ValueError and FileNotFoundError before anything is read where it cannot work, OSError where
+    are. Raises UserError and FileNotFoundError before anything is read where it cannot work, OSError where
     the predictions cannot be written.
     """
     transform = transform_of(recipe.val_data)
     found, inventory = find_images(asked.paths, asked.out)
     if not getattr(transform, "whole", True):
-        raise ValueError(
+        raise UserError(
             f"val_data looks at a {transform.label}, and label maps are of whole images: predict with --eval-crop None"
         )
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"{accelerator.num_processes} processes were started, and predict takes one: start it without a launcher, "
             "or one for each part of the images"
         )
@@ -253,12 +253,12 @@ def _write_all(
 
 
 def _no_two_alike(found: dict[Path, Path]) -> None:
-    """Raises ValueError where two images would be written to one file."""
+    """Raises UserError where two images would be written to one file."""
     taken: dict[Path, Path] = {}
     for file, name in found.items():
         other = taken.setdefault(name.with_suffix(""), file)
         if other is not file:
-            raise ValueError(
+            raise UserError(
                 f"{other} and {file} would both be written as {name.with_suffix('.png')}: rename one, or predict them "
                 "into two folders"
             )

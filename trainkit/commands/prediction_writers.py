@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainkit.data.palette import colour_map, save_coloured, save_grey, save_overlay
+from trainkit.errors import UserError
 from trainkit.recipe import Task
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -51,12 +52,12 @@ class Writer(Protocol):
 
 
 def make_writer(task: Task, out: Path, top_k: int, overlay: bool) -> Writer:
-    """The writer for the recipe's task. Raises ValueError for tasks of another kind."""
+    """The writer for the recipe's task. Raises UserError for tasks of another kind."""
     if isinstance(task, Recognition):
         return ClassWriter(task, out, top_k)
     if isinstance(task, Segmentation):
         return MapWriter(task, out, overlay)
-    raise ValueError(
+    raise UserError(
         f"task {type(task).__name__}: predictions are written for Recognition and Segmentation, and what is derived "
         "from them"
     )
@@ -117,7 +118,7 @@ class MapWriter:
 
     def __init__(self, task: Segmentation, out: Path, overlay: bool):
         if task.num_classes > 256:
-            raise ValueError(f"{task.num_classes} classes: a PNG with a palette holds at most 256")
+            raise UserError(f"{task.num_classes} classes: a PNG with a palette holds at most 256")
         self.out, self.overlay = out, overlay
         self.palette = colour_map(task.num_classes) if task.palette is None else task.palette
         raw = np.arange(task.num_classes) if task.raw_ids is None else np.asarray(task.raw_ids)

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
 from trainkit.display import Display
+from trainkit.errors import UserError
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
 from trainkit.storage.checkpoint import digest, step_of
@@ -35,14 +36,14 @@ def push(folder: Path, asked: PushOptions) -> None:
     """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and upload nothing.
 
     The weights are those of the best checkpoint, averaged where the run kept an average: the ones its headline
-    figure is of. What is written names no folder of this machine. Raises FileNotFoundError where there is no run or
+    figure is of. What is written names no folder of this machine. Raises MissingFileError where there is no run or
     no checkpoint, ValueError where the folder is taken, or the Hub cannot be reached or refuses.
     """
     display = Display()
     require_run(folder)
     if asked.folder is not None:
         if asked.folder.exists() and (not asked.folder.is_dir() or any(asked.folder.iterdir())):
-            raise ValueError(f"{asked.folder} is not an empty folder; choose another with --folder")
+            raise UserError(f"{asked.folder} is not an empty folder; choose another with --folder")
         _write(folder, asked, asked.folder)
         display.note(f"{asked.folder}: {_list(asked.folder)}; nothing was uploaded")
         return
@@ -130,7 +131,7 @@ def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
 def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
     """The recipe's file, and those beside its original that it imports, by the names they are published under."""
     if origin is None or not (run / "recipe.py").is_file():
-        raise ValueError(
+        raise UserError(
             f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed"
         )
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
@@ -147,7 +148,7 @@ def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
 
 
 def _parsed(file: Path) -> ast.AST:
-    """The code in a file. Raises ValueError where it is none, such as one that was cut short."""
+    """The code in a file. Raises UserError where it is none, such as one that was cut short."""
     try:
         return ast.parse(file.read_bytes())
     except (
@@ -157,7 +158,7 @@ def _parsed(file: Path) -> ast.AST:
         RecursionError,
     ) as error:  # too many brackets are all of these
         told = str(error).partition("\n")[0]
-        raise ValueError(f"{file} is not Python: {told}. Put a whole copy in its place") from error
+        raise UserError(f"{file} is not Python: {told}. Put a whole copy in its place") from error
 
 
 def _dataset(recorded: dict[str, Any]) -> str | None:

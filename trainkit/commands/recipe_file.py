@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from trainkit.data.spawning import load_file
-from trainkit.errors import refusing_call
+from trainkit.errors import MissingFileError, UserError, refusing_call
 from trainkit.recipe import Recipe
 
 
@@ -47,22 +47,22 @@ def _innermost(function: Callable) -> Callable:
 
 
 def _signature(function: Callable, path: Path) -> inspect.Signature:
-    """The settings of a recipe. Raises ValueError where they cannot be seen, or not given by name."""
+    """The settings of a recipe. Raises UserError where they cannot be seen, or not given by name."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except NameError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: an annotation of `recipe` names {error.name}, which is not there when it runs: import it, and "
             "not under TYPE_CHECKING alone"
         ) from error
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: the settings of `recipe` cannot be seen: {error}. Make it a function"
         ) from error
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     unnamed = [str(each) for each in signature.parameters.values() if each.kind not in named]
     if unnamed:
-        raise ValueError(
+        raise UserError(
             f"{path}: `recipe` takes {', '.join(unnamed)}, which no flag can name: name each setting, and "
             "put functools.wraps into a decorator"
         )
@@ -72,12 +72,12 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
 def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
-    Raises ValueError or FileNotFoundError where file, function or an imported module are missing, or it is not Python.
+    Raises UserError or MissingFileError where file, function or an imported module are missing, or it is not Python.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}{_nearest(path)}")
+        raise MissingFileError(f"no recipe at {path}{_nearest(path)}")
     if path.suffix != ".py":
-        raise ValueError(
+        raise UserError(
             f"{path} is not a Python file: a recipe is one, with a function recipe(...)"
         )
     sys.path.insert(0, str(path.parent.resolve()))  # a variant imports the recipe it varies
@@ -85,14 +85,14 @@ def load_recipe(path: Path) -> RecipeFile:
         compile(path.read_bytes(), str(path), "exec")
     except (SyntaxError, ValueError) as error:  # such as one with null bytes
         where = f", line {error.lineno}," if isinstance(error, SyntaxError) and error.lineno else ""
-        raise ValueError(
+        raise UserError(
             f"{path}{where} is not Python: {getattr(error, 'msg', error)}. Correct it, or put a whole copy in its place"
         ) from error
     with _missing_module_told(path):
         module = load_file(f"recipe_{path.stem}", path)
     function = getattr(module, "recipe", None)
     if not callable(function):
-        raise ValueError(
+        raise UserError(
             f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it"
         )
     return RecipeFile(function, module)
@@ -101,22 +101,22 @@ def load_recipe(path: Path) -> RecipeFile:
 def sample_settings(recipe: RecipeFile) -> dict[str, Any]:
     """What `--sample` changes: the recipe file's SAMPLE, a dict of settings.
 
-    Raises ValueError where it names something that is no setting.
+    Raises UserError where it names something that is no setting.
     """
     if not isinstance(recipe.sample, Mapping):
-        raise ValueError(
+        raise UserError(
             f"SAMPLE in {recipe.path} is of type {type(recipe.sample).__name__}; it must be a dict"
         )
     unknown = sorted(set(recipe.sample) - set(inspect.signature(recipe).parameters))
     if unknown:
-        raise ValueError(f"SAMPLE in {recipe.path} names {unknown}, which are no settings of it")
+        raise UserError(f"SAMPLE in {recipe.path} names {unknown}, which are no settings of it")
     return dict(recipe.sample)
 
 
 def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
     """Call the recipe's function, and see that it returned a Recipe.
 
-    Raises ValueError too where a library that the recipe calls refuses what it is given, as torch.optim does lr=-1.
+    Raises UserError too where a library that the recipe calls refuses what it is given, as torch.optim does lr=-1.
     """
     try:
         with _missing_module_told(recipe.path):
@@ -131,12 +131,12 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
             for name, value in settings.items()
             if value != parameters[name].default
         ]
-        raise ValueError(
+        raise UserError(
             f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was built with "
             f"{', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the whole way there"
         ) from error
     if not isinstance(built, Recipe):
-        raise ValueError(
+        raise UserError(
             f"recipe(...) returned {type(built).__name__}; it must return a trainkit.Recipe"
         )
     return built
@@ -144,13 +144,13 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
 
 @contextmanager
 def _missing_module_told(recipe: Path) -> Iterator[None]:
-    """Raises ValueError with the remedy where a module cannot be found."""
+    """Raises UserError with the remedy where a module cannot be found."""
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name is None:  # it was raised by hand, and says what it needs
             raise
-        raise ValueError(
+        raise UserError(
             f"{recipe} needs the module {error.name}, which is not installed here: install the package that has it, "
             f"such as by pip install {error.name.split('.')[0]}, or correct the name"
         ) from error

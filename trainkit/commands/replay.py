@@ -18,6 +18,7 @@ from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.plan import Plan
 from trainkit.engine.setup import begin
 from trainkit.engine.step import TRIED, steps, train_step
+from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
@@ -71,7 +72,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     """
     report = read_report(failure)
     if "batch" in report:
-        raise ValueError(f"{failure} holds no batch: it {report['batch']}")
+        raise UserError(f"{failure} holds no batch: it {report['batch']}")
     recipe = recipe.opened()
     accelerator = start_accelerator(options.static_graph)
     display = Display(accelerator.is_main_process)
@@ -128,14 +129,14 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
 
 
 def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
-    """The weights that the run was started from; lines to be told. Raises ValueError where they are others now."""
+    """The weights that the run was started from; lines to be told. Raises UserError where they are others now."""
     weights = Path(init["weights"])
     if not weights.exists():
-        raise ValueError(
+        raise UserError(
             f"the run was started from the weights in {weights}, which are gone: put them there again"
         )
     if digest(weights) != init["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"the run was started from the weights in {weights}, which have changed since (SHA-256 differs): put those "
             "there that it was started from"
         )
@@ -143,7 +144,7 @@ def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
 
 
 def _read_batch(failure: Path, batch_size: int) -> dict[str, Tensor]:
-    """Images and targets of the failed step. Raises ValueError where they are damaged."""
+    """Images and targets of the failed step. Raises UserError where they are damaged."""
     file = failure / "batch.safetensors"
     try:
         read_regular(file)
@@ -154,5 +155,5 @@ def _read_batch(failure: Path, batch_size: int) -> dict[str, Tensor]:
     if fault is None and not 0 < len(batch["images"]) == len(batch["targets"]) <= batch_size:
         fault = f"it has {len(batch['images'])} images and {len(batch['targets'])} targets"
     if fault is not None:
-        raise ValueError(f"{file} is damaged: {fault}. Put a whole copy in its place")
+        raise UserError(f"{file} is damaged: {fault}. Put a whole copy in its place")
     return batch

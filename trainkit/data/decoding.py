@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from psutil import virtual_memory
 
 from trainkit.data.image_headers import PNG, checked_png, has_all_rows
+from trainkit.errors import UserError
 
 # A row of one colour may take a bit or two (TIFF's fax codes); a whole image a few bytes in the sparse formats.
 _PIXELS_PER_BYTE = 100_000
@@ -114,16 +115,16 @@ def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
 
 
 def _require_room(image: Image.Image, num_bytes: int) -> None:
-    """Raises ValueError for a header that promises more pixels than the file or the machine's memory can hold.
+    """Raises UserError for a header that promises more pixels than the file or the machine's memory can hold.
 
     Pillow would allocate them row by row, until the system ends the process.
     """
     pixels = image.width * image.height
     size = f"its header says {image.width}x{image.height} pixels"
     if pixels > _PIXELS_PER_BYTE * num_bytes and image.format not in _SPARSE:
-        raise ValueError(f"{size}, which {num_bytes} bytes cannot hold")
+        raise UserError(f"{size}, which {num_bytes} bytes cannot hold")
     if pixels * _BYTES_PER_PIXEL > _memory():
-        raise ValueError(f"{size}, which this machine's memory cannot hold")
+        raise UserError(f"{size}, which this machine's memory cannot hold")
 
 
 @cache
@@ -137,7 +138,7 @@ def _require_all_strips(image: Image.Image) -> None:
     width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)
     across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
     if across < width or down < height:
-        raise ValueError(
+        raise UserError(
             f"the TIFF is damaged: its header says {width}x{height} pixels, its strips hold {across}x{down}"
         )
 
@@ -146,7 +147,7 @@ def _require_all_rows(data: bytes) -> None:
     key = (len(data), zlib.crc32(data))
     if key not in _with_all_rows:
         if not has_all_rows(data):
-            raise ValueError("the PNG is damaged: it has fewer rows than its header says")
+            raise UserError("the PNG is damaged: it has fewer rows than its header says")
         if len(_with_all_rows) < REMEMBERED:
             _with_all_rows.add(key)
 

@@ -3,6 +3,8 @@
 import struct
 import zlib
 
+from trainkit.errors import UserError
+
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 
@@ -32,7 +34,7 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
     """A PNG that decodes to the same pixels, and what was found amiss in what is not needed for them.
 
     Of the chunks only header, palette, pixels and EXIF are kept: no text, profile, animation or transparency reaches a
-    decoder. A palette is filled up with black, so that no index lies outside it. Raises ValueError where a chunk is
+    decoder. A palette is filled up with black, so that no index lies outside it. Raises UserError where a chunk is
     cut short, does not match its checksum, or is missing.
     """
     view = memoryview(data)
@@ -45,19 +47,19 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
             if b"IDAT" in kinds and place == len(data):
                 notes.append("the end of the PNG (IEND) is missing")
                 break
-            raise ValueError("the PNG is cut short")
+            raise UserError("the PNG is cut short")
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 8 + length
         if end + 4 > len(data):
-            raise ValueError(f"the PNG is cut short in its chunk {_shown(kind)}")
+            raise UserError(f"the PNG is cut short in its chunk {_shown(kind)}")
         needed = not kind[0] & 32
         sound = zlib.crc32(view[place + 4 : end]) == struct.unpack_from(">I", data, end)[0]
         if needed and not sound:
-            raise ValueError(
+            raise UserError(
                 f"the PNG is damaged: its chunk {_shown(kind)} does not match its checksum"
             )
         if needed and kind not in _KEPT:
-            raise ValueError(f"the PNG has a chunk {_shown(kind)} that no decoder knows")
+            raise UserError(f"the PNG has a chunk {_shown(kind)} that no decoder knows")
         if not sound:
             notes.append(
                 f"the PNG's chunk {_shown(kind)} does not match its checksum and was left out"
@@ -69,14 +71,14 @@ def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
         kinds.add(kind)
         place = end + 4
     if len(data) < 33 or data[12:16] != b"IHDR" or struct.unpack_from(">I", data, 8)[0] != 13:
-        raise ValueError("the PNG has no header")
+        raise UserError("the PNG has no header")
     if b"IDAT" not in kinds:
-        raise ValueError("the PNG has no pixels")
+        raise UserError("the PNG has no pixels")
     if data[25] == _PALETTE and b"PLTE" not in kinds:
-        raise ValueError("the PNG's palette is missing")
+        raise UserError("the PNG's palette is missing")
     if inflated_size(data) > _DEFLATED_BYTES_PER_BYTE * len(data):
         width, height = struct.unpack_from(">II", data, 16)
-        raise ValueError(
+        raise UserError(
             f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold"
         )
     return b"".join(parts), notes
@@ -89,7 +91,7 @@ def _shown(kind: bytes) -> str:
 def _whole_palette(colours: memoryview) -> bytes:
     """The chunk PLTE with 256 colours, those that are missing black."""
     if len(colours) % 3 or not 0 < len(colours) <= 768:
-        raise ValueError(f"the PNG's palette is damaged: it has {len(colours)} bytes")
+        raise UserError(f"the PNG's palette is damaged: it has {len(colours)} bytes")
     body = b"PLTE" + bytes(colours).ljust(768, b"\0")
     return struct.pack(">I", 768) + body + struct.pack(">I", zlib.crc32(body))
 
@@ -119,7 +121,7 @@ def inflated_size(data: bytes | bytearray) -> int:
     """Bytes of all rows of a PNG, as its header has them; each row begins with a byte for its filter."""
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     if colour not in _CHANNELS:
-        raise ValueError(f"the PNG's header is damaged: it has colours of type {colour}")
+        raise UserError(f"the PNG's header is damaged: it has colours of type {colour}")
     bits *= _CHANNELS[colour]
     size = 0
     for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
@@ -135,7 +137,7 @@ def png_bits(data: bytes | bytearray) -> int:
 
 
 def require_jpeg_room(data: bytes | bytearray) -> None:
-    """Raises ValueError where a JPEG's header promises more pixels than its bytes can hold.
+    """Raises UserError where a JPEG's header promises more pixels than its bytes can hold.
 
     A few bytes that promise 65,500 x 65,500 pixels would otherwise be decoded to 12 GiB of nothing.
     """
@@ -145,7 +147,7 @@ def require_jpeg_room(data: bytes | bytearray) -> None:
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, place + 5)
             if height * width > _JPEG_PIXELS_PER_BYTE * len(data):
-                raise ValueError(
+                raise UserError(
                     f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold"
                 )
             return

@@ -17,6 +17,7 @@ from trainkit.data.decoding import notes, opened, turned
 from trainkit.data.image_headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
 from trainkit.data.png_validation import decode_grey, decode_rgb
+from trainkit.errors import UserError
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
 # fastest at hand, and a user can do nothing about the warning.
@@ -48,7 +49,7 @@ def read_image(
 
     source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
     in an error. Of 16 bits the upper 8 are taken, whatever range the image uses: 65535 becomes 255, 4095 becomes 15.
-    In memory the channels of a pixel lie side by side. Raises ValueError naming the file where it cannot be read.
+    In memory the channels of a pixel lie side by side. Raises UserError naming the file where it cannot be read.
     """
     return tv_tensors.Image(_read(source, name, lambda data: _decode(data, upright)))
 
@@ -56,7 +57,7 @@ def read_image(
 def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
 
-    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises ValueError
+    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises UserError
     naming the file where it cannot be read, holds colours or fractions, or was compressed in a way that blurs labels.
     """
     return tv_tensors.Mask(_read(source, name, _labels))
@@ -65,7 +66,7 @@ def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
 def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     """The colours of a mask as labels, 65536 R + 256 G + B: int32 (H, W). A palette's indices stand for their colours.
 
-    name: what to call it in an error. Raises ValueError naming the file where it cannot be read, or was compressed in a
+    name: what to call it in an error. Raises UserError naming the file where it cannot be read, or was compressed in a
     way that blurs colours.
     """
     return tv_tensors.Mask(_read(source, name, _colors))
@@ -76,11 +77,11 @@ def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], 
     try:
         return decode(_content(source))
     except _NotAMaskError as error:
-        raise ValueError(f"{name or _name(source)} is a mask {error}") from error
+        raise UserError(f"{name or _name(source)} is a mask {error}") from error
     except (
         Exception
     ) as error:  # a decoder raises struct.error, EOFError, IndexError, ... as it likes
-        raise ValueError(_unreadable(source, name, error)) from error
+        raise UserError(_unreadable(source, name, error)) from error
 
 
 def _content(source: Path | bytes) -> bytearray:
@@ -114,7 +115,7 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
             _note_range(int(stored.max(initial=0)))
             pixels = np.repeat((stored >> 8).astype(np.uint8)[..., None], 3, axis=2)
         elif image.mode in ("I", "F"):
-            raise ValueError(
+            raise UserError(
                 f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits"
             )
         else:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, default_collate
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import Reader
 from trainkit.data.workers import Loader
+from trainkit.errors import UserError
 
 
 def make_loader(
@@ -40,7 +41,7 @@ def make_loader(
 def collate(
     rows: list[tuple] | tuple[Tensor, Tensor, list[str]],
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Stack (image, target, faults) rows. Raises ValueError where images differ in shape.
+    """Stack (image, target, faults) rows. Raises UserError where images differ in shape.
 
     Images whose pixels have their channels side by side in memory keep them so in the batch (torch's channels_last).
     """
@@ -49,7 +50,7 @@ def collate(
     images, targets, faults = map(list, zip(*rows))
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
-        raise ValueError(
+        raise UserError(
             f"images of one batch have unlike shapes {sorted(map(tuple, shapes))[:4]}; crop them to one size in the "
             "transform, or evaluate one at a time with eval_batch_size=1"
         )

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from trainkit.errors import UserError
+
 
 def _pair(x: Tensor) -> Tensor:
     """Each image's partner: x[[1, 0, 3, 2, ...]] (an odd last one is its own)."""
@@ -101,8 +103,8 @@ def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Eit
 def _check(mixing: Mixup | Cutmix) -> None:
     name = type(mixing).__name__
     if mixing.alpha <= 0:
-        raise ValueError(
+        raise UserError(
             f"{name}: alpha is {mixing.alpha}; it must be above 0 (pass no mixing to turn it off)"
         )
     if mixing.num_classes < 2:
-        raise ValueError(f"{name}: num_classes is {mixing.num_classes}; it must be at least 2")
+        raise UserError(f"{name}: num_classes is {mixing.num_classes}; it must be at least 2")

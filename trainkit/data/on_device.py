@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.seeding import uniform
 from trainkit.data.targets import as_target
+from trainkit.errors import UserError
 
 
 class Augment(Protocol):
@@ -90,12 +91,12 @@ class OnDevice(Dataset):
             image, target = data[index]
             target = as_target(target)
             if not isinstance(target, Tensor) or target.ndim or target.is_floating_point():
-                raise ValueError(
+                raise UserError(
                     f"the target of image {index} is {target}: images held in memory have a class id each"
                 )
             self.targets[index] = target
             if image.shape != first.shape:
-                raise ValueError(
+                raise UserError(
                     f"image {index} is {tuple(image.shape)} and image 0 {tuple(first.shape)}: images held in "
                     "memory must be of one size"
                 )

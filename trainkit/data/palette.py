@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from trainkit.errors import UserError
+
 SHOWN_COLORS = 5  # of those that no table has
 Colour = tuple[int, int, int]
 
@@ -16,7 +18,7 @@ Colour = tuple[int, int, int]
 class MaskColors:
     """The colours of colour-coded masks: one for each class, in the order of their ids, and those that are ignored.
 
-    Raises ValueError where a colour occurs twice, or is none.
+    Raises UserError where a colour occurs twice, or is none.
     """
 
     names: tuple[str, ...]
@@ -25,7 +27,7 @@ class MaskColors:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
-            raise ValueError(
+            raise UserError(
                 f"MaskColors: {len(self.colors)} colours for {len(self.names)} names; give one for each"
             )
         seen: dict[Colour, str] = {}
@@ -33,11 +35,11 @@ class MaskColors:
             (*self.names, *["ignore"] * len(self.ignored)), (*self.colors, *self.ignored)
         ):
             if len(color) != 3 or not all(0 <= value <= 255 for value in color):
-                raise ValueError(
+                raise UserError(
                     f"the colour of {name} is {color}; it is three numbers from 0 to 255"
                 )
             if color in seen:
-                raise ValueError(
+                raise UserError(
                     f"{seen[color]} and {name} have one colour, {color}: give each its own"
                 )
             seen[color] = name

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
 from trainkit.data.image_headers import checked_png, inflated_size, pixel_data
+from trainkit.errors import UserError
 
 _GREY, _RGB, _RGBA = 0, 2, 6  # PNG's types of colour
 _HEADER_END = 33
@@ -27,7 +28,7 @@ _sound: set[int] = set()
 def decode_rgb(data: bytes | bytearray) -> Tensor | None:
     """RGB, uint8 (3, H, W), of a PNG of 8 bits; None for one that is left to Pillow.
 
-    Raises ValueError where it is damaged.
+    Raises UserError where it is damaged.
     """
     return _decode(data, (_GREY, _RGB, _RGBA), ImageReadMode.RGB)
 
@@ -35,7 +36,7 @@ def decode_rgb(data: bytes | bytearray) -> Tensor | None:
 def decode_grey(data: bytes | bytearray) -> Tensor | None:
     """Grey values as stored, uint8 (H, W), of a PNG of 8 bits; None for one that is left to Pillow.
 
-    Raises ValueError where it is damaged.
+    Raises UserError where it is damaged.
     """
     decoded = _decode(data, (_GREY,), ImageReadMode.UNCHANGED)
     return None if decoded is None else decoded[0]
@@ -75,7 +76,7 @@ def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
         if kind == b"IHDR":
-            raise ValueError("the PNG is damaged: it has two headers")
+            raise UserError("the PNG is damaged: it has two headers")
         if kind == b"eXIf":
             return None
         if kind == b"IDAT":
@@ -89,15 +90,15 @@ def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
 
 
 def _require_sound_pixels(data: bytearray) -> None:
-    """Raises ValueError where libpng would find an error: in the stream, its length, or the filter of a row."""
+    """Raises UserError where libpng would find an error: in the stream, its length, or the filter of a row."""
     size = inflated_size(data)
     height = struct.unpack_from(">I", data, 20)[0]
     try:
         # the window that its header says
         rows = zlib.decompressobj(wbits=0).decompress(pixel_data(data), size)
     except zlib.error as error:
-        raise ValueError(f"the PNG is damaged: its pixels do not inflate ({error})") from error
+        raise UserError(f"the PNG is damaged: its pixels do not inflate ({error})") from error
     if len(rows) < size:
-        raise ValueError("the PNG is damaged: it has fewer rows than its header says")
+        raise UserError("the PNG is damaged: it has fewer rows than its header says")
     if height and max(rows[:: size // height]) > 4:
-        raise ValueError("the PNG is damaged: it has a row whose filter no decoder knows")
+        raise UserError("the PNG is damaged: it has a row whose filter no decoder knows")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
-from trainkit.errors import is_shortage
+from trainkit.errors import UserError, is_shortage
 
 # What datasets raise, also where they have nothing left to give; bugs raise others.
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)
@@ -39,7 +39,7 @@ class Reader(Dataset):
             self.held.targets.unique() if self.held is not None and check is not None else ()
         ):
             if fault := check(target):
-                raise ValueError(
+                raise UserError(
                     f"{fault}: {int((self.held.targets == target).sum())} images have it"
                 )
 
@@ -69,7 +69,7 @@ class Reader(Dataset):
                 target = as_target(target)
                 fault = self.check(target) if self.check is not None else None
                 if fault:
-                    raise ValueError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
+                    raise UserError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
                 return image, target, faults
             except Exception as error:
                 if not is_unusable(error):
@@ -78,26 +78,26 @@ class Reader(Dataset):
                 if self.neighbour is None:
                     if name in str(error) or not _of_a_decoder(error):
                         raise
-                    raise ValueError(
+                    raise UserError(
                         f"cannot read {name}: {type(error).__name__}: {error}"
                     ) from error
                 faults.append(
                     f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}"
                 )
                 if len(faults) == MOST_IN_A_ROW:
-                    raise ValueError(
+                    raise UserError(
                         f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
                         "file: look at the folder or the disk"
                     ) from error
             index = self.neighbour(epoch, index)
 
     def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
-        """What the dataset gives. Raises ValueError for a StopIteration, which would end the epoch without a word."""
+        """What the dataset gives. Raises UserError for a StopIteration, which would end the epoch without a word."""
         try:
             return self.seeded[epoch, index]
         except StopIteration as error:
             name = name_of(self.seeded.data, index)
-            raise ValueError(
+            raise UserError(
                 f"image {index} ({name}): reading it raised StopIteration, as `next` does where nothing is left"
             ) from error
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from trainkit.data.seeding import ORDER, fold
+from trainkit.errors import UserError
 
 EVALUATION = -1  # the "epoch" of an evaluation
 
@@ -86,18 +87,18 @@ class TrainOrder:
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
-            raise ValueError("train_data is empty: there is nothing to train on")
+            raise UserError("train_data is empty: there is nothing to train on")
         if self.batch_size < self.unit * self.num_processes:
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size} for {self.num_processes} processes: each needs at least "
                 f"{self.unit} of its images; raise batch_size or start fewer processes"
             )
         if self.micro_batch is not None and self.micro_batch < self.unit:
-            raise ValueError(
+            raise UserError(
                 f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here"
             )
         if self.batch_size % self.repeats:
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size}, and each image is in a batch {self.repeats} times: make it a "
                 f"multiple of {self.repeats}"
             )

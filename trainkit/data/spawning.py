@@ -15,6 +15,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.errors import UserError
+
 RECIPES: dict[str, str] = {}  # files loaded in this process, by the names of their modules
 
 
@@ -42,7 +44,7 @@ def forks() -> bool:
 class Sendable(Dataset):
     """Stands for `data` in the training's process; a worker receives `data` itself, and the recipes before it.
 
-    Raises ValueError, when a worker starts, where it holds what cannot be pickled.
+    Raises UserError, when a worker starts, where it holds what cannot be pickled.
     """
 
     def __init__(self, data: Dataset):
@@ -55,7 +57,7 @@ class Sendable(Dataset):
         try:
             return _receive, (dict(RECIPES), bytes(ForkingPickler.dumps(self.data)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the dataset cannot be sent to data-loading workers, which are started anew here: {error}. Define "
                 "functions and classes at the top of the recipe's file instead of a lambda or a function inside "
                 "another, or read without workers (--workers 0)"

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.errors import UserError
+
 WIDER = {
     torch.bool: torch.uint8,
     torch.uint16: torch.int32,
@@ -25,7 +27,7 @@ def as_target(target: Any) -> Any:
         return target  # what most datasets give, once for each image
     if isinstance(target, (bool, int)):
         if not -(2**63) <= target < 2**63:
-            raise ValueError(f"label {target} is no class id: it does not fit into 64 bits")
+            raise UserError(f"label {target} is no class id: it does not fit into 64 bits")
         return torch.tensor(int(target))
     if isinstance(target, (np.ndarray, np.generic)):
         array = np.asarray(target)

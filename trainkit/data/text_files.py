@@ -3,6 +3,8 @@
 import codecs
 from pathlib import Path
 
+from trainkit.errors import UserError
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins as UTF-16's does, so it is looked for first
@@ -16,7 +18,7 @@ def read_text(file: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 where it begins with their mark.
 
     Bytes that are no UTF-8 become what names of files with such bytes become (surrogateescape), so that a list names
-    the files that it was written from. Raises ValueError naming the file where it is no text.
+    the files that it was written from. Raises UserError naming the file where it is no text.
     """
     content = Path(file).read_bytes()
     encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
@@ -27,9 +29,9 @@ def read_text(file: Path) -> str:
             encoding, errors="surrogateescape" if encoding == "utf-8" else "strict"
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text: {error}; save it as UTF-8") from error
+        raise UserError(f"{file} is no text: {error}; save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"{file} is no text: it holds NUL; save it as UTF-8")
+        raise UserError(f"{file} is no text: it holds NUL; save it as UTF-8")
     return text
 
 

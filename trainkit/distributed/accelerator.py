@@ -17,7 +17,7 @@ from accelerate.utils import AORecipeKwargs, parse_flag_from_env
 from trainkit.distributed.fsdp import kept_from_accelerate
 from trainkit.distributed.host import _keep_freed_memory, _use_all_cores
 from trainkit.distributed.launcher import end_with_launcher, rank
-from trainkit.errors import causes
+from trainkit.errors import UserError, causes
 
 REFUSED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": (
@@ -37,13 +37,13 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     """The Accelerator of this process, with all started processes in one group and all cores in use.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
-    there is no accelerator device, processes are joined over gloo on the CPU. Raises ValueError where
+    there is no accelerator device, processes are joined over gloo on the CPU. Raises UserError where
     the launcher started other processes than the group has, or an engine that the loop would not be exact under.
     """
     end_with_launcher()
     for variable, reason in REFUSED_ENGINES.items():
         if os.environ.get(variable, "false").lower() == "true":
-            raise ValueError(
+            raise UserError(
                 f"{variable} is set: {reason}. Launch with "
                 "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to share weights out"
             )
@@ -61,19 +61,19 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
         with kept_from_accelerate():
             accelerator = Accelerator(cpu=on_cpu or None, kwargs_handlers=handlers)
     except (ValueError, ImportError) as error:  # such as fp8 without the library that does it
-        raise ValueError(
+        raise UserError(
             f"accelerate cannot start: {error} See accelerate_configs/ for one that can"
         ) from error
     precision = accelerator.mixed_precision
     if precision not in ("no", "bf16", "fp16", "fp8"):  # accelerate would take it for "no"
-        raise ValueError(f"mixed_precision is {precision}; it can be no, bf16, fp16 or fp8")
+        raise UserError(f"mixed_precision is {precision}; it can be no, bf16, fp16 or fp8")
     if accelerator.device.type == "cpu" and precision == "fp16":  # and here too
-        raise ValueError(
+        raise UserError(
             "fp16 takes a GPU, and this runs on the CPU: launch with --mixed_precision bf16 or no"
         )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
-        raise ValueError(
+        raise UserError(
             f"WORLD_SIZE is {started}, but {accelerator.num_processes} processes are in the group: they would "
             "train apart and overwrite each other. Start them with `accelerate launch` or torchrun, and unset "
             "WORLD_SIZE for a single process"

@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from trainkit.errors import UserError
+
 VARIABLE = "ACCELERATE_USE_FSDP"
 
 
@@ -37,7 +39,7 @@ class Sharding:
     def asked(cls) -> "Sharding | None":
         """From the environment of `accelerate launch`; None where it does not say so.
 
-        Raises ValueError for what is not supported here.
+        Raises UserError for what is not supported here.
         """
         if os.environ.get(VARIABLE, "false").lower() != "true":
             return None
@@ -47,12 +49,12 @@ class Sharding:
         }
         for name, (allowed, remedy) in ALLOWED.items():
             if said[name].lower() not in allowed:
-                raise ValueError(f"FSDP_{name} is {said[name] or 'not set'}: {remedy}")
+                raise UserError(f"FSDP_{name} is {said[name] or 'not set'}: {remedy}")
         policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
         names = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
         classes = frozenset(name.strip() for name in names if name.strip())
         if policy == "TRANSFORMER_BASED_WRAP" and not classes:
-            raise ValueError(
+            raise UserError(
                 "fsdp_auto_wrap_policy is TRANSFORMER_BASED_WRAP without a class: name the blocks in "
                 "fsdp_transformer_layer_cls_to_wrap, such as Bottleneck or EncoderBlock, or take SIZE_BASED_WRAP"
             )
@@ -113,17 +115,15 @@ def prepare(
     if sharding is None:
         return accelerator.prepare(objective)
     if accelerator.num_processes == 1:
-        raise ValueError(
+        raise UserError(
             "FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml"
         )
     if accelerator.scaler is not None:
-        raise ValueError(
-            "fp16 and FSDP do not go together here: launch with --mixed_precision bf16"
-        )
+        raise UserError("fp16 and FSDP do not go together here: launch with --mixed_precision bf16")
     if accelerator.mixed_precision == "fp8":
-        raise ValueError("fp8 and FSDP do not go together here: launch with --mixed_precision bf16")
+        raise UserError("fp8 and FSDP do not go together here: launch with --mixed_precision bf16")
     if any(not weight.is_contiguous() for weight in objective.parameters()):
-        raise ValueError(
+        raise UserError(
             "channels_last and FSDP do not go together: torch shards contiguous weights only"
         )
     objective.to(accelerator.device)

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from trainkit.errors import UserError
+
 CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def checkpoint_activations(model: nn.Module) -> int:
     """Have the blocks of `model` computed again in the backward pass; how many there are.
 
-    See `blocks`. Raises ValueError where there are none.
+    See `blocks`. Raises UserError where there are none.
     """
     names = {module: name for name, module in model.named_modules()}
     found = dict.fromkeys(blocks(model))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"activation_checkpointing is on, and {type(model).__name__} has no blocks: modules with parts of their "
             "own in an nn.Sequential or nn.ModuleList. Turn it off, or take smaller passes with --micro-batch"
         )
@@ -108,7 +110,7 @@ def _checkpointed(
         context_fn=lambda: (nullcontext(), _not_counting(norms)),
     )
     if versions != [each._version for each in given]:
-        raise ValueError(
+        raise UserError(
             f"activation_checkpointing is on, and the block {name} changes its input in place: computed again, it "
             "would start from what it has left. Turn it off, or build the block without inplace=True"
         )

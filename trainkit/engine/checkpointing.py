@@ -25,6 +25,7 @@ from trainkit.engine.optimizer_state import (
 )
 from trainkit.engine.state import Progress, Training
 from trainkit.engine.stop_signal import FAILED
+from trainkit.errors import UserError
 from trainkit.storage import checkpoint, packing
 from trainkit.storage.weights import load_model, require_same_names
 
@@ -66,12 +67,12 @@ def _state(t: Training, in_training: list[Tensor] | None) -> dict[str, Any]:
 def rehearse(t: Training) -> None:
     """See that a checkpoint can hold what there is now.
 
-    Before the first step, and after it, when the optimizer has made its state. Raises ValueError where it cannot.
+    Before the first step, and after it, when the optimizer has made its state. Raises UserError where it cannot.
     """
     model, optimizer = t.recipe.model, t.recipe.optimizer
     whole_state = unsharded_state(optimizer)
     if whole_state is not None:
-        raise ValueError(
+        raise UserError(
             f"optimizer {type(optimizer).__name__} holds {whole_state!r}, which is not sharded as its weights are: "
             "FSDP cannot save it. Take AdamW or SGD, or launch without FSDP"
         )

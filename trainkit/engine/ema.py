@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.distributed.fsdp import local, part
+from trainkit.errors import UserError
 
 STATISTICS = ("running_mean", "running_var")  # of batch norm: the buffers that are averaged
 
@@ -22,7 +23,7 @@ class EMA:
     n is a number on the host as long as no step can be skipped: `torch.optim.swa_utils.AveragedModel` asks the device
     for it at each step.
 
-    Raises ValueError where a parameter is not in `model.state_dict()`, whose names the average has.
+    Raises UserError where a parameter is not in `model.state_dict()`, whose names the average has.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -42,7 +43,7 @@ class EMA:
             names.setdefault(id(tensor), []).append(name)
         absent = [name for name, weight in model.named_parameters() if id(weight) not in names]
         if absent:
-            raise ValueError(
+            raise UserError(
                 f"{type(model).__name__}.state_dict() lacks {len(absent)} parameters ({', '.join(absent[:3])}): an "
                 "average of them cannot be saved. Take out what keeps them from it, or train with ema=None"
             )
@@ -122,7 +123,7 @@ class EMA:
             strict: the names must be those of the model. False is for measuring only: earlier versions left out
                 the second name of a tied weight and had buffers that are not persistent.
 
-        Raises ValueError where names or shapes are not the model's.
+        Raises UserError where names or shapes are not the model's.
         """
         saved = state["averages"]
         ours = self._model.state_dict().keys()
@@ -133,7 +134,7 @@ class EMA:
                 for kind, names in (("unknown to the model", unknown), ("missing", missing))
                 if names
             ]
-            raise ValueError(
+            raise UserError(
                 f"the averaged weights have other names than the model: {'; '.join(told)}. An earlier version of "
                 "trainkit wrote them, or the model is another one: they can be evaluated, and not be trained on. Begin "
                 "another run from them with --init"
@@ -142,7 +143,7 @@ class EMA:
             value = next((saved[name] for name in names if name in saved), None)
             if value is None or value.shape != average.shape:
                 found = "missing" if value is None else f"of shape {list(value.shape)}"
-                raise ValueError(
+                raise UserError(
                     f"averaged weights: {names[0]} is {found}, the model's has {list(average.shape)}"
                 )
             average.copy_(part(value, average))

@@ -22,7 +22,7 @@ from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.sliding_window import Looker
 from trainkit.engine.task_module import uncompiled
-from trainkit.errors import shortage_told
+from trainkit.errors import UserError, shortage_told
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval
 from trainkit.outputs import refusals_told
@@ -193,7 +193,7 @@ def require_free_names(task: Task) -> None:
     It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it is asked, for what it
     counts must not change. One that needs images to compute, as those of `evaluate` do, the first evaluation refuses.
 
-    Raises ValueError that names the metric and the figure.
+    Raises UserError that names the metric and the figure.
     """
     metrics = [
         *task.metrics(),
@@ -221,10 +221,10 @@ def _figures_of_nothing(metric: Any) -> set[str]:
 
 
 def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
-    """A metric's figures. Raises ValueError where one is named like what a row of the log or results.json holds."""
+    """A metric's figures. Raises UserError where one is named like what a row of the log or results.json holds."""
     taken = sorted(RESERVED & figures.keys())
     if taken:
-        raise ValueError(
+        raise UserError(
             f"metric {getattr(metric, 'name', type(metric).__name__)} computes {', '.join(taken)}, which the log needs "
             f"for itself: name it otherwise, such as my_{taken[0]}"
         )

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from trainkit.distributed.fsdp import Sharding, gathered, take_parts, unsharded_state
 from trainkit.engine.optimizer_state import has_modes, to_weights
-from trainkit.errors import is_out_of_memory
+from trainkit.errors import UserError, is_out_of_memory
 
 # RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
 UPDATES = 11
@@ -34,12 +34,12 @@ OF_RATES = ("params", "param_names", "lr", "initial_lr", "lr_scale")
 def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None:
     """Try it on one weight of each shape where FSDP was asked for. Call it before weights are sharded; nothing changes.
 
-    Raises ValueError, in all processes, where updates of sharded weights fail, or give other weights or state.
+    Raises UserError, in all processes, where updates of sharded weights fail, or give other weights or state.
     """
     if Sharding.asked() is None or accelerator.num_processes == 1:
         return
     if type(optimizer).__name__ in NEVER_TRIED:
-        raise ValueError(
+        raise UserError(
             f"optimizer {type(optimizer).__name__} is not for weights that FSDP has sharded: take AdamW or SGD, or "
             "launch without FSDP"
         )
@@ -55,7 +55,7 @@ def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None
             problem = f"{type(error).__name__}: {told[0][:300]}"
     problems = [each for each in gather_object([problem]) if each is not None]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"optimizer {type(optimizer).__name__} does not update weights that FSDP has sharded as it does whole "
             f"ones ({problems[0]}): take AdamW or SGD, or launch without FSDP"
         )

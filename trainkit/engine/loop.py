@@ -43,6 +43,7 @@ from trainkit.engine.state import Training
 from trainkit.engine.step import steps
 from trainkit.engine.stop_signal import FAILED, Stopped
 from trainkit.engine.task_module import Objective
+from trainkit.errors import MissingFileError, UserError
 from trainkit.metrics.base import declared
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -61,7 +62,7 @@ def train(
     """Train `recipe` in the folder `options.out` and return its summary; go on where an earlier call stopped.
 
     settings, recipe_file: where the recipe came from, kept in the folder. Seed before building the recipe:
-    its initial weights are drawn there. Raises ValueError for settings and images that cannot work,
+    its initial weights are drawn there. Raises UserError for settings and images that cannot work,
     FloatingPointError for a loss that is no number, OSError where the folder cannot be written, MemoryError
     where a single image does not fit, Stopped (a SystemExit) after a signal.
     """
@@ -301,7 +302,7 @@ def evaluate(
 
     weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights. partial: weights
     that do not fit are left out and told. keep: called with the figures in the main process, before they are shown.
-    Raises ValueError where they do not fit the model, FileNotFoundError where there are none.
+    Raises UserError where they do not fit the model, FileNotFoundError where there are none.
     """
     weights, run = find_weights(Path(weights))
     require_free_names(recipe.task)
@@ -324,7 +325,7 @@ def evaluate(
     if ema is not None:
         averages = checkpoint.load(weights)[1]["ema"]
         if averages is None:
-            raise ValueError(
+            raise UserError(
                 f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None"
             )
         by_name = named_as(recipe.model, averages["averages"])
@@ -358,7 +359,7 @@ def _with_training_images(recipe: Recipe) -> Recipe:
     try:
         return recipe.opened()
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{error}. Batch norm's statistics are estimated from training images (--precise-bn), as the run's own "
             "evaluations did; --precise-bn 0 measures with those that training counted, and gives other figures"
         ) from error

@@ -13,26 +13,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 
 from trainkit.distributed.fsdp import parts_of_optimizer
+from trainkit.errors import UserError
 
 
 def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
-    """Raises ValueError, with its name, for an optimizer that one update from one gradient does not suffice.
+    """Raises UserError, with its name, for an optimizer that one update from one gradient does not suffice.
 
     Also where it has parameters that are not the model's.
     """
     name = type(optimizer).__name__
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(
+        raise UserError(
             f"optimizer {name} computes the loss again in its step (a closure): an update here is of one gradient. "
             "Take one whose step needs no closure"
         )
     if getattr(optimizer, "is_second_order", False):
-        raise ValueError(
+        raise UserError(
             f"optimizer {name} needs second derivatives, which are not computed here: take another one"
         )
     if isinstance(optimizer, SparseAdam):
-        raise ValueError(
+        raise UserError(
             f"optimizer {name} is for sparse gradients, and those of images are dense: take AdamW"
         )
     known = {id(weight) for weight in objective.parameters()}
@@ -44,7 +45,7 @@ def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
     ]
     if strange:
         shapes = ", ".join(str(list(weight.shape)) for weight in strange[:3])
-        raise ValueError(
+        raise UserError(
             f"optimizer {name} has {len(strange)} parameters that are not the model's (of shapes {shapes}): build it "
             "after the model is complete, such as after its head was replaced"
         )
@@ -98,18 +99,18 @@ def take_up(
 
     Some optimizers count or estimate in their groups. groups: the values as the recipe sets them now.
 
-    Raises ValueError where the optimizer is another one, or has other groups.
+    Raises UserError where the optimizer is another one, or has other groups.
     """
     name = type(optimizer).__name__
     if "groups" not in saved:  # of an earlier version, which did not keep how they were set
         if not of_torch(optimizer):
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was written by an earlier version of trainkit, which did not keep what {name} has in "
                 "its groups: the run cannot be resumed. Begin another one from its weights with --init"
             )
         saved = {"type": name, "groups": saved["param_groups"], "state_dict": saved}
     if saved["type"] != name:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint is of optimizer {saved['type']}, and the recipe has {name}: give the same"
         )
     state = saved["state_dict"]
@@ -118,7 +119,7 @@ def take_up(
         for each in (state["param_groups"], optimizer.param_groups)
     )
     if were != are:
-        raise ValueError(
+        raise UserError(
             f"the groups of optimizer {name} had {were} parameters, and have {are}: give the same"
         )
     restored = []

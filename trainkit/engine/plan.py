@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainkit.data.sampler import TrainOrder
+from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 
@@ -20,7 +21,7 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "Plan":
-        """The plan of `recipe` on so many processes. Raises ValueError for settings that cannot work."""
+        """The plan of `recipe` on so many processes. Raises UserError for settings that cannot work."""
         order = TrainOrder(
             len(recipe.train_data),
             recipe.batch_size,
@@ -33,7 +34,7 @@ class Plan:
             locality=getattr(recipe.train_data, "locality", None),
         )
         if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
-            raise ValueError(
+            raise UserError(
                 f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can have up to "
                 f"{MOST_STEPS:,} steps, and must have some"
             )

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from trainkit.data.loader import make_loader
 from trainkit.data.to_device import ToDevice
 from trainkit.engine.plan import Plan
+from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
@@ -32,7 +33,7 @@ def first_image(recipe: Recipe, options: Options, plan: Plan, device: torch.devi
 def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
     """What is done to the model meanwhile changes none of its outputs.
 
-    Compared in evaluation mode, on one image. Raises ValueError that names `option` where an output differs.
+    Compared in evaluation mode, on one image. Raises UserError that names `option` where an output differs.
     """
     before = _outputs(model, image)
     yield
@@ -41,7 +42,7 @@ def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
         scale = output.abs().max()
         difference = (after[name] - output).abs().max() if name in after else torch.inf
         if not difference <= ALLOWED * scale:
-            raise ValueError(
+            raise UserError(
                 f"{option} is on, and would change what {type(model).__name__} gives: {name} differs by "
                 f"{float(difference):.2g}, where the largest is {float(scale):.2g}. Turn it off for this network"
             )
@@ -58,7 +59,7 @@ def lonely_step(plan: Plan) -> int | None:
 
 
 def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
-    """Raises ValueError where a batch norm would have one value per channel in the plan's `lonely_step`.
+    """Raises UserError where a batch norm would have one value per channel in the plan's `lonely_step`.
 
     One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm counts the values of
     all processes.
@@ -69,7 +70,7 @@ def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
     with refusals_told(recipe.model):
         name = _lonely_norm(recipe, options, plan)
     if name is not None:
-        raise ValueError(
+        raise UserError(
             f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images in the batch, "
             f"{order.num_processes} processes, micro_batch {order.micro_batch}), and the batch norm {name} then has "
             "one value per channel, of which there is no variance: give another batch_size or micro_batch that leaves "

@@ -40,6 +40,7 @@ from trainkit.engine.state import Training
 from trainkit.engine.stop_signal import FAILED, StopFlag, Stopped
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import Objective
+from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
@@ -73,7 +74,7 @@ def open_run(
 ) -> tuple[Run, Found]:
     """The run's folder and what is in it; the main process decides for all.
 
-    Raises ValueError where this training may not have the folder or cannot write it. Another error is the main
+    Raises UserError where this training may not have the folder or cannot write it. Another error is the main
     process's, which says why; the others are Stopped.
     """
     answer: list[Any] = [None, None]
@@ -113,7 +114,7 @@ def open_run(
 
 
 def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
-    """Raises ValueError where a process does not see the file that the main one has written into the folder."""
+    """Raises UserError where a process does not see the file that the main one has written into the folder."""
     until = time.monotonic() + SEEN_WITHIN_S
     while not (seen := mark.exists()) and time.monotonic() < until:
         time.sleep(0.1)
@@ -125,7 +126,7 @@ def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
         mark.unlink(missing_ok=True)
     if blind:
         run.close()
-        raise ValueError(
+        raise UserError(
             f"the run's folder is not one folder for all processes: what the main process writes is not in "
             f"{', '.join(blind[:4])}. Give --out a folder on a disk that all hosts share"
         )

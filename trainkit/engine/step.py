@@ -22,7 +22,7 @@ from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
 from trainkit.engine.checkpointing import rehearse, remember_micro_batch
 from trainkit.engine.optimizer_state import set_lr
 from trainkit.engine.state import Training
-from trainkit.errors import is_out_of_memory
+from trainkit.errors import UserError, is_out_of_memory
 from trainkit.outputs import refusals_told
 
 # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -103,7 +103,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
         scaler.unscale_(optimizer)
     weights = [weight for weight in t.weights if weight.grad is not None]
     if not weights:
-        raise ValueError(
+        raise UserError(
             f"no gradient reached the {len(t.weights)} parameters of optimizer {type(optimizer).__name__} in step "
             f"{step + 1}: they have no part in the loss, or requires_grad is False"
         )
@@ -179,7 +179,7 @@ def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: 
         ):
             _halve(t, step, problem or "another process ran out of memory", alone=False)
         elif unused:
-            raise ValueError(
+            raise UserError(
                 f"{len(unused)} weights have no part in the loss of step {step + 1} ({', '.join(unused[:3])}), and the "
                 "other processes would wait for their gradients: set requires_grad to False or leave them out of the "
                 "model; --static-graph allows it where they are the same in every step"

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from trainkit.errors import UserError
+
 
 class Criterion(Protocol):
     """One loss; a recipe may bring its own."""
@@ -29,31 +31,31 @@ class Criterion(Protocol):
 
 
 def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tuple[Criterion, ...]:
-    """One loss or several as a tuple. Raises ValueError where they cannot be used, or not together."""
+    """One loss or several as a tuple. Raises UserError where they cannot be used, or not together."""
     criteria = tuple(loss) if isinstance(loss, Sequence) else (loss,)
     for each in criteria:
         if not (hasattr(each, "count") and hasattr(each, "factor") and hasattr(each, "name")):
-            raise ValueError(
+            raise UserError(
                 f"loss is {each!r}; give one of trainkit.losses.base, or what has the methods of Criterion"
             )
         if each.factor <= 0:
-            raise ValueError(f"{type(each).__name__}: factor is {each.factor}; it must be above 0")
+            raise UserError(f"{type(each).__name__}: factor is {each.factor}; it must be above 0")
         weight = getattr(each, "weight", None)
         if weight is not None and (len(weight) != num_classes or min(weight) < 0):
-            raise ValueError(
+            raise UserError(
                 f"{type(each).__name__}: {len(weight)} weights, the least of them {min(weight)}, for {num_classes} "
                 "classes; give one per class, none below 0"
             )
     names = [each.name for each in criteria]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"loss is {names}; give one loss, or several of different names")
+        raise UserError(f"loss is {names}; give one loss, or several of different names")
     return criteria
 
 
 def check_maps(criterion: Criterion, logits: Tensor) -> None:
-    """Raises ValueError where the logits are not those of label maps."""
+    """Raises UserError where the logits are not those of label maps."""
     if logits.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"{type(criterion).__name__} is a loss of label maps, and the logits are {tuple(logits.shape)} instead of "
             "(N, C, H, W)"
         )

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from trainkit.errors import UserError
+
 
 def cross_entropy_sum(
     logits: Tensor,
@@ -130,14 +132,14 @@ def check_ignore(targets: Tensor, ignore: int) -> str | None:
 
 
 def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
-    """Raises ValueError where a network has not one output for each class of a task: (N, C) or (N, C, H, W)."""
+    """Raises UserError where a network has not one output for each class of a task: (N, C) or (N, C, H, W)."""
     if logits.ndim < 2 or logits.shape[1] != num_classes:
         outputs = (
             f"{logits.shape[1]} outputs"
             if logits.ndim > 1
             else f"outputs of shape {tuple(logits.shape)}"
         )
-        raise ValueError(
+        raise UserError(
             f"the network has {outputs}, and {name} has {num_classes} classes: build the network with "
             f"{num_classes} outputs, or give the task the classes that the network knows"
         )

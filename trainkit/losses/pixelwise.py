@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainkit.errors import UserError
 from trainkit.losses.base import check_maps
 from trainkit.losses.functional import (
     cross_entropies,
@@ -61,9 +62,7 @@ class Focal:
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
-            raise ValueError(
-                f"Focal: gamma is {self.gamma}; it must be at least 0 (2 in the paper)"
-            )
+            raise UserError(f"Focal: gamma is {self.gamma}; it must be at least 0 (2 in the paper)")
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""
@@ -102,7 +101,7 @@ class OHEM:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
-            raise ValueError(
+            raise UserError(
                 f"OHEM: keep is {self.keep}; it is the share of pixels kept, above 0 and at most 1"
             )
 
@@ -145,7 +144,7 @@ class BinaryCrossEntropy:
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""
         if logits.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"BinaryCrossEntropy is a loss of images, and the logits are {tuple(logits.shape)}"
             )
         # of what a mixture has no target for, nothing is known, not even absence
@@ -182,4 +181,4 @@ def _on(tensor: Tensor, values: Sequence[float] | None) -> Tensor | None:
 
 def _check_range(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; it must be in [0, 1)")
+        raise UserError(f"{name} is {value}; it must be in [0, 1)")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from trainkit.errors import UserError
 from trainkit.losses.base import check_maps
 from trainkit.losses.functional import class_presence, is_valid
 
@@ -29,7 +30,7 @@ class Dice:
 
     def __post_init__(self) -> None:
         if self.smooth < 0:
-            raise ValueError(f"Dice: smooth is {self.smooth}; it must be at least 0")
+            raise UserError(f"Dice: smooth is {self.smooth}; it must be at least 0")
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`."""

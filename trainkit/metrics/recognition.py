@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, PerImage
 from trainkit.metrics.segmentation import _of_classes
 
@@ -24,7 +25,7 @@ class TopK(Counting):
 
     def __init__(self, ks: Sequence[int] = (1, 5), classes: int | Sequence[str] | None = None):
         if not ks or min(ks) < 1:
-            raise ValueError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
+            raise UserError(f"TopK: ks is {tuple(ks)}; give whole numbers from 1")
         self.ks, self.classes = tuple(ks), classes
         self.percent = (*(f"top{k}" for k in self.ks), "accuracy")
         self.num_classes = len(classes) if isinstance(classes, Sequence) else classes or 0
@@ -50,13 +51,13 @@ class TopK(Counting):
     def _hits(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
         if references.ndim != 1 or references.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"TopK: references are {references.dtype} of shape {tuple(references.shape)}; give one class id for "
                 "each image"
             )
         ranked = self._ranked(predictions)
         if self._ranks(ranked.shape[1]) == 0:
-            raise ValueError(
+            raise UserError(
                 f"TopK: ks is {self.ks}, but the predictions rank {ranked.shape[1]} classes"
             )
         valid = references >= 0
@@ -114,7 +115,7 @@ class CalibrationError(Counting):
 
     def __init__(self, bins: int = 15):
         if bins < 1:
-            raise ValueError(
+            raise UserError(
                 f"CalibrationError: bins is {bins}; it must be at least 1 (15 in the paper)"
             )
         self.bins = bins

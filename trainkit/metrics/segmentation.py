@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, PerImage
 from trainkit.metrics.confusion import count_pairs
 
@@ -34,9 +35,9 @@ class MeanIoU(Counting):
         class_names: Sequence[str] | None = None,
     ):
         if absent not in ("skip", "zero"):
-            raise ValueError(f"MeanIoU: absent is {absent!r}; it is 'skip' or 'zero'")
+            raise UserError(f"MeanIoU: absent is {absent!r}; it is 'skip' or 'zero'")
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
+            raise UserError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.class_names = list(class_names) if class_names is not None else None
         # as `count_pairs` says
@@ -44,7 +45,7 @@ class MeanIoU(Counting):
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         if predictions.shape != references.shape:
-            raise ValueError(
+            raise UserError(
                 f"MeanIoU: predictions are {tuple(predictions.shape)} and references {tuple(references.shape)}; "
                 "bring the prediction to the size of the untouched mask"
             )
@@ -75,12 +76,12 @@ class MeanIoU(Counting):
     def confusion(self) -> Tensor:
         """Pixels of each (reference, prediction) pair so far: int64 (C, C).
 
-        Raises ValueError where an id outside the classes was counted.
+        Raises UserError where an id outside the classes was counted.
         """
         cells = self.counts.view(self.num_classes + 2, self.num_classes + 1)
         stray_references, stray_predictions = int(cells[-1].sum()), int(cells[:-2, -1].sum())
         if stray_references or stray_predictions:
-            raise ValueError(
+            raise UserError(
                 f"MeanIoU: {stray_references} references and {stray_predictions} predictions are outside "
                 f"0..{self.num_classes - 1} (ignored: {self.ignore}); map the dataset's labels to these ids"
             )

@@ -11,6 +11,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
+from trainkit.errors import UserError
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
 from trainkit.models.timm_models import nearest, timm_network, timm_with
@@ -35,23 +36,23 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
     "resnext101_32x8d", or "timm:" and a name of timm's, such as "timm:resnest50d". pretrained: start from
     published ImageNet weights (torchvision's IMAGENET1K_V1, timm's default), downloaded once. stride: image
     pixels per step of the last map, 8, 16 or 32; below 32 the last stages dilate. The images' mean and std
-    stay the recipe's: some of timm's weights want others than ImageNet's. Raises ValueError for what there
+    stay the recipe's: some of timm's weights want others than ImageNet's. Raises UserError for what there
     is not, cannot dilate, or cannot be downloaded.
     """
     if stride not in DILATED:
-        raise ValueError(f"backbone: stride is {stride}; it must be 8, 16 or 32")
+        raise UserError(f"backbone: stride is {stride}; it must be 8, 16 or 32")
     if name.startswith("timm:"):
         return _timm(name, pretrained, stride)
     if name == "small":
         if pretrained:
-            raise ValueError(
+            raise UserError(
                 "backbone 'small' has no published weights; start from random ones with --no-pretrained"
             )
         strides, dilations = SMALL[stride]
         return SmallResNet(strides=strides, dilations=dilations)
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)}, timm:NAME"
         )
     try:
@@ -59,7 +60,7 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
             name, weights=None, replace_stride_with_dilation=DILATED[stride]
         )
     except NotImplementedError as error:
-        raise ValueError(
+        raise UserError(
             f"backbone {name} is made of basic blocks, which do not dilate in torchvision: its stride is 32, not "
             f"{stride}. Take resnet50 or timm:{name}, or a network at stride 32 such as upernet"
         ) from error
@@ -114,13 +115,13 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
     try:
         net, divisor = _of_any_size(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another, or a "
             "network at stride 32 such as upernet"
         ) from error
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
-        raise ValueError(
+        raise UserError(
             f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}"
         )
     maps = TimmMaps(net)

@@ -6,6 +6,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
+from trainkit.errors import UserError
+
 
 def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
     """Train nothing of `module`: its parameters take no gradient, and it stays in evaluation mode.
@@ -27,7 +29,7 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
     inside = set(module.modules())
     for each in but:
         if each not in inside:
-            raise ValueError(
+            raise UserError(
                 f"but names a {type(each).__name__} that is not inside {type(module).__name__}"
             )
     trained = {part for each in but for part in each.modules()}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from trainkit.errors import UserError
+
 
 def load_pretrained(
     module: nn.Module,
@@ -19,14 +21,14 @@ def load_pretrained(
     """Load `weights` into `module` and return it; they are downloaded once into torch's cache.
 
     skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys must match. adapt:
-    changes the weights to those of the module. Raises ValueError where the weights are neither in the cache nor to be
+    changes the weights to those of the module. Raises UserError where the weights are neither in the cache nor to be
     downloaded.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(
+        raise UserError(
             f"cannot get the pretrained weights {weights} from {weights.url} ({str(error).splitlines()[0]}). "
             f"Put the file at {file}, or start from random weights with --no-pretrained"
         ) from error
@@ -37,7 +39,7 @@ def load_pretrained(
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.startswith(skip)] if skip else missing
     if missing or unexpected:
-        raise ValueError(
+        raise UserError(
             f"{weights} does not fit {type(module).__name__}: missing {missing}, unexpected {unexpected}"
         )
     return module

@@ -11,6 +11,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
 from trainkit.data.transforms.recognition import CROP_MODES
+from trainkit.errors import UserError
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
@@ -32,11 +33,11 @@ def classifier(
     last block is left out, the others in proportion; None: as published. drop_block: probability of DropBlock after the
     last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's networks as timm has it. sizes: sides
     of the images in training and evaluation, of which a network with a fixed input size (a vision transformer) is built
-    for. Raises ValueError for a name that is not known, where timm is not there, and for what a network has not.
+    for. Raises UserError for a name that is not known, where timm is not there, and for what a network has not.
     """
     for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
         if rate is not None and not 0 <= rate < 1:
-            raise ValueError(
+            raise UserError(
                 f"{what} is {rate}; it must be in [0, 1), or None for the network as published"
             )
     if name.startswith("timm:"):
@@ -45,7 +46,7 @@ def classifier(
         try:
             return timm_network(name, False, sizes, num_classes=num_classes, **asked)
         except TypeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{name} does not take {' and '.join(asked)} in timm ({error})"
             ) from error
     if name == "small":
@@ -58,7 +59,7 @@ def classifier(
         _leave_out(model, name, stochastic_depth)
     if drop_block is not None:
         if not isinstance(model, ResNet):
-            raise ValueError(
+            raise UserError(
                 f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave it out"
             )
         for stage in (model.layer3, model.layer4):
@@ -75,7 +76,7 @@ def fine_tuned(
     All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
     the last layer where the classes are others. name: as for `classifier`, but for "small". pretrained: start the rest
     from published weights, torchvision's or timm's best for ImageNet, downloaded once; `published_input` says for
-    which images they are. sizes: as for `classifier`; position embeddings are resized. Raises ValueError for a
+    which images they are. sizes: as for `classifier`; position embeddings are resized. Raises UserError for a
     name that is not known, for a network that does not end in a linear layer, and where the weights cannot be had.
     """
     if name.startswith("timm:"):
@@ -94,7 +95,7 @@ def fine_tuned(
     outputs = network.get_submodule(linear[-1]).out_features if linear else None
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if outputs != len(weights.meta["categories"]):
-        raise ValueError(
+        raise UserError(
             f"{name} does not end in a linear layer that a new one could replace: take another network"
         )
     if pretrained:
@@ -112,7 +113,7 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
 
     They do not depend on where its weights come from. name: as for `classifier`; timm has them for its networks, others
     have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see `eval_transform`. asked: values in
-    their place, where not None. Raises ValueError for a crop_mode that there is not here.
+    their place, where not None. Raises UserError for a crop_mode that there is not here.
     """
     found: dict[str, Any] = {"mean": MEAN, "std": STD, "interpolation": usual_interpolation}
     found |= {"crop_fraction": 0.875, "crop_mode": "center"}
@@ -128,7 +129,7 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
             found |= {"crop_fraction": known.crop_pct, "crop_mode": known.crop_mode}
     found |= {setting: value for setting, value in asked.items() if value is not None}
     if found["crop_mode"] not in CROP_MODES:
-        raise ValueError(
+        raise UserError(
             f"timm trained {name} with crop_mode {found['crop_mode']!r}, and here are {' and '.join(CROP_MODES)}: give "
             "one of them, or take another network"
         )
@@ -148,7 +149,7 @@ def _leave_out(model: nn.Module, name: str, rate: float) -> None:
     """Scale the rates of all torchvision's StochasticDepth, which grow from 0, so that the last is `rate`."""
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if not layers:
-        raise ValueError(
+        raise UserError(
             f"stochastic_depth is {rate}, and {name} has none in torchvision (ConvNeXt, Swin, EfficientNet and MaxViT "
             "have): leave it out, or take one of timm's"
         )
@@ -173,14 +174,14 @@ def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) 
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and timm:NAME"
         )
     settings = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("vit_") and sizes:
         patch = int(name.rpartition("_")[2])
         if len(set(sizes)) > 1 or sizes[0] % patch:
-            raise ValueError(
+            raise UserError(
                 f"{name} takes images of one size, divisible by {patch}, and not {', '.join(map(str, sizes))}: give "
                 "one size for training and evaluation, or take another network"
             )

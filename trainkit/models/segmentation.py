@@ -8,6 +8,7 @@ from torchvision.models.segmentation import FCN, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
+from trainkit.errors import UserError
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.encnet import EncNet
 from trainkit.models.pretrained import load_pretrained
@@ -49,10 +50,10 @@ def segmenter(
 def encoding_weight(model: Segmenter, asked: float | None) -> float:
     """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published; the others have no such head.
 
-    Raises ValueError where it is asked of one of them.
+    Raises UserError where it is asked of one of them.
     """
     if asked and model != "encnet":
-        raise ValueError(
+        raise UserError(
             f"se_weight is {asked}, and {model} has no semantic-encoding head: leave it out, or take encnet"
         )
     return (0.2 if model == "encnet" else 0.0) if asked is None else asked

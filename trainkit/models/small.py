@@ -12,6 +12,8 @@ from torchvision.models.segmentation import FCN, LRASPP
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import Conv2dNormActivation
 
+from trainkit.errors import UserError
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions with batch norms and a shortcut, which is 1x1 where the shape changes."""
@@ -51,7 +53,7 @@ class SmallResNet(nn.Module):
     ):
         super().__init__()
         if not len(widths) - 1 == len(strides) == len(dilations):
-            raise ValueError(
+            raise UserError(
                 f"widths are {len(widths)}, strides {len(strides)}, dilations {len(dilations)}: widths need one more"
             )
         self.widths = tuple(widths)

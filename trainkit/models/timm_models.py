@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from trainkit.errors import UserError
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The known name most like it, as the end of a message; empty where none is."""
@@ -15,14 +17,14 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def timm_with(name: str) -> tuple[ModuleType, str]:
-    """timm, and its own name of the network "timm:NAME". Raises ValueError where either is not there."""
+    """timm, and its own name of the network "timm:NAME". Raises UserError where either is not there."""
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ValueError(f'{name} needs timm: pip install "trainkit[timm]"') from error
+        raise UserError(f'{name} needs timm: pip install "trainkit[timm]"') from error
     short = name.removeprefix("timm:")
     if not timm.is_model(short):
-        raise ValueError(
+        raise UserError(
             f"timm {timm.__version__} has no {short!r}{nearest(short, timm.list_models())}"
         )
     return timm, short
@@ -52,13 +54,13 @@ def timm_network(
         try:
             network = timm_network(name, pretrained, **asked, **settings)
         except (TypeError, AssertionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{name} is built for images of {known.input_size[1]} x {known.input_size[2]} and not for "
                 f"{', '.join(map(str, sizes))} ({error}): give that size, or take another network"
             ) from error
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         if isinstance(patch, tuple) and any(size % length for size in sizes for length in patch):
-            raise ValueError(
+            raise UserError(
                 f"{name} cuts images into patches of {' x '.join(map(str, patch))}, and would leave out the rest of "
                 f"sides of {', '.join(map(str, sizes))}: give a size divisible by that"
             )
@@ -68,7 +70,7 @@ def timm_network(
     except NotImplementedError:  # a kind of RuntimeError, and no affair of the weights
         raise
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"cannot get the pretrained weights of {name} ({str(error).splitlines()[0]}). Fill the Hugging Face "
             "cache where there is a network, or start from random weights with --no-pretrained"
         ) from error

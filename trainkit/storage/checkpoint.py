@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
@@ -213,10 +214,10 @@ def verify(path: Path) -> str | None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Model weights and state of a checkpoint, on the CPU. Raises ValueError where it does not verify."""
+    """Model weights and state of a checkpoint, on the CPU. Raises UserError where it does not verify."""
     reason = verify(path)
     if reason:
-        raise ValueError(f"checkpoint {path} is damaged: {reason}")
+        raise UserError(f"checkpoint {path} is damaged: {reason}")
     try:
         tensors = in_memory(path / "state.safetensors")
         state = unpack(json.loads((path / "state.json").read_bytes()), tensors)
@@ -228,9 +229,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         KeyError,
         RecursionError,
     ) as error:  # as hashed, but not by us
-        raise ValueError(
-            f"checkpoint {path} is damaged: {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from inspect import Signature
 from pathlib import Path
 from typing import Any
 
+from trainkit.errors import MissingFileError, UserError
 from trainkit.storage.checkpoint import MANIFEST, checkpoint_path, is_checkpoint_name, step_of
 from trainkit.storage.run_folder import Run
 from trainkit.storage.run_settings import input_of, is_run, read_recorded
@@ -18,26 +19,26 @@ def run_of(path: Path) -> Path | None:
 
 
 def require_run(folder: Path) -> None:
-    """Raises FileNotFoundError where `folder` is not a run."""
+    """Raises MissingFileError where `folder` is not a run."""
     if not (folder / "settings.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} is not a run: give the folder that the training was told to write (--out)"
         )
 
 
 def find_failure(run: Path, step: int | None) -> Path:
-    """The folder of the failed step `step`, or of the newest. Raises FileNotFoundError where there is none."""
+    """The folder of the failed step `step`, or of the newest. Raises MissingFileError where there is none."""
     require_run(run)
     reports = [path.parent for path in run.glob("failures/step-*/report.json")]
     # and no copy of one
     found = sorted((path for path in reports if is_checkpoint_name(path.name)), key=step_of)
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no step of the run in {run} is kept as failed (it has no failures/step-*)"
         )
     chosen = found[-1] if step is None else run / "failures" / f"step-{step:09d}"
     if chosen not in found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"step {step} of {run} is not kept as failed; kept: {', '.join(p.name for p in found)}"
         )
     return chosen
@@ -98,17 +99,17 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     A folder that `trainkit push` wrote has one file of weights and no checkpoints.
     """
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file"
         )
     if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
-        raise ValueError(
+        raise UserError(
             f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights file"
         )
     run = run_of(path)
     if run != path:
         if path.is_dir() and not path.name.startswith("step-") and not (path / MANIFEST).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is neither a run nor a checkpoint: give a run folder, a checkpoint in it "
                 "(checkpoints/step-*), or a weights file"
             )
@@ -117,7 +118,7 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
         return run / "model.safetensors", run
     last, _ = Run(run).last_checkpoint()
     if last is None:
-        raise FileNotFoundError(f"the run in {run} has no checkpoint yet")
+        raise MissingFileError(f"the run in {run} has no checkpoint yet")
     row = Run(run).last_evaluation()
     best = (
         checkpoint_path(last.parent, row["best_step"])

@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from trainkit.distributed.fsdp import local
+from trainkit.errors import UserError
 
 WHOLE = 1024  # elements up to which a tensor is tried with its values, and above with its type
 
@@ -74,7 +75,7 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
     The structure is written, read and compared as it is; of large tensors, which would take as long as a save, the type
     and the layout. The model takes up its own state dict, as a resume does. Nothing is changed.
 
-    Raises ValueError, with the name and a remedy, where it cannot.
+    Raises UserError, with the name and a remedy, where it cannot.
     """
     tensors: dict[str, Tensor] = {}
     try:
@@ -88,19 +89,19 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
             _check_tensor(name, tensor)
         back = unpack(json.loads(json.dumps(structure)), _written_and_read(tensors))
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"no checkpoint can hold this training: {error}. {_remedy(str(error))}"
         ) from error
     fault = _difference(state, back, "state")
     if fault:
-        raise ValueError(
+        raise UserError(
             f"no checkpoint can hold this training: {fault} comes back changed. {_remedy(fault)}"
         )
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         told = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"no checkpoint can hold this training: {type(model).__name__} does not take up its own state dict, as a "
             f"resume would have it: {told[:400]}"
         ) from error

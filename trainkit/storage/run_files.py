@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trainkit.errors import UserError
+
 MANIFEST = "manifest.json"
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
 EVALUATION_BEGINS, NEW_LINE = b'{"event": "evaluate", ', b"\n"
@@ -147,7 +149,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """summary.json: how the run ended; None where it has not. Raises ValueError where it is damaged."""
+    """summary.json: how the run ended; None where it has not. Raises UserError where it is damaged."""
     remedy = "Remove it, and the same command ends the run again from its last checkpoint"
     return _read(run / "summary.json", SUMMARY, remedy)
 
@@ -155,7 +157,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 def read_memory(run: Path) -> dict[str, Any] | None:
     """memory.json: images of one pass that were found to fit as "micro_batch", and how many were "asked" for.
 
-    None where memory never ran out. Raises ValueError where it is damaged.
+    None where memory never ran out. Raises UserError where it is damaged.
     """
     return _read(
         run / "memory.json",
@@ -165,40 +167,40 @@ def read_memory(run: Path) -> dict[str, Any] | None:
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
-    """results.json: what `trainkit evaluate` found; None where there is none. Raises ValueError where it is damaged."""
+    """results.json: what `trainkit evaluate` found; None where there is none. Raises UserError where it is damaged."""
     remedy = "Remove it, or write it anew with trainkit evaluate"
     return _read(run / "results.json", {"sha256": STRING, "checkpoint": STRING}, remedy)
 
 
 def read_report(failure: Path) -> dict[str, Any]:
-    """report.json of a failed step, in its folder. Raises ValueError where it is damaged or missing."""
+    """report.json of a failed step, in its folder. Raises UserError where it is damaged or missing."""
     remedy = "Put a whole copy in its place; without it this step cannot be run again"
     report = _read(failure / "report.json", REPORT, remedy)
     if report is None:
-        raise ValueError(f"{failure} has no report.json. {remedy}")
+        raise UserError(f"{failure} has no report.json. {remedy}")
     return report
 
 
 def read_bad_images(run: Path) -> set[str]:
-    """Lines of bad_images.txt; names of files need not be UTF-8. Raises ValueError where it is no regular file."""
+    """Lines of bad_images.txt; names of files need not be UTF-8. Raises UserError where it is no regular file."""
     file = run / "bad_images.txt"
     if not os.path.lexists(file):
         return set()
     try:
         return set(read_regular(file).decode(errors="surrogateescape").splitlines())
     except Fault as error:
-        raise ValueError(f"{file} cannot be used: {error}. Remove it") from error
+        raise UserError(f"{file} cannot be used: {error}. Remove it") from error
 
 
 def _read(file: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any] | None:
-    """A JSON file that may be missing. Raises ValueError that names it, what is wrong with it, and the remedy."""
+    """A JSON file that may be missing. Raises UserError that names it, what is wrong with it, and the remedy."""
     if not os.path.lexists(file):
         return None
     try:
         content = load_json(file)
         require(content, kinds)
     except Fault as error:
-        raise ValueError(f"{file} is damaged: {error}. {remedy}") from error
+        raise UserError(f"{file} is damaged: {error}. {remedy}") from error
     return content
 
 
@@ -227,7 +229,7 @@ def _is_cut(line: bytes) -> bool:
 def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
     """Length of a log without rows of steps after `step` at its end, and the last evaluation in what is left.
 
-    Raises ValueError that names the line where one is no row of a log.
+    Raises UserError that names the line where one is no row of a log.
     """
     kept, end, evaluation = 0, len(data), None
     while end and evaluation is None:
@@ -236,7 +238,7 @@ def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
         try:
             row = parse_row(line) if not kept or EVALUATION_BEGINS in line else None
         except Fault as error:
-            raise ValueError(f"line {data[:start].count(NEW_LINE) + 1}: {error}") from error
+            raise UserError(f"line {data[:start].count(NEW_LINE) + 1}: {error}") from error
         if not kept:
             told_late = row is not None and row["event"] == "save"  # a row about a step long past
             kept = end if row is not None and row["step"] <= step and not told_late else 0
@@ -299,11 +301,11 @@ def short(value: Any) -> str:
 
 
 def posix_locks() -> ModuleType:
-    """Python's fcntl, by which a run's folder is locked. Raises ValueError where there is none, as on Windows."""
+    """Python's fcntl, by which a run's folder is locked. Raises UserError where there is none, as on Windows."""
     try:
         import fcntl
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "training takes Linux or macOS (on Windows: WSL), where the run's folder can be locked; evaluate, predict "
             "and export run here"
         ) from error

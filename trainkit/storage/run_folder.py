@@ -17,6 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+from trainkit.errors import UserError
 from trainkit.files import flush, reason
 from trainkit.options import Options
 from trainkit.storage.checkpoint import (
@@ -75,7 +76,7 @@ class Run:
         """
         folder = options.out
         if folder is None:
-            raise ValueError("Options.out is None: name the folder of the run")
+            raise UserError("Options.out is None: name the folder of the run")
         run, notes = cls(folder), []
         recorded = folder / "settings.json"
         now = {**plain(mathematics), "seed": options.seed}
@@ -83,7 +84,7 @@ class Run:
         began = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
         if began:
             if not recorded.is_file():
-                raise ValueError(
+                raise UserError(
                     f"{folder} is not empty and not a run; choose another folder with --out"
                 )
             read_recorded(folder)  # somebody else's settings.json makes no run
@@ -135,14 +136,14 @@ class Run:
         }
         allowed = {"total_steps", "schedule"} if rebase else set()
         if refused.keys() - allowed:
-            raise ValueError(
+            raise UserError(
                 f"the run in {self.folder} was started otherwise: {'; '.join(changed.values())}. Give the same "
                 "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
                 f"--resume never to start afresh (this run is moved aside){self._of_older(refused)}"
             )
         done = steps_done(self.checkpoints)
         if done > now["total_steps"]:
-            raise ValueError(
+            raise UserError(
                 f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: --rebase is "
                 "for a longer run; for a shorter one take another folder with --out, and its weights with --init"
             )
@@ -177,11 +178,11 @@ class Run:
                 owner = self._lock.read().strip()
                 self.close()
                 if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as ENOLCK
-                    raise ValueError(
+                    raise UserError(
                         f"{self.folder} cannot be locked: {reason(error)}. Choose a folder with --out on a disk that "
                         "locks files; NFS does where its lock service runs"
                     ) from error
-                raise ValueError(
+                raise UserError(
                     f"another run is training in {self.folder} ({owner}): wait for it, stop it, or choose another "
                     "folder with --out"
                 ) from error
@@ -197,13 +198,13 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """How the run ended; None while it has not. Raises ValueError where it is damaged."""
+        """How the run ended; None while it has not. Raises UserError where it is damaged."""
         return read_summary(self.folder)
 
     def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line about each newer one that does not.
 
-        until: the newest step that is asked for. Raises ValueError where there are checkpoints and none verifies.
+        until: the newest step that is asked for. Raises UserError where there are checkpoints and none verifies.
         """
         damaged = []
         paths = [
@@ -217,7 +218,7 @@ class Run:
                 return path, damaged
             damaged.append(f"checkpoint {path.name} is damaged and skipped: {reason}")
         if damaged:
-            raise ValueError(
+            raise UserError(
                 f"no checkpoint in {self.checkpoints} is whole ({'; '.join(damaged)}). Nothing was changed; "
                 "start afresh with --resume never, which moves this run aside"
             )
@@ -244,7 +245,7 @@ class Run:
             try:
                 kept, evaluation = kept_rows(data, step)
             except ValueError as error:
-                raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
+                raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
             ends_whole = data[kept - 1 : kept] == b"\n"
         if kept < path.stat().st_size:
             os.truncate(path, kept)
@@ -267,7 +268,7 @@ class Run:
             )
             return next((row for row in rows if step in (None, row["step"])), None)
         except Fault as error:
-            raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from error
+            raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
 
     def list_bad_images(self, lines: Iterable[str]) -> list[str]:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
@@ -332,10 +333,10 @@ def _short(value: Any) -> str:
 
 
 def _check_kinds(folder: Path) -> None:
-    """Raises ValueError where a name of ours is taken by a folder, a FIFO or a device, which would be waited for."""
+    """Raises UserError where a name of ours is taken by a folder, a FIFO or a device, which would be waited for."""
     for name in (*FILES, LOCK):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{folder / name} is not a regular file: move it elsewhere, or choose another --out"
             )
     lock = folder / LOCK
@@ -346,28 +347,28 @@ def _check_kinds(folder: Path) -> None:
         and lock.stat().st_size
         and not lock.read_bytes().startswith(b"process ")
     ):
-        raise ValueError(
+        raise UserError(
             f"trainkit did not write {lock}: move it elsewhere, or choose another --out"
         )
     for name in FOLDERS:
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{folder / name} is not a folder: move it elsewhere, or choose another --out"
             )
 
 
 def _move_aside(folder: Path) -> Path:
-    """Rename a run's folder to the first of `folder`.1, .2, ... that is free. Raises ValueError where it may not be."""
+    """Rename a run's folder to the first of `folder`.1, .2, ... that is free. Raises UserError where it may not be."""
     place = folder.resolve()
     if Path.cwd().is_relative_to(place):
-        raise ValueError(
+        raise UserError(
             f"the run in {folder} cannot be moved aside: this command runs inside it, in {Path.cwd()}. Run it from "
             "elsewhere, or choose another folder with --out"
         )
     strays = _strays(place)
     if strays:
         more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
-        raise ValueError(
+        raise UserError(
             f"the run in {folder} is not moved aside: trainkit did not write {', '.join(strays[:4])}{more} in it. "
             "Move that elsewhere, or choose another folder with --out"
         )

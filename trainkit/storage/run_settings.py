@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trainkit import __version__
+from trainkit.errors import UserError
 from trainkit.recipe import MEAN, STD
 from trainkit.storage.run_files import (
     COUNT,
@@ -45,7 +46,7 @@ TO_PUBLISH = {
 
 
 def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})) -> dict[str, Any]:
-    """settings.json of the run in `folder`. Raises ValueError where it is damaged, or not trainkit's.
+    """settings.json of the run in `folder`. Raises UserError where it is damaged, or not trainkit's.
 
     needs: what must be in it beside settings, seed and recipe.
     """
@@ -54,7 +55,7 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
         content = load_json(file)
         require(content, {**RECORDED, **needs})
     except Fault as error:
-        raise ValueError(
+        raise UserError(
             f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or choose another folder. "
             "Checkpoints beside it can be given to --checkpoint where it is moved elsewhere, with the run's settings"
         ) from error
@@ -136,7 +137,7 @@ def _git(where: Path, *words: str) -> str | None:
 
 
 def check_same_classes(run: Path | None, task: Any) -> None:
-    """Raises ValueError where the run was trained on classes of other names, or in another order.
+    """Raises UserError where the run was trained on classes of other names, or in another order.
 
     task: the recipe's, whose classes, and their ids, follow from the data.
     """
@@ -152,7 +153,7 @@ def check_same_classes(run: Path | None, task: Any) -> None:
             for number, pair in enumerate(zip_longest(trained, classes, fillvalue="none"))
             if pair[0] != pair[1]
         )
-        raise ValueError(
+        raise UserError(
             f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
             f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
             "Give the data it was trained on, or name its classes as they were"

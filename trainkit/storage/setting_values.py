@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from trainkit.errors import UserError
+
 EMPTY = inspect.Parameter.empty
 
 
@@ -38,13 +40,13 @@ def read_settings_as(
 ) -> dict[str, Any]:
     """The recorded settings as the recipe at `recipe`, which has this signature, takes them.
 
-    Raises ValueError that names settings which the recipe does not have, or not of that type.
+    Raises UserError that names settings which the recipe does not have, or not of that type.
     """
     gone = [
         f"{name}={value!r}" for name, value in recorded.items() if name not in signature.parameters
     ]
     if gone:
-        raise ValueError(
+        raise UserError(
             f"the run was trained with settings that {recipe} does not have: {', '.join(gone)}. Give the recipe it was "
             "trained with, which the run's folder keeps as recipe.py"
         )
@@ -57,7 +59,7 @@ def read_settings_as(
         try:
             found[name] = typed(value, parameter.annotation)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the run was trained with {name}={value!r}, which {recipe} does not take: {error}. Give the recipe it "
                 "was trained with, which the run's folder keeps as recipe.py"
             ) from error
@@ -65,13 +67,13 @@ def read_settings_as(
 
 
 def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> None:
-    """Raises ValueError that names the recorded settings of `run` which are not among `settings` any more.
+    """Raises UserError that names the recorded settings of `run` which are not among `settings` any more.
 
     Fields that a setting's dataclass has lost are named too.
     """
     lost = _lost(recorded, settings)
     if lost:
-        raise ValueError(
+        raise UserError(
             f"the run in {run} was started with settings that the recipe does not have any more: {', '.join(lost)}. "
             f"Give it the settings back, which {run / 'recipe.py'} has, take another folder with --out, where --init "
             "begins from this run's weights, or --resume never to start afresh (this run is moved aside)"
@@ -91,7 +93,7 @@ def _lost(recorded: Mapping[str, Any], settings: Mapping[str, Any], within: str 
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """A value as JSON keeps it, turned back into what an annotation says. Raises ValueError where it cannot be."""
+    """A value as JSON keeps it, turned back into what an annotation says. Raises UserError where it cannot be."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is EMPTY or annotation is Any:
         return tuple(value) if isinstance(value, list) else value
@@ -103,7 +105,7 @@ def typed(value: Any, annotation: Any) -> Any:
         return _of_union(value, arguments)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"it is none of {', '.join(map(repr, arguments))}")
+            raise UserError(f"it is none of {', '.join(map(repr, arguments))}")
         return value
     kind = origin or annotation
     if not isinstance(kind, type):
@@ -120,14 +122,14 @@ def typed(value: Any, annotation: Any) -> Any:
     if issubclass(kind, Collection) and isinstance(value, list):
         return _of_collection(value, kind, arguments)
     if isinstance(value, bool) and kind is not bool:
-        raise ValueError(f"it is no {kind.__name__}")
+        raise UserError(f"it is no {kind.__name__}")
     if isinstance(value, kind) or (kind is float and isinstance(value, int)):
         return value
-    raise ValueError(f"it is no {kind.__name__}")
+    raise UserError(f"it is no {kind.__name__}")
 
 
 def _of_union(value: Any, kinds: tuple) -> Any:
-    """By the first of the types that takes it. Raises ValueError where none does, or two dataclasses do."""
+    """By the first of the types that takes it. Raises UserError where none does, or two dataclasses do."""
     if value is None and type(None) in kinds:
         return None
     found = []
@@ -137,9 +139,9 @@ def _of_union(value: Any, kinds: tuple) -> Any:
         except (TypeError, ValueError):
             continue
     if len(found) > 1 and all(map(is_dataclass, found)):
-        raise ValueError(f"it may be {' or '.join(type(each).__name__ for each in found)}")
+        raise UserError(f"it may be {' or '.join(type(each).__name__ for each in found)}")
     if not found:
-        raise ValueError(
+        raise UserError(
             f"it is none of {', '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}"
         )
     return found[0]
@@ -148,7 +150,7 @@ def _of_union(value: Any, kinds: tuple) -> Any:
 def _of_dataclass(value: Any, kind: type) -> Any:
     """With every field that it was recorded with; those added since have their defaults."""
     if not isinstance(value, dict):
-        raise ValueError(f"it is no {kind.__name__}")
+        raise UserError(f"it is no {kind.__name__}")
     known = {field.name: field for field in fields(kind) if field.init}
     gone = sorted(value.keys() - known.keys())
     lacks = [
@@ -158,14 +160,14 @@ def _of_dataclass(value: Any, kind: type) -> Any:
     ]
     if gone or lacks:
         what = f"has no {', '.join(gone)}" if gone else f"needs {', '.join(lacks)}"
-        raise ValueError(f"{kind.__name__} {what}")
+        raise UserError(f"{kind.__name__} {what}")
     hints = get_type_hints(kind, include_extras=True)
     return kind(**{name: typed(item, hints[name]) for name, item in value.items()})
 
 
 def _of_enum(value: Any, kind: type[Enum]) -> Any:
     if not isinstance(value, str) or value not in kind.__members__:
-        raise ValueError(f"it is no {kind.__name__}")
+        raise UserError(f"it is no {kind.__name__}")
     return kind[value]
 
 
@@ -173,13 +175,13 @@ def _of_collection(value: list, kind: type, arguments: tuple) -> Any:
     if hasattr(kind, "_fields"):  # a NamedTuple
         hints = get_type_hints(kind)
         if len(value) != len(kind._fields):
-            raise ValueError(f"{kind.__name__} has {len(kind._fields)} values")
+            raise UserError(f"{kind.__name__} has {len(kind._fields)} values")
         return kind(*(typed(item, hints[name]) for name, item in zip(kind._fields, value)))
     if issubclass(kind, str):
-        raise ValueError("it is no str")
+        raise UserError("it is no str")
     if issubclass(kind, tuple) and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
-            raise ValueError(f"it has {len(value)} values, and needs {len(arguments)}")
+            raise UserError(f"it has {len(value)} values, and needs {len(arguments)}")
         return tuple(typed(item, each) for item, each in zip(value, arguments))
     items = [typed(item, arguments[0] if arguments else Any) for item in value]
     return kind(items) if issubclass(kind, (list, set, frozenset)) else tuple(items)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from trainkit.errors import UserError
 from trainkit.storage.checkpoint import in_memory
 
 # where trainers keep the weights
@@ -59,18 +60,18 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
     """Weights of a .safetensors file or of what torch.save wrote, and lines on which of several sets they are.
 
     key: the set to be taken, by its key or the path of keys to it, such as "model_ema" or "ema.state_dict"; by default
-    the first of NESTS that the file has, or the only one. Raises ValueError where the file cannot be read, holds
+    the first of NESTS that the file has, or the only one. Raises UserError where the file cannot be read, holds
     objects of other kinds, no weights, several sets of which none is known, or none called `key`.
     """
     if path.suffix == ".safetensors":
         if key is not None:
-            raise ValueError(
+            raise UserError(
                 f"weights_key is {key!r}, and {path} holds a single set of weights: leave it out"
             )
         try:
             tensors = in_memory(path)
         except SafetensorError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not a safetensors file, or is cut short: {error}"
             ) from error
         return _checked(tensors, path), []
@@ -80,7 +81,7 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
             simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not read: it holds {_found(path, error)}, and only tensors and plain values are. Where you "
             "trust the file, save its weights alone: torch.save(model.state_dict(), ...), or with safetensors"
         ) from error
@@ -88,10 +89,10 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
         told = str(error).partition("\n")[0] or "it ends too soon"
         for kind, what in OTHER_KINDS.items():
             if kind in told:
-                raise ValueError(
+                raise UserError(
                     f"{path} is {what}, which is not read: save model.state_dict() of it"
                 ) from error
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
         ) from error
     named, lines = _chosen(content, path, key)
@@ -109,11 +110,11 @@ def _known_kinds() -> safe_globals:
 
 
 def _check_beginning(path: Path) -> None:
-    """Raises ValueError for what is called .pth and was never written by torch: a web page, a Git LFS pointer."""
+    """Raises UserError for what is called .pth and was never written by torch: a web page, a Git LFS pointer."""
     with path.open("rb") as file:
         begins = file.read(64)
     if not begins.startswith((b"PK", b"\x80")) and not (begins.strip(b"\0") and is_tarfile(path)):
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as weights: it begins with {begins[:24]!r}, as no file of PyTorch does. Download "
             "it again (a web page or a pointer of Git LFS may have come in its place), or call it .safetensors if it "
             "is one"
@@ -148,7 +149,7 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
     content = content if key is None else _at(content, key, path)
     while True:
         if id(content) in seen:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no weights: what it holds contains itself. Save the state dict alone"
             )
         seen.append(id(content))
@@ -164,17 +165,17 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
         content = content[taken]
     tensors = _tensors(content)
     if not tensors and len(sets) > 1:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(sets)} sets of weights, {', '.join(sets)}: choose one with --weights-key"
         )
     if not tensors:
         names = ", ".join(map(str, content)) if isinstance(content, Mapping) else None
         held = type(content).__name__ if names is None else f"a mapping with {names}"
         if _holds_arrays(content):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no weights: its values are of NumPy and no tensors. Save them as torch.from_numpy(array)"
             )
-        raise ValueError(
+        raise UserError(
             f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
         )
     return tensors, lines
@@ -201,7 +202,7 @@ def _at(content: Any, key: str, path: Path) -> Any:
         name = max(held, key=len, default=None)
         if not isinstance(content.get(name), Mapping):
             sets = ", ".join(_sets(content)) or "none"
-            raise ValueError(
+            raise UserError(
                 f"weights_key is {key!r}, and {path} has no weights there; the sets of it are: {sets}"
             )
         content, rest = content[name], rest[len(name) + 1 :]
@@ -231,10 +232,10 @@ def _tensors(content: Any) -> dict[Any, Tensor]:
 
 
 def _checked(tensors: dict[Any, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same. Raises ValueError for names that are none, and tensors that no weights of a model can be."""
+    """The same. Raises UserError for names that are none, and tensors that no weights of a model can be."""
     numbers = [name for name in tensors if not isinstance(name, str)]
     if numbers:
-        raise ValueError(
+        raise UserError(
             f"{path} names its {len(tensors)} tensors {', '.join(map(str, numbers[:3]))}, ..., and not as a state dict "
             "does, such as conv1.weight: save model.state_dict()"
         )
@@ -246,7 +247,7 @@ def _checked(tensors: dict[Any, Tensor], path: Path) -> dict[str, Tensor]:
     for kind, is_of in kinds.items():
         found = [name for name, tensor in tensors.items() if is_of(tensor)]
         if found:
-            raise ValueError(
+            raise UserError(
                 f"{len(found)} of the {len(tensors)} tensors in {path} are {kind}: {', '.join(found[:3])}. Save the "
                 "weights as plain tensors"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.distributed.fsdp import part
+from trainkit.errors import UserError
 from trainkit.storage import checkpoint
 from trainkit.storage.lookup import find_weights
 from trainkit.storage.weight_files import load_weights
@@ -90,7 +91,7 @@ def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ValueError where the checkpoint at `path` names its weights otherwise than the model."""
+    """Raises UserError where the checkpoint at `path` names its weights otherwise than the model."""
     ours = model.state_dict()
     saved, now = (
         [name for name in weights if name not in ours],
@@ -98,7 +99,7 @@ def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Pa
     )
     if saved or now:
         older = checkpoint.format_of(path) < checkpoint.FORMAT
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be resumed: it has {_first(saved) or 'none'} that the model has not, and lacks "
             f"{_first(now) or 'none'}.{' An older trainkit named them so.' if older else ''} evaluate, predict and "
             "export read its weights; to train on from them, begin another run with --init and --out"
@@ -177,17 +178,17 @@ def load_model(
 ) -> Fit:
     """Load weights, read from `path`, and return how they fit; `partial` allows that some do not.
 
-    Raises ValueError that lists the names where they do not fit, or where none does.
+    Raises UserError that lists the names where they do not fit, or where none does.
     """
     found = fit(model, weights)
     what = f"the weights in {path} do not fit {type(model).__name__}"
     if not found.matched:
-        raise ValueError(
+        raise UserError(
             f"{what}: none of its {len(weights)} names and shapes match ({_first(list(weights))}; the model has "
             f"{_first(list(model.state_dict()))}){_of_shared(found)}"
         )
     if not (found.exact or partial):
-        raise ValueError(
+        raise UserError(
             f"{what}: {'; '.join(found.lines())}. Give the settings the weights were trained with; evaluate, "
             "predict and export take what fits with --partial"
         )
@@ -212,7 +213,7 @@ def take_weights(
 def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
     """Begin a training with the weights at `path`, a run or what `evaluate --checkpoint` takes: lines to be told.
 
-    What does not fit, such as the last layer for other classes, stays as it is. Raises ValueError where nothing
+    What does not fit, such as the last layer for other classes, stays as it is. Raises UserError where nothing
     fits, FileNotFoundError where there is nothing.
     """
     file, _ = find_weights(path)
@@ -234,7 +235,7 @@ def read_weights(
     if not path.is_dir():
         return load_weights(path, key)
     if key is not None:
-        raise ValueError(
+        raise UserError(
             f"weights_key is {key!r}, and {path} is a checkpoint of trainkit: leave it out"
         )
     weights, state = checkpoint.load(path)
@@ -266,13 +267,13 @@ def averaged_weights(
     """The averages by the names of `weights`, the state dict they were saved beside.
 
     Earlier versions left out the second name of a tied weight, which is filled from the first, and had buffers that
-    are not persistent, which are left out. Raises ValueError where it cannot be told which weight a name is tied to.
+    are not persistent, which are left out. Raises UserError where it cannot be told which weight a name is tied to.
     """
     found = {name: averages[name] for name in weights if name in averages}
     for name in weights.keys() - averages.keys():
         equal = [each for each in found if _equal(weights[each], weights[name])]
         if not equal or any(not _equal(averages[each], averages[equal[0]]) for each in equal):
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint has no average of {name}, and no other weight that it is surely tied to: it was "
                 "written by an earlier version of trainkit. Give the weights alone (model.safetensors in it)"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainkit.data.targets import as_target
+from trainkit.errors import UserError
 from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.pixelwise import CrossEntropy
@@ -38,11 +39,11 @@ class Recognition:
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise ValueError(f"Recognition: {self.num_classes} classes; there must be at least 2")
+            raise UserError(f"Recognition: {self.num_classes} classes; there must be at least 2")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+            raise UserError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.loss is not None and self.label_smoothing:
-            raise ValueError(
+            raise UserError(
                 f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss instead"
             )
         as_criteria(self._loss, self.num_classes)  # what cannot work is refused here

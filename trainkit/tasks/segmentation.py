@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainkit.data.targets import as_target
+from trainkit.errors import UserError
 from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_ignore, check_num_outputs, presence_loss_sum
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
@@ -49,9 +50,9 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise ValueError(f"Segmentation: {self.num_classes} classes; there must be at least 2")
+            raise UserError(f"Segmentation: {self.num_classes} classes; there must be at least 2")
         if 0 <= self.ignore < self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored label in the "
                 "dataset to an id outside them (255)"
             )
@@ -111,7 +112,7 @@ class Segmentation:
         outputs = {**(outputs if isinstance(outputs, Mapping) else {}), "out": main_logits(outputs)}
         for term, key in (("aux", "aux"), ("se", "se")):
             if term in self.terms and key not in outputs:
-                raise ValueError(
+                raise UserError(
                     f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
                     f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
                 )
@@ -159,12 +160,12 @@ class Segmentation:
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
     """The losses of label maps with these names, each as its paper has it: what a recipe's setting `loss` says.
 
-    weight: one per class, for cross_entropy and focal. Raises ValueError where none of them is there to take it.
+    weight: one per class, for cross_entropy and focal. Raises UserError where none of them is there to take it.
     """
     known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
     weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
     if weight is not None and not weighted & set(names):
-        raise ValueError(
+        raise UserError(
             f"class weights are of cross_entropy and focal, and the loss is {', '.join(names)}"
         )
     return [known[name](weight=weight) if name in weighted else known[name]() for name in names]
@@ -172,7 +173,7 @@ def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -
 
 def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) -> None:
     if len(values) != num_classes:
-        raise ValueError(
+        raise UserError(
             f"{name} has {len(values)} entries for {num_classes} classes; give one for each"
         )
     for value in values:
@@ -185,4 +186,4 @@ def _check_of_classes(name: str, values: Sequence, num_classes: int, most: int) 
                 if name == "palette"
                 else f"a number from 0 to {most}"
             )
-            raise ValueError(f"{name} holds {value}; each entry is {kind}")
+            raise UserError(f"{name} holds {value}; each entry is {kind}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.datasets.segmentation import label_table, look_up
+from trainkit.errors import MissingFileError, UserError
 
 SOURCE = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 
@@ -66,10 +67,10 @@ class ADE20K(MaskFolder):
 
     def __init__(self, root: Path, split: str, transform: Callable[..., Any] | None = None):
         if split not in ("training", "validation"):
-            raise ValueError(f"ADE20K: split is {split!r}; it is 'training' or 'validation'")
+            raise UserError(f"ADE20K: split is {split!r}; it is 'training' or 'validation'")
         images, annotations = Path(root) / "images" / split, Path(root) / "annotations" / split
         if not images.is_dir() or not annotations.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no ADE20K at {Path(root).resolve()} (looked for images/{split} and annotations/{split}). "
                 f"Get {SOURCE}, unpack it, and pass its folder with --data; "
                 "or try the recipe on generated data with --sample"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.segmentation import IGNORED, MaskFiles, label_table, look_up, require
+from trainkit.errors import MissingFileError, UserError
 
 SOURCE = "https://www.cityscapes-dataset.com"
 NUM_RAW = 34
@@ -72,9 +73,9 @@ class Cityscapes(MaskFiles):
     ):
         splits = {"fine": ("train", "val"), "coarse": ("train", "train_extra", "val")}
         if labels not in splits:
-            raise ValueError(f"Cityscapes: labels is {labels!r}; it is 'fine' or 'coarse'")
+            raise UserError(f"Cityscapes: labels is {labels!r}; it is 'fine' or 'coarse'")
         if split not in splits[labels]:
-            raise ValueError(
+            raise UserError(
                 f"Cityscapes: split is {split!r}; with {labels} labels it is one of {splits[labels]}"
             )
         kind = "gtFine" if labels == "fine" else "gtCoarse"
@@ -90,7 +91,7 @@ class Cityscapes(MaskFiles):
         )
         if not images or images - masks:
             missing = sorted(images - masks)[:3]
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{len(images - masks)} of {len(images)} images <city>/*{ends[0]} in {folders[0]} have no "
                 f"<city>/*{ends[1]} in {folders[1]}"
                 + (f": {', '.join(missing)}" if missing else f". {get}")

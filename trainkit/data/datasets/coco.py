@@ -18,6 +18,7 @@ from trainkit.data.datasets.coco_index import Progress, masks_of, name_of, open_
 from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_image_like, require
 from trainkit.data.datasets.voc import CLASSES, PALETTE
 from trainkit.display import of_launcher
+from trainkit.errors import UserError
 
 SOURCE = "https://cocodataset.org/#download"
 
@@ -52,13 +53,13 @@ class COCO(MaskDataset):
         progress: Progress | None = None,
     ):
         if split not in ("train", "val"):
-            raise ValueError(f"COCO: split is {split!r}; it is 'train' or 'val'")
+            raise UserError(f"COCO: split is {split!r}; it is 'train' or 'val'")
         for name, value, known in (
             ("overlap", overlap, ("first", "ignore")),
             ("crowd", crowd, ("class", "ignore")),
         ):
             if value not in known:
-                raise ValueError(f"COCO: {name} is {value!r}; it is {known[0]!r} or {known[1]!r}")
+                raise UserError(f"COCO: {name} is {value!r}; it is {known[0]!r} or {known[1]!r}")
         annotations = f"annotations/instances_{split}2017.json"
         require(
             "COCO 2017", root, [f"{split}2017", annotations],
@@ -73,7 +74,7 @@ class COCO(MaskDataset):
             )
         self.kept = np.flatnonzero(self.index["areas"] >= min_pixels).astype(np.uint32)
         if not len(self.kept):
-            raise ValueError(
+            raise UserError(
                 f"no image of {self.annotations} has {min_pixels} pixels of the classes: lower min_pixels"
             )
 
@@ -93,7 +94,7 @@ class COCO(MaskDataset):
         try:
             labels = self._paint(int(self.kept[index]))
         except ValueError as error:
-            raise ValueError(f"{self.mask_name(index)}: {error}") from error
+            raise UserError(f"{self.mask_name(index)}: {error}") from error
         return read_image_like(self.name_of(index), labels.shape, self.upright), torch.from_numpy(
             labels
         )

@@ -11,6 +11,7 @@ import numpy as np
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
 from trainkit.data.text_files import read_text
+from trainkit.errors import UserError
 
 VERSION = 1  # of what the arrays mean
 Progress = Callable[[int, int], None]
@@ -29,7 +30,7 @@ def open_index(
     characters read and their number. Arrays: per image `names_ends` (into the bytes `names`), `heights`, `widths`,
     `areas` (sum over its objects, in pixels) and `objects` (the end of its objects); per object `classes`, `crowd`,
     `is_runs` and `parts` (the end of its parts); per part `ends` into `values`, which are run lengths, or a
-    polygon's corners as `rle.to_grid` makes them. Raises ValueError naming the file where it is not COCO's.
+    polygon's corners as `rle.to_grid` makes them. Raises UserError naming the file where it is not COCO's.
     """
     chosen = "-".join(map(str, categories))
     return cached(
@@ -84,14 +85,12 @@ def _build(
                 told = end
                 progress(told, len(text))
         if not images:
-            raise ValueError("it has no images")
+            raise UserError("it has no images")
         if progress is not None:
             progress(len(text), len(text))
     except (ValueError, KeyError, TypeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"{file} is not a file of COCO's instances: {what}; get it anew"
-        ) from error
+        raise UserError(f"{file} is not a file of COCO's instances: {what}; get it anew") from error
     return _arrays(images, objects)
 
 
@@ -179,5 +178,5 @@ def _skip(text: str, place: int) -> int:
 def _after(text: str, place: int, mark: str) -> int:
     place = _skip(text, place)
     if text[place : place + 1] != mark:
-        raise ValueError(f"character {place} is not {mark!r}")
+        raise UserError(f"character {place} is not {mark!r}")
     return _skip(text, place + 1)

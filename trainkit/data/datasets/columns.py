@@ -7,6 +7,8 @@ from typing import Any
 from datasets import ClassLabel, Value
 from datasets import Image as ImageFeature
 
+from trainkit.errors import UserError
+
 IMAGES = ("image", "img", "picture", "pixel_values")
 MASKS = (
     "mask",
@@ -24,7 +26,7 @@ _TEXT = ("string", "large_string", "string_view")
 
 
 def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of images for recognition: the one asked for, or the only one. Raises ValueError naming the others."""
+    """The column of images for recognition: the one asked for, or the only one. Raises UserError naming the others."""
     if asked is not None:
         return _known(source, features, asked, is_image(features.get(asked)), "images")
     return _only(source, "image", _images(features), features)
@@ -87,9 +89,9 @@ def _known(
     source: str | Path, features: Mapping[str, Any], column: str, holds: bool, what: str
 ) -> str:
     if column not in features:
-        raise ValueError(f"{source} has no column {column!r}; its columns: {_listed(features)}")
+        raise UserError(f"{source} has no column {column!r}; its columns: {_listed(features)}")
     if not holds:
-        raise ValueError(
+        raise UserError(
             f"{source} has no {what} in its column {column!r}; its columns: {_listed(features)}"
         )
     return column
@@ -100,7 +102,7 @@ def _only(
 ) -> str:
     if len(columns) == 1:
         return columns[0]
-    raise ValueError(
+    raise UserError(
         f"{source} has {len(columns)} columns that could be the {what} ({', '.join(columns) or 'none'}); "
         f"say which with {what}_column (--{what}-column where the recipe has that setting). "
         f"Its columns: {_listed(features)}"

@@ -16,6 +16,7 @@ from trainkit.data.file_names import EXTENSIONS, composed, stem
 from trainkit.data.image_io import read_image
 from trainkit.data.palette import MaskColors
 from trainkit.data.text_files import read_lines
+from trainkit.errors import MissingFileError, UserError
 
 
 class FileList(Sequence):
@@ -79,15 +80,15 @@ class ClassFolder(ClassFiles):
     ):
         root = Path(root)
         if not root.is_dir():
-            raise FileNotFoundError(f"no folder {root}: put one folder of images per class there")
+            raise MissingFileError(f"no folder {root}: put one folder of images per class there")
         found, counts, names, inventory = class_files(root, cache)
         if not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{root} has no subfolders: put one folder of images per class there"
             )
         ids = _ids(root, found, found if classes is None else classes)
         if not len(names):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{root} has class folders but no images in them ({', '.join(sorted(EXTENSIONS))})"
                 f"{inventory.left_out_words}"
             )
@@ -104,18 +105,18 @@ class ClassFolder(ClassFiles):
 
 
 def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """The class id of each class folder's name, `composed`. Raises ValueError for one that is none of `classes`."""
+    """The class id of each class folder's name, `composed`. Raises UserError for one that is none of `classes`."""
     ids = {composed(name): target for target, name in enumerate(classes)}
     if len(ids) < len(classes) or len({composed(name) for name in found}) < len(found):
         names = [composed(name) for name in (classes if len(ids) < len(classes) else found)]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(
+        raise UserError(
             f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike (Unicode's NFC and NFD) "
             "or as the same name: merge them or rename one"
         )
     unknown = sorted(name for name in found if composed(name) not in ids)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{root} has classes {unknown[:5]} that the training folder has not, or the list of "
             "classes that was given; remove or rename them"
         )
@@ -142,17 +143,17 @@ class MaskFolder(MaskFiles):
     ):
         for folder in (images, masks):
             if not Path(folder).is_dir():
-                raise FileNotFoundError(f"no folder {folder}")
+                raise MissingFileError(f"no folder {folder}")
         names, inventory = list_images(Path(images))
         with_mask = _masks(Path(masks))
         missing = [name for name in names if stem(name) not in with_mask]
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{len(missing)} of {len(names)} images in {images} have no mask in {masks}: "
                 f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
             )
         if not names:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
             )
         _require_one_image_each(Path(images), names, Path(masks), with_mask)
@@ -183,7 +184,7 @@ class MaskFolder(MaskFiles):
 def _require_one_image_each(
     images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]
 ) -> None:
-    """Raises ValueError that names two images of one `stem`, of which one would be laid under the other's mask."""
+    """Raises UserError that names two images of one `stem`, of which one would be laid under the other's mask."""
     found: dict[str, str] = {}
     pairs = [
         (other, name) for name in names if (other := found.setdefault(stem(name), name)) != name
@@ -191,7 +192,7 @@ def _require_one_image_each(
     if pairs:
         first, second = pairs[0]
         more = f" ({len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{images} has two images of one name, {first} and {second}{more}, and {masks} has one mask for both, "
             f"{with_mask[stem(first)]}: nothing says whose it is. Remove one of the images, or give each a name and a "
             "mask of its own"
@@ -199,12 +200,12 @@ def _require_one_image_each(
 
 
 def _masks(folder: Path) -> dict[str, str]:
-    """The mask file of each `stem`. Raises ValueError where two have the same."""
+    """The mask file of each `stem`. Raises UserError where two have the same."""
     found: dict[str, str] = {}
     for name in list_images(folder)[0]:
         other = found.setdefault(stem(name), name)
         if other != name:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has two masks of one name, {other} and {name}: nothing says which one is the image's; "
                 "remove one"
             )
@@ -215,12 +216,12 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
     """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line.
 
     colors: of colour-coded masks, whose names the classes have; ValueError where `classes` says others.
-    Raises ValueError for no names and for a name that is there twice, FileNotFoundError for a file that is not there.
+    Raises UserError for no names and for a name that is there twice, FileNotFoundError for a file that is not there.
     """
     if colors is not None and classes not in ("", str(len(colors.names))):
         names = read_classes(classes)
         if names != list(colors.names):
-            raise ValueError(
+            raise UserError(
                 f"classes is {classes}, and mask_colors names {len(colors.names)} ({', '.join(colors.names[:5])}, "
                 "...): leave classes out, or name the same ones in the same order"
             )
@@ -230,7 +231,7 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
         return int(classes)
     is_file = _is_file(classes)
     if classes.endswith(".txt") and not is_file:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no file {classes}: classes is a number, names with commas, or a text file"
         )
     names = (
@@ -239,30 +240,30 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
         else [name.strip() for name in classes.split(",") if name.strip()]
     )
     if not names:
-        raise ValueError(
+        raise UserError(
             "classes is empty: give how many there are, their names with commas, or a file (--classes)"
         )
     if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
-        raise ValueError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")
+        raise UserError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"classes names {some(map(repr, twice))} more than once: each class has a name of its own"
         )
     return names
 
 
 def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
-    """The names, or those that `read_classes` reads of a single one; None for None. Raises ValueError for a number."""
+    """The names, or those that `read_classes` reads of a single one; None for None. Raises UserError for a number."""
     if classes is None:
         return None
     names = read_classes(*classes) if len(classes) == 1 else list(classes)
     if not names:
-        raise ValueError(
+        raise UserError(
             "classes is empty: give the names of the classes, or a text file with one a line (--classes)"
         )
     if isinstance(names, int):
-        raise ValueError(
+        raise UserError(
             f"classes is {names}: give the names of the classes, as folders are told by them (--classes)"
         )
     return names

@@ -26,6 +26,7 @@ from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_image
 from trainkit.data.datasets.split_files import SplitFiles, parquet_files
 from trainkit.data.image_io import read_image
 from trainkit.data.sampler import Locality
+from trainkit.errors import MissingFileError, UserError
 
 TAKE_OUT = "take the row out of the dataset"
 
@@ -64,12 +65,12 @@ class Rows(Dataset):
         return f"row {index} of {self.source}" + (f" ({path})" if path else "")
 
     def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
-        """The bytes or the file of an image of row `index`, and its name. Raises ValueError where there are none."""
+        """The bytes or the file of an image of row `index`, and its name. Raises UserError where there are none."""
         stored = row[column]
         name = self.row_name(index, stored)
         held = stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
         if not held:
-            raise ValueError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
+            raise UserError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
         return Path(held) if isinstance(held, str) else held, name
 
     def used_of(self, source: str | Path, num_classes: int) -> str:
@@ -142,7 +143,7 @@ class HubImages(Rows):
             )
             self.ids = {label: label for label in range(len(self.classes))}
         else:
-            raise ValueError(
+            raise UserError(
                 f"column {self.label_column!r} of {self.source} holds {labels[:3] or 'nothing'}; class ids must be "
                 "integers from 0, or names: make strings or integers of them, as by .astype(str)"
             )
@@ -159,7 +160,7 @@ class HubImages(Rows):
         """The place among `classes` of each of the split's names."""
         more = sorted(set(names) - set(self.classes))
         if more:
-            raise ValueError(
+            raise UserError(
                 f"{self.source} has classes {more[:5]} that the training data has not, or the list of classes that "
                 "was given; give both the same names"
             )
@@ -171,7 +172,7 @@ class HubImages(Rows):
         image = read_image(*self.encoded(row, index, self.image_column))
         label = row[self.label_column]
         if label is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}"
             )
         if self.transform is not None:
@@ -255,25 +256,25 @@ def _load(
 
 
 def _converted(source: str | Path, files: Sequence[str]) -> Any:
-    """The rows of parquet files, as `datasets` keeps them. Raises ValueError where their columns differ in type."""
+    """The rows of parquet files, as `datasets` keeps them. Raises UserError where their columns differ in type."""
     try:
         return load_dataset("parquet", data_files=[escape(file) for file in files], split="train")
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError):  # such as a full disk
             raise cause from error
-        raise ValueError(
+        raise UserError(
             f"the {len(files)} parquet files in {source} do not make one table ({type(cause).__name__}: {cause}): give "
             "each column the same type in all of them, or read them as they are, with --stream 16"
         ) from error
 
 
 def _local_files(source: str | Path, split: str) -> SplitFiles:
-    """The parquet files of a split in a folder. Raises FileNotFoundError where there are none."""
+    """The parquet files of a split in a folder. Raises MissingFileError where there are none."""
     found = parquet_files(Path(source), split)
     if not found.files:
         there = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {split}*.parquet in {source} (it holds: {there or 'nothing'}): looked for {split}.parquet, "
             f"{split}-00000-of-00001.parquet and the like, and {split}/*.parquet"
         )
@@ -288,7 +289,7 @@ def _hub_files(source: str | Path, split: str) -> list[str]:
     others = [file for file in files if not file.endswith(".parquet")]
     if others or not files:
         stored = f"as {Path(others[0]).name}" if others else "in no files"
-        raise ValueError(
+        raise UserError(
             f"{source} cannot be streamed: its split {split} is stored {stored}, which does not say how many images it "
             "holds, so that no exact order of them is known before they are read. Parquet files do; without --stream "
             "the whole set is downloaded first"
@@ -312,7 +313,7 @@ def choose_split(source: str, names: Sequence[str]) -> str:
     for name in names:
         if name in known:
             return name
-    raise ValueError(
+    raise UserError(
         f"{source} has none of the splits {', '.join(names)}; it has {', '.join(known)}"
     )
 
@@ -324,7 +325,7 @@ def _hub_errors(source: str | Path) -> Iterator[None]:
     except (
         Exception
     ) as error:  # datasets raises a dozen kinds for "not there", from several libraries
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"cannot load {str(source)!r}: there is no such local folder, and the Hub said "
             f"{type(error).__name__}: {error}"
         ) from error

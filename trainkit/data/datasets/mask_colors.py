@@ -6,6 +6,7 @@ from pathlib import Path
 from trainkit.data.datasets import cityscapes, voc
 from trainkit.data.palette import MaskColors
 from trainkit.data.text_files import read_text
+from trainkit.errors import MissingFileError, UserError
 
 IGNORED_NAME = "ignore"  # in a table: a colour that counts nowhere
 _LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)")
@@ -27,13 +28,13 @@ def read_mask_colors(table: str) -> MaskColors:
     """The colours that `table` names: "voc", "cityscapes", or a text file with one `R G B name` a line.
 
     Classes have the order of their lines; the name `ignore` is of colours that count nowhere. Lines that are empty or
-    begin with # are left out. Raises ValueError naming the line that is none of these, FileNotFoundError.
+    begin with # are left out. Raises UserError naming the line that is none of these, FileNotFoundError.
     """
     if table in KNOWN:
         return KNOWN[table]
     file = Path(table)
     if not file.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"mask_colors is {table}, which is neither a file with one `R G B name` a line nor a known palette "
             f"({', '.join(KNOWN)})"
         )
@@ -43,14 +44,14 @@ def read_mask_colors(table: str) -> MaskColors:
             continue
         parts = _LINE.fullmatch(line.strip())
         if parts is None:
-            raise ValueError(
+            raise UserError(
                 f"{file}, line {number} is {line.strip()!r}; it is three numbers and a name: `R G B name`"
             )
         color, name = tuple(int(part) for part in parts.groups()[:3]), parts[4].strip()
         if name == IGNORED_NAME:
             ignored.append(color)
         elif name in names:
-            raise ValueError(
+            raise UserError(
                 f"{file}, line {number}: {name} has a colour already; each class has one"
             )
         else:
@@ -59,4 +60,4 @@ def read_mask_colors(table: str) -> MaskColors:
     try:
         return MaskColors(tuple(names), tuple(colors), tuple(ignored))
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise UserError(f"{file}: {error}") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainkit.data.datasets.folder import ClassFiles, FileList
 from trainkit.data.text_files import read_lines
+from trainkit.errors import MissingFileError, UserError
 
 SOURCE = "http://opensurfaces.cs.cornell.edu/static/minc/minc-2500.tar.gz"
 SPLITS = ("train", "validate", "test")
@@ -20,21 +21,21 @@ class MINC(ClassFiles):
     """One list of one of its five splits: index -> (uint8 image (3, H, W), class id).
 
     split: train, validate or test. number: which of the five, 1 to 5; Deep-TEN's figures (Zhang et al., 2017) in
-    PyTorch-Encoding are from train and test of the first. Raises FileNotFoundError that says where it looked.
+    PyTorch-Encoding are from train and test of the first. Raises MissingFileError that says where it looked.
     """
 
     def __init__(
         self, root: Path, split: str, number: int = 1, transform: Callable[[Any], Any] | None = None
     ):
         if split not in SPLITS:
-            raise ValueError(f"MINC: split is {split!r}; it is one of {', '.join(SPLITS)}")
+            raise UserError(f"MINC: split is {split!r}; it is one of {', '.join(SPLITS)}")
         if not 1 <= number <= 5:
-            raise ValueError(f"MINC: number is {number}; its splits are numbered 1 to 5")
+            raise UserError(f"MINC: number is {number}; its splits are numbered 1 to 5")
         root = Path(root)
         listed = root / "labels" / f"{split}{number}.txt"
         for file in (root / "categories.txt", listed):
             if not file.is_file():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"no MINC-2500 at {root.resolve()} (looked for {file.relative_to(root)}). Get {SOURCE}, unpack it, "
                     "and pass its folder minc-2500"
                 )
@@ -42,12 +43,12 @@ class MINC(ClassFiles):
         ids = {name: index for index, name in enumerate(classes)}
         paths = read_lines(listed)
         if not paths:
-            raise ValueError(f"{listed} is empty; unpack minc-2500.tar.gz again")
+            raise UserError(f"{listed} is empty; unpack minc-2500.tar.gz again")
         targets = []
         for line, path in enumerate(paths, 1):
             folder, _, name = path.removeprefix("images/").partition("/")
             if folder not in ids or not name:
-                raise ValueError(
+                raise UserError(
                     f"{listed}, line {line}: {path!r} is not images/<class>/<file> with a class of "
                     "categories.txt; unpack minc-2500.tar.gz again"
                 )

@@ -13,6 +13,7 @@ from trainkit.data.datasets.segmentation import IGNORED
 from trainkit.data.datasets.split_files import parquet_files
 from trainkit.data.file_names import leftover
 from trainkit.data.palette import MaskColors
+from trainkit.errors import MissingFileError, UserError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
@@ -31,7 +32,7 @@ def class_images(
     source: a folder with <split>/<class>/<image>, a folder with parquet files (`parquet_files` says how they are
     named), or a dataset's name on the Hub. "val" is the first of val, validation, valid and test that there is.
     classes: names whose places class ids are, which "val" gets from "train". image_column, label_column, stream: see
-    `HubImages`; class folders have none. Raises FileNotFoundError that says where it looked, ValueError for other
+    `HubImages`; class folders have none. Raises MissingFileError that says where it looked, ValueError for other
     classes than `classes`.
     """
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
@@ -39,7 +40,7 @@ def class_images(
         for name in names:
             if (folder / name).is_dir() and _has_classes(folder / name):
                 if stream is not None:
-                    raise ValueError(
+                    raise UserError(
                         f"{folder / name} has class folders: stream is for parquet files, leave it out"
                     )
                 data = ClassFolder(folder / name, transform, classes)
@@ -47,7 +48,7 @@ def class_images(
                 return data
             if parquet_files(folder, name).files:
                 return _from_datasets(source, name, transform, *how)
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {split} images in {folder.resolve()}: looked for {', '.join(f'{n}/<class>/' for n in names)} and "
             f"{', '.join(f'{n}*.parquet' for n in names)}"
         )
@@ -74,7 +75,7 @@ def label_maps(
     source: a folder with images/<split>/ and annotations/<split>/, a folder with parquet files as in `class_images`, or
     a dataset's name on the Hub, of which a column of images and one of masks are taken, `image_column` and
     `mask_column` where they are given. "val" is as in `class_images`. ignore,
-    label_shift, mask_values, mask_colors: see `MaskDataset`. Raises FileNotFoundError that says where it looked.
+    label_shift, mask_values, mask_colors: see `MaskDataset`. Raises MissingFileError that says where it looked.
     """
     how = {
         "ignore": ignore,
@@ -88,7 +89,7 @@ def label_maps(
         for name in names:
             if (folder / "images" / name).is_dir():
                 if stream is not None:
-                    raise ValueError(
+                    raise UserError(
                         f"{folder} has images/{name}: stream is for parquet files, leave it out"
                     )
                 num_classes = classes if isinstance(classes, int) else len(classes)
@@ -100,7 +101,7 @@ def label_maps(
                 return _masks_from_datasets(
                     source, name, classes, transform, stream=stream, **columns, **how
                 )
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {split} images in {folder.resolve()}: looked for {', '.join(f'images/{n}/' for n in names)} and "
             f"{', '.join(f'{n}*.parquet' for n in names)}"
         )
@@ -134,7 +135,7 @@ def _require_hub_name(source: str | Path, layout: str) -> None:
         or Path(source).is_absolute()
         or str(source).startswith((".", "data/"))
     ):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no folder {Path(source).resolve()}: give one with {layout} or with parquet files, or a dataset's name on "
             "the Hub (owner/name) with --data; or try --sample"
         )

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from trainkit.data.sampler import Locality
 from trainkit.display import of_launcher
+from trainkit.errors import UserError
 
 LANES = 16  # row groups that are read side by side
 PAUSES_S = (1, 4)  # before a file that is not on this machine is tried again
@@ -33,13 +34,13 @@ class ParquetTable:
 
     files: paths or addresses that fsspec opens. lanes: row groups that an epoch's order reads side by side. Each
     process that reads keeps the last 2 x lanes in memory: those of its lanes, and those they go on to within a batch.
-    Raises ValueError naming the file where one is no parquet file or has other columns than the first, and where none
+    Raises UserError naming the file where one is no parquet file or has other columns than the first, and where none
     has a row, OSError where it cannot be had.
     """
 
     def __init__(self, files: Sequence[str | os.PathLike], lanes: int = LANES):
         if lanes < 1:
-            raise ValueError(f"lanes is {lanes}; row groups are read in at least 1")
+            raise UserError(f"lanes is {lanes}; row groups are read in at least 1")
         self.files, self.lanes = [os.fspath(file) for file in files], lanes
         self._footers = []
         with (
@@ -52,7 +53,7 @@ class ParquetTable:
         self.schema: pa.Schema = self._footers[0].schema.to_arrow_schema()
         for file, footer in zip(self.files, self._footers):
             if sorted(footer.schema.names) != sorted(self._footers[0].schema.names):
-                raise ValueError(
+                raise UserError(
                     f"{file} has other columns than {self.files[0]}: they are not files of one dataset"
                 )
         self.columns = self.schema.names
@@ -67,7 +68,7 @@ class ParquetTable:
         self._ends = np.cumsum(self._lengths, dtype=np.int64)
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         if not len(self):
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(self.files[:3])}: there are no rows in these parquet files"
             )
 
@@ -175,7 +176,7 @@ def _patiently(file: str, read: Callable[[], Result]) -> Result:
         try:
             return read()
         except pa.ArrowInvalid as error:
-            raise ValueError(
+            raise UserError(
                 f"{file} is not a parquet file, or is cut short: {_line(error)}"
             ) from error
         except Exception as error:  # each of fsspec's file systems raises kinds of its own

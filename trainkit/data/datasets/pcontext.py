@@ -25,6 +25,7 @@ from trainkit.data.datasets.segmentation import (
     require_files,
 )
 from trainkit.data.text_files import read_lines
+from trainkit.errors import UserError
 
 SOURCE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
 NUM_RAW = 460  # labels 0 to 459
@@ -64,7 +65,7 @@ class PascalContext(MaskFiles):
 
     def __init__(self, root: Path, split: str, transform: Callable[..., Any] | None = None):
         if split not in ("train", "val"):
-            raise ValueError(f"PascalContext: split is {split!r}; it is 'train' or 'val'")
+            raise UserError(f"PascalContext: split is {split!r}; it is 'train' or 'val'")
         root, inside = Path(root), "VOCdevkit/VOC2010/JPEGImages"
         inside = inside if (root / inside).is_dir() else "JPEGImages"
         require(
@@ -95,7 +96,7 @@ def _check_numbers(file: Path) -> None:
     numbers = {name.replace(" ", ""): int(number) for number, _, name in entries}
     for name, raw in zip(CLASSES, RAW_IDS.tolist()):
         if numbers.get(name) != raw:
-            raise ValueError(
+            raise UserError(
                 f"{file} gives {name!r} the label {numbers.get(name)}; in Pascal-Context of CVPR 2014 it is {raw}: "
                 "these are files of another release"
             )

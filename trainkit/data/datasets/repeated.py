@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.datasets.wrapper import Wrapper
 from trainkit.data.seeding import reads_in_epoch
+from trainkit.errors import UserError
 
 
 class Repeated(Wrapper):
@@ -19,7 +20,7 @@ class Repeated(Wrapper):
 
     def __init__(self, data: Dataset, times: int = 3):
         if times < 1:
-            raise ValueError(f"times is {times}; it must be at least 1, which repeats nothing")
+            raise UserError(f"times is {times}; it must be at least 1, which repeats nothing")
         super().__init__(data)
         self.repeats = times
 

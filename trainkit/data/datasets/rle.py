@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainkit.errors import UserError
+
 # COCO's tools lay a polygon's corners on a grid of fifths of a pixel.
 GRID = 5
 
@@ -13,7 +15,7 @@ def decode_counts(text: str | bytes) -> list[int]:
 
     Each number is written in groups of five bits, the lowest first, as characters from "0" on; 32 says that more
     follow, and 16 in the last one that it is negative. From the fourth number on it is the difference to the last
-    but one. Raises ValueError where the string ends within a number.
+    but one. Raises UserError where the string ends within a number.
     """
     counts: list[int] = []
     value = shift = 0
@@ -27,18 +29,18 @@ def decode_counts(text: str | bytes) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError(f"run lengths {text[:20]!r}... end within a number")
+        raise UserError(f"run lengths {text[:20]!r}... end within a number")
     return counts
 
 
 def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
     """Run lengths, of 0 and 1 by turns, down the columns -> bool (H, W).
 
-    Raises ValueError where they are not height times width pixels.
+    Raises UserError where they are not height times width pixels.
     """
     counts = np.asarray(counts, dtype=np.int64)
     if counts.sum() != height * width or (counts < 0).any():
-        raise ValueError(
+        raise UserError(
             f"run lengths sum up to {counts.sum()} pixels, and the image has {height * width}"
         )
     values = np.arange(len(counts)) % 2 == 1

@@ -16,6 +16,7 @@ from trainkit.data.file_names import composed
 from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
 from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
 from trainkit.data.text_files import read_lines
+from trainkit.errors import MissingFileError, UserError
 
 IGNORED = 255  # the train id that counts nowhere
 UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
@@ -46,12 +47,12 @@ class MaskDataset(Dataset):
         mask_colors: MaskColors | None = None,
     ):
         if num_classes > IGNORED:
-            raise ValueError(
+            raise UserError(
                 f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}"
             )
         # the first class would have a label below 0, in which no prediction can be written
         if label_shift > 0:
-            raise ValueError(
+            raise UserError(
                 f"label_shift is {label_shift}; give minus the first class's label, so 0 or less"
             )
         self.num_classes, self.transform, self.ignore = num_classes, transform, tuple(ignore)
@@ -68,23 +69,23 @@ class MaskDataset(Dataset):
         """Map labels by a table of those of the classes, which are grey values or colours as numbers."""
         for name, value in (("label_shift", self.label_shift), ("to_train_ids", self.to_train_ids)):
             if value:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {value} beside mask_values or mask_colors, which say all: leave it out"
                 )
         if mask_values is not None and self.mask_colors is not None:
-            raise ValueError(
+            raise UserError(
                 "mask_values and mask_colors are both given: masks hold numbers or colours"
             )
         if mask_values is not None:
             values, what = [int(value) for value in mask_values], "mask_values"
             doubled = sorted(set(values) & set(self.ignore) - {IGNORED})
             if doubled:
-                raise ValueError(
+                raise UserError(
                     f"{', '.join(map(str, doubled))} is both in mask_values and ignored: it is one of them"
                 )
             strange = [label for label in self.ignore if not 0 <= label <= LARGEST_VALUE]
             if strange:
-                raise ValueError(
+                raise UserError(
                     f"ignore holds {_listed(strange)} beside mask_values: masks hold 0 to {LARGEST_VALUE}, so leave it "
                     "out, or give a label among these"
                 )
@@ -94,18 +95,18 @@ class MaskDataset(Dataset):
                 or min(values, default=0) < 0
                 or max(values, default=0) > LARGEST_VALUE
             ):
-                raise ValueError(
+                raise UserError(
                     f"mask_values is {values}; give a number of its own to each class, 0 to {LARGEST_VALUE}"
                 )
         else:
             if self.ignore != (IGNORED,):
-                raise ValueError(
+                raise UserError(
                     f"ignore is {self.ignore} beside mask_colors: call ignored colours `ignore` in its table"
                 )
             values, what = color_code(self.mask_colors.colors).tolist(), "mask_colors"
             ignored = [int(color_code(color)) for color in self.mask_colors.ignored]
         if len(values) != self.num_classes or len(values) >= UNKNOWN:
-            raise ValueError(
+            raise UserError(
                 f"{what} names {len(values)} classes and there are {self.num_classes}: give one for each, in the order "
                 f"of the classes, and fewer than {UNKNOWN}"
             )
@@ -308,11 +309,11 @@ def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
 def read_mask_values(text: str) -> list[int]:
     """The label of each class in the files, from numbers with commas between, such as "0,255".
 
-    Raises ValueError where it is no such list.
+    Raises UserError where it is no such list.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(
+        raise UserError(
             f"mask_values is {text!r}; give the number of each class in the masks, such as 0,255"
         )
     return [int(part) for part in parts]
@@ -322,7 +323,7 @@ def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
     """Raise FileNotFoundError that says what of `needed`, below `root`, is not there, and where to get it."""
     missing = [each for each in needed if not (Path(root) / each).exists()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {name} at {Path(root).resolve()}: looked for {', '.join(needed)}; {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not there. {source}"
         )
@@ -338,7 +339,7 @@ def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str
     there = {composed(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
     missing = [name for name in names if composed(name) not in there]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(names)} files of {asked_by} are not in {folder}: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
@@ -348,7 +349,7 @@ def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str
 def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
     """Labels (H, W) from a MATLAB file: a variable of it, or a field of that where it is a struct.
 
-    Raises ValueError naming the file where it cannot be read or lacks them.
+    Raises UserError naming the file where it cannot be read or lacks them.
     """
     try:
         from scipy.io import loadmat
@@ -358,14 +359,14 @@ def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
         stored = loadmat(file, variable_names=[variable])[variable]
         labels = stored[0][field][0] if field else stored
         if labels.ndim != 2:
-            raise ValueError(f"it is of shape {labels.shape}, and not an image")
+            raise UserError(f"it is of shape {labels.shape}, and not an image")
     except FileNotFoundError:
         raise
     except (
         Exception
     ) as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
         where = f"{variable}.{field}" if field else variable
-        raise ValueError(
+        raise UserError(
             f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or take it out of "
             "the dataset"
         ) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainkit.data.datasets.inventory import Inventory, some
+from trainkit.errors import UserError
 
 # folders below the given one; those of the Hub's datasets and of what it converts
 LAYOUTS = ("", "data", "default")
@@ -57,7 +58,7 @@ def parquet_files(folder: Path, split: str) -> SplitFiles:
         sets = " and ".join(
             some(_within(path, folder) for path in files) for files in found.values()
         )
-        raise ValueError(
+        raise UserError(
             f"{folder} has several sets of parquet files of the split {split}: {sets}; one might repeat the other. "
             "Move all but one elsewhere"
         )
@@ -71,7 +72,7 @@ def parquet_files(folder: Path, split: str) -> SplitFiles:
 def _require_different(folder: Path, split: str, places: Sequence[int]) -> None:
     twice = [place for place, count in Counter(places).items() if count > 1]
     if twice:
-        raise ValueError(
+        raise UserError(
             f"{folder} has several parquet files of the split {split} with the number {twice[0]}: they are of two "
             "sets, of which one might repeat the other. Move one elsewhere"
         )

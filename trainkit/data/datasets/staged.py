@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from trainkit.data.datasets.wrapper import Wrapper
+from trainkit.errors import UserError
 
 
 class Stages(Wrapper):
@@ -19,11 +20,11 @@ class Stages(Wrapper):
     def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):
         super().__init__(data)
         if not hasattr(data, "transform"):
-            raise ValueError(
+            raise UserError(
                 f"Stages: {type(data).__name__} has no attribute `transform`, which would change"
             )
         if min(transforms, default=-1) != 0:
-            raise ValueError(
+            raise UserError(
                 f"Stages: transforms begin in epochs {sorted(transforms)}; one must be of epoch 0"
             )
         self.transforms = dict(sorted(transforms.items()))
@@ -47,13 +48,13 @@ class Stages(Wrapper):
 
 
 def sizes_by_epoch(text: str) -> dict[int, int]:
-    """First epoch -> side of the images, from a text such as "128:0,192:30,224:60". Raises ValueError for others."""
+    """First epoch -> side of the images, from a text such as "128:0,192:30,224:60". Raises UserError for others."""
     try:
         sizes, epochs = zip(*(map(int, part.split(":")) for part in text.split(",")))
     except ValueError:
         sizes, epochs = (0,), (0,)
     if epochs[0] != 0 or list(epochs) != sorted(set(epochs)) or min(sizes) < 1:
-        raise ValueError(
+        raise UserError(
             f"image sizes are {text!r}; give sides and the epochs that they begin in, the first 0, such as "
             "128:0,192:30,224:60"
         )

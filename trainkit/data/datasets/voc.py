@@ -25,6 +25,7 @@ from trainkit.data.datasets.segmentation import (
     require,
     require_files,
 )
+from trainkit.errors import UserError
 
 SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SBD_SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
@@ -50,7 +51,7 @@ class VOC(MaskFiles):
 
     def __init__(self, root: Path, split: str, transform: Callable[..., Any] | None = None):
         if split not in ("train", "val", "trainval"):
-            raise ValueError(f"VOC: split is {split!r}; it is 'train', 'val' or 'trainval'")
+            raise UserError(f"VOC: split is {split!r}; it is 'train', 'val' or 'trainval'")
         names = _voc_names(Path(root), split)
         super().__init__(*_voc_files(Path(root), names), len(CLASSES), transform)
         self.split = split
@@ -74,7 +75,7 @@ class VOCAug(MaskFiles):
         sbd: Path | None = None,
     ):
         if split not in ("train", "val"):
-            raise ValueError(f"VOCAug: split is {split!r}; it is 'train' or 'val'")
+            raise UserError(f"VOCAug: split is {split!r}; it is 'train' or 'val'")
         root, sbd, self.split = Path(root), Path(root if sbd is None else sbd), split
         if split == "val":
             super().__init__(*_voc_files(root, _voc_names(root, "val")), len(CLASSES), transform)

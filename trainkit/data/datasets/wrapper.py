@@ -7,15 +7,16 @@ from torch.utils.data import Dataset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import name_of
 from trainkit.data.sampler import Locality
+from trainkit.errors import UserError
 
 
 class Wrapper(Dataset):
-    """A dataset around `data`, which reads one image at a time. Raises ValueError where they are held on a device."""
+    """A dataset around `data`, which reads one image at a time. Raises UserError where they are held on a device."""
 
     def __init__(self, data: Dataset):
         if isinstance(data, OnDevice):
             kind = type(self).__name__
-            raise ValueError(
+            raise UserError(
                 f"{kind}: OnDevice reads and augments whole batches, in which {kind} has no part; give OnDevice's "
                 f"`augment` what is to change, or give {kind} the dataset itself"
             )

@@ -14,6 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from trainkit.errors import UserError
+
 
 def resized_region(
     image: Tensor,
@@ -95,13 +97,13 @@ class RandomScaleCrop(v2.Transform):
     ):
         super().__init__()
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale is {scale}; give two factors above 0, the smaller one first")
+            raise UserError(f"scale is {scale}; give two factors above 0, the smaller one first")
         if max_share is not None and not 0 < max_share < 1:
-            raise ValueError(
+            raise UserError(
                 f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come"
             )
         if not 0 <= hflip_prob <= 1:
-            raise ValueError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
+            raise UserError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
         self.base, self.crop, self.scale, self.ignore = base, crop, scale, ignore
         self.max_share, self.tries, self.hflip_prob = max_share, tries, hflip_prob
 
@@ -207,7 +209,7 @@ class Lighting(v2.Transform):
     def __init__(self, std: float = 0.1):
         super().__init__()
         if std <= 0:
-            raise ValueError(
+            raise UserError(
                 f"lighting is {std}; it must be above 0 (0.1 in the paper), or None for none"
             )
         self.std = std

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torchvision.transforms import InterpolationMode, v2
 
 from trainkit.data.transforms.ops import Lighting, Look, RandomResizedCrop, stacked
+from trainkit.errors import UserError
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 CROP_MODES = ("center", "squash")  # of timm's
@@ -29,20 +30,20 @@ def train_transform(
     """
     _check_side(size)
     if not 0 < scale[0] <= scale[1]:
-        raise ValueError(
+        raise UserError(
             f"scale is {scale}; give two shares of the image's area above 0, the smaller one first"
         )
     if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
-        raise ValueError(
+        raise UserError(
             f"rand_augment is {rand_augment}; give how many changes, at least 1, and their magnitude, 0 to "
             f"{MAGNITUDES - 1}, such as 2 9"
         )
     if jitter is not None and not 1 <= len(jitter) <= 4:
-        raise ValueError(
+        raise UserError(
             f"jitter is {jitter}; give one to four: of brightness, contrast, saturation and hue"
         )
     if rand_augment is not None and trivial_augment:
-        raise ValueError(
+        raise UserError(
             f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them"
         )
     steps = [
@@ -79,11 +80,11 @@ def eval_transform(
     """
     _check_side(size)
     if not 0 < crop_fraction <= 1:
-        raise ValueError(
+        raise UserError(
             f"crop_fraction is {crop_fraction}; it must be above 0 and at most 1 (0.875 is usual)"
         )
     if crop_mode not in CROP_MODES:
-        raise ValueError(f"crop_mode is {crop_mode!r}; it must be {' or '.join(CROP_MODES)}")
+        raise UserError(f"crop_mode is {crop_mode!r}; it must be {' or '.join(CROP_MODES)}")
     short = round(size / crop_fraction)
     side = short if crop_mode == "center" else [short, short]
     resize = v2.Resize(side, interpolation=interpolation, antialias=True)
@@ -95,6 +96,6 @@ def eval_transform(
 
 def _check_side(size: int) -> None:
     if size < 1:
-        raise ValueError(
+        raise UserError(
             f"size is {size}; it is the side of a crop in pixels, at least 1 (224 is usual)"
         )

@@ -3,6 +3,7 @@
 from torchvision.transforms import v2
 
 from trainkit.data.transforms.ops import LongSide, Look, RandomScaleCrop
+from trainkit.errors import UserError
 
 
 def train_transform(
@@ -47,4 +48,4 @@ def eval_transform(base: int | None, crop: int | None = None) -> Look:
 def _check_sides(**sides: int | None) -> None:
     for name, side in sides.items():
         if side is not None and side < 1:
-            raise ValueError(f"{name} is {side}; it is a side in pixels, at least 1")
+            raise UserError(f"{name} is {side}; it is a side in pixels, at least 1")
