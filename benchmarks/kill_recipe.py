@@ -11,8 +11,8 @@ from typing import Literal
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 import torch
-from toys import everything, segmentation_with_norm
 
+from helpers.toy_recipes import everything, segmentation_with_norm
 from trainkit import Recipe
 from trainkit.schedules import constant
 

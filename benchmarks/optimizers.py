@@ -25,10 +25,9 @@ import timm
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from optimizers import builders
-from test_optimizers import small
-from toys import Images
-
+from helpers.network_recipes import small
+from helpers.optimizers import builders
+from helpers.toy_recipes import Images
 from trainkit import Options, train
 from trainkit.storage.checkpoint import list_checkpoints, load
 

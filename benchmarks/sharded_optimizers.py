@@ -20,8 +20,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from optimizers import Builder, builders
-
+from helpers.optimizers import Builder, builders
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import gathered, prepare
 from trainkit.engine.fsdp_trial import require_same_updates

@@ -27,9 +27,8 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from optimizers import Builder, builders
-from toys import CLASSES, Images, recognition
-
+from helpers.optimizers import Builder, builders
+from helpers.toy_recipes import CLASSES, Images, recognition
 from trainkit import Options, Recipe, train
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.schedules import constant
@@ -140,7 +139,8 @@ def main() -> None:
         counts = [
             sum(went.startswith(what) for _, went in found) for what in ("bit-equal", "refused")
         ]
-        told = f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {len(found) - sum(counts)} otherwise"
+        others = len(found) - sum(counts)
+        told = f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {others} otherwise"
         print(told)
         if given.out:
             given.out.write_text("".join(" | ".join(row) + "\n" for row in found) + told + "\n")

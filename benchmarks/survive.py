@@ -42,7 +42,7 @@ from kills import RECIPE, Setting, first, one_run, story  # noqa: E402
 
 from trainkit.storage.checkpoint import list_checkpoints  # noqa: E402
 
-TOYS = ROOT / "tests" / "toys.py"
+TOYS = ROOT / "tests" / "helpers" / "toy_recipes.py"
 
 
 def drawn_setting(number: int, seed: int) -> Setting:

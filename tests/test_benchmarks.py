@@ -3,7 +3,8 @@
 import sys
 
 import pytest
-from conftest import ROOT, run
+
+from helpers.processes import ROOT, run
 
 SMALL = {
     "activations": (
@@ -59,7 +60,7 @@ def test_all_have_a_tiny_size():
     elsewhere = {
         "sharded_optimizers",
         "sharded_resume",
-    }  # on two processes, by test_sharded_updates.py
+    }  # on two processes, by test_fsdp_optimizers.py
     elsewhere.add("tables")  # measures nothing; test_docs.py
     assert set(SMALL) | elsewhere == {file.stem for file in programs} and len(programs) >= 6
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import rows
-from test_model_helpers import residual
-from test_on_device import held
-from test_survive import assert_bit_equal, checkpoint_of, kill_all, wait_for
 from torch.nn import functional as F
-from toys import run
 
+from helpers.device_images import held
+from helpers.interruptions import checkpoint_of, kill_all, wait_for
+from helpers.logs import assert_bit_equal, rows
+from helpers.network_recipes import residual
+from helpers.processes import TESTS, TOYS
+from helpers.toy_recipes import run
 from trainkit import Options, Recipe, train
 from trainkit.data.seeding import seed_host
 from trainkit.display import Display
@@ -26,7 +27,6 @@ from trainkit.metrics.segmentation import MeanIoU
 from trainkit.storage.run_folder import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-TOYS = Path(__file__).parents[1] / "toys.py"
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOY_DETERMINISTIC": "1"}
 WAYS = {
     "fp32": {},
@@ -96,9 +96,9 @@ def test_fp16_counts_the_steps_it_skips(tmp_path):
     """Where the scaled gradient overflows: such steps do not move the schedule, and the log counts them."""
     script = tmp_path / "script.py"
     script.write_text(f"""
-import sys; sys.path.insert(0, {str(TOYS.parent)!r})
+import sys; sys.path.insert(0, {str(TESTS)!r})
 from pathlib import Path
-from toys import CLASSES, recognition
+from helpers.toy_recipes import CLASSES, recognition
 from trainkit import Options, train
 from trainkit.tasks.recognition import Recognition
 

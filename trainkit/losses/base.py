@@ -3,8 +3,9 @@
     Segmentation(150, loss=[OHEM(keep=0.2), Dice(factor=0.5)])
     Recognition(1000, loss=BinaryCrossEntropy(threshold=0.2))
 
-The loop divides the sums of the whole batch by its counts before it knows any output (see trainkit.losses.functional), so
-a count comes from the targets alone, and sum and count both add up over images. `factor` weighs a loss beside others.
+The loop divides the sums of the whole batch by its counts before it knows any output (see
+trainkit.losses.functional), so a count comes from the targets alone, and sum and count both add up
+over images. `factor` weighs a loss beside others.
 """
 
 from collections.abc import Sequence

@@ -73,7 +73,10 @@ class Recognition:
             label = int(target)
             return None if label < self.num_classes else self._outside(label)
         if not isinstance(target, Tensor) or (target.ndim == 0 and target.is_floating_point()):
-            return f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, below 0 if ignored"
+            return (
+                f"target {target} is no class id: a whole number from 0 to {self.num_classes - 1}, "
+                "below 0 if ignored"
+            )
         if tuple(target.shape) != (self.num_classes,):
             return (
                 f"target of shape {tuple(target.shape)} is neither a class id nor a row of {self.num_classes} "

@@ -61,9 +61,9 @@ def class_files(
     """The class folders in `root` in sorted order, how many images each has, these by class, relative to `root`, and
     what they are and what was left out.
 
-    cache: folder of what was listed before, `trainkit.data.datasets.cache.default_folder` where None. It is listed anew
-    where the time of change of `root` or of any folder below is another one: a file that comes or goes changes it. What was
-    listed before is then removed.
+    cache: folder of what was listed before, `trainkit.data.datasets.cache.default_folder` where
+    None. It is listed anew where the time of change of `root` or of any folder below is another
+    one: a file that comes or goes changes it. What was listed before is then removed.
     """
     cache = default_folder() if cache is None else cache
     of_root = short_hash(os.fsencode(root.resolve()))

@@ -1,0 +1,374 @@
+"""The command line as a newcomer meets it, mistakes included: real processes, exit codes, texts."""
+
+import json
+import os
+import resource
+import sys
+
+import pytest
+
+from helpers.processes import ROOT, TESTS, run, trainkit
+from trainkit.cli import main
+
+SAMPLE = ROOT / "recipes" / "recog_folder.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which recog_folder.py was trained on generated data, one short epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = trainkit(
+        SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=folder
+    )
+    return folder, done
+
+
+def test_help_without_torch():
+    done = trainkit("--help")
+    assert "trainkit RECIPE" in done.stdout and "evaluate" in done.stdout
+    script = """import sys; from trainkit.cli import main; main(["--help"])
+print([name for name in ("torch", "tyro", "rich") if name in sys.modules])"""
+    assert run(sys.executable, "-c", script).stdout.splitlines()[-1] == "[]"
+    assert trainkit("--version").stdout.startswith("trainkit 0.")
+    assert trainkit("evaluate", "--help").stdout == trainkit("push", "-h").stdout == done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"]])
+def test_help_of_a_recipe_touches_nothing(tmp_path, command):
+    done = trainkit(*command, ROOT / "recipes" / "seg_ade20k.py", "--help", cwd=tmp_path)
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for words in (
+        "--epochs FLOAT passes over the training images (default: 120)",
+        "--lr FLOAT learning rate of the backbone, for 16 images a batch (default: 0.01)",
+        "--seed {None}|INT" if command else "--seed INT", "--workers {None}|INT", "--out {None}|PATH",
+        *(["--checkpoint PATH"] if command else ["--resume {auto,never}", "--log-every INT", "--checkpoint-every"]),
+        "--checkpoint" if command else "--evaluate-every INT",
+    ):  # fmt: skip
+        assert words in text, words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_says_what_it_does(trained):
+    folder, done = trained
+    assert "generated data: shapes of 8 looks in data/sample/class_folder" in done.stdout
+    assert "step 7/8" not in done.stdout and "step 8/8  epoch 0.53  loss" in done.stdout
+    assert "evaluation after epoch 0.5" in done.stdout and "top1" in done.stdout
+    run = folder / "runs" / "recog_folder"
+    assert (run / "recipe.py").read_text() == SAMPLE.read_text()
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["settings"]["epochs"] == 0.5 and settings["settings"]["model"] == "small"
+    assert settings["settings"]["batch_size"] == 32 and settings["command"].endswith("--workers 0")
+    assert json.loads((run / "summary.json").read_text())["steps"] == 8
+
+
+def test_the_same_command_again_does_nothing(trained):
+    done = trainkit(
+        SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=trained[0]
+    )
+    assert "runs/recog_folder is finished (8 steps)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "what", ["runs/recog_folder", "runs/recog_folder/checkpoints/step-000000008"]
+)
+def test_evaluate_takes_settings_from_the_run(trained, what):
+    folder, _ = trained
+    trainkit("evaluate", SAMPLE, "--checkpoint", what, "--workers", 0, cwd=folder)
+    results = json.loads((folder / "runs" / "recog_folder" / "results.json").read_text())
+    summary = json.loads((folder / "runs" / "recog_folder" / "summary.json").read_text())
+    assert {name: results[name] for name in summary["final"]} == summary["final"]
+    assert (
+        results["checkpoint"].endswith("step-000000008") and results["settings"]["sample"] is True
+    )
+
+
+def mistakes(folder):
+    """Words -> what the one message must hold."""
+    (folder / "empty.py").write_text("x = 1\n")
+    (folder / "number.py").write_text("def recipe(lr: float = 0.1): return 3\n")
+    (folder / "notes.txt").write_text("hello")
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.tex").write_text("...")
+    for name, text in {"empty": "{}", "torn": '{"settings": {'}.items():
+        (folder / name / "failures" / "step-000000001").mkdir(parents=True)
+        (folder / name / "failures" / "step-000000001" / "report.json").write_text("{}")
+        (folder / name / "settings.json").write_text(text)
+        (folder / name / "checkpoints").mkdir()
+    (folder / "taken.py").write_text(
+        "def recipe(seed: int = 1, lr: float = 0.1, window: int = 2): return 3\n"
+    )
+    (folder / "imports.py").write_text("import no_such.thing\n")
+    (folder / "later.py").write_text("def recipe():\n    import no_such\n")
+    imagenet, segmentation = (
+        ROOT / "recipes" / "recog_imagenet.py",
+        ROOT / "recipes" / "seg_folder.py",
+    )
+    built = "RandomErasing of torchvision.transforms.v2._augment, called in recognition.py, line"
+    lacks = "empty/settings.json is damaged, or not of trainkit: it has no settings. Put a whole copy in its place, or"
+    torn = "torn/settings.json is damaged, or not of trainkit: it is not JSON (Expecting property name enclosed in"
+    ade = ROOT / "recipes" / "seg_ade20k.py"
+    return {
+        (): "which recipe?",
+        ("--epochs", "3"): "which recipe?",
+        ("evaluate",): "trainkit evaluate RECIPE",
+        ("nothing.py",): "no recipe at nothing.py",
+        (ROOT / "recipes" / "seg_ade.py",): "did you mean",
+        ("notes.txt",): "is not a Python file",
+        ("empty.py",): "empty.py has no function `recipe`",
+        ("number.py",): "recipe(...) returned int",
+        (ade, "--epoch", "3"): "Perhaps you meant: --epochs",
+        (ade, "--epochs", "many"): "could not convert string to float: 'many'",
+        (ade, "--sample", "yes"): "Unrecognized options: yes",
+        (ade,): "no ADE20K at",
+        (
+            ade,
+            "--data",
+            "elsewhere",
+        ): "elsewhere (looked for images/validation and annotations/validation). Get http",
+        (SAMPLE, "--sample", "--batch-size", "0"): "batch_size is 0",
+        (SAMPLE, "--sample", "--workers", "-2"): "workers is -2",
+        (SAMPLE, "--sample", "--out", "full"): "full is not empty and not a run",
+        (SAMPLE, "--sample", "--warmup-epochs", "9"): "shorten the warm-up",
+        ("evaluate", SAMPLE, "--checkpoint", "nowhere"): "no checkpoint at nowhere",
+        ("evaluate", SAMPLE, "--sample"): "--checkpoint",
+        ("replay",): "trainkit replay RUN",
+        (SAMPLE, "--sample", "--out", "empty"): lacks,
+        (SAMPLE, "--sample", "--out", "torn"): torn,
+        ("evaluate", SAMPLE, "--checkpoint", "empty"): lacks,
+        ("evaluate", SAMPLE, "--checkpoint", "torn/checkpoints"): torn,
+        ("replay", "torn"): torn,
+        (
+            "taken.py",
+        ): "settings named like options of trainkit: seed, window. Name them otherwise, such as my_seed",
+        (
+            "evaluate",
+            "taken.py",
+            "--checkpoint",
+            "nowhere",
+        ): "settings named like options of trainkit: seed, window",
+        (
+            "imports.py",
+        ): "imports.py needs the module no_such, which is not installed here: install the package that",
+        (
+            "later.py",
+        ): "needs the module no_such, which is not installed here: install the package that has it, such",
+        (
+            SAMPLE,
+            "--sample",
+            "--lr",
+            "-1",
+        ): ", does not take what it was given: Invalid learning rate: -1.0.",
+        (
+            SAMPLE,
+            "--sample",
+            "--lr",
+            "-2",
+        ): "epochs=6, lr=-2.0, batch_size=32, size=56, sample=True; TRAINKIT_",
+        (
+            SAMPLE,
+            "--sample",
+            "--size",
+            "0",
+        ): "size is 0; it is the side of a crop in pixels, at least 1",
+        (imagenet, "--sample", "--erase", "2"): built,
+        (
+            imagenet,
+            "--sample",
+            "--jitter",
+            ".4",
+            ".4",
+            ".4",
+            ".9",
+        ): "hue values should be between (-0.5, 0.5)",
+        (
+            imagenet,
+            "--sample",
+            "--jitter",
+            *"12345",
+        ): "jitter is (1.0, 2.0, 3.0, 4.0, 5.0); give one to four: of",
+        (
+            imagenet,
+            "--sample",
+            "--rand-augment",
+            "2",
+            "90",
+        ): "rand_augment is (2, 90); give how many changes, at least",
+        (
+            imagenet,
+            "--sample",
+            "--rand-augment",
+            "0",
+            "9",
+        ): "and their magnitude, 0 to 30, such as 2 9",
+        (
+            imagenet,
+            "--sample",
+            "--smallest-crop",
+            "-1",
+        ): "scale is (-1.0, 1.0); give two shares of the image's area",
+        (segmentation, "--sample", "--crop", "0"): "crop is 0; it is a side in pixels, at least 1",
+        (
+            segmentation,
+            "--sample",
+            "--base",
+            "-3",
+        ): "base is -3; it is a side in pixels, at least 1",
+        ("replay", "full"): "full is not a run",
+        (
+            SAMPLE,
+            "--sample",
+            "--out",
+            "notes.txt/run",
+        ): "notes.txt/run cannot be written: Not a directory",
+        (SAMPLE, "--on-nonfinite", "ignore"): "invalid choice 'ignore'",
+    }
+
+
+def test_mistakes_are_told_in_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for words, message in mistakes(tmp_path).items():
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stopped:  # tyro's way
+            code = stopped.code
+        said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+        assert code == 2 and message in said, (words, said)
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "..."
+
+
+def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
+    done = trainkit(ROOT / "recipes" / "seg_ade20k.py", cwd=tmp_path, code=2)
+    assert (
+        done.stderr.startswith("no ADE20K at ")
+        and len(done.stderr.splitlines()) == 1
+        and done.stdout == ""
+    )
+
+
+def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path):
+    trainkit(
+        SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path
+    )
+    image = next((tmp_path / "data").rglob("train/car/*.jpg"))
+    image.write_bytes(image.read_bytes()[:30])
+    for workers in (0, 1):
+        done = trainkit(
+            SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2
+        )
+        assert (
+            f"cannot read {image.relative_to(tmp_path)}" in done.stderr
+            and "Traceback" not in done.stderr
+        )
+
+
+def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
+    """Files may not grow beyond 20 kB here: no room for a checkpoint."""
+    monkeypatch.chdir(trained[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        words = [
+            "--sample",
+            "--epochs",
+            "0.1",
+            "--warmup-epochs",
+            "0",
+            "--workers",
+            "0",
+            "--out",
+            "full",
+        ]
+        code = main([str(SAMPLE), *words])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = capsys.readouterr().err
+    assert (
+        code == 1
+        and "full/checkpoints/step-000000002 could not be written" in told
+        and "Traceback" not in told
+    )
+
+
+def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
+    """Of what no library says about the values it is given: a bug, in the recipe or below it."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "helper.py").write_text("def fail(): raise KeyError('deep inside')\n")
+    (tmp_path / "broken.py").write_text(
+        "from packages.helper import fail\ndef recipe():\n    fail()\n"
+    )
+    (tmp_path / "misspelt.py").write_text(
+        "def recipe(lr: float = 0.1):\n    return Recipe(lr=lr)\n"
+    )
+    (tmp_path / "called.py").write_text(
+        "from torch.optim import SGD\ndef recipe():\n    return SGD(parms=[])\n"
+    )
+    for file, error in (
+        ("broken.py", "KeyError"),
+        ("misspelt.py", "NameError"),
+        ("called.py", "TypeError"),
+    ):
+        done = trainkit(file, cwd=tmp_path, code=1)
+        assert "Traceback" in done.stderr and file in done.stderr and error in done.stderr
+
+
+def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
+    """Also where the library lies below the recipe's folder, as in a virtual environment; the traceback is kept."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "helper.py").write_text(
+        "def fail(lr): raise ValueError(f'not {lr}.')\n"
+    )
+    (tmp_path / "broken.py").write_text(
+        "from packages.helper import fail\ndef recipe(lr: float = 0.1, epochs: int = 2):\n    fail(lr)\n"
+    )
+    done = trainkit("broken.py", "--lr", "3", cwd=tmp_path, code=2)
+    told = "fail of packages.helper, called in broken.py, line 3, does not take what it was given: not 3.0. The recipe"
+    assert done.stderr.startswith(f"{told} was built with lr=3.0; TRAINKIT_TRACEBACK=1")
+    assert done.stderr.count("\n") == 1
+    done = trainkit("broken.py", cwd=tmp_path, code=1, TRAINKIT_TRACEBACK="1")
+    assert "built with its own settings" in done.stderr and "in fail\n" in done.stderr
+
+
+MAT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from helpers.toy_recipes import Maps, segmentation
+from trainkit.data.datasets.segmentation import read_mat
+
+class Mat(Maps):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], read_mat(Path("labels.mat"), "LabelMap")
+
+def recipe():
+    return segmentation(train_data=Mat(27))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_package_that_reading_needs_is_told(tmp_path, workers):
+    """Of labels as MATLAB writes them, without scipy: an empty one stands before the real one here."""
+    (tmp_path / "empty" / "scipy").mkdir(parents=True)
+    (tmp_path / "empty" / "scipy" / "__init__.py").write_text("")
+    (tmp_path / "mat.py").write_text(MAT.format(tests=str(TESTS)))
+    places = os.pathsep.join([str(tmp_path / "empty"), os.environ.get("PYTHONPATH", "")])
+    done = trainkit("mat.py", "--workers", workers, cwd=tmp_path, code=2, PYTHONPATH=places)
+    assert done.stderr == "labels.mat needs scipy: pip install scipy\n"
+
+
+def test_settings_of_the_first_run_are_kept(trained):
+    done = trainkit(
+        SAMPLE,
+        "--sample",
+        "--epochs",
+        0.5,
+        "--warmup-epochs",
+        0,
+        "--lr",
+        0.3,
+        "--workers",
+        0,
+        cwd=trained[0],
+        code=2,
+    )
+    assert "lr was 0.05 and is 0.3" in " ".join(done.stderr.split())

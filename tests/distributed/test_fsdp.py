@@ -1,0 +1,287 @@
+"""FSDP2 on two gloo processes, by the code that GPUs run: the same training, and checkpoints that fit everywhere."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from helpers.logs import assert_bit_equal, assert_same_training, rows, without_intervals
+from helpers.processes import ROOT, TESTS, TOYS, torchrun
+from helpers.processes import run as run_command
+from helpers.toy_recipes import everything, run
+from trainkit import Options, evaluate
+from trainkit.distributed.fsdp import Sharding, prepare
+from trainkit.storage.checkpoint import list_checkpoints
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+        "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The same runs sharded, sharded as ZeRO's stage 2, and with DDP."""
+    folder = tmp_path_factory.mktemp("trained")
+    torchrun(2, TOYS, folder / "fsdp", "recognition-3", "segmentation-3", "all", **FSDP)
+    torchrun(2, TOYS, folder / "zero2", "all", **FSDP, FSDP_RESHARD_AFTER_FORWARD="false")
+    torchrun(2, TOYS, folder / "ddp", "all")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["recognition-3", "segmentation-3"])
+def test_it_is_the_training_of_one_process(tmp_path, trained, name):
+    run(name, tmp_path / name)
+    assert_same_training(tmp_path / name, trained / "fsdp" / name)
+    norms = [row["grad_norm"] for row in rows(tmp_path / name)]
+    assert [row["grad_norm"] for row in rows(trained / "fsdp" / name)] == pytest.approx(
+        norms, rel=1e-5
+    )
+
+
+def test_it_is_the_training_of_ddp(trained):
+    """With AdamW, batch norm, dropout, mixup and averaged weights, each evaluated; keys and shapes are the same."""
+    assert_same_training(trained / "ddp" / "all", trained / "fsdp" / "all")
+    files = ("model.safetensors", "state.safetensors")
+    for file in files:
+        mine, theirs = (
+            load_file(list_checkpoints(trained / each / "all" / "checkpoints")[-1] / file)
+            for each in ("fsdp", "ddp")
+        )
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_kept_from_forward_to_backward_changes_nothing(trained):
+    """Not even in the evaluation of averaged weights, which are put in place of others that were gathered before."""
+    assert_bit_equal(trained / "fsdp" / "all", trained / "zero2" / "all")
+
+
+def test_killed_and_gone_on_with(tmp_path, trained):
+    torchrun(2, TOYS, tmp_path, "all", **FSDP, TOY_READS="70", code=None)
+    assert not (tmp_path / "all" / "summary.json").exists() and list_checkpoints(
+        tmp_path / "all" / "checkpoints"
+    )
+    assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **FSDP).stdout
+    assert_bit_equal(trained / "fsdp" / "all", tmp_path / "all")
+
+
+@pytest.mark.parametrize("before, after", [("fsdp", "ddp"), ("ddp", "fsdp")])
+def test_a_run_may_change_over(tmp_path, trained, before, after):
+    shutil.copytree(trained / before / "all", tmp_path / "all")
+    (tmp_path / "all" / "summary.json").unlink()
+    newest = list_checkpoints(tmp_path / "all" / "checkpoints")[-1]
+    shutil.rmtree(newest)
+    assert (
+        "going on from step-"
+        in torchrun(2, TOYS, tmp_path, "all", **(FSDP if after == "fsdp" else {})).stdout
+    )
+    assert_same_training(trained / after / "all", tmp_path / "all")
+
+
+def test_a_checkpoint_is_measured_without_it(trained):
+    folder = trained / "fsdp" / "all"
+    final = json.loads((folder / "summary.json").read_text())["final"]
+    found = evaluate(everything(), list_checkpoints(folder / "checkpoints")[-1], Options(workers=0))
+    assert without_intervals(found) == final
+
+
+def test_each_process_holds_its_part(tmp_path):
+    """Of weights, gradients' averages and the optimizer's state; and what cannot be is refused."""
+    script = f"""
+import os, sys; sys.path.insert(0, {str(TESTS)!r})
+import torch
+from helpers.toy_recipes import everything
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.task_module import Objective
+from trainkit.distributed.fsdp import is_sharded, local, prepare
+accelerator = start_accelerator()
+recipe = everything()
+objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
+objective(torch.zeros(2, 3, 12, 12), torch.zeros(2, dtype=torch.long)).sum().backward()
+recipe.optimizer.step()
+weights = list(recipe.model.parameters())
+held = sum(local(weight).numel() for weight in weights)
+states = [value for state in recipe.optimizer.state.values() for value in state.values() if value.ndim]
+assert is_sharded(objective) and len(states) == 2 * len(weights)
+total, kept = sum(weight.numel() for weight in weights), sum(local(state).numel() for state in states)
+print(f"HELD {{held}} {{total}} {{kept}}\\n", end="")  # in one piece, as two processes write
+try: prepare(accelerator, Objective(everything().model.to(memory_format=torch.channels_last), recipe.task))
+except ValueError as error: print(error)
+"""
+    (tmp_path / "script.py").write_text(script)
+    printed = torchrun(2, tmp_path / "script.py", **FSDP).stdout
+    held = [
+        list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("HELD")
+    ]
+    assert len(held) == 2 and held[0][0] + held[1][0] == held[0][1]
+    assert all(mine < 0.6 * total and states == 2 * mine for mine, total, states in held)
+    assert "channels_last and FSDP do not go together" in printed
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP_VERSION is 1: .*set fsdp_version: 2"),
+        (
+            {"FSDP_OFFLOAD_PARAMS": "true"},
+            "FSDP_OFFLOAD_PARAMS is true: .*leave fsdp_offload_params out",
+        ),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "give trainkit --activation-checkpointing"),
+        ({"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}, "without a class: name the blocks"),
+        ({}, "there is one: take accelerate_configs/gpu.yaml"),
+    ],
+)
+def test_what_is_refused(monkeypatch, changed, message):
+    from accelerate import Accelerator
+
+    for name, value in {**FSDP, **changed}.items():
+        monkeypatch.setenv(name, value)
+    accelerator = Accelerator.__new__(Accelerator) if changed else None
+    if accelerator is None:
+        from trainkit.distributed.accelerator import start_accelerator
+
+        accelerator = start_accelerator()
+    with pytest.raises(ValueError, match=message):
+        prepare(accelerator, nn.Linear(2, 2))
+
+
+def test_modules_that_are_gathered_on_their_own():
+    """By size, inner ones first and counted once; by the names of their classes; lists of modules never."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Linear(2, 2)  # 6 weights
+            # 20 + 30
+            self.blocks = nn.ModuleList(
+                [nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)) for _ in range(2)]
+            )
+
+    net = Net()
+    (one, two), (three, four) = net.blocks
+    assert Sharding(least=25).units(net) == [four, two]  # what is left of each block is 20
+    assert Sharding(least=20).units(net) == [four, three, two, one]
+    assert Sharding(least=50).units(net) == [net.blocks[1], net.blocks[0]]
+    assert Sharding(least=100).units(net) == Sharding().units(net) == []
+    assert Sharding(classes=frozenset({"Sequential"})).units(net) == [net.blocks[1], net.blocks[0]]
+
+
+def test_the_config_starts_it(tmp_path):
+    words = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "accelerate_configs" / "fsdp2.yaml"),
+    ]
+    words += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from trainkit.distributed.fsdp import Sharding\nprint('ASKED', Sharding.asked())\n"
+    )
+    printed = run_command(sys.executable, *words, str(script)).stdout
+    assert (
+        printed.count(
+            "ASKED Sharding(reshard_after_forward=True, least=1000000, classes=frozenset())"
+        )
+        == 2
+    )
+
+
+WITH_OPTIMIZER = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from helpers.toy_recipes import recognition
+from trainkit import Options, train
+from trainkit.data.seeding import seed_host
+
+
+def trained(folder, name):
+    seed_host(5)
+    recipe = recognition()
+    optimizer = getattr(torch.optim, name)(recipe.model.parameters(), lr=0.05)
+    recipe = recognition(model=recipe.model, optimizer=optimizer, clip_norm=0.5, ema=0.9)
+    train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1, keep=9))
+
+
+if __name__ == "__main__":
+    try:
+        trained(*sys.argv[1:])
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_state_that_was_made_with_the_optimizer(tmp_path):
+    """Adagrad's sums, which are there before anything is sharded: as in one process, and resumed bit for bit."""
+    script = tmp_path / "with_optimizer.py"
+    script.write_text(WITH_OPTIMIZER.format(tests=str(TESTS)))
+    run_command(sys.executable, str(script), str(tmp_path / "one"), "Adagrad")
+    torchrun(2, script, tmp_path / "fsdp", "Adagrad", **FSDP)
+    assert_same_training(tmp_path / "one", tmp_path / "fsdp")
+    shutil.copytree(tmp_path / "fsdp", tmp_path / "again")
+    (tmp_path / "again" / "summary.json").unlink()
+    shutil.rmtree(list_checkpoints(tmp_path / "again" / "checkpoints")[-1])
+    assert (
+        "going on from step-" in torchrun(2, script, tmp_path / "again", "Adagrad", **FSDP).stdout
+    )
+    assert_bit_equal(tmp_path / "fsdp", tmp_path / "again")
+
+
+def test_an_optimizer_that_cannot_be_sharded_is_refused(tmp_path):
+    """Before the first step, and in both processes."""
+    script = tmp_path / "with_optimizer.py"
+    script.write_text(WITH_OPTIMIZER.format(tests=str(TESTS)))
+    printed = torchrun(2, script, tmp_path / "run", "Adafactor", **FSDP, code=None).stdout
+    assert (
+        printed.count(
+            "optimizer Adafactor does not update weights that FSDP has sharded as it does whole ones"
+        )
+        == 2
+    )
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+PROBE = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from helpers.toy_recipes import recognition
+from trainkit import Options, train
+from trainkit.data.seeding import seed_host
+
+
+def probe(folder, frozen):
+    seed_host(5)
+    recipe = recognition()
+    recipe.model.backbone.requires_grad_(not frozen)
+    optimizer = torch.optim.SGD(recipe.model.head.parameters(), lr=0.1)
+    recipe = recognition(model=recipe.model, optimizer=optimizer, clip_norm=0.05, ema=0.9)
+    train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1))
+
+
+if __name__ == "__main__":
+    probe(sys.argv[1] + "/trained", frozen=False)
+    probe(sys.argv[1] + "/frozen", frozen=True)
+"""
+
+
+def test_a_linear_probe_is_that_of_one_process(tmp_path):
+    """With a backbone that gets gradients all the same, and with a frozen one; clipped, under DDP and FSDP."""
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE.format(tests=str(TESTS)))
+    run_command(sys.executable, str(script), str(tmp_path / "one"))
+    torchrun(2, script, tmp_path / "ddp")
+    torchrun(2, script, tmp_path / "fsdp", **FSDP)
+    norms = [row["grad_norm"] for row in rows(tmp_path / "one" / "frozen")]
+    assert max(norms) > 0.05, "clipping does something"
+    for many in ("ddp", "fsdp"):
+        for kind in ("trained", "frozen"):
+            assert_same_training(tmp_path / "one" / "frozen", tmp_path / many / kind)
+            found = [row["grad_norm"] for row in rows(tmp_path / many / kind)]
+            assert found == pytest.approx(norms, rel=1e-5), (many, kind)
+    assert_bit_equal(tmp_path / "one" / "frozen", tmp_path / "one" / "trained")

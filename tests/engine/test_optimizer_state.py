@@ -1,0 +1,224 @@
+"""Optimizers of torch, timm, schedulefree and prodigyopt: saved and resumed bit for bit, or refused by name."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from helpers.network_recipes import Small, small
+from helpers.optimizers import builders
+from helpers.toy_recipes import CLASSES, Images
+from trainkit import Options, Recipe
+from trainkit.display import Display
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.checkpointing import rehearse, restore, save
+from trainkit.engine.optimizer_state import evaluation_mode
+from trainkit.engine.plan import Plan
+from trainkit.engine.setup import begin
+from trainkit.engine.state import Training
+from trainkit.engine.step import train_step
+from trainkit.storage.checkpoint import checkpoint_path
+from trainkit.storage.run_folder import Run
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:It is highly recommended to have 'opt_einsum':UserWarning"
+)
+REFUSED = {
+    "torch.optim.LBFGS": "LBFGS computes the loss again in its step",
+    "torch.optim.SparseAdam": "SparseAdam is for sparse gradients",
+    "timm adahessian": "Adahessian needs second derivatives",
+    "schedulefree.AdamWScheduleFreeClosure": "AdamWScheduleFreeClosure computes the loss again",
+    "schedulefree.RAdamScheduleFreeClosure": "RAdamScheduleFreeClosure computes the loss again",
+    "schedulefree.SGDScheduleFreeClosure": "SGDScheduleFreeClosure computes the loss again",
+}
+STEPS, SAVED = 7, 3
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Iterator[Accelerator]:
+    """And functions that an optimizer compiles, such as timm's Kron, run as they are written."""
+    torch.compiler.set_stance("force_eager")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for tensors as small as these, more wait for each other
+    yield start_accelerator()
+    torch.set_num_threads(threads)
+    torch.compiler.set_stance("default")
+
+
+def begun(recipe: Recipe, accelerator: Accelerator, folder, **options) -> Training:
+    folder.mkdir(exist_ok=True)
+    options = Options(out=folder, workers=0, background_save=False, keep=9, **options)
+    run = Run(folder)
+    run.checkpoints.mkdir(exist_ok=True)
+    t = begin(recipe, options, accelerator, Plan.of(recipe, options, 1), run, Display(False))
+    t.objective.train()
+    return t
+
+
+def step(t: Training, number: int, bad: bool = False) -> None:
+    images, targets = (part[8 * (number % 3) :][:8] for part in t.recipe.train_data.batch)
+    train_step(t, number, images * math.nan if bad else images, targets)
+    t.window.clear()
+    t.progress.step = number + 1
+
+
+def images() -> Images:
+    data = Images(27, augment=False)
+    data.batch = data.images.float() / 64 - 1, data.targets
+    return data
+
+
+@pytest.mark.parametrize("name", builders())
+def test_a_resume_is_bit_equal_or_refused(tmp_path, accelerator, name):
+    """Against a run that was neither stopped nor saved, which an evaluation in between does not change either."""
+    build, data = builders()[name], images()
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name]):
+            begun(small(build, train_data=data), accelerator, tmp_path)
+        return
+    whole = begun(small(build, train_data=data), accelerator, tmp_path)
+    for number in range(STEPS):
+        step(whole, number)
+
+    first = begun(small(build, train_data=data), accelerator, tmp_path)
+    rehearse(first)
+    for number in range(SAVED):
+        step(first, number)
+    rehearse(first)
+    with evaluation_mode(first.recipe.optimizer):
+        first.recipe.model.eval()(data.batch[0])
+    first.recipe.model.train()
+    save(first, SAVED)
+
+    second = begun(small(build, train_data=data), accelerator, tmp_path)
+    restore(second, checkpoint_path(second.run.checkpoints, SAVED), None)
+    for number in range(SAVED, STEPS):
+        step(second, number)
+    assert not torch.equal(whole.recipe.model.head.weight, small(build).model.head.weight)
+    for key, value in whole.recipe.model.state_dict().items():
+        assert torch.equal(value, second.recipe.model.state_dict()[key]), key
+    assert str(second.recipe.optimizer.state_dict()) == str(whole.recipe.optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", [name for name in builders() if name not in REFUSED])
+def test_a_skipped_step_is_no_step_to_the_optimizer(tmp_path, accelerator, name):
+    """Weights, state and averages are those of a run without the first step and a later one, bit for bit."""
+    build, data = builders()[name], images()
+    skipping = begun(
+        small(build, train_data=data, ema=0.9), accelerator, tmp_path, on_nonfinite="skip"
+    )
+    other = begun(small(build, train_data=data, ema=0.9), accelerator, tmp_path)
+    for number in range(6):
+        bad = number in (0, 3)
+        step(skipping, number, bad)
+        if not bad:
+            step(other, number)
+    for key, value in other.recipe.model.state_dict().items():
+        assert torch.equal(value, skipping.recipe.model.state_dict()[key]), key
+    assert str(other.recipe.optimizer.state_dict()) == str(skipping.recipe.optimizer.state_dict())
+    averages = [t.ema.state_dict() for t in (skipping, other)]
+    assert averages[0]["count"] == averages[1]["count"] == 4
+    for key, value in averages[1]["averages"].items():
+        assert torch.equal(value, averages[0]["averages"][key]), key
+
+
+class Counting(torch.optim.SGD):
+    """Counts and estimates in its groups, as Prodigy does."""
+
+    def __init__(self, weights, lr: float, weight_decay: float = 0.0):
+        super().__init__(weights, lr, weight_decay=weight_decay)
+        for group in self.param_groups:
+            group |= {"estimate": 1.0, "taken": 0}
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["taken"] += 1
+            group["lr"] *= group["estimate"]
+        super().step(closure)
+        for group in self.param_groups:
+            group["estimate"] *= 1.5
+
+
+def test_what_was_changed_on_purpose_is_all_that_changes(tmp_path, accelerator):
+    """A resume with another weight decay has that, and the groups' own counts."""
+    data = images()
+    first = begun(
+        small(lambda model: Counting(model.parameters(), 0.01), train_data=data),
+        accelerator,
+        tmp_path,
+    )
+    for number in range(SAVED):
+        step(first, number)
+    save(first, SAVED)
+    changed = small(
+        lambda model: Counting(model.parameters(), 0.01, weight_decay=0.5), train_data=data
+    )
+    second = begun(changed, accelerator, tmp_path)
+    restore(second, checkpoint_path(second.run.checkpoints, SAVED), None)
+    (group,) = changed.optimizer.param_groups
+    assert (group["taken"], group["estimate"], group["weight_decay"]) == (SAVED, 1.5**SAVED, 0.5)
+    other = begun(
+        small(lambda model: torch.optim.AdamW(model.parameters()), train_data=data),
+        accelerator,
+        tmp_path,
+    )
+    with pytest.raises(
+        ValueError, match="the checkpoint is of optimizer Counting, and the recipe has AdamW"
+    ):
+        restore(other, checkpoint_path(second.run.checkpoints, SAVED), None)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_only_the_optimizers_parameters_count(tmp_path, accelerator, frozen):
+    """A linear probe: norm and clip are of the head, and other gradients neither pile up nor stay."""
+    data = images()
+
+    def probe(model: nn.Module) -> torch.optim.Optimizer:
+        model.backbone.requires_grad_(not frozen)
+        return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+    t = begun(small(probe, train_data=data, clip_norm=0.05), accelerator, tmp_path)
+    by_hand = Small()
+    by_hand.load_state_dict(t.recipe.model.state_dict())
+    for number in range(3):
+        part = slice(8 * number, 8 * number + 8)
+        inputs, targets = data.batch[0][part], data.batch[1][part]
+        loss = nn.functional.cross_entropy(by_hand(inputs), targets, label_smoothing=0.1)
+        grads = torch.autograd.grad(loss, list(by_hand.head.parameters()))
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        with torch.no_grad():
+            for weight, grad in zip(by_hand.head.parameters(), grads):
+                weight -= 0.1 * grad * (0.05 / norm).clamp(max=1)
+        train_step(t, number, inputs, targets)
+        assert t.window.pop()[-1].item() == pytest.approx(norm.item(), rel=1e-5)
+        assert all(weight.grad is None for weight in t.recipe.model.parameters())
+    for name, value in t.recipe.model.state_dict().items():
+        torch.testing.assert_close(value, by_hand.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_an_optimizer_of_another_model_is_refused(tmp_path, accelerator):
+    recipe = small(lambda model: torch.optim.SGD(model.parameters(), lr=0.1), train_data=images())
+    recipe.model.head = nn.Linear(4, CLASSES)
+    with pytest.raises(
+        ValueError, match="SGD has 2 parameters that are not the model's .*build it after the model"
+    ):
+        begun(recipe, accelerator, tmp_path)
+
+
+def test_no_gradient_at_all_is_told(tmp_path, accelerator):
+    class Apart(Small):
+        def forward(self, x):
+            return super().forward(x) + 0 * self.backbone(x).sum()
+
+    recipe = small(
+        lambda model: torch.optim.SGD(model.head.parameters(), lr=0.1), train_data=images()
+    )
+    recipe.model.head.requires_grad_(False)
+    t = begun(recipe, accelerator, tmp_path)
+    with pytest.raises(
+        ValueError, match="no gradient reached the 2 parameters of optimizer SGD in step 1"
+    ):
+        step(t, 0)

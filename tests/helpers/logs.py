@@ -1,0 +1,56 @@
+"""What runs left: rows of their logs, final weights, and comparisons of two runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainkit.storage.checkpoint import list_checkpoints, load
+
+
+def rows(folder, event="step"):
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row for row in log if row["event"] == event]
+
+
+def weights(folder):
+    return load(list_checkpoints(folder / "checkpoints")[-1])[0]
+
+
+THOROUGH = ("_95", "accuracy", "confusion", "calibration_error")
+
+
+def without_intervals(results: dict) -> dict:
+    """What an evaluation during the training gives too."""
+    return {name: value for name, value in results.items() if not name.endswith(THOROUGH)}
+
+
+def assert_same_training(one, other):
+    losses = [row["loss"] for row in rows(one)]
+    assert [row["loss"] for row in rows(other)] == pytest.approx(losses, rel=1e-5)
+    assert [row["lr"] for row in rows(other)] == [row["lr"] for row in rows(one)]
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(rows(one, "evaluate"), rows(other, "evaluate"), strict=True):
+        assert mine == theirs, "the figures are fractions of small whole numbers"
+
+
+def assert_bit_equal(one: Path, other: Path) -> None:
+    mine, theirs = weights(one), weights(other)
+    assert mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )
+    averages = [load(list_checkpoints(each / "checkpoints")[-1])[1]["ema"] for each in (one, other)]
+    if averages != [None, None]:
+        assert averages[0]["count"] == averages[1]["count"] > 0
+        mine, theirs = (each["averages"] for each in averages)
+        assert mine.keys() == theirs.keys() and all(
+            torch.equal(mine[name], theirs[name]) for name in mine
+        )
+    timeless = [
+        [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(each, event)]
+        for each in (one, other)
+        for event in ("step", "evaluate")
+    ]
+    assert timeless[:2] == timeless[2:], "the logs tell the same story"

@@ -1,0 +1,388 @@
+"""Small recipes for tests: random images, real augmentation from all three generators, and no batch norm.
+
+Run as a script it trains recipes of this file in the processes it is started in:
+
+    python tests/helpers/toy_recipes.py OUT NAME [NAME ...]        (or under torchrun)
+"""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from trainkit import Options, Recipe, train
+from trainkit.data.datasets.staged import Stages
+from trainkit.data.mixup import Mixup
+from trainkit.data.seeding import seed_host
+from trainkit.inference import Inference
+from trainkit.optim import param_groups
+from trainkit.schedules import cos, poly
+from trainkit.storage.checkpoint import Snapshot, write
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
+
+CLASSES = 7
+
+
+class Images(Dataset):
+    """Random images with a class, changed by random numbers of torch, Python and NumPy."""
+
+    reads = 0
+
+    def __init__(self, num_images: int, augment: bool = True, size: int = 12):
+        generator = torch.Generator().manual_seed(num_images)
+        self.targets = torch.randint(CLASSES, (num_images,), generator=generator)
+        noise = torch.randint(0, 100, (num_images, 3, size, size), generator=generator)
+        # (num_images, 3)
+        tint = 24 * (self.targets.view(-1, 1) * torch.tensor([1, 2, 4]) % CLASSES)
+        self.images = (noise + tint[:, :, None, None]).to(torch.uint8)
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def change(self, image: Tensor) -> Tensor:
+        if self.augment:
+            image = image.roll(int(torch.randint(12, ())), -1)
+            image = image.flip(-1) if random.random() < 0.5 else image
+            image = (image + np.random.randint(0, 12)).to(torch.uint8)
+        return image
+
+    def __getitem__(self, index: int):
+        time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
+        Images.reads += 1
+        if Images.reads == 1 and "TOY_BEGUN" in os.environ:
+            print("first image after", time.time() - float(os.environ["TOY_BEGUN"]), "s")
+        if Images.reads == int(os.environ.get("TOY_READS", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if Images.reads == int(os.environ.get("TOY_FULL", -1)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
+        return self.change(self.images[index]), self.targets[index]
+
+
+class Maps(Images):
+    """The same with a label map, of which a random part, up to nearly all, is ignored."""
+
+    def __getitem__(self, index: int):
+        time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
+        image = self.change(self.images[index])
+        generator = torch.Generator().manual_seed(index)
+        target = (image[0].long() // 37 % CLASSES).to(torch.uint8)
+        share = float(torch.rand((), generator=generator)) ** 2
+        target[torch.rand(target.shape, generator=generator) > share] = 255
+        return image, target
+
+
+class Torn(Images):
+    """One image in nine cannot be read."""
+
+    def __getitem__(self, index: int):
+        if index % 9 == 3:
+            raise ValueError(f"cannot read image-{index}.jpg: it is torn")
+        return super().__getitem__(index)
+
+
+class Net(nn.Module):
+    """Convolutions with group norm and dropout; keeps a digest of every image it is trained on."""
+
+    def __init__(self, dense: bool, dropout: float = 0.0):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.head = nn.Conv2d(8, CLASSES, 1)
+        self.dense = dense
+        self.seen: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += [
+                hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()[:16] for image in x
+            ]
+        maps = self.head(self.backbone(x))
+        return maps if self.dense else maps.mean((2, 3))
+
+
+def recognition(
+    num_images: int = 27, batch_size: int = 8, dropout: float = 0.0, **changes
+) -> Recipe:
+    net = Net(dense=False, dropout=dropout)
+    values = {
+        "task": Recognition(CLASSES, label_smoothing=0.1),
+        "model": net,
+        "train_data": Images(num_images),
+        "val_data": Images(13, augment=False),
+        "optimizer": torch.optim.SGD(param_groups(net, 0.1, 1e-3, 2.0), lr=0.1, momentum=0.9),
+        "schedule": cos(warmup_epochs=0.5),
+        "epochs": 2.5,
+        "batch_size": batch_size,
+        "eval_batch_size": 2,
+    }
+    return Recipe(**{**values, **changes})
+
+
+def segmentation(num_images: int = 27, batch_size: int = 8, **changes) -> Recipe:
+    net = Net(dense=True)
+    values = {
+        "task": Segmentation(CLASSES),
+        "model": net,
+        "train_data": Maps(num_images),
+        "val_data": Maps(13, augment=False),
+        "optimizer": torch.optim.SGD(param_groups(net, 0.1, 1e-3, 2.0), lr=0.1, momentum=0.9),
+        "schedule": poly(),
+        "epochs": 2.5,
+        "batch_size": batch_size,
+        "clip_norm": 0.5,
+    }
+    return Recipe(**{**values, **changes})
+
+
+class Cropped(Images):
+    """With a transform that may change."""
+
+    transform = None
+
+    def __getitem__(self, index: int):
+        image, target = super().__getitem__(index)
+        return self.transform(image), target
+
+
+def growing(**changes) -> Recipe:
+    """Random crops of another size in each epoch."""
+    crops = {0: v2.RandomCrop(6), 1: v2.RandomCrop(9), 2: v2.RandomCrop(12)}
+    return recognition(train_data=Stages(Cropped(27), crops), **changes)
+
+
+def with_batch_norm() -> Recipe:
+    """Running statistics differ between processes while they train; an evaluation must not."""
+    recipe = recognition(eval_batch_size=1)
+    recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    groups = param_groups(recipe.model, 0.1, 1e-3)
+    return replace(recipe, optimizer=torch.optim.SGD(groups, lr=0.1))
+
+
+def everything(**changes) -> Recipe:
+    """Mixup, dropout, batch norm and averaged weights: all that could be random or remembered."""
+    recipe = recognition(dropout=0.3, mix=Mixup(0.4, CLASSES), epochs=3, ema=0.9, **changes)
+    recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    return replace(
+        recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01)
+    )
+
+
+class Hungry(nn.Module):
+    """A net whose forward pass needs 1 GiB an image, which it asks for and never touches."""
+
+    def __init__(self, net: Net):
+        super().__init__()
+        self.net, self.seen = net, net.seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.net(x)  # batch norm has counted before memory runs out
+        torch.empty(len(x) << 30, dtype=torch.uint8)
+        return outputs
+
+
+class HungryOnGPU(Hungry):
+    """The same on a GPU, where memory that is not touched counts too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.net(x)
+        torch.empty(len(x) << 30, dtype=torch.uint8, device=x.device)
+        return outputs
+
+
+def hungry_on_gpu() -> Recipe:
+    recipe = recognition()
+    return replace(recipe, model=HungryOnGPU(recipe.model), eval_batch_size=1)
+
+
+def hungry() -> Recipe:
+    recipe = everything()
+    return replace(recipe, model=Hungry(recipe.model), eval_batch_size=1)
+
+
+def limit_memory() -> None:
+    """Let this process allocate TOY_MEMORY_GIB more than it has; where TOY_MEMORY_RANK is given, that one alone."""
+    rank = os.environ.get("RANK")
+    if "TOY_MEMORY_GIB" in os.environ and os.environ.get("TOY_MEMORY_RANK", rank) == rank:
+        limit = psutil.Process().memory_info().vms + int(
+            float(os.environ["TOY_MEMORY_GIB"]) * 2**30
+        )
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def segmentation_with_norm() -> Recipe:
+    recipe = segmentation(epochs=3)
+    recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    return replace(
+        recipe,
+        optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 1e-3), lr=0.1, momentum=0.9),
+    )
+
+
+def averaged_with_norm(inference: Inference | None = None) -> Recipe:
+    return replace(segmentation_with_norm(), ema=0.9, inference=inference)
+
+
+def write_parquet(folder: Path) -> Path:
+    """The images of `recognition` in two files, in row groups of 4."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from torchvision.io import encode_png
+
+    for split, number in (("train", 27), ("val", 13)):
+        images = Images(number)
+        encoded = [
+            {"bytes": encode_png(image).numpy().tobytes(), "path": None} for image in images.images
+        ]
+        table = pa.table({"image": encoded, "label": images.targets.tolist()})
+        pq.write_table(table.slice(0, 10), folder / f"{split}-0.parquet", row_group_size=4)
+        pq.write_table(table.slice(10), folder / f"{split}-1.parquet", row_group_size=4)
+    return folder
+
+
+def streamed(**changes) -> Recipe:
+    """The images of `recognition` in parquet files at TOY_PARQUET, read two row groups at a time."""
+    from trainkit.data.datasets.hub import HubImages
+
+    source, columns = os.environ["TOY_PARQUET"], ("image", "label", 2)
+    data = {
+        "train_data": HubImages(source, "train", Images(27).change, *columns),
+        "val_data": HubImages(source, "val", None, *columns),
+    }
+    return recognition(**{**data, **changes})
+
+
+def with_errors() -> Recipe:
+    """A metric that counts, and one as `evaluate` knows them."""
+    from helpers.evaluate_metric import Errors
+
+    return recognition(
+        task=Recognition(CLASSES, extra_metrics=[Errors(cache_dir=os.environ["ERRORS_CACHE"])])
+    )
+
+
+def with_spare_weights() -> Recipe:
+    """A part of the model has no part in the loss."""
+    recipe = recognition()
+    recipe.model.spare = nn.Linear(3, 3)
+    return replace(recipe, optimizer=torch.optim.SGD(param_groups(recipe.model, 0.1, 0.0), lr=0.1))
+
+
+class Normed(nn.Module):
+    """A block that sees each image by itself."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def in_blocks() -> Recipe:
+    model = nn.Sequential(
+        Normed(3), Normed(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
+    model.seen = []
+    return recognition(
+        model=model, optimizer=torch.optim.SGD(param_groups(model, 0.1, 1e-3), lr=0.1), ema=0.9
+    )
+
+
+# Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
+RUNS = {
+    "recognition": (recognition, {}),
+    "recognition-4": (recognition, {"micro_batch": 4}),
+    "recognition-3": (recognition, {"micro_batch": 3}),
+    "growing": (growing, {}),
+    "recognition-mixup": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {}),
+    "recognition-mixup-2": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),
+    "recognition-lonely": (lambda: recognition(num_images=25), {}),
+    "segmentation": (segmentation, {}),
+    "segmentation-4": (segmentation, {"micro_batch": 4}),
+    "segmentation-3": (segmentation, {"micro_batch": 3}),
+    "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
+    "batch-norm": (with_batch_norm, {}),
+    "batch-norm-averaged": (averaged_with_norm, {}),
+    "batch-norm-windows": (lambda: averaged_with_norm(Inference(window=8, stride=4)), {}),
+    "errors": (with_errors, {}),
+    "streamed": (streamed, {}),
+    "blocks": (in_blocks, {}),
+    "blocks-helped": (
+        in_blocks,
+        {
+            "micro_batch": 3,
+            "activation_checkpointing": True,
+            "channels_last": True,
+            "static_graph": True,
+        },
+    ),
+    "spare": (with_spare_weights, {"micro_batch": 2}),
+    "spare-static": (with_spare_weights, {"micro_batch": 2, "static_graph": True}),
+    "long": (
+        lambda: recognition(epochs=int(os.environ["TOY_STEPS"]) / 4),
+        {"log_every": 10, "checkpoint_every": 100, "evaluate_every": 10**6},
+    ),
+    "torn": (lambda: recognition(train_data=Torn(27)), {"on_bad_image": "skip"}),
+    "dropout": (lambda: recognition(dropout=0.5), {}),
+    "hungry": (hungry, {}),
+    "hungry-gpu": (hungry_on_gpu, {}),
+    "hungry-gpu-2": (hungry_on_gpu, {"micro_batch": 2}),
+    "hungry-4": (hungry, {"micro_batch": 4}),
+    "hungry-2": (hungry, {"micro_batch": 2}),
+    "all": (everything, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
+    "all-dense": (
+        segmentation_with_norm,
+        {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2},
+    ),
+}
+
+
+def write_checkpoint(folder: Path, step: int, model: dict, state: dict) -> Path:
+    """The checkpoint of `step` in `folder`, as a training writes it."""
+    return write(folder, step, Snapshot.of(model, state, copy=False))
+
+
+def run(name: str, out: Path, **changes) -> Net:
+    """Train one of RUNS in `out`."""
+    build, options = RUNS[name]
+    torch.use_deterministic_algorithms("TOY_DETERMINISTIC" in os.environ)
+    seed_host(5)
+    recipe = build()
+    limit_memory()
+    if "TOY_BEGUN" in os.environ:
+        os.environ["TOY_BEGUN"] = str(time.time())
+    train(
+        recipe,
+        Options(**{"out": out, "seed": 5, "workers": 0, "log_every": 1, **options, **changes}),
+    )
+    return recipe.model
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for helpers
+    folder, *names = sys.argv[1:]
+    if "TOY_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["TOY_THREADS"]))
+    changes = {"workers": int(os.environ.get("TOY_WORKERS", 0))}
+    for each in names:
+        net = run(each, Path(folder) / each, **changes)
+        rank = os.environ.get("RANK", "0")
+        (Path(folder) / each / f"seen-{rank}.json").write_text(json.dumps(net.seen))
