@@ -6,6 +6,13 @@ A recipe is a Python file whose function `recipe(...)` returns a `Recipe`; `trai
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time these load on first use
+    from trainkit.engine.loop import evaluate, train
+    from trainkit.models.freezing import freeze
+    from trainkit.options import Options
+    from trainkit.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = ["Options", "Recipe", "evaluate", "freeze", "train"]
@@ -23,3 +30,7 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'trainkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
