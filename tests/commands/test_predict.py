@@ -384,7 +384,9 @@ def test_mistakes(tmp_path):
     ):
         with pytest.raises(kind, match=message):
             predict(recipe, weights, asked(*paths, out=out))
-    with pytest.raises(ValueError, match="val_data is of type Images, without an attribute `transform`"):
+    with pytest.raises(
+        ValueError, match="val_data is of type Images, without an attribute `transform`"
+    ):
         predict(recognition(), weights, asked(images, out=out))
     bare = recognition(val_data=Images(3))
     bare.val_data.transform = lambda image, mask: (image, mask)
