@@ -55,7 +55,9 @@ ENVIRONMENT = {
 LIMIT_S = 300  # of one command
 # the size of a checkpoint has the digits of its seconds
 TIMED = re.compile(r"((?<!timeout)_s|seconds|_gib)$|^bytes$")
-MEASURED_OR_VERSION = re.compile(r", s \||images/s|GiB|\d+\.\d+\.\d+")  # lines of a model card
+MEASURED_OR_VERSION = re.compile(
+    r", s \||images/s|GiB|git commit|\d+\.\d+\.\d+"
+)  # lines of a model card
 SURROUNDINGS = ("command", "versions", "git_commit", "git_changed")
 TRAIN = ("--sample", "--workers", 0, "--seed", 3, "--log-every", 1, "--out", "run")
 FSDP = {
@@ -367,7 +369,12 @@ def toy(
     if done.code != 0:
         if done.code < 0:
             raise RuntimeError(f"signal {-done.code}: {done.err[-4000:]}")
-        found |= {"exit": done.code, "error": without_places(done.err.strip().splitlines()[-1])}
+        found |= {
+            "exit": done.code,
+            "error": re.sub(
+                r"^[\w.]+\.(?=\w+: )", "", without_places(done.err.strip().splitlines()[-1])
+            ),
+        }
     return found
 
 
@@ -431,7 +438,11 @@ def commands(name: str) -> dict[str, Any]:
     done = trainkit(
         "export", file, "--checkpoint", "run", "--out", "graph.onnx", "--format", "onnx"
     )
-    found["export"]["onnx"] = hash_of(Path("graph.onnx")) if done.code == 0 else in_one_line(done)
+    if done.code == 0:  # the file holds the commit and names of classes
+        must(run(lambda: Path("outputs").write_bytes(outputs_of_onnx("graph.onnx"))))
+        found["export"]["onnx"] = hash_of(Path("outputs"))
+    else:
+        found["export"]["onnx"] = in_one_line(done)
     found["doctor"] = in_one_line(
         trainkit("doctor", file, "--sample", "--workers", 0, "--out", "doctor")
     )
@@ -459,6 +470,20 @@ def outputs_of(program: str) -> bytes:
         outputs = model(pixels)
     values = outputs.values() if isinstance(outputs, dict) else [outputs]
     return b"".join(value.contiguous().numpy().tobytes() for value in values)
+
+
+def outputs_of_onnx(graph: str) -> bytes:
+    """What an exported graph says of the same image."""
+    import onnxruntime
+    import torch
+
+    pixels = torch.linspace(-2, 2, 2 * 3 * 64 * 64).view(2, 3, 64, 64).numpy()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return b"".join(
+        each.tobytes() for each in session.run(None, {session.get_inputs()[0].name: pixels})
+    )
 
 
 def helps() -> dict[str, Any]:
