@@ -139,3 +139,13 @@ def test_both_commands_are_in_the_readme_and_the_gate():
     ):
         for file in ("README.md", ".ci/run"):
             assert command in (ROOT / file).read_text(), (file, command)
+
+
+def test_tests_share_helpers_alone():
+    """No test module imports another; names of test files are unique over the shelves, which are no packages."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    for path in files:
+        found = re.findall(r"\b(?:from|import) (?:conftest|test_\w+)\b", path.read_text())
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
+    names = [path.name for path in files if path.name.startswith("test_")]
+    assert len(set(names)) == len(names) > 60
