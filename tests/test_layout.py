@@ -14,7 +14,7 @@ TREES = {
 }
 LIBRARIES = {
     "rich": {"display"},
-    "tyro": {"cli"},
+    "tyro": {"commands.arguments"},
     "datasets": {"data.datasets.columns", "data.datasets.hub", "data.datasets.synthetic"},
     "huggingface_hub": {"commands.hub_upload", "commands.model_card"},
     "pyarrow": {"data.datasets.parquet"},

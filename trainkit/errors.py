@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class CommandFailed(Exception):
+    """A command cannot give what it was asked for, by no mistake of the user: one message, exit code 1."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named, or that a dataset needs, is not there."""
 

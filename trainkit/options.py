@@ -63,13 +63,10 @@ class Options:
     """write checkpoints beside the training; a kill may then cost the steps done while one was being written"""
 
     def __post_init__(self) -> None:
-        for name, least in {
+        _require_at_least(self, {
             "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1,
             "precise_bn": 16, "timeout_s": 1,
-        }.items():  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value}; it must be at least {least}")
+        })  # fmt: skip
         if self.timeout_s > LONGEST_S:
             raise UserError(
                 f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is {LONGEST_S / 86400:.0f} days"
@@ -112,17 +109,10 @@ class EvaluateOptions:
     partial: bool = False
     """take weights that fit the model in part, and leave the rest of it as it is"""
 
-    def as_options(self, run: Path | None, seed: int, precise_bn: int | None) -> Options:
-        """What the loop is asked for; `run` and the seed and precise_bn of its evaluations where nothing else was."""
-        return Options(
-            out=self.out or run,
-            seed=seed if self.seed is None else self.seed,
-            workers=self.workers,
-            precise_bn=precise_bn if self.precise_bn is None else self.precise_bn or None,
-            weights_key=self.weights_key,
-            channels_last=self.channels_last,
-            tf32=self.tf32,
-        )
+    def __post_init__(self) -> None:
+        _require_at_least(self, {"workers": 0})
+        if self.precise_bn:  # 0: off
+            _require_at_least(self, {"precise_bn": 16})
 
     def inference(self, recipes: Inference | None) -> Inference | None:
         """The recipe's own with what was asked for here."""
@@ -154,10 +144,7 @@ class PredictOptions:
     """take weights that fit the model in part, and leave the rest of it as it is"""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}; it must be at least 0")
+        _require_at_least(self, {"top_k": 1, "workers": 0})
 
 
 @dataclass(frozen=True)
@@ -178,8 +165,7 @@ class ExportOptions:
     """take weights that fit the model in part, and leave the rest of it as it is"""
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise UserError(f"images is {self.images}; it must be at least 1")
+        _require_at_least(self, {"images": 1})
 
 
 @dataclass(frozen=True)
@@ -202,8 +188,7 @@ class DoctorOptions:
     """processes that read images (0: none); default: the cores less one, up to 8"""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers is {self.workers}; it must be at least 0")
+        _require_at_least(self, {"workers": 0})
 
 
 @dataclass(frozen=True)
@@ -220,6 +205,14 @@ class PushOptions:
     """of the weights, by the Hub's names, such as apache-2.0; default: the card names none"""
     dataset: str | None = None
     """the data's name on the Hub, for the card; default: the run's --data where that is one"""
+
+
+def _require_at_least(options: Any, least: Mapping[str, int]) -> None:
+    """Raises UserError where a number among the options is below its least value; None is off."""
+    for name, number in least.items():
+        value = getattr(options, name)
+        if value is not None and value < number:
+            raise UserError(f"{name} is {value}; it must be at least {number}")
 
 
 def check_finite(values: Mapping[str, Any]) -> None:

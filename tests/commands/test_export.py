@@ -1,6 +1,7 @@
 """Exported files, loaded and run outside trainkit."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -23,6 +24,7 @@ from trainkit.cli import main
 from trainkit.commands.export import _images, export
 from trainkit.data.image_io import read_image
 from trainkit.data.transforms.recognition import eval_transform as crop
+from trainkit.errors import CommandFailed
 from trainkit.options import ExportOptions
 
 
@@ -36,13 +38,10 @@ def batch(size=(16, 16), number=3):
 
 def test_safetensors_and_what_it_says_about_itself(tmp_path, capsys):
     recipe = with_classes(tmp_path)
-    assert (
-        export(
-            recipe,
-            weights_of(recipe, tmp_path),
-            asked(tmp_path / "new" / "m.safetensors", "safetensors"),
-        )
-        is None
+    export(
+        recipe,
+        weights_of(recipe, tmp_path),
+        asked(tmp_path / "new" / "m.safetensors", "safetensors"),
     )
     with safe_open(tmp_path / "new" / "m.safetensors", "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -71,10 +70,7 @@ def test_safetensors_and_what_it_says_about_itself(tmp_path, capsys):
 
 def test_program_of_free_batch_and_size(tmp_path):
     recipe = with_masks(tmp_path)
-    assert (
-        export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.pt2", "torch-export"))
-        is None
-    )
+    export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.pt2", "torch-export"))
     extra = {"trainkit": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     about = json.loads(extra["trainkit"])
@@ -91,7 +87,7 @@ def test_program_of_a_network_that_takes_filled_images_alone(tmp_path, capsys):
     """Of odd-sized images: the file gives what the model does, filled up by its user as its metadata say."""
     recipe = odd_sized(tmp_path)
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
-    assert export(recipe, tmp_path / "w.pth", asked(tmp_path / "m.pt2", "torch-export")) is None
+    export(recipe, tmp_path / "w.pth", asked(tmp_path / "m.pt2", "torch-export"))
     extra = {"trainkit": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     said = json.loads(extra["trainkit"])["preprocessing"]
@@ -126,9 +122,7 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize("kind", ["safetensors", "torch-export"])
 def test_size_is_fixed_where_the_model_fixes_it(tmp_path, kind, capsys):
     recipe = with_classes(tmp_path, model=Fixed())
-    assert (
-        export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m", kind, images=2)) is None
-    )
+    export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m", kind, images=2))
     assert (
         "input ['batch', 3, 16, 16]; largest difference from the model on 2 images: 0"
         in capsys.readouterr().out
@@ -154,7 +148,8 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, model, kind, mes
     recipe = with_classes(tmp_path, model=model())
     weights = weights_of(recipe, tmp_path)
     (tmp_path / "to").mkdir()
-    assert message in export(recipe, weights, asked(tmp_path / "to" / "m", kind))
+    with pytest.raises(CommandFailed, match=re.escape(message)):
+        export(recipe, weights, asked(tmp_path / "to" / "m", kind))
     assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -201,7 +196,7 @@ def test_onnx_in_its_own_runtime(tmp_path):
     import onnxruntime
 
     recipe = with_masks(tmp_path)
-    assert export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.onnx", "onnx")) is None
+    export(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "m.onnx", "onnx"))
     session = onnxruntime.InferenceSession(
         str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"]
     )

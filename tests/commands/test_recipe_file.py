@@ -17,7 +17,7 @@ from helpers.processes import TESTS
 from helpers.toy_recipes import Images, in_blocks, recognition
 from trainkit import Options, train
 from trainkit.cli import main
-from trainkit.commands.recipe_file import build, load_recipe, sample_settings
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.engine.evaluation import RESERVED, require_free_names
 from trainkit.options import check_finite
 from trainkit.storage.setting_values import plain, read_settings_as, typed
@@ -52,7 +52,7 @@ def test_any_callable_is_a_recipe(tmp_path, form):
     (tmp_path / "mine.py").write_text(f"{HEAD}from loudly import loud\n{FORMS[form]}\n")
     recipe = load_recipe(tmp_path / "mine.py")
     assert (
-        sample_settings(recipe) == {"epochs": 0.75}
+        recipe.sample_settings() == {"epochs": 0.75}
         and "epochs" in inspect.signature(recipe).parameters
     )
     assert build(recipe, {"epochs": 0.25}).epochs == 0.25
@@ -61,7 +61,7 @@ def test_any_callable_is_a_recipe(tmp_path, form):
 def test_a_variant_has_the_sample_of_the_file_it_varies(tmp_path):
     (tmp_path / "varied.py").write_text(f"{HEAD}{FORMS['function']}\n")
     (tmp_path / "variant.py").write_text("from varied import recipe\n")
-    assert sample_settings(load_recipe(tmp_path / "variant.py")) == {"epochs": 0.75}
+    assert load_recipe(tmp_path / "variant.py").sample_settings() == {"epochs": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from helpers.logs import assert_bit_equal, assert_same_training, rows, without_i
 from helpers.processes import ROOT, TESTS, TOYS, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import everything, run
-from trainkit import Options, evaluate
+from trainkit import evaluate
 from trainkit.distributed.fsdp import Sharding, prepare
 from trainkit.storage.checkpoint import list_checkpoints
 
@@ -85,7 +85,7 @@ def test_a_run_may_change_over(tmp_path, trained, before, after):
 def test_a_checkpoint_is_measured_without_it(trained):
     folder = trained / "fsdp" / "all"
     final = json.loads((folder / "summary.json").read_text())["final"]
-    found = evaluate(everything(), list_checkpoints(folder / "checkpoints")[-1], Options(workers=0))
+    found = evaluate(everything(), list_checkpoints(folder / "checkpoints")[-1], workers=0)
     assert without_intervals(found) == final
 
 

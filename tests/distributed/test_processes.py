@@ -14,7 +14,7 @@ from helpers.logs import assert_same_training, rows, without_intervals
 from helpers.processes import PATIENCE, TESTS, TOYS, Script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import RUNS, run, write_parquet
-from trainkit import Options, evaluate
+from trainkit import evaluate
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import choose_workers
 from trainkit.distributed.accelerator import start_accelerator
@@ -111,7 +111,7 @@ def test_an_evaluation_sees_one_model(together, number, name):
     folder = together[number] / name
     weights = list_checkpoints(folder / "checkpoints")[-1]
     final = json.loads((folder / "summary.json").read_text())["final"]
-    measured = without_intervals(evaluate(RUNS[name][0](), weights, Options(workers=0)))
+    measured = without_intervals(evaluate(RUNS[name][0](), weights, workers=0))
     assert {key: value for key, value in measured.items() if key in final} == final
 
 

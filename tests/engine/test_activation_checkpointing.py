@@ -13,7 +13,6 @@ from helpers.logs import assert_bit_equal, assert_same_training
 from helpers.network_recipes import residual, trained
 from helpers.processes import TESTS, TOYS, torchrun
 from helpers.toy_recipes import recognition, run
-from trainkit import Options
 from trainkit.cli import main
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
 from trainkit.engine.loop import evaluate
@@ -92,8 +91,7 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
 
     checkpoint = list_checkpoints(Path("run/checkpoints"))[-1]
     by_seed = [
-        evaluate(residual(), checkpoint, Options(workers=0, seed=seed, precise_bn=16))
-        for seed in (5, 0)
+        evaluate(residual(), checkpoint, workers=0, seed=seed, precise_bn=16) for seed in (5, 0)
     ]
     assert by_seed[0]["calibration_error"] != by_seed[1]["calibration_error"]
     for path in ("run", str(checkpoint)):

@@ -47,12 +47,10 @@ def test_both_are_evaluated_and_the_average_chooses_the_best(tmp_path):
     assert summary["best"] == {"ema_top1": best["ema_top1"], "step": best["step"]}
     path = list_checkpoints(tmp_path / "checkpoints")[-1]
     assert load(path)[1]["ema"]["count"] == 12
-    assert without_intervals(evaluate(everything(), path, Options(workers=0))) == summary["final"]
+    assert without_intervals(evaluate(everything(), path, workers=0)) == summary["final"]
     averages = load(path)[1]["ema"]["averages"]
     torch.save(averages, tmp_path / "averages.pth")
-    alone = evaluate(
-        recognition(model=everything().model), tmp_path / "averages.pth", Options(workers=0)
-    )
+    alone = evaluate(recognition(model=everything().model), tmp_path / "averages.pth", workers=0)
     assert alone["top1"] == summary["final"]["ema_top1"] and "ema_top1" not in alone
 
 
@@ -105,9 +103,7 @@ def test_measuring_an_average_that_was_not_kept_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="ema is 0.9, and .* holds no averaged weights: evaluate with --ema None"
     ):
-        evaluate(
-            recognition(ema=0.9), list_checkpoints(tmp_path / "checkpoints")[-1], Options(workers=0)
-        )
+        evaluate(recognition(ema=0.9), list_checkpoints(tmp_path / "checkpoints")[-1], workers=0)
 
 
 class Held(torch.nn.Module):

@@ -494,7 +494,7 @@ def test_filling_up_is_said_in_the_protocol(tmp_path):
     recipe.model.size_divisor = 1
     assert "filled" not in recipe.protocol
     recipe.model.size_divisor = 8
-    found = evaluate(recipe, tmp_path / "run", options(None, seed=0))
+    found = evaluate(recipe, tmp_path / "run", workers=0, seed=0)
     assert found["mIoU"] == rows(tmp_path / "run", "evaluate")[-1]["mIoU"]
 
 

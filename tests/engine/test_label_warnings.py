@@ -143,7 +143,7 @@ def test_a_validation_split_without_any_label(tmp_path, capsys):
     summary, _ = run(recipe, tmp_path / "ids")
     assert summary["warnings"][-1] == told and summary["best"]["step"] is None
     assert capsys.readouterr().out.count(f"warning: {told}") == 2
-    results = evaluate(recipe, tmp_path / "ids", Options(workers=0))
+    results = evaluate(recipe, tmp_path / "ids", workers=0)
     assert (
         results["top1"] is None
         and "top1_95" not in results

@@ -192,7 +192,7 @@ def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
             torch.equal(value, found["none"][1][name]) for name, value in found[folder][1].items()
         ), folder
     last = list_checkpoints(tmp_path / "none" / "checkpoints")[-1]
-    again = [evaluate(built(), last, Options(workers=workers)) for workers in (0, 2)]
+    again = [evaluate(built(), last, workers=workers) for workers in (0, 2)]
     assert again[0] == again[1]
 
 
@@ -333,10 +333,7 @@ def test_training_data_may_be_opened_late(tmp_path):
     opened = []
     recipe = recognition(train_data=lambda: opened.append(1) or Images(27))
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
-    assert (
-        evaluate(recipe, tmp_path / "w.pth", Options(workers=0))["num_images"] == 13
-        and opened == []
-    )
+    assert evaluate(recipe, tmp_path / "w.pth", workers=0)["num_images"] == 13 and opened == []
     assert train(recipe, Options(out=tmp_path / "run", workers=0))["images"] == 70 and opened == [1]
 
 
@@ -345,19 +342,19 @@ def test_evaluate_measures_a_checkpoint(tmp_path):
     final = train(recipe, Options(out=tmp_path, workers=0))["final"]
     path = list_checkpoints(tmp_path / "checkpoints")[-1]
     for source in (path, path / "model.safetensors"):
-        assert without_intervals(evaluate(recognition(), source, Options(workers=0))) == final
+        assert without_intervals(evaluate(recognition(), source, workers=0)) == final
     best = checkpoint_path(tmp_path / "checkpoints", rows(tmp_path, "evaluate")[-1]["best_step"])
-    of_the_best = evaluate(recognition(), best, Options(workers=0))
+    of_the_best = evaluate(recognition(), best, workers=0)
     for folder in (tmp_path, str(tmp_path)):
-        assert evaluate(recognition(), folder, Options(workers=0)) == of_the_best
+        assert evaluate(recognition(), folder, workers=0) == of_the_best
     with pytest.raises(
         FileNotFoundError, match="nowhere: give a run folder, a checkpoint in it, or a weights file"
     ):
-        evaluate(recognition(), tmp_path / "nowhere", Options(workers=0))
+        evaluate(recognition(), tmp_path / "nowhere", workers=0)
     with pytest.raises(ValueError, match="do not fit Net"):
         bad = torch.nn.Linear(2, 2)
         torch.save(bad.state_dict(), tmp_path / "w.pth")
-        evaluate(recognition(), tmp_path / "w.pth", Options(workers=0))
+        evaluate(recognition(), tmp_path / "w.pth", workers=0)
 
 
 def test_a_batch_without_valid_targets_does_no_harm(tmp_path):
@@ -450,7 +447,7 @@ def test_a_new_task_needs_no_change_of_the_loop(tmp_path):
     summary = train(recipe, Options(out=tmp_path, workers=0))
     assert summary["best"]["error"] < 1e-3 and summary["final"]["num_images"] == 10
     torch.testing.assert_close(model.weight.data, torch.tensor([[2.0, -1.0]]), atol=1e-3, rtol=0)
-    found = evaluate(recipe, list_checkpoints(tmp_path / "checkpoints")[-1], Options(workers=0))
+    found = evaluate(recipe, list_checkpoints(tmp_path / "checkpoints")[-1], workers=0)
     assert found == summary["final"], (
         "a metric that does not know its images one by one has no interval"
     )

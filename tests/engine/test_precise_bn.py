@@ -9,7 +9,6 @@ from helpers.logs import rows, weights, without_intervals
 from helpers.network_recipes import residual, trained
 from helpers.processes import TESTS, torchrun
 from helpers.toy_recipes import Images, growing, recognition, with_batch_norm
-from trainkit import Options
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.sampler import Locality, TrainOrder
 from trainkit.data.seeding import Seeded
@@ -73,9 +72,7 @@ def test_precise_statistics_leave_the_training_alone(tmp_path):
     row = rows(precise, "evaluate")[-1]
     assert row["ema_top1"] != rows(plain, "evaluate")[-1]["ema_top1"]
     checkpoint = list_checkpoints(precise / "checkpoints")[-1]
-    found = without_intervals(
-        evaluate(residual(), checkpoint, Options(workers=0, seed=5, precise_bn=16))
-    )
+    found = without_intervals(evaluate(residual(), checkpoint, workers=0, seed=5, precise_bn=16))
     assert found == {name: row[name] for name in found}
     assert row["precise_bn"] == 16 and row["protocol"].endswith(
         ", precise BN of 16 training images"

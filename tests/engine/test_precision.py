@@ -120,7 +120,7 @@ print(recipe.model)
     assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
     path = list_checkpoints(tmp_path / "fp8" / "checkpoints")[-1]
     found, row = (
-        evaluate(with_layers(), path, Options(workers=0)),
+        evaluate(with_layers(), path, workers=0),
         rows(tmp_path / "fp8", "evaluate")[-1],
     )
     assert abs(found["ema_top1"] - row["ema_top1"]) < 0.2, (
@@ -176,13 +176,13 @@ def test_an_evaluation_has_the_flags_of_a_training(tmp_path):
     """Memory format and TF32 as asked for; on the CPU neither changes what is right."""
     train(recognition(), Options(out=tmp_path, workers=0))
     recipe = recognition()
-    plain = evaluate(recognition(), tmp_path, Options(workers=0))
+    plain = evaluate(recognition(), tmp_path, workers=0)
     asked = EvaluateOptions(checkpoint=tmp_path, tf32=True, channels_last=True)
     flagged = evaluate(
-        recipe, tmp_path, Options(workers=0, tf32=asked.tf32, channels_last=asked.channels_last)
+        recipe, tmp_path, workers=0, tf32=asked.tf32, channels_last=asked.channels_last
     )
     assert plain["top1"] == flagged["top1"] and torch.get_float32_matmul_precision() == "high"
     weight = recipe.model.backbone[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    evaluate(recognition(), tmp_path, Options(workers=0))
+    evaluate(recognition(), tmp_path, workers=0)
     assert torch.get_float32_matmul_precision() == "highest"

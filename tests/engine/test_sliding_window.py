@@ -149,13 +149,13 @@ def test_while_training_and_after(tmp_path):
     train(in_windows(), Options(out=tmp_path, workers=0, seed=5))
     row = rows(tmp_path, "evaluate")[-1]
     weights = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    found = evaluate(in_windows(), weights, Options(workers=0, seed=5))
+    found = evaluate(in_windows(), weights, workers=0, seed=5)
     assert found["mIoU"] == row["mIoU"] and found["num_images"] == 13
     assert (
         found["protocol"]
         == "as the validation data gives them, windows of 10 every 7, scales 1, 1.5, flipped too"
     )
-    assert evaluate(segmentation(), weights, Options(workers=0))["mIoU"] != found["mIoU"]
+    assert evaluate(segmentation(), weights, workers=0)["mIoU"] != found["mIoU"]
 
 
 def test_processes_do_not_change_it(tmp_path):
@@ -168,14 +168,14 @@ from helpers.network_recipes import in_windows
 from helpers.toy_recipes import recognition
 from trainkit import Options, evaluate
 each = zip((in_windows(), recognition(eval_batch_size=1)), sys.argv[2:])
-found = [evaluate(recipe, Path(weights), Options(workers=0)) for recipe, weights in each]
+found = [evaluate(recipe, Path(weights), workers=0) for recipe, weights in each]
 Path(sys.argv[1]).write_text(json.dumps(found))
 """)
     recipes, alone = (in_windows(), recognition(eval_batch_size=1)), []
     files = [tmp_path / f"{number}.pth" for number in range(2)]
     for recipe, file in zip(recipes, files):
         torch.save(recipe.model.state_dict(), file)
-        alone.append(evaluate(recipe, file, Options(workers=0)))
+        alone.append(evaluate(recipe, file, workers=0))
     assert 0 < alone[1]["calibration_error"] < 1 and set(alone[1]) >= {
         "top1",
         "top5",
@@ -247,7 +247,7 @@ def test_images_as_they_are_stored(tmp_path):
     assert stored.protocol == "as stored, seen whole, scale 1" and recipe.protocol.startswith(
         "long side 16"
     )
-    found = evaluate(stored, tmp_path / "w.pth", Options(workers=0))
+    found = evaluate(stored, tmp_path / "w.pth", workers=0)
     metric = MeanIoU(CLASSES)
     for index in (2, 0):
         image, mask = MaskFolder(tmp_path / "images", tmp_path / "masks", CLASSES)[index]

@@ -12,7 +12,7 @@ import torch
 
 from helpers.processes import ROOT
 from trainkit.cli import main
-from trainkit.commands.recipe_file import build, load_recipe, sample_settings
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.seeding import seed_host
 from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
 
@@ -44,7 +44,7 @@ def test_docstring_and_settings(path):
     function = load_recipe(path)
     parameters = inspect.signature(function).parameters
     assert "sample" in parameters and parameters["sample"].default is False
-    assert set(sample_settings(function)) <= set(parameters)
+    assert set(function.sample_settings()) <= set(parameters)
     described = inspect.getdoc(function)
     for name, parameter in parameters.items():
         assert f"\n    {name}: " in described, f"{name} is not described"
@@ -222,7 +222,7 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     function = load_recipe(path)
     assert inspect.signature(function).parameters["sync_batch_norm"].default is True
     # so that two processes on CPUs can try it
-    assert sample_settings(function)["sync_batch_norm"] is False
+    assert function.sample_settings()["sync_batch_norm"] is False
     asked = {
         "loss": ("focal", "lovasz"),
         "photometric": True,
@@ -230,12 +230,12 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
         "eval_window": (48, 32),
     }
     recipe = build(
-        function, {**sample_settings(function), **asked, "sync_batch_norm": True, "sample": True}
+        function, {**function.sample_settings(), **asked, "sync_batch_norm": True, "sample": True}
     )
     assert recipe.task.terms[:2] == ("focal", "lovasz") and recipe.sync_batch_norm
     assert (
         recipe.protocol
-        == f"long side {sample_settings(function)['base']}, windows of 48 every 32, scale 1"
+        == f"long side {function.sample_settings()['base']}, windows of 48 every 32, scale 1"
     )
     steps = recipe.opened().train_data.transform.transforms
     names = [type(step).__name__ for step in steps]
@@ -248,7 +248,7 @@ def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatc
 
     def built(name, **asked):
         function = load_recipe(ROOT / "recipes" / f"{name}.py")
-        return build(function, {**sample_settings(function), **asked, "sample": True}).opened()
+        return build(function, {**function.sample_settings(), **asked, "sample": True}).opened()
 
     num_classes = built("seg_folder").task.num_classes
     weights = tuple(range(1, num_classes + 1))
@@ -313,7 +313,7 @@ def test_settings_that_would_do_nothing_are_refused(name, asked, told, tmp_path,
     monkeypatch.chdir(tmp_path)
     function = load_recipe(ROOT / "recipes" / f"{name}.py")
     with pytest.raises(ValueError, match=told):
-        build(function, {**sample_settings(function), "sample": True, **asked})
+        build(function, {**function.sample_settings(), "sample": True, **asked})
 
 
 def test_parity_has_every_option_of_the_references_scripts():

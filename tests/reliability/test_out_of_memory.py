@@ -88,5 +88,5 @@ def test_evaluations_say_what_to_do(tmp_path):
     last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     assert step_of(last) == 4, "where the evaluation was, one after the last that was due"
     with pytest.raises(MemoryError, match=told):
-        evaluate(segmentation(inference=huge), last, Options(workers=0))
+        evaluate(segmentation(inference=huge), last, workers=0)
     assert train(segmentation(), options)["final"]["num_images"] == 13

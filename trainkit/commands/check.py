@@ -15,9 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainkit.commands.arguments import read_settings_and_options
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.loader import make_loader
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.sampler import Batches
+from trainkit.data.seeding import seed_host
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
 from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
@@ -46,6 +49,16 @@ STEPS = 3
 PLACES = 60  # of the schedule's curve
 
 
+def run(path: Path, words: list[str]) -> int:
+    """Try the recipe in the file at `path`; the exit code."""
+    recipe_file = load_recipe(path)
+    prog = f"trainkit check {path}"
+    settings, options = read_settings_and_options(recipe_file, Options, prog, words)
+    seed_host(options.seed)
+    check(build(recipe_file, settings), options)
+    return 0
+
+
 @lost_processes_told()
 def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Read, train, save, go on and evaluate on a few batches; show and return what was found, and leave nothing.
@@ -67,13 +80,13 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
     (folder,) = broadcast_object_list([own])
     try:
-        run = Run(folder, writes=accelerator.is_main_process)
+        own_run = Run(folder, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
-            run.checkpoints.mkdir()
+            own_run.checkpoints.mkdir()
         workers = choose_workers(options.workers, accelerator.num_processes)
         quiet = replace(options, out=folder, workers=0, background_save=False, precise_bn=None)
         frozen = frozen_statistics(recipe.model)
-        figures = _try(begin(recipe, quiet, accelerator, plan, run, Display(False)), workers)
+        figures = _try(begin(recipe, quiet, accelerator, plan, own_run, Display(False)), workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)

@@ -15,14 +15,18 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.dataset_check import Examiner
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
+from trainkit.distributed.launcher import rank
 from trainkit.engine.introduction import introduce
 from trainkit.errors import UserError
 from trainkit.files import require_room
+from trainkit.options import DoctorOptions
 from trainkit.recipe import Recipe
 
 KINDS = {
@@ -33,6 +37,18 @@ KINDS = {
 READ_AT_ONCE = 16  # images between two messages of a worker
 # on screen; doctor.json has all
 SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
+
+
+def run(path: Path, words: list[str]) -> int:
+    """Look through the data of the recipe in the file at `path`; the exit code: 2 where there are errors."""
+    recipe_file = load_recipe(path)
+    prog = f"trainkit doctor {path}"
+    settings, options = read_settings_and_options(recipe_file, DoctorOptions, prog, words)
+    if rank() != 0:
+        return 0  # reading takes no launcher: one process does it all
+    out = options.out or Path("runs") / f"{path.stem}-doctor"
+    report = examine(build(recipe_file, settings), options.workers, out)
+    return 2 if report["num_errors"] else 0
 
 
 def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:

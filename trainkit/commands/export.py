@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit import __version__
+from trainkit.commands.trained import read_trained
 from trainkit.data.to_device import ToDevice
 from trainkit.display import Display
-from trainkit.errors import UserError
+from trainkit.errors import CommandFailed, UserError
 from trainkit.files import reason, save_tensors
 from trainkit.options import ExportOptions
 from trainkit.outputs import fill_up, main_logits, size_divisor
@@ -33,7 +34,14 @@ AXES = {"batch": 0, "height": 2, "width": 3}
 # axes whose length is left open: as many as the model allows
 FREE = (("batch", "height", "width"), ("batch",), ())
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-Run = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits
+Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits
+
+
+def run(path: Path, words: list[str]) -> int:
+    """Write the model that the words name to a file; the exit code."""
+    trained, asked = read_trained("export", path, ExportOptions, words)
+    export(trained.build(), trained.weights, asked)
+    return 0
 
 
 class Logits(nn.Module):
@@ -48,12 +56,12 @@ class Logits(nn.Module):
         return main_logits(self.model(images))
 
 
-def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
-    """Write the model with the weights at `weights` to `asked.out`; None, or why the file was not kept.
+def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
+    """Write the model with the weights at `weights` to `asked.out`.
 
     Written aside, loaded again and run on validation images: it gets its name only where its logits are within
     LIMIT of the model's. Raises UserError for weights that do not fit, for libraries that are not there and for
-    models that cannot be written so.
+    models that cannot be written so, CommandFailed where the file was not kept.
     """
     display = Display()
     expected = SUFFIXES[asked.format]
@@ -93,7 +101,7 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
         with _quiet():
             difference, tried = _written(model, images, aside, asked.format, about)
         if not difference <= LIMIT:  # also where it is no number
-            return (
+            raise CommandFailed(
                 f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g} on {tried} images; "
                 f"{LIMIT:g} is allowed"
             )
@@ -104,7 +112,6 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> str | None:
         f"{asked.out}: {asked.format}, {asked.out.stat().st_size / 2**20:.1f} MiB; input {about['input']['shape']}; "
         f"largest difference from the model on {tried} images: {difference:.2g}"
     )
-    return None
 
 
 def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
@@ -179,7 +186,7 @@ def _written(
 
 @torch.no_grad()
 def _largest_difference(
-    model: nn.Module, run: Run, images: list[Tensor], free: tuple[str, ...]
+    model: nn.Module, run: Forward, images: list[Tensor], free: tuple[str, ...]
 ) -> tuple[float, int]:
     """Over the logits of all images of a shape that the file takes, and how many those are.
 
@@ -215,7 +222,7 @@ def _write_safetensors(
     save_tensors(tensors, path, {"format": "pt", KEY: about})
 
 
-def _load_safetensors(path: Path, model: Logits) -> Run:
+def _load_safetensors(path: Path, model: Logits) -> Forward:
     empty = copy.deepcopy(model)
     for tensor in empty.model.state_dict().values():  # what the file does not hold stays as it is
         if tensor.is_floating_point():
@@ -234,7 +241,7 @@ def _write_program(
         torch.export.save(program, file, extra_files={KEY: about})
 
 
-def _load_program(path: Path, model: Logits) -> Run:
+def _load_program(path: Path, model: Logits) -> Forward:
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
@@ -255,7 +262,7 @@ def _write_onnx(
     program.save(path, external_data=False)
 
 
-def _load_onnx(path: Path, model: Logits) -> Run:
+def _load_onnx(path: Path, model: Logits) -> Forward:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
+from trainkit.commands.arguments import with_positional
 from trainkit.commands.prediction_writers import Picture, Writer, make_writer
+from trainkit.commands.trained import read_trained
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.inventory import Inventory, images_of
 from trainkit.data.datasets.listing import list_images
@@ -38,6 +40,13 @@ from trainkit.storage.weights import take_weights
 
 FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
+
+
+def run(path: Path, words: list[str]) -> int:
+    """Predict the images that the words name; the exit code."""
+    trained, asked = read_trained("predict", path, with_positional(PredictOptions, "paths"), words)
+    predict(trained.build(), trained.weights, asked)
+    return 0
 
 
 class Pictures(Dataset):
@@ -145,12 +154,12 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
     return data.transform
 
 
-def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
-    """Write predictions of the images at `asked.paths` into `asked.out`; a line about each unreadable file.
+def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
+    """Write predictions of the images at `asked.paths` into `asked.out`.
 
     weights: a checkpoint folder, or a file of weights. In the order of the files, each read as validation images
-    are. Raises UserError and FileNotFoundError before anything is read where it cannot work, OSError where
-    the predictions cannot be written.
+    are. Raises UserError and MissingFileError before anything is read where it cannot work, OSError where
+    the predictions cannot be written, and at the end a UserError that names the files that could not be read.
     """
     transform = transform_of(recipe.val_data)
     found, inventory = find_images(asked.paths, asked.out)
@@ -191,7 +200,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> list[str]:
         faults = _write_all(batches, look, to_device, writer, asked.out, recipe.model)
     _list_faults(faults, asked.out)
     display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
-    return faults
+    if faults:
+        raise UserError(_unreadable(faults, asked.out))
 
 
 def _way_of_looking(
@@ -273,7 +283,7 @@ def _list_faults(faults: list[str], out: Path) -> None:
             (out / FAULTS).write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
-def told(faults: list[str], out: Path) -> str:
+def _unreadable(faults: list[str], out: Path) -> str:
     """The message about unreadable files."""
     more = f"\nand {len(faults) - SHOWN} more in {out / FAULTS}" if len(faults) > SHOWN else ""
     lines = "\n".join(faults[:SHOWN])

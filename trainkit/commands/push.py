@@ -9,8 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from trainkit.commands.arguments import read_options, with_positional
+from trainkit.commands.hub_upload import open_repository, upload
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
 from trainkit.display import Display
+from trainkit.distributed.launcher import rank
 from trainkit.errors import UserError
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
@@ -32,6 +35,16 @@ PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DO
 NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
 
 
+def run(path: Path, words: list[str]) -> int:
+    """Publish the run in the folder at `path`; the exit code."""
+    options = with_positional(PushOptions, "name")
+    asked = read_options(options, f"trainkit push {path}", words)
+    if rank() != 0:
+        return 0  # one process does it all
+    push(path, asked)
+    return 0
+
+
 def push(folder: Path, asked: PushOptions) -> None:
     """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and upload nothing.
 
@@ -47,8 +60,6 @@ def push(folder: Path, asked: PushOptions) -> None:
         _write(folder, asked, asked.folder)
         display.note(f"{asked.folder}: {_list(asked.folder)}; nothing was uploaded")
         return
-    from trainkit.commands.hub_upload import open_repository, upload
-
     with TemporaryDirectory() as place:
         _write(folder, asked, Path(place))
         repository = open_repository(asked.name, asked.private)

@@ -36,6 +36,17 @@ class RecipeFile:
         elsewhere = getattr(_innermost(self.function), "__globals__", {})
         return getattr(self.module, "SAMPLE", elsewhere.get("SAMPLE", {}))
 
+    def sample_settings(self) -> dict[str, Any]:
+        """What `--sample` changes. Raises UserError where SAMPLE is no dict of settings of the recipe."""
+        if not isinstance(self.sample, Mapping):
+            raise UserError(
+                f"SAMPLE in {self.path} is of type {type(self.sample).__name__}; it must be a dict"
+            )
+        unknown = sorted(set(self.sample) - set(self.__signature__.parameters))
+        if unknown:
+            raise UserError(f"SAMPLE in {self.path} names {unknown}, which are no settings of it")
+        return dict(self.sample)
+
 
 def _innermost(function: Callable) -> Callable:
     """What decorators and partials stand around."""
@@ -96,21 +107,6 @@ def load_recipe(path: Path) -> RecipeFile:
             f"{path} has no function `recipe`: define `def recipe(...) -> Recipe:` in it"
         )
     return RecipeFile(function, module)
-
-
-def sample_settings(recipe: RecipeFile) -> dict[str, Any]:
-    """What `--sample` changes: the recipe file's SAMPLE, a dict of settings.
-
-    Raises UserError where it names something that is no setting.
-    """
-    if not isinstance(recipe.sample, Mapping):
-        raise UserError(
-            f"SAMPLE in {recipe.path} is of type {type(recipe.sample).__name__}; it must be a dict"
-        )
-    unknown = sorted(set(recipe.sample) - set(inspect.signature(recipe).parameters))
-    if unknown:
-        raise UserError(f"SAMPLE in {recipe.path} names {unknown}, which are no settings of it")
-    return dict(recipe.sample)
 
 
 def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:

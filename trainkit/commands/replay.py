@@ -1,5 +1,6 @@
 """Running a failed step again, to see which image and which layer made what is no number."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainkit.commands.arguments import read_options, read_settings_and_options
+from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.reader import name_of
+from trainkit.data.seeding import seed_host
 from trainkit.display import Display
 from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
 from trainkit.engine.checkpointing import restore
@@ -19,12 +23,40 @@ from trainkit.engine.plan import Plan
 from trainkit.engine.setup import begin
 from trainkit.engine.step import TRIED, steps, train_step
 from trainkit.errors import UserError
-from trainkit.options import Options
+from trainkit.options import Options, ReplayOptions
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
+from trainkit.storage.lookup import find_failure, read_origin, read_settings
 from trainkit.storage.run_files import Fault, read_regular, read_report
 from trainkit.storage.run_folder import Run
 from trainkit.storage.weights import start_from
+
+
+def run(path: Path, words: list[str]) -> int:
+    """Run a failed step of the run in the folder at `path` again; the exit code: 1 where it does not fail again."""
+    prog = f"trainkit replay {path}"
+    asked = read_options(ReplayOptions, prog, words)
+    failure = find_failure(path, asked.step)
+    seed, origin = read_origin(path)
+    # where a variant finds the recipe it varies
+    sys.path.append(str(Path(origin or path).parent))
+    recipe_file = load_recipe(path / "recipe.py")
+    recorded = read_settings(path)
+    settings, _ = read_settings_and_options(recipe_file, ReplayOptions, prog, [], recorded)
+    report = read_report(failure)
+    options = Options(
+        seed=seed,
+        workers=asked.workers,
+        micro_batch=report["micro_batch"],
+        on_bad_image=report["on_bad_image"],
+        channels_last=report["channels_last"],
+        tf32=report["tf32"],
+        static_graph=report.get("static_graph", False),
+        activation_checkpointing=report.get("activation_checkpointing", False),
+    )
+    seed_host(seed)
+    fails_again = replay(build(recipe_file, settings), options, failure)
+    return 0 if fails_again else 1
 
 
 class Watch:

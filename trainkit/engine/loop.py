@@ -294,25 +294,43 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
 def evaluate(
     recipe: Recipe,
     weights: Path,
-    options: Options,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    precise_bn: int | None = None,
+    weights_key: str | None = None,
+    channels_last: bool = False,
+    tf32: bool = False,
     partial: bool = False,
     keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure `recipe` on its validation images with the weights at `weights`, and return the figures.
+    """Measure `recipe` on its validation images with the weights at `weights`, and return the metrics.
 
-    weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights. partial: weights
-    that do not fit are left out and told. keep: called with the figures in the main process, before they are shown.
-    Raises UserError where they do not fit the model, FileNotFoundError where there are none.
+    Args:
+        recipe: what was trained.
+        weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights.
+        seed: of what is random in the validation data, and of the images of `precise_bn`.
+        workers: data-loading workers of each process; None: its share of the cores, up to 8.
+        precise_bn: re-estimate BatchNorm's statistics from so many training images; None: take those of the weights.
+        weights_key: which set of weights in a file that holds several; None: the usual one.
+        channels_last: hold images and weights with the channels last.
+        tf32: on GPUs: multiply float32 in TF32.
+        partial: weights that do not fit are left out and reported.
+        keep: called with the metrics in the main process, before they are shown.
+
+    Raises:
+        UserError: the weights do not fit the model.
+        MissingFileError: there are none.
     """
     weights, run = find_weights(Path(weights))
     require_free_names(recipe.task)
-    recipe = recipe if options.precise_bn is None else _with_training_images(recipe)
+    recipe = recipe if precise_bn is None else _with_training_images(recipe)
     accelerator = start_accelerator()
-    allow_tf32(options.tf32)
-    if options.channels_last:
+    allow_tf32(tf32)
+    if channels_last:
         recipe.model.to(memory_format=torch.channels_last)
     display = Display(accelerator.is_main_process)
-    for line in take_weights(recipe.model, weights, options.weights_key, partial, averaged=False):
+    for line in take_weights(recipe.model, weights, weights_key, partial, averaged=False):
         display.note(line)
     if unsound := [
         name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()
@@ -330,20 +348,19 @@ def evaluate(
             )
         by_name = named_as(recipe.model, averages["averages"])
         ema.load_state_dict(averages | {"averages": by_name}, strict=False)
-    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
+    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, channels_last)
     introduce(recipe, display.note)
-    if options.precise_bn is None and (number := read_precise_bn(run, weights)):
+    if precise_bn is None and (number := read_precise_bn(run, weights)):
         display.note(COUNTED.format(number))
-    workers = choose_workers(options.workers, accelerator.num_processes)
     way = (
         recipe,
         objective,
         accelerator,
         to_device,
-        options.seed,
-        workers,
+        seed,
+        choose_workers(workers, accelerator.num_processes),
         ema,
-        options.precise_bn,
+        precise_bn,
     )
     with worker_deaths_told():
         results = Evaluation(*way, thorough=True).measure()

@@ -172,9 +172,9 @@ def test_evaluate_in_part(tmp_path):
     whole = tmp_path / "whole.pth"
     torch.save(recipe.model.state_dict(), whole)
     with pytest.raises(ValueError, match="unknown to the model"):
-        evaluate(recognition(), tmp_path / "more.pth", Options(workers=0))
-    in_part = evaluate(recognition(), tmp_path / "more.pth", Options(workers=0), partial=True)
-    assert in_part == evaluate(recognition(), whole, Options(workers=0))
+        evaluate(recognition(), tmp_path / "more.pth", workers=0)
+    in_part = evaluate(recognition(), tmp_path / "more.pth", workers=0, partial=True)
+    assert in_part == evaluate(recognition(), whole, workers=0)
 
 
 def still(build, **changes):
@@ -344,7 +344,7 @@ def test_averages_of_older_runs_are_evaluated(tmp_path):
     then = write_checkpoint(
         tmp_path, 2, as_then(weights), {"ema": {"count": 3, "averages": as_then(averages)}}
     )
-    results = [evaluate(recipe(), path, Options(workers=0)) for path in (now, then)]
+    results = [evaluate(recipe(), path, workers=0) for path in (now, then)]
     assert results[0] == results[1] and results[0]["top1"] != results[0]["ema_top1"]
     model = Named()
     take_weights(model, then)

@@ -1,0 +1,100 @@
+"""The only reader of argv. Settings come from the recipe's signature, options from a dataclass, both read by tyro."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import tyro
+
+from trainkit.options import check_finite, check_names
+from trainkit.storage.setting_values import read_settings_as
+
+if TYPE_CHECKING:  # torch comes with it, and the help of a command goes without
+    from trainkit.commands.recipe_file import RecipeFile
+
+HELP_FLAGS = frozenset({"-h", "--help"})
+NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Whether -h or --help is among the words."""
+    return not HELP_FLAGS.isdisjoint(words)
+
+
+def read_options(options: type, prog: str, words: list[str]) -> Any:
+    """An instance of the dataclass `options` from the words of the command line."""
+    return tyro.cli(options, prog=prog, args=words)
+
+
+def read_known_options(options: type, prog: str, words: list[str]) -> Any:
+    """The options alone; the settings among the words are left for later."""
+    return tyro.cli(options, prog=prog, args=words, return_unknown_args=True)[0]
+
+
+def with_positional(options: type, name: str) -> type:
+    """The same options, the one called `name` given without a flag."""
+    annotations = {name: tyro.conf.Positional[get_type_hints(options)[name]]}
+    same = type(
+        options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__}
+    )
+    return dataclass(frozen=True)(same)
+
+
+def read_settings_and_options(
+    recipe_file: RecipeFile,
+    options: type,
+    prog: str,
+    words: list[str],
+    recorded: Mapping[str, Any] = NOTHING_RECORDED,
+) -> tuple[dict[str, Any], Any]:
+    """The settings of a recipe and the options of a command, from the words of the command line.
+
+    A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where that is
+    given, else as the signature says.
+
+    Raises:
+        UserError: a setting has the name of an option of any command, or a number is not finite.
+    """
+    signature = inspect.signature(recipe_file)
+    check_names(signature.parameters)
+    samples = recipe_file.sample_settings() if "--sample" in words else {}
+    defaults = {**samples, **read_settings_as(recorded, signature, recipe_file.path)}
+
+    def command(settings: dict, options: Any) -> tuple:
+        return settings, options
+
+    command.__annotations__ = {
+        "settings": Annotated[
+            dict, tyro.conf.arg(constructor=_collector(recipe_file, defaults), name="")
+        ],
+        "options": Annotated[options, tyro.conf.arg(name="")],
+    }
+    description = inspect.getdoc(recipe_file.module) or ""
+    settings, asked = tyro.cli(command, prog=prog, description=description, args=words)
+    check_finite({**settings, **vars(asked)})
+    return settings, asked
+
+
+def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable[..., dict]:
+    """A function with the signature of the recipe, and these defaults, that returns what it is called with."""
+    signature = inspect.signature(recipe_file)
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        changed = parameter.replace(default=defaults[name]) if name in defaults else parameter
+        parameters.append(changed)
+    annotations = {name: each.annotation for name, each in signature.parameters.items()}
+    types = {
+        name: each for name, each in annotations.items() if each is not inspect.Parameter.empty
+    }
+
+    def collect(**settings: Any) -> dict[str, Any]:
+        return settings
+
+    collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)
+    collect.__annotations__ = {**types, "return": dict}
+    collect.__doc__ = recipe_file.__doc__
+    return collect

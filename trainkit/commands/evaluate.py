@@ -1,0 +1,60 @@
+"""trainkit evaluate: measure a run, a checkpoint or a file of weights on the validation images."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainkit.commands.trained import read_trained
+from trainkit.data.seeding import seed_host
+from trainkit.engine.loop import evaluate
+from trainkit.files import require_room
+from trainkit.options import EvaluateOptions
+from trainkit.storage.checkpoint import digest
+from trainkit.storage.lookup import read_precise_bn, read_seed
+from trainkit.storage.run_folder import Run
+from trainkit.storage.setting_values import plain
+
+
+def run(path: Path, words: list[str]) -> int:
+    """Measure what the words name, and write results.json; the exit code."""
+    trained, asked = read_trained("evaluate", path, EvaluateOptions, words)
+    seed = read_seed(trained.run) if asked.seed is None else asked.seed
+    precise_bn = asked.precise_bn
+    if precise_bn is None:
+        precise_bn = read_precise_bn(trained.run, trained.weights)
+    out = asked.out or trained.run
+
+    seed_host(seed)
+    recipe = trained.build()
+    if asked.as_stored:
+        recipe = recipe.as_stored()
+    recipe = replace(recipe, inference=asked.inference(recipe.inference))
+    if out is not None:
+        require_room(out)
+
+    def keep(results: dict[str, Any]) -> None:
+        if out is not None:
+            write_results(out, trained.weights, trained.settings, results)
+
+    evaluate(
+        recipe,
+        trained.weights,
+        seed=seed,
+        workers=asked.workers,
+        precise_bn=precise_bn or None,
+        weights_key=asked.weights_key,
+        channels_last=asked.channels_last,
+        tf32=asked.tf32,
+        partial=asked.partial,
+        keep=keep,
+    )
+    return 0
+
+
+def write_results(
+    folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]
+) -> None:
+    """Write `results.json` into a folder that is there: the metrics of an evaluation, and of what."""
+    of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
+    Run(folder).write("results.json", {**of, **results})

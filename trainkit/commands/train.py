@@ -1,0 +1,21 @@
+"""trainkit RECIPE: train it, or resume where it stopped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from trainkit.commands.arguments import read_settings_and_options
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.seeding import seed_host
+from trainkit.engine.loop import train
+from trainkit.options import Options
+
+
+def run(path: Path, words: list[str]) -> int:
+    """Train the recipe in the file at `path`; the exit code."""
+    recipe_file = load_recipe(path)
+    settings, options = read_settings_and_options(recipe_file, Options, f"trainkit {path}", words)
+    if options.out is None:
+        options = replace(options, out=Path("runs") / path.stem)
+    seed_host(options.seed)
+    train(build(recipe_file, settings), options, settings, path)
+    return 0
