@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 import torch
+from _results import Results, add_option
+from _timing import interleaved, told, versions
 from safetensors.torch import save_file
-from timing import interleaved, told, versions
 from torchvision.models import resnet18, resnet50
 
 from trainkit.files import flush
@@ -32,10 +33,10 @@ def parts(work: Path, snapshot: Snapshot, rounds: int) -> dict[str, list[float]]
     }
     return interleaved(
         {
-            "written": lambda: [save_file(tensors, file) for file, tensors in files.items()],
-            "flushed": lambda: [flush(file) for file in files],
-            "hashed": lambda: [digest(file) for file in files],
-            "an older one removed": lambda: [file.unlink() for file in files],
+            "writing": lambda: [save_file(tensors, file) for file, tensors in files.items()],
+            "flushing": lambda: [flush(file) for file in files],
+            "hashing": lambda: [digest(file) for file in files],
+            "removing an older checkpoint": lambda: [file.unlink() for file in files],
         },
         rounds,
     )
@@ -47,6 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--small", action="store_true", help="ResNet-18, to see that it runs")
+    add_option(parser)
     arguments = parser.parse_args()
     model = resnet18() if arguments.small else resnet50()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -80,12 +82,29 @@ def main() -> None:
         of_parts = parts(work, snapshot, arguments.rounds)
     plain = statistics.median(taken["torch.save"][1:])
     print(f"{statistics.median(written) / 2**20:.0f} MiB; {versions('torch', 'safetensors')}")
+    network = "ResNet-18" if arguments.small else "ResNet-50"
+    results = Results(
+        "checkpoint",
+        "torch",
+        "safetensors",
+        rounds=arguments.rounds,
+        baseline="torch.save",
+        note=f"{network} with SGD's momentum, {statistics.median(written) / 2**20:.0f} MiB",
+    )
+    rows = {
+        "foreground": "foreground: written, flushed, hashed, renamed",
+        "background": "--async-checkpoint",
+        "torch.save": "torch.save, neither flushed nor hashed",
+    }
     for name, (_, *seconds) in taken.items():  # the first round warms up
+        results.add(rows[name], "pause", "s", seconds, statistics.median(seconds) / plain)
         middle = statistics.median(seconds)
         spread = f"({min(seconds):.3f} to {max(seconds):.3f})"
         print(f"{name}: pause {middle:.3f} s {spread}, {middle / plain:.2f} x torch.save")
     for name, seconds in of_parts.items():
+        results.add(name, "by itself", "ms", [1e3 * each for each in seconds])
         print(told(f"  {name}", seconds))
+    results.write(arguments.results)
 
 
 if __name__ == "__main__":

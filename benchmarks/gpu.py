@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from _results import Results, add_option
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -301,6 +302,7 @@ def main() -> None:
     for hidden in ("--one", "--into"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    add_option(parser)
     asked = parser.parse_args()
     if asked.one:
         found = (resnet50_of if asked.what == "resnet50" else cifar10_of)(asked)
@@ -324,13 +326,16 @@ def main() -> None:
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "no GPU"
     print(f"{' '.join(sys.argv[1:])}: {name}, torch {torch.__version__}")
     first = runs[loops[0]]
+    results = Results(f"gpu-{asked.what}", "torch", rounds=asked.rounds, baseline=loops[0])
     for loop, taken in runs.items():
         line = f"{loop:9}"
         for name in taken[0]:
             values = [each[name] for each in taken]
             ratio = median(values) / median(each[name] for each in first)
+            results.add(loop, name, "", values, ratio)
             line += f"  {name} {median(values):.4g} ({min(values):.4g} to {max(values):.4g}), {ratio:.3f} x {loops[0]};"
         print(line.rstrip(";"), flush=True)
+    results.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/memory.py                  # the table of docs/results.md
     python benchmarks/memory.py --size 64        # the same, small
 
-First a whole tiny training (benchmarks/tiny.py), by trainkit and bare: the most that the process took. Then parts of a
-step. Each row is a process of its own; peak: the most of its memory in use during the work, less what was in use before
-it (Linux, /proc/self/clear_refs and VmHWM).
+First a whole tiny training (benchmarks/_tiny_run.py), by trainkit and bare: the most that the process took. Then parts
+of a step. Each row is a process of its own; peak: the most of its memory in use during the work, less what was in use
+before it (Linux, /proc/self/clear_refs and VmHWM).
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from timing import versions
+from _results import Results, add_option
+from _timing import versions
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
@@ -69,12 +70,12 @@ WAYS = {
 }
 
 
-def tiny_runs(rounds: int) -> None:
+def tiny_runs(rounds: int, results: Results) -> None:
     """The peaks of both, interleaved."""
     peaks: dict[str, list[float]] = {"bare": [], "trainkit": []}
     for _ in range(rounds):
         for way, found in peaks.items():
-            words = [sys.executable, str(Path(__file__).parent / "tiny.py"), way]
+            words = [sys.executable, str(Path(__file__).parent / "_tiny_run.py"), way]
             printed = subprocess.run(words, check=True, text=True, stdout=subprocess.PIPE).stdout
             found.append(float(printed.split()[-1]))
     for way, found in peaks.items():
@@ -82,6 +83,8 @@ def tiny_runs(rounds: int) -> None:
             f"({min(found):.0f} to {max(found):.0f})",
             median(found) / median(peaks["bare"]),
         )
+        row = "trainkit" if way == "trainkit" else "bare PyTorch"
+        results.add(row, "peak", "MiB", found, ratio)
         print(f"tiny run: {way:30} {median(found):8.0f} MiB {spread}, {ratio:.3f} x bare")
 
 
@@ -111,17 +114,39 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--only", nargs="+", choices=["tiny run", *WAYS], help="default: all")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    add_option(parser)
     asked = parser.parse_args()
     if asked.way is not None:
         mib, seconds = measure(WAYS[asked.way](asked.size), asked.rounds)
         print(f"{asked.way:40} {mib:8.0f} MiB {seconds:8.3f} s")
         return
     print(versions("torch", "accelerate"))
-    tiny_runs(asked.rounds)
-    for way in WAYS:
+    chosen = asked.only or ["tiny run", *WAYS]
+    tiny = Results("memory-tiny_run", "torch", rounds=asked.rounds, baseline="bare PyTorch")
+    if "tiny run" in chosen:
+        tiny_runs(asked.rounds, tiny)
+    parts = {
+        "loss": Results("memory-loss", "torch"),
+        "ResNet-50": Results("memory-resnet50", "torch", rounds=asked.rounds),
+    }
+    for way in [each for each in WAYS if each in chosen]:
         size = ["--size", str(asked.size), "--rounds", str(asked.rounds)]
-        subprocess.run([sys.executable, __file__, "--way", way, *size], check=True)
+        command = [sys.executable, __file__, "--way", way, *size]
+        printed = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+        print(printed, end="")
+        mib, seconds = (float(each) for each in re.findall(r"([\d.]+) (?:MiB|s)\b", printed))
+        kind, _, program = way.partition(": ")
+        if kind == "ResNet-50":
+            parts["ResNet-50"].put(program, "peak", "MiB", mib)
+            parts["ResNet-50"].put(program, "time of forward and backward", "s", seconds)
+        else:
+            row = f"4 x 150 x {asked.size} x {asked.size}, {kind.removeprefix('loss, ')}"
+            parts["loss"].put(row, program, "MiB", mib)
+    for results in (tiny, *parts.values()):
+        if results.measurements:
+            results.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every optimizer that can be built here: trained, killed by SIGKILL, resumed; which end as if nothing had happened.
 
-    python benchmarks/optimizers.py [--out docs/optimizers.md --sharded FILE] [NAME ...]
+    python benchmarks/optimizers.py [NAME ...]
 
 Each is trained three times by `trainkit.train` in processes of their own, forked from one that has torch imported:
 whole, killed after step 5 (a checkpoint is written every second one), and on from there. Bit-equal means weights,
@@ -25,6 +25,8 @@ import timm
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _results import Results, add_option
+
 from helpers.network_recipes import small
 from helpers.optimizers import builders
 from helpers.toy_recipes import Images
@@ -96,8 +98,7 @@ def rows(folder: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--sharded", type=Path)
+    add_option(parser)
     parser.add_argument("names", nargs="*")
     asked = parser.parse_args()
     found = {}
@@ -110,55 +111,11 @@ def main() -> None:
     told = f"{len(found)} optimizers and variants: {equal} bit-equal, {refused} refused by name at the start, "
     told += f"{len(found) - equal - refused} otherwise ({versions}, CPU)"
     print(told)
-    if asked.out is not None:
-        sharded = read_sharded(asked.sharded) if asked.sharded is not None else {}
-        lines = [PAGE.format(told=told)]
-        lines += [f"| {name} | {what} | {sharded.get(name, '')} |" for name, what in found.items()]
-        asked.out.write_text("\n".join(lines) + "\n")
+    results = Results("optimizers", "torch", "timm", "prodigyopt", "schedulefree")
+    for name, what in found.items():
+        results.put(name, "trained, killed, resumed", "", what)
+    results.write(asked.results)
     sys.exit(equal + refused != len(found))
-
-
-def read_sharded(file: Path) -> dict[str, str]:
-    """By optimizer, what benchmarks/sharded_resume.py found of it; of a refusal the one word."""
-    lines = [line.split(" | ", 1) for line in file.read_text().splitlines() if " | " in line]
-    return {name: what.partition(":")[0] for name, what in lines}
-
-
-PAGE = """# Optimizers
-
-A recipe brings its optimizer, from torch, timm or elsewhere. Its state is opaque to trainkit: it is saved, resumed,
-sharded and rolled back whole, or the optimizer is refused by name at the start.
-
-- **Its parameters are the trained ones.** Gradient norm, clipping and fp16's scale are of these alone; gradients of
-  other parameters are dropped after each step.
-- **Resume** puts back all state and all values of the groups (Prodigy's `d`, a count of steps). What the recipe now
-  sets otherwise than when the run began, such as another weight decay, is applied.
-- **Schedule-free optimizers**: `optimizer.eval()` and `optimizer.train()` are called around evaluations and saves. A
-  checkpoint's model holds the weights to be evaluated; those in training are beside it, so that a resume is bit-equal.
-  Batch norm's statistics belong to the weights in training: give `--precise-bn` with batch norm.
-- **`--on-nonfinite skip`** leaves the state as it was, in the first step too. With torch's own optimizers this is done
-  on the device; for others the step waits for it.
-- **Refused**: a step that needs a closure (LBFGS), second derivatives (AdaHessian), sparse gradients (SparseAdam),
-  groups or state that no checkpoint can hold (sets, functions, sparse or complex128 tensors), and parameters that are
-  not the model's.
-- **FSDP**: before the first step copies of the optimizer update one weight of each shape whole and sharded; where
-  weights, state or groups then differ by more than rounding, or the sharded update fails, it is refused by name. It
-  needs no list of names, and so holds for an optimizer of your own. With plain DDP each process has whole weights, and
-  all optimizers of the table are right there. `benchmarks/sharded_optimizers.py` trains each for a few steps:
-  119 of the 122 below: 73 train as one process does (weights within 2.2e-4 of the longest way, losses within 2e-5), 40
-  are refused by FSDP's trial, and 6 everywhere; none that it lets pass trains otherwise. Refused are Muon (its bfloat16
-  products round otherwise), Rprop, Adafactor, AdamP, SGDP, NovoGrad, MARS, timm's "cautious" ones (c...), and Prodigy
-  (its state is flat, and not sharded as the weights are). PSGD Kron, whose update of sharded weights takes minutes, is
-  refused untried.
-- **Resume under FSDP**: `benchmarks/sharded_resume.py` trains each on two processes, whole, and stopped after step 4 of
-  8 and resumed: all 73 that the trial lets pass end bit-equal, weights, state and log, and the 49 others are refused
-  before the first step.
-
-The table is written by `python benchmarks/optimizers.py --out docs/optimizers.md --sharded FILE`: each is trained
-whole, killed by SIGKILL after step 5 and resumed from its last checkpoint; FILE has what came of it under FSDP. {told}.
-
-| optimizer | trained, killed, resumed | under FSDP |
-|---|---|---|"""
 
 
 if __name__ == "__main__":

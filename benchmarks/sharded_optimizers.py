@@ -1,6 +1,6 @@
 """Every optimizer that can be built here, under FSDP on two processes: its training against that of one process.
 
-    torchrun --nproc-per-node 2 benchmarks/sharded_optimizers.py [--out FILE] [NAME ...]
+    torchrun --nproc-per-node 2 benchmarks/sharded_optimizers.py [NAME ...]
 
 Each trains a small network for a few steps twice: whole, and sharded whatever the trial before the first step says of
 it. What it says must agree: an optimizer that it lets pass trains as in one process, to rounding.
@@ -8,6 +8,7 @@ it. What it says must agree: an optimizer that it lets pass trains as in one pro
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _results import Results, add_option
+
 from helpers.optimizers import Builder, builders
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import gathered, prepare
@@ -100,7 +103,7 @@ def compared(accelerator, build: Builder) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path)
+    add_option(parser)
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -113,8 +116,32 @@ def main() -> None:
         rows.append((name, *compared(accelerator, known[name])))
         if accelerator.is_main_process:
             print(*rows[-1], sep=" | ", flush=True)
-    if accelerator.is_main_process and given.out:
-        given.out.write_text("".join(" | ".join(row) + "\n" for row in rows))
+    if accelerator.is_main_process:
+        record(rows, given.results)
+
+
+def record(rows: list[tuple[str, str, str]], folder: Path) -> None:
+    """Counts of what the trial said and how the trainings went: within 1e-3 is rounding."""
+    everywhere = [row for row in rows if row[1].startswith("refused everywhere")]
+    accepted = [row for row in rows if row[1] == "same"]
+    gaps = [re.findall(r"weights (\S+) of the way, losses (\S+)", row[2]) for row in accepted]
+    equal = [pair for pair in gaps if pair and max(map(float, pair[0])) < 1e-3]
+    most = [f"{max((float(pair[0][i]) for pair in equal), default=0):.1e}" for i in (0, 1)]
+    results = Results("optimizers-sharded", "torch", "timm", "prodigyopt", "schedulefree")
+    results.head["command"] = "torchrun --nproc-per-node 2 benchmarks/sharded_optimizers.py"
+    counts = {
+        "tried under FSDP2 on two processes": len(rows),
+        f"train as one process does (weights within {most[0]} of the distance moved, losses within "
+        f"{most[1]})": len(equal),
+        "refused by FSDP's trial before the first step": len(rows)
+        - len(everywhere)
+        - len(accepted),
+        "refused everywhere": len(everywhere),
+        "accepted, yet trained differently": len(accepted) - len(equal),
+    }
+    for row, count in counts.items():
+        results.put(row, "optimizers and variants", "", count)
+    results.write(folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every optimizer that can be built here, under FSDP on two processes: stopped, resumed, against a run without a stop.
 
-    torchrun --nproc-per-node 2 benchmarks/sharded_resume.py [--out FILE] [NAME ...]
+    torchrun --nproc-per-node 2 benchmarks/sharded_resume.py [NAME ...]
 
 Each is trained by `trainkit.train` three times: whole, without a checkpoint before its end; with one after every second
 step, of which all but those of the first half are removed; and on from the last that is left, by objects built anew.
@@ -27,6 +27,8 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _results import Results, add_option
+
 from helpers.optimizers import Builder, builders
 from helpers.toy_recipes import CLASSES, Images, recognition
 from trainkit import Options, Recipe, train
@@ -122,7 +124,7 @@ def resumed(accelerator: Accelerator, build: Builder) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path)
+    add_option(parser)
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -142,8 +144,11 @@ def main() -> None:
         others = len(found) - sum(counts)
         told = f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {others} otherwise"
         print(told)
-        if given.out:
-            given.out.write_text("".join(" | ".join(row) + "\n" for row in found) + told + "\n")
+        results = Results("sharded_resume", "torch", "timm", "prodigyopt", "schedulefree")
+        results.head["command"] = "torchrun --nproc-per-node 2 benchmarks/sharded_resume.py"
+        for name, went in found:
+            results.put(name, "under FSDP", "", went.partition(":")[0])
+        results.write(given.results)
     sys.exit(any("DIFFERENT" in went or "NOT" in went for _, went in found))
 
 

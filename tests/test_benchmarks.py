@@ -1,5 +1,7 @@
-"""Every benchmark runs, at a tiny size. What it measures is not looked at: the suite times nothing."""
+"""Every benchmark runs, at a tiny size, and records a file. The suite does not look at the times."""
 
+import json
+import shlex
 import sys
 
 import pytest
@@ -7,72 +9,46 @@ import pytest
 from helpers.processes import ROOT, run
 
 SMALL = {
-    "activations": (
-        "--networks",
-        "mobilenet_v3_small",
-        "--images",
-        "2",
-        "--out",
-        "activations.json",
-    ),
-    "checkpoint": ("--rounds", "1", "--small"),
-    "fuzz_images": ("--files", "104"),
-    "gpu": (
-        "resnet50",
-        "--loops",
-        "trainkit",
-        "--rounds",
-        "1",
-        "--steps",
-        "3",
-        "--batch",
-        "2",
-        "--size",
-        "32",
-    ),
-    "images": (
-        "--images",
-        "16",
-        "--batch",
-        "4",
-        "--rounds",
-        "1",
-        "--cases",
-        "train",
-        "segment-jpeg",
-    ),
-    "memory": ("--size", "64", "--rounds", "1", "--way", "loss, bfloat16: trainkit"),
-    "metrics": ("--size", "32", "--classes", "5", "--rounds", "1"),
-    "optimizers": ("torch.optim.AdamW",),
-    "scale": ("--images", "3", "--gb", "0.001", "--rounds", "1", "--steps", "10"),
-    "start": ("--rounds", "1"),
-    "step": ("--loops", "bare", "trainkit_held", "--rounds", "1", "--steps", "8", "--batch", "4"),
-    "survive": ("--kills", "1", "--lanes", "1", "--settings", "recognition-1-ddp"),
-    "tiny": ("trainkit",),
-    "windows": ("--images", "1", "--rounds", "1", "--batches", "1", "4", "--window", "32"),
+    "activation_checkpointing": "--networks mobilenet_v3_small --images 2",
+    "checkpoint": "--rounds 1 --small",
+    "confusion_counts": "--size 32 --classes 5 --rounds 1",
+    "crash_recovery": "--kills 1 --lanes 1 --settings recognition-1-ddp",
+    "damaged_images": "--files 104",
+    "gpu": "resnet50 --loops trainkit --rounds 1 --steps 3 --batch 2 --size 32",
+    "input_pipeline": "--images 16 --batch 4 --rounds 1 --cases train segment-jpeg",
+    "memory": "--size 32 --rounds 1 --only loss,~bfloat16:~trainkit",
+    "optimizers": "torch.optim.AdamW",
+    "scaling": "--images 3 --gb 0.001 --rounds 1 --steps 10",
+    "sliding_window": "--images 1 --rounds 1 --batches 1 4 --window 32",
+    "startup": "--rounds 1",
+    "step_overhead": "--loops bare trainkit_held --rounds 1 --steps 8 --batch 4",
 }
 
 
 def test_all_have_a_tiny_size():
-    programs = [
-        file for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()
-    ]
-    elsewhere = {
-        "sharded_optimizers",
-        "sharded_resume",
-    }  # on two processes, by test_fsdp_optimizers.py
-    elsewhere.add("tables")  # measures nothing; test_docs.py
-    assert set(SMALL) | elsewhere == {file.stem for file in programs} and len(programs) >= 6
+    programs = {
+        file.stem
+        for file in (ROOT / "benchmarks").glob("[!_]*.py")
+        if "__main__" in file.read_text()
+    }
+    elsewhere = {"sharded_optimizers", "sharded_resume"}  # two processes: test_fsdp_optimizers.py
+    elsewhere |= {"tables"}  # measures nothing: test_docs.py
+    assert set(SMALL) | elsewhere == programs and len(programs) >= 6
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_runs(name, tmp_path):
-    path = f"{ROOT}"  # trainkit as it stands here, whatever is installed
-    printed = run(
-        sys.executable,
-        ROOT / "benchmarks" / f"{name}.py",
-        *SMALL[name],
-        cwd=tmp_path,
-        PYTHONPATH=path,
-    )
-    assert any(letter.isdigit() for letter in printed.stdout), printed.stdout
+    program = ROOT / "benchmarks" / f"{name}.py"
+    results = tmp_path / "results"
+    words = [word.replace("~", " ") for word in SMALL[name].split()]
+    words += ["--results", str(results)]
+    run(sys.executable, program, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    files = sorted(results.glob("*.json"))
+    assert files and all(file.stem.partition("-")[0] == name for file in files)
+    for file in files:
+        recorded = json.loads(file.read_text())
+        assert shlex.split(recorded["command"])[1:] == [f"benchmarks/{name}.py", *words[:-2]]
+        assert recorded["machine"]["cores"] >= 1 and recorded["versions"]["torch"]
+        assert recorded["source"].startswith("measured ") and recorded["measurements"]
+        for each in recorded["measurements"]:
+            assert "value" in each or 0 <= each["min"] <= each["median"] <= each["max"], each

@@ -1,8 +1,8 @@
 """From logits to label maps to counts: trainkit, torchvision's reference training and torchmetrics.
 
-    python benchmarks/metrics.py                 # [4, 512, 512] label maps of 150 classes, a tenth ignored
-    python benchmarks/metrics.py --patch 32      # labels in patches of 32 x 32 pixels, as pictures have them
-    python benchmarks/metrics.py --size 64 --rounds 1
+    python benchmarks/confusion_counts.py                 # [4, 512, 512] label maps of 150 classes, a tenth ignored
+    python benchmarks/confusion_counts.py --patch 32      # labels in patches of 32 x 32 pixels, as pictures have them
+    python benchmarks/confusion_counts.py --size 64 --rounds 1
 
 torchmetrics takes `pip install ".[benchmarks]"`; its row is left out where it is missing. All counts are compared.
 """
@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from statistics import median
 
 import torch
-from timing import interleaved, told, versions
+from _results import Results, add_option
+from _timing import interleaved, told, versions
 from torch import Tensor
 
 from trainkit.metrics.segmentation import MeanIoU
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--patch", type=int, default=1, help="pixels of one label, down and across")
     parser.add_argument("--rounds", type=int, default=9)
+    add_option(parser)
     asked = parser.parse_args()
     torch.manual_seed(0)
     logits = torch.randn(asked.images, asked.classes, asked.size, asked.size)
@@ -75,7 +77,7 @@ def main() -> None:
 
     task = Segmentation(asked.classes, IGNORE)
     tables = {
-        "label maps to counts": {
+        "segmentation masks to counts": {
             name: lambda count=count: count(predictions, targets, asked.classes)
             for name, count in counters.items()
         },
@@ -86,15 +88,21 @@ def main() -> None:
             "trainkit": lambda: of_trainkit(task.predict(logits, targets), targets, asked.classes),
         },
     }
+    results = Results(
+        "confusion_counts", "torch", "torchmetrics", rounds=asked.rounds, baseline="trainkit"
+    )
     for title, ways in tables.items():
         counts = [work() for work in ways.values()]
         assert all(torch.equal(counts[0], other) for other in counts[1:]), title
         taken = interleaved(ways, asked.rounds)
         ours = median(taken["trainkit"])
         for name, seconds in taken.items():
+            milliseconds = [1e3 * each for each in seconds]
+            results.add(name, title, "ms", milliseconds, median(seconds) / ours)
             print(
                 f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's time"
             )
+    results.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a step costs beside its arithmetic: the same network, images and optimizer in trainkit and in other loops.
 
-    python benchmarks/step.py                          # tiny network, batches of 32, all loops that are installed
-    python benchmarks/step.py --network resnet18 --steps 30
-    python benchmarks/step.py --loops bare trainkit --rounds 1 --steps 40
+    python benchmarks/step_overhead.py                    # tiny network, batches of 32, all loops that are installed
+    python benchmarks/step_overhead.py --network resnet18 --steps 30
+    python benchmarks/step_overhead.py --loops bare trainkit --rounds 1 --steps 40
 
 Each run is a process of its own with a terminal for its screen; the loops take turns, and a figure is the median over
 the rounds. The network itself takes the time, at each forward pass in training, so that every loop is measured between
@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from _results import Results, add_option
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
@@ -36,6 +37,15 @@ from torchvision.models import resnet18
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 CLASSES, LOG_EVERY, EPOCH = 10, 50, 200  # EPOCH: steps
+ROWS = {
+    "bare": "bare PyTorch",
+    "accelerate": "bare Accelerate",
+    "trainkit": "trainkit, images read one by one",
+    "trainkit_held": "trainkit, images held and read by the batch (OnDevice)",
+    "hf_trainer": "HF Trainer",
+    "pytorch_accelerated": "pytorch-accelerated",
+    "lightning": "Lightning",
+}
 NEEDS = {
     "lightning": "lightning",
     "hf_trainer": "transformers",
@@ -311,6 +321,7 @@ def main() -> None:
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=there)
     parser.add_argument("--one", choices=LOOPS, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    add_option(parser)
     asked = parser.parse_args()
     if asked.one:
         return measure(asked)
@@ -334,10 +345,19 @@ def main() -> None:
     print(f"{asked.network}, batches of {asked.batch}, {asked.steps} steps, medians of {asked.rounds}; "
           f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores")  # fmt: skip
     first = median(found[asked.loops[0]])
+    results = Results(
+        f"step_overhead-{asked.network}",
+        "torch",
+        "accelerate",
+        rounds=asked.rounds,
+        baseline=ROWS.get(asked.loops[0], asked.loops[0]),
+    )
     for name, taken in found.items():
         here = median(taken)
+        results.add(ROWS.get(name, name), "time per step", "ms", taken, here / first)
         print(f"{name:20} {here:8.3f} ms a step ({min(taken):.3f} to {max(taken):.3f}), "
               f"{here / first:.2f} x {asked.loops[0]}")  # fmt: skip
+    results.write(asked.results)
 
 
 if __name__ == "__main__":

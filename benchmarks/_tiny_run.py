@@ -1,7 +1,7 @@
 """A tiny training, by trainkit or as a bare PyTorch loop, which prints the most memory that it took, in MiB.
 
-    python benchmarks/tiny.py trainkit
-    python benchmarks/tiny.py bare
+    python benchmarks/_tiny_run.py trainkit
+    python benchmarks/_tiny_run.py bare
 
 Four convolutions on 512 images of 32 x 32 pixels, batches of 32, two epochs, an evaluation after each. What only one of
 the two imports is part of what is measured, so that each imports its own.

@@ -14,12 +14,12 @@ from typing import Any
 
 import psutil
 import torch
-from forked import command, start
+from _forked import command, start
 
 from trainkit.storage.checkpoint import list_checkpoints, load, verify
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "benchmarks" / "kill_recipe.py"
+RECIPE = ROOT / "benchmarks" / "_kill_recipe.py"
 EVERY, EPOCHS, STEPS_PER_EPOCH = 2, 3, 4
 PATIENCE = 90.0  # seconds in which what is left of a run must have ended
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",

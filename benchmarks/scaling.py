@@ -1,11 +1,11 @@
 """What grows with the number of images and of processes, without having them: figures of docs/scale.md.
 
-    python benchmarks/scale.py                    # orders up to 10^8 images, a checkpoint of 1 GB
-    python benchmarks/scale.py --images 5 --gb 0.01 --rounds 1 --steps 20
+    python benchmarks/scaling.py                    # orders up to 10^8 images, a checkpoint of 1 GB
+    python benchmarks/scaling.py --images 5 --gb 0.01 --rounds 1 --steps 20
 
 The last table is of real trainings of a tiny network on 10^3 images and more, each a process of its own, interleaved:
-the time of a step, and the time to the first step of a run that goes on, which draws the order of its epoch first: from
-the command, and from the call of `train`. How it depends on the step gone on from: benchmarks/survive.py --kills 0.
+the time of a step, and the time to the first step of a resumed run, which draws the order of its epoch first: from
+the command, and from the call of `train`. How it depends on the step: benchmarks/crash_recovery.py --kills 0.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from timing import told, versions
+from _results import Results, add_option
+from _timing import told, versions
 from torch.utils.data import Dataset
 
 from trainkit import Options, Recipe, train
@@ -44,18 +45,20 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
     return median(taken)
 
 
-def orders(largest: int) -> None:
+def orders(largest: int, results: Results) -> None:
     """An epoch's order: its memory, and how long it takes to draw."""
     for exponent in range(3, largest + 1):
         order = TrainOrder(10**exponent, 1024, seed=0)
         drawn = seconds(lambda order=order: order.epoch(0), 3)
         mib = 4 * 10**exponent / 2**20  # int32
+        results.put(f"10^{exponent} images", "order of an epoch", "MiB", mib)
+        results.put(f"10^{exponent} images", "time to draw it", "s", drawn)
         print(
             f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f} s per epoch"
         )
 
 
-def host_work() -> None:
+def host_work(results: Results) -> None:
     """Arithmetic of one step in one process: its share of the batch, its passes, its keys."""
     for processes in (1, 8, 64, 512):
         order = TrainOrder(10**6, 64 * processes, 0, processes, micro_batch=32)
@@ -66,12 +69,14 @@ def host_work() -> None:
             order.num_images_of(7)
 
         taken = 1e6 * seconds(step, 101)
+        row = f"{processes} process{'es' if processes > 1 else ''}"
+        results.put(row, "host arithmetic of a step", "us", taken)
         print(
             f"{processes:4} processes, batch {64 * processes:6}: {taken:8.1f} us of host arithmetic a step"
         )
 
 
-def saving(gb: float) -> None:
+def saving(gb: float, results: Results) -> None:
     """Seconds to write one checkpoint, flushed and hashed, and to read and verify it."""
     weights = {f"layer{i}": torch.randn(int(gb * 1e9 / 4 / 64)) for i in range(64)}
     snapshot = checkpoint.Snapshot.of(weights, {}, copy=False)
@@ -79,6 +84,8 @@ def saving(gb: float) -> None:
         written = seconds(lambda: checkpoint.write(Path(folder), 1, snapshot), 3)
         path = checkpoint.checkpoint_path(Path(folder), 1)
         read = seconds(lambda: (checkpoint.verify(path), checkpoint.load(path)), 3)
+    results.put("write a checkpoint", "seconds per GB", "s", written / gb)
+    results.put("verify and read it", "seconds per GB", "s", read / gb)
     print(
         f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify and read"
     )
@@ -121,7 +128,7 @@ def stopped_training(out: Path, num_images: int, steps: int) -> None:
     print(json.dumps([begun, *done]))
 
 
-def growth(largest: int, rounds: int, steps: int) -> None:
+def growth(largest: int, rounds: int, steps: int, results: Results) -> None:
     """Steps and resumes of real trainings on 10^3 to 10^largest images."""
     found: dict[int, list[tuple[float, ...]]] = {exponent: [] for exponent in range(3, largest + 1)}
     with tempfile.TemporaryDirectory() as folder:
@@ -146,9 +153,16 @@ def growth(largest: int, rounds: int, steps: int) -> None:
                 found[exponent].append((done[0] - asked, done[0] - begun, step))
     for exponent, rows in found.items():
         print(f"10^{exponent} images")
-        for name, seconds in zip(
-            ("goes on: from the command", "goes on: from the call", "a step"), zip(*rows)
-        ):
+        from_command, from_call, of_step = zip(*rows)
+        row = f"10^{exponent} images"
+        results.add(row, "step", "ms", [1e3 * each for each in of_step])
+        results.add(row, "resume: command to first step", "s", from_command)
+        results.add(row, "resume: call of train to first step", "s", from_call)
+        for name, seconds in {
+            "resume: from the command": from_command,
+            "resume: from the call of train": from_call,
+            "a step": of_step,
+        }.items():
             print(told(f"  {name}", seconds))
 
 
@@ -162,15 +176,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of trainings")
     parser.add_argument("--steps", type=int, default=100, help="of each training in each round")
     parser.add_argument("--train", type=Path, metavar="OUT", help="be one of these trainings")
+    add_option(parser)
     asked = parser.parse_args()
     if asked.train is not None:
         stopped_training(asked.train, 10**asked.images, asked.steps)
         return
     print(versions("torch"))
-    orders(asked.images)
-    host_work()
-    saving(asked.gb)
-    growth(min(7, asked.images), asked.rounds, asked.steps)
+    order, host = Results("scaling-order", "torch"), Results("scaling-host", "torch")
+    saved = Results("scaling-checkpoint", "torch")
+    note = f"rounds of {asked.steps} steps"
+    runs = Results("scaling-runs", "torch", rounds=asked.rounds, note=note)
+    orders(asked.images, order)
+    host_work(host)
+    saving(asked.gb, saved)
+    growth(min(7, asked.images), asked.rounds, asked.steps, runs)
+    for results in (order, host, saved, runs):
+        results.write(asked.results)
 
 
 if __name__ == "__main__":

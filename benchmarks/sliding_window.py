@@ -1,7 +1,7 @@
 """Evaluation in windows: many of them in a pass, against one at a time.
 
-    python benchmarks/windows.py                 # ResNet-18-sized FCN, 6 images of unlike size, windows of 160
-    python benchmarks/windows.py --images 1 --rounds 1 --window 32
+    python benchmarks/sliding_window.py                 # ResNet-18-sized FCN, 6 images of unlike size, windows of 160
+    python benchmarks/sliding_window.py --images 1 --rounds 1 --window 32
 
 Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same machine does the same work; only the batch differs.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from _results import Results, add_option
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -38,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    add_option(parser)
     asked = parser.parse_args()
     accelerator = start_accelerator()
     objective = (
@@ -74,10 +76,19 @@ def main() -> None:
                 seconds.append(time.perf_counter() - begun)
                 assert len(found) == len(samples)
     alone = median(taken[asked.batches[0]][1:])  # the first round warms up
+    first = f"{asked.batches[0]} windows per forward pass"
+    results = Results(
+        f"sliding_window-{asked.window}", "torch", rounds=asked.rounds, baseline=first
+    )
     for batch, seconds in taken.items():
+        rates = [asked.images / each for each in seconds[1:]]
+        column = f"{batch} windows per forward pass"
+        row = f"windows of {asked.window} pixels"
+        results.add(row, column, "images/s", rates, alone / median(seconds[1:]))
         here, low, high = median(seconds[1:]), min(seconds[1:]), max(seconds[1:])
         each = f"{asked.images / here:6.2f} images/s ({low:.2f} to {high:.2f} s)"
-        print(f"{batch:3} windows in a pass: {each}, {alone / here:.2f} x the first")
+        print(f"{batch:3} windows per forward pass: {each}, {alone / here:.2f} x the first")
+    results.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Damaged image files through reading, training and the doctor: none may end a process or be told without its name.
 
-    python benchmarks/fuzz_images.py --files 12000 --out fuzz.json
-    python benchmarks/fuzz_images.py --files 200 --seed 7                # to see that it runs
+    python benchmarks/damaged_images.py --files 12000
+    python benchmarks/damaged_images.py --files 200 --seed 7                # to see that it runs
 
 Valid files of PNG, JPEG, WebP, TIFF, GIF, BMP and PPM, of every mode that Pillow writes and some PNGs that it does not,
 are damaged by flipped bits, cuts, zeroed, doubled and random blocks, and headers drawn anew; every second damaged PNG
@@ -39,6 +39,8 @@ from PIL import Image
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from _results import Results, add_option
 
 from trainkit import Options, Recipe, train
 from trainkit.commands.doctor import examine
@@ -374,7 +376,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=12_000)
     parser.add_argument("--portion", type=int, default=1000, help="files of one training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a JSON file for the counts")
+    add_option(parser)
     asked = parser.parse_args()
     kinds, whole = wholes(), {"crashes": [], "unnamed": [], "counts": Counter()}
     for begin in range(0, asked.files, asked.portion):
@@ -397,8 +399,15 @@ def main() -> int:
     }  # fmt: skip
     text = json.dumps(report, indent=1)
     print(text)
-    if asked.out:
-        asked.out.write_text(text + "\n")
+    results = Results("damaged_images", "torch", "torchvision", "pillow", note=f"seed {asked.seed}")
+    results.put(f"damaged files, of {len(kinds)} kinds", "files", "", asked.files)
+    crashes = "files that ended a process, or at which one hung"
+    results.put(crashes, "files", "", len(whole["crashes"]))
+    unnamed = "errors without the file's name, or reported differently by training and doctor"
+    results.put(unnamed, "files", "", len(whole["unnamed"]))
+    for what, count in sorted(whole["counts"].items()):
+        results.put(what, "files", "", count)
+    results.write(asked.results)
     return 1 if whole["crashes"] or whole["unnamed"] else 0
 
 

@@ -1,8 +1,8 @@
 """Images from files to batches: trainkit against the loader of torchvision's references, which works on Pillow images.
 
-    python benchmarks/images.py                                          # everything, four minutes on two cores
-    python benchmarks/images.py --cases train evaluate --workers 0
-    python benchmarks/images.py --images 16 --batch 4 --rounds 1         # to see that it runs
+    python benchmarks/input_pipeline.py                                          # everything, four minutes on two cores
+    python benchmarks/input_pipeline.py --cases train evaluate --workers 0
+    python benchmarks/input_pipeline.py --images 16 --batch 4 --rounds 1         # to see that it runs
 
 Each way of reading is a process of its own with one thread, and with `--workers` processes that read for it; the rounds
 go through all ways in turn, the first warms up, and medians are taken of the rest. Photos and label maps are those of
@@ -37,7 +37,8 @@ from torchvision.transforms import functional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from image_peers import CROP, SHORT, TO_FLOAT, ReferencePairs, RegionPairs, RegionPhotos, timms
+from _peers import CROP, SHORT, TO_FLOAT, ReferencePairs, RegionPairs, RegionPhotos, timms
+from _results import Results, add_option
 
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.image_io import read_image
@@ -47,6 +48,19 @@ from trainkit.data.transforms.segmentation import train_transform as train_pairs
 from trainkit.distributed.accelerator import start_accelerator
 
 SIZES = {"segment-jpeg": (683, 512), "segment-png": (240, 180), "segment-png-large": (480, 360)}
+ROWS = {
+    "references": "torchvision references",
+    "timm": "timm create_loader",
+    "regions": "trainkit's crops of regions decoded by nvImageCodec",
+    "decoding": "decoding alone",
+}
+COLUMNS = {
+    "train": "photos, training",
+    "evaluate": "photos, evaluation",
+    "segment-jpeg": "683 x 512, JPEG + PNG",
+    "segment-png": "240 x 180 (CamVid here), PNG + PNG",
+    "segment-png-large": "480 x 360, PNG + PNG",
+}
 CASES = ["train", "evaluate", *SIZES]
 
 
@@ -232,6 +246,17 @@ def difference(root: Path) -> float:
     return float(np.mean(found))
 
 
+def of_case(case: str, workers: int, rounds: int, results: dict[str, Results]) -> Results:
+    """The file that a case's measurements go into: photos and pairs, by number of workers, apart."""
+    how = {0: "one_core", 1: "one_worker", 2: "two_workers"}.get(workers, f"{workers}_workers")
+    kind = "" if case in ("train", "evaluate") else "segmentation-"
+    name = f"input_pipeline-{kind}{how}"
+    if name not in results:
+        libraries = ("torch", "torchvision", "pillow", "timm", "nvidia-nvimgcodec-cu12")
+        results[name] = Results(name, *libraries, rounds=rounds, baseline=ROWS["references"])
+    return results[name]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -245,6 +270,7 @@ def main() -> None:
         "--batch", type=int, default=64, help="photos of a batch; a quarter of it for label maps"
     )
     parser.add_argument("--rounds", type=int, default=7)
+    add_option(parser)
     asked = parser.parse_args()
     if asked.batch < 4 or asked.images < 2 * asked.batch:
         parser.error("--batch must be at least 4, and --images two batches")
@@ -255,18 +281,28 @@ def main() -> None:
     }
     print(f"{'real' if os.environ.get('TRAINKIT_DATA') else 'generated (TRAINKIT_DATA is not set)'} images; "
           f"{', '.join(map(' '.join, versions.items()))}; {torch.backends.cpu.get_cpu_capability()}")  # fmt: skip
+    results: dict[str, Results] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in asked.cases:
             root = prepare(case, Path(folder))
             if case == "train":
+                gap = Results("input_pipeline-difference", "torch", "torchvision", "pillow")
+                row = "training crops against Pillow's of the same regions"
+                gap.put(row, "mean difference", "grey levels", difference(root))
+                gap.write(asked.results)
                 print(f"mean difference to Pillow's crops: {difference(root):.3f} grey levels")
             for workers in asked.workers:
                 taken = race(case, root, asked, workers)
                 first = median(taken["references"])
+                recorded = of_case(case, workers, asked.rounds, results)
                 for way, each in taken.items():
+                    row = ROWS.get(way, way)
+                    recorded.add(row, COLUMNS[case], "ms", each, first / median(each))
                     spread = f"({min(each):6.3f} to {max(each):6.3f})"
                     print(f"{case:18} {workers} workers  {way:14} {median(each):7.3f} ms an image {spread} "
                           f"{first / median(each):5.2f} x references", flush=True)  # fmt: skip
+    for recorded in results.values():
+        recorded.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Runs killed at random and chosen moments, and started again until they are done: do they end bit-equal?
 
-    python benchmarks/survive.py --kills 1000 --out kills
-    python benchmarks/survive.py --kills 0 --resumes 7      # only how long going on takes
+    python benchmarks/crash_recovery.py --kills 1000 --out kills
+    python benchmarks/crash_recovery.py --kills 0 --resumes 7      # only the time to resume
 
 Each run is a small training of recognition (mixup, dropout, batch norm, EMA weights, AdamW) or segmentation, on 1, 2 or
 4 processes, alone, below torchrun or `accelerate launch`, with DDP or FSDP2, with and without data-loading workers. It
@@ -12,9 +12,9 @@ while `--rebase` opens the run or `--resume never` moves it aside. After every k
 every checkpoint must verify, no more steps may be lost than `--checkpoint-every`, and nothing may print a traceback;
 at the end weights and log must be those of the run that was never killed, bit for bit.
 
-Most launchers and all they start are forks of one process that has torch imported (forked.py); in every tenth run they
+Most launchers and all they start are forks of one process that has torch imported (_forked.py); in every tenth run they
 are interpreters of their own. `--out` holds a line for each run in kills.jsonl, and counts of them in kills.json; the
-same command goes on with what is missing.
+same command does what is missing.
 """
 
 import argparse
@@ -37,8 +37,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from forked import adopt_orphans, preload  # noqa: E402
-from kills import RECIPE, Setting, first, one_run, story  # noqa: E402
+from _forked import adopt_orphans, preload  # noqa: E402
+from _kills import RECIPE, Setting, first, one_run, story  # noqa: E402
+from _results import Results, add_option  # noqa: E402
 
 from trainkit.storage.checkpoint import list_checkpoints  # noqa: E402
 
@@ -128,6 +129,9 @@ def counts(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "kills": len(kills),
         "runs_equal": sum(run["equal"] for run in runs),
         "runs_at_fault": [run["run"] for run in runs if run["faults"]],
+        "unverified_checkpoints": sum(
+            "is damaged" in fault for run in runs for fault in run["faults"]
+        ),
         "kills_by": {name: dict(counter) for name, counter in by.items()},
         "kills_sharded": sum(run["setting"]["sharded"] for run, _ in kills),
         "kills_with_workers": sum(run["setting"]["workers"] > 0 for run, _ in kills),
@@ -137,6 +141,38 @@ def counts(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "hours_of_runs": round(sum(run["seconds"] for run in runs) / 3600, 2),
         "torch": torch.__version__,
     }
+
+
+def record(found: dict[str, Any], folder: Path) -> None:
+    """The table of the docs."""
+    hours = f"{found['hours_of_runs']} hours of runs"
+    results = Results("crash_recovery", "torch", note=hours)
+    by = {
+        name: ", ".join(f"{what} {count}" for what, count in counted.items())
+        for name, counted in found["kills_by"].items()
+    }
+    rows = {
+        "kills": f"{found['kills']:,} in {found['runs']} runs",
+        "runs that ended bit-equal to the run that was never killed": (
+            f"{found['runs_equal']} of {found['runs']}"
+        ),
+        "checkpoints that did not verify after a kill": found["unverified_checkpoints"],
+        "most steps lost by a kill, of 2 between checkpoints": found["most_steps_lost"],
+        "kills by victim": by["victim"],
+        "kills by signal": by["how"],
+        "kills by moment": by["when"],
+        "kills by number of processes": by["processes"],
+        "kills by launcher": by["launcher"],
+        "kills by task": by["task"],
+        "kills with sharded parameters (FSDP2)": found["kills_sharded"],
+        "kills with data-loading workers": found["kills_with_workers"],
+        "kills where launcher and ranks were interpreters of their own, not forks": found[
+            "kills_of_interpreters_of_their_own"
+        ],
+    }
+    for row, value in rows.items():
+        results.put(row, "count", "", value)
+    results.write(folder)
 
 
 def survive(arguments: argparse.Namespace) -> bool:
@@ -168,11 +204,12 @@ def survive(arguments: argparse.Namespace) -> bool:
     found = counts(read(arguments.out / "kills.jsonl"))
     (arguments.out / "kills.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
+    record(found, arguments.results)
     return not failed and not found["runs_at_fault"]
 
 
-def resumes(work: Path, rounds: int) -> None:
-    """Seconds from the start of `train` to the first image read, going on from step 100 and from step 10,000."""
+def resumes(work: Path, rounds: int, folder_of_results: Path) -> None:
+    """Seconds from the start of `train` to the first image read, resuming from step 100 and from step 10,000."""
     taken: dict[int, list[float]] = {100: [], 10_000: []}
     whole: dict[int, list[float]] = {100: [], 10_000: []}
     for step in taken:
@@ -206,6 +243,14 @@ def resumes(work: Path, rounds: int) -> None:
             assert f"going on from step-{step:09d}" in printed, printed
             taken[step].append(float(printed.split("first image after ")[1].split()[0]))
             shutil.rmtree(folder)
+    results = Results("crash_recovery-resume", "torch", rounds=rounds, baseline="from step 100")
+    for step in taken:
+        row, ratio = f"from step {step:,}", statistics.median(taken[step])
+        ratio /= statistics.median(taken[100])
+        column = "start of train to the first image read"
+        results.add(row, column, "s", taken[step], ratio if step > 100 else None)
+        results.add(row, "whole command", "s", whole[step])
+    results.write(folder_of_results)
     for step in taken:
         print(
             f"from step {step}: first image after {statistics.median(taken[step]):.3f} s "
@@ -226,12 +271,13 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, help="runs at once")
     parser.add_argument("--out", type=Path, help="where the counts go; default: nowhere")
     parser.add_argument(
-        "--resumes", type=int, default=0, help="rounds of measuring how long going on takes"
+        "--resumes", type=int, default=0, help="rounds of measuring the time to resume"
     )
     parser.add_argument(
         "--settings", default="", help="those alone whose name holds this, such as 4-fsdp2"
     )
     parser.add_argument("--seed", type=int, default=0)
+    add_option(parser)
     arguments = parser.parse_args()
     # trainkit looks at what its parent was started with
     if os.environ.get("OMP_NUM_THREADS") != "1":
@@ -243,7 +289,7 @@ def main() -> None:
     arguments.out = arguments.out or work / "kills"
     try:
         if arguments.resumes:
-            resumes(work, arguments.resumes)
+            resumes(work, arguments.resumes, arguments.results)
         if arguments.kills and not survive(arguments):
             raise SystemExit(1)
     finally:

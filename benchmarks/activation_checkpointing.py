@@ -1,22 +1,19 @@
 """What activation checkpointing saves over families of networks, and that it changes no bit.
 
-    python benchmarks/activations.py --out activations.json                    # twelve families, 8 images of 224
-    python benchmarks/activations.py --out activations.json --images 2 --networks resnet50 timm:convnext_tiny
+    python benchmarks/activation_checkpointing.py                    # twelve families, 8 images of 224
+    python benchmarks/activation_checkpointing.py --images 2 --networks resnet50 timm:convnext_tiny
 
 For each network, a fine-tuned one as recipes/recog_folder.py builds it: MiB that autograd holds between forward and
 backward (each tensor's memory once, without the weights), with and without; whether outputs, gradients, buffers and the
-state of the random numbers are equal; and how many blocks of which kind. Written as JSON with versions and machine.
+state of the random numbers are equal; and how many blocks of which kind.
 """
 
 import argparse
 import copy
-import json
-import platform
 from collections import Counter
-from pathlib import Path
 
 import torch
-from timing import versions
+from _results import Results, add_option
 from torch import Tensor, nn
 
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
@@ -64,9 +61,9 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--out", type=Path, required=True)
+    add_option(parser)
     asked = parser.parse_args()
-    rows = []
+    results = Results("activation_checkpointing", "torch", "torchvision", "timm")
     for name in asked.networks:
         side = 256 if name.endswith("_256") else 224
         images = torch.randn(
@@ -80,22 +77,14 @@ def main() -> None:
         before, expected = step(model, images)
         after, found = step(again, images)
         equal = len(found) == len(expected) and all(map(torch.equal, found, expected))
-        rows.append(
-            {
-                "network": name,
-                "mib": round(before),
-                "mib_checkpointed": round(after),
-                "equal": equal,
-                **kinds,
-            }
-        )
+        results.put(name, "images", "", asked.images)
+        results.put(name, "kept", "MiB", round(before))
+        results.put(name, "checkpointed", "MiB", round(after))
+        results.put(name, "bit-equal", "", "yes" if equal else "**no**")
+        results.put(name, "blocks", "", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
         told = "equal" if equal else "UNEQUAL"
         print(f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {told}  {dict(kinds)}", flush=True)
-        about = {
-            "machine": platform.platform(),
-            "versions": versions("torch", "torchvision", "timm"),
-        }
-        asked.out.write_text(json.dumps({**about, "images": asked.images, "rows": rows}, indent=1))
+    results.write(asked.results)
 
 
 if __name__ == "__main__":

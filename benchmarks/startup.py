@@ -1,7 +1,7 @@
 """From the command to the first optimizer step, whole processes: trainkit against a bare Accelerate script.
 
-    python benchmarks/start.py                   # ResNet-18, 64 JPEG files of 64 x 64, one worker process
-    python benchmarks/start.py --rounds 1
+    python benchmarks/startup.py                   # ResNet-18, 64 JPEG files of 64 x 64, one worker process
+    python benchmarks/startup.py --rounds 1
 
 Both read the same files by torchvision's ImageFolder and train the same network with the same optimizer; the function
 `recipe` below is trainkit's, `bare` the script. Interleaved; medians. `trainkit --help` is there for its own sake.
@@ -98,16 +98,19 @@ def until_stepped(command: list[str]) -> None:
 
 def main() -> None:
     """All of them in turn."""
+    import _results
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bare", type=Path, metavar="IMAGES", help="be the bare script")
+    _results.add_option(parser)
     asked = parser.parse_args()
     if asked.bare is not None:
         bare(asked.bare)
         return
-    from timing import interleaved, told, versions
+    from _timing import interleaved, told, versions
 
     with tempfile.TemporaryDirectory() as folder:
         images, out, python = Path(folder) / "images", Path(folder) / "run", sys.executable
@@ -127,7 +130,7 @@ def main() -> None:
         ]
         quiet = {"stdout": subprocess.DEVNULL, "check": True, "cwd": ROOT}
         ways = {
-            "import torch": lambda: subprocess.run([python, "-c", "import torch"], **quiet),
+            "import torch alone": lambda: subprocess.run([python, "-c", "import torch"], **quiet),
             "bare Accelerate": lambda: until_stepped([python, __file__, "--bare", str(images)]),
             "trainkit": lambda: until_stepped([*ours, "--out", str(out)]),
             "trainkit --help": lambda: subprocess.run(
@@ -137,8 +140,18 @@ def main() -> None:
         taken = interleaved(ways, asked.rounds)
     print(versions("torch", "torchvision", "accelerate"))
     bare_s = median(taken["bare Accelerate"])
+    results = _results.Results(
+        "startup",
+        "torch",
+        "torchvision",
+        "accelerate",
+        rounds=asked.rounds,
+        baseline="bare Accelerate",
+    )
     for name, seconds in taken.items():
+        results.add(name, "seconds", "s", seconds, median(seconds) / bare_s)
         print(f"{told(name, seconds, unit=1)}, {median(seconds) / bare_s:.2f} x bare Accelerate")
+    results.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What images.py compares with: torchvision's references, timm's loader, and a decoder of regions."""
+"""What input_pipeline.py compares with: torchvision's references, timm's loader, and a decoder of regions."""
 
 import random
 from collections.abc import Iterable
