@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,49 +17,155 @@ from trainkit.outputs import size_divisor
 # of ImageNet, per channel of images in [0, 1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# what a task must have of its own
+TASK_DEFINES = (
+    "terms", "headline", "higher_is_better", "counts", "losses", "predict", "metrics"
+)  # fmt: skip
 
-class Task(Protocol):
-    """What the loop asks of a task; `Recognition` and `Segmentation` are two, a recipe may bring its own.
 
-    The loop divides the loss sums by the counts of the whole batch, over all passes and processes, and
+class Task:
+    """What outputs mean: losses, predictions, metrics; `Recognition`, `Segmentation`, or one that a recipe brings.
+
+    The loop divides the loss sums by the counts of the whole batch, over all micro-batches and processes, and
     adds up the quotients: that is the loss of the step.
+
+    A task defines `terms`, `headline`, `higher_is_better`, `counts`, `losses`, `predict` and `metrics`; all else has a
+    default. It inherits from this class, or has these members by itself: `as_task` gives it the defaults then. Beside
+    them it may have an attribute `classes` (how many, or their names in the order of their ids), `num_classes`, and
+    `ignore` (the label that counts nowhere).
     """
 
     terms: tuple[str, ...]
     """names of the loss terms, K of them; the log shows each where there are several"""
     headline: str
-    """the figure among `results` by which the best checkpoint is chosen"""
+    """the result of `metrics` by which the best checkpoint is chosen"""
     higher_is_better: bool
+    """whether a higher `headline` is a better one"""
     percent: tuple[str, ...] = ()
     """results that are fractions in [0, 1], shown as percent, beside those that its metrics declare by an attribute of
-    this name; all others are shown as plain numbers. A task may lack it"""
-
-    def check(self, target: Tensor) -> str | None:
-        """What is wrong with the target of one image, as read; None where it is right. A task may lack it."""
+    this name; all others are shown as plain numbers"""
+    rows_per_image: int = 1
+    """rows that `predict` returns for each image of a batch, those of one image side by side"""
 
     def counts(self, targets: Tensor) -> Tensor:
         """Valid targets of each term: float (K,)."""
+        raise NotImplementedError
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum over valid targets of each term, times its weight: float32 (K,), on the graph."""
+        raise NotImplementedError
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
-        """What `metrics` compare with the targets, one row per image."""
-
-    def scores(self, outputs: Any, images: Tensor) -> Tensor:
-        """Scores of each pixel (N, C, H, W) at the size of the images; a task whose images are seen whole lacks it."""
-
-    def from_scores(self, scores: Tensor) -> Tensor:
-        """`predict`'s rows from scores."""
+        """What `metrics` compare with the targets, `rows_per_image` rows per image."""
+        raise NotImplementedError
 
     def metrics(self) -> list:
         """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`; own ones first."""
+        raise NotImplementedError
 
     def thorough_metrics(self) -> list:
-        """Further ones for `trainkit evaluate`. A task may lack it."""
+        """Further ones for `trainkit evaluate`."""
+        return []
+
+    def check(self, target: Tensor) -> str | None:
+        """What is wrong with the target of one image, as read; None where it is right."""
+        return None
+
+    def prepare(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The targets that `counts` and `losses` get in training, one row per image, such as a teacher's outputs.
+
+        images: (N, C, H, W), float, normalised. targets: as read. Both are on the device, of this process's share of
+        the batch, after mixing. Called without gradients, once a step, with generators seeded by the step.
+        Evaluations measure against the targets as they are read.
+        """
+        return targets
+
+    def at_step(self, model: nn.Module, step: int, total_steps: int) -> None:
+        """Change what depends on the step, in the task or the model: a temperature, a weight of a loss.
+
+        A pure function of its arguments, so that a resumed run is the same: it must not depend on earlier calls. Called
+        without gradients before every step with the number of steps done (0 to total_steps - 1), and before every
+        evaluation, prediction and export with the number of steps that the weights have seen.
+        """
+
+    def scores(self, outputs: Any, images: Tensor) -> Tensor:
+        """Scores of each pixel (N, C, H, W) at the size of the images; for a dense task alone."""
+        raise NotImplementedError
+
+    def from_scores(self, scores: Tensor) -> Tensor:
+        """`predict`'s rows from scores."""
+        raise NotImplementedError
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """From `predict`'s rows to the plain labels that metrics from elsewhere understand."""
+        """From `predict`'s rows to the plain labels that metrics from elsewhere, without `counts`, understand."""
+        raise NotImplementedError
+
+    @property
+    def given(self) -> Any:
+        """The task as the recipe gave it."""
+        return self
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it scores each pixel, by a method `scores`: its images may be of any size, and be seen in windows."""
+        return self.provides("scores")
+
+    @property
+    def own_check(self) -> Callable[[Tensor], str | None] | None:
+        """`check` where the task has one of its own: what workers need not take along is None."""
+        return self.check if self.provides("check") else None
+
+    @property
+    def known_classes(self) -> int | Sequence[str] | None:
+        """The attribute `classes`; None where it has none."""
+        return getattr(self, "classes", None)
+
+    @property
+    def known_num_classes(self) -> int | None:
+        """The attribute `num_classes`; None where it has none."""
+        return getattr(self, "num_classes", None)
+
+    @property
+    def ignored_label(self) -> int | None:
+        """The attribute `ignore`; None where it has none."""
+        return getattr(self, "ignore", None)
+
+    def provides(self, name: str) -> bool:
+        """Whether the task itself has a member of this name, and not the default of `Task` alone."""
+        own = getattr(self, name, None)
+        return getattr(own, "__func__", own) is not getattr(Task, name, None)
+
+
+def as_task(task: Any) -> Task:
+    """The task itself where it inherits from `Task`, else one with the same members and the defaults for the others."""
+    return task if isinstance(task, Task) else _CompletedTask(task)
+
+
+class _CompletedTask(Task):
+    """A task that does not inherit from `Task`, with the defaults for what it lacks."""
+
+    def __init__(self, task: Any):
+        self._given = task
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("given", "provides"):
+            return super().__getattribute__(name)
+        given = super().__getattribute__("_given")
+        try:
+            return getattr(given, name)
+        except AttributeError:
+            if hasattr(type(given), name):  # a property of it failed
+                raise
+        return super().__getattribute__(name)
+
+    @property
+    def given(self) -> Any:
+        """The task as the recipe gave it."""
+        return self._given
+
+    def provides(self, name: str) -> bool:
+        """See `Task`."""
+        return hasattr(self._given, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +232,8 @@ class Recipe:
                 _check_indexed(name, data)
         if len(self.val_data) == 0:
             raise UserError("val_data is empty: it has no images")
-        if self.inference is not None and not hasattr(self.task, "scores"):
-            raise UserError(
-                f"task {type(self.task).__name__} has no scores to put together: windows, scales and flips are for "
-                "segmentation"
-            )
-        missing = [
-            p
-            for p in ("terms", "headline", "counts", "losses", "predict", "metrics")
-            if not hasattr(self.task, p)
-        ]
-        if missing:
-            raise UserError(
-                f"task {type(self.task).__name__} lacks {', '.join(missing)}; see trainkit.recipe.Task"
-            )
+        object.__setattr__(self, "task", as_task(self.task))
+        _check_task(self.task, seen_in_windows=self.inference is not None)
 
     @property
     def headline(self) -> str:
@@ -177,7 +271,7 @@ class Recipe:
                 f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}"
                 for name in ("mean", "std")
             ]
-        if hasattr(self.task, "scores"):
+        if self.task.is_dense:
             words.append((self.inference or Inference()).label)
             divisor = size_divisor(self.model)
             words += [] if divisor == 1 else [f"filled up to sides divisible by {divisor}"]
@@ -193,13 +287,36 @@ class Recipe:
         Raises UserError where they are not label maps of a dataset with an attribute `transform`.
         """
         data = _inner(self.val_data)
-        if not hasattr(self.task, "scores") or not hasattr(data, "transform"):
+        if not self.task.is_dense or not hasattr(data, "transform"):
             raise UserError(
                 "--as-stored is for segmentation, and data with an attribute `transform`: leave it out"
             )
         bare = copy(data)
         bare.transform = None
         return replace(self, val_data=_put_in(self.val_data, bare))
+
+
+def _check_task(task: Task, seen_in_windows: bool) -> None:
+    """Raises UserError for a task that lacks what it must define, before anything is trained with it."""
+    name = type(task.given).__name__
+    if seen_in_windows and not task.is_dense:
+        raise UserError(
+            f"task {name} has no scores to put together: windows, scales and flips are for segmentation"
+        )
+    needed = [*TASK_DEFINES, *(["from_scores"] if seen_in_windows else [])]
+    missing = [member for member in needed if not task.provides(member)]
+    if missing:
+        raise UserError(f"task {name} lacks {', '.join(missing)}; see trainkit.recipe.Task")
+    if task.higher_is_better not in (True, False):
+        raise UserError(
+            f"task {name}: higher_is_better is {task.higher_is_better!r}; it must be True or False, by which the best "
+            "checkpoint is chosen"
+        )
+    rows = task.rows_per_image
+    if not isinstance(rows, int) or rows < 1:
+        raise UserError(
+            f"task {name}: rows_per_image is {rows!r}; it must be a whole number, at least 1"
+        )
 
 
 def _check_indexed(name: str, data: Any) -> None:

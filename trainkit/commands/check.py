@@ -121,10 +121,15 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     recipe, plan, accelerator = t.recipe, t.plan, t.accelerator
     steps = min(STEPS, plan.total_steps)
     keys = Batches(plan.order, 0, steps, accelerator.process_index)
-    task_check = getattr(recipe.task, "check", None)
     neighbour = plan.order.neighbour if t.options.on_bad_image == "skip" else None
     loader = make_loader(
-        recipe.train_data, t.options.seed, keys, 0, accelerator.device, task_check, neighbour
+        recipe.train_data,
+        t.options.seed,
+        keys,
+        0,
+        accelerator.device,
+        recipe.task.own_check,
+        neighbour,
     )
     read_s, batches = _timed(t, lambda: [(images, targets) for images, targets, _ in loader])
     read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
@@ -142,7 +147,8 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
     with evaluation_mode(recipe.optimizer):
-        eval_s, results = _timed(t, replace(t.evaluation, recipe=few, workers=0).measure)
+        evaluation = replace(t.evaluation, recipe=few, workers=0)
+        eval_s, results = _timed(t, lambda: evaluation.measure(steps=(steps, plan.total_steps)))
 
     reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
     bound_s = max(step_s, reading_s) if workers else step_s + reading_s

@@ -23,6 +23,7 @@ from trainkit.data.reader import is_unusable, name_of
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
+from trainkit.recipe import Task
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Finding:
 class Examiner(Dataset):
     """index -> Finding. check: what the task says of a target; ignore: the label that counts nowhere."""
 
-    def __init__(self, data: Dataset, task: Any):
+    def __init__(self, data: Dataset, task: Task):
         self.data, self.as_stored = untransformed(data)
-        self.check, self.ignore = getattr(task, "check", None), getattr(task, "ignore", None)
+        self.check, self.ignore = task.own_check, task.ignored_label
 
     def __len__(self) -> int:
         return len(self.data)

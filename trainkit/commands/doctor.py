@@ -27,7 +27,7 @@ from trainkit.engine.introduction import introduce
 from trainkit.errors import UserError
 from trainkit.files import require_room
 from trainkit.options import DoctorOptions
-from trainkit.recipe import Recipe
+from trainkit.recipe import Recipe, Task
 
 KINDS = {
     "unreadable": "cannot be read",
@@ -90,7 +90,7 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
 
 
 def _look_through(
-    data: Dataset, split: str, task: Any, workers: int, display: Display
+    data: Dataset, split: str, task: Task, workers: int, display: Display
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A split's report, and the digest of each image: uint64 (num_images,), 0 where there is none."""
     examiner = Examiner(data, task)
@@ -155,13 +155,14 @@ def _sizes(sizes: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def _histogram(task: Any, pixels: Counter, images: Counter) -> list[dict[str, Any]]:
+def _histogram(task: Task, pixels: Counter, images: Counter) -> list[dict[str, Any]]:
     """Every class with the images it is in and its pixels (None where an image has one class)."""
     if not images:
         return []
-    names = getattr(task, "classes", None)
+    names = task.known_classes
     names = list(names) if isinstance(names, Sequence) else []
     dense = any(pixels.values())
+    number = task.known_num_classes
     return [
         {
             "id": label,
@@ -169,7 +170,7 @@ def _histogram(task: Any, pixels: Counter, images: Counter) -> list[dict[str, An
             "images": images[label],
             "pixels": pixels[label] if dense else None,
         }
-        for label in range(getattr(task, "num_classes", max(images) + 1))
+        for label in range(max(images) + 1 if number is None else number)
     ]
 
 

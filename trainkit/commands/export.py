@@ -19,12 +19,13 @@ from trainkit import __version__
 from trainkit.commands.trained import read_trained
 from trainkit.data.to_device import ToDevice
 from trainkit.display import Display
+from trainkit.engine.task_module import set_step
 from trainkit.errors import CommandFailed, UserError
 from trainkit.files import reason, save_tensors
 from trainkit.options import ExportOptions
 from trainkit.outputs import fill_up, main_logits, size_divisor
 from trainkit.recipe import Recipe
-from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of
+from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
 from trainkit.storage.weights import take_weights
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
@@ -85,6 +86,7 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
         display.note(line)
     if number := read_precise_bn(run_of(weights), weights):
         display.note(COUNTED.format(number))
+    set_step(recipe.task, recipe.model, trained_steps(recipe.task, run_of(weights), weights))
     model = Logits(recipe.model.cpu().float()).eval()
     images = [fill_up(image, _divisor(recipe)) for image in _images(recipe, asked.images)]
     about = describe(recipe, weights)
@@ -119,7 +121,7 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
     image, _ = recipe.val_data[0]
     raw = image.dtype == torch.uint8
     scaled = {"scale": 1 / 255, "mean": list(recipe.mean), "std": list(recipe.std)}
-    classes, divisor = getattr(recipe.task, "classes", None), _divisor(recipe)
+    classes, divisor = recipe.task.known_classes, _divisor(recipe)
     filled = {
         "fill": f"0 after normalisation, at the bottom and on the right, to sides divisible by {divisor}; what comes "
         "out is resized to that and cut to the image"
@@ -128,7 +130,7 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "trainkit": __version__,
         "checkpoint": weights.name,
         "model": type(recipe.model).__name__,
-        "task": type(recipe.task).__name__,
+        "task": type(recipe.task.given).__name__,
         "classes": classes if classes is None or isinstance(classes, int) else list(classes),
         "input": {"name": INPUT, "layout": "NCHW", "dtype": "float32", "colours": "RGB"},
         "output": {"name": OUTPUT},
@@ -146,7 +148,7 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
 
 
 def _divisor(recipe: Recipe) -> int:
-    return size_divisor(recipe.model) if hasattr(recipe.task, "scores") else 1
+    return size_divisor(recipe.model) if recipe.task.is_dense else 1
 
 
 def _images(recipe: Recipe, number: int) -> list[Tensor]:

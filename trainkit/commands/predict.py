@@ -28,14 +28,14 @@ from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import Objective, uncompiled
+from trainkit.engine.task_module import Objective, set_step, uncompiled
 from trainkit.errors import MissingFileError, UserError, is_shortage, shortage_told
 from trainkit.files import reason, require_room
 from trainkit.losses.functional import check_num_outputs
 from trainkit.options import PredictOptions
 from trainkit.outputs import main_logits, refusals_told, run_padded, size_divisor
 from trainkit.recipe import Recipe
-from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of
+from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
 from trainkit.storage.weights import take_weights
 
 FAULTS = "unreadable.txt"
@@ -181,6 +181,7 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
         display.note(line)
     if number := read_precise_bn(run_of(weights), weights):
         display.note(COUNTED.format(number))
+    set_step(recipe.task, recipe.model, trained_steps(recipe.task, run_of(weights), weights))
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     look = _way_of_looking(recipe, accelerator, to_device.black)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay, recipe.upright)
@@ -212,12 +213,12 @@ def _way_of_looking(
     """
     if recipe.inference is None:
         model = uncompiled(prepare(accelerator, recipe.model), recipe.task).eval()
-        divisor = size_divisor(recipe.model) if hasattr(recipe.task, "scores") else 1
+        divisor = size_divisor(recipe.model) if recipe.task.is_dense else 1
 
         def logits(images: Tensor) -> Tensor:
             found = main_logits(run_padded(model, images, divisor))
-            if hasattr(recipe.task, "num_classes"):
-                check_num_outputs(found, recipe.task.num_classes, type(recipe.task).__name__)
+            if (number := recipe.task.known_num_classes) is not None:
+                check_num_outputs(found, number, type(recipe.task.given).__name__)
             return found.float()
 
         return logits

@@ -58,8 +58,8 @@ def make_writer(task: Task, out: Path, top_k: int, overlay: bool) -> Writer:
     if isinstance(task, Segmentation):
         return MapWriter(task, out, overlay)
     raise UserError(
-        f"task {type(task).__name__}: predictions are written for Recognition and Segmentation, and what is derived "
-        "from them"
+        f"task {type(task.given).__name__}: predictions are written for Recognition and Segmentation, and what is "
+        "derived from them"
     )
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from trainkit.data.generators import find_generators
 
-ORDER, IMAGE, STEP, MIX, DRAW = range(5)  # streams of random numbers that must not meet
+ORDER, IMAGE, STEP, MIX, DRAW, PREPARE = range(6)  # streams of random numbers that must not meet
 
 HAS_MPS = torch.backends.mps.is_available()
 

@@ -21,7 +21,7 @@ from trainkit.engine.ema import EMA
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import uncompiled
+from trainkit.engine.task_module import set_step, uncompiled
 from trainkit.errors import UserError, shortage_told
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval
@@ -53,19 +53,24 @@ class Evaluation:
     thorough: bool = False
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
-    def measure(self, stop: Callable[[], int] = lambda: 0) -> dict[str, Any] | None:
+    def measure(
+        self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
+    ) -> dict[str, Any] | None:
         """`split`, `protocol`, `num_images` and the figures of the task's metrics, of averaged weights as "ema_...".
 
         `precise_bn` too, where batch norm's statistics were estimated anew.
 
+        steps: how many the weights have seen, and of how many, for `Task.at_step`; None: it has been called.
         None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
         once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
         RuntimeError where not every image was seen once, and MemoryError where memory runs out.
         """
         with shortage_told("the evaluation"), refusals_told(self.recipe.model):
-            return self._of_all_weights(stop)
+            return self._of_all_weights(stop, steps)
 
-    def _of_all_weights(self, stop: Callable[[], int]) -> dict[str, Any] | None:
+    def _of_all_weights(
+        self, stop: Callable[[], int], steps: tuple[int, int] | None
+    ) -> dict[str, Any] | None:
         common = (
             self.recipe,
             self.objective,
@@ -75,11 +80,16 @@ class Evaluation:
             self.workers,
         )
         batch_norm = PreciseBatchNorm(*common, self.precise_bn, self.on_bad_image)
+        set_step(self.recipe.task, self.recipe.model, steps)
         with batch_norm.estimated():
             results = self._measure(stop)
         if results is not None and self.ema is not None:
-            with self.ema.swapped(), batch_norm.estimated():
-                averaged = self._measure(stop)
+            with self.ema.swapped():
+                set_step(
+                    self.recipe.task, self.recipe.model, steps
+                )  # it may write into what is averaged
+                with batch_norm.estimated():
+                    averaged = self._measure(stop)
             if averaged is None:
                 return None
             common = ("num_images", WITHOUT)
@@ -98,8 +108,9 @@ class Evaluation:
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
         recipe, accelerator = self.recipe, self.accelerator
         objective = uncompiled(self.objective, recipe.task)
-        more = self.thorough and hasattr(recipe.task, "thorough_metrics")
-        metrics = [*recipe.task.metrics(), *(recipe.task.thorough_metrics() if more else ())]
+        metrics = recipe.task.metrics()
+        if self.thorough:
+            metrics = [*metrics, *recipe.task.thorough_metrics()]
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
@@ -157,10 +168,14 @@ class Evaluation:
         together = 1 if recipe.inference is not None else recipe.eval_batch_size
         place = accelerator.process_index, accelerator.num_processes
         batches, valid = evaluation_batches(len(recipe.val_data), together, *place)
-        check = getattr(recipe.task, "check", None)
         loader = self._seeded(
             make_loader(
-                recipe.val_data, self.seed, batches, self.workers, accelerator.device, check
+                recipe.val_data,
+                self.seed,
+                batches,
+                self.workers,
+                accelerator.device,
+                recipe.task.own_check,
             )
         )
         if recipe.inference is not None:
@@ -177,8 +192,14 @@ class Evaluation:
         for (images, targets, _), count in zip(loader, valid):
             images, targets = self.to_device(images, targets)
             # beyond `count`: a filler, see evaluation_batches
-            predictions = objective(images, targets)[:count]
-            yield [(predictions, targets[:count])] if count else []
+            predictions = objective(images, targets)
+            rows = recipe.task.rows_per_image
+            if len(predictions) != rows * len(images):
+                raise UserError(
+                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows for {len(images)} "
+                    f"images, and rows_per_image is {rows}"
+                )
+            yield [(predictions[: count * rows], targets[:count])] if count else []
 
     def _seeded(self, loader: Iterable) -> Iterator:
         """Its batches; what a model draws after each, as some do in evaluations too, depends on no reading process."""
@@ -193,19 +214,25 @@ def require_free_names(task: Task) -> None:
     It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it is asked, for what it
     counts must not change. One that needs images to compute, as those of `evaluate` do, the first evaluation refuses.
 
-    Raises UserError that names the metric and the figure.
+    Raises UserError that names the metric and the figure, also where the task lacks `labels` that a metric takes.
     """
-    metrics = [
-        *task.metrics(),
-        *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ()),
-    ]
+    metrics = [*task.metrics(), *task.thorough_metrics()]
     for metric in (one for each in metrics for one in each_metric(each)):
+        if not hasattr(metric, "counts") and not task.provides("labels"):
+            raise UserError(
+                f"task {type(task.given).__name__} lacks labels, which metric {_name(metric)} takes, as it has no "
+                "`counts`: see trainkit.recipe.Task"
+            )
         names = {
             *getattr(metric, "percent", ()),
             *getattr(metric, "per_class", ()),
             *_figures_of_nothing(metric),
         }
         _free(metric, dict.fromkeys(names))
+
+
+def _name(metric: Any) -> str:
+    return getattr(metric, "name", type(metric).__name__)
 
 
 def _figures_of_nothing(metric: Any) -> set[str]:
@@ -225,7 +252,7 @@ def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
     taken = sorted(RESERVED & figures.keys())
     if taken:
         raise UserError(
-            f"metric {getattr(metric, 'name', type(metric).__name__)} computes {', '.join(taken)}, which the log needs "
+            f"metric {_name(metric)} computes {', '.join(taken)}, which the log needs "
             f"for itself: name it otherwise, such as my_{taken[0]}"
         )
     return figures

@@ -15,6 +15,7 @@ from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.segmentation import IGNORED, MaskDataset
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.reader import is_unusable
+from trainkit.recipe import Task
 
 # of an evaluation's results: names of classes, where there are such
 WITHOUT = "classes_without_targets"
@@ -22,15 +23,15 @@ NUM_MASKS, SECONDS = 64, 1.0  # sampled before a training, spread over the set
 SHOWN = 5  # classes named in a message
 
 
-def names_of(task: Any) -> list[str]:
+def names_of(task: Task) -> list[str]:
     """The names of a task's classes, or their ids; empty where it has none."""
-    classes = getattr(task, "classes", None)
+    classes = task.known_classes
     if isinstance(classes, int):
         return [str(label) for label in range(classes)]
     return [str(name) for name in classes] if isinstance(classes, Sequence) else []
 
 
-def classes_without_targets(counts: Tensor, task: Any) -> dict[str, list[str]]:
+def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
     """What an evaluation's results hold of the classes that no target was of; nothing where there is none.
 
     counts: valid targets of each class (C,).
@@ -42,12 +43,12 @@ def classes_without_targets(counts: Tensor, task: Any) -> dict[str, list[str]]:
     return {WITHOUT: without} if without else {}
 
 
-def ranks(results: Mapping[str, Any], task: Any) -> bool:
+def ranks(results: Mapping[str, Any], task: Task) -> bool:
     """Whether an evaluation can tell which weights are better: its targets are of two classes or more."""
     return WITHOUT not in results or len(names_of(task)) - len(results[WITHOUT]) >= 2
 
 
-def evaluation_warnings(results: Mapping[str, Any], task: Any) -> list[str]:
+def evaluation_warnings(results: Mapping[str, Any], task: Task) -> list[str]:
     """What to tell of an evaluation whose targets lack classes, at most one line."""
     without, number = results.get(WITHOUT, []), len(names_of(task))
     if not without:
@@ -74,7 +75,7 @@ def window_warnings(num_windows: int) -> list[str]:
     ]
 
 
-def training_warnings(data: Dataset, task: Any) -> list[str]:
+def training_warnings(data: Dataset, task: Task) -> list[str]:
     """What to tell before a training of classes that no training target is of, at most one line.
 
     Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up to 64 are read,
@@ -90,7 +91,7 @@ def training_warnings(data: Dataset, task: Any) -> list[str]:
             return []
         return _of_masks(data, indices, names)
     ids = _known_ids(data)
-    if ids is None or hasattr(task, "scores"):
+    if ids is None or task.is_dense:
         return []
     whole = len(indices) == len(ids)
     ids = ids[torch.as_tensor(indices)]

@@ -48,7 +48,7 @@ from trainkit.metrics.base import declared
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
-from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn
+from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps
 from trainkit.storage.weights import named_as, start_from, take_weights
 
 
@@ -265,7 +265,7 @@ def _evaluate_row(t: Training, step: int) -> tuple[bool, int]:
         return number
 
     with evaluation_mode(t.recipe.optimizer):
-        results = t.evaluation.measure(stop)
+        results = t.evaluation.measure(stop, (step, t.plan.total_steps))
     if results is None:
         return False, number
     epoch = t.plan.epoch(step)
@@ -363,7 +363,8 @@ def evaluate(
         precise_bn,
     )
     with worker_deaths_told():
-        results = Evaluation(*way, thorough=True).measure()
+        steps = trained_steps(recipe.task, run, weights)
+        results = Evaluation(*way, thorough=True).measure(steps=steps)
     if keep is not None and accelerator.is_main_process:
         keep(results)
     _show(display, f"evaluation of {weights}", results, False, recipe)

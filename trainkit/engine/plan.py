@@ -76,7 +76,7 @@ class Plan:
 
 def _names(recipe: Recipe) -> list[str] | int | None:
     """The classes by name, in the order of their ids, or how many."""
-    classes = getattr(recipe.task, "classes", None)
+    classes = recipe.task.known_classes
     return classes if classes is None or isinstance(classes, int) else list(classes)
 
 

@@ -86,7 +86,6 @@ class PreciseBatchNorm:
         mine = list(range(accelerator.process_index, len(passes), accelerator.num_processes))
         if len(mine) < -(-len(passes) // accelerator.num_processes):
             mine.insert(0, 0)  # a filler, forgotten before the first that counts
-        check = getattr(self.recipe.task, "check", None)
         batches = [[(self._epoch, index) for index in passes[number]] for number in mine]
         loader = make_loader(
             self.recipe.train_data,
@@ -94,7 +93,7 @@ class PreciseBatchNorm:
             batches,
             self.workers,
             accelerator.device,
-            check,
+            self.recipe.task.own_check,
             self._order.neighbour if self.on_bad_image == "skip" else None,
         )
         # DDP would take the first process's statistics over; there is no gradient it could be needed for.
@@ -107,7 +106,8 @@ class PreciseBatchNorm:
                     norm.reset_running_stats()
                     norm.momentum = None  # the mean of all so far
             seed_step(self.seed, number, 0)
-            inner(*self.to_device(images, targets))
+            images, targets = self.to_device(images, targets)
+            inner(images, self.recipe.task.prepare(images, targets))
             counted += number % accelerator.num_processes == accelerator.process_index
         reshard(inner)
         for norm in self.norms:

@@ -23,8 +23,9 @@ def first_image(recipe: Recipe, options: Options, plan: Plan, device: torch.devi
     """The first training image as the model gets it: (1, C, H, W)."""
     (key, *_) = plan.order.keys(0)
     neighbour = plan.order.neighbour if options.on_bad_image == "skip" else None
-    check = getattr(recipe.task, "check", None)
-    loader = make_loader(recipe.train_data, options.seed, [[key]], 0, device, check, neighbour)
+    loader = make_loader(
+        recipe.train_data, options.seed, [[key]], 0, device, recipe.task.own_check, neighbour
+    )
     images, targets, _ = next(iter(loader))
     return ToDevice(device, recipe.mean, recipe.std, options.channels_last)(images, targets)[0]
 

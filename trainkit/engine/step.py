@@ -17,11 +17,12 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import Batches
-from trainkit.data.seeding import MIX, fold, seed_step
+from trainkit.data.seeding import MIX, PREPARE, fold, seed_step
 from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
 from trainkit.engine.checkpointing import rehearse, remember_micro_batch
 from trainkit.engine.optimizer_state import set_lr
 from trainkit.engine.state import Training
+from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError, is_out_of_memory
 from trainkit.outputs import refusals_told
 
@@ -44,7 +45,7 @@ def steps(t: Training, stop: int) -> Iterator[int]:
         Batches(order, start, stop, t.accelerator.process_index),
         t.workers,
         t.accelerator.device,
-        getattr(t.recipe.task, "check", None),
+        t.recipe.task.own_check,
         order.neighbour if skipping else None,
     )
     t.objective.train()
@@ -71,6 +72,7 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
     Its losses and its gradient norm are added to `t.window`, which the log reads.
     """
     recipe, accelerator, optimizer = t.recipe, t.accelerator, t.recipe.optimizer
+    set_step(recipe.task, recipe.model, (step, t.plan.total_steps))
     multiplier = t.plan.multiplier(step)
     for group, asked in zip(optimizer.param_groups, t.groups):
         set_lr(group, asked["lr"] * multiplier)
@@ -81,6 +83,10 @@ def train_step(t: Training, step: int, images: Tensor, targets: Tensor) -> None:
         # for one that does not draw by its seed alone
         seed_step(t.options.seed, step, accelerator.process_index, MIX)
         images, targets = recipe.mix(images, targets, fold(t.options.seed, MIX, step))
+    if recipe.task.provides("prepare"):
+        seed_step(t.options.seed, step, accelerator.process_index, PREPARE)
+        with torch.no_grad():
+            targets = recipe.task.prepare(images, targets)
     counts = recipe.task.counts(targets)
     if accelerator.num_processes > 1:
         # a filler, counted nowhere

@@ -1,9 +1,10 @@
 """What stands between a batch and the optimizer: images to the device, model and task in one forward pass."""
 
+import torch
 from torch import Tensor, nn
 
 from trainkit.outputs import run_padded, size_divisor
-from trainkit.recipe import Task
+from trainkit.recipe import Task, as_task
 
 
 class Objective(nn.Module):
@@ -11,9 +12,11 @@ class Objective(nn.Module):
 
     def __init__(self, model: nn.Module, task: Task):
         super().__init__()
-        self.model, self.task = model, task
+        self.model, self.task = model, as_task(task)
+        if isinstance(self.task.given, nn.Module):
+            self.given_task = self.task.given  # its buffers go where the model goes
         # of images' sides, in evaluations
-        self.divisor = size_divisor(model) if hasattr(task, "scores") else 1
+        self.divisor = size_divisor(model) if self.task.is_dense else 1
 
     def forward(self, images: Tensor, targets: Tensor | None) -> Tensor:
         """In training the weighted loss sums (K,), in evaluation the predictions, one row per image.
@@ -28,6 +31,13 @@ class Objective(nn.Module):
         return (self.task.losses if self.training else self.task.predict)(outputs, targets)
 
 
+@torch.no_grad()
+def set_step(task: Task, model: nn.Module, steps: tuple[int, int] | None) -> None:
+    """Have a task change what depends on the step: steps done and total_steps; None: leave it as it is."""
+    if steps is not None:
+        task.at_step(model, *steps)
+
+
 def uncompiled(prepared: nn.Module, task: Task) -> nn.Module:
     """What was prepared, without torch.compile where a task looks at whole images: each size would be compiled."""
-    return getattr(prepared, "_orig_mod", prepared) if hasattr(task, "scores") else prepared
+    return getattr(prepared, "_orig_mod", prepared) if task.is_dense else prepared

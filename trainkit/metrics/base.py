@@ -92,9 +92,6 @@ def each_metric(metric: object) -> list:
 
 def declared(task: Any, what: str) -> frozenset[str]:
     """Names of results that a task, or one of its metrics, declares by an attribute: "percent" or "per_class"."""
-    metrics = [
-        *task.metrics(),
-        *(task.thorough_metrics() if hasattr(task, "thorough_metrics") else ()),
-    ]
+    metrics = [*task.metrics(), *task.thorough_metrics()]
     holders = [task, *(one for metric in metrics for one in each_metric(metric))]
     return frozenset(name for holder in holders for name in getattr(holder, what, ()))

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import MissingFileError, UserError
-from trainkit.storage.checkpoint import MANIFEST, checkpoint_path, is_checkpoint_name, step_of
+from trainkit.recipe import Task
+from trainkit.storage.checkpoint import (
+    MANIFEST,
+    checkpoint_path,
+    is_checkpoint_name,
+    step_of,
+)
+from trainkit.storage.run_files import read_manifest
 from trainkit.storage.run_folder import Run
 from trainkit.storage.run_settings import input_of, is_run, read_recorded
 
@@ -91,6 +98,23 @@ def read_precise_bn(run: Path | None, weights: Path) -> int | None:
     row = Run(run).last_evaluation(step_of(weights) if is_checkpoint_name(weights.name) else None)
     asked = read_recorded(run).get("options", {}).get("precise_bn")
     return asked if row is None else row.get("precise_bn", asked)
+
+
+def trained_steps(task: Task, run: Path | None, weights: Path) -> tuple[int, int] | None:
+    """Steps that `weights` have seen, and those of the whole run they are of; None where the task is not told them.
+
+    Raises UserError where the task changes with the step (`at_step`), and the step is not known: of a file of weights,
+    or a checkpoint outside of its run.
+    """
+    if not task.provides("at_step"):
+        return None
+    total = read_recorded(run).get("total_steps") if run is not None else None
+    if total is None or not (weights / MANIFEST).is_file():
+        raise UserError(
+            f"task {type(task.given).__name__} changes with the step (at_step), and nothing says of which step the "
+            f"weights in {weights} are: give a run folder, or a checkpoint in it (RUN/checkpoints/step-*)"
+        )
+    return read_manifest(weights)["step"], total
 
 
 def find_weights(path: Path) -> tuple[Path, Path | None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainkit import __version__
 from trainkit.errors import UserError
-from trainkit.recipe import MEAN, STD
+from trainkit.recipe import MEAN, STD, Task
 from trainkit.storage.run_files import (
     COUNT,
     MAPPING,
@@ -136,12 +136,12 @@ def _git(where: Path, *words: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def check_same_classes(run: Path | None, task: Any) -> None:
+def check_same_classes(run: Path | None, task: Task) -> None:
     """Raises UserError where the run was trained on classes of other names, or in another order.
 
     task: the recipe's, whose classes, and their ids, follow from the data.
     """
-    classes = getattr(task, "classes", None)
+    classes = task.known_classes
     trained = read_recorded(run).get("classes") if run is not None else None
     if (
         isinstance(trained, list)

@@ -14,13 +14,14 @@ from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.recognition import CalibrationError, TopK
 from trainkit.outputs import class_logits
+from trainkit.recipe import Task
 
 IGNORED = -1  # the class id that counts nowhere
 MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision rounds
 
 
 @dataclass(frozen=True)
-class Recognition:
+class Recognition(Task):
     """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
     classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,

@@ -16,12 +16,13 @@ from trainkit.losses.region import Dice, Lovasz
 from trainkit.metrics.confusion import likeliest
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.outputs import main_logits, resized, resized_to_targets
+from trainkit.recipe import Task
 
 Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Task):
     """Cross-entropy over pixels or other losses, with an auxiliary and a semantic-encoding term where asked for.
 
     classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
