@@ -145,7 +145,8 @@ class Claim:
         target, met = "", ""
         if self.target is not None:
             sign, bound = self.target
-            target = f"{SIGNS[sign]}{number(bound)}"
+            every = isinstance(value, str) and bound == 1
+            target = "all" if every else f"{SIGNS[sign]}{number(bound)}"
             met = self.met(value, COMPARE[sign], bound)
         command = run["command"] if run["command"] != "not kept" else "(program not kept)"
         command = f"`{command}`" if command[0] != "(" else command
