@@ -35,6 +35,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNS_BACK = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 REMEMBERED = 100_000
@@ -167,6 +168,15 @@ def turned(image: Image.Image) -> Image.Image:
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def stored(image: Image.Image) -> Image.Image:
+    """The image as its pixels lie in the file, whatever its EXIF orientation says; not loaded before."""
+    if image.format != "TIFF":
+        return image
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    image.load()  # Pillow turns the pixels of a TIFF there
+    return image.transpose(_TURNS_BACK[orientation]) if orientation in _TURNS else image
 
 
 class _Limit:

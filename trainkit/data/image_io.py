@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 
-from trainkit.data.decoding import notes, opened, turned
+from trainkit.data.decoding import notes, opened, stored, turned
 from trainkit.data.image_headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
 from trainkit.data.png_validation import decode_grey, decode_rgb
@@ -109,11 +109,11 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
             return image
     with opened(data) as image:
         bits = _bits(image, data)
-        image = turned(image) if upright else image
+        image = turned(image) if upright else stored(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            stored = np.asarray(image).astype(np.uint16)  # Pillow would cut off all above 255
-            _note_range(int(stored.max(initial=0)))
-            pixels = np.repeat((stored >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            values = np.asarray(image).astype(np.uint16)  # Pillow would cut off all above 255
+            _note_range(int(values.max(initial=0)))
+            pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
         elif image.mode in ("I", "F"):
             raise UserError(
                 f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits"
@@ -167,13 +167,13 @@ def _labels(data: bytearray) -> Tensor:
             )
         if (
             image.format == "TIFF"
-            and image.mode == "L"
+            and image.mode in ("1", "L")
             and image.tag_v2.get(_WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]
         ):
             raise _NotAMaskError(
                 "that stores white as 0 (WhiteIsZero): save it as grey or palette PNG"
             )
-        labels = np.asarray(image)
+        labels = np.asarray(stored(image))
     if labels.dtype.kind == "f":
         return torch.from_numpy(_whole(labels))
     if image.mode == "L" and bits in (2, 4) and image.format in ("PNG", "TIFF"):
@@ -198,7 +198,7 @@ def _colors(data: bytearray) -> Tensor:
             raise _NotAMaskError(
                 f"of mode {image.mode}, which holds no colours of 8 bits: save it as RGB PNG"
             )
-        return torch.from_numpy(color_code(np.array(image.convert("RGB"))))
+        return torch.from_numpy(color_code(np.array(stored(image).convert("RGB"))))
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from trainkit.cli import main
 from trainkit.data import png_validation
 from trainkit.data.decoding import taking_notes
 from trainkit.data.file_names import image_extensions
-from trainkit.data.image_io import read_image, read_mask
+from trainkit.data.image_io import read_color_mask, read_image, read_mask
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16),
@@ -162,6 +162,10 @@ def test_orientation_of_tiff(compression):
     for orientation, shown in enumerate(ways, start=1):
         data = encoded(values, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
         assert (read_image(data)[0].numpy() == shown).all(), orientation
+        assert (read_image(data, upright=False)[0].numpy() == values).all(), orientation
+        assert (read_mask(data).numpy() == values).all(), orientation
+        red = encoded(np.stack([values] * 3, -1), "TIFF", tiffinfo={0x0112: orientation})
+        assert (read_color_mask(red).numpy() == 65793 * values.astype(int)).all(), orientation
 
 
 def test_masks_that_hold_no_labels():
@@ -177,6 +181,20 @@ def test_masks_that_hold_no_labels():
             ValueError, match="m is a mask (saved|compressed) as JPEG.* blurs labels: save it anew"
         ):
             read_mask(data, "m")
+
+
+def test_two_colour_masks_of_tiff():
+    """1 bit a pixel: as stored, and refused where white is stored as 0."""
+    bits = Image.fromarray(np.array([[True, False], [False, False]]))
+    for white_is_zero in (False, True):
+        file = io.BytesIO()
+        bits.save(file, "TIFF", tiffinfo={262: 0} if white_is_zero else {})
+        assert Image.open(file).tag_v2[262] == (0 if white_is_zero else 1)
+        if white_is_zero:
+            with pytest.raises(ValueError, match="m is a mask that stores white as 0"):
+                read_mask(file.getvalue(), "m")
+        else:
+            assert read_mask(file.getvalue()).tolist() == [[1, 0], [0, 0]]
 
 
 def test_orientation_of_png():
