@@ -215,7 +215,7 @@ def test_a_task_that_changes_with_the_step_is_resumed_bit_equal(tmp_path):
     )
 
     last = list_checkpoints(whole / "checkpoints")[-1]
-    found = evaluate(regression(Annealed(), Warmed(), ema=0.5), last, Options(workers=0))
+    found = evaluate(regression(Annealed(), Warmed(), ema=0.5), last, workers=0)
     assert found == summary["final"]
     by_hand = Warmed()
     by_hand.load_state_dict(weights_of(whole))
@@ -230,7 +230,7 @@ def test_weights_of_an_unknown_step_are_refused_where_the_task_changes_with_it(t
     with pytest.raises(
         UserError, match="task Annealed changes with the step .at_step., and nothing says"
     ):
-        evaluate(regression(Annealed(), Warmed()), tmp_path / "w.pth", Options(workers=0))
+        evaluate(regression(Annealed(), Warmed()), tmp_path / "w.pth", workers=0)
     assert trained_steps(as_task(Members()), None, tmp_path / "w.pth") is None
 
 
