@@ -19,6 +19,7 @@ from trainkit import Options, train
 from trainkit.cli import main
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.engine.evaluation import RESERVED, require_free_names
+from trainkit.errors import MissingFileError
 from trainkit.options import check_finite
 from trainkit.storage.setting_values import plain, read_settings_as, typed
 from trainkit.tasks.recognition import Recognition
@@ -318,3 +319,23 @@ def test_one_fault_has_one_exit_code(tmp_path, monkeypatch, capsys):
         for command, words in commands.items():
             assert main([command, file, *words, *more]) == 2, (command, file)
             assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "asked, answer",
+    [
+        ("nope.py", "; recipes in recipes: recipes/recog_cars.py, recipes/seg_voc.py"),
+        ("seg_vok.py", "; did you mean recipes/seg_voc.py?"),
+        ("seg_voc", "; did you mean recipes/seg_voc.py?"),
+        ("recog_car.py", "; did you mean recipes/recog_cars.py?"),
+    ],
+)
+def test_a_recipe_that_is_not_there(asked, answer, tmp_path, monkeypatch):
+    """Names are compared, and not the folder that all of them share."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    for name in ("seg_voc.py", "recog_cars.py"):
+        (tmp_path / "recipes" / name).touch()
+    with pytest.raises(MissingFileError) as told:
+        load_recipe(Path("recipes") / asked)
+    assert str(told.value) == f"no recipe at {Path('recipes') / asked}{answer}"

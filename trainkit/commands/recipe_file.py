@@ -153,16 +153,16 @@ def _missing_module_told(recipe: Path) -> Iterator[None]:
 
 
 def _nearest(path: Path) -> str:
-    beside = (
-        sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
-    )
+    """What may have been meant: the file of the nearest name beside it, else all that there are."""
+    beside = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
+    by_name = {other.stem: other for other in beside}
     near = difflib.get_close_matches(
-        str(path), [*beside, f"{path}.py" if path.with_suffix(".py").is_file() else ""], n=1
-    )
+        path.stem, by_name, n=1
+    )  # whole paths are alike by their folder
     if near:
-        return f"; did you mean {near[0]}?"
+        return f"; did you mean {by_name[near[0]]}?"
     return (
-        f"; recipes in {path.parent}: {', '.join(beside)}"
+        f"; recipes in {path.parent}: {', '.join(map(str, beside))}"
         if beside
         else f" (looked in {Path.cwd()})"
     )

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from trainkit.distributed.unwrapping import without_compile
 from trainkit.errors import UserError
 
 VARIABLE = "ACCELERATE_USE_FSDP"
@@ -157,7 +158,7 @@ def take_parts(optimizer: Optimizer, parts: Mapping[int, nn.Parameter]) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether `prepare` has sharded it."""
-    return isinstance(getattr(module, "_orig_mod", module), FSDPModule)
+    return isinstance(without_compile(module), FSDPModule)
 
 
 @contextmanager
@@ -167,7 +168,7 @@ def no_sync(accelerator: Accelerator, objective: nn.Module) -> Iterator[None]:
         with accelerator.no_sync(objective):
             yield
         return
-    inner = getattr(objective, "_orig_mod", objective)
+    inner = without_compile(objective)
     inner.set_requires_gradient_sync(False)
     try:
         yield
@@ -182,7 +183,7 @@ def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) ->
     over more than two processes in an order that depends on their places: after a resume the first step was another
     one, by a rounding. The order here is that in which DDP begins: the last weight first.
     """
-    inner = getattr(objective, "_orig_mod", objective)
+    inner = without_compile(objective)
     if not isinstance(inner, DistributedDataParallel) or inner.static_graph:
         return  # of a static graph DDP must meet the passes themselves, see step.py
     weights = [weight for weight in inner.module.parameters() if weight.requires_grad]

@@ -14,6 +14,7 @@ from trainkit.data.sampler import TrainOrder
 from trainkit.data.seeding import seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import reshard
+from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.recipe import Recipe
 
 PASS = 16  # images whose mean and variance are one sample, whatever the batch and the processes are
@@ -97,8 +98,7 @@ class PreciseBatchNorm:
             self._order.neighbour if self.on_bad_image == "skip" else None,
         )
         # DDP would take the first process's statistics over; there is no gradient it could be needed for.
-        inner = getattr(self.objective, "_orig_mod", self.objective)
-        inner = getattr(inner, "module", inner)
+        inner = without_wrappers(self.objective)
         counted = 0
         for number, (images, targets, _) in zip(mine, loader):
             if not counted:

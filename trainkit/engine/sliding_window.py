@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit.distributed.fsdp import is_sharded
+from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.inference import Inference
 
 
@@ -98,9 +99,8 @@ class Looker:
         """(N, 3, h, w) -> scores (N, C, h, w)."""
         if is_sharded(self.objective):
             return self.objective(pixels, None)
-        inner = getattr(self.objective, "_orig_mod", self.objective)
         # past DDP, as the processes' passes are not of one kind
-        return getattr(inner, "module", inner)(pixels, None)
+        return without_wrappers(self.objective)(pixels, None)
 
     def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
         """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""

@@ -19,6 +19,7 @@ from trainkit.data.loader import make_loader
 from trainkit.data.sampler import Batches
 from trainkit.data.seeding import MIX, PREPARE, fold, seed_step
 from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
+from trainkit.distributed.unwrapping import without_compile
 from trainkit.engine.checkpointing import rehearse, remember_micro_batch
 from trainkit.engine.optimizer_state import set_lr
 from trainkit.engine.state import Training
@@ -167,7 +168,7 @@ def _zero_gradients(t: Training) -> None:
 
 def _gradients(t: Training, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     """Forward and backward over this process's share, in smaller passes where memory runs out; losses (K,)."""
-    inner = getattr(t.objective, "_orig_mod", t.objective)  # compiled, it stands around DDP
+    inner = without_compile(t.objective)
     # SyncBN asks the others itself, and a static graph is learnt from all backward passes that there are.
     trying = isinstance(inner, DistributedDataParallel) and not (
         t.recipe.sync_batch_norm or t.options.static_graph

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from trainkit.distributed.unwrapping import without_compile
 from trainkit.outputs import run_padded, size_divisor
 from trainkit.recipe import Task, as_task
 
@@ -40,4 +41,4 @@ def set_step(task: Task, model: nn.Module, steps: tuple[int, int] | None) -> Non
 
 def uncompiled(prepared: nn.Module, task: Task) -> nn.Module:
     """What was prepared, without torch.compile where a task looks at whole images: each size would be compiled."""
-    return getattr(prepared, "_orig_mod", prepared) if task.is_dense else prepared
+    return without_compile(prepared) if task.is_dense else prepared
