@@ -14,7 +14,6 @@ ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too, and fo
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from torch.optim import SGD
 
@@ -23,23 +22,20 @@ from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
-from trainkit.models.segmentation import torchvision_segmenter
+from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
-Model = Literal[
-    "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "small_fcn"
-]
-
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"model": "small_fcn", "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128, "crop": 96,
-          "sync_batch_norm": False}  # fmt: skip
+SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128,
+          "crop": 96, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 
 def recipe(
     data: Path = Path("data/ADEChallengeData2016"),
-    model: Model = "fcn_resnet50",
+    model: Segmenter = "fcn",
+    backbone: str = "resnet50",
     pretrained: bool = True,
     epochs: float = 120,
     lr: float = 0.01,
@@ -49,6 +45,8 @@ def recipe(
     crop: int = 480,
     head: float = 10.0,
     aux_weight: float = 0.2,
+    se_weight: float | None = None,
+    channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
     max_share: float | None = None,
@@ -61,8 +59,9 @@ def recipe(
 
     Args:
         data: the unpacked ADEChallengeData2016.zip
-        model: the network; small_fcn has no pretrained backbone and trains on a laptop
-        pretrained: start the backbone from torchvision's ImageNet weights
+        model: the network
+        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
+        pretrained: start the backbone from published ImageNet weights
         epochs: passes over the training images
         lr: learning rate of the backbone, for 16 images a batch
         batch_size: images of one step, over all processes
@@ -70,7 +69,9 @@ def recipe(
         base: long side of an image before the random scale, and in evaluation
         crop: side of the training crop
         head: factor of the learning rate outside the backbone
-        aux_weight: factor of the auxiliary head's loss
+        aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such head
+        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
+        channels: width of the head, but for torchvision's fcn, deeplabv3 and lraspp
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: distort brightness, contrast, saturation and hue of the training crops
         max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
@@ -82,9 +83,14 @@ def recipe(
     data = generated.ade20k() if sample else data
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
     val_data = ADE20K(data, "validation", eval_transform(base, eval_crop))
-    network = torchvision_segmenter(model, len(ADE20K.classes), pretrained, aux_weight > 0)
+    se_weight = encoding_weight(model, se_weight)
+    aux_weight = aux_weight if has_aux(model) else 0.0
+    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "channels": channels}
+    network = segmenter(model, len(ADE20K.classes), backbone, pretrained, **heads)
     return Recipe(
-        task=Segmentation.of(ADE20K, loss=named_losses(loss), aux_weight=aux_weight),
+        task=Segmentation.of(
+            ADE20K, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
+        ),
         model=network,
         train_data=partial(ADE20K, data, "training", train),
         val_data=val_data,

@@ -8,13 +8,12 @@ Source: settings of recipes/seg_ade20k.py, for images of any kind.
 
 Launch: accelerate launch -m trainkit recipes/seg_folder.py --data my_images --classes road,car,sky
 
-Hardware and time: `--model small_lraspp` for 80 epochs of CamVid at 240x180: 16 minutes on 2 CPU cores.
+Hardware and time: `--model lraspp --backbone small` for 80 epochs of CamVid at 240x180: 16 minutes on 2 CPU cores.
 
 Expected: depends on your images; CamVid as above: mIoU 0.585 (docs/results.md has the command).
 """
 
 from functools import partial
-from typing import Literal
 
 from torch.optim import SGD
 
@@ -26,14 +25,14 @@ from trainkit.data.datasets.open import label_maps
 from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
-from trainkit.models.segmentation import torchvision_segmenter
+from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"model": "small_lraspp", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8, "base": 112,
-          "crop": 88, "head": 1.0, "sync_batch_norm": False}  # fmt: skip
+SAMPLE = {"model": "lraspp", "backbone": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8,
+          "base": 112, "crop": 88, "head": 1.0, "sync_batch_norm": False}  # fmt: skip
 
 
 def recipe(
@@ -46,13 +45,8 @@ def recipe(
     image_column: str | None = None,
     mask_column: str | None = None,
     stream: int | None = None,
-    model: Literal[
-        "fcn_resnet50",
-        "deeplabv3_resnet50",
-        "lraspp_mobilenet_v3_large",
-        "small_fcn",
-        "small_lraspp",
-    ] = ("deeplabv3_resnet50"),
+    model: Segmenter = "deeplabv3",
+    backbone: str = "resnet50",
     pretrained: bool = True,
     epochs: float = 60,
     lr: float = 0.01,
@@ -63,6 +57,8 @@ def recipe(
     crop: int = 480,
     head: float = 10.0,
     aux_weight: float = 0.2,
+    se_weight: float | None = None,
+    channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
     photometric: bool = False,
@@ -86,8 +82,10 @@ def recipe(
         image_column: the column of images, in parquet files with several
         mask_column: the column of masks, in parquet files with several
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
-        model: the network; the small ones have no pretrained backbone and train on a laptop
-        pretrained: start the backbone from torchvision's ImageNet weights
+        model: the network
+        backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with lraspp), or "small",
+            which has no published weights and trains on a laptop
+        pretrained: start the backbone from published ImageNet weights
         epochs: passes over the training images
         lr: learning rate of the backbone
         batch_size: images of one step, over all processes
@@ -97,6 +95,8 @@ def recipe(
         crop: side of the training crop
         head: factor of the learning rate outside the backbone, when it is pretrained
         aux_weight: factor of the auxiliary head's loss, where the network has one
+        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
+        channels: width of the head, but for torchvision's fcn, deeplabv3 and lraspp
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
         class_weights: of cross_entropy and focal, a number for each class; None: all alike
         photometric: distort brightness, contrast, saturation and hue of the training crops
@@ -104,7 +104,7 @@ def recipe(
         sync_batch_norm: on several GPUs, batch norm over the whole batch
         eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
         eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
-        sample: train small_lraspp on generated scenes in the same layout, in under a minute
+        sample: train a small network on generated scenes in the same layout, in under a minute
     """
     colors = None if mask_colors is None else read_mask_colors(mask_colors)
     values = None if mask_values is None else read_mask_values(mask_values)
@@ -117,13 +117,16 @@ def recipe(
     )  # fmt: skip
     val_data = maps("val", transform=eval_transform(base, eval_crop))
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
-    network = torchvision_segmenter(model, num_classes, pretrained, aux_weight > 0)
-    aux_weight = aux_weight if getattr(network, "aux_classifier", None) is not None else 0.0
-    head = head if pretrained and not model.startswith("small") else 1.0
+    se_weight = encoding_weight(model, se_weight)
+    aux_weight = aux_weight if has_aux(model) else 0.0
+    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "channels": channels}
+    network = segmenter(model, num_classes, backbone, pretrained, **heads)
+    head = head if pretrained else 1.0
     return Recipe(
         task=Segmentation(
             names,
             aux_weight=aux_weight,
+            se_weight=se_weight,
             loss=named_losses(loss, class_weights),
             raw_ids=val_data.raw_ids,
             palette=None if colors is None else colors.palette,

@@ -74,7 +74,9 @@ def words(data, *more):
         "--classes",
         "road,car,sky,ghost",
         "--model",
-        "small_lraspp",
+        "lraspp",
+        "--backbone",
+        "small",
         *more,
     ]
 
@@ -382,7 +384,9 @@ def test_real_camvid(real_data, tmp_path, monkeypatch):
         "--classes",
         "250",
         "--model",
-        "small_lraspp",
+        "lraspp",
+        "--backbone",
+        "small",
         "--no-pretrained",
         "--workers",
         "2",

@@ -216,7 +216,8 @@ def test_label_maps_of_ones_own_images(tmp_path, shift):
         "data": str(tmp_path),
         "classes": "3",
         "label_shift": shift,
-        "model": "small_lraspp",
+        "model": "lraspp",
+        "backbone": "small",
     }
     recipe = build(
         load_recipe(ROOT / "recipes" / "seg_folder.py"),

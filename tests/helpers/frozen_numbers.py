@@ -587,7 +587,10 @@ def train_for_errors() -> None:
         "--mask-values",
         "0,255",
         "--model",
-        "small_fcn",
+        "fcn",
+        "--backbone",
+        "small",
+        "--no-pretrained",
     )
     must(trainkit(masks, *words, "--base", 24, "--crop", 16, *small, "--out", "seg"))
     trainkit(

@@ -168,11 +168,16 @@ def masks(root):
             "centre crop of 32",
         ),
         ("recog_cifar10", cifar10, ("--model", "small"), "as stored"),
-        ("seg_ade20k", ade20k, ("--model", "small_fcn", "--no-pretrained"), "long side 64"),
+        (
+            "seg_ade20k",
+            ade20k,
+            ("--model", "fcn", "--backbone", "small", "--no-pretrained"),
+            "long side 64",
+        ),
         (
             "seg_folder",
             masks,
-            ("--model", "small_lraspp", "--no-pretrained", "--classes", "3"),
+            ("--model", "lraspp", "--backbone", "small", "--no-pretrained", "--classes", "3"),
             "long side 64",
         ),
     ],

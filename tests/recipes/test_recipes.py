@@ -92,11 +92,16 @@ def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
         ("seg_ade20k", {}, 35_322_218 + 129 * (513 + 257), (1, 150, 64, 64)),
         (
             "seg_ade20k",
-            {"model": "deeplabv3_resnet50"},
+            {"model": "deeplabv3"},
             42_004_074 + 129 * (257 + 257),
             (1, 150, 64, 64),
         ),
-        ("seg_folder", {"model": "lraspp_mobilenet_v3_large"}, None, (1, 16, 64, 64)),
+        (
+            "seg_folder",
+            {"model": "lraspp", "backbone": "mobilenet_v3_large"},
+            None,
+            (1, 16, 64, 64),
+        ),
         # 25,557,032 and 11,689,512 for 1000 classes; the stem for CIFAR has 27 weights a filter, not 147
         ("recog_imagenet", {}, 25_557_032 - 992 * 2049, (1, 8)),
         ("recog_folder", {"model": "resnet18"}, 11_689_512 - 992 * 513, (1, 8)),

@@ -488,7 +488,9 @@ def test_one_bit_of_a_mask(tmp_path, capsys):
         "--classes",
         "3",
         "--model",
-        "small_lraspp",
+        "lraspp",
+        "--backbone",
+        "small",
         "--no-pretrained",
     ]
     asked += [
