@@ -25,6 +25,11 @@ from trainkit.models.small import small_fcn
 from trainkit.tasks.segmentation import Segmentation
 
 
+def column_of(batch: int) -> str:
+    """As the table heads it."""
+    return f"{batch} window{'s' if batch > 1 else ''} per forward pass"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,13 +81,13 @@ def main() -> None:
                 seconds.append(time.perf_counter() - begun)
                 assert len(found) == len(samples)
     alone = median(taken[asked.batches[0]][1:])  # the first round warms up
-    first = f"{asked.batches[0]} windows per forward pass"
+    first = column_of(asked.batches[0])
     results = Results(
         f"sliding_window-{asked.window}", "torch", rounds=asked.rounds, baseline=first
     )
     for batch, seconds in taken.items():
         rates = [asked.images / each for each in seconds[1:]]
-        column = f"{batch} windows per forward pass"
+        column = column_of(batch)
         row = f"windows of {asked.window} pixels"
         results.add(row, column, "images/s", rates, alone / median(seconds[1:]))
         here, low, high = median(seconds[1:]), min(seconds[1:]), max(seconds[1:])
