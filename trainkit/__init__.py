@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time these load on first use
-    from trainkit.engine.loop import evaluate, train
+    from trainkit.engine.evaluation import evaluate
+    from trainkit.engine.loop import train
     from trainkit.models.freezing import freeze
     from trainkit.options import Options
     from trainkit.recipe import Recipe
@@ -20,7 +21,7 @@ __all__ = ["Options", "Recipe", "evaluate", "freeze", "train"]
 _HOMES = {
     "Options": "trainkit.options",
     "Recipe": "trainkit.recipe",
-    "evaluate": "trainkit.engine.loop",
+    "evaluate": "trainkit.engine.evaluation",
     "freeze": "trainkit.models.freezing",
     "train": "trainkit.engine.loop",
 }

@@ -15,7 +15,7 @@ from helpers.processes import TESTS, TOYS, torchrun
 from helpers.toy_recipes import recognition, run
 from trainkit.cli import main
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
-from trainkit.engine.loop import evaluate
+from trainkit.engine.evaluation import evaluate
 from trainkit.storage.checkpoint import list_checkpoints
 
 

@@ -176,14 +176,14 @@ def test_a_mask_keeps_average_and_count(tmp_path):
 
 def test_fp16_skips_do_not_move_it(tmp_path, monkeypatch):
     """A GradScaler of the CPU in place of the GPU's, and gradients that overflow as long as its scale is large."""
-    from trainkit.engine import loop
+    from trainkit.engine import setup
 
     def with_scaler(*arguments):
         accelerator = start_accelerator(*arguments)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=100)
         return accelerator
 
-    monkeypatch.setattr(loop, "start_accelerator", with_scaler)
+    monkeypatch.setattr(setup, "start_accelerator", with_scaler)
     recipe = everything()
     recipe.model.head.weight.register_hook(
         lambda grad: torch.where(grad.abs().max() > 2.0**12, torch.inf, grad)

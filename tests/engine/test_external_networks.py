@@ -18,7 +18,7 @@ from trainkit.commands.check import check
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
-from trainkit.engine.loop import evaluate
+from trainkit.engine.evaluation import evaluate
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.probe import unchanged
 from trainkit.engine.sync_batch_norm import synchronised

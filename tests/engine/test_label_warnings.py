@@ -17,13 +17,13 @@ from trainkit.commands.check import check
 from trainkit.commands.doctor import examine
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.datasets.repeated import Repeated
+from trainkit.engine.evaluation import evaluate
 from trainkit.engine.label_warnings import (
     NUM_MASKS,
     WITHOUT,
     evaluation_warnings,
     training_warnings,
 )
-from trainkit.engine.loop import evaluate
 from trainkit.engine.plan import Plan
 from trainkit.metrics.recognition import TopK
 from trainkit.metrics.segmentation import MeanIoU

@@ -14,13 +14,9 @@ from helpers.toy_recipes import CLASSES, Images
 from trainkit import Options, Recipe
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.checkpointing import rehearse, restore, save
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.plan import Plan
-from trainkit.engine.setup import begin
-from trainkit.engine.state import Training
-from trainkit.engine.step import train_step
-from trainkit.storage.checkpoint import checkpoint_path
+from trainkit.engine.setup import Training, begin
 from trainkit.storage.run_folder import Run
 
 pytestmark = pytest.mark.filterwarnings(
@@ -53,16 +49,16 @@ def begun(recipe: Recipe, accelerator: Accelerator, folder, **options) -> Traini
     options = Options(out=folder, workers=0, background_save=False, keep=9, **options)
     run = Run(folder)
     run.checkpoints.mkdir(exist_ok=True)
-    t = begin(recipe, options, accelerator, Plan.of(recipe, options, 1), run, Display(False))
-    t.objective.train()
-    return t
+    plan = Plan.of(recipe, options, 1)
+    training = begin(recipe, options, accelerator, plan, run, Display(False))
+    training.stepper.objective.train()
+    return training
 
 
-def step(t: Training, number: int, bad: bool = False) -> None:
-    images, targets = (part[8 * (number % 3) :][:8] for part in t.recipe.train_data.batch)
-    train_step(t, number, images * math.nan if bad else images, targets)
-    t.window.clear()
-    t.progress.step = number + 1
+def step(training: Training, number: int, bad: bool = False) -> None:
+    images, targets = (part[8 * (number % 3) :][:8] for part in training.recipe.train_data.batch)
+    training.stepper(number, images * math.nan if bad else images, targets)
+    training.state.advance(num_images=8, seconds=0.0)
 
 
 def images() -> Images:
@@ -84,17 +80,17 @@ def test_a_resume_is_bit_equal_or_refused(tmp_path, accelerator, name):
         step(whole, number)
 
     first = begun(small(build, train_data=data), accelerator, tmp_path)
-    rehearse(first)
+    first.checkpointer.rehearse()
     for number in range(SAVED):
         step(first, number)
-    rehearse(first)
+    first.checkpointer.rehearse()
     with evaluation_mode(first.recipe.optimizer):
         first.recipe.model.eval()(data.batch[0])
     first.recipe.model.train()
-    save(first, SAVED)
+    first.checkpointer.save()
 
     second = begun(small(build, train_data=data), accelerator, tmp_path)
-    restore(second, checkpoint_path(second.run.checkpoints, SAVED), None)
+    second.checkpointer.restore(tmp_path / "checkpoints" / f"step-{SAVED:09d}")
     for number in range(SAVED, STEPS):
         step(second, number)
     assert not torch.equal(whole.recipe.model.head.weight, small(build).model.head.weight)
@@ -119,7 +115,7 @@ def test_a_skipped_step_is_no_step_to_the_optimizer(tmp_path, accelerator, name)
     for key, value in other.recipe.model.state_dict().items():
         assert torch.equal(value, skipping.recipe.model.state_dict()[key]), key
     assert str(other.recipe.optimizer.state_dict()) == str(skipping.recipe.optimizer.state_dict())
-    averages = [t.ema.state_dict() for t in (skipping, other)]
+    averages = [each.checkpointer.ema.state_dict() for each in (skipping, other)]
     assert averages[0]["count"] == averages[1]["count"] == 4
     for key, value in averages[1]["averages"].items():
         assert torch.equal(value, averages[0]["averages"][key]), key
@@ -152,12 +148,12 @@ def test_what_was_changed_on_purpose_is_all_that_changes(tmp_path, accelerator):
     )
     for number in range(SAVED):
         step(first, number)
-    save(first, SAVED)
+    first.checkpointer.save()
     changed = small(
         lambda model: Counting(model.parameters(), 0.01, weight_decay=0.5), train_data=data
     )
     second = begun(changed, accelerator, tmp_path)
-    restore(second, checkpoint_path(second.run.checkpoints, SAVED), None)
+    second.checkpointer.restore(tmp_path / "checkpoints" / f"step-{SAVED:09d}")
     (group,) = changed.optimizer.param_groups
     assert (group["taken"], group["estimate"], group["weight_decay"]) == (SAVED, 1.5**SAVED, 0.5)
     other = begun(
@@ -168,7 +164,7 @@ def test_what_was_changed_on_purpose_is_all_that_changes(tmp_path, accelerator):
     with pytest.raises(
         ValueError, match="the checkpoint is of optimizer Counting, and the recipe has AdamW"
     ):
-        restore(other, checkpoint_path(second.run.checkpoints, SAVED), None)
+        other.checkpointer.restore(tmp_path / "checkpoints" / f"step-{SAVED:09d}")
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -180,9 +176,9 @@ def test_only_the_optimizers_parameters_count(tmp_path, accelerator, frozen):
         model.backbone.requires_grad_(not frozen)
         return torch.optim.SGD(model.head.parameters(), lr=0.1)
 
-    t = begun(small(probe, train_data=data, clip_norm=0.05), accelerator, tmp_path)
+    training = begun(small(probe, train_data=data, clip_norm=0.05), accelerator, tmp_path)
     by_hand = Small()
-    by_hand.load_state_dict(t.recipe.model.state_dict())
+    by_hand.load_state_dict(training.recipe.model.state_dict())
     for number in range(3):
         part = slice(8 * number, 8 * number + 8)
         inputs, targets = data.batch[0][part], data.batch[1][part]
@@ -192,10 +188,10 @@ def test_only_the_optimizers_parameters_count(tmp_path, accelerator, frozen):
         with torch.no_grad():
             for weight, grad in zip(by_hand.head.parameters(), grads):
                 weight -= 0.1 * grad * (0.05 / norm).clamp(max=1)
-        train_step(t, number, inputs, targets)
-        assert t.window.pop()[-1].item() == pytest.approx(norm.item(), rel=1e-5)
-        assert all(weight.grad is None for weight in t.recipe.model.parameters())
-    for name, value in t.recipe.model.state_dict().items():
+        stats = training.stepper(number, inputs, targets)
+        assert stats.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+        assert all(weight.grad is None for weight in training.recipe.model.parameters())
+    for name, value in training.recipe.model.state_dict().items():
         torch.testing.assert_close(value, by_hand.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
@@ -217,8 +213,8 @@ def test_no_gradient_at_all_is_told(tmp_path, accelerator):
         lambda model: torch.optim.SGD(model.head.parameters(), lr=0.1), train_data=images()
     )
     recipe.model.head.requires_grad_(False)
-    t = begun(recipe, accelerator, tmp_path)
+    training = begun(recipe, accelerator, tmp_path)
     with pytest.raises(
         ValueError, match="no gradient reached the 2 parameters of optimizer SGD in step 1"
     ):
-        step(t, 0)
+        step(training, 0)

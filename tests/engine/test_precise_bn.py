@@ -14,7 +14,7 @@ from trainkit.data.sampler import Locality, TrainOrder
 from trainkit.data.seeding import Seeded
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.loop import evaluate
+from trainkit.engine.evaluation import evaluate
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.task_module import Objective
 from trainkit.storage.checkpoint import list_checkpoints

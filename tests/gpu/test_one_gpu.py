@@ -21,7 +21,6 @@ from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.plan import Plan
 from trainkit.engine.setup import begin
-from trainkit.engine.step import train_step
 from trainkit.losses.functional import cross_entropy_sum
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.storage.run_folder import Run
@@ -117,26 +116,27 @@ train(recognition(task=Loud(CLASSES)), Options(out=Path(sys.argv[1]), seed=5, wo
 
 
 def started(recipe: Recipe, folder: Path, **options):
-    """A training with what it needs, and its first batch on the host."""
+    """What makes a step of a training, and its first batch on the host."""
     (folder / "checkpoints").mkdir(parents=True)
     accelerator, asked = start_accelerator(), Options(out=folder, workers=0, **options)
-    t = begin(recipe, asked, accelerator, Plan.of(recipe, asked, 1), Run(folder), Display(False))
-    t.objective.train()
+    plan = Plan.of(recipe, asked, 1)
+    training = begin(recipe, asked, accelerator, plan, Run(folder), Display(False))
+    training.stepper.objective.train()
     rows = [recipe.train_data[index] for index in range(recipe.batch_size)]
     images, targets = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
-    return t, images.pin_memory(), targets.pin_memory()
+    return training.stepper, images.pin_memory(), targets.pin_memory()
 
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_no_step_waits_for_the_gpu(tmp_path, skip):
     recipe = residual()
     recipe.optimizer.param_groups[0]["fused"] = recipe.optimizer.defaults["fused"] = True
-    t, images, targets = started(recipe, tmp_path, on_nonfinite="skip" if skip else "stop")
-    train_step(t, 0, images, targets)
+    stepper, images, targets = started(recipe, tmp_path, on_nonfinite="skip" if skip else "stop")
+    stepper(0, images, targets)
     try:
         torch.cuda.set_sync_debug_mode("error")
         for step in (1, 2, 3):
-            train_step(t, step, images, targets)
+            stepper(step, images, targets)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -22,7 +22,6 @@ from trainkit import Options, train
 from trainkit.data.seeding import seed_host
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.checkpointing import restore, save
 from trainkit.engine.plan import Plan
 from trainkit.engine.setup import begin
 from trainkit.schedules import cos
@@ -407,14 +406,14 @@ def test_the_scale_of_fp16_comes_back(tmp_path):
             start_accelerator(),
         )
         run = Run(tmp_path)
-        t = begin(recipe, options, accelerator, Plan.of(recipe, options, 1), run, Display(False))
+        plan = Plan.of(recipe, options, 1)
+        trainings.append(begin(recipe, options, accelerator, plan, run, Display(False)))
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
-        trainings.append(t)
     first, second = trainings
-    first.progress.step = 3
-    save(first, 3)
-    restore(second, tmp_path / "checkpoints" / "step-000000003", None)
-    assert second.accelerator.scaler.get_scale() == 512.0 and second.progress.step == 3
+    first.state.step = 3
+    first.checkpointer.save()
+    second.checkpointer.restore(tmp_path / "checkpoints" / "step-000000003")
+    assert second.accelerator.scaler.get_scale() == 512.0 and second.state.step == 3
     assert second.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
 
 

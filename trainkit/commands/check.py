@@ -5,37 +5,36 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.recipe_file import build, load_recipe
-from trainkit.data.loader import make_loader
 from trainkit.data.repeatability import find_unrepeatable
-from trainkit.data.sampler import Batches
 from trainkit.data.seeding import seed_host
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
-from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
+from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.distributed.fsdp import is_sharded, local, reshard
-from trainkit.engine.checkpointing import peak_memory_gib, rehearse, restore, save
-from trainkit.engine.evaluation import require_free_names
+from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.introduction import introduce, not_introduced
 from trainkit.engine.label_warnings import training_warnings
-from trainkit.engine.nonfinite import describe, is_failure
+from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.optimizer_state import evaluation_mode, has_modes
 from trainkit.engine.plan import Plan
-from trainkit.engine.probe import refuse_lonely_values
-from trainkit.engine.setup import begin
-from trainkit.engine.state import Training
-from trainkit.engine.step import train_step
+from trainkit.engine.reporting import Reporter, peak_memory_gib
+from trainkit.engine.setup import Training, begin, on_main_process, start
+from trainkit.engine.state import read_steps
+from trainkit.engine.step import Stepper
 from trainkit.errors import UserError
 from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
@@ -66,19 +65,12 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a training
     would raise, and ValueError where going on from a checkpoint does not give the same weights.
     """
-    recipe = recipe.opened()
-    accelerator = start_accelerator(options.static_graph, options.timeout_s)
-    display = Display(accelerator.is_main_process)
-    plan = Plan.of(recipe, options, accelerator.num_processes)
-    refuse_lonely_values(recipe, options, plan)
-    require_free_names(recipe.task)
+    recipe, accelerator, display, plan = start(recipe, options)
     introduce(recipe, display.note)
-    for line in (
-        () if options.init is None else start_from(recipe.model, options.init, options.weights_key)
-    ):
-        display.note(line)
-    own = Path(tempfile.mkdtemp(prefix="trainkit-check-")) if accelerator.is_main_process else None
-    (folder,) = broadcast_object_list([own])
+    if options.init is not None:
+        for line in start_from(recipe.model, options.init, options.weights_key):
+            display.note(line)
+    folder = on_main_process(accelerator, _temporary_folder)
     try:
         own_run = Run(folder, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
@@ -116,52 +108,53 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     return {"figures": figures, "warnings": warnings}
 
 
-def _try(t: Training, workers: int) -> dict[str, Any]:
-    """Steps, a checkpoint, going on from it, and an evaluation; the figures they gave."""
-    recipe, plan, accelerator = t.recipe, t.plan, t.accelerator
-    steps = min(STEPS, plan.total_steps)
-    keys = Batches(plan.order, 0, steps, accelerator.process_index)
-    neighbour = plan.order.neighbour if t.options.on_bad_image == "skip" else None
-    loader = make_loader(
-        recipe.train_data,
-        t.options.seed,
-        keys,
-        0,
-        accelerator.device,
-        recipe.task.own_check,
-        neighbour,
-    )
-    read_s, batches = _timed(t, lambda: [(images, targets) for images, targets, _ in loader])
-    read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
-    flops = _flops(t, *batches[0])
+def _temporary_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="trainkit-check-"))
 
-    rehearse(t)
-    t.objective.train()
-    first_s, _ = _timed(t, lambda: _train(t, batches, 0))
-    rehearse(t)
-    save(t, 1)
-    step_s, losses = _timed(t, lambda: _train(t, batches, 1))
+
+def _try(training: Training, workers: int) -> dict[str, Any]:
+    """Steps, a checkpoint, going on from it, and an evaluation; the figures they gave."""
+    recipe, plan, options = training.recipe, training.plan, training.options
+    accelerator, stepper = training.accelerator, training.stepper
+    checkpointer = training.checkpointer
+    steps = min(STEPS, plan.total_steps)
+    loader = plan.loader(0, steps, options, accelerator, workers=0)
+    read_s, batches = _timed(
+        accelerator, lambda: [(images, targets) for images, targets, _ in loader]
+    )
+    read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
+    flops = _flops(stepper, *batches[0])
+
+    checkpointer.rehearse()
+    stepper.objective.train()
+    train = partial(_train, stepper, training.reporter)
+    first_s, losses = _timed(accelerator, lambda: train(batches[:1], 0))
+    checkpointer.rehearse()
+    checkpointer.save()
+    step_s, more_losses = _timed(accelerator, lambda: train(batches[1:], 1))
     step_s = step_s / (steps - 1) if steps > 1 else first_s
-    goes_on = _goes_on(t, batches)
+    goes_on = _goes_on(recipe.model, checkpointer, lambda: train(batches[1:], 1))
 
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
     with evaluation_mode(recipe.optimizer):
-        evaluation = replace(t.evaluation, recipe=few, workers=0)
-        eval_s, results = _timed(t, lambda: evaluation.measure(steps=(steps, plan.total_steps)))
+        evaluator = replace(training.evaluator, recipe=few, workers=0)
+        eval_s, results = _timed(
+            accelerator, lambda: evaluator.run(steps=(steps, plan.total_steps))
+        )
 
     reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
     bound_s = max(step_s, reading_s) if workers else step_s + reading_s
-    evaluations = max(1, int(recipe.epochs // t.options.evaluate_every))
+    evaluations = max(1, int(recipe.epochs // options.evaluate_every))
     total_s = plan.total_steps * bound_s + evaluations * len(recipe.val_data) * eval_s / num_images
     numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
     return {
         "weights": sum(weight.numel() for weight in recipe.model.parameters()),
         "gflops_per_image": flops / 1e9,
-        "images_of_a_pass": max(t.plan.order.passes(0, 0)),
-        "passes_of_a_step": len(t.plan.order.passes(0, 0)),
+        "images_of_a_pass": max(plan.order.passes(0, 0)),
+        "passes_of_a_step": len(plan.order.passes(0, 0)),
         "peak_memory_gib": peak_memory_gib(accelerator),
-        "losses": [round(loss, 4) for loss in losses],
+        "losses": [round(loss, 4) for loss in (*losses, *more_losses)],
         "evaluated": ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
         "goes_on_from_a_checkpoint": goes_on,
         "steps_per_epoch": plan.order.steps_per_epoch,
@@ -173,35 +166,43 @@ def _try(t: Training, workers: int) -> dict[str, Any]:
     }
 
 
-def _train(t: Training, batches: list[tuple[Tensor, Tensor]], start: int) -> list[float]:
-    """Train on the batches from `start` on; the loss of every step so far."""
-    for step in range(start, len(batches) if start else 1):
-        train_step(t, step, *batches[step])
-        t.progress.step = step + 1
-    rows = t.accelerator.reduce(torch.stack(t.window), "sum").tolist()
-    for step, row in enumerate(rows, 1):
-        if is_failure(t, row):
-            raise FloatingPointError(describe(t, step, row))
-    return [sum(row[:-1]) for row in rows]
+def _train(
+    stepper: Stepper, reporter: Reporter, batches: list[tuple[Tensor, Tensor]], first_step: int
+) -> list[float]:
+    """Train on the batches; the loss of each step."""
+    rows = []
+    for step, (images, targets) in enumerate(batches, first_step):
+        stats = stepper(step, images, targets)
+        stepper.state.advance(num_images=0, seconds=0.0)
+        reporter.step(stats, [])
+        rows.append(stats.row())
+    steps = read_steps(stepper.accelerator, rows, first_step + len(rows))
+    for numbers in steps:
+        if is_failure(numbers, stepper.accelerator):
+            raise FloatingPointError(reporter.failures.describe(numbers))
+    return [numbers.loss for numbers in steps]
 
 
-def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
+def _goes_on(
+    model: nn.Module, checkpointer: Checkpointer, train_again: Callable[[], object]
+) -> str:
     """Whether the steps after the first, trained again from its checkpoint, give the same weights."""
-    path, accelerator = checkpoint_path(t.run.checkpoints, 1), t.accelerator
+    accelerator = checkpointer.accelerator
+    path = checkpoint_path(checkpointer.writer.folder, 1)
     if not all(gather_object([path.exists()])):
         return "not tried: the hosts have no temporary folder in common"
-    model, buffers = t.recipe.model, {name for name, _ in t.recipe.model.named_buffers()}
+    buffers = {name for name, _ in model.named_buffers()}
     compared = [
         name for name in model.state_dict() if accelerator.is_main_process or name not in buffers
     ]
     after = {name: local(value).clone() for name, value in model.state_dict().items()}
-    restore(t, path, None)
-    _train(t, batches, 1)
+    checkpointer.restore(path)
+    train_again()
     mine = [
         name for name in compared if not torch.equal(local(model.state_dict()[name]), after[name])
     ]
     different = [name for names in gather_object([mine]) for name in names]
-    if different and t.accelerator.device.type == "cpu":
+    if different and accelerator.device.type == "cpu":
         raise UserError(
             f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
             "the optimizer keeps state that no checkpoint sees"
@@ -211,28 +212,29 @@ def _goes_on(t: Training, batches: list[tuple[Tensor, Tensor]]) -> str:
     )
 
 
-def _timed(t: Training, work: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(accelerator: Accelerator, work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds until it is done, on the device too, and what it gave."""
     begun = time.perf_counter()
     result = work()
-    if t.accelerator.device.type == "cuda":
+    if accelerator.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begun, result
 
 
 @torch.no_grad()
-def _flops(t: Training, images: Tensor, targets: Tensor) -> int:
+def _flops(stepper: Stepper, images: Tensor, targets: Tensor) -> int:
     """Floating-point operations of one image's forward pass, by torch's own counter."""
-    images, targets = t.to_device(images[:1], targets[:1])
-    was_training = t.objective.training
-    t.objective.eval()
+    images, targets = stepper.to_device(images[:1], targets[:1])
+    objective = stepper.objective
+    was_training = objective.training
+    objective.eval()
     with FlopCounterMode(display=False) as counter:
-        if is_sharded(t.objective):  # which gathers the weights
-            t.objective(images, targets)
+        if is_sharded(objective):  # which gathers the weights
+            objective(images, targets)
         else:
-            t.recipe.model(images)
-    reshard(t.objective)
-    t.objective.train(was_training)
+            stepper.recipe.model(images)
+    reshard(objective)
+    objective.train(was_training)
     return counter.get_total_flops()
 
 

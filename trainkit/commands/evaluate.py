@@ -7,7 +7,7 @@ from typing import Any
 
 from trainkit.commands.trained import read_trained
 from trainkit.data.seeding import seed_host
-from trainkit.engine.loop import evaluate
+from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
 from trainkit.options import EvaluateOptions
 from trainkit.storage.checkpoint import digest

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,13 +14,10 @@ from trainkit.commands.arguments import read_options, read_settings_and_options
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.seeding import seed_host
-from trainkit.display import Display
-from trainkit.distributed.accelerator import lost_processes_told, start_accelerator
-from trainkit.engine.checkpointing import restore
+from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.engine.nonfinite import is_failure
-from trainkit.engine.plan import Plan
-from trainkit.engine.setup import begin
-from trainkit.engine.step import TRIED, steps, train_step
+from trainkit.engine.setup import begin, start
+from trainkit.engine.state import read_steps
 from trainkit.errors import UserError
 from trainkit.options import Options, ReplayOptions
 from trainkit.recipe import Recipe
@@ -105,14 +101,13 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     report = read_report(failure)
     if "batch" in report:
         raise UserError(f"{failure} holds no batch: it {report['batch']}")
-    recipe = recipe.opened()
-    accelerator = start_accelerator(options.static_graph)
-    display = Display(accelerator.is_main_process)
-    plan = Plan.of(recipe, options, accelerator.num_processes)
+    recipe, accelerator, display, plan = start(recipe, options)
     if "init" in report:
         for line in _start_as_then(recipe, report["init"]):
             display.note(line)
-    t = begin(recipe, options, accelerator, plan, Run(failure.parent.parent, writes=False), display)
+    run = Run(failure.parent.parent, writes=False)
+    training = begin(recipe, options, accelerator, plan, run, display)
+    stepper = training.stepper
     if accelerator.num_processes != report["num_processes"]:
         display.note(
             f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here"
@@ -122,28 +117,27 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
             f"it failed in precision {report['precision']} and runs in {accelerator.mixed_precision} here"
         )
     if report["checkpoint"] is not None:
-        restore(t, failure / "checkpoint", None)
-    step = report["step"] - 1
+        training.checkpointer.restore(failure / "checkpoint")
+    first_step, step = training.state.step, report["step"] - 1
     display.note(
-        f"training {step - t.progress.step} steps from step {t.progress.step} on, to the one that failed"
+        f"training {step - first_step} steps from step {first_step} on, to the one that failed"
     )
-    for _ in steps(t, step):
-        pass
-    t.window.clear()
+    batches = plan.loader(first_step, step, options, accelerator, training.workers)
+    stepper.start()
+    for number, (images, targets, _) in enumerate(batches, first_step):
+        stepper(number, images, targets)
 
     batch = _read_batch(failure, recipe.batch_size)
     share = plan.order.share(step, accelerator.process_index)
     keys = plan.order.keys(step)[share]
-    t.tried = TRIED
-    t.objective.train()
+    stepper.oom.skip_trials()
     watch = Watch(recipe.model)
-    train_step(t, step, batch["images"][share], batch["targets"][share])
+    stats = stepper(step, batch["images"][share], batch["targets"][share])
     watch.end()
-    (row,) = accelerator.reduce(torch.stack(t.window), "sum").tolist()
-    *losses, norm = row
-    failed = is_failure(t, row)
+    (numbers,) = read_steps(accelerator, [stats.row()], step + 1)
+    failed = is_failure(numbers, accelerator)
     again = "fails again" if failed else "does not fail this time"
-    display.note(f"step {step + 1} {again}: loss {sum(losses)}, gradient norm {norm}")
+    display.note(f"step {step + 1} {again}: loss {numbers.loss}, gradient norm {numbers.grad_norm}")
     mine = (
         []
         if watch.found is None

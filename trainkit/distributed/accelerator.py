@@ -86,6 +86,12 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     return accelerator
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 may be multiplied in TF32, in matrix products and convolutions alike."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 @contextmanager
 def lost_processes_told() -> Iterator[None]:
     """Say it where meeting the other processes, or an exchange with them, failed; torch says so in many words.

@@ -3,8 +3,9 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +17,24 @@ from trainkit.data.loader import make_loader
 from trainkit.data.sampler import EVALUATION, evaluation_batches
 from trainkit.data.seeding import seed_step
 from trainkit.data.to_device import ToDevice
-from trainkit.distributed.fsdp import agree_on_buffers, reshard
+from trainkit.data.workers import choose_workers, worker_deaths_told
+from trainkit.display import Display
+from trainkit.distributed.accelerator import allow_tf32, lost_processes_told, start_accelerator
+from trainkit.distributed.fsdp import agree_on_buffers, prepare, reshard
 from trainkit.engine.ema import EMA
-from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
+from trainkit.engine.introduction import introduce
+from trainkit.engine.label_warnings import WITHOUT, classes_without_targets, evaluation_warnings
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import set_step, uncompiled
-from trainkit.errors import UserError, shortage_told
-from trainkit.metrics.base import each_metric
+from trainkit.engine.task_module import Objective, set_step, uncompiled
+from trainkit.errors import MissingFileError, UserError, shortage_told
+from trainkit.metrics.base import declared, each_metric
 from trainkit.metrics.bootstrap import interval
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe, Task
+from trainkit.storage import checkpoint
+from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps
+from trainkit.storage.weights import named_as, take_weights
 
 # Names beside the figures in a row of the log, and in results.json.
 IN_ROWS = (
@@ -36,7 +44,7 @@ RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluator:
     """What measures the weights that a recipe's model has at the time."""
 
     recipe: Recipe
@@ -53,7 +61,7 @@ class Evaluation:
     thorough: bool = False
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
-    def measure(
+    def run(
         self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
     ) -> dict[str, Any] | None:
         """`split`, `protocol`, `num_images` and the figures of the task's metrics, of averaged weights as "ema_...".
@@ -71,15 +79,16 @@ class Evaluation:
     def _of_all_weights(
         self, stop: Callable[[], int], steps: tuple[int, int] | None
     ) -> dict[str, Any] | None:
-        common = (
-            self.recipe,
-            self.objective,
-            self.accelerator,
-            self.to_device,
-            self.seed,
-            self.workers,
+        batch_norm = PreciseBatchNorm(
+            recipe=self.recipe,
+            objective=self.objective,
+            accelerator=self.accelerator,
+            to_device=self.to_device,
+            seed=self.seed,
+            workers=self.workers,
+            num_images=self.precise_bn,
+            on_bad_image=self.on_bad_image,
         )
-        batch_norm = PreciseBatchNorm(*common, self.precise_bn, self.on_bad_image)
         set_step(self.recipe.task, self.recipe.model, steps)
         with batch_norm.estimated():
             results = self._measure(stop)
@@ -92,9 +101,9 @@ class Evaluation:
                     averaged = self._measure(stop)
             if averaged is None:
                 return None
-            common = ("num_images", WITHOUT)
+            of_the_data = ("num_images", WITHOUT)
             results |= {
-                f"ema_{name}": value for name, value in averaged.items() if name not in common
+                f"ema_{name}": value for name, value in averaged.items() if name not in of_the_data
             }
         if results is None:
             return None
@@ -166,8 +175,9 @@ class Evaluation:
         """After each pass predictions and targets of the images that it finished; as many passes in every process."""
         recipe, accelerator = self.recipe, self.accelerator
         together = 1 if recipe.inference is not None else recipe.eval_batch_size
-        place = accelerator.process_index, accelerator.num_processes
-        batches, valid = evaluation_batches(len(recipe.val_data), together, *place)
+        batches, valid = evaluation_batches(
+            len(recipe.val_data), together, accelerator.process_index, accelerator.num_processes
+        )
         loader = self._seeded(
             make_loader(
                 recipe.val_data,
@@ -206,6 +216,109 @@ class Evaluation:
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
+
+
+@lost_processes_told()
+def evaluate(
+    recipe: Recipe,
+    weights: Path,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    precise_bn: int | None = None,
+    weights_key: str | None = None,
+    channels_last: bool = False,
+    tf32: bool = False,
+    partial: bool = False,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Measure `recipe` on its validation images with the weights at `weights`, and return the metrics.
+
+    Args:
+        recipe: what was trained.
+        weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights.
+        seed: of what is random in the validation data, and of the images of `precise_bn`.
+        workers: data-loading workers of each process; None: its share of the cores, up to 8.
+        precise_bn: re-estimate BatchNorm's statistics from so many training images; None: take those of the weights.
+        weights_key: which set of weights in a file that holds several; None: the usual one.
+        channels_last: hold images and weights with the channels last.
+        tf32: on GPUs: multiply float32 in TF32.
+        partial: weights that do not fit are left out and reported.
+        keep: called with the metrics in the main process, before they are shown.
+
+    Raises:
+        UserError: the weights do not fit the model.
+        MissingFileError: there are none.
+    """
+    weights, run = find_weights(Path(weights))
+    require_free_names(recipe.task)
+    recipe = recipe if precise_bn is None else _with_training_images(recipe)
+    accelerator = start_accelerator()
+    allow_tf32(tf32)
+    if channels_last:
+        recipe.model.to(memory_format=torch.channels_last)
+    display = Display(accelerator.is_main_process)
+    for line in take_weights(recipe.model, weights, weights_key, partial, averaged=False):
+        display.note(line)
+    if unsound := [
+        name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()
+    ]:
+        display.note(
+            f"{len(unsound)} weights hold numbers that are not finite ({unsound[0]}): figures of them say nothing"
+        )
+    objective = prepare(accelerator, Objective(recipe.model, recipe.task))
+    ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
+    if ema is not None:
+        averages = checkpoint.load(weights)[1]["ema"]
+        if averages is None:
+            raise UserError(
+                f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None"
+            )
+        by_name = named_as(recipe.model, averages["averages"])
+        ema.load_state_dict(averages | {"averages": by_name}, strict=False)
+    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, channels_last)
+    introduce(recipe, display.note)
+    if precise_bn is None and (number := read_precise_bn(run, weights)):
+        display.note(COUNTED.format(number))
+    evaluator = Evaluator(
+        recipe=recipe,
+        objective=objective,
+        accelerator=accelerator,
+        to_device=to_device,
+        seed=seed,
+        workers=choose_workers(workers, accelerator.num_processes),
+        ema=ema,
+        precise_bn=precise_bn,
+        thorough=True,
+    )
+    with worker_deaths_told():
+        results = evaluator.run(steps=trained_steps(recipe.task, run, weights))
+    if keep is not None and accelerator.is_main_process:
+        keep(results)
+    show_results(display, f"evaluation of {weights}", results, False, recipe)
+    for line in evaluation_warnings(results, recipe.task):
+        display.note(f"warning: {line}")
+    return results
+
+
+def _with_training_images(recipe: Recipe) -> Recipe:
+    try:
+        return recipe.opened()
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{error}. Batch norm's statistics are estimated from training images (--precise-bn), as the run's own "
+            "evaluations did; --precise-bn 0 measures with those that training counted, and gives other figures"
+        ) from error
+
+
+def show_results(
+    display: Display, title: str, results: Mapping[str, Any], best: bool, recipe: Recipe
+) -> None:
+    """The results as the task's metrics say that they are to be read."""
+    percent, per_class = (declared(recipe.task, what) for what in ("percent", "per_class"))
+    # the protocol says it in words
+    results = {name: value for name, value in results.items() if name != "precise_bn"}
+    display.results(title, results, best, percent, per_class)
 
 
 def require_free_names(task: Task) -> None:

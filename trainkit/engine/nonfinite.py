@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: found when the log is read, named, and kept to be looked into.
+"""Non-finite (NaN/Inf) losses and gradients: found when the log is read, named, and kept to be replayed.
 
 failures/step-<number>/  report.json  batch.safetensors  checkpoint/ (the state it began from)
 """
@@ -7,122 +7,133 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from trainkit.data.loader import collate
 from trainkit.data.reader import UNUSABLE, Reader, name_of
-from trainkit.engine.state import Training
+from trainkit.engine.plan import Plan
+from trainkit.engine.state import StepNumbers
 from trainkit.files import reason, save_tensors
+from trainkit.options import Options
+from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
+from trainkit.storage.checkpoint_writer import Saver
 from trainkit.storage.lookup import find_weights
+from trainkit.storage.run_folder import Run
 
 KEPT = ("report.json", "batch.safetensors", "checkpoint")  # of a failed step
 NAMED = 4  # images in the message; the report has all
 
 
-def read_window(t: Training, step: int) -> list[list[float]]:
-    """Losses (K) and gradient norm of each step since the last row, up to `step`; waits for the device.
-
-    Raises FloatingPointError where one is no number and that is to stop the run.
-    """
-    if not t.window:
-        return []
-    rows = t.accelerator.reduce(torch.stack(t.window), "sum").tolist()
-    bad = [number for number, row in enumerate(rows) if is_failure(t, row)]
-    if bad and t.options.on_nonfinite == "stop":
-        raise FloatingPointError(_keep(t, step - len(rows) + bad[0] + 1, rows[bad[0]]))
-    return rows
+def is_failure(numbers: StepNumbers, accelerator: Accelerator) -> bool:
+    """Whether a step's loss or gradient is non-finite; in fp16 the scaler answers such a gradient itself."""
+    if accelerator.scaler is not None:
+        return not math.isfinite(numbers.loss)
+    return not numbers.is_finite
 
 
-def is_failure(t: Training, row: Sequence[float]) -> bool:
-    """Whether a step's row holds what is no number; in fp16 the scaler answers a gradient that is none itself."""
-    return not math.isfinite(sum(row[:-1] if t.accelerator.scaler is not None else row))
+@dataclass(frozen=True)
+class FailureRecorder:
+    """Names a step whose loss or gradient is non-finite, and keeps it to be replayed."""
 
+    recipe: Recipe
+    options: Options
+    accelerator: Accelerator
+    plan: Plan
+    run: Run
+    writer: Saver
+    groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
 
-def describe(t: Training, step: int, row: Sequence[float]) -> str:
-    """What happened in `step` (counted from 1), in one sentence."""
-    *losses, norm = row
-    keys = t.plan.order.keys(step - 1)
-    named = [f"{index} ({name_of(t.recipe.train_data, index)})" for _, index in keys[:NAMED]]
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    lr = t.groups[0]["lr"] * t.plan.multiplier(step - 1)
-    first, second = (f"loss is {sum(losses)}", f"gradient norm {norm}")
-    if math.isfinite(sum(losses)):
-        first, second = f"gradient norm is {norm}", f"loss {sum(losses):.4g}"
-    return (
-        f"the {first} in step {step} ({second}, lr {lr:.3g}), with images {', '.join(named)}{more}"
-    )
-
-
-def _keep(t: Training, step: int, row: Sequence[float]) -> str:
-    """Keep the failed step in the main process, while the others wait; what to tell."""
-    told = f"{describe(t, step, row)}. Lower the learning rate, look at these images, or leave such steps out with "
-    told += "--on-nonfinite skip. "
-    if t.accelerator.is_main_process:
-        folder = t.run.folder / "failures" / f"step-{step:09d}"
-        try:
-            _write(t, step, row, folder)
-            told += f"Kept in {folder}: `trainkit replay {t.run.folder}` runs the step again"
-        except (SafetensorError, *UNUSABLE) as error:
-            told += f"It could not be kept in {folder}: {reason(error)}"
-    t.accelerator.wait_for_everyone()
-    return told
-
-
-def _write(t: Training, step: int, row: Sequence[float], folder: Path) -> None:
-    if folder.is_dir():
-        strays = [path.name for path in folder.iterdir() if path.name not in KEPT]
-        if strays:
-            raise OSError(f"trainkit did not write {', '.join(strays)} in it; move that elsewhere")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    keys = t.plan.order.keys(step - 1)
-    report: dict[str, Any] = {
-        "step": step,
-        "epoch": t.plan.epoch(step - 1),
-        "losses": {term: str(loss) for term, loss in zip(t.recipe.task.terms, row)},
-        "grad_norm": str(row[-1]),
-        "lrs": [group["lr"] * t.plan.multiplier(step - 1) for group in t.groups],
-        "images": [
-            {"index": index, "name": name_of(t.recipe.train_data, index)} for _, index in keys
-        ],
-        "num_processes": t.accelerator.num_processes,
-        "precision": t.accelerator.mixed_precision,
-        "channels_last": t.options.channels_last,
-        "tf32": t.options.tf32,
-        "micro_batch": t.plan.order.micro_batch,
-        "on_bad_image": t.options.on_bad_image,
-        "static_graph": t.options.static_graph,
-        "activation_checkpointing": t.options.activation_checkpointing,
-    }
-    t.saver.wait()
-    before, _ = t.run.last_checkpoint(step - 1)
-    if before is not None:
-        shutil.copytree(before, folder / "checkpoint", copy_function=_link)
-    report["checkpoint"] = before.name if before is not None else None
-    if before is None and t.options.init is not None:  # the state it began from
-        weights, _ = find_weights(t.options.init)
-        report["init"] = {
-            "weights": str(weights.resolve()),
-            "sha256": digest(weights),
-            "weights_key": t.options.weights_key,
-        }
-    neighbour = t.plan.order.neighbour if t.options.on_bad_image == "skip" else None
-    reader = Reader(t.recipe.train_data, t.options.seed, neighbour=neighbour)
-    try:
-        images, targets, _ = collate([reader[key] for key in keys])
-        save_tensors(
-            {"images": images.contiguous(), "targets": targets.contiguous()},
-            folder / "batch.safetensors",
+    def describe(self, numbers: StepNumbers) -> str:
+        """What happened in the step, in one sentence."""
+        step, loss, norm = numbers.step, numbers.loss, numbers.grad_norm
+        keys = self.plan.order.keys(step - 1)
+        named = [f"{index} ({name_of(self.recipe.train_data, index)})" for _, index in keys[:NAMED]]
+        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+        lr = self.groups[0]["lr"] * self.plan.multiplier(step - 1)
+        if math.isfinite(loss):
+            first, second = f"gradient norm is {norm}", f"loss {loss:.4g}"
+        else:
+            first, second = f"loss is {loss}", f"gradient norm {norm}"
+        return (
+            f"the {first} in step {step} ({second}, lr {lr:.3g}), with images "
+            f"{', '.join(named)}{more}"
         )
-    except UNUSABLE as error:
-        report["batch"] = f"could not be read again: {error}"
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    def keep(self, numbers: StepNumbers) -> str:
+        """Keep the failed step in the main process, while the others wait; what to report."""
+        told = f"{self.describe(numbers)}. Lower the learning rate, look at these images, or leave such steps out with "
+        told += "--on-nonfinite skip. "
+        if self.accelerator.is_main_process:
+            folder = self.run.folder / "failures" / f"step-{numbers.step:09d}"
+            try:
+                self._write(numbers, folder)
+                told += f"Kept in {folder}: `trainkit replay {self.run.folder}` runs the step again"
+            except (SafetensorError, *UNUSABLE) as error:
+                told += f"It could not be kept in {folder}: {reason(error)}"
+        self.accelerator.wait_for_everyone()
+        return told
+
+    def _write(self, numbers: StepNumbers, folder: Path) -> None:
+        step = numbers.step
+        if folder.is_dir():
+            strays = [path.name for path in folder.iterdir() if path.name not in KEPT]
+            if strays:
+                raise OSError(
+                    f"trainkit did not write {', '.join(strays)} in it; move that elsewhere"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        keys = self.plan.order.keys(step - 1)
+        report: dict[str, Any] = {
+            "step": step,
+            "epoch": self.plan.epoch(step - 1),
+            "losses": {
+                term: str(loss) for term, loss in zip(self.recipe.task.terms, numbers.losses)
+            },
+            "grad_norm": str(numbers.grad_norm),
+            "lrs": [group["lr"] * self.plan.multiplier(step - 1) for group in self.groups],
+            "images": [
+                {"index": index, "name": name_of(self.recipe.train_data, index)}
+                for _, index in keys
+            ],
+            "num_processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
+            "channels_last": self.options.channels_last,
+            "tf32": self.options.tf32,
+            "micro_batch": self.plan.order.micro_batch,
+            "on_bad_image": self.options.on_bad_image,
+            "static_graph": self.options.static_graph,
+            "activation_checkpointing": self.options.activation_checkpointing,
+        }
+        self.writer.wait()
+        before, _ = self.run.last_checkpoint(step - 1)
+        if before is not None:
+            shutil.copytree(before, folder / "checkpoint", copy_function=_link)
+        report["checkpoint"] = before.name if before is not None else None
+        if before is None and self.options.init is not None:  # the state it began from
+            weights, _ = find_weights(self.options.init)
+            report["init"] = {
+                "weights": str(weights.resolve()),
+                "sha256": digest(weights),
+                "weights_key": self.options.weights_key,
+            }
+        neighbour = self.plan.order.neighbour if self.options.on_bad_image == "skip" else None
+        reader = Reader(self.recipe.train_data, self.options.seed, neighbour=neighbour)
+        try:
+            images, targets, _ = collate([reader[key] for key in keys])
+            save_tensors(
+                {"images": images.contiguous(), "targets": targets.contiguous()},
+                folder / "batch.safetensors",
+            )
+        except UNUSABLE as error:
+            report["batch"] = f"could not be read again: {error}"
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _link(source: str, target: str) -> None:

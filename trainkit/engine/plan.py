@@ -1,9 +1,13 @@
 """How long a run is, which images each step has, and at which learning rate: decided before the first step."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainkit.data.sampler import TrainOrder
+from accelerate import Accelerator
+
+from trainkit.data.loader import make_loader
+from trainkit.data.sampler import Batches, TrainOrder
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -11,9 +15,9 @@ from trainkit.recipe import Recipe
 MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are sorted
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """Order, length and schedule of a run."""
+    """Order, length and schedule of a run. Nothing in it changes but the micro-batch, after running out of memory."""
 
     recipe: Recipe
     order: TrainOrder
@@ -50,9 +54,31 @@ class Plan:
         """Epochs done after `step` steps."""
         return step / self.order.steps_per_epoch
 
-    def in_passes_of(self, micro_batch: int) -> "Plan":
-        """The same with at most so many images in a forward pass."""
-        return replace(self, order=replace(self.order, micro_batch=micro_batch))
+    def use_micro_batch(self, micro_batch: int) -> None:
+        """Take at most so many images in a forward pass from now on: steps and images stay the same."""
+        self.order = replace(self.order, micro_batch=micro_batch)
+
+    def loader(
+        self, start: int, stop: int, options: Options, accelerator: Accelerator, workers: int
+    ) -> Iterable[Any]:
+        """This process's batches of the steps from `start` up to `stop`: images, targets, and what replaced bad images.
+
+        Args:
+            start: the first step, counted from 0.
+            stop: the step after the last one.
+            options: seed, and what becomes of images that cannot be used.
+            accelerator: of this process.
+            workers: data-loading workers; 0: this process reads.
+        """
+        return make_loader(
+            self.recipe.train_data,
+            options.seed,
+            Batches(self.order, start, stop, accelerator.process_index),
+            workers,
+            accelerator.device,
+            self.recipe.task.own_check,
+            self.order.neighbour if options.on_bad_image == "skip" else None,
+        )
 
     def mathematics(self) -> dict[str, Any]:
         """What a run must keep when it goes on; the schedule as nine points of its curve."""

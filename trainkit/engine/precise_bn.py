@@ -41,18 +41,14 @@ class PreciseBatchNorm:
         num_images: int | None,
         on_bad_image: str = "stop",
     ):
-        self.recipe, self.objective, self.accelerator, self.to_device = (
-            recipe,
-            objective,
-            accelerator,
-            to_device,
-        )
-        self.seed, self.workers, self.num_images, self.on_bad_image = (
-            seed,
-            workers,
-            num_images,
-            on_bad_image,
-        )
+        self.recipe = recipe
+        self.objective = objective
+        self.accelerator = accelerator
+        self.to_device = to_device
+        self.seed = seed
+        self.workers = workers
+        self.num_images = num_images
+        self.on_bad_image = on_bad_image
         norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
         self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from trainkit.distributed.fsdp import local
 
 
-class Undo:
+class StepSnapshot:
     """Keeps the model's buffers before each step; with `updates` weights and the optimizer's state too.
 
     Running out of memory between forward and backward leaves weights alone, but batch norm has counted. To leave out

@@ -3,40 +3,43 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
 
 from trainkit import files
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
+from trainkit.distributed.accelerator import allow_tf32, start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.activation_checkpointing import checkpoint_activations
+from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.ema import EMA
-from trainkit.engine.evaluation import Evaluation
+from trainkit.engine.evaluation import Evaluator, require_free_names
 from trainkit.engine.fsdp_trial import require_same_updates
 from trainkit.engine.introduction import introduce
+from trainkit.engine.nonfinite import FailureRecorder
 from trainkit.engine.optimizer_state import (
     group_values,
     has_modes,
-    of_torch,
     require_supported,
     to_weights,
-    trained_and_others,
 )
 from trainkit.engine.plan import Plan
-from trainkit.engine.probe import first_image, unchanged
-from trainkit.engine.rollback import Undo
-from trainkit.engine.state import Training
+from trainkit.engine.probe import first_image, refuse_lonely_values, unchanged
+from trainkit.engine.reporting import Reporter
+from trainkit.engine.state import TrainState
+from trainkit.engine.step import Stepper
 from trainkit.engine.stop_signal import FAILED, StopFlag, Stopped
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import Objective
@@ -49,6 +52,7 @@ from trainkit.storage.checkpoint_writer import Saver
 from trainkit.storage.run_files import read_memory
 from trainkit.storage.run_folder import Run
 
+Value = TypeVar("Value")
 SEEN_WITHIN_S = 10  # a file of another host, on a network disk that looks only every few seconds
 
 
@@ -64,6 +68,30 @@ class Found:
     """images of one pass that were found to fit into memory"""
 
 
+def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
+    """What `function` returns in the main process, in all processes: the others wait for it.
+
+    Raises UserError in all of them where it raised one. Another error is raised in the main process, which says why;
+    the others are Stopped.
+    """
+    value: Value | None = None
+    error: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            value = function()
+        except Exception as raised:  # the others wait for an answer; not every error can be sent
+            error = raised
+    refusal = error if isinstance(error, UserError) else None
+    value, refusal, failed = broadcast_object_list([value, refusal, error is not None])
+    if error is not None:
+        raise error
+    if refusal is not None:
+        raise refusal
+    if failed:
+        raise Stopped(FAILED)
+    return value
+
+
 def open_run(
     accelerator: Accelerator,
     display: Display,
@@ -74,43 +102,40 @@ def open_run(
 ) -> tuple[Run, Found]:
     """The run's folder and what is in it; the main process decides for all.
 
-    Raises UserError where this training may not have the folder or cannot write it. Another error is the main
-    process's, which says why; the others are Stopped.
+    Raises UserError where this training may not have the folder or cannot write it.
     """
-    answer: list[Any] = [None, None]
-    bug: Exception | None = None
-    (mark,) = broadcast_object_list([(options.out or Path()) / f".seen-{uuid4().hex}"])
-    run = Run(options.out or Path(), writes=False)
-    if accelerator.is_main_process:
+
+    def opened() -> tuple[Run, Found, Path]:
         try:
             run, notes = Run.open(options, settings, recipe_file, mathematics)
+        except OSError as error:
+            raise _unwritable(options.out, error) from error
+        try:
             path, damaged = run.last_checkpoint()
             evaluation = run.forget_after(checkpoint.step_of(path) if path else 0)
             for line in (*notes, *damaged):
                 display.note(line)
+            mark = run.folder / f".seen-{uuid4().hex}"
             if accelerator.num_processes > 1:
                 mark.touch()
-            answer = [Found(path, evaluation, read_memory(run.folder)), None]
-        except ValueError as error:
-            run.close()
-            answer = [None, error]
+            return run, Found(path, evaluation, read_memory(run.folder)), mark
         except OSError as error:
             run.close()
-            problem = f"{options.out} cannot be written: {files.reason(error)}; choose another folder with --out"
-            answer = [None, ValueError(problem)]
-        except (
-            Exception
-        ) as error:  # the others wait for an answer, and it may be one that cannot be sent
+            raise _unwritable(options.out, error) from error
+        except Exception:
             run.close()
-            bug = error
-    found, error = broadcast_object_list(answer)
-    if error is not None:
-        raise error
-    if found is None:
-        raise bug or Stopped(FAILED)
+            raise
+
+    run, found, mark = on_main_process(accelerator, opened)
     if accelerator.num_processes > 1:
         _all_see(accelerator, run, mark)
     return run, found
+
+
+def _unwritable(folder: Path | None, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be written: {files.reason(error)}; choose another folder with --out"
+    )
 
 
 def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
@@ -132,6 +157,46 @@ def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
         )
 
 
+class Started(NamedTuple):
+    """What every command that trains begins with."""
+
+    recipe: Recipe  # its training data are open
+    accelerator: Accelerator
+    display: Display
+    plan: Plan
+
+
+def start(recipe: Recipe, options: Options) -> Started:
+    """Open the training data, meet the other processes, and plan the run.
+
+    Raises UserError for settings that cannot work.
+    """
+    recipe = recipe.opened()
+    accelerator = start_accelerator(options.static_graph, options.timeout_s)
+    display = Display(accelerator.is_main_process)
+    plan = Plan.of(recipe, options, accelerator.num_processes)
+    refuse_lonely_values(recipe, options, plan)
+    require_free_names(recipe.task)
+    return Started(recipe, accelerator, display, plan)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parts of one training; each function takes those that it needs."""
+
+    recipe: Recipe
+    options: Options
+    accelerator: Accelerator
+    plan: Plan
+    workers: int
+    state: TrainState
+    stop: StopFlag
+    stepper: Stepper
+    reporter: Reporter
+    checkpointer: Checkpointer
+    evaluator: Evaluator
+
+
 def begin(
     recipe: Recipe,
     options: Options,
@@ -151,6 +216,88 @@ def begin(
     with refusals_told(recipe.model):
         _convert(recipe, options, accelerator, plan)
     allow_tf32(options.tf32)
+    objective = _prepared(recipe, accelerator)
+    ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
+    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
+    workers = choose_workers(options.workers, accelerator.num_processes)
+    stop = StopFlag(accelerator.device, accelerator.num_processes)
+    writer = Saver(run.checkpoints, options.keep, options.background_save)
+    state = TrainState()
+    reporter = Reporter(
+        recipe=recipe,
+        options=options,
+        accelerator=accelerator,
+        plan=plan,
+        run=run,
+        display=display,
+        stop=stop,
+        writer=writer,
+        failures=FailureRecorder(
+            recipe=recipe,
+            options=options,
+            accelerator=accelerator,
+            plan=plan,
+            run=run,
+            writer=writer,
+            groups=groups,
+        ),
+        state=state,
+    )
+    stepper = Stepper(
+        recipe=recipe,
+        options=options,
+        accelerator=accelerator,
+        plan=plan,
+        objective=objective,
+        to_device=to_device,
+        ema=ema,
+        groups=groups,
+        state=state,
+        reporter=reporter,
+    )
+    if stepper.others:
+        display.note(
+            f"{len(stepper.others)} parameters are not in the optimizer and stay as they are; requires_grad_(False) "
+            "would save the time of their gradients"
+        )
+    checkpointer = Checkpointer(
+        recipe=recipe,
+        accelerator=accelerator,
+        plan=plan,
+        ema=ema,
+        groups=groups,
+        state=state,
+        writer=writer,
+        reporter=reporter,
+    )
+    evaluator = Evaluator(
+        recipe=recipe,
+        objective=objective,
+        accelerator=accelerator,
+        to_device=to_device,
+        seed=options.seed,
+        workers=workers,
+        ema=ema,
+        precise_bn=options.precise_bn,
+        on_bad_image=options.on_bad_image,
+    )
+    return Training(
+        recipe=recipe,
+        options=options,
+        accelerator=accelerator,
+        plan=plan,
+        workers=workers,
+        state=state,
+        stop=stop,
+        stepper=stepper,
+        reporter=reporter,
+        checkpointer=checkpointer,
+        evaluator=evaluator,
+    )
+
+
+def _prepared(recipe: Recipe, accelerator: Accelerator) -> nn.Module:
+    """Model and task as one module, and the optimizer, wrapped for processes and precision."""
     objective = Objective(recipe.model, recipe.task)
     require_supported(recipe.optimizer, objective)
     require_same_updates(recipe.optimizer, accelerator)
@@ -158,45 +305,7 @@ def begin(
     to_weights(recipe.optimizer)
     if has_modes(recipe.optimizer):
         recipe.optimizer.train()
-    weights, others = trained_and_others(objective, recipe.optimizer)
-    if others:
-        display.note(
-            f"{len(others)} parameters are not in the optimizer and stay as they are; requires_grad_(False) would save "
-            "the time of their gradients"
-        )
-    ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
-    to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
-    workers = choose_workers(options.workers, accelerator.num_processes)
-    skips = options.on_nonfinite == "skip"
-    return Training(
-        recipe=recipe,
-        options=options,
-        accelerator=accelerator,
-        plan=plan,
-        run=run,
-        display=display,
-        objective=objective,
-        to_device=to_device,
-        stop=StopFlag(accelerator.device, accelerator.num_processes),
-        saver=Saver(run.checkpoints, options.keep, options.background_save),
-        ema=ema,
-        undo=Undo(recipe.model, recipe.optimizer, skips and of_torch(recipe.optimizer)),
-        workers=workers,
-        evaluation=Evaluation(
-            recipe,
-            objective,
-            accelerator,
-            to_device,
-            options.seed,
-            workers,
-            ema,
-            options.precise_bn,
-            options.on_bad_image,
-        ),
-        groups=groups,
-        weights=weights,
-        others=others,
-    )
+    return objective
 
 
 def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan) -> None:
@@ -212,9 +321,3 @@ def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: P
     if options.activation_checkpointing:
         with unchanged(model, image(), "activation_checkpointing"):
             checkpoint_activations(model)
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Whether float32 may be multiplied in TF32, in matrix products and convolutions alike."""
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed

@@ -1,26 +1,19 @@
-"""What one training has in hand, and how it is begun."""
+"""How far a training is, and what a step leaves to the log."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainkit.data.to_device import ToDevice
-from trainkit.display import Display
-from trainkit.engine.ema import EMA
-from trainkit.engine.evaluation import Evaluation
-from trainkit.engine.plan import Plan
-from trainkit.engine.rollback import Undo
-from trainkit.engine.stop_signal import StopFlag
-from trainkit.options import Options
-from trainkit.recipe import Recipe
-from trainkit.storage.checkpoint_writer import Saver
-from trainkit.storage.run_folder import Run
+NOT_OF_PROGRESS = ("results", "updating")
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run is: saved with every checkpoint."""
 
     step: int = 0
@@ -32,51 +25,92 @@ class Progress:
     evaluated: int = 0
     """step after which the last evaluation was"""
     skipped_steps: int = 0
-    """updates left out because the loss or the gradient was no number"""
+    """updates left out because of a non-finite loss or gradient"""
     bad_images: int = 0
     """times another image took the place of one that could not be used"""
     windows_without_targets: int = 0
     """windows of the log in which no target was valid"""
     window_targets: float = 0.0
     """valid targets of the first loss since the last row of the log"""
+    results: dict[str, Any] = field(default_factory=dict)
+    """of the last evaluation"""
+    updating: bool = False
+    """whether weights or the optimizer's state may be ahead of `step`: such a state is never saved"""
+
+    def advance(self, num_images: int, seconds: float) -> None:
+        """Count a step that is done, of `num_images` over all processes, which took `seconds`."""
+        self.step += 1
+        self.images += num_images
+        self.train_seconds += seconds
+        self.updating = False
+
+    def take_up_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Take up the results in a row of the log."""
+        self.evaluated = row["step"]
+        self.best = row["best"]
+        self.best_step = row["best_step"]
+        names = ("event", "step", "epoch", "best", "best_step")
+        self.results = {name: value for name, value in row.items() if name not in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes up."""
+        names = [each.name for each in fields(self) if each.name not in NOT_OF_PROGRESS]
+        return {"progress": {name: getattr(self, name) for name in names}, "results": self.results}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave, also in an earlier version, which counted less."""
+        vars(self).update(vars(TrainState(**saved["progress"], results=saved["results"])))
 
 
-@dataclass
-class Training:
-    """What one training has in hand."""
+class StepStats(NamedTuple):
+    """What a step leaves to the log, on the device: nothing waits for it.
 
-    recipe: Recipe
-    options: Options
-    accelerator: Accelerator
-    plan: Plan
-    run: Run
-    display: Display
-    objective: nn.Module  # wrapped for processes and precision
-    to_device: ToDevice
-    stop: StopFlag
-    saver: Saver
-    ema: EMA | None
-    undo: Undo
-    workers: int
-    evaluation: Evaluation
-    groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
-    weights: list[nn.Parameter]  # the optimizer's, in the order of the model
-    others: list[nn.Parameter]  # that get gradients and are not the optimizer's
-    progress: Progress = field(default_factory=Progress)
-    # (K + 1,) of each step since the last row: losses, norm
-    window: list[Tensor] = field(default_factory=list)
-    # replaced in this process since it was last told
-    bad_images: list[str] = field(default_factory=list)
-    since: tuple[int, float] = (0, 0.0)  # images and seconds of training at the last row
-    # valid ones of the first loss since the last row, on the device; None: no step since
-    targets: Tensor | None = None
-    results: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
-    # about the training data, found before the first step
-    warnings: list[str] = field(default_factory=list)
-    resumed_from: int = 0  # step of the checkpoint that this process went on from
-    saved: int = 0  # step of the newest checkpoint
-    told: bool = False  # what the first evaluation of this process found its targets to lack
-    whole: bool = True  # between two steps, and not inside one
-    settled: int = 0  # steps left out, in which DDP has learnt its static graph
-    tried: int = 0  # steps that have fitted into the memory of all processes
-    trouble: OSError | None = None  # why the run's folder could not be written
+    Losses and norm are one process's part: summed over the processes they are those of the step.
+    """
+
+    losses: Tensor  # (K,)
+    grad_norm: Tensor  # (1,)
+    num_targets: Tensor  # (), valid ones of the first loss in the whole batch
+
+    def row(self) -> Tensor:
+        """Losses and norm side by side: (K + 1,)."""
+        return torch.cat([self.losses, self.grad_norm])
+
+
+class StepNumbers(NamedTuple):
+    """Losses and gradient norm of a step on the host, of all processes together."""
+
+    step: int
+    """counted from 1"""
+    losses: list[float]
+    grad_norm: float
+
+    @property
+    def loss(self) -> float:
+        """Sum of the losses."""
+        return sum(self.losses)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither a loss nor the norm is NaN or infinite."""
+        return math.isfinite(sum((*self.losses, self.grad_norm)))
+
+
+def read_steps(
+    accelerator: Accelerator, rows: Sequence[Tensor], last_step: int
+) -> list[StepNumbers]:
+    """The numbers of the steps up to `last_step`, summed over the processes; waits for the device.
+
+    Args:
+        accelerator: of this process; all of them must call this together.
+        rows: `StepStats.row` of each step, (K + 1,).
+        last_step: of the last row, counted from 1.
+    """
+    if not rows:
+        return []
+    summed = accelerator.reduce(torch.stack(list(rows)), "sum").tolist()
+    first_step = last_step - len(summed) + 1
+    return [
+        StepNumbers(step, losses, grad_norm)
+        for step, (*losses, grad_norm) in enumerate(summed, first_step)
+    ]

@@ -38,6 +38,8 @@ class StopFlag:
     def __init__(self, device: torch.device, num_processes: int):
         self.device, self.num_processes = device, num_processes
         self._number = 0
+        self.last_answer = 0
+        """what `agreed` said the last time"""
         self._launcher = launcher()
         self._before: dict[int, object] = {}
         self._asked: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
@@ -77,6 +79,10 @@ class StopFlag:
 
         On a GPU the answer is that of two calls ago, so that asking does not wait for the device.
         """
+        self.last_answer = self._agreed()
+        return self.last_answer
+
+    def _agreed(self) -> int:
         if self.num_processes == 1:
             return self._mine()
         on_cuda = self.device.type == "cuda"

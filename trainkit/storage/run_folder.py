@@ -61,6 +61,10 @@ class Run:
         self._lock: Any = None
         self._torn = False  # the log's last line may be half a one
 
+    def __reduce__(self) -> tuple[type["Run"], tuple[Path, bool]]:
+        """Sent to another process, it reads: the lock and the files are one process's."""
+        return Run, (self.folder, False)
+
     @classmethod
     def open(
         cls,

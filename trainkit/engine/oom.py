@@ -1,0 +1,136 @@
+"""Out of memory (OOM) in a step: the same step again in smaller micro-batches.
+
+The batch, and with it what a step computes, stays.
+"""
+
+import gc
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainkit.distributed.unwrapping import without_compile
+from trainkit.engine.plan import Plan
+from trainkit.engine.reporting import Reporter
+from trainkit.errors import UserError
+
+# Forward and backward of a step through a module: losses (K,), and the allocator's words where memory ran out.
+Accumulate = Callable[[nn.Module], tuple[Tensor, str | None]]
+
+# steps of several processes that are first tried without each other: the second has the optimizer's state
+TRIED = 2
+
+
+class OomFallback:
+    """Computes a step's gradients, in smaller micro-batches where memory runs out.
+
+    With several processes the first steps are tried by each one alone: the others would wait for one whose memory ran
+    out. Later, what remains is to end and to resume with smaller micro-batches.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        plan: Plan,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        take_back: Callable[[], None],
+        static_graph: bool,
+    ):
+        """Args:
+        objective: as wrapped for processes and precision.
+        plan: whose micro-batch is made smaller.
+        accelerator: of this process.
+        reporter: that notes it and remembers the micro-batch for a resume.
+        take_back: undoes forward and backward of a step.
+        static_graph: whether DDP learns from the first steps which parameters are used.
+        """
+        self.objective = objective
+        self.plan = plan
+        self.accelerator = accelerator
+        self.reporter = reporter
+        self.take_back = take_back
+        inner = without_compile(objective)
+        # SyncBN asks the others itself, and a static graph is learnt from all backward passes that there are.
+        can_try = isinstance(inner, DistributedDataParallel) and not (
+            plan.recipe.sync_batch_norm or static_graph
+        )
+        self._alone: nn.Module | None = inner.module if can_try else None
+        self._trials_left = TRIED if can_try else 0
+
+    def gradients(self, step: int, accumulate: Accumulate) -> Tensor:
+        """Losses (K,) of `step`, whose gradients are in the parameters then.
+
+        Raises MemoryError where no smaller micro-batch is left, or where the other processes wait by now; UserError
+        for parameters that received no gradient, which DDP would wait for.
+        """
+        if self._trials_left:
+            self._try_alone(step, accumulate)
+        while True:
+            losses, problem = accumulate(self.objective)
+            if problem is None:
+                return losses
+            self.take_back()
+            self._halve(step, problem, alone=True)
+            if self.accelerator.num_processes > 1:
+                raise MemoryError(
+                    f"process {self.accelerator.process_index} ran out of memory in step {step + 1}: {problem}. The "
+                    "same command goes on from the last checkpoint, with smaller passes"
+                )
+
+    def skip_trials(self) -> None:
+        """Try no step by each process alone."""
+        self._trials_left = 0
+
+    def _try_alone(self, step: int, accumulate: Accumulate) -> None:
+        """Make micro-batches so small that the step fits into the memory of every process."""
+        while True:
+            _, problem = accumulate(self._alone)
+            unused = [
+                name for name, weight in self._alone.model.named_parameters() if _is_unused(weight)
+            ]
+            self.take_back()
+            ran_out = torch.tensor(float(problem is not None), device=self.accelerator.device)
+            if self.accelerator.reduce(ran_out, "sum"):
+                self._halve(step, problem or "another process ran out of memory", alone=False)
+            elif unused:
+                _refuse_unused(step, unused)
+            else:
+                self._trials_left -= 1
+                return
+
+    def _halve(self, step: int, problem: str, alone: bool) -> None:
+        """Make micro-batches half as large. alone: no other process knows."""
+        order = self.plan.order
+        now = max(max(order.passes(step, process)) for process in range(order.num_processes))
+        smaller = math.ceil(now / 2 / order.unit) * order.unit
+        if smaller >= now:
+            raise MemoryError(
+                f"out of memory in step {step + 1} with a pass of {now}, the least there is: {problem}. "
+                "Use smaller images, a smaller model, or a lower precision (accelerate launch --mixed_precision bf16)"
+            )
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.plan.use_micro_batch(smaller)
+        self.reporter.remember_micro_batch(smaller, alone)
+        self.reporter.note(
+            f"out of memory in step {step + 1} with {now} images in a pass: from here on {smaller}, in batches of "
+            f"{self.plan.recipe.batch_size} as before"
+        )
+
+
+def _is_unused(weight: nn.Parameter) -> bool:
+    return weight.requires_grad and weight.grad is None
+
+
+def _refuse_unused(step: int, unused: list[str]) -> NoReturn:
+    raise UserError(
+        f"{len(unused)} weights have no part in the loss of step {step + 1} ({', '.join(unused[:3])}), and the "
+        "other processes would wait for their gradients: set requires_grad to False or leave them out of the "
+        "model; --static-graph allows it where they are the same in every step"
+    )

@@ -1,0 +1,317 @@
+"""What a training reports: rows of the log, the display, counters, bad images, what cannot be written, the summary."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from trainkit import files
+from trainkit.data.datasets.inventory import used
+from trainkit.display import Display
+from trainkit.engine.evaluation import show_results
+from trainkit.engine.label_warnings import evaluation_warnings, ranks, window_warnings
+from trainkit.engine.nonfinite import FailureRecorder, is_failure
+from trainkit.engine.plan import Plan
+from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
+from trainkit.engine.stop_signal import FAILED, StopFlag
+from trainkit.options import Options
+from trainkit.recipe import Recipe
+from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.run_folder import Run
+
+
+class Reporter:
+    """Collects what steps, evaluations and saves leave, and writes it to the log and the display.
+
+    A step's numbers stay on the device until a row of the log, a save or an evaluation reads them.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        options: Options,
+        accelerator: Accelerator,
+        plan: Plan,
+        run: Run,
+        display: Display,
+        stop: StopFlag,
+        writer: Saver,
+        failures: FailureRecorder,
+        state: TrainState,
+    ):
+        """Args:
+        recipe: that is trained.
+        options: of the run.
+        accelerator: of this process.
+        plan: of the run.
+        run: whose log is written.
+        display: of the main process.
+        stop: that is set where the run's folder cannot be written.
+        writer: of checkpoints, whose rows and errors are reported here.
+        failures: that keeps a step with a non-finite loss or gradient.
+        state: whose counters are kept here.
+        """
+        self.recipe = recipe
+        self.options = options
+        self.accelerator = accelerator
+        self.plan = plan
+        self.run = run
+        self.display = display
+        self.stop = stop
+        self.writer = writer
+        self.failures = failures
+        self.state = state
+        self.warnings: list[str] = []  # about the training data, found before the first step
+        self.trouble: OSError | None = None  # why the run's folder could not be written
+        self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
+        # valid targets of the first loss since they were last counted, on the device; None: no step since
+        self._num_targets: Tensor | None = None
+        self._bad_images: list[str] = []  # replaced in this process since they were last reported
+        self._since = (0, 0.0)  # images and seconds of training at the last row
+        self._evaluation_warned = False  # by the first evaluation of this process
+
+    def note(self, line: str) -> None:
+        """Show a line."""
+        self.display.note(line)
+
+    def step(self, stats: StepStats, bad_images: Sequence[str]) -> None:
+        """Take up what a step left, and move the bar; waits for nothing.
+
+        Args:
+            stats: of the step, on the device.
+            bad_images: a line for each image that was replaced in this process's share of the batch.
+        """
+        self._rows.append(stats.row())
+        if self._num_targets is None:
+            self._num_targets = stats.num_targets
+        else:
+            self._num_targets = self._num_targets + stats.num_targets
+        self._bad_images += bad_images
+        self.display.advance(self.state.step)
+
+    def resume(self, rows: Tensor) -> None:
+        """Go on from a checkpoint, whose state is taken up already.
+
+        Args:
+            rows: of the steps since the last row of the log, summed over all processes: (steps, K + 1).
+        """
+        self._since = self.state.images, self.state.train_seconds
+        # summed over all processes, so one of them takes it up
+        self._rows = list(rows.to(self.accelerator.device) * self.accelerator.is_main_process)
+
+    def read_window(self) -> list[StepNumbers]:
+        """Numbers of each step since the last row of the log; waits for the device.
+
+        Raises FloatingPointError where one is non-finite and that is to stop the run.
+        """
+        steps = read_steps(self.accelerator, self._rows, self.state.step)
+        failed = [numbers for numbers in steps if is_failure(numbers, self.accelerator)]
+        if failed and self.options.on_nonfinite == "stop":
+            raise FloatingPointError(self.failures.keep(failed[0]))
+        return steps
+
+    def log_row(self) -> None:
+        """One row of the log: the only place where training waits for the device."""
+        steps = self.read_window()
+        self._rows.clear()
+        self.report_bad_images()
+        self.report_saves()
+        good = [numbers for numbers in steps if numbers.is_finite]
+        for numbers in steps:
+            if is_failure(numbers, self.accelerator):
+                self.note(f"{self.failures.describe(numbers)}: its update was left out")
+        state = self.state
+        state.skipped_steps += len(steps) - len(good)
+        images, seconds = self._since
+        self._since = state.images, state.train_seconds
+        self._count_window(len(steps))
+        losses = [sum(column) / len(good) for column in zip(*(each.losses for each in good))]
+        row: dict[str, Any] = {
+            "event": "step",
+            "step": state.step,
+            "epoch": self.plan.epoch(state.step),
+            "loss": sum(losses) if losses else None,
+            "lr": float(self.recipe.optimizer.param_groups[0]["lr"]),
+            "grad_norm": good[-1].grad_norm if good else None,
+            "images_per_s": (state.images - images) / (state.train_seconds - seconds),
+        }
+        if len(losses) > 1:
+            row |= {f"loss_{term}": loss for term, loss in zip(self.recipe.task.terms, losses)}
+        names = ("skipped_steps", "bad_images", "windows_without_targets")
+        counters = {name: getattr(state, name) for name in names}
+        row |= {name: count for name, count in counters.items() if count}
+        self.log(row)
+        self.display.row(row, self.plan.total_steps)
+
+    def count_targets(self) -> None:
+        """Add the valid targets of the steps since the last time to those of the window; waits for the device."""
+        if self._num_targets is not None:
+            self.state.window_targets += float(self._num_targets)
+            self._num_targets = None
+
+    def _count_window(self, num_steps: int) -> None:
+        """Count a window of the log in which no target was valid, and report the first one."""
+        self.count_targets()
+        state = self.state
+        if num_steps and state.window_targets <= 0:
+            state.windows_without_targets += 1
+            if state.windows_without_targets == 1:
+                self.note(
+                    f"warning: no target was valid in steps {state.step - num_steps + 1} to {state.step}, which "
+                    "learnt nothing: all of their labels are ignored"
+                )
+        state.window_targets = 0.0
+
+    def evaluation(self, results: Mapping[str, Any]) -> bool:
+        """Log and show the results of an evaluation; whether they are the best so far."""
+        state, task = self.state, self.recipe.task
+        epoch = self.plan.epoch(state.step)
+        score = results[self.recipe.headline]
+        sign = 1 if task.higher_is_better else -1
+        known = score is not None and ranks(results, task)
+        improved = known and (state.best is None or sign * score > sign * state.best)
+        row = {
+            "event": "evaluate",
+            "step": state.step,
+            "epoch": epoch,
+            "best": score if improved else state.best,
+            "best_step": state.step if improved else state.best_step,
+            **results,
+        }
+        state.take_up_evaluation(row)
+        self.log(row)
+        show_results(
+            self.display, f"evaluation after epoch {epoch:g}", results, improved, self.recipe
+        )
+        if not self._evaluation_warned:
+            for line in evaluation_warnings(results, task):
+                self.note(f"warning: {line}")
+        self._evaluation_warned = True
+        return improved
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Add a row to the log."""
+        with self.writing("log.jsonl"):
+            self.run.append(row)
+
+    def report_saves(self) -> None:
+        """Log and show what was saved by now, or that it could not be."""
+        for row in self.writer.written():
+            self.trouble = None  # of an earlier save, which the run went on without
+            self.log(row)
+            self.note(
+                f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}"
+            )
+        while (error := self.writer.error()) is not None:
+            self.cannot_write(error)
+
+    def report_bad_images(self) -> None:
+        """Count the images replaced in all processes, and list new ones in the folder."""
+        if self.options.on_bad_image != "skip":
+            return
+        lines = gather_object(self._bad_images)
+        self._bad_images = []
+        self.state.bad_images += len(lines)
+        if not lines or not self.accelerator.is_main_process:
+            return
+        with self.writing("bad_images.txt"):
+            for line in self.run.list_bad_images(lines):
+                self.note(f"image {line}: the next one in the order takes its place")
+
+    def remember_micro_batch(self, micro_batch: int, alone: bool) -> None:
+        """Have the run begin with micro-batches of so many images when it is resumed.
+
+        Args:
+            micro_batch: images of a forward pass.
+            alone: no other process knows, so that this one writes it, whichever it is.
+        """
+        # a replay remembers nothing
+        if (self.accelerator.is_main_process or alone) and self.options.out is not None:
+            with self.writing("memory.json"):
+                self.run.remember_micro_batch(micro_batch, self.options.micro_batch)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """What is written meanwhile is the file `name` of the run; that it cannot be is reported."""
+        try:
+            yield
+        except OSError as error:
+            told = f"{self.run.folder}/{name} cannot be written: {files.reason(error)}"
+            self.cannot_write(OSError(told))
+
+    def cannot_write(self, error: OSError) -> None:
+        """Stop all processes after the step, or go on without: `--on-save-error`."""
+        if self.options.on_save_error == "stop":
+            self.trouble = self.trouble or error
+            self.stop.ask(FAILED)
+        elif str(error) != str(self.trouble):  # the same trouble is reported once
+            self.trouble = error
+            self.note(f"{error}; going on without it")
+
+    def raise_trouble(self) -> None:
+        """Raises the OSError of what could not be written, where that is to stop the run."""
+        if self.trouble is not None and self.options.on_save_error == "stop":
+            raise self.trouble
+
+    def stopped(self, name: str) -> None:
+        """Say that the signal `name` stopped the run, whose steps are all saved."""
+        with suppress(OSError):  # the exit code says it too
+            self.run.write("stopped.json", {"signal": name, "step": self.state.step})
+        self.display.stop()
+        self.note(
+            f"stopped by {name} after step {self.state.step}, saved; the same command goes on from there"
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Write and return the summary. Raises OSError where the folder cannot be written."""
+        state = self.state
+        if state.step != self.plan.total_steps:  # a run that something cut short is not finished
+            raise RuntimeError(
+                f"the training ended after step {state.step} of {self.plan.total_steps}, which no rule of the run "
+                "asked for: something that it calls ended an iteration (StopIteration)"
+            )
+        self.writer.wait()
+        self.report_saves()
+        self.raise_trouble()  # without its last checkpoint a run is not finished
+        summary = {
+            "final": state.results,
+            "best": {self.recipe.headline: state.best, "step": state.best_step},
+            "steps": state.step,
+            "images": state.images,
+            "skipped_steps": state.skipped_steps,
+            "bad_images": state.bad_images,
+            "seconds": state.seconds,
+            "images_per_s": state.images / state.train_seconds,
+            "peak_memory_gib": peak_memory_gib(self.accelerator),
+            "num_processes": self.accelerator.num_processes,
+            "data": {"train": used(self.recipe.train_data), "val": used(self.recipe.val_data)},
+            "warnings": [
+                *self.warnings,
+                *window_warnings(state.windows_without_targets),
+                *evaluation_warnings(state.results, self.recipe.task),
+            ],
+        }
+        with self.writing("summary.json"):
+            self.run.write("summary.json", summary)
+        self.raise_trouble()
+        return summary
+
+
+def peak_memory_gib(accelerator: Accelerator) -> float:
+    """The most that this process has used: of the GPU where it has one, else of the host."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
