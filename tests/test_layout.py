@@ -81,6 +81,18 @@ def test_one_backward_and_no_print():
     assert {name for name, called in calls if called == "print"} == {"display.py"}
 
 
+def test_what_the_user_did_wrong_is_a_user_error():
+    """A plain ValueError would end a command with a traceback, as a bug."""
+    plain = [
+        f"{path.relative_to(ROOT)}, line {node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        and getattr(getattr(node.exc, "func", node.exc), "id", "") in ("ValueError", "Exception")
+    ]
+    assert not plain
+
+
 def functions(tree: ast.AST) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 

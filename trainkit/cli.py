@@ -4,35 +4,48 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from trainkit import __version__
 from trainkit.distributed.launcher import end_with_launcher, faulty_variable, rank
-from trainkit.errors import CommandFailed, is_one_process_affair, is_the_machines, what_to_tell
+from trainkit.errors import exit_code_of, is_of_one_process, report_of
 from trainkit.streams import keep_standard_streams
 
 HELP = """\
 trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
 
-  trainkit RECIPE [--setting value ...]                 train it, or go on where it stopped
-  trainkit evaluate RECIPE --checkpoint PATH            measure a run, a checkpoint or a weights file
-  trainkit check RECIPE [--setting value ...]           try it on three batches, and forecast what it takes
-  trainkit doctor RECIPE [--setting value ...]          read all its data once, and tell what is wrong with it
-  trainkit predict RECIPE --checkpoint PATH IMAGES ...  --out FOLDER
-                                                        predictions of images, and of folders with images
-  trainkit export RECIPE --checkpoint PATH --out FILE   weights, a torch.export program or ONNX
-  trainkit push RUN OWNER/NAME                          weights, recipe, figures and a model card, to the Hub
-  trainkit replay RUN                                   run a step again whose loss was no number
-  trainkit RECIPE --help                                its settings and the options of a run
+  trainkit RECIPE [--setting value ...]            train it, or resume where it stopped
+  trainkit check RECIPE [--setting value ...]      try it on three batches, and forecast what it takes
+  trainkit doctor RECIPE [--setting value ...]     read all its data once, and report what is wrong with it
+  trainkit evaluate RUN                            measure a run on the validation images
+  trainkit predict RUN IMAGES ... --out FOLDER     predictions of images, and of folders with images
+  trainkit export RUN --out FILE                   weights, a torch.export program or ONNX
+  trainkit push RUN OWNER/NAME                     weights, recipe, results and a model card, to the Hub
+  trainkit replay RUN                              run a step again whose loss was not finite
+  trainkit COMMAND --help                          the options of a command
+  trainkit RECIPE --help                           the settings of a recipe and the options of a run
+
+RECIPE is a file, or the name of one in recipes/, such as seg_folder; `--sample` runs any of them on generated data
+in under a minute. RUN is the folder of a run, a checkpoint in it, a folder that push wrote, or a name on the Hub.
+For bare weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
-Recipes to start from are in recipes/; `--sample` runs any of them on generated data in under a minute.
 """
-COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export", "push", "replay")
+# what each takes first
+COMMANDS = {
+    "train": "RECIPE",
+    "check": "RECIPE",
+    "doctor": "RECIPE",
+    "evaluate": "RUN",
+    "predict": "RUN",
+    "export": "RUN",
+    "push": "RUN",
+    "replay": "RUN",
+}
+HELP_FLAGS = (["--help"], ["-h"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; told in one message.
+    """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; in one message.
 
     130 after Ctrl-C, whatever it comes into.
     """
@@ -49,33 +62,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    command = words.pop(0) if words[:1] and words[0] in COMMANDS else "train"
-    if words[:1] in (["--help"], ["-h"]):
+    if words[:1] in HELP_FLAGS:
         sys.stdout.write(HELP)
         return 0
     if words == ["--version"]:
         sys.stdout.write(f"trainkit {__version__}\n")
         return 0
+    # also a file that is called like a command
+    named = bool(words) and words[0] in COMMANDS
+    command = words.pop(0) if named else "train"
+    if named and words[:1] in HELP_FLAGS:
+        from trainkit.commands.arguments import show_help  # tyro, and no torch
+
+        show_help(command, COMMANDS[command])
+        return 0
     end_with_launcher()
     if fault := faulty_variable():
         return _fail(fault, from_all=True)
     if not words or words[0].startswith("-"):
-        what, file = ("run", "RUN") if command in ("push", "replay") else ("recipe", "RECIPE")
+        first = COMMANDS[command]
         return _fail(
-            f"which {what}? `trainkit {command} {file} ...` takes it first; see trainkit --help"
+            f"which {first.lower()}? `trainkit {command} {first} ...` takes it first; see trainkit --help"
         )
     try:
         module = import_module(f"trainkit.commands.{command}")
-        return module.run(Path(words[0]), words[1:])
-    except CommandFailed as error:
-        return _fail(str(error), code=1)
+        return module.run(words[0], words[1:])
     except Exception as error:
-        message = what_to_tell(error, Path(words[0]))
+        message = report_of(error)
         if message is None:
             raise
-        return _fail(
-            message, from_all=is_one_process_affair(error), code=1 if is_the_machines(error) else 2
-        )
+        return _fail(message, from_all=is_of_one_process(error), code=exit_code_of(error))
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:

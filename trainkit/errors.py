@@ -9,19 +9,44 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class UserError(ValueError):
-    """Something that the user gave is wrong. The message has its name, the value received and the remedy.
+class ReportedError(Exception):
+    """An error that is no bug: a command reports its message alone, without a traceback, and ends with `exit_code`."""
 
-    A command reports it in one message and ends with exit code 2.
-    """
+    exit_code = 1
+    of_one_process = False
+    """whether it may come in one process alone, which then reports it itself; others come in all of them alike"""
 
 
-class CommandFailed(Exception):
-    """A command cannot give what it was asked for, by no mistake of the user: one message, exit code 1."""
+class UserError(ReportedError, ValueError):
+    """Something that the user gave is wrong. The message has its name, the value received and the remedy."""
+
+    exit_code = 2
 
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named, or that a dataset needs, is not there."""
+
+
+class DataError(UserError):
+    """Something is wrong in the data: a file that cannot be decoded, a label outside the classes."""
+
+    of_one_process = True
+
+
+class MissingPackageError(ReportedError, ModuleNotFoundError):
+    """A package that is not installed, and how to install it."""
+
+    exit_code = 2
+
+
+class NonFiniteError(ReportedError, FloatingPointError):
+    """A loss or a gradient is NaN or infinite. All processes find it, in the sum over them."""
+
+    exit_code = 2
+
+
+class CommandFailed(ReportedError):
+    """A command cannot give what it was asked for, by no mistake of the user."""
 
 
 SAID = (
@@ -54,14 +79,63 @@ NEARLY_FULL = 512 << 20
 FILES = re.compile(r"Too many open files|received \d+ items of ancdata")
 SHARED = re.compile(r"(shared memory|shm_open|/torch_)[^\n]*No space left", re.IGNORECASE)
 
-# others are bugs
-TOLD = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)
+# What torch puts before an error that a data-loading worker sends as text, and where its message begins.
+FROM_A_WORKER = re.compile(r"Caught \w+ in (DataLoader worker process|pin memory thread)")
+LAST_MESSAGE = re.compile(r"^[\w.]+(?:Error|Exception): ", re.MULTILINE)
 
 
-def what_to_tell(error: Exception, recipe: Path) -> str | None:
-    """The one message that `error` ends in, also where a limit of the machine was met; None for a bug."""
-    message = None if os.environ.get("TRAINKIT_TRACEBACK") else limit_met(error) or _nul_told(error)
-    return users_mistake(error, recipe) if message is None and isinstance(error, TOLD) else message
+def report_of(error: Exception) -> str | None:
+    """The message that a command reports in place of a traceback; None for a bug, which keeps its own.
+
+    Reported are errors raised for that, and what the machine lacks: OSError, MemoryError and limits of the system.
+    The environment variable TRAINKIT_TRACEBACK keeps every traceback.
+    """
+    if os.environ.get("TRAINKIT_TRACEBACK"):
+        return None
+    told = limit_met(error) or _nul_told(error)
+    if told is None and isinstance(error, (ReportedError, OSError, MemoryError)):
+        told = message_of(error)
+    return told
+
+
+def message_of(error: Exception) -> str:
+    """The message of an error; of one from a data-loading worker without the traceback that torch wrote before it."""
+    text = str(error)
+    if FROM_A_WORKER.match(text):
+        text = LAST_MESSAGE.split(text)[-1].strip()
+    return text
+
+
+def exit_code_of(error: Exception) -> int:
+    """2 where the user is to set something right, 1 where the machine failed."""
+    if limit_met(error) is not None:
+        return 1
+    if isinstance(error, ReportedError):
+        return error.exit_code
+    failed = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+    return 1 if failed else 2
+
+
+def is_of_one_process(error: BaseException) -> bool:
+    """Whether this process may be the only one with this error, so that it reports it itself.
+
+    Such are what it reads and what its machine lacks, that it lost the others, and whatever `may_fail_alone` marked.
+    """
+    if limit_met(error) is not None:
+        return True
+    if isinstance(error, (OSError, MemoryError)) and not isinstance(error, ReportedError):
+        return True
+    return any(getattr(each, "of_one_process", False) for each in causes(error))
+
+
+@contextmanager
+def may_fail_alone() -> Iterator[None]:
+    """Mark an error raised within, or in a function decorated with it, as one that other processes may not have."""
+    try:
+        yield
+    except Exception as error:
+        error.of_one_process = True
+        raise
 
 
 def _nul_told(error: Exception) -> str | None:
@@ -75,66 +149,6 @@ def _nul_told(error: Exception) -> str | None:
                     f"{str(value)!r} holds a NUL character, and no name of a file can: take it out"
                 )
     return None
-
-
-def is_one_process_affair(error: Exception) -> bool:
-    """Whether the other processes do not end by the same error, as all do before the first step.
-
-    Reading an image is one process's affair, and so is what it lacks, or that it lost the others.
-    """
-    frames = {
-        frame.name for each in causes(error) for frame in traceback.extract_tb(each.__traceback__)
-    }
-    return (
-        limit_met(error) is not None
-        or isinstance(error, ConnectionError)
-        or bool({"steps", "measure"} & frames)
-    )
-
-
-def is_the_machines(error: Exception) -> bool:
-    """Whether the machine failed, and not what the user gave it."""
-    failed = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
-    return failed or limit_met(error) is not None
-
-
-def users_mistake(error: Exception, recipe: Path) -> str | None:
-    """What to tell the user; None where the error is not one that trainkit or the recipe raised on purpose.
-
-    On purpose: the innermost frame is theirs. The same goes for an error from a worker process, whose
-    traceback arrives as text.
-    """
-    if os.environ.get("TRAINKIT_TRACEBACK"):
-        return None
-    text = str(error)
-    if re.match(r"Caught \w+ in DataLoader worker process", text):
-        innermost = re.findall(r'File "([^"]+)", line \d+', text)[-1]
-        text = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1].strip()
-    else:
-        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return text if _is_ours(innermost, recipe) else None
-
-
-def refusing_call(error: Exception, recipe: Path) -> str | None:
-    """Which library function, called from where, raised `error`; None where trainkit or the recipe itself did."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    ours = [_is_ours(frame.f_code.co_filename, recipe) for frame, _ in frames]
-    if ours[-1]:
-        return None
-    number = len(ours) - ours[::-1].index(True)  # of the first frame that is the library's
-    (caller, line), (called, _) = frames[number - 1 : number + 1]
-    name = getattr(called.f_code, "co_qualname", called.f_code.co_name).removesuffix(".__init__")
-    where = f"{Path(caller.f_code.co_filename).name}, line {line}"
-    return f"{name} of {called.f_globals.get('__name__')}, called in {where}"
-
-
-def _is_ours(file: str, recipe: Path) -> bool:
-    """Whether a file is of trainkit, or lies beside the recipe."""
-    path = Path(file).resolve()
-    return (
-        path.is_relative_to(Path(__file__).resolve().parent)
-        or path.parent == recipe.resolve().parent
-    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

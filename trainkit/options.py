@@ -77,10 +77,10 @@ class Options:
 class EvaluateOptions:
     """What is measured, beside the recipe's own settings."""
 
-    checkpoint: Path
-    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
+    weights: Path | None = None
+    """where a recipe comes first: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     out: Path | None = None
-    """where results.json goes; default: the checkpoint's run, nowhere for a bare file of weights"""
+    """where results.json goes; default: the run, nowhere for a bare file of weights"""
     seed: int | None = None
     """of what is random in the validation data, and of the images of --precise-bn; default: the run's, or 0"""
     workers: int | None = None
@@ -128,10 +128,10 @@ class PredictOptions:
 
     paths: tuple[Path, ...]
     """images, and folders with images at any depth"""
-    checkpoint: Path
-    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
     out: Path
     """folder for the predictions"""
+    weights: Path | None = None
+    """where a recipe comes first: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     top_k: int = 5
     """recognition: classes named for each image"""
     overlay: bool = False
@@ -151,10 +151,10 @@ class PredictOptions:
 class ExportOptions:
     """What a model is exported to."""
 
-    checkpoint: Path
-    """a run folder (its best checkpoint), a checkpoint in it, or a .safetensors or .pth file"""
     out: Path
     """the file to be written"""
+    weights: Path | None = None
+    """where a recipe comes first: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
     """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes"""
     images: int = 4

@@ -41,8 +41,8 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
         "--epochs FLOAT passes over the training images (default: 120)",
         "--lr FLOAT learning rate of the backbone, for 16 images a batch (default: 0.01)",
         "--seed {None}|INT" if command else "--seed INT", "--workers {None}|INT", "--out {None}|PATH",
-        *(["--checkpoint PATH"] if command else ["--resume {auto,never}", "--log-every INT", "--checkpoint-every"]),
-        "--checkpoint" if command else "--evaluate-every INT",
+        *(["--weights {None}|PATH"] if command else ["--resume {auto,never}", "--log-every INT", "--checkpoint-every"]),
+        "--weights" if command else "--evaluate-every INT",
     ):  # fmt: skip
         assert words in text, words
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_the_same_command_again_does_nothing(trained):
 )
 def test_evaluate_takes_settings_from_the_run(trained, what):
     folder, _ = trained
-    trainkit("evaluate", SAMPLE, "--checkpoint", what, "--workers", 0, cwd=folder)
+    trainkit("evaluate", SAMPLE, "--weights", what, "--workers", 0, cwd=folder)
     results = json.loads((folder / "runs" / "recog_folder" / "results.json").read_text())
     summary = json.loads((folder / "runs" / "recog_folder" / "summary.json").read_text())
     assert {name: results[name] for name in summary["final"]} == summary["final"]
@@ -129,13 +129,13 @@ def mistakes(folder):
         (SAMPLE, "--sample", "--workers", "-2"): "workers is -2",
         (SAMPLE, "--sample", "--out", "full"): "full is not empty and not a run",
         (SAMPLE, "--sample", "--warmup-epochs", "9"): "shorten the warm-up",
-        ("evaluate", SAMPLE, "--checkpoint", "nowhere"): "no checkpoint at nowhere",
-        ("evaluate", SAMPLE, "--sample"): "--checkpoint",
+        ("evaluate", SAMPLE, "--weights", "nowhere"): "no checkpoint at nowhere",
+        ("evaluate", SAMPLE, "--sample"): "--weights",
         ("replay",): "trainkit replay RUN",
         (SAMPLE, "--sample", "--out", "empty"): lacks,
         (SAMPLE, "--sample", "--out", "torn"): torn,
-        ("evaluate", SAMPLE, "--checkpoint", "empty"): lacks,
-        ("evaluate", SAMPLE, "--checkpoint", "torn/checkpoints"): torn,
+        ("evaluate", SAMPLE, "--weights", "empty"): lacks,
+        ("evaluate", SAMPLE, "--weights", "torn/checkpoints"): torn,
         ("replay", "torn"): torn,
         (
             "taken.py",
@@ -143,7 +143,7 @@ def mistakes(folder):
         (
             "evaluate",
             "taken.py",
-            "--checkpoint",
+            "--weights",
             "nowhere",
         ): "settings named like options of trainkit: seed, window",
         (

@@ -28,7 +28,7 @@ from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.image_io import LabelError
 from trainkit.display import Display
-from trainkit.errors import users_mistake
+from trainkit.errors import report_of
 from trainkit.tasks.recognition import Recognition
 
 
@@ -423,7 +423,7 @@ def test_a_label_error_of_a_worker_is_one_message(scenes):
         except LabelError:
             # as torch brings it over
             ExceptionWrapper(sys.exc_info(), "in DataLoader worker process 0").reraise()
-    message = users_mistake(caught.value, ROOT / "recipes" / "seg_folder.py")
+    message = report_of(caught.value)
     assert message.startswith(str(scenes)) and "strange.png holds label 9 on 7 pixels" in message
 
 

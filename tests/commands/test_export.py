@@ -29,7 +29,7 @@ from trainkit.options import ExportOptions
 
 
 def asked(out, kind, **more):
-    return ExportOptions(checkpoint=None, out=out, format=kind, **more)
+    return ExportOptions(out=out, format=kind, **more)
 
 
 def batch(size=(16, 16), number=3):
@@ -170,7 +170,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(RECIPE)
     recipe = with_classes(tmp_path / "x")
     weights = str(weights_of(recipe, tmp_path))
-    words = ["export", "mine.py", "--checkpoint", weights, "--out", "m.safetensors"]
+    words = ["export", "mine.py", "--weights", weights, "--out", "m.safetensors"]
     assert main([*words, "--data", "y"]) == 0 and (tmp_path / "m.safetensors").is_file()
     torch.save({"net.x": torch.ones(1)}, tmp_path / "other.pth")
     words[3] = "other.pth"

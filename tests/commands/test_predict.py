@@ -63,7 +63,7 @@ def logits_of(recipe, image):
 
 
 def asked(*paths, out, **more):
-    return PredictOptions(paths=paths, checkpoint=None, out=out, **{"workers": 0, **more})
+    return PredictOptions(paths=paths, out=out, **{"workers": 0, **more})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -317,7 +317,7 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
         "mine.py",
         "--data",
         "y",
-        "--checkpoint",
+        "--weights",
         str(weights),
         "photos",
         "--workers",

@@ -120,7 +120,7 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
                 [
                     "evaluate",
                     str(pub / "recipe.py"),
-                    "--checkpoint",
+                    "--weights",
                     str(pub / weights),
                     "--workers",
                     "0",
@@ -140,9 +140,9 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
     found = {each.metric_name: each for each in card.data.eval_results}
     assert {name: each.metric_value for name, each in found.items() if name in expected} == expected
     assert found["top1"].metric_type == "accuracy" and found["top1"].dataset_type == "me/data"
-    assert "trainkit evaluate recipe.py --checkpoint model.safetensors --data FOLDER\n" in card.text
+    assert "trainkit evaluate recipe.py --weights model.safetensors --data FOLDER\n" in card.text
     assert (
-        "recipe.py my_photos --checkpoint model.safetensors --data FOLDER --out predictions\n"
+        "recipe.py my_photos --weights model.safetensors --data FOLDER --out predictions\n"
         in card.text
     )
     whose = "the moving average of the weights" if averaged else "the weights"
@@ -165,7 +165,7 @@ def test_figures_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights
 ):
     monkeypatch.chdir(tmp_path)
     run = trained(tmp_path, "--averaged")
-    assert main(["evaluate", "mine.py", "--checkpoint", str(run), "--workers", "0"]) == 0
+    assert main(["evaluate", "mine.py", "--weights", str(run), "--workers", "0"]) == 0
     measured = json.loads((run / "results.json").read_text())
     assert main(["push", str(run), "me/toy", "--folder", "one"]) == 0
     published = json.loads(Path("one/results.json").read_text())

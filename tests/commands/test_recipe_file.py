@@ -310,7 +310,7 @@ def test_one_fault_has_one_exit_code(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(HEAD + FORMS["function"])
     (tmp_path / "broken.py").write_text("def recipe(:")
     save_file(recognition().model.state_dict(), "w.safetensors")
-    weights = ("--checkpoint", "w.safetensors")
+    weights = ("--weights", "w.safetensors")
     commands = {
         "train": (), "check": (), "doctor": (), "evaluate": weights, "predict": (*weights, "--out", "o", "x.png"),
         "export": (*weights, "--out", "o.safetensors"),

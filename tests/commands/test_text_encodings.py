@@ -56,7 +56,7 @@ def test_predictions_of_any_names(folder, tmp_path):
         "predict",
         RECIPE,
         str(folder / "my" / "val"),
-        "--checkpoint",
+        "--weights",
         str(folder / "日本"),
         "--out",
         str(tmp_path),
@@ -99,7 +99,7 @@ def test_results_are_written_before_they_are_shown(folder, tmp_path, monkeypatch
     words = [
         "evaluate",
         RECIPE,
-        "--checkpoint",
+        "--weights",
         str(folder / "日本"),
         "--workers",
         "0",
@@ -116,7 +116,7 @@ def test_any_screen(folder, tmp_path, monkeypatch, encoding):
     """What the encoding of the output lacks is escaped; strict, as it is where output is redirected on Windows."""
     common = ["--data", str(folder / "my"), "--workers", "0", "--out"]
     for words in (
-        ["evaluate", RECIPE, "--checkpoint", str(folder / "日本"), *common, str(tmp_path / "测试")],
+        ["evaluate", RECIPE, "--weights", str(folder / "日本"), *common, str(tmp_path / "测试")],
         ["doctor", RECIPE, "--model", "small", *common, str(tmp_path / os.fsdecode(b"\xff"))],
     ):
         screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")

@@ -62,7 +62,7 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
     shutil.copytree(trained / "my", tmp_path / "ren")
     for split in ("train", "val"):
         (tmp_path / "ren" / split / "ant").rename(tmp_path / "ren" / split / "fly")
-    common = (RECIPE, "--checkpoint", trained / "run", "--data", tmp_path / "ren")
+    common = (RECIPE, "--weights", trained / "run", "--data", tmp_path / "ren")
     image = trained / "my" / "val" / "ant" / "0.png"
     for words in (("evaluate", *common), ("predict", RECIPE, image, *common[1:], "--out", tmp_path / "out"),
                   ("export", *common, "--out", tmp_path / "w.safetensors")):  # fmt: skip
@@ -101,7 +101,7 @@ def test_some_of_the_classes_and_no_training_images(trained, tmp_path, capsys):
             words = (
                 "evaluate",
                 RECIPE,
-                "--checkpoint",
+                "--weights",
                 weights,
                 "--data",
                 data,
@@ -129,14 +129,14 @@ def test_some_of_the_classes_and_no_training_images(trained, tmp_path, capsys):
     words = (
         "evaluate",
         RECIPE,
-        "--checkpoint",
+        "--weights",
         tmp_path / "bare.safetensors",
         "--data",
         part,
         *settings[:-2],
     )
     assert "no train images in" in said(capsys, *words)
-    words = ("evaluate", RECIPE, "--checkpoint", trained / "run", "--data", part, "--classes", "3")
+    words = ("evaluate", RECIPE, "--weights", trained / "run", "--data", part, "--classes", "3")
     assert "classes is 3: give the names of the classes" in said(capsys, *words)
 
 
@@ -158,17 +158,17 @@ def test_where_nothing_can_be_written(trained, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     common = (RECIPE, "--data", trained / "my", "--model", "small")
     told = said(
-        capsys, "evaluate", RECIPE, "--checkpoint", trained / "run", "--out", tmp_path / "file"
+        capsys, "evaluate", RECIPE, "--weights", trained / "run", "--out", tmp_path / "file"
     )
     assert (
         "out is" in told
         and "cannot hold results: File exists; choose another folder with --out" in told
     )
     assert "cannot hold results" in said(capsys, "doctor", *common, "--out", tmp_path / "file")
-    told = said(capsys, "export", RECIPE, "--checkpoint", trained / "run", "--out", tmp_path)
+    told = said(capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path)
     assert "which is a folder: name the file" in told
     told = said(
-        capsys, "export", RECIPE, "--checkpoint", trained / "run", "--out", tmp_path / "w.onnx"
+        capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path / "w.onnx"
     )
     assert "and format safetensors, whose files are called *.safetensors" in told
     assert (tmp_path / "file").read_text() == "mine" and os.listdir(tmp_path) == ["file"]
@@ -179,7 +179,7 @@ def test_where_nothing_can_be_written(trained, tmp_path, capsys):
 def test_photos_that_lie_in_the_folder_of_predictions(trained, tmp_path, capsys):
     photos = trained / "my" / "val" / "ant"
     told = said(
-        capsys, "predict", RECIPE, photos, "--checkpoint", trained / "run", "--out", trained / "my"
+        capsys, "predict", RECIPE, photos, "--weights", trained / "run", "--out", trained / "my"
     )
     assert "which holds all images of" in told and "choose another folder with --out" in told
 
@@ -237,7 +237,7 @@ def test_weights_that_are_no_numbers_are_told(trained, tmp_path, capsys):
     words = (
         "evaluate",
         RECIPE,
-        "--checkpoint",
+        "--weights",
         tmp_path / "w.pth",
         "--data",
         trained / "my",

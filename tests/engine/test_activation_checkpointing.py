@@ -83,7 +83,7 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
     settings = ["--workers", "0", "--seed", "5", "--precise-bn", "16", "--evaluate-every", "2"]
     assert main(["mine.py", *settings, "--out", "run"]) == 0
     final = json.loads(Path("run/summary.json").read_text())["final"]
-    words = ["evaluate", "mine.py", "--workers", "0", "--checkpoint"]
+    words = ["evaluate", "mine.py", "--workers", "0", "--weights"]
 
     def results(*more: str) -> dict:
         assert main([*words, *more]) == 0
@@ -112,7 +112,7 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
     assert "no folder train. Batch norm's statistics are" in " ".join(
         capsys.readouterr().err.split()
     )
-    assert main(["export", "mine.py", "--checkpoint", "run", "--out", "w.safetensors"]) == 0
+    assert main(["export", "mine.py", "--weights", "run", "--out", "w.safetensors"]) == 0
     assert told in " ".join(capsys.readouterr().out.split())
     # Evaluations of before it stood in the log have it among the options.
     log = Path("run/log.jsonl")

@@ -201,7 +201,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     words = [str(ROOT / "recipes" / "seg_folder.py"), "--sample", "--workers", "0"]
     assert main([*words, "--epochs", "1", "--out", "run"]) == 0
     asked = ["--scales", "0.5", "1", "--flip", "--window", "64", "--window-batch", "16"]
-    assert main(["evaluate", *words, "--checkpoint", "run", *asked]) == 0
+    assert main(["evaluate", *words, "--weights", "run", *asked]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (
         results["protocol"] == "long side 112, windows of 64 every 43, scales 0.5, 1, flipped too"
@@ -226,7 +226,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     wrong = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
     worst, called = divmod(int(wrong.argmax()), len(wrong))
     assert f"as a part of its class: {worst} for {called} {100 * wrong.max():.2f} %" in shown
-    assert main(["evaluate", *words, "--checkpoint", "run", "--stride", "9"]) == 2
+    assert main(["evaluate", *words, "--weights", "run", "--stride", "9"]) == 2
     assert "without a window" in capsys.readouterr().err
 
 

@@ -405,27 +405,25 @@ def commands(name: str) -> dict[str, Any]:
         ways["evaluate-windows"] = ("--window", 64, "--stride", 48)
         ways["evaluate-stored"] = ("--as-stored",)
     for way, words in ways.items():
-        must(
-            trainkit("evaluate", file, "--checkpoint", "run", "--workers", 0, "--out", way, *words)
-        )
+        must(trainkit("evaluate", file, "--weights", "run", "--workers", 0, "--out", way, *words))
         found[way] = without_times(json.loads(Path(way, "results.json").read_text()))
     photos = sorted({path.parent for path in Path("data").rglob("val/**/*.jpg")})[0]
     must(
         trainkit(
-            "predict", file, photos, "--checkpoint", "run", "--workers", 0, "--out", "predictions"
+            "predict", file, photos, "--weights", "run", "--workers", 0, "--out", "predictions"
         )
     )
     written = sorted(path for path in Path("predictions").rglob("*") if path.is_file())
     found["predict"] = {str(path.relative_to("predictions")): hash_of(path) for path in written}
     for path in Path("predictions").glob("*.csv"):
         found["predict"][f"{path.name}-rows"] = list(csv.reader(path.open()))[:4]
-    must(trainkit("export", file, "--checkpoint", "run", "--out", "weights.safetensors"))
+    must(trainkit("export", file, "--weights", "run", "--out", "weights.safetensors"))
     found["export"] = {"safetensors": hash_tensors(read_safetensors(Path("weights.safetensors")))}
     must(
         trainkit(
             "export",
             file,
-            "--checkpoint",
+            "--weights",
             "run",
             "--out",
             "program.pt2",
@@ -435,9 +433,7 @@ def commands(name: str) -> dict[str, Any]:
     )
     must(run(lambda: Path("outputs").write_bytes(outputs_of("program.pt2"))))
     found["export"]["torch-export"] = hash_of(Path("outputs"))
-    done = trainkit(
-        "export", file, "--checkpoint", "run", "--out", "graph.onnx", "--format", "onnx"
-    )
+    done = trainkit("export", file, "--weights", "run", "--out", "graph.onnx", "--format", "onnx")
     if done.code == 0:  # the file holds the commit and names of classes
         must(run(lambda: Path("outputs").write_bytes(outputs_of_onnx("graph.onnx"))))
         found["export"]["onnx"] = hash_of(Path("outputs"))

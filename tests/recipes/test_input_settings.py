@@ -87,8 +87,7 @@ def copied(runs: Path, name: str, folder: Path) -> Path:
 
 def evaluated(name: str, run: Path, *more: str) -> dict:
     assert (
-        main(["evaluate", str(RECIPES[name]), "--checkpoint", str(run), "--workers", "0", *more])
-        == 0
+        main(["evaluate", str(RECIPES[name]), "--weights", str(run), "--workers", "0", *more]) == 0
     )
     return json.loads((run / "results.json").read_text())
 
@@ -189,7 +188,7 @@ def test_predictions_and_exports_of_older_runs(runs, data, tmp_path):
     found = []
     for run, more in ((then, []), (now, given), (now, [])):
         out = tmp_path / str(len(found))
-        words = [str(RECIPES["recog_imagenet"]), "--checkpoint", str(run), *more, "--out"]
+        words = [str(RECIPES["recog_imagenet"]), "--weights", str(run), *more, "--out"]
         assert main(["predict", *words, str(out), str(data / "val" / "class0")]) == 0
         assert main(["export", *words, f"{out}.safetensors"]) == 0
         with safe_open(f"{out}.safetensors", "pt") as file:

@@ -196,7 +196,7 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
         ("whole", ["--eval-crop", "None"]),
         ("windows", ["--eval-window", "64", "48"]),
     ):
-        assert main(["evaluate", *common, "--checkpoint", "run", *more]) == 0
+        assert main(["evaluate", *common, "--weights", "run", *more]) == 0
         found[name] = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (
         found["crop"]["mIoU"]
@@ -209,11 +209,10 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     assert torch.tensor(found["crop"]["confusion"]).sum() <= 24 * 64 * 64
     # no images
     assert (
-        main(["predict", *common[:2], str(ROOT / "docs"), "--checkpoint", "run", "--out", "out"])
-        == 2
+        main(["predict", *common[:2], str(ROOT / "docs"), "--weights", "run", "--out", "out"]) == 2
     )
     image = next((tmp_path / "data/sample").rglob("*.jpg"))
-    assert main(["predict", *common[:2], str(image), "--checkpoint", "run", "--out", "out"]) == 2
+    assert main(["predict", *common[:2], str(image), "--weights", "run", "--out", "out"]) == 2
     assert (
         "label maps are of whole images: predict with --eval-crop None" in capsys.readouterr().err
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,29 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-from trainkit.options import check_finite, check_names
+from trainkit.options import (
+    DoctorOptions,
+    EvaluateOptions,
+    ExportOptions,
+    Options,
+    PredictOptions,
+    PushOptions,
+    ReplayOptions,
+    check_finite,
+    check_names,
+)
 from trainkit.storage.setting_values import read_settings_as
 
 if TYPE_CHECKING:  # torch comes with it, and the help of a command goes without
     from trainkit.commands.recipe_file import RecipeFile
-
-HELP_FLAGS = frozenset({"-h", "--help"})
-NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
-
-
-def asks_for_help(words: list[str]) -> bool:
-    """Whether -h or --help is among the words."""
-    return not HELP_FLAGS.isdisjoint(words)
-
-
-def read_options(options: type, prog: str, words: list[str]) -> Any:
-    """An instance of the dataclass `options` from the words of the command line."""
-    return tyro.cli(options, prog=prog, args=words)
-
-
-def read_known_options(options: type, prog: str, words: list[str]) -> Any:
-    """The options alone; the settings among the words are left for later."""
-    return tyro.cli(options, prog=prog, args=words, return_unknown_args=True)[0]
 
 
 def with_positional(options: type, name: str) -> type:
@@ -42,6 +35,44 @@ def with_positional(options: type, name: str) -> type:
         options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__}
     )
     return dataclass(frozen=True)(same)
+
+
+OPTIONS: dict[str, type] = {
+    "train": Options,
+    "check": Options,
+    "doctor": DoctorOptions,
+    "evaluate": EvaluateOptions,
+    "predict": with_positional(PredictOptions, "paths"),
+    "export": ExportOptions,
+    "push": with_positional(PushOptions, "name"),
+    "replay": ReplayOptions,
+}
+WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
+HELP_FLAGS = frozenset({"-h", "--help"})
+NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Whether -h or --help is among the words."""
+    return not HELP_FLAGS.isdisjoint(words)
+
+
+def read_options(command: str, prog: str, words: list[str]) -> Any:
+    """The options of a command from the words of the command line."""
+    return tyro.cli(OPTIONS[command], prog=prog, args=words)
+
+
+def show_help(command: str, first: str) -> None:
+    """Write the options of a command; `first` is what it takes before them."""
+    kind = OPTIONS[command]
+    parser = tyro.extras.get_parser(kind, prog=f"trainkit {command} {first}")
+    more = "" if command in ("push", "replay") else WITH_SETTINGS
+    sys.stdout.write(parser.format_help() + more)
+
+
+def read_known_options(command: str, prog: str, words: list[str]) -> Any:
+    """The options of a command alone; the settings of a recipe among the words are left for later."""
+    return tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)[0]
 
 
 def read_settings_and_options(

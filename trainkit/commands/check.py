@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.recipe_file import build, find_recipe, load_recipe
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.seeding import seed_host
 from trainkit.data.workers import choose_workers
@@ -35,7 +35,7 @@ from trainkit.engine.reporting import Reporter, peak_memory_gib
 from trainkit.engine.setup import Training, begin, on_main_process, start
 from trainkit.engine.state import read_steps
 from trainkit.engine.step import Stepper
-from trainkit.errors import UserError
+from trainkit.errors import NonFiniteError, UserError
 from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -48,8 +48,9 @@ STEPS = 3
 PLACES = 60  # of the schedule's curve
 
 
-def run(path: Path, words: list[str]) -> int:
-    """Try the recipe in the file at `path`; the exit code."""
+def run(recipe: str, words: list[str]) -> int:
+    """Try a recipe, a file or the name of one; the exit code."""
+    path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     prog = f"trainkit check {path}"
     settings, options = read_settings_and_options(recipe_file, Options, prog, words)
@@ -179,7 +180,7 @@ def _train(
     steps = read_steps(stepper.accelerator, rows, first_step + len(rows))
     for numbers in steps:
         if is_failure(numbers, stepper.accelerator):
-            raise FloatingPointError(reporter.failures.describe(numbers))
+            raise NonFiniteError(reporter.failures.describe(numbers))
     return [numbers.loss for numbers in steps]
 
 

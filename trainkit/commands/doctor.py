@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.dataset_check import Examiner
-from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.recipe_file import build, find_recipe, load_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
@@ -39,8 +39,9 @@ READ_AT_ONCE = 16  # images between two messages of a worker
 SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
 
 
-def run(path: Path, words: list[str]) -> int:
-    """Look through the data of the recipe in the file at `path`; the exit code: 2 where there are errors."""
+def run(recipe: str, words: list[str]) -> int:
+    """Look through the data of a recipe, a file or the name of one; the exit code: 2 where there are errors."""
+    path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     prog = f"trainkit doctor {path}"
     settings, options = read_settings_and_options(recipe_file, DoctorOptions, prog, words)

@@ -9,16 +9,15 @@ from trainkit.commands.trained import read_trained
 from trainkit.data.seeding import seed_host
 from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
-from trainkit.options import EvaluateOptions
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import read_precise_bn, read_seed
 from trainkit.storage.run_folder import Run
 from trainkit.storage.setting_values import plain
 
 
-def run(path: Path, words: list[str]) -> int:
+def run(first: str, words: list[str]) -> int:
     """Measure what the words name, and write results.json; the exit code."""
-    trained, asked = read_trained("evaluate", path, EvaluateOptions, words)
+    trained, asked = read_trained("evaluate", first, words)
     seed = read_seed(trained.run) if asked.seed is None else asked.seed
     precise_bn = asked.precise_bn
     if precise_bn is None:

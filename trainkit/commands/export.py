@@ -38,9 +38,9 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits
 
 
-def run(path: Path, words: list[str]) -> int:
+def run(first: str, words: list[str]) -> int:
     """Write the model that the words name to a file; the exit code."""
-    trained, asked = read_trained("export", path, ExportOptions, words)
+    trained, asked = read_trained("export", first, words)
     export(trained.build(), trained.weights, asked)
     return 0
 

@@ -107,8 +107,8 @@ def _text(run: Published) -> str:
         _code(
             f"hf download {run.name} --local-dir {run.name.split('/')[-1]}",
             f"cd {run.name.split('/')[-1]}",
-            f"trainkit evaluate recipe.py --checkpoint {WEIGHTS}{_evaluated_with(run)}",
-            f"trainkit predict recipe.py my_photos --checkpoint {WEIGHTS}{_data(run)} --out predictions",
+            f"trainkit evaluate recipe.py --weights {WEIGHTS}{_evaluated_with(run)}",
+            f"trainkit predict recipe.py my_photos --weights {WEIGHTS}{_data(run)} --out predictions",
         ),
         "Settings not given are those of the run, from `settings.json` beside the weights. A training takes those of "
         f"the recipe: `trainkit recipe.py --init {WEIGHTS}` fine-tunes, with the settings of the model given again.",

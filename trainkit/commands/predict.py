@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
-from trainkit.commands.arguments import with_positional
 from trainkit.commands.prediction_writers import Picture, Writer, make_writer
 from trainkit.commands.trained import read_trained
 from trainkit.data.datasets.folder import FileList
@@ -42,9 +41,9 @@ FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
 
 
-def run(path: Path, words: list[str]) -> int:
+def run(first: str, words: list[str]) -> int:
     """Predict the images that the words name; the exit code."""
-    trained, asked = read_trained("predict", path, with_positional(PredictOptions, "paths"), words)
+    trained, asked = read_trained("predict", first, words)
     predict(trained.build(), trained.weights, asked)
     return 0
 
@@ -125,7 +124,7 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
             found.setdefault(file, name)
     if not found:
         raise UserError(
-            "nothing to predict: name images or folders, as in trainkit predict RECIPE ... my_photos"
+            "nothing to predict: name images or folders, as in trainkit predict RUN my_photos --out predictions"
         )
     inventory.taken.update(extension(file.name) for file in found)
     return found, inventory

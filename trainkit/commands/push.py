@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trainkit.commands.arguments import read_options, with_positional
+from trainkit.commands.arguments import read_options
 from trainkit.commands.hub_upload import open_repository, upload
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
 from trainkit.display import Display
@@ -35,13 +35,12 @@ PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DO
 NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
 
 
-def run(path: Path, words: list[str]) -> int:
-    """Publish the run in the folder at `path`; the exit code."""
-    options = with_positional(PushOptions, "name")
-    asked = read_options(options, f"trainkit push {path}", words)
+def run(first: str, words: list[str]) -> int:
+    """Publish the run in the folder `first`; the exit code."""
+    asked = read_options("push", f"trainkit push {first}", words)
     if rank() != 0:
         return 0  # one process does it all
-    push(path, asked)
+    push(Path(first), asked)
     return 0
 
 

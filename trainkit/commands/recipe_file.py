@@ -1,17 +1,22 @@
 """From a recipe's file to a Recipe: loading, signature, settings, --sample."""
 
+import ast
 import difflib
 import functools
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import trainkit
+from trainkit.commands.arguments import OPTIONS
 from trainkit.data.spawning import load_file
-from trainkit.errors import MissingFileError, UserError, refusing_call
+from trainkit.errors import MissingFileError, MissingPackageError, ReportedError, UserError
 from trainkit.recipe import Recipe
 
 
@@ -80,6 +85,39 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
     return signature
 
 
+def find_recipe(word: str) -> Path:
+    """The file that the first word of a command line means: an existing file, else the recipe of that name.
+
+    Looked for in ./recipes and in the folder `recipes` beside the package.
+
+    Raises:
+        MissingFileError: there is none; it names the nearest.
+    """
+    path = Path(word)
+    if path.exists() or path.suffix or path.name != word:
+        return path  # of which `load_recipe` reports what is wrong with it
+    folders = [folder for folder in recipe_folders() if folder.is_dir()]
+    for folder in folders:
+        if (folder / f"{word}.py").is_file():
+            return folder / f"{word}.py"
+    known = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.py")}
+    beside = Path(f"{word}.py")
+    if beside.is_file():
+        known[word] = beside
+    near = difflib.get_close_matches(word, [*known, *OPTIONS], n=1)
+    if near:
+        meant = beside if near[0] == word else near[0]
+        raise MissingFileError(f"no command, file or recipe {word}; did you mean {meant}?")
+    raise MissingFileError(
+        f"no command, file or recipe {word}; recipes: {', '.join(sorted(known)) or 'none'}"
+    )
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are found by their names, in this order."""
+    return [Path("recipes"), Path(trainkit.__file__).resolve().parents[1] / "recipes"]
+
+
 def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
@@ -99,8 +137,15 @@ def load_recipe(path: Path) -> RecipeFile:
         raise UserError(
             f"{path}{where} is not Python: {getattr(error, 'msg', error)}. Correct it, or put a whole copy in its place"
         ) from error
-    with _missing_module_told(path):
-        module = load_file(f"recipe_{path.stem}", path)
+    try:
+        with _missing_module_told(path):
+            module = load_file(f"recipe_{path.stem}", path)
+    except ReportedError:
+        raise
+    except ValueError as error:
+        if _refusing_call(error, path) is not None:
+            raise
+        raise UserError(str(error)) from error
     function = getattr(module, "recipe", None)
     if not callable(function):
         raise UserError(
@@ -117,8 +162,12 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
     try:
         with _missing_module_told(recipe.path):
             built = recipe(**settings)
+    except ReportedError:
+        raise
     except (ValueError, TypeError) as error:
-        call = refusing_call(error, recipe.path)
+        call = _refusing_call(error, recipe.path)
+        if call is None and isinstance(error, ValueError):  # the recipe's own
+            raise UserError(str(error)) from error
         if call is None:
             raise
         parameters = inspect.signature(recipe).parameters
@@ -138,6 +187,51 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
     return built
 
 
+def modules_gone(file: Path) -> list[str]:
+    """Modules of trainkit that a recipe imports and that are not there; the file is read, and not run."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return []  # `load_recipe` reports it
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    ours = sorted(name for name in names if name.startswith("trainkit."))
+    return [name for name in ours if not _is_there(name)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
+
+
+def _refusing_call(error: Exception, recipe: Path) -> str | None:
+    """Which library function, called from where, raised `error`; None where trainkit or the recipe itself did."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    ours = [_is_ours(frame.f_code.co_filename, recipe) for frame, _ in frames]
+    if ours[-1]:
+        return None
+    number = len(ours) - ours[::-1].index(True)  # of the first frame that is the library's
+    (caller, line), (called, _) = frames[number - 1 : number + 1]
+    name = getattr(called.f_code, "co_qualname", called.f_code.co_name).removesuffix(".__init__")
+    where = f"{Path(caller.f_code.co_filename).name}, line {line}"
+    return f"{name} of {called.f_globals.get('__name__')}, called in {where}"
+
+
+def _is_ours(file: str, recipe: Path) -> bool:
+    """Whether a file is of trainkit, or lies beside the recipe."""
+    path = Path(file).resolve()
+    return (
+        path.is_relative_to(Path(trainkit.__file__).resolve().parent)
+        or path.parent == recipe.resolve().parent
+    )
+
+
 @contextmanager
 def _missing_module_told(recipe: Path) -> Iterator[None]:
     """Raises UserError with the remedy where a module cannot be found."""
@@ -145,7 +239,7 @@ def _missing_module_told(recipe: Path) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         if error.name is None:  # it was raised by hand, and says what it needs
-            raise
+            raise MissingPackageError(str(error)) from error
         raise UserError(
             f"{recipe} needs the module {error.name}, which is not installed here: install the package that has it, "
             f"such as by pip install {error.name.split('.')[0]}, or correct the name"

@@ -28,10 +28,10 @@ from trainkit.storage.run_folder import Run
 from trainkit.storage.weights import start_from
 
 
-def run(path: Path, words: list[str]) -> int:
-    """Run a failed step of the run in the folder at `path` again; the exit code: 1 where it does not fail again."""
-    prog = f"trainkit replay {path}"
-    asked = read_options(ReplayOptions, prog, words)
+def run(first: str, words: list[str]) -> int:
+    """Run a failed step of the run in the folder `first` again; the exit code: 1 where it does not fail again."""
+    prog, path = f"trainkit replay {first}", Path(first)
+    asked = read_options("replay", prog, words)
     failure = find_failure(path, asked.step)
     seed, origin = read_origin(path)
     # where a variant finds the recipe it varies

@@ -4,14 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.recipe_file import build, find_recipe, load_recipe
 from trainkit.data.seeding import seed_host
 from trainkit.engine.loop import train
 from trainkit.options import Options
 
 
-def run(path: Path, words: list[str]) -> int:
-    """Train the recipe in the file at `path`; the exit code."""
+def run(recipe: str, words: list[str]) -> int:
+    """Train a recipe, a file or the name of one; the exit code."""
+    path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     settings, options = read_settings_and_options(recipe_file, Options, f"trainkit {path}", words)
     if options.out is None:

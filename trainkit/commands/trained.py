@@ -1,18 +1,28 @@
 """Weights that a command takes, and the recipe and settings that they were trained with."""
 
 import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainkit.commands.arguments import (
+    OPTIONS,
     asks_for_help,
     read_known_options,
     read_settings_and_options,
 )
-from trainkit.commands.recipe_file import RecipeFile, build, load_recipe
+from trainkit.commands.recipe_file import RecipeFile, build, find_recipe, load_recipe, modules_gone
+from trainkit.errors import MissingFileError, UserError
 from trainkit.recipe import Recipe
-from trainkit.storage.lookup import find_weights, read_class_names, read_input, read_settings
+from trainkit.storage.lookup import (
+    find_weights,
+    read_class_names,
+    read_input,
+    read_origin,
+    read_settings,
+    run_of,
+)
 from trainkit.storage.run_settings import check_same_classes
 
 
@@ -35,17 +45,71 @@ class Trained:
         return recipe
 
 
-def read_trained(command: str, path: Path, options: type, words: list[str]) -> tuple[Trained, Any]:
-    """Find weights, recipe and settings; the words' other part is an instance of `options`."""
-    recipe_file = load_recipe(path)
-    prog = f"trainkit {command} {path}"
-    recorded: dict[str, Any] = {}
-    if not asks_for_help(words):
-        checkpoint = read_known_options(options, prog, words).checkpoint
-        recorded = _recorded_settings(recipe_file, checkpoint)
-    settings, asked = read_settings_and_options(recipe_file, options, prog, words, recorded)
-    weights, run = find_weights(asked.checkpoint)
+def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, Any]:
+    """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, and the command's options.
+
+    RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, a folder that `trainkit push` wrote,
+    or a name on the Hub. Its recipe.py and its settings say which model it is.
+
+    Raises:
+        MissingFileError: there is nothing of that name.
+        UserError: a recipe comes without weights, or weights without a recipe.
+    """
+    prog = f"trainkit {command} {first}"
+    asked = None if asks_for_help(words) else read_known_options(command, prog, words)
+    if is_recipe(first):
+        recipe_file = load_recipe(find_recipe(first))
+        source = None if asked is None else asked.weights
+        if asked is not None and source is None:
+            raise UserError(
+                f"which weights? `{prog} --weights PATH` takes a run, a checkpoint or a file of weights"
+            )
+    else:
+        if asked is not None and asked.weights is not None:
+            raise UserError(
+                f"--weights is {asked.weights}, and {first} is no recipe: leave it out, or give `trainkit {command} "
+                "RECIPE --weights PATH`"
+            )
+        source = Path(first)
+        recipe_file = load_recipe(_recipe_of(source, command))
+    recorded = {} if asked is None or source is None else _recorded_settings(recipe_file, source)
+    settings, asked = read_settings_and_options(
+        recipe_file, OPTIONS[command], prog, words, recorded
+    )
+    weights, run = find_weights(source)
     return Trained(recipe_file, settings, weights, run), asked
+
+
+def is_recipe(first: str) -> bool:
+    """Whether the first word of a command means a recipe: a Python file, or the name of one that is no path here."""
+    path = Path(first)
+    return path.suffix == ".py" or (not path.exists() and path.name == first)
+
+
+def _recipe_of(weights: Path, command: str) -> Path:
+    """The recipe.py that the run of these weights keeps, which may import others that lay beside its original.
+
+    Raises:
+        MissingFileError: nothing is there, or no run that has one.
+        UserError: an older trainkit wrote it.
+    """
+    if not weights.exists():
+        find_weights(weights)  # which reports it
+    run = run_of(weights)
+    given = f"give it: trainkit {command} RECIPE --weights {weights}"
+    if run is None or not (run / "recipe.py").is_file():
+        what = "lies in no run" if run is None else f"is of a run without recipe.py ({run})"
+        raise MissingFileError(f"{weights} {what}, so that its recipe is not known; {given}")
+    file = run / "recipe.py"
+    if gone := modules_gone(file):
+        raise UserError(
+            f"{file} was written for an older trainkit: it imports {gone[0]}, which is not there any more. Take the "
+            f"recipe of today that it became, and {given}"
+        )
+    _, origin = read_origin(run)
+    if origin is not None:
+        sys.path.append(str(Path(origin).parent))  # where a variant finds the recipe it varies
+    return file
 
 
 def _recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, Any]:

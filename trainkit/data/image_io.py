@@ -17,7 +17,7 @@ from trainkit.data.decoding import notes, opened, stored, turned
 from trainkit.data.image_headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
 from trainkit.data.png_validation import decode_grey, decode_rgb
-from trainkit.errors import UserError
+from trainkit.errors import DataError
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
 # fastest at hand, and a user can do nothing about the warning.
@@ -30,15 +30,15 @@ _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _BLURRING = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that do not keep labels
 
 
-class MaskSizeError(ValueError):
+class MaskSizeError(DataError):
     """A mask of another size than its image."""
 
 
-class LabelError(ValueError):
+class LabelError(DataError):
     """A label that is none of the classes."""
 
 
-class _NotAMaskError(ValueError):
+class _NotAMaskError(DataError):
     """What is wrong with a file that can be read, but holds no labels; says what the mask is."""
 
 
@@ -77,11 +77,11 @@ def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], 
     try:
         return decode(_content(source))
     except _NotAMaskError as error:
-        raise UserError(f"{name or _name(source)} is a mask {error}") from error
+        raise DataError(f"{name or _name(source)} is a mask {error}") from error
     except (
         Exception
     ) as error:  # a decoder raises struct.error, EOFError, IndexError, ... as it likes
-        raise UserError(_unreadable(source, name, error)) from error
+        raise DataError(_unreadable(source, name, error)) from error
 
 
 def _content(source: Path | bytes) -> bytearray:
@@ -115,7 +115,7 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
             _note_range(int(values.max(initial=0)))
             pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
         elif image.mode in ("I", "F"):
-            raise UserError(
+            raise DataError(
                 f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits"
             )
         else:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
-from trainkit.errors import UserError, is_shortage
+from trainkit.errors import DataError, ReportedError, UserError, is_shortage
 
 # What datasets raise, also where they have nothing left to give; bugs raise others.
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)
@@ -69,23 +69,23 @@ class Reader(Dataset):
                 target = as_target(target)
                 fault = self.check(target) if self.check is not None else None
                 if fault:
-                    raise UserError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
+                    raise DataError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
                 return image, target, faults
             except Exception as error:
                 if not is_unusable(error):
                     raise
                 name = name_of(self.seeded.data, index)
                 if self.neighbour is None:
-                    if name in str(error) or not _of_a_decoder(error):
+                    if _ends_as_it_is(error):
                         raise
-                    raise UserError(
-                        f"cannot read {name}: {type(error).__name__}: {error}"
-                    ) from error
+                    if isinstance(error, ReportedError):
+                        raise DataError(str(error)) from error
+                    raise DataError(_naming(error, name)) from error
                 faults.append(
                     f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}"
                 )
                 if len(faults) == MOST_IN_A_ROW:
-                    raise UserError(
+                    raise DataError(
                         f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
                         "file: look at the folder or the disk"
                     ) from error
@@ -97,9 +97,25 @@ class Reader(Dataset):
             return self.seeded[epoch, index]
         except StopIteration as error:
             name = name_of(self.seeded.data, index)
-            raise UserError(
+            raise DataError(
                 f"image {index} ({name}): reading it raised StopIteration, as `next` does where nothing is left"
             ) from error
+
+
+def _ends_as_it_is(error: Exception) -> bool:
+    """Whether it is no fault of the data that is to be named: a bug, or a disk that fails."""
+    if isinstance(error, DataError) or _of_a_decoder(error):
+        return isinstance(error, DataError)
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return isinstance(error, RuntimeError)
+
+
+def _naming(error: Exception, name: str) -> str:
+    """The message of what a dataset or a decoder raised, with the name of the image in it."""
+    if name in str(error):
+        return str(error)
+    return f"cannot read {name}: {type(error).__name__}: {error}"
 
 
 def is_unusable(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from trainkit.engine.label_warnings import WITHOUT, classes_without_targets, eva
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.sliding_window import Looker
 from trainkit.engine.task_module import Objective, set_step, uncompiled
-from trainkit.errors import MissingFileError, UserError, shortage_told
+from trainkit.errors import MissingFileError, UserError, may_fail_alone, shortage_told
 from trainkit.metrics.base import declared, each_metric
 from trainkit.metrics.bootstrap import interval
 from trainkit.outputs import refusals_told
@@ -61,6 +61,7 @@ class Evaluator:
     thorough: bool = False
     """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
 
+    @may_fail_alone()
     def run(
         self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
     ) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ def train(
 
     Raises:
         UserError: settings and images that cannot work.
-        FloatingPointError: a non-finite loss or gradient.
+        NonFiniteError: a non-finite loss or gradient.
         OSError: the folder cannot be written.
         MemoryError: a single image does not fit.
         Stopped: after a signal; a SystemExit.

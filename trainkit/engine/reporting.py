@@ -19,6 +19,7 @@ from trainkit.engine.nonfinite import FailureRecorder, is_failure
 from trainkit.engine.plan import Plan
 from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
 from trainkit.engine.stop_signal import FAILED, StopFlag
+from trainkit.errors import NonFiniteError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint_writer import Saver
@@ -108,12 +109,12 @@ class Reporter:
     def read_window(self) -> list[StepNumbers]:
         """Numbers of each step since the last row of the log; waits for the device.
 
-        Raises FloatingPointError where one is non-finite and that is to stop the run.
+        Raises NonFiniteError where one is non-finite and that is to stop the run.
         """
         steps = read_steps(self.accelerator, self._rows, self.state.step)
         failed = [numbers for numbers in steps if is_failure(numbers, self.accelerator)]
         if failed and self.options.on_nonfinite == "stop":
-            raise FloatingPointError(self.failures.keep(failed[0]))
+            raise NonFiniteError(self.failures.keep(failed[0]))
         return steps
 
     def log_row(self) -> None:

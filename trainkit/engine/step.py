@@ -26,7 +26,7 @@ from trainkit.engine.reporting import Reporter
 from trainkit.engine.rollback import StepSnapshot
 from trainkit.engine.state import StepStats, TrainState
 from trainkit.engine.task_module import set_step
-from trainkit.errors import UserError, is_out_of_memory
+from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
@@ -99,6 +99,7 @@ class Stepper:
         self.objective.train()
         settle_buckets(self.objective, _backward)
 
+    @may_fail_alone()
     def __call__(self, step: int, images: Tensor, targets: Tensor) -> StepStats:
         """One optimizer update from this process's share of a batch. Nothing here waits for a GPU.
 

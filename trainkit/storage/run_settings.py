@@ -57,7 +57,7 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
     except Fault as error:
         raise UserError(
             f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or choose another folder. "
-            "Checkpoints beside it can be given to --checkpoint where it is moved elsewhere, with the run's settings"
+            "Checkpoints beside it can be given to --weights where it is moved elsewhere, with the run's settings"
         ) from error
     return content
 

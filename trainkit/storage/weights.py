@@ -211,7 +211,7 @@ def take_weights(
 
 
 def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
-    """Begin a training with the weights at `path`, a run or what `evaluate --checkpoint` takes: lines to be told.
+    """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes: lines to be told.
 
     What does not fit, such as the last layer for other classes, stays as it is. Raises UserError where nothing
     fits, FileNotFoundError where there is nothing.

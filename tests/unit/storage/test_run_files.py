@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
         "1",
     ]
     assert main([*words, "--out", str(folder / "run")]) == 0
-    assert main(["evaluate", words[0], "--checkpoint", str(folder / "run"), "--workers", "0"]) == 0
+    assert main(["evaluate", words[0], "--weights", str(folder / "run"), "--workers", "0"]) == 0
     failure = folder / "run" / "failures" / "step-000000003"
     failure.mkdir(parents=True)
     report = {
@@ -240,10 +240,10 @@ def test_a_log_that_is_none_is_not_cut(run, capsys):
 COMMANDS = (
     ("mine.py", "--workers", "0", "--out", "run"),
     ("mine.py", "--workers", "0", "--out", "run", "--resume", "never"),
-    ("evaluate", "mine.py", "--checkpoint", "run", "--workers", "0"),
-    ("evaluate", "mine.py", "--checkpoint", "run/checkpoints/step-000000006", "--workers", "0"),
-    ("predict", "mine.py", "nothing.png", "--checkpoint", "run", "--out", "out"),
-    ("export", "mine.py", "--checkpoint", "run", "--out", "w.safetensors"),
+    ("evaluate", "mine.py", "--weights", "run", "--workers", "0"),
+    ("evaluate", "mine.py", "--weights", "run/checkpoints/step-000000006", "--workers", "0"),
+    ("predict", "mine.py", "nothing.png", "--weights", "run", "--out", "out"),
+    ("export", "mine.py", "--weights", "run", "--out", "w.safetensors"),
     ("push", "run", "me/toy", "--folder", "pub"),
     ("replay", "run"),
 )
@@ -361,9 +361,7 @@ def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):
 
 def test_a_file_of_weights_is_no_fifo(run, capsys):
     os.mkfifo("weights.pth")
-    code, said = told(
-        capsys, "evaluate", "mine.py", "--checkpoint", "weights.pth", "--workers", "0"
-    )
+    code, said = told(capsys, "evaluate", "mine.py", "--weights", "weights.pth", "--workers", "0")
     assert code == 2 and "weights.pth is not a regular file" in said
 
 
@@ -400,9 +398,9 @@ def test_somebody_elses_settings_make_no_run(tmp_path, monkeypatch, capsys):
     save_file(recognition().model.state_dict(), project / "w.safetensors")
     assert not is_run(project)  # so that weights beside it are weights
     assert (
-        told(
-            capsys, "evaluate", "mine.py", "--checkpoint", "project/w.safetensors", "--workers", "0"
-        )[0]
+        told(capsys, "evaluate", "mine.py", "--weights", "project/w.safetensors", "--workers", "0")[
+            0
+        ]
         == 0
     )
     hidden = tmp_path / "hidden"
@@ -459,7 +457,7 @@ def test_the_recipe_is_kept_whole(run, capsys):
         b"# as it ran"
     )
     (run / "recipe.py").write_bytes(whole[:-9] + b"(")
-    for words in (COMMANDS[-2], ("evaluate", "run/recipe.py", "--checkpoint", "run")):
+    for words in (COMMANDS[-2], ("evaluate", "run/recipe.py", "--weights", "run")):
         code, said = told(capsys, *words)
         assert (
             code == 2 and "run/recipe.py" in said and "is not Python: '(' was never closed" in said

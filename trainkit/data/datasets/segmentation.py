@@ -16,7 +16,7 @@ from trainkit.data.file_names import composed
 from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
 from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
 from trainkit.data.text_files import read_lines
-from trainkit.errors import MissingFileError, UserError
+from trainkit.errors import MissingFileError, MissingPackageError, UserError
 
 IGNORED = 255  # the train id that counts nowhere
 UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
@@ -354,7 +354,7 @@ def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ModuleNotFoundError(f"{file} needs scipy: pip install scipy") from error
+        raise MissingPackageError(f"{file} needs scipy: pip install scipy") from error
     try:
         stored = loadmat(file, variable_names=[variable])[variable]
         labels = stored[0][field][0] if field else stored
