@@ -4,11 +4,13 @@ import json
 import os
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 
 from helpers.processes import ROOT, TESTS, run, trainkit
 from trainkit.cli import main
+from trainkit.commands.recipe_file import find_recipe
 
 SAMPLE = ROOT / "recipes" / "recog_folder.py"
 
@@ -23,14 +25,98 @@ def trained(tmp_path_factory):
     return folder, done
 
 
+IMPORTED = """
+import sys, time
+from trainkit.cli import main
+begun = time.perf_counter()
+main({words})
+print(time.perf_counter() - begun, [name for name in ("torch", "tyro", "rich") if name in sys.modules])
+"""
+
+
 def test_help_without_torch():
     done = trainkit("--help")
-    assert "trainkit RECIPE" in done.stdout and "evaluate" in done.stdout
-    script = """import sys; from trainkit.cli import main; main(["--help"])
-print([name for name in ("torch", "tyro", "rich") if name in sys.modules])"""
-    assert run(sys.executable, "-c", script).stdout.splitlines()[-1] == "[]"
+    assert "trainkit RECIPE" in done.stdout and "trainkit evaluate RUN" in done.stdout
+    assert trainkit("-h").stdout == done.stdout
+    last = run(sys.executable, "-c", IMPORTED.format(words=["--help"])).stdout.splitlines()[-1]
+    assert last.endswith(" []"), "neither torch nor tyro"
     assert trainkit("--version").stdout.startswith("trainkit 0.")
-    assert trainkit("evaluate", "--help").stdout == trainkit("push", "-h").stdout == done.stdout
+
+
+@pytest.mark.parametrize(("command", "flags"), [
+    ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")), ("check", ("RECIPE", "--micro-batch")),
+    ("doctor", ("RECIPE", "--workers")), ("evaluate", ("RUN", "--scales", "--weights {None}|PATH")),
+    ("predict", ("RUN", "--out PATH", "--overlay", "PATHS")), ("export", ("RUN", "--format")),
+    ("push", ("RUN", "--license", "NAME")), ("replay", ("RUN", "--step")),
+])  # fmt: skip
+def test_help_of_a_command_without_torch(command, flags):
+    done = run(sys.executable, "-c", IMPORTED.format(words=[command, "--help"])).stdout
+    assert "'torch'" not in done.splitlines()[-1]
+    text = " ".join(done.replace("│", " ").split())
+    assert f"usage: trainkit {command} {flags[0]}" in text
+    assert all(flag in text for flag in flags), text
+
+
+def test_a_recipe_by_its_name(tmp_path, monkeypatch):
+    """A file, else ./recipes, else the folder beside the package; a word that is neither is named with the nearest."""
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("seg_folder") == ROOT / "recipes" / "seg_folder.py"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "seg_folder.py").write_text("")
+    assert find_recipe("seg_folder") == Path("recipes/seg_folder.py")
+    (tmp_path / "seg_folder").write_text("")
+    assert find_recipe("seg_folder") == Path("seg_folder"), "an existing file comes first"
+    for word, near in (("recog_foldr", "recog_folder"), ("evalute", "evaluate")):
+        with pytest.raises(FileNotFoundError, match=f"recipe {word}; did you mean {near}?"):
+            find_recipe(word)
+    with pytest.raises(FileNotFoundError, match="recipe qqq; recipes: recog_cifar10, "):
+        find_recipe("qqq")
+
+
+def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
+    """Its folder, a checkpoint, its file of weights, or what push wrote; each with the recipe that lies there."""
+    monkeypatch.chdir(trained[0])
+    run = Path("runs/recog_folder")
+    assert main(["push", str(run), "me/mine", "--folder", str(tmp_path / "published")]) == 0
+    (checkpoint,) = run.glob("checkpoints/step-*")
+    found = {}
+    for name, path in {
+        "run": run,
+        "checkpoint": checkpoint,
+        "file": checkpoint / "model.safetensors",
+        "published": tmp_path / "published",
+    }.items():
+        out = tmp_path / name
+        assert main(["evaluate", str(path), "--workers", "0", "--out", str(out)]) == 0
+        found[name] = json.loads((out / "results.json").read_text())["confusion"]
+    assert found["run"] == found["checkpoint"] == found["file"] == found["published"]
+    image = next(Path("data").rglob("val/car/*.jpg"))
+    words = [str(image), "--out", str(tmp_path / "predictions"), "--workers", "0"]
+    assert main(["predict", str(run), *words]) == 0
+    assert (tmp_path / "predictions" / "predictions.jsonl").read_text().count("\n") == 1
+    assert main(["export", str(run), "--out", str(tmp_path / "w.safetensors")]) == 0
+    capsys.readouterr()
+    for words, told in (
+        (("evaluate", tmp_path / "w.safetensors"), "lies in no run, so that its recipe is not known"),
+        (("evaluate", run, "--weights", run), "is no recipe: leave it out"),
+        (("evaluate", "recog_folder"), "which weights? `trainkit evaluate recog_folder --weights PATH`"),
+        (("evaluate", "nowhere/run"), "no checkpoint at nowhere/run"),
+    ):  # fmt: skip
+        assert main([str(word) for word in words]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_recipe_of_an_older_trainkit_is_not_run(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "settings.json").write_text('{"settings": {}, "seed": 0, "recipe": null}')
+    (tmp_path / "recipe.py").write_text(
+        "from pathlib import Path\nPath('executed').touch()\nfrom trainkit.models.segmenters import x\n"
+    )
+    assert main(["evaluate", str(tmp_path)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "written for an older trainkit: it imports trainkit.models.segmenters" in told
+    assert f"trainkit evaluate RECIPE --weights {tmp_path}" in told
+    assert not Path("executed").exists()
 
 
 @pytest.mark.parametrize("command", [[], ["evaluate"]])
@@ -110,7 +196,7 @@ def mistakes(folder):
     return {
         (): "which recipe?",
         ("--epochs", "3"): "which recipe?",
-        ("evaluate",): "trainkit evaluate RECIPE",
+        ("evaluate",): "trainkit evaluate RUN",
         ("nothing.py",): "no recipe at nothing.py",
         (ROOT / "recipes" / "seg_ade.py",): "did you mean",
         ("notes.txt",): "is not a Python file",
