@@ -337,7 +337,9 @@ def one_run(
             if special == "rebase" and (here or code == 0):
                 epochs = EPOCHS
             extra = {"never": ("--resume", "never")}.get(here, ())
-            extra = ("--rebase",) if special == "rebase" and epochs == EPOCHS else extra
+            extra = (
+                ("--allow-schedule-change",) if special == "rebase" and epochs == EPOCHS else extra
+            )
             attempt, kill, hit = Attempt(setting, folder, extra, epochs), None, False
             if len(done) < wanted:
                 kill = drawn_kill(setting, draw, here, bool(disk))

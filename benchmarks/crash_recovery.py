@@ -8,9 +8,9 @@ Each run is a small training of recognition (mixup, dropout, batch norm, EMA wei
 evaluates every epoch of 4 steps, saves every second step, and is killed three to six times before it may end: all
 processes, the main one, another rank, a worker or the launcher; by SIGKILL, by SIGSTOP and then SIGKILL, by SIGTERM, or
 by a full disk (a small tmpfs, where this process may mount one); at any moment, inside a save, inside an evaluation,
-while `--rebase` opens the run or `--resume never` moves it aside. After every kill all that is left must end by itself,
-every checkpoint must verify, no more steps may be lost than `--checkpoint-every`, and nothing may print a traceback;
-at the end weights and log must be those of the run that was never killed, bit for bit.
+while `--allow-schedule-change` opens the run or `--resume never` moves it aside. After every kill all that is left must
+end by itself, every checkpoint must verify, no more steps may be lost than `--checkpoint-every`, and nothing may print
+a traceback; at the end weights and log must be those of the run that was never killed, bit for bit.
 
 Most launchers and all they start are forks of one process that has torch imported (_forked.py); in every tenth run they
 are interpreters of their own. `--out` holds a line for each run in kills.jsonl, and counts of them in kills.json; the

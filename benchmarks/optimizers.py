@@ -55,7 +55,9 @@ def run(name: str, folder: Path, deadly: bool) -> None:
     torch.set_num_threads(1)
     torch.compiler.set_stance("force_eager")
     data = Deadly(27) if deadly else Images(27)
-    options = Options(out=folder, seed=5, workers=0, log_every=1, checkpoint_every=2, keep=9)
+    options = Options(
+        out=folder, seed=5, workers=0, log_every=1, checkpoint_every=2, keep_checkpoints=9
+    )
     with (folder.parent / "shown").open("a") as shown, contextlib.redirect_stdout(shown):
         try:
             train(replace(small(builders()[name]), train_data=data), options)

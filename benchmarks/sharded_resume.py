@@ -97,7 +97,7 @@ def resumed(accelerator: Accelerator, build: Builder) -> str:
     """What became of it: "bit-equal", why it was refused, or what differs."""
     (place,) = broadcast_object_list([tempfile.mkdtemp() if accelerator.is_main_process else None])
     whole, parts = Path(place) / "whole", Path(place) / "parts"
-    options = {"seed": 5, "workers": 0, "log_every": 1, "keep": 9}
+    options = {"seed": 5, "workers": 0, "log_every": 1, "keep_checkpoints": 9}
     shown = StringIO()
     try:
         with redirect_stdout(shown):

@@ -25,7 +25,7 @@ class Options:
     """processes that read images, for each training process (0: none); default: its share of the cores, up to 8"""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
-    init: Path | None = None
+    init_from: Path | None = None
     """start from these weights, of a run or a file; layers of another shape keep theirs. Not when the run goes on"""
     weights_key: str | None = None
     """which set of weights, in a file that holds several, such as model_ema; default: the usual one"""
@@ -49,9 +49,9 @@ class Options:
     """seconds that a process waits for the others in one exchange; then the run ends, and the same command goes on"""
     precise_bn: int | None = None
     """before each evaluation, estimate batch norm's statistics anew from so many training images, 16 at a time"""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """newest checkpoints kept, beside the best and the one gone on from"""
-    rebase: bool = False
+    allow_schedule_change: bool = False
     """go on with another length or schedule than the run was started with"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """a loss or gradient that is no number: stop and keep the step in failures/, or leave its update out"""
@@ -59,13 +59,13 @@ class Options:
     """a training image, mask or label that cannot be used: stop, or take the next one in the order and list it"""
     on_save_error: Literal["stop", "continue"] = "stop"
     """the run's folder cannot be written: stop after the step, or train on without what could not be saved"""
-    background_save: bool = False
+    async_checkpoint: bool = False
     """write checkpoints beside the training; a kill may then cost the steps done while one was being written"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {
-            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1, "keep": 1,
-            "precise_bn": 16, "timeout_s": 1,
+            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1,
+            "keep_checkpoints": 1, "precise_bn": 16, "timeout_s": 1,
         })  # fmt: skip
         if self.timeout_s > LONGEST_S:
             raise UserError(

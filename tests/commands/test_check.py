@@ -48,13 +48,13 @@ def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
     torch.manual_seed(1)
     expected = check(recognition(), OPTIONS)["figures"]["losses"]
     torch.manual_seed(2)
-    found = check(recognition(), Options(workers=0, init=tmp_path / "weights.safetensors"))[
+    found = check(recognition(), Options(workers=0, init_from=tmp_path / "weights.safetensors"))[
         "figures"
     ]["losses"]
     assert found == expected and "starting from the weights in" in capsys.readouterr().out
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="none of its 1 names and shapes match"):
-        check(recognition(), Options(workers=0, init=tmp_path / "other.safetensors"))
+        check(recognition(), Options(workers=0, init_from=tmp_path / "other.safetensors"))
 
 
 @pytest.mark.parametrize("build", [everything, segmentation])

@@ -46,8 +46,8 @@ def test_help_without_torch():
 @pytest.mark.parametrize(("command", "flags"), [
     ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")), ("check", ("RECIPE", "--micro-batch")),
     ("doctor", ("RECIPE", "--workers")), ("evaluate", ("RUN", "--scales", "--weights {None}|PATH")),
-    ("predict", ("RUN", "--out PATH", "--overlay", "PATHS")), ("export", ("RUN", "--format")),
-    ("push", ("RUN", "--license", "NAME")), ("replay", ("RUN", "--step")),
+    ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")), ("export", ("RUN", "--format")),
+    ("push", ("RUN", "--license", "of the model on the Hugging Face Hub")), ("replay", ("RUN", "--step")),
 ])  # fmt: skip
 def test_help_of_a_command_without_torch(command, flags):
     done = run(sys.executable, "-c", IMPORTED.format(words=[command, "--help"])).stdout

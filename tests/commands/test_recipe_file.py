@@ -284,7 +284,7 @@ def test_replay_begins_from_the_weights_the_run_began_from(tmp_path, monkeypatch
     weights["4.bias"] = torch.full_like(weights["4.bias"], 150.0)
     save_file(weights, "w.safetensors")
     more = ("--activation-checkpointing", "--static-graph", "--workers", "0", "--out", "run")
-    assert main(["fragile.py", "--init", "w.safetensors", *more]) == 2
+    assert main(["fragile.py", "--init-from", "w.safetensors", *more]) == 2
     report = json.loads(next((tmp_path / "run").glob("failures/*/report.json")).read_text())
     assert (
         report["static_graph"]

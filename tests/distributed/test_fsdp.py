@@ -205,7 +205,7 @@ def trained(folder, name):
     recipe = recognition()
     optimizer = getattr(torch.optim, name)(recipe.model.parameters(), lr=0.05)
     recipe = recognition(model=recipe.model, optimizer=optimizer, clip_norm=0.5, ema=0.9)
-    train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1, keep=9))
+    train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1, keep_checkpoints=9))
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ def trained(out, micro_batch):
     optimizer = torch.optim.SGD(param_groups(net, 0.1, 0.0), lr=0.1)
     recipe = recognition(model=net, optimizer=optimizer, batch_size=16, drop_last=True, epochs=4)
     ways = {{"micro_batch": micro_batch, "static_graph": True, "checkpoint_every": 2}}
-    train(recipe, Options(out=out, seed=5, workers=0, log_every=1, keep=9, **ways))
+    train(recipe, Options(out=out, seed=5, workers=0, log_every=1, keep_checkpoints=9, **ways))
 
 
 for micro_batch in (None, 2):

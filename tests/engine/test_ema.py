@@ -41,7 +41,7 @@ def test_the_recurrence():
 
 
 def test_both_are_evaluated_and_the_average_chooses_the_best(tmp_path):
-    summary = train(everything(), Options(out=tmp_path, workers=0, keep=9))
+    summary = train(everything(), Options(out=tmp_path, workers=0, keep_checkpoints=9))
     evaluations = rows(tmp_path, "evaluate")
     best = max(evaluations, key=lambda row: row["ema_top1"])
     assert summary["best"] == {"ema_top1": best["ema_top1"], "step": best["step"]}
@@ -72,7 +72,12 @@ def test_a_skipped_step_is_not_averaged(tmp_path):
     seed_host(2)
     recipe = everything(train_data=Planted(27, 11))
     options = Options(
-        out=tmp_path, workers=0, log_every=5, on_nonfinite="skip", checkpoint_every=1, keep=20
+        out=tmp_path,
+        workers=0,
+        log_every=5,
+        on_nonfinite="skip",
+        checkpoint_every=1,
+        keep_checkpoints=20,
     )
     train(recipe, options)
     states = {
@@ -188,7 +193,10 @@ def test_fp16_skips_do_not_move_it(tmp_path, monkeypatch):
     recipe.model.head.weight.register_hook(
         lambda grad: torch.where(grad.abs().max() > 2.0**12, torch.inf, grad)
     )
-    train(recipe, Options(out=tmp_path, workers=0, log_every=1, checkpoint_every=1, keep=20))
+    train(
+        recipe,
+        Options(out=tmp_path, workers=0, log_every=1, checkpoint_every=1, keep_checkpoints=20),
+    )
     skipped = rows(tmp_path)[-1]["skipped_steps"]
     states = [load(path)[1]["ema"] for path in list_checkpoints(tmp_path / "checkpoints")]
     assert 0 < skipped < 12 and states[-1]["count"] == 12 - skipped
@@ -206,7 +214,8 @@ def test_a_state_of_an_earlier_version_is_measured_and_not_trained_on(tmp_path):
     old = {name: value + 1 if value.is_floating_point() else value for name, value in named}
     ema = EMA(model, 0.9)
     with pytest.raises(
-        ValueError, match=r"1 unknown to the model \(index\); 1 missing \(second.weight\).*--init"
+        ValueError,
+        match=r"1 unknown to the model \(index\); 1 missing \(second.weight\).*--init-from",
     ):
         ema.load_state_dict({"count": 3, "averages": old})
     ema.load_state_dict({"count": 3, "averages": old}, strict=False)

@@ -298,13 +298,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_damaged_checkpoints_are_passed_over(tmp_path, capsys):
-    run("recognition", tmp_path, checkpoint_every=1, keep=3)
+    run("recognition", tmp_path, checkpoint_every=1, keep_checkpoints=3)
     (tmp_path / "summary.json").unlink()
     newest = list_checkpoints(tmp_path / "checkpoints")
     whole = weights(tmp_path)
     file = newest[-1] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
-    run("recognition", tmp_path, checkpoint_every=1, keep=3)
+    run("recognition", tmp_path, checkpoint_every=1, keep_checkpoints=3)
     shown = capsys.readouterr().out
     assert (
         "step-000000010 is damaged and skipped: model.safetensors" in shown
@@ -469,7 +469,15 @@ def test_a_recipe_is_checked(changes, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["workers", "log_every", "checkpoint_every", "evaluate_every", "micro_batch", "keep"]
+    "name",
+    [
+        "workers",
+        "log_every",
+        "checkpoint_every",
+        "evaluate_every",
+        "micro_batch",
+        "keep_checkpoints",
+    ],
 )
 def test_options_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} is -1"):

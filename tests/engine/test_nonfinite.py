@@ -169,7 +169,7 @@ def test_skipped_steps_survive_a_resume(tmp_path):
         log_every=5,
         on_nonfinite="skip",
         checkpoint_every=1,
-        keep=9,
+        keep_checkpoints=9,
     )
     seed_host(2)
     train(recognition(train_data=Planted(27, 11)), options)

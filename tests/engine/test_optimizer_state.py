@@ -46,7 +46,7 @@ def accelerator() -> Iterator[Accelerator]:
 
 def begun(recipe: Recipe, accelerator: Accelerator, folder, **options) -> Training:
     folder.mkdir(exist_ok=True)
-    options = Options(out=folder, workers=0, background_save=False, keep=9, **options)
+    options = Options(out=folder, workers=0, async_checkpoint=False, keep_checkpoints=9, **options)
     run = Run(folder)
     run.checkpoints.mkdir(exist_ok=True)
     plan = Plan.of(recipe, options, 1)

@@ -90,7 +90,7 @@ WAYS = {
     "all-bf16": ("all", 1, {"ACCELERATE_MIXED_PRECISION": "bf16"}, {}),
     "segmentation-3-bf16": ("segmentation-3", 1, {"ACCELERATE_MIXED_PRECISION": "bf16"}, {}),
     "all-workers": ("all", 1, {}, {"workers": 2}),
-    "all-background": ("all", 1, {}, {"background_save": True}),
+    "all-background": ("all", 1, {}, {"async_checkpoint": True}),
     "segmentation-channels-last": ("segmentation", 1, {}, {"channels_last": True}),
     "batch-norm-precise": ("batch-norm", 1, {}, {"precise_bn": 16}),
     "skipped": ("planted", 1, {}, {"on_nonfinite": "skip"}),
@@ -364,7 +364,7 @@ def toy(
 
     done = run(train, num_processes, **env)
     found = run_record()
-    if options.get("background_save"):  # a save is logged when it has ended, among whatever steps
+    if options.get("async_checkpoint"):  # a save is logged when it has ended, among whatever steps
         found["log"].sort(key=lambda row: (row["step"], row["event"]))
     if done.code != 0:
         if done.code < 0:

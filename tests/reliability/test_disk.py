@@ -86,7 +86,7 @@ def training(data: Images):
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, background):
     """It fills up in step 6: the checkpoint of step 4 stays, and the same call goes on from it."""
     options = Options(
-        out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background
+        out=tmp_path / "run", workers=0, log_every=10, seed=5, async_checkpoint=background
     )
     told = "checkpoint .*step-000000008 could not be written: .*File too large"
     with disk_full(10**6), pytest.raises(OSError, match=told):
@@ -120,7 +120,7 @@ def test_training_may_go_on_without_saving(tmp_path, capsys):
 def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path, background):
     """The disk is full in the last save alone; nothing says that the run has ended well."""
     options = Options(
-        out=tmp_path / "run", workers=0, log_every=10, seed=5, background_save=background
+        out=tmp_path / "run", workers=0, log_every=10, seed=5, async_checkpoint=background
     )
     with disk_full(10**6), pytest.raises(OSError, match="step-000000010 could not be written"):
         train(training(Then(27 + 27 + 12, full)), options)
@@ -250,7 +250,9 @@ def test_a_disk_that_is_really_full(tmp_path):
         with pytest.raises(OSError, match="No space left on device"):
             train(
                 training(Images(27)),
-                Options(out=disk / "run", workers=0, log_every=1, checkpoint_every=1, keep=9),
+                Options(
+                    out=disk / "run", workers=0, log_every=1, checkpoint_every=1, keep_checkpoints=9
+                ),
             )
         paths = list_checkpoints(disk / "run" / "checkpoints")
         assert paths and all(verify(path) is None for path in paths), "those that fitted are whole"
@@ -264,9 +266,9 @@ def test_background_saves_are_those_of_the_moment(tmp_path):
         run(
             "all",
             tmp_path / str(background),
-            background_save=background,
+            async_checkpoint=background,
             checkpoint_every=1,
-            keep=20,
+            keep_checkpoints=20,
         )
     one, other = (list_checkpoints(tmp_path / str(each) / "checkpoints") for each in (False, True))
     assert [path.name for path in one] == [path.name for path in other] and len(one) == 12

@@ -235,7 +235,7 @@ def test_no_image_of_a_passed_batch_is_read_again(tmp_path):
 @pytest.mark.parametrize("name", ["all", "all-dense"])
 def test_going_on_from_every_step(tmp_path, name):
     """Inside an epoch, on its boundary, before, during and right after an evaluation."""
-    run(name, tmp_path / "whole", checkpoint_every=1, keep=20)
+    run(name, tmp_path / "whole", checkpoint_every=1, keep_checkpoints=20)
     for step in range(1, STEPS):
         for evaluated in (True, False) if step % 4 == 0 else (True,):
             folder = tmp_path / f"{step}-{evaluated}"
@@ -249,7 +249,7 @@ def test_going_on_from_every_step(tmp_path, name):
                 (folder / "log.jsonl").write_text(
                     "".join(line for line in lines if not line.startswith(row))
                 )
-            run(name, folder, checkpoint_every=1, keep=20)
+            run(name, folder, checkpoint_every=1, keep_checkpoints=20)
             assert_bit_equal(tmp_path / "whole", folder)
             summaries = [
                 json.loads((each / "summary.json").read_text())
@@ -293,21 +293,26 @@ def test_changes_that_do_not_touch_the_mathematics_are_told(tmp_path, capsys):
 def test_rebase_goes_on_with_another_length(tmp_path):
     options = Options(out=tmp_path, workers=0, log_every=1)
     train(recognition(epochs=2), options)
-    with pytest.raises(ValueError, match="total_steps was 8 and is 12.*--rebase"):
+    with pytest.raises(ValueError, match="total_steps was 8 and is 12.*--allow-schedule-change"):
         train(recognition(epochs=3), options)
     summary = train(
-        recognition(epochs=3), Options(out=tmp_path, workers=0, log_every=1, rebase=True)
+        recognition(epochs=3),
+        Options(out=tmp_path, workers=0, log_every=1, allow_schedule_change=True),
     )
     assert summary["steps"] == 12
     curve = [0.1 * cos(warmup_epochs=0.5)(step, 12, 4) for step in range(8, 12)]
     assert [row["lr"] for row in rows(tmp_path)][8:] == pytest.approx(curve)
     with pytest.raises(ValueError, match="batch_size was 8 and is 9"):
-        train(recognition(epochs=3, batch_size=9), Options(out=tmp_path, workers=0, rebase=True))
+        train(
+            recognition(epochs=3, batch_size=9),
+            Options(out=tmp_path, workers=0, allow_schedule_change=True),
+        )
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
-        ValueError, match="has done 12 steps, and is to have 4: --rebase is for a longer run"
+        ValueError,
+        match="has done 12 steps, and is to have 4: --allow-schedule-change is for a longer run",
     ):
-        train(recognition(epochs=1), Options(out=tmp_path, workers=0, rebase=True))
+        train(recognition(epochs=1), Options(out=tmp_path, workers=0, allow_schedule_change=True))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -384,7 +389,11 @@ def test_going_on_with_channels_last(tmp_path, fused):
         return replace(recipe, optimizer=optimizer)
 
     options = Options(
-        out=tmp_path / "whole", workers=0, checkpoint_every=1, keep=20, channels_last=True
+        out=tmp_path / "whole",
+        workers=0,
+        checkpoint_every=1,
+        keep_checkpoints=20,
+        channels_last=True,
     )
     train(training(), options)
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")

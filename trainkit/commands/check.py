@@ -68,8 +68,8 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     """
     recipe, accelerator, display, plan = start(recipe, options)
     introduce(recipe, display.note)
-    if options.init is not None:
-        for line in start_from(recipe.model, options.init, options.weights_key):
+    if options.init_from is not None:
+        for line in start_from(recipe.model, options.init_from, options.weights_key):
             display.note(line)
     folder = on_main_process(accelerator, _temporary_folder)
     try:
@@ -77,7 +77,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         if accelerator.is_main_process:
             own_run.checkpoints.mkdir()
         workers = choose_workers(options.workers, accelerator.num_processes)
-        quiet = replace(options, out=folder, workers=0, background_save=False, precise_bn=None)
+        quiet = replace(options, out=folder, workers=0, async_checkpoint=False, precise_bn=None)
         frozen = frozen_statistics(recipe.model)
         figures = _try(begin(recipe, quiet, accelerator, plan, own_run, Display(False)), workers)
     finally:

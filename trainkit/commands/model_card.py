@@ -111,7 +111,8 @@ def _text(run: Published) -> str:
             f"trainkit predict recipe.py my_photos --weights {WEIGHTS}{_data(run)} --out predictions",
         ),
         "Settings not given are those of the run, from `settings.json` beside the weights. A training takes those of "
-        f"the recipe: `trainkit recipe.py --init {WEIGHTS}` fine-tunes, with the settings of the model given again.",
+        f"the recipe: `trainkit recipe.py --init-from {WEIGHTS}` fine-tunes, with the settings of the model given "
+        "again.",
         "## How it was trained",
         _code(f"trainkit {shlex.join(_words(run))}"),
         _table(

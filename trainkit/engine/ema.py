@@ -137,7 +137,7 @@ class EMA:
             raise UserError(
                 f"the averaged weights have other names than the model: {'; '.join(told)}. An earlier version of "
                 "trainkit wrote them, or the model is another one: they can be evaluated, and not be trained on. Begin "
-                "another run from them with --init"
+                "another run from them with --init-from"
             )
         for names, average in zip(self._names, self.averages):
             value = next((saved[name] for name in names if name in saved), None)

@@ -66,8 +66,8 @@ def train(
 
     try:
         # before the weights are wrapped, sharded and averaged
-        if options.init is not None and found.path is None:
-            for line in start_from(recipe.model, options.init, options.weights_key):
+        if options.init_from is not None and found.path is None:
+            for line in start_from(recipe.model, options.init_from, options.weights_key):
                 display.note(line)
         training = begin(recipe, options, accelerator, plan, run, display)
         state, reporter, checkpointer = training.state, training.reporter, training.checkpointer

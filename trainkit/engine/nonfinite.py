@@ -116,8 +116,8 @@ class FailureRecorder:
         if before is not None:
             shutil.copytree(before, folder / "checkpoint", copy_function=_link)
         report["checkpoint"] = before.name if before is not None else None
-        if before is None and self.options.init is not None:  # the state it began from
-            weights, _ = find_weights(self.options.init)
+        if before is None and self.options.init_from is not None:  # the state it began from
+            weights, _ = find_weights(self.options.init_from)
             report["init"] = {
                 "weights": str(weights.resolve()),
                 "sha256": digest(weights),

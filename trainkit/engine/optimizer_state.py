@@ -106,7 +106,7 @@ def take_up(
         if not of_torch(optimizer):
             raise UserError(
                 f"the checkpoint was written by an earlier version of trainkit, which did not keep what {name} has in "
-                "its groups: the run cannot be resumed. Begin another one from its weights with --init"
+                "its groups: the run cannot be resumed. Begin another one from its weights with --init-from"
             )
         saved = {"type": name, "groups": saved["param_groups"], "state_dict": saved}
     if saved["type"] != name:

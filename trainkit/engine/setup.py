@@ -221,7 +221,7 @@ def begin(
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     workers = choose_workers(options.workers, accelerator.num_processes)
     stop = StopFlag(accelerator.device, accelerator.num_processes)
-    writer = Saver(run.checkpoints, options.keep, options.background_save)
+    writer = Saver(run.checkpoints, options.keep_checkpoints, options.async_checkpoint)
     state = TrainState()
     reporter = Reporter(
         recipe=recipe,

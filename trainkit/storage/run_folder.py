@@ -102,7 +102,9 @@ class Run:
                 # from Python a run may be trained without them
                 if settings or recipe_file is not None:
                     require_all(read_recorded(folder)["settings"], settings, folder)
-                notes = run._going_on(read_recorded(folder), plain(settings), now, options.rebase)
+                notes = run._going_on(
+                    read_recorded(folder), plain(settings), now, options.allow_schedule_change
+                )
             # the first thing in a new folder: it makes it a run
             if notes or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
@@ -142,14 +144,15 @@ class Run:
         if refused.keys() - allowed:
             raise UserError(
                 f"the run in {self.folder} was started otherwise: {'; '.join(changed.values())}. Give the same "
-                "settings to go on, --rebase to go on with another length or schedule, another folder with --out, or "
-                f"--resume never to start afresh (this run is moved aside){self._of_older(refused)}"
+                "settings to go on, --allow-schedule-change to go on with another length or schedule, another folder "
+                f"with --out, or --resume never to start afresh (this run is moved aside){self._of_older(refused)}"
             )
         done = steps_done(self.checkpoints)
         if done > now["total_steps"]:
             raise UserError(
-                f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: --rebase is "
-                "for a longer run; for a shorter one take another folder with --out, and its weights with --init"
+                f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: "
+                "--allow-schedule-change is for a longer run; for a shorter one take another folder with --out, and "
+                "its weights with --init-from"
             )
         if self.summary is not None and not refused:
             return []  # it is finished: nothing will be trained with the changed settings
@@ -162,7 +165,7 @@ class Run:
             return ""
         return (
             ". An older trainkit began it, which named and grouped some parameters otherwise: evaluate, predict and "
-            "export read its weights, and --init begins another run from them"
+            "export read its weights, and --init-from begins another run from them"
         )
 
     def _take_lock(self) -> None:

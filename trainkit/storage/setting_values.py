@@ -75,8 +75,8 @@ def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: P
     if lost:
         raise UserError(
             f"the run in {run} was started with settings that the recipe does not have any more: {', '.join(lost)}. "
-            f"Give it the settings back, which {run / 'recipe.py'} has, take another folder with --out, where --init "
-            "begins from this run's weights, or --resume never to start afresh (this run is moved aside)"
+            f"Give it the settings back, which {run / 'recipe.py'} has, take another folder with --out, where "
+            "--init-from begins from this run's weights, or --resume never to start afresh (this run is moved aside)"
         )
 
 

@@ -102,7 +102,7 @@ def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Pa
         raise UserError(
             f"{path} cannot be resumed: it has {_first(saved) or 'none'} that the model has not, and lacks "
             f"{_first(now) or 'none'}.{' An older trainkit named them so.' if older else ''} evaluate, predict and "
-            "export read its weights; to train on from them, begin another run with --init and --out"
+            "export read its weights; to train on from them, begin another run with --init-from and --out"
         )
 
 

@@ -48,14 +48,14 @@ def test_each_epoch_has_its_size_and_its_own_crops():
 
 def test_going_on_across_a_change(tmp_path):
     """Bit for bit, from before, on and after the first step of another size, with other workers."""
-    run("growing", tmp_path / "whole", checkpoint_every=1, keep=20)
+    run("growing", tmp_path / "whole", checkpoint_every=1, keep_checkpoints=20)
     for step, workers in ((2, 0), (3, 1), (4, 0), (5, 2)):
         folder = tmp_path / str(step)
         shutil.copytree(tmp_path / "whole", folder)
         (folder / "summary.json").unlink()
         for path in list_checkpoints(folder / "checkpoints")[step:]:
             shutil.rmtree(path)
-        net = run("growing", folder, checkpoint_every=1, keep=20, workers=workers)
+        net = run("growing", folder, checkpoint_every=1, keep_checkpoints=20, workers=workers)
         assert len(net.seen) == sum([8, 8, 8, 3, 8, 8, 8, 3, 8, 8][step:])
         assert_bit_equal(tmp_path / "whole", folder)
 

@@ -193,7 +193,7 @@ def test_init_from_a_run_with_other_classes(tmp_path, capsys):
     second.model.head = nn.Conv2d(8, CLASSES + 2, 1)
     second = replace(second, optimizer=torch.optim.SGD(second.model.parameters(), lr=0.0))
     head = second.model.head.weight.detach().clone()
-    train(second, Options(out=tmp_path / "second", workers=0, init=tmp_path / "first"))
+    train(second, Options(out=tmp_path / "second", workers=0, init_from=tmp_path / "first"))
     assert torch.equal(second.model.backbone[0].weight, first.model.backbone[0].weight)
     assert torch.equal(second.model.head.weight, head)
     said = " ".join(capsys.readouterr().out.split())
@@ -207,12 +207,14 @@ def test_init_from_a_run_with_other_classes(tmp_path, capsys):
 def test_init_counts_only_at_the_start(tmp_path):
     file = tmp_path / "w.pth"
     torch.save(Net(False).state_dict(), file)
-    train(still(recognition), Options(out=tmp_path / "run", workers=0, init=file))
+    train(still(recognition), Options(out=tmp_path / "run", workers=0, init_from=file))
     weights = torch.load(file, weights_only=True)
     # others now, which a run that goes on does not look at
     torch.save(Net(False).state_dict(), file)
     longer = still(recognition, epochs=1)
-    train(longer, Options(out=tmp_path / "run", workers=0, init=file, rebase=True))
+    train(
+        longer, Options(out=tmp_path / "run", workers=0, init_from=file, allow_schedule_change=True)
+    )
     assert all(
         torch.equal(value, weights[name]) for name, value in longer.model.state_dict().items()
     )
@@ -222,7 +224,7 @@ def test_init_with_averages_begins_them_there(tmp_path):
     file = tmp_path / "w.pth"
     source = Net(False)
     torch.save(source.state_dict(), file)
-    train(still(recognition, ema=0.9), Options(out=tmp_path / "run", workers=0, init=file))
+    train(still(recognition, ema=0.9), Options(out=tmp_path / "run", workers=0, init_from=file))
     saved = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     torch.testing.assert_close(read_weights(saved)[0]["head.weight"], source.head.weight.detach())
 
@@ -230,9 +232,14 @@ def test_init_with_averages_begins_them_there(tmp_path):
 def test_init_that_fits_nowhere_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(ValueError, match="none of its 2 names and shapes match"):
-        train(recognition(), Options(out=tmp_path / "run", workers=0, init=tmp_path / "linear.pth"))
+        train(
+            recognition(),
+            Options(out=tmp_path / "run", workers=0, init_from=tmp_path / "linear.pth"),
+        )
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        train(recognition(), Options(out=tmp_path / "run", workers=0, init=tmp_path / "nowhere"))
+        train(
+            recognition(), Options(out=tmp_path / "run", workers=0, init_from=tmp_path / "nowhere")
+        )
     # the same command without the mistake
     summary = train(recognition(), Options(out=tmp_path / "run", workers=0))
     assert summary["steps"] == 10
@@ -270,7 +277,7 @@ def test_a_run_of_the_first_format_is_resumed_where_nothing_changed(tmp_path):
     for name in ("run", "older"):
         seed_host(5)
         whole = recognition(epochs=2.5)
-        train(whole, Options(out=tmp_path / name, workers=0, seed=5, rebase=True))
+        train(whole, Options(out=tmp_path / name, workers=0, seed=5, allow_schedule_change=True))
         ends.append(whole.model.state_dict())
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
@@ -284,8 +291,8 @@ def test_a_run_whose_names_changed_is_not_resumed(tmp_path, older):
     with pytest.raises(
         ValueError, match="cannot be resumed: it has net.backbone.0.bias, .* lacks backbone"
     ) as told:
-        train(recognition(epochs=2.5), Options(out=tmp_path, workers=0, rebase=True))
-    assert ("An older trainkit named them so" in str(told.value)) == older and "--init" in str(
+        train(recognition(epochs=2.5), Options(out=tmp_path, workers=0, allow_schedule_change=True))
+    assert ("An older trainkit named them so" in str(told.value)) == older and "--init-from" in str(
         told.value
     )
     assert fit(recognition().model, names).exact  # for evaluate, predict and export they fit
