@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from trainkit import files
 from trainkit.storage import checkpoint
 
 OPERATIONS = {
@@ -78,7 +79,7 @@ def one_death(folder: Path, number: int) -> str:
     child = os.fork()
     if child == 0:
         countdown = Countdown(number, writer, folder)
-        os.fsync, checkpoint.save_file = countdown.fsync, countdown.save_file
+        os.fsync, files.save_file = countdown.fsync, countdown.save_file
         sys.addaudithook(countdown.audit)
         save(folder, 3)
         checkpoint.rotate(folder, 2)
@@ -93,7 +94,7 @@ def one_death(folder: Path, number: int) -> str:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1]) / "checkpoints"
-    real_fsync, real_save_file = os.fsync, checkpoint.save_file
+    real_fsync, real_save_file = os.fsync, files.save_file
     torch.set_num_threads(1)
     number, died = 0, True
     while died:
