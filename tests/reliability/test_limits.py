@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from multiprocessing import Pipe, get_context
+from pathlib import Path
 
 import pytest
 
@@ -207,8 +208,17 @@ def test_ctrl_c_is_one_line(tmp_path, recipe, seconds, command):
 def test_ctrl_c_into_the_imports(tmp_path, recipe):
     """By an interpreter of its own, as it is imported here already."""
     words = [sys.executable, "-m", "trainkit", str(recipe), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(0.7)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # what runs in the background of a shell ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text() and process.poll() is None:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     printed = process.communicate()[0]
     assert process.returncode == 130 and printed == "stopped by Ctrl-C (SIGINT)\n", printed
