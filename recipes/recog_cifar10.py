@@ -17,7 +17,6 @@ the rate in steps), 95.27 % (K. Jordan, mean of five, 150 epochs at batches of 5
 from typing import Literal
 
 from torch import nn
-from torch.optim import SGD
 from torchvision.models import resnet18
 
 from trainkit import Recipe
@@ -26,23 +25,33 @@ from trainkit.data.datasets.hub import HubImages
 from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.models.small import SmallClassifier, SmallResNet
-from trainkit.optim import param_groups
 from trainkit.schedules import cos
+from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "small", "epochs": 6, "batch_size": 32, "lr": 0.05, "warmup_epochs": 1}
 
 
+def network(num_classes: int, model: str) -> nn.Module:
+    """The network by the setting `model`, for images (N, 3, 32, 32)."""
+    if model == "small":
+        widths = (32, 64, 128, 256)
+        backbone = SmallResNet(widths, strides=(2, 2, 2), dilations=(1, 1, 1), stem_stride=1)
+        return SmallClassifier(num_classes, backbone)
+    net = resnet18(num_classes=num_classes)
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
+
+
 def recipe(
     data: str = "uoft-cs/cifar10",
     label_column: str | None = None,
     model: Literal["resnet18", "small"] = "resnet18",
-    epochs: float = 200,
-    lr: float = 0.1,
     batch_size: int = 128,
-    weight_decay: float = 5e-4,
-    warmup_epochs: float = 0,
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.1, weight_decay=5e-4),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=200),
     label_smoothing: float = 0.0,
     mixup: float | None = None,
     sample: bool = False,
@@ -53,11 +62,8 @@ def recipe(
         data: a folder with train*.parquet and test*.parquet, or a name on the Hub
         label_column: the column of class ids where there are several: fine_label in uoft-cs/cifar100
         model: the network; small has 1.2 million weights and trains on a laptop
-        epochs: passes over the training images
-        lr: learning rate at its highest
         batch_size: images of one step, over all processes
         weight_decay: of every parameter but norms and biases
-        warmup_epochs: of linear warm-up from 0
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; 0.2 is usual
         sample: train the small network on generated images in the same layout, in under a minute
@@ -67,31 +73,15 @@ def recipe(
     test_images = HubImages(source, "test", label_column=label_column, classes=train_images.classes)
     num_classes = len(train_images.classes)
 
-    if model == "small":
-        backbone = SmallResNet(
-            (32, 64, 128, 256), strides=(2, 2, 2), dilations=(1, 1, 1), stem_stride=1
-        )
-        network: nn.Module = SmallClassifier(num_classes, backbone)
-    else:
-        network = resnet18(num_classes=num_classes)
-        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()
-
+    net = network(num_classes, model)
     return Recipe(
         task=Recognition(train_images.classes, label_smoothing),
-        model=network,
+        model=net,
         train_data=OnDevice(train_images, [PadCrop(4), Flip()]),
         val_data=OnDevice(test_images),
-        optimizer=SGD(
-            param_groups(network, lr, weight_decay, decay_vectors=False),
-            lr=lr,
-            momentum=0.9,
-            nesterov=True,
-            fused=True,
-        ),
-        schedule=cos(warmup_epochs=warmup_epochs),
+        **optimizer.build(net, decay_vectors=False, nesterov=True),
+        **schedule.build(cos),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
-        epochs=epochs,
         batch_size=batch_size,
         eval_batch_size=256,
         mean=(0.4914, 0.4822, 0.4465),

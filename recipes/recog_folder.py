@@ -9,10 +9,10 @@ Hardware and time: depends on your images.
 Expected: depends on your images; not yet measured on a public set.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from torch.optim import SGD
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
@@ -21,14 +21,14 @@ from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.open import class_images
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, fine_tuned, published_input
-from trainkit.optim import param_groups
 from trainkit.schedules import cos
+from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {
-    "model": "small",
     "pretrained": False,
+    "model": "small",
     "epochs": 6,
     "lr": 0.05,
     "batch_size": 32,
@@ -43,14 +43,10 @@ def recipe(
     stream: int | None = None,
     model: str = "resnet50",
     pretrained: bool = True,
-    epochs: float = 20,
-    lr: float = 0.01,
     batch_size: int = 64,
-    weight_decay: float = 1e-4,
-    warmup_epochs: float = 1,
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head=10.0),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=20, warmup_epochs=1),
     label_smoothing: float = 0.1,
-    head: float = 10.0,
-    layer_decay: float = 1.0,
     size: int = 224,
     crop_fraction: float | None = None,
     crop_mode: Literal["center", "squash"] | None = None,
@@ -69,14 +65,11 @@ def recipe(
         stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
         model: of torchvision's, such as convnext_tiny, or "timm:" and a name of timm's; small trains on a laptop
         pretrained: start from published ImageNet weights, which small has not
-        epochs: passes over the training images
         lr: learning rate of the backbone at its highest
         batch_size: images of one step, over all processes
         weight_decay: of every parameter but norms and biases
-        warmup_epochs: of linear warm-up from 0
         label_smoothing: share of the target spread over all classes
         head: factor of the last layer's learning rate, when the rest is pretrained
-        layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75; 1: none
         size: side of the crop in training and in evaluation
         crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
         crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its network, or center
@@ -107,22 +100,14 @@ def recipe(
         if small
         else fine_tuned(model, num_classes, pretrained, [size])
     )
-    head = head if pretrained else 1.0
+    optimizer = optimizer if pretrained else replace(optimizer, head=1.0)
     return Recipe(
         task=Recognition(names, label_smoothing),
         model=network,
         train_data=train_data,
         val_data=val_data,
-        optimizer=SGD(
-            param_groups(
-                network, lr, weight_decay, head, decay_vectors=False, layer_decay=layer_decay
-            ),
-            lr=lr,
-            momentum=0.9,
-            fused=True,
-        ),
-        schedule=cos(warmup_epochs=warmup_epochs),
-        epochs=epochs,
+        **optimizer.build(network, decay_vectors=False),
+        **schedule.build(cos),
         batch_size=batch_size,
         eval_batch_size=32,
         mean=own["mean"],

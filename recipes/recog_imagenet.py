@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from torch.optim import SGD
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
@@ -28,8 +27,8 @@ from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, published_input
-from trainkit.optim import param_groups
 from trainkit.schedules import cos
+from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -58,11 +57,9 @@ def _training_images(
 def recipe(
     data: str = "data/imagenet",
     model: str = "resnet50",
-    epochs: float = 120,
-    lr: float = 0.2,
     batch_size: int = 512,
-    weight_decay: float = 1e-4,
-    warmup_epochs: float = 5,
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.2),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=120, warmup_epochs=5),
     label_smoothing: float = 0.1,
     mixup: float | None = 0.2,
     cutmix: float | None = None,
@@ -72,7 +69,6 @@ def recipe(
     lighting: float | None = None,
     erase: float | None = None,
     repeats: int = 1,
-    ema: float | None = None,
     stochastic_depth: float | None = None,
     drop_block: float | None = None,
     size: int = 224,
@@ -94,11 +90,9 @@ def recipe(
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
         model: of torchvision's, such as convnext_tiny, or "timm:" and a name of timm's; small trains on a laptop
-        epochs: passes over the training images
         lr: learning rate at its highest, for 512 images a batch
         batch_size: images of one step, over all processes
         weight_decay: of every parameter but norms and biases
-        warmup_epochs: of linear warm-up from 0
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; None for none
         cutmix: alpha of cutmix, by turns with mixup where both are given; None for none
@@ -108,7 +102,6 @@ def recipe(
         lighting: strength of PCA lighting, such as 0.1
         erase: probability that a rectangle is erased
         repeats: times that an image is in its batch, augmented differently; divide epochs by it
-        ema: decay of a moving average of the weights, such as 0.9999; None for none
         stochastic_depth: rate at which the last block is left out, the others less often; None: as published
         drop_block: probability of DropBlock after the last two stages of a ResNet, such as 0.1
         size: side of the crop in training
@@ -153,17 +146,10 @@ def recipe(
         task=Recognition(names, label_smoothing),
         model=network,
         train_data=train_data,
-        val_data=val_data,
-        optimizer=SGD(
-            param_groups(network, lr, weight_decay, decay_vectors=False),
-            lr=lr,
-            momentum=0.9,
-            fused=True,
-        ),
-        schedule=cos(warmup_epochs=warmup_epochs),
         mix=by_turns(num_classes, mixup, cutmix),
-        ema=ema,
-        epochs=epochs,
+        val_data=val_data,
+        **optimizer.build(network, decay_vectors=False),
+        **schedule.build(cos),
         batch_size=batch_size,
         eval_batch_size=32,
         **{name: own[name] for name in ("mean", "std")},

@@ -11,9 +11,10 @@ Hardware and time: not yet measured; the authors used four GPUs.
 Expected: not yet measured with this code; PyTorch-Encoding publishes top1 81.04 % on the first split, one crop of 224.
 """
 
+from functools import partial
 from pathlib import Path
 
-from torch.optim import SGD
+from torch import nn
 
 from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
@@ -23,8 +24,8 @@ from trainkit.data.datasets.staged import Stages
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
-from trainkit.optim import param_groups
 from trainkit.schedules import multistep
+from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -39,17 +40,21 @@ SAMPLE = {
 SAMPLE |= {"epochs": 6, "drop": 5, "smallest_crop": 0.25}
 
 
+def network(num_classes: int, backbone: str, pretrained: bool, codewords: int) -> nn.Module:
+    """Deep-TEN on a backbone by name, at stride 32."""
+    body = named_backbone(backbone, pretrained, 32)
+    return DeepTEN(body, num_classes, num_codewords=codewords)
+
+
 def recipe(
     data: Path = Path("data/minc-2500"),
     split: int = 1,
     backbone: str = "resnet50",
     pretrained: bool = True,
-    epochs: float = 80,
     drop: int = 60,
-    lr: float = 0.004,
     batch_size: int = 512,
-    weight_decay: float = 5e-4,
-    head: float = 10.0,
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.004, weight_decay=5e-4, head=10.0),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=80),
     size: int = 224,
     smallest_crop: float = 0.08,
     jitter: tuple[float, ...] | None = (0.4, 0.4, 0.4),
@@ -64,11 +69,9 @@ def recipe(
         split: which of the five published ones, 1 to 5; the paper has their mean
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
         pretrained: start the backbone from published ImageNet weights
-        epochs: passes over the training images
         drop: epochs after which the learning rate becomes a tenth, and colours are left as they are
         lr: learning rate of the backbone at the start, for 512 images a batch
         batch_size: images of one step, over all processes
-        weight_decay: of every parameter
         head: factor of the learning rate outside the backbone
         size: side of the crop in training and in evaluation
         smallest_crop: share of the image's area that a training crop has at least
@@ -85,19 +88,14 @@ def recipe(
         val_data = class_images(source, "val", evaluation, train_data.classes)
     else:
         train_data, val_data = MINC(data, "train", split), MINC(data, "test", split, evaluation)
-    network = DeepTEN(
-        named_backbone(backbone, pretrained, 32), len(train_data.classes), num_codewords=codewords
-    )
+    net = network(len(train_data.classes), backbone, pretrained, codewords)
     return Recipe(
         task=Recognition(train_data.classes),
-        model=network,
+        model=net,
         train_data=Stages(train_data, {0: coloured, drop: train_transform(size, area)}),
         val_data=val_data,
-        optimizer=SGD(
-            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
-        ),
-        schedule=multistep([drop]),
-        epochs=epochs,
+        **optimizer.build(net),
+        **schedule.build(partial(multistep, [drop])),
         batch_size=batch_size,
         eval_batch_size=32,
         note=f"generated data, not MINC: shapes of {len(train_data.classes)} looks in {source}"

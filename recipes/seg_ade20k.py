@@ -12,10 +12,12 @@ ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too, and fo
 45.1 % with ResNeSt-50).
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch.optim import SGD
+from torch.utils.data import Dataset
 
 from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
@@ -23,31 +25,43 @@ from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
-from trainkit.optim import param_groups
 from trainkit.schedules import poly
+from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
+from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128,
           "crop": 96, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 
-def recipe(
+class Opened(NamedTuple):
+    """A dataset as `segmentation` trains on it."""
+
+    about: Any  # with classes, palette and raw_ids
+    train: Dataset | Callable[[], Dataset]
+    val: Dataset
+    note: str | None = None
+
+
+def segmentation(
+    open_data: Callable[[Any, bool, Callable, Callable], Opened],
+    *,
+    lateral: bool,
     data: Path = Path("data/ADEChallengeData2016"),
     model: Segmenter = "fcn",
     backbone: str = "resnet50",
     pretrained: bool = True,
-    epochs: float = 120,
-    lr: float = 0.01,
     batch_size: int = 16,
-    weight_decay: float = 1e-4,
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head=10.0),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=120),
     base: int = 520,
     crop: int = 480,
-    head: float = 10.0,
     aux_weight: float = 0.2,
     se_weight: float | None = None,
     channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
+    class_weights: tuple[float, ...] | None = None,
     photometric: bool = False,
     max_share: float | None = None,
     sync_batch_norm: bool = True,
@@ -55,17 +69,17 @@ def recipe(
     eval_crop: int | None = None,
     sample: bool = False,
 ) -> Recipe:
-    """FCN or DeepLabV3 on ADE20K.
+    """What the recipes for segmentation have in common: `open_data` and the defaults are what they differ in.
+
+    open_data: from `data`, `sample` and the transforms of training and evaluation to the dataset. lateral: of EncNet.
 
     Args:
         data: the unpacked ADEChallengeData2016.zip
         model: the network
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
         pretrained: start the backbone from published ImageNet weights
-        epochs: passes over the training images
         lr: learning rate of the backbone, for 16 images a batch
         batch_size: images of one step, over all processes
-        weight_decay: of every parameter
         base: long side of an image before the random scale, and in evaluation
         crop: side of the training crop
         head: factor of the learning rate outside the backbone
@@ -74,36 +88,74 @@ def recipe(
         channels: width of the head, but for torchvision's fcn, deeplabv3 and lraspp
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: distort brightness, contrast, saturation and hue of the training crops
+        class_weights: of cross_entropy and focal, a number for each class; None: all alike
         max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
         sync_batch_norm: on several GPUs, batch norm over the whole batch
         eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
         eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
-        sample: train the small network on generated scenes in ADE20K's layout, in under a minute
+        sample: train a small network on generated scenes, in under a minute
     """
-    data = generated.ade20k() if sample else data
     train = train_transform(base, crop, photometric=photometric, max_share=max_share)
-    val_data = ADE20K(data, "validation", eval_transform(base, eval_crop))
+    opened = open_data(data, sample, train, eval_transform(base, eval_crop))
+    classes = opened.about.classes
+    num_classes = classes if isinstance(classes, int) else len(classes)
     se_weight = encoding_weight(model, se_weight)
     aux_weight = aux_weight if has_aux(model) else 0.0
-    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "channels": channels}
-    network = segmenter(model, len(ADE20K.classes), backbone, pretrained, **heads)
+    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": lateral, "channels": channels}
+    network = segmenter(model, num_classes, backbone, pretrained, **heads)
     return Recipe(
         task=Segmentation.of(
-            ADE20K, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
+            opened.about,
+            loss=named_losses(loss, class_weights),
+            aux_weight=aux_weight,
+            se_weight=se_weight,
         ),
         model=network,
-        train_data=partial(ADE20K, data, "training", train),
-        val_data=val_data,
-        optimizer=SGD(
-            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
-        ),
-        schedule=poly(0.9),
-        epochs=epochs,
+        train_data=opened.train,
+        val_data=opened.val,
+        **optimizer.build(network),
+        **schedule.build(poly),
         batch_size=batch_size,
         inference=Inference.windows(eval_window),
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
-        note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
-        if sample
-        else None,
+        note=opened.note,
     )
+
+
+def ade20k(data: Path, sample: bool, train: Callable, evaluation: Callable) -> Opened:
+    """ADE20K, or generated scenes in its layout."""
+    data = generated.ade20k() if sample else data
+    val_data = ADE20K(data, "validation", evaluation)
+    note = f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
+    return Opened(
+        ADE20K, partial(ADE20K, data, "training", train), val_data, note if sample else None
+    )
+
+
+def opener(
+    dataset: Any, title: str, train_class: Any = None, split: str = "train", **train_settings: Any
+) -> Callable[..., Opened]:
+    """How `segmentation` opens a dataset of another name, `title`; --sample: generated scenes with its classes.
+
+    train_class: of the training images, where it is not `dataset`; they are its `split`, with `train_settings`.
+    """
+
+    def open_data(data: Path, sample: bool, train: Callable, evaluation: Callable) -> Opened:
+        if sample:
+            pair = generated.masks(len(dataset.classes), train, evaluation)
+            return Opened(dataset, *pair, f"generated data, not {title}: scenes of 16 classes")
+        train_data = partial(train_class or dataset, data, split, train, **train_settings)
+        return Opened(dataset, train_data, dataset(data, "val", evaluation))
+
+    return open_data
+
+
+@variant(segmentation)
+def recipe(**settings: Any) -> Recipe:
+    """FCN or DeepLabV3 on ADE20K.
+
+    Args:
+        sample: train a small network on generated scenes in ADE20K's layout, in under a minute
+    """
+    return segmentation(ade20k, **settings, lateral=False)

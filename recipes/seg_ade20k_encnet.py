@@ -12,97 +12,19 @@ Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 80.
 a deep stem, evaluated at scales 0.5 to 1.75, flipped too (`--backbone timm:resnet50d` is the nearest).
 """
 
-from functools import partial
-from pathlib import Path
+from typing import Any
 
-from torch.optim import SGD
+from seg_ade20k import ade20k, segmentation
 
 from trainkit import Recipe
-from trainkit.data.datasets import synthetic as generated
-from trainkit.data.datasets.ade20k import ADE20K
-from trainkit.data.transforms.segmentation import eval_transform, train_transform
-from trainkit.inference import Inference
-from trainkit.models.segmentation import Segmenter, encoding_weight, segmenter
-from trainkit.optim import param_groups
-from trainkit.schedules import poly
-from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
+from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8, "base": 112, "crop": 88,
           "head": 1.0, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 
-def recipe(
-    data: Path = Path("data/ADEChallengeData2016"),
-    model: Segmenter = "encnet",
-    backbone: str = "resnet50",
-    pretrained: bool = True,
-    epochs: float = 120,
-    lr: float = 0.01,
-    batch_size: int = 16,
-    weight_decay: float = 1e-4,
-    base: int = 520,
-    crop: int = 480,
-    head: float = 10.0,
-    aux_weight: float = 0.2,
-    se_weight: float | None = None,
-    channels: int = 512,
-    loss: tuple[Loss, ...] = ("cross_entropy",),
-    photometric: bool = False,
-    max_share: float | None = None,
-    sync_batch_norm: bool = True,
-    eval_window: tuple[int, int] | None = None,
-    eval_crop: int | None = None,
-    sample: bool = False,
-) -> Recipe:
-    """EncNet on ADE20K, 150 classes.
-
-    Args:
-        data: the unpacked ADEChallengeData2016.zip
-        model: the network
-        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
-        pretrained: start the backbone from published ImageNet weights
-        epochs: passes over the training images
-        lr: learning rate of the backbone, for 16 images a batch
-        batch_size: images of one step, over all processes
-        weight_decay: of every parameter
-        base: long side of an image before the random scale, and in evaluation
-        crop: side of the training crop
-        head: factor of the learning rate outside the backbone
-        aux_weight: factor of the auxiliary head's loss; 0 for no such head
-        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
-        channels: width of the head
-        loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
-        photometric: distort brightness, contrast, saturation and hue of the training crops
-        max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
-        sync_batch_norm: on several GPUs, batch norm over the whole batch
-        eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
-        eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
-        sample: train a small network on generated scenes, in under a minute
-    """
-    data = generated.ade20k() if sample else data
-    train = train_transform(base, crop, photometric=photometric, max_share=max_share)
-    val_data = ADE20K(data, "validation", eval_transform(base, eval_crop))
-    se_weight = encoding_weight(model, se_weight)
-    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": False, "channels": channels}
-    network = segmenter(model, len(ADE20K.classes), backbone, pretrained, **heads)
-    return Recipe(
-        task=Segmentation.of(
-            ADE20K, loss=named_losses(loss), aux_weight=aux_weight, se_weight=se_weight
-        ),
-        model=network,
-        train_data=partial(ADE20K, data, "training", train),
-        val_data=val_data,
-        optimizer=SGD(
-            param_groups(network, lr, weight_decay, head), lr=lr, momentum=0.9, fused=True
-        ),
-        schedule=poly(0.9),
-        epochs=epochs,
-        batch_size=batch_size,
-        inference=Inference.windows(eval_window),
-        sync_batch_norm=sync_batch_norm,
-        drop_last=True,
-        note=f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
-        if sample
-        else None,
-    )
+@variant(segmentation, model="encnet")
+def recipe(**settings: Any) -> Recipe:
+    """EncNet on ADE20K, 150 classes."""
+    return segmentation(ade20k, **settings, lateral=False)

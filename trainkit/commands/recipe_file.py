@@ -18,6 +18,7 @@ from trainkit.commands.arguments import OPTIONS
 from trainkit.data.spawning import load_file
 from trainkit.errors import MissingFileError, MissingPackageError, ReportedError, UserError
 from trainkit.recipe import Recipe
+from trainkit.variants import flat_doc, flat_signature, packed
 
 
 class RecipeFile:
@@ -30,10 +31,10 @@ class RecipeFile:
         self.function, self.module = function, module
         self.path = Path(module.__file__)
         self.__signature__ = _signature(function, self.path)
-        self.__doc__ = inspect.getdoc(_innermost(function))
+        self.__doc__ = flat_doc(_documented(function))
 
     def __call__(self, **settings: Any) -> Any:
-        return self.function(**settings)
+        return self.function(**packed(self.function, settings))
 
     @property
     def sample(self) -> Any:
@@ -62,10 +63,16 @@ def _innermost(function: Callable) -> Callable:
     return function
 
 
+def _documented(function: Callable) -> Callable:
+    """The function itself where it has a docstring, else what decorators and partials stand around."""
+    own = not isinstance(function, functools.partial) and inspect.getdoc(function)
+    return function if own else _innermost(function)
+
+
 def _signature(function: Callable, path: Path) -> inspect.Signature:
     """The settings of a recipe. Raises UserError where they cannot be seen, or not given by name."""
     try:
-        signature = inspect.signature(function, eval_str=True)
+        signature = flat_signature(function)
     except NameError as error:
         raise UserError(
             f"{path}: an annotation of `recipe` names {error.name}, which is not there when it runs: import it, and "

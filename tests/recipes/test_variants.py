@@ -1,0 +1,161 @@
+"""Recipes that are others with other defaults, and settings that all recipes share: flat, described, built as given."""
+
+import functools
+import inspect
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.processes import ROOT
+from trainkit.commands.recipe_file import RecipeFile, load_recipe
+from trainkit.errors import UserError
+from trainkit.schedules import cos
+from trainkit.settings import OptimizerSettings, ScheduleSettings, SharedSettings
+from trainkit.variants import variant
+
+FILES = sorted((ROOT / "recipes").glob("*.py"))
+EQUAL = 6  # lines that would be a part to share
+
+
+def base(
+    dataset,
+    *,
+    data: str = "here",
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.1, head=10.0),
+    base: int = 520,
+    schedule: ScheduleSettings = ScheduleSettings(epochs=3),
+) -> SimpleNamespace:
+    """What others vary.
+
+    Args:
+        data: where it is,
+            on two lines
+        lr: for 16 images a batch
+        base: a side
+    """
+    return SimpleNamespace(
+        dataset=dataset, data=data, optimizer=optimizer, schedule=schedule, base=base
+    )
+
+
+@variant(base, lr=0.5, base=112)
+def voc(split: str = "train", **settings) -> SimpleNamespace:
+    """Another dataset.
+
+    Args:
+        data: folder with VOCdevkit
+        split: to train on
+    """
+    return base(split, **settings)
+
+
+def test_no_six_equal_lines_stand_in_two_recipes():
+    places: dict[tuple[str, ...], str] = {}
+    for file in FILES:
+        lines = [line.strip() for line in file.read_text().splitlines() if re.search(r"\w", line)]
+        for first in range(len(lines) - EQUAL + 1):
+            part = tuple(lines[first : first + EQUAL])
+            assert places.setdefault(part, file.name) == file.name, (file.name, part)
+
+
+def test_a_variant_has_the_settings_of_its_base_flat_and_with_its_own_defaults():
+    found = {name: each.default for name, each in inspect.signature(voc).parameters.items()}
+    assert found == {
+        "data": "here", "lr": 0.5, "weight_decay": 1e-4, "head": 10.0, "layer_decay": 1.0, "clip_norm": None,
+        "ema": None, "base": 112, "epochs": 3, "warmup_epochs": 0, "split": "train",
+    }  # fmt: skip
+    assert inspect.signature(voc).parameters["ema"].annotation == float | None
+    lines = inspect.getdoc(voc).splitlines()
+    assert lines[0] == "Another dataset."
+    assert "    data: folder with VOCdevkit" in lines  # its own words
+    assert "    lr: for 16 images a batch" in lines  # those of the base
+    assert any(
+        line.startswith("    ema: decay of a moving average") for line in lines
+    )  # the class's
+
+
+def test_a_variant_passes_settings_on_packed():
+    built = voc(lr=0.7, ema=0.9, epochs=5, split="val")
+    assert built.optimizer == OptimizerSettings(lr=0.7, head=10.0, ema=0.9)
+    assert built.schedule == ScheduleSettings(epochs=5)
+    assert (built.dataset, built.data, built.base) == ("val", "here", 112)
+    assert voc().optimizer.lr == 0.5
+    with pytest.raises(TypeError, match="learning_rate"):
+        voc(learning_rate=1)
+
+    @variant(voc, lr=0.9)
+    def again(**settings):
+        """A variant of a variant."""
+        return voc(**settings)
+
+    assert again(weight_decay=0).optimizer == OptimizerSettings(lr=0.9, weight_decay=0, head=10.0)
+    assert again().base == 112
+
+
+def test_a_default_that_is_no_setting_is_refused():
+    with pytest.raises(UserError, match="variant: base has no settings dataset, rate; it has data"):
+        variant(base, rate=1, dataset=2)(lambda **settings: None)
+
+
+def test_a_recipe_file_is_called_with_flat_settings():
+    module = SimpleNamespace(__file__="somewhere.py")
+    function = functools.partial(base, "set")
+    for each in (RecipeFile(function, module), RecipeFile(voc, module)):
+        assert "optimizer" not in inspect.signature(each).parameters
+        assert each(lr=0.3, clip_norm=2.0).optimizer == OptimizerSettings(
+            lr=0.3, head=10.0, clip_norm=2.0
+        )
+    plain = RecipeFile(function, module)
+    assert plain(optimizer=OptimizerSettings(lr=7)).optimizer.lr == 7  # as from Python
+
+
+def test_other_dataclasses_stay_groups():
+    """A recipe's own dataclass is nested, as it always was; one derived from SharedSettings is flat."""
+
+    @dataclass(frozen=True)
+    class Nested:
+        depth: int = 3
+
+    @dataclass(frozen=True)
+    class Flat(SharedSettings):
+        width: int
+
+    def recipe(nested: Nested = Nested(), *, flat: Flat, size: int = 1):
+        return nested, flat, size
+
+    file = RecipeFile(recipe, SimpleNamespace(__file__="somewhere.py"))
+    parameters = inspect.signature(file).parameters
+    assert list(parameters) == ["nested", "width", "size"]
+    assert parameters["width"].default is inspect.Parameter.empty
+    assert file(width=4) == (Nested(), Flat(4), 1)
+
+
+def test_the_optimizer_is_built_as_given():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    network.head_names = ("1",)
+    settings = OptimizerSettings(lr=0.2, weight_decay=0.3, head=5.0, clip_norm=1.5, ema=0.9)
+    built = settings.build(network, decay_vectors=False, nesterov=True)
+    assert (built["clip_norm"], built["ema"]) == (1.5, 0.9)
+    groups = built["optimizer"].param_groups
+    found = {(each["lr"], each["weight_decay"], each["params"][0].ndim) for each in groups}
+    assert found == {(0.2, 0.3, 2), (0.2, 0.0, 1), (1.0, 0.3, 2), (1.0, 0.0, 1)}
+    assert all(each["nesterov"] and each["momentum"] == 0.9 and each["fused"] for each in groups)
+    schedule = ScheduleSettings(epochs=7, warmup_epochs=2).build(cos)
+    assert schedule["epochs"] == 7
+    assert schedule["schedule"](1, 100, 10) == cos(warmup_epochs=2)(1, 100, 10) == 1 / 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
+    """Clipping, EMA and warm-up, of whatever recipe, and what it has published stays the default."""
+    monkeypatch.chdir(tmp_path)
+    function = load_recipe(path)
+    asked = {"clip_norm": 2.0, "ema": 0.5, "warmup_epochs": 0.25, "epochs": 2}
+    recipe = function(**{**function.sample_settings(), **asked, "sample": True})
+    assert (recipe.clip_norm, recipe.ema, recipe.epochs) == (2.0, 0.5, 2)
+    assert recipe.schedule(1, 80, 40) == pytest.approx(0.1)
+    assert torch.is_tensor(next(recipe.model.parameters()))
