@@ -131,6 +131,13 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
         "--weights" if command else "--evaluate-every INT",
     ):  # fmt: skip
         assert words in text, words
+    assert [line.split("─ ")[1].rstrip(" ─╮") for line in done.stdout.splitlines() if "╭" in line] == [
+        "options", "Recipe settings", "Run options"
+    ]  # fmt: skip
+    settings, options = text.split("Run options")
+    assert "--epochs FLOAT" in settings and "--workers" not in settings
+    assert "--workers {None}|INT" in options and "--epochs" not in options
+    assert "(default: None)" not in text, "what None means stands in the text of a flag"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,9 +28,18 @@ if TYPE_CHECKING:  # torch comes with it, and the help of a command goes without
     from trainkit.commands.recipe_file import RecipeFile
 
 
-def with_positional(options: type, name: str) -> type:
-    """The same options, the one called `name` given without a flag."""
-    annotations = {name: tyro.conf.Positional[get_type_hints(options)[name]]}
+def _default_hint(default: str) -> str:
+    """What stands after the help of a flag; a default of None is what its text says: `default: the run's`."""
+    return "" if default == "None" else f"(default: {default})"
+
+
+def _as_arguments(options: type, positional: str | None = None) -> type:
+    """The same options with the help that they are shown with, the one called `positional` given without a flag."""
+    annotations = {}
+    for name, kind in get_type_hints(options).items():
+        annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
+        if name == positional:
+            annotations[name] = tyro.conf.Positional[kind]
     same = type(
         options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__}
     )
@@ -38,16 +47,17 @@ def with_positional(options: type, name: str) -> type:
 
 
 OPTIONS: dict[str, type] = {
-    "train": Options,
-    "check": Options,
-    "doctor": DoctorOptions,
-    "evaluate": EvaluateOptions,
-    "predict": with_positional(PredictOptions, "paths"),
-    "export": ExportOptions,
-    "push": with_positional(PushOptions, "name"),
-    "replay": ReplayOptions,
+    "train": _as_arguments(Options),
+    "check": _as_arguments(Options),
+    "doctor": _as_arguments(DoctorOptions),
+    "evaluate": _as_arguments(EvaluateOptions),
+    "predict": _as_arguments(PredictOptions, positional="paths"),
+    "export": _as_arguments(ExportOptions),
+    "push": _as_arguments(PushOptions, positional="name"),
+    "replay": _as_arguments(ReplayOptions),
 }
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
+SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})
 NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
 
@@ -77,7 +87,7 @@ def read_known_options(command: str, prog: str, words: list[str]) -> Any:
 
 def read_settings_and_options(
     recipe_file: RecipeFile,
-    options: type,
+    command_name: str,
     prog: str,
     words: list[str],
     recorded: Mapping[str, Any] = NOTHING_RECORDED,
@@ -100,12 +110,22 @@ def read_settings_and_options(
 
     command.__annotations__ = {
         "settings": Annotated[
-            dict, tyro.conf.arg(constructor=_collector(recipe_file, defaults), name="")
+            dict, tyro.conf.arg(constructor=_collector(recipe_file, defaults), name=SETTINGS)
         ],
-        "options": Annotated[options, tyro.conf.arg(name="")],
+        "options": Annotated[OPTIONS[command_name], tyro.conf.arg(name="Run")],
     }
     description = inspect.getdoc(recipe_file.module) or ""
-    settings, asked = tyro.cli(command, prog=prog, description=description, args=words)
+    config = (tyro.conf.OmitArgPrefixes,)
+    if asks_for_help(words):
+        parser = tyro.extras.get_parser(command, prog=prog, description=description, config=config)
+        # tyro calls every group options
+        title = f"{SETTINGS} options "
+        shown = parser.format_help().replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1)
+        sys.stdout.write(shown)
+        raise SystemExit(0)
+    settings, asked = tyro.cli(
+        command, prog=prog, description=description, args=words, config=config
+    )
     check_finite({**settings, **vars(asked)})
     return settings, asked
 
@@ -118,8 +138,11 @@ def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable
         changed = parameter.replace(default=defaults[name]) if name in defaults else parameter
         parameters.append(changed)
     annotations = {name: each.annotation for name, each in signature.parameters.items()}
+    hint = tyro.conf.arg(help_behavior_hint=_default_hint)
     types = {
-        name: each for name, each in annotations.items() if each is not inspect.Parameter.empty
+        name: Annotated[each, hint]
+        for name, each in annotations.items()
+        if each is not inspect.Parameter.empty
     }
 
     def collect(**settings: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def run(recipe: str, words: list[str]) -> int:
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     prog = f"trainkit check {path}"
-    settings, options = read_settings_and_options(recipe_file, Options, prog, words)
+    settings, options = read_settings_and_options(recipe_file, "check", prog, words)
     seed_host(options.seed)
     check(build(recipe_file, settings), options)
     return 0

@@ -26,7 +26,6 @@ from trainkit.distributed.launcher import rank
 from trainkit.engine.introduction import introduce
 from trainkit.errors import UserError
 from trainkit.files import require_room
-from trainkit.options import DoctorOptions
 from trainkit.recipe import Recipe, Task
 
 KINDS = {
@@ -44,7 +43,7 @@ def run(recipe: str, words: list[str]) -> int:
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     prog = f"trainkit doctor {path}"
-    settings, options = read_settings_and_options(recipe_file, DoctorOptions, prog, words)
+    settings, options = read_settings_and_options(recipe_file, "doctor", prog, words)
     if rank() != 0:
         return 0  # reading takes no launcher: one process does it all
     out = options.out or Path("runs") / f"{path.stem}-doctor"

@@ -19,7 +19,7 @@ from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.setup import begin, start
 from trainkit.engine.state import read_steps
 from trainkit.errors import UserError
-from trainkit.options import Options, ReplayOptions
+from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import find_failure, read_origin, read_settings
@@ -38,7 +38,7 @@ def run(first: str, words: list[str]) -> int:
     sys.path.append(str(Path(origin or path).parent))
     recipe_file = load_recipe(path / "recipe.py")
     recorded = read_settings(path)
-    settings, _ = read_settings_and_options(recipe_file, ReplayOptions, prog, [], recorded)
+    settings, _ = read_settings_and_options(recipe_file, "replay", prog, [], recorded)
     report = read_report(failure)
     options = Options(
         seed=seed,

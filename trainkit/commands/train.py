@@ -7,14 +7,13 @@ from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.recipe_file import build, find_recipe, load_recipe
 from trainkit.data.seeding import seed_host
 from trainkit.engine.loop import train
-from trainkit.options import Options
 
 
 def run(recipe: str, words: list[str]) -> int:
     """Train a recipe, a file or the name of one; the exit code."""
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
-    settings, options = read_settings_and_options(recipe_file, Options, f"trainkit {path}", words)
+    settings, options = read_settings_and_options(recipe_file, "train", f"trainkit {path}", words)
     if options.out is None:
         options = replace(options, out=Path("runs") / path.stem)
     seed_host(options.seed)

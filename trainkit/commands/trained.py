@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.commands.arguments import (
-    OPTIONS,
     asks_for_help,
     read_known_options,
     read_settings_and_options,
@@ -73,9 +72,7 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
         source = Path(first)
         recipe_file = load_recipe(_recipe_of(source, command))
     recorded = {} if asked is None or source is None else _recorded_settings(recipe_file, source)
-    settings, asked = read_settings_and_options(
-        recipe_file, OPTIONS[command], prog, words, recorded
-    )
+    settings, asked = read_settings_and_options(recipe_file, command, prog, words, recorded)
     weights, run = find_weights(source)
     return Trained(recipe_file, settings, weights, run), asked
 

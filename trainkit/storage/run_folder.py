@@ -28,6 +28,7 @@ from trainkit.storage.checkpoint import (
     steps_done,
     verify,
 )
+from trainkit.storage.old_names import renamed_settings
 from trainkit.storage.run_files import (
     EVALUATION_BEGINS,
     Fault,
@@ -81,7 +82,7 @@ class Run:
         folder = options.out
         if folder is None:
             raise UserError("Options.out is None: name the folder of the run")
-        run, notes = cls(folder), []
+        run, notes, renamed = cls(folder), [], False
         recorded = folder / "settings.json"
         now = {**plain(mathematics), "seed": options.seed}
         _check_kinds(folder)
@@ -99,21 +100,22 @@ class Run:
                 run.close()
                 run._take_lock()
             elif began:
+                earlier = read_recorded(folder)
+                todays = renamed_settings(earlier["settings"], settings)
+                renamed, earlier["settings"] = todays != earlier["settings"], todays
                 # from Python a run may be trained without them
                 if settings or recipe_file is not None:
-                    require_all(read_recorded(folder)["settings"], settings, folder)
-                notes = run._going_on(
-                    read_recorded(folder), plain(settings), now, options.allow_schedule_change
-                )
+                    require_all(todays, settings, folder)
+                notes = run._going_on(earlier, plain(settings), now, options.allow_schedule_change)
             # the first thing in a new folder: it makes it a run
-            if notes or not recorded.is_file():
+            if notes or renamed or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
                 run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
             (folder / "stopped.json").unlink(missing_ok=True)
             run.checkpoints.mkdir(exist_ok=True)
             flush(folder)
             if recipe_file is not None:
-                run._keep_recipe(recipe_file.read_bytes(), again=bool(notes))
+                run._keep_recipe(recipe_file.read_bytes(), again=bool(notes) or renamed)
         except Exception:
             run.close()
             raise

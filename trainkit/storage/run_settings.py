@@ -15,6 +15,7 @@ from typing import Any
 from trainkit import __version__
 from trainkit.errors import UserError
 from trainkit.recipe import MEAN, STD, Task
+from trainkit.storage.old_names import renamed_options
 from trainkit.storage.run_files import (
     COUNT,
     MAPPING,
@@ -59,6 +60,8 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
             f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or choose another folder. "
             "Checkpoints beside it can be given to --weights where it is moved elsewhere, with the run's settings"
         ) from error
+    if "options" in content:
+        content["options"] = renamed_options(content["options"])
     return content
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trainkit.errors import UserError
+from trainkit.storage.old_names import renamed_settings
 
 EMPTY = inspect.Parameter.empty
 
@@ -38,10 +39,11 @@ def _key(name: Any) -> str:
 def read_settings_as(
     recorded: Mapping[str, Any], signature: inspect.Signature, recipe: Path
 ) -> dict[str, Any]:
-    """The recorded settings as the recipe at `recipe`, which has this signature, takes them.
+    """The recorded settings as the recipe at `recipe`, which has this signature, takes them; by today's names.
 
     Raises UserError that names settings which the recipe does not have, or not of that type.
     """
+    recorded = renamed_settings(recorded, signature.parameters)
     gone = [
         f"{name}={value!r}" for name, value in recorded.items() if name not in signature.parameters
     ]

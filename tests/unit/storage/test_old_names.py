@@ -1,0 +1,92 @@
+"""Runs of earlier versions: settings and options by the names that they had then."""
+
+import json
+
+import pytest
+
+from helpers.processes import TESTS
+from trainkit.cli import main
+from trainkit.storage.old_names import renamed_options, renamed_settings
+from trainkit.storage.run_settings import read_recorded
+
+RECIPE = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from helpers.toy_recipes import segmentation
+from trainkit.recipe import Recipe
+
+def recipe(long_side: int = 20, head_lr_mult: float = 1.0, cat_max_ratio: float | None = None) -> Recipe:
+    assert long_side == 24, "the setting of the run"
+    return segmentation()
+"""
+OLD = RECIPE.replace("trainkit.recipe import", "trainkit.segmenting import").replace(
+    "def recipe", "raise SystemExit('it was run')\n\ndef recipe"
+)
+
+
+def test_names():
+    known = ("model", "backbone", "long_side", "head_lr_mult", "lr")
+    old = {"model": "fcn_resnet50", "base": 520, "head": 10.0, "lr": 0.1}
+    assert renamed_settings(old, known) == {
+        "model": "fcn", "backbone": "resnet50", "long_side": 520, "head_lr_mult": 10.0, "lr": 0.1
+    }  # fmt: skip
+    own = {"base": 2, "head": "linear", "model": "fcn_resnet50"}
+    assert renamed_settings(own, ("base", "head", "model")) == own, "a recipe's own names"
+    assert renamed_settings({"base": 2}, ("base", "long_side")) == {"base": 2}
+    assert renamed_settings({"base": 2, "long_side": 3}, ("long_side",))["base"] == 2, (
+        "refused later"
+    )
+    new = {"model": "deeplabv3", "backbone": "resnet101", "long_side": 1}
+    assert renamed_settings(new, known) == new
+    assert renamed_options({"init": None, "keep": 2, "rebase": False, "background_save": True, "tf32": True}) == {
+        "init_from": None, "keep_checkpoints": 2, "allow_schedule_change": False, "async_checkpoint": True,
+        "tf32": True,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def old_run(tmp_path, monkeypatch):
+    """A folder with a run of one epoch of two, whose settings.json and recipe.py are those of an earlier version."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    assert main(["mine.py", "--long-side", "24", "--workers", "0", "--out", "run"]) == 0
+    file = tmp_path / "run" / "settings.json"
+    content = json.loads(file.read_text())
+    assert content["settings"] == {"long_side": 24, "head_lr_mult": 1.0, "cat_max_ratio": None}
+    content["settings"] = {"base": 24, "head": 1.0, "max_share": None}
+    for new, old in {
+        "init_from": "init",
+        "keep_checkpoints": "keep",
+        "allow_schedule_change": "rebase",
+        "async_checkpoint": "background_save",
+    }.items():
+        content["options"][old] = content["options"].pop(new)
+    file.write_text(json.dumps(content))
+    (tmp_path / "run" / "recipe.py").write_text(OLD)
+    return tmp_path / "run"
+
+
+def test_an_old_run_is_read_with_the_recipe_of_today(old_run, capsys):
+    assert main(["evaluate", "mine.py", "--weights", "run", "--workers", "0"]) == 0
+    summary = json.loads((old_run / "summary.json").read_text())
+    results = json.loads((old_run / "results.json").read_text())
+    assert {name: results[name] for name in summary["final"]} == summary["final"]
+    assert main(["export", "mine.py", "--weights", "run", "--out", "w.safetensors"]) == 0
+    assert read_recorded(old_run)["options"]["keep_checkpoints"] == 2
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 2, "its own recipe is not executed"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "was written for an older trainkit: it imports trainkit.segmenting" in told
+    assert "trainkit evaluate RECIPE --weights run" in told
+
+
+def test_an_old_run_is_resumed(old_run, capsys):
+    """And is one of today's from then on: its settings by today's names, and the recipe that it goes on with."""
+    (old_run / "summary.json").unlink()
+    words = ["mine.py", "--long-side", "24", "--workers", "0", "--out", "run"]
+    assert main(words) == 0
+    assert "resum" in capsys.readouterr().out
+    assert read_recorded(old_run)["settings"]["long_side"] == 24
+    assert (old_run / "recipe.py").read_text() == RECIPE
+    assert main(["evaluate", "run", "--workers", "0"]) == 0
+    assert main([*words[:1], *words[3:]]) == 2, "another setting"

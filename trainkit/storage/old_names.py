@@ -1,0 +1,39 @@
+"""Names that settings and options had in runs of earlier versions, and what they are called now."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+SETTINGS = {"base": "long_side", "head": "head_lr_mult", "max_share": "cat_max_ratio"}
+OPTIONS = {
+    "init": "init_from",
+    "keep": "keep_checkpoints",
+    "rebase": "allow_schedule_change",
+    "background_save": "async_checkpoint",
+}
+# --model had the backbone in it: fcn_resnet50
+NETWORK = re.compile(r"(fcn|deeplabv3|lraspp)_(\w+)")
+
+
+def renamed_settings(recorded: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The settings of a run by today's names.
+
+    Args:
+        recorded: as settings.json of the run holds them.
+        known: the settings of the recipe. A name that is one of them is not old, whatever other recipes call so.
+    """
+    found = {}
+    for name, value in recorded.items():
+        new = SETTINGS.get(name)
+        if new is not None and new in known and name not in known and new not in recorded:
+            name = new
+        found[name] = value
+    network = NETWORK.fullmatch(str(found.get("model")))
+    if network is not None and "backbone" in known and "backbone" not in recorded:
+        found["model"], found["backbone"] = network.groups()
+    return found
+
+
+def renamed_options(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run by today's names."""
+    return {OPTIONS.get(name, name): value for name, value in recorded.items()}
