@@ -67,7 +67,12 @@ def old_run(tmp_path, monkeypatch):
 
 
 def test_an_old_run_is_read_with_the_recipe_of_today(old_run, capsys):
-    assert main(["evaluate", "mine.py", "--weights", "run", "--workers", "0"]) == 0
+    assert (
+        main(
+            ["evaluate", "mine.py", "--weights", "run/checkpoints/step-000000010", "--workers", "0"]
+        )
+        == 0
+    )
     summary = json.loads((old_run / "summary.json").read_text())
     results = json.loads((old_run / "results.json").read_text())
     assert {name: results[name] for name in summary["final"]} == summary["final"]
@@ -85,7 +90,7 @@ def test_an_old_run_is_resumed(old_run, capsys):
     (old_run / "summary.json").unlink()
     words = ["mine.py", "--long-side", "24", "--workers", "0", "--out", "run"]
     assert main(words) == 0
-    assert "resum" in capsys.readouterr().out
+    assert "going on from step-000000010" in capsys.readouterr().out
     assert read_recorded(old_run)["settings"]["long_side"] == 24
     assert (old_run / "recipe.py").read_text() == RECIPE
     assert main(["evaluate", "run", "--workers", "0"]) == 0
