@@ -94,4 +94,3 @@ def test_an_old_run_is_resumed(old_run, capsys):
     assert read_recorded(old_run)["settings"]["long_side"] == 24
     assert (old_run / "recipe.py").read_text() == RECIPE
     assert main(["evaluate", "run", "--workers", "0"]) == 0
-    assert main([*words[:1], *words[3:]]) == 2, "another setting"
