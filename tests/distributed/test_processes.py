@@ -215,6 +215,33 @@ train(recognition(), Options(out=Path({str(tmp_path / "run")!r}), workers=0), se
     assert "KeyError: 'event'" in printed[0] and "Traceback" not in printed[1], printed
 
 
+def test_the_main_process_decides_for_all(tmp_path):
+    """Its value, its user error, and that it failed otherwise; no other process is asked."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os
+from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.setup import on_main_process
+from trainkit.engine.stop_signal import Stopped
+from trainkit.errors import UserError
+
+def found(): return {"rank": os.environ["RANK"]}
+def taken(): raise UserError("the folder is taken")
+def broken(): raise KeyError(lambda: "cannot be sent")
+
+accelerator = start_accelerator()
+for function in (found, taken, broken, found):
+    try: said = on_main_process(accelerator, function)["rank"]
+    except UserError as error: said = str(error)
+    except (KeyError, Stopped) as error: said = type(error).__name__
+    os.write(1, f"{os.environ['RANK']} {function.__name__}: {said}\\n".encode())  # at once, as two write
+""")
+    printed = torchrun(2, script).stdout.splitlines()
+    for rank, failed in ((0, "KeyError"), (1, "Stopped")):
+        own = [line[2:] for line in printed if line.startswith(f"{rank} ")]
+        assert own == ["found: 0", "taken: the folder is taken", f"broken: {failed}", "found: 0"]
+
+
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
     """As on two hosts without a common disk: here by two working folders and a relative path."""
     script = tmp_path / "script.py"

@@ -206,8 +206,9 @@ def agree_on_buffers(objective: nn.Module) -> None:
 
     DDP agrees on them before a training's pass, and not before each pass of an evaluation.
     """
-    for buffer in objective.buffers() if dist.is_initialized() else ():
-        dist.broadcast(buffer, 0)
+    if dist.is_initialized():
+        for buffer in objective.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -40,11 +40,10 @@ class Saver:
         self.wait()
         snapshot = checkpoint.Snapshot.of(model, state, copy=self.background)
         if self.background:
-            arguments = (step, snapshot, begun, time.perf_counter() - begun)
-            self._beside(lambda: self._write(*arguments) and self._remove_older(step, protected))
-        elif self._write(
-            step, snapshot, begun, None
-        ):  # to give the space of a file back takes a third of that time
+            pause = time.perf_counter() - begun
+            self._beside(lambda: self._write_and_rotate(step, snapshot, protected, begun, pause))
+        elif self._write(step, snapshot, begun, pause=None):
+            # to give the space of a file back takes a third of that time
             self._beside(lambda: self._remove_older(step, protected))
 
     def _beside(self, work: Callable[[], object]) -> None:
@@ -56,6 +55,17 @@ class Saver:
 
         self._thread = Thread(target=kept)
         self._thread.start()
+
+    def _write_and_rotate(
+        self,
+        step: int,
+        snapshot: checkpoint.Snapshot,
+        protected: Iterable[Path],
+        begun: float,
+        pause: float,
+    ) -> None:
+        if self._write(step, snapshot, begun, pause):
+            self._remove_older(step, protected)
 
     def _write(
         self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None
