@@ -25,6 +25,7 @@ from trainkit.data.datasets.hub import HubImages
 from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.models.small import SmallClassifier, SmallResNet
+from trainkit.rebuildable import rebuildable
 from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
@@ -33,6 +34,7 @@ from trainkit.tasks.recognition import Recognition
 SAMPLE = {"model": "small", "epochs": 6, "batch_size": 32, "lr": 0.05, "warmup_epochs": 1}
 
 
+@rebuildable
 def network(num_classes: int, model: str) -> nn.Module:
     """The network by the setting `model`, for images (N, 3, 32, 32)."""
     if model == "small":

@@ -24,6 +24,7 @@ from trainkit.data.datasets.staged import Stages
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
+from trainkit.rebuildable import rebuildable
 from trainkit.schedules import multistep
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
@@ -40,6 +41,7 @@ SAMPLE = {
 SAMPLE |= {"epochs": 6, "drop": 5, "smallest_crop": 0.25}
 
 
+@rebuildable
 def network(num_classes: int, backbone: str, pretrained: bool, codewords: int) -> nn.Module:
     """Deep-TEN on a backbone by name, at stride 32."""
     body = named_backbone(backbone, pretrained, 32)

@@ -46,6 +46,7 @@ FILES = [
     "README.md",
     "beside.py",
     "log.jsonl",
+    "model.json",
     "model.safetensors",
     "recipe.py",
     "results.json",

@@ -19,7 +19,8 @@ from trainkit.files import save_tensors
 from trainkit.options import PushOptions
 from trainkit.storage.checkpoint import digest, step_of
 from trainkit.storage.lookup import find_weights, require_run
-from trainkit.storage.run_files import read_results
+from trainkit.storage.model_json import read_model_json
+from trainkit.storage.run_files import MODEL_JSON, read_results
 from trainkit.storage.run_folder import Run
 from trainkit.storage.run_settings import TO_PUBLISH, read_recorded
 from trainkit.storage.weights import read_weights
@@ -83,6 +84,10 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
         shutil.copyfile(path, folder / name)
     if log.is_file():
         shutil.copyfile(log, folder / log.name)
+    described = read_model_json(weights) if weights.is_dir() else None
+    if described is not None:
+        content = without_places(_for_folder(described, recorded["recipe"]))
+        (folder / MODEL_JSON).write_text(json.dumps(content, indent=1) + "\n")
     published = _published(run, weights, recorded, evaluated, asked, digest(folder / WEIGHTS))
     for name, content in (
         ("settings.json", published.recorded),
@@ -90,6 +95,14 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
     ):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     model_card(published).save(folder / "README.md")
+
+
+def _for_folder(described: dict[str, Any], origin: str) -> dict[str, Any]:
+    """model.json where the recipe, which was read from `origin`, is called recipe.py."""
+    network = described["network"]
+    if network is None or network["recipe"] != Path(origin).name:
+        return described
+    return {**described, "network": {**network, "recipe": "recipe.py"}}
 
 
 def _published(

@@ -49,6 +49,7 @@ from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.model_json import model_json
 from trainkit.storage.run_files import read_memory
 from trainkit.storage.run_folder import Run
 
@@ -221,7 +222,9 @@ def begin(
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     workers = choose_workers(options.workers, accelerator.num_processes)
     stop = StopFlag(accelerator.device, accelerator.num_processes)
-    writer = Saver(run.checkpoints, options.keep_checkpoints, options.async_checkpoint)
+    writer = Saver(
+        run.checkpoints, options.keep_checkpoints, options.async_checkpoint, model_json(recipe)
+    )
     state = TrainState()
     reporter = Reporter(
         recipe=recipe,

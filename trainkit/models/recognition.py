@@ -15,9 +15,11 @@ from trainkit.errors import UserError
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
+from trainkit.rebuildable import rebuildable
 from trainkit.recipe import MEAN, STD
 
 
+@rebuildable
 def classifier(
     name: str,
     num_classes: int,
@@ -68,6 +70,7 @@ def classifier(
     return model
 
 
+@rebuildable
 def fine_tuned(
     name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()
 ) -> nn.Module:

@@ -14,12 +14,14 @@ from trainkit.models.encnet import EncNet
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.upernet import UPerNet
+from trainkit.rebuildable import rebuildable
 
 Segmenter = Literal["fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp"]
 
 MOBILE = "mobilenet_v3_large"  # torchvision dilates it for LR-ASPP alone
 
 
+@rebuildable
 def segmenter(
     name: Segmenter,
     num_classes: int,

@@ -13,6 +13,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import Conv2dNormActivation
 
 from trainkit.errors import UserError
+from trainkit.rebuildable import rebuildable
 
 
 class Block(nn.Module):
@@ -101,6 +102,7 @@ class SmallClassifier(nn.Module):
         return self.head(self.backbone(x)["out"])
 
 
+@rebuildable
 def small_fcn(num_classes: int, aux_loss: bool = False) -> FCN:
     """torchvision's FCN on SmallResNet at stride 8: {"out", "aux"} of logits at the image's size."""
     backbone = SmallResNet()
@@ -108,6 +110,7 @@ def small_fcn(num_classes: int, aux_loss: bool = False) -> FCN:
     return FCN(backbone, FCNHead(backbone.widths[-1], num_classes), aux)
 
 
+@rebuildable
 def small_lraspp(num_classes: int, widths: Sequence[int] = (32, 64, 128, 128, 256)) -> LRASPP:
     """torchvision's Lite R-ASPP on SmallResNet: stride 8, sharpened by the map at stride 4."""
     backbone = SmallResNet(widths)

@@ -1,9 +1,9 @@
 """Checkpoints: whole or absent, verified when read, without pickled code.
 
-A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and `state.json`
-(everything else: tensors, and the structure they sit in), and `manifest.json` with the size and SHA-256 of
-each, and the format (1 where it gives none). It is written aside, flushed to the disk and renamed; older ones
-go only after.
+A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and `state.json` (everything
+else: tensors, and the structure they sit in), `model.json` (how the network is rebuilt; earlier versions wrote none),
+and `manifest.json` with the size and SHA-256 of each, and the format (1 where it gives none). It is written aside,
+flushed to the disk and renamed; older ones go only after.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.packing import pack, unpack
-from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, Fault, read_manifest
+from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, Fault, read_manifest
 
 # 2: a network has its own names, as `fine_tuned` and averaged weights keep them, and layers are counted as timm does.
 # Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a run of it is resumed where no name
@@ -57,16 +57,24 @@ class Snapshot:
     model: dict[str, Tensor]
     tensors: dict[str, Tensor]
     structure: Any
+    model_json: Mapping[str, Any] | None = None
+    """what it takes to rebuild the network; None: not written"""
 
     @classmethod
-    def of(cls, model: dict[str, Tensor], state: dict[str, Any], copy: bool = True) -> "Snapshot":
+    def of(
+        cls,
+        model: dict[str, Tensor],
+        state: dict[str, Any],
+        copy: bool = True,
+        model_json: Mapping[str, Any] | None = None,
+    ) -> "Snapshot":
         """state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
 
         copy: also what is on the CPU; without, nothing may change until the snapshot is written.
         """
         tensors: dict[str, Tensor] = {}
         structure = pack(state, tensors, "state")
-        return cls(_on_cpu(model, copy), _on_cpu(tensors, copy), structure)
+        return cls(_on_cpu(model, copy), _on_cpu(tensors, copy), structure, model_json)
 
 
 def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
@@ -113,6 +121,9 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
             described[name] = pool.submit(_described, folder / name)
         (folder / "state.json").write_text(json.dumps(snapshot.structure))
         described["state.json"] = pool.submit(_described, folder / "state.json")
+        if snapshot.model_json is not None:
+            (folder / MODEL_JSON).write_text(json.dumps(snapshot.model_json, indent=1))
+            described[MODEL_JSON] = pool.submit(_described, folder / MODEL_JSON)
         for name in described:
             flush(folder / name)
         return {name: each.result() for name, each in described.items()}
@@ -153,7 +164,9 @@ def _holds_only_ours(folder: Path) -> bool:
 
 
 def _is_ours(name: str, begun: bool) -> bool:
-    return name in (*CHECKPOINT_FILES, MANIFEST) or (begun and BEGUN.fullmatch(name) is not None)
+    return name in (*CHECKPOINT_FILES, MANIFEST, MODEL_JSON) or (
+        begun and BEGUN.fullmatch(name) is not None
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,12 +16,20 @@ from trainkit.storage import checkpoint
 class Saver:
     """Writes the checkpoints of one run, in a thread where `background` is true, and removes older ones in a thread.
 
-    keep: newest ones that stay. An error of the file system does not raise here, it waits in `error`; any other one of
-    the thread raises in the next call of `wait` or `error`.
+    keep: newest ones that stay. model_json: what stands in model.json of each; None for no such file. An error of the
+    file system does not raise here, it waits in `error`; any other one of the thread raises in the next call of `wait`
+    or `error`.
     """
 
-    def __init__(self, folder: Path, keep: int, background: bool):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        background: bool,
+        model_json: Mapping[str, Any] | None = None,
+    ):
         self.folder, self.keep, self.background = folder, keep, background
+        self.model_json = model_json
         self._thread: Thread | None = None
         # Deques, which one thread fills while the other takes out what is there: nothing is overwritten unread.
         self._errors: deque[OSError] = deque()
@@ -38,7 +46,9 @@ class Saver:
         """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
         begun = time.perf_counter()
         self.wait()
-        snapshot = checkpoint.Snapshot.of(model, state, copy=self.background)
+        snapshot = checkpoint.Snapshot.of(
+            model, state, copy=self.background, model_json=self.model_json
+        )
         if self.background:
             pause = time.perf_counter() - begun
             self._beside(lambda: self._write_and_rotate(step, snapshot, protected, begun, pause))

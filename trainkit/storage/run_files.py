@@ -15,6 +15,7 @@ from trainkit.errors import UserError
 
 MANIFEST = "manifest.json"
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
+MODEL_JSON = "model.json"  # not in checkpoints of earlier versions
 EVALUATION_BEGINS, NEW_LINE = b'{"event": "evaluate", ', b"\n"
 ROW_BEGINS = b'{"event": "'  # each row of log.jsonl
 MOST = 2**53  # no number of steps, images or bytes is larger, and a float still holds it

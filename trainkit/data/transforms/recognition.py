@@ -6,6 +6,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trainkit.data.transforms.ops import Lighting, Look, RandomResizedCrop, stacked
 from trainkit.errors import UserError
+from trainkit.rebuildable import rebuildable
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 CROP_MODES = ("center", "squash")  # of timm's
@@ -65,6 +66,7 @@ def train_transform(
     return v2.Compose(steps)
 
 
+@rebuildable
 def eval_transform(
     size: int,
     crop_fraction: float = 0.875,
@@ -78,6 +80,7 @@ def eval_transform(
     image and no proportions. `size` may be another than in training. ten_crop: corners, centre and their mirror images,
     (10, 3, size, size), of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
     """
+    interpolation = InterpolationMode(interpolation)  # which may be its name, from model.json
     _check_side(size)
     if not 0 < crop_fraction <= 1:
         raise UserError(

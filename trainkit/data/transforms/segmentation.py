@@ -4,6 +4,7 @@ from torchvision.transforms import v2
 
 from trainkit.data.transforms.ops import LongSide, Look, RandomScaleCrop
 from trainkit.errors import UserError
+from trainkit.rebuildable import rebuildable
 
 
 def train_transform(
@@ -25,6 +26,7 @@ def train_transform(
     return v2.Compose([scaled, v2.RandomPhotometricDistort()]) if photometric else scaled
 
 
+@rebuildable
 def eval_transform(base: int | None, crop: int | None = None) -> Look:
     """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on.
 

@@ -1,0 +1,182 @@
+"""A network and its evaluation's transform, rebuilt from model.json, are those of the recipe: no recipe is called."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.processes import ROOT
+from trainkit.cli import main
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.spawning import load_file as load_python
+from trainkit.errors import UserError
+from trainkit.models.rebuild import network_from, transform_from
+from trainkit.models.recognition import classifier, fine_tuned
+from trainkit.models.segmentation import segmenter
+from trainkit.models.small import SmallClassifier, SmallResNet, small_fcn, small_lraspp
+from trainkit.rebuildable import built_by, rebuildable
+from trainkit.storage import checkpoint
+from trainkit.storage.model_json import model_json, read_model_json
+
+FILES = sorted((ROOT / "recipes").glob("*.py"))
+DOORS = {
+    "classifier": lambda: classifier("small", 7),
+    "classifier, rates": lambda: classifier("convnext_tiny", 5, stochastic_depth=0.3),
+    "classifier, blocks": lambda: classifier("resnet18", 5, drop_block=0.1),
+    "classifier, sizes": lambda: classifier("vit_b_32", 5, sizes=[64]),
+    "fine_tuned": lambda: fine_tuned("resnet18", num_classes=3, pretrained=False),
+    "fcn": lambda: segmenter("fcn", 4, "small", False),
+    "deeplabv3": lambda: segmenter("deeplabv3", 4, "small", False, aux=False),
+    "encnet": lambda: segmenter("encnet", 4, "small", False, lateral=True, channels=16),
+    "pspnet": lambda: segmenter("pspnet", 4, "small", False, channels=16),
+    "upernet": lambda: segmenter("upernet", 4, "small", False, channels=16),
+    "lraspp": lambda: segmenter("lraspp", 4, "small", False),
+    "lraspp, mobile": lambda: segmenter("lraspp", 4, "mobilenet_v3_large", False),
+    "small_fcn": lambda: small_fcn(4, aux_loss=True),
+    "small_lraspp": lambda: small_lraspp(4, widths=(8, 16, 16, 16, 32)),
+}
+
+CROSS_ENTROPY = {
+    "type": "CrossEntropy",
+    "arguments": {"label_smoothing": 0.0, "weight": None, "factor": 1.0},
+}
+
+
+def same_outputs(network, twin) -> None:
+    """Strictly the same names, and bit-equal outputs once the weights are loaded."""
+    twin.load_state_dict(network.state_dict())
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs, others = (each.eval()(images) for each in (network, twin))
+    outputs, others = (each if isinstance(each, dict) else {"": each} for each in (outputs, others))
+    assert outputs.keys() == others.keys()
+    assert all(torch.equal(outputs[name], others[name]) for name in outputs)
+
+
+def through_json(content):
+    return json.loads(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_what_a_door_builds_is_rebuilt(name):
+    network = DOORS[name]()
+    twin = network_from({"network": through_json(built_by(network))})
+    assert type(twin) is type(network) and built_by(twin) == built_by(network)
+    same_outputs(network, twin)
+
+
+def test_published_weights_are_not_fetched_again(monkeypatch):
+    """A network that began from published weights is rebuilt where these cannot be had."""
+    monkeypatch.setattr(
+        sys.modules[fine_tuned.__module__], "load_pretrained", lambda net, *_, **__: net
+    )
+    network = fine_tuned("resnet18", 3, pretrained=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # any call would fail
+    assert built_by(network)["arguments"]["pretrained"] is True
+    same_outputs(network, network_from({"network": built_by(network)}))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_network_of_every_recipe_is_rebuilt(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if path.stem == "recog_imagenet_resnest":
+        pytest.importorskip("timm")
+    file = load_recipe(path)
+    recipe = build(file, {**file.sample_settings(), "sample": True})
+    described = through_json(model_json(recipe))
+    if described["network"]["recipe"] is None:
+        twin = network_from(described)
+    else:
+        assert described["network"]["recipe"] == path.name
+        with pytest.raises(
+            UserError, match=f"built by `network` in {path.name}, a recipe's own code"
+        ):
+            network_from(described)
+        twin = network_from(described, load_python("elsewhere", path))
+    same_outputs(recipe.model, twin)
+    classes = recipe.task.classes
+    assert described["classes"] == (classes if isinstance(classes, int) else list(classes))
+    assert described["task"]["type"] == type(recipe.task).__name__
+    assert (described["mean"], described["std"]) == (list(recipe.mean), list(recipe.std))
+    transform = transform_from(described)
+    if path.stem == "recog_cifar10":  # whose images are of the network's size
+        assert transform is None
+        return
+    assert transform.label == recipe.val_data.transform.label
+    if path.stem.startswith("recog"):
+        pixels = torch.randint(0, 256, (3, 80, 90), dtype=torch.uint8)
+        assert torch.equal(transform(pixels), recipe.val_data.transform(pixels))
+        assert described["size"] == 56 and described["interpolation"] in ("bilinear", "bicubic")
+    else:
+        for name in ("raw_ids", "palette"):
+            known = getattr(recipe.task, name)
+            assert described[name] == (None if known is None else np.asarray(known).tolist())
+        assert described["task"]["arguments"]["loss"] == [CROSS_ENTROPY]
+
+
+def test_checkpoints_have_it_and_it_is_hashed_and_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--sample", "--epochs", "0.2", "--warmup-epochs", "0", "--workers", "0"]
+    words += ["--out", "run"]
+    assert main([str(ROOT / "recipes" / "recog_imagenet_resnest.py"), *words]) == 0
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    described = read_model_json(path)
+    assert described["network"]["function"] == "recognition.classifier"
+    assert described["task"]["arguments"]["label_smoothing"] == 0.1
+    network = network_from(described)
+    network.load_state_dict(load_file(path / "model.safetensors"))
+    assert main(["push", "run", "me/resnest", "--folder", "published"]) == 0
+    published = {file.name for file in (tmp_path / "published").iterdir()}
+    assert {"recipe.py", "recog_imagenet.py", "model.json"} <= published
+    assert read_model_json(tmp_path / "published") == described
+    (path / "model.json").write_text((path / "model.json").read_text().replace("small", "other"))
+    assert "model.json is not what was written" in checkpoint.verify(path)
+    (path / "model.json").write_text("{")
+    with pytest.raises(UserError, match="model.json is damaged"):
+        read_model_json(path)
+    (path / "model.json").write_text(json.dumps({**described, "format": 2}))
+    with pytest.raises(UserError, match="of a newer trainkit"):
+        read_model_json(path)
+    (path / "model.json").unlink()
+    assert read_model_json(path) is None  # as in checkpoints of earlier versions
+
+
+def test_the_recipes_own_file_is_published_as_recipe_py(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--sample",
+        "--epochs",
+        "0.2",
+        "--warmup-epochs",
+        "0",
+        "--workers",
+        "0",
+        "--out",
+        "run",
+    ]
+    assert main([str(ROOT / "recipes" / "recog_cifar10.py"), *words]) == 0
+    assert main(["push", "run", "me/cifar", "--folder", "published"]) == 0
+    described = read_model_json(tmp_path / "published")
+    assert described["network"]["recipe"] == "recipe.py"
+    own = load_python("published", tmp_path / "published" / "recipe.py")
+    network = network_from(described, own)
+    network.load_state_dict(load_file(tmp_path / "published" / "model.safetensors"))
+
+
+def test_what_cannot_be_rebuilt_says_so():
+    bare = SmallClassifier(3, SmallResNet((4, 8), (2,), (1,)))
+    assert built_by(bare) is None
+    with pytest.raises(UserError, match="does not say how SmallClassifier was built"):
+        network_from({"network": None, "type": "SmallClassifier"})
+    later = {"function": "recognition.detector", "recipe": None, "arguments": {}}
+    with pytest.raises(
+        UserError, match="names 'recognition.detector', which this trainkit does not"
+    ):
+        network_from({"network": later})
+    assert transform_from({"transform": None}) is None
+    with pytest.raises(UserError, match="backbone is of type SmallResNet, which model.json cannot"):
+        rebuildable(SmallClassifier)(3, bare.backbone)

@@ -1,0 +1,73 @@
+"""Networks and transforms of evaluations from what model.json says of them: nothing of a recipe is run."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from trainkit.data.transforms import recognition as recognition_transforms
+from trainkit.data.transforms import segmentation as segmentation_transforms
+from trainkit.errors import UserError
+from trainkit.models.recognition import classifier, fine_tuned
+from trainkit.models.segmentation import segmenter
+from trainkit.models.small import small_fcn, small_lraspp
+
+NETWORKS = {
+    "recognition.classifier": classifier,
+    "recognition.fine_tuned": fine_tuned,
+    "segmentation.segmenter": segmenter,
+    "small.small_fcn": small_fcn,
+    "small.small_lraspp": small_lraspp,
+}
+TRANSFORMS = {
+    "recognition.eval_transform": recognition_transforms.eval_transform,
+    "segmentation.eval_transform": segmentation_transforms.eval_transform,
+}
+
+
+def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None) -> nn.Module:
+    """The network that model.json describes, with random weights; published ones are not fetched.
+
+    Args:
+        model_json: what `trainkit.storage.model_json.read_model_json` gives.
+        recipe: the file that model.json names where a recipe has a network of its own, loaded; its code is run.
+
+    Raises:
+        UserError: nothing says how the network was built, or the recipe's file is needed and not given.
+    """
+    network = model_json["network"]
+    if network is None:
+        raise UserError(
+            f"model.json does not say how {model_json['type']} was built: it is none of trainkit.models, and the "
+            "recipe has no function `network` with @rebuildable. Give the recipe"
+        )
+    arguments = dict(network["arguments"])
+    if "pretrained" in arguments:  # the weights come from the checkpoint
+        arguments["pretrained"] = False
+    if network["recipe"] is None:
+        return _function(NETWORKS, network["function"])(**arguments)
+    function = getattr(recipe, network["function"], None)
+    if function is None:
+        raise UserError(
+            f"the network was built by `{network['function']}` in {network['recipe']}, a recipe's own code: give that "
+            "file"
+        )
+    return function(**arguments)
+
+
+def transform_from(model_json: Mapping[str, Any]) -> Callable | None:
+    """What an evaluation makes of each image, as model.json describes it; None where it is not one of trainkit's."""
+    transform = model_json["transform"]
+    if transform is None:
+        return None
+    return _function(TRANSFORMS, transform["function"])(**transform["arguments"])
+
+
+def _function(known: Mapping[str, Callable], name: str) -> Callable:
+    if name not in known:
+        raise UserError(
+            f"model.json names {name!r}, which this trainkit does not have; it has {', '.join(known)}. Take the "
+            "version of trainkit that wrote it"
+        )
+    return known[name]

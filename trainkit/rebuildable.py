@@ -1,0 +1,58 @@
+"""What a network or a transform was built by: the function's name and its arguments, so that it can be built again."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Any
+
+from trainkit.errors import UserError
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def rebuildable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator: what `function` returns says by an attribute `built_by` how it was called, see `built_by`.
+
+    The function must give the same for the same arguments, but for the values of weights; its arguments must be plain:
+    numbers, strings, None, and lists of these, else a call raises UserError.
+    """
+    signature = inspect.signature(function)
+    name, recipe = function.__name__, None
+    if function.__module__.startswith(f"{PACKAGE}."):
+        name = f"{function.__module__.rpartition('.')[2]}.{name}"  # such as segmentation.segmenter
+    else:
+        recipe = Path(function.__code__.co_filename).name
+
+    @functools.wraps(function)
+    def build(*positional: Any, **named: Any) -> Any:
+        built = function(*positional, **named)
+        bound = signature.bind(*positional, **named)
+        bound.apply_defaults()
+        arguments = {each: _plain(each, value) for each, value in bound.arguments.items()}
+        built.built_by = {"function": name, "recipe": recipe, "arguments": arguments}
+        return built
+
+    return build
+
+
+def built_by(built: Any) -> Mapping[str, Any] | None:
+    """The "function", the file of a "recipe" where it is one's own, and the "arguments"; None where it is not known."""
+    return getattr(built, "built_by", None)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An argument as JSON gives it back. Raises UserError where JSON has nothing like it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(
+        f"{name} is of type {type(value).__name__}, which model.json cannot hold: a function with @rebuildable takes "
+        "numbers, strings, None, and lists of these"
+    )

@@ -1,0 +1,118 @@
+"""model.json beside the weights of a checkpoint: what it takes to use them without the recipe and its data.
+
+network    what built it: "function", "arguments", and the file of a "recipe" where the function is its own; null
+           where it is not known
+task       "type" and "arguments"
+transform  what an evaluation makes of an image: likewise
+classes    names, or how many
+mean, std  per channel, of images in [0, 1]
+size, interpolation, crop_fraction, crop_mode   of recognition, where known
+palette, raw_ids                                of segmentation, where the dataset says them
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Subset
+
+import trainkit
+from trainkit.errors import UserError
+from trainkit.rebuildable import built_by
+from trainkit.recipe import Recipe
+from trainkit.storage.run_files import (
+    MAPPING,
+    MODEL_JSON,
+    POSITIVE,
+    STRING,
+    Fault,
+    load_json,
+    or_none,
+    require,
+)
+
+FORMAT = 1
+PARTS = {
+    "format": POSITIVE,
+    "trainkit": STRING,
+    "type": STRING,
+    "network": or_none(MAPPING),
+    "task": MAPPING,
+    "transform": or_none(MAPPING),
+}
+INPUT = ("interpolation", "crop_fraction", "crop_mode")
+
+
+def model_json(recipe: Recipe) -> dict[str, Any]:
+    """What stands in model.json of the checkpoints of a training of `recipe`."""
+    task, transform = recipe.task, built_by(_transform(recipe))
+    given = {} if transform is None else transform["arguments"]
+    return {
+        "format": FORMAT,
+        "trainkit": trainkit.__version__,
+        "type": type(recipe.model).__name__,
+        "network": built_by(recipe.model),
+        "task": _described(task),
+        "transform": transform,
+        "classes": _plain(getattr(task, "classes", None)),
+        "mean": list(recipe.mean),
+        "std": list(recipe.std),
+        "size": given.get("size"),
+        **{name: recipe.input.get(name, given.get(name)) for name in INPUT},
+        "palette": _plain(getattr(task, "palette", None)),
+        "raw_ids": _plain(getattr(task, "raw_ids", None)),
+    }
+
+
+def read_model_json(folder: Path) -> dict[str, Any] | None:
+    """model.json in `folder`, a checkpoint or what `trainkit push` wrote; None where there is none, as in older ones.
+
+    Raises UserError where it is damaged, or of a newer trainkit.
+    """
+    file = folder / MODEL_JSON
+    if not file.exists():
+        return None
+    try:
+        content = load_json(file)
+        require(content, PARTS)
+    except Fault as error:
+        raise UserError(f"{file} is damaged: {error}. Put a whole copy in its place") from error
+    if content["format"] > FORMAT:
+        raise UserError(
+            f"{file} is of format {content['format']}, of a newer trainkit; this one reads {FORMAT}"
+        )
+    return content
+
+
+def _transform(recipe: Recipe) -> Any:
+    """That of the validation data."""
+    data = recipe.val_data
+    while isinstance(data, Subset):
+        data = data.dataset
+    return getattr(data, "transform", None)
+
+
+def _described(value: Any) -> dict[str, Any]:
+    """Type and arguments of a dataclass; of something else the type alone."""
+    arguments = {}
+    if is_dataclass(value):
+        arguments = {
+            field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.init
+        }
+    return {"type": type(value).__name__, "arguments": arguments}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back; of other objects their type and arguments."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    return _described(value)
