@@ -13,6 +13,7 @@ OPTIONS = {
 }
 # --model had the backbone in it: fcn_resnet50
 NETWORK = re.compile(r"(fcn|deeplabv3|lraspp)_(\w+)")
+SMALL = {"small_fcn": "fcn", "small_lraspp": "lraspp"}
 
 
 def renamed_settings(recorded: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -28,10 +29,19 @@ def renamed_settings(recorded: Mapping[str, Any], known: Collection[str]) -> dic
         if new is not None and new in known and name not in known and new not in recorded:
             name = new
         found[name] = value
-    network = NETWORK.fullmatch(str(found.get("model")))
-    if network is not None and "backbone" in known and "backbone" not in recorded:
-        found["model"], found["backbone"] = network.groups()
+    if "backbone" in known and "backbone" not in recorded:
+        _take_apart(found)
     return found
+
+
+def _take_apart(settings: dict[str, Any]) -> None:
+    """Model and backbone, where --model had both; a small network had no published weights, whatever was asked."""
+    model = str(settings.get("model"))
+    network = NETWORK.fullmatch(model)
+    if network is not None:
+        settings["model"], settings["backbone"] = network.groups()
+    elif model in SMALL:
+        settings |= {"model": SMALL[model], "backbone": "small", "pretrained": False}
 
 
 def renamed_options(recorded: Mapping[str, Any]) -> dict[str, Any]:

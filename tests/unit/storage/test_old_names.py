@@ -1,13 +1,17 @@
 """Runs of earlier versions: settings and options by the names that they had then."""
 
+import inspect
 import json
 
 import pytest
 
-from helpers.processes import TESTS
+from helpers.processes import ROOT, TESTS
 from trainkit.cli import main
+from trainkit.commands.recipe_file import load_recipe
+from trainkit.models.segmentation import segmenter
 from trainkit.storage.old_names import renamed_options, renamed_settings
 from trainkit.storage.run_settings import read_recorded
+from trainkit.storage.setting_values import read_settings_as
 
 RECIPE = f"""
 import sys
@@ -42,6 +46,31 @@ def test_names():
         "init_from": None, "keep_checkpoints": 2, "allow_schedule_change": False, "async_checkpoint": True,
         "tf32": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        ("seg_ade20k", {"model": "deeplabv3_resnet101"}, {"model": "deeplabv3", "backbone": "resnet101"}),
+        (
+            "seg_ade20k",
+            {"model": "small_fcn", "pretrained": True, "sample": True},
+            {"model": "fcn", "backbone": "small", "pretrained": False, "sample": True},
+        ),
+        ("seg_folder", {"model": "small_lraspp"}, {"model": "lraspp", "backbone": "small", "pretrained": False}),
+        (
+            "seg_folder",
+            {"model": "lraspp_mobilenet_v3_large"},
+            {"model": "lraspp", "backbone": "mobilenet_v3_large"},
+        ),
+    ],
+)  # fmt: skip
+def test_networks_of_older_runs_are_built(name, before, after):
+    """Under --model they had the backbone too, and a small one began at random whatever --pretrained said."""
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
+    found = read_settings_as(before, inspect.signature(recipe), recipe.path)
+    assert found == after
+    segmenter(found["model"], 3, found["backbone"], pretrained=False)
 
 
 @pytest.fixture
