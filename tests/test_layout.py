@@ -93,6 +93,20 @@ def test_what_the_user_did_wrong_is_a_user_error():
     assert not plain
 
 
+def test_optional_attributes_are_read_in_two_files():
+    """What a task may lack is in trainkit.recipe, what a dataset may lack in trainkit.data.dataset_info."""
+    probes = {
+        (module_of(path), ast.unparse(node))
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("getattr", "hasattr")
+        and re.search(r"(^|[._])(task|data|dataset)$", ast.unparse(node.args[0]))
+    }
+    assert {module for module, _ in probes} == {"data.dataset_info"}, probes
+
+
 def functions(tree: ast.AST) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 

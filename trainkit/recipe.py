@@ -1,15 +1,20 @@
 """What a recipe is, and how the file that holds one is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset
 
-from trainkit.data.on_device import OnDevice
+from trainkit.data.dataset_info import (
+    DatasetInfo,
+    LazyDataset,
+    put_in,
+    require_indexed,
+    without_transform,
+)
 from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.outputs import size_divisor
@@ -180,8 +185,8 @@ class Recipe:
     """what the outputs mean: losses, metrics, predictions"""
     model: nn.Module
     """images (N, C, H, W) -> outputs that `task` understands"""
-    train_data: Dataset | Callable[[], Dataset]
-    """index -> (image, target), of one shape; or a function that opens it, which an evaluation does not call"""
+    train_data: Dataset
+    """index -> (image, target), of one shape; or a function that opens it, which becomes a `LazyDataset`"""
     val_data: Dataset
     """index -> (image, target), each measured exactly once"""
     optimizer: Optimizer
@@ -227,9 +232,10 @@ class Recipe:
             raise UserError(
                 f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none"
             )
+        if callable(self.train_data):
+            object.__setattr__(self, "train_data", LazyDataset(self.train_data))
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
-            if not callable(data):
-                _check_indexed(name, data)
+            require_indexed(name, data)
         if len(self.val_data) == 0:
             raise UserError("val_data is empty: it has no images")
         object.__setattr__(self, "task", as_task(self.task))
@@ -243,29 +249,26 @@ class Recipe:
     @property
     def split(self) -> str | None:
         """What the validation data calls its part of the whole, by an attribute `split`; None where it does not say."""
-        return getattr(_inner(self.val_data), "split", None)
+        return DatasetInfo.of(self.val_data).split
 
     @property
     def label_values(self) -> list[int] | None:
         """What stands for each class in the training masks, where the data has an attribute `label_values`."""
-        return getattr(_inner(self.train_data), "label_values", None)
+        return DatasetInfo.of(self.train_data).label_values
 
     @property
     def upright(self) -> bool:
         """Whether validation images are turned by their EXIF orientation: the data's attribute `upright`, else True."""
-        return getattr(_inner(self.val_data), "upright", True)
+        return DatasetInfo.of(self.val_data).upright
 
     @property
     def protocol(self) -> str:
         """How validation images are looked at, in a few words: figures of another protocol are not comparable."""
-        data = _inner(self.val_data)
-        transform = getattr(data, "transform", None)
-        plain = (
-            "as stored"
-            if transform is None and hasattr(data, "transform")
-            else "as the validation data gives them"
-        )
-        words = [getattr(transform, "label", plain)]
+        info = DatasetInfo.of(self.val_data)
+        words = ["as the validation data gives them"]
+        if info.transformed is not None and not info.is_augmented:
+            plain = words[0] if info.transform is not None else "as stored"
+            words = [getattr(info.transform, "label", plain)]
         if (tuple(self.mean), tuple(self.std)) != (MEAN, STD):
             words += [
                 f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}"
@@ -277,23 +280,18 @@ class Recipe:
             words += [] if divisor == 1 else [f"filled up to sides divisible by {divisor}"]
         return ", ".join(words)
 
-    def opened(self) -> "Recipe":
-        """The same with train_data opened, where a function was given."""
-        return replace(self, train_data=self.train_data()) if callable(self.train_data) else self
-
     def as_stored(self) -> "Recipe":
         """The same with validation images in the size they are stored in, whatever the validation data makes of them.
 
         Raises UserError where they are not label maps of a dataset with an attribute `transform`.
         """
-        data = _inner(self.val_data)
-        if not self.task.is_dense or not hasattr(data, "transform"):
+        info = DatasetInfo.of(self.val_data)
+        if not self.task.is_dense or info.transformed is None or info.is_augmented:
             raise UserError(
                 "--as-stored is for segmentation, and data with an attribute `transform`: leave it out"
             )
-        bare = copy(data)
-        bare.transform = None
-        return replace(self, val_data=_put_in(self.val_data, bare))
+        bare = without_transform(info.transformed)
+        return replace(self, val_data=put_in(self.val_data, info.transformed, bare))
 
 
 def _check_task(task: Task, seen_in_windows: bool) -> None:
@@ -317,26 +315,3 @@ def _check_task(task: Task, seen_in_windows: bool) -> None:
         raise UserError(
             f"task {name}: rows_per_image is {rows!r}; it must be a whole number, at least 1"
         )
-
-
-def _check_indexed(name: str, data: Any) -> None:
-    """Raises UserError for a stream, of which nobody knows how long it is and which image is where."""
-    lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
-    if lacks or isinstance(data, IterableDataset):
-        raise UserError(
-            f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
-            "going on where a run stopped, take both. Parquet files have them, also where they are streamed: "
-            "trainkit.data.datasets.hub.HubImages(..., stream=16)"
-        )
-
-
-def _inner(data: Dataset) -> Dataset:
-    """What stands within a part of a dataset, or is held on a device as it was read."""
-    while isinstance(data, Subset) or (isinstance(data, OnDevice) and not data.augment):
-        data = data.dataset if isinstance(data, Subset) else data.data
-    return data
-
-
-def _put_in(data: Dataset, inner: Dataset) -> Dataset:
-    """The same parts of another dataset."""
-    return Subset(_put_in(data.dataset, inner), data.indices) if isinstance(data, Subset) else inner

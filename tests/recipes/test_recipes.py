@@ -13,6 +13,7 @@ import torch
 from helpers.processes import ROOT
 from trainkit.cli import main
 from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.dataset_info import opened
 from trainkit.data.seeding import seed_host
 from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
 
@@ -241,7 +242,7 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
         recipe.protocol
         == f"long side {function.sample_settings()['base']}, windows of 48 every 32, scale 1"
     )
-    steps = recipe.opened().train_data.transform.transforms
+    steps = opened(recipe.train_data).transform.transforms
     names = [type(step).__name__ for step in steps]
     assert names == ["RandomScaleCrop", "RandomPhotometricDistort"]
     assert steps[0].max_share == 0.5 and steps[0].hflip_prob == 0.5
@@ -252,7 +253,7 @@ def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatc
 
     def built(name, **asked):
         function = load_recipe(ROOT / "recipes" / f"{name}.py")
-        return build(function, {**function.sample_settings(), **asked, "sample": True}).opened()
+        return build(function, {**function.sample_settings(), **asked, "sample": True})
 
     num_classes = built("seg_folder").task.num_classes
     weights = tuple(range(1, num_classes + 1))
@@ -267,7 +268,7 @@ def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatc
         built("recog_imagenet", repeats=3, image_sizes="40:0,48:1"),
     )
     assert len(three.train_data) == 3 * len(one.train_data)
-    assert three.train_data.in_epoch(1, 0)[0].shape == (3, 48, 48)
+    assert opened(three.train_data).in_epoch(1, 0)[0].shape == (3, 48, 48)
     lrs = [
         {group["lr"] for group in built("recog_folder", layer_decay=d).optimizer.param_groups}
         for d in (1.0, 0.5)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.recipe_file import build, find_recipe, load_recipe
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.seeding import seed_host
 from trainkit.data.workers import choose_workers
@@ -262,7 +263,7 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
         found.append(
             f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size"
         )
-    grows = getattr(recipe.train_data, "final_epoch", 0)
+    grows = DatasetInfo.of(recipe.train_data).final_epoch
     if grows:
         found.append(
             f"images change until epoch {grows} of {recipe.epochs:g}; the figures above are of the first ones"

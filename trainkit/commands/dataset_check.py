@@ -1,6 +1,5 @@
 """One image and its target as they are stored: read, measured, and what is wrong with them."""
 
-import copy
 import hashlib
 import os
 from dataclasses import dataclass
@@ -10,15 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
-from torchvision.datasets.vision import StandardTransform
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from trainkit.data.datasets.repeated import Repeated
-from trainkit.data.datasets.staged import Stages
+from trainkit.data.dataset_info import DatasetInfo, put_in, without_transform
 from trainkit.data.decoding import taking_notes
 from trainkit.data.image_io import LabelError, MaskSizeError
-from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import is_unusable, name_of
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded
@@ -90,27 +86,19 @@ def untransformed(data: Dataset) -> tuple[Dataset, bool]:
 
     Of repeated images there is one each, and of those held on a device the ones that were read into it.
     """
-    if isinstance(data, (Repeated, Stages, OnDevice)):
-        return untransformed(data.data)
-    if isinstance(data, Subset):
-        inner, known = untransformed(data.dataset)
-        return Subset(inner, data.indices), known
-    if not hasattr(data, "transform"):
-        return data, False
-    bare = copy.copy(data)
-    bare.transform = None
-    # torchvision's datasets of masks apply this one, which holds both
-    if hasattr(bare, "transforms"):
-        kept = bare.target_transform
-        bare.transforms = StandardTransform(None, kept) if kept is not None else None
+    info = DatasetInfo.of(data)
+    layer = info.transformed
+    if layer is None:
+        return put_in(info.data, info.innermost, info.innermost), False
+    bare = without_transform(layer)
     try:
         bare[0]
     except TypeError:  # it calls its transform without asking whether there is one
-        return data, False
+        return put_in(info.data, layer, layer), False
     except Exception as error:
         if not is_unusable(error):
             raise  # anything else is found again, and told, when all are read
-    return bare, True
+    return put_in(info.data, layer, bare), True
 
 
 def _kind(error: Exception) -> str:

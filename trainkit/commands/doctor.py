@@ -61,7 +61,7 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     which nothing counts); repeated (names of images that are the same). Images at fault are in no histogram.
     """
     require_room(out)
-    recipe, display = recipe.opened(), Display()
+    display = Display()
     if len(recipe.train_data) == 0:
         raise UserError("train_data is empty: it has no images")
     introduce(recipe, display.note)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from trainkit import __version__
 from trainkit.commands.trained import read_trained
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.to_device import ToDevice
 from trainkit.display import Display
 from trainkit.engine.task_module import set_step
@@ -136,7 +137,7 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "output": {"name": OUTPUT},
         "preprocessing": {
             "read": f"RGB, {'upright by EXIF' if recipe.upright else 'as stored whatever EXIF says'}, uint8",
-            "transform": str(getattr(recipe.val_data, "transform", None)),
+            "transform": str(DatasetInfo.of(recipe.val_data).transform),
             "size": list(image.shape[-2:]),  # of the first validation image
             "then": "(image * scale - mean) / std, per channel"
             if raw

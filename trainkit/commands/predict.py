@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from trainkit.commands.prediction_writers import Picture, Writer, make_writer
 from trainkit.commands.trained import read_trained
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.inventory import Inventory, images_of
 from trainkit.data.datasets.listing import list_images
 from trainkit.data.file_names import extension
 from trainkit.data.image_io import read_image
-from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import UNUSABLE
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
@@ -135,22 +135,23 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
 
     Raises UserError where it has none, or one that does not.
     """
-    while isinstance(data, (Subset, OnDevice)):
-        data = data.dataset if isinstance(data, Subset) else data.data
-    if not hasattr(data, "transform"):
+    info = DatasetInfo.of(data)
+    if info.transformed is None:
         raise UserError(
-            f"val_data is of type {type(data).__name__}, without an attribute `transform`: give it one, a function "
-            "from an image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be read alike"
+            f"val_data is of type {type(info.innermost).__name__}, without an attribute `transform`: give it one, a "
+            "function from an image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be "
+            "read alike"
         )
-    if data.transform is not None:
+    transform = info.transform
+    if transform is not None:
         try:
-            data.transform(tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)))
+            transform(tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)))
         except TypeError as error:
             raise UserError(
                 f"val_data's transform does not take an image alone ({error}): torchvision's v2 transforms do, with "
                 "a mask beside it and without"
             ) from error
-    return data.transform
+    return transform
 
 
 def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from trainkit.data.dataset_info import opened
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import Reader
 from trainkit.data.workers import Loader
@@ -26,6 +27,7 @@ def make_loader(
 
     check, neighbour: see `Reader`. Images held on the device are read by this process.
     """
+    data = opened(data)
     held = isinstance(data, OnDevice)
     if held:
         data.to(device)

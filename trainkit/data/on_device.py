@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.seeding import uniform
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
@@ -101,11 +102,17 @@ class OnDevice(Dataset):
                     "memory must be of one size"
                 )
             self.images[index] = image
-        self.data, self.classes, self.split = data, data.classes, getattr(data, "split", None)
-        self.name_of = getattr(data, "name_of", "number {} in memory".format)
+        info = DatasetInfo.of(data)
+        self.data, self.classes, self.split = data, data.classes, info.split
+        self.name_of = info.own_name_of or "number {} in memory".format
         self.augment = tuple(augment)
         self._sizes = [each.draws for each in self.augment]
         self._held = self.images, self.targets
+
+    @property
+    def inner(self) -> Dataset:
+        """The dataset that was read."""
+        return self.data
 
     def __len__(self) -> int:
         return len(self.targets)

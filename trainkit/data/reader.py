@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
@@ -140,13 +141,5 @@ def _of_a_decoder(error: Exception) -> bool:
 
 
 def name_of(data: Any, index: int) -> str:
-    """What a person calls the image: its file where the dataset knows it, else its place in it.
-
-    A dataset says it by a method `name_of(index)`; torchvision's by `samples` or `imgs`.
-    """
-    if isinstance(data, Subset):
-        return name_of(data.dataset, data.indices[index])
-    if hasattr(data, "name_of"):
-        return str(data.name_of(index))
-    files = getattr(data, "samples", None) or getattr(data, "imgs", None)
-    return str(files[index][0]) if files else f"number {index} of {type(data).__name__}"
+    """What a person calls the image, see `DatasetInfo.name_of`."""
+    return DatasetInfo.of(data).name_of(index)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo, opened
 from trainkit.data.on_device import OnDevice
-from trainkit.data.reader import is_unusable, name_of
+from trainkit.data.reader import is_unusable
 from trainkit.data.seeding import Seeded
 from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader
@@ -56,11 +57,12 @@ def find_unrepeatable(
     in_process: read them in this process the first time, and by a fresh worker the second. It takes at most about 2 s
     for each reading. Images held on a device draw from no generator.
     """
+    data = opened(data)
     if isinstance(data, OnDevice) or len(data) == 0:
         return None
     indices = (
         _spread(len(data))
-        if getattr(data, "locality", None) is None
+        if DatasetInfo.of(data).locality is None
         else list(range(min(len(data), NUM_IMAGES)))
     )
     other = [
@@ -101,27 +103,17 @@ def _by_workers(digests: _Digests, lists: list[list[int]]) -> list[dict[int, byt
 
 
 def _describe(data: Dataset, unequal: list[int], num_read: int) -> str:
-    owner = _with_transform(data)
-    of_what = f"dataset {type(owner).__name__}"
-    if getattr(owner, "transform", None) is not None:
-        of_what += f" with transform {_short(owner.transform)}"
+    info = DatasetInfo.of(data)
+    of_what = f"dataset {type(data if info.transformed is None else info.transformed).__name__}"
+    if info.transform is not None:
+        of_what += f" with transform {_short(info.transform)}"
     return (
         f"{len(unequal)} of {num_read} training images differ when they are read again under the same seed "
-        f"({name_of(data, unequal[0])}; {of_what}): their randomness comes from a generator that is not seeded for "
+        f"({info.name_of(unequal[0])}; {of_what}): their randomness comes from a generator that is not seeded for "
         "each image, so a resumed run is not bit-equal and workers may draw the same numbers. Draw from torch's, "
         "NumPy's or Python's global generator, or keep the generator as an attribute of the transform, where it is "
         "found and seeded"
     )
-
-
-def _with_transform(data: Any) -> Any:
-    """The dataset that has the transform: `data`, or one that it stands around."""
-    inner = data
-    while inner is not None:
-        if hasattr(inner, "transform"):
-            return inner
-        inner = getattr(inner, "dataset", getattr(inner, "data", None))
-    return data
 
 
 def _short(transform: Any) -> str:

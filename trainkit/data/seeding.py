@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.generators import find_generators
 
 ORDER, IMAGE, STEP, MIX, DRAW, PREPARE = range(6)  # streams of random numbers that must not meet
@@ -82,7 +83,7 @@ def _device_generator() -> torch.Generator | None:
 
 def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
     """What reads item `index` in an epoch: a dataset's method `in_epoch` where it changes with the epoch."""
-    return getattr(data, "in_epoch", None) or partial(_in_any_epoch, data)
+    return DatasetInfo.of(data).in_epoch or partial(_in_any_epoch, data)
 
 
 def _in_any_epoch(data: Dataset, epoch: int, index: int) -> object:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from trainkit.data.dataset_info import opened
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import EVALUATION, evaluation_batches
 from trainkit.data.seeding import seed_step
@@ -253,7 +254,8 @@ def evaluate(
     """
     weights, run = find_weights(Path(weights))
     require_free_names(recipe.task)
-    recipe = recipe if precise_bn is None else _with_training_images(recipe)
+    if precise_bn is not None:
+        _require_training_images(recipe)
     accelerator = start_accelerator()
     allow_tf32(tf32)
     if channels_last:
@@ -302,9 +304,9 @@ def evaluate(
     return results
 
 
-def _with_training_images(recipe: Recipe) -> Recipe:
+def _require_training_images(recipe: Recipe) -> None:
     try:
-        return recipe.opened()
+        opened(recipe.train_data)
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{error}. Batch norm's statistics are estimated from training images (--precise-bn), as the run's own "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from trainkit.data.dataset_info import LazyDataset
 from trainkit.data.datasets.inventory import used, used_warnings
 from trainkit.recipe import Recipe
 
@@ -11,7 +12,7 @@ def introduce(recipe: Recipe, note: Callable[[str], None]) -> None:
     if recipe.note:
         note(recipe.note)
     for name, data in (("train", recipe.train_data), ("val", recipe.val_data)):
-        if not callable(data):
+        if not isinstance(data, LazyDataset) or data.is_open:
             note(f"{name}: {used(data)}")
             for line in used_warnings(data):
                 note(f"warning: {name}: {line}")

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo, indices_in
 from trainkit.data.datasets.inventory import without_images
-from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.segmentation import IGNORED, MaskDataset
-from trainkit.data.datasets.staged import Stages
 from trainkit.data.reader import is_unusable
 from trainkit.recipe import Task
 
@@ -83,11 +82,13 @@ def training_warnings(data: Dataset, task: Task) -> list[str]:
     dataset that is no `MaskDataset`, and streamed ones, are not sampled: an evaluation tells what they lack.
     """
     names = names_of(task)
-    data, indices = _inner(data)
     if not names:
         return []
+    info = DatasetInfo.of(data)
+    data = info.labelled
+    indices = indices_in(info.data, data)
     if isinstance(data, MaskDataset) and data.num_classes == len(names):
-        if getattr(data, "locality", None) is not None or not len(indices):
+        if DatasetInfo.of(data).locality is not None or not len(indices):
             return []
         return _of_masks(data, indices, names)
     ids = _known_ids(data)
@@ -103,22 +104,9 @@ def training_warnings(data: Dataset, task: Task) -> list[str]:
     return said or [f"{_classes(without, len(names))} no training image"]
 
 
-def _inner(data: Dataset) -> tuple[Any, Sequence[int]]:
-    """The dataset that others stand around, and which of its images they take."""
-    indices: Sequence[int] = range(len(data))
-    while isinstance(data, (Subset, Stages, Repeated)):
-        if isinstance(data, Subset):
-            indices = [data.indices[index] for index in indices]
-            data = data.dataset
-        else:
-            data = data.data
-            indices = sorted({index % len(data) for index in indices})  # as `Repeated` counts them
-    return data, indices
-
-
 def _known_ids(data: Any) -> Tensor | None:
     """The class id of each image, where an attribute `targets` says them: int64 (N,)."""
-    ids = getattr(data, "targets", None)
+    ids = DatasetInfo.of(data).targets
     if isinstance(ids, (list, tuple)) and not all(isinstance(each, int) for each in ids):
         return None
     if not isinstance(ids, (list, tuple, np.ndarray, Tensor)):

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import Batches, TrainOrder
 from trainkit.errors import UserError
@@ -26,6 +27,7 @@ class Plan:
     @classmethod
     def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "Plan":
         """The plan of `recipe` on so many processes. Raises UserError for settings that cannot work."""
+        info = DatasetInfo.of(recipe.train_data)
         order = TrainOrder(
             len(recipe.train_data),
             recipe.batch_size,
@@ -34,8 +36,8 @@ class Plan:
             options.micro_batch,
             unit=2 if recipe.mix is not None else 1,
             drop_last=recipe.drop_last,
-            repeats=getattr(recipe.train_data, "repeats", 1),
-            locality=getattr(recipe.train_data, "locality", None),
+            repeats=info.repeats,
+            locality=info.locality,
         )
         if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
             raise UserError(
@@ -90,7 +92,7 @@ class Plan:
             "lanes": None if locality is None else locality.lanes,
             "classes": _names(self.recipe),
             "label_values": self.recipe.label_values,
-            "train_data": getattr(self.recipe.train_data, "fingerprint", None),
+            "train_data": DatasetInfo.of(self.recipe.train_data).fingerprint,
             "total_steps": self.total_steps,
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.seeding import seed_step
@@ -112,19 +113,19 @@ class PreciseBatchNorm:
 
     @property
     def _epoch(self) -> int:
-        return min(
-            getattr(self.recipe.train_data, "final_epoch", 0), math.ceil(self.recipe.epochs) - 1
-        )
+        final_epoch = DatasetInfo.of(self.recipe.train_data).final_epoch
+        return min(final_epoch, math.ceil(self.recipe.epochs) - 1)
 
     @property
     def _order(self) -> TrainOrder:
         data = self.recipe.train_data
+        info = DatasetInfo.of(data)
         return TrainOrder(
             len(data),
             self.recipe.batch_size,
             self.seed,
-            repeats=getattr(data, "repeats", 1),
-            locality=getattr(data, "locality", None),
+            repeats=info.repeats,
+            locality=info.locality,
         )
 
     def _passes(self) -> list[list[int]]:

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from trainkit import files
+from trainkit.data.dataset_info import opened
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers
 from trainkit.display import Display
@@ -106,7 +107,7 @@ def open_run(
     Raises UserError where this training may not have the folder or cannot write it.
     """
 
-    def opened() -> tuple[Run, Found, Path]:
+    def open_here() -> tuple[Run, Found, Path]:
         try:
             run, notes = Run.open(options, settings, recipe_file, mathematics)
         except OSError as error:
@@ -127,7 +128,7 @@ def open_run(
             run.close()
             raise
 
-    run, found, mark = on_main_process(accelerator, opened)
+    run, found, mark = on_main_process(accelerator, open_here)
     if accelerator.num_processes > 1:
         _all_see(accelerator, run, mark)
     return run, found
@@ -172,7 +173,7 @@ def start(recipe: Recipe, options: Options) -> Started:
 
     Raises UserError for settings that cannot work.
     """
-    recipe = recipe.opened()
+    opened(recipe.train_data)  # what is wrong with it is said before the processes meet
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)

@@ -25,6 +25,7 @@ from helpers.processes import ROOT
 from helpers.toy_recipes import Images, recognition, run, streamed, write_parquet
 from trainkit import Options, train
 from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.dataset_info import opened
 from trainkit.data.datasets import parquet
 from trainkit.data.datasets.hub import HubImages, HubMasks
 from trainkit.data.datasets.open import class_images
@@ -451,7 +452,7 @@ def test_what_cannot_be_counted(cifar, tmp_path):
         ):
             recognition(**{name: Endless()})
     with pytest.raises(ValueError, match="train_data is of type Endless, a stream"):
-        recognition(train_data=lambda: Endless()).opened()
+        opened(recognition(train_data=lambda: Endless()).train_data)
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(
         ValueError, match=r"train-0.parquet is not a parquet file, or is cut short: "

@@ -19,6 +19,7 @@ from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.columns import choose_image, choose_image_and_mask, choose_label
 from trainkit.data.datasets.inventory import images_of, no_image
 from trainkit.data.datasets.parquet import ParquetTable
@@ -45,12 +46,12 @@ class Rows(Dataset):
     @property
     def locality(self) -> Locality | None:
         """The order that streamed files ask for."""
-        return getattr(self.table, "locality", None)
+        return DatasetInfo.of(self.table).locality
 
     @property
     def fingerprint(self) -> str | None:
         """Of streamed files, which may change where they lie."""
-        return getattr(self.table, "fingerprint", None)
+        return DatasetInfo.of(self.table).fingerprint
 
     def __len__(self) -> int:
         return len(self.table)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
-from trainkit.data.datasets.wrapper import Wrapper
+from trainkit.data.dataset_info import DatasetInfo, layers
 from trainkit.data.file_names import is_photograph
-from trainkit.data.on_device import OnDevice
 
 SHOWN = 5  # extensions, names
 # Why something was left out; the words follow its count, one and several.
@@ -96,24 +95,18 @@ def used(data: Any) -> str:
 
     A dataset says it by an attribute `used`; of others it is the number of images and classes.
     """
-    if isinstance(data, Subset):
-        return f"{len(data):,} of {used(data.dataset)}"
-    if isinstance(data, (Wrapper, OnDevice)):
-        return used(data.data)
-    if hasattr(data, "used"):
-        return data.used
-    classes = getattr(data, "classes", None)
-    number = len(classes) if isinstance(classes, Sequence) else getattr(data, "num_classes", None)
-    return images_of(len(data), number)
+    info = DatasetInfo.of(data)
+    for layer in layers(info.data):
+        if isinstance(layer, Subset):
+            return f"{len(layer):,} of {used(layer.dataset)}"
+    if info.used is not None:
+        return info.used
+    return images_of(len(info.innermost), info.num_classes)
 
 
 def used_warnings(data: Any) -> list[str]:
     """What a person should know before a training on a dataset begins, a line each."""
-    if isinstance(data, Subset):
-        return used_warnings(data.dataset)
-    if isinstance(data, (Wrapper, OnDevice)):
-        return used_warnings(data.data)
-    return list(getattr(data, "used_warnings", ()))
+    return DatasetInfo.of(data).used_warnings
 
 
 def without_images(data: Any) -> list[str]:
@@ -121,9 +114,7 @@ def without_images(data: Any) -> list[str]:
 
     A dataset says it by a method `without_images`.
     """
-    if isinstance(data, (Wrapper, OnDevice)):
-        return without_images(data.data)
-    return data.without_images() if hasattr(data, "without_images") else []
+    return DatasetInfo.of(data).without_images
 
 
 def images_of(number: int, classes: int | None) -> str:

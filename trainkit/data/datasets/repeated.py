@@ -4,6 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.wrapper import Wrapper
 from trainkit.data.seeding import reads_in_epoch
 from trainkit.errors import UserError
@@ -35,7 +36,7 @@ class Repeated(Wrapper):
     @property
     def final_epoch(self) -> int:
         """The epoch from which on the dataset does not change."""
-        return getattr(self.data, "final_epoch", 0)
+        return DatasetInfo.of(self.data).final_epoch
 
     def in_epoch(self, epoch: int, index: int) -> Any:
         """The same of a dataset that changes with the epoch."""

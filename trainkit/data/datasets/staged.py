@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.wrapper import Wrapper
 from trainkit.errors import UserError
 
@@ -19,7 +20,7 @@ class Stages(Wrapper):
 
     def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):
         super().__init__(data)
-        if not hasattr(data, "transform"):
+        if DatasetInfo.of(data).transformed is not data:
             raise UserError(
                 f"Stages: {type(data).__name__} has no attribute `transform`, which would change"
             )

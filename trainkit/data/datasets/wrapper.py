@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import name_of
 from trainkit.data.sampler import Locality
@@ -23,6 +24,11 @@ class Wrapper(Dataset):
         self.data = data
 
     @property
+    def inner(self) -> Dataset:
+        """The data that it stands around."""
+        return self.data
+
+    @property
     def classes(self) -> Sequence[str] | int:
         """Those of the data, where it says which."""
         return self.data.classes
@@ -30,12 +36,12 @@ class Wrapper(Dataset):
     @property
     def locality(self) -> Locality | None:
         """That of the data."""
-        return getattr(self.data, "locality", None)
+        return DatasetInfo.of(self.data).locality
 
     @property
     def fingerprint(self) -> str | None:
         """That of the data."""
-        return getattr(self.data, "fingerprint", None)
+        return DatasetInfo.of(self.data).fingerprint
 
     def __len__(self) -> int:
         return len(self.data)

@@ -1,0 +1,244 @@
+"""What a dataset may say of itself, beside its length and its items: every optional attribute, in one place.
+
+A dataset is anything with `len(data)` and `data[index] -> (image, target)`. All else is optional, and read here alone.
+One that stands around another has it as `inner`, as torch's `Subset` has it as `dataset`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset, Subset
+from torchvision.datasets.vision import StandardTransform
+
+from trainkit.errors import UserError
+
+
+class LazyDataset(Dataset):
+    """A dataset that is opened when it is first used: an evaluation needs no training data, and does not open it."""
+
+    def __init__(self, open_data: Callable[[], Dataset]):
+        self._open, self._opened = open_data, None
+
+    @property
+    def inner(self) -> Dataset:
+        """The dataset, opened."""
+        if self._opened is None:
+            data = self._open()
+            require_indexed("train_data", data)
+            self._opened = data
+        return self._opened
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been used."""
+        return self._opened is not None
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inner[index]
+
+
+def opened(data: Dataset) -> Dataset:
+    """The dataset itself, or the one that a `LazyDataset` opens."""
+    return data.inner if isinstance(data, LazyDataset) else data
+
+
+def require_indexed(name: str, data: Any) -> None:
+    """Raises UserError for a stream, of which nobody knows how long it is and which image is where."""
+    lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
+    if lacks or isinstance(data, IterableDataset):
+        raise UserError(
+            f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
+            "going on where a run stopped, take both. Parquet files have them, also where they are streamed: "
+            "trainkit.data.datasets.hub.HubImages(..., stream=16)"
+        )
+
+
+def layers(data: Any) -> Iterator[Any]:
+    """A dataset, the one that it stands around, and so on, the outermost first."""
+    while data is not None:
+        yield data
+        data = _inner(data)
+
+
+def _inner(data: Any) -> Any:
+    if isinstance(data, Subset):
+        return data.dataset
+    inner = getattr(data, "inner", None)
+    return inner if isinstance(inner, Dataset) else None
+
+
+def indices_in(data: Dataset, layer: Dataset) -> Sequence[int]:
+    """Which images of `layer`, one of the layers of `data`, are in `data`; each once where images are repeated."""
+    indices: Sequence[int] = range(len(data))
+    for outer in layers(data):
+        if outer is layer:
+            return indices
+        if isinstance(outer, Subset):
+            indices = [outer.indices[index] for index in indices]
+        else:
+            number = len(_inner(outer))
+            whole = isinstance(indices, range) and len(indices) >= number
+            indices = range(number) if whole else list(dict.fromkeys(i % number for i in indices))
+    raise AssertionError(f"{layer} is no layer of {data}")
+
+
+def put_in(data: Dataset, layer: Dataset, other: Dataset) -> Dataset:
+    """The images of `data`, read from `other` in the place of `layer`; what stood around it is left out."""
+    indices = indices_in(data, layer)
+    return other if isinstance(indices, range) else Subset(other, indices)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The optional attributes of a dataset, each with its default; an attribute is read when it is asked for."""
+
+    data: Any
+
+    @classmethod
+    def of(cls, data: Any) -> "DatasetInfo":
+        """What `data` says of itself, and what it stands around says."""
+        return cls(opened(data))
+
+    # How the outermost dataset is to be read.
+
+    @property
+    def repeats(self) -> int:
+        """Attribute `repeats`: copies of every image, which share a batch; 1."""
+        return getattr(self.data, "repeats", 1)
+
+    @property
+    def locality(self) -> Any:
+        """Attribute `locality` (`trainkit.data.sampler.Locality`): the order that streamed files ask for; None."""
+        return getattr(self.data, "locality", None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Attribute `fingerprint`: a hash of files that may change where they lie, kept by a resume; None."""
+        return getattr(self.data, "fingerprint", None)
+
+    @property
+    def final_epoch(self) -> int:
+        """Attribute `final_epoch`: the epoch from which on the dataset does not change; 0."""
+        return getattr(self.data, "final_epoch", 0)
+
+    @property
+    def in_epoch(self) -> Callable[[int, int], Any] | None:
+        """Method `in_epoch(epoch, index)`: the item in an epoch, of a dataset that changes with it; None."""
+        return getattr(self.data, "in_epoch", None)
+
+    @property
+    def own_name_of(self) -> Callable[[int], str] | None:
+        """Method `name_of(index)`: what a person calls an image; None. See `name_of` below, which always has a name."""
+        return getattr(self.data, "name_of", None)
+
+    # Of the outermost layer that has the attribute.
+
+    @property
+    def split(self) -> str | None:
+        """Attribute `split`: the part of the whole, such as "val"; None."""
+        return self._first("split")
+
+    @property
+    def upright(self) -> bool:
+        """Attribute `upright`: whether images are turned by their EXIF orientation; True."""
+        return self._first("upright", True)
+
+    @property
+    def label_values(self) -> list[int] | None:
+        """Attribute `label_values`: what stands for each class in the masks, kept by a resume; None."""
+        return self._first("label_values")
+
+    @property
+    def classes(self) -> int | Sequence[str] | None:
+        """Attribute `classes`: how many, or their names; None."""
+        return self._first("classes")
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of `classes` where these are names, else the attribute `num_classes`; None."""
+        classes = self.classes
+        return len(classes) if isinstance(classes, Sequence) else self._first("num_classes")
+
+    @property
+    def transformed(self) -> Any:
+        """The outermost layer with an attribute `transform`; None where none has it."""
+        return next((layer for layer in layers(self.data) if hasattr(layer, "transform")), None)
+
+    @property
+    def transform(self) -> Callable[..., Any] | None:
+        """Attribute `transform`: what an image goes through after it is read; None."""
+        return self._first("transform")
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether a layer around others has an attribute `augment`, changes of whole batches, as `OnDevice` has."""
+        around = [layer for layer in layers(self.data) if layer is not self.innermost]
+        return any(getattr(layer, "augment", ()) for layer in around)
+
+    @property
+    def innermost(self) -> Any:
+        """The layer that stands around no other."""
+        *_, last = layers(self.data)
+        return last
+
+    @property
+    def labelled(self) -> Any:
+        """The outermost layer with an attribute `targets`, see below; the innermost where none has it."""
+        having = (layer for layer in layers(self.data) if hasattr(layer, "targets"))
+        return next(having, self.innermost)
+
+    @property
+    def targets(self) -> Any:
+        """Attribute `targets`: the class id of each image; None."""
+        return self._first("targets")
+
+    @property
+    def used(self) -> str | None:
+        """Attribute `used` of the innermost layer: what it holds and what was left out, in words; None."""
+        return getattr(self.innermost, "used", None)
+
+    @property
+    def used_warnings(self) -> list[str]:
+        """Attribute `used_warnings` of the innermost layer: what a person should know of it, a line each; none."""
+        return list(getattr(self.innermost, "used_warnings", ()))
+
+    @property
+    def without_images(self) -> list[str]:
+        """Method `without_images()` of the innermost layer: the line about classes without an image; none."""
+        innermost = self.innermost
+        return innermost.without_images() if hasattr(innermost, "without_images") else []
+
+    def name_of(self, index: int) -> str:
+        """What a person calls an image: its file where the dataset knows it, else its place in it.
+
+        A dataset says it by a method `name_of(index)`; torchvision's by `samples` or `imgs`.
+        """
+        data = self.data
+        while isinstance(data, Subset):
+            data, index = data.dataset, data.indices[index]
+        if hasattr(data, "name_of"):
+            return str(data.name_of(index))
+        files = getattr(data, "samples", None) or getattr(data, "imgs", None)
+        return str(files[index][0]) if files else f"number {index} of {type(data).__name__}"
+
+    def _first(self, name: str, default: Any = None) -> Any:
+        for layer in layers(self.data):
+            if hasattr(layer, name):
+                return getattr(layer, name)
+        return default
+
+
+def without_transform(data: Any) -> Any:
+    """A copy of a layer that has an attribute `transform`, without it."""
+    bare = copy(data)
+    bare.transform = None
+    # torchvision's datasets of masks apply this one, which holds both
+    if hasattr(bare, "transforms"):
+        kept = bare.target_transform
+        bare.transforms = StandardTransform(None, kept) if kept is not None else None
+    return bare
