@@ -206,9 +206,9 @@ class Evaluator:
             # beyond `count`: a filler, see evaluation_batches
             predictions = objective(images, targets)
             rows = recipe.task.rows_per_image
-            if len(predictions) != rows * len(images):
+            if len(predictions) != rows * len(targets):
                 raise UserError(
-                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows for {len(images)} "
+                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows for {len(targets)} "
                     f"images, and rows_per_image is {rows}"
                 )
             yield [(predictions[: count * rows], targets[:count])] if count else []
