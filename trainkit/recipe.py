@@ -131,6 +131,16 @@ class Task:
         return getattr(self, "num_classes", None)
 
     @property
+    def known_palette(self) -> Sequence[tuple[int, int, int]] | None:
+        """The attribute `palette`, a colour of each class; None where it has none."""
+        return getattr(self, "palette", None)
+
+    @property
+    def known_raw_ids(self) -> Sequence[int] | None:
+        """The attribute `raw_ids`, the label of each class in the dataset's own files; None where it has none."""
+        return getattr(self, "raw_ids", None)
+
+    @property
     def ignored_label(self) -> int | None:
         """The attribute `ignore`; None where it has none."""
         return getattr(self, "ignore", None)

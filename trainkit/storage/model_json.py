@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Subset
 
 import trainkit
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.errors import UserError
 from trainkit.rebuildable import built_by
 from trainkit.recipe import Recipe
@@ -48,22 +48,22 @@ INPUT = ("interpolation", "crop_fraction", "crop_mode")
 
 def model_json(recipe: Recipe) -> dict[str, Any]:
     """What stands in model.json of the checkpoints of a training of `recipe`."""
-    task, transform = recipe.task, built_by(_transform(recipe))
+    task, transform = recipe.task, built_by(DatasetInfo.of(recipe.val_data).transform)
     given = {} if transform is None else transform["arguments"]
     return {
         "format": FORMAT,
         "trainkit": trainkit.__version__,
         "type": type(recipe.model).__name__,
         "network": built_by(recipe.model),
-        "task": _described(task),
+        "task": _described(task.given),
         "transform": transform,
-        "classes": _plain(getattr(task, "classes", None)),
+        "classes": _plain(task.known_classes),
         "mean": list(recipe.mean),
         "std": list(recipe.std),
         "size": given.get("size"),
         **{name: recipe.input.get(name, given.get(name)) for name in INPUT},
-        "palette": _plain(getattr(task, "palette", None)),
-        "raw_ids": _plain(getattr(task, "raw_ids", None)),
+        "palette": _plain(task.known_palette),
+        "raw_ids": _plain(task.known_raw_ids),
     }
 
 
@@ -85,14 +85,6 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
             f"{file} is of format {content['format']}, of a newer trainkit; this one reads {FORMAT}"
         )
     return content
-
-
-def _transform(recipe: Recipe) -> Any:
-    """That of the validation data."""
-    data = recipe.val_data
-    while isinstance(data, Subset):
-        data = data.dataset
-    return getattr(data, "transform", None)
 
 
 def _described(value: Any) -> dict[str, Any]:
