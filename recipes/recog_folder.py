@@ -44,7 +44,7 @@ def recipe(
     model: str = "resnet50",
     pretrained: bool = True,
     batch_size: int = 64,
-    optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head=10.0),
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head_lr_mult=10.0),
     schedule: ScheduleSettings = ScheduleSettings(epochs=20, warmup_epochs=1),
     label_smoothing: float = 0.1,
     size: int = 224,
@@ -69,7 +69,7 @@ def recipe(
         batch_size: images of one step, over all processes
         weight_decay: of every parameter but norms and biases
         label_smoothing: share of the target spread over all classes
-        head: factor of the last layer's learning rate, when the rest is pretrained
+        head_lr_mult: factor of the last layer's learning rate, when the rest is pretrained
         size: side of the crop in training and in evaluation
         crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
         crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its network, or center
@@ -100,7 +100,7 @@ def recipe(
         if small
         else fine_tuned(model, num_classes, pretrained, [size])
     )
-    optimizer = optimizer if pretrained else replace(optimizer, head=1.0)
+    optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     return Recipe(
         task=Recognition(names, label_smoothing),
         model=network,

@@ -33,7 +33,7 @@ from trainkit.tasks.recognition import Recognition
 SAMPLE = {
     "backbone": "small",
     "pretrained": False,
-    "head": 1.0,
+    "head_lr_mult": 1.0,
     "lr": 0.5,
     "batch_size": 32,
     "size": 56,
@@ -55,7 +55,9 @@ def recipe(
     pretrained: bool = True,
     drop: int = 60,
     batch_size: int = 512,
-    optimizer: OptimizerSettings = OptimizerSettings(lr=0.004, weight_decay=5e-4, head=10.0),
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=0.004, weight_decay=5e-4, head_lr_mult=10.0
+    ),
     schedule: ScheduleSettings = ScheduleSettings(epochs=80),
     size: int = 224,
     smallest_crop: float = 0.08,
@@ -74,7 +76,7 @@ def recipe(
         drop: epochs after which the learning rate becomes a tenth, and colours are left as they are
         lr: learning rate of the backbone at the start, for 512 images a batch
         batch_size: images of one step, over all processes
-        head: factor of the learning rate outside the backbone
+        head_lr_mult: factor of the learning rate outside the backbone
         size: side of the crop in training and in evaluation
         smallest_crop: share of the image's area that a training crop has at least
         jitter: strengths of changes of brightness, contrast, saturation and hue

@@ -31,8 +31,8 @@ from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head": 1.0, "batch_size": 8, "base": 128,
-          "crop": 96, "channels": 64, "sync_batch_norm": False}  # fmt: skip
+SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head_lr_mult": 1.0, "batch_size": 8,
+          "long_side": 128, "crop": 96, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 
 class Opened(NamedTuple):
@@ -53,9 +53,9 @@ def segmentation(
     backbone: str = "resnet50",
     pretrained: bool = True,
     batch_size: int = 16,
-    optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head=10.0),
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head_lr_mult=10.0),
     schedule: ScheduleSettings = ScheduleSettings(epochs=120),
-    base: int = 520,
+    long_side: int = 520,
     crop: int = 480,
     aux_weight: float = 0.2,
     se_weight: float | None = None,
@@ -63,7 +63,7 @@ def segmentation(
     loss: tuple[Loss, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
     photometric: bool = False,
-    max_share: float | None = None,
+    cat_max_ratio: float | None = None,
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
     eval_crop: int | None = None,
@@ -80,23 +80,23 @@ def segmentation(
         pretrained: start the backbone from published ImageNet weights
         lr: learning rate of the backbone, for 16 images a batch
         batch_size: images of one step, over all processes
-        base: long side of an image before the random scale, and in evaluation
+        long_side: long side of an image before the random scale, and in evaluation
         crop: side of the training crop
-        head: factor of the learning rate outside the backbone
+        head_lr_mult: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such head
         se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
         channels: width of the head, but for torchvision's fcn, deeplabv3 and lraspp
         loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: distort brightness, contrast, saturation and hue of the training crops
         class_weights: of cross_entropy and focal, a number for each class; None: all alike
-        max_share: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
+        cat_max_ratio: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
         sync_batch_norm: on several GPUs, batch norm over the whole batch
         eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
         eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
         sample: train a small network on generated scenes, in under a minute
     """
-    train = train_transform(base, crop, photometric=photometric, max_share=max_share)
-    opened = open_data(data, sample, train, eval_transform(base, eval_crop))
+    train = train_transform(long_side, crop, photometric=photometric, cat_max_ratio=cat_max_ratio)
+    opened = open_data(data, sample, train, eval_transform(long_side, eval_crop))
     classes = opened.about.classes
     num_classes = classes if isinstance(classes, int) else len(classes)
     se_weight = encoding_weight(model, se_weight)

@@ -27,7 +27,7 @@ from trainkit.variants import variant
     model="deeplabv3",
     backbone="resnet101",
     epochs=240,
-    base=2048,
+    long_side=2048,
     crop=768,
 )
 def recipe(

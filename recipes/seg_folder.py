@@ -31,7 +31,7 @@ from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "lraspp", "backbone": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8,
-          "base": 112, "crop": 88, "head": 1.0, "sync_batch_norm": False}  # fmt: skip
+          "long_side": 112, "crop": 88, "head_lr_mult": 1.0, "sync_batch_norm": False}  # fmt: skip
 
 
 @variant(segmentation, model="deeplabv3", epochs=60)
@@ -65,8 +65,8 @@ def recipe(
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with lraspp), or "small",
             which has no published weights and trains on a laptop
         lr: learning rate of the backbone
-        base: long side of an image before the random scale of 0.5 to 2, and in evaluation
-        head: factor of the learning rate outside the backbone, when it is pretrained
+        long_side: long side of an image before the random scale of 0.5 to 2, and in evaluation
+        head_lr_mult: factor of the learning rate outside the backbone, when it is pretrained
         sample: train a small network on generated scenes in the same layout, in under a minute
     """
 
@@ -86,5 +86,5 @@ def recipe(
         return Opened(about, partial(maps, "train", transform=train), val_data, note)
 
     if not pretrained:
-        settings["optimizer"] = replace(settings["optimizer"], head=1.0)
+        settings["optimizer"] = replace(settings["optimizer"], head_lr_mult=1.0)
     return segmentation(open_data, data=data, pretrained=pretrained, **settings, lateral=False)

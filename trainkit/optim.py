@@ -19,24 +19,25 @@ def param_groups(
     model: nn.Module,
     lr: float,
     weight_decay: float,
-    head: float = 1.0,
+    head_lr_mult: float = 1.0,
     decay_vectors: bool = True,
     layer_decay: float = 1.0,
 ) -> list[dict]:
-    """Groups for a torch optimizer: the head at `head` times the learning rate, and no decay on vectors.
+    """Groups for a torch optimizer: the head at `head_lr_mult` times the learning rate, and no decay on vectors.
 
-    lr: of everything but the head. head: factor of the head's; it stands here and nowhere else. The head is what lies
-    in the modules that `model.head_names` names, in what timm's `get_classifier` gives, or outside `model.backbone`.
+    lr: of everything but the head. head_lr_mult: factor of the head's; it stands here and nowhere else. The head is
+    what lies in the modules that `model.head_names` names, in what timm's `get_classifier` gives, or outside
+    `model.backbone`.
     decay_vectors: False exempts parameters of at most one dimension, that is every bias and every norm's scale and
     shift under whatever name; what `no_decay` finds is always exempt. layer_decay: the learning rate's factor from one
     layer of `depths` to the layer before it, such as 0.75 (Clark et al., 2020; Bao et al., 2022, BEiT); the last one
     has `lr` itself. Frozen parameters are left out; empty groups too.
     """
     in_head = _head(model)
-    if head != 1.0 and in_head is None:
+    if head_lr_mult != 1.0 and in_head is None:
         raise UserError(
-            f"param_groups: head is {head}, and {type(model).__name__} does not say which part is its head: give it an "
-            'attribute `backbone`, or `head_names`, such as ("fc",)'
+            f"param_groups: head_lr_mult is {head_lr_mult}, and {type(model).__name__} does not say which part is its "
+            'head: give it an attribute `backbone`, or `head_names`, such as ("fc",)'
         )
     if not 0 < layer_decay <= 1:
         raise UserError(
@@ -60,7 +61,7 @@ def param_groups(
     return [
         {
             "params": parameters,
-            "lr": lr * (head if at_head else 1.0) * layer_decay ** (top - layer),
+            "lr": lr * (head_lr_mult if at_head else 1.0) * layer_decay ** (top - layer),
             "weight_decay": weight_decay if decays else 0.0,
         }
         for (at_head, decays, layer), parameters in groups.items()

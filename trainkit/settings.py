@@ -27,7 +27,7 @@ class OptimizerSettings(SharedSettings):
     Attributes:
         lr: learning rate at its highest
         weight_decay: of every parameter
-        head: factor of the learning rate of the head, or outside the backbone; 1: none
+        head_lr_mult: factor of the learning rate of the head, or outside the backbone; 1: none
         layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75; 1: none
         clip_norm: largest norm of the gradient, to which larger ones are scaled down; None for no clipping
         ema: decay of a moving average of the weights, such as 0.9999; None for none
@@ -35,7 +35,7 @@ class OptimizerSettings(SharedSettings):
 
     lr: float
     weight_decay: float = 1e-4
-    head: float = 1.0
+    head_lr_mult: float = 1.0
     layer_decay: float = 1.0
     clip_norm: float | None = None
     ema: float | None = None
@@ -53,13 +53,13 @@ class OptimizerSettings(SharedSettings):
             nesterov: Nesterov's momentum.
 
         Raises:
-            UserError: `head` or `layer_decay` is not 1, and the model does not say which parts these are of.
+            UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which parts these are of.
         """
         groups = param_groups(
             model,
             self.lr,
             self.weight_decay,
-            self.head,
+            self.head_lr_mult,
             decay_vectors=decay_vectors,
             layer_decay=self.layer_decay,
         )

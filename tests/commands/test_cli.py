@@ -257,7 +257,7 @@ def mistakes(folder):
             "--sample",
             "--lr",
             "-2",
-        ): "epochs=6, lr=-2.0, batch_size=32, size=56, sample=True; TRAINKIT_",
+        ): "batch_size=32, lr=-2.0, epochs=6, size=56, sample=True; TRAINKIT_",
         (
             SAMPLE,
             "--sample",
@@ -304,9 +304,9 @@ def mistakes(folder):
         (
             segmentation,
             "--sample",
-            "--base",
+            "--long-side",
             "-3",
-        ): "base is -3; it is a side in pixels, at least 1",
+        ): "long_side is -3; it is a side in pixels, at least 1",
         ("replay", "full"): "full is not a run",
         (
             SAMPLE,

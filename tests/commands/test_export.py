@@ -203,7 +203,8 @@ def test_onnx_in_its_own_runtime(tmp_path):
     assert [tuple(each.shape) for each in session.get_inputs()] == [("batch", 3, "height", "width")]
     about = json.loads(session.get_modelmeta().custom_metadata_map["trainkit"])
     assert (
-        "LongSide(base=24)" in about["preprocessing"]["transform"] and about["classes"] == CLASSES
+        "LongSide(long_side=24)" in about["preprocessing"]["transform"]
+        and about["classes"] == CLASSES
     )
     for images in (batch(), batch((20, 31), 1)):
         with torch.no_grad():

@@ -221,7 +221,7 @@ def test_label_maps_of_ones_own_images(tmp_path, shift):
     }
     recipe = build(
         load_recipe(ROOT / "recipes" / "seg_folder.py"),
-        {**settings, "pretrained": False, "base": 64},
+        {**settings, "pretrained": False, "long_side": 64},
     )
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     predict(recipe, tmp_path / "w.pth", asked(tmp_path / "images" / "val", out=tmp_path / "out"))
@@ -423,9 +423,7 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
 def test_a_network_with_more_outputs_than_classes_predicts_nothing(make, name, network, tmp_path):
     recipe = replace(make(tmp_path), model=network())
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
-    asked = PredictOptions(
-        checkpoint=tmp_path / "w.pth", paths=(tmp_path,), out=tmp_path / "out", workers=0
-    )
+    asked = PredictOptions(paths=(tmp_path,), out=tmp_path / "out", workers=0)
     with pytest.raises(
         ValueError, match=f"the network has 9 outputs, and {name} has {CLASSES} classes"
     ):

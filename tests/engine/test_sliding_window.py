@@ -239,7 +239,9 @@ def test_images_as_they_are_stored(tmp_path):
         pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
         Image.fromarray(pixels[..., 0] % CLASSES).save(tmp_path / "masks" / f"{number}.png")
-    data = MaskFolder(tmp_path / "images", tmp_path / "masks", CLASSES, eval_transform(base=16))
+    data = MaskFolder(
+        tmp_path / "images", tmp_path / "masks", CLASSES, eval_transform(long_side=16)
+    )
     recipe = segmentation(val_data=Subset(data, [2, 0]), task=Segmentation(CLASSES))
     recipe.model.head = nn.Conv2d(8, CLASSES, 1)
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")

@@ -120,7 +120,7 @@ SETTINGS: dict[str, tuple] = {
         "cross_entropy",
         "dice",
         "--photometric",
-        "--max-share",
+        "--cat-max-ratio",
         0.75,
     ),
     "seg_folder-windows": ("seg_folder", "--loss", "ohem", "--eval-window", 64, 48),
@@ -587,7 +587,7 @@ def train_for_errors() -> None:
         "small",
         "--no-pretrained",
     )
-    must(trainkit(masks, *words, "--base", 24, "--crop", 16, *small, "--out", "seg"))
+    must(trainkit(masks, *words, "--long-side", 24, "--crop", 16, *small, "--out", "seg"))
     trainkit(
         folder, "--sample", "--lr", "1e30", "--warmup-epochs", 0, "--workers", 0, "--out", "nan"
     )

@@ -87,7 +87,7 @@ def test_two_steps(tmp_path, monkeypatch, name, write, words):
         "--no-pretrained",
         "--channels",
         "16",
-        "--base",
+        "--long-side",
         "64",
         "--crop",
         "48",
@@ -202,7 +202,7 @@ def test_two_steps_of_the_others(tmp_path, monkeypatch, name, write, words, prot
         "1",
         *words,
     ]
-    asked += ["--base", "64", "--crop", "48"] if name.startswith("seg") else []
+    asked += ["--long-side", "64", "--crop", "48"] if name.startswith("seg") else []
     asked += ["--warmup-epochs", "0"] if "warmup_epochs" in known else []
     assert main([str(ROOT / "recipes" / f"{name}.py"), *asked, "--out", str(out)]) == 0
     losses = [row["loss"] for row in rows(out)]

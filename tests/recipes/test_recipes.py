@@ -177,7 +177,7 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
         "ohem",
         "dice",
         "--photometric",
-        "--max-share",
+        "--cat-max-ratio",
         "0.9",
         "--epochs",
         "0.2",
@@ -231,7 +231,7 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     asked = {
         "loss": ("focal", "lovasz"),
         "photometric": True,
-        "max_share": 0.5,
+        "cat_max_ratio": 0.5,
         "eval_window": (48, 32),
     }
     recipe = build(
@@ -240,12 +240,12 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     assert recipe.task.terms[:2] == ("focal", "lovasz") and recipe.sync_batch_norm
     assert (
         recipe.protocol
-        == f"long side {function.sample_settings()['base']}, windows of 48 every 32, scale 1"
+        == f"long side {function.sample_settings()['long_side']}, windows of 48 every 32, scale 1"
     )
     steps = opened(recipe.train_data).transform.transforms
     names = [type(step).__name__ for step in steps]
     assert names == ["RandomScaleCrop", "RandomPhotometricDistort"]
-    assert steps[0].max_share == 0.5 and steps[0].hflip_prob == 0.5
+    assert steps[0].cat_max_ratio == 0.5 and steps[0].hflip_prob == 0.5
 
 
 def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatch):

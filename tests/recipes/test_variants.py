@@ -25,7 +25,7 @@ def base(
     dataset,
     *,
     data: str = "here",
-    optimizer: OptimizerSettings = OptimizerSettings(lr=0.1, head=10.0),
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.1, head_lr_mult=10.0),
     base: int = 520,
     schedule: ScheduleSettings = ScheduleSettings(epochs=3),
 ) -> SimpleNamespace:
@@ -65,7 +65,7 @@ def test_no_six_equal_lines_stand_in_two_recipes():
 def test_a_variant_has_the_settings_of_its_base_flat_and_with_its_own_defaults():
     found = {name: each.default for name, each in inspect.signature(voc).parameters.items()}
     assert found == {
-        "data": "here", "lr": 0.5, "weight_decay": 1e-4, "head": 10.0, "layer_decay": 1.0, "clip_norm": None,
+        "data": "here", "lr": 0.5, "weight_decay": 1e-4, "head_lr_mult": 10.0, "layer_decay": 1.0, "clip_norm": None,
         "ema": None, "base": 112, "epochs": 3, "warmup_epochs": 0, "split": "train",
     }  # fmt: skip
     assert inspect.signature(voc).parameters["ema"].annotation == float | None
@@ -80,7 +80,7 @@ def test_a_variant_has_the_settings_of_its_base_flat_and_with_its_own_defaults()
 
 def test_a_variant_passes_settings_on_packed():
     built = voc(lr=0.7, ema=0.9, epochs=5, split="val")
-    assert built.optimizer == OptimizerSettings(lr=0.7, head=10.0, ema=0.9)
+    assert built.optimizer == OptimizerSettings(lr=0.7, head_lr_mult=10.0, ema=0.9)
     assert built.schedule == ScheduleSettings(epochs=5)
     assert (built.dataset, built.data, built.base) == ("val", "here", 112)
     assert voc().optimizer.lr == 0.5
@@ -92,7 +92,9 @@ def test_a_variant_passes_settings_on_packed():
         """A variant of a variant."""
         return voc(**settings)
 
-    assert again(weight_decay=0).optimizer == OptimizerSettings(lr=0.9, weight_decay=0, head=10.0)
+    assert again(weight_decay=0).optimizer == OptimizerSettings(
+        lr=0.9, weight_decay=0, head_lr_mult=10.0
+    )
     assert again().base == 112
 
 
@@ -107,7 +109,7 @@ def test_a_recipe_file_is_called_with_flat_settings():
     for each in (RecipeFile(function, module), RecipeFile(voc, module)):
         assert "optimizer" not in inspect.signature(each).parameters
         assert each(lr=0.3, clip_norm=2.0).optimizer == OptimizerSettings(
-            lr=0.3, head=10.0, clip_norm=2.0
+            lr=0.3, head_lr_mult=10.0, clip_norm=2.0
         )
     plain = RecipeFile(function, module)
     assert plain(optimizer=OptimizerSettings(lr=7)).optimizer.lr == 7  # as from Python
@@ -137,7 +139,7 @@ def test_other_dataclasses_stay_groups():
 def test_the_optimizer_is_built_as_given():
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     network.head_names = ("1",)
-    settings = OptimizerSettings(lr=0.2, weight_decay=0.3, head=5.0, clip_norm=1.5, ema=0.9)
+    settings = OptimizerSettings(lr=0.2, weight_decay=0.3, head_lr_mult=5.0, clip_norm=1.5, ema=0.9)
     built = settings.build(network, decay_vectors=False, nesterov=True)
     assert (built["clip_norm"], built["ema"]) == (1.5, 0.9)
     groups = built["optimizer"].param_groups

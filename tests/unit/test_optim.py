@@ -29,7 +29,7 @@ def test_no_norm_or_bias_decays():
 
 def test_the_head_learns_faster():
     model = fcn_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True)
-    backbone, head = param_groups(model, 0.01, 1e-4, head=10.0)
+    backbone, head = param_groups(model, 0.01, 1e-4, head_lr_mult=10.0)
     assert (backbone["lr"], head["lr"]) == (0.01, 0.1)
     assert {id(p) for p in backbone["params"]} == {id(p) for p in model.backbone.parameters()}
     expected = {id(p) for m in (model.classifier, model.aux_classifier) for p in m.parameters()}
@@ -40,7 +40,7 @@ def test_the_head_learns_faster():
 def test_frozen_parameters_are_left_out():
     model = fcn_resnet50(weights=None, weights_backbone=None, num_classes=5)
     model.backbone.requires_grad_(False)
-    (head,) = param_groups(model, 0.01, 1e-4, head=10.0)
+    (head,) = param_groups(model, 0.01, 1e-4, head_lr_mult=10.0)
     assert head["lr"] == 0.1
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="every parameter of FCN is frozen"):
@@ -49,9 +49,10 @@ def test_frozen_parameters_are_left_out():
 
 def test_a_head_needs_a_backbone():
     with pytest.raises(
-        ValueError, match="head is 10.0, and ResNet does not say which part is its head: give it"
+        ValueError,
+        match="head_lr_mult is 10.0, and ResNet does not say which part is its head: give it",
     ):
-        param_groups(resnet18(), 0.01, 1e-4, head=10.0)
+        param_groups(resnet18(), 0.01, 1e-4, head_lr_mult=10.0)
 
 
 def layer_lrs(model, **settings) -> dict[str, float]:
@@ -104,7 +105,7 @@ def test_layer_decay_beside_a_head():
     number = depths(model)
     assert number["backbone.conv1.weight"] == 0 and number["backbone.layer4.2.conv3.weight"] == 16
     assert {number[name] for name in number if "classifier" in name} == {17}
-    lrs = layer_lrs(model, layer_decay=0.9, head=10.0)
+    lrs = layer_lrs(model, layer_decay=0.9, head_lr_mult=10.0)
     assert lrs["backbone.layer1.0.conv1.weight"] == pytest.approx(0.9**16)
     assert lrs["classifier.0.weight"] == lrs["aux_classifier.0.weight"] == 10.0
 
@@ -143,7 +144,9 @@ def test_layer_decay_of_timms_is_timms(name, layers):
         n for n in depths(model) if n.startswith(tuple(f"{part}." for part in model.head_names))
     }
     tenfold = {
-        id(p): g["lr"] for g in param_groups(model, 1.0, 0.0, head=10.0) for p in g["params"]
+        id(p): g["lr"]
+        for g in param_groups(model, 1.0, 0.0, head_lr_mult=10.0)
+        for p in g["params"]
     }
     assert head and {n for n, p in model.named_parameters() if tenfold[id(p)] == 10.0} == head
 

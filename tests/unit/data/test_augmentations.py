@@ -125,15 +125,15 @@ def test_balanced_crops():
             good += counts.max() <= 0.75 * counts.sum() and counts.sum() > 0
         return good / 200
 
-    def whole_size(max_share):
-        return RandomScaleCrop(64, 20, (1.0, 1.0), 255, max_share)
+    def whole_size(cat_max_ratio):
+        return RandomScaleCrop(64, 20, (1.0, 1.0), 255, cat_max_ratio)
 
     once = share_of_good(v2.RandomCrop(20))
     assert 0.05 < once < 0.15 and share_of_good(whole_size(None)) == pytest.approx(once, abs=0.05)
     assert share_of_good(whole_size(0.75)) == pytest.approx(1 - (1 - once) ** 11, abs=0.12)
-    assert share_of_good(train_maps(64, 20, (1.0, 1.0), max_share=0.75)) > 4 * once
-    with pytest.raises(ValueError, match="max_share is 1.5; it must be between 0 and 1"):
-        train_maps(64, 20, max_share=1.5)
+    assert share_of_good(train_maps(64, 20, (1.0, 1.0), cat_max_ratio=0.75)) > 4 * once
+    with pytest.raises(ValueError, match="cat_max_ratio is 1.5; it must be between 0 and 1"):
+        train_maps(64, 20, cat_max_ratio=1.5)
 
 
 def test_a_crop_of_one_class_is_kept_in_the_end():

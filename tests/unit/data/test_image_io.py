@@ -494,7 +494,7 @@ def test_one_bit_of_a_mask(tmp_path, capsys):
         "--no-pretrained",
     ]
     asked += [
-        "--base",
+        "--long-side",
         "48",
         "--crop",
         "32",

@@ -26,7 +26,7 @@ COLORS = MaskColors(
     ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)), ((0, 0, 0), (1, 1, 1))
 )
 TABLE = "# made by hand\n128 64 128 road\n\n0,0,142,car\n70\t130\t180\t\tsky\n0 0 0 ignore\n1 1 1 ignore\n"
-WORDS = ["--model", "lraspp", "--backbone", "small", "--no-pretrained", "--base", "32", "--crop", "24",
+WORDS = ["--model", "lraspp", "--backbone", "small", "--no-pretrained", "--long-side", "32", "--crop", "24",
          "--batch-size", "2", "--workers", "0", "--no-sync-batch-norm", "--epochs", "1"]  # fmt: skip
 
 

@@ -300,7 +300,7 @@ def test_two_steps_of_segmentation(tmp_path, name):
     torch.manual_seed(0)
     model, is_enc = BUILDS[name](), name == "encnet"
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    groups = param_groups(model, 0.05, 1e-4, head=10.0)
+    groups = param_groups(model, 0.05, 1e-4, head_lr_mult=10.0)
     assert {id(p) for p in groups[1]["params"]} == {
         id(p) for part in (model.head, model.aux_head) for p in part.parameters()
     }
@@ -326,7 +326,7 @@ def test_two_steps_of_deepten(tmp_path):
     torch.manual_seed(0)
     model = DeepTEN(SmallResNet(WIDTHS), CLASSES, 8, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD(param_groups(model, 0.1, 1e-4, head=10.0), lr=0.1)
+    optimizer = torch.optim.SGD(param_groups(model, 0.1, 1e-4, head_lr_mult=10.0), lr=0.1)
     train(
         recognition(num_images=16, model=model, optimizer=optimizer, epochs=1),
         Options(out=tmp_path / "run", workers=0, log_every=1),

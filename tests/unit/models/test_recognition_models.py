@@ -79,7 +79,7 @@ def test_a_new_last_layer():
     with torch.no_grad():
         assert torch.equal(ours(images), published(images))
     assert max(depths(ours).values()) == depths(ours)["fc.weight"] == 9
-    groups = param_groups(ours, 0.1, 0.0, head=10.0)
+    groups = param_groups(ours, 0.1, 0.0, head_lr_mult=10.0)
     assert {id(p) for g in groups if g["lr"] == 1.0 for p in g["params"]} == {
         id(p) for p in ours.fc.parameters()
     }

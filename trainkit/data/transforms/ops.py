@@ -74,53 +74,53 @@ def nearest_region(
 
 
 class RandomScaleCrop(v2.Transform):
-    """A random crop of image and mask, whose long side is `base` times a factor drawn evenly from `scale`.
+    """A random crop of image and mask, whose long side is `long_side` times a factor drawn evenly from `scale`.
 
     What the crop shows is cut out of the stored image in whole pixels, and only that is resized: images bilinearly
     with antialiasing, masks to the nearest label. An edge of the crop is thus up to half a stored pixel from where it
     would be in the whole image resized. What a smaller image lacks on any side is black, and `ignore` in the mask.
 
-    max_share: draw the place again, up to `tries` times, while one class has more than this share of the crop's valid
-    pixels, as MMSegmentation's cat_max_ratio, where 0.75 is usual. A crop without valid pixels is drawn again too; the
+    cat_max_ratio: draw the place again, up to `tries` times, while one class has more than this share of the crop's
+    valid pixels, as in MMSegmentation, where 0.75 is usual. A crop without valid pixels is drawn again too; the
     last one is kept whatever it shows. hflip_prob: how often left and right change sides.
     """
 
     def __init__(
         self,
-        base: int,
+        long_side: int,
         crop: int,
         scale: tuple[float, float],
         ignore: int,
-        max_share: float | None = None,
+        cat_max_ratio: float | None = None,
         tries: int = 10,
         hflip_prob: float = 0.0,
     ):
         super().__init__()
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"scale is {scale}; give two factors above 0, the smaller one first")
-        if max_share is not None and not 0 < max_share < 1:
+        if cat_max_ratio is not None and not 0 < cat_max_ratio < 1:
             raise UserError(
-                f"max_share is {max_share}; it must be between 0 and 1, or None for crops as they come"
+                f"cat_max_ratio is {cat_max_ratio}; it must be between 0 and 1, or None for crops as they come"
             )
         if not 0 <= hflip_prob <= 1:
             raise UserError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
-        self.base, self.crop, self.scale, self.ignore = base, crop, scale, ignore
-        self.max_share, self.tries, self.hflip_prob = max_share, tries, hflip_prob
+        self.long_side, self.crop, self.scale, self.ignore = long_side, crop, scale, ignore
+        self.cat_max_ratio, self.tries, self.hflip_prob = cat_max_ratio, tries, hflip_prob
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the side that faces left, the size and the place."""
         side, size = torch.rand(2).tolist()
-        low, high = (int(self.base * factor) for factor in self.scale)
+        low, high = (int(self.long_side * factor) for factor in self.scale)
         height, width = v2.query_size(flat_inputs)
         scaled = _size_of_long_side(height, width, low + int(size * (high + 1 - low)))
-        for _ in range(1 if self.max_share is None else self.tries + 1):
+        for _ in range(1 if self.cat_max_ratio is None else self.tries + 1):
             down, across = torch.rand(2).tolist()
             rows, columns = (
                 self._shown(height, scaled[0], down),
                 self._shown(width, scaled[1], across),
             )
             params = {"rows": rows, "columns": columns, "mirrored": side < self.hflip_prob}
-            if self.max_share is None or self._is_balanced(flat_inputs, params):
+            if self.cat_max_ratio is None or self._is_balanced(flat_inputs, params):
                 break
         return params
 
@@ -136,7 +136,7 @@ class RandomScaleCrop(v2.Transform):
         mask = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
         labels = self.transform(mask, params).as_subclass(Tensor)
         sizes = labels[labels != self.ignore].bincount()
-        return len(sizes) > 0 and bool(sizes.max() <= self.max_share * sizes.sum())
+        return len(sizes) > 0 and bool(sizes.max() <= self.cat_max_ratio * sizes.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut out, resize, and lay on a black or ignored ground where that is smaller than the crop."""
@@ -165,18 +165,18 @@ class RandomScaleCrop(v2.Transform):
 
 
 class LongSide(v2.Transform):
-    """Resize the image so that its long side is `base`, and leave the mask untouched."""
+    """Resize the image so that its long side is `long_side`, and leave the mask untouched."""
 
     _transformed_types = (tv_tensors.Image,)
 
-    def __init__(self, base: int):
+    def __init__(self, long_side: int):
         super().__init__()
-        self.base = base
+        self.long_side = long_side
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize the image bilinearly with antialiasing."""
         return functional.resize(
-            inpt, _size_of_long_side(*inpt.shape[-2:], self.base), antialias=True
+            inpt, _size_of_long_side(*inpt.shape[-2:], self.long_side), antialias=True
         )
 
 

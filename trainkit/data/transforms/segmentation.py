@@ -8,32 +8,32 @@ from trainkit.rebuildable import rebuildable
 
 
 def train_transform(
-    base: int,
+    long_side: int,
     crop: int,
     scale: tuple[float, float] = (0.5, 2.0),
     ignore: int = 255,
     photometric: bool = False,
-    max_share: float | None = None,
+    cat_max_ratio: float | None = None,
 ) -> v2.Transform:
-    """Long side to base times a random scale, random crop, flip: (image, mask) -> (image, mask).
+    """Long side to long_side times a random scale, random crop, flip: (image, mask) -> (image, mask).
 
     What a crop larger than the image lacks is black in the image and `ignore` in the mask. photometric: distort
     brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
-    torchvision has it), of the crop. max_share: largest share of one class in a crop, see `RandomScaleCrop`.
+    torchvision has it), of the crop. cat_max_ratio: largest share of one class in a crop, see `RandomScaleCrop`.
     """
-    _check_sides(base=base, crop=crop)
-    scaled = RandomScaleCrop(base, crop, scale, ignore, max_share, hflip_prob=0.5)
+    _check_sides(long_side=long_side, crop=crop)
+    scaled = RandomScaleCrop(long_side, crop, scale, ignore, cat_max_ratio, hflip_prob=0.5)
     return v2.Compose([scaled, v2.RandomPhotometricDistort()]) if photometric else scaled
 
 
 @rebuildable
-def eval_transform(base: int | None, crop: int | None = None) -> Look:
-    """Long side to `base` (None: as it is); the mask stays untouched, and is what predictions are measured on.
+def eval_transform(long_side: int | None, crop: int | None = None) -> Look:
+    """Long side to `long_side` (None: as it is); the mask stays untouched, and is what predictions are measured on.
 
     crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: figures as
     of older codes, and not comparable with those of whole images.
     """
-    _check_sides(base=base, crop=crop)
+    _check_sides(long_side=long_side, crop=crop)
     if crop is not None:
         return Look(
             [v2.Resize(crop), v2.CenterCrop(crop)],
@@ -42,8 +42,8 @@ def eval_transform(base: int | None, crop: int | None = None) -> Look:
         )
     return (
         Look([v2.Identity()], "as stored")
-        if base is None
-        else Look([LongSide(base)], f"long side {base}")
+        if long_side is None
+        else Look([LongSide(long_side)], f"long side {long_side}")
     )
 
 
