@@ -8,16 +8,15 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 
-UMASK = os.umask(0o077)
-os.umask(UMASK)  # the system tells it no other way
-
 
 def save_tensors(
     tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
+    file.touch()  # the umask is not asked for: to read it is to change it, for other threads too
+    rights = file.stat().st_mode & 0o777
     save_file(tensors, file, metadata)
-    file.chmod(0o666 & ~UMASK)
+    file.chmod(rights)
 
 
 def reason(error: Exception) -> str:
