@@ -35,7 +35,7 @@ def test_names():
         "model": "fcn", "backbone": "resnet50", "long_side": 520, "head_lr_mult": 10.0, "lr": 0.1
     }  # fmt: skip
     small = renamed_settings({"model": "small_lraspp"}, known)
-    assert small == {"model": "lraspp", "backbone": "small"}
+    assert small == {"model": "lraspp", "backbone": "small", "pretrained": False}
     own = {"base": 2, "head": "linear", "model": "fcn_resnet50"}
     assert renamed_settings(own, ("base", "head", "model")) == own, "a recipe's own names"
     assert renamed_settings({"base": 2}, ("base", "long_side")) == {"base": 2}
