@@ -25,7 +25,7 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit RECIPE --help                           the settings of a recipe and the options of a run
 
 RECIPE is a file, or the name of one in recipes/, such as seg_folder; `--sample` runs any of them on generated data
-in under a minute. RUN is the folder of a run, a checkpoint in it, a folder that push wrote, or a name on the Hub.
+in under a minute. RUN is the folder of a run, a checkpoint in it, or a folder that push wrote.
 For bare weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...

@@ -47,8 +47,8 @@ class Trained:
 def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, Any]:
     """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, and the command's options.
 
-    RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, a folder that `trainkit push` wrote,
-    or a name on the Hub. Its recipe.py and its settings say which model it is.
+    RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, or a folder that `trainkit
+    push` wrote. Its recipe.py and its settings say which model it is.
 
     Raises:
         MissingFileError: there is nothing of that name.
