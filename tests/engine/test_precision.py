@@ -177,7 +177,7 @@ def test_an_evaluation_has_the_flags_of_a_training(tmp_path):
     train(recognition(), Options(out=tmp_path, workers=0))
     recipe = recognition()
     plain = evaluate(recognition(), tmp_path, workers=0)
-    asked = EvaluateOptions(checkpoint=tmp_path, tf32=True, channels_last=True)
+    asked = EvaluateOptions(tf32=True, channels_last=True)
     flagged = evaluate(
         recipe, tmp_path, workers=0, tf32=asked.tf32, channels_last=asked.channels_last
     )

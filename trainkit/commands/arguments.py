@@ -34,16 +34,27 @@ def _default_hint(default: str) -> str:
 
 
 def _as_arguments(options: type, positional: str | None = None) -> type:
-    """The same options with the help that they are shown with, the one called `positional` given without a flag."""
+    """The same options with the help that they are shown with, the one called `positional` given without a flag.
+
+    Their values are checked by `_checked`: an error within tyro would end in a text of tyro's own.
+    """
     annotations = {}
     for name, kind in get_type_hints(options).items():
         annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
         if name == positional:
             annotations[name] = tyro.conf.Positional[kind]
-    same = type(
-        options.__name__, (options,), {"__annotations__": annotations, "__doc__": options.__doc__}
-    )
-    return dataclass(frozen=True)(same)
+    members = {
+        "__annotations__": annotations,
+        "__doc__": options.__doc__,
+        "__post_init__": lambda _: None,
+    }
+    return dataclass(frozen=True)(type(options.__name__, (options,), members))
+
+
+def _checked(arguments: Any) -> Any:
+    """The options that were read as `arguments`. Raises UserError where a value cannot be."""
+    (options,) = type(arguments).__bases__
+    return options(**vars(arguments))
 
 
 OPTIONS: dict[str, type] = {
@@ -69,7 +80,7 @@ def asks_for_help(words: list[str]) -> bool:
 
 def read_options(command: str, prog: str, words: list[str]) -> Any:
     """The options of a command from the words of the command line."""
-    return tyro.cli(OPTIONS[command], prog=prog, args=words)
+    return _checked(tyro.cli(OPTIONS[command], prog=prog, args=words))
 
 
 def show_help(command: str, first: str) -> None:
@@ -82,7 +93,8 @@ def show_help(command: str, first: str) -> None:
 
 def read_known_options(command: str, prog: str, words: list[str]) -> Any:
     """The options of a command alone; the settings of a recipe among the words are left for later."""
-    return tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)[0]
+    known, _ = tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)
+    return _checked(known)
 
 
 def read_settings_and_options(
@@ -123,9 +135,10 @@ def read_settings_and_options(
         shown = parser.format_help().replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1)
         sys.stdout.write(shown)
         raise SystemExit(0)
-    settings, asked = tyro.cli(
+    settings, arguments = tyro.cli(
         command, prog=prog, description=description, args=words, config=config
     )
+    asked = _checked(arguments)
     check_finite({**settings, **vars(asked)})
     return settings, asked
 

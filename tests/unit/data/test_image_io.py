@@ -513,7 +513,7 @@ def test_one_bit_of_a_mask(tmp_path, capsys):
     )
     assert str(file) in (tmp_path / "run" / "bad_images.txt").read_text()
     assert (
-        main(["doctor", SEG, *asked[:7], "--workers", "0", "--out", str(tmp_path / "doctor")]) == 2
+        main(["doctor", SEG, *asked[:9], "--workers", "0", "--out", str(tmp_path / "doctor")]) == 2
     )
     assert "2.png" in capsys.readouterr().out
 
