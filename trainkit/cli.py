@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from trainkit import __version__
+from trainkit.commands import COMMANDS
 from trainkit.distributed.launcher import end_with_launcher, faulty_variable, rank
 from trainkit.errors import exit_code_of, is_of_one_process, report_of
 from trainkit.streams import keep_standard_streams
@@ -30,17 +31,6 @@ For bare weights: trainkit evaluate RECIPE --weights FILE, and so for predict an
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 """
-# what each takes first
-COMMANDS = {
-    "train": "RECIPE",
-    "check": "RECIPE",
-    "doctor": "RECIPE",
-    "evaluate": "RUN",
-    "predict": "RUN",
-    "export": "RUN",
-    "push": "RUN",
-    "replay": "RUN",
-}
 HELP_FLAGS = (["--help"], ["-h"])
 
 

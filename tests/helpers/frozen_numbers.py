@@ -12,6 +12,7 @@ Only what outlives a change of the package's layout is used: `python -m trainkit
 the files of a run. Each command runs in a process forked from one that has torch imported.
 
 LIST.txt names what was changed on purpose, one a line: a pattern of paths as `compare` prints them, and the reason.
+changed_on_purpose.txt is that of the redesign, from commit a5e1e33 on.
 """
 
 import argparse

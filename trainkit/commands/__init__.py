@@ -1,1 +1,13 @@
-"""What a user types: one file per command."""
+"""What a user types: one module per command, with a function `run(first, words) -> int`, the exit code."""
+
+# what each takes first
+COMMANDS = {
+    "train": "RECIPE",
+    "check": "RECIPE",
+    "doctor": "RECIPE",
+    "evaluate": "RUN",
+    "predict": "RUN",
+    "export": "RUN",
+    "push": "RUN",
+    "replay": "RUN",
+}

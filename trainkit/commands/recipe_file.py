@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import trainkit
-from trainkit.commands.arguments import OPTIONS
+from trainkit.commands import COMMANDS
 from trainkit.data.spawning import load_file
 from trainkit.errors import MissingFileError, MissingPackageError, ReportedError, UserError
 from trainkit.recipe import Recipe
@@ -111,7 +111,7 @@ def find_recipe(word: str) -> Path:
     beside = Path(f"{word}.py")
     if beside.is_file():
         known[word] = beside
-    near = difflib.get_close_matches(word, [*known, *OPTIONS], n=1)
+    near = difflib.get_close_matches(word, [*known, *COMMANDS], n=1)
     if near:
         meant = beside if near[0] == word else near[0]
         raise MissingFileError(f"no command, file or recipe {word}; did you mean {meant}?")
