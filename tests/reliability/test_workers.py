@@ -49,7 +49,7 @@ def test_another_takes_the_place_of_one_that_never_begins(monkeypatch, before):
         read = [batch.tolist() for (batch,) in Loader(DATA, batch_size=3, num_workers=2)]
     (told,) = [str(each.message) for each in warned if each.category is RuntimeWarning]
     assert read == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    found = re.match(r"process (\d+), which was to read images, did not begin within 1 s", told)
+    found = re.match(r"data-loading worker \(pid (\d+)\) did not start within 1 s", told)
     with pytest.raises(ProcessLookupError):
         os.kill(int(found[1]), 0)
 

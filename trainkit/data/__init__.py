@@ -1,1 +1,1 @@
-"""Which image comes when, how it is read and changed, and one file per dataset."""
+"""The input pipeline: the batch sampler, image reading, transforms, and one module per dataset."""

@@ -48,12 +48,12 @@ def opened(data: Dataset) -> Dataset:
 
 
 def require_indexed(name: str, data: Any) -> None:
-    """Raises UserError for a stream, of which nobody knows how long it is and which image is where."""
+    """Raises UserError for an iterable dataset, which has neither a length nor an index."""
     lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
     if lacks or isinstance(data, IterableDataset):
         raise UserError(
             f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
-            "going on where a run stopped, take both. Parquet files have them, also where they are streamed: "
+            "resuming within an epoch, take both. Parquet files have them, also where they are streamed: "
             "trainkit.data.datasets.hub.HubImages(..., stream=16)"
         )
 

@@ -135,7 +135,7 @@ def _memory() -> int:
 
 def _require_all_strips(image: Image.Image) -> None:
     """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say nothing."""
-    # `image.size` is that of the image turned upright
+    # `image.size` has the EXIF orientation applied
     width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)
     across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
     if across < width or down < height:

@@ -45,9 +45,9 @@ class _NotAMaskError(DataError):
 def read_image(
     source: Path | bytes, name: str | None = None, upright: bool = True
 ) -> tv_tensors.Image:
-    """RGB image, uint8 (3, H, W), turned upright by its EXIF orientation, or with `upright` False as stored.
+    """RGB image, uint8 (3, H, W), with its EXIF orientation applied, or as stored if `upright` is False.
 
-    source: a file, or the bytes of one; the format is told by its content, not its name. name: what to call it
+    source: a file, or the bytes of one; the format is detected from its content, not its name. name: what to call it
     in an error. Of 16 bits the upper 8 are taken, whatever range the image uses: 65535 becomes 255, 4095 becomes 15.
     In memory the channels of a pixel lie side by side. Raises UserError naming the file where it cannot be read.
     """
@@ -55,7 +55,7 @@ def read_image(
 
 
 def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
-    """Label map, integers (H, W): the palette indices or grey values as stored, never colours.
+    """Segmentation mask, integers (H, W): the palette indices or grey values as stored, never colours.
 
     uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises UserError
     naming the file where it cannot be read, holds colours or fractions, or was compressed in a way that blurs labels.

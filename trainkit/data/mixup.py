@@ -94,7 +94,7 @@ class Either:
 
 
 def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Either | None:
-    """Mixup and cutmix of these alphas, by turns where both are given; None where neither is."""
+    """Mixup or cutmix of these alphas, chosen per batch where both are given; None where neither is."""
     alphas = ((Mixup, mixup), (Cutmix, cutmix))
     mixings = tuple(kind(alpha, num_classes) for kind, alpha in alphas if alpha is not None)
     return Either(mixings) if mixings else None

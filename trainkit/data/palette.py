@@ -1,4 +1,4 @@
-"""Colours of label maps, and label maps as PNG files."""
+"""Colours of segmentation masks, and masks as PNG files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -120,7 +120,7 @@ def _naming(error: Exception, name: str) -> str:
 
 
 def is_unusable(error: Exception) -> bool:
-    """Whether `error` tells of an image or a target that cannot be used, and not of a bug or of memory that ran out."""
+    """Whether `error` means an unusable image or target, and not a bug or being out of memory (OOM)."""
     return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_shortage(error)
 
 

@@ -1,10 +1,10 @@
-"""Which image comes when.
+"""Deterministic, resumable batch sampler.
 
-Everything here is arithmetic on (seed, epoch, step): there is no state to save, so going on at step s is a seek.
+Everything here is arithmetic on (seed, epoch, step): there is no state to save, so resuming at step s is a seek.
 
 - Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B). It is uniform,
   or for data that is read in groups a `Locality`'s.
-- A process takes its contiguous slice of each batch, cut again into the passes of gradient accumulation.
+- A process takes its contiguous slice of each batch, split again into the micro-batches of gradient accumulation.
 """
 
 from collections.abc import Iterator
@@ -33,9 +33,9 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
 
 @dataclass(frozen=True)
 class Locality:
-    """Images that are stored in groups, of which a whole one is read at a time, and an order with few groups at once.
+    """Images stored in groups that are read whole, and an order that needs few groups at a time.
 
-    lengths: images of each group, in the order of their indices. lanes: groups that are read side by side.
+    lengths: images of each group, in the order of their indices. lanes: number of interleaved groups.
     """
 
     lengths: tuple[int, ...]
@@ -44,10 +44,10 @@ class Locality:
     def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Every index once, int64 (sum of lengths,).
 
-        The groups are drawn in a uniform order and dealt out to the lanes; a lane has its groups one after another,
-        each in a uniform order of its images. All lanes advance alike, so that a batch has an equal part of each, and
-        lists its images lane by lane: a process's part of every batch is of the same few lanes. What is not uniform:
-        images of one group stay near each other, within about `lanes` groups' images.
+        The groups are shuffled uniformly and dealt out to `lanes` interleaved sequences; a sequence has its groups one
+        after another, each with its images shuffled. All sequences advance alike, so that a batch has an equal part of
+        each, and lists its images sequence by sequence: a process's slice of every batch is of the same few sequences.
+        The order is not fully uniform: images of one group lie within a span of about `lanes` groups' images.
         """
         lengths = torch.tensor(self.lengths)
         # of each image's group

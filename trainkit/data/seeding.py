@@ -1,6 +1,6 @@
-"""Which random numbers an image, a step and a model meet.
+"""Deterministic per-sample and per-step seeding.
 
-They are arithmetic on (seed, epoch, step, image): there is no state to save, and the number of workers or processes
+Seeds are arithmetic on (seed, epoch, step, image): there is no state to save, and the number of workers or processes
 cannot change what an image looks like.
 
 - The augmentation of image i in epoch e draws from generators seeded by (seed, e, i).

@@ -1,4 +1,4 @@
-"""Processes that read images: how many, how they begin, what signals do to them, and what is told of their deaths."""
+"""DataLoader workers: count, start-up, signals, and the errors reported when one dies."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ except ImportError:  # Windows, where workers are spawned
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
-"""seconds that a process has to begin, and each that takes its place twice as long"""
+"""seconds in which a worker has to start; each replacement has twice as long as the one before"""
 TRIES = 3
 GROUPS_SIGNALS = {
     getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
@@ -42,7 +42,7 @@ _kills_before = 0  # by the system for lack of memory, before the newest workers
 
 
 class Loader(DataLoader):
-    """torch's, with processes that surely begin, and that this process alone ends."""
+    """torch's DataLoader, whose workers are sure to start, and are ended by this process alone."""
 
     def __init__(self, data: Any, *args: Any, num_workers: int = 0, **kwargs: Any):
         forked = _SureForks() if num_workers and forks() else None
@@ -68,7 +68,7 @@ class Loader(DataLoader):
 
 
 def _end_what_was_begun(error: OSError) -> None:
-    """Of an iterator that could not be made whole: its workers, and what torch would do for one that is whole."""
+    """Kill the workers of an iterator whose construction failed, which torch does only for a complete one."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
@@ -78,7 +78,7 @@ def _end_what_was_begun(error: OSError) -> None:
 
 
 def choose_workers(asked: int | None, num_processes: int, cores: int | None = None) -> int:
-    """Reading processes for each of `num_processes`: as asked, or its share of the cores less one, up to 8.
+    """Data-loading workers per process: as asked, or the process's share of the cores less one, up to 8.
 
     Only processes of this host share its cores: the launcher says how many there are. cores: None for those that this
     process may use.
@@ -91,7 +91,7 @@ def choose_workers(asked: int | None, num_processes: int, cores: int | None = No
 
 
 class _SureFork(ForkProcess):
-    """A forked process that says when it begins; another takes the place of one that never does.
+    """A forked worker that reports its start; one that never starts is replaced.
 
     A fork copies one thread, and the locks of all. Up to CPython 3.11.9 a child waits for ever for the interpreter's
     list of threads where another thread was entering it at that moment (CPython issue 112275), as threads of gloo or
@@ -120,18 +120,18 @@ class _SureFork(ForkProcess):
             if begun:
                 return started
             warnings.warn(
-                f"process {started.pid}, which was to read images, did not begin within {seconds:g} s (most likely a "
+                f"data-loading worker (pid {started.pid}) did not start within {seconds:g} s (most likely a "
                 "lock held when it was forked, CPython issue 112275); another takes its place",
                 RuntimeWarning,
                 stacklevel=4,
             )
         raise ChildProcessError(
-            f"none of {TRIES} processes that were to read images began; the machine is overloaded, or --workers 0 "
-            "reads without them"
+            f"none of {TRIES} data-loading workers started; the machine is overloaded. --workers 0 loads data in the "
+            "training process"
         )
 
     def run(self) -> None:
-        """In the process itself, which is of no use without its parent."""
+        """Runs in the worker, which ends with its parent."""
         end_with_parent(signal.SIGKILL, self._parent_pid)
         self.begun.send_bytes(b"begun")
         self.begun.close()
@@ -144,11 +144,11 @@ class _SureForks(ForkContext):
 
 @contextmanager
 def _born_with_the_signal_blocked() -> Iterator[None]:
-    """Around the start of a process that reads images: it, and every thread of it, begins with SIGTERM blocked.
+    """Context manager around the start of a worker: all of its threads begin with SIGTERM blocked.
 
-    And with those of a group, until it ignores them. Where it blocks SIGTERM for itself, in `_outlive_the_signal`, it
-    is too late for threads that are there by then: torch starts some when it sets their number, and the signal ends a
-    process that one thread lets it into. The process that starts it gets its own right after.
+    GROUPS_SIGNALS are blocked too, until the worker ignores them. If the worker blocked SIGTERM itself, in
+    `_outlive_the_signal`, threads that exist by then would not inherit the mask: torch starts some when it sets their
+    number, and one thread with the signal unblocked is enough to end the process. The parent's mask is restored after.
     """
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, GROUPS_SIGNALS | ({signal.SIGTERM} if CAN_TELL_SENDERS else set())
@@ -176,9 +176,9 @@ def _deaths_told_afterwards() -> Iterator[None]:
 
 
 def _outlive_the_signal(_: int) -> None:
-    """In a process that reads images: a signal to the whole group is the training's affair.
+    """In a worker: ignore signals sent to the whole group, which the training process handles.
 
-    It goes on reading until the step is done. SIGTERM from its own parent is how that ends it, and obeyed.
+    The worker keeps reading until the step is done. It obeys SIGTERM from its own parent, which ends it so.
     """
     for number in GROUPS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -196,7 +196,7 @@ def _end_with_the_parent(parent: int) -> None:
 
 @contextmanager
 def worker_deaths_told() -> Iterator[None]:
-    """Say what became of a worker process that died, or which limit of the machine it met.
+    """Context manager: report why a worker died, or which limit of the machine was reached.
 
     torch raises its own short error anywhere in the main thread, or the reading of the worker's last message fails in
     one of many ways. Raises ChildProcessError in its place, OSError for a limit.
@@ -208,7 +208,7 @@ def worker_deaths_told() -> Iterator[None]:
             raise OSError(limit) from error
         try:
             told = _death_behind(error)
-        except RuntimeError:  # torch raises it once for each death, wherever the main thread is
+        except RuntimeError:  # torch raises it once for each death, anywhere in the main thread
             told = _death_behind(error)
         if told is None:
             raise
@@ -216,7 +216,7 @@ def worker_deaths_told() -> Iterator[None]:
 
 
 def _death_behind(error: BaseException) -> str | None:
-    """What to tell where `error` came because a worker died; else None."""
+    """The message if `error` was raised because a worker died, else None."""
     text = next((str(each) for each in causes(error) if "DataLoader worker" in str(each)), "")
     if "Caught" in text:  # an error of its own, which it lived to tell
         return None
@@ -225,7 +225,7 @@ def _death_behind(error: BaseException) -> str | None:
 
 
 def _while_receiving(error: BaseException) -> bool:
-    """Whether what a worker sent was being read: where it died the connection breaks, or the message ends."""
+    """Whether a message of a worker was being read: its death breaks the connection or cuts the message short."""
     files = [
         frame.filename
         for each in causes(error)
@@ -238,7 +238,7 @@ def _while_receiving(error: BaseException) -> bool:
 
 
 def _dead_workers(seconds: float = 2.0) -> dict[int, int]:
-    """Process id and exit code of each worker that did not end by itself; waits for one, as a death takes a moment."""
+    """Process id and exit code of each worker that failed; waits for one, as the exit code takes a moment."""
     end = time.monotonic() + seconds
     while True:
         codes = {process.pid: process.exitcode for process in list(_STARTED)}
@@ -249,7 +249,7 @@ def _dead_workers(seconds: float = 2.0) -> dict[int, int]:
 
 
 def _cause_of_death(dead: dict[int, int], text: str) -> str:
-    """By the exit codes; `text`: what torch said, where it noticed first."""
+    """The message, by the exit codes; text: torch's own message, for where torch noticed first."""
     number, code = None, None
     if dead:
         pids, code = list(dead), next(iter(dead.values()))
@@ -274,8 +274,8 @@ def _cause_of_death(dead: dict[int, int], text: str) -> str:
         told += ": another process ended it"
     elif number == signal.SIGKILL and _kills_for_memory() > _kills_before:
         told += (
-            ": the system killed a process because memory ran out, meanwhile. Start fewer workers with --workers, or "
-            "read smaller images"
+            ": the system killed a process meanwhile because it was out of memory (OOM). Start fewer workers with "
+            "--workers, or read smaller images"
         )
     elif number == signal.SIGKILL:
         told += ": somebody, or the system, killed it (`dmesg` tells why where the system did)"

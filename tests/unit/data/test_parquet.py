@@ -444,7 +444,7 @@ def test_what_cannot_be_counted(cifar, tmp_path):
         ValueError, match="train has class folders: stream is for parquet files, leave it out"
     ):
         class_images(tmp_path, "train", stream=4)
-    with pytest.raises(ValueError, match="lanes is 0; row groups are read in at least 1"):
+    with pytest.raises(ValueError, match="lanes is 0; give the number of interleaved row groups"):
         class_images(cifar, "train", stream=0)
     for name in ("train_data", "val_data"):
         with pytest.raises(

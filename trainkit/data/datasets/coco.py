@@ -1,7 +1,7 @@
 """COCO 2017 with Pascal VOC's 20 classes and background, as used to train before VOC (Lin et al., 2014).
 
 Files, as in {train,val}2017.zip and annotations_trainval2017.zip: {train,val}2017/*.jpg and
-annotations/instances_{train,val}2017.json. Label maps are painted from the instances: polygons, and run lengths
+annotations/instances_{train,val}2017.json. Masks are drawn from the instances: polygons, and run lengths
 for crowds. The first object of the file wins where several overlap. Images with fewer than 1,000 pixels of the
 20 classes are left out, as in PyTorch-Encoding and torchvision's references, by the areas that COCO states.
 """
@@ -90,7 +90,7 @@ class COCO(MaskDataset):
         return f"{self.name_of(index).name} in {self.annotations}"
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image, and its label map painted from the instances."""
+        """The image, and its segmentation mask drawn from the instances."""
         try:
             labels = self._paint(int(self.kept[index]))
         except ValueError as error:

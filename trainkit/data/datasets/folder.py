@@ -264,7 +264,7 @@ def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
         )
     if isinstance(names, int):
         raise UserError(
-            f"classes is {names}: give the names of the classes, as folders are told by them (--classes)"
+            f"classes is {names}: give the names of the classes, which are the names of the folders (--classes)"
         )
     return names
 

@@ -20,8 +20,8 @@ SPLITS = ("train", "validate", "test")
 class MINC(ClassFiles):
     """One list of one of its five splits: index -> (uint8 image (3, H, W), class id).
 
-    split: train, validate or test. number: which of the five, 1 to 5; Deep-TEN's figures (Zhang et al., 2017) in
-    PyTorch-Encoding are from train and test of the first. Raises MissingFileError that says where it looked.
+    split: train, validate or test. number: which of the five, 1 to 5; PyTorch-Encoding reports Deep-TEN's accuracy
+    (Zhang et al., 2017) on train and test of the first. Raises MissingFileError that says where it looked.
     """
 
     def __init__(

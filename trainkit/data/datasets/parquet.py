@@ -1,8 +1,8 @@
 """Parquet files read a row group at a time where they lie: on a disk, on the Hub (hf://) or at an address (https://).
 
-Only the files' ends are read at first, which say how many rows each row group has. So row i is known to be row r of
-group g before any data is there, an order of all rows is arithmetic, and going on in its midst reads nothing of what
-came before. What is read of a group is the whole of it, hence `Locality`: an order in which its rows come together.
+Only the footers are read at first, which say how many rows each row group has. So row i is known to be row r of
+group g before any data is there, the order of all rows is arithmetic, and resuming in its midst reads nothing of what
+came before. A row group is always read whole, hence `Locality`: an order that keeps its rows close together.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from trainkit.data.sampler import Locality
 from trainkit.display import of_launcher
 from trainkit.errors import UserError
 
-LANES = 16  # row groups that are read side by side
+LANES = 16  # number of interleaved row groups
 PAUSES_S = (1, 4)  # before a file that is not on this machine is tried again
 Result = TypeVar("Result")
 
@@ -32,15 +32,17 @@ Result = TypeVar("Result")
 class ParquetTable:
     """Rows of parquet files by index: {column: value}, as a map-style dataset of `datasets` gives them.
 
-    files: paths or addresses that fsspec opens. lanes: row groups that an epoch's order reads side by side. Each
-    process that reads keeps the last 2 x lanes in memory: those of its lanes, and those they go on to within a batch.
+    files: paths or addresses that fsspec opens. lanes: number of interleaved row groups in an epoch's order. Each
+    worker keeps the last 2 x lanes row groups in memory: the current ones, and those that follow within a batch.
     Raises UserError naming the file where one is no parquet file or has other columns than the first, and where none
     has a row, OSError where it cannot be had.
     """
 
     def __init__(self, files: Sequence[str | os.PathLike], lanes: int = LANES):
         if lanes < 1:
-            raise UserError(f"lanes is {lanes}; row groups are read in at least 1")
+            raise UserError(
+                f"lanes is {lanes}; give the number of interleaved row groups, at least 1"
+            )
         self.files, self.lanes = [os.fspath(file) for file in files], lanes
         self._footers = []
         with (

@@ -34,7 +34,7 @@ def decode_counts(text: str | bytes) -> list[int]:
 
 
 def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
-    """Run lengths, of 0 and 1 by turns, down the columns -> bool (H, W).
+    """Alternating run lengths of 0 and 1, down the columns -> bool (H, W).
 
     Raises UserError where they are not height times width pixels.
     """
@@ -48,12 +48,12 @@ def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int) ->
 
 
 def to_grid(polygon: Sequence[float]) -> np.ndarray:
-    """x and y by turns, in pixels -> the same on the grid: int32 (2K,)."""
+    """Alternating x and y in pixels -> the same on the grid: int32 (2K,)."""
     return (GRID * np.asarray(polygon, dtype=np.float64) + 0.5).astype(np.int32)
 
 
 def polygon_to_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
-    """x and y by turns, as from `to_grid` -> bool (H, W), pixel by pixel what COCO's tools make of them.
+    """Alternating x and y from `to_grid` -> bool (H, W), equal in every pixel to the mask of COCO's tools.
 
     The outline is walked on the grid; where it passes the middle of a column, it turns the pixels below it over.
     """

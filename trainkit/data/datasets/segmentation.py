@@ -1,4 +1,4 @@
-"""Images with label maps: what all segmentation datasets share."""
+"""Images with segmentation masks: what all segmentation datasets share."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class MaskDataset(Dataset):
     ):
         if num_classes > IGNORED:
             raise UserError(
-                f"{num_classes} classes; label maps are uint8 and hold at most {IGNORED}"
+                f"{num_classes} classes; segmentation masks are uint8 and hold at most {IGNORED}"
             )
         # the first class would have a label below 0, in which no prediction can be written
         if label_shift > 0:
@@ -183,7 +183,7 @@ class MaskDataset(Dataset):
             label = int(labels[stray][0])
             expects = self.expects or (
                 f"the {self.num_classes} classes are {-self.label_shift} to {self.num_classes - 1 - self.label_shift} "
-                f"(ignored: {', '.join(map(str, self.ignore))}): name it as ignored, or raise the number of classes"
+                f"(ignored: {', '.join(map(str, self.ignore))}): add it to `ignore`, or raise the number of classes"
             )
             raise LabelError(
                 f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())} pixels; {expects}"
@@ -232,8 +232,8 @@ def _translated(labels: Tensor, table: bytes) -> Tensor:
 class MaskFiles(MaskDataset):
     """Images and masks as two lists of files of one length; settings as of `MaskDataset`.
 
-    upright: whether images are turned upright by their EXIF orientation before they are laid on their masks.
-    Where only the other way gives the mask's size, that one is taken.
+    upright: whether the EXIF orientation is applied to images before they are matched with their masks.
+    Where only the other setting gives the mask's size, it is used.
     """
 
     upright = True

@@ -1,4 +1,4 @@
-"""Images that are transformed otherwise from some epochs on: progressive resizing."""
+"""A dataset whose transform changes at given epochs: progressive resizing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ class Stages(Wrapper):
 
     data: a dataset with an attribute `transform`. transforms: the first epoch of each -> what its images go through;
     one is of epoch 0. What an image looks like still follows from (seed, epoch, image), and all images of a batch are
-    of one epoch, so going on, workers and processes change nothing.
+    of one epoch, so resuming, workers and processes change nothing.
     """
 
     def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):

@@ -59,7 +59,7 @@ def nearest_region(
     size: Sequence[int],
     mirrored: bool = False,
 ) -> Tensor:
-    """A region of a label map (H, W), resized to `size`: each label is the stored one under its middle, as Pillow's.
+    """A region of a mask (H, W), resized to `size`: each label is the stored one under its middle, as Pillow's.
 
     Labels are picked by NumPy, in half of torch's time, and along the side first that leaves fewer for the other.
     """
@@ -181,10 +181,10 @@ class LongSide(v2.Transform):
 
 
 class Look(v2.Compose):
-    """What an evaluation makes of an image.
+    """The transform of an evaluation.
 
-    label: a few words for it, which stand beside the figures. whole: whether a label map of what is left is one of the
-    image.
+    label: a short description, shown beside the metrics. whole: whether a mask of the transformed image covers the
+    whole image.
     """
 
     def __init__(self, steps: Sequence[v2.Transform], label: str, whole: bool = True):

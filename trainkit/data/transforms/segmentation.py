@@ -30,8 +30,8 @@ def train_transform(
 def eval_transform(long_side: int | None, crop: int | None = None) -> Look:
     """Long side to `long_side` (None: as it is); the mask stays untouched, and is what predictions are measured on.
 
-    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: figures as
-    of older codes, and not comparable with those of whole images.
+    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: the
+    metrics of older code, which are not comparable with those of whole images.
     """
     _check_sides(long_side=long_side, crop=crop)
     if crop is not None:
