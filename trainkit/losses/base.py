@@ -54,9 +54,9 @@ def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tupl
 
 
 def check_maps(criterion: Criterion, logits: Tensor) -> None:
-    """Raises UserError where the logits are not those of label maps."""
+    """Raises UserError where the logits are not one per pixel and class."""
     if logits.ndim != 4:
         raise UserError(
-            f"{type(criterion).__name__} is a loss of label maps, and the logits are {tuple(logits.shape)} instead of "
+            f"{type(criterion).__name__} is a segmentation loss, and the logits are {tuple(logits.shape)} instead of "
             "(N, C, H, W)"
         )

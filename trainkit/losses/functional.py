@@ -157,7 +157,7 @@ def _weights(targets: Tensor, ignore: int, weight: Tensor) -> Tensor:
 
 
 def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
-    """Which classes occur in each label map: (N, H, W) ids -> (N, num_classes) float32 of 0 and 1.
+    """Which classes occur in each mask: (N, H, W) ids -> (N, num_classes) float32 of 0 and 1.
 
     The target of the semantic-encoding loss, for the whole batch at once and on its device.
     """
@@ -171,7 +171,7 @@ def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
 def presence_loss_sum(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
     """Semantic-encoding loss (Zhang et al., 2018, EncNet): binary cross-entropy of class presence, summed.
 
-    logits: (N, C), one per class. targets: label maps (N, H, W). Divide by N C.
+    logits: (N, C), one per class. targets: segmentation masks (N, H, W). Divide by N C.
     """
     presence = class_presence(targets, logits.shape[1], ignore)
     return F.binary_cross_entropy_with_logits(logits.float(), presence, reduction="sum")

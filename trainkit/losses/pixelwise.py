@@ -20,7 +20,7 @@ from trainkit.losses.functional import (
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy, of label maps or of ids and probabilities; with class weights a weighted mean.
+    """Cross-entropy of masks, class ids or probabilities; with class weights a weighted mean.
 
     weight: one per class, or None; the count is then the sum of the targets' weights, as in torch's mean.
     label_smoothing: see `trainkit.losses.functional.cross_entropy_sum`.

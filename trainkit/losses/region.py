@@ -1,6 +1,6 @@
-"""Losses of label maps that compare regions and not pixels: Dice and Lovasz-softmax, image by image.
+"""Region-based segmentation losses: Dice and Lovasz-softmax, image by image.
 
-They are chosen like those of trainkit.losses.base, most often beside one of them.
+They are chosen like those of trainkit.losses.pixelwise, and most often combined with one of them.
 """
 
 from collections.abc import Callable

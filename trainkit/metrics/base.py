@@ -30,7 +30,7 @@ class Counting:
         raise NotImplementedError
 
     def _results(self) -> dict:
-        """Figures from `counts`, which are on the CPU."""
+        """Results from `counts`, which are on the CPU."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -52,7 +52,7 @@ class Counting:
     def compute(
         self, *, predictions: Tensor | None = None, references: Tensor | None = None, **_: object
     ) -> dict:
-        """Figures over all batches counted since the last `compute` (fractions in [0, 1])."""
+        """Results over all batches counted since the last `compute` (fractions in [0, 1])."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         self.counts = self.counts.cpu()
@@ -62,9 +62,9 @@ class Counting:
 
 
 class PerImage:
-    """One row of counts for each image, of which their sum gives one figure: what an interval is drawn from.
+    """One row of counts per image, whose sum gives a metric: what its confidence interval is computed from.
 
-    details: what else the rows of all images tell.
+    details: further results from the rows of all images.
     """
 
     def __init__(

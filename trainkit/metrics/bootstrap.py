@@ -1,4 +1,4 @@
-"""How far a figure would be another one, had other images of the kind been drawn: the bootstrap over images."""
+"""Confidence interval of a metric by the bootstrap over images."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,10 @@ DRAWS = 1000
 def interval(
     rows: Tensor, figures: Callable[[Tensor], Tensor], seed: int = 0
 ) -> tuple[float, float] | None:
-    """The middle 95 % of a figure over 1000 draws of as many images with replacement (Efron, 1979); None for no images.
+    """95 % bootstrap confidence interval over 1000 resamples with replacement (Efron, 1979); None for no images.
 
-    rows: counts of each image (N, S), whose sum the figure is of. figures: sums (B, S) -> figures (B,). The images are
-    sorted first, so that neither processes nor their order change the draws.
+    rows: counts of each image (N, S), whose sum gives the metric. figures: sums (B, S) -> metric (B,). The images are
+    sorted first, so that neither their order nor the number of processes changes the resamples.
     """
     if not len(rows):
         return None

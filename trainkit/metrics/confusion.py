@@ -1,6 +1,6 @@
-"""Label maps from scores, and counts of label maps: the same figures as plain torch's, in less time on a CPU.
+"""Class ids from scores, and confusion counts of class ids: equal to plain torch's, and faster on a CPU.
 
-A CPU waits for memory here. Scores are taken in pieces that fit into its cache, and nothing is picked out by a mask.
+Memory bandwidth is the limit on a CPU. Scores are taken in pieces that fit into its cache, without boolean indexing.
 """
 
 import threading
@@ -39,7 +39,7 @@ def likeliest(scores: Tensor) -> Tensor:
             piece = piece.to(dtype)  # exact: it is no narrower than the scores
             largest = piece.amax(0)
             found = torch.eq(piece, largest, out=room[:, : len(out)]).mul_(order).amax(0)
-            # nothing equals a score that is no number, and it counts as the largest
+            # nothing equals NaN, which counts as the largest score
             out.copy_(num_classes - found if found.all() else piece.argmax(0))
     return chosen.view(scores.shape[0], *scores.shape[2:])
 

@@ -14,9 +14,9 @@ UNIT = 2**30
 
 
 class TopK(Counting):
-    """Fraction of images whose class is among the k likeliest: {"top1": ..., "top5": ...}.
+    """Fraction of images whose class is among the k most probable: {"top1": ..., "top5": ...}.
 
-    predictions: scores (N, C) as floats, class ids ranked from the likeliest (N, K) with K >= max(ks), or
+    predictions: scores (N, C) as floats, class ids ranked by probability (N, K) with K >= max(ks), or
     class ids (N,), which give the top 1 alone. references: class ids (N,); negative ones are not counted.
     """
 
@@ -64,13 +64,13 @@ class TopK(Counting):
         return valid, (ranked == references[:, None]) & valid[:, None]
 
     def _ranked(self, predictions: Tensor) -> Tensor:
-        """Class ids from the likeliest: (N, K)."""
+        """Class ids, the most probable first: (N, K)."""
         if predictions.is_floating_point():
             return predictions.topk(min(max(self.ks), predictions.shape[1]), dim=1).indices
         return predictions if predictions.ndim > 1 else predictions[:, None]
 
     def per_image(self, name: str) -> PerImage:
-        """Counts of each image for the figure `name`, such as "top1"."""
+        """Counts of each image for the metric `name`, such as "top1"."""
         k = self.ks[[f"top{k}" for k in self.ks].index(name)]
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class TopK(Counting):
 class CalibrationError(Counting):
     """Expected calibration error: {"calibration_error": ...}, in [0, 1] (Guo et al., 2017).
 
-    The probability of the likeliest class falls into one of `bins` intervals of equal width, open below:
+    The probability of the top-1 class falls into one of `bins` intervals of equal width, open below:
     sum over them of |images right - sum of probabilities| / number of images. Each probability is rounded to 1e-9.
 
     predictions: logits, or logarithms of probabilities (N, C), whose softmax is what is measured. references: class

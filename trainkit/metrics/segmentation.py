@@ -52,14 +52,14 @@ class MeanIoU(Counting):
         return count_pairs(predictions, references, self.num_classes, self.ignore).flatten()
 
     def per_image(self, name: str) -> PerImage:
-        """Counts of each image for the figure `name`, which is "mIoU" or "pixAcc"."""
+        """Counts of each image for the metric `name`, which is "mIoU" or "pixAcc"."""
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
             rows = []
             for pair in zip(predictions, references):
                 confusion = count_pairs(*pair, self.num_classes, self.ignore)[:-2, :-1]
                 rows.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
-            return torch.stack(rows).flatten(1)  # (N, 3 C): pixels right, of the class, called so
+            return torch.stack(rows).flatten(1)  # (N, 3 C): true positives, ground truth, predicted
 
         def figures(sums: Tensor) -> Tensor:
             hits, references, predictions = sums.view(len(sums), 3, -1).unbind(1)  # (B, C)

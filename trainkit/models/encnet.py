@@ -1,8 +1,8 @@
 """EncNet (Zhang et al., 2018, "Context Encoding for Semantic Segmentation").
 
-What the whole image holds, encoded, says which channels matter (a factor per channel) and which classes occur
-(the semantic-encoding loss). Where paper and the authors' code (PyTorch-Encoding) differ it is the code, of which
-the published figures are: a 1x1 convolution before the encoding, and the mean over codewords, not the sum.
+An encoding of the whole image predicts a factor per channel and the classes that occur (the semantic-encoding
+loss). Where the paper and the authors' code (PyTorch-Encoding) differ, this follows the code, which gave the
+published results: a 1x1 convolution before the encoding, and the mean over codewords, not the sum.
 With the sum the sigmoid of the factors begins saturated.
 """
 

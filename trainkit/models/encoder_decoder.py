@@ -1,4 +1,4 @@
-"""What the networks for label maps have in common: a backbone, a head, an auxiliary head, and the way back in size."""
+"""What the segmentation networks share: a backbone, a head, an auxiliary head, and upsampling to the input size."""
 
 from collections import OrderedDict
 

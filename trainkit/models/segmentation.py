@@ -1,4 +1,4 @@
-"""Networks for label maps by name: what the recipes choose among."""
+"""Segmentation networks by name, for the recipes' setting `model`."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""UPerNet (Xiao et al., 2018, "Unified Perceptual Parsing for Scene Understanding"), its part for label maps."""
+"""UPerNet (Xiao et al., 2018, "Unified Perceptual Parsing for Scene Understanding"), its semantic segmentation part."""
 
 import torch
 from torch import Tensor, nn

@@ -126,7 +126,7 @@ class Recognition(Task):
         return outputs
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """The likeliest class, (N,); of two as likely, which bfloat16 often has, the one that top1 takes."""
+        """The most probable (top-1) class, (N,); of tied ones, frequent in bfloat16, the one that top1 counts."""
         return predictions.topk(max(self._ks), dim=1).indices[:, 0]
 
     def metrics(self) -> list:

@@ -27,13 +27,13 @@ class Segmentation(Task):
 
     classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
     factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et
-    al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given label maps.
-    loss: one of trainkit.losses.base or trainkit.losses.region, or several; the auxiliary term takes the first of them.
+    al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given masks.
+    loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary term takes the first.
     palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids:
     the label of each class in the dataset's own files, which predictions are written in; None: as they are.
     Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
     models return, or as "logits" as those of transformers do; where they are smaller than the targets they are resized
-    to them, in training too. Targets: label maps (N, H, W), of any integer type.
+    to them, in training too. Targets: segmentation masks (N, H, W), of any integer type.
     """
 
     classes: int | Sequence[str]
@@ -78,7 +78,7 @@ class Segmentation(Task):
         return (*names, *(["aux"] if self.aux_weight else []), *(["se"] if self.se_weight else []))
 
     def check(self, target: Any) -> str | None:
-        """What is wrong with one label map, or None."""
+        """What is wrong with one segmentation mask, or None."""
         target = as_target(target)
         if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != 2:
             kind = (
@@ -133,7 +133,7 @@ class Segmentation(Task):
         return torch.stack([sums[term] for term in self.terms])
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Label maps (N, H, W) at the size of the untouched masks, to which the logits are resized."""
+        """Predicted masks (N, H, W) at the size of the ground truth, to which the logits are resized."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return likeliest(resized(logits, targets.shape[-2:]))
@@ -145,11 +145,11 @@ class Segmentation(Task):
         return resized(logits, images.shape[-2:]).float().softmax(1)
 
     def from_scores(self, scores: Tensor) -> Tensor:
-        """Label maps (N, H, W) from probabilities (N, C, H, W)."""
+        """Predicted masks (N, H, W) from probabilities (N, C, H, W)."""
         return likeliest(scores)
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """Label maps are plain labels already."""
+        """The predicted masks, which hold class ids already."""
         return predictions
 
     def metrics(self) -> list:
@@ -159,7 +159,7 @@ class Segmentation(Task):
 
 
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
-    """The losses of label maps with these names, each as its paper has it: what a recipe's setting `loss` says.
+    """The segmentation losses of these names, each as in its paper: the values of a recipe's setting `loss`.
 
     weight: one per class, for cross_entropy and focal. Raises UserError where none of them is there to take it.
     """

@@ -258,7 +258,7 @@ def test_training_with_all_of_them(tmp_path, recipe, task):
         (lambda: Segmentation(5, loss=Dice(factor=0)), "Dice: factor is 0"),
         (
             lambda: Recognition(5, loss=Dice()).losses(LOGITS, IDS),
-            r"Dice is a loss of label maps.*\(6, 5\)",
+            r"Dice is a segmentation loss.*\(6, 5\)",
         ),
         (
             lambda: Segmentation(5, loss=BinaryCrossEntropy()).losses(MAPS, LABELS),
