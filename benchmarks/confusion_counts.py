@@ -1,6 +1,6 @@
-"""From logits to label maps to counts: trainkit, torchvision's reference training and torchmetrics.
+"""From logits to segmentation masks to confusion counts: trainkit, torchvision's reference training and torchmetrics.
 
-    python benchmarks/confusion_counts.py                 # [4, 512, 512] label maps of 150 classes, a tenth ignored
+    python benchmarks/confusion_counts.py                 # [4, 512, 512] masks of 150 classes, a tenth ignored
     python benchmarks/confusion_counts.py --patch 32      # labels in patches of 32 x 32 pixels, as pictures have them
     python benchmarks/confusion_counts.py --size 64 --rounds 1
 
@@ -47,11 +47,11 @@ def of_torchmetrics(predictions: Tensor, targets: Tensor, classes: int) -> Tenso
 
 
 def main() -> None:
-    """Two tables: from label maps, and from logits."""
+    """Two tables: from masks, and from logits."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
+    parser.add_argument("--size", type=int, default=512, help="height and width of a mask")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--patch", type=int, default=1, help="pixels of one label, down and across")

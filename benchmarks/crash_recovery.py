@@ -176,7 +176,7 @@ def record(found: dict[str, Any], folder: Path) -> None:
 
 
 def survive(arguments: argparse.Namespace) -> bool:
-    """Kill runs in as many lanes as asked for; whether all ended as they should."""
+    """Kill runs, `--lanes` of them at a time; whether all ended as they should."""
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     adopt_orphans()

@@ -1,4 +1,4 @@
-"""Damaged image files through reading, training and the doctor: none may end a process or be told without its name.
+"""Damaged image files through reading, training and the doctor: none may end a process or be reported without its name.
 
     python benchmarks/damaged_images.py --files 12000
     python benchmarks/damaged_images.py --files 200 --seed 7                # to see that it runs
@@ -8,8 +8,8 @@ are damaged by flipped bits, cuts, zeroed, doubled and random blocks, and header
 gets right checksums afterwards. Each file is read as an image and as a mask, and is one among four whole ones in a
 training with `--on-bad-image skip` and for the doctor. All of it happens in processes of their own, which note the
 file that they are at: what kills one, or keeps it for longer than a minute, is counted under that file's name, and the
-others go on. The training and the doctor must call bad exactly the files that cannot be read as images. Exit code 1
-where anything else is found.
+others are still read. The training and the doctor must call bad exactly the files that cannot be read as images.
+Exit code 1 where anything else is found.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python benchmarks/input_pipeline.py --cases train evaluate --workers 0
     python benchmarks/input_pipeline.py --images 16 --batch 4 --rounds 1         # to see that it runs
 
-Each way of reading is a process of its own with one thread, and with `--workers` processes that read for it; the rounds
-go through all ways in turn, the first warms up, and medians are taken of the rest. Photos and label maps are those of
+Each way of reading is a process of its own with one thread and `--workers` data-loading workers; the rounds
+go through all ways in turn, the first warms up, and medians are taken of the rest. Photos and masks are those of
 the folder that TRAINKIT_DATA names, and generated ones of the same sizes where it is not set. "decoding alone" is
 torchvision's decoder of JPEG with nothing after it: what no way that decodes whole images can pass. "regions" is what
 trainkit would take if nvImageCodec (nvidia-nvimgcodec-cu12, on the CPU) decoded no more than the crop; it and timm's
@@ -141,7 +141,7 @@ def serve(
         else:
             loader = DataLoader(data, batch, sampler=order, num_workers=workers)
         batches = iter(loader)
-        next(batches)  # waits for the processes that read to start
+        next(batches)  # waits for the workers to start
         begun = time.perf_counter()
         count = sum(len(images) for images, *_ in batches)
         pipe.send(1000 * (time.perf_counter() - begun) / count)
@@ -179,7 +179,7 @@ def photo(size: tuple[int, int], number: int) -> Image.Image:
 
 
 def real(case: str) -> tuple[list[Path], list[Path]]:
-    """Photos and label maps below TRAINKIT_DATA, or none."""
+    """Photos and masks below TRAINKIT_DATA, or none."""
     data = Path(os.environ.get("TRAINKIT_DATA") or "nowhere")
     if case == "segment-jpeg":
         name = "ADE_val_00000001"  # the one of 683x512
@@ -264,10 +264,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument(
-        "--images", type=int, default=512, help="photos of a round; a quarter of it for label maps"
+        "--images",
+        type=int,
+        default=512,
+        help="photos of a round; a quarter of it for segmentation",
     )
     parser.add_argument(
-        "--batch", type=int, default=64, help="photos of a batch; a quarter of it for label maps"
+        "--batch", type=int, default=64, help="photos of a batch; a quarter of it for segmentation"
     )
     parser.add_argument("--rounds", type=int, default=7)
     add_option(parser)

@@ -1,4 +1,4 @@
-"""What a training step takes beside its weights: the loss of a dense label map, and a ResNet's activations.
+"""What a training step takes beside its weights: the loss of a segmentation mask, and a ResNet's activations.
 
     python benchmarks/memory.py                  # the table of docs/results.md
     python benchmarks/memory.py --size 64        # the same, small
@@ -31,7 +31,7 @@ IGNORE = 255
 
 
 def pixels(way: str, dtype: torch.dtype, size: int) -> Callable[[], None]:
-    """Loss and gradient of 4 label maps of 150 classes."""
+    """Loss and gradient of 4 masks of 150 classes."""
     logits = torch.randn(4, 150, size, size).to(dtype).requires_grad_()
     targets = torch.randint(150, (4, size, size))
     targets[:, : size // 8] = IGNORE
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=512, help="height and width of a label map")
+    parser.add_argument("--size", type=int, default=512, help="height and width of a mask")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=["tiny run", *WAYS], help="default: all")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

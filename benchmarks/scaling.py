@@ -1,4 +1,4 @@
-"""What grows with the number of images and of processes, without having them: figures of docs/scale.md.
+"""What grows with the number of images and of processes, without having them: results of docs/scale.md.
 
     python benchmarks/scaling.py                    # orders up to 10^8 images, a checkpoint of 1 GB
     python benchmarks/scaling.py --images 5 --gb 0.01 --rounds 1 --steps 20
@@ -106,7 +106,7 @@ class Same(Dataset):
 
 
 def stopped_training(out: Path, num_images: int, steps: int) -> None:
-    """Begin a run, or go on with it, for so many steps; print when `train` was called, and when each step was done."""
+    """Begin a run, or resume it, for so many steps; print when `train` was called, and when each step was done."""
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
     )

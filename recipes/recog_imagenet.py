@@ -95,7 +95,7 @@ def recipe(
         weight_decay: of every parameter but norms and biases
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; None for none
-        cutmix: alpha of cutmix, by turns with mixup where both are given; None for none
+        cutmix: alpha of cutmix; mixup or cutmix is chosen per batch where both are given; None for none
         rand_augment: number and magnitude of RandAugment, such as 2 9
         trivial_augment: TrivialAugment in its place
         jitter: strengths of changes of brightness, contrast, saturation and hue, such as 0.4 0.4 0.4
