@@ -1,7 +1,7 @@
-"""What a dataset may say of itself, beside its length and its items: every optional attribute, in one place.
+"""Optional attributes of datasets, all in one place.
 
 A dataset is anything with `len(data)` and `data[index] -> (image, target)`. All else is optional, and read here alone.
-One that stands around another has it as `inner`, as torch's `Subset` has it as `dataset`.
+A wrapper has the wrapped dataset as `inner`, as torch's `Subset` has it as `dataset`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Pillow over the bytes of one file, and what decoders find odd while they read."""
+"""Decodes the bytes of one file by Pillow, and collects the warnings of decoders."""
 
 import io
 import os
@@ -45,7 +45,7 @@ _with_all_rows: set[tuple[int, int]] = set()
 
 @dataclass
 class Notes:
-    """What was found while images were read.
+    """Warnings collected while images are read.
 
     lines: what a decoder warned of, or left out. highest: of each image with 16 bits a channel its highest value (for
     colours, of which decoders give the upper 8 bits, the highest that it can be).
@@ -59,13 +59,13 @@ _taken: ContextVar[Notes | None] = ContextVar("taken", default=None)
 
 
 def notes() -> Notes | None:
-    """Where to put what is found odd; None where nobody asked for it."""
+    """The notes to add warnings to; None outside of `taking_notes`."""
     return _taken.get()
 
 
 @contextmanager
 def taking_notes() -> Iterator[Notes]:
-    """Collect what images read inside give rise to.
+    """Context manager: collect the warnings of images that are read inside.
 
     libjpeg writes its warnings to the process's standard error, without a name: what is written there meanwhile is
     taken as well. Not for a training: it costs some 50 us.
@@ -160,7 +160,7 @@ def _may_lack_rows(image: Image.Image) -> bool:
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation wants it shown.
+    """The image with its EXIF orientation applied.
 
     By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that is damaged.
     """
@@ -171,7 +171,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def stored(image: Image.Image) -> Image.Image:
-    """The image as its pixels lie in the file, whatever its EXIF orientation says; not loaded before."""
+    """The image as its pixels are stored, without its EXIF orientation; it must not have been loaded before."""
     if image.format != "TIFF":
         return image
     orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -180,20 +180,20 @@ def stored(image: Image.Image) -> Image.Image:
 
 
 class _Limit:
-    """Pillow's limit of pixels, which is meant for images of strangers: lifted while one of the user's is read."""
+    """Lifts Pillow's limit of pixels, which is meant for untrusted images, while an image of the user is read."""
 
     def __init__(self):
         self.lock, self.readers, self.pixels = threading.Lock(), 0, None
 
     def lift(self) -> None:
-        """Another image is being read."""
+        """Lift the limit before an image is read."""
         with self.lock:
             if self.readers == 0:
                 self.pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             self.readers += 1
 
     def restore(self) -> None:
-        """It is read; the limit is as before when no other one is."""
+        """Restore the limit after an image was read, unless another one is being read."""
         with self.lock:
             self.readers -= 1
             if self.readers == 0:

@@ -1,4 +1,4 @@
-"""What a file's name tells: whether it is an image, something a system left behind, or the same name as another."""
+"""Classifies files by name: images, files that an operating system leaves behind, and duplicate names."""
 
 import os
 import unicodedata

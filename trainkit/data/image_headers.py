@@ -1,4 +1,4 @@
-"""What the bytes of an image file say before a decoder sees them, and what no decoder may be given."""
+"""Checks the header of an image file before a decoder reads it, and refuses what no decoder may be given."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Batches from a dataset, read by worker processes."""
+"""Batches from a dataset, read by data-loading workers."""
 
 from collections.abc import Callable, Iterable
 from itertools import chain

@@ -2,7 +2,7 @@
 
 Each image is mixed with its neighbour in the batch's order (0 with 1, 2 with 3, ...), and one weight is
 drawn per batch from (seed, step). The order is random, so the pairs are; and since pairs are never
-parted (`TrainOrder.unit`), mixing gives the same images for any number of processes, workers and passes.
+parted (`TrainOrder.unit`), mixing gives the same images for any number of processes, workers and micro-batches.
 The last image of an odd batch stays as it is.
 """
 

@@ -1,4 +1,4 @@
-"""One example as it is read: named, checked, and replaced by its neighbour where that was asked for."""
+"""Reads one example: names it in errors, checks it, and optionally replaces a bad one by its neighbour."""
 
 import re
 import traceback
@@ -22,9 +22,9 @@ MOST_IN_A_ROW = 10
 class Reader(Dataset):
     """(epoch, index) -> (image, target, faults), the generators seeded as `Seeded` does.
 
-    check: what is wrong with a target, or None. neighbour: the index that takes the place of one that cannot be
-    used, in an epoch; without it such a one raises. faults: a line about each that was replaced: its index, its
-    file and what is wrong.
+    check: what is wrong with a target, or None. neighbour: (epoch, index) -> the index that replaces an unusable
+    example; without it an unusable example raises. faults: a line about each replaced example: its index, its file
+    and what is wrong.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Reader(Dataset):
             index = self.neighbour(epoch, index)
 
     def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
-        """What the dataset gives. Raises UserError for a StopIteration, which would end the epoch without a word."""
+        """What the dataset gives. Raises UserError for a StopIteration, which would silently end the epoch."""
         try:
             return self.seeded[epoch, index]
         except StopIteration as error:
@@ -104,7 +104,7 @@ class Reader(Dataset):
 
 
 def _ends_as_it_is(error: Exception) -> bool:
-    """Whether it is no fault of the data that is to be named: a bug, or a disk that fails."""
+    """Whether `error` is raised unchanged: it names its image already, is a bug, or comes from a failing disk."""
     if isinstance(error, DataError) or _of_a_decoder(error):
         return isinstance(error, DataError)
     if isinstance(error, OSError):

@@ -1,7 +1,7 @@
-"""Whether images read twice under one seed are the same: what a bit-equal resume takes of a dataset and its transforms.
+"""Checks that images read twice under one seed are equal, which a bit-equal resume needs.
 
-It is tried on a few images, since a generator that cannot be seen cannot be looked for: one of a library of its own,
-the clock, or a counter in the dataset.
+A few images are read twice, since some sources of randomness cannot be found by inspection: a generator inside a
+library, the clock, or a counter in the dataset.
 """
 
 import hashlib

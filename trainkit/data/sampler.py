@@ -66,10 +66,10 @@ class Locality:
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """The order of a whole run: batch -> process -> pass.
+    """The order of a whole run: batch -> process -> micro-batch.
 
     `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of one
-    forward pass in one process (None: the whole share). `unit` images are never parted (2 where a mixing
+    forward pass in one process (None: the whole slice). `unit` images are never split up (2 where mixup
     pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
     out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index
     i + k n is then copy k of image i of n. locality: of data that is stored in groups.
@@ -113,7 +113,7 @@ class TrainOrder:
         return min(self.batch_size, self.num_images - step % self.steps_per_epoch * self.batch_size)
 
     def passes(self, step: int, process: int) -> list[int]:
-        """Images of each forward pass of `process` in `step`; as many passes in every process, so 0 occurs."""
+        """Images of each micro-batch of `process` in `step`; every process has as many micro-batches, so 0 occurs."""
         shares = split(self.num_images_of(step), self.num_processes, self.unit)
         if self.micro_batch is None or self.micro_batch >= max(shares):
             return [shares[process]]
@@ -147,7 +147,7 @@ class TrainOrder:
         return int(order[(place + 1) % self.num_images])
 
     def share(self, step: int, process: int) -> slice:
-        """The places in the batch of `step` that `process` has; the first one where none is left for it."""
+        """The slice of the batch of `step` that `process` reads; the first image where none is left for it."""
         shares = split(self.num_images_of(step), self.num_processes, self.unit)
         begin = sum(shares[:process])
         return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
@@ -159,8 +159,8 @@ class TrainOrder:
     def batches(self, start: int, stop: int, process: int) -> Iterator[list[tuple[int, int]]]:
         """The (epoch, index) keys of `process` for steps [start, stop).
 
-        A process left without an image gets the batch's first one, to keep its forward passes in line with
-        the others'; `passes` says 0 for it, and the loop counts it nowhere.
+        A process left without an image gets the batch's first one as a padding sample, so that all processes do
+        the same forward passes; `passes` gives 0 for it, and the loop counts it nowhere.
         """
         order, known = torch.empty(0), None
         for step in range(start, stop):

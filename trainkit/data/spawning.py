@@ -1,4 +1,4 @@
-"""Sending a dataset to workers that are started anew (spawn, forkserver), as on macOS and Windows.
+"""Sends a dataset to workers that are spawned and not forked (spawn, forkserver), as on macOS and Windows.
 
 Such a worker imports what the dataset's classes are in. A recipe's file is no importable module, so its path goes
 along, and the worker loads it under the same name first.

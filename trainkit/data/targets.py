@@ -1,4 +1,4 @@
-"""Targets as datasets give them: numbers of Python or NumPy, arrays, tensors of any integer type."""
+"""Converts targets of datasets to tensors: Python or NumPy numbers, arrays, tensors of any integer type."""
 
 from typing import Any
 

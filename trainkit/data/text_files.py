@@ -1,4 +1,4 @@
-"""Text files as editors write them: with or without a mark of their encoding, with any ends of lines."""
+"""Reads text files as editors write them: with or without a byte order mark, with any line endings."""
 
 import codecs
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Batches to the device: scaled to [0, 1] and normalised there."""
+"""Moves batches to the device, where images are scaled to [0, 1] and normalised."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a recipe may choose as its loss: each a sum over targets, and what that sum is divided by. See also overlap.
+"""The interface of loss functions: a sum over targets, and the count that the sum is divided by.
 
     Segmentation(150, loss=[OHEM(keep=0.2), Dice(factor=0.5)])
     Recognition(1000, loss=BinaryCrossEntropy(threshold=0.2))
@@ -20,12 +20,12 @@ class Criterion(Protocol):
     """One loss; a recipe may bring its own."""
 
     name: str
-    """what the log calls its term"""
+    """name of its term in the log"""
     factor: float
-    """what it is multiplied by beside other losses, above 0"""
+    """weight of the loss among several, above 0"""
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-        """Its sum over the targets that are not `ignore`: a float32 scalar, on the graph."""
+        """Sum of the loss over the targets that are not `ignore`: a float32 scalar, on the graph."""
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
         """What the sum is divided by: a float32 scalar, on the device of the targets."""
@@ -37,7 +37,8 @@ def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tupl
     for each in criteria:
         if not (hasattr(each, "count") and hasattr(each, "factor") and hasattr(each, "name")):
             raise UserError(
-                f"loss is {each!r}; give one of trainkit.losses.base, or what has the methods of Criterion"
+                f"loss is {each!r}; give one of trainkit.losses.pixelwise or "
+                "trainkit.losses.region, or an object with the methods of Criterion"
             )
         if each.factor <= 0:
             raise UserError(f"{type(each).__name__}: factor is {each.factor}; it must be above 0")

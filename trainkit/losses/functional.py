@@ -1,6 +1,6 @@
 """Losses as sums over valid targets, never means, and the counts to divide them by.
 
-The loop divides the sums of the whole batch by its counts, over all passes and processes; a mean taken
+The loop divides the sums of the whole batch by its counts, over all micro-batches and processes; a mean taken
 here would be a mean of means. All are computed in float32 whatever the precision of the network.
 """
 

@@ -91,7 +91,7 @@ class OHEM:
 
     Online hard example mining (Shrivastava et al., 2016) with a share for each image, as DeeperLab has it (Yang et
     al., 2019; Panoptic-DeepLab keeps 0.2). The other form, all pixels whose probability is below a threshold, has no
-    count before the forward pass, and what it keeps depends on how a batch is cut into passes; it is not here.
+    count before the forward pass, and what it keeps depends on how a batch is split into micro-batches; it is left out.
     """
 
     keep: float = 0.2

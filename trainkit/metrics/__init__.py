@@ -1,1 +1,1 @@
-"""Metrics: sums and counts."""
+"""Streaming metrics, confusion counts, calibration and bootstrap confidence intervals."""

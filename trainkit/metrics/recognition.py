@@ -1,4 +1,4 @@
-"""Metrics of recognition: top-k accuracy."""
+"""Metrics of recognition: top-k accuracy and calibration error."""
 
 from collections.abc import Sequence
 

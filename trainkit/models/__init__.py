@@ -1,1 +1,1 @@
-"""Networks that torchvision has not."""
+"""Networks: torchvision's and timm's by name, and those that torchvision lacks."""

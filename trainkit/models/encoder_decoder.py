@@ -12,9 +12,9 @@ class DenseModel(nn.Module):
 
     backbone: images -> maps c1 to c4, with their `channels`. head: those maps -> a dict with logits "out"
     (N, C, h, w) and whatever else it says. aux: an FCN head on c3 as well, whose logits are "aux" (Zhao et
-    al., 2017). A head that no term of the loss reads is a weight without a part in it, which DDP refuses:
-    leave it out where its factor is 0. Training passes need two images or more in each process wherever a
-    head pools to one pixel before a batch norm.
+    al., 2017). A head that no term of the loss reads receives no gradient (unused parameters), which DDP refuses:
+    leave it out where its factor is 0. A training step needs two images or more in each process where a head pools
+    to one pixel before a BatchNorm.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, aux: bool):

@@ -1,4 +1,4 @@
-"""Freezing parts of a network: no gradients, and batch norm and dropout as in an evaluation."""
+"""Freezing parts of a network: no gradients, and BatchNorm and dropout in evaluation mode."""
 
 from collections.abc import Iterable
 from functools import partial

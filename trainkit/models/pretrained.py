@@ -1,4 +1,4 @@
-"""torchvision's published weights, with a clear word where they cannot be had."""
+"""Loads torchvision's published weights, with a clear error where they are not available."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks and transforms of evaluations from what model.json says of them: nothing of a recipe is run."""
+"""Rebuilds networks and evaluation transforms from model.json, without running a recipe."""
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -57,7 +57,7 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
 
 
 def transform_from(model_json: Mapping[str, Any]) -> Callable | None:
-    """What an evaluation makes of each image, as model.json describes it; None where it is not one of trainkit's."""
+    """The evaluation transform that model.json describes; None where it is not one of trainkit's."""
     transform = model_json["transform"]
     if transform is None:
         return None

@@ -1,4 +1,4 @@
-"""Names of networks: what one may have meant, and timm where it is there."""
+"""Names of networks: suggestions for misspelt names, and timm's networks if timm is installed."""
 
 import difflib
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What outputs mean: recognition and segmentation."""
+"""Tasks: losses, metrics and predictions of recognition and segmentation."""

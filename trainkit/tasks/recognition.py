@@ -25,7 +25,7 @@ class Recognition(Task):
     """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
     classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,
-    given class ids (N,). loss: one of trainkit.losses.base, or several, in place of cross-entropy.
+    given class ids (N,). loss: one of trainkit.losses.pixelwise, or several, in place of cross-entropy.
     Outputs of the model: logits (N, C), or what holds them, see `trainkit.outputs.main_logits`. Targets: ids (N,),
     negative ones ignored, or probabilities (N, C), of which a row that sums to less than 1 counts as much less.
     """

@@ -23,7 +23,7 @@ Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """Cross-entropy over pixels or other losses, with an auxiliary and a semantic-encoding term where asked for.
+    """Cross-entropy over pixels or other losses, optionally with an auxiliary and a semantic-encoding term.
 
     classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
     factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et

@@ -1,1 +1,1 @@
-"""One file per dataset or container."""
+"""Datasets: one module per dataset or container format."""

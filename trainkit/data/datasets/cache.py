@@ -1,4 +1,4 @@
-"""Arrays that take long to make: made once, kept in files, and shared by all processes through the page cache."""
+"""On-disk cache of memory-mapped arrays: computed once, and shared by all processes through the page cache."""
 
 import hashlib
 import json

@@ -26,7 +26,7 @@ _TEXT = ("string", "large_string", "string_view")
 
 
 def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of images for recognition: the one asked for, or the only one. Raises UserError naming the others."""
+    """The column of images for recognition: the given one, or the only one. Raises UserError naming the others."""
     if asked is not None:
         return _known(source, features, asked, is_image(features.get(asked)), "images")
     return _only(source, "image", _images(features), features)
@@ -35,7 +35,7 @@ def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | N
 def choose_image_and_mask(
     source: str | Path, features: Mapping[str, Any], image: str | None, mask: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of masks for segmentation, told apart by their names where they are not asked for."""
+    """The columns of images and of masks for segmentation, told apart by their names where they are not given."""
     found = _images(features)
     if image is None:
         image = _only(
@@ -50,7 +50,7 @@ def choose_image_and_mask(
 
 
 def choose_label(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of labels: the one asked for, the only one with class names, or the only one called like labels."""
+    """The column of labels: the given one, the only one with class names, or the only one called like labels."""
     if asked is not None:
         return _known(
             source, features, asked, isinstance(features.get(asked), (Value, ClassLabel)), "labels"

@@ -1,4 +1,4 @@
-"""What a dataset took from its folder and what it left out, in words: a run says it before it begins."""
+"""Summary of the files that a dataset uses and those that it leaves out, logged before a run starts."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which images are in a folder; of class folders listed once, and kept until one of them changes."""
+"""Lists the images in a folder; listings of class folders are cached until one of them changes."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Data wherever it is: class folders or folders of masks, parquet files, or a name on the Hub."""
+"""Opens a dataset from class folders, folders of masks, parquet files, or a name on the Hub."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

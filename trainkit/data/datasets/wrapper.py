@@ -1,4 +1,4 @@
-"""What datasets that stand around another one share."""
+"""Base class of datasets that wrap another one."""
 
 from collections.abc import Sequence
 
