@@ -65,7 +65,7 @@ def recipe(
         label_column: the column of class ids where there are several: fine_label in uoft-cs/cifar100
         model: the network; small has 1.2 million weights and trains on a laptop
         batch_size: images of one step, over all processes
-        weight_decay: of every parameter but norms and biases
+        weight_decay: of all parameters but biases and those of normalisation layers
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; 0.2 is usual
         sample: train the small network on generated images in the same layout, in under a minute

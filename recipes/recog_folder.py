@@ -62,12 +62,12 @@ def recipe(
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
         image_column: the column of images, in parquet files with several
         label_column: the column of class ids, in parquet files with several
-        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
-        model: of torchvision's, such as convnext_tiny, or "timm:" and a name of timm's; small trains on a laptop
+        stream: stream parquet files, so many row groups interleaved, such as 16; None: download them first
+        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small trains on a laptop
         pretrained: start from published ImageNet weights, which small has not
-        lr: learning rate of the backbone at its highest
+        lr: peak learning rate of the backbone
         batch_size: images of one step, over all processes
-        weight_decay: of every parameter but norms and biases
+        weight_decay: of all parameters but biases and those of normalisation layers
         label_smoothing: share of the target spread over all classes
         head_lr_mult: factor of the last layer's learning rate, when the rest is pretrained
         size: side of the crop in training and in evaluation

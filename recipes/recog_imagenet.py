@@ -89,32 +89,32 @@ def recipe(
 
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
-        model: of torchvision's, such as convnext_tiny, or "timm:" and a name of timm's; small trains on a laptop
-        lr: learning rate at its highest, for 512 images a batch
+        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small trains on a laptop
+        lr: peak learning rate, for 512 images a batch
         batch_size: images of one step, over all processes
-        weight_decay: of every parameter but norms and biases
+        weight_decay: of all parameters but biases and those of normalisation layers
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; None for none
         cutmix: alpha of cutmix; mixup or cutmix is chosen per batch where both are given; None for none
         rand_augment: number and magnitude of RandAugment, such as 2 9
-        trivial_augment: TrivialAugment in its place
-        jitter: strengths of changes of brightness, contrast, saturation and hue, such as 0.4 0.4 0.4
+        trivial_augment: use TrivialAugment instead of RandAugment
+        jitter: strengths of colour jitter: brightness, contrast, saturation and hue, such as 0.4 0.4 0.4
         lighting: strength of PCA lighting, such as 0.1
-        erase: probability that a rectangle is erased
-        repeats: times that an image is in its batch, augmented differently; divide epochs by it
+        erase: probability of random erasing
+        repeats: repeated augmentation: copies of an image in its batch; divide epochs by it
         stochastic_depth: rate at which the last block is left out, the others less often; None: as published
         drop_block: probability of DropBlock after the last two stages of a ResNet, such as 0.1
         size: side of the crop in training
-        image_sizes: sides in its place and the epochs they begin in, such as 128:0,192:30,224:60
-        eval_size: side of the crop in evaluation; None: as size
+        image_sizes: progressive resizing: crop sides and the epochs in which they begin, such as 128:0,192:30,224:60
+        eval_size: side of the crop in evaluation; None: the same as size
         crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
         crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its network, or center
-        ten_crop: evaluate corners, centre and their mirror images
+        ten_crop: ten-crop evaluation: corners, centre, and all of them flipped
         interpolation: of pixels, in training and in evaluation; None: timm's of its network, or bicubic
         mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's
         std: of each channel; None: likewise
-        smallest_crop: share of the image's area that a training crop has at least
-        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
+        smallest_crop: smallest area of a training crop, as a share of the image's area
+        stream: stream parquet files, so many row groups interleaved, such as 16; None: download them first
         classes: names by id, or a text file with one a line; None: of the training images, evaluated: of the run
         sample: train the small network on generated images in the same layout, in under a minute
     """

@@ -32,7 +32,7 @@ def recipe(**settings: Any) -> Recipe:
     """ResNeSt on ImageNet-1k from scratch.
 
     Args:
-        lr: learning rate at its highest, for 2048 images a batch
+        lr: peak learning rate, for 2048 images a batch
         size: side of the crop in training; the authors take 256 for 101 layers, 320 for 200
     """
     return bag_of_tricks(**settings)

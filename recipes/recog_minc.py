@@ -74,12 +74,12 @@ def recipe(
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
         pretrained: start the backbone from published ImageNet weights
         drop: epochs after which the learning rate becomes a tenth, and colours are left as they are
-        lr: learning rate of the backbone at the start, for 512 images a batch
+        lr: initial learning rate of the backbone, for 512 images a batch
         batch_size: images of one step, over all processes
         head_lr_mult: factor of the learning rate outside the backbone
         size: side of the crop in training and in evaluation
-        smallest_crop: share of the image's area that a training crop has at least
-        jitter: strengths of changes of brightness, contrast, saturation and hue
+        smallest_crop: smallest area of a training crop, as a share of the image's area
+        jitter: strengths of colour jitter: brightness, contrast, saturation and hue
         lighting: strength of PCA lighting
         codewords: of the encoding layer
         sample: train a small network on generated images, in under a minute

@@ -85,14 +85,14 @@ def segmentation(
         head_lr_mult: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such head
         se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
-        channels: width of the head, but for torchvision's fcn, deeplabv3 and lraspp
-        loss: of the pixels: cross_entropy, focal, ohem, dice, lovasz, or several of them
-        photometric: distort brightness, contrast, saturation and hue of the training crops
-        class_weights: of cross_entropy and focal, a number for each class; None: all alike
-        cat_max_ratio: a crop is drawn again while one class has more than this share of it, such as 0.75; None: never
-        sync_batch_norm: on several GPUs, batch norm over the whole batch
-        eval_window: evaluate in windows of this side, so many pixels from one to the next, such as 480 320
-        eval_crop: evaluate centre crops of this side, as older codes do; None for either: whole images
+        channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it
+        loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
+        photometric: photometric distortion of training crops: brightness, contrast, saturation and hue
+        class_weights: of cross_entropy and focal, one per class; None: all equal
+        cat_max_ratio: largest share of one class in a training crop, which is else drawn again, such as 0.75; None: any
+        sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
+        eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
+        eval_crop: evaluate centre crops of this side, as older code does; None for both: whole images
         sample: train a small network on generated scenes, in under a minute
     """
     train = train_transform(long_side, crop, photometric=photometric, cat_max_ratio=cat_max_ratio)

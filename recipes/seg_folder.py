@@ -61,7 +61,7 @@ def recipe(
             classes too
         image_column: the column of images, in parquet files with several
         mask_column: the column of masks, in parquet files with several
-        stream: read parquet files where they lie, so many row groups at a time, such as 16; None: download them first
+        stream: stream parquet files, so many row groups interleaved, such as 16; None: download them first
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with lraspp), or "small",
             which has no published weights and trains on a laptop
         lr: learning rate of the backbone
