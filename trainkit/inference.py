@@ -1,4 +1,4 @@
-"""How an image is looked at in an evaluation: whole or in windows, at which scales, flipped too."""
+"""Inference settings: whole images or sliding window, scales, and flip (test-time augmentation, TTA)."""
 
 import math
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from trainkit.errors import UserError
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image is looked at in an evaluation."""
+    """Inference settings of an evaluation: sliding window and test-time augmentation (TTA)."""
 
     scales: tuple[float, ...] = (1.0,)
     """of the image as the validation data gives it"""
     flip: bool = False
-    """look at its mirror image too"""
+    """also predict the horizontally flipped image (TTA)"""
     window: int | None = None
     """height and width of the windows; None: the whole image. Smaller images are filled up with black"""
     stride: int | None = None
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int = 8
-    """windows of one forward pass"""
+    """windows per forward pass"""
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:

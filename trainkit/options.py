@@ -1,4 +1,4 @@
-"""What one may ask of a run and of an evaluation, beside the recipe's own settings."""
+"""Options of the commands, beside the recipe's own settings."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,18 +15,19 @@ LARGEST = 3.4e38  # of float32
 
 @dataclass(frozen=True)
 class Options:
-    """How a run goes, beside the recipe's own settings."""
+    """Options of a training run, beside the recipe's own settings."""
 
     out: Path | None = None
     """the run's folder; default: runs/<recipe>"""
     seed: int = 0
     """decides initial weights, order, augmentation, mixing and dropout"""
     workers: int | None = None
-    """processes that read images, for each training process (0: none); default: its share of the cores, up to 8"""
+    """number of data-loading workers per process (0: none); default: its share of the cores, up to 8"""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
+    """auto: resume from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
     init_from: Path | None = None
-    """start from these weights, of a run or a file; layers of another shape keep theirs. Not when the run goes on"""
+    """start from these weights, of a run or a file; layers with a shape mismatch keep their initial weights. Not on
+    a resume"""
     weights_key: str | None = None
     """which set of weights, in a file that holds several, such as model_ema; default: the usual one"""
     log_every: int = 10
@@ -36,7 +37,7 @@ class Options:
     evaluate_every: int = 1
     """epochs between two evaluations; there is always one after the last step"""
     micro_batch: int | None = None
-    """most images of one forward pass in one process; the batch is the same in more passes. Default: its share"""
+    """maximum micro-batch size per process; gradient accumulation keeps the batch size. Default: its whole share"""
     channels_last: bool = False
     """hold images and weights with the channels last, which tensor cores and some CPUs prefer"""
     tf32: bool = False
@@ -46,15 +47,16 @@ class Options:
     static_graph: bool = False
     """on several processes: the model uses the same weights in every pass, so DDP may learn in the first one which"""
     timeout_s: int = 600
-    """seconds that a process waits for the others in one exchange; then the run ends, and the same command goes on"""
+    """timeout of a collective operation, in seconds; then the run ends, and the same command resumes it"""
     precise_bn: int | None = None
-    """before each evaluation, estimate batch norm's statistics anew from so many training images, 16 at a time"""
+    """re-estimate BatchNorm statistics (precise BN) before each evaluation, from this many training images, in
+    batches of 16"""
     keep_checkpoints: int = 2
-    """newest checkpoints kept, beside the best and the one gone on from"""
+    """number of newest checkpoints kept, beside the best and the one resumed from"""
     allow_schedule_change: bool = False
-    """go on with another length or schedule than the run was started with"""
+    """resume with a different length or learning-rate schedule"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """a loss or gradient that is no number: stop and keep the step in failures/, or leave its update out"""
+    """on a non-finite (NaN/Inf) loss or gradient: stop and keep the step in failures/, or skip its update"""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """a training image, mask or label that cannot be used: stop, or take the next one in the order and list it"""
     on_save_error: Literal["stop", "continue"] = "stop"
@@ -84,30 +86,30 @@ class EvaluateOptions:
     seed: int | None = None
     """of what is random in the validation data, and of the images of --precise-bn; default: the run's, or 0"""
     workers: int | None = None
-    """processes that read images, for each process; default: its share of the cores, up to 8"""
+    """number of data-loading workers per process; default: its share of the cores, up to 8"""
     channels_last: bool = False
     """hold images and weights with the channels last, as in a run"""
     tf32: bool = False
     """on GPUs: multiply float32 in TF32, as in a run"""
     precise_bn: int | None = None
-    """estimate batch norm's statistics anew from so many training images, 16 at a time; default: as in the run's own
-    evaluations; 0: take those that training counted"""
+    """re-estimate BatchNorm statistics (precise BN) from this many training images, in batches of 16; default: as
+    in the run's own evaluations; 0: use those of the training"""
     as_stored: bool = False
-    """segmentation: images in the size they are stored in, and not in that of the recipe's evaluations"""
+    """segmentation: images at original resolution, and not as in the recipe's evaluations"""
     scales: tuple[float, ...] | None = None
-    """segmentation: scales of the images at which they are looked at, such as 0.5 0.75 1 1.25 1.5 1.75"""
+    """segmentation: multi-scale inference (TTA) at these scales, such as 0.5 0.75 1 1.25 1.5 1.75"""
     flip: bool = False
-    """segmentation: look at mirror images too"""
+    """segmentation: also predict the horizontally flipped image (TTA)"""
     window: int | None = None
-    """segmentation: height and width of windows that an image is looked at in; default: as a whole"""
+    """segmentation: sliding-window inference with windows of this height and width; default: whole images"""
     stride: int | None = None
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
-    """windows of one forward pass, of whatever images; default: 8"""
+    """windows per forward pass, of any images; default: 8"""
     weights_key: str | None = None
     """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
-    """take weights that fit the model in part, and leave the rest of it as it is"""
+    """load only the matching weights, and leave the rest of the model as it is"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"workers": 0})
@@ -115,7 +117,7 @@ class EvaluateOptions:
             _require_at_least(self, {"precise_bn": 16})
 
     def inference(self, recipes: Inference | None) -> Inference | None:
-        """The recipe's own with what was asked for here."""
+        """The recipe's inference settings, with those given here in place of its own."""
         names = ("scales", "window", "stride", "window_batch")
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         asked |= {"flip": True} if self.flip else {}
@@ -137,11 +139,11 @@ class PredictOptions:
     overlay: bool = False
     """segmentation: write each image covered by the colours of its classes, too"""
     workers: int | None = None
-    """processes that read images (0: none); default: the cores but one, up to 8"""
+    """number of data-loading workers (0: none); default: all cores but one, up to 8"""
     weights_key: str | None = None
     """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
-    """take weights that fit the model in part, and leave the rest of it as it is"""
+    """load only the matching weights, and leave the rest of the model as it is"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"top_k": 1, "workers": 0})
@@ -162,7 +164,7 @@ class ExportOptions:
     weights_key: str | None = None
     """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
     partial: bool = False
-    """take weights that fit the model in part, and leave the rest of it as it is"""
+    """load only the matching weights, and leave the rest of the model as it is"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"images": 1})
@@ -175,7 +177,7 @@ class ReplayOptions:
     step: int | None = None
     """its number, as in failures/step-<number>; default: the newest"""
     workers: int | None = None
-    """processes that read images, for each process; default: its share of the cores, up to 8"""
+    """number of data-loading workers per process; default: its share of the cores, up to 8"""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class DoctorOptions:
     out: Path | None = None
     """where doctor.json goes; default: runs/<recipe>-doctor"""
     workers: int | None = None
-    """processes that read images (0: none); default: the cores less one, up to 8"""
+    """number of data-loading workers (0: none); default: all cores but one, up to 8"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"workers": 0})
