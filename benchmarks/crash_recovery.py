@@ -240,7 +240,7 @@ def resumes(work: Path, rounds: int, folder_of_results: Path) -> None:
                 words, env=env, check=True, capture_output=True, text=True
             ).stdout
             whole[step].append(time.perf_counter() - begun)
-            assert f"going on from step-{step:09d}" in printed, printed
+            assert f"resuming from step-{step:09d}" in printed, printed
             taken[step].append(float(printed.split("first image after ")[1].split()[0]))
             shutil.rmtree(folder)
     results = Results("crash_recovery-resume", "torch", rounds=rounds, baseline="from step 100")

@@ -117,7 +117,7 @@ def resumed(accelerator: Accelerator, build: Builder) -> str:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(place)
-    if accelerator.is_main_process and f"going on from step-{LEFT:09d}" not in shown.getvalue():
+    if accelerator.is_main_process and f"resuming from step-{LEFT:09d}" not in shown.getvalue():
         return "NOT RESUMED"
     return "bit-equal" if told is None else f"DIFFERENT: {told}"
 

@@ -245,7 +245,7 @@ def test_weights_that_are_no_numbers_are_told(trained, tmp_path, capsys):
         "small",
     )
     assert main([*map(str, words), "--size", "16"]) == 0
-    assert f"1 weights hold numbers that are not finite ({first})" in capsys.readouterr().out
+    assert f"1 weights contain NaN/Inf ({first})" in capsys.readouterr().out
 
 
 def test_damaged_results_are_told_before_anything_is_published(trained, tmp_path, capsys):

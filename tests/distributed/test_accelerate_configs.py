@@ -134,7 +134,7 @@ def test_the_slurm_script_saves_and_queues_again(tmp_path):
     again = subprocess.run(
         words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
-    assert again.returncode == 0 and f"going on from step-{stopped['step']:09d}" in again.stdout, (
+    assert again.returncode == 0 and f"resuming from step-{stopped['step']:09d}" in again.stdout, (
         again.stdout
     )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_processes"] == 2

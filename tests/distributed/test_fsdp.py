@@ -65,7 +65,7 @@ def test_killed_and_gone_on_with(tmp_path, trained):
     assert not (tmp_path / "all" / "summary.json").exists() and list_checkpoints(
         tmp_path / "all" / "checkpoints"
     )
-    assert "going on from step-" in torchrun(2, TOYS, tmp_path, "all", **FSDP).stdout
+    assert "resuming from step-" in torchrun(2, TOYS, tmp_path, "all", **FSDP).stdout
     assert_bit_equal(trained / "fsdp" / "all", tmp_path / "all")
 
 
@@ -76,7 +76,7 @@ def test_a_run_may_change_over(tmp_path, trained, before, after):
     newest = list_checkpoints(tmp_path / "all" / "checkpoints")[-1]
     shutil.rmtree(newest)
     assert (
-        "going on from step-"
+        "resuming from step-"
         in torchrun(2, TOYS, tmp_path, "all", **(FSDP if after == "fsdp" else {})).stdout
     )
     assert_same_training(trained / after / "all", tmp_path / "all")
@@ -227,7 +227,7 @@ def test_state_that_was_made_with_the_optimizer(tmp_path):
     (tmp_path / "again" / "summary.json").unlink()
     shutil.rmtree(list_checkpoints(tmp_path / "again" / "checkpoints")[-1])
     assert (
-        "going on from step-" in torchrun(2, script, tmp_path / "again", "Adagrad", **FSDP).stdout
+        "resuming from step-" in torchrun(2, script, tmp_path / "again", "Adagrad", **FSDP).stdout
     )
     assert_bit_equal(tmp_path / "fsdp", tmp_path / "again")
 

@@ -106,7 +106,7 @@ def test_going_on_without_its_state_is_refused(tmp_path):
 def test_measuring_an_average_that_was_not_kept_is_refused(tmp_path):
     run("recognition", tmp_path, seed=5)
     with pytest.raises(
-        ValueError, match="ema is 0.9, and .* holds no averaged weights: evaluate with --ema None"
+        ValueError, match="ema is 0.9, and .* holds no EMA weights: evaluate with --ema None"
     ):
         evaluate(recognition(ema=0.9), list_checkpoints(tmp_path / "checkpoints")[-1], workers=0)
 

@@ -308,7 +308,7 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert (
         "step-000000010 is damaged and skipped: model.safetensors" in shown
-        and "going on from step-000000009" in shown
+        and "resuming from step-000000009" in shown
     )
     assert all(torch.equal(value, weights(tmp_path)[key]) for key, value in whole.items())
     (tmp_path / "summary.json").unlink()

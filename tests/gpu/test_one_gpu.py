@@ -87,7 +87,7 @@ def test_killed_and_gone_on_with(tmp_path, precision):
     wait_for(tmp_path / "killed" / "all", checkpoint_of(4), process)
     kill_all(process)
     assert not (tmp_path / "killed" / "all" / "summary.json").exists()
-    assert "going on from step-" in toys(tmp_path / "killed", "all", **env).stdout
+    assert "resuming from step-" in toys(tmp_path / "killed", "all", **env).stdout
     assert_bit_equal(tmp_path / "whole" / "all", tmp_path / "killed" / "all")
 
 

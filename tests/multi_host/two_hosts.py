@@ -181,7 +181,7 @@ def main() -> None:
         told = [
             printed
             for _, printed in done
-            if "lost the others" in printed and "The same command goes on" in printed
+            if "lost the others" in printed and "The same command resumes" in printed
         ]
         check(len(told) >= 1, "and say what happened", done)
         print(
@@ -193,7 +193,7 @@ def main() -> None:
         ip("-n", "tk-two", "link", "set", "cable", "up")
         done = end(launch(folder / "cut", 29513, 0), 120)
         check(
-            all(code == 0 for code, _ in done) and "going on from step-" in done[0][1],
+            all(code == 0 for code, _ in done) and "resuming from step-" in done[0][1],
             "with it back they go on",
             done,
         )

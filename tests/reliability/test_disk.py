@@ -107,7 +107,7 @@ def test_training_may_go_on_without_saving(tmp_path, capsys):
         recipe = training(Then(40, full))
         summary = train(recipe, options)
     shown = capsys.readouterr().out
-    assert "step-000000008 could not be written" in shown and "going on without it" in shown
+    assert "step-000000008 could not be written" in shown and "continuing without it" in shown
     assert summary["steps"] == 10 and len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
     net = run("recognition", tmp_path / "whole")
     assert all(
@@ -177,7 +177,7 @@ def test_the_folder_vanishes(tmp_path, capsys, policy):
     else:
         assert train(recipe, options)["steps"] == 10
         assert (
-            "cannot be written: No such file or directory; going on without it"
+            "cannot be written: No such file or directory; continuing without it"
             in capsys.readouterr().out
         )
     assert not folder.exists(), "nothing is made in the place of what somebody removed"

@@ -47,7 +47,7 @@ def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passe
     }
     printed = run(*ALONE, str(tmp_path), "hungry").stdout
     assert (
-        "passes of 4 images, as memory ran out before" in printed
+        "micro-batches of 4 images, as the run was out of memory (OOM) before" in printed
         and "out of memory in" not in printed
     )
     assert_equal(tmp_path / "hungry", small_passes / "hungry-4")

@@ -48,7 +48,7 @@ def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
     wait_for(tmp_path / name, checkpoint_of(6), process)  # epoch 2 has steps 5 to 8
     kill_all(process)
     assert not (tmp_path / name / "summary.json").exists()
-    assert "going on from step-" in go_on(tmp_path, name, processes, workers)
+    assert "resuming from step-" in go_on(tmp_path, name, processes, workers)
     assert_bit_equal(unstopped / str(processes) / name, tmp_path / name)
 
 
@@ -131,7 +131,7 @@ def test_ended_during_an_evaluation(tmp_path, unstopped, number):
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == (143 if number == signal.SIGTERM else -9), printed
     assert rows(tmp_path / "all", "evaluate") == []
-    assert "going on from step-000000004" in go_on(tmp_path, "all")
+    assert "resuming from step-000000004" in go_on(tmp_path, "all")
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
@@ -201,7 +201,7 @@ def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
     finally:
         if process.poll() is None:
             kill_all(process)
-    assert process.returncode == 0 and "going on from step-" in printed, printed
+    assert process.returncode == 0 and "resuming from step-" in printed, printed
     assert_bit_equal(unstopped / "2" / "all", tmp_path / "all")
 
 

@@ -30,7 +30,7 @@ def checkpoint_activations(model: nn.Module) -> int:
     if not found:
         raise UserError(
             f"activation_checkpointing is on, and {type(model).__name__} has no blocks: modules with parts of their "
-            "own in an nn.Sequential or nn.ModuleList. Turn it off, or take smaller passes with --micro-batch"
+            "own in an nn.Sequential or nn.ModuleList. Turn it off, or set a smaller --micro-batch"
         )
     for block in found:
         norms = [module for module in block.modules() if isinstance(module, AnyBatchNorm)]

@@ -111,7 +111,7 @@ class Checkpointer:
                 self.save_rest()
                 if self.reporter.trouble is None:
                     self.reporter.note(
-                        f"saved after step {self.state.step}; the same command goes on from there"
+                        f"saved after step {self.state.step}; run the same command again to resume"
                     )
             raise
         finally:
@@ -159,7 +159,7 @@ class Checkpointer:
         self.saved = self.resumed_from = self.state.step
         self.reporter.resume(saved["window"])
         self.reporter.note(
-            f"going on from step-{self.state.step:09d} of {self.plan.total_steps} steps"
+            f"resuming from step-{self.state.step:09d} of {self.plan.total_steps} steps"
         )
 
     def _state(self, in_training: list[Tensor] | None) -> dict[str, Any]:

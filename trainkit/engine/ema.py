@@ -135,7 +135,7 @@ class EMA:
                 if names
             ]
             raise UserError(
-                f"the averaged weights have other names than the model: {'; '.join(told)}. An earlier version of "
+                f"the EMA weights have other names than the model: {'; '.join(told)}. An earlier version of "
                 "trainkit wrote them, or the model is another one: they can be evaluated, and not be trained on. Begin "
                 "another run from them with --init-from"
             )
@@ -144,7 +144,7 @@ class EMA:
             if value is None or value.shape != average.shape:
                 found = "missing" if value is None else f"of shape {list(value.shape)}"
                 raise UserError(
-                    f"averaged weights: {names[0]} is {found}, the model's has {list(average.shape)}"
+                    f"EMA weights: {names[0]} is {found}, the model's has {list(average.shape)}"
                 )
             average.copy_(part(value, average))
         self.count = state["count"]

@@ -37,7 +37,7 @@ from trainkit.storage import checkpoint
 from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps
 from trainkit.storage.weights import named_as, take_weights
 
-# Names beside the figures in a row of the log, and in results.json.
+# Names beside the metrics in a row of the log, and in results.json.
 IN_ROWS = (
     "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images", WITHOUT
 )  # fmt: skip
@@ -56,24 +56,32 @@ class Evaluator:
     workers: int
     ema: EMA | None
     precise_bn: int | None = None
-    """training images that batch norm's statistics are estimated anew from; None: they are as training counted them"""
+    """number of training images to re-estimate BatchNorm statistics from (precise BN); None: keep those of training"""
     on_bad_image: str = "stop"
     """of these training images, as of those trained on: "stop", or "skip" for the next one in the order"""
     thorough: bool = False
-    """all that is known: a 95 % interval of the headline figure, by drawing images again, and metrics' details"""
+    """also compute a 95 % bootstrap confidence interval of the headline metric, and the metrics' details"""
 
     @may_fail_alone()
     def run(
         self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
     ) -> dict[str, Any] | None:
-        """`split`, `protocol`, `num_images` and the figures of the task's metrics, of averaged weights as "ema_...".
+        """Evaluate the current weights, and the EMA weights where there are any.
 
-        `precise_bn` too, where batch norm's statistics were estimated anew.
+        Metrics with `counts` are summed over the processes once, at the end. Others, from `evaluate`, get the plain
+        labels of all processes batch by batch.
 
-        steps: how many the weights have seen, and of how many, for `Task.at_step`; None: it has been called.
-        None where `stop`, asked after each batch, says so. Metrics with `counts` are summed over the processes
-        once, at the end. Others, from `evaluate`, are given the plain labels of all processes batch by batch. Raises
-        RuntimeError where not every image was seen once, and MemoryError where memory runs out.
+        Args:
+            stop: called after each batch; the evaluation ends early where it returns something other than 0.
+            steps: training steps of the weights and total steps, for `Task.at_step`; None: it has been called.
+
+        Returns:
+            `split`, `protocol`, `num_images` and the task's metrics, those of the EMA weights as "ema_...";
+            `precise_bn` too, where BatchNorm statistics were re-estimated. None where `stop` ended it.
+
+        Raises:
+            RuntimeError: not every image was seen exactly once.
+            MemoryError: out of memory (OOM).
         """
         with shortage_told("the evaluation"), refusals_told(self.recipe.model):
             return self._of_all_weights(stop, steps)
@@ -203,7 +211,7 @@ class Evaluator:
             return
         for (images, targets, _), count in zip(loader, valid):
             images, targets = self.to_device(images, targets)
-            # beyond `count`: a filler, see evaluation_batches
+            # beyond `count`: a padding sample, see evaluation_batches
             predictions = objective(images, targets)
             rows = recipe.task.rows_per_image
             if len(predictions) != rows * len(targets):
@@ -267,7 +275,7 @@ def evaluate(
         name for name, value in recipe.model.state_dict().items() if not value.isfinite().all()
     ]:
         display.note(
-            f"{len(unsound)} weights hold numbers that are not finite ({unsound[0]}): figures of them say nothing"
+            f"{len(unsound)} weights contain NaN/Inf ({unsound[0]}): results are meaningless"
         )
     objective = prepare(accelerator, Objective(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
@@ -275,7 +283,7 @@ def evaluate(
         averages = checkpoint.load(weights)[1]["ema"]
         if averages is None:
             raise UserError(
-                f"ema is {recipe.ema}, and {weights} holds no averaged weights: evaluate with --ema None"
+                f"ema is {recipe.ema}, and {weights} holds no EMA weights: evaluate with --ema None"
             )
         by_name = named_as(recipe.model, averages["averages"])
         ema.load_state_dict(averages | {"averages": by_name}, strict=False)
@@ -310,7 +318,7 @@ def _require_training_images(recipe: Recipe) -> None:
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{error}. Batch norm's statistics are estimated from training images (--precise-bn), as the run's own "
-            "evaluations did; --precise-bn 0 measures with those that training counted, and gives other figures"
+            "evaluations did; --precise-bn 0 measures with those that training counted, and gives other results"
         ) from error
 
 
@@ -359,12 +367,12 @@ def _figures_of_nothing(metric: Any) -> set[str]:
             return set(copy.deepcopy(metric).compute())
         except (
             Exception
-        ):  # whatever a foreign metric raises; what is wrong is told where it has images
+        ):  # whatever a foreign metric raises; an error is reported once it has images
             return set()
 
 
 def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
-    """A metric's figures. Raises UserError where one is named like what a row of the log or results.json holds."""
+    """A metric's results. Raises UserError where one has a reserved name of the log or of results.json."""
     taken = sorted(RESERVED & figures.keys())
     if taken:
         raise UserError(
@@ -375,7 +383,7 @@ def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and their numbers as Python's, and None for what is no number: figures go into JSON."""
+    """Arrays, tensors and their numbers as Python values for JSON; None for a non-finite (NaN/Inf) value."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}

@@ -48,7 +48,7 @@ def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None
     with torch.random.fork_rng(devices=cuda):
         try:
             problem = _difference(optimizer, accelerator)
-        except Exception as error:  # whatever a foreign optimizer raises; it is told below
+        except Exception as error:  # whatever a foreign optimizer raises; it is reported below
             if is_out_of_memory(error):
                 raise
             told = str(error).splitlines() or [""]

@@ -74,7 +74,8 @@ def train(
         if found.memory is not None and found.memory["asked"] == options.micro_batch:
             plan.use_micro_batch(found.memory["micro_batch"])
             display.note(
-                f"passes of {found.memory['micro_batch']} images, as memory ran out before; --micro-batch changes it"
+                f"micro-batches of {found.memory['micro_batch']} images, as the run was out of memory (OOM) before; "
+                "--micro-batch changes it"
             )
         if found.path is not None:
             checkpointer.restore(found.path, found.evaluation)

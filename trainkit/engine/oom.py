@@ -18,7 +18,7 @@ from trainkit.engine.plan import Plan
 from trainkit.engine.reporting import Reporter
 from trainkit.errors import UserError
 
-# Forward and backward of a step through a module: losses (K,), and the allocator's words where memory ran out.
+# Forward and backward of a step through a module: losses (K,), and the allocator's message on OOM.
 Accumulate = Callable[[nn.Module], tuple[Tensor, str | None]]
 
 # steps of several processes that are first tried without each other: the second has the optimizer's state
@@ -26,10 +26,10 @@ TRIED = 2
 
 
 class OomFallback:
-    """Computes a step's gradients, in smaller micro-batches where memory runs out.
+    """Computes a step's gradients; on out of memory (OOM), in smaller micro-batches.
 
-    With several processes the first steps are tried by each one alone: the others would wait for one whose memory ran
-    out. Later, what remains is to end and to resume with smaller micro-batches.
+    With several processes, each tries the first steps without gradient sync: the others would wait for one that is
+    out of memory. After that, the run has to end and resume with smaller micro-batches.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class OomFallback:
             if self.accelerator.num_processes > 1:
                 raise MemoryError(
                     f"process {self.accelerator.process_index} ran out of memory in step {step + 1}: {problem}. The "
-                    "same command goes on from the last checkpoint, with smaller passes"
+                    "same command resumes from the last checkpoint, with smaller micro-batches"
                 )
 
     def skip_trials(self) -> None:
@@ -130,7 +130,7 @@ def _is_unused(weight: nn.Parameter) -> bool:
 
 def _refuse_unused(step: int, unused: list[str]) -> NoReturn:
     raise UserError(
-        f"{len(unused)} weights have no part in the loss of step {step + 1} ({', '.join(unused[:3])}), and the "
+        f"{len(unused)} parameters received no gradient (unused) in step {step + 1} ({', '.join(unused[:3])}), and the "
         "other processes would wait for their gradients: set requires_grad to False or leave them out of the "
         "model; --static-graph allows it where they are the same in every step"
     )

@@ -83,7 +83,7 @@ class Plan:
         )
 
     def mathematics(self) -> dict[str, Any]:
-        """What a run must keep when it goes on; the schedule as nine points of its curve."""
+        """Settings that affect the result, which a resume must keep; the schedule as nine points of its curve."""
         locality = self.order.locality
         return {
             "num_images": self.order.num_images,

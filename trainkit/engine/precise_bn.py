@@ -1,4 +1,4 @@
-"""Batch norm's running statistics: over all processes while training, and estimated anew before an evaluation."""
+"""BatchNorm statistics: synchronized over the processes in training, re-estimated (precise BN) for evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ class PreciseBatchNorm:
         passes = self._passes()
         mine = list(range(accelerator.process_index, len(passes), accelerator.num_processes))
         if len(mine) < -(-len(passes) // accelerator.num_processes):
-            mine.insert(0, 0)  # a filler, forgotten before the first that counts
+            mine.insert(0, 0)  # a padding batch, discarded before the first that counts
         batches = [[(self._epoch, index) for index in passes[number]] for number in mine]
         loader = make_loader(
             self.recipe.train_data,

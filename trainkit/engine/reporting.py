@@ -97,7 +97,7 @@ class Reporter:
         self.display.advance(self.state.step)
 
     def resume(self, rows: Tensor) -> None:
-        """Go on from a checkpoint, whose state is taken up already.
+        """Resume from a checkpoint, whose state has been loaded already.
 
         Args:
             rows: of the steps since the last row of the log, summed over all processes: (steps, K + 1).
@@ -204,7 +204,7 @@ class Reporter:
     def report_saves(self) -> None:
         """Log and show what was saved by now, or that it could not be."""
         for row in self.writer.written():
-            self.trouble = None  # of an earlier save, which the run went on without
+            self.trouble = None  # of an earlier save; the run continued without it
             self.log(row)
             self.note(
                 f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}"
@@ -247,13 +247,13 @@ class Reporter:
             self.cannot_write(OSError(told))
 
     def cannot_write(self, error: OSError) -> None:
-        """Stop all processes after the step, or go on without: `--on-save-error`."""
+        """Stop all processes after the step, or continue without it: `--on-save-error`."""
         if self.options.on_save_error == "stop":
             self.trouble = self.trouble or error
             self.stop.ask(FAILED)
         elif str(error) != str(self.trouble):  # the same trouble is reported once
             self.trouble = error
-            self.note(f"{error}; going on without it")
+            self.note(f"{error}; continuing without it")
 
     def raise_trouble(self) -> None:
         """Raises the OSError of what could not be written, where that is to stop the run."""
@@ -266,7 +266,7 @@ class Reporter:
             self.run.write("stopped.json", {"signal": name, "step": self.state.step})
         self.display.stop()
         self.note(
-            f"stopped by {name} after step {self.state.step}, saved; the same command goes on from there"
+            f"stopped by {name} after step {self.state.step}, saved; run the same command again to resume"
         )
 
     def finish(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a step may change, as it was before, and the way back from a step that failed."""
+"""Snapshot of what a step may change, and rollback of a step that failed."""
 
 from typing import Any
 

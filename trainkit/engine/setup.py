@@ -1,4 +1,4 @@
-"""How a training begins: its folder, the model as asked for, and all that a step needs."""
+"""Set-up of a training: run folder, model, and the state that a step needs."""
 
 import os
 import socket
@@ -60,7 +60,7 @@ SEEN_WITHIN_S = 10  # a file of another host, on a network disk that looks only 
 
 @dataclass(frozen=True)
 class Found:
-    """What an earlier training left in the folder: where this one goes on."""
+    """What an earlier training left in the folder: where this one resumes."""
 
     path: Path | None = None
     """the checkpoint"""
@@ -173,7 +173,7 @@ def start(recipe: Recipe, options: Options) -> Started:
 
     Raises UserError for settings that cannot work.
     """
-    opened(recipe.train_data)  # what is wrong with it is said before the processes meet
+    opened(recipe.train_data)  # a fault of it is reported before the processes connect
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
     plan = Plan.of(recipe, options, accelerator.num_processes)

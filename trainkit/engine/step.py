@@ -63,7 +63,7 @@ class Stepper:
         to_device: that moves and normalises a batch.
         ema: averages to update, or None.
         groups: the optimizer's, as the recipe set them.
-        state: that is told when an update begins.
+        state: where the start of an update is recorded.
         reporter: of smaller micro-batches after running out of memory.
         """
         self.recipe = recipe
@@ -189,7 +189,7 @@ class Stepper:
     def _accumulate(
         self, step: int, images: Tensor, targets: Tensor, counts: Tensor, objective: nn.Module
     ) -> tuple[Tensor, str | None]:
-        """Forward and backward in micro-batches; losses (K,), and the allocator's words where memory ran out."""
+        """Forward and backward in micro-batches; losses (K,), and the allocator's message on OOM."""
         accelerator = self.accelerator
         # 0: a padding sample that counts nowhere
         sizes = self.plan.order.passes(step, accelerator.process_index)
@@ -226,7 +226,7 @@ class Stepper:
         if not weights:
             raise UserError(
                 f"no gradient reached the {len(self.weights)} parameters of optimizer "
-                f"{type(self.recipe.optimizer).__name__} in step {step + 1}: they have no part in the loss, or "
+                f"{type(self.recipe.optimizer).__name__} in step {step + 1}: they are unused in the loss, or "
                 "requires_grad is False"
             )
         return weights

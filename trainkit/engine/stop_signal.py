@@ -16,7 +16,7 @@ STOPPING = tuple(
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
     if hasattr(signal, name)
 )
-FAILED = 1  # no signal: one process cannot go on, and all stop with this exit code
+FAILED = 1  # no signal: one process cannot continue, and all stop with this exit code
 
 
 class Stopped(SystemExit):

@@ -1,4 +1,4 @@
-"""What stands between a batch and the optimizer: images to the device, model and task in one forward pass."""
+"""Model and loss as one module, and the transfer of batches to the device."""
 
 import torch
 from torch import Tensor, nn

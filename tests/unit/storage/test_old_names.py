@@ -121,7 +121,7 @@ def test_an_old_run_is_resumed(old_run, capsys):
     (old_run / "summary.json").unlink()
     words = ["mine.py", "--long-side", "24", "--workers", "0", "--out", "run"]
     assert main(words) == 0
-    assert "going on from step-000000010" in capsys.readouterr().out
+    assert "resuming from step-000000010" in capsys.readouterr().out
     assert read_recorded(old_run)["settings"]["long_side"] == 24
     assert (old_run / "recipe.py").read_text() == RECIPE
     assert main(["evaluate", "run", "--workers", "0"]) == 0
