@@ -156,7 +156,7 @@ def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_pat
     assert main(command(name, data, tmp_path)) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert (
-        "was started otherwise" in told
+        "was started with different settings" in told
         and "mean was [0.485, 0.456, 0.406] and is [0.5, 0.5, 0.5]" in told
     )
     assert "crop_fraction was" in told and "crop_mode" not in told and "no setting" not in told

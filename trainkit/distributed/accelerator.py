@@ -1,4 +1,4 @@
-"""What the launcher left us: one Accelerator over the processes that were really started."""
+"""Accelerator and process-group set-up, over the processes that were really started."""
 
 import atexit
 import os
@@ -45,7 +45,7 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
         if os.environ.get(variable, "false").lower() == "true":
             raise UserError(
                 f"{variable} is set: {reason}. Launch with "
-                "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to share weights out"
+                "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to shard the parameters"
             )
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     timeout = timedelta(seconds=timeout_s)
@@ -124,7 +124,7 @@ def _is_of_the_group(error: BaseException) -> bool:
 
 
 def _join_afresh(timeout: timedelta) -> None:
-    """After a restart by torchrun, meet under names of this attempt.
+    """Rejoin with a new store prefix after a restart by torchrun.
 
     The launcher keeps one store for all attempts, and gloo would find in it the addresses of those that died: of 4
     restarts one hung and one gave up, and none of 6 since (docs/results.md).

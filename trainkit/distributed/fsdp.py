@@ -2,7 +2,7 @@
 
 Asked for by an accelerate config (accelerate_configs/fsdp2.yaml). Accelerate itself ignores it without a GPU; here
 it is the same few lines on every device, so that what is tested on the CPU is what runs on GPUs. A step is that of the
-whole batch as before, and a checkpoint holds whole tensors: a run may go on with or without it.
+whole batch as before, and a checkpoint holds whole tensors: a run may resume with or without it.
 """
 
 import os
@@ -253,7 +253,7 @@ def unsharded_state(optimizer: Optimizer) -> str | None:
 
 
 def part(value: Tensor, like: Tensor | None) -> Tensor:
-    """This process's part of a whole tensor, shared out as `like` is."""
+    """This rank's shard of a whole tensor, sharded as `like` is."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device, like.dtype)

@@ -27,7 +27,7 @@ from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, Fault, read_manifest
 
-# 2: a network has its own names, as `fine_tuned` and averaged weights keep them, and layers are counted as timm does.
+# 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted as timm does.
 # Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a run of it is resumed where no name
 # and no group has changed.
 FORMAT = 2
@@ -52,7 +52,7 @@ def is_checkpoint_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What goes into a checkpoint, on the CPU; where it was copied, training may go on while it is written."""
+    """What goes into a checkpoint, on the CPU; where it was copied, training may continue while it is written."""
 
     model: dict[str, Tensor]
     tensors: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""What a path on the command line stands for: a run, its best checkpoint, a failed step, its settings."""
+"""Resolves a path on the command line: a run, its best checkpoint, a failed step, its settings."""
 
 from inspect import Signature
 from pathlib import Path
@@ -29,7 +29,7 @@ def require_run(folder: Path) -> None:
     """Raises MissingFileError where `folder` is not a run."""
     if not (folder / "settings.json").is_file():
         raise MissingFileError(
-            f"{folder} is not a run: give the folder that the training was told to write (--out)"
+            f"{folder} is not a run: give the folder that the training wrote (its --out)"
         )
 
 

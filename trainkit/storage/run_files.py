@@ -113,7 +113,7 @@ SUMMARY = {
 MEMORY = {"micro_batch": POSITIVE, "asked": or_none(POSITIVE)}
 EVALUATION = {
     **{"epoch": NUMBER, "best": or_none(NUMBER), "best_step": or_none(COUNT)},
-    "precise_bn": maybe(POSITIVE),  # where batch norm's statistics were estimated anew
+    "precise_bn": maybe(POSITIVE),  # where BatchNorm statistics were re-estimated
 }
 REPORT = {
     "step": POSITIVE,

@@ -1,4 +1,4 @@
-"""The run folder: what was asked for, the log, and how it ended.
+"""The run folder: settings, log, checkpoints and summary.
 
     recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
     and where there was trouble: stopped.json  bad_images.txt  memory.json  failures/
@@ -54,7 +54,7 @@ REMEDY = "Put a whole copy in its place, or remove that line"
 
 
 class Run:
-    """One run's folder. `Run.open` decides whether it is new, goes on, or is finished."""
+    """One run's folder. `Run.open` decides whether it is new, resumes, or is finished."""
 
     def __init__(self, folder: Path, writes: bool = True):
         self.folder, self.writes = folder, writes
@@ -74,10 +74,10 @@ class Run:
         recipe_file: Path | None,
         mathematics: Mapping[str, Any],
     ) -> tuple["Run", list[str]]:
-        """Make or check the folder and lock it, in the main process; the run and lines to be told.
+        """Make or check the folder and lock it, in the main process; the run, and lines to show.
 
         settings: the recipe's, resolved. mathematics: what a run must keep, see `Plan.mathematics`. Raises
-        ValueError where the folder holds something else, is in use, or holds a run of other mathematics.
+        ValueError where the folder holds something else, is in use, or holds a run whose `mathematics` differ.
         """
         folder = options.out
         if folder is None:
@@ -131,7 +131,7 @@ class Run:
     def _going_on(
         self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
     ) -> list[str]:
-        """What changed since the run began, a line each; refuses a change of the mathematics."""
+        """What changed since the run began, a line each; refuses a change of settings that affect the result."""
         # by the names of settings, which may leave them open
         look, before = now["input"], input_of(recorded)
         refused = _changes(
@@ -145,9 +145,10 @@ class Run:
         allowed = {"total_steps", "schedule"} if rebase else set()
         if refused.keys() - allowed:
             raise UserError(
-                f"the run in {self.folder} was started otherwise: {'; '.join(changed.values())}. Give the same "
-                "settings to go on, --allow-schedule-change to go on with another length or schedule, another folder "
-                f"with --out, or --resume never to start afresh (this run is moved aside){self._of_older(refused)}"
+                f"the run in {self.folder} was started with different settings: {'; '.join(changed.values())}. Give "
+                "the same settings to resume, --allow-schedule-change to resume with a different length or schedule, "
+                "another folder with --out, or --resume never to start afresh (this run is moved aside)"
+                f"{self._of_older(refused)}"
             )
         done = steps_done(self.checkpoints)
         if done > now["total_steps"]:
@@ -292,7 +293,7 @@ class Run:
         return new
 
     def remember_micro_batch(self, micro_batch: int, asked: int | None) -> None:
-        """Keep it for the processes that go on. Any process may: the one that ran out may be the only one to know."""
+        """Keep it for a resume. Any process may write it: the one that is out of memory may be the only one to know."""
         content = json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n"
         self._replace(self.folder / "memory.json", content.encode())
 

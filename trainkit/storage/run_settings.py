@@ -1,4 +1,4 @@
-"""settings.json of a run: what was asked for, and what it ran on."""
+"""settings.json of a run: its settings and its environment."""
 
 import os
 import platform
@@ -158,6 +158,6 @@ def check_same_classes(run: Path | None, task: Task) -> None:
         )
         raise UserError(
             f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
-            f"data now are {len(list(classes))}, number {number} of them {now}: names would stand at the wrong ones. "
-            "Give the data it was trained on, or name its classes as they were"
+            f"data now are {len(list(classes))}, number {number} of them {now}: class ids would be mapped to the "
+            "wrong names. Give the data it was trained on, or name its classes as they were"
         )

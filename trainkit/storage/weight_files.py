@@ -143,7 +143,7 @@ def _found(path: Path, error: UnpicklingError) -> str:
 
 
 def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The tensors by name that are meant in what a file holds, however deep they are nested, and what is to be told."""
+    """The tensors by name in the content of a file, however deep they are nested, and lines to report."""
     lines: list[str] = []
     seen: list[int] = []
     content = content if key is None else _at(content, key, path)

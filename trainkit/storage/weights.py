@@ -20,7 +20,7 @@ SHOWN = 4  # names of each kind in a message
 
 @dataclass(frozen=True)
 class Fit:
-    """How weights meet a model: by the model's names, those that fit, and what does not."""
+    """Result of matching a state dict with a model: what fits, by the model's names, and what does not."""
 
     matched: dict[str, Tensor]
     unmatched: list[str]
@@ -28,7 +28,7 @@ class Fit:
     missing: list[str]
     """names in the model that the file has not"""
     misshapen: list[str]
-    """names in both, of another shape, each with the two shapes"""
+    """names in both with a shape mismatch, each with the two shapes"""
     mistyped: list[str]
     """names in both whose values the model's would not hold, such as complex ones, each with the two types"""
     renamed: str | None = None
@@ -120,7 +120,7 @@ def _best_reading(
 def _readings(
     model: nn.Module, ours: Mapping[str, Tensor], names: Sequence[str]
 ) -> Iterator[tuple[str | None, dict[str, str]]]:
-    """Ways to read a file's names, old -> new each, the plainest first, and what is to be told of it.
+    """Ways to read a file's names, old -> new each, the plainest first, and a message for the user.
 
     As they are; without prefixes that all of them have; with one more that all of them lack; and as checkpoints of
     format 1 called the parts of what `fine_tuned` makes, "backbone" and "head".
@@ -203,7 +203,7 @@ def take_weights(
     partial: bool = False,
     averaged: bool = True,
 ) -> list[str]:
-    """Load the weights at `path`, see `read_weights` and `load_model`, and return lines to be told."""
+    """Load the weights at `path`, see `read_weights` and `load_model`, and return lines to report."""
     weights, lines = read_weights(path, key, averaged)
     found = load_model(model, weights, path, partial)
     renamed = [f"{path.name}: {found.renamed}"] if found.renamed else []
@@ -211,7 +211,7 @@ def take_weights(
 
 
 def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
-    """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes: lines to be told.
+    """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes; return lines to report.
 
     What does not fit, such as the last layer for other classes, stays as it is. Raises UserError where nothing
     fits, FileNotFoundError where there is nothing.
@@ -229,8 +229,8 @@ def read_weights(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of a checkpoint folder or of a file, and lines on which of several sets of a file they are.
 
-    key: which, see `weight_files.load_weights`. averaged: of a checkpoint the averaged ones, where the run kept an
-    average.
+    key: which, see `weight_files.load_weights`. averaged: of a checkpoint the EMA weights, where the run has
+    them.
     """
     if not path.is_dir():
         return load_weights(path, key)
@@ -267,7 +267,7 @@ def averaged_weights(
     """The averages by the names of `weights`, the state dict they were saved beside.
 
     Earlier versions left out the second name of a tied weight, which is filled from the first, and had buffers that
-    are not persistent, which are left out. Raises UserError where it cannot be told which weight a name is tied to.
+    are not persistent, which are left out. Raises UserError where it is unclear which weight a name is tied to.
     """
     found = {name: averages[name] for name in weights if name in averages}
     for name in weights.keys() - averages.keys():
