@@ -97,8 +97,8 @@ class Display:
 
         percent: names of results that are fractions, shown as percent; others are plain numbers of four digits.
         per_class: names of those with a value for each class. With a confusion matrix among the results a row for each
-        class follows, the matrix, as a table where the screen is wide enough and else row by row, and what is most
-        often mistaken. Intervals ("_95") and results of averaged weights ("ema_") are shown as what they are of.
+        class follows, the matrix, as a table where the screen is wide enough and else row by row, and the most
+        frequent confusions. Intervals ("_95") and results of EMA weights ("ema_") are formatted as what they are of.
         """
         if not self.active:
             return
@@ -210,7 +210,7 @@ class Display:
                 f"{right} for {called} {_percent(part)}" for part, right, called in mistaken
             )
             self.note(
-                f"most often mistaken, as a part of its class: {told}; results.json, if written, has all counts"
+                f"most frequent confusions (share of the true class): {told}; results.json, if written, has all counts"
             )
 
     @staticmethod
@@ -277,7 +277,7 @@ class Display:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A function to be told (done, total) of something that may be done in a moment: shown where it is not."""
+        """Yield a function that takes (done, total); progress is shown where the work takes more than a moment."""
         bar, shown = None, time.monotonic()
         live = self.active and self.console.is_terminal
 
@@ -346,7 +346,7 @@ def _console(stream: TextIO | None) -> Console:
 
 
 def _bare(name: str) -> str:
-    """The name of the result that this is an interval of, or that of the averaged weights."""
+    """The name of the result that this is an interval of, or that of the EMA weights."""
     return name.removeprefix("ema_").removesuffix("_95")
 
 

@@ -1,4 +1,4 @@
-"""Telling the user's mistakes, which end in one message, from ours, which keep their traceback."""
+"""User errors, reported in one message, and internal errors, which keep their traceback."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ class NonFiniteError(ReportedError, FloatingPointError):
 
 
 class CommandFailed(ReportedError):
-    """A command cannot give what it was asked for, by no mistake of the user."""
+    """A command cannot produce its output, and no input is at fault."""
 
 
 SAID = (
@@ -64,7 +64,7 @@ SAID = (
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "miopenStatusAllocFailed",
 )
-# What these libraries say where memory ran out, and where something else is wrong too.
+# What these libraries say on out of memory (OOM), and where something else is wrong too.
 DOUBTFUL = (
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_NOT_INITIALIZED",
@@ -208,7 +208,7 @@ def _limit() -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is an allocator's or a library's way to say that memory ran out, of a device or of the host."""
+    """Whether `error` means out of memory (OOM), of a device or of the host."""
     import torch  # not for `trainkit --help`
 
     if isinstance(error, torch.OutOfMemoryError):
@@ -235,7 +235,7 @@ def _nearly_full() -> bool:
 
 @contextmanager
 def shortage_told(work: str) -> Iterator[None]:
-    """Raises MemoryError with a remedy where memory runs out in what looks at images and does not train on them."""
+    """Raises MemoryError with a remedy on out of memory (OOM) in work without training, such as an evaluation."""
     try:
         yield
     except RuntimeError as error:

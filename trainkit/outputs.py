@@ -48,7 +48,7 @@ def class_logits(outputs: Any) -> Tensor:
     if logits.ndim != 2:
         raise UserError(
             f"the model returned logits of shape {tuple(logits.shape)}, and recognition takes (N, classes): pool and "
-            "flatten them in the network, or take the task Segmentation for label maps"
+            "flatten them in the network, or take the task Segmentation for segmentation masks"
         )
     return logits
 
@@ -60,7 +60,7 @@ def resized(logits: Tensor, size: torch.Size) -> Tensor:
     """
     if logits.ndim != 4:
         raise UserError(
-            f"the model returned logits of shape {tuple(logits.shape)}, and label maps take (N, classes, H, W)"
+            f"the model returned logits of shape {tuple(logits.shape)}, and segmentation takes (N, classes, H, W)"
         )
     return (
         logits
@@ -152,7 +152,7 @@ def refusals_told(model: nn.Module) -> Iterator[None]:
         if SIZES.search(told) and _raised_by_package(error):
             raise UserError(
                 f"{name} does not take images like these: {told}. Give the size that it is built for, or build it "
-                "for this one (timm: img_size or dynamic_img_size); for label maps its attribute size_divisor says "
+                "for this one (timm: img_size or dynamic_img_size); for segmentation its attribute size_divisor says "
                 "what both sides must be divisible by, and evaluations fill images up to it"
             ) from error
         raise

@@ -253,7 +253,7 @@ class Recipe:
 
     @property
     def headline(self) -> str:
-        """The figure that chooses the best checkpoint."""
+        """The metric that selects the best checkpoint."""
         return self.task.headline if self.ema is None else f"ema_{self.task.headline}"
 
     @property
@@ -273,7 +273,7 @@ class Recipe:
 
     @property
     def protocol(self) -> str:
-        """How validation images are looked at, in a few words: figures of another protocol are not comparable."""
+        """The evaluation protocol in a few words; results of different protocols are not comparable."""
         info = DatasetInfo.of(self.val_data)
         words = ["as the validation data gives them"]
         if info.transformed is not None and not info.is_augmented:
@@ -291,9 +291,9 @@ class Recipe:
         return ", ".join(words)
 
     def as_stored(self) -> "Recipe":
-        """The same with validation images in the size they are stored in, whatever the validation data makes of them.
+        """The same recipe with validation images at original resolution, without resizing or cropping.
 
-        Raises UserError where they are not label maps of a dataset with an attribute `transform`.
+        Raises UserError where it is no segmentation of a dataset with an attribute `transform`.
         """
         info = DatasetInfo.of(self.val_data)
         if not self.task.is_dense or info.transformed is None or info.is_augmented:

@@ -89,7 +89,7 @@ def test_a_model_with_a_memory_of_its_own_is_found():
 
     model = Counting()
     with pytest.raises(
-        ValueError, match="going on from a checkpoint gave other weights .layer.weight"
+        ValueError, match="resuming from a checkpoint gave other weights .layer.weight"
     ):
         check(
             recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)), OPTIONS

@@ -415,7 +415,7 @@ def test_what_networks_return():
         ValueError, match="returned a dict of .'masks', 'queries'.*as 'out' or 'logits'"
     ):
         main_logits({"queries": plain, "masks": plain})
-    with pytest.raises(ValueError, match=r"logits of shape \(2, 7\), and label maps take"):
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 7\), and segmentation takes"):
         task.losses(whole, targets)
     with pytest.raises(ValueError, match=r"logits of shape \(2, 7, 8, 8\), and recognition takes"):
         Recognition(CLASSES).predict(plain, ids)

@@ -215,7 +215,8 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     image = next((tmp_path / "data/sample").rglob("*.jpg"))
     assert main(["predict", *common[:2], str(image), "--weights", "run", "--out", "out"]) == 2
     assert (
-        "label maps are of whole images: predict with --eval-crop None" in capsys.readouterr().err
+        "segmentation masks are of whole images: predict with --eval-crop None"
+        in capsys.readouterr().err
     )
 
 

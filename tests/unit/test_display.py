@@ -53,7 +53,7 @@ def test_a_row_for_each_class_and_the_whole_matrix():
         ["2", "void"],
     ]
     assert lines[-1] == (
-        "most often mistaken, as a part of its class: [red]car for void 50.00 %, [red]car for sky 25.00 %, "
+        "most frequent confusions (share of the true class): [red]car for void 50.00 %, [red]car for sky 25.00 %, "
         "sky for [red]car 20.00 %; results.json, if written, has all counts"
     )
 
@@ -131,7 +131,7 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
         if "│" in line
     ]
     assert rows == [["cat", "80.00 %"], ["dog", "70.00 %"]]
-    assert "class │ accuracy" in text.replace("┃", "│") and "most often mistaken" in text
+    assert "class │ accuracy" in text.replace("┃", "│") and "most frequent confusions" in text
     assert "dog for cat 30.00 %, cat for dog 20.00 %" in text
 
 

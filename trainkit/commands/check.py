@@ -1,4 +1,4 @@
-"""Trying a recipe before the money is spent: all that a run does, on three batches, and what a whole one takes."""
+"""Dry run of a recipe: all that a run does, on three batches, and an estimate of what a whole run takes."""
 
 import shutil
 import tempfile
@@ -62,10 +62,10 @@ def run(recipe: str, words: list[str]) -> int:
 
 @lost_processes_told()
 def check(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Read, train, save, go on and evaluate on a few batches; show and return what was found, and leave nothing.
+    """Read, train, save, resume and evaluate on a few batches; show and return the results, and leave no files.
 
     Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a training
-    would raise, and ValueError where going on from a checkpoint does not give the same weights.
+    would raise, and ValueError where resuming from a checkpoint does not give the same weights.
     """
     recipe, accelerator, display, plan = start(recipe, options)
     introduce(recipe, display.note)
@@ -115,7 +115,7 @@ def _temporary_folder() -> Path:
 
 
 def _try(training: Training, workers: int) -> dict[str, Any]:
-    """Steps, a checkpoint, going on from it, and an evaluation; the figures they gave."""
+    """Run steps, a checkpoint, a resume from it and an evaluation; return their results."""
     recipe, plan, options = training.recipe, training.plan, training.options
     accelerator, stepper = training.accelerator, training.stepper
     checkpointer = training.checkpointer
@@ -206,7 +206,7 @@ def _goes_on(
     different = [name for names in gather_object([mine]) for name in names]
     if different and accelerator.device.type == "cpu":
         raise UserError(
-            f"going on from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
+            f"resuming from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
             "the optimizer keeps state that no checkpoint sees"
         )
     return (
@@ -266,7 +266,7 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
     grows = DatasetInfo.of(recipe.train_data).final_epoch
     if grows:
         found.append(
-            f"images change until epoch {grows} of {recipe.epochs:g}; the figures above are of the first ones"
+            f"images change until epoch {grows} of {recipe.epochs:g}; the results above are of the first ones"
         )
     covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
     trained = [

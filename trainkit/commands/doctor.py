@@ -237,7 +237,7 @@ def _some(names: list[str]) -> str:
 
 
 def _show(report: dict[str, Any], display: Display) -> None:
-    """Figures and classes as tables, then errors and warnings as lines."""
+    """Statistics and classes as tables, then errors and warnings as lines."""
     train, val = report["train"], report["val"]
     rows = [("images", train["num_images"], val["num_images"])]
     for name in ("smallest", "median", "largest"):

@@ -103,7 +103,7 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
     try:
         with _quiet():
             difference, tried = _written(model, images, aside, asked.format, about)
-        if not difference <= LIMIT:  # also where it is no number
+        if not difference <= LIMIT:  # also where it is NaN
             raise CommandFailed(
                 f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g} on {tried} images; "
                 f"{LIMIT:g} is allowed"
@@ -212,7 +212,7 @@ def _largest_difference(
                 f"the file gives {list(found.shape)} for {list(batch.shape)}, not {list(expected.shape)}"
             )
         differences.append((found.float() - expected).abs().max())
-    return float(torch.stack(differences).max()), tried  # no number, where one of them is none
+    return float(torch.stack(differences).max()), tried  # NaN, where one of them is
 
 
 def _write_safetensors(

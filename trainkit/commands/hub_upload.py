@@ -41,7 +41,7 @@ def open_repository(name: str, private: bool) -> str:
 def upload(folder: Path, repository: str) -> str:
     """Put the files of `folder` there in one commit; the commit's address. Raises UserError as `open_repository`."""
     with _told(repository):
-        message = "Weights, recipe, settings and figures of a run of trainkit"
+        message = "Weights, recipe, settings and metrics of a run of trainkit"
         return (
             HfApi()
             .upload_folder(repo_id=repository, folder_path=folder, commit_message=message)

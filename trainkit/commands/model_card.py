@@ -7,14 +7,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 WEIGHTS = "model.safetensors"
-# by the figure that only such a task has
+# by the metric that only such a task has
 PIPELINES = {"top1": "image-classification", "mIoU": "image-segmentation"}
 METRICS = {"top1": "accuracy", "mIoU": "mean_iou"}  # the Hub's names
 
 
 @dataclass(frozen=True)
 class Published:
-    """What is told of a run. Nothing in it names the machine."""
+    """What is published of a run. Nothing in it names the machine."""
 
     name: str
     """on the Hub"""
@@ -91,7 +91,7 @@ def _text(run: Published) -> str:
             if run.dataset
             else "."
         ),
-        "## Figures",
+        "## Metrics",
     ]
     if run.figures:
         parts += [f"The training's evaluation after epoch {run.epoch:g}.", _table(run.figures)]

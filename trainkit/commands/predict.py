@@ -165,7 +165,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
     found, inventory = find_images(asked.paths, asked.out)
     if not getattr(transform, "whole", True):
         raise UserError(
-            f"val_data looks at a {transform.label}, and label maps are of whole images: predict with --eval-crop None"
+            f"val_data gives a {transform.label}, and segmentation masks are of whole images: "
+            "predict with --eval-crop None"
         )
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:

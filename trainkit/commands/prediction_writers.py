@@ -1,4 +1,4 @@
-"""Predictions as files: names and probabilities of images, label maps in colour and in the dataset's own ids."""
+"""Predictions as files: classes with probabilities; segmentation masks in colour and in the dataset's own ids."""
 
 import csv
 import json
@@ -64,7 +64,7 @@ def make_writer(task: Task, out: Path, top_k: int, overlay: bool) -> Writer:
 
 
 class ClassWriter:
-    """`predictions.jsonl` and `predictions.csv`: a line per image, its likeliest classes with probabilities."""
+    """`predictions.jsonl` and `predictions.csv`: a line per image, its most probable (top-k) classes."""
 
     one_file_each = False
 
@@ -108,7 +108,7 @@ class ClassWriter:
 
 
 class MapWriter:
-    """Label maps at each image's own size, below three folders.
+    """Segmentation masks at each image's own size, below three folders.
 
     colour/: PNG of mode P, class ids in the task's palette. raw/: grey PNG of the dataset's own labels, as benchmark
     servers take them. overlay/: the image half covered by the colours, where asked for.

@@ -1,4 +1,4 @@
-"""A run for others: weights, recipe, settings, figures and a model card, in a folder or on the Hugging Face Hub."""
+"""Publish a run: weights, recipe, settings, metrics and a model card, in a folder or on the Hugging Face Hub."""
 
 import ast
 import json
@@ -144,7 +144,7 @@ def _published(
 
 
 def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
-    """The figures of the weights that are published, by their plain names."""
+    """The metrics of the weights that are published, by their plain names."""
     if not averaged:
         return row
     mine = {name: value for name, value in row.items() if f"ema_{name}" not in row}

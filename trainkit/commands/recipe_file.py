@@ -185,7 +185,7 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
         ]
         raise UserError(
             f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was built with "
-            f"{', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the whole way there"
+            f"{', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the full traceback"
         ) from error
     if not isinstance(built, Recipe):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Running a failed step again, to see which image and which layer made what is no number."""
+"""Replay of a failed step, to find which image and which layer made a non-finite (NaN/Inf) value."""
 
 import sys
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def run(first: str, words: list[str]) -> int:
 
 
 class Watch:
-    """Notes, while a model runs forward, the first module whose output is no number, and for which images."""
+    """Notes, while a model runs forward, the first module with a non-finite (NaN/Inf) output, and for which images."""
 
     def __init__(self, model: nn.Module):
         # the module's name, and places in this process's share
@@ -155,7 +155,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
 
 
 def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
-    """The weights that the run was started from; lines to be told. Raises UserError where they are others now."""
+    """Load the weights that the run was started from; return lines to report. Raises UserError where they changed."""
     weights = Path(init["weights"])
     if not weights.exists():
         raise UserError(

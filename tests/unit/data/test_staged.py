@@ -99,7 +99,7 @@ def test_as_a_setting(tmp_path, monkeypatch):
 
 def test_the_forecast_is_of_the_first_size():
     warnings = check(growing(), Options(workers=0, log_every=1))["warnings"]
-    assert "images change until epoch 2 of 2.5; the figures above are of the first ones" in warnings
+    assert "images change until epoch 2 of 2.5; the results above are of the first ones" in warnings
 
 
 @pytest.mark.parametrize(
