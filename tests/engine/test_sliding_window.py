@@ -225,7 +225,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert iou is None or f"{100 * iou:.2f} %" in lines[name]
     wrong = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
     worst, called = divmod(int(wrong.argmax()), len(wrong))
-    assert f"as a part of its class: {worst} for {called} {100 * wrong.max():.2f} %" in shown
+    assert f"(share of the true class): {worst} for {called} {100 * wrong.max():.2f} %" in shown
     assert main(["evaluate", *words, "--weights", "run", "--stride", "9"]) == 2
     assert "without a window" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passe
         *ALONE, str(tmp_path), "hungry", TOY_MEMORY_GIB="6", TOY_READS="60", code=-signal.SIGKILL
     ).stdout
     assert (
-        "out of memory in step 1 with 8 images in a pass: from here on 4, in batches of 8 as before"
+        "out of memory in step 1 with 8 images in a micro-batch: from here on 4, in batches of 8 as before"
         in printed
     )
     assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {
@@ -57,7 +57,7 @@ def test_not_even_one_image(tmp_path):
     done = run(*ALONE, str(tmp_path), "hungry", TOY_MEMORY_GIB="0.9", code=1)
     told = done.stderr.splitlines()[-1]
     assert told.startswith(
-        "MemoryError: out of memory in step 1 with a pass of 2, the least there is"
+        "MemoryError: out of memory in step 1 with a micro-batch of 2, the minimum"
     ), done.stderr
     assert "smaller images, a smaller model" in told
 
@@ -67,7 +67,7 @@ def test_processes_agree_on_the_passes(tmp_path):
     printed = torchrun(
         2, TOYS, tmp_path, "hungry", TOY_MEMORY_GIB="3.7", TOY_MEMORY_RANK="1"
     ).stdout
-    assert "out of memory in step 1 with 4 images in a pass: from here on 2" in printed
+    assert "out of memory in step 1 with 4 images in a micro-batch: from here on 2" in printed
     assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {
         "micro_batch": 2,
         "asked": None,

@@ -110,7 +110,7 @@ class OomFallback:
         smaller = math.ceil(now / 2 / order.unit) * order.unit
         if smaller >= now:
             raise MemoryError(
-                f"out of memory in step {step + 1} with a pass of {now}, the least there is: {problem}. "
+                f"out of memory in step {step + 1} with a micro-batch of {now}, the minimum: {problem}. "
                 "Use smaller images, a smaller model, or a lower precision (accelerate launch --mixed_precision bf16)"
             )
         gc.collect()
@@ -119,8 +119,8 @@ class OomFallback:
         self.plan.use_micro_batch(smaller)
         self.reporter.remember_micro_batch(smaller, alone)
         self.reporter.note(
-            f"out of memory in step {step + 1} with {now} images in a pass: from here on {smaller}, in batches of "
-            f"{self.plan.recipe.batch_size} as before"
+            f"out of memory in step {step + 1} with {now} images in a micro-batch: from here on {smaller}, in "
+            f"batches of {self.plan.recipe.batch_size} as before"
         )
 
 
