@@ -4,12 +4,14 @@ import json
 import os
 import re
 import resource
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.processes import ROOT, TESTS, run, trainkit
+import trainkit as package
+from helpers.processes import RECOG, ROOT, TESTS, run, trainkit
 from trainkit.cli import main
 from trainkit.commands.recipe_file import find_recipe
 
@@ -61,9 +63,10 @@ def test_help_of_a_command_without_torch(command, flags):
 def test_a_recipe_by_its_name(tmp_path, monkeypatch):
     """A file, else ./recipes, else the folder beside the package; a word that is neither is named with the nearest."""
     monkeypatch.chdir(tmp_path)
-    assert find_recipe("seg_folder") == ROOT / "recipes" / "seg_folder.py"
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "seg_folder.py").write_text("")
+    beside = Path(package.__file__).resolve().parents[1] / "recipes"
+    if beside.is_dir():  # a checkout, or an editable installation of one
+        assert find_recipe("seg_folder") == beside / "seg_folder.py"
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     assert find_recipe("seg_folder") == Path("recipes/seg_folder.py")
     (tmp_path / "seg_folder").write_text("")
     assert find_recipe("seg_folder") == Path("seg_folder"), "an existing file comes first"
@@ -100,7 +103,7 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
     for words, told in (
         (("evaluate", tmp_path / "w.safetensors"), "lies in no run, so that its recipe is not known"),
         (("evaluate", run, "--weights", run), "is no recipe: leave it out"),
-        (("evaluate", "recog_folder"), "which weights? `trainkit evaluate recog_folder --weights PATH`"),
+        (("evaluate", RECOG), f"which weights? `trainkit evaluate {RECOG} --weights PATH`"),
         (("evaluate", "nowhere/run"), "no checkpoint at nowhere/run"),
     ):  # fmt: skip
         assert main([str(word) for word in words]) == 2
