@@ -301,7 +301,7 @@ def test_data_without_a_transform_to_leave_out(tmp_path, capsys):
         "classes"
     ] == []
     assert report["train"]["unlabelled"] == [f"number {index} of Images" for index in range(3)]
-    assert "train was looked at after its transform" in report["warnings"][0]
+    assert "train was checked after its transform" in report["warnings"][0]
     assert report["num_errors"] == 0 and not report["train"]["as_stored"]
     with pytest.raises(ValueError, match="train_data is empty"):
         examine(recognition(train_data=Subset(train, [])), 0, tmp_path)

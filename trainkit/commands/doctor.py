@@ -200,7 +200,7 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
     lines = []
     if not report["as_stored"]:
         lines.append(
-            f"{split} was looked at after its transform: it has no attribute `transform` to leave out"
+            f"{split} was checked after its transform: it has no attribute `transform` to leave out"
         )
     lines += [f"{each['name']}: {each['what']}" for each in report["warned"]]
     many, highest = report["sixteen_bit"].values()
