@@ -1,4 +1,5 @@
-"""Exit 1 unless a run on generated scenes ended at 5 times the mIoU of the best constant prediction, or more."""
+"""Exit 1 unless a run on generated scenes ended at 5 times the mIoU of the best constant
+prediction, or more."""
 
 import json
 import sys
@@ -25,6 +26,7 @@ for label in range(len(ADE20K.classes)):
     scores.append(metric.compute()["mIoU"])
 reached, constant = summary["final"]["mIoU"], max(scores)
 sys.stdout.write(
-    f"mIoU {reached:.4f}, the best constant prediction {constant:.4f}: {reached / constant:.1f} times\n"
+    f"mIoU {reached:.4f}, the best constant prediction {constant:.4f}: {reached / constant:.1f}"
+    " times\n"
 )
 sys.exit(reached < 5 * constant)

@@ -1,7 +1,9 @@
-"""Launchers and their processes by fork, from a process that has imported torch: those seconds are most of a short run.
+"""Launchers and their processes by fork, from a process that has imported torch.
 
-torchrun and `accelerate launch` are their own functions, which read their own arguments and set their own variables;
-only the program they start is forked where they would execute an interpreter.
+Those seconds are most of a short run.
+
+torchrun and `accelerate launch` are their own functions, which read their own arguments and set
+their own variables; only the program they start is forked where they would execute an interpreter.
 """
 
 import atexit
@@ -39,7 +41,10 @@ NAMES = list(signature(subprocess.Popen._execute_child).parameters)
 
 
 def command(launcher: str, processes: int, words: Sequence[str]) -> list[str]:
-    """The words after `python` that train with `words` in so many processes; launcher: none, torchrun, accelerate."""
+    """The words after `python` that train with `words` in so many processes.
+
+    launcher: none, torchrun, accelerate.
+    """
     if launcher == "none":
         return ["-m", "trainkit", *words]
     if launcher == "torchrun":
@@ -49,7 +54,10 @@ def command(launcher: str, processes: int, words: Sequence[str]) -> list[str]:
 
 
 def start(words: Sequence[str], env: dict[str, str], printed: Path, fresh: bool) -> int:
-    """Start `python words...` in a session of its own; its process id. fresh: by an interpreter of its own."""
+    """Start `python words...` in a session of its own; its process id.
+
+    fresh: by an interpreter of its own.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -68,7 +76,8 @@ def start(words: Sequence[str], env: dict[str, str], printed: Path, fresh: bool)
 
 
 def preload(words: Sequence[str]) -> None:
-    """Import here what `python -m trainkit words...` imports on its way, found out by a fork that does it."""
+    """Import here what `python -m trainkit words...` imports on its way, found out by a fork that
+    does it."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -103,7 +112,10 @@ def _write_to(printed: Path) -> None:
 
 
 def _become(words: Sequence[str], env: dict[str, str], printed: Path) -> NoReturn:
-    """Be `python words...`, in a process just forked; of a launcher's, what it starts prints beside `printed`."""
+    """Be `python words...`, in a process just forked.
+
+    Of a launcher's, what it starts prints beside `printed`.
+    """
     gc.freeze()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,7 @@
-"""What the kill benchmark trains: tiny networks with all that could be random or remembered, slow enough to be hit."""
+"""What the kill benchmark trains.
+
+Tiny networks with all that could be random or remembered, slow enough to be hit.
+"""
 
 import faulthandler
 import os
@@ -20,7 +23,8 @@ from trainkit.schedules import constant
 def recipe(
     task: Literal["recognition", "segmentation"] = "recognition", epochs: float = 3
 ) -> Recipe:
-    """A training of 4 steps an epoch, at a constant rate, so that one made longer is one that always was so long.
+    """A training of 4 steps an epoch, at a constant rate, so that one made longer is one that
+    always was so long.
 
     Args:
         task: what is learnt

@@ -97,7 +97,10 @@ class Attempt:
         return self.code
 
     def processes(self) -> list[psutil.Process]:
-        """All that live, of this start: also those that were handed over to this process, as their parents died."""
+        """All that live, of this start.
+
+        Also those that were handed over to this process, as their parents died.
+        """
         found = []
         for each in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -151,7 +154,8 @@ class Attempt:
         return time.monotonic() - begun
 
     def said(self) -> str:
-        """What the training's processes printed, and where they share a stream with a launcher, it too."""
+        """What the training's processes printed, and where they share a stream with a launcher, it
+        too."""
         return (
             self.ranks.read_text(errors="replace")
             if self.separate
@@ -265,7 +269,10 @@ def strike(kill: Kill, attempt: Attempt, draw: random.Random) -> bool:
 
 
 def look(kill: Kill, attempt: Attempt) -> None:
-    """After the kill: has all the rest ended, is every checkpoint whole, what is lost, what was said."""
+    """After the kill.
+
+    Has all the rest ended, is every checkpoint whole, what is lost, what was said.
+    """
     seconds = attempt.wait()
     kill.ended_s = round(seconds or PATIENCE, 2)
     if seconds is None:

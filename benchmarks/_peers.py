@@ -1,4 +1,7 @@
-"""What input_pipeline.py compares with: torchvision's references, timm's loader, and a decoder of regions."""
+"""What input_pipeline.py compares with.
+
+Torchvision's references, timm's loader, and a decoder of regions.
+"""
 
 import random
 from collections.abc import Iterable

@@ -1,4 +1,7 @@
-"""How the benchmarks take time: what is compared runs in turn, round after round, and the middle one counts."""
+"""How the benchmarks take time.
+
+What is compared runs in turn, round after round, and the middle one counts.
+"""
 
 import sys
 import time

@@ -1,10 +1,11 @@
-"""A tiny training, by trainkit or as a bare PyTorch loop, which prints the most memory that it took, in MiB.
+"""A tiny training, by trainkit or as a bare PyTorch loop, which prints the most memory that it
+took, in MiB.
 
     python benchmarks/_tiny_run.py trainkit
     python benchmarks/_tiny_run.py bare
 
-Four convolutions on 512 images of 32 x 32 pixels, batches of 32, two epochs, an evaluation after each. What only one of
-the two imports is part of what is measured, so that each imports its own.
+Four convolutions on 512 images of 32 x 32 pixels, batches of 32, two epochs, an evaluation after
+each. What only one of the two imports is part of what is measured, so that each imports its own.
 """
 
 import resource

@@ -3,9 +3,10 @@
     python benchmarks/activation_checkpointing.py                    # twelve families, 8 images of 224
     python benchmarks/activation_checkpointing.py --images 2 --networks resnet50 timm:convnext_tiny
 
-For each network, a fine-tuned one as recipes/recog_folder.py builds it: MiB that autograd holds between forward and
-backward (each tensor's memory once, without the weights), with and without; whether outputs, gradients, buffers and the
-state of the random numbers are equal; and how many blocks of which kind.
+For each network, a fine-tuned one as recipes/recog_folder.py builds it: MiB that autograd holds
+between forward and backward (each tensor's memory once, without the weights), with and without;
+whether outputs, gradients, buffers and the state of the random numbers are equal; and how many
+blocks of which kind.
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""How long a save keeps a training waiting: ResNet-50 with momentum, in the foreground, beside, and torch.save.
+"""How long a save keeps a training waiting.
+
+ResNet-50 with momentum, in the foreground, beside, and torch.save.
 
     python benchmarks/checkpoint.py --rounds 7
 
-Interleaved; medians. Before each the disk is done with what came before, since torch.save leaves its bytes to it. The
-background's pause is the copy of the tensors; the rest is written by a thread beside. Then what a save consists of,
-each by itself: hashing goes on beside the writing and flushing, and the removal beside the training.
+Interleaved; medians. Before each the disk is done with what came before, since torch.save leaves
+its bytes to it. The background's pause is the copy of the tensors; the rest is written by a thread
+beside. Then what a save consists of, each by itself: hashing goes on beside the writing and
+flushing, and the removal beside the training.
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""From logits to segmentation masks to confusion counts: trainkit, torchvision's reference training and torchmetrics.
+"""From logits to segmentation masks to confusion counts.
+
+Trainkit, torchvision's reference training and torchmetrics.
 
     python benchmarks/confusion_counts.py                 # [4, 512, 512] masks of 150 classes, a tenth ignored
     python benchmarks/confusion_counts.py --patch 32      # labels in patches of 32 x 32 pixels, as pictures have them
     python benchmarks/confusion_counts.py --size 64 --rounds 1
 
-torchmetrics takes `pip install ".[benchmarks]"`; its row is left out where it is missing. All counts are compared.
+torchmetrics takes `pip install ".[benchmarks]"`; its row is left out where it is missing. All
+counts are compared.
 """
 
 import argparse
@@ -23,7 +26,10 @@ IGNORE = 255
 
 
 def of_references(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """As the ConfusionMatrix of torchvision's references/segmentation counts: a mask, the valid pixels, bincount."""
+    """As the ConfusionMatrix of torchvision's references/segmentation counts.
+
+    A mask, the valid pixels, bincount.
+    """
     targets, predictions = targets.flatten(), predictions.flatten()
     valid = (targets >= 0) & (targets < classes)
     cells = classes * targets[valid].to(torch.int64) + predictions[valid]
@@ -100,7 +106,8 @@ def main() -> None:
             milliseconds = [1e3 * each for each in seconds]
             results.add(name, title, "ms", milliseconds, median(seconds) / ours)
             print(
-                f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's time"
+                f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's"
+                " time"
             )
     results.write(asked.results)
 

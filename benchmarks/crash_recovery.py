@@ -1,20 +1,24 @@
-"""Runs killed at random and chosen moments, and started again until they are done: do they end bit-equal?
+"""Runs killed at random and chosen moments, and started again until they are done.
+
+Do they end bit-equal?
 
     python benchmarks/crash_recovery.py --kills 1000 --out kills
     python benchmarks/crash_recovery.py --kills 0 --resumes 7      # only the time to resume
 
-Each run is a small training of recognition (mixup, dropout, batch norm, EMA weights, AdamW) or segmentation, on 1, 2 or
-4 processes, alone, below torchrun or `accelerate launch`, with DDP or FSDP2, with and without data-loading workers. It
-evaluates every epoch of 4 steps, saves every second step, and is killed three to six times before it may end: all
-processes, the main one, another rank, a worker or the launcher; by SIGKILL, by SIGSTOP and then SIGKILL, by SIGTERM, or
-by a full disk (a small tmpfs, where this process may mount one); at any moment, inside a save, inside an evaluation,
-while `--allow-schedule-change` opens the run or `--resume never` moves it aside. After every kill all that is left must
-end by itself, every checkpoint must verify, no more steps may be lost than `--checkpoint-every`, and nothing may print
-a traceback; at the end weights and log must be those of the run that was never killed, bit for bit.
+Each run is a small training of recognition (mixup, dropout, batch norm, EMA weights, AdamW) or
+segmentation, on 1, 2 or 4 processes, alone, below torchrun or `accelerate launch`, with DDP or
+FSDP2, with and without data-loading workers. It evaluates every epoch of 4 steps, saves every
+second step, and is killed three to six times before it may end: all processes, the main one,
+another rank, a worker or the launcher; by SIGKILL, by SIGSTOP and then SIGKILL, by SIGTERM, or by a
+full disk (a small tmpfs, where this process may mount one); at any moment, inside a save, inside an
+evaluation, while `--allow-schedule-change` opens the run or `--resume never` moves it aside. After
+every kill all that is left must end by itself, every checkpoint must verify, no more steps may be
+lost than `--checkpoint-every`, and nothing may print a traceback; at the end weights and log must
+be those of the run that was never killed, bit for bit.
 
-Most launchers and all they start are forks of one process that has torch imported (_forked.py); in every tenth run they
-are interpreters of their own. `--out` holds a line for each run in kills.jsonl, and counts of them in kills.json; the
-same command does what is missing.
+Most launchers and all they start are forks of one process that has torch imported (_forked.py); in
+every tenth run they are interpreters of their own. `--out` holds a line for each run in
+kills.jsonl, and counts of them in kills.json; the same command does what is missing.
 """
 
 import argparse
@@ -209,7 +213,8 @@ def survive(arguments: argparse.Namespace) -> bool:
 
 
 def resumes(work: Path, rounds: int, folder_of_results: Path) -> None:
-    """Seconds from the start of `train` to the first image read, resuming from step 100 and from step 10,000."""
+    """Seconds from the start of `train` to the first image read, resuming from step 100 and from
+    step 10,000."""
     taken: dict[int, list[float]] = {100: [], 10_000: []}
     whole: dict[int, list[float]] = {100: [], 10_000: []}
     for step in taken:
@@ -253,8 +258,9 @@ def resumes(work: Path, rounds: int, folder_of_results: Path) -> None:
     results.write(folder_of_results)
     for step in taken:
         print(
-            f"from step {step}: first image after {statistics.median(taken[step]):.3f} s "
-            f"({min(taken[step]):.3f} to {max(taken[step]):.3f}); whole command {statistics.median(whole[step]):.2f} s"
+            f"from step {step}: first image after {statistics.median(taken[step]):.3f} s"
+            f" ({min(taken[step]):.3f} to {max(taken[step]):.3f}); whole command"
+            f" {statistics.median(whole[step]):.2f} s"
         )
     print(f"ratio: {statistics.median(taken[10_000]) / statistics.median(taken[100]):.2f} of the first, "
           f"{statistics.median(whole[10_000]) / statistics.median(whole[100]):.2f} of the second")  # fmt: skip

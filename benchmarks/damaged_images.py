@@ -1,15 +1,18 @@
-"""Damaged image files through reading, training and the doctor: none may end a process or be reported without its name.
+"""Damaged image files through reading, training and the doctor.
+
+None may end a process or be reported without its name.
 
     python benchmarks/damaged_images.py --files 12000
     python benchmarks/damaged_images.py --files 200 --seed 7                # to see that it runs
 
-Valid files of PNG, JPEG, WebP, TIFF, GIF, BMP and PPM, of every mode that Pillow writes and some PNGs that it does not,
-are damaged by flipped bits, cuts, zeroed, doubled and random blocks, and headers drawn anew; every second damaged PNG
-gets right checksums afterwards. Each file is read as an image and as a mask, and is one among four whole ones in a
-training with `--on-bad-image skip` and for the doctor. All of it happens in processes of their own, which note the
-file that they are at: what kills one, or keeps it for longer than a minute, is counted under that file's name, and the
-others are still read. The training and the doctor must call bad exactly the files that cannot be read as images.
-Exit code 1 where anything else is found.
+Valid files of PNG, JPEG, WebP, TIFF, GIF, BMP and PPM, of every mode that Pillow writes and some
+PNGs that it does not, are damaged by flipped bits, cuts, zeroed, doubled and random blocks, and
+headers drawn anew; every second damaged PNG gets right checksums afterwards. Each file is read as
+an image and as a mask, and is one among four whole ones in a training with `--on-bad-image skip`
+and for the doctor. All of it happens in processes of their own, which note the file that they are
+at: what kills one, or keeps it for longer than a minute, is counted under that file's name, and the
+others are still read. The training and the doctor must call bad exactly the files that cannot be
+read as images. Exit code 1 where anything else is found.
 """
 
 import argparse
@@ -164,7 +167,8 @@ def noise(data: bytearray, draw: np.random.Generator) -> None:
 
 
 def header(data: bytearray, draw: np.random.Generator) -> None:
-    """Some of the first 64 bytes, behind those that name the format, drawn among the values that break most."""
+    """Some of the first 64 bytes, behind those that name the format, drawn among the values that
+    break most."""
     for place in draw.integers(4, min(64, len(data)), draw.integers(1, 5)):
         data[place] = draw.choice([0, 1, 2, 3, 4, 7, 8, 16, 127, 128, 254, 255])
 
@@ -216,7 +220,10 @@ def note(place: mmap, index: int) -> None:
 
 
 def read_all(files: list[Path], place: mmap, out: Path) -> None:
-    """Read each file as an image and as a mask: "read", what it was refused for, or an error without its name."""
+    """Read each file as an image and as a mask.
+
+    "read", what it was refused for, or an error without its name.
+    """
     with (out / "read.jsonl").open("a", buffering=1) as lines:
         for index, file in enumerate(files):
             if file.name.startswith("whole") or index < struct.unpack("qd", place[:16])[0]:
@@ -261,7 +268,10 @@ def doctor_all(files: list[Path], place: mmap, out: Path) -> None:
 
 
 def in_a_process(work: Callable, files: list[Path], out: Path) -> Iterator[str]:
-    """Run `work` to its end; each file at which it ended or hung. Where it can go on behind that file, it does."""
+    """Run `work` to its end; each file at which it ended or hung.
+
+    Where it can go on behind that file, it does.
+    """
     place = mmap(-1, 16)
     note(place, -1)
     while True:
@@ -300,7 +310,10 @@ def quietly(work: Callable, files: list[Path], place: mmap, out: Path) -> None:
 def prepare(
     numbers: range, seed: int, kinds: dict[str, bytes], work: Path
 ) -> tuple[list[Path], dict[str, str]]:
-    """Write the damaged files of `numbers`, four whole ones for each, and a folder of whole ones; what each one is."""
+    """Write the damaged files of `numbers`, four whole ones for each, and a folder of whole ones.
+
+    What each one is.
+    """
     names = {}
     whole = kinds["png RGB"]
     for folder in ("mixed", "whole"):

@@ -1,15 +1,18 @@
-"""One GPU: ResNet-50 in bfloat16, and CIFAR-10 held on the device, each against a loop tuned by hand.
+"""One GPU.
+
+ResNet-50 in bfloat16, and CIFAR-10 held on the device, each against a loop tuned by hand.
 
 Without a GPU it runs on the CPU, which tells that it runs and nothing else.
 
     python benchmarks/gpu.py resnet50 [--compile] [--batch 256] [--steps 60] [--rounds 5]
     python benchmarks/gpu.py cifar10 --data FOLDER_OF_PARQUET [--epochs 12] [--target 0.88] [--rounds 3]
 
-Each run is a process of its own and the loops take turns; medians. resnet50: random uint8 images in memory, read by
-worker processes, channels_last; images a second between two steps with the device idle at both, and the most memory
-taken. timm: the step of its train script, on the same batches. cifar10: ResNet-18 with a 3x3 stem, PadCrop and Flip,
-one-cycle schedule, an evaluation after each epoch; seconds from the first image to the first evaluation that reaches
-the target, images held on the device in both loops.
+Each run is a process of its own and the loops take turns; medians. resnet50: random uint8 images in
+memory, read by worker processes, channels_last; images a second between two steps with the device
+idle at both, and the most memory taken. timm: the step of its train script, on the same batches.
+cifar10: ResNet-18 with a 3x3 stem, PadCrop and Flip, one-cycle schedule, an evaluation after each
+epoch; seconds from the first image to the first evaluation that reaches the target, images held on
+the device in both loops.
 """
 
 import argparse
@@ -220,7 +223,10 @@ def cifar10_by_trainkit(asked, model, train_data, val_data, settings) -> list[tu
     times: dict[int, float] = {}
 
     class Watched(OnDevice):
-        """Notes when each epoch's first batch is asked for: evaluation and checkpoint before it are done."""
+        """Notes when each epoch's first batch is asked for.
+
+        Evaluation and checkpoint before it are done.
+        """
 
         def read(self, seed, epoch, indices):
             times.setdefault(epoch, time.perf_counter())
@@ -333,7 +339,10 @@ def main() -> None:
             values = [each[name] for each in taken]
             ratio = median(values) / median(each[name] for each in first)
             results.add(loop, name, "", values, ratio)
-            line += f"  {name} {median(values):.4g} ({min(values):.4g} to {max(values):.4g}), {ratio:.3f} x {loops[0]};"
+            line += (
+                f"  {name} {median(values):.4g} ({min(values):.4g} to {max(values):.4g}),"
+                f" {ratio:.3f} x {loops[0]};"
+            )
         print(line.rstrip(";"), flush=True)
     results.write(asked.results)
 

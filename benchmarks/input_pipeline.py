@@ -1,14 +1,17 @@
-"""Images from files to batches: trainkit against the loader of torchvision's references, which works on Pillow images.
+"""Images from files to batches.
+
+Trainkit against the loader of torchvision's references, which works on Pillow images.
 
     python benchmarks/input_pipeline.py                                          # everything, four minutes on two cores
     python benchmarks/input_pipeline.py --cases train evaluate --workers 0
     python benchmarks/input_pipeline.py --images 16 --batch 4 --rounds 1         # to see that it runs
 
-Each way of reading is a process of its own with one thread and `--workers` data-loading workers; the rounds
-go through all ways in turn, the first warms up, and medians are taken of the rest. Photos and masks are those of
-the folder that TRAINKIT_DATA names, and generated ones of the same sizes where it is not set. "decoding alone" is
-torchvision's decoder of JPEG with nothing after it: what no way that decodes whole images can pass. "regions" is what
-trainkit would take if nvImageCodec (nvidia-nvimgcodec-cu12, on the CPU) decoded no more than the crop; it and timm's
+Each way of reading is a process of its own with one thread and `--workers` data-loading workers;
+the rounds go through all ways in turn, the first warms up, and medians are taken of the rest.
+Photos and masks are those of the folder that TRAINKIT_DATA names, and generated ones of the same
+sizes where it is not set. "decoding alone" is torchvision's decoder of JPEG with nothing after it:
+what no way that decodes whole images can pass. "regions" is what trainkit would take if
+nvImageCodec (nvidia-nvimgcodec-cu12, on the CPU) decoded no more than the crop; it and timm's
 create_loader are shown where they are installed.
 """
 
@@ -120,7 +123,10 @@ def ways_of(case: str) -> dict[str, Callable[[Path], Dataset]]:
 def serve(
     case: str, way: str, root: Path, asked: argparse.Namespace, workers: int, pipe: Connection
 ) -> None:
-    """Each number received is a round: read the images in its order, and send back the milliseconds an image took."""
+    """Each number received is a round.
+
+    Read the images in its order, and send back the milliseconds an image took.
+    """
     if way in ("trainkit", "regions"):
         start_accelerator()
     torch.set_num_threads(1)
@@ -188,9 +194,10 @@ def real(case: str) -> tuple[list[Path], list[Path]]:
             root / f"annotations/validation/{name}.png"
         ]
     if case == "segment-png":
-        return sorted(data.glob("camvid/images/val/*"))[:16], sorted(
-            data.glob("camvid/annotations/val/*")
-        )[:16]
+        return (
+            sorted(data.glob("camvid/images/val/*"))[:16],
+            sorted(data.glob("camvid/annotations/val/*"))[:16],
+        )
     files = [
         file
         for file in sorted(data.glob("imagenet_sample/val/*/*"))

@@ -1,11 +1,13 @@
-"""What a training step takes beside its weights: the loss of a segmentation mask, and a ResNet's activations.
+"""What a training step takes beside its weights.
+
+The loss of a segmentation mask, and a ResNet's activations.
 
     python benchmarks/memory.py                  # the table of docs/results.md
     python benchmarks/memory.py --size 64        # the same, small
 
-First a whole tiny training (benchmarks/_tiny_run.py), by trainkit and bare: the most that the process took. Then parts
-of a step. Each row is a process of its own; peak: the most of its memory in use during the work, less what was in use
-before it (Linux, /proc/self/clear_refs and VmHWM).
+First a whole tiny training (benchmarks/_tiny_run.py), by trainkit and bare: the most that the
+process took. Then parts of a step. Each row is a process of its own; peak: the most of its memory
+in use during the work, less what was in use before it (Linux, /proc/self/clear_refs and VmHWM).
 """
 
 import argparse

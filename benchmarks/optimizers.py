@@ -1,10 +1,13 @@
-"""Every optimizer that can be built here: trained, killed by SIGKILL, resumed; which end as if nothing had happened.
+"""Every optimizer that can be built here: trained, killed by SIGKILL, resumed.
+
+Which end as if nothing had happened.
 
     python benchmarks/optimizers.py [NAME ...]
 
-Each is trained three times by `trainkit.train` in processes of their own, forked from one that has torch imported:
-whole, killed after step 5 (a checkpoint is written every second one), and on from there. Bit-equal means weights,
-the optimizer's state and every row of the log but its times. FILE is what benchmarks/sharded_resume.py has written.
+Each is trained three times by `trainkit.train` in processes of their own, forked from one that has
+torch imported: whole, killed after step 5 (a checkpoint is written every second one), and on from
+there. Bit-equal means weights, the optimizer's state and every row of the log but its times. FILE
+is what benchmarks/sharded_resume.py has written.
 """
 
 import argparse
@@ -110,7 +113,10 @@ def main() -> None:
     equal = sum(each == "bit-equal" for each in found.values())
     refused = sum(each.startswith("refused") for each in found.values())
     versions = f"torch {torch.__version__.partition('+')[0]}, timm {timm.__version__}"
-    told = f"{len(found)} optimizers and variants: {equal} bit-equal, {refused} refused by name at the start, "
+    told = (
+        f"{len(found)} optimizers and variants: {equal} bit-equal, {refused} refused by name at the"
+        " start, "
+    )
     told += f"{len(found) - equal - refused} otherwise ({versions}, CPU)"
     print(told)
     results = Results("optimizers", "torch", "timm", "prodigyopt", "schedulefree")

@@ -1,11 +1,14 @@
-"""What grows with the number of images and of processes, without having them: results of docs/scale.md.
+"""What grows with the number of images and of processes, without having them.
+
+Results of docs/scale.md.
 
     python benchmarks/scaling.py                    # orders up to 10^8 images, a checkpoint of 1 GB
     python benchmarks/scaling.py --images 5 --gb 0.01 --rounds 1 --steps 20
 
-The last table is of real trainings of a tiny network on 10^3 images and more, each a process of its own, interleaved:
-the time of a step, and the time to the first step of a resumed run, which draws the order of its epoch first: from
-the command, and from the call of `train`. How it depends on the step: benchmarks/crash_recovery.py --kills 0.
+The last table is of real trainings of a tiny network on 10^3 images and more, each a process of its
+own, interleaved: the time of a step, and the time to the first step of a resumed run, which draws
+the order of its epoch first: from the command, and from the call of `train`. How it depends on the
+step: benchmarks/crash_recovery.py --kills 0.
 """
 
 import argparse
@@ -54,7 +57,8 @@ def orders(largest: int, results: Results) -> None:
         results.put(f"10^{exponent} images", "order of an epoch", "MiB", mib)
         results.put(f"10^{exponent} images", "time to draw it", "s", drawn)
         print(
-            f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f} s per epoch"
+            f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f}"
+            " s per epoch"
         )
 
 
@@ -72,7 +76,8 @@ def host_work(results: Results) -> None:
         row = f"{processes} process{'es' if processes > 1 else ''}"
         results.put(row, "host arithmetic of a step", "us", taken)
         print(
-            f"{processes:4} processes, batch {64 * processes:6}: {taken:8.1f} us of host arithmetic a step"
+            f"{processes:4} processes, batch {64 * processes:6}: {taken:8.1f} us of host arithmetic"
+            " a step"
         )
 
 
@@ -87,7 +92,8 @@ def saving(gb: float, results: Results) -> None:
     results.put("write a checkpoint", "seconds per GB", "s", written / gb)
     results.put("verify and read it", "seconds per GB", "s", read / gb)
     print(
-        f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify and read"
+        f"checkpoint: {written / gb:6.2f} s per GB to write, {read / gb:6.2f} s per GB to verify"
+        " and read"
     )
 
 
@@ -106,7 +112,10 @@ class Same(Dataset):
 
 
 def stopped_training(out: Path, num_images: int, steps: int) -> None:
-    """Begin a run, or resume it, for so many steps; print when `train` was called, and when each step was done."""
+    """Begin a run, or resume it, for so many steps.
+
+    Print when `train` was called, and when each step was done.
+    """
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
     )

@@ -1,9 +1,12 @@
-"""Every optimizer that can be built here, under FSDP on two processes: its training against that of one process.
+"""Every optimizer that can be built here, under FSDP on two processes.
+
+Its training against that of one process.
 
     torchrun --nproc-per-node 2 benchmarks/sharded_optimizers.py [NAME ...]
 
-Each trains a small network for a few steps twice: whole, and sharded whatever the trial before the first step says of
-it. What it says must agree: an optimizer that it lets pass trains as in one process, to rounding.
+Each trains a small network for a few steps twice: whole, and sharded whatever the trial before the
+first step says of it. What it says must agree: an optimizer that it lets pass trains as in one
+process, to rounding.
 """
 
 import argparse
@@ -95,8 +98,9 @@ def compared(accelerator, build: Builder) -> tuple[str, str]:
         went = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
     else:
         gap = max((one - other).abs().max().item() for one, other in zip(weights, parts))
-        went = f"weights {gap / moved if moved else gap:.1e} of the way, losses " + (
-            f"{max(abs(one - other) for one, other in zip(losses, others)):.1e}"
+        went = (
+            f"weights {gap / moved if moved else gap:.1e} of the way, losses "
+            + f"{max(abs(one - other) for one, other in zip(losses, others)):.1e}"
         )
     return said, max(gather_object([went]))
 
@@ -131,11 +135,12 @@ def record(rows: list[tuple[str, str, str]], folder: Path) -> None:
     results.head["command"] = "torchrun --nproc-per-node 2 benchmarks/sharded_optimizers.py"
     counts = {
         "tried under FSDP2 on two processes": len(rows),
-        f"train as one process does (weights within {most[0]} of the distance moved, losses within "
-        f"{most[1]})": len(equal),
-        "refused by FSDP's trial before the first step": len(rows)
-        - len(everywhere)
-        - len(accepted),
+        f"train as one process does (weights within {most[0]} of the distance moved, losses within {most[1]})": len(
+            equal
+        ),
+        "refused by FSDP's trial before the first step": (
+            len(rows) - len(everywhere) - len(accepted)
+        ),
         "refused everywhere": len(everywhere),
         "accepted, yet trained differently": len(accepted) - len(equal),
     }

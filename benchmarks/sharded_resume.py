@@ -1,10 +1,13 @@
-"""Every optimizer that can be built here, under FSDP on two processes: stopped, resumed, against a run without a stop.
+"""Every optimizer that can be built here, under FSDP on two processes.
+
+Stopped, resumed, against a run without a stop.
 
     torchrun --nproc-per-node 2 benchmarks/sharded_resume.py [NAME ...]
 
-Each is trained by `trainkit.train` three times: whole, without a checkpoint before its end; with one after every second
-step, of which all but those of the first half are removed; and on from the last that is left, by objects built anew.
-Bit-equal means weights, the optimizer's state and every row of the log but its times.
+Each is trained by `trainkit.train` three times: whole, without a checkpoint before its end; with
+one after every second step, of which all but those of the first half are removed; and on from the
+last that is left, by objects built anew. Bit-equal means weights, the optimizer's state and every
+row of the log but its times.
 """
 
 import argparse
@@ -41,7 +44,8 @@ TIMES = ("images_per_s", "pause_s", "save_s", "bytes")
 
 
 def recipe(build: Builder) -> Recipe:
-    """Two epochs of four steps, the last of three images, with weights of every kind and a side that is not even."""
+    """Two epochs of four steps, the last of three images, with weights of every kind and a side
+    that is not even."""
     torch.manual_seed(5)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
@@ -142,7 +146,10 @@ def main() -> None:
             sum(went.startswith(what) for _, went in found) for what in ("bit-equal", "refused")
         ]
         others = len(found) - sum(counts)
-        told = f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {others} otherwise"
+        told = (
+            f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {others}"
+            " otherwise"
+        )
         print(told)
         results = Results("sharded_resume", "torch", "timm", "prodigyopt", "schedulefree")
         results.head["command"] = "torchrun --nproc-per-node 2 benchmarks/sharded_resume.py"

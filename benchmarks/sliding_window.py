@@ -3,7 +3,8 @@
     python benchmarks/sliding_window.py                 # ResNet-18-sized FCN, 6 images of unlike size, windows of 160
     python benchmarks/sliding_window.py --images 1 --rounds 1 --window 32
 
-Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same machine does the same work; only the batch differs.
+Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same machine does the same work; only
+the batch differs.
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""From the command to the first optimizer step, whole processes: trainkit against a bare Accelerate script.
+"""From the command to the first optimizer step, whole processes.
+
+Trainkit against a bare Accelerate script.
 
     python benchmarks/startup.py                   # ResNet-18, 64 JPEG files of 64 x 64, one worker process
     python benchmarks/startup.py --rounds 1
 
-Both read the same files by torchvision's ImageFolder and train the same network with the same optimizer; the function
-`recipe` below is trainkit's, `bare` the script. Interleaved; medians. `trainkit --help` is there for its own sake.
+Both read the same files by torchvision's ImageFolder and train the same network with the same
+optimizer; the function `recipe` below is trainkit's, `bare` the script. Interleaved; medians.
+`trainkit --help` is there for its own sake.
 """
 
 import argparse

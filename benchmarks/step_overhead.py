@@ -1,14 +1,17 @@
-"""What a step costs beside its arithmetic: the same network, images and optimizer in trainkit and in other loops.
+"""What a step costs beside its arithmetic.
+
+The same network, images and optimizer in trainkit and in other loops.
 
     python benchmarks/step_overhead.py                    # tiny network, batches of 32, all loops that are installed
     python benchmarks/step_overhead.py --network resnet18 --steps 30
     python benchmarks/step_overhead.py --loops bare trainkit --rounds 1 --steps 40
 
-Each run is a process of its own with a terminal for its screen; the loops take turns, and a figure is the median over
-the rounds. The network itself takes the time, at each forward pass in training, so that every loop is measured between
-the same two points and all that it does in between counts: reading, logging, its bar. Images lie in memory; every loop
-shuffles them, reads them in the training process, follows a cosine and shows the loss every 50 steps.
-pip install "trainkit[benchmarks]" for the peers.
+Each run is a process of its own with a terminal for its screen; the loops take turns, and a figure
+is the median over the rounds. The network itself takes the time, at each forward pass in training,
+so that every loop is measured between the same two points and all that it does in between counts:
+reading, logging, its bar. Images lie in memory; every loop shuffles them, reads them in the
+training process, follows a cosine and shows the loss every 50 steps. pip install
+"trainkit[benchmarks]" for the peers.
 """
 
 import argparse
@@ -152,7 +155,10 @@ def trainkit(
     device: torch.device,
     held: bool = False,
 ) -> None:
-    """As users get it: each image's own seed, gradient norm, batch norm's undo, signals, log, checkpoints, screen."""
+    """As users get it.
+
+    Each image's own seed, gradient norm, batch norm's undo, signals, log, checkpoints, screen.
+    """
     from trainkit import Options, Recipe, train
     from trainkit.data.on_device import OnDevice
     from trainkit.tasks.recognition import Recognition

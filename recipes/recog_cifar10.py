@@ -1,17 +1,19 @@
 """ResNet-18 for 32x32 images, or a small network, on CIFAR-10.
 
-Source: He et al., Deep Residual Learning, CVPR 2016, section 4.2 (SGD, batch 128, crop from 4 pixels of padding,
-flip), with a cosine schedule over 200 epochs and the ResNet-18 with a 3x3 stem that is in common use for CIFAR.
+Source: He et al., Deep Residual Learning, CVPR 2016, section 4.2 (SGD, batch 128, crop from 4
+pixels of padding, flip), with a cosine schedule over 200 epochs and the ResNet-18 with a 3x3 stem
+that is in common use for CIFAR.
 
 Launch: accelerate launch -m trainkit recipes/recog_cifar10.py --data /path/to/parquet/files
 
 CIFAR-100: --data uoft-cs/cifar100 --label-column fine_label
 
-Hardware and time: resnet18 not yet measured; `--model small --epochs 8` takes 12 minutes on 2 CPU cores.
+Hardware and time: resnet18 not yet measured; `--model small --epochs 8` takes 12 minutes on 2 CPU
+cores.
 
-Expected: resnet18 not yet measured with this code; published for this network: top1 93.02 % (kuangliu/pytorch-cifar,
-the rate in steps), 95.27 % (K. Jordan, mean of five, 150 epochs at batches of 512). small with
-`--epochs 8 --warmup-epochs 1`: top1 82.27 %, on images stored as JPEG.
+Expected: resnet18 not yet measured with this code; published for this network: top1 93.02 %
+(kuangliu/pytorch-cifar, the rate in steps), 95.27 % (K. Jordan, mean of five, 150 epochs at batches
+of 512). small with `--epochs 8 --warmup-epochs 1`: top1 82.27 %, on images stored as JPEG.
 """
 
 from typing import Literal
@@ -62,7 +64,8 @@ def recipe(
 
     Args:
         data: a folder with train*.parquet and test*.parquet, or a name on the Hub
-        label_column: the column of class ids where there are several: fine_label in uoft-cs/cifar100
+        label_column: the column of class ids where there are several: fine_label in
+            uoft-cs/cifar100
         model: the network; small has 1.2 million weights and trains on a laptop
         batch_size: images of one step, over all processes
         weight_decay: of all parameters but biases and those of normalisation layers

@@ -1,6 +1,7 @@
 """Fine-tune a classifier on your own images, one folder per class: train/<class>/ and val/<class>/.
 
-Source: common practice for fine-tuning: SGD at a tenth of the rate of training from scratch, head x10, cosine.
+Source: common practice for fine-tuning: SGD at a tenth of the rate of training from scratch, head
+x10, cosine.
 
 Launch: accelerate launch -m trainkit recipes/recog_folder.py --data my_images
 
@@ -59,11 +60,14 @@ def recipe(
     """Your own images, one folder per class.
 
     Args:
-        data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
+        data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the
+            Hub
         image_column: the column of images, in parquet files with several
         label_column: the column of class ids, in parquet files with several
-        stream: stream parquet files, so many row groups interleaved, such as 16; None: download them first
-        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small trains on a laptop
+        stream: stream parquet files, so many row groups interleaved, such as 16; None: download
+            them first
+        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small
+            trains on a laptop
         pretrained: start from published ImageNet weights, which small has not
         lr: peak learning rate of the backbone
         batch_size: images of one step, over all processes
@@ -71,13 +75,17 @@ def recipe(
         label_smoothing: share of the target spread over all classes
         head_lr_mult: factor of the last layer's learning rate, when the rest is pretrained
         size: side of the crop in training and in evaluation
-        crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
-        crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its network, or center
-        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or bilinear
+        crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its
+            network, or 0.875
+        crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its
+            network, or center
+        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or
+            bilinear
         mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's
         std: of each channel; None: likewise
-        classes: their names in the order of their ids, or a text file with one a line; None: those of the training
-            images. An evaluation takes those of the run, and needs no training images then
+        classes: their names in the order of their ids, or a text file with one a line; None: those
+            of the training images. An evaluation takes those of the run, and needs no training
+            images then
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data

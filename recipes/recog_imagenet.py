@@ -1,14 +1,15 @@
 """ResNet-50 on ImageNet-1k with the bag of tricks.
 
-Source: He et al., Bag of Tricks for Image Classification, CVPR 2019, as PyTorch-Encoding trains it: SGD 0.2 for
-512 images, cosine over 120 epochs after 5 of warm-up, label smoothing 0.1, mixup 0.2, no decay on norms and
-biases, last gamma of each residual block from 0.
+Source: He et al., Bag of Tricks for Image Classification, CVPR 2019, as PyTorch-Encoding trains it:
+SGD 0.2 for 512 images, cosine over 120 epochs after 5 of warm-up, label smoothing 0.1, mixup 0.2,
+no decay on norms and biases, last gamma of each residual block from 0.
 
 Launch: accelerate launch -m trainkit recipes/recog_imagenet.py --data /path/to/imagenet
 
 Hardware and time: not yet measured; the paper used eight V100 GPUs.
 
-Expected: not yet measured with this code; the paper has top1 79.29 % with these tricks and a ResNet-50-D.
+Expected: not yet measured with this code; the paper has top1 79.29 % with these tricks and a
+ResNet-50-D.
 """
 
 from collections.abc import Callable
@@ -88,34 +89,45 @@ def recipe(
     """ImageNet-1k from scratch.
 
     Args:
-        data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the Hub
-        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small trains on a laptop
+        data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the
+            Hub
+        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small
+            trains on a laptop
         lr: peak learning rate, for 512 images a batch
         batch_size: images of one step, over all processes
         weight_decay: of all parameters but biases and those of normalisation layers
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; None for none
-        cutmix: alpha of cutmix; mixup or cutmix is chosen per batch where both are given; None for none
+        cutmix: alpha of cutmix; mixup or cutmix is chosen per batch where both are given; None for
+            none
         rand_augment: number and magnitude of RandAugment, such as 2 9
         trivial_augment: use TrivialAugment instead of RandAugment
-        jitter: strengths of colour jitter: brightness, contrast, saturation and hue, such as 0.4 0.4 0.4
+        jitter: strengths of colour jitter: brightness, contrast, saturation and hue, such as 0.4
+            0.4 0.4
         lighting: strength of PCA lighting, such as 0.1
         erase: probability of random erasing
         repeats: repeated augmentation: copies of an image in its batch; divide epochs by it
-        stochastic_depth: rate at which the last block is left out, the others less often; None: as published
+        stochastic_depth: rate at which the last block is left out, the others less often; None: as
+            published
         drop_block: probability of DropBlock after the last two stages of a ResNet, such as 0.1
         size: side of the crop in training
-        image_sizes: progressive resizing: crop sides and the epochs in which they begin, such as 128:0,192:30,224:60
+        image_sizes: progressive resizing: crop sides and the epochs in which they begin, such as
+            128:0,192:30,224:60
         eval_size: side of the crop in evaluation; None: the same as size
-        crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its network, or 0.875
-        crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its network, or center
+        crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its
+            network, or 0.875
+        crop_mode: center, or squash: an evaluation resizes both sides alike; None: timm's of its
+            network, or center
         ten_crop: ten-crop evaluation: corners, centre, and all of them flipped
-        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or bicubic
+        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or
+            bicubic
         mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's
         std: of each channel; None: likewise
         smallest_crop: smallest area of a training crop, as a share of the image's area
-        stream: stream parquet files, so many row groups interleaved, such as 16; None: download them first
-        classes: names by id, or a text file with one a line; None: of the training images, evaluated: of the run
+        stream: stream parquet files, so many row groups interleaved, such as 16; None: download
+            them first
+        classes: names by id, or a text file with one a line; None: of the training images,
+            evaluated: of the run
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data

@@ -1,8 +1,9 @@
 """ResNeSt-50 on ImageNet-1k, 270 epochs: a variant of recog_imagenet.py.
 
-Source: Zhang et al., ResNeSt: Split-Attention Networks, 2020, as PyTorch-Encoding trains it on 32 GPUs: SGD 0.8 for
-2048 images, cosine over 270 epochs after 5 of warm-up, label smoothing 0.1, mixup 0.2, RandAugment, no decay on norms
-and biases, last gamma of each block from 0. Takes timm: pip install ".[timm]".
+Source: Zhang et al., ResNeSt: Split-Attention Networks, 2020, as PyTorch-Encoding trains it on 32
+GPUs: SGD 0.8 for 2048 images, cosine over 270 epochs after 5 of warm-up, label smoothing 0.1, mixup
+0.2, RandAugment, no decay on norms and biases, last gamma of each block from 0. Takes timm: pip
+install ".[timm]".
 
 Launch: accelerate launch -m trainkit recipes/recog_imagenet_resnest.py --data /path/to/imagenet
 

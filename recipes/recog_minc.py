@@ -1,14 +1,16 @@
 """Deep-TEN on MINC-2500, 23 materials.
 
-Source: Zhang et al., Deep TEN: Texture Encoding Network, CVPR 2017, with ResNet-50, as PyTorch-Encoding trains it: SGD
-0.004 for 512 images over 80 epochs, a tenth of it after 60, weight decay 5e-4, head x10, 32 codewords on 128
-features, crops of 224; colours are changed until the rate drops.
+Source: Zhang et al., Deep TEN: Texture Encoding Network, CVPR 2017, with ResNet-50, as
+PyTorch-Encoding trains it: SGD 0.004 for 512 images over 80 epochs, a tenth of it after 60, weight
+decay 5e-4, head x10, 32 codewords on 128 features, crops of 224; colours are changed until the rate
+drops.
 
 Launch: accelerate launch -m trainkit recipes/recog_minc.py --data /path/to/minc-2500
 
 Hardware and time: not yet measured; the authors used four GPUs.
 
-Expected: not yet measured with this code; PyTorch-Encoding publishes top1 81.04 % on the first split, one crop of 224.
+Expected: not yet measured with this code; PyTorch-Encoding publishes top1 81.04 % on the first
+split, one crop of 224.
 """
 
 from functools import partial
@@ -71,7 +73,8 @@ def recipe(
     Args:
         data: the unpacked minc-2500.tar.gz
         split: which of the five published ones, 1 to 5; the paper has their mean
-        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
+        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains
+            on a laptop
         pretrained: start the backbone from published ImageNet weights
         drop: epochs after which the learning rate becomes a tenth, and colours are left as they are
         lr: initial learning rate of the backbone, for 512 images a batch

@@ -1,15 +1,17 @@
 """FCN or DeepLabV3 with a dilated ResNet on ADE20K, 150 classes.
 
-Source: PyTorch-Encoding's FCN baseline (Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018):
-SGD 0.01 per 16 images, head x10, poly 0.9, 120 epochs, auxiliary loss 0.2, long side 520 x 0.5 to 2, crop 480.
+Source: PyTorch-Encoding's FCN baseline (Zhang et al., Context Encoding for Semantic Segmentation,
+CVPR 2018): SGD 0.01 per 16 images, head x10, poly 0.9, 120 epochs, auxiliary loss 0.2, long side
+520 x 0.5 to 2, crop 480.
 
 Launch: accelerate launch -m trainkit recipes/seg_ade20k.py --data /path/to/ADEChallengeData2016
 
-Hardware and time: not yet measured, the authors used four GPUs; with --sample under a minute on 2 CPU cores.
+Hardware and time: not yet measured, the authors used four GPUs; with --sample under a minute on 2
+CPU cores.
 
-Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 78.7 %, mIoU 38.5 % for FCN with a
-ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too, and for DeepLabV3 none with a ResNet (81.2 %,
-45.1 % with ResNeSt-50).
+Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 78.7 %, mIoU 38.5 % for
+FCN with a ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too, and for
+DeepLabV3 none with a ResNet (81.2 %, 45.1 % with ResNeSt-50).
 """
 
 from collections.abc import Callable
@@ -69,30 +71,39 @@ def segmentation(
     eval_crop: int | None = None,
     sample: bool = False,
 ) -> Recipe:
-    """What the recipes for segmentation have in common: `open_data` and the defaults are what they differ in.
+    """What the recipes for segmentation have in common.
 
-    open_data: from `data`, `sample` and the transforms of training and evaluation to the dataset. lateral: of EncNet.
+    `open_data` and the defaults are what they differ in.
+
+    open_data: from `data`, `sample` and the transforms of training and evaluation to the dataset.
+    lateral: of EncNet.
 
     Args:
         data: the unpacked ADEChallengeData2016.zip
         model: the network
-        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains on a laptop
+        backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains
+            on a laptop
         pretrained: start the backbone from published ImageNet weights
         lr: learning rate of the backbone, for 16 images a batch
         batch_size: images of one step, over all processes
         long_side: long side of an image before the random scale, and in evaluation
         crop: side of the training crop
         head_lr_mult: factor of the learning rate outside the backbone
-        aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such head
-        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no such head
+        aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such
+            head
+        se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no
+            such head
         channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it
         loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
-        photometric: photometric distortion of training crops: brightness, contrast, saturation and hue
+        photometric: photometric distortion of training crops: brightness, contrast, saturation and
+            hue
         class_weights: of cross_entropy and focal, one per class; None: all equal
-        cat_max_ratio: largest share of one class in a training crop, which is else drawn again, such as 0.75; None: any
+        cat_max_ratio: largest share of one class in a training crop, which is else drawn again,
+            such as 0.75; None: any
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
         eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
-        eval_crop: evaluate centre crops of this side, as older code does; None for both: whole images
+        eval_crop: evaluate centre crops of this side, as older code does; None for both: whole
+            images
         sample: train a small network on generated scenes, in under a minute
     """
     train = train_transform(long_side, crop, photometric=photometric, cat_max_ratio=cat_max_ratio)
@@ -136,9 +147,12 @@ def ade20k(data: Path, sample: bool, train: Callable, evaluation: Callable) -> O
 def opener(
     dataset: Any, title: str, train_class: Any = None, split: str = "train", **train_settings: Any
 ) -> Callable[..., Opened]:
-    """How `segmentation` opens a dataset of another name, `title`; --sample: generated scenes with its classes.
+    """How `segmentation` opens a dataset of another name, `title`.
 
-    train_class: of the training images, where it is not `dataset`; they are its `split`, with `train_settings`.
+    --sample: generated scenes with its classes.
+
+    train_class: of the training images, where it is not `dataset`; they are its `split`, with
+    `train_settings`.
     """
 
     def open_data(data: Path, sample: bool, train: Callable, evaluation: Callable) -> Opened:

@@ -1,15 +1,16 @@
 """EncNet on ADE20K, 150 classes.
 
-Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding's train_dist.py trains
-it at commit c1d9ec6: SGD 0.01 for 16 images, head x10, poly 0.9, 120 epochs, auxiliary and semantic-encoding loss 0.2
-each. An earlier version (56391e3) has 180 epochs at 0.004.
+Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding's
+train_dist.py trains it at commit c1d9ec6: SGD 0.01 for 16 images, head x10, poly 0.9, 120 epochs,
+auxiliary and semantic-encoding loss 0.2 each. An earlier version (56391e3) has 180 epochs at 0.004.
 
 Launch: accelerate launch -m trainkit recipes/seg_ade20k_encnet.py --data /path/to/data
 
 Hardware and time: not yet measured; the authors used four GPUs.
 
-Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 80.1 %, mIoU 41.5 % for a ResNet-50 with
-a deep stem, evaluated at scales 0.5 to 1.75, flipped too (`--backbone timm:resnet50d` is the nearest).
+Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 80.1 %, mIoU 41.5 % for
+a ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too (`--backbone
+timm:resnet50d` is the nearest).
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """DeepLabV3 or another network on Cityscapes, 19 classes.
 
-Source: PyTorch-Encoding's train_dist.py at commit c1d9ec6: SGD 0.01 for 16 images, head x10, poly 0.9, 240 epochs,
-auxiliary loss 0.2; long side 2048 and crops of 768 are the usual ones for images of 2048 x 1024.
+Source: PyTorch-Encoding's train_dist.py at commit c1d9ec6: SGD 0.01 for 16 images, head x10, poly
+0.9, 240 epochs, auxiliary loss 0.2; long side 2048 and crops of 768 are the usual ones for images
+of 2048 x 1024.
 
 Launch: accelerate launch -m trainkit recipes/seg_cityscapes.py --data /path/to/data
 

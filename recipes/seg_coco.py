@@ -1,8 +1,8 @@
 """EncNet on COCO with the 21 classes of Pascal VOC.
 
-Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding's train_dist.py trains
-it, a first part of recipes/seg_voc.py: SGD 0.004 for 16 images, head x10, poly 0.9, 30 epochs; images with fewer than
-1,000 pixels of the classes are left out.
+Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding's
+train_dist.py trains it, a first part of recipes/seg_voc.py: SGD 0.004 for 16 images, head x10, poly
+0.9, 30 epochs; images with fewer than 1,000 pixels of the classes are left out.
 
 Launch: accelerate launch -m trainkit recipes/seg_coco.py --data /path/to/data
 

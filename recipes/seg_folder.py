@@ -1,14 +1,17 @@
-"""Segmentation of your own images: images/{train,val} and annotations/{train,val}, masks named as their images.
+"""Segmentation of your own images.
 
-Masks are grey or palette PNGs that hold class ids from 0; ids given as ignored count nowhere. Other ids, such as 0 and
-255, are given by --mask-values 0,255, and colours by --mask-colors. Parquet files, or a name on the Hub, with a column
-of images and one of masks, do as well.
+The layout is images/{train,val} and annotations/{train,val}, masks named as their images.
+
+Masks are grey or palette PNGs that hold class ids from 0; ids given as ignored count nowhere. Other
+ids, such as 0 and 255, are given by --mask-values 0,255, and colours by --mask-colors. Parquet
+files, or a name on the Hub, with a column of images and one of masks, do as well.
 
 Source: settings of recipes/seg_ade20k.py, for images of any kind.
 
 Launch: accelerate launch -m trainkit recipes/seg_folder.py --data my_images --classes road,car,sky
 
-Hardware and time: `--model lraspp --backbone small` for 80 epochs of CamVid at 240x180: 16 minutes on 2 CPU cores.
+Hardware and time: `--model lraspp --backbone small` for 80 epochs of CamVid at 240x180: 16 minutes
+on 2 CPU cores.
 
 Expected: depends on your images; CamVid as above: mIoU 0.585 (docs/results.md has the command).
 """
@@ -51,19 +54,21 @@ def recipe(
     """Own images with masks.
 
     Args:
-        data: folder with images/train, images/val, annotations/train, annotations/val, or with parquet files, or a
-            name on the Hub
+        data: folder with images/train, images/val, annotations/train, annotations/val, or with
+            parquet files, or a name on the Hub
         classes: how many, their names with commas between, or a text file with one name a line
         ignore: ids in the masks that count nowhere
         label_shift: added to the ids in the masks; -1 where they begin at 1 and 0 is to be ignored
-        mask_values: the id of each class in the masks, in the order of the classes, such as 0,255; None: 0, 1, 2, ...
-        mask_colors: of colour-coded masks: a text file with one `R G B name` a line, or voc or cityscapes; it says the
-            classes too
+        mask_values: the id of each class in the masks, in the order of the classes, such as 0,255;
+            None: 0, 1, 2, ...
+        mask_colors: of colour-coded masks: a text file with one `R G B name` a line, or voc or
+            cityscapes; it says the classes too
         image_column: the column of images, in parquet files with several
         mask_column: the column of masks, in parquet files with several
-        stream: stream parquet files, so many row groups interleaved, such as 16; None: download them first
-        backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with lraspp), or "small",
-            which has no published weights and trains on a laptop
+        stream: stream parquet files, so many row groups interleaved, such as 16; None: download
+            them first
+        backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with
+            lraspp), or "small", which has no published weights and trains on a laptop
         lr: learning rate of the backbone
         long_side: long side of an image before the random scale of 0.5 to 2, and in evaluation
         head_lr_mult: factor of the learning rate outside the backbone, when it is pretrained

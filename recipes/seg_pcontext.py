@@ -1,15 +1,15 @@
 """EncNet on Pascal-Context, 59 classes.
 
-Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding's train_dist.py trains
-it: SGD 0.001 for 16 images, head x10, poly 0.9, 80 epochs, auxiliary and semantic-encoding loss 0.2 each, with lateral
-connections.
+Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding's
+train_dist.py trains it: SGD 0.001 for 16 images, head x10, poly 0.9, 80 epochs, auxiliary and
+semantic-encoding loss 0.2 each, with lateral connections.
 
 Launch: accelerate launch -m trainkit recipes/seg_pcontext.py --data /path/to/data
 
 Hardware and time: not yet measured; the authors used four GPUs.
 
-Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 79.2 %, mIoU 51.0 % for a ResNet-50 with
-a deep stem, evaluated at scales 0.5 to 1.75, flipped too.
+Expected: not yet measured with this code; PyTorch-Encoding publishes pixAcc 79.2 %, mIoU 51.0 % for
+a ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped too.
 """
 
 from pathlib import Path

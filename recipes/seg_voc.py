@@ -1,7 +1,8 @@
 """EncNet on Pascal VOC 2012, 21 classes, through COCO and VOC-aug.
 
-Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding trains it: COCO first
-(recipes/seg_coco.py), then VOC-aug at 0.001 for 80 epochs, then VOC at 0.0001 for 50, each from the one before.
+Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding
+trains it: COCO first (recipes/seg_coco.py), then VOC-aug at 0.001 for 80 epochs, then VOC at 0.0001
+for 50, each from the one before.
 
     trainkit recipes/seg_coco.py --data /path/to/coco --backbone resnet101
     trainkit recipes/seg_voc.py --init-from runs/seg_coco --out runs/voc_aug --backbone resnet101
@@ -11,8 +12,8 @@ Launch: accelerate launch -m trainkit recipes/seg_voc.py --data /path/to/data
 
 Hardware and time: not yet measured; the authors used four GPUs.
 
-Expected: not yet measured with this code; PyTorch-Encoding publishes mIoU 85.9 % on the test set for a ResNet-101 with
-a deep stem, trained in these three parts.
+Expected: not yet measured with this code; PyTorch-Encoding publishes mIoU 85.9 % on the test set
+for a ResNet-101 with a deep stem, trained in these three parts.
 """
 
 from pathlib import Path

@@ -12,10 +12,14 @@ from helpers.processes import Script  # noqa: E402
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images; tests that want it are skipped where TRAINKIT_DATA does not name it."""
+    """The folder of real images.
+
+    Tests that want it are skipped where TRAINKIT_DATA does not name it.
+    """
     if not os.environ.get("TRAINKIT_DATA"):
         pytest.skip(
-            "TRAINKIT_DATA is not set: it names a folder with camvid/, cifar10/, ADEChallengeData2016/"
+            "TRAINKIT_DATA is not set: it names a folder with camvid/, cifar10/,"
+            " ADEChallengeData2016/"
         )
     return Path(os.environ["TRAINKIT_DATA"]).resolve()
 

@@ -1,4 +1,7 @@
-"""The project structure: layers, who may use which library, one backward, a README that tells the truth."""
+"""The project structure.
+
+Layers, who may use which library, one backward, a README that tells the truth.
+"""
 
 import ast
 import re
@@ -94,7 +97,8 @@ def test_what_the_user_did_wrong_is_a_user_error():
 
 
 def test_optional_attributes_are_read_in_two_files():
-    """What a task may lack is in trainkit.recipe, what a dataset may lack in trainkit.data.dataset_info."""
+    """What a task may lack is in trainkit.recipe, what a dataset may lack in
+    trainkit.data.dataset_info."""
     probes = {
         (module_of(path), ast.unparse(node))
         for path in FILES
@@ -140,7 +144,10 @@ def test_public_functions_are_typed_and_described():
 
 
 def test_readme_tree_is_true():
-    """Every folder of the package, and every module at its top, has a line with a comment; no line is of nothing."""
+    """Every folder of the package, and every module at its top, has a line with a comment.
+
+    No line is of nothing.
+    """
     readme = (ROOT / "README.md").read_text()
     tree = re.search(r"```text\n(trainkit/.*?)```", readme, re.DOTALL).group(1)
     listed, folders = set(), []
@@ -168,7 +175,10 @@ def test_both_commands_are_in_the_readme_and_the_gate():
 
 
 def test_tests_share_helpers_alone():
-    """No test module imports another; names of test files are unique over the shelves, which are no packages."""
+    """No test module imports another.
+
+    Names of test files are unique over the shelves, which are no packages.
+    """
     files = sorted((ROOT / "tests").rglob("*.py"))
     for path in files:
         found = re.findall(r"\b(?:from|import) (?:conftest|test_\w+)\b", path.read_text())

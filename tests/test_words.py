@@ -1,4 +1,7 @@
-"""One word per idea, and the field's own: phrases that a reader would not search for are not written."""
+"""One word per idea, and the field's own.
+
+Phrases that a reader would not search for are not written.
+"""
 
 import io
 import re
@@ -20,10 +23,14 @@ INSTEAD = {
     r"\bstarted otherwise\b": "started with different settings",
     r"\bthe mathematics\b": "settings that affect the result",
     r"\bthe house\b|\brooms? of (?:its|their) own\b": "project structure; module; package",
-    r"process(?:es)?,? (?:that|which) (?:\w+ to )?reads? images|process(?:es)? that reads?\b": "data-loading worker",
+    r"process(?:es)?,? (?:that|which) (?:\w+ to )?reads? images|process(?:es)? that reads?\b": (
+        "data-loading worker"
+    ),
     r"which was to read images": "worker did not start",
     r"\blookers?\b": "sliding-window inference",
-    r"how (?:an )?images? (?:is|are|was|were) looked at|look at mirror images": "inference settings; flip (TTA)",
+    r"how (?:an )?images? (?:is|are|was|were) looked at|look at mirror images": (
+        "inference settings; flip (TTA)"
+    ),
     r"\bis looked at in\b|\bare looked at in\b": "sliding window",
     r"windows? (?:in|of) (?:a|one) pass\b|windows put in": "windows per forward pass; batched",
     r"\bshared? (?:weights )?out\b|\bweights shared\b": "sharded parameters (FSDP2)",
@@ -52,7 +59,9 @@ INSTEAD = {
     r"random numbers an image, a step": "deterministic per-sample and per-step seeding",
     r"\bwhich image comes when\b": "deterministic, resumable batch sampler",
     r"\blanes?\b": "interleaved row groups",
-    r"\bestimated? (?:batch norm's statistics )?anew\b": "re-estimated BatchNorm statistics (precise BN)",
+    r"\bestimated? (?:batch norm's statistics )?anew\b": (
+        "re-estimated BatchNorm statistics (precise BN)"
+    ),
     r"\baveraged weights\b": "EMA weights",
     r"had other images been drawn|move with other images": "bootstrap confidence interval",
     r"\bmost often mistaken\b": "most frequent confusions",
@@ -86,7 +95,8 @@ def texts(place: str) -> list[Path]:
 def read(file: Path) -> tuple[str, set[str]]:
     """The prose of a file on the lines where it stands, and names that it may have.
 
-    Of a Python file the prose is comments and strings, and what its code calls by a name may be named there.
+    Of a Python file the prose is comments and strings, and what its code calls by a name may be
+    named there.
     """
     text = file.read_text()
     if file.suffix != ".py":

@@ -35,7 +35,9 @@ HELP_FLAGS = (["--help"], ["-h"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. 2: something to be set right by the user, 1: the machine; in one message.
+    """Run one command; the exit code.
+
+    2: something to be set right by the user, 1: the machine; in one message.
 
     130 after Ctrl-C, whatever it comes into.
     """
@@ -72,7 +74,8 @@ def _run(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         first = COMMANDS[command]
         return _fail(
-            f"which {first.lower()}? `trainkit {command} {first} ...` takes it first; see trainkit --help"
+            f"which {first.lower()}? `trainkit {command} {first} ...` takes it first; see trainkit"
+            " --help"
         )
     try:
         module = import_module(f"trainkit.commands.{command}")
@@ -85,7 +88,10 @@ def _run(words: list[str]) -> int:
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:
-    """Report it once, in the main process, or with `from_all` in whichever it happened; the exit code."""
+    """Report it once, in the main process, or with `from_all` in whichever it happened.
+
+    The exit code.
+    """
     number = rank()
     if number == 0 or from_all:
         from trainkit.display import error

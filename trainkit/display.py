@@ -1,4 +1,7 @@
-"""What people see, by rich: a live bar in a terminal, plain lines elsewhere. Only the main process shows it."""
+"""What people see, by rich: a live bar in a terminal, plain lines elsewhere.
+
+Only the main process shows it.
+"""
 
 import sys
 import time
@@ -95,10 +98,11 @@ class Display:
     ) -> None:
         """A table of an evaluation's metrics, those of each class below their mean.
 
-        percent: names of results that are fractions, shown as percent; others are plain numbers of four digits.
-        per_class: names of those with a value for each class. With a confusion matrix among the results a row for each
-        class follows, the matrix, as a table where the screen is wide enough and else row by row, and the most
-        frequent confusions. Intervals ("_95") and results of EMA weights ("ema_") are formatted as what they are of.
+        percent: names of results that are fractions, shown as percent; others are plain numbers of
+        four digits. per_class: names of those with a value for each class. With a confusion matrix
+        among the results a row for each class follows, the matrix, as a table where the screen is
+        wide enough and else row by row, and the most frequent confusions. Intervals ("_95") and
+        results of EMA weights ("ema_") are formatted as what they are of.
         """
         if not self.active:
             return
@@ -171,7 +175,10 @@ class Display:
     def _confusion(
         self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]
     ) -> None:
-        """The matrix, in percent of a row: a table where the screen is wide enough, else rows in `order` in words."""
+        """The matrix, in percent of a row.
+
+        A table where the screen is wide enough, else rows in `order` in words.
+        """
         parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
         heads = [
             f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)
@@ -210,7 +217,8 @@ class Display:
                 f"{right} for {called} {_percent(part)}" for part, right, called in mistaken
             )
             self.note(
-                f"most frequent confusions (share of the true class): {told}; results.json, if written, has all counts"
+                f"most frequent confusions (share of the true class): {told}; results.json, if"
+                " written, has all counts"
             )
 
     @staticmethod
@@ -257,7 +265,10 @@ class Display:
         self.console.print(table)
 
     def track(self, batches: Iterable[Sequence], total: int, what: str) -> Iterator[Sequence]:
-        """Pass batches on, and show how many of `total` items have come: a bar, or a line now and then."""
+        """Pass batches on, and show how many of `total` items have come.
+
+        A bar, or a line now and then.
+        """
         bar = self._counting(what, total) if self.active and self.console.is_terminal else None
         shown, done = time.monotonic(), 0
         try:
@@ -277,7 +288,10 @@ class Display:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Yield a function that takes (done, total); progress is shown where the work takes more than a moment."""
+        """Yield a function that takes (done, total).
+
+        Progress is shown where the work takes more than a moment.
+        """
         bar, shown = None, time.monotonic()
         live = self.active and self.console.is_terminal
 
@@ -329,7 +343,8 @@ class Display:
 
 
 def of_launcher() -> Display:
-    """A display in the first of the processes that a launcher started, for when they do not know each other yet."""
+    """A display in the first of the processes that a launcher started, for when they do not know
+    each other yet."""
     return Display(rank() == 0)
 
 
@@ -339,7 +354,10 @@ def error(text: str) -> None:
 
 
 def _console(stream: TextIO | None) -> Console:
-    """One on `stream`, whose reader may go away; None: a stream that was closed before the start shows nothing."""
+    """One on `stream`, whose reader may go away.
+
+    None: a stream that was closed before the start shows nothing.
+    """
     return Console(
         file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None
     )

@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 class ReportedError(Exception):
-    """An error that is no bug: a command reports its message alone, without a traceback, and ends with `exit_code`."""
+    """An error that is no bug.
+
+    A command reports its message alone, without a traceback, and ends with `exit_code`.
+    """
 
     exit_code = 1
     of_one_process = False
@@ -18,7 +21,10 @@ class ReportedError(Exception):
 
 
 class UserError(ReportedError, ValueError):
-    """Something that the user gave is wrong. The message has its name, the value received and the remedy."""
+    """Something that the user gave is wrong.
+
+    The message has its name, the value received and the remedy.
+    """
 
     exit_code = 2
 
@@ -79,16 +85,19 @@ NEARLY_FULL = 512 << 20
 FILES = re.compile(r"Too many open files|received \d+ items of ancdata")
 SHARED = re.compile(r"(shared memory|shm_open|/torch_)[^\n]*No space left", re.IGNORECASE)
 
-# What torch puts before an error that a data-loading worker sends as text, and where its message begins.
+# What torch puts before an error that a data-loading worker sends as text, and where its message
+# begins.
 FROM_A_WORKER = re.compile(r"Caught \w+ in (DataLoader worker process|pin memory thread)")
 LAST_MESSAGE = re.compile(r"^[\w.]+(?:Error|Exception): ", re.MULTILINE)
 
 
 def report_of(error: Exception) -> str | None:
-    """The message that a command reports in place of a traceback; None for a bug, which keeps its own.
+    """The message that a command reports in place of a traceback.
 
-    Reported are errors raised for that, and what the machine lacks: OSError, MemoryError and limits of the system.
-    The environment variable TRAINKIT_TRACEBACK keeps every traceback.
+    None for a bug, which keeps its own.
+
+    Reported are errors raised for that, and what the machine lacks: OSError, MemoryError and limits
+    of the system. The environment variable TRAINKIT_TRACEBACK keeps every traceback.
     """
     if os.environ.get("TRAINKIT_TRACEBACK"):
         return None
@@ -99,7 +108,10 @@ def report_of(error: Exception) -> str | None:
 
 
 def message_of(error: Exception) -> str:
-    """The message of an error; of one from a data-loading worker without the traceback that torch wrote before it."""
+    """The message of an error.
+
+    Of one from a data-loading worker without the traceback that torch wrote before it.
+    """
     text = str(error)
     if FROM_A_WORKER.match(text):
         text = LAST_MESSAGE.split(text)[-1].strip()
@@ -119,7 +131,8 @@ def exit_code_of(error: Exception) -> int:
 def is_of_one_process(error: BaseException) -> bool:
     """Whether this process may be the only one with this error, so that it reports it itself.
 
-    Such are what it reads and what its machine lacks, that it lost the others, and whatever `may_fail_alone` marked.
+    Such are what it reads and what its machine lacks, that it lost the others, and whatever
+    `may_fail_alone` marked.
     """
     if limit_met(error) is not None:
         return True
@@ -130,7 +143,8 @@ def is_of_one_process(error: BaseException) -> bool:
 
 @contextmanager
 def may_fail_alone() -> Iterator[None]:
-    """Mark an error raised within, or in a function decorated with it, as one that other processes may not have."""
+    """Mark an error raised within, or in a function decorated with it, as one that other processes
+    may not have."""
     try:
         yield
     except Exception as error:
@@ -139,7 +153,10 @@ def may_fail_alone() -> Iterator[None]:
 
 
 def _nul_told(error: Exception) -> str | None:
-    """The name with a NUL character that the system refused, from the innermost call that has it; else None."""
+    """The name with a NUL character that the system refused, from the innermost call that has it.
+
+    Else None.
+    """
     if not (isinstance(error, ValueError) and "embedded null" in str(error)):
         return None
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -161,7 +178,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def limit_met(error: BaseException) -> str | None:
-    """What to tell where `error` says that no more files may be opened or processes started, or that /dev/shm is full.
+    """What to tell where `error` says that no more files may be opened or processes started, or
+    that /dev/shm is full.
 
     None where it says nothing of the kind. Also where it comes from a data-loading worker, as text.
     """
@@ -173,8 +191,8 @@ def limit_met(error: BaseException) -> str | None:
             or FILES.search(text)
         ):
             return (
-                f"too many open files{_limit()}: start fewer data-loading workers with --workers, or raise the limit "
-                "(ulimit -n 65536)"
+                f"too many open files{_limit()}: start fewer data-loading workers with --workers,"
+                " or raise the limit (ulimit -n 65536)"
             )
         if (
             isinstance(each, BlockingIOError)
@@ -182,14 +200,14 @@ def limit_met(error: BaseException) -> str | None:
             or "can't start new thread" in text
         ):
             return (
-                "no more processes or threads may be started: start fewer data-loading workers with --workers, or "
-                "raise the limit (ulimit -u)"
+                "no more processes or threads may be started: start fewer data-loading workers with"
+                " --workers, or raise the limit (ulimit -u)"
             )
         if SHARED.search(text):
             return (
-                "shared memory is full, through which data-loading workers hand on images: enlarge /dev/shm (docker "
-                "run --shm-size 8g, or --ipc host), start fewer workers with --workers (0 needs none), or take smaller "
-                "batches"
+                "shared memory is full, through which data-loading workers hand on images: enlarge"
+                " /dev/shm (docker run --shm-size 8g, or --ipc host), start fewer workers with"
+                " --workers (0 needs none), or take smaller batches"
             )
     return None
 
@@ -235,13 +253,15 @@ def _nearly_full() -> bool:
 
 @contextmanager
 def shortage_told(work: str) -> Iterator[None]:
-    """Raises MemoryError with a remedy on out of memory (OOM) in work without training, such as an evaluation."""
+    """Raises MemoryError with a remedy on out of memory (OOM) in work without training, such as an
+    evaluation."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(
-            f"out of memory in {work}: {str(error).splitlines()[0]}. Set a smaller eval_batch_size in the recipe, or "
-            "look at less at once, with smaller scales, a smaller window or window_batch"
+            f"out of memory in {work}: {str(error).splitlines()[0]}. Set a smaller eval_batch_size"
+            " in the recipe, or look at less at once, with smaller scales, a smaller window or"
+            " window_batch"
         ) from error

@@ -1,4 +1,7 @@
-"""Files written so that they are whole or not there: flushed, renamed into place, of the user's own permissions."""
+"""Files written so that they are whole or not there.
+
+Flushed, renamed into place, of the user's own permissions.
+"""
 
 import os
 from pathlib import Path
@@ -12,7 +15,10 @@ from trainkit.errors import UserError
 def save_tensors(
     tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a file of safetensors, with the rights of any other new file: the library lets its owner alone read it."""
+    """Write a file of safetensors, with the rights of any other new file.
+
+    The library lets its owner alone read it.
+    """
     file.touch()  # the umask is not asked for: to read it is to change it, for other threads too
     rights = file.stat().st_mode & 0o777
     save_file(tensors, file, metadata)
@@ -34,7 +40,10 @@ def flush(path: Path) -> None:
 
 
 def require_room(folder: Path) -> None:
-    """Make the folder that results go to, before there are any. Raises UserError where that cannot be."""
+    """Make the folder that results go to, before there are any.
+
+    Raises UserError where that cannot be.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fault = None if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"

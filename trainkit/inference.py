@@ -1,4 +1,7 @@
-"""Inference settings: whole images or sliding window, scales, and flip (test-time augmentation, TTA)."""
+"""Inference settings.
+
+Whole images or sliding window, scales, and flip (test-time augmentation, TTA).
+"""
 
 import math
 from dataclasses import dataclass
@@ -34,12 +37,16 @@ class Inference:
             raise UserError(f"stride is {self.stride} without a window; give --window too")
         if self.stride is not None and self.stride > self.window:
             raise UserError(
-                f"stride is {self.stride}, above the window of {self.window}: pixels would be left out"
+                f"stride is {self.stride}, above the window of {self.window}: pixels would be"
+                " left out"
             )
 
     @classmethod
     def windows(cls, side_and_stride: tuple[int, int] | None) -> "Inference | None":
-        """Windows of this side, so many pixels from one to the next, such as (480, 320); None for whole images."""
+        """Windows of this side, so many pixels from one to the next, such as (480, 320).
+
+        None for whole images.
+        """
         return (
             None
             if side_and_stride is None
@@ -61,7 +68,10 @@ class Inference:
         return self.stride or max(1, math.ceil(self.window * 2 / 3))
 
     def starts(self, length: int) -> list[int]:
-        """Where windows begin along a side of at least a window's length; the last one ends with the side."""
+        """Where windows begin along a side of at least a window's length.
+
+        The last one ends with the side.
+        """
         if self.window is None:
             return [0]
         count = math.ceil(max(0, length - self.window) / self.step) + 1

@@ -7,7 +7,8 @@ from torch import nn
 
 from trainkit.errors import UserError
 
-# What embeddings of places and tokens are called in torchvision's, timm's and others' networks: they never decay.
+# What embeddings of places and tokens are called in torchvision's, timm's and others' networks:
+# they never decay.
 EMBEDDINGS = (
     "pos_embed", "pos_embedding", "position_embedding", "position_embeddings", "absolute_pos_embed",
     "relative_position_bias_table", "cls_token", "class_token", "dist_token", "mask_token",
@@ -23,31 +24,36 @@ def param_groups(
     decay_vectors: bool = True,
     layer_decay: float = 1.0,
 ) -> list[dict]:
-    """Groups for a torch optimizer: the head at `head_lr_mult` times the learning rate, and no decay on vectors.
+    """Groups for a torch optimizer.
 
-    lr: of everything but the head. head_lr_mult: factor of the head's; it stands here and nowhere else. The head is
-    what lies in the modules that `model.head_names` names, in what timm's `get_classifier` gives, or outside
-    `model.backbone`.
-    decay_vectors: False exempts parameters of at most one dimension, that is every bias and every norm's scale and
-    shift under whatever name; what `no_decay` finds is always exempt. layer_decay: the learning rate's factor from one
-    layer of `depths` to the layer before it, such as 0.75 (Clark et al., 2020; Bao et al., 2022, BEiT); the last one
-    has `lr` itself. Frozen parameters are left out; empty groups too.
+    The head at `head_lr_mult` times the learning rate, and no decay on vectors.
+
+    lr: of everything but the head. head_lr_mult: factor of the head's; it stands here and nowhere
+    else. The head is what lies in the modules that `model.head_names` names, in what timm's
+    `get_classifier` gives, or outside `model.backbone`. decay_vectors: False exempts parameters of
+    at most one dimension, that is every bias and every norm's scale and shift under whatever name;
+    what `no_decay` finds is always exempt. layer_decay: the learning rate's factor from one layer
+    of `depths` to the layer before it, such as 0.75 (Clark et al., 2020; Bao et al., 2022, BEiT);
+    the last one has `lr` itself. Frozen parameters are left out; empty groups too.
     """
     in_head = _head(model)
     if head_lr_mult != 1.0 and in_head is None:
         raise UserError(
-            f"param_groups: head_lr_mult is {head_lr_mult}, and {type(model).__name__} does not say which part is its "
-            'head: give it an attribute `backbone`, or `head_names`, such as ("fc",)'
+            f"param_groups: head_lr_mult is {head_lr_mult}, and {type(model).__name__} does not say"
+            " which part is its head: give it an attribute `backbone`, or `head_names`, such as"
+            ' ("fc",)'
         )
     if not 0 < layer_decay <= 1:
         raise UserError(
-            f"param_groups: layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 for none)"
+            f"param_groups: layer_decay is {layer_decay}; it must be above 0 and at most 1 (1 for"
+            " none)"
         )
     depth = depths(model) if layer_decay != 1.0 else {}
     top = max(depth.values(), default=0)
     if layer_decay != 1.0 and top == 0:
         raise UserError(
-            f"param_groups: layer_decay is {layer_decay}, but {type(model).__name__} is a single layer"
+            f"param_groups: layer_decay is {layer_decay}, but {type(model).__name__} is a single"
+            " layer"
         )
     exempt = no_decay(model)
     groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
@@ -71,8 +77,8 @@ def param_groups(
 def no_decay(model: nn.Module) -> set[str]:
     """Names of the parameters that do not decay whatever their shape.
 
-    Embeddings of places and tokens, and what the model or a part of it names itself, as timm's networks do by
-    `no_weight_decay()`.
+    Embeddings of places and tokens, and what the model or a part of it names itself, as timm's
+    networks do by `no_weight_decay()`.
     """
     patterns: dict[str, list[str]] = {}  # of the outermost modules that name some, by their path
     for path, module in model.named_modules():
@@ -93,11 +99,12 @@ def no_decay(model: nn.Module) -> set[str]:
 def depths(model: nn.Module) -> dict[str, int]:
     """The layer of each parameter by name, from 0 at the input; the head is the last.
 
-    timm's networks say it themselves by `group_matcher`, and are numbered as timm.optim numbers them. Of others, layers
-    follow each other as they are registered. A block is a layer: a module with several weights, such as a Bottleneck,
-    a transformer's block or a ConvNeXt's. What stands before the first block is layer 0, as is what a module holds
-    itself (position embeddings, class tokens). A single weight between blocks, such as a downsampling, belongs to the
-    block after it, and one after the last block to that; a norm belongs to what comes after it. Where there are no
+    timm's networks say it themselves by `group_matcher`, and are numbered as timm.optim numbers
+    them. Of others, layers follow each other as they are registered. A block is a layer: a module
+    with several weights, such as a Bottleneck, a transformer's block or a ConvNeXt's. What stands
+    before the first block is layer 0, as is what a module holds itself (position embeddings, class
+    tokens). A single weight between blocks, such as a downsampling, belongs to the block after it,
+    and one after the last block to that; a norm belongs to what comes after it. Where there are no
     blocks, each weight is a layer.
     """
     trunk = model
@@ -175,8 +182,8 @@ def _numbers(trunk: nn.Module, head: set[int] | None) -> dict[int, int]:
 def _units(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
     """Blocks, and what stands between them, in the order of registration.
 
-    Lists are looked into, and what holds blocks in a list, at any depth; of what is `listed` itself, such as a stage
-    or a block, only what holds them right inside.
+    Lists are looked into, and what holds blocks in a list, at any depth; of what is `listed`
+    itself, such as a stage or a block, only what holds them right inside.
     """
     for child in module.children():
         if type(child) in LISTS or _is_stage(child, LISTS if listed else (nn.Module,)):
@@ -192,7 +199,8 @@ def _units(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
 
 
 def _is_stage(module: nn.Module, kinds: tuple[type, ...] = (nn.Module,)) -> bool:
-    """Whether it holds nothing but blocks of one type, modules of several weights and with parts of their own.
+    """Whether it holds nothing but blocks of one type, modules of several weights and with parts of
+    their own.
 
     A list may hold a single one. kinds: types that it must be of.
     """

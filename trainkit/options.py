@@ -71,7 +71,8 @@ class Options:
         })  # fmt: skip
         if self.timeout_s > LONGEST_S:
             raise UserError(
-                f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is {LONGEST_S / 86400:.0f} days"
+                f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is"
+                f" {LONGEST_S / 86400:.0f} days"
             )
 
 
@@ -246,6 +247,6 @@ def check_names(settings: Iterable[str]) -> None:
     taken = sorted({field.name for each in commands for field in fields(each)} & set(settings))
     if taken:
         raise UserError(
-            f"the recipe has settings named like options of trainkit: {', '.join(taken)}. Name them otherwise, such as "
-            f"my_{taken[0]}: no command line could tell the two apart"
+            f"the recipe has settings named like options of trainkit: {', '.join(taken)}. Name them"
+            f" otherwise, such as my_{taken[0]}: no command line could tell the two apart"
         )

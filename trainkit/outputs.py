@@ -21,8 +21,9 @@ SIZES = re.compile(r"height|width|size|shape|divisib|resolution", re.IGNORECASE)
 def main_logits(outputs: Any) -> Tensor:
     """The logits that predictions are made of.
 
-    outputs: a tensor, a mapping with it as "out" (torchvision) or "logits" (transformers' ModelOutput), or a tuple with
-    a field `logits` (torchvision's GoogLeNet). Raises UserError that names the type of anything else.
+    outputs: a tensor, a mapping with it as "out" (torchvision) or "logits" (transformers'
+    ModelOutput), or a tuple with a field `logits` (torchvision's GoogLeNet). Raises UserError that
+    names the type of anything else.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -37,8 +38,8 @@ def main_logits(outputs: Any) -> Tensor:
     if isinstance(found, Tensor):
         return found
     raise UserError(
-        f"the model returned a {said}, and a task takes a tensor of logits, or a mapping with it as 'out' or 'logits': "
-        "put the network into a module whose forward returns one of them"
+        f"the model returned a {said}, and a task takes a tensor of logits, or a mapping with it as"
+        " 'out' or 'logits': put the network into a module whose forward returns one of them"
     )
 
 
@@ -47,20 +48,23 @@ def class_logits(outputs: Any) -> Tensor:
     logits = main_logits(outputs)
     if logits.ndim != 2:
         raise UserError(
-            f"the model returned logits of shape {tuple(logits.shape)}, and recognition takes (N, classes): pool and "
-            "flatten them in the network, or take the task Segmentation for segmentation masks"
+            f"the model returned logits of shape {tuple(logits.shape)}, and recognition takes (N,"
+            " classes): pool and flatten them in the network, or take the task Segmentation for"
+            " segmentation masks"
         )
     return logits
 
 
 def resized(logits: Tensor, size: torch.Size) -> Tensor:
-    """Logits (N, C, h, w) at another size, bilinear and with pixels as areas, as transformers and SegFormer do it.
+    """Logits (N, C, h, w) at another size, bilinear and with pixels as areas, as transformers and
+    SegFormer do it.
 
     Raises UserError for another shape.
     """
     if logits.ndim != 4:
         raise UserError(
-            f"the model returned logits of shape {tuple(logits.shape)}, and segmentation takes (N, classes, H, W)"
+            f"the model returned logits of shape {tuple(logits.shape)}, and segmentation takes (N,"
+            " classes, H, W)"
         )
     return (
         logits
@@ -74,9 +78,9 @@ def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
     size = targets.shape[-2:]
     if logits.shape[-2] > size[0] or logits.shape[-1] > size[1]:
         raise UserError(
-            f"the model returned logits of {logits.shape[-2]} x {logits.shape[-1]} for targets of {size[0]} x "
-            f"{size[1]}: smaller ones are resized to the targets, larger ones are not. Let the network return logits "
-            "at the size of its images, or smaller"
+            f"the model returned logits of {logits.shape[-2]} x {logits.shape[-1]} for targets of"
+            f" {size[0]} x {size[1]}: smaller ones are resized to the targets, larger ones are not."
+            " Let the network return logits at the size of its images, or smaller"
         )
     return resized(logits, size)
 
@@ -84,8 +88,9 @@ def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
 def size_divisor(model: nn.Module) -> int:
     """What both sides of an image must be divisible by: 1 where the network takes any.
 
-    A network says so by an attribute `size_divisor`, its own or that of a part, which a recipe may set; networks of
-    segmentation_models_pytorch say it as they do. Raises UserError where that is no whole number above 0.
+    A network says so by an attribute `size_divisor`, its own or that of a part, which a recipe may
+    set; networks of segmentation_models_pytorch say it as they do. Raises UserError where that is
+    no whole number above 0.
     """
     least = 1
     for name, module in model.named_modules():
@@ -95,24 +100,26 @@ def size_divisor(model: nn.Module) -> int:
             divisor = module.encoder.output_stride
         if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
             raise UserError(
-                f"size_divisor of {name or type(model).__name__} is {divisor!r}; it is a whole number of pixels, 1 for "
-                "a network that takes any size"
+                f"size_divisor of {name or type(model).__name__} is {divisor!r}; it is a whole"
+                " number of pixels, 1 for a network that takes any size"
             )
         least = math.lcm(least, divisor or 1)
     return least
 
 
 def fill_up(images: Tensor, divisor: int) -> Tensor:
-    """Images (N, C, H, W) with 0, the mean colour, at the bottom and on the right, to sides divisible by `divisor`."""
+    """Images (N, C, H, W) with 0, the mean colour, at the bottom and on the right, to sides
+    divisible by `divisor`."""
     bottom, right = (-length % divisor for length in images.shape[-2:])
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
 
 def run_padded(model: nn.Module, images: Tensor, divisor: int) -> Any:
-    """What the model gives for images of any size (N, C, H, W), where it takes sides divisible by `divisor` alone.
+    """What the model gives for images of any size (N, C, H, W), where it takes sides divisible by
+    `divisor` alone.
 
-    Of filled images the maps that come out, (N, C, h, w), are resized to them and cut to the size of the images.
-    Nothing is done to images that fit.
+    Of filled images the maps that come out, (N, C, h, w), are resized to them and cut to the size
+    of the images. Nothing is done to images that fit.
     """
     filled = fill_up(images, divisor)
     outputs = model(filled)
@@ -134,8 +141,9 @@ def _cut(outputs: Any, filled: torch.Size, size: torch.Size) -> Any:
 def refusals_told(model: nn.Module) -> Iterator[None]:
     """Say it where a network from outside does not take the images that it is given.
 
-    Raises UserError in place of an error about sizes that an installed package raised (timm, transformers), and of
-    torch's about norms that are left with one value. Errors of the user's own network keep their traceback.
+    Raises UserError in place of an error about sizes that an installed package raised (timm,
+    transformers), and of torch's about norms that are left with one value. Errors of the user's own
+    network keep their traceback.
     """
     try:
         yield
@@ -144,22 +152,24 @@ def refusals_told(model: nn.Module) -> Iterator[None]:
         name = type(model).__name__
         if "Expected more than 1" in told and "when training" in told:
             raise UserError(
-                f"a batch norm or instance norm of {name} has one value per channel, of which there is no variance "
-                f"({told}): a forward pass of one image, or images too small. Give another batch_size or micro_batch "
-                "that leaves no single image, drop_last=True in the recipe where it is the last batch of an epoch, or "
-                "larger images"
+                f"a batch norm or instance norm of {name} has one value per channel, of which there"
+                f" is no variance ({told}): a forward pass of one image, or images too small. Give"
+                " another batch_size or micro_batch that leaves no single image, drop_last=True in"
+                " the recipe where it is the last batch of an epoch, or larger images"
             ) from error
         if SIZES.search(told) and _raised_by_package(error):
             raise UserError(
-                f"{name} does not take images like these: {told}. Give the size that it is built for, or build it "
-                "for this one (timm: img_size or dynamic_img_size); for segmentation its attribute size_divisor says "
-                "what both sides must be divisible by, and evaluations fill images up to it"
+                f"{name} does not take images like these: {told}. Give the size that it is built"
+                " for, or build it for this one (timm: img_size or dynamic_img_size); for"
+                " segmentation its attribute size_divisor says what both sides must be divisible"
+                " by, and evaluations fill images up to it"
             ) from error
         raise
 
 
 def _raised_by_package(error: Exception) -> bool:
-    """Whether the innermost code that is not torch's own is an installed package's, and not the user's or ours."""
+    """Whether the innermost code that is not torch's own is an installed package's, and not the
+    user's or ours."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     torch_itself = Path(torch.__file__).parent
     outside = [file for file in files if not Path(file).is_relative_to(torch_itself)]

@@ -1,4 +1,7 @@
-"""What a network or a transform was built by: the function's name and its arguments, so that it can be built again."""
+"""What a network or a transform was built by.
+
+The function's name and its arguments, so that it can be built again.
+"""
 
 import functools
 import inspect
@@ -13,10 +16,13 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def rebuildable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator: what `function` returns says by an attribute `built_by` how it was called, see `built_by`.
+    """A decorator.
 
-    The function must give the same for the same arguments, but for the values of weights; its arguments must be plain:
-    numbers, strings, None, and lists of these, else a call raises UserError.
+    What `function` returns says by an attribute `built_by` how it was called, see `built_by`.
+
+    The function must give the same for the same arguments, but for the values of weights; its
+    arguments must be plain: numbers, strings, None, and lists of these, else a call raises
+    UserError.
     """
     signature = inspect.signature(function)
     name, recipe = function.__name__, None
@@ -38,7 +44,10 @@ def rebuildable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def built_by(built: Any) -> Mapping[str, Any] | None:
-    """The "function", the file of a "recipe" where it is one's own, and the "arguments"; None where it is not known."""
+    """The "function", the file of a "recipe" where it is one's own, and the "arguments".
+
+    None where it is not known.
+    """
     return getattr(built, "built_by", None)
 
 
@@ -53,6 +62,6 @@ def _plain(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UserError(
-        f"{name} is of type {type(value).__name__}, which model.json cannot hold: a function with @rebuildable takes "
-        "numbers, strings, None, and lists of these"
+        f"{name} is of type {type(value).__name__}, which model.json cannot hold: a function with"
+        " @rebuildable takes numbers, strings, None, and lists of these"
     )

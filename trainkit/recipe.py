@@ -29,15 +29,18 @@ TASK_DEFINES = (
 
 
 class Task:
-    """What outputs mean: losses, predictions, metrics; `Recognition`, `Segmentation`, or one that a recipe brings.
+    """What outputs mean: losses, predictions, metrics.
 
-    The loop divides the loss sums by the counts of the whole batch, over all micro-batches and processes, and
-    adds up the quotients: that is the loss of the step.
+    `Recognition`, `Segmentation`, or one that a recipe brings.
 
-    A task defines `terms`, `headline`, `higher_is_better`, `counts`, `losses`, `predict` and `metrics`; all else has a
-    default. It inherits from this class, or has these members by itself: `as_task` gives it the defaults then. Beside
-    them it may have an attribute `classes` (how many, or their names in the order of their ids), `num_classes`, and
-    `ignore` (the label that counts nowhere).
+    The loop divides the loss sums by the counts of the whole batch, over all micro-batches and
+    processes, and adds up the quotients: that is the loss of the step.
+
+    A task defines `terms`, `headline`, `higher_is_better`, `counts`, `losses`, `predict` and
+    `metrics`; all else has a default. It inherits from this class, or has these members by itself:
+    `as_task` gives it the defaults then. Beside them it may have an attribute `classes` (how many,
+    or their names in the order of their ids), `num_classes`, and `ignore` (the label that counts
+    nowhere).
     """
 
     terms: tuple[str, ...]
@@ -47,8 +50,8 @@ class Task:
     higher_is_better: bool
     """whether a higher `headline` is a better one"""
     percent: tuple[str, ...] = ()
-    """results that are fractions in [0, 1], shown as percent, beside those that its metrics declare by an attribute of
-    this name; all others are shown as plain numbers"""
+    """results that are fractions in [0, 1], shown as percent, beside those that its metrics declare
+    by an attribute of this name; all others are shown as plain numbers"""
     rows_per_image: int = 1
     """rows that `predict` returns for each image of a batch, those of one image side by side"""
 
@@ -65,7 +68,10 @@ class Task:
         raise NotImplementedError
 
     def metrics(self) -> list:
-        """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`; own ones first."""
+        """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`.
+
+        Own ones first.
+        """
         raise NotImplementedError
 
     def thorough_metrics(self) -> list:
@@ -77,20 +83,24 @@ class Task:
         return None
 
     def prepare(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The targets that `counts` and `losses` get in training, one row per image, such as a teacher's outputs.
+        """The targets that `counts` and `losses` get in training, one row per image, such as a
+        teacher's outputs.
 
-        images: (N, C, H, W), float, normalised. targets: as read. Both are on the device, of this process's share of
-        the batch, after mixing. Called without gradients, once a step, with generators seeded by the step.
-        Evaluations measure against the targets as they are read.
+        images: (N, C, H, W), float, normalised. targets: as read. Both are on the device, of this
+        process's share of the batch, after mixing. Called without gradients, once a step, with
+        generators seeded by the step. Evaluations measure against the targets as they are read.
         """
         return targets
 
     def at_step(self, model: nn.Module, step: int, total_steps: int) -> None:
-        """Change what depends on the step, in the task or the model: a temperature, a weight of a loss.
+        """Change what depends on the step, in the task or the model.
 
-        A pure function of its arguments, so that a resumed run is the same: it must not depend on earlier calls. Called
-        without gradients before every step with the number of steps done (0 to total_steps - 1), and before every
-        evaluation, prediction and export with the number of steps that the weights have seen.
+        A temperature, a weight of a loss.
+
+        A pure function of its arguments, so that a resumed run is the same: it must not depend on
+        earlier calls. Called without gradients before every step with the number of steps done (0
+        to total_steps - 1), and before every evaluation, prediction and export with the number of
+        steps that the weights have seen.
         """
 
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
@@ -102,7 +112,8 @@ class Task:
         raise NotImplementedError
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """From `predict`'s rows to the plain labels that metrics from elsewhere, without `counts`, understand."""
+        """From `predict`'s rows to the plain labels that metrics from elsewhere, without `counts`,
+        understand."""
         raise NotImplementedError
 
     @property
@@ -112,7 +123,10 @@ class Task:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it scores each pixel, by a method `scores`: its images may be of any size, and be seen in windows."""
+        """Whether it scores each pixel, by a method `scores`.
+
+        Its images may be of any size, and be seen in windows.
+        """
         return self.provides("scores")
 
     @property
@@ -137,7 +151,10 @@ class Task:
 
     @property
     def known_raw_ids(self) -> Sequence[int] | None:
-        """The attribute `raw_ids`, the label of each class in the dataset's own files; None where it has none."""
+        """The attribute `raw_ids`, the label of each class in the dataset's own files.
+
+        None where it has none.
+        """
         return getattr(self, "raw_ids", None)
 
     @property
@@ -152,7 +169,8 @@ class Task:
 
 
 def as_task(task: Any) -> Task:
-    """The task itself where it inherits from `Task`, else one with the same members and the defaults for the others."""
+    """The task itself where it inherits from `Task`, else one with the same members and the
+    defaults for the others."""
     return task if isinstance(task, Task) else _CompletedTask(task)
 
 
@@ -187,8 +205,8 @@ class _CompletedTask(Task):
 class Recipe:
     """A whole training as built objects; see docs/recipes.md.
 
-    Images are float tensors, or uint8 ones in [0, 255], which the loop scales to [0, 1] and normalises on
-    the device by `mean` and `std`.
+    Images are float tensors, or uint8 ones in [0, 255], which the loop scales to [0, 1] and
+    normalises on the device by `mean` and `std`.
     """
 
     task: Task
@@ -258,22 +276,32 @@ class Recipe:
 
     @property
     def split(self) -> str | None:
-        """What the validation data calls its part of the whole, by an attribute `split`; None where it does not say."""
+        """What the validation data calls its part of the whole, by an attribute `split`.
+
+        None where it does not say.
+        """
         return DatasetInfo.of(self.val_data).split
 
     @property
     def label_values(self) -> list[int] | None:
-        """What stands for each class in the training masks, where the data has an attribute `label_values`."""
+        """What stands for each class in the training masks, where the data has an attribute
+        `label_values`."""
         return DatasetInfo.of(self.train_data).label_values
 
     @property
     def upright(self) -> bool:
-        """Whether validation images are turned by their EXIF orientation: the data's attribute `upright`, else True."""
+        """Whether validation images are turned by their EXIF orientation.
+
+        The data's attribute `upright`, else True.
+        """
         return DatasetInfo.of(self.val_data).upright
 
     @property
     def protocol(self) -> str:
-        """The evaluation protocol in a few words; results of different protocols are not comparable."""
+        """The evaluation protocol in a few words.
+
+        Results of different protocols are not comparable.
+        """
         info = DatasetInfo.of(self.val_data)
         words = ["as the validation data gives them"]
         if info.transformed is not None and not info.is_augmented:
@@ -291,25 +319,29 @@ class Recipe:
         return ", ".join(words)
 
     def as_stored(self) -> "Recipe":
-        """The same recipe with validation images at original resolution, without resizing or cropping.
+        """The same recipe with validation images at original resolution, without resizing or
+        cropping.
 
         Raises UserError where it is no segmentation of a dataset with an attribute `transform`.
         """
         info = DatasetInfo.of(self.val_data)
         if not self.task.is_dense or info.transformed is None or info.is_augmented:
             raise UserError(
-                "--as-stored is for segmentation, and data with an attribute `transform`: leave it out"
+                "--as-stored is for segmentation, and data with an attribute `transform`: leave"
+                " it out"
             )
         bare = without_transform(info.transformed)
         return replace(self, val_data=put_in(self.val_data, info.transformed, bare))
 
 
 def _check_task(task: Task, seen_in_windows: bool) -> None:
-    """Raises UserError for a task that lacks what it must define, before anything is trained with it."""
+    """Raises UserError for a task that lacks what it must define, before anything is trained with
+    it."""
     name = type(task.given).__name__
     if seen_in_windows and not task.is_dense:
         raise UserError(
-            f"task {name} has no scores to put together: windows, scales and flips are for segmentation"
+            f"task {name} has no scores to put together: windows, scales and flips are for"
+            " segmentation"
         )
     needed = [*TASK_DEFINES, *(["from_scores"] if seen_in_windows else [])]
     missing = [member for member in needed if not task.provides(member)]
@@ -317,8 +349,8 @@ def _check_task(task: Task, seen_in_windows: bool) -> None:
         raise UserError(f"task {name} lacks {', '.join(missing)}; see trainkit.recipe.Task")
     if task.higher_is_better not in (True, False):
         raise UserError(
-            f"task {name}: higher_is_better is {task.higher_is_better!r}; it must be True or False, by which the best "
-            "checkpoint is chosen"
+            f"task {name}: higher_is_better is {task.higher_is_better!r}; it must be True or False,"
+            " by which the best checkpoint is chosen"
         )
     rows = task.rows_per_image
     if not isinstance(rows, int) or rows < 1:

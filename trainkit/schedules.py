@@ -1,14 +1,15 @@
 """Learning-rate schedules: pure functions of the step.
 
-Each function here returns a schedule, `schedule(step, total_steps, steps_per_epoch) -> multiplier`, by
-which the loop multiplies every parameter group's own learning rate. Steps are optimizer updates counted
-from 0, the same on any number of processes. `steps_per_epoch` is needed only where a schedule was given
-something in epochs.
+Each function here returns a schedule, `schedule(step, total_steps, steps_per_epoch) -> multiplier`,
+by which the loop multiplies every parameter group's own learning rate. Steps are optimizer updates
+counted from 0, the same on any number of processes. `steps_per_epoch` is needed only where a
+schedule was given something in epochs.
 
-Every schedule takes a linear warm-up from 0, in epochs or in steps (fractions allowed). With a warm-up of
-W steps the multiplier is step / W before W; from there on the curve runs over the remaining steps, so in
-the formulas below t = step - W and T = total_steps - W. Milestones of `step` and `multistep` are epochs of
-the run as printed on screen, warm-up included, as in PyTorch-Encoding's scheduler.
+Every schedule takes a linear warm-up from 0, in epochs or in steps (fractions allowed). With a
+warm-up of W steps the multiplier is step / W before W; from there on the curve runs over the
+remaining steps, so in the formulas below t = step - W and T = total_steps - W. Milestones of `step`
+and `multistep` are epochs of the run as printed on screen, warm-up included, as in
+PyTorch-Encoding's scheduler.
 """
 
 import math
@@ -31,7 +32,8 @@ def linear(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 
 
 
 def cos(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
-    """0.5 (1 + cos(pi t/T)), stretched to finish at `end` (Loshchilov and Hutter, 2017, without restarts)."""
+    """0.5 (1 + cos(pi t/T)), stretched to finish at `end` (Loshchilov and Hutter, 2017, without
+    restarts)."""
     return _scheduled(
         lambda progress: _half_cosine(1.0, end, progress), warmup_epochs, warmup_steps
     )
@@ -51,7 +53,10 @@ def poly(
 def wsd(
     decay: float = 0.2, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0
 ) -> Schedule:
-    """Warm-up, stable, decay: 1 until the last `decay` of T, then linear to `end` (Hu et al., 2024)."""
+    """Warm-up, stable, decay.
+
+    1 until the last `decay` of T, then linear to `end` (Hu et al., 2024).
+    """
     if not 0 < decay <= 1:
         raise UserError(
             f"wsd: decay is {decay}; it is the fraction of the run that decays, above 0 and up to 1"
@@ -73,12 +78,13 @@ def one_cycle(
 ) -> Schedule:
     """Half a cosine up from `start` to 1, then half a cosine down to `end` (Smith and Topin, 2018).
 
-    Equals torch's `OneCycleLR(max_lr, total_steps)` at every step: the top is at step rise * T - 1 and the
-    end at step T - 1. It rises by itself; a warm-up is put before the rise.
+    Equals torch's `OneCycleLR(max_lr, total_steps)` at every step: the top is at step rise * T - 1
+    and the end at step T - 1. It rises by itself; a warm-up is put before the rise.
     """
     if not 0 <= rise < 1:
         raise UserError(
-            f"one_cycle: rise is {rise}; it is the fraction of the run that rises, from 0 to below 1"
+            f"one_cycle: rise is {rise}; it is the fraction of the run that rises, from 0 to"
+            " below 1"
         )
 
     def curve(step: float, total_steps: float) -> float:
@@ -140,7 +146,8 @@ def _warmed_up(curve: Callable[..., float], warmup_epochs: float, warmup_steps: 
     """Put the linear warm-up before `curve(t, T, step, steps_per_epoch)`."""
     if warmup_epochs and warmup_steps:
         raise UserError(
-            f"warmup_epochs is {warmup_epochs} and warmup_steps is {warmup_steps}: give the warm-up in one unit"
+            f"warmup_epochs is {warmup_epochs} and warmup_steps is {warmup_steps}: give the warm-up"
+            " in one unit"
         )
     if warmup_epochs < 0 or warmup_steps < 0:
         raise UserError(

@@ -1,8 +1,10 @@
-"""Settings that all recipes share, as frozen dataclasses: parameters of `recipe` whose fields are flags of their own.
+"""Settings that all recipes share, as frozen dataclasses.
 
-A parameter `optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)` is given as `--lr`, and stands in settings.json
-as "lr": see `trainkit.variants.flat_signature`. What the docstring of `recipe` says about a field goes before what
-stands here.
+Parameters of `recipe` whose fields are flags of their own.
+
+A parameter `optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)` is given as `--lr`, and
+stands in settings.json as "lr": see `trainkit.variants.flat_signature`. What the docstring of
+`recipe` says about a field goes before what stands here.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,10 @@ from trainkit.schedules import Schedule
 
 
 class SharedSettings:
-    """A dataclass derived from it is flat: its fields are settings of the recipe, and not a group within them."""
+    """A dataclass derived from it is flat.
+
+    Its fields are settings of the recipe, and not a group within them.
+    """
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,10 @@ class OptimizerSettings(SharedSettings):
         lr: learning rate at its highest
         weight_decay: of every parameter
         head_lr_mult: factor of the learning rate of the head, or outside the backbone; 1: none
-        layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75; 1: none
-        clip_norm: largest norm of the gradient, to which larger ones are scaled down; None for no clipping
+        layer_decay: factor of the learning rate from each layer to the one before it, such as 0.75;
+            1: none
+        clip_norm: largest norm of the gradient, to which larger ones are scaled down; None for no
+            clipping
         ema: decay of a moving average of the weights, such as 0.9999; None for none
     """
 
@@ -45,7 +52,8 @@ class OptimizerSettings(SharedSettings):
     ) -> dict[str, Any]:
         """The fields of a `Recipe` that follow: `Recipe(..., **optimizer.build(model))`.
 
-        They are the optimizer over the parameters of `model` that are not frozen, clip_norm and ema.
+        They are the optimizer over the parameters of `model` that are not frozen, clip_norm and
+        ema.
 
         Args:
             model: says by `backbone` or `head_names` which part is its head, see `param_groups`.
@@ -53,7 +61,8 @@ class OptimizerSettings(SharedSettings):
             nesterov: Nesterov's momentum.
 
         Raises:
-            UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which parts these are of.
+            UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which
+                parts these are of.
         """
         groups = param_groups(
             model,

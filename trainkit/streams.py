@@ -10,7 +10,8 @@ WIDTH = 80  # columns, where COLUMNS says that there are none
 class LastingStream:
     """A text stream whose reader may go away: from then on what is written is dropped.
 
-    told: standard error says so, once. What the stream's encoding cannot say is escaped. As of the stream: all else.
+    told: standard error says so, once. What the stream's encoding cannot say is escaped. As of the
+    stream: all else.
     """
 
     def __init__(self, stream: TextIO, told: bool = True):
@@ -67,9 +68,12 @@ def lasting(stream: TextIO, told: bool = True) -> Any:
 
 
 def keep_standard_streams(told: bool) -> None:
-    """Have this process's output and error outlive their readers; `told`: what is to be said of that.
+    """Have this process's output and error outlive their readers.
 
-    Where one was closed before the start, what is opened next would get its number, and all that a library prints.
+    `told`: what is to be said of that.
+
+    Where one was closed before the start, what is opened next would get its number, and all that a
+    library prints.
     """
     for descriptor in range(3):
         try:

@@ -16,7 +16,9 @@ SECTIONS = ("Args:", "Attributes:")
 
 
 def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable]:
-    """A decorator for a function `recipe` that calls `base`: it takes the settings of `base`, with other defaults.
+    """A decorator for a function `recipe` that calls `base`.
+
+    It takes the settings of `base`, with other defaults.
 
         @variant(base, epochs=30, lr=0.004)
         def recipe(split: str = "train", **settings) -> Recipe:
@@ -28,9 +30,10 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
             \"\"\"
             return base(**settings)
 
-    The function has settings of its own by name, and passes on the others. Parameters of `base` without a default are
-    no settings: the function gives them, such as the dataset. What its docstring says of a setting goes before what
-    that of `base` says. `defaults` are by the names of settings, also where these are fields of `SharedSettings`.
+    The function has settings of its own by name, and passes on the others. Parameters of `base`
+    without a default are no settings: the function gives them, such as the dataset. What its
+    docstring says of a setting goes before what that of `base` says. `defaults` are by the names of
+    settings, also where these are fields of `SharedSettings`.
 
     Raises:
         UserError: `defaults` names something that is no setting of `base`.
@@ -47,7 +50,8 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
         unknown = sorted(defaults.keys() - settings.keys())
         if unknown:
             raise UserError(
-                f"variant: {base.__name__} has no settings {', '.join(unknown)}; it has {', '.join(settings)}"
+                f"variant: {base.__name__} has no settings {', '.join(unknown)}; it has"
+                f" {', '.join(settings)}"
             )
         parameters = [
             each.replace(default=defaults.get(name, each.default), kind=KEYWORD)
@@ -92,7 +96,8 @@ def flat_signature(function: Callable) -> inspect.Signature:
 
 
 def flat_doc(function: Callable) -> str | None:
-    """The docstring of a recipe, with a line for each field of `SharedSettings` that it does not describe itself."""
+    """The docstring of a recipe, with a line for each field of `SharedSettings` that it does not
+    describe itself."""
     signature = inspect.signature(function, eval_str=True)
     if not any(_is_shared(each) for each in signature.parameters.values()):
         return inspect.getdoc(function)
@@ -100,7 +105,10 @@ def flat_doc(function: Callable) -> str | None:
 
 
 def packed(function: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat settings as `function` takes them: those that are fields of `SharedSettings` within an instance."""
+    """The flat settings as `function` takes them.
+
+    Those that are fields of `SharedSettings` within an instance.
+    """
     found = dict(settings)
     for name, each in inspect.signature(function, eval_str=True).parameters.items():
         if _is_shared(each) and name not in found:

@@ -42,7 +42,8 @@ def test_figures(tmp_path, monkeypatch):
 
 
 def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
-    """The loss of its first step is theirs, and weights that fit nothing are refused as in a training."""
+    """The loss of its first step is theirs, and weights that fit nothing are refused as in a
+    training."""
     torch.manual_seed(1)
     save_file(recognition().model.state_dict(), tmp_path / "weights.safetensors")
     torch.manual_seed(1)

@@ -61,7 +61,10 @@ def test_help_of_a_command_without_torch(command, flags):
 
 
 def test_a_recipe_by_its_name(tmp_path, monkeypatch):
-    """A file, else ./recipes, else the folder beside the package; a word that is neither is named with the nearest."""
+    """A file, else ./recipes, else the folder beside the package.
+
+    A word that is neither is named with the nearest.
+    """
     monkeypatch.chdir(tmp_path)
     beside = Path(package.__file__).resolve().parents[1] / "recipes"
     if beside.is_dir():  # a checkout, or an editable installation of one
@@ -78,7 +81,10 @@ def test_a_recipe_by_its_name(tmp_path, monkeypatch):
 
 
 def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
-    """Its folder, a checkpoint, its file of weights, or what push wrote; each with the recipe that lies there."""
+    """Its folder, a checkpoint, its file of weights, or what push wrote.
+
+    Each with the recipe that lies there.
+    """
     monkeypatch.chdir(trained[0])
     run = Path("runs/recog_folder")
     assert main(["push", str(run), "me/mine", "--folder", str(tmp_path / "published")]) == 0
@@ -114,7 +120,8 @@ def test_the_recipe_of_an_older_trainkit_is_not_run(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "settings.json").write_text('{"settings": {}, "seed": 0, "recipe": null}')
     (tmp_path / "recipe.py").write_text(
-        "from pathlib import Path\nPath('executed').touch()\nfrom trainkit.models.segmenters import x\n"
+        "from pathlib import Path\nPath('executed').touch()\nfrom trainkit.models.segmenters"
+        " import x\n"
     )
     assert main(["evaluate", str(tmp_path)]) == 2
     told = " ".join(capsys.readouterr().err.split())
@@ -201,8 +208,14 @@ def mistakes(folder):
         ROOT / "recipes" / "seg_folder.py",
     )
     built = "RandomErasing of torchvision.transforms.v2._augment, called in recognition.py, line"
-    lacks = "empty/settings.json is damaged, or not of trainkit: it has no settings. Put a whole copy in its place, or"
-    torn = "torn/settings.json is damaged, or not of trainkit: it is not JSON (Expecting property name enclosed in"
+    lacks = (
+        "empty/settings.json is damaged, or not of trainkit: it has no settings. Put a whole copy"
+        " in its place, or"
+    )
+    torn = (
+        "torn/settings.json is damaged, or not of trainkit: it is not JSON (Expecting property name"
+        " enclosed in"
+    )
     ade = ROOT / "recipes" / "seg_ade20k.py"
     return {
         (): "which recipe?",
@@ -234,21 +247,24 @@ def mistakes(folder):
         ("evaluate", SAMPLE, "--weights", "empty"): lacks,
         ("evaluate", SAMPLE, "--weights", "torn/checkpoints"): torn,
         ("replay", "torn"): torn,
-        (
-            "taken.py",
-        ): "settings named like options of trainkit: seed, window. Name them otherwise, such as my_seed",
+        ("taken.py",): (
+            "settings named like options of trainkit: seed, window. Name them otherwise, such as"
+            " my_seed"
+        ),
         (
             "evaluate",
             "taken.py",
             "--weights",
             "nowhere",
         ): "settings named like options of trainkit: seed, window",
-        (
-            "imports.py",
-        ): "imports.py needs the module no_such, which is not installed here: install the package that",
-        (
-            "later.py",
-        ): "needs the module no_such, which is not installed here: install the package that has it, such",
+        ("imports.py",): (
+            "imports.py needs the module no_such, which is not installed here: install the package"
+            " that"
+        ),
+        ("later.py",): (
+            "needs the module no_such, which is not installed here: install the package that has"
+            " it, such"
+        ),
         (
             SAMPLE,
             "--sample",
@@ -410,16 +426,23 @@ def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
 
 
 def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
-    """Also where the library lies below the recipe's folder, as in a virtual environment; the traceback is kept."""
+    """Also where the library lies below the recipe's folder, as in a virtual environment.
+
+    The traceback is kept.
+    """
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "helper.py").write_text(
         "def fail(lr): raise ValueError(f'not {lr}.')\n"
     )
     (tmp_path / "broken.py").write_text(
-        "from packages.helper import fail\ndef recipe(lr: float = 0.1, epochs: int = 2):\n    fail(lr)\n"
+        "from packages.helper import fail\ndef recipe(lr: float = 0.1, epochs: int = 2):\n   "
+        " fail(lr)\n"
     )
     done = trainkit("broken.py", "--lr", "3", cwd=tmp_path, code=2)
-    told = "fail of packages.helper, called in broken.py, line 3, does not take what it was given: not 3.0. The recipe"
+    told = (
+        "fail of packages.helper, called in broken.py, line 3, does not take what it was given: not"
+        " 3.0. The recipe"
+    )
     assert done.stderr.startswith(f"{told} was built with lr=3.0; TRAINKIT_TRACEBACK=1")
     assert done.stderr.count("\n") == 1
     done = trainkit("broken.py", cwd=tmp_path, code=1, TRAINKIT_TRACEBACK="1")

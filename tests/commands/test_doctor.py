@@ -1,4 +1,7 @@
-"""`trainkit doctor`: one planted fault of each kind on small data, and every figure counted by hand."""
+"""`trainkit doctor`.
+
+One planted fault of each kind on small data, and every figure counted by hand.
+"""
 
 import io
 import json
@@ -142,8 +145,8 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
         report["train"]["ignored_pixels"] + sum(row["pixels"] for row in report["train"]["classes"])
     )
     assert (
-        f"{100 * ignored:.1f} % of the train pixels are ignored (--mask-values says what classes are)"
-        in shown
+        f"{100 * ignored:.1f} % of the train pixels are ignored (--mask-values says what classes"
+        " are)" in shown
     )
     assert shown.count("error: ") == 4 and all(what in shown for what in told.values())
     assert f"error: {files / 'torn-mask.png'}: {told[5]}" in shown, (
@@ -262,7 +265,10 @@ def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
 
 
 def test_images_held_on_a_device_are_seen_as_stored(tmp_path, monkeypatch):
-    """recog_cifar10 augments there: an image of both splits is found, and nothing is taken for another."""
+    """recog_cifar10 augments there.
+
+    An image of both splits is found, and nothing is taken for another.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
@@ -419,7 +425,8 @@ def test_mistakes(scenes, tmp_path, monkeypatch, capsys):
 
 
 def test_a_label_error_of_a_worker_is_one_message(scenes):
-    """A training that meets such an image says what the doctor says, and nothing of the worker's traceback."""
+    """A training that meets such an image says what the doctor says, and nothing of the worker's
+    traceback."""
     data = MaskFolder(scenes / "images" / "train", scenes / "annotations" / "train", 4)
     with pytest.raises(LabelError, match="Original Traceback") as caught:
         try:

@@ -84,16 +84,20 @@ def test_program_of_free_batch_and_size(tmp_path):
 
 
 def test_program_of_a_network_that_takes_filled_images_alone(tmp_path, capsys):
-    """Of odd-sized images: the file gives what the model does, filled up by its user as its metadata say."""
+    """Of odd-sized images.
+
+    The file gives what the model does, filled up by its user as its metadata say.
+    """
     recipe = odd_sized(tmp_path)
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     export(recipe, tmp_path / "w.pth", asked(tmp_path / "m.pt2", "torch-export"))
     extra = {"trainkit": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     said = json.loads(extra["trainkit"])["preprocessing"]
-    assert said["fill"] == (
-        "0 after normalisation, at the bottom and on the right, to sides divisible by 32; what comes out is resized to "
-        "that and cut to the image"
+    assert (
+        said["fill"]
+        == "0 after normalisation, at the bottom and on the right, to sides divisible by 32; what"
+        " comes out is resized to that and cut to the image"
     )
     assert said["size"] == [112, 77]
     image = _images(recipe, 1)[0]

@@ -123,7 +123,10 @@ def test_label_maps(tmp_path, raw_ids):
 
 
 def test_images_lie_as_the_datasets_do(tmp_path):
-    """Masks of ADE20K, VOC and others are of images as stored: so are predictions for their servers."""
+    """Masks of ADE20K, VOC and others are of images as stored.
+
+    So are predictions for their servers.
+    """
     recipe = with_masks(tmp_path)
     weights = weights_of(recipe, tmp_path)
     # width and height of b.jpg, stored on its side
@@ -141,7 +144,8 @@ def test_images_lie_as_the_datasets_do(tmp_path):
 
 
 def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
-    """In windows of 16 every 8 of images with a long side of 24, flipped too, against a loop over them."""
+    """In windows of 16 every 8 of images with a long side of 24, flipped too, against a loop over
+    them."""
     recipe = with_masks(tmp_path, inference=Inference(window=16, stride=8, flip=True))
     predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=tmp_path / "out"))
     differs = 0
@@ -178,7 +182,10 @@ def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
 
 @pytest.mark.parametrize("looks", [None, Inference(flip=True)])
 def test_images_that_a_network_takes_filled_up_alone(tmp_path, looks):
-    """Of a network with a `size_divisor`: label maps and scores as of images that are filled and cut by hand."""
+    """Of a network with a `size_divisor`.
+
+    Label maps and scores as of images that are filled and cut by hand.
+    """
     recipe = replace(odd_sized(tmp_path), inference=looks)
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     given = []

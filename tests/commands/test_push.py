@@ -1,4 +1,7 @@
-"""What `trainkit push` publishes, in a folder: it loads, evaluates to the run's figures and names no machine."""
+"""What `trainkit push` publishes, in a folder.
+
+It loads, evaluates to the run's figures and names no machine.
+"""
 
 import base64
 import json
@@ -231,7 +234,10 @@ def test_no_home_survives(before, after):
 
 
 def test_a_folder_is_no_name_on_the_hub_wherever_it_is_pushed_from(tmp_path, monkeypatch):
-    """It is told apart where the run was made; a name on the Hub stays one where there is such a folder."""
+    """It is told apart where the run was made.
+
+    A name on the Hub stays one where there is such a folder.
+    """
     (tmp_path / "datasets" / "ade20k").mkdir(parents=True)
     (tmp_path / "elsewhere" / "owner" / "photos").mkdir(parents=True)
     for data, told in (("datasets/ade20k", None), ("owner/photos", "owner/photos")):
@@ -245,7 +251,10 @@ def test_a_folder_is_no_name_on_the_hub_wherever_it_is_pushed_from(tmp_path, mon
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does: me/new may be made, me/public is there, and for others the token is unknown."""
+    """Answers as the Hub does.
+
+    me/new may be made, me/public is there, and for others the token is unknown.
+    """
 
     def answer(self, status: int, content: dict) -> None:
         body = json.dumps(content).encode()

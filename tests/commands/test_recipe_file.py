@@ -1,4 +1,7 @@
-"""A recipe is any callable whose settings can be seen; what a run recorded of them comes back, or is refused."""
+"""A recipe is any callable whose settings can be seen.
+
+What a run recorded of them comes back, or is refused.
+"""
 
 import inspect
 import json
@@ -33,14 +36,23 @@ SAMPLE = {{"epochs": 0.75}}
 FORMS = {
     "function": "def recipe(epochs: float = 1.5): return recognition(epochs=epochs)",
     "decorated": "@loud\ndef recipe(epochs: float = 1.5): return recognition(epochs=epochs)",
-    "partial": "def base(epochs: float, drop: bool): return recognition(epochs=epochs, drop_last=drop)\n"
-    "recipe = functools.partial(base, epochs=1.5, drop=False)",
-    "partial decorated": "recipe = functools.partial(loud(lambda epochs=1.5: recognition(epochs=epochs)), epochs=2.0)",
-    "class": "from dataclasses import fields\nfrom trainkit import Recipe\nclass recipe(Recipe):\n"
-    "    def __init__(self, epochs: 'float' = 1.5):\n        made = recognition(epochs=epochs)\n"
-    "        super().__init__(**{each.name: getattr(made, each.name) for each in fields(made)})",
-    "object": "class Maker:\n    def __call__(self, epochs: float = 1.5): return recognition(epochs=epochs)\n"
-    "recipe = Maker()",
+    "partial": (
+        "def base(epochs: float, drop: bool): return recognition(epochs=epochs, drop_last=drop)\n"
+        "recipe = functools.partial(base, epochs=1.5, drop=False)"
+    ),
+    "partial decorated": (
+        "recipe = functools.partial(loud(lambda epochs=1.5: recognition(epochs=epochs)),"
+        " epochs=2.0)"
+    ),
+    "class": (
+        "from dataclasses import fields\nfrom trainkit import Recipe\nclass recipe(Recipe):\n   "
+        " def __init__(self, epochs: 'float' = 1.5):\n        made = recognition(epochs=epochs)\n  "
+        "      super().__init__(**{each.name: getattr(made, each.name) for each in fields(made)})"
+    ),
+    "object": (
+        "class Maker:\n    def __call__(self, epochs: float = 1.5): return"
+        " recognition(epochs=epochs)\nrecipe = Maker()"
+    ),
 }
 
 
@@ -48,7 +60,8 @@ FORMS = {
 def test_any_callable_is_a_recipe(tmp_path, form):
     """Its SAMPLE is the file's, also where a decorator of another file stands around it."""
     (tmp_path / "loudly.py").write_text(
-        "import functools\ndef loud(f):\n    @functools.wraps(f)\n    def g(*a, **k): return f(*a, **k)\n    return g\n"
+        "import functools\ndef loud(f):\n    @functools.wraps(f)\n    def g(*a, **k): return f(*a,"
+        " **k)\n    return g\n"
     )
     (tmp_path / "mine.py").write_text(f"{HEAD}from loudly import loud\n{FORMS[form]}\n")
     recipe = load_recipe(tmp_path / "mine.py")

@@ -1,4 +1,7 @@
-"""Names that an encoding lacks end no command: they are escaped, and results are written before they are shown."""
+"""Names that an encoding lacks end no command.
+
+They are escaped, and results are written before they are shown.
+"""
 
 import csv
 import io
@@ -22,7 +25,8 @@ LATIN = os.fsdecode(b"caf\xe9.png")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of four classes with names outside of most encodings, one file's name of other bytes, and a run."""
+    """Images of four classes with names outside of most encodings, one file's name of other bytes,
+    and a run."""
     folder, draw = tmp_path_factory.mktemp("encodings"), np.random.default_rng(0)
     for split in ("train", "val"):
         for number, name in enumerate(CLASSES):
@@ -113,7 +117,10 @@ def test_results_are_written_before_they_are_shown(folder, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_any_screen(folder, tmp_path, monkeypatch, encoding):
-    """What the encoding of the output lacks is escaped; strict, as it is where output is redirected on Windows."""
+    """What the encoding of the output lacks is escaped.
+
+    Strict, as it is where output is redirected on Windows.
+    """
     common = ["--data", str(folder / "my"), "--workers", "0", "--out"]
     for words in (
         ["evaluate", RECIPE, "--weights", str(folder / "日本"), *common, str(tmp_path / "测试")],

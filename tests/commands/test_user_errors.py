@@ -68,13 +68,13 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
                   ("export", *common, "--out", tmp_path / "w.safetensors")):  # fmt: skip
         told = said(capsys, *words)
         assert (
-            "has classes ['fly'] that the training folder has not, or the list of classes that was given"
-            in told
+            "has classes ['fly'] that the training folder has not, or the list of classes that was"
+            " given" in told
         )
         told = said(capsys, *words, "--classes", "bee,cat,fly")
         assert (
-            "was trained on 3 classes, number 0 of them ant; those of the data now are 3, number 0 of them bee"
-            in told
+            "was trained on 3 classes, number 0 of them ant; those of the data now are 3, number 0"
+            " of them bee" in told
         )
     assert not (tmp_path / "out").exists() and not (tmp_path / "w.safetensors").exists()
     check_same_classes(trained / "run", Recognition(["ant", "bee", "cat"]))
@@ -83,7 +83,10 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
 
 
 def test_some_of_the_classes_and_no_training_images(trained, tmp_path, capsys):
-    """Each image is measured as in the whole folder: class ids are those of the run, or of a list, by name."""
+    """Each image is measured as in the whole folder.
+
+    Class ids are those of the run, or of a list, by name.
+    """
     whole, part = tmp_path / "whole", tmp_path / "part"
     for folder, names in ((whole, ("ant", "bee", "cat")), (part, ("bee", "cat"))):
         for name in names:
@@ -257,7 +260,10 @@ def test_damaged_results_are_told_before_anything_is_published(trained, tmp_path
 
 
 def test_pictures_of_more_than_eight_bits(tmp_path):
-    """16 bits are read by their upper eight, as those of a PNG; floats and 32 bits have no known range."""
+    """16 bits are read by their upper eight, as those of a PNG.
+
+    Floats and 32 bits have no known range.
+    """
     grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
     for suffix in ("png", "tif"):
         Image.fromarray(grey).save(tmp_path / f"p.{suffix}")

@@ -1,4 +1,5 @@
-"""Every accelerate config is read by accelerate's own parser, holds no hyper-parameter, and starts what it says."""
+"""Every accelerate config is read by accelerate's own parser, holds no hyper-parameter, and starts
+what it says."""
 
 import json
 import os
@@ -78,12 +79,18 @@ def test_two_cpu_processes_really_start_as_two(tmp_path):
 
 
 def test_the_slurm_script_saves_and_queues_again(tmp_path):
-    """The real script, launcher, processes and signal; only srun and scontrol are stand-ins, as no Slurm is here."""
+    """The real script, launcher, processes and signal.
+
+    Only srun and scontrol are stand-ins, as no Slurm is here.
+    """
     (tmp_path / "bin").mkdir()
     stand_ins = {
         "srun": 'shift; exec "$@"',
         "scontrol": f'[ "$1" = requeue ] && echo "$2" >> {tmp_path}/queued; echo localhost',
-        "accelerate": f'shift; exec {sys.executable} -m accelerate.commands.launch --main_process_port 0 --quiet "$@"',
+        "accelerate": (
+            f"shift; exec {sys.executable} -m accelerate.commands.launch --main_process_port 0"
+            ' --quiet "$@"'
+        ),
     }
     for name, line in stand_ins.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")

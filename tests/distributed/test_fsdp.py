@@ -1,4 +1,7 @@
-"""FSDP2 on two gloo processes, by the code that GPUs run: the same training, and checkpoints that fit everywhere."""
+"""FSDP2 on two gloo processes, by the code that GPUs run.
+
+The same training, and checkpoints that fit everywhere.
+"""
 
 import json
 import shutil
@@ -42,7 +45,10 @@ def test_it_is_the_training_of_one_process(tmp_path, trained, name):
 
 
 def test_it_is_the_training_of_ddp(trained):
-    """With AdamW, batch norm, dropout, mixup and averaged weights, each evaluated; keys and shapes are the same."""
+    """With AdamW, batch norm, dropout, mixup and averaged weights, each evaluated.
+
+    Keys and shapes are the same.
+    """
     assert_same_training(trained / "ddp" / "all", trained / "fsdp" / "all")
     files = ("model.safetensors", "state.safetensors")
     for file in files:
@@ -56,7 +62,8 @@ def test_it_is_the_training_of_ddp(trained):
 
 
 def test_what_is_kept_from_forward_to_backward_changes_nothing(trained):
-    """Not even in the evaluation of averaged weights, which are put in place of others that were gathered before."""
+    """Not even in the evaluation of averaged weights, which are put in place of others that were
+    gathered before."""
     assert_bit_equal(trained / "fsdp" / "all", trained / "zero2" / "all")
 
 
@@ -150,7 +157,10 @@ def test_what_is_refused(monkeypatch, changed, message):
 
 
 def test_modules_that_are_gathered_on_their_own():
-    """By size, inner ones first and counted once; by the names of their classes; lists of modules never."""
+    """By size, inner ones first and counted once; by the names of their classes.
+
+    Lists of modules never.
+    """
 
     class Net(nn.Module):
         def __init__(self):
@@ -217,7 +227,10 @@ if __name__ == "__main__":
 
 
 def test_state_that_was_made_with_the_optimizer(tmp_path):
-    """Adagrad's sums, which are there before anything is sharded: as in one process, and resumed bit for bit."""
+    """Adagrad's sums, which are there before anything is sharded.
+
+    As in one process, and resumed bit for bit.
+    """
     script = tmp_path / "with_optimizer.py"
     script.write_text(WITH_OPTIMIZER.format(tests=str(TESTS)))
     run_command(sys.executable, str(script), str(tmp_path / "one"), "Adagrad")
@@ -239,7 +252,8 @@ def test_an_optimizer_that_cannot_be_sharded_is_refused(tmp_path):
     printed = torchrun(2, script, tmp_path / "run", "Adafactor", **FSDP, code=None).stdout
     assert (
         printed.count(
-            "optimizer Adafactor does not update weights that FSDP has sharded as it does whole ones"
+            "optimizer Adafactor does not update weights that FSDP has sharded as it does whole"
+            " ones"
         )
         == 2
     )
@@ -271,7 +285,10 @@ if __name__ == "__main__":
 
 
 def test_a_linear_probe_is_that_of_one_process(tmp_path):
-    """With a backbone that gets gradients all the same, and with a frozen one; clipped, under DDP and FSDP."""
+    """With a backbone that gets gradients all the same, and with a frozen one.
+
+    Clipped, under DDP and FSDP.
+    """
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(tests=str(TESTS)))
     run_command(sys.executable, str(script), str(tmp_path / "one"))

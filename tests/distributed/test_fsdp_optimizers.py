@@ -132,7 +132,9 @@ RESUMED = [
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """By optimizer, what the trial before the first step said, and how a training without it went; what a resume gave.
+    """By optimizer, what the trial before the first step said, and how a training without it went.
+
+    What a resume gave.
 
     All of it in one pair of processes.
     """
@@ -151,7 +153,10 @@ def found(printed) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize("name", SAME)
 def test_it_trains_as_in_one_process(found, name):
-    """To rounding: gradients of two halves are added up, which near nothing Adam's quotient makes larger."""
+    """To rounding.
+
+    Gradients of two halves are added up, which near nothing Adam's quotient makes larger.
+    """
     said, went = found[name]
     assert said == "same"
     words = went.split()
@@ -168,7 +173,9 @@ def test_what_would_train_otherwise_is_refused(found, name):
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resume_is_bit_equal(printed, name):
-    """Of those whose state is more than tensors by weight: counts in groups, an optimizer inside, weights in training.
+    """Of those whose state is more than tensors by weight.
+
+    Counts in groups, an optimizer inside, weights in training.
 
     benchmarks/sharded_resume.py does it for all that can be built.
     """

@@ -107,7 +107,8 @@ def test_every_image_is_evaluated_once(alone, together, number):
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("name", NORMS)
 def test_an_evaluation_sees_one_model(together, number, name):
-    """All processes evaluate with the first one's batch norm, averaged or not, which is what the checkpoint holds."""
+    """All processes evaluate with the first one's batch norm, averaged or not, which is what the
+    checkpoint holds."""
     folder = together[number] / name
     weights = list_checkpoints(folder / "checkpoints")[-1]
     final = json.loads((folder / "summary.json").read_text())["final"]
@@ -124,9 +125,9 @@ def test_metrics_of_evaluate_see_every_image_once(together, number):
 def test_processes_that_do_not_know_each_other_are_refused():
     """What a launcher that starts two processes, each a group of its own, leaves behind."""
     script = (
-        "import os, trainkit.distributed.accelerator as l; from accelerate import Accelerator; Accelerator(cpu=True)\n"
-        "os.environ['WORLD_SIZE'] = '2'\n"
-        "try: l.start_accelerator()\nexcept ValueError as e: print(e)"
+        "import os, trainkit.distributed.accelerator as l; from accelerate import Accelerator;"
+        " Accelerator(cpu=True)\nos.environ['WORLD_SIZE'] = '2'\ntry: l.start_accelerator()\nexcept"
+        " ValueError as e: print(e)"
     )
     done = run_command(sys.executable, "-c", script)
     assert "WORLD_SIZE is 2, but 1 processes are in the group" in done.stdout
@@ -161,7 +162,8 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     )
     words = silent.stdout.split()
     assert words[1] == words[3] and "threads 1 of" in asked.stdout
-    # A shell has in its own environment what it was started with, and not what it gives to a command.
+    # A shell has in its own environment what it was started with, and not what it gives to a
+    # command.
     shell = ("sh", "-c", f"OMP_NUM_THREADS=1 {sys.executable} {script}; true")
     by_hand = run_command("env", "-u", "OMP_NUM_THREADS", *shell)
     assert "threads 1 of" in by_hand.stdout
@@ -178,7 +180,10 @@ def test_the_readers_share_the_cores_of_their_host(monkeypatch):
 
 
 def test_an_error_of_ours_ends_all_processes(tmp_path):
-    """The main process alone opens the folder: where that fails for a reason nobody thought of, the others are told."""
+    """The main process alone opens the folder.
+
+    Where that fails for a reason nobody thought of, the others are told.
+    """
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys; sys.path.insert(0, {str(TESTS)!r})
@@ -292,7 +297,10 @@ dist.destroy_process_group()
 
 
 def test_the_first_step_after_a_resume_adds_as_any_other(tmp_path):
-    """The same gradient twice: DDP's own layout changes after the first, and with it the order of a sum over four."""
+    """The same gradient twice.
+
+    DDP's own layout changes after the first, and with it the order of a sum over four.
+    """
     script = tmp_path / "script.py"
     script.write_text(BUCKETS)
     assert torchrun(4, script, "settled").stdout.count("EQUAL True") == 4
@@ -353,7 +361,10 @@ for micro_batch in (None, 2):
 
 
 def test_a_resume_with_a_static_graph_on_four_processes(tmp_path):
-    """Of which DDP learns how often and in which order weights are met: in steps that are left out of the training."""
+    """Of which DDP learns how often and in which order weights are met.
+
+    In steps that are left out of the training.
+    """
     script = tmp_path / "script.py"
     script.write_text(STATIC.format(tests=str(TESTS), out=str(tmp_path)))
     printed = torchrun(4, script).stdout
@@ -393,11 +404,14 @@ def test_a_launcher_that_is_killed_leaves_a_saved_run(tmp_path):
 
 @pytest.mark.parametrize("moment", ["forms", "trains"])
 def test_the_others_say_that_one_is_gone(tmp_path, moment):
-    """While the group forms, where it waits for one that never comes, and in the training: one line, exit code 1."""
+    """While the group forms, where it waits for one that never comes, and in the training.
+
+    One line, exit code 1.
+    """
     recipe, script = tmp_path / "toy.py", tmp_path / "script.py"
     recipe.write_text(
-        f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom helpers.toy_recipes import recognition\n"
-        "def recipe():\n    return recognition(epochs=50)\n"
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom helpers.toy_recipes import"
+        " recognition\ndef recipe():\n    return recognition(epochs=50)\n"
     )
     script.write_text("import sys; from trainkit.cli import main; sys.exit(main())")
     with socket.socket() as free:

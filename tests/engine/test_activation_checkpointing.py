@@ -1,4 +1,7 @@
-"""What is asked of the model beside its training: computed twice, statistics anew, weights without a part."""
+"""What is asked of the model beside its training.
+
+Computed twice, statistics anew, weights without a part.
+"""
 
 import json
 from pathlib import Path
@@ -77,7 +80,10 @@ def recipe(there: bool = True):
 
 
 def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
-    """As the run had them, its seed included, unless told otherwise; what does not have them says so."""
+    """As the run had them, its seed included, unless told otherwise.
+
+    What does not have them says so.
+    """
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(WITH_PRECISE)
     settings = ["--workers", "0", "--seed", "5", "--precise-bn", "16", "--evaluate-every", "2"]
@@ -100,7 +106,10 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
         assert {name: again[name] for name in final} == final and again["precise_bn"] == 16
     capsys.readouterr()
     counted = results("run", "--precise-bn", "0")
-    told = "batch norm has the statistics that training counted; the run's own evaluations had --precise-bn 16"
+    told = (
+        "batch norm has the statistics that training counted; the run's own evaluations had"
+        " --precise-bn 16"
+    )
     assert told in " ".join(capsys.readouterr().out.split())
     assert "precise_bn" not in counted and "precise" not in counted["protocol"]
     assert counted["ema_top1"] != final["ema_top1"]
@@ -125,7 +134,10 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
 
 
 def test_helpers_in_two_processes(tmp_path):
-    """Activation checkpointing, channels last and a static graph in passes of 3: the run of one process without."""
+    """Activation checkpointing, channels last and a static graph in passes of 3.
+
+    The run of one process without.
+    """
     torchrun(2, TOYS, tmp_path, "blocks-helped")
     run("blocks", tmp_path / "blocks")
     assert_same_training(tmp_path / "blocks", tmp_path / "blocks-helped")

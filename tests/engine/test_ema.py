@@ -1,4 +1,7 @@
-"""The moving average of weights: against the recurrence in float64, under a training, beside the weights."""
+"""The moving average of weights.
+
+Against the recurrence in float64, under a training, beside the weights.
+"""
 
 import pytest
 import torch
@@ -14,7 +17,10 @@ from trainkit.storage.weights import averaged_weights
 
 
 def test_the_recurrence():
-    """A <- d A + (1 - d) W with d = min(decay, (1 + n) / (10 + n)); weights and buffers, tied ones once."""
+    """A <- d A + (1 - d) W with d = min(decay, (1 + n) / (10 + n)).
+
+    Weights and buffers, tied ones once.
+    """
     model = torch.nn.Sequential(
         torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3)
     )
@@ -112,7 +118,10 @@ def test_measuring_an_average_that_was_not_kept_is_refused(tmp_path):
 
 
 class Held(torch.nn.Module):
-    """What a network holds besides weights: a mask of -inf, a table that is not saved, tied weights, a complex one."""
+    """What a network holds besides weights.
+
+    A mask of -inf, a table that is not saved, tied weights, a complex one.
+    """
 
     def __init__(self):
         super().__init__()
@@ -180,7 +189,8 @@ def test_a_mask_keeps_average_and_count(tmp_path):
 
 
 def test_fp16_skips_do_not_move_it(tmp_path, monkeypatch):
-    """A GradScaler of the CPU in place of the GPU's, and gradients that overflow as long as its scale is large."""
+    """A GradScaler of the CPU in place of the GPU's, and gradients that overflow as long as its
+    scale is large."""
     from trainkit.engine import setup
 
     def with_scaler(*arguments):

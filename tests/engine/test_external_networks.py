@@ -1,4 +1,7 @@
-"""Networks from outside keep what they have: synchronised, checkpointed, frozen, and whatever they return."""
+"""Networks from outside keep what they have.
+
+Synchronised, checkpointed, frozen, and whatever they return.
+"""
 
 import copy
 import pickle
@@ -34,10 +37,14 @@ GPUS = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
 
 # Side of an image -> a small network of each of some families that take it.
 FEW = {
-    64: "timm:lcnet_050 timm:efficientvit_b0 timm:regnety_002 mobilenet_v3_small shufflenet_v2_x0_5 regnet_x_400mf",
+    64: (
+        "timm:lcnet_050 timm:efficientvit_b0 timm:regnety_002 mobilenet_v3_small shufflenet_v2_x0_5"
+        " regnet_x_400mf"
+    ),
 }
 MANY = {
-    64: """
+    64: (
+        """
     timm:mobileone_s0 timm:convmixer_768_32 timm:convnextv2_atto timm:cspresnet50 timm:densenet121 timm:dpn68
     timm:edgenext_xx_small timm:efficientnet_lite0 timm:tf_efficientnetv2_b0 timm:fasternet_t0 timm:fastvit_t8
     timm:focalnet_tiny_srf timm:ghostnet_050 timm:hardcorenas_a timm:hgnetv2_b0 timm:hrnet_w18_small
@@ -48,19 +55,26 @@ MANY = {
     timm:tresnet_m timm:twins_pcpvt_small timm:ese_vovnet19b_dw timm:xception41 timm:legacy_xception timm:dla34
     convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 regnet_y_400mf resnet18
     resnext50_32x4d squeezenet1_0 swin_t swin_v2_t
-    """,
-    32: """
+    """
+    ),
+    32: (
+        """
     timm:rdnet_tiny
-    """,
-    96: """
+    """
+    ),
+    96: (
+        """
     timm:inception_v3 timm:inception_v4 inception_v3
-    """,
-    224: """
+    """
+    ),
+    224: (
+        """
     timm:vit_tiny_patch16_224 timm:cait_xxs24_224 timm:coat_lite_tiny timm:convit_tiny timm:davit_tiny
     timm:deit_tiny_patch16_224
     timm:eva02_tiny_patch14_224 timm:efficientformerv2_s0 timm:efficientvit_m0 timm:levit_128s
     timm:swin_tiny_patch4_window7_224 vit_b_16
-    """,
+    """
+    ),
 }
 
 
@@ -127,7 +141,10 @@ def keeps_its_modules(name: str, side: int) -> None:
 
 @pytest.mark.parametrize(("name", "side"), each(FEW))
 def test_networks_keep_their_modules(name, side):
-    """Synchronised and computed twice: outputs, gradients, statistics and random numbers of the network as it was."""
+    """Synchronised and computed twice.
+
+    Outputs, gradients, statistics and random numbers of the network as it was.
+    """
     keeps_its_modules(name, side)
 
 
@@ -152,7 +169,9 @@ def test_what_cannot_be_synchronised_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Doubled(4))
     with pytest.raises(
         ValueError,
-        match="1 is a test_external_networks.Doubled, which computes otherwise .*--no-sync-batch-norm",
+        match=(
+            "1 is a test_external_networks.Doubled, which computes otherwise .*--no-sync-batch-norm"
+        ),
     ):
         synchronised(model, GPUS)
     assert type(model[1]) is Doubled, "nothing is changed where something is refused"
@@ -218,7 +237,8 @@ def test_blocks_that_change_their_input_are_refused():
 
 
 def test_blocks_are_not_stages_nor_whole_backbones():
-    """What is computed again at once is a block, however deep it stands, and whatever a stage is made of."""
+    """What is computed again at once is a block, however deep it stands, and whatever a stage is
+    made of."""
     for name, kind, number in (
         ("convnext_tiny", "ConvNeXtBlock", 18),
         ("swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12),
@@ -359,7 +379,10 @@ def test_precise_statistics_leave_frozen_ones_alone():
 def test_check_tells_statistics_of_frozen_layers_that_move():
     model = Pooled()
     model.stem.requires_grad_(False)
-    told = "1 batch norms of frozen layers (stem.1) still count their statistics: freeze them with trainkit.freeze"
+    told = (
+        "1 batch norms of frozen layers (stem.1) still count their statistics: freeze them with"
+        " trainkit.freeze"
+    )
     assert any(told in line for line in check(of(model), options(None))["warnings"])
     freeze(model.stem)
     assert not any("frozen" in line for line in check(of(model), options(None))["warnings"])
@@ -378,7 +401,10 @@ class Returns(nn.Module):
 
 
 def test_what_networks_return():
-    """Tensor, torchvision's dict, transformers' outputs, a tuple with `logits`; anything else by its type."""
+    """Tensor, torchvision's dict, transformers' outputs, a tuple with `logits`.
+
+    Anything else by its type.
+    """
     from torchvision.models import GoogLeNetOutputs
     from transformers.modeling_outputs import ImageClassifierOutput, SemanticSegmenterOutput
 
@@ -451,7 +477,10 @@ class Divisible(Returns):
 
 
 def test_images_are_filled_up_to_what_a_network_takes():
-    """Bottom and right with the mean colour; what comes out is cut: as if done by hand, and nothing where it fits."""
+    """Bottom and right with the mean colour.
+
+    what comes out is cut: as if done by hand, and nothing where it fits.
+    """
     task, model = Segmentation(CLASSES), Divisible(stride=4)
     objective = Objective(model, task).eval()
     images, targets = torch.randn(2, 3, 12, 13), torch.zeros(2, 12, 13)
@@ -536,7 +565,10 @@ def test_a_network_of_another_size_is_one_message(tmp_path):
 
 
 def test_networks_of_a_fixed_size_are_built_for_the_images():
-    """timm's and torchvision's vision transformers; for several sizes where they can; else one message."""
+    """timm's and torchvision's vision transformers; for several sizes where they can.
+
+    Else one message.
+    """
     images = torch.zeros(1, 3, 112, 112)
     for name in ("timm:vit_tiny_patch16_224", "vit_b_32"):
         small = {"sizes": [96]} if name == "vit_b_32" else {"sizes": [96, 112]}

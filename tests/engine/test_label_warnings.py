@@ -1,4 +1,7 @@
-"""Classes that nothing is labelled with: told before a training, by its log, by its evaluations and in its summary."""
+"""Classes that nothing is labelled with.
+
+Told before a training, by its log, by its evaluations and in its summary.
+"""
 
 import json
 import shutil
@@ -135,7 +138,10 @@ def test_a_metric_of_one_class_alone_chooses_no_best(tmp_path, capsys):
 
 
 def test_a_validation_split_without_any_label(tmp_path, capsys):
-    told = "no validation image has a label: there is nothing to measure, and no checkpoint is called best"
+    told = (
+        "no validation image has a label: there is nothing to measure, and no checkpoint is called"
+        " best"
+    )
     summary, rows = run(two_classes(val_values=(255, 255)), tmp_path / "masks")
     assert summary["warnings"] == [told] and summary["best"]["step"] is None
     assert next(row["mIoU"] for row in rows if row["event"] == "evaluate") is None
@@ -225,9 +231,11 @@ def test_masks_of_0_and_255_are_told_before_the_training(number, tmp_path, capsy
         if number == 3
         else f"none of {NUM_MASKS} sampled training masks ({number} there are)"
     )
-    assert told == (
-        f"class fg has {which}, and label 255, which is ignored, stands on 25.0 % of the pixels. Where it is a class, "
-        "say which label each class has (seg_folder: --mask-values), or what is ignored (--ignore)"
+    assert (
+        told
+        == f"class fg has {which}, and label 255, which is ignored, stands on 25.0 % of the pixels."
+        " Where it is a class, say which label each class has (seg_folder: --mask-values), or"
+        " what is ignored (--ignore)"
     )
     assert training_warnings(Subset(data, [0, 1]), Segmentation(NAMES))[0].startswith(
         "class fg has no training mask"

@@ -22,7 +22,10 @@ from trainkit.storage.checkpoint import checkpoint_path, list_checkpoints
 
 
 def test_steps_by_hand(tmp_path):
-    """Three steps against a loop written out with torch alone: order, normalisation, loss, lr, momentum."""
+    """Three steps against a loop written out with torch alone.
+
+    Order, normalisation, loss, lr, momentum.
+    """
     seed_host(5)
     net = Net(dense=False)
     data = Images(10, augment=False)
@@ -385,7 +388,10 @@ def test_images_of_unlike_shapes_are_explained(tmp_path):
 
 
 class SquaredError(Counting):
-    """A metric of another task, from outside the package: predictions and references (N,) in thousandths."""
+    """A metric of another task, from outside the package.
+
+    Predictions and references (N,) in thousandths.
+    """
 
     name = "squared_error"
 

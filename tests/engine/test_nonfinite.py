@@ -85,7 +85,10 @@ def test_a_gradient_that_is_no_number_stops_the_run(tmp_path):
 
 
 def test_it_is_noticed_before_an_evaluation(tmp_path):
-    """Neither a row of the log nor a checkpoint is due when the epoch ends; the figures of nothing are not logged."""
+    """Neither a row of the log nor a checkpoint is due when the epoch ends.
+
+    The figures of nothing are not logged.
+    """
     options = Options(out=tmp_path, workers=0, log_every=100, checkpoint_every=1000)
     with pytest.raises(FloatingPointError, match=f"the loss is nan in step {step_of(11)}"):
         train(recognition(train_data=Planted(27, 11)), options)
@@ -93,7 +96,10 @@ def test_it_is_noticed_before_an_evaluation(tmp_path):
 
 
 def test_the_norm_in_the_log(tmp_path):
-    """Of the whole gradient, before it is clipped: sum over weights of squares, by hand for one step."""
+    """Of the whole gradient, before it is clipped.
+
+    Sum over weights of squares, by hand for one step.
+    """
     seed_host(3)
     recipe = recognition(num_images=8, epochs=1)
     seed_host(3)

@@ -1,4 +1,7 @@
-"""Optimizers of torch, timm, schedulefree and prodigyopt: saved and resumed bit for bit, or refused by name."""
+"""Optimizers of torch, timm, schedulefree and prodigyopt.
+
+Saved and resumed bit for bit, or refused by name.
+"""
 
 import math
 from collections.abc import Iterator
@@ -69,7 +72,8 @@ def images() -> Images:
 
 @pytest.mark.parametrize("name", builders())
 def test_a_resume_is_bit_equal_or_refused(tmp_path, accelerator, name):
-    """Against a run that was neither stopped nor saved, which an evaluation in between does not change either."""
+    """Against a run that was neither stopped nor saved, which an evaluation in between does not
+    change either."""
     build, data = builders()[name], images()
     if name in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[name]):
@@ -101,7 +105,8 @@ def test_a_resume_is_bit_equal_or_refused(tmp_path, accelerator, name):
 
 @pytest.mark.parametrize("name", [name for name in builders() if name not in REFUSED])
 def test_a_skipped_step_is_no_step_to_the_optimizer(tmp_path, accelerator, name):
-    """Weights, state and averages are those of a run without the first step and a later one, bit for bit."""
+    """Weights, state and averages are those of a run without the first step and a later one, bit
+    for bit."""
     build, data = builders()[name], images()
     skipping = begun(
         small(build, train_data=data, ema=0.9), accelerator, tmp_path, on_nonfinite="skip"

@@ -46,7 +46,10 @@ def test_precise_statistics_are_those_of_update_bn():
 
 
 def test_images_of_precise_statistics():
-    """Files sorted by class, read in groups of 16: 16 neighbours would be of one or two; and copies are not listed."""
+    """Files sorted by class, read in groups of 16: 16 neighbours would be of one or two.
+
+    And copies are not listed.
+    """
     data = Images(27 * 16)
     data.locality = Locality(lengths=(16,) * 27, lanes=8)
     common = (None, start_accelerator(), None, 5, 0)
@@ -65,7 +68,10 @@ def test_images_of_precise_statistics():
 
 
 def test_precise_statistics_leave_the_training_alone(tmp_path):
-    """Weights and what batch norm counted are bit-equal, the figures are not; `evaluate` finds the same ones."""
+    """Weights and what batch norm counted are bit-equal, the figures are not.
+
+    `evaluate` finds the same ones.
+    """
     plain, precise = trained(tmp_path / "plain"), trained(tmp_path / "precise", precise_bn=16)
     assert all(torch.equal(value, weights(precise)[name]) for name, value in weights(plain).items())
     assert [r["loss"] for r in rows(plain)] == [r["loss"] for r in rows(precise)]

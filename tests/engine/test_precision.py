@@ -1,4 +1,7 @@
-"""bfloat16, compiled, channels last: alone and in two processes, in passes, against the plain float32 training."""
+"""bfloat16, compiled, channels last.
+
+Alone and in two processes, in passes, against the plain float32 training.
+"""
 
 import json
 import os
@@ -89,7 +92,8 @@ def test_channels_last(tmp_path, build):
 
 
 def test_tf32_is_a_setting(tmp_path):
-    """It is off unless asked for, in matrix products and in convolutions, whatever torch's defaults are."""
+    """It is off unless asked for, in matrix products and in convolutions, whatever torch's defaults
+    are."""
     for allowed in (True, False):
         train(
             recognition(epochs=0.5), Options(out=tmp_path / str(allowed), workers=0, tf32=allowed)
@@ -99,7 +103,10 @@ def test_tf32_is_a_setting(tmp_path):
 
 
 def test_float8(tmp_path):
-    """By torchao, on any device: the same training within its rounding, and checkpoints that fit float32 again."""
+    """By torchao, on any device.
+
+    The same training within its rounding, and checkpoints that fit float32 again.
+    """
     pytest.importorskip("torchao", reason="fp8 takes the extra [fp8]")
     script = tmp_path / "script.py"
     script.write_text(f"""
@@ -146,7 +153,8 @@ def test_a_precision_that_cannot_be_is_refused(tmp_path, precision, message):
     """accelerate alone would train in float32 and call it fp16."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import trainkit.distributed.accelerator as l\ntry: l.start_accelerator()\nexcept ValueError as e: print(e)"
+        "import trainkit.distributed.accelerator as l\ntry: l.start_accelerator()\nexcept"
+        " ValueError as e: print(e)"
     )
     assert re.search(
         message,

@@ -139,8 +139,9 @@ def test_what_is_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Inference(**words)
-    assert Inference(scales=(1.0, 2.0), flip=True, window=480, stride=320).label == (
-        "windows of 480 every 320, scales 1, 2, flipped too"
+    assert (
+        Inference(scales=(1.0, 2.0), flip=True, window=480, stride=320).label
+        == "windows of 480 every 320, scales 1, 2, flipped too"
     )
 
 
@@ -265,7 +266,10 @@ def test_images_as_they_are_stored(tmp_path):
 
 
 def test_an_interval_is_the_binomials():
-    """400 images, three quarters right: p +- 1.96 sqrt(p (1 - p) / N), within what 1000 draws leave."""
+    """400 images, three quarters right.
+
+    P +- 1.96 sqrt(p (1 - p) / N), within what 1000 draws leave.
+    """
     metric = TopK((1, 5)).per_image("top1")
     predictions = torch.eye(8)[torch.zeros(400, dtype=torch.long)]
     metric.add_batch(predictions=predictions, references=(torch.arange(400) % 4 == 0).long())

@@ -1,4 +1,7 @@
-"""What only a GPU can show, on one of them: precision, compiling, memory, bitwise resume, and no waiting in a step."""
+"""What only a GPU can show, on one of them.
+
+Precision, compiling, memory, bitwise resume, and no waiting in a step.
+"""
 
 import os
 import subprocess
@@ -92,7 +95,10 @@ def test_killed_and_gone_on_with(tmp_path, precision):
 
 
 def test_fp16_counts_the_steps_it_skips(tmp_path):
-    """Where the scaled gradient overflows: such steps do not move the schedule, and the log counts them."""
+    """Where the scaled gradient overflows.
+
+    Such steps do not move the schedule, and the log counts them.
+    """
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys; sys.path.insert(0, {str(TESTS)!r})

@@ -1,9 +1,11 @@
-"""Saves a checkpoint beside an older one again and again, dying by SIGKILL at one file operation later each time.
+"""Saves a checkpoint beside an older one again and again, dying by SIGKILL at one file operation
+later each time.
 
     python tests/helpers/crash_points.py FOLDER        prints the operation before which it died, one a line
 
-Operations of Python are seen by an audit hook (open, mkdir, rename, remove, rmdir, scandir); fsync and the writing of
-safetensors, which it does not see, by a wrapper around each. A file dies half written as well.
+Operations of Python are seen by an audit hook (open, mkdir, rename, remove, rmdir, scandir); fsync
+and the writing of safetensors, which it does not see, by a wrapper around each. A file dies half
+written as well.
 """
 
 import os
@@ -74,7 +76,10 @@ class Countdown:
 
 
 def one_death(folder: Path, number: int) -> str:
-    """Fork a process that saves step 3 beside 1 and 2 and keeps two; what it died before, or nothing."""
+    """Fork a process that saves step 3 beside 1 and 2 and keeps two.
+
+    What it died before, or nothing.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

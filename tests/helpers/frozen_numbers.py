@@ -1,18 +1,22 @@
-"""Record every number, text and exit code that a change of the code's shape must leave as it is; compare two records.
+"""Record every number, text and exit code that a change of the code's shape must leave as it is.
+
+Compare two records.
 
     python tests/helpers/frozen_numbers.py record OUT.json [--quick] [--only 'toy/*'] [--workers 2]
     python tests/helpers/frozen_numbers.py compare BEFORE.json AFTER.json [--allow LIST.txt]
 
-Of every toy run and every recipe on generated data: the final weights, EMA weights and optimizer state (SHA-256 of
-their bytes, with and without their names), the log without times, settings.json; what evaluate, predict, export, doctor
-and push write; every help text; exit code and message of the user errors in user_errors.txt. On one machine with one
-set of packages two records of the same code are equal, bit for bit: one thread each, and no worker decides anything.
+Of every toy run and every recipe on generated data: the final weights, EMA weights and optimizer
+state (SHA-256 of their bytes, with and without their names), the log without times, settings.json;
+what evaluate, predict, export, doctor and push write; every help text; exit code and message of the
+user errors in user_errors.txt. On one machine with one set of packages two records of the same code
+are equal, bit for bit: one thread each, and no worker decides anything.
 
-Only what outlives a change of the package's layout is used: `python -m trainkit`, the toy recipes' RUNS and `run`, and
-the files of a run. Each command runs in a process forked from one that has torch imported.
+Only what outlives a change of the package's layout is used: `python -m trainkit`, the toy recipes'
+RUNS and `run`, and the files of a run. Each command runs in a process forked from one that has
+torch imported.
 
-LIST.txt names what was changed on purpose, one a line: a pattern of paths as `compare` prints them, and the reason.
-changed_on_purpose.txt is that of the redesign, from commit a5e1e33 on.
+LIST.txt names what was changed on purpose, one a line: a pattern of paths as `compare` prints them,
+and the reason. changed_on_purpose.txt is that of the redesign, from commit a5e1e33 on.
 """
 
 import argparse
@@ -142,7 +146,10 @@ class Done(NamedTuple):
 
 
 def start(call: Callable[[], Any], printed: Path, env: dict[str, str] | None = None) -> int:
-    """Fork a process that does `call` and prints into `printed`.out and .err; its pid. It ends after LIMIT_S."""
+    """Fork a process that does `call` and prints into `printed`.out and .err; its pid.
+
+    It ends after LIMIT_S.
+    """
     sys.stdout.flush()
     if pid := os.fork():
         return pid
@@ -177,7 +184,10 @@ def wait(pid: int) -> int:
 
 
 def run(call: Callable[[], Any], num_processes: int = 1, **env: str) -> Done:
-    """Do `call` in forked processes, which find each other as those of torchrun do; what the first one printed."""
+    """Do `call` in forked processes, which find each other as those of torchrun do.
+
+    What the first one printed.
+    """
     printed = Path.cwd() / ".printed"
     if num_processes == 1:
         code = wait(start(call, printed, env))
@@ -530,7 +540,10 @@ def write_faulty_files() -> None:
         "imports.py": "import no_such.thing\n",
         "later.py": "def recipe():\n    import no_such\n",
         "syntax.py": "def recipe(:\n",
-        "refused.py": "import torch\ndef recipe(lr: float = 0.1):\n    torch.optim.SGD([torch.ones(1)], lr=-lr)\n",
+        "refused.py": (
+            "import torch\ndef recipe(lr: float = 0.1):\n    torch.optim.SGD([torch.ones(1)],"
+            " lr=-lr)\n"
+        ),
         "bug.py": "def recipe():\n    return {}['deep inside']\n",
         "notes.txt": "hello",
         "full/thesis.tex": "...",
@@ -733,7 +746,10 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def compare(before: Path, after: Path, allow: Path | None) -> int:
-    """Print what differs and is not allowed; 1 where there is any. Of a record of some jobs only these are compared."""
+    """Print what differs and is not allowed; 1 where there is any.
+
+    Of a record of some jobs only these are compared.
+    """
     old, new = (json.loads(path.read_text()) for path in (before, after))
     names = old["jobs"].keys() | new["jobs"].keys()
     for each in (old, new):
@@ -762,7 +778,8 @@ def compare(before: Path, after: Path, allow: Path | None) -> int:
     for pattern, number in patterns.items():
         print(f"allowed {number:5d}  {pattern}")
     print(
-        f"{len(names)} jobs, {len(mine)} values before and {len(theirs)} after: {different} differ, unasked"
+        f"{len(names)} jobs, {len(mine)} values before and {len(theirs)} after: {different} differ,"
+        " unasked"
     )
     return 1 if different else 0
 

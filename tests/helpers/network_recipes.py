@@ -1,4 +1,7 @@
-"""Recipes with networks that a test is about: residual blocks, linear layers, sliding windows, any optimizer."""
+"""Recipes with networks that a test is about.
+
+Residual blocks, linear layers, sliding windows, any optimizer.
+"""
 
 from dataclasses import replace
 from pathlib import Path

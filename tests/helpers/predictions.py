@@ -107,7 +107,8 @@ def odd_sized(folder):
 
 
 def filled_by_hand(recipe, file):
-    """Logits (1, C, H, W) of an image put into the top left of one of the mean colour, resized to that and cut."""
+    """Logits (1, C, H, W) of an image put into the top left of one of the mean colour, resized to
+    that and cut."""
     pixels = long_side(None)(read_image(file)).double() / 255
     mean, std = (
         torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (recipe.mean, recipe.std)

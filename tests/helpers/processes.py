@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 TOYS = TESTS / "helpers" / "toy_recipes.py"
 SEG, RECOG = str(ROOT / "recipes" / "seg_folder.py"), str(ROOT / "recipes" / "recog_folder.py")
-# seconds, after which what a test waits for is held to hang: machines differ tenfold, and are shared
+# seconds, after which what a test waits for is held to hang: machines differ tenfold, and are
+# shared
 PATIENCE = 240
 # before torch is imported: threads of two suites would wait for each other
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -51,9 +52,12 @@ def trainkit(*words: str, **kwargs) -> subprocess.CompletedProcess:
 
 
 class Script:
-    """`python words...`, forked from a process that has torch imported: those seconds are most of a short training.
+    """`python words...`, forked from a process that has torch imported.
 
-    As of subprocess.Popen: pid, returncode, poll, communicate, kill, terminate. own_session: not in this one's group.
+    Those seconds are most of a short training.
+
+    As of subprocess.Popen: pid, returncode, poll, communicate, kill, terminate. own_session: not in
+    this one's group.
     """
 
     begun: ClassVar[list["Script"]] = []
@@ -88,7 +92,10 @@ class Script:
         return self.returncode
 
     def communicate(self, timeout: float = PATIENCE) -> tuple[str, None]:
-        """All that it printed, to its end. Raises TimeoutError, and ends it, where it comes to none."""
+        """All that it printed, to its end.
+
+        Raises TimeoutError, and ends it, where it comes to none.
+        """
         self._reading.join(timeout)
         self._process.join(1 if self._reading.is_alive() else timeout)
         if self.poll() is None or self._reading.is_alive():
@@ -135,9 +142,11 @@ def _be_the_script(
 def torchrun(
     num_processes: int, *words: object, code: int | None = 0, **env: str
 ) -> subprocess.CompletedProcess:
-    """A script in `num_processes` gloo processes with the environment of torchrun, without its own seconds.
+    """A script in `num_processes` gloo processes with the environment of torchrun, without its own
+    seconds.
 
-    When one fails the others are ended. returncode: the first failure's; stdout: all that they printed.
+    When one fails the others are ended. returncode: the first failure's; stdout: all that they
+    printed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

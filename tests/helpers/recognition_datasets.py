@@ -15,7 +15,10 @@ CATEGORIES = CATEGORIES_TXT.splitlines()
 
 
 def minc_files(folder):
-    """All 23 classes with an image each in train1 and test1; wood has one more, and split 5 is another one."""
+    """All 23 classes with an image each in train1 and test1.
+
+    Wood has one more, and split 5 is another one.
+    """
     root = folder / "minc-2500"
     (root / "labels").mkdir(parents=True)
     (root / "categories.txt").write_text(CATEGORIES_TXT)

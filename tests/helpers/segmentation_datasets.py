@@ -79,7 +79,10 @@ def box(x, y, width, height):
 
 
 def coco_files(root, **changes):
-    """Four photos of 80x60: a boat behind a person, a crowd, too little of a cat, and only a class that VOC lacks."""
+    """Four photos of 80x60.
+
+    A boat behind a person, a crowd, too little of a cat, and only a class that VOC lacks.
+    """
     crowd = np.zeros((60, 80), dtype=bool)
     crowd[10:40, 20:70] = True
     hidden = np.zeros((60, 80), dtype=bool)

@@ -1,4 +1,6 @@
-"""Small recipes for tests: random images, real augmentation from all three generators, and no batch norm.
+"""Small recipes for tests.
+
+Random images, real augmentation from all three generators, and no batch norm.
 
 Run as a script it trains recipes of this file in the processes it is started in:
 
@@ -216,7 +218,10 @@ def hungry() -> Recipe:
 
 
 def limit_memory() -> None:
-    """Let this process allocate TOY_MEMORY_GIB more than it has; where TOY_MEMORY_RANK is given, that one alone."""
+    """Let this process allocate TOY_MEMORY_GIB more than it has.
+
+    Where TOY_MEMORY_RANK is given, that one alone.
+    """
     rank = os.environ.get("RANK")
     if "TOY_MEMORY_GIB" in os.environ and os.environ.get("TOY_MEMORY_RANK", rank) == rank:
         limit = psutil.Process().memory_info().vms + int(

@@ -2,9 +2,10 @@
 
     python tests/multi_host/two_hosts.py
 
-Needs root and `ip`; where namespaces cannot be made it says so and ends with 0. One training process on each host, by
-`accelerate launch` and accelerate_configs/multi_node.yaml. It trains over both; with the cable pulled both ends stop
-within the timeout and say what happened; with it back, the same commands go on and end bit-equal to a run never cut.
+Needs root and `ip`; where namespaces cannot be made it says so and ends with 0. One training
+process on each host, by `accelerate launch` and accelerate_configs/multi_node.yaml. It trains over
+both; with the cable pulled both ends stop within the timeout and say what happened; with it back,
+the same commands go on and end bit-equal to a run never cut.
 """
 
 import json

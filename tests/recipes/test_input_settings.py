@@ -1,4 +1,7 @@
-"""How images are looked at: as the network was trained, kept with the run, and in older runs as it was then."""
+"""How images are looked at.
+
+As the network was trained, kept with the run, and in older runs as it was then.
+"""
 
 import json
 import shutil
@@ -66,7 +69,8 @@ def change(run: Path, edit) -> Path:
 
 
 def as_then(run: Path, **settings) -> Path:
-    """The run as trainkit wrote it before it kept how images are looked at, and before checkpoints had a format."""
+    """The run as trainkit wrote it before it kept how images are looked at, and before checkpoints
+    had a format."""
 
     def edit(content):
         del content["input"]
@@ -94,7 +98,8 @@ def evaluated(name: str, run: Path, *more: str) -> dict:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_run_keeps_how_its_images_are_looked_at(runs, name, tmp_path):
-    """What timm says of the network when it is evaluated, and whether weights are fetched then, is no matter."""
+    """What timm says of the network when it is evaluated, and whether weights are fetched then, is
+    no matter."""
     run = copied(runs, name, tmp_path)
     kept = json.loads((run / "settings.json").read_text())["input"]
     half, crop = [0.5, 0.5, 0.5], {"crop_fraction": 0.95, "crop_mode": "center"}
@@ -147,7 +152,10 @@ def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_pat
         "--crop-mode",
         "center",
     ]
-    given += f"--interpolation {protocol.split()[-1]} --crop-fraction {settings.get('crop_fraction', 0.875)}".split()
+    given += (
+        f"--interpolation {protocol.split()[-1]} --crop-fraction"
+        f" {settings.get('crop_fraction', 0.875)}".split()
+    )
     expected = evaluated(name, copied(runs, name, tmp_path / "now"), *given)
     results = evaluated(name, run)
     assert results["protocol"] == expected["protocol"] == f"centre crop of 32, {protocol}"
@@ -168,7 +176,10 @@ def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_pat
 
 
 def test_predictions_and_exports_of_older_runs(runs, data, tmp_path):
-    """Scores are those of the same weights with ImageNet's mean and std given; exported files say them."""
+    """Scores are those of the same weights with ImageNet's mean and std given.
+
+    Exported files say them.
+    """
     then, now = (
         as_then(copied(runs, "recog_imagenet", tmp_path)),
         copied(runs, "recog_imagenet", tmp_path / "now"),

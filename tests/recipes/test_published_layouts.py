@@ -1,4 +1,5 @@
-"""Each recipe of a published dataset trains and evaluates on a few files in the dataset's true layout."""
+"""Each recipe of a published dataset trains and evaluates on a few files in the dataset's true
+layout."""
 
 import inspect
 import json

@@ -1,4 +1,7 @@
-"""A network and its evaluation's transform, rebuilt from model.json, are those of the recipe: no recipe is called."""
+"""A network and its evaluation's transform, rebuilt from model.json, are those of the recipe.
+
+No recipe is called.
+"""
 
 import json
 import sys

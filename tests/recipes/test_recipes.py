@@ -1,4 +1,7 @@
-"""Every recipe file: what its docstring says, and a few steps on generated data through the command line."""
+"""Every recipe file.
+
+What its docstring says, and a few steps on generated data through the command line.
+"""
 
 import ast
 import dataclasses
@@ -89,7 +92,8 @@ def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, settings, parameters, shape",
     [
-        # torchvision publishes 35,322,218 and 42,004,074 for 21 classes; 129 more in each of the two heads
+        # torchvision publishes 35,322,218 and 42,004,074 for 21 classes; 129 more in each of the
+        # two heads
         ("seg_ade20k", {}, 35_322_218 + 129 * (513 + 257), (1, 150, 64, 64)),
         (
             "seg_ade20k",
@@ -103,7 +107,8 @@ def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
             None,
             (1, 16, 64, 64),
         ),
-        # 25,557,032 and 11,689,512 for 1000 classes; the stem for CIFAR has 27 weights a filter, not 147
+        # 25,557,032 and 11,689,512 for 1000 classes; the stem for CIFAR has 27 weights a filter,
+        # not 147
         ("recog_imagenet", {}, 25_557_032 - 992 * 2049, (1, 8)),
         ("recog_folder", {"model": "resnet18"}, 11_689_512 - 992 * 513, (1, 8)),
         ("recog_cifar10", {"model": "resnet18"}, 11_689_512 - 992 * 513 - 64 * 120, (1, 8)),
@@ -165,7 +170,10 @@ def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
 
 
 def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
-    """Losses, crops and the protocol of evaluations; centre crops are called so wherever their figures stand."""
+    """Losses, crops and the protocol of evaluations.
+
+    Centre crops are called so wherever their figures stand.
+    """
     monkeypatch.chdir(tmp_path)
     path, crop = (
         ROOT / "recipes" / "seg_folder.py",
@@ -326,14 +334,19 @@ def test_parity_has_every_option_of_the_references_scripts():
     text = (ROOT / "docs" / "from-pytorch-encoding.md").read_text()
     sections = dict(zip(("recognition", "segmentation"), text.split("\n## ")[1:3]))
     common = (
-        "dataset base-size crop-size model batch-size test-batch-size epochs start_epoch workers lr lr-scheduler "
-        "momentum weight-decay seed resume checkname rectify world-size rank dist-url dist-backend"
+        "dataset base-size crop-size model batch-size test-batch-size epochs start_epoch workers lr"
+        " lr-scheduler momentum weight-decay seed resume checkname rectify world-size rank dist-url"
+        " dist-backend"
     )
     own = {
-        "recognition": "label-smoothing mixup rand-aug pretrained last-gamma dropblock-prob final-drop warmup-epochs "
-        "no-bn-wd lr-step",
-        "segmentation": "backbone rectify-avg train-split aux aux-weight se-loss se-weight model-zoo ft eval test-val "
-        "test-folder acc-bn export no-val",
+        "recognition": (
+            "label-smoothing mixup rand-aug pretrained last-gamma dropblock-prob final-drop"
+            " warmup-epochs no-bn-wd lr-step"
+        ),
+        "segmentation": (
+            "backbone rectify-avg train-split aux aux-weight se-loss se-weight model-zoo ft eval"
+            " test-val test-folder acc-bn export no-val"
+        ),
     }
     for name, section in sections.items():
         left = " ".join(row.split(" | ")[0] for row in section.splitlines() if row.startswith("| "))

@@ -1,4 +1,7 @@
-"""Recipes that are others with other defaults, and settings that all recipes share: flat, described, built as given."""
+"""Recipes that are others with other defaults, and settings that all recipes share.
+
+Flat, described, built as given.
+"""
 
 import functools
 import inspect
@@ -116,7 +119,10 @@ def test_a_recipe_file_is_called_with_flat_settings():
 
 
 def test_other_dataclasses_stay_groups():
-    """A recipe's own dataclass is nested, as it always was; one derived from SharedSettings is flat."""
+    """A recipe's own dataclass is nested, as it always was.
+
+    One derived from SharedSettings is flat.
+    """
 
     @dataclass(frozen=True)
     class Nested:

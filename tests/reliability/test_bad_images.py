@@ -1,4 +1,7 @@
-"""Images, masks and labels that cannot be used: an error that names them, or the next one in the order."""
+"""Images, masks and labels that cannot be used.
+
+An error that names them, or the next one in the order.
+"""
 
 import json
 import os
@@ -254,19 +257,33 @@ class Deadly(Images):
         return super().__getitem__(index)
 
 
-# torch raises anywhere in the main thread, also where another thread is being started, which then has not come to be.
+# torch raises anywhere in the main thread, also where another thread is being started, which then
+# has not come to be.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_told(tmp_path):
     """torch notices a death by a signal, which names it, or by itself; both come, as time has it."""
-    told = r"data-loading worker .pid \d+. died of SIGKILL: somebody, or the system, killed it .*resumes from the last"
+    told = (
+        r"data-loading worker .pid \d+. died of SIGKILL: somebody, or the system, killed it"
+        r" .*resumes from the last"
+    )
     with pytest.raises(ChildProcessError, match=told):
         train(recognition(train_data=Deadly(27)), Options(out=tmp_path, workers=1, log_every=1))
     for text, words in {
-        "DataLoader worker (pid 12) is killed by signal: Killed. ": ".pid 12. died of SIGKILL: somebody",
-        "DataLoader worker (pid(s) 12, 13) exited unexpectedly": "data-loading worker .pid 12 and 13. died. The",
-        "DataLoader worker (pid 12) is killed by signal: Bus error. It": "died of SIGBUS: shared memory is full",
-        "DataLoader worker (pid 12) is killed by signal: Segmentation fault. ": "died of SIGSEGV: a library crashed",
-        "DataLoader worker (pid 12) is killed by signal: Terminated. ": "died of SIGTERM: another process ended it",
+        "DataLoader worker (pid 12) is killed by signal: Killed. ": (
+            ".pid 12. died of SIGKILL: somebody"
+        ),
+        "DataLoader worker (pid(s) 12, 13) exited unexpectedly": (
+            "data-loading worker .pid 12 and 13. died. The"
+        ),
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It": (
+            "died of SIGBUS: shared memory is full"
+        ),
+        "DataLoader worker (pid 12) is killed by signal: Segmentation fault. ": (
+            "died of SIGSEGV: a library crashed"
+        ),
+        "DataLoader worker (pid 12) is killed by signal: Terminated. ": (
+            "died of SIGTERM: another process ended it"
+        ),
     }.items():
         with pytest.raises(ChildProcessError, match=words), worker_deaths_told():
             raise RuntimeError(text)

@@ -46,7 +46,10 @@ def test_death_before_every_operation_of_a_save(tmp_path):
 
 @contextmanager
 def disk_full(num_bytes: int = 1200):
-    """Files may not grow beyond so many bytes: writing fails as on a full disk, after a part was written."""
+    """Files may not grow beyond so many bytes.
+
+    Writing fails as on a full disk, after a part was written.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
@@ -215,7 +218,10 @@ else:
     platform.machine() not in ("x86_64", "aarch64"), reason="the number of the system call"
 )
 def test_a_disk_that_locks_no_files(tmp_path):
-    """The kernel itself says ENOLCK, as NFS does without its lock service: a filter of system calls has it do so."""
+    """The kernel itself says ENOLCK, as NFS does without its lock service.
+
+    A filter of system calls has it do so.
+    """
     script = tmp_path / "script.py"
     script.write_text(NO_LOCKS.format(tests=str(TESTS), out=str(tmp_path / "run")))
     printed = run_command(sys.executable, str(script)).stdout
@@ -261,7 +267,10 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 
 def test_background_saves_are_those_of_the_moment(tmp_path):
-    """Bit for bit the checkpoints of a training that waits, though training goes on meanwhile; one at a time."""
+    """Bit for bit the checkpoints of a training that waits, though training goes on meanwhile.
+
+    One at a time.
+    """
     for background in (False, True):
         run(
             "all",
@@ -296,7 +305,10 @@ def test_one_save_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_no_error_of_a_save_is_overwritten(tmp_path, background):
-    """Two saves fail before anybody asks, and the next one is written: all three are told, in their order."""
+    """Two saves fail before anybody asks, and the next one is written.
+
+    All three are told, in their order.
+    """
     folder = tmp_path / "checkpoints"
     saver = Saver(folder, keep=5, background=background)
     for step in (1, 2):

@@ -57,9 +57,13 @@ def test_too_few_open_files(tmp_path, recipe, number):
 
 def test_shared_memory_is_full():
     """torch's words for it, in this process and from a worker."""
-    text = "unable to allocate shared memory(shm) for file </torch_12_34_5>: No space left on device (28)"
+    text = (
+        "unable to allocate shared memory(shm) for file </torch_12_34_5>: No space left on device"
+        " (28)"
+    )
     caught = RuntimeError(
-        f"Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\nRuntimeError: {text}"
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\nRuntimeError:"
+        f" {text}"
     )
     for error in (
         RuntimeError(text),
@@ -101,7 +105,10 @@ def test_doubtful_words_are_no_lack_of_memory_where_there_is_some():
 
 
 def test_a_dead_worker_is_told_whatever_torch_raises():
-    """By its exit code; the error is a real one, of reading from a connection whose other end is gone."""
+    """By its exit code.
+
+    The error is a real one, of reading from a connection whose other end is gone.
+    """
     worker = get_context("fork").Process(target=os._exit, args=(7,))
     worker.start()
     workers._STARTED.add(worker)

@@ -1,4 +1,7 @@
-"""Memory that runs out: real limits, real allocators; the batch stays and the passes become smaller."""
+"""Memory that runs out: real limits, real allocators.
+
+The batch stays and the passes become smaller.
+"""
 
 import json
 import signal
@@ -33,13 +36,16 @@ def assert_equal(one: Path, other: Path) -> None:
 
 
 def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passes):
-    """Bit for bit the run in those passes from the start: batch norm has not counted the step that failed."""
+    """Bit for bit the run in those passes from the start.
+
+    Batch norm has not counted the step that failed.
+    """
     printed = run(
         *ALONE, str(tmp_path), "hungry", TOY_MEMORY_GIB="6", TOY_READS="60", code=-signal.SIGKILL
     ).stdout
     assert (
-        "out of memory in step 1 with 8 images in a micro-batch: from here on 4, in batches of 8 as before"
-        in printed
+        "out of memory in step 1 with 8 images in a micro-batch: from here on 4, in batches of 8 as"
+        " before" in printed
     )
     assert json.loads((tmp_path / "hungry" / "memory.json").read_text()) == {
         "micro_batch": 4,
@@ -82,7 +88,10 @@ def test_evaluations_say_what_to_do(tmp_path):
         Inference(window=10_000_000),
         Options(out=tmp_path / "run", workers=0, checkpoint_every=3),
     )
-    told = r"out of memory in the evaluation: .*can't allocate memory.*Set a smaller eval_batch_size in the recipe, or"
+    told = (
+        r"out of memory in the evaluation: .*can't allocate memory.*Set a smaller eval_batch_size"
+        r" in the recipe, or"
+    )
     with pytest.raises(MemoryError, match=told):
         train(segmentation(inference=huge), options)
     last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]

@@ -1,4 +1,7 @@
-"""Runs killed and stopped by real signals, and gone on with: bit for bit the run that was never stopped."""
+"""Runs killed and stopped by real signals, and gone on with.
+
+Bit for bit the run that was never stopped.
+"""
 
 import json
 import os
@@ -76,7 +79,10 @@ def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
     "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
 )
 def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
-    """As `timeout` and schedulers send it: what reads images goes on, also where torch has threads in it."""
+    """As `timeout` and schedulers send it.
+
+    What reads images goes on, also where torch has threads in it.
+    """
     process = start(tmp_path, "all", workers=2, own_session=True, TOY_THREADS="2")
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     workers = psutil.Process(process.pid).children()
@@ -178,7 +184,10 @@ def test_an_orphan_stops(tmp_path, unstopped):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
-    """One of two processes dies; with --max-restarts both begin again and go on from the last checkpoint."""
+    """One of two processes dies.
+
+    With --max-restarts both begin again and go on from the last checkpoint.
+    """
     launcher = (
         "-m",
         "torch.distributed.run",
@@ -330,7 +339,10 @@ def row_of(event: str, step: int) -> dict:
 
 @pytest.mark.parametrize("cut", ["", '{"event": "st'])
 def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
-    """The log is the record of evaluations: those up to the checkpoint stay, later ones and cut lines go."""
+    """The log is the record of evaluations.
+
+    Those up to the checkpoint stay, later ones and cut lines go.
+    """
     folder = Run(tmp_path)
     for event, step in (
         ("step", 4),

@@ -1,4 +1,7 @@
-"""Workers that are started anew, as on macOS and Windows, and as CPython 3.14 does: classes of the recipe's file."""
+"""Workers that are started anew, as on macOS and Windows, and as CPython 3.14 does.
+
+Classes of the recipe's file.
+"""
 
 import sys
 

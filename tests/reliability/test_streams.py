@@ -47,7 +47,10 @@ GONE = {
 
 @pytest.mark.parametrize("opened", GONE)
 def test_a_training_outlives_its_screen(tmp_path, monkeypatch, capsys, opened):
-    """Whole, and said once on standard error; the streams can be closed afterwards without an error."""
+    """Whole, and said once on standard error.
+
+    The streams can be closed afterwards without an error.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", opened())
         summary = train(recognition(), Options(out=tmp_path, workers=0, log_every=1))

@@ -1,4 +1,7 @@
-"""What Windows' Python has not is hidden: what needs none of it runs, and a training says what it needs."""
+"""What Windows' Python has not is hidden.
+
+What needs none of it runs, and a training says what it needs.
+"""
 
 import os
 import subprocess

@@ -121,7 +121,10 @@ os._exit(0)
 
 
 def test_a_death_while_another_worker_is_forked(tmp_path):
-    """torch's error for it comes out after the fork: within it Python would drop it, and print a traceback."""
+    """torch's error for it comes out after the fork.
+
+    Within it Python would drop it, and print a traceback.
+    """
     script = tmp_path / "script.py"
     script.write_text(DEATH_IN_A_FORK.format(tests=str(TESTS)))
     printed = Script(script).communicate()[0]

@@ -52,9 +52,10 @@ def test_a_row_for_each_class_and_the_whole_matrix():
         ["1", "[red]car", "25", "25", "50"],
         ["2", "void"],
     ]
-    assert lines[-1] == (
-        "most frequent confusions (share of the true class): [red]car for void 50.00 %, [red]car for sky 25.00 %, "
-        "sky for [red]car 20.00 %; results.json, if written, has all counts"
+    assert (
+        lines[-1]
+        == "most frequent confusions (share of the true class): [red]car for void 50.00 %, [red]car"
+        " for sky 25.00 %, sky for [red]car 20.00 %; results.json, if written, has all counts"
     )
 
 
@@ -122,8 +123,9 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
         "confusion": [[8, 2], [3, 7]],
     }
     text = printed(figures, 80)
-    assert text.splitlines()[0] == (
-        "evaluation  top1 75.00 %  top1_95 66.67 % to 86.67 %  ema_top1_95 50.00 % to 100.00 %"
+    assert (
+        text.splitlines()[0]
+        == "evaluation  top1 75.00 %  top1_95 66.67 % to 86.67 %  ema_top1_95 50.00 % to 100.00 %"
     )
     rows = [
         [cell.strip() for cell in line.strip("│").split("│")]

@@ -64,7 +64,8 @@ def layer_lrs(model, **settings) -> dict[str, float]:
 
 
 def test_layer_decay_of_a_vit_is_beits():
-    """Embeddings are layer 0, block i is layer i + 1, the last norm and the head have the whole learning rate."""
+    """Embeddings are layer 0, block i is layer i + 1, the last norm and the head have the whole
+    learning rate."""
     with torch.device("meta"):
         model = vit_b_16()
     for name, lr in layer_lrs(model, layer_decay=0.65).items():
@@ -180,7 +181,8 @@ def test_layers_of_torchvisions_are_those_of_timms(name, timms):
 
 @pytest.mark.parametrize(
     "name, layers",
-    # by hand: stem, blocks and head, and of what the first, second and last but one layer begin with
+    # by hand: stem, blocks and head, and of what the first, second and last but one layer begin
+    # with
     [
         ("maxvit_t", {0: "stem.", 1: "blocks.0.layers.0.", 2: "blocks.0.layers.1.", 11: "blocks.3.layers.1.",
                       12: "classifier.5."}),
@@ -232,7 +234,10 @@ def test_embeddings_never_decay(name, names):
      ("timm:hiera_tiny_224", 14, r"blocks\.11\."), ("timm:efficientnet_b0", 18, r"blocks\.6\.0\.")],
 )  # fmt: skip
 def test_timms_networks_as_backbones_keep_their_layers(name, layers, last):
-    """Those that hand out maps say it in a part of a part; a head beside them is a layer of its own."""
+    """Those that hand out maps say it in a part of a part.
+
+    A head beside them is a layer of its own.
+    """
     pytest.importorskip("timm")
     model = nn.Module()
     with torch.device("meta"):

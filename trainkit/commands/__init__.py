@@ -1,4 +1,7 @@
-"""What a user types: one module per command, with a function `run(first, words) -> int`, the exit code."""
+"""What a user types.
+
+One module per command, with a function `run(first, words) -> int`, the exit code.
+"""
 
 # what each takes first
 COMMANDS = {

@@ -1,4 +1,7 @@
-"""The only reader of argv. Settings come from the recipe's signature, options from a dataclass, both read by tyro."""
+"""The only reader of argv.
+
+Settings come from the recipe's signature, options from a dataclass, both read by tyro.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,16 @@ if TYPE_CHECKING:  # torch comes with it, and the help of a command goes without
 
 
 def _default_hint(default: str) -> str:
-    """What stands after the help of a flag; a default of None is what its text says: `default: the run's`."""
+    """What stands after the help of a flag.
+
+    a default of None is what its text says: `default: the run's`.
+    """
     return "" if default == "None" else f"(default: {default})"
 
 
 def _as_arguments(options: type, positional: str | None = None) -> type:
-    """The same options with the help that they are shown with, the one called `positional` given without a flag.
+    """The same options with the help that they are shown with, the one called `positional` given
+    without a flag.
 
     Their values are checked by `_checked`: an error within tyro would end in a text of tyro's own.
     """
@@ -106,8 +113,8 @@ def read_settings_and_options(
 ) -> tuple[dict[str, Any], Any]:
     """The settings of a recipe and the options of a command, from the words of the command line.
 
-    A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where that is
-    given, else as the signature says.
+    A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where
+    that is given, else as the signature says.
 
     Raises:
         UserError: a setting has the name of an option of any command, or a number is not finite.
@@ -144,7 +151,8 @@ def read_settings_and_options(
 
 
 def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable[..., dict]:
-    """A function with the signature of the recipe, and these defaults, that returns what it is called with."""
+    """A function with the signature of the recipe, and these defaults, that returns what it is
+    called with."""
     signature = inspect.signature(recipe_file)
     parameters = []
     for name, parameter in signature.parameters.items():

@@ -1,4 +1,7 @@
-"""Dry run of a recipe: all that a run does, on three batches, and an estimate of what a whole run takes."""
+"""Dry run of a recipe.
+
+All that a run does, on three batches, and an estimate of what a whole run takes.
+"""
 
 import shutil
 import tempfile
@@ -62,10 +65,13 @@ def run(recipe: str, words: list[str]) -> int:
 
 @lost_processes_told()
 def check(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Read, train, save, resume and evaluate on a few batches; show and return the results, and leave no files.
+    """Read, train, save, resume and evaluate on a few batches.
 
-    Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a training
-    would raise, and ValueError where resuming from a checkpoint does not give the same weights.
+    Show and return the results, and leave no files.
+
+    Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a
+    training would raise, and ValueError where resuming from a checkpoint does not give the same
+    weights.
     """
     recipe, accelerator, display, plan = start(recipe, options)
     introduce(recipe, display.note)
@@ -91,8 +97,8 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     ]
     if moved:
         warnings.append(
-            f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their statistics: freeze "
-            "them with trainkit.freeze, which keeps them in evaluation mode"
+            f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their"
+            " statistics: freeze them with trainkit.freeze, which keeps them in evaluation mode"
         )
     warnings += training_warnings(recipe.train_data, recipe.task)
     unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
@@ -206,8 +212,8 @@ def _goes_on(
     different = [name for names in gather_object([mine]) for name in names]
     if different and accelerator.device.type == "cpu":
         raise UserError(
-            f"resuming from a checkpoint gave other weights ({', '.join(different[:3])}): something in the model or "
-            "the optimizer keeps state that no checkpoint sees"
+            f"resuming from a checkpoint gave other weights ({', '.join(different[:3])}): something"
+            " in the model or the optimizer keeps state that no checkpoint sees"
         )
     return (
         "not bit-equal: kernels of this device add in changing order" if different else "bit-equal"
@@ -246,27 +252,32 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
     share = order.share(0, 0)
     if options.micro_batch is not None and options.micro_batch >= share.stop:
         found.append(
-            f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images of a batch"
+            f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images"
+            " of a batch"
         )
     if options.log_every > total:
         found.append(f"--log-every {options.log_every} is more than the {total} steps of the run")
     if options.evaluate_every > recipe.epochs:
         found.append(
-            f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one evaluation"
+            f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one"
+            " evaluation"
         )
     if (options.checkpoint_every or 0) > total:
         found.append(
-            f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of the run"
+            f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of"
+            " the run"
         )
     left_out = order.num_images - order.steps_per_epoch * recipe.batch_size
     if recipe.drop_last and left_out > 0.1 * order.num_images:
         found.append(
-            f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower batch_size"
+            f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower"
+            " batch_size"
         )
     grows = DatasetInfo.of(recipe.train_data).final_epoch
     if grows:
         found.append(
-            f"images change until epoch {grows} of {recipe.epochs:g}; the results above are of the first ones"
+            f"images change until epoch {grows} of {recipe.epochs:g}; the results above are of the"
+            " first ones"
         )
     covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
     trained = [
@@ -275,12 +286,14 @@ def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
     free = [name for name, weight in trained if id(weight) not in covered]
     if free:
         found.append(
-            f"{len(free)} weights are not in the optimizer and will not change: {', '.join(free[:3])}"
+            f"{len(free)} weights are not in the optimizer and will not change:"
+            f" {', '.join(free[:3])}"
         )
     norms = [name for name, part in recipe.model.named_modules() if isinstance(part, AnyBatchNorm)]
     if norms and has_modes(recipe.optimizer) and options.precise_bn is None:
         found.append(
-            f"{type(recipe.optimizer).__name__} evaluates other weights than it trains, and {len(norms)} batch norms "
-            f"({', '.join(norms[:3])}) have the statistics of those it trains: give --precise-bn"
+            f"{type(recipe.optimizer).__name__} evaluates other weights than it trains, and"
+            f" {len(norms)} batch norms ({', '.join(norms[:3])}) have the statistics of those it"
+            " trains: give --precise-bn"
         )
     return found

@@ -26,9 +26,10 @@ from trainkit.recipe import Task
 class Finding:
     """What one image was found to be: plain numbers, which cost little to send.
 
-    digest: 8 bytes of a hash of its file, or of its pixels where it has none. size: (width, height). counts: pixels
-    of each label, or 0 of the image's one class. ignored: pixels that count nowhere. notes: what decoders warned of.
-    highest: the highest value of an image of 16 bits. fault: kind and words.
+    digest: 8 bytes of a hash of its file, or of its pixels where it has none. size: (width,
+    height). counts: pixels of each label, or 0 of the image's one class. ignored: pixels that count
+    nowhere. notes: what decoders warned of. highest: the highest value of an image of 16 bits.
+    fault: kind and words.
     """
 
     index: int
@@ -42,7 +43,10 @@ class Finding:
 
 
 class Examiner(Dataset):
-    """index -> Finding. check: what the task says of a target; ignore: the label that counts nowhere."""
+    """index -> Finding.
+
+    check: what the task says of a target; ignore: the label that counts nowhere.
+    """
 
     def __init__(self, data: Dataset, task: Task):
         self.data, self.as_stored = untransformed(data)
@@ -82,9 +86,12 @@ class Examiner(Dataset):
 
 
 def untransformed(data: Dataset) -> tuple[Dataset, bool]:
-    """The same dataset without its attribute `transform`, and True; itself and False where it cannot do without.
+    """The same dataset without its attribute `transform`, and True.
 
-    Of repeated images there is one each, and of those held on a device the ones that were read into it.
+    Itself and False where it cannot do without.
+
+    Of repeated images there is one each, and of those held on a device the ones that were read into
+    it.
     """
     info = DatasetInfo.of(data)
     layer = info.transformed

@@ -1,9 +1,10 @@
 """All data of a recipe read once, before any GPU time is spent, and what is wrong with it.
 
-Images and targets are looked at as they are stored: a dataset's transform is left out where it is the
-attribute `transform`, as in all of trainkit.data and torchvision. An error is what would stop a training or an
-evaluation: a file that cannot be read, a mask of another size than its image, a label outside the classes. A
-warning is what spoils one in silence; official splits have some of that, too.
+Images and targets are looked at as they are stored: a dataset's transform is left out where it is
+the attribute `transform`, as in all of trainkit.data and torchvision. An error is what would stop a
+training or an evaluation: a file that cannot be read, a mask of another size than its image, a
+label outside the classes. A warning is what spoils one in silence; official splits have some of
+that, too.
 """
 
 import json
@@ -39,7 +40,10 @@ SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
 
 
 def run(recipe: str, words: list[str]) -> int:
-    """Look through the data of a recipe, a file or the name of one; the exit code: 2 where there are errors."""
+    """Look through the data of a recipe, a file or the name of one.
+
+    the exit code: 2 where there are errors.
+    """
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     prog = f"trainkit doctor {path}"
@@ -54,11 +58,12 @@ def run(recipe: str, words: list[str]) -> int:
 def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     """Read both splits, show what was found, and write it to `out`/doctor.json.
 
-    workers: reading processes, 0 for none. Keys: "num_errors", "warnings" (lines), "in_both" (pairs of names),
-    "train" and "val": num_images; as_stored (without transforms); faults, by kind, of index, name and what; warned,
-    the same of images at which a decoder warned; sixteen_bit (num_images that have 16 bits a channel, highest value);
-    sizes (width, height); classes of id, name, images and pixels; ignored_pixels; unlabelled (names of images in
-    which nothing counts); repeated (names of images that are the same). Images at fault are in no histogram.
+    workers: reading processes, 0 for none. Keys: "num_errors", "warnings" (lines), "in_both" (pairs
+    of names), "train" and "val": num_images; as_stored (without transforms); faults, by kind, of
+    index, name and what; warned, the same of images at which a decoder warned; sixteen_bit
+    (num_images that have 16 bits a channel, highest value); sizes (width, height); classes of id,
+    name, images and pixels; ignored_pixels; unlabelled (names of images in which nothing counts);
+    repeated (names of images that are the same). Images at fault are in no histogram.
     """
     require_room(out)
     display = Display()
@@ -144,7 +149,10 @@ def _look_through(
 
 
 def _sizes(sizes: np.ndarray) -> dict[str, list[int]]:
-    """The smallest, median and largest (width, height) by number of pixels; `sizes`: (N, 2), 0 where unread."""
+    """The smallest, median and largest (width, height) by number of pixels.
+
+    `sizes`: (N, 2), 0 where unread.
+    """
     known = sizes[sizes[:, 0] > 0]
     if not len(known):
         return {}
@@ -206,24 +214,27 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
     many, highest = report["sixteen_bit"].values()
     if many and highest < 2**15:
         lines.append(
-            f"{many} {split} images have 16 bits a channel and values up to {highest} only: their upper 8 bits are "
-            f"read (65535 becomes 255), {highest // 256 + 1} levels of these; save them scaled to 0 to 65535, or with "
-            "8 bits"
+            f"{many} {split} images have 16 bits a channel and values up to {highest} only: their"
+            f" upper 8 bits are read (65535 becomes 255), {highest // 256 + 1} levels of these;"
+            " save them scaled to 0 to 65535, or with 8 bits"
         )
     unused = [row["name"] for row in report["classes"] if not row["images"]]
     if unused:
         lines.append(
-            f"{len(unused)} of {len(report['classes'])} classes are in no {split} image: {_some(unused)}"
+            f"{len(unused)} of {len(report['classes'])} classes are in no {split} image:"
+            f" {_some(unused)}"
         )
         pixels = sum(row["pixels"] or 0 for row in report["classes"])
         if report["ignored_pixels"]:
             share = report["ignored_pixels"] / (pixels + report["ignored_pixels"])
             lines.append(
-                f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what classes are)"
+                f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what"
+                " classes are)"
             )
     if report["unlabelled"]:
         lines.append(
-            f"{len(report['unlabelled'])} {split} images have no label: {_some(report['unlabelled'])}"
+            f"{len(report['unlabelled'])} {split} images have no label:"
+            f" {_some(report['unlabelled'])}"
         )
     if report["repeated"]:
         names = [" = ".join(same) for same in report["repeated"]]

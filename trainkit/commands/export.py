@@ -61,16 +61,17 @@ class Logits(nn.Module):
 def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
     """Write the model with the weights at `weights` to `asked.out`.
 
-    Written aside, loaded again and run on validation images: it gets its name only where its logits are within
-    LIMIT of the model's. Raises UserError for weights that do not fit, for libraries that are not there and for
-    models that cannot be written so, CommandFailed where the file was not kept.
+    Written aside, loaded again and run on validation images: it gets its name only where its logits
+    are within LIMIT of the model's. Raises UserError for weights that do not fit, for libraries
+    that are not there and for models that cannot be written so, CommandFailed where the file was
+    not kept.
     """
     display = Display()
     expected = SUFFIXES[asked.format]
     if asked.out.suffix in {".pth", ".pt", *SUFFIXES.values()} - {expected}:
         raise UserError(
-            f"out is {asked.out}, and format {asked.format}, whose files are called *{expected}: give the one that is "
-            "meant, with --out or --format"
+            f"out is {asked.out}, and format {asked.format}, whose files are called *{expected}:"
+            " give the one that is meant, with --out or --format"
         )
     if asked.out.is_dir():
         raise UserError(
@@ -105,27 +106,33 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
             difference, tried = _written(model, images, aside, asked.format, about)
         if not difference <= LIMIT:  # also where it is NaN
             raise CommandFailed(
-                f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g} on {tried} images; "
-                f"{LIMIT:g} is allowed"
+                f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g}"
+                f" on {tried} images; {LIMIT:g} is allowed"
             )
         aside.replace(asked.out)
     finally:
         aside.unlink(missing_ok=True)
     display.note(
-        f"{asked.out}: {asked.format}, {asked.out.stat().st_size / 2**20:.1f} MiB; input {about['input']['shape']}; "
-        f"largest difference from the model on {tried} images: {difference:.2g}"
+        f"{asked.out}: {asked.format}, {asked.out.stat().st_size / 2**20:.1f} MiB; input"
+        f" {about['input']['shape']}; largest difference from the model on {tried} images:"
+        f" {difference:.2g}"
     )
 
 
 def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
-    """What stands in the file's metadata: how an image becomes the model's input, and what comes out."""
+    """What stands in the file's metadata.
+
+    How an image becomes the model's input, and what comes out.
+    """
     image, _ = recipe.val_data[0]
     raw = image.dtype == torch.uint8
     scaled = {"scale": 1 / 255, "mean": list(recipe.mean), "std": list(recipe.std)}
     classes, divisor = recipe.task.known_classes, _divisor(recipe)
     filled = {
-        "fill": f"0 after normalisation, at the bottom and on the right, to sides divisible by {divisor}; what comes "
-        "out is resized to that and cut to the image"
+        "fill": (
+            "0 after normalisation, at the bottom and on the right, to sides divisible by"
+            f" {divisor}; what comes out is resized to that and cut to the image"
+        )
     }
     return {
         "trainkit": __version__,
@@ -136,12 +143,15 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "input": {"name": INPUT, "layout": "NCHW", "dtype": "float32", "colours": "RGB"},
         "output": {"name": OUTPUT},
         "preprocessing": {
-            "read": f"RGB, {'upright by EXIF' if recipe.upright else 'as stored whatever EXIF says'}, uint8",
+            "read": (
+                f"RGB, {'upright by EXIF' if recipe.upright else 'as stored whatever EXIF says'},"
+                " uint8"
+            ),
             "transform": str(DatasetInfo.of(recipe.val_data).transform),
             "size": list(image.shape[-2:]),  # of the first validation image
-            "then": "(image * scale - mean) / std, per channel"
-            if raw
-            else "as the transform leaves it",
+            "then": (
+                "(image * scale - mean) / std, per channel" if raw else "as the transform leaves it"
+            ),
             **(scaled if raw else {}),
             **(filled if divisor > 1 else {}),
         },
@@ -164,7 +174,9 @@ def _images(recipe: Recipe, number: int) -> list[Tensor]:
 def _written(
     model: nn.Module, images: list[Tensor], path: Path, kind: str, about: dict[str, Any]
 ) -> tuple[float, int]:
-    """Write the file with as many free axes as the model allows, and try it: what `_largest_difference` says.
+    """Write the file with as many free axes as the model allows, and try it.
+
+    What `_largest_difference` says.
 
     Raises UserError where it cannot be written at all.
     """
@@ -209,7 +221,8 @@ def _largest_difference(
         expected, found = model(batch), run(batch)
         if found.shape != expected.shape:
             raise RuntimeError(
-                f"the file gives {list(found.shape)} for {list(batch.shape)}, not {list(expected.shape)}"
+                f"the file gives {list(found.shape)} for {list(batch.shape)}, not"
+                f" {list(expected.shape)}"
             )
         differences.append((found.float() - expected).abs().max())
     return float(torch.stack(differences).max()), tried  # NaN, where one of them is
@@ -277,7 +290,10 @@ def _load_onnx(path: Path, model: Logits) -> Forward:
 
 
 def _example(image: Tensor, free: tuple[str, ...]) -> Tensor:
-    """An input to trace: two images where their number is free, as a length of 1 is taken for fixed."""
+    """An input to trace.
+
+    Two images where their number is free, as a length of 1 is taken for fixed.
+    """
     return torch.cat([image, image]) if "batch" in free else image
 
 

@@ -14,10 +14,12 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, and take a token that ma
 
 
 def open_repository(name: str, private: bool) -> str:
-    """The model repository `name` ("owner/name", or a name of one's own), made where there is none; its full name.
+    """The model repository `name` ("owner/name", or a name of one's own), made where there is none.
 
-    private: only its owners see it. Raises UserError where it is public already, and where nobody is logged in, the
-    Hub refuses or cannot be reached.
+    Its full name.
+
+    private: only its owners see it. Raises UserError where it is public already, and where nobody
+    is logged in, the Hub refuses or cannot be reached.
     """
     try:
         validate_repo_id(name)
@@ -25,21 +27,25 @@ def open_repository(name: str, private: bool) -> str:
         raise UserError(f"{name!r} is no name on the Hub: give owner/name. {error}") from error
     if get_token() is None:
         raise UserError(
-            f"not logged in to the Hugging Face Hub: {LOG_IN}; --folder DIR writes the files here instead"
+            f"not logged in to the Hugging Face Hub: {LOG_IN}; --folder DIR writes the files here"
+            " instead"
         )
     with _told(name):
         full = HfApi().create_repo(name, private=private or None, exist_ok=True).repo_id
         public = private and not HfApi().repo_info(full).private
     if public:
         raise UserError(
-            f"{full} is on the Hub already, and public: nothing was uploaded. Make it private in its settings there, "
-            "or choose another name"
+            f"{full} is on the Hub already, and public: nothing was uploaded. Make it private in"
+            " its settings there, or choose another name"
         )
     return full
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Put the files of `folder` there in one commit; the commit's address. Raises UserError as `open_repository`."""
+    """Put the files of `folder` there in one commit; the commit's address.
+
+    Raises UserError as `open_repository`.
+    """
     with _told(repository):
         message = "Weights, recipe, settings and metrics of a run of trainkit"
         return (
@@ -59,6 +65,6 @@ def _told(name: str) -> Iterator[None]:
         raise UserError(f"the Hub refused {name}: {str(error).splitlines()[0]}{remedy}") from error
     except Exception as error:  # the network's errors come from several libraries
         raise UserError(
-            f"{name} could not be uploaded, the Hub cannot be reached: {type(error).__name__}: {error}; --folder DIR "
-            "writes the files here instead"
+            f"{name} could not be uploaded, the Hub cannot be reached: {type(error).__name__}:"
+            f" {error}; --folder DIR writes the files here instead"
         ) from error

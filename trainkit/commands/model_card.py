@@ -82,8 +82,8 @@ def _text(run: Published) -> str:
     whose = "the moving average of the weights" if run.averaged else "the weights"
     parts = [
         f"# {run.name.split('/')[-1]}",
-        f"{run.recorded['model']}, trained by the recipe `{run.recipe}` of trainkit. `{WEIGHTS}` holds {whose} after "
-        f"step {run.step} of {run.recorded['total_steps']}"
+        f"{run.recorded['model']}, trained by the recipe `{run.recipe}` of trainkit. `{WEIGHTS}`"
+        f" holds {whose} after step {run.step} of {run.recorded['total_steps']}"
         + (
             ", on generated images."
             if settings.get("sample")
@@ -108,11 +108,14 @@ def _text(run: Published) -> str:
             f"hf download {run.name} --local-dir {run.name.split('/')[-1]}",
             f"cd {run.name.split('/')[-1]}",
             f"trainkit evaluate recipe.py --weights {WEIGHTS}{_evaluated_with(run)}",
-            f"trainkit predict recipe.py my_photos --weights {WEIGHTS}{_data(run)} --out predictions",
+            f"trainkit predict recipe.py my_photos --weights {WEIGHTS}{_data(run)} --out"
+            " predictions",
         ),
-        "Settings not given are those of the run, from `settings.json` beside the weights. A training takes those of "
-        f"the recipe: `trainkit recipe.py --init-from {WEIGHTS}` fine-tunes, with the settings of the model given "
-        "again.",
+        (
+            "Settings not given are those of the run, from `settings.json` beside the weights. A"
+            f" training takes those of the recipe: `trainkit recipe.py --init-from {WEIGHTS}`"
+            " fine-tunes, with the settings of the model given again."
+        ),
         "## How it was trained",
         _code(f"trainkit {shlex.join(_words(run))}"),
         _table(
@@ -138,7 +141,10 @@ def _evaluated_with(run: Published) -> str:
 
 
 def _data(run: Published) -> str:
-    """The setting that names the images, where nobody else has them under that name: classes are read there too."""
+    """The setting that names the images, where nobody else has them under that name.
+
+    Classes are read there too.
+    """
     settings = run.recorded["settings"]
     is_local = "data" in settings and not settings.get("sample") and settings["data"] != run.dataset
     return " --data FOLDER" if is_local else ""

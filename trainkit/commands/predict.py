@@ -1,4 +1,7 @@
-"""Predictions of images in files and folders, one after the other: none is held longer than it takes."""
+"""Predictions of images in files and folders, one after the other.
+
+None is held longer than it takes.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -49,10 +52,13 @@ def run(first: str, words: list[str]) -> int:
 
 
 class Pictures(Dataset):
-    """index -> Picture, read only when asked for; a file that cannot be read gives a Picture that says why.
+    """index -> Picture, read only when asked for.
 
-    files: of the images; names: what is written about each is called, relative. original: keep the image at its
-    own size beside the transformed one. upright: turn images by their EXIF orientation.
+    A file that cannot be read gives a Picture that says why.
+
+    files: of the images; names: what is written about each is called, relative. original: keep the
+    image at its own size beside the transformed one. upright: turn images by their EXIF
+    orientation.
     """
 
     def __init__(
@@ -63,7 +69,8 @@ class Pictures(Dataset):
         original: bool,
         upright: bool = True,
     ):
-        # As bytes in one array each: workers share them, and a million names are no million objects.
+        # As bytes in one array each: workers share them, and a million names are no million
+        # objects.
         self.files, self.names = (
             FileList(Path(), [str(path) for path in paths]) for paths in (files, names)
         )
@@ -91,10 +98,13 @@ class Pictures(Dataset):
 
 
 def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inventory]:
-    """The images that `paths` are or hold, but for those in `out`: file -> name of what is written about it.
+    """The images that `paths` are or hold, but for those in `out`.
 
-    In the order given, sorted within a folder, each once; and what they are and what was left out of the folders.
-    Raises MissingFileError for a path that is not there and for folders without images, ValueError for no path.
+    File -> name of what is written about it.
+
+    In the order given, sorted within a folder, each once; and what they are and what was left out
+    of the folders. Raises MissingFileError for a path that is not there and for folders without
+    images, ValueError for no path.
     """
     found: dict[Path, Path] = {}
     inventory = Inventory()
@@ -108,8 +118,8 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
             }
             if there and not inside:
                 raise UserError(
-                    f"out is {out}, which holds all images of {path}, and what lies there is taken for "
-                    "predictions: choose another folder with --out"
+                    f"out is {out}, which holds all images of {path}, and what lies there is taken"
+                    " for predictions: choose another folder with --out"
                 )
             if not inside:
                 raise MissingFileError(f"no images in {path}{here.left_out_words}")
@@ -124,23 +134,26 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[Path, Path], Inv
             found.setdefault(file, name)
     if not found:
         raise UserError(
-            "nothing to predict: name images or folders, as in trainkit predict RUN my_photos --out predictions"
+            "nothing to predict: name images or folders, as in trainkit predict RUN my_photos --out"
+            " predictions"
         )
     inventory.taken.update(extension(file.name) for file in found)
     return found, inventory
 
 
 def transform_of(data: Any) -> Callable[[Any], Any] | None:
-    """How validation data treats an image after it is read: its attribute `transform`, which takes an image alone.
+    """How validation data treats an image after it is read.
+
+    Its attribute `transform`, which takes an image alone.
 
     Raises UserError where it has none, or one that does not.
     """
     info = DatasetInfo.of(data)
     if info.transformed is None:
         raise UserError(
-            f"val_data is of type {type(info.innermost).__name__}, without an attribute `transform`: give it one, a "
-            "function from an image (uint8 (3, H, W)) to what the model is evaluated on, so that other images can be "
-            "read alike"
+            f"val_data is of type {type(info.innermost).__name__}, without an attribute"
+            " `transform`: give it one, a function from an image (uint8 (3, H, W)) to what the"
+            " model is evaluated on, so that other images can be read alike"
         )
     transform = info.transform
     if transform is not None:
@@ -148,8 +161,8 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
             transform(tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)))
         except TypeError as error:
             raise UserError(
-                f"val_data's transform does not take an image alone ({error}): torchvision's v2 transforms do, with "
-                "a mask beside it and without"
+                f"val_data's transform does not take an image alone ({error}): torchvision's v2"
+                " transforms do, with a mask beside it and without"
             ) from error
     return transform
 
@@ -157,9 +170,10 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
 def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
     """Write predictions of the images at `asked.paths` into `asked.out`.
 
-    weights: a checkpoint folder, or a file of weights. In the order of the files, each read as validation images
-    are. Raises UserError and MissingFileError before anything is read where it cannot work, OSError where
-    the predictions cannot be written, and at the end a UserError that names the files that could not be read.
+    weights: a checkpoint folder, or a file of weights. In the order of the files, each read as
+    validation images are. Raises UserError and MissingFileError before anything is read where it
+    cannot work, OSError where the predictions cannot be written, and at the end a UserError that
+    names the files that could not be read.
     """
     transform = transform_of(recipe.val_data)
     found, inventory = find_images(asked.paths, asked.out)
@@ -171,8 +185,8 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise UserError(
-            f"{accelerator.num_processes} processes were started, and predict takes one: start it without a launcher, "
-            "or one for each part of the images"
+            f"{accelerator.num_processes} processes were started, and predict takes one: start it"
+            " without a launcher, or one for each part of the images"
         )
     display = Display()
     display.note(f"{images_of(len(found), None)} ({inventory.formats}){inventory.left_out_words}")
@@ -209,8 +223,10 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
 def _way_of_looking(
     recipe: Recipe, accelerator: Accelerator, black: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """From images of one shape (N, C, h, w) to what the writer takes: logits, or where the recipe's evaluations look in
-    windows, at scales or flipped, probabilities at the size of the images.
+    """From images of one shape (N, C, h, w) to what the writer takes.
+
+    Logits, or where the recipe's evaluations look in windows, at scales or flipped, probabilities
+    at the size of the images.
     """
     if recipe.inference is None:
         model = uncompiled(prepare(accelerator, recipe.model), recipe.task).eval()
@@ -271,8 +287,8 @@ def _no_two_alike(found: dict[Path, Path]) -> None:
         other = taken.setdefault(name.with_suffix(""), file)
         if other is not file:
             raise UserError(
-                f"{other} and {file} would both be written as {name.with_suffix('.png')}: rename one, or predict them "
-                "into two folders"
+                f"{other} and {file} would both be written as {name.with_suffix('.png')}: rename"
+                " one, or predict them into two folders"
             )
 
 
@@ -299,5 +315,6 @@ def _told(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"predictions cannot be written to {out}: {reason(error)}; choose another folder with --out"
+            f"predictions cannot be written to {out}: {reason(error)}; choose another folder with"
+            " --out"
         ) from error

@@ -1,4 +1,7 @@
-"""Predictions as files: classes with probabilities; segmentation masks in colour and in the dataset's own ids."""
+"""Predictions as files: classes with probabilities.
+
+Segmentation masks in colour and in the dataset's own ids.
+"""
 
 import csv
 import json
@@ -58,13 +61,16 @@ def make_writer(task: Task, out: Path, top_k: int, overlay: bool) -> Writer:
     if isinstance(task, Segmentation):
         return MapWriter(task, out, overlay)
     raise UserError(
-        f"task {type(task.given).__name__}: predictions are written for Recognition and Segmentation, and what is "
-        "derived from them"
+        f"task {type(task.given).__name__}: predictions are written for Recognition and"
+        " Segmentation, and what is derived from them"
     )
 
 
 class ClassWriter:
-    """`predictions.jsonl` and `predictions.csv`: a line per image, its most probable (top-k) classes."""
+    """`predictions.jsonl` and `predictions.csv`.
+
+    A line per image, its most probable (top-k) classes.
+    """
 
     one_file_each = False
 
@@ -72,7 +78,8 @@ class ClassWriter:
         names = range(task.num_classes) if isinstance(task.classes, int) else task.classes
         self.task = task
         self.names, self.top_k = [str(name) for name in names], min(top_k, task.num_classes)
-        # Bytes of a file's name that are no UTF-8 are escaped as "\udce9", which JSON reads as Python's name of it.
+        # Bytes of a file's name that are no UTF-8 are escaped as "\udce9", which JSON reads as
+        # Python's name of it.
         self._lines = (out / "predictions.jsonl").open(
             "w", encoding="utf-8", errors="backslashreplace"
         )
@@ -110,8 +117,9 @@ class ClassWriter:
 class MapWriter:
     """Segmentation masks at each image's own size, below three folders.
 
-    colour/: PNG of mode P, class ids in the task's palette. raw/: grey PNG of the dataset's own labels, as benchmark
-    servers take them. overlay/: the image half covered by the colours, where asked for.
+    colour/: PNG of mode P, class ids in the task's palette. raw/: grey PNG of the dataset's own
+    labels, as benchmark servers take them. overlay/: the image half covered by the colours, where
+    asked for.
     """
 
     one_file_each = True
@@ -125,7 +133,10 @@ class MapWriter:
         self.raw_ids = raw.astype(np.uint8 if raw.max() < 256 else np.uint16)
 
     def add(self, pictures: Sequence[Picture], logits: Tensor) -> None:
-        """Two or three files for each image; logits: (N, C, h, w), resized to each image's own size."""
+        """Two or three files for each image.
+
+        logits: (N, C, h, w), resized to each image's own size.
+        """
         for picture, each in zip(pictures, logits):
             labels = likeliest(each, picture.size).cpu().numpy()
             save_coloured(self._path("colour", picture, ".png"), labels, self.palette)
@@ -146,7 +157,8 @@ class MapWriter:
 def likeliest(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The class of each pixel at `size`, uint8 (H, W), from logits (C, h, w) resized bilinearly.
 
-    As `resize(logits).argmax(0)`, a few classes at a time: 150 classes of a photo of 12 million pixels are 7 GB.
+    As `resize(logits).argmax(0)`, a few classes at a time: 150 classes of a photo of 12 million
+    pixels are 7 GB.
     """
     at_once = max(1, VALUES_AT_ONCE // (size[0] * size[1]))
     best: Tensor | None = None

@@ -1,4 +1,7 @@
-"""Publish a run: weights, recipe, settings, metrics and a model card, in a folder or on the Hugging Face Hub."""
+"""Publish a run.
+
+Weights, recipe, settings, metrics and a model card, in a folder or on the Hugging Face Hub.
+"""
 
 import ast
 import json
@@ -46,11 +49,13 @@ def run(first: str, words: list[str]) -> int:
 
 
 def push(folder: Path, asked: PushOptions) -> None:
-    """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and upload nothing.
+    """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and
+    upload nothing.
 
-    The weights are those of the best checkpoint, averaged where the run kept an average: the ones its headline
-    figure is of. What is written names no folder of this machine. Raises MissingFileError where there is no run or
-    no checkpoint, ValueError where the folder is taken, or the Hub cannot be reached or refuses.
+    The weights are those of the best checkpoint, averaged where the run kept an average: the ones
+    its headline figure is of. What is written names no folder of this machine. Raises
+    MissingFileError where there is no run or no checkpoint, ValueError where the folder is taken,
+    or the Hub cannot be reached or refuses.
     """
     display = Display()
     require_run(folder)
@@ -113,7 +118,10 @@ def _published(
     asked: PushOptions,
     sha256: str,
 ) -> Published:
-    """What the card tells. evaluated: results.json. sha256: of the file of weights as it is published."""
+    """What the card tells. evaluated: results.json.
+
+    sha256: of the file of weights as it is published.
+    """
     averaged = recorded.get("ema") is not None
     row = Run(run).last_evaluation(step_of(weights)) or {}
     figures = _of_weights(
@@ -152,10 +160,12 @@ def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
 
 
 def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
-    """The recipe's file, and those beside its original that it imports, by the names they are published under."""
+    """The recipe's file, and those beside its original that it imports, by the names they are
+    published under."""
     if origin is None or not (run / "recipe.py").is_file():
         raise UserError(
-            f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be pushed"
+            f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be"
+            " pushed"
         )
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
     while waiting:
@@ -188,14 +198,16 @@ def _dataset(recorded: dict[str, Any]) -> str | None:
     """The name on the Hub of the data, where the run read it from there."""
     settings = recorded["settings"]
     data = str(settings.get("data"))
-    # Where it was read from is known where it was read: here there may be no such folder, or another one.
+    # Where it was read from is known where it was read: here there may be no such folder, or
+    # another one.
     there = "data" in recorded["local"] if "local" in recorded else Path(data).is_dir()
     local = settings.get("sample") or data.startswith("data/") or there
     return data if HUB_NAME.fullmatch(data) and not local else None
 
 
 def without_places(value: Any) -> Any:
-    """A plain value with every path of this machine in it shortened to its last name, also inside a string.
+    """A plain value with every path of this machine in it shortened to its last name, also inside a
+    string.
 
     Such begin at a root, a home, a drive or a folder above.
     """
@@ -207,5 +219,8 @@ def without_places(value: Any) -> Any:
 
 
 def _shortened(words: str) -> str:
-    """A path ends where the next one begins, or with the words: a name may hold blanks, commas and equal signs."""
+    """A path ends where the next one begins, or with the words.
+
+    A name may hold blanks, commas and equal signs.
+    """
     return PLACE.sub(lambda place: re.split(r"[/\\]", place[0].rstrip("/\\"))[-1] or ".", words)

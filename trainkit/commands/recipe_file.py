@@ -43,7 +43,10 @@ class RecipeFile:
         return getattr(self.module, "SAMPLE", elsewhere.get("SAMPLE", {}))
 
     def sample_settings(self) -> dict[str, Any]:
-        """What `--sample` changes. Raises UserError where SAMPLE is no dict of settings of the recipe."""
+        """What `--sample` changes.
+
+        Raises UserError where SAMPLE is no dict of settings of the recipe.
+        """
         if not isinstance(self.sample, Mapping):
             raise UserError(
                 f"SAMPLE in {self.path} is of type {type(self.sample).__name__}; it must be a dict"
@@ -75,8 +78,8 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
         signature = flat_signature(function)
     except NameError as error:
         raise UserError(
-            f"{path}: an annotation of `recipe` names {error.name}, which is not there when it runs: import it, and "
-            "not under TYPE_CHECKING alone"
+            f"{path}: an annotation of `recipe` names {error.name}, which is not there when it"
+            " runs: import it, and not under TYPE_CHECKING alone"
         ) from error
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -86,14 +89,16 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
     unnamed = [str(each) for each in signature.parameters.values() if each.kind not in named]
     if unnamed:
         raise UserError(
-            f"{path}: `recipe` takes {', '.join(unnamed)}, which no flag can name: name each setting, and "
-            "put functools.wraps into a decorator"
+            f"{path}: `recipe` takes {', '.join(unnamed)}, which no flag can name: name each"
+            " setting, and put functools.wraps into a decorator"
         )
     return signature
 
 
 def find_recipe(word: str) -> Path:
-    """The file that the first word of a command line means: an existing file, else the recipe of that name.
+    """The file that the first word of a command line means.
+
+    An existing file, else the recipe of that name.
 
     Looked for in ./recipes and in the folder `recipes` beside the package.
 
@@ -128,7 +133,8 @@ def recipe_folders() -> list[Path]:
 def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
-    Raises UserError or MissingFileError where file, function or an imported module are missing, or it is not Python.
+    Raises UserError or MissingFileError where file, function or an imported module are missing, or
+    it is not Python.
     """
     if not path.is_file():
         raise MissingFileError(f"no recipe at {path}{_nearest(path)}")
@@ -142,7 +148,8 @@ def load_recipe(path: Path) -> RecipeFile:
     except (SyntaxError, ValueError) as error:  # such as one with null bytes
         where = f", line {error.lineno}," if isinstance(error, SyntaxError) and error.lineno else ""
         raise UserError(
-            f"{path}{where} is not Python: {getattr(error, 'msg', error)}. Correct it, or put a whole copy in its place"
+            f"{path}{where} is not Python: {getattr(error, 'msg', error)}. Correct it, or put a"
+            " whole copy in its place"
         ) from error
     try:
         with _missing_module_told(path):
@@ -164,7 +171,8 @@ def load_recipe(path: Path) -> RecipeFile:
 def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
     """Call the recipe's function, and see that it returned a Recipe.
 
-    Raises UserError too where a library that the recipe calls refuses what it is given, as torch.optim does lr=-1.
+    Raises UserError too where a library that the recipe calls refuses what it is given, as
+    torch.optim does lr=-1.
     """
     try:
         with _missing_module_told(recipe.path):
@@ -184,8 +192,9 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
             if value != parameters[name].default
         ]
         raise UserError(
-            f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was built with "
-            f"{', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the full traceback"
+            f"{call}, does not take what it was given: {str(error).rstrip('.')}. The recipe was"
+            f" built with {', '.join(other) or 'its own settings'}; TRAINKIT_TRACEBACK=1 shows the"
+            " full traceback"
         ) from error
     if not isinstance(built, Recipe):
         raise UserError(
@@ -195,7 +204,10 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
 
 
 def modules_gone(file: Path) -> list[str]:
-    """Modules of trainkit that a recipe imports and that are not there; the file is read, and not run."""
+    """Modules of trainkit that a recipe imports and that are not there.
+
+    The file is read, and not run.
+    """
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
@@ -218,7 +230,10 @@ def _is_there(module: str) -> bool:
 
 
 def _refusing_call(error: Exception, recipe: Path) -> str | None:
-    """Which library function, called from where, raised `error`; None where trainkit or the recipe itself did."""
+    """Which library function, called from where, raised `error`.
+
+    None where trainkit or the recipe itself did.
+    """
     frames = list(traceback.walk_tb(error.__traceback__))
     ours = [_is_ours(frame.f_code.co_filename, recipe) for frame, _ in frames]
     if ours[-1]:
@@ -248,8 +263,9 @@ def _missing_module_told(recipe: Path) -> Iterator[None]:
         if error.name is None:  # it was raised by hand, and says what it needs
             raise MissingPackageError(str(error)) from error
         raise UserError(
-            f"{recipe} needs the module {error.name}, which is not installed here: install the package that has it, "
-            f"such as by pip install {error.name.split('.')[0]}, or correct the name"
+            f"{recipe} needs the module {error.name}, which is not installed here: install the"
+            f" package that has it, such as by pip install {error.name.split('.')[0]}, or correct"
+            " the name"
         ) from error
 
 

@@ -29,7 +29,10 @@ from trainkit.storage.weights import start_from
 
 
 def run(first: str, words: list[str]) -> int:
-    """Run a failed step of the run in the folder `first` again; the exit code: 1 where it does not fail again."""
+    """Run a failed step of the run in the folder `first` again.
+
+    the exit code: 1 where it does not fail again.
+    """
     prog, path = f"trainkit replay {first}", Path(first)
     asked = read_options("replay", prog, words)
     failure = find_failure(path, asked.step)
@@ -56,7 +59,8 @@ def run(first: str, words: list[str]) -> int:
 
 
 class Watch:
-    """Notes, while a model runs forward, the first module with a non-finite (NaN/Inf) output, and for which images."""
+    """Notes, while a model runs forward, the first module with a non-finite (NaN/Inf) output, and
+    for which images."""
 
     def __init__(self, model: nn.Module):
         # the module's name, and places in this process's share
@@ -95,8 +99,9 @@ class Watch:
 def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     """Run the step kept in `failure` again from the state before it; whether it fails again.
 
-    options: those of the run; nothing is written. The steps between the kept checkpoint and the failed one
-    are trained again, which gives the same state bit for bit on the same machine and number of processes.
+    options: those of the run; nothing is written. The steps between the kept checkpoint and the
+    failed one are trained again, which gives the same state bit for bit on the same machine and
+    number of processes.
     """
     report = read_report(failure)
     if "batch" in report:
@@ -110,11 +115,13 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     stepper = training.stepper
     if accelerator.num_processes != report["num_processes"]:
         display.note(
-            f"it failed on {report['num_processes']} processes and runs on {accelerator.num_processes} here"
+            f"it failed on {report['num_processes']} processes and runs on"
+            f" {accelerator.num_processes} here"
         )
     if accelerator.mixed_precision != report["precision"]:
         display.note(
-            f"it failed in precision {report['precision']} and runs in {accelerator.mixed_precision} here"
+            f"it failed in precision {report['precision']} and runs in"
+            f" {accelerator.mixed_precision} here"
         )
     if report["checkpoint"] is not None:
         training.checkpointer.restore(failure / "checkpoint")
@@ -149,22 +156,27 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
         display.note(f"first in {where}, for images {', '.join(named)}")
     if failed and not everywhere:
         display.note(
-            "all outputs of the model's layers are numbers: its loss or gradient is the first that is none"
+            "all outputs of the model's layers are numbers: its loss or gradient is the first that"
+            " is none"
         )
     return failed
 
 
 def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
-    """Load the weights that the run was started from; return lines to report. Raises UserError where they changed."""
+    """Load the weights that the run was started from; return lines to report.
+
+    Raises UserError where they changed.
+    """
     weights = Path(init["weights"])
     if not weights.exists():
         raise UserError(
-            f"the run was started from the weights in {weights}, which are gone: put them there again"
+            f"the run was started from the weights in {weights}, which are gone: put them there"
+            " again"
         )
     if digest(weights) != init["sha256"]:
         raise UserError(
-            f"the run was started from the weights in {weights}, which have changed since (SHA-256 differs): put those "
-            "there that it was started from"
+            f"the run was started from the weights in {weights}, which have changed since (SHA-256"
+            " differs): put those there that it was started from"
         )
     return start_from(recipe.model, weights, init["weights_key"])
 

@@ -27,7 +27,10 @@ from trainkit.storage.run_settings import check_same_classes
 
 @dataclass(frozen=True)
 class Trained:
-    """What a command was given to measure, to predict with or to write: weights, and how to build their model."""
+    """What a command was given to measure, to predict with or to write.
+
+    Weights, and how to build their model.
+    """
 
     recipe_file: RecipeFile
     settings: dict[str, Any]
@@ -45,10 +48,11 @@ class Trained:
 
 
 def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, Any]:
-    """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, and the command's options.
+    """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, and the
+    command's options.
 
-    RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, or a folder that `trainkit
-    push` wrote. Its recipe.py and its settings say which model it is.
+    RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, or a folder that
+    `trainkit push` wrote. Its recipe.py and its settings say which model it is.
 
     Raises:
         MissingFileError: there is nothing of that name.
@@ -61,13 +65,14 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
         source = None if asked is None else asked.weights
         if asked is not None and source is None:
             raise UserError(
-                f"which weights? `{prog} --weights PATH` takes a run, a checkpoint or a file of weights"
+                f"which weights? `{prog} --weights PATH` takes a run, a checkpoint or a file of"
+                " weights"
             )
     else:
         if asked is not None and asked.weights is not None:
             raise UserError(
-                f"--weights is {asked.weights}, and {first} is no recipe: leave it out, or give `trainkit {command} "
-                "RECIPE --weights PATH`"
+                f"--weights is {asked.weights}, and {first} is no recipe: leave it out, or give"
+                f" `trainkit {command} RECIPE --weights PATH`"
             )
         source = Path(first)
         recipe_file = load_recipe(_recipe_of(source, command))
@@ -78,13 +83,17 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
 
 
 def is_recipe(first: str) -> bool:
-    """Whether the first word of a command means a recipe: a Python file, or the name of one that is no path here."""
+    """Whether the first word of a command means a recipe.
+
+    A Python file, or the name of one that is no path here.
+    """
     path = Path(first)
     return path.suffix == ".py" or (not path.exists() and path.name == first)
 
 
 def _recipe_of(weights: Path, command: str) -> Path:
-    """The recipe.py that the run of these weights keeps, which may import others that lay beside its original.
+    """The recipe.py that the run of these weights keeps, which may import others that lay beside
+    its original.
 
     Raises:
         MissingFileError: nothing is there, or no run that has one.
@@ -100,8 +109,8 @@ def _recipe_of(weights: Path, command: str) -> Path:
     file = run / "recipe.py"
     if gone := modules_gone(file):
         raise UserError(
-            f"{file} was written for an older trainkit: it imports {gone[0]}, which is not there any more. Take the "
-            f"recipe of today that it became, and {given}"
+            f"{file} was written for an older trainkit: it imports {gone[0]}, which is not there"
+            f" any more. Take the recipe of today that it became, and {given}"
         )
     _, origin = read_origin(run)
     if origin is not None:
@@ -110,7 +119,8 @@ def _recipe_of(weights: Path, command: str) -> Path:
 
 
 def _recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that a checkpoint is of, and what the run read from its data and its network."""
+    """The settings of the run that a checkpoint is of, and what the run read from its data and its
+    network."""
     recorded = read_settings(checkpoint)
     # The data may hold some of the run's classes alone, and no training images to tell them by.
     if _takes_class_names(recipe_file) and recorded.get("classes") is None:

@@ -1,7 +1,8 @@
 """Optional attributes of datasets, all in one place.
 
-A dataset is anything with `len(data)` and `data[index] -> (image, target)`. All else is optional, and read here alone.
-A wrapper has the wrapped dataset as `inner`, as torch's `Subset` has it as `dataset`.
+A dataset is anything with `len(data)` and `data[index] -> (image, target)`. All else is optional,
+and read here alone. A wrapper has the wrapped dataset as `inner`, as torch's `Subset` has it as
+`dataset`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,10 @@ from trainkit.errors import UserError
 
 
 class LazyDataset(Dataset):
-    """A dataset that is opened when it is first used: an evaluation needs no training data, and does not open it."""
+    """A dataset that is opened when it is first used.
+
+    An evaluation needs no training data, and does not open it.
+    """
 
     def __init__(self, open_data: Callable[[], Dataset]):
         self._open, self._opened = open_data, None
@@ -52,9 +56,9 @@ def require_indexed(name: str, data: Any) -> None:
     lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
     if lacks or isinstance(data, IterableDataset):
         raise UserError(
-            f"{name} is of type {type(data).__name__}, a stream without length or index: each image exactly once, and "
-            "resuming within an epoch, take both. Parquet files have them, also where they are streamed: "
-            "trainkit.data.datasets.hub.HubImages(..., stream=16)"
+            f"{name} is of type {type(data).__name__}, a stream without length or index: each image"
+            " exactly once, and resuming within an epoch, take both. Parquet files have them, also"
+            " where they are streamed: trainkit.data.datasets.hub.HubImages(..., stream=16)"
         )
 
 
@@ -73,7 +77,10 @@ def _inner(data: Any) -> Any:
 
 
 def indices_in(data: Dataset, layer: Dataset) -> Sequence[int]:
-    """Which images of `layer`, one of the layers of `data`, are in `data`; each once where images are repeated."""
+    """Which images of `layer`, one of the layers of `data`, are in `data`.
+
+    Each once where images are repeated.
+    """
     indices: Sequence[int] = range(len(data))
     for outer in layers(data):
         if outer is layer:
@@ -88,14 +95,20 @@ def indices_in(data: Dataset, layer: Dataset) -> Sequence[int]:
 
 
 def put_in(data: Dataset, layer: Dataset, other: Dataset) -> Dataset:
-    """The images of `data`, read from `other` in the place of `layer`; what stood around it is left out."""
+    """The images of `data`, read from `other` in the place of `layer`.
+
+    What stood around it is left out.
+    """
     indices = indices_in(data, layer)
     return other if isinstance(indices, range) else Subset(other, indices)
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The optional attributes of a dataset, each with its default; an attribute is read when it is asked for."""
+    """The optional attributes of a dataset, each with its default.
+
+    An attribute is read when it is asked for.
+    """
 
     data: Any
 
@@ -113,12 +126,18 @@ class DatasetInfo:
 
     @property
     def locality(self) -> Any:
-        """Attribute `locality` (`trainkit.data.sampler.Locality`): the order that streamed files ask for; None."""
+        """Attribute `locality` (`trainkit.data.sampler.Locality`).
+
+        The order that streamed files ask for; None.
+        """
         return getattr(self.data, "locality", None)
 
     @property
     def fingerprint(self) -> str | None:
-        """Attribute `fingerprint`: a hash of files that may change where they lie, kept by a resume; None."""
+        """Attribute `fingerprint`.
+
+        A hash of files that may change where they lie, kept by a resume; None.
+        """
         return getattr(self.data, "fingerprint", None)
 
     @property
@@ -128,12 +147,18 @@ class DatasetInfo:
 
     @property
     def in_epoch(self) -> Callable[[int, int], Any] | None:
-        """Method `in_epoch(epoch, index)`: the item in an epoch, of a dataset that changes with it; None."""
+        """Method `in_epoch(epoch, index)`: the item in an epoch, of a dataset that changes with it.
+
+        None where there is none.
+        """
         return getattr(self.data, "in_epoch", None)
 
     @property
     def own_name_of(self) -> Callable[[int], str] | None:
-        """Method `name_of(index)`: what a person calls an image; None. See `name_of` below, which always has a name."""
+        """Method `name_of(index)`: what a person calls an image; None.
+
+        See `name_of` below, which always has a name.
+        """
         return getattr(self.data, "name_of", None)
 
     # Of the outermost layer that has the attribute.
@@ -150,7 +175,10 @@ class DatasetInfo:
 
     @property
     def label_values(self) -> list[int] | None:
-        """Attribute `label_values`: what stands for each class in the masks, kept by a resume; None."""
+        """Attribute `label_values`: what stands for each class in the masks, kept by a resume.
+
+        None where there is none.
+        """
         return self._first("label_values")
 
     @property
@@ -176,7 +204,8 @@ class DatasetInfo:
 
     @property
     def is_augmented(self) -> bool:
-        """Whether a layer around others has an attribute `augment`, changes of whole batches, as `OnDevice` has."""
+        """Whether a layer around others has an attribute `augment`, changes of whole batches, as
+        `OnDevice` has."""
         around = [layer for layer in layers(self.data) if layer is not self.innermost]
         return any(getattr(layer, "augment", ()) for layer in around)
 
@@ -188,7 +217,10 @@ class DatasetInfo:
 
     @property
     def labelled(self) -> Any:
-        """The outermost layer with an attribute `targets`, see below; the innermost where none has it."""
+        """The outermost layer with an attribute `targets`, see below.
+
+        The innermost where none has it.
+        """
         having = (layer for layer in layers(self.data) if hasattr(layer, "targets"))
         return next(having, self.innermost)
 
@@ -199,17 +231,26 @@ class DatasetInfo:
 
     @property
     def used(self) -> str | None:
-        """Attribute `used` of the innermost layer: what it holds and what was left out, in words; None."""
+        """Attribute `used` of the innermost layer: what it holds and what was left out, in words.
+
+        None where there is none.
+        """
         return getattr(self.innermost, "used", None)
 
     @property
     def used_warnings(self) -> list[str]:
-        """Attribute `used_warnings` of the innermost layer: what a person should know of it, a line each; none."""
+        """Attribute `used_warnings` of the innermost layer.
+
+        What a person should know of it, a line each; none.
+        """
         return list(getattr(self.innermost, "used_warnings", ()))
 
     @property
     def without_images(self) -> list[str]:
-        """Method `without_images()` of the innermost layer: the line about classes without an image; none."""
+        """Method `without_images()` of the innermost layer.
+
+        The line about classes without an image; none.
+        """
         innermost = self.innermost
         return innermost.without_images() if hasattr(innermost, "without_images") else []
 

@@ -19,7 +19,8 @@ from psutil import virtual_memory
 from trainkit.data.image_headers import PNG, checked_png, has_all_rows
 from trainkit.errors import UserError
 
-# A row of one colour may take a bit or two (TIFF's fax codes); a whole image a few bytes in the sparse formats.
+# A row of one colour may take a bit or two (TIFF's fax codes); a whole image a few bytes in the
+# sparse formats.
 _PIXELS_PER_BYTE = 100_000
 _SPARSE = ("WEBP", "AVIF", "JPEG2000")
 _BYTES_PER_PIXEL = 4  # Pillow's, of colours
@@ -47,8 +48,9 @@ _with_all_rows: set[tuple[int, int]] = set()
 class Notes:
     """Warnings collected while images are read.
 
-    lines: what a decoder warned of, or left out. highest: of each image with 16 bits a channel its highest value (for
-    colours, of which decoders give the upper 8 bits, the highest that it can be).
+    lines: what a decoder warned of, or left out. highest: of each image with 16 bits a channel its
+    highest value (for colours, of which decoders give the upper 8 bits, the highest that it can
+    be).
     """
 
     lines: list[str] = field(default_factory=list)
@@ -67,8 +69,8 @@ def notes() -> Notes | None:
 def taking_notes() -> Iterator[Notes]:
     """Context manager: collect the warnings of images that are read inside.
 
-    libjpeg writes its warnings to the process's standard error, without a name: what is written there meanwhile is
-    taken as well. Not for a training: it costs some 50 us.
+    libjpeg writes its warnings to the process's standard error, without a name: what is written
+    there meanwhile is taken as well. Not for a training: it costs some 50 us.
     """
     found = Notes()
     token = _taken.set(found)
@@ -96,7 +98,9 @@ def taking_notes() -> Iterator[Notes]:
 
 @contextmanager
 def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
-    """The image in the bytes of a file, loaded by Pillow, whatever its size; a PNG only when it is sound.
+    """The image in the bytes of a file, loaded by Pillow, whatever its size.
+
+    A PNG only when it is sound.
 
     Raises whatever Pillow does, and ValueError for what is wrong with a PNG.
     """
@@ -116,7 +120,8 @@ def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
 
 
 def _require_room(image: Image.Image, num_bytes: int) -> None:
-    """Raises UserError for a header that promises more pixels than the file or the machine's memory can hold.
+    """Raises UserError for a header that promises more pixels than the file or the machine's memory
+    can hold.
 
     Pillow would allocate them row by row, until the system ends the process.
     """
@@ -134,13 +139,15 @@ def _memory() -> int:
 
 
 def _require_all_strips(image: Image.Image) -> None:
-    """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say nothing."""
+    """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say
+    nothing."""
     # `image.size` has the EXIF orientation applied
     width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)
     across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
     if across < width or down < height:
         raise UserError(
-            f"the TIFF is damaged: its header says {width}x{height} pixels, its strips hold {across}x{down}"
+            f"the TIFF is damaged: its header says {width}x{height} pixels, its strips hold"
+            f" {across}x{down}"
         )
 
 
@@ -162,7 +169,8 @@ def _may_lack_rows(image: Image.Image) -> bool:
 def turned(image: Image.Image) -> Image.Image:
     """The image with its EXIF orientation applied.
 
-    By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that is damaged.
+    By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that
+    is damaged.
     """
     # of a TIFF Pillow turns the pixels there, and takes the orientation out of its EXIF
     image.load()
@@ -171,7 +179,10 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def stored(image: Image.Image) -> Image.Image:
-    """The image as its pixels are stored, without its EXIF orientation; it must not have been loaded before."""
+    """The image as its pixels are stored, without its EXIF orientation.
+
+    It must not have been loaded before.
+    """
     if image.format != "TIFF":
         return image
     orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -180,7 +191,8 @@ def stored(image: Image.Image) -> Image.Image:
 
 
 class _Limit:
-    """Lifts Pillow's limit of pixels, which is meant for untrusted images, while an image of the user is read."""
+    """Lifts Pillow's limit of pixels, which is meant for untrusted images, while an image of the
+    user is read."""
 
     def __init__(self):
         self.lock, self.readers, self.pixels = threading.Lock(), 0, None

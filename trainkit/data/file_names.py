@@ -1,4 +1,7 @@
-"""Classifies files by name: images, files that an operating system leaves behind, and duplicate names."""
+"""Classifies files by name.
+
+Images, files that an operating system leaves behind, and duplicate names.
+"""
 
 import os
 import unicodedata
@@ -11,8 +14,8 @@ LONGEST = 10  # characters of an extension; what is longer is a part of the name
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
-# Pillow knows their extensions too, but opens no picture of them by itself, or one that is no photograph: vectors,
-# films, icons, brushes, measured values.
+# Pillow knows their extensions too, but opens no picture of them by itself, or one that is no
+# photograph: vectors, films, icons, brushes, measured values.
 _NO_PICTURES = frozenset(
     {
         "BUFR",
@@ -54,8 +57,8 @@ _PHOTOGRAPHS = frozenset(
         ".rw2",
     }
 )
-# What unzipping on a Mac, disks in a network and file managers leave behind, in small letters; names that begin with
-# a dot are left out without being listed here.
+# What unzipping on a Mac, disks in a network and file managers leave behind, in small letters;
+# names that begin with a dot are left out without being listed here.
 _LEFTOVERS = frozenset(
     {
         *(
@@ -91,7 +94,10 @@ _HIDDEN_LEFTOVERS = (
 
 
 def extension(name: str) -> str:
-    """The file's extension in small letters, with its dot; empty where it has none, as in "image.000123"."""
+    """The file's extension in small letters, with its dot.
+
+    Empty where it has none, as in "image.000123".
+    """
     suffix = os.path.splitext(name)[1].lower()
     return suffix if len(suffix) <= LONGEST and not suffix[1:].isdigit() else ""
 
@@ -108,7 +114,10 @@ def is_photograph(suffix: str) -> bool:
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """Extensions of the images that the installed decoders open, such as ".jpg"; Pillow is asked once for its own."""
+    """Extensions of the images that the installed decoders open, such as ".jpg".
+
+    Pillow is asked once for its own.
+    """
     absent = {kind for kind, feature in _BUILT_IN.items() if not features.check(feature)}
     known = Image.registered_extensions()  # which loads all of Pillow's decoders
     kinds = Image.OPEN.keys() - _NO_PICTURES - absent
@@ -117,7 +126,10 @@ def image_extensions() -> frozenset[str]:
 
 
 def leftover(name: str) -> str | None:
-    """What to call a file or folder that holds no data of the user's, as "@eaDir"; None where it may."""
+    """What to call a file or folder that holds no data of the user's, as "@eaDir".
+
+    None where it may.
+    """
     if name.casefold() in _LEFTOVERS:
         return name.strip()
     if not name.startswith("."):
@@ -129,7 +141,9 @@ def leftover(name: str) -> str | None:
 
 
 def composed(name: str) -> str:
-    """The name in the one form (NFC) of those that look alike: a Mac writes "ä" as a letter and its dots.
+    """The name in the one form (NFC) of those that look alike.
+
+    A Mac writes "ä" as a letter and its dots.
 
     Bytes that a locale without UTF-8 left as they were are letters again.
     """

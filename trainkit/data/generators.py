@@ -1,7 +1,9 @@
-"""Random generators that a dataset or its transforms hold themselves, found once and seeded before each read.
+"""Random generators that a dataset or its transforms hold themselves, found once and seeded before
+each read.
 
-torch's, NumPy's and Python's global generators are seeded for each image (`seed_host`). What draws from a generator of
-its own, as albumentations 2 does, would draw the same numbers in every worker and others in every run.
+torch's, NumPy's and Python's global generators are seeded for each image (`seed_host`). What draws
+from a generator of its own, as albumentations 2 does, would draw the same numbers in every worker
+and others in every run.
 """
 
 import random
@@ -35,10 +37,11 @@ PLAIN = (
 
 
 def find_generators(data: object) -> list[Callable[[int], object]]:
-    """Functions that seed each generator reachable from `data` by attributes, containers, closures and partials.
+    """Functions that seed each generator reachable from `data` by attributes, containers, closures
+    and partials.
 
-    Found are torch.Generator, numpy.random.Generator and RandomState, random.Random, and whatever has a method
-    `set_random_seed(seed)` (albumentations 2). Each function takes a 64-bit seed.
+    Found are torch.Generator, numpy.random.Generator and RandomState, random.Random, and whatever
+    has a method `set_random_seed(seed)` (albumentations 2). Each function takes a 64-bit seed.
     """
     return [seeder for seeder in map(_seeder, _reachable(data)) if seeder is not None]
 
@@ -87,7 +90,8 @@ def _reachable(root: object) -> Iterator[object]:
             continue
         seen.add(id(value))
         yield value
-        # What seeds itself seeds what it holds; a second seed would be overwritten or would overwrite it.
+        # What seeds itself seeds what it holds; a second seed would be overwritten or would
+        # overwrite it.
         if depth < MAX_DEPTH and not _seeds_itself(value):
             ahead += [(held, depth + 1) for held in reversed(_held_by(value))]
 

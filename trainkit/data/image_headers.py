@@ -1,4 +1,5 @@
-"""Checks the header of an image file before a decoder reads it, and refuses what no decoder may be given."""
+"""Checks the header of an image file before a decoder reads it, and refuses what no decoder may be
+given."""
 
 import struct
 import zlib
@@ -25,17 +26,19 @@ _AT_ONCE = 2**20  # bytes inflated
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _DEFLATED_BYTES_PER_BYTE = 1032  # what deflate can do at best: 258 bytes by two bits
 
-# A baseline or progressive JPEG spends at least one bit on the 64 pixels of a block: 512 pixels a byte.
+# A baseline or progressive JPEG spends at least one bit on the 64 pixels of a block: 512 pixels a
+# byte.
 _JPEG_PIXELS_PER_BYTE = 512
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
 
 
 def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
-    """A PNG that decodes to the same pixels, and what was found amiss in what is not needed for them.
+    """A PNG that decodes to the same pixels, and what was found amiss in what is not needed for
+    them.
 
-    Of the chunks only header, palette, pixels and EXIF are kept: no text, profile, animation or transparency reaches a
-    decoder. A palette is filled up with black, so that no index lies outside it. Raises UserError where a chunk is
-    cut short, does not match its checksum, or is missing.
+    Of the chunks only header, palette, pixels and EXIF are kept: no text, profile, animation or
+    transparency reaches a decoder. A palette is filled up with black, so that no index lies outside
+    it. Raises UserError where a chunk is cut short, does not match its checksum, or is missing.
     """
     view = memoryview(data)
     parts: list[bytes | memoryview] = [PNG]
@@ -97,7 +100,10 @@ def _whole_palette(colours: memoryview) -> bytes:
 
 
 def has_all_rows(data: bytes | bytearray) -> bool:
-    """Whether the pixels of a sound PNG inflate to as many bytes as its header promises. Takes as long as inflating."""
+    """Whether the pixels of a sound PNG inflate to as many bytes as its header promises.
+
+    Takes as long as inflating.
+    """
     missing = inflated_size(data)
     stream, rest = zlib.decompressobj(), pixel_data(data)
     while rest and missing > 0:
@@ -118,7 +124,10 @@ def pixel_data(data: bytes | bytearray) -> bytes:
 
 
 def inflated_size(data: bytes | bytearray) -> int:
-    """Bytes of all rows of a PNG, as its header has them; each row begins with a byte for its filter."""
+    """Bytes of all rows of a PNG, as its header has them.
+
+    Each row begins with a byte for its filter.
+    """
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     if colour not in _CHANNELS:
         raise UserError(f"the PNG's header is damaged: it has colours of type {colour}")

@@ -19,8 +19,8 @@ from trainkit.data.palette import color_code
 from trainkit.data.png_validation import decode_grey, decode_rgb
 from trainkit.errors import DataError
 
-# torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one of JPEG is the
-# fastest at hand, and a user can do nothing about the warning.
+# torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one
+# of JPEG is the fastest at hand, and a user can do nothing about the warning.
 warnings.filterwarnings(
     "ignore", message="The image decoding and encoding capabilities of TorchVision"
 )
@@ -45,35 +45,45 @@ class _NotAMaskError(DataError):
 def read_image(
     source: Path | bytes, name: str | None = None, upright: bool = True
 ) -> tv_tensors.Image:
-    """RGB image, uint8 (3, H, W), with its EXIF orientation applied, or as stored if `upright` is False.
+    """RGB image, uint8 (3, H, W), with its EXIF orientation applied, or as stored if `upright` is
+    False.
 
-    source: a file, or the bytes of one; the format is detected from its content, not its name. name: what to call it
-    in an error. Of 16 bits the upper 8 are taken, whatever range the image uses: 65535 becomes 255, 4095 becomes 15.
-    In memory the channels of a pixel lie side by side. Raises UserError naming the file where it cannot be read.
+    source: a file, or the bytes of one; the format is detected from its content, not its name.
+    name: what to call it in an error. Of 16 bits the upper 8 are taken, whatever range the image
+    uses: 65535 becomes 255, 4095 becomes 15. In memory the channels of a pixel lie side by side.
+    Raises UserError naming the file where it cannot be read.
     """
     return tv_tensors.Image(_read(source, name, lambda data: _decode(data, upright)))
 
 
 def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
-    """Segmentation mask, integers (H, W): the palette indices or grey values as stored, never colours.
+    """Segmentation mask, integers (H, W).
 
-    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises UserError
-    naming the file where it cannot be read, holds colours or fractions, or was compressed in a way that blurs labels.
+    The palette indices or grey values as stored, never colours.
+
+    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises
+    UserError naming the file where it cannot be read, holds colours or fractions, or was compressed
+    in a way that blurs labels.
     """
     return tv_tensors.Mask(_read(source, name, _labels))
 
 
 def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
-    """The colours of a mask as labels, 65536 R + 256 G + B: int32 (H, W). A palette's indices stand for their colours.
+    """The colours of a mask as labels, 65536 R + 256 G + B: int32 (H, W).
 
-    name: what to call it in an error. Raises UserError naming the file where it cannot be read, or was compressed in a
-    way that blurs colours.
+    A palette's indices stand for their colours.
+
+    name: what to call it in an error. Raises UserError naming the file where it cannot be read, or
+    was compressed in a way that blurs colours.
     """
     return tv_tensors.Mask(_read(source, name, _colors))
 
 
 def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
-    """What `decode` makes of the content; whatever a decoder raises as a ValueError that names the file."""
+    """What `decode` makes of the content.
+
+    Whatever a decoder raises as a ValueError that names the file.
+    """
     try:
         return decode(_content(source))
     except _NotAMaskError as error:
@@ -97,8 +107,8 @@ def _content(source: Path | bytes) -> bytearray:
 def _decode(data: bytearray, upright: bool) -> Tensor:
     """RGB, uint8 (3, H, W), a view of (H, W, 3).
 
-    torchvision decodes JPEG and the usual kinds of PNG, faster than Pillow does the rest. Where notes are taken, Pillow
-    decodes PNG, which says more.
+    torchvision decodes JPEG and the usual kinds of PNG, faster than Pillow does the rest. Where
+    notes are taken, Pillow decodes PNG, which says more.
     """
     if data.startswith(JPEG):
         require_jpeg_room(data)
@@ -116,7 +126,8 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
             pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
         elif image.mode in ("I", "F"):
             raise DataError(
-                f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits"
+                f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or"
+                " 16 bits"
             )
         else:
             pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -131,7 +142,10 @@ def _note_range(highest: int) -> None:
 
 
 def _bits(image: Image.Image, data: bytearray) -> int:
-    """Bits of a channel of a pixel as stored, as far as that matters: those of PNG and TIFF, and 16 of PPM."""
+    """Bits of a channel of a pixel as stored, as far as that matters.
+
+    Those of PNG and TIFF, and 16 of PPM.
+    """
     if data.startswith(PNG):
         return png_bits(data)
     if image.format == "TIFF":
@@ -140,7 +154,10 @@ def _bits(image: Image.Image, data: bytearray) -> int:
 
 
 def _most(image: Image.Image) -> int:
-    """The value in the file that Pillow makes white of: what a PGM or PPM says, else 255. Before pixels are loaded."""
+    """The value in the file that Pillow makes white of: what a PGM or PPM says, else 255.
+
+    Before pixels are loaded.
+    """
     decoder, _, _, settings = image.tile[0] if image.tile else ("", None, 0, None)
     return settings[-1] if decoder in ("ppm", "ppm_plain") and isinstance(settings, tuple) else 255
 
@@ -158,8 +175,8 @@ def _labels(data: bytearray) -> Tensor:
         bands, most, bits = len(image.getbands()), _most(image), _bits(image, data)
         if bands != 1:
             raise _NotAMaskError(
-                f"with {bands} channels ({image.mode}); a mask holds one label per pixel: save it as grey or palette "
-                "PNG"
+                f"with {bands} channels ({image.mode}); a mask holds one label per pixel: save it"
+                " as grey or palette PNG"
             )
         if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
             raise _NotAMaskError(
@@ -187,7 +204,8 @@ def _labels(data: bytearray) -> Tensor:
 def _colors(data: bytearray) -> Tensor:
     if data.startswith(JPEG):
         raise _NotAMaskError(
-            "saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the original"
+            "saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the"
+            " original"
         )
     with opened(data) as image:
         if image.format == "JPEG2000" or image.info.get("compression") in _BLURRING:
@@ -225,4 +243,7 @@ def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     reason = re.sub(r"^\S.*\.cpp:\d+, ", "", reason)  # where in torchvision's sources
     reason = re.sub(r" <_io.BytesIO object at \w+>", "", reason) or type(error).__name__
-    return f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the dataset"
+    return (
+        f"cannot read {name or _name(source)}: {reason}; replace the file or take it out of the"
+        " dataset"
+    )

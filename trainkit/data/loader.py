@@ -23,7 +23,9 @@ def make_loader(
     check: Callable[[Tensor], str | None] | None = None,
     neighbour: Callable[[int, int], int] | None = None,
 ) -> Loader:
-    """A loader of the (epoch, index) keys in `batches`: images, targets, and a line about each one replaced.
+    """A loader of the (epoch, index) keys in `batches`.
+
+    Images, targets, and a line about each one replaced.
 
     check, neighbour: see `Reader`. Images held on the device are read by this process.
     """
@@ -45,7 +47,8 @@ def collate(
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Stack (image, target, faults) rows. Raises UserError where images differ in shape.
 
-    Images whose pixels have their channels side by side in memory keep them so in the batch (torch's channels_last).
+    Images whose pixels have their channels side by side in memory keep them so in the batch
+    (torch's channels_last).
     """
     if isinstance(rows, tuple):  # of images held on a device: a batch as it is
         return rows
@@ -53,8 +56,8 @@ def collate(
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise UserError(
-            f"images of one batch have unlike shapes {sorted(map(tuple, shapes))[:4]}; crop them to one size in the "
-            "transform, or evaluate one at a time with eval_batch_size=1"
+            f"images of one batch have unlike shapes {sorted(map(tuple, shapes))[:4]}; crop them to"
+            " one size in the transform, or evaluate one at a time with eval_batch_size=1"
         )
     if all(image.ndim == 3 and image.stride(0) == 1 for image in images):
         images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

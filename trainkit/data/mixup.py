@@ -1,9 +1,9 @@
 """Mixup and cutmix of one process's share of a batch, on the device.
 
-Each image is mixed with its neighbour in the batch's order (0 with 1, 2 with 3, ...), and one weight is
-drawn per batch from (seed, step). The order is random, so the pairs are; and since pairs are never
-parted (`TrainOrder.unit`), mixing gives the same images for any number of processes, workers and micro-batches.
-The last image of an odd batch stays as it is.
+Each image is mixed with its neighbour in the batch's order (0 with 1, 2 with 3, ...), and one
+weight is drawn per batch from (seed, step). The order is random, so the pairs are; and since pairs
+are never parted (`TrainOrder.unit`), mixing gives the same images for any number of processes,
+workers and micro-batches. The last image of an odd batch stays as it is.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,8 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixup:
-    """x = w x1 + (1 - w) x2 and the same for the targets, w ~ Beta(alpha, alpha) (Zhang et al., 2018)."""
+    """x = w x1 + (1 - w) x2 and the same for the targets, w ~ Beta(alpha, alpha) (Zhang et al.,
+    2018)."""
 
     alpha: float
     num_classes: int
@@ -43,7 +44,8 @@ class Mixup:
         _check(self)
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and soft targets."""
+        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and
+        soft targets."""
         weight = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
         targets = soft_targets(targets, self.num_classes)
         return torch.lerp(_pair(images), images, weight), torch.lerp(
@@ -55,8 +57,8 @@ class Mixup:
 class Cutmix:
     """A box of the partner replaces the image's; targets by area (Yun et al., 2019).
 
-    The box covers 1 - w of the image before it is cut at the border, w ~ Beta(alpha, alpha); the targets'
-    weight is the area really left.
+    The box covers 1 - w of the image before it is cut at the border, w ~ Beta(alpha, alpha); the
+    targets' weight is the area really left.
     """
 
     alpha: float
@@ -66,7 +68,8 @@ class Cutmix:
         _check(self)
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and soft targets."""
+        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and
+        soft targets."""
         random = np.random.default_rng(seed)
         side = np.sqrt(1.0 - random.beta(self.alpha, self.alpha))
         height, width = images.shape[-2:]
@@ -94,7 +97,10 @@ class Either:
 
 
 def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Either | None:
-    """Mixup or cutmix of these alphas, chosen per batch where both are given; None where neither is."""
+    """Mixup or cutmix of these alphas, chosen per batch where both are given.
+
+    None where neither is.
+    """
     alphas = ((Mixup, mixup), (Cutmix, cutmix))
     mixings = tuple(kind(alpha, num_classes) for kind, alpha in alphas if alpha is not None)
     return Either(mixings) if mixings else None

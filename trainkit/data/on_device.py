@@ -1,7 +1,8 @@
 """Small images held on the training's device, and read and augmented there a whole batch at a time.
 
-An image's augmentation is arithmetic on (seed, epoch, index, number of the draw), as its order is: neither its batch,
-nor the number of processes, nor the device has a say in it, and there is no generator to seed.
+An image's augmentation is arithmetic on (seed, epoch, index, number of the draw), as its order is:
+neither its batch, nor the number of processes, nor the device has a say in it, and there is no
+generator to seed.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ class Augment(Protocol):
 
 @dataclass(frozen=True)
 class PadCrop:
-    """A crop of the image's own size from `padding` black pixels around it (He et al., 2016, section 4.2)."""
+    """A crop of the image's own size from `padding` black pixels around it (He et al., 2016,
+    section 4.2)."""
 
     padding: int
     draws = 2
@@ -61,7 +63,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class Cutout:
-    """A black square of `size` pixels around a random pixel, as much of it as is inside (DeVries and Taylor, 2017)."""
+    """A black square of `size` pixels around a random pixel, as much of it as is inside (DeVries
+    and Taylor, 2017)."""
 
     size: int
     draws = 2
@@ -77,11 +80,12 @@ class Cutout:
 
 
 class OnDevice(Dataset):
-    """All images of a dataset of (image, class id), read once into one uint8 tensor (N, C, H, W) on the device.
+    """All images of a dataset of (image, class id), read once into one uint8 tensor (N, C, H, W) on
+    the device.
 
-    For CIFAR and its like: 50,000 images of 32x32 take 154 MB there. Batches need no worker processes. `augment` is
-    applied in turn. A single index is augmented too, by torch's generator, as where a Subset stands around it. Raises
-    ValueError where images differ in size.
+    For CIFAR and its like: 50,000 images of 32x32 take 154 MB there. Batches need no worker
+    processes. `augment` is applied in turn. A single index is augmented too, by torch's generator,
+    as where a Subset stands around it. Raises ValueError where images differ in size.
     """
 
     def __init__(self, data: Dataset, augment: Sequence[Augment] = ()):
@@ -93,13 +97,14 @@ class OnDevice(Dataset):
             target = as_target(target)
             if not isinstance(target, Tensor) or target.ndim or target.is_floating_point():
                 raise UserError(
-                    f"the target of image {index} is {target}: images held in memory have a class id each"
+                    f"the target of image {index} is {target}: images held in memory have a class"
+                    " id each"
                 )
             self.targets[index] = target
             if image.shape != first.shape:
                 raise UserError(
-                    f"image {index} is {tuple(image.shape)} and image 0 {tuple(first.shape)}: images held in "
-                    "memory must be of one size"
+                    f"image {index} is {tuple(image.shape)} and image 0 {tuple(first.shape)}:"
+                    " images held in memory must be of one size"
                 )
             self.images[index] = image
         info = DatasetInfo.of(data)
@@ -129,7 +134,10 @@ class OnDevice(Dataset):
             self._held = self.images.to(device), self.targets.to(device)
 
     def read(self, seed: int, epoch: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A batch as it is in `epoch`, where the images are held: (N, C, H, W), (N,). Nothing waits for the device."""
+        """A batch as it is in `epoch`, where the images are held: (N, C, H, W), (N,).
+
+        Nothing waits for the device.
+        """
         images, targets = self._held
         places = _moved(torch.tensor(indices), images.device)
         batch = images.index_select(0, places)
@@ -145,7 +153,10 @@ class OnDevice(Dataset):
 
 
 def same_device(held: torch.device, asked: torch.device) -> bool:
-    """Whether what is `held` there is where it is `asked` for: "cuda" is any of this process's GPUs, as "cuda:0" is."""
+    """Whether what is `held` there is where it is `asked` for.
+
+    "cuda" is any of this process's GPUs, as "cuda:0" is.
+    """
     return held.type == asked.type and (asked.index is None or held.index in (None, asked.index))
 
 

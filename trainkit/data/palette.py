@@ -16,7 +16,9 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MaskColors:
-    """The colours of colour-coded masks: one for each class, in the order of their ids, and those that are ignored.
+    """The colours of colour-coded masks.
+
+    One for each class, in the order of their ids, and those that are ignored.
 
     Raises UserError where a colour occurs twice, or is none.
     """
@@ -28,7 +30,8 @@ class MaskColors:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
             raise UserError(
-                f"MaskColors: {len(self.colors)} colours for {len(self.names)} names; give one for each"
+                f"MaskColors: {len(self.colors)} colours for {len(self.names)} names; give one for"
+                " each"
             )
         seen: dict[Colour, str] = {}
         for name, color in zip(
@@ -57,7 +60,8 @@ def color_code(color: Sequence[int] | np.ndarray) -> Any:
 
 
 def unknown_colors(codes: np.ndarray) -> str:
-    """In words which colours pixels have that `MaskColors` has not, the most frequent ones first, and how many pixels.
+    """In words which colours pixels have that `MaskColors` has not, the most frequent ones first,
+    and how many pixels.
 
     codes: `color_code` of each such pixel.
     """
@@ -69,13 +73,17 @@ def unknown_colors(codes: np.ndarray) -> str:
     ]
     more = f" and {len(colors) - len(shown)} more colours" if len(colors) > len(shown) else ""
     return (
-        f"holds {len(colors)} colours that mask_colors has not, on {len(codes)} of its pixels: {', '.join(shown)}{more}"
-        "; add lines `R G B name` of their classes to the table, or with the name `ignore`"
+        f"holds {len(colors)} colours that mask_colors has not, on {len(codes)} of its pixels:"
+        f" {', '.join(shown)}{more}; add lines `R G B name` of their classes to the table, or with"
+        " the name `ignore`"
     )
 
 
 def colour_map(num_colours: int) -> np.ndarray:
-    """Pascal VOC's colours: uint8 (num_colours, 3). The bits of an id, three by three, are the highest of R, G, B."""
+    """Pascal VOC's colours: uint8 (num_colours, 3).
+
+    The bits of an id, three by three, are the highest of R, G, B.
+    """
     colours, ids = np.zeros((num_colours, 3), dtype=np.uint8), np.arange(num_colours)
     for bit in range(8):
         for channel in range(3):
@@ -86,7 +94,10 @@ def colour_map(num_colours: int) -> np.ndarray:
 
 
 def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray) -> None:
-    """Write class ids, uint8 (H, W), as a PNG of mode P: the ids as they are, shown in the palette's colours."""
+    """Write class ids, uint8 (H, W), as a PNG of mode P.
+
+    The ids as they are, shown in the palette's colours.
+    """
     image = Image.fromarray(labels)
     image.putpalette(np.asarray(palette, dtype=np.uint8).tobytes())
     image.save(path)
@@ -100,7 +111,8 @@ def save_grey(path: Path, labels: np.ndarray) -> None:
 def save_overlay(
     path: Path, image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour]
 ) -> None:
-    """Write an image, uint8 (H, W, 3), half covered by the colours of its labels, uint8 (H, W), as a JPEG."""
+    """Write an image, uint8 (H, W, 3), half covered by the colours of its labels, uint8 (H, W), as
+    a JPEG."""
     colours = np.asarray(palette, dtype=np.uint8)[labels]
     # The mean of two bytes without leaving them: no copy of a large photo in a wider type.
     mixed = (image >> 1) + (colours >> 1) + (image & colours & 1)

@@ -1,8 +1,10 @@
-"""PNG by torchvision's decoder, which is faster than Pillow's and must never meet an error in the pixels.
+"""PNG by torchvision's decoder, which is faster than Pillow's and must never meet an error in the
+pixels.
 
-Where libpng finds one it jumps back (longjmp) to where torchvision's decoder began, which then frees a tensor that it
-no longer knows, and the process dies. So the pixels are inflated by zlib first, under the rules of libpng, and what was
-found sound is remembered: an image is read many times in a training, and checked once by each process.
+Where libpng finds one it jumps back (longjmp) to where torchvision's decoder began, which then
+frees a tensor that it no longer knows, and the process dies. So the pixels are inflated by zlib
+first, under the rules of libpng, and what was found sound is remembered: an image is read many
+times in a training, and checked once by each process.
 """
 
 import struct
@@ -90,7 +92,10 @@ def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
 
 
 def _require_sound_pixels(data: bytearray) -> None:
-    """Raises UserError where libpng would find an error: in the stream, its length, or the filter of a row."""
+    """Raises UserError where libpng would find an error.
+
+    In the stream, its length, or the filter of a row.
+    """
     size = inflated_size(data)
     height = struct.unpack_from(">I", data, 20)[0]
     try:

@@ -1,4 +1,7 @@
-"""Reads one example: names it in errors, checks it, and optionally replaces a bad one by its neighbour."""
+"""Reads one example.
+
+Names it in errors, checks it, and optionally replaces a bad one by its neighbour.
+"""
 
 import re
 import traceback
@@ -22,9 +25,9 @@ MOST_IN_A_ROW = 10
 class Reader(Dataset):
     """(epoch, index) -> (image, target, faults), the generators seeded as `Seeded` does.
 
-    check: what is wrong with a target, or None. neighbour: (epoch, index) -> the index that replaces an unusable
-    example; without it an unusable example raises. faults: a line about each replaced example: its index, its file
-    and what is wrong.
+    check: what is wrong with a target, or None. neighbour: (epoch, index) -> the index that
+    replaces an unusable example; without it an unusable example raises. faults: a line about each
+    replaced example: its index, its file and what is wrong.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class Reader(Dataset):
     def __getitems__(
         self, keys: Sequence[tuple[int, int]]
     ) -> list[tuple[Any, Any, list[str]]] | tuple[Tensor, Tensor, list[str]]:
-        """A batch of one epoch, as torch's loader asks for it: rows, or the whole where images are held on a device."""
+        """A batch of one epoch, as torch's loader asks for it.
+
+        Rows, or the whole where images are held on a device.
+        """
         if self.held is not None:
             (epoch, *_), indices = zip(*keys)
             return *self.held.read(self.seeded.seed, epoch, indices), []
@@ -87,24 +93,31 @@ class Reader(Dataset):
                 )
                 if len(faults) == MOST_IN_A_ROW:
                     raise DataError(
-                        f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]}; this is not one bad "
-                        "file: look at the folder or the disk"
+                        f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]};"
+                        " this is not one bad file: look at the folder or the disk"
                     ) from error
             index = self.neighbour(epoch, index)
 
     def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
-        """What the dataset gives. Raises UserError for a StopIteration, which would silently end the epoch."""
+        """What the dataset gives.
+
+        Raises UserError for a StopIteration, which would silently end the epoch.
+        """
         try:
             return self.seeded[epoch, index]
         except StopIteration as error:
             name = name_of(self.seeded.data, index)
             raise DataError(
-                f"image {index} ({name}): reading it raised StopIteration, as `next` does where nothing is left"
+                f"image {index} ({name}): reading it raised StopIteration, as `next` does where"
+                " nothing is left"
             ) from error
 
 
 def _ends_as_it_is(error: Exception) -> bool:
-    """Whether `error` is raised unchanged: it names its image already, is a bug, or comes from a failing disk."""
+    """Whether `error` is raised unchanged.
+
+    It names its image already, is a bug, or comes from a failing disk.
+    """
     if isinstance(error, DataError) or _of_a_decoder(error):
         return isinstance(error, DataError)
     if isinstance(error, OSError):
@@ -120,14 +133,18 @@ def _naming(error: Exception, name: str) -> str:
 
 
 def is_unusable(error: Exception) -> bool:
-    """Whether `error` means an unusable image or target, and not a bug or being out of memory (OOM)."""
+    """Whether `error` means an unusable image or target, and not a bug or being out of memory
+    (OOM)."""
     return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_shortage(error)
 
 
 def _of_a_decoder(error: Exception) -> bool:
-    """Whether it came out of a decoder that a dataset called: Pillow raises KeyError, struct.error and others.
+    """Whether it came out of a decoder that a dataset called.
 
-    Pillow reads when an image is opened, and in its plugins; its other functions raise for wrong arguments too.
+    Pillow raises KeyError, struct.error and others.
+
+    Pillow reads when an image is opened, and in its plugins; its other functions raise for wrong
+    arguments too.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name

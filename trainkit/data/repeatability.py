@@ -1,7 +1,7 @@
 """Checks that images read twice under one seed are equal, which a bit-equal resume needs.
 
-A few images are read twice, since some sources of randomness cannot be found by inspection: a generator inside a
-library, the clock, or a counter in the dataset.
+A few images are read twice, since some sources of randomness cannot be found by inspection: a
+generator inside a library, the clock, or a counter in the dataset.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ SECONDS = 2.0  # for reading them once
 
 
 class _Digests(Dataset):
-    """A list of indices -> the digest of each image and target as they are read, until the time is over."""
+    """A list of indices -> the digest of each image and target as they are read, until the time is
+    over."""
 
     def __init__(self, data: Dataset, seed: int):
         self.seeded = Seeded(data, seed)
@@ -50,12 +51,15 @@ class _Digests(Dataset):
 def find_unrepeatable(
     data: Dataset, seed: int, workers: int, in_process: bool = False
 ) -> str | None:
-    """A message where images of `data` differ when they are read again under the same seed; None where they do not.
+    """A message where images of `data` differ when they are read again under the same seed.
 
-    Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator that continues from
-    read to read gives other pixels: by two fresh workers, or in this process where a training reads without workers.
-    in_process: read them in this process the first time, and by a fresh worker the second. It takes at most about 2 s
-    for each reading. Images held on a device draw from no generator.
+    None where they do not.
+
+    Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator
+    that continues from read to read gives other pixels: by two fresh workers, or in this process
+    where a training reads without workers. in_process: read them in this process the first time,
+    and by a fresh worker the second. It takes at most about 2 s for each reading. Images held on a
+    device draw from no generator.
     """
     data = opened(data)
     if isinstance(data, OnDevice) or len(data) == 0:
@@ -108,11 +112,12 @@ def _describe(data: Dataset, unequal: list[int], num_read: int) -> str:
     if info.transform is not None:
         of_what += f" with transform {_short(info.transform)}"
     return (
-        f"{len(unequal)} of {num_read} training images differ when they are read again under the same seed "
-        f"({info.name_of(unequal[0])}; {of_what}): their randomness comes from a generator that is not seeded for "
-        "each image, so a resumed run is not bit-equal and workers may draw the same numbers. Draw from torch's, "
-        "NumPy's or Python's global generator, or keep the generator as an attribute of the transform, where it is "
-        "found and seeded"
+        f"{len(unequal)} of {num_read} training images differ when they are read again under the"
+        f" same seed ({info.name_of(unequal[0])}; {of_what}): their randomness comes from a"
+        " generator that is not seeded for each image, so a resumed run is not bit-equal and"
+        " workers may draw the same numbers. Draw from torch's, NumPy's or Python's global"
+        " generator, or keep the generator as an attribute of the transform, where it is found and"
+        " seeded"
     )
 
 

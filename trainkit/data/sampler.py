@@ -1,10 +1,12 @@
 """Deterministic, resumable batch sampler.
 
-Everything here is arithmetic on (seed, epoch, step): there is no state to save, so resuming at step s is a seek.
+Everything here is arithmetic on (seed, epoch, step): there is no state to save, so resuming at step
+s is a seek.
 
-- Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1) B). It is uniform,
-  or for data that is read in groups a `Locality`'s.
-- A process takes its contiguous slice of each batch, split again into the micro-batches of gradient accumulation.
+- Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1)
+  B). It is uniform, or for data that is read in groups a `Locality`'s.
+- A process takes its contiguous slice of each batch, split again into the micro-batches of gradient
+  accumulation.
 """
 
 from collections.abc import Iterator
@@ -21,7 +23,8 @@ EVALUATION = -1  # the "epoch" of an evaluation
 def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
     """Sizes of `parts` contiguous parts as even as whole `unit`s allow, larger ones first.
 
-    Only the last non-empty part may hold a broken unit. Parts are empty where there are too few units.
+    Only the last non-empty part may hold a broken unit. Parts are empty where there are too few
+    units.
     """
     units = -(-num_images // unit)
     ends = [
@@ -35,7 +38,8 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
 class Locality:
     """Images stored in groups that are read whole, and an order that needs few groups at a time.
 
-    lengths: images of each group, in the order of their indices. lanes: number of interleaved groups.
+    lengths: images of each group, in the order of their indices. lanes: number of interleaved
+    groups.
     """
 
     lengths: tuple[int, ...]
@@ -44,10 +48,11 @@ class Locality:
     def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Every index once, int64 (sum of lengths,).
 
-        The groups are shuffled uniformly and dealt out to `lanes` interleaved sequences; a sequence has its groups one
-        after another, each with its images shuffled. All sequences advance alike, so that a batch has an equal part of
-        each, and lists its images sequence by sequence: a process's slice of every batch is of the same few sequences.
-        The order is not fully uniform: images of one group lie within a span of about `lanes` groups' images.
+        The groups are shuffled uniformly and dealt out to `lanes` interleaved sequences; a sequence
+        has its groups one after another, each with its images shuffled. All sequences advance
+        alike, so that a batch has an equal part of each, and lists its images sequence by sequence:
+        a process's slice of every batch is of the same few sequences. The order is not fully
+        uniform: images of one group lie within a span of about `lanes` groups' images.
         """
         lengths = torch.tensor(self.lengths)
         # of each image's group
@@ -68,11 +73,12 @@ class Locality:
 class TrainOrder:
     """The order of a whole run: batch -> process -> micro-batch.
 
-    `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of one
-    forward pass in one process (None: the whole slice). `unit` images are never split up (2 where mixup
-    pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not divide, or left
-    out with `drop_last`. `repeats`: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index
-    i + k n is then copy k of image i of n. locality: of data that is stored in groups.
+    `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of
+    one forward pass in one process (None: the whole slice). `unit` images are never split up (2
+    where mixup pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not
+    divide, or left out with `drop_last`. `repeats`: how often an image is in a batch (see
+    `trainkit.data.datasets.repeated`): index i + k n is then copy k of image i of n. locality: of
+    data that is stored in groups.
     """
 
     num_images: int
@@ -90,8 +96,8 @@ class TrainOrder:
             raise UserError("train_data is empty: there is nothing to train on")
         if self.batch_size < self.unit * self.num_processes:
             raise UserError(
-                f"batch_size is {self.batch_size} for {self.num_processes} processes: each needs at least "
-                f"{self.unit} of its images; raise batch_size or start fewer processes"
+                f"batch_size is {self.batch_size} for {self.num_processes} processes: each needs at"
+                f" least {self.unit} of its images; raise batch_size or start fewer processes"
             )
         if self.micro_batch is not None and self.micro_batch < self.unit:
             raise UserError(
@@ -99,8 +105,8 @@ class TrainOrder:
             )
         if self.batch_size % self.repeats:
             raise UserError(
-                f"batch_size is {self.batch_size}, and each image is in a batch {self.repeats} times: make it a "
-                f"multiple of {self.repeats}"
+                f"batch_size is {self.batch_size}, and each image is in a batch {self.repeats}"
+                f" times: make it a multiple of {self.repeats}"
             )
 
     @property
@@ -113,7 +119,10 @@ class TrainOrder:
         return min(self.batch_size, self.num_images - step % self.steps_per_epoch * self.batch_size)
 
     def passes(self, step: int, process: int) -> list[int]:
-        """Images of each micro-batch of `process` in `step`; every process has as many micro-batches, so 0 occurs."""
+        """Images of each micro-batch of `process` in `step`.
+
+        Every process has as many micro-batches, so 0 occurs.
+        """
         shares = split(self.num_images_of(step), self.num_processes, self.unit)
         if self.micro_batch is None or self.micro_batch >= max(shares):
             return [shares[process]]
@@ -121,10 +130,13 @@ class TrainOrder:
         return split(shares[process], num_passes, self.unit)
 
     def epoch(self, epoch: int) -> torch.Tensor:
-        """The permutation of epoch `epoch`: image indices (num_images,), int32 where that holds them.
+        """The permutation of epoch `epoch`.
 
-        The numbers are the same in either type; int32 takes half the memory and less time. With `repeats` a batch has
-        its images once, then once more: neighbours, which mixing pairs, are not copies.
+        Image indices (num_images,), int32 where that holds them.
+
+        The numbers are the same in either type; int32 takes half the memory and less time. With
+        `repeats` a batch has its images once, then once more: neighbours, which mixing pairs, are
+        not copies.
         """
         generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
         distinct, together = self.num_images // self.repeats, self.batch_size // self.repeats
@@ -147,7 +159,10 @@ class TrainOrder:
         return int(order[(place + 1) % self.num_images])
 
     def share(self, step: int, process: int) -> slice:
-        """The slice of the batch of `step` that `process` reads; the first image where none is left for it."""
+        """The slice of the batch of `step` that `process` reads.
+
+        The first image where none is left for it.
+        """
         shares = split(self.num_images_of(step), self.num_processes, self.unit)
         begin = sum(shares[:process])
         return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
@@ -159,8 +174,9 @@ class TrainOrder:
     def batches(self, start: int, stop: int, process: int) -> Iterator[list[tuple[int, int]]]:
         """The (epoch, index) keys of `process` for steps [start, stop).
 
-        A process left without an image gets the batch's first one as a padding sample, so that all processes do
-        the same forward passes; `passes` gives 0 for it, and the loop counts it nowhere.
+        A process left without an image gets the batch's first one as a padding sample, so that all
+        processes do the same forward passes; `passes` gives 0 for it, and the loop counts it
+        nowhere.
         """
         order, known = torch.empty(0), None
         for step in range(start, stop):
@@ -187,10 +203,12 @@ class Batches:
 def evaluation_batches(
     num_images: int, batch_size: int, process: int, num_processes: int
 ) -> tuple[list[list[tuple[int, int]]], list[int]]:
-    """A process's share of an evaluation: the keys of its batches, and how many of each batch count.
+    """A process's share of an evaluation.
 
-    Every image is in exactly one process's share. All processes get the same number of batches; where
-    one would have none left it gets image 0 once more, of which 0 count.
+    The keys of its batches, and how many of each batch count.
+
+    Every image is in exactly one process's share. All processes get the same number of batches;
+    where one would have none left it gets image 0 once more, of which 0 count.
     """
     shares = split(num_images, num_processes)
     first = sum(shares[:process])

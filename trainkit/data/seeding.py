@@ -1,7 +1,7 @@
 """Deterministic per-sample and per-step seeding.
 
-Seeds are arithmetic on (seed, epoch, step, image): there is no state to save, and the number of workers or processes
-cannot change what an image looks like.
+Seeds are arithmetic on (seed, epoch, step, image): there is no state to save, and the number of
+workers or processes cannot change what an image looks like.
 
 - The augmentation of image i in epoch e draws from generators seeded by (seed, e, i).
 - The model's own randomness (dropout) in step s draws from generators seeded by (seed, s, process).
@@ -45,7 +45,8 @@ def _folded(state: int, number: int) -> int:
 def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.ndarray:
     """`draws` random numbers of each image in an epoch: float32 (N, draws) in [0, 1), of 24 bits.
 
-    Number k of image i is that of `fold(seed, DRAW, epoch, i, k)`, for all of them at once: 10 us for a batch.
+    Number k of image i is that of `fold(seed, DRAW, epoch, i, k)`, for all of them at once: 10 us
+    for a batch.
     """
     state = np.full((len(indices), draws), fold(seed, DRAW, epoch), np.uint64)
     for numbers in (np.array(indices, np.uint64)[:, None], np.arange(draws, dtype=np.uint64)):
@@ -65,7 +66,10 @@ def seed_host(*numbers: int) -> None:
 
 
 def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
-    """Seed what the model, or mixing, may draw from in this step: the host's generators and the current device's."""
+    """Seed what the model, or mixing, may draw from in this step.
+
+    The host's generators and the current device's.
+    """
     seed_host(seed, stream, step, process)
     generator = _device_generator()
     if generator is not None:
@@ -73,7 +77,10 @@ def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
 
 
 def _device_generator() -> torch.Generator | None:
-    """That of the current device; None where there is the CPU alone, or where nothing has been computed on it yet."""
+    """That of the current device.
+
+    None where there is the CPU alone, or where nothing has been computed on it yet.
+    """
     # one generator: torch's manual_seed_all would walk all devices
     for backend in (torch.cuda, torch.xpu):
         if backend.is_initialized():
@@ -82,7 +89,10 @@ def _device_generator() -> torch.Generator | None:
 
 
 def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
-    """What reads item `index` in an epoch: a dataset's method `in_epoch` where it changes with the epoch."""
+    """What reads item `index` in an epoch.
+
+    A dataset's method `in_epoch` where it changes with the epoch.
+    """
     return DatasetInfo.of(data).in_epoch or partial(_in_any_epoch, data)
 
 
@@ -91,10 +101,12 @@ def _in_any_epoch(data: Dataset, epoch: int, index: int) -> object:
 
 
 class Seeded(Dataset):
-    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before the read.
+    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before
+    the read.
 
-    These are the global ones of `seed_host`, and those that the dataset and its transforms hold (`find_generators`).
-    Without workers the model in this process draws from the same generators: seed them before it does (`seed_step`).
+    These are the global ones of `seed_host`, and those that the dataset and its transforms hold
+    (`find_generators`). Without workers the model in this process draws from the same generators:
+    seed them before it does (`seed_step`).
     """
 
     def __init__(self, data: Dataset, seed: int):

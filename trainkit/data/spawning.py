@@ -1,7 +1,8 @@
-"""Sends a dataset to workers that are spawned and not forked (spawn, forkserver), as on macOS and Windows.
+"""Sends a dataset to workers that are spawned and not forked (spawn, forkserver), as on macOS and
+Windows.
 
-Such a worker imports what the dataset's classes are in. A recipe's file is no importable module, so its path goes
-along, and the worker loads it under the same name first.
+Such a worker imports what the dataset's classes are in. A recipe's file is no importable module, so
+its path goes along, and the worker loads it under the same name first.
 """
 
 import importlib.util
@@ -31,7 +32,9 @@ def load_file(name: str, path: Path) -> ModuleType:
 
 
 def forks() -> bool:
-    """Whether workers are forked: on Linux, unless the program has chosen another way to start processes.
+    """Whether workers are forked.
+
+    On Linux, unless the program has chosen another way to start processes.
 
     Elsewhere system libraries do not survive a fork.
     """
@@ -42,7 +45,9 @@ def forks() -> bool:
 
 
 class Sendable(Dataset):
-    """Stands for `data` in the training's process; a worker receives `data` itself, and the recipes before it.
+    """Stands for `data` in the training's process.
+
+    A worker receives `data` itself, and the recipes before it.
 
     Raises UserError, when a worker starts, where it holds what cannot be pickled.
     """
@@ -58,9 +63,9 @@ class Sendable(Dataset):
             return _receive, (dict(RECIPES), bytes(ForkingPickler.dumps(self.data)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UserError(
-                f"the dataset cannot be sent to data-loading workers, which are started anew here: {error}. Define "
-                "functions and classes at the top of the recipe's file instead of a lambda or a function inside "
-                "another, or read without workers (--workers 0)"
+                "the dataset cannot be sent to data-loading workers, which are started anew here:"
+                f" {error}. Define functions and classes at the top of the recipe's file instead of"
+                " a lambda or a function inside another, or read without workers (--workers 0)"
             ) from error
 
 

@@ -1,4 +1,7 @@
-"""Converts targets of datasets to tensors: Python or NumPy numbers, arrays, tensors of any integer type."""
+"""Converts targets of datasets to tensors.
+
+Python or NumPy numbers, arrays, tensors of any integer type.
+"""
 
 from typing import Any
 
@@ -17,11 +20,13 @@ WIDER = {
 
 
 def as_target(target: Any) -> Any:
-    """A target as a tensor where it is a whole number, an array or a tensor; anything else, such as a float, as it is.
+    """A target as a tensor where it is a whole number, an array or a tensor.
 
-    A single whole number is int64, whatever type it came in. Masks and rows keep theirs, but for the types that torch
-    hardly computes with, which become wider ones: uint16 is int32, uint32 and uint64 are int64, bool is uint8. Raises
-    ValueError for a number that int64 does not hold.
+    Anything else, such as a float, as it is.
+
+    A single whole number is int64, whatever type it came in. Masks and rows keep theirs, but for
+    the types that torch hardly computes with, which become wider ones: uint16 is int32, uint32 and
+    uint64 are int64, bool is uint8. Raises ValueError for a number that int64 does not hold.
     """
     if isinstance(target, Tensor) and target.dtype == torch.int64:
         return target  # what most datasets give, once for each image

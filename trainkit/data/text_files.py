@@ -17,8 +17,9 @@ _MARKS = (
 def read_text(file: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 where it begins with their mark.
 
-    Bytes that are no UTF-8 become what names of files with such bytes become (surrogateescape), so that a list names
-    the files that it was written from. Raises UserError naming the file where it is no text.
+    Bytes that are no UTF-8 become what names of files with such bytes become (surrogateescape), so
+    that a list names the files that it was written from. Raises UserError naming the file where it
+    is no text.
     """
     content = Path(file).read_bytes()
     encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class ToDevice:
-    """Images and targets to the device; uint8 images become float32, scaled to [0, 1] and normalised there."""
+    """Images and targets to the device.
+
+    Uint8 images become float32, scaled to [0, 1] and normalised there.
+    """
 
     def __init__(
         self,

@@ -68,7 +68,8 @@ class Loader(DataLoader):
 
 
 def _end_what_was_begun(error: OSError) -> None:
-    """Kill the workers of an iterator whose construction failed, which torch does only for a complete one."""
+    """Kill the workers of an iterator whose construction failed, which torch does only for a
+    complete one."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
@@ -78,10 +79,12 @@ def _end_what_was_begun(error: OSError) -> None:
 
 
 def choose_workers(asked: int | None, num_processes: int, cores: int | None = None) -> int:
-    """Data-loading workers per process: as asked, or the process's share of the cores less one, up to 8.
+    """Data-loading workers per process.
 
-    Only processes of this host share its cores: the launcher says how many there are. cores: None for those that this
-    process may use.
+    As asked, or the process's share of the cores less one, up to 8.
+
+    Only processes of this host share its cores: the launcher says how many there are. cores: None
+    for those that this process may use.
     """
     if asked is not None:
         return asked
@@ -93,9 +96,10 @@ def choose_workers(asked: int | None, num_processes: int, cores: int | None = No
 class _SureFork(ForkProcess):
     """A forked worker that reports its start; one that never starts is replaced.
 
-    A fork copies one thread, and the locks of all. Up to CPython 3.11.9 a child waits for ever for the interpreter's
-    list of threads where another thread was entering it at that moment (CPython issue 112275), as threads of gloo or
-    NCCL may; then the training waits too (docs/architecture.md says what was seen of it).
+    A fork copies one thread, and the locks of all. Up to CPython 3.11.9 a child waits for ever for
+    the interpreter's list of threads where another thread was entering it at that moment (CPython
+    issue 112275), as threads of gloo or NCCL may; then the training waits too (docs/architecture.md
+    says what was seen of it).
     """
 
     begun: Connection
@@ -120,14 +124,15 @@ class _SureFork(ForkProcess):
             if begun:
                 return started
             warnings.warn(
-                f"data-loading worker (pid {started.pid}) did not start within {seconds:g} s (most likely a "
-                "lock held when it was forked, CPython issue 112275); another takes its place",
+                f"data-loading worker (pid {started.pid}) did not start within {seconds:g} s (most"
+                " likely a lock held when it was forked, CPython issue 112275); another takes its"
+                " place",
                 RuntimeWarning,
                 stacklevel=4,
             )
         raise ChildProcessError(
-            f"none of {TRIES} data-loading workers started; the machine is overloaded. --workers 0 loads data in the "
-            "training process"
+            f"none of {TRIES} data-loading workers started; the machine is overloaded. --workers 0"
+            " loads data in the training process"
         )
 
     def run(self) -> None:
@@ -146,9 +151,10 @@ class _SureForks(ForkContext):
 def _born_with_the_signal_blocked() -> Iterator[None]:
     """Context manager around the start of a worker: all of its threads begin with SIGTERM blocked.
 
-    GROUPS_SIGNALS are blocked too, until the worker ignores them. If the worker blocked SIGTERM itself, in
-    `_outlive_the_signal`, threads that exist by then would not inherit the mask: torch starts some when it sets their
-    number, and one thread with the signal unblocked is enough to end the process. The parent's mask is restored after.
+    GROUPS_SIGNALS are blocked too, until the worker ignores them. If the worker blocked SIGTERM
+    itself, in `_outlive_the_signal`, threads that exist by then would not inherit the mask: torch
+    starts some when it sets their number, and one thread with the signal unblocked is enough to end
+    the process. The parent's mask is restored after.
     """
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, GROUPS_SIGNALS | ({signal.SIGTERM} if CAN_TELL_SENDERS else set())
@@ -161,7 +167,10 @@ def _born_with_the_signal_blocked() -> Iterator[None]:
 
 @contextmanager
 def _deaths_told_afterwards() -> Iterator[None]:
-    """Around a fork, in which Python prints and drops an error: torch's handler of SIGCHLD raises one for a death."""
+    """Around a fork, in which Python prints and drops an error.
+
+    Torch's handler of SIGCHLD raises one for a death.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -178,7 +187,8 @@ def _deaths_told_afterwards() -> Iterator[None]:
 def _outlive_the_signal(_: int) -> None:
     """In a worker: ignore signals sent to the whole group, which the training process handles.
 
-    The worker keeps reading until the step is done. It obeys SIGTERM from its own parent, which ends it so.
+    The worker keeps reading until the step is done. It obeys SIGTERM from its own parent, which
+    ends it so.
     """
     for number in GROUPS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -198,8 +208,9 @@ def _end_with_the_parent(parent: int) -> None:
 def worker_deaths_told() -> Iterator[None]:
     """Context manager: report why a worker died, or which limit of the machine was reached.
 
-    torch raises its own short error anywhere in the main thread, or the reading of the worker's last message fails in
-    one of many ways. Raises ChildProcessError in its place, OSError for a limit.
+    torch raises its own short error anywhere in the main thread, or the reading of the worker's
+    last message fails in one of many ways. Raises ChildProcessError in its place, OSError for a
+    limit.
     """
     try:
         yield
@@ -225,7 +236,10 @@ def _death_behind(error: BaseException) -> str | None:
 
 
 def _while_receiving(error: BaseException) -> bool:
-    """Whether a message of a worker was being read: its death breaks the connection or cuts the message short."""
+    """Whether a message of a worker was being read.
+
+    Its death breaks the connection or cuts the message short.
+    """
     files = [
         frame.filename
         for each in causes(error)
@@ -238,7 +252,10 @@ def _while_receiving(error: BaseException) -> bool:
 
 
 def _dead_workers(seconds: float = 2.0) -> dict[int, int]:
-    """Process id and exit code of each worker that failed; waits for one, as the exit code takes a moment."""
+    """Process id and exit code of each worker that failed.
+
+    Waits for one, as the exit code takes a moment.
+    """
     end = time.monotonic() + seconds
     while True:
         codes = {process.pid: process.exitcode for process in list(_STARTED)}
@@ -274,8 +291,8 @@ def _cause_of_death(dead: dict[int, int], text: str) -> str:
         told += ": another process ended it"
     elif number == signal.SIGKILL and _kills_for_memory() > _kills_before:
         told += (
-            ": the system killed a process meanwhile because it was out of memory (OOM). Start fewer workers with "
-            "--workers, or read smaller images"
+            ": the system killed a process meanwhile because it was out of memory (OOM). Start"
+            " fewer workers with --workers, or read smaller images"
         )
     elif number == signal.SIGKILL:
         told += ": somebody, or the system, killed it (`dmesg` tells why where the system did)"
@@ -283,8 +300,10 @@ def _cause_of_death(dead: dict[int, int], text: str) -> str:
 
 
 def _kills_for_memory() -> int:
-    """Processes that the kernel has killed for lack of memory: in this process's control group where it counts them,
-    else on the machine; 0 where nothing is known.
+    """Processes that the kernel has killed for lack of memory.
+
+    In this process's control group where it counts them, else on the machine; 0 where nothing is
+    known.
     """
     with suppress(OSError, ValueError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()

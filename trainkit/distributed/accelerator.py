@@ -21,8 +21,8 @@ from trainkit.errors import UserError, causes
 
 REFUSED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": (
-        "DeepSpeed steps inside its own backward pass and averages over processes by its own count, so a step would "
-        "not be that of the whole batch"
+        "DeepSpeed steps inside its own backward pass and averages over processes by its own count,"
+        " so a step would not be that of the whole batch"
     ),
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has a training loop of its own",
 }
@@ -34,18 +34,20 @@ TRANSPORTS = (
 
 
 def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
-    """The Accelerator of this process, with all started processes in one group and all cores in use.
+    """The Accelerator of this process, with all started processes in one group and all cores in
+    use.
 
-    Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`). Where
-    there is no accelerator device, processes are joined over gloo on the CPU. Raises UserError where
-    the launcher started other processes than the group has, or an engine that the loop would not be exact under.
+    Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`).
+    Where there is no accelerator device, processes are joined over gloo on the CPU. Raises
+    UserError where the launcher started other processes than the group has, or an engine that the
+    loop would not be exact under.
     """
     end_with_launcher()
     for variable, reason in REFUSED_ENGINES.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise UserError(
-                f"{variable} is set: {reason}. Launch with "
-                "accelerate_configs/multi_gpu.yaml, or with accelerate_configs/fsdp2.yaml to shard the parameters"
+                f"{variable} is set: {reason}. Launch with accelerate_configs/multi_gpu.yaml, or"
+                " with accelerate_configs/fsdp2.yaml to shard the parameters"
             )
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     timeout = timedelta(seconds=timeout_s)
@@ -74,9 +76,9 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise UserError(
-            f"WORLD_SIZE is {started}, but {accelerator.num_processes} processes are in the group: they would "
-            "train apart and overwrite each other. Start them with `accelerate launch` or torchrun, and unset "
-            "WORLD_SIZE for a single process"
+            f"WORLD_SIZE is {started}, but {accelerator.num_processes} processes are in the group:"
+            " they would train apart and overwrite each other. Start them with `accelerate launch`"
+            " or torchrun, and unset WORLD_SIZE for a single process"
         )
     if on_cpu and accelerator.num_processes > 1:
         atexit.unregister(_leave_group)
@@ -94,10 +96,12 @@ def allow_tf32(allowed: bool) -> None:
 
 @contextmanager
 def lost_processes_told() -> Iterator[None]:
-    """Say it where meeting the other processes, or an exchange with them, failed; torch says so in many words.
+    """Say it where meeting the other processes, or an exchange with them, failed.
 
-    Raises ConnectionError in its place. Also while the group forms, and where an error of the training came only
-    because the others were gone.
+    Torch says so in many words.
+
+    Raises ConnectionError in its place. Also while the group forms, and where an error of the
+    training came only because the others were gone.
     """
     try:
         yield
@@ -111,13 +115,17 @@ def lost_processes_told() -> Iterator[None]:
             raise
         words = (str(failed) or type(failed).__name__).splitlines()[0]
         raise ConnectionError(
-            f"process {rank()} of {processes}, on {socket.gethostname()}, lost the others: one has ended, or the "
-            f"network between them has ({words}). The same command resumes from the last checkpoint"
+            f"process {rank()} of {processes}, on {socket.gethostname()}, lost the others: one has"
+            f" ended, or the network between them has ({words}). The same command resumes from the"
+            " last checkpoint"
         ) from error
 
 
 def _is_of_the_group(error: BaseException) -> bool:
-    """Whether torch.distributed raised it: by its class, or where a transport says so in plain RuntimeErrors."""
+    """Whether torch.distributed raised it.
+
+    By its class, or where a transport says so in plain RuntimeErrors.
+    """
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in TRANSPORTS)
     )
@@ -126,8 +134,8 @@ def _is_of_the_group(error: BaseException) -> bool:
 def _join_afresh(timeout: timedelta) -> None:
     """Rejoin with a new store prefix after a restart by torchrun.
 
-    The launcher keeps one store for all attempts, and gloo would find in it the addresses of those that died: of 4
-    restarts one hung and one gave up, and none of 6 since (docs/results.md).
+    The launcher keeps one store for all attempts, and gloo would find in it the addresses of those
+    that died: of 4 restarts one hung and one gave up, and none of 6 since (docs/results.md).
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if (
@@ -147,9 +155,12 @@ def _join_afresh(timeout: timedelta) -> None:
 
 
 def _leave_group() -> None:
-    """End gloo's threads before the interpreter ends: left to it, 3 runs in 40 aborted after their work.
+    """End gloo's threads before the interpreter ends.
 
-    Where FSDP still holds the group they stay, and one may be waiting for the interpreter, to let go of a tensor.
+    Left to it, 3 runs in 40 aborted after their work.
+
+    Where FSDP still holds the group they stay, and one may be waiting for the interpreter, to let
+    go of a tensor.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -157,7 +168,10 @@ def _leave_group() -> None:
 
 
 def _float8() -> list[AORecipeKwargs]:
-    """For fp8 by torchao: weights stay float32 tensors; accelerate would make them ones that no checkpoint can hold."""
+    """For fp8 by torchao: weights stay float32 tensors.
+
+    Accelerate would make them ones that no checkpoint can hold.
+    """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "fp8"
     if not asked or find_spec("torchao") is None:
         return []

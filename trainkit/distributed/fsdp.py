@@ -1,8 +1,11 @@
-"""FSDP2: each process holds a part of every weight, gradient and optimizer state (torch's `fully_shard`).
+"""FSDP2.
 
-Asked for by an accelerate config (accelerate_configs/fsdp2.yaml). Accelerate itself ignores it without a GPU; here
-it is the same few lines on every device, so that what is tested on the CPU is what runs on GPUs. A step is that of the
-whole batch as before, and a checkpoint holds whole tensors: a run may resume with or without it.
+Each process holds a part of every weight, gradient and optimizer state (torch's `fully_shard`).
+
+Asked for by an accelerate config (accelerate_configs/fsdp2.yaml). Accelerate itself ignores it
+without a GPU; here it is the same few lines on every device, so that what is tested on the CPU is
+what runs on GPUs. A step is that of the whole batch as before, and a checkpoint holds whole
+tensors: a run may resume with or without it.
 """
 
 import os
@@ -56,8 +59,9 @@ class Sharding:
         classes = frozenset(name.strip() for name in names if name.strip())
         if policy == "TRANSFORMER_BASED_WRAP" and not classes:
             raise UserError(
-                "fsdp_auto_wrap_policy is TRANSFORMER_BASED_WRAP without a class: name the blocks in "
-                "fsdp_transformer_layer_cls_to_wrap, such as Bottleneck or EncoderBlock, or take SIZE_BASED_WRAP"
+                "fsdp_auto_wrap_policy is TRANSFORMER_BASED_WRAP without a class: name the blocks"
+                " in fsdp_transformer_layer_cls_to_wrap, such as Bottleneck or EncoderBlock, or"
+                " take SIZE_BASED_WRAP"
             )
         return cls(
             reshard_after_forward=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
@@ -107,17 +111,19 @@ def kept_from_accelerate() -> Iterator[None]:
 def prepare(
     accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None
 ) -> nn.Module:
-    """The model as `accelerator.prepare` gives it, sharded where that was asked for, the optimizer's weights with it.
+    """The model as `accelerator.prepare` gives it, sharded where that was asked for, the
+    optimizer's weights with it.
 
-    The optimizer itself stays as it is: accelerate's wrapper looks for a package on the disk in each step, a tenth of a
-    small network's time (docs/results.md).
+    The optimizer itself stays as it is: accelerate's wrapper looks for a package on the disk in
+    each step, a tenth of a small network's time (docs/results.md).
     """
     sharding = Sharding.asked()
     if sharding is None:
         return accelerator.prepare(objective)
     if accelerator.num_processes == 1:
         raise UserError(
-            "FSDP shares weights out among processes, and there is one: take accelerate_configs/gpu.yaml"
+            "FSDP shares weights out among processes, and there is one: take"
+            " accelerate_configs/gpu.yaml"
         )
     if accelerator.scaler is not None:
         raise UserError("fp16 and FSDP do not go together here: launch with --mixed_precision bf16")
@@ -177,11 +183,13 @@ def no_sync(accelerator: Accelerator, objective: nn.Module) -> Iterator[None]:
 
 
 def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) -> None:
-    """Have DDP lay out its buckets for good now, by a pass back, `propagate`, whose gradients are 0.
+    """Have DDP lay out its buckets for good now, by a pass back, `propagate`, whose gradients are
+    0.
 
-    It does so once, after the first step that it sees, in the order in which gradients arrived, and gradients are added
-    over more than two processes in an order that depends on their places: after a resume the first step was another
-    one, by a rounding. The order here is that in which DDP begins: the last weight first.
+    It does so once, after the first step that it sees, in the order in which gradients arrived, and
+    gradients are added over more than two processes in an order that depends on their places: after
+    a resume the first step was another one, by a rounding. The order here is that in which DDP
+    begins: the last weight first.
     """
     inner = without_compile(objective)
     if not isinstance(inner, DistributedDataParallel) or inner.static_graph:
@@ -195,14 +203,17 @@ def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) ->
 
 
 def reshard(objective: nn.Module) -> None:
-    """Free whole weights that passes without a backward have left, which would outlive a change to their parts."""
+    """Free whole weights that passes without a backward have left, which would outlive a change to
+    their parts."""
     for module in objective.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def agree_on_buffers(objective: nn.Module) -> None:
-    """Process 0's for all, as a checkpoint holds them: batch norm saw another part of the batch in each.
+    """Process 0's for all, as a checkpoint holds them.
+
+    Batch norm saw another part of the batch in each.
 
     DDP agrees on them before a training's pass, and not before each pass of an evaluation.
     """
@@ -237,7 +248,10 @@ def whole(value: Any, keep: bool = True) -> Any:
 
 
 def unsharded_state(optimizer: Optimizer) -> str | None:
-    """The first of its state that is not laid out as its sharded weight is: it could not be gathered, or taken up."""
+    """The first of its state that is not laid out as its sharded weight is.
+
+    It could not be gathered, or taken up.
+    """
     return next(
         (
             name

@@ -13,7 +13,8 @@ def usable_cores() -> int:
 
 
 def _use_all_cores() -> None:
-    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of threads."""
+    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of
+    threads."""
     # by accelerate, by torchrun
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()
     if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():
@@ -25,8 +26,8 @@ def _use_all_cores() -> None:
 def _keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next tensors, where it is the C library.
 
-    By default it gives large blocks back to the system, and every activation of every step is paged in anew:
-    the README's first command spent a third of its time there (docs/results.md).
+    By default it gives large blocks back to the system, and every activation of every step is paged
+    in anew: the README's first command spent a third of its time there (docs/results.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

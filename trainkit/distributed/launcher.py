@@ -28,7 +28,10 @@ def faulty_variable() -> str | None:
         if name in os.environ:
             text = os.environ[name]
             if not (text.isascii() and text.isdigit()):
-                return f"{name} is {text!r} in the environment; a launcher sets it to a number from 0 on. {REMEDY}"
+                return (
+                    f"{name} is {text!r} in the environment; a launcher sets it to a number from 0"
+                    f" on. {REMEDY}"
+                )
             numbers[name] = int(text)
     for name, total in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if (
@@ -52,23 +55,28 @@ def rank() -> int:
 def launcher() -> int | None:
     """Process id of the launcher that started this process; None where none did.
 
-    As the parent was when trainkit was imported: a launcher that was killed while torch was being imported is missed.
+    As the parent was when trainkit was imported: a launcher that was killed while torch was being
+    imported is missed.
     """
     return _PARENT if any(name in os.environ for name in LAUNCHERS) else None
 
 
 def end_with_launcher() -> None:
-    """Have SIGTERM sent to this process when its launcher dies, on Linux; nothing where no launcher started it.
+    """Have SIGTERM sent to this process when its launcher dies, on Linux.
 
-    Before the training begins it ends the process, which may be waiting for others that never come, and in the training
-    it stops it as ever (see signals.py, which looks for itself where the system sends nothing).
+    Nothing where no launcher started it.
+
+    Before the training begins it ends the process, which may be waiting for others that never come,
+    and in the training it stops it as ever (see signals.py, which looks for itself where the system
+    sends nothing).
     """
     if (parent := launcher()) is not None:
         end_with_parent(signal.SIGTERM, parent)
 
 
 def end_with_parent(number: int, parent: int) -> None:
-    """Have the system send `number` to this process when `parent`, or the thread of it that started this one, ends."""
+    """Have the system send `number` to this process when `parent`, or the thread of it that started
+    this one, ends."""
     if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1

@@ -1,7 +1,10 @@
-"""Activation checkpointing: keep a block's input instead of what is inside it, and compute that again when needed.
+"""Activation checkpointing.
 
-Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost", by `torch.utils.checkpoint`. The training is bit
-for bit the one without: random numbers are drawn again as before, and batch norm counts a batch once.
+Keep a block's input instead of what is inside it, and compute that again when needed.
+
+Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost", by `torch.utils.checkpoint`. The
+training is bit for bit the one without: random numbers are drawn again as before, and batch norm
+counts a batch once.
 """
 
 from collections import Counter
@@ -29,8 +32,9 @@ def checkpoint_activations(model: nn.Module) -> int:
     found = dict.fromkeys(blocks(model))
     if not found:
         raise UserError(
-            f"activation_checkpointing is on, and {type(model).__name__} has no blocks: modules with parts of their "
-            "own in an nn.Sequential or nn.ModuleList. Turn it off, or set a smaller --micro-batch"
+            f"activation_checkpointing is on, and {type(model).__name__} has no blocks: modules"
+            " with parts of their own in an nn.Sequential or nn.ModuleList. Turn it off, or set a"
+            " smaller --micro-batch"
         )
     for block in found:
         norms = [module for module in block.modules() if isinstance(module, AnyBatchNorm)]
@@ -41,11 +45,13 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """What `checkpoint_activations` would take in `module`, such as a ResNet's Bottlenecks and a ViT's EncoderBlocks.
+    """What `checkpoint_activations` would take in `module`, such as a ResNet's Bottlenecks and a
+    ViT's EncoderBlocks.
 
-    Modules with parts of their own in an nn.Sequential or nn.ModuleList; stages and backbones, which hold several
-    blocks, are looked into. Where those hold less than half of the weights, modules of one class beside each other are
-    taken, too, such as the stages of timm's RegNet and what an Inception is made of.
+    Modules with parts of their own in an nn.Sequential or nn.ModuleList; stages and backbones,
+    which hold several blocks, are looked into. Where those hold less than half of the weights,
+    modules of one class beside each other are taken, too, such as the stages of timm's RegNet and
+    what an Inception is made of.
     """
     chained = list(_chained(module))
     if 2 * sum(map(_num_weights, chained)) >= _num_weights(module):
@@ -111,8 +117,9 @@ def _checkpointed(
     )
     if versions != [each._version for each in given]:
         raise UserError(
-            f"activation_checkpointing is on, and the block {name} changes its input in place: computed again, it "
-            "would start from what it has left. Turn it off, or build the block without inplace=True"
+            f"activation_checkpointing is on, and the block {name} changes its input in place:"
+            " computed again, it would start from what it has left. Turn it off, or build the"
+            " block without inplace=True"
         )
     return outputs
 

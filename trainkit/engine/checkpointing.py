@@ -65,7 +65,10 @@ class Checkpointer:
         self.resumed_from = 0  # step of the checkpoint that this process resumed from
 
     def save(self) -> None:
-        """Write a checkpoint in the main process, then remove older ones; all processes call it together."""
+        """Write a checkpoint in the main process, then remove older ones.
+
+        All processes call it together.
+        """
         step = self.state.step
         self.reporter.report_bad_images()
         self.reporter.count_targets()
@@ -97,7 +100,8 @@ class Checkpointer:
     def saving_on_error(self) -> Iterator[None]:
         """Save whole steps before an error ends the training, such as an image that cannot be read.
 
-        With several processes the others are inside the next step by then, and what counts is the last checkpoint.
+        With several processes the others are inside the next step by then, and what counts is the
+        last checkpoint.
         """
         try:
             yield
@@ -120,14 +124,16 @@ class Checkpointer:
     def rehearse(self) -> None:
         """See that a checkpoint can hold what there is now.
 
-        Before the first step, and after it, when the optimizer has made its state. Raises UserError where it cannot.
+        Before the first step, and after it, when the optimizer has made its state. Raises UserError
+        where it cannot.
         """
         model, optimizer = self.recipe.model, self.recipe.optimizer
         whole_state = unsharded_state(optimizer)
         if whole_state is not None:
             raise UserError(
-                f"optimizer {type(optimizer).__name__} holds {whole_state!r}, which is not sharded as its weights are: "
-                "FSDP cannot save it. Take AdamW or SGD, or launch without FSDP"
+                f"optimizer {type(optimizer).__name__} holds {whole_state!r}, which is not sharded"
+                " as its weights are: FSDP cannot save it. Take AdamW or SGD, or launch without"
+                " FSDP"
             )
         packing.rehearse(model, {"model": model.state_dict(), **self._state(None)})
 
@@ -163,7 +169,10 @@ class Checkpointer:
         )
 
     def _state(self, in_training: list[Tensor] | None) -> dict[str, Any]:
-        """What a checkpoint holds besides the model. in_training: weights where the model now has others."""
+        """What a checkpoint holds besides the model.
+
+        in_training: weights where the model now has others.
+        """
         scaler = self.accelerator.scaler
         return {
             **self.state.state_dict(),

@@ -16,12 +16,13 @@ STATISTICS = ("running_mean", "running_var")  # of batch norm: the buffers that 
 class EMA:
     """Averages weights and batch norm's statistics: A <- d A + (1 - d) W after each step.
 
-    d = min(decay, (1 + n) / (10 + n)) after n steps, so that the weights drawn at random are soon forgotten. All
-    other buffers are the model's own: counters, masks and tables have no mean. What was not finite at the start, such
-    as a mask of -inf that is a parameter, stays the model's own too.
+    d = min(decay, (1 + n) / (10 + n)) after n steps, so that the weights drawn at random are soon
+    forgotten. All other buffers are the model's own: counters, masks and tables have no mean. What
+    was not finite at the start, such as a mask of -inf that is a parameter, stays the model's own
+    too.
 
-    n is a number on the host as long as no step can be skipped: `torch.optim.swa_utils.AveragedModel` asks the device
-    for it at each step.
+    n is a number on the host as long as no step can be skipped:
+    `torch.optim.swa_utils.AveragedModel` asks the device for it at each step.
 
     Raises UserError where a parameter is not in `model.state_dict()`, whose names the average has.
     """
@@ -44,8 +45,9 @@ class EMA:
         absent = [name for name, weight in model.named_parameters() if id(weight) not in names]
         if absent:
             raise UserError(
-                f"{type(model).__name__}.state_dict() lacks {len(absent)} parameters ({', '.join(absent[:3])}): an "
-                "average of them cannot be saved. Take out what keeps them from it, or train with ema=None"
+                f"{type(model).__name__}.state_dict() lacks {len(absent)} parameters"
+                f" ({', '.join(absent[:3])}): an average of them cannot be saved. Take out what"
+                " keeps them from it, or train with ema=None"
             )
         # not in it: not persistent
         self._weights = [tensor.detach() for tensor in averaged if id(tensor) in names]
@@ -64,8 +66,9 @@ class EMA:
         """Take up the weights after a step.
 
         Args:
-            skipped: boolean on the weights' device, true where the step left them as they were: neither the average
-                nor its count moves then, and nothing waits for it. None where no step can be skipped.
+            skipped: boolean on the weights' device, true where the step left them as they were:
+                neither the average nor its count moves then, and nothing waits for it. None where
+                no step can be skipped.
         """
         if skipped is None and not isinstance(self.count, Tensor):
             weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
@@ -87,7 +90,8 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has the averages meanwhile, under whatever it is wrapped in, and then its weights again."""
+        """The model has the averages meanwhile, under whatever it is wrapped in, and then its
+        weights again."""
         self._swap()
         try:
             yield
@@ -102,7 +106,9 @@ class EMA:
             average.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes up: a whole state dict of the model, averaged, and how many steps it has seen.
+        """What `load_state_dict` takes up.
+
+        A whole state dict of the model, averaged, and how many steps it has seen.
 
         Waits for the device.
         """
@@ -120,8 +126,9 @@ class EMA:
 
         Args:
             state: as `state_dict` gives it, of whole tensors.
-            strict: the names must be those of the model. False is for measuring only: earlier versions left out
-                the second name of a tied weight and had buffers that are not persistent.
+            strict: the names must be those of the model. False is for measuring only: earlier
+                versions left out the second name of a tied weight and had buffers that are not
+                persistent.
 
         Raises UserError where names or shapes are not the model's.
         """
@@ -135,9 +142,9 @@ class EMA:
                 if names
             ]
             raise UserError(
-                f"the EMA weights have other names than the model: {'; '.join(told)}. An earlier version of "
-                "trainkit wrote them, or the model is another one: they can be evaluated, and not be trained on. Begin "
-                "another run from them with --init-from"
+                f"the EMA weights have other names than the model: {'; '.join(told)}. An earlier"
+                " version of trainkit wrote them, or the model is another one: they can be"
+                " evaluated, and not be trained on. Begin another run from them with --init-from"
             )
         for names, average in zip(self._names, self.averages):
             value = next((saved[name] for name in names if name in saved), None)

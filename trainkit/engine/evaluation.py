@@ -68,16 +68,19 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Evaluate the current weights, and the EMA weights where there are any.
 
-        Metrics with `counts` are summed over the processes once, at the end. Others, from `evaluate`, get the plain
-        labels of all processes batch by batch.
+        Metrics with `counts` are summed over the processes once, at the end. Others, from
+        `evaluate`, get the plain labels of all processes batch by batch.
 
         Args:
-            stop: called after each batch; the evaluation ends early where it returns something other than 0.
-            steps: training steps of the weights and total steps, for `Task.at_step`; None: it has been called.
+            stop: called after each batch; the evaluation ends early where it returns something
+                other than 0.
+            steps: training steps of the weights and total steps, for `Task.at_step`; None: it has
+                been called.
 
         Returns:
-            `split`, `protocol`, `num_images` and the task's metrics, those of the EMA weights as "ema_...";
-            `precise_bn` too, where BatchNorm statistics were re-estimated. None where `stop` ended it.
+            `split`, `protocol`, `num_images` and the task's metrics, those of the EMA weights as
+            "ema_..."; `precise_bn` too, where BatchNorm statistics were re-estimated. None where
+            `stop` ended it.
 
         Raises:
             RuntimeError: not every image was seen exactly once.
@@ -133,7 +136,8 @@ class Evaluator:
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
-        # A metric of the recipe's own need not know its images one by one; the figure then has no interval.
+        # A metric of the recipe's own need not know its images one by one; the figure then has no
+        # interval.
         known = [
             metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")
         ]
@@ -182,7 +186,10 @@ class Evaluator:
         return _plain(results)
 
     def _passes(self, objective: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """After each pass predictions and targets of the images that it finished; as many passes in every process."""
+        """After each pass predictions and targets of the images that it finished.
+
+        As many passes in every process.
+        """
         recipe, accelerator = self.recipe, self.accelerator
         together = 1 if recipe.inference is not None else recipe.eval_batch_size
         batches, valid = evaluation_batches(
@@ -216,13 +223,16 @@ class Evaluator:
             rows = recipe.task.rows_per_image
             if len(predictions) != rows * len(targets):
                 raise UserError(
-                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows for {len(targets)} "
-                    f"images, and rows_per_image is {rows}"
+                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows"
+                    f" for {len(targets)} images, and rows_per_image is {rows}"
                 )
             yield [(predictions[: count * rows], targets[:count])] if count else []
 
     def _seeded(self, loader: Iterable) -> Iterator:
-        """Its batches; what a model draws after each, as some do in evaluations too, depends on no reading process."""
+        """Its batches.
+
+        What a model draws after each, as some do in evaluations too, depends on no reading process.
+        """
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
@@ -242,14 +252,17 @@ def evaluate(
     partial: bool = False,
     keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure `recipe` on its validation images with the weights at `weights`, and return the metrics.
+    """Measure `recipe` on its validation images with the weights at `weights`, and return the
+    metrics.
 
     Args:
         recipe: what was trained.
-        weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of weights.
+        weights: a run's folder, of which the best checkpoint is taken, a checkpoint, or a file of
+            weights.
         seed: of what is random in the validation data, and of the images of `precise_bn`.
         workers: data-loading workers of each process; None: its share of the cores, up to 8.
-        precise_bn: re-estimate BatchNorm's statistics from so many training images; None: take those of the weights.
+        precise_bn: re-estimate BatchNorm's statistics from so many training images; None: take
+            those of the weights.
         weights_key: which set of weights in a file that holds several; None: the usual one.
         channels_last: hold images and weights with the channels last.
         tf32: on GPUs: multiply float32 in TF32.
@@ -317,8 +330,9 @@ def _require_training_images(recipe: Recipe) -> None:
         opened(recipe.train_data)
     except FileNotFoundError as error:
         raise MissingFileError(
-            f"{error}. Batch norm's statistics are estimated from training images (--precise-bn), as the run's own "
-            "evaluations did; --precise-bn 0 measures with those that training counted, and gives other results"
+            f"{error}. Batch norm's statistics are estimated from training images (--precise-bn),"
+            " as the run's own evaluations did; --precise-bn 0 measures with those that training"
+            " counted, and gives other results"
         ) from error
 
 
@@ -333,19 +347,22 @@ def show_results(
 
 
 def require_free_names(task: Task) -> None:
-    """See before the first step that no metric computes what a row of the log or results.json holds, where it says so.
+    """See before the first step that no metric computes what a row of the log or results.json
+    holds, where it says so.
 
-    It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it is asked, for what it
-    counts must not change. One that needs images to compute, as those of `evaluate` do, the first evaluation refuses.
+    It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it
+    is asked, for what it counts must not change. One that needs images to compute, as those of
+    `evaluate` do, the first evaluation refuses.
 
-    Raises UserError that names the metric and the figure, also where the task lacks `labels` that a metric takes.
+    Raises UserError that names the metric and the figure, also where the task lacks `labels` that a
+    metric takes.
     """
     metrics = [*task.metrics(), *task.thorough_metrics()]
     for metric in (one for each in metrics for one in each_metric(each)):
         if not hasattr(metric, "counts") and not task.provides("labels"):
             raise UserError(
-                f"task {type(task.given).__name__} lacks labels, which metric {_name(metric)} takes, as it has no "
-                "`counts`: see trainkit.recipe.Task"
+                f"task {type(task.given).__name__} lacks labels, which metric {_name(metric)}"
+                " takes, as it has no `counts`: see trainkit.recipe.Task"
             )
         names = {
             *getattr(metric, "percent", ()),
@@ -360,7 +377,10 @@ def _name(metric: Any) -> str:
 
 
 def _figures_of_nothing(metric: Any) -> set[str]:
-    """Names of what it computes of no image; none where it cannot, as a quotient by the number of images."""
+    """Names of what it computes of no image.
+
+    None where it cannot, as a quotient by the number of images.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
         try:
@@ -372,7 +392,10 @@ def _figures_of_nothing(metric: Any) -> set[str]:
 
 
 def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
-    """A metric's results. Raises UserError where one has a reserved name of the log or of results.json."""
+    """A metric's results.
+
+    Raises UserError where one has a reserved name of the log or of results.json.
+    """
     taken = sorted(RESERVED & figures.keys())
     if taken:
         raise UserError(
@@ -383,7 +406,10 @@ def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and their numbers as Python values for JSON; None for a non-finite (NaN/Inf) value."""
+    """Arrays, tensors and their numbers as Python values for JSON.
+
+    None for a non-finite (NaN/Inf) value.
+    """
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}

@@ -1,8 +1,9 @@
 """Whether an optimizer updates sharded weights as it does whole ones, tried before the first step.
 
-An update that goes number by number is the same on a part of a weight. A norm, a product of matrices or a sum over all
-weights may be of this process's part alone, and the training would be another one without a word. No list of names
-knows a user's own optimizer, so each is tried: one copy of it updates whole weights, another the same weights sharded.
+An update that goes number by number is the same on a part of a weight. A norm, a product of
+matrices or a sum over all weights may be of this process's part alone, and the training would be
+another one without a word. No list of names knows a user's own optimizer, so each is tried: one
+copy of it updates whole weights, another the same weights sharded.
 """
 
 import copy
@@ -32,16 +33,19 @@ OF_RATES = ("params", "param_names", "lr", "initial_lr", "lr_scale")
 
 
 def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None:
-    """Try it on one weight of each shape where FSDP was asked for. Call it before weights are sharded; nothing changes.
+    """Try it on one weight of each shape where FSDP was asked for.
 
-    Raises UserError, in all processes, where updates of sharded weights fail, or give other weights or state.
+    Call it before weights are sharded; nothing changes.
+
+    Raises UserError, in all processes, where updates of sharded weights fail, or give other weights
+    or state.
     """
     if Sharding.asked() is None or accelerator.num_processes == 1:
         return
     if type(optimizer).__name__ in NEVER_TRIED:
         raise UserError(
-            f"optimizer {type(optimizer).__name__} is not for weights that FSDP has sharded: take AdamW or SGD, or "
-            "launch without FSDP"
+            f"optimizer {type(optimizer).__name__} is not for weights that FSDP has sharded: take"
+            " AdamW or SGD, or launch without FSDP"
         )
     problem = None
     cuda = [accelerator.device.index or 0] if accelerator.device.type == "cuda" else []
@@ -56,8 +60,8 @@ def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None
     problems = [each for each in gather_object([problem]) if each is not None]
     if problems:
         raise UserError(
-            f"optimizer {type(optimizer).__name__} does not update weights that FSDP has sharded as it does whole "
-            f"ones ({problems[0]}): take AdamW or SGD, or launch without FSDP"
+            f"optimizer {type(optimizer).__name__} does not update weights that FSDP has sharded as"
+            f" it does whole ones ({problems[0]}): take AdamW or SGD, or launch without FSDP"
         )
 
 
@@ -125,7 +129,8 @@ def _one_of_each(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def _copied(optimizer: Optimizer, values: list[Tensor]) -> tuple[Optimizer, list[nn.Parameter]]:
-    """A copy of the optimizer over `values` in place of the weights of `_one_of_each`, and over nothing else."""
+    """A copy of the optimizer over `values` in place of the weights of `_one_of_each`, and over
+    nothing else."""
     weights = [nn.Parameter(value) for value in values]
     chosen = _one_of_each(optimizer)
     memo: dict[int, Any] = {id(weight): own for weight, own in zip(chosen, weights)}
@@ -142,7 +147,8 @@ def _copied(optimizer: Optimizer, values: list[Tensor]) -> tuple[Optimizer, list
 
 
 def _copied_object(optimizer: Any, memo: dict[int, Any]) -> Any:
-    """All of its attributes, which torch's own way to copy an optimizer leaves out, and those of optimizers in it."""
+    """All of its attributes, which torch's own way to copy an optimizer leaves out, and those of
+    optimizers in it."""
     made = memo[id(optimizer)] = object.__new__(type(optimizer))
     attributes = dict(vars(optimizer))
     for value in attributes.values():

@@ -8,7 +8,10 @@ from trainkit.recipe import Recipe
 
 
 def introduce(recipe: Recipe, note: Callable[[str], None]) -> None:
-    """Say what the data are, by `note`, a line at a time; train_data that is not open yet is passed over."""
+    """Say what the data are, by `note`, a line at a time.
+
+    Train_data that is not open yet is passed over.
+    """
     if recipe.note:
         note(recipe.note)
     for name, data in (("train", recipe.train_data), ("val", recipe.val_data)):

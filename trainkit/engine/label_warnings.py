@@ -1,4 +1,7 @@
-"""Classes that nothing is labelled with: looked for in the training data, in the log's windows and in evaluations."""
+"""Classes that nothing is labelled with.
+
+Looked for in the training data, in the log's windows and in evaluations.
+"""
 
 import time
 from collections import Counter
@@ -31,7 +34,9 @@ def names_of(task: Task) -> list[str]:
 
 
 def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
-    """What an evaluation's results hold of the classes that no target was of; nothing where there is none.
+    """What an evaluation's results hold of the classes that no target was of.
+
+    Nothing where there is none.
 
     counts: valid targets of each class (C,).
     """
@@ -43,7 +48,10 @@ def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
 
 
 def ranks(results: Mapping[str, Any], task: Task) -> bool:
-    """Whether an evaluation can tell which weights are better: its targets are of two classes or more."""
+    """Whether an evaluation can tell which weights are better.
+
+    Its targets are of two classes or more.
+    """
     return WITHOUT not in results or len(names_of(task)) - len(results[WITHOUT]) >= 2
 
 
@@ -54,7 +62,8 @@ def evaluation_warnings(results: Mapping[str, Any], task: Task) -> list[str]:
         return []
     if len(without) == number:
         return [
-            "no validation image has a label: there is nothing to measure, and no checkpoint is called best"
+            "no validation image has a label: there is nothing to measure, and no checkpoint is"
+            " called best"
         ]
     told = f"{_classes(without, number)} no label in the validation data"
     if not ranks(results, task):
@@ -69,17 +78,18 @@ def window_warnings(num_windows: int) -> list[str]:
     if not num_windows:
         return []
     return [
-        f"{num_windows} windows of the log had no valid target: their steps learnt nothing. Look at the labels that "
-        "are ignored (trainkit doctor)"
+        f"{num_windows} windows of the log had no valid target: their steps learnt nothing. Look at"
+        " the labels that are ignored (trainkit doctor)"
     ]
 
 
 def training_warnings(data: Dataset, task: Task) -> list[str]:
     """What to tell before a training of classes that no training target is of, at most one line.
 
-    Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up to 64 are read,
-    spread over the set, for at most about a second; those that cannot be read are left to the training. Masks of a
-    dataset that is no `MaskDataset`, and streamed ones, are not sampled: an evaluation tells what they lack.
+    Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up
+    to 64 are read, spread over the set, for at most about a second; those that cannot be read are
+    left to the training. Masks of a dataset that is no `MaskDataset`, and streamed ones, are not
+    sampled: an evaluation tells what they lack.
     """
     names = names_of(task)
     if not names:
@@ -149,9 +159,9 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -
     if ignored and data.mask_colors is None:
         label, pixels = ignored.most_common(1)[0]
         told += (
-            f", and label {label}, which is ignored, stands on {100 * pixels / counts.sum():.1f} % of the pixels. "
-            "Where it is a class, say which label each class has (seg_folder: --mask-values), or what is ignored "
-            "(--ignore)"
+            f", and label {label}, which is ignored, stands on {100 * pixels / counts.sum():.1f} %"
+            " of the pixels. Where it is a class, say which label each class has (seg_folder:"
+            " --mask-values), or what is ignored (--ignore)"
         )
     elif not whole:
         told += "; trainkit doctor reads all"

@@ -1,7 +1,7 @@
 """The one loop, for every task, on any number of processes.
 
-A step, from a batch to one optimizer update, is in step.py; an evaluation in evaluation.py; what a training writes in
-reporting.py and checkpointing.py; how its parts are made in setup.py.
+A step, from a batch to one optimizer update, is in step.py; an evaluation in evaluation.py; what a
+training writes in reporting.py and checkpointing.py; how its parts are made in setup.py.
 """
 
 import signal
@@ -32,7 +32,9 @@ def train(
     settings: Mapping[str, Any] | None = None,
     recipe_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Train `recipe` in the folder `options.out` and return its summary; resume where an earlier call stopped.
+    """Train `recipe` in the folder `options.out` and return its summary.
+
+    Resume where an earlier call stopped.
 
     Seed before building the recipe: its initial weights are drawn there.
 
@@ -59,7 +61,8 @@ def train(
     )
     if run.summary is not None:
         display.note(
-            f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume never"
+            f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume"
+            " never"
         )
         run.close()
         return run.summary
@@ -74,8 +77,8 @@ def train(
         if found.memory is not None and found.memory["asked"] == options.micro_batch:
             plan.use_micro_batch(found.memory["micro_batch"])
             display.note(
-                f"micro-batches of {found.memory['micro_batch']} images, as the run was out of memory (OOM) before; "
-                "--micro-batch changes it"
+                f"micro-batches of {found.memory['micro_batch']} images, as the run was out of"
+                " memory (OOM) before; --micro-batch changes it"
             )
         if found.path is not None:
             checkpointer.restore(found.path, found.evaluation)
@@ -100,7 +103,9 @@ def train(
 
 
 def _train_to_the_end(training: Training, begun: float) -> int:
-    """Train up to the last step, and log, evaluate and save where it is due; the signal to stop for, or 0.
+    """Train up to the last step, and log, evaluate and save where it is due.
+
+    The signal to stop for, or 0.
 
     begun: when this process began with the run, on the clock of `time.perf_counter`.
     """

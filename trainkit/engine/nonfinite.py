@@ -1,4 +1,6 @@
-"""Non-finite (NaN/Inf) losses and gradients: found when the log is read, named, and kept to be replayed.
+"""Non-finite (NaN/Inf) losses and gradients.
+
+Found when the log is read, named, and kept to be replayed.
 
 failures/step-<number>/  report.json  batch.safetensors  checkpoint/ (the state it began from)
 """
@@ -31,7 +33,10 @@ NAMED = 4  # images in the message; the report has all
 
 
 def is_failure(numbers: StepNumbers, accelerator: Accelerator) -> bool:
-    """Whether a step's loss or gradient is non-finite; in fp16 the scaler answers such a gradient itself."""
+    """Whether a step's loss or gradient is non-finite.
+
+    In fp16 the scaler answers such a gradient itself.
+    """
     if accelerator.scaler is not None:
         return not math.isfinite(numbers.loss)
     return not numbers.is_finite
@@ -67,7 +72,10 @@ class FailureRecorder:
 
     def keep(self, numbers: StepNumbers) -> str:
         """Keep the failed step in the main process, while the others wait; what to report."""
-        told = f"{self.describe(numbers)}. Lower the learning rate, look at these images, or leave such steps out with "
+        told = (
+            f"{self.describe(numbers)}. Lower the learning rate, look at these images, or leave"
+            " such steps out with "
+        )
         told += "--on-nonfinite skip. "
         if self.accelerator.is_main_process:
             folder = self.run.folder / "failures" / f"step-{numbers.step:09d}"
@@ -137,7 +145,8 @@ class FailureRecorder:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file that is never changed, or a copy where the file system has no such thing."""
+    """A second name for a file that is never changed, or a copy where the file system has no such
+    thing."""
     try:
         os.link(source, target)
     except OSError:

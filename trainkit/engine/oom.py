@@ -21,15 +21,17 @@ from trainkit.errors import UserError
 # Forward and backward of a step through a module: losses (K,), and the allocator's message on OOM.
 Accumulate = Callable[[nn.Module], tuple[Tensor, str | None]]
 
-# steps of several processes that are first tried without each other: the second has the optimizer's state
+# steps of several processes that are first tried without each other: the second has the optimizer's
+# state
 TRIED = 2
 
 
 class OomFallback:
     """Computes a step's gradients; on out of memory (OOM), in smaller micro-batches.
 
-    With several processes, each tries the first steps without gradient sync: the others would wait for one that is
-    out of memory. After that, the run has to end and resume with smaller micro-batches.
+    With several processes, each tries the first steps without gradient sync: the others would wait
+    for one that is out of memory. After that, the run has to end and resume with smaller
+    micro-batches.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class OomFallback:
         self.reporter = reporter
         self.take_back = take_back
         inner = without_compile(objective)
-        # SyncBN asks the others itself, and a static graph is learnt from all backward passes that there are.
+        # SyncBN asks the others itself, and a static graph is learnt from all backward passes that
+        # there are.
         can_try = isinstance(inner, DistributedDataParallel) and not (
             plan.recipe.sync_batch_norm or static_graph
         )
@@ -65,8 +68,8 @@ class OomFallback:
     def gradients(self, step: int, accumulate: Accumulate) -> Tensor:
         """Losses (K,) of `step`, whose gradients are in the parameters then.
 
-        Raises MemoryError where no smaller micro-batch is left, or where the other processes wait by now; UserError
-        for parameters that received no gradient, which DDP would wait for.
+        Raises MemoryError where no smaller micro-batch is left, or where the other processes wait
+        by now; UserError for parameters that received no gradient, which DDP would wait for.
         """
         if self._trials_left:
             self._try_alone(step, accumulate)
@@ -78,8 +81,9 @@ class OomFallback:
             self._halve(step, problem, alone=True)
             if self.accelerator.num_processes > 1:
                 raise MemoryError(
-                    f"process {self.accelerator.process_index} ran out of memory in step {step + 1}: {problem}. The "
-                    "same command resumes from the last checkpoint, with smaller micro-batches"
+                    f"process {self.accelerator.process_index} ran out of memory in step"
+                    f" {step + 1}: {problem}. The same command resumes from the last checkpoint,"
+                    " with smaller micro-batches"
                 )
 
     def skip_trials(self) -> None:
@@ -110,8 +114,9 @@ class OomFallback:
         smaller = math.ceil(now / 2 / order.unit) * order.unit
         if smaller >= now:
             raise MemoryError(
-                f"out of memory in step {step + 1} with a micro-batch of {now}, the minimum: {problem}. "
-                "Use smaller images, a smaller model, or a lower precision (accelerate launch --mixed_precision bf16)"
+                f"out of memory in step {step + 1} with a micro-batch of {now}, the minimum:"
+                f" {problem}. Use smaller images, a smaller model, or a lower precision (accelerate"
+                " launch --mixed_precision bf16)"
             )
         gc.collect()
         if self.accelerator.device.type == "cuda":
@@ -119,8 +124,8 @@ class OomFallback:
         self.plan.use_micro_batch(smaller)
         self.reporter.remember_micro_batch(smaller, alone)
         self.reporter.note(
-            f"out of memory in step {step + 1} with {now} images in a micro-batch: from here on {smaller}, in "
-            f"batches of {self.plan.recipe.batch_size} as before"
+            f"out of memory in step {step + 1} with {now} images in a micro-batch: from here on"
+            f" {smaller}, in batches of {self.plan.recipe.batch_size} as before"
         )
 
 
@@ -130,7 +135,8 @@ def _is_unused(weight: nn.Parameter) -> bool:
 
 def _refuse_unused(step: int, unused: list[str]) -> NoReturn:
     raise UserError(
-        f"{len(unused)} parameters received no gradient (unused) in step {step + 1} ({', '.join(unused[:3])}), and the "
-        "other processes would wait for their gradients: set requires_grad to False or leave them out of the "
-        "model; --static-graph allows it where they are the same in every step"
+        f"{len(unused)} parameters received no gradient (unused) in step {step + 1}"
+        f" ({', '.join(unused[:3])}), and the other processes would wait for their gradients: set"
+        " requires_grad to False or leave them out of the model; --static-graph allows it where"
+        " they are the same in every step"
     )

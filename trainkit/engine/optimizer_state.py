@@ -1,4 +1,6 @@
-"""What is asked of an optimizer, whoever wrote it: its parameters, its groups, its state, and its modes.
+"""What is asked of an optimizer, whoever wrote it.
+
+Its parameters, its groups, its state, and its modes.
 
 Its state is opaque: what is in it is saved and taken up whole.
 """
@@ -17,7 +19,8 @@ from trainkit.errors import UserError
 
 
 def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
-    """Raises UserError, with its name, for an optimizer that one update from one gradient does not suffice.
+    """Raises UserError, with its name, for an optimizer that one update from one gradient does not
+    suffice.
 
     Also where it has parameters that are not the model's.
     """
@@ -25,12 +28,13 @@ def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"optimizer {name} computes the loss again in its step (a closure): an update here is of one gradient. "
-            "Take one whose step needs no closure"
+            f"optimizer {name} computes the loss again in its step (a closure): an update here is"
+            " of one gradient. Take one whose step needs no closure"
         )
     if getattr(optimizer, "is_second_order", False):
         raise UserError(
-            f"optimizer {name} needs second derivatives, which are not computed here: take another one"
+            f"optimizer {name} needs second derivatives, which are not computed here: take"
+            " another one"
         )
     if isinstance(optimizer, SparseAdam):
         raise UserError(
@@ -46,20 +50,24 @@ def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
     if strange:
         shapes = ", ".join(str(list(weight.shape)) for weight in strange[:3])
         raise UserError(
-            f"optimizer {name} has {len(strange)} parameters that are not the model's (of shapes {shapes}): build it "
-            "after the model is complete, such as after its head was replaced"
+            f"optimizer {name} has {len(strange)} parameters that are not the model's (of shapes"
+            f" {shapes}): build it after the model is complete, such as after its head was replaced"
         )
 
 
 def of_torch(optimizer: Optimizer) -> bool:
-    """Whether it is one of torch's own, whose whole state is tensors by weight; others count in their groups too."""
+    """Whether it is one of torch's own, whose whole state is tensors by weight.
+
+    Others count in their groups too.
+    """
     return type(optimizer).__module__.startswith("torch.optim.")
 
 
 def trained_and_others(
     objective: nn.Module, optimizer: Optimizer
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The optimizer's parameters in the order of the model, and others of it that get gradients all the same."""
+    """The optimizer's parameters in the order of the model, and others of it that get gradients all
+    the same."""
     chosen = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     weights = list(objective.parameters())
     others = [weight for weight in weights if id(weight) not in chosen and weight.requires_grad]
@@ -70,11 +78,13 @@ def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
     """What each group holds besides its parameters; a learning rate that is a tensor as a number."""
     return [
         {
-            name: float(value)
-            if name == "lr"
-            else value.clone()
-            if isinstance(value, Tensor)
-            else value
+            name: (
+                float(value)
+                if name == "lr"
+                else value.clone()
+                if isinstance(value, Tensor)
+                else value
+            )
             for name, value in group.items()
             if name != "params"
         }
@@ -95,9 +105,12 @@ def state_of(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[
 def take_up(
     optimizer: Optimizer, saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Put back what `state_of` gave: all state, and all values of the groups but those that the recipe has changed.
+    """Put back what `state_of` gave.
 
-    Some optimizers count or estimate in their groups. groups: the values as the recipe sets them now.
+    All state, and all values of the groups but those that the recipe has changed.
+
+    Some optimizers count or estimate in their groups. groups: the values as the recipe sets them
+    now.
 
     Raises UserError where the optimizer is another one, or has other groups.
     """
@@ -105,13 +118,15 @@ def take_up(
     if "groups" not in saved:  # of an earlier version, which did not keep how they were set
         if not of_torch(optimizer):
             raise UserError(
-                f"the checkpoint was written by an earlier version of trainkit, which did not keep what {name} has in "
-                "its groups: the run cannot be resumed. Begin another one from its weights with --init-from"
+                "the checkpoint was written by an earlier version of trainkit, which did not keep"
+                f" what {name} has in its groups: the run cannot be resumed. Begin another one from"
+                " its weights with --init-from"
             )
         saved = {"type": name, "groups": saved["param_groups"], "state_dict": saved}
     if saved["type"] != name:
         raise UserError(
-            f"the checkpoint is of optimizer {saved['type']}, and the recipe has {name}: give the same"
+            f"the checkpoint is of optimizer {saved['type']}, and the recipe has {name}: give the"
+            " same"
         )
     state = saved["state_dict"]
     were, are = (
@@ -143,8 +158,11 @@ def take_up(
 
 
 def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """torch casts all state to the weight's type, integers too; and a checkpoint keeps no memory format, though fused
-    kernels walk weights and state side by side as they lie."""
+    """torch casts all state to the weight's type, integers too.
+
+    And a checkpoint keeps no memory format, though fused kernels walk weights and state side by
+    side as they lie.
+    """
     for name, value in state.items():
         if not isinstance(value, Tensor) or name not in saved:
             continue
@@ -155,7 +173,8 @@ def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -
 
 
 def to_weights(optimizer: Optimizer) -> None:
-    """State that was made with the optimizer, such as Adagrad's, to the device where the weights are by now."""
+    """State that was made with the optimizer, such as Adagrad's, to the device where the weights
+    are by now."""
     tensors = [
         (weight, value) for weight, state in optimizer.state.items() for value in state.values()
     ]
@@ -167,7 +186,10 @@ def to_weights(optimizer: Optimizer) -> None:
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:
-    """Set a group's learning rate; a tensor stays the same tensor, which a compiled update has read."""
+    """Set a group's learning rate.
+
+    A tensor stays the same tensor, which a compiled update has read.
+    """
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -183,7 +205,9 @@ def has_modes(optimizer: Optimizer) -> bool:
 
 @contextmanager
 def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
-    """The model has the weights to be measured and saved meanwhile; gives those in training, None where they are those.
+    """The model has the weights to be measured and saved meanwhile.
+
+    Gives those in training, None where they are those.
 
     Afterwards it has the latter bit for bit, which the optimizer's own way back would round.
     """

@@ -1,4 +1,7 @@
-"""How long a run is, which images each step has, and at which learning rate: decided before the first step."""
+"""How long a run is, which images each step has, and at which learning rate.
+
+Decided before the first step.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,7 +21,10 @@ MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are s
 
 @dataclass
 class Plan:
-    """Order, length and schedule of a run. Nothing in it changes but the micro-batch, after running out of memory."""
+    """Order, length and schedule of a run.
+
+    Nothing in it changes but the micro-batch, after running out of memory.
+    """
 
     recipe: Recipe
     order: TrainOrder
@@ -26,7 +32,10 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "Plan":
-        """The plan of `recipe` on so many processes. Raises UserError for settings that cannot work."""
+        """The plan of `recipe` on so many processes.
+
+        Raises UserError for settings that cannot work.
+        """
         info = DatasetInfo.of(recipe.train_data)
         order = TrainOrder(
             len(recipe.train_data),
@@ -41,8 +50,8 @@ class Plan:
         )
         if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
             raise UserError(
-                f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can have up to "
-                f"{MOST_STEPS:,} steps, and must have some"
+                f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can"
+                f" have up to {MOST_STEPS:,} steps, and must have some"
             )
         plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
         plan.multiplier(0)  # a warm-up longer than the run is refused here
@@ -57,13 +66,18 @@ class Plan:
         return step / self.order.steps_per_epoch
 
     def use_micro_batch(self, micro_batch: int) -> None:
-        """Take at most so many images in a forward pass from now on: steps and images stay the same."""
+        """Take at most so many images in a forward pass from now on.
+
+        Steps and images stay the same.
+        """
         self.order = replace(self.order, micro_batch=micro_batch)
 
     def loader(
         self, start: int, stop: int, options: Options, accelerator: Accelerator, workers: int
     ) -> Iterable[Any]:
-        """This process's batches of the steps from `start` up to `stop`: images, targets, and what replaced bad images.
+        """This process's batches of the steps from `start` up to `stop`.
+
+        Images, targets, and what replaced bad images.
 
         Args:
             start: the first step, counted from 0.
@@ -83,7 +97,10 @@ class Plan:
         )
 
     def mathematics(self) -> dict[str, Any]:
-        """Settings that affect the result, which a resume must keep; the schedule as nine points of its curve."""
+        """Settings that affect the result, which a resume must keep.
+
+        The schedule as nine points of its curve.
+        """
         locality = self.order.locality
         return {
             "num_images": self.order.num_images,

@@ -1,4 +1,7 @@
-"""BatchNorm statistics: synchronized over the processes in training, re-estimated (precise BN) for evaluation."""
+"""BatchNorm statistics.
+
+Synchronized over the processes in training, re-estimated (precise BN) for evaluation.
+"""
 
 import math
 from collections.abc import Iterator
@@ -22,13 +25,15 @@ PASS = 16  # images whose mean and variance are one sample, whatever the batch a
 
 
 class PreciseBatchNorm:
-    """Mean and variance as they are under the weights of now, and not averaged over the last steps' weights.
+    """Mean and variance as they are under the weights of now, and not averaged over the last steps'
+    weights.
 
-    Each is the mean over passes of 16 training images, the first `num_images` of an epoch in all, augmented as there
-    (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm"; `torch.optim.swa_utils.update_bn` in one process): epoch 0,
-    or where images grow the first one of the size that they end with. Of streamed files, where neighbours may be of one
-    class, the passes take these images in another order. Training is not touched: the statistics it has counted are
-    put back.
+    Each is the mean over passes of 16 training images, the first `num_images` of an epoch in all,
+    augmented as there (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm";
+    `torch.optim.swa_utils.update_bn` in one process): epoch 0, or where images grow the first one
+    of the size that they end with. Of streamed files, where neighbours may be of one class, the
+    passes take these images in another order. Training is not touched: the statistics it has
+    counted are put back.
     """
 
     def __init__(
@@ -94,7 +99,8 @@ class PreciseBatchNorm:
             self.recipe.task.own_check,
             self._order.neighbour if self.on_bad_image == "skip" else None,
         )
-        # DDP would take the first process's statistics over; there is no gradient it could be needed for.
+        # DDP would take the first process's statistics over; there is no gradient it could be
+        # needed for.
         inner = without_wrappers(self.objective)
         counted = 0
         for number, (images, targets, _) in zip(mine, loader):

@@ -1,4 +1,7 @@
-"""One image through the network before the first step: what a conversion changes, and where one image is too few."""
+"""One image through the network before the first step.
+
+What a conversion changes, and where one image is too few.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +24,7 @@ ALLOWED = 1e-5  # of the largest output: what another kernel may change
 
 def first_image(recipe: Recipe, options: Options, plan: Plan, device: torch.device) -> Tensor:
     """The first training image as the model gets it: (1, C, H, W)."""
-    (key, *_) = plan.order.keys(0)
+    key, *_ = plan.order.keys(0)
     neighbour = plan.order.neighbour if options.on_bad_image == "skip" else None
     loader = make_loader(
         recipe.train_data, options.seed, [[key]], 0, device, recipe.task.own_check, neighbour
@@ -34,7 +37,8 @@ def first_image(recipe: Recipe, options: Options, plan: Plan, device: torch.devi
 def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
     """What is done to the model meanwhile changes none of its outputs.
 
-    Compared in evaluation mode, on one image. Raises UserError that names `option` where an output differs.
+    Compared in evaluation mode, on one image. Raises UserError that names `option` where an output
+    differs.
     """
     before = _outputs(model, image)
     yield
@@ -44,13 +48,15 @@ def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
         difference = (after[name] - output).abs().max() if name in after else torch.inf
         if not difference <= ALLOWED * scale:
             raise UserError(
-                f"{option} is on, and would change what {type(model).__name__} gives: {name} differs by "
-                f"{float(difference):.2g}, where the largest is {float(scale):.2g}. Turn it off for this network"
+                f"{option} is on, and would change what {type(model).__name__} gives: {name}"
+                f" differs by {float(difference):.2g}, where the largest is {float(scale):.2g}."
+                " Turn it off for this network"
             )
 
 
 def lonely_step(plan: Plan) -> int | None:
-    """A step of the plan in which some process has a forward pass of one image, also one that counts nowhere."""
+    """A step of the plan in which some process has a forward pass of one image, also one that
+    counts nowhere."""
     order = plan.order
     # the last batch of an epoch may be shorter
     for step in (0, min(order.steps_per_epoch, plan.total_steps) - 1):
@@ -60,10 +66,11 @@ def lonely_step(plan: Plan) -> int | None:
 
 
 def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
-    """Raises UserError where a batch norm would have one value per channel in the plan's `lonely_step`.
+    """Raises UserError where a batch norm would have one value per channel in the plan's
+    `lonely_step`.
 
-    One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm counts the values of
-    all processes.
+    One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm
+    counts the values of all processes.
     """
     step, order = lonely_step(plan), plan.order
     if step is None or (recipe.sync_batch_norm and order.num_processes > 1):
@@ -72,10 +79,11 @@ def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
         name = _lonely_norm(recipe, options, plan)
     if name is not None:
         raise UserError(
-            f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images in the batch, "
-            f"{order.num_processes} processes, micro_batch {order.micro_batch}), and the batch norm {name} then has "
-            "one value per channel, of which there is no variance: give another batch_size or micro_batch that leaves "
-            "no single image, drop_last=True in the recipe where it is the last batch of an epoch, or larger images"
+            f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images"
+            f" in the batch, {order.num_processes} processes, micro_batch {order.micro_batch}), and"
+            f" the batch norm {name} then has one value per channel, of which there is no variance:"
+            " give another batch_size or micro_batch that leaves no single image, drop_last=True"
+            " in the recipe where it is the last batch of an epoch, or larger images"
         )
 
 
@@ -115,7 +123,10 @@ def _lonely_norm(recipe: Recipe, options: Options, plan: Plan) -> str | None:
 
 
 def _outputs(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Every floating-point tensor that the model gives in evaluation mode, by its place; no state is left behind."""
+    """Every floating-point tensor that the model gives in evaluation mode, by its place.
+
+    No state is left behind.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,7 @@
-"""What a training reports: rows of the log, the display, counters, bad images, what cannot be written, the summary."""
+"""What a training reports.
+
+Rows of the log, the display, counters, bad images, what cannot be written, the summary.
+"""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +74,8 @@ class Reporter:
         self.warnings: list[str] = []  # about the training data, found before the first step
         self.trouble: OSError | None = None  # why the run's folder could not be written
         self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
-        # valid targets of the first loss since they were last counted, on the device; None: no step since
+        # valid targets of the first loss since they were last counted, on the device; None: no step
+        # since
         self._num_targets: Tensor | None = None
         self._bad_images: list[str] = []  # replaced in this process since they were last reported
         self._since = (0, 0.0)  # images and seconds of training at the last row
@@ -86,7 +90,8 @@ class Reporter:
 
         Args:
             stats: of the step, on the device.
-            bad_images: a line for each image that was replaced in this process's share of the batch.
+            bad_images: a line for each image that was replaced in this process's share of the
+                batch.
         """
         self._rows.append(stats.row())
         if self._num_targets is None:
@@ -100,7 +105,8 @@ class Reporter:
         """Resume from a checkpoint, whose state has been loaded already.
 
         Args:
-            rows: of the steps since the last row of the log, summed over all processes: (steps, K + 1).
+            rows: of the steps since the last row of the log, summed over all processes: (steps, K +
+                1).
         """
         self._since = self.state.images, self.state.train_seconds
         # summed over all processes, so one of them takes it up
@@ -151,7 +157,10 @@ class Reporter:
         self.display.row(row, self.plan.total_steps)
 
     def count_targets(self) -> None:
-        """Add the valid targets of the steps since the last time to those of the window; waits for the device."""
+        """Add the valid targets of the steps since the last time to those of the window.
+
+        Waits for the device.
+        """
         if self._num_targets is not None:
             self.state.window_targets += float(self._num_targets)
             self._num_targets = None
@@ -164,8 +173,8 @@ class Reporter:
             state.windows_without_targets += 1
             if state.windows_without_targets == 1:
                 self.note(
-                    f"warning: no target was valid in steps {state.step - num_steps + 1} to {state.step}, which "
-                    "learnt nothing: all of their labels are ignored"
+                    f"warning: no target was valid in steps {state.step - num_steps + 1} to"
+                    f" {state.step}, which learnt nothing: all of their labels are ignored"
                 )
         state.window_targets = 0.0
 
@@ -207,7 +216,8 @@ class Reporter:
             self.trouble = None  # of an earlier save; the run continued without it
             self.log(row)
             self.note(
-                f"saved step {row['step']}: training paused {row['pause_s']:.2f} s, {_size(row['bytes'])}"
+                f"saved step {row['step']}: training paused {row['pause_s']:.2f} s,"
+                f" {_size(row['bytes'])}"
             )
         while (error := self.writer.error()) is not None:
             self.cannot_write(error)
@@ -266,7 +276,8 @@ class Reporter:
             self.run.write("stopped.json", {"signal": name, "step": self.state.step})
         self.display.stop()
         self.note(
-            f"stopped by {name} after step {self.state.step}, saved; run the same command again to resume"
+            f"stopped by {name} after step {self.state.step}, saved; run the same command again to"
+            " resume"
         )
 
     def finish(self) -> dict[str, Any]:
@@ -274,8 +285,9 @@ class Reporter:
         state = self.state
         if state.step != self.plan.total_steps:  # a run that something cut short is not finished
             raise RuntimeError(
-                f"the training ended after step {state.step} of {self.plan.total_steps}, which no rule of the run "
-                "asked for: something that it calls ended an iteration (StopIteration)"
+                f"the training ended after step {state.step} of {self.plan.total_steps}, which no"
+                " rule of the run asked for: something that it calls ended an iteration"
+                " (StopIteration)"
             )
         self.writer.wait()
         self.report_saves()

@@ -10,11 +10,14 @@ from trainkit.distributed.fsdp import local
 
 
 class StepSnapshot:
-    """Keeps the model's buffers before each step; with `updates` weights and the optimizer's state too.
+    """Keeps the model's buffers before each step.
 
-    Running out of memory between forward and backward leaves weights alone, but batch norm has counted. To leave out
-    an update that is already made, `--on-nonfinite skip`, takes the rest as well: one more copy of it. That is for
-    torch's own optimizers, whose whole state is tensors by weight.
+    With `updates` weights and the optimizer's state too.
+
+    Running out of memory between forward and backward leaves weights alone, but batch norm has
+    counted. To leave out an update that is already made, `--on-nonfinite skip`, takes the rest as
+    well: one more copy of it. That is for torch's own optimizers, whose whole state is tensors by
+    weight.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, updates: bool):
@@ -49,8 +52,9 @@ class StepSnapshot:
     def back_where(self, failed: Tensor) -> None:
         """Put everything back where `failed`, a boolean on the device, is true.
 
-        Nothing waits for it, but for a step that has made state anew, such as the first one: this state goes as it
-        came, for what an optimizer begins with differs from one to the next. State on the host waits in each step.
+        Nothing waits for it, but for a step that has made state anew, such as the first one: this
+        state goes as it came, for what an optimizer begins with differs from one to the next. State
+        on the host waits in each step.
         """
         for tensor, copy in zip((*self._buffers, *self._weights), self._copies):
             tensor.copy_(torch.where(failed, copy, tensor))

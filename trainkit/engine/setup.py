@@ -73,8 +73,8 @@ class Found:
 def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
     """What `function` returns in the main process, in all processes: the others wait for it.
 
-    Raises UserError in all of them where it raised one. Another error is raised in the main process, which says why;
-    the others are Stopped.
+    Raises UserError in all of them where it raised one. Another error is raised in the main
+    process, which says why; the others are Stopped.
     """
     value: Value | None = None
     error: Exception | None = None
@@ -141,7 +141,8 @@ def _unwritable(folder: Path | None, error: OSError) -> UserError:
 
 
 def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
-    """Raises UserError where a process does not see the file that the main one has written into the folder."""
+    """Raises UserError where a process does not see the file that the main one has written into the
+    folder."""
     until = time.monotonic() + SEEN_WITHIN_S
     while not (seen := mark.exists()) and time.monotonic() < until:
         time.sleep(0.1)
@@ -154,8 +155,8 @@ def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
     if blind:
         run.close()
         raise UserError(
-            f"the run's folder is not one folder for all processes: what the main process writes is not in "
-            f"{', '.join(blind[:4])}. Give --out a folder on a disk that all hosts share"
+            "the run's folder is not one folder for all processes: what the main process writes is"
+            f" not in {', '.join(blind[:4])}. Give --out a folder on a disk that all hosts share"
         )
 
 
@@ -210,9 +211,10 @@ def begin(
     """Wrap model and optimizer, and say what will be trained on what."""
     introduce(recipe, display.note)
     display.note(
-        f"{run.folder}: {plan.total_steps} steps, {recipe.epochs:g} epochs of {plan.order.num_images} images in "
-        f"batches of {recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision.replace('no', 'fp32')}"
+        f"{run.folder}: {plan.total_steps} steps, {recipe.epochs:g} epochs of"
+        f" {plan.order.num_images} images in batches of {recipe.batch_size} on"
+        f" {accelerator.num_processes} x {accelerator.device.type}, precision"
+        f" {accelerator.mixed_precision.replace('no', 'fp32')}"
     )
     groups = group_values(recipe.optimizer)
     with refusals_told(recipe.model):
@@ -261,8 +263,8 @@ def begin(
     )
     if stepper.others:
         display.note(
-            f"{len(stepper.others)} parameters are not in the optimizer and stay as they are; requires_grad_(False) "
-            "would save the time of their gradients"
+            f"{len(stepper.others)} parameters are not in the optimizer and stay as they are;"
+            " requires_grad_(False) would save the time of their gradients"
         )
     checkpointer = Checkpointer(
         recipe=recipe,

@@ -1,8 +1,10 @@
-"""Scores of whole images from windows of them, at several scales and flipped, many windows in one forward pass.
+"""Scores of whole images from windows of them, at several scales and flipped, many windows in one
+forward pass.
 
-Windows of all scales, flips and images are put in one line and cut into batches, whatever image they are of; where the
-whole image is one window, those of one size make a batch. The scores of a pixel are the mean over the windows that see
-it, flipped ones too, and then over the scales, each resized to the image's own mask.
+Windows of all scales, flips and images are put in one line and cut into batches, whatever image
+they are of; where the whole image is one window, those of one size make a batch. The scores of a
+pixel are the mean over the windows that see it, flipped ones too, and then over the scales, each
+resized to the image's own mask.
 """
 
 from collections import defaultdict
@@ -63,10 +65,12 @@ class Looker:
     def look(
         self, samples: Iterable[tuple[Tensor, Tensor]]
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """After each pass the images that it finished: scores (1, C, H, W) at the size of their targets, and these.
+        """After each pass the images that it finished.
 
-        samples: images (1, 3, h, w) and targets (1, H, W). All processes make as many passes: those with nothing left
-        give empty lists.
+        Scores (1, C, H, W) at the size of their targets, and these.
+
+        samples: images (1, 3, h, w) and targets (1, H, W). All processes make as many passes: those
+        with nothing left give empty lists.
         """
         batches = self._batches(samples)
         filler = self.black[None].expand(1, -1, 64, 64)

@@ -1,7 +1,9 @@
-"""One step: from a batch to one optimizer update, on any number of processes and in any number of micro-batches.
+"""One step.
 
-Its gradient is that of sum(loss) / count over the valid targets of the whole batch: the counts are summed over
-the processes before the first backward pass, so no mean of means occurs.
+From a batch to one optimizer update, on any number of processes and in any number of micro-batches.
+
+Its gradient is that of sum(loss) / count over the valid targets of the whole batch: the counts are
+summed over the processes before the first backward pass, so no mean of means occurs.
 """
 
 from contextlib import nullcontext
@@ -31,14 +33,18 @@ from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 
-# Of a static graph DDP learns in a first backward how often it meets each weight, and in a second one in which order,
-# for the buckets that it lays out after. The order of a sum over more than two processes depends on these: both are
-# left out, else the first steps after a resume would differ by a rounding.
+# Of a static graph DDP learns in a first backward how often it meets each weight, and in a second
+# one in which order, for the buckets that it lays out after. The order of a sum over more than two
+# processes depends on these: both are left out, else the first steps after a resume would differ by
+# a rounding.
 SETTLED = 2
 
 
 class Stepper:
-    """Makes one optimizer update from a batch; where forward or backward fails, everything is as it was before."""
+    """Makes one optimizer update from a batch.
+
+    Where forward or backward fails, everything is as it was before.
+    """
 
     def __init__(
         self,
@@ -225,20 +231,25 @@ class Stepper:
         weights = [weight for weight in self.weights if weight.grad is not None]
         if not weights:
             raise UserError(
-                f"no gradient reached the {len(self.weights)} parameters of optimizer "
-                f"{type(self.recipe.optimizer).__name__} in step {step + 1}: they are unused in the loss, or "
-                "requires_grad is False"
+                f"no gradient reached the {len(self.weights)} parameters of optimizer"
+                f" {type(self.recipe.optimizer).__name__} in step {step + 1}: they are unused in"
+                " the loss, or requires_grad is False"
             )
         return weights
 
     def _is_to_skip(self, stats: StepStats) -> Tensor | None:
-        """Whether losses or norm are non-finite, a boolean on the device; None where that is no reason to skip."""
+        """Whether losses or norm are non-finite, a boolean on the device.
+
+        None where that is no reason to skip.
+        """
         if self.options.on_nonfinite != "skip":
             return None
         return ~self.accelerator.reduce(stats.row(), "sum").isfinite().all()
 
     def _update(self, failed: Tensor | None) -> Tensor | None:
-        """One optimizer update; whether it was left out, a boolean on the device, or None where none can be.
+        """One optimizer update.
+
+        Whether it was left out, a boolean on the device, or None where none can be.
 
         failed: whether to leave it out; None for never, but what fp16's scaler decides.
         """

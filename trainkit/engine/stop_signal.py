@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: noticed by a flag, agreed on by all processes, obeyed between whole steps."""
+"""Signals that ask a run to stop.
+
+Noticed by a flag, agreed on by all processes, obeyed between whole steps.
+"""
 
 import os
 import signal
@@ -28,11 +31,14 @@ class Stopped(SystemExit):
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the death of the launcher; a context manager.
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the death of the launcher.
 
-    SIGHUP, of a terminal that is closed, is left alone where it is ignored, as nohup has it. A second SIGINT raises
-    KeyboardInterrupt at once. `accelerate launch` of one process does not pass SIGTERM on, it dies, and torchrun may
-    be killed outright: a training it leaves behind stops as if it had got SIGTERM itself.
+    A context manager.
+
+    SIGHUP, of a terminal that is closed, is left alone where it is ignored, as nohup has it. A
+    second SIGINT raises KeyboardInterrupt at once. `accelerate launch` of one process does not pass
+    SIGTERM on, it dies, and torchrun may be killed outright: a training it leaves behind stops as
+    if it had got SIGTERM itself.
     """
 
     def __init__(self, device: torch.device, num_processes: int):
@@ -75,7 +81,9 @@ class StopFlag:
         return self._number
 
     def agreed(self) -> int:
-        """The signal that all processes stop for now, or 0; each must call this as often as the others.
+        """The signal that all processes stop for now, or 0.
+
+        Each must call this as often as the others.
 
         On a GPU the answer is that of two calls ago, so that asking does not wait for the device.
         """

@@ -9,16 +9,19 @@ from trainkit.errors import UserError
 
 
 def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model with SyncBatchNorm in place of its batch norms, which keep names, weights, hooks and activations.
+    """The model with SyncBatchNorm in place of its batch norms, which keep names, weights, hooks
+    and activations.
 
-    timm's batch norms with an activation become timm's own SyncBatchNormAct: torch's `convert_sync_batchnorm` would
-    drop the activation. Raises UserError where there is no GPU, and for batch norms that compute something of their
-    own, of which nobody knows how to synchronise it.
+    timm's batch norms with an activation become timm's own SyncBatchNormAct: torch's
+    `convert_sync_batchnorm` would drop the activation. Raises UserError where there is no GPU, and
+    for batch norms that compute something of their own, of which nobody knows how to synchronise
+    it.
     """
     if accelerator.device.type == "cpu":
         raise UserError(
-            f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU: torch's SyncBatchNorm "
-            "is for GPUs. Turn it off (--no-sync-batch-norm), or train in one process with --micro-batch"
+            f"sync_batch_norm is on, and {accelerator.num_processes} processes train on the CPU:"
+            " torch's SyncBatchNorm is for GPUs. Turn it off (--no-sync-batch-norm), or train in"
+            " one process with --micro-batch"
         )
     kinds = {
         norm: _synchronised_kind(name, norm)
@@ -49,8 +52,9 @@ def _synchronised_kind(name: str, norm: nn.Module) -> type[nn.Module]:
         return SyncBatchNormAct
     if own_forward or isinstance(norm, LazyModuleMixin):
         raise UserError(
-            f"sync_batch_norm is on, and {name} is a {kind.__module__}.{kind.__qualname__}, which computes otherwise "
-            "than torch's batch norm: it cannot be synchronised without changing the network. Turn it off "
-            "(sync_batch_norm=False, --no-sync-batch-norm), or build the network with torch's own"
+            f"sync_batch_norm is on, and {name} is a {kind.__module__}.{kind.__qualname__}, which"
+            " computes otherwise than torch's batch norm: it cannot be synchronised without"
+            " changing the network. Turn it off (sync_batch_norm=False, --no-sync-batch-norm), or"
+            " build the network with torch's own"
         )
     return nn.SyncBatchNorm

@@ -20,7 +20,8 @@ class Objective(nn.Module):
         self.divisor = size_divisor(model) if self.task.is_dense else 1
 
     def forward(self, images: Tensor, targets: Tensor | None) -> Tensor:
-        """In training the weighted loss sums (K,), in evaluation the predictions, one row per image.
+        """In training the weighted loss sums (K,), in evaluation the predictions, one row per
+        image.
 
         Without targets the task's scores, which an evaluation in windows puts together.
         """
@@ -34,11 +35,17 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def set_step(task: Task, model: nn.Module, steps: tuple[int, int] | None) -> None:
-    """Have a task change what depends on the step: steps done and total_steps; None: leave it as it is."""
+    """Have a task change what depends on the step: steps done and total_steps.
+
+    None: leave it as it is.
+    """
     if steps is not None:
         task.at_step(model, *steps)
 
 
 def uncompiled(prepared: nn.Module, task: Task) -> nn.Module:
-    """What was prepared, without torch.compile where a task looks at whole images: each size would be compiled."""
+    """What was prepared, without torch.compile where a task looks at whole images.
+
+    Each size would be compiled.
+    """
     return without_compile(prepared) if task.is_dense else prepared

@@ -45,8 +45,8 @@ def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tupl
         weight = getattr(each, "weight", None)
         if weight is not None and (len(weight) != num_classes or min(weight) < 0):
             raise UserError(
-                f"{type(each).__name__}: {len(weight)} weights, the least of them {min(weight)}, for {num_classes} "
-                "classes; give one per class, none below 0"
+                f"{type(each).__name__}: {len(weight)} weights, the least of them {min(weight)},"
+                f" for {num_classes} classes; give one per class, none below 0"
             )
     names = [each.name for each in criteria]
     if not names or len(set(names)) < len(names):
@@ -58,6 +58,6 @@ def check_maps(criterion: Criterion, logits: Tensor) -> None:
     """Raises UserError where the logits are not one per pixel and class."""
     if logits.ndim != 4:
         raise UserError(
-            f"{type(criterion).__name__} is a segmentation loss, and the logits are {tuple(logits.shape)} instead of "
-            "(N, C, H, W)"
+            f"{type(criterion).__name__} is a segmentation loss, and the logits are"
+            f" {tuple(logits.shape)} instead of (N, C, H, W)"
         )

@@ -1,7 +1,8 @@
 """Losses as sums over valid targets, never means, and the counts to divide them by.
 
-The loop divides the sums of the whole batch by its counts, over all micro-batches and processes; a mean taken
-here would be a mean of means. All are computed in float32 whatever the precision of the network.
+The loop divides the sums of the whole batch by its counts, over all micro-batches and processes; a
+mean taken here would be a mean of means. All are computed in float32 whatever the precision of the
+network.
 """
 
 from typing import Any
@@ -23,10 +24,10 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Sum of cross-entropies in nats, a float32 scalar.
 
-    logits: (N, C) or (N, C, H, W). targets: class ids (N,) or (N, H, W), of which `ignore` adds nothing,
-    or probabilities (N, C) as mixup and cutmix make them. weight: (C,) per class. With label smoothing s
-    the target is (1 - s) of itself and s / C of every class (Szegedy et al., 2016); of a row that sums to less than 1,
-    see `num_valid`, that share of it.
+    logits: (N, C) or (N, C, H, W). targets: class ids (N,) or (N, H, W), of which `ignore` adds
+    nothing, or probabilities (N, C) as mixup and cutmix make them. weight: (C,) per class. With
+    label smoothing s the target is (1 - s) of itself and s / C of every class (Szegedy et al.,
+    2016); of a row that sums to less than 1, see `num_valid`, that share of it.
     """
     if logits.ndim == 4 and not label_smoothing:
         each = cross_entropies(logits, targets, ignore)  # (N, H, W)
@@ -48,7 +49,8 @@ def cross_entropy_sum(
 
 
 def cross_entropies(logits: Tensor, targets: Tensor, ignore: int = -1) -> Tensor:
-    """Cross-entropy of each target in nats, float32 in the shape of the targets, 0 where they are `ignore`.
+    """Cross-entropy of each target in nats, float32 in the shape of the targets, 0 where they are
+    `ignore`.
 
     logits: (N, C) or (N, C, H, W). targets: class ids (N,) or (N, H, W).
     """
@@ -58,11 +60,13 @@ def cross_entropies(logits: Tensor, targets: Tensor, ignore: int = -1) -> Tensor
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each pixel, image by image in float32: a second copy of all logits is never made.
+    """Cross-entropy of each pixel, image by image in float32.
 
-    What autograd keeps is the logits as they are; the softmax is computed again for the gradient. For 4 images of 150
-    classes at 512 x 512 in bfloat16 the peak is 0.7 GiB beside the logits, where F.cross_entropy takes 1.8
-    (docs/results.md).
+    A second copy of all logits is never made.
+
+    What autograd keeps is the logits as they are; the softmax is computed again for the gradient.
+    For 4 images of 150 classes at 512 x 512 in bfloat16 the peak is 0.7 GiB beside the logits,
+    where F.cross_entropy takes 1.8 (docs/results.md).
     """
 
     @staticmethod
@@ -95,10 +99,12 @@ class _PixelCrossEntropy(torch.autograd.Function):
 
 
 def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -> Tensor:
-    """What `cross_entropy_sum` is divided by, a float32 scalar: valid targets, or the sum of their weights.
+    """What `cross_entropy_sum` is divided by, a float32 scalar.
 
-    targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's own mean, and less
-    where a row sums to less: mixup leaves the share of an ignored image empty.
+    Valid targets, or the sum of their weights.
+
+    targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's own
+    mean, and less where a row sums to less: mixup leaves the share of an ignored image empty.
     """
     if targets.is_floating_point():
         return shares(targets).sum()
@@ -110,8 +116,8 @@ def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -
 def is_valid(targets: Tensor, ignore: int) -> Tensor:
     """Which targets, integers of any shape, are not `ignore`: bool in their shape.
 
-    All are where their type does not hold it: torch would compare a wrapped number, and take 255 of a uint8 mask for
-    -1.
+    All are where their type does not hold it: torch would compare a wrapped number, and take 255 of
+    a uint8 mask for -1.
     """
     if check_ignore(targets, ignore):
         return torch.ones_like(targets, dtype=torch.bool)
@@ -126,13 +132,17 @@ def check_ignore(targets: Tensor, ignore: int) -> str | None:
     if limits.min <= ignore <= limits.max:
         return None
     return (
-        f"ignore is {ignore}, and masks of {str(targets.dtype).removeprefix('torch.')} hold {limits.min} to "
-        f"{limits.max}: give an ignored label among these, such as {limits.max}, or masks of a type that holds {ignore}"
+        f"ignore is {ignore}, and masks of {str(targets.dtype).removeprefix('torch.')} hold"
+        f" {limits.min} to {limits.max}: give an ignored label among these, such as {limits.max},"
+        f" or masks of a type that holds {ignore}"
     )
 
 
 def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
-    """Raises UserError where a network has not one output for each class of a task: (N, C) or (N, C, H, W)."""
+    """Raises UserError where a network has not one output for each class of a task.
+
+    (N, C) or (N, C, H, W).
+    """
     if logits.ndim < 2 or logits.shape[1] != num_classes:
         outputs = (
             f"{logits.shape[1]} outputs"
@@ -140,13 +150,16 @@ def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
             else f"outputs of shape {tuple(logits.shape)}"
         )
         raise UserError(
-            f"the network has {outputs}, and {name} has {num_classes} classes: build the network with "
-            f"{num_classes} outputs, or give the task the classes that the network knows"
+            f"the network has {outputs}, and {name} has {num_classes} classes: build the network"
+            f" with {num_classes} outputs, or give the task the classes that the network knows"
         )
 
 
 def shares(targets: Tensor) -> Tensor:
-    """How much of each row of probabilities (N, C) there is, float32 (N,): 1 where none of it is ignored."""
+    """How much of each row of probabilities (N, C) there is, float32 (N,).
+
+    1 where none of it is ignored.
+    """
     return targets.float().sum(1).clamp(max=1.0)
 
 
@@ -169,7 +182,9 @@ def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
 
 
 def presence_loss_sum(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-    """Semantic-encoding loss (Zhang et al., 2018, EncNet): binary cross-entropy of class presence, summed.
+    """Semantic-encoding loss (Zhang et al., 2018, EncNet).
+
+    Binary cross-entropy of class presence, summed.
 
     logits: (N, C), one per class. targets: segmentation masks (N, H, W). Divide by N C.
     """

@@ -22,8 +22,8 @@ from trainkit.losses.functional import (
 class CrossEntropy:
     """Cross-entropy of masks, class ids or probabilities; with class weights a weighted mean.
 
-    weight: one per class, or None; the count is then the sum of the targets' weights, as in torch's mean.
-    label_smoothing: see `trainkit.losses.functional.cross_entropy_sum`.
+    weight: one per class, or None; the count is then the sum of the targets' weights, as in torch's
+    mean. label_smoothing: see `trainkit.losses.functional.cross_entropy_sum`.
     """
 
     weight: Sequence[float] | None = None
@@ -48,10 +48,11 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Focal:
-    """-w (1 - p)^gamma log p of the target's class (Lin et al., 2017, with a softmax), over valid targets.
+    """-w (1 - p)^gamma log p of the target's class (Lin et al., 2017, with a softmax), over valid
+    targets.
 
-    weight: the paper's alpha, one per class, or None for 1. Of a mixture of classes (mixup) it is the mixture of
-    their focal losses.
+    weight: the paper's alpha, one per class, or None for 1. Of a mixture of classes (mixup) it is
+    the mixture of their focal losses.
     """
 
     gamma: float = 2.0
@@ -89,9 +90,10 @@ class Focal:
 class OHEM:
     """Cross-entropy of each image's hardest pixels, the share `keep` of its valid ones, rounded up.
 
-    Online hard example mining (Shrivastava et al., 2016) with a share for each image, as DeeperLab has it (Yang et
-    al., 2019; Panoptic-DeepLab keeps 0.2). The other form, all pixels whose probability is below a threshold, has no
-    count before the forward pass, and what it keeps depends on how a batch is split into micro-batches; it is left out.
+    Online hard example mining (Shrivastava et al., 2016) with a share for each image, as DeeperLab
+    has it (Yang et al., 2019; Panoptic-DeepLab keeps 0.2). The other form, all pixels whose
+    probability is below a threshold, has no count before the forward pass, and what it keeps
+    depends on how a batch is split into micro-batches; it is left out.
     """
 
     keep: float = 0.2
@@ -124,10 +126,12 @@ class OHEM:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Binary cross-entropy of every class, for recognition (Wightman et al., 2021, ResNet strikes back).
+    """Binary cross-entropy of every class, for recognition (Wightman et al., 2021, ResNet strikes
+    back).
 
-    threshold: probabilities above it, after smoothing, become 1 and others 0, so that both images of a mixup are
-    wholly present (0.2 in the paper); None leaves them. label_smoothing: as in `CrossEntropy`.
+    threshold: probabilities above it, after smoothing, become 1 and others 0, so that both images
+    of a mixup are wholly present (0.2 in the paper); None leaves them. label_smoothing: as in
+    `CrossEntropy`.
     """
 
     threshold: float | None = None

@@ -17,10 +17,12 @@ from trainkit.losses.functional import class_presence, is_valid
 
 @dataclass(frozen=True)
 class Dice:
-    """1 - (2 sum(p g) + smooth) / (sum(p^2) + sum(g) + smooth) of each image and each class present in its labels.
+    """1 - (2 sum(p g) + smooth) / (sum(p^2) + sum(g) + smooth) of each image and each class present
+    in its labels.
 
-    p: probabilities, g: 0 or 1, summed over the valid pixels of the image (Milletari et al., 2016). Classes that an
-    image's labels lack are not counted: what is wrongly given to them is missing from those it has.
+    p: probabilities, g: 0 or 1, summed over the valid pixels of the image (Milletari et al., 2016).
+    Classes that an image's labels lack are not counted: what is wrongly given to them is missing
+    from those it has.
     """
 
     smooth: float = 1.0
@@ -56,9 +58,12 @@ class Dice:
 
 @dataclass(frozen=True)
 class Lovasz:
-    """Lovasz-softmax: a surrogate of 1 - IoU, per image, mean over the classes present (Berman et al., 2018).
+    """Lovasz-softmax.
 
-    Takes a sort of all pixels for every class: several times the memory of one image's float32 logits.
+    A surrogate of 1 - IoU, per image, mean over the classes present (Berman et al., 2018).
+
+    Takes a sort of all pixels for every class: several times the memory of one image's float32
+    logits.
     """
 
     factor: float = 1.0
@@ -105,7 +110,10 @@ def _members(target: Tensor, ignore: int, num_classes: int) -> Tensor:
 def _image_by_image(
     of_image: Callable[..., Tensor], logits: Tensor, targets: Tensor, ignore: int
 ) -> Tensor:
-    """Sum over images. What each needs in float32 is computed again in the backward pass, and not kept for all."""
+    """Sum over images.
+
+    What each needs in float32 is computed again in the backward pass, and not kept for all.
+    """
     total = torch.zeros((), device=logits.device)
     for image, target in zip(logits, targets):
         total = total + checkpoint(

@@ -1,8 +1,8 @@
 """Metrics as streaming counts with the interface of `evaluate`: `add_batch`, then `compute` once.
 
-Counts stay on the device of the predictions, in one int64 tensor `counts`, so a sum over processes is one
-reduction at the end. The classes work without the `evaluate` package and offline, and go into
-`evaluate.combine([...])` with any of its metrics.
+Counts stay on the device of the predictions, in one int64 tensor `counts`, so a sum over processes
+is one reduction at the end. The classes work without the `evaluate` package and offline, and go
+into `evaluate.combine([...])` with any of its metrics.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Counting:
-    """What the metrics below share: `counts`, and the names by which `evaluate.combine` calls a metric."""
+    """What the metrics below share.
+
+    `counts`, and the names by which `evaluate.combine` calls a metric.
+    """
 
     name: str
     counts: Tensor  # int64, one dimension
@@ -62,7 +65,9 @@ class Counting:
 
 
 class PerImage:
-    """One row of counts per image, whose sum gives a metric: what its confidence interval is computed from.
+    """One row of counts per image, whose sum gives a metric.
+
+    What its confidence interval is computed from.
 
     details: further results from the rows of all images.
     """
@@ -91,7 +96,10 @@ def each_metric(metric: object) -> list:
 
 
 def declared(task: Any, what: str) -> frozenset[str]:
-    """Names of results that a task, or one of its metrics, declares by an attribute: "percent" or "per_class"."""
+    """Names of results that a task, or one of its metrics, declares by an attribute.
+
+    "percent" or "per_class".
+    """
     metrics = [*task.metrics(), *task.thorough_metrics()]
     holders = [task, *(one for metric in metrics for one in each_metric(metric))]
     return frozenset(name for holder in holders for name in getattr(holder, what, ()))

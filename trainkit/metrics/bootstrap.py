@@ -12,10 +12,13 @@ DRAWS = 1000
 def interval(
     rows: Tensor, figures: Callable[[Tensor], Tensor], seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % bootstrap confidence interval over 1000 resamples with replacement (Efron, 1979); None for no images.
+    """95 % bootstrap confidence interval over 1000 resamples with replacement (Efron, 1979).
 
-    rows: counts of each image (N, S), whose sum gives the metric. figures: sums (B, S) -> metric (B,). The images are
-    sorted first, so that neither their order nor the number of processes changes the resamples.
+    None for no images.
+
+    rows: counts of each image (N, S), whose sum gives the metric. figures: sums (B, S) -> metric
+    (B,). The images are sorted first, so that neither their order nor the number of processes
+    changes the resamples.
     """
     if not len(rows):
         return None

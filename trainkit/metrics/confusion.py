@@ -1,6 +1,9 @@
-"""Class ids from scores, and confusion counts of class ids: equal to plain torch's, and faster on a CPU.
+"""Class ids from scores, and confusion counts of class ids.
 
-Memory bandwidth is the limit on a CPU. Scores are taken in pieces that fit into its cache, without boolean indexing.
+Equal to plain torch's, and faster on a CPU.
+
+Memory bandwidth is the limit on a CPU. Scores are taken in pieces that fit into its cache, without
+boolean indexing.
 """
 
 import threading
@@ -16,8 +19,9 @@ LARGEST_TABLE = 1 << 20  # cells
 def likeliest(scores: Tensor) -> Tensor:
     """`scores.argmax(1)` of (N, C, ...): int64 (N, ...), the first class of the largest score.
 
-    Torch goes along the classes, which lie far apart, one pixel after the other. The largest score, whether each
-    score is that one, and of these the first class are steps over whole rows of pixels.
+    Torch goes along the classes, which lie far apart, one pixel after the other. The largest score,
+    whether each score is that one, and of these the first class are steps over whole rows of
+    pixels.
     """
     lies_well = scores.device.type != "cpu" or scores.stride(1) == 1  # on a GPU, or channels last
     if (
@@ -45,7 +49,9 @@ def likeliest(scores: Tensor) -> Tensor:
 
 
 def count_pairs(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:
-    """Pixels of each pair: int64 (C + 2, C + 1), of two tensors of class ids of one shape and any integer types.
+    """Pixels of each pair.
+
+    Int64 (C + 2, C + 1), of two tensors of class ids of one shape and any integer types.
 
     Rows: references 0..C-1, ignored, out of range. Columns: predictions 0..C-1, out of range.
     """
@@ -76,13 +82,15 @@ def _count_as_they_are(
 ) -> Tensor | None:
     """From a table with a row for each value that a reference may have, the ignored ones too.
 
-    None where an id has no place in it, or the ignored one is so far from the classes that it would be large.
+    None where an id has no place in it, or the ignored one is so far from the classes that it would
+    be large.
     """
     low, high = min(0, ignore), max(num_classes - 1, ignore)
     if (high - low + 1) * num_classes > LARGEST_TABLE:
         return None
     size, table = (high - low + 1) * num_classes, None
-    # Summed up as int32, far below 2^31 for LARGEST_TABLE: most CPUs do not multiply several int64 at a time.
+    # Summed up as int32, far below 2^31 for LARGEST_TABLE: most CPUs do not multiply several int64
+    # at a time.
     room = _kept.room
     for columns, rows in zip(predictions.split(LABELS_AT_ONCE), references.split(LABELS_AT_ONCE)):
         columns, rows = columns.long(), rows.long()

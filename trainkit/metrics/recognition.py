@@ -9,15 +9,17 @@ from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, PerImage
 from trainkit.metrics.segmentation import _of_classes
 
-# confidences are summed as whole numbers of 1 / UNIT, so that no order of images or processes changes it
+# confidences are summed as whole numbers of 1 / UNIT, so that no order of images or processes
+# changes it
 UNIT = 2**30
 
 
 class TopK(Counting):
     """Fraction of images whose class is among the k most probable: {"top1": ..., "top5": ...}.
 
-    predictions: scores (N, C) as floats, class ids ranked by probability (N, K) with K >= max(ks), or
-    class ids (N,), which give the top 1 alone. references: class ids (N,); negative ones are not counted.
+    predictions: scores (N, C) as floats, class ids ranked by probability (N, K) with K >= max(ks),
+    or class ids (N,), which give the top 1 alone. references: class ids (N,); negative ones are not
+    counted.
     """
 
     name = "topk"
@@ -52,8 +54,8 @@ class TopK(Counting):
         """Whether each image counts (N,), and which of its ranked classes is its own (N, K)."""
         if references.ndim != 1 or references.is_floating_point():
             raise UserError(
-                f"TopK: references are {references.dtype} of shape {tuple(references.shape)}; give one class id for "
-                "each image"
+                f"TopK: references are {references.dtype} of shape {tuple(references.shape)}; give"
+                " one class id for each image"
             )
         ranked = self._ranked(predictions)
         if self._ranks(ranked.shape[1]) == 0:
@@ -81,7 +83,10 @@ class TopK(Counting):
         return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1), self._details)
 
     def _details(self, rows: Tensor) -> dict:
-        """Accuracy of each class, None where it does not occur; confusion, a row for each class of the references."""
+        """Accuracy of each class, None where it does not occur.
+
+        Confusion, a row for each class of the references.
+        """
         if self.classes is None:
             return {}
         num_classes = self.classes if isinstance(self.classes, int) else len(self.classes)
@@ -103,11 +108,12 @@ class TopK(Counting):
 class CalibrationError(Counting):
     """Expected calibration error: {"calibration_error": ...}, in [0, 1] (Guo et al., 2017).
 
-    The probability of the top-1 class falls into one of `bins` intervals of equal width, open below:
-    sum over them of |images right - sum of probabilities| / number of images. Each probability is rounded to 1e-9.
+    The probability of the top-1 class falls into one of `bins` intervals of equal width, open
+    below: sum over them of |images right - sum of probabilities| / number of images. Each
+    probability is rounded to 1e-9.
 
-    predictions: logits, or logarithms of probabilities (N, C), whose softmax is what is measured. references: class
-    ids (N,); negative ones are not counted.
+    predictions: logits, or logarithms of probabilities (N, C), whose softmax is what is measured.
+    references: class ids (N,); negative ones are not counted.
     """
 
     name = "calibration_error"

@@ -11,16 +11,18 @@ from trainkit.metrics.confusion import count_pairs
 
 
 class MeanIoU(Counting):
-    """Pixel accuracy and mean intersection over union, from one confusion matrix over the whole split.
+    """Pixel accuracy and mean intersection over union, from one confusion matrix over the whole
+    split.
 
-    predictions, references: class ids (N, H, W) or any equal shapes. References equal to `ignore` are not
-    counted; any other id outside [0, num_classes) is an error.
+    predictions, references: class ids (N, H, W) or any equal shapes. References equal to `ignore`
+    are not counted; any other id outside [0, num_classes) is an error.
 
-    Results: "pixAcc"; "mIoU", the mean over classes that occur in prediction or reference; "IoU", one per
-    class, None where it occurs in neither; "num_classes", how many the mean counted; "mAcc", the mean over classes of
-    the references of the part of them that was found; "fwIoU", IoU weighted by the classes' pixels. With
-    absent="zero" a class that occurs nowhere scores 0 and is counted, as the official ADE20K script and
-    PyTorch-Encoding do; on a full split there is no difference.
+    Results: "pixAcc"; "mIoU", the mean over classes that occur in prediction or reference; "IoU",
+    one per class, None where it occurs in neither; "num_classes", how many the mean counted;
+    "mAcc", the mean over classes of the references of the part of them that was found; "fwIoU", IoU
+    weighted by the classes' pixels. With absent="zero" a class that occurs nowhere scores 0 and is
+    counted, as the official ADE20K script and PyTorch-Encoding do; on a full split there is no
+    difference.
     """
 
     name = "mean_iou"
@@ -46,8 +48,9 @@ class MeanIoU(Counting):
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         if predictions.shape != references.shape:
             raise UserError(
-                f"MeanIoU: predictions are {tuple(predictions.shape)} and references {tuple(references.shape)}; "
-                "bring the prediction to the size of the untouched mask"
+                f"MeanIoU: predictions are {tuple(predictions.shape)} and references"
+                f" {tuple(references.shape)}; bring the prediction to the size of the untouched"
+                " mask"
             )
         return count_pairs(predictions, references, self.num_classes, self.ignore).flatten()
 
@@ -82,8 +85,9 @@ class MeanIoU(Counting):
         stray_references, stray_predictions = int(cells[-1].sum()), int(cells[:-2, -1].sum())
         if stray_references or stray_predictions:
             raise UserError(
-                f"MeanIoU: {stray_references} references and {stray_predictions} predictions are outside "
-                f"0..{self.num_classes - 1} (ignored: {self.ignore}); map the dataset's labels to these ids"
+                f"MeanIoU: {stray_references} references and {stray_predictions} predictions are"
+                f" outside 0..{self.num_classes - 1} (ignored: {self.ignore}); map the dataset's"
+                " labels to these ids"
             )
         return cells[: self.num_classes, : self.num_classes]
 
@@ -114,9 +118,12 @@ class MeanIoU(Counting):
         }
 
     def details(self) -> dict:
-        """Too much for a row of the log: "accuracy" of each class, None where it does not occur, and "confusion".
+        """Too much for a row of the log.
 
-        confusion: pixels, a row for each class of the references, a column for each class predicted.
+        "accuracy" of each class, None where it does not occur, and "confusion".
+
+        confusion: pixels, a row for each class of the references, a column for each class
+        predicted.
         """
         return _of_classes(self.confusion().cpu(), self.class_names)
 

@@ -1,7 +1,10 @@
-"""Backbones by name: networks without their classifier, of which heads take the maps after each stage.
+"""Backbones by name.
+
+Networks without their classifier, of which heads take the maps after each stage.
 
 A backbone has `channels`, those of its last four stages, and returns the maps under the names of
-`trainkit.models.small.named_maps`: c1 to c4, and what torchvision's own segmentation models ask for.
+`trainkit.models.small.named_maps`: c1 to c4, and what torchvision's own segmentation models ask
+for.
 """
 
 from contextlib import suppress
@@ -18,7 +21,8 @@ from trainkit.models.timm_models import nearest, timm_network, timm_with
 
 RESNETS = ("resnet*", "resnext*", "wide_resnet*")  # torchvision's names
 
-# Which of a ResNet's last three stages dilate instead of halving the map, by the stride of the last map.
+# Which of a ResNet's last three stages dilate instead of halving the map, by the stride of the last
+# map.
 DILATED = {8: (False, True, True), 16: (False, False, True), 32: (False, False, False)}
 
 # The same for SmallResNet: the strides and the dilations of its four stages.
@@ -32,12 +36,12 @@ SMALL = {
 def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
     """A module from images (N, 3, H, W) to the maps after its last four stages.
 
-    name: "small" (`SmallResNet`, for two CPU cores), one of torchvision's ResNets such as "resnet50" or
-    "resnext101_32x8d", or "timm:" and a name of timm's, such as "timm:resnest50d". pretrained: start from
-    published ImageNet weights (torchvision's IMAGENET1K_V1, timm's default), downloaded once. stride: image
-    pixels per step of the last map, 8, 16 or 32; below 32 the last stages dilate. The images' mean and std
-    stay the recipe's: some of timm's weights want others than ImageNet's. Raises UserError for what there
-    is not, cannot dilate, or cannot be downloaded.
+    name: "small" (`SmallResNet`, for two CPU cores), one of torchvision's ResNets such as
+    "resnet50" or "resnext101_32x8d", or "timm:" and a name of timm's, such as "timm:resnest50d".
+    pretrained: start from published ImageNet weights (torchvision's IMAGENET1K_V1, timm's default),
+    downloaded once. stride: image pixels per step of the last map, 8, 16 or 32; below 32 the last
+    stages dilate. The images' mean and std stay the recipe's: some of timm's weights want others
+    than ImageNet's. Raises UserError for what there is not, cannot dilate, or cannot be downloaded.
     """
     if stride not in DILATED:
         raise UserError(f"backbone: stride is {stride}; it must be 8, 16 or 32")
@@ -46,14 +50,16 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
     if name == "small":
         if pretrained:
             raise UserError(
-                "backbone 'small' has no published weights; start from random ones with --no-pretrained"
+                "backbone 'small' has no published weights; start from random ones with"
+                " --no-pretrained"
             )
         strides, dilations = SMALL[stride]
         return SmallResNet(strides=strides, dilations=dilations)
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)
     if name not in known:
         raise UserError(
-            f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)}, timm:NAME"
+            f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)},"
+            " timm:NAME"
         )
     try:
         net = torchvision.models.get_model(
@@ -61,8 +67,9 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
         )
     except NotImplementedError as error:
         raise UserError(
-            f"backbone {name} is made of basic blocks, which do not dilate in torchvision: its stride is 32, not "
-            f"{stride}. Take resnet50 or timm:{name}, or a network at stride 32 such as upernet"
+            f"backbone {name} is made of basic blocks, which do not dilate in torchvision: its"
+            f" stride is 32, not {stride}. Take resnet50 or timm:{name}, or a network at stride 32"
+            " such as upernet"
         ) from error
     if pretrained:
         load_pretrained(
@@ -72,7 +79,10 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
 
 
 class ResNetMaps(nn.Module):
-    """A torchvision ResNet without pooling and classifier; its parts keep their names, so published weights fit."""
+    """A torchvision ResNet without pooling and classifier.
+
+    Its parts keep their names, so published weights fit.
+    """
 
     def __init__(self, net: ResNet):
         super().__init__()
@@ -116,13 +126,14 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
         net, divisor = _of_any_size(name, pretrained, features_only=True, **dilated)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another, or a "
-            "network at stride 32 such as upernet"
+            f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another,"
+            " or a network at stride 32 such as upernet"
         ) from error
     strides = net.feature_info.reduction()
     if len(strides) < 4 or strides[-1] != stride:
         raise UserError(
-            f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride {stride}"
+            f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride"
+            f" {stride}"
         )
     maps = TimmMaps(net)
     maps.size_divisor = divisor
@@ -130,7 +141,8 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
 
 
 def _of_any_size(name: str, pretrained: bool, **settings: Any) -> tuple[nn.Module, int]:
-    """The network for images of any size, where it is built for one (Swin), and what their sides are divisible by.
+    """The network for images of any size, where it is built for one (Swin), and what their sides
+    are divisible by.
 
     One that timm builds for a single size says so when it gets another.
     """

@@ -1,4 +1,7 @@
-"""Deep-TEN (Zhang et al., 2017, "Deep TEN: Texture Encoding Network"): an image as a set of features without order."""
+"""Deep-TEN (Zhang et al., 2017, "Deep TEN: Texture Encoding Network").
+
+An image as a set of features without order.
+"""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,9 +11,12 @@ from trainkit.models.encoding import Encoding
 
 
 class DeepTEN(nn.Module):
-    """The last map of `backbone`, narrowed, encoded, of length 1, classified; for images of any size.
+    """The last map of `backbone`, narrowed, encoded, of length 1, classified.
 
-    backbone: images -> maps with c4, and their `channels`. channels: of the features that are encoded.
+    For images of any size.
+
+    backbone: images -> maps with c4, and their `channels`. channels: of the features that are
+    encoded.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """EncNet (Zhang et al., 2018, "Context Encoding for Semantic Segmentation").
 
-An encoding of the whole image predicts a factor per channel and the classes that occur (the semantic-encoding
-loss). Where the paper and the authors' code (PyTorch-Encoding) differ, this follows the code, which gave the
-published results: a 1x1 convolution before the encoding, and the mean over codewords, not the sum.
-With the sum the sigmoid of the factors begins saturated.
+An encoding of the whole image predicts a factor per channel and the classes that occur (the
+semantic-encoding loss). Where the paper and the authors' code (PyTorch-Encoding) differ, this
+follows the code, which gave the published results: a 1x1 convolution before the encoding, and the
+mean over codewords, not the sum. With the sum the sigmoid of the factors begins saturated.
 """
 
 import torch
@@ -15,7 +15,10 @@ from trainkit.models.encoding import Encoding
 
 
 class ContextEncoding(nn.Module):
-    """A map and what it holds as a whole: (N, C, H, W) -> the map with its channels weighted, code (N, C)."""
+    """A map and what it holds as a whole.
+
+    (N, C, H, W) -> the map with its channels weighted, code (N, C).
+    """
 
     def __init__(self, channels: int, num_codewords: int = 32):
         super().__init__()
@@ -25,14 +28,20 @@ class ContextEncoding(nn.Module):
         self.attention = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x + x * gamma, with one gamma in (0, 1) per image and channel; and the code that it comes from."""
+        """x + x * gamma, with one gamma in (0, 1) per image and channel.
+
+        And the code that it comes from.
+        """
         code = self.norm(self.encoding(self.project(x))).relu().mean(1)  # (N, C)
         gamma = torch.sigmoid(self.attention(code))
         return x * (1 + gamma[:, :, None, None]), code
 
 
 class EncHead(nn.Module):
-    """c4, with lateral c2 and c3 beside it, -> {"out": (N, num_classes, h, w), "se": (N, num_classes)}."""
+    """c4, with lateral c2 and c3 beside it, -> {"out": (N, num_classes, h, w), "se".
+
+    (N, num_classes)}.
+    """
 
     def __init__(
         self,
@@ -74,8 +83,9 @@ class EncHead(nn.Module):
 class EncNet(DenseModel):
     """Context encoding on the last map of `backbone`.
 
-    channels: width of the head. num_codewords: of the encoding. aux: logits "aux" from c3. se: logits "se"
-    (N, num_classes) of which classes occur. lateral: c2 and c3 beside c4, as published for Pascal-Context.
+    channels: width of the head. num_codewords: of the encoding. aux: logits "aux" from c3. se:
+    logits "se" (N, num_classes) of which classes occur. lateral: c2 and c3 beside c4, as published
+    for Pascal-Context.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""What the segmentation networks share: a backbone, a head, an auxiliary head, and upsampling to the input size."""
+"""What the segmentation networks share.
+
+A backbone, a head, an auxiliary head, and upsampling to the input size.
+"""
 
 from collections import OrderedDict
 
@@ -10,11 +13,11 @@ from torchvision.models.segmentation.fcn import FCNHead
 class DenseModel(nn.Module):
     """Logits at the image's size, as `trainkit.tasks.segmentation.Segmentation` reads them.
 
-    backbone: images -> maps c1 to c4, with their `channels`. head: those maps -> a dict with logits "out"
-    (N, C, h, w) and whatever else it says. aux: an FCN head on c3 as well, whose logits are "aux" (Zhao et
-    al., 2017). A head that no term of the loss reads receives no gradient (unused parameters), which DDP refuses:
-    leave it out where its factor is 0. A training step needs two images or more in each process where a head pools
-    to one pixel before a BatchNorm.
+    backbone: images -> maps c1 to c4, with their `channels`. head: those maps -> a dict with logits
+    "out" (N, C, h, w) and whatever else it says. aux: an FCN head on c3 as well, whose logits are
+    "aux" (Zhao et al., 2017). A head that no term of the loss reads receives no gradient (unused
+    parameters), which DDP refuses: leave it out where its factor is 0. A training step needs two
+    images or more in each process where a head pools to one pixel before a BatchNorm.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, aux: bool):
@@ -24,7 +27,8 @@ class DenseModel(nn.Module):
         self.aux_head = FCNHead(backbone.channels[-2], num_classes) if aux else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) -> the head's outputs and "aux", maps among them resized to (N, C, H, W)."""
+        """Images (N, 3, H, W) -> the head's outputs and "aux", maps among them resized to (N, C, H,
+        W)."""
         maps = self.backbone(images)
         outputs = OrderedDict(self.head(maps))
         if self.aux_head is not None:
@@ -38,6 +42,7 @@ class DenseModel(nn.Module):
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, pixels as areas: (N, C, h, w) -> (N, C, *size).
 
-    Without a way around it for equal sizes, which would bind an exported model to the sizes it was traced with.
+    Without a way around it for equal sizes, which would bind an exported model to the sizes it was
+    traced with.
     """
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
 """The encoding layer of Deep-TEN (Zhang et al., 2017) and EncNet (Zhang et al., 2018).
 
-A map is a set of features x_i without order. Each is assigned softly to K learned codewords d_k, with learned
-smoothing factors s_k, and each codeword collects what its features lack of it:
+A map is a set of features x_i without order. Each is assigned softly to K learned codewords d_k,
+with learned smoothing factors s_k, and each codeword collects what its features lack of it:
 
     a_ik = softmax over k of -s_k |x_i - d_k|^2        e_k = sum over i of a_ik (x_i - d_k)
 """
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 
 def encode(features: Tensor, codewords: Tensor, smoothing: Tensor) -> Tensor:
-    """features (N, P, D), codewords (K, D), smoothing (K,) -> residuals (N, K, D), which grow with P.
+    """features (N, P, D), codewords (K, D), smoothing (K,) -> residuals (N, K, D), which grow with
+    P.
 
-    Squares and sums are multiplied out, so that the largest tensors are (N, P, K) and (N, P, D), and never
-    (N, P, K, D). In float32 or more, whatever autocast says: distances are differences of large numbers.
+    Squares and sums are multiplied out, so that the largest tensors are (N, P, K) and (N, P, D),
+    and never (N, P, K, D). In float32 or more, whatever autocast says: distances are differences of
+    large numbers.
     """
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.promote_types(features.dtype, torch.float32)
@@ -32,7 +34,8 @@ def encode(features: Tensor, codewords: Tensor, smoothing: Tensor) -> Tensor:
 
 
 class Encoding(nn.Module):
-    """`encode` with learned codewords (num_codewords, channels) and smoothing factors (num_codewords,)."""
+    """`encode` with learned codewords (num_codewords, channels) and smoothing factors
+    (num_codewords,)."""
 
     def __init__(self, channels: int, num_codewords: int = 32):
         super().__init__()

@@ -12,19 +12,21 @@ from trainkit.errors import UserError
 def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
     """Train nothing of `module`: its parameters take no gradient, and it stays in evaluation mode.
 
-    `requires_grad_(False)` alone leaves batch norm counting and dropout dropping while the rest trains. Here
-    `model.train()` passes the module by: running statistics stay as they were loaded. Names and weights are untouched.
-    Freeze before the optimizer is built, which `param_groups` then builds of the rest.
+    `requires_grad_(False)` alone leaves batch norm counting and dropout dropping while the rest
+    trains. Here `model.train()` passes the module by: running statistics stay as they were loaded.
+    Names and weights are untouched. Freeze before the optimizer is built, which `param_groups` then
+    builds of the rest.
 
     but: modules inside that are trained as ever, such as the new head of a fine-tuned network:
-    `freeze(network, but=[network.fc])`. Raises TypeError for what is no module, and ValueError for one of `but` that
-    is not inside.
+    `freeze(network, but=[network.fc])`. Raises TypeError for what is no module, and ValueError for
+    one of `but` that is not inside.
     """
     but = [but] if isinstance(but, nn.Module) else list(but)
     for each in (module, *but):
         if not isinstance(each, nn.Module):
             raise TypeError(
-                f"freeze takes modules, and got {type(each).__name__}: give network.layer1 or the like"
+                f"freeze takes modules, and got {type(each).__name__}: give network.layer1 or the"
+                " like"
             )
     inside = set(module.modules())
     for each in but:
@@ -44,7 +46,10 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
 
 
 def frozen_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running means of batch norms whose own parameters take no gradient, by the norm's name: a copy."""
+    """The running means of batch norms whose own parameters take no gradient, by the norm's name.
+
+    A copy.
+    """
     norms = {
         name: module for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)
     }

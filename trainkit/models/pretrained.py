@@ -20,17 +20,18 @@ def load_pretrained(
 ) -> nn.Module:
     """Load `weights` into `module` and return it; they are downloaded once into torch's cache.
 
-    skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys must match. adapt:
-    changes the weights to those of the module. Raises UserError where the weights are neither in the cache nor to be
-    downloaded.
+    skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys
+    must match. adapt: changes the weights to those of the module. Raises UserError where the
+    weights are neither in the cache nor to be downloaded.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError, UnpicklingError) as error:
         raise UserError(
-            f"cannot get the pretrained weights {weights} from {weights.url} ({str(error).splitlines()[0]}). "
-            f"Put the file at {file}, or start from random weights with --no-pretrained"
+            f"cannot get the pretrained weights {weights} from {weights.url}"
+            f" ({str(error).splitlines()[0]}). Put the file at {file}, or start from random weights"
+            " with --no-pretrained"
         ) from error
     state = (
         {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state
@@ -40,6 +41,7 @@ def load_pretrained(
     missing = [key for key in missing if not key.startswith(skip)] if skip else missing
     if missing or unexpected:
         raise UserError(
-            f"{weights} does not fit {type(module).__name__}: missing {missing}, unexpected {unexpected}"
+            f"{weights} does not fit {type(module).__name__}: missing {missing}, unexpected"
+            f" {unexpected}"
         )
     return module

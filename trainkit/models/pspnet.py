@@ -11,7 +11,8 @@ from trainkit.models.encoder_decoder import DenseModel, resize
 
 
 class PyramidPooling(nn.Module):
-    """Means over 1, 2x2, 3x3 and 6x6 parts of the map, each narrowed to `channels`, beside the map itself."""
+    """Means over 1, 2x2, 3x3 and 6x6 parts of the map, each narrowed to `channels`, beside the map
+    itself."""
 
     def __init__(self, in_channels: int, channels: int, bins: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
@@ -42,7 +43,10 @@ class PSPHead(nn.Module):
 
 
 class PSPNet(DenseModel):
-    """Pyramid pooling on the last map of `backbone`. channels: width of the head. aux: logits "aux" from c3."""
+    """Pyramid pooling on the last map of `backbone`. channels: width of the head.
+
+    aux: logits "aux" from c3.
+    """
 
     def __init__(
         self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True

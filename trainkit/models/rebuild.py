@@ -31,16 +31,19 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
 
     Args:
         model_json: what `trainkit.storage.model_json.read_model_json` gives.
-        recipe: the file that model.json names where a recipe has a network of its own, loaded; its code is run.
+        recipe: the file that model.json names where a recipe has a network of its own, loaded; its
+            code is run.
 
     Raises:
-        UserError: nothing says how the network was built, or the recipe's file is needed and not given.
+        UserError: nothing says how the network was built, or the recipe's file is needed and not
+            given.
     """
     network = model_json["network"]
     if network is None:
         raise UserError(
-            f"model.json does not say how {model_json['type']} was built: it is none of trainkit.models, and the "
-            "recipe has no function `network` with @rebuildable. Give the recipe"
+            f"model.json does not say how {model_json['type']} was built: it is none of"
+            " trainkit.models, and the recipe has no function `network` with @rebuildable. Give"
+            " the recipe"
         )
     arguments = dict(network["arguments"])
     if "pretrained" in arguments:  # the weights come from the checkpoint
@@ -50,8 +53,8 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
     function = getattr(recipe, network["function"], None)
     if function is None:
         raise UserError(
-            f"the network was built by `{network['function']}` in {network['recipe']}, a recipe's own code: give that "
-            "file"
+            f"the network was built by `{network['function']}` in {network['recipe']}, a recipe's"
+            " own code: give that file"
         )
     return function(**arguments)
 
@@ -67,7 +70,7 @@ def transform_from(model_json: Mapping[str, Any]) -> Callable | None:
 def _function(known: Mapping[str, Callable], name: str) -> Callable:
     if name not in known:
         raise UserError(
-            f"model.json names {name!r}, which this trainkit does not have; it has {', '.join(known)}. Take the "
-            "version of trainkit that wrote it"
+            f"model.json names {name!r}, which this trainkit does not have; it has"
+            f" {', '.join(known)}. Take the version of trainkit that wrote it"
         )
     return known[name]

@@ -29,13 +29,15 @@ def classifier(
 ) -> nn.Module:
     """The network `name` with random weights and `num_classes` outputs, for images (N, 3, H, W).
 
-    name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d", "convnext_tiny", "vit_b_16" or
-    "efficientnet_b0", "timm:" and a name of timm's, or "small" (`SmallClassifier`, for two CPU cores). The last batch
-    norm of each of a ResNet's residual blocks starts from 0 (Goyal et al., 2017). stochastic_depth: rate at which the
-    last block is left out, the others in proportion; None: as published. drop_block: probability of DropBlock after the
-    last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's networks as timm has it. sizes: sides
-    of the images in training and evaluation, of which a network with a fixed input size (a vision transformer) is built
-    for. Raises UserError for a name that is not known, where timm is not there, and for what a network has not.
+    name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d",
+    "convnext_tiny", "vit_b_16" or "efficientnet_b0", "timm:" and a name of timm's, or "small"
+    (`SmallClassifier`, for two CPU cores). The last batch norm of each of a ResNet's residual
+    blocks starts from 0 (Goyal et al., 2017). stochastic_depth: rate at which the last block is
+    left out, the others in proportion; None: as published. drop_block: probability of DropBlock
+    after the last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's
+    networks as timm has it. sizes: sides of the images in training and evaluation, of which a
+    network with a fixed input size (a vision transformer) is built for. Raises UserError for a name
+    that is not known, where timm is not there, and for what a network has not.
     """
     for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
         if rate is not None and not 0 <= rate < 1:
@@ -62,7 +64,8 @@ def classifier(
     if drop_block is not None:
         if not isinstance(model, ResNet):
             raise UserError(
-                f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave it out"
+                f"drop_block is {drop_block}, and {name} is none of torchvision's ResNets: leave"
+                " it out"
             )
         for stage in (model.layer3, model.layer4):
             # it has no weights: checkpoints fit without it
@@ -74,13 +77,15 @@ def classifier(
 def fine_tuned(
     name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()
 ) -> nn.Module:
-    """The network `name` with a new last layer of `num_classes` outputs, named in its attribute `head_names`.
+    """The network `name` with a new last layer of `num_classes` outputs, named in its attribute
+    `head_names`.
 
-    All parts keep the names they have in torchvision or timm, so that weights fit from there to here and back, but for
-    the last layer where the classes are others. name: as for `classifier`, but for "small". pretrained: start the rest
-    from published weights, torchvision's or timm's best for ImageNet, downloaded once; `published_input` says for
-    which images they are. sizes: as for `classifier`; position embeddings are resized. Raises UserError for a
-    name that is not known, for a network that does not end in a linear layer, and where the weights cannot be had.
+    All parts keep the names they have in torchvision or timm, so that weights fit from there to
+    here and back, but for the last layer where the classes are others. name: as for `classifier`,
+    but for "small". pretrained: start the rest from published weights, torchvision's or timm's best
+    for ImageNet, downloaded once; `published_input` says for which images they are. sizes: as for
+    `classifier`; position embeddings are resized. Raises UserError for a name that is not known,
+    for a network that does not end in a linear layer, and where the weights cannot be had.
     """
     if name.startswith("timm:"):
         network = timm_network(name, pretrained, sizes, num_classes=num_classes)
@@ -99,7 +104,8 @@ def fine_tuned(
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if outputs != len(weights.meta["categories"]):
         raise UserError(
-            f"{name} does not end in a linear layer that a new one could replace: take another network"
+            f"{name} does not end in a linear layer that a new one could replace: take another"
+            " network"
         )
     if pretrained:
         load_pretrained(network, weights, adapt=_positions_resized(network))
@@ -112,11 +118,13 @@ def fine_tuned(
 
 
 def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[str, Any]:
-    """mean, std, interpolation, crop_fraction and crop_mode of the images that the network `name` is made for.
+    """mean, std, interpolation, crop_fraction and crop_mode of the images that the network `name`
+    is made for.
 
-    They do not depend on where its weights come from. name: as for `classifier`; timm has them for its networks, others
-    have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see `eval_transform`. asked: values in
-    their place, where not None. Raises UserError for a crop_mode that there is not here.
+    They do not depend on where its weights come from. name: as for `classifier`; timm has them for
+    its networks, others have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center",
+    see `eval_transform`. asked: values in their place, where not None. Raises UserError for a
+    crop_mode that there is not here.
     """
     found: dict[str, Any] = {"mean": MEAN, "std": STD, "interpolation": usual_interpolation}
     found |= {"crop_fraction": 0.875, "crop_mode": "center"}
@@ -133,14 +141,17 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
     found |= {setting: value for setting, value in asked.items() if value is not None}
     if found["crop_mode"] not in CROP_MODES:
         raise UserError(
-            f"timm trained {name} with crop_mode {found['crop_mode']!r}, and here are {' and '.join(CROP_MODES)}: give "
-            "one of them, or take another network"
+            f"timm trained {name} with crop_mode {found['crop_mode']!r}, and here are"
+            f" {' and '.join(CROP_MODES)}: give one of them, or take another network"
         )
     return found
 
 
 class DropBlock(DropBlock2d):
-    """torchvision's, whose block may be larger than the map: it is cut to an odd side, as even ones fail there."""
+    """torchvision's, whose block may be larger than the map.
+
+    It is cut to an odd side, as even ones fail there.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same, in training with squares left out."""
@@ -149,12 +160,13 @@ class DropBlock(DropBlock2d):
 
 
 def _leave_out(model: nn.Module, name: str, rate: float) -> None:
-    """Scale the rates of all torchvision's StochasticDepth, which grow from 0, so that the last is `rate`."""
+    """Scale the rates of all torchvision's StochasticDepth, which grow from 0, so that the last is
+    `rate`."""
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if not layers:
         raise UserError(
-            f"stochastic_depth is {rate}, and {name} has none in torchvision (ConvNeXt, Swin, EfficientNet and MaxViT "
-            "have): leave it out, or take one of timm's"
+            f"stochastic_depth is {rate}, and {name} has none in torchvision (ConvNeXt, Swin,"
+            " EfficientNet and MaxViT have): leave it out, or take one of timm's"
         )
     last = layers[-1].p
     for layer in layers:
@@ -178,15 +190,17 @@ def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(
-            f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and timm:NAME"
+            f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and"
+            " timm:NAME"
         )
     settings = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("vit_") and sizes:
         patch = int(name.rpartition("_")[2])
         if len(set(sizes)) > 1 or sizes[0] % patch:
             raise UserError(
-                f"{name} takes images of one size, divisible by {patch}, and not {', '.join(map(str, sizes))}: give "
-                "one size for training and evaluation, or take another network"
+                f"{name} takes images of one size, divisible by {patch}, and not"
+                f" {', '.join(map(str, sizes))}: give one size for training and evaluation, or take"
+                " another network"
             )
         settings["image_size"] = sizes[0]
     if name.startswith(("resnet", "resnext", "wide_resnet")):

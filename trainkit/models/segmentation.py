@@ -32,11 +32,13 @@ def segmenter(
     lateral: bool = False,
     channels: int = 512,
 ) -> nn.Module:
-    """The network `name` on a backbone by name (see `trainkit.models.backbones`), at stride 8, UPerNet's at 32.
+    """The network `name` on a backbone by name (see `trainkit.models.backbones`), at stride 8,
+    UPerNet's at 32.
 
-    backbone: of lraspp also "mobilenet_v3_large", as torchvision has it. aux: an auxiliary FCN head on the last map but
-    one, which lraspp has not. se, lateral: of EncNet, see there. channels: width of the heads of EncNet, PSPNet and
-    UPerNet; those of torchvision's FCN, DeepLabV3 and LR-ASPP follow from the backbone.
+    backbone: of lraspp also "mobilenet_v3_large", as torchvision has it. aux: an auxiliary FCN head
+    on the last map but one, which lraspp has not. se, lateral: of EncNet, see there. channels:
+    width of the heads of EncNet, PSPNet and UPerNet; those of torchvision's FCN, DeepLabV3 and
+    LR-ASPP follow from the backbone.
     """
     if name == "lraspp":
         return _lraspp(num_classes, backbone, pretrained)
@@ -74,12 +76,15 @@ def has_aux(model: Segmenter) -> bool:
 
 
 def encoding_weight(model: Segmenter, asked: float | None) -> float:
-    """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published; the others have no such head.
+    """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published.
+
+    The others have no such head.
 
     Raises UserError where it is asked of one of them.
     """
     if asked and model != "encnet":
         raise UserError(
-            f"se_weight is {asked}, and {model} has no semantic-encoding head: leave it out, or take encnet"
+            f"se_weight is {asked}, and {model} has no semantic-encoding head: leave it out, or"
+            " take encnet"
         )
     return (0.2 if model == "encnet" else 0.0) if asked is None else asked

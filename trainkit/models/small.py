@@ -1,7 +1,8 @@
 """A small residual network that two CPU cores train in minutes, for recognition and segmentation.
 
-torchvision's smallest ResNet has 11 million weights, a stem made for 224 pixels, and basic blocks that do
-not dilate. This one is built of the same blocks (He et al., 2016) with the widths and strides given.
+torchvision's smallest ResNet has 11 million weights, a stem made for 224 pixels, and basic blocks
+that do not dilate. This one is built of the same blocks (He et al., 2016) with the widths and
+strides given.
 """
 
 from collections import OrderedDict
@@ -41,8 +42,8 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """A stem and one block per stage.
 
-    widths: channels of the stem and of each stage. strides, dilations: of each stage. stem_stride: 2 halves
-    the image first.
+    widths: channels of the stem and of each stage. strides, dilations: of each stage. stem_stride:
+    2 halves the image first.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class SmallResNet(nn.Module):
         super().__init__()
         if not len(widths) - 1 == len(strides) == len(dilations):
             raise UserError(
-                f"widths are {len(widths)}, strides {len(strides)}, dilations {len(dilations)}: widths need one more"
+                f"widths are {len(widths)}, strides {len(strides)}, dilations {len(dilations)}:"
+                " widths need one more"
             )
         self.widths = tuple(widths)
         self.channels = self.widths[1:]
@@ -81,7 +83,8 @@ class SmallResNet(nn.Module):
 def named_maps(maps: Sequence[Tensor]) -> dict[str, Tensor]:
     """The stages' maps, first to last, by the names heads ask for.
 
-    c1, c2 and so on are asked for here; low, aux, out and high by torchvision's segmentation models.
+    c1, c2 and so on are asked for here; low, aux, out and high by torchvision's segmentation
+    models.
     """
     numbered = {f"c{number}": each for number, each in enumerate(maps, 1)}
     return OrderedDict(numbered, low=maps[0], aux=maps[-2], out=maps[-1], high=maps[-1])

@@ -17,7 +17,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def timm_with(name: str) -> tuple[ModuleType, str]:
-    """timm, and its own name of the network "timm:NAME". Raises UserError where either is not there."""
+    """timm, and its own name of the network "timm:NAME".
+
+    Raises UserError where either is not there.
+    """
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -35,8 +38,9 @@ def timm_network(
 ) -> nn.Module:
     """timm's network "timm:NAME" as `timm.create_model` makes it.
 
-    sizes: sides of the images that it is to take, where it is built for one size (vision transformers). Raises
-    ValueError where timm, the network or its weights are not there, and where the network cannot take images so large.
+    sizes: sides of the images that it is to take, where it is built for one size (vision
+    transformers). Raises ValueError where timm, the network or its weights are not there, and where
+    the network cannot take images so large.
     """
     timm, short = timm_with(name)
     known = timm.models.get_pretrained_cfg(short)
@@ -55,14 +59,16 @@ def timm_network(
             network = timm_network(name, pretrained, **asked, **settings)
         except (TypeError, AssertionError) as error:
             raise UserError(
-                f"{name} is built for images of {known.input_size[1]} x {known.input_size[2]} and not for "
-                f"{', '.join(map(str, sizes))} ({error}): give that size, or take another network"
+                f"{name} is built for images of {known.input_size[1]} x {known.input_size[2]} and"
+                f" not for {', '.join(map(str, sizes))} ({error}): give that size, or take another"
+                " network"
             ) from error
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         if isinstance(patch, tuple) and any(size % length for size in sizes for length in patch):
             raise UserError(
-                f"{name} cuts images into patches of {' x '.join(map(str, patch))}, and would leave out the rest of "
-                f"sides of {', '.join(map(str, sizes))}: give a size divisible by that"
+                f"{name} cuts images into patches of {' x '.join(map(str, patch))}, and would leave"
+                f" out the rest of sides of {', '.join(map(str, sizes))}: give a size divisible by"
+                " that"
             )
         return network
     try:
@@ -71,6 +77,7 @@ def timm_network(
         raise
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"cannot get the pretrained weights of {name} ({str(error).splitlines()[0]}). Fill the Hugging Face "
-            "cache where there is a network, or start from random weights with --no-pretrained"
+            f"cannot get the pretrained weights of {name} ({str(error).splitlines()[0]}). Fill the"
+            " Hugging Face cache where there is a network, or start from random weights with"
+            " --no-pretrained"
         ) from error

@@ -1,4 +1,5 @@
-"""UPerNet (Xiao et al., 2018, "Unified Perceptual Parsing for Scene Understanding"), its semantic segmentation part."""
+"""UPerNet (Xiao et al., 2018, "Unified Perceptual Parsing for Scene Understanding"), its semantic
+segmentation part."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,10 @@ from trainkit.models.pspnet import PyramidPooling
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling of c4, handed down and added to c3, c2 and c1: maps -> {"out": (N, num_classes, h, w)}."""
+    """Pyramid pooling of c4, handed down and added to c3, c2 and c1: maps -> {"out".
+
+    (N, num_classes, h, w)}.
+    """
 
     def __init__(self, in_channels: tuple[int, ...], num_classes: int, channels: int):
         super().__init__()
@@ -33,7 +37,10 @@ class UPerHead(nn.Module):
 
 
 class UPerNet(DenseModel):
-    """A feature pyramid on all maps of `backbone`. channels: width of the head. aux: logits "aux" from c3."""
+    """A feature pyramid on all maps of `backbone`. channels: width of the head.
+
+    aux: logits "aux" from c3.
+    """
 
     def __init__(
         self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True

@@ -1,9 +1,10 @@
 """Checkpoints: whole or absent, verified when read, without pickled code.
 
-A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and `state.json` (everything
-else: tensors, and the structure they sit in), `model.json` (how the network is rebuilt; earlier versions wrote none),
-and `manifest.json` with the size and SHA-256 of each, and the format (1 where it gives none). It is written aside,
-flushed to the disk and renamed; older ones go only after.
+A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and
+`state.json` (everything else: tensors, and the structure they sit in), `model.json` (how the
+network is rebuilt; earlier versions wrote none), and `manifest.json` with the size and SHA-256 of
+each, and the format (1 where it gives none). It is written aside, flushed to the disk and renamed;
+older ones go only after.
 """
 
 import hashlib
@@ -27,9 +28,9 @@ from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, Fault, read_manifest
 
-# 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted as timm does.
-# Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a run of it is resumed where no name
-# and no group has changed.
+# 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted
+# as timm does. Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a
+# run of it is resumed where no name and no group has changed.
 FORMAT = 2
 BEGUN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # how safetensors calls a file until it is whole
 
@@ -45,14 +46,20 @@ def step_of(path: Path) -> int:
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of a checkpoint is called so: step-000000002, and not step-2 or step-000000002.keep."""
+    """Whether a folder of a checkpoint is called so.
+
+    Step-000000002, and not step-2 or step-000000002.keep.
+    """
     digits = re.fullmatch("step-([0-9]{9,18})", name)
     return digits is not None and name == f"step-{int(digits[1]):09d}"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What goes into a checkpoint, on the CPU; where it was copied, training may continue while it is written."""
+    """What goes into a checkpoint, on the CPU.
+
+    Where it was copied, training may continue while it is written.
+    """
 
     model: dict[str, Tensor]
     tensors: dict[str, Tensor]
@@ -93,7 +100,8 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
         if final.exists():  # of the same step, passed over because it is damaged
             if not _holds_only_ours(final):
                 raise OSError(
-                    "in its place is a folder with files that trainkit did not write; move it elsewhere"
+                    "in its place is a folder with files that trainkit did not write; move it"
+                    " elsewhere"
                 )
             final.rename(folder / f".removing-{final.name}")
         aside.rename(final)
@@ -108,8 +116,8 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
 def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
     """Write the snapshot's files and flush them; their sizes and SHA-256.
 
-    Hashing takes longer than writing. Each file is hashed in a thread beside the writing of the next one and beside
-    the disk.
+    Hashing takes longer than writing. Each file is hashed in a thread beside the writing of the
+    next one and beside the disk.
     """
     with ThreadPoolExecutor() as pool:
         described = {}
@@ -130,9 +138,11 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another name.
+    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another
+    name.
 
-    What is not a checkpoint with its manifest, or holds a file more, was not written here, and stays.
+    What is not a checkpoint with its manifest, or holds a file more, was not written here, and
+    stays.
     """
     stay = {path.name for path in protected}
     ours = [path for path in list_checkpoints(folder) if _manifest_fault(path) is None]
@@ -170,7 +180,10 @@ def _is_ours(name: str, begun: bool) -> bool:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in `folder`, oldest first; also damaged ones, but nothing that is called otherwise."""
+    """All checkpoints in `folder`, oldest first.
+
+    Also damaged ones, but nothing that is called otherwise.
+    """
     found = [
         path for path in folder.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()
     ]
@@ -189,7 +202,10 @@ def is_older(folder: Path) -> bool:
 
 
 def steps_done(folder: Path) -> int:
-    """The step of the newest checkpoint in `folder` whose manifest can be read; 0 where there is none."""
+    """The step of the newest checkpoint in `folder` whose manifest can be read.
+
+    0 where there is none.
+    """
     return max(
         (step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None),
         default=0,
@@ -197,13 +213,19 @@ def steps_done(folder: Path) -> int:
 
 
 def _manifest_fault(path: Path) -> str | None:
-    """Why a folder's manifest is not that of the checkpoint it is called, or None; its files are not read."""
+    """Why a folder's manifest is not that of the checkpoint it is called, or None.
+
+    Its files are not read.
+    """
     try:
         manifest = read_manifest(path)
     except Fault as error:
         return f"{MANIFEST} is damaged: {error}"
     if manifest.get("format", 1) > FORMAT:
-        return f"{MANIFEST} is of format {manifest['format']}, of a newer trainkit; this one reads up to {FORMAT}"
+        return (
+            f"{MANIFEST} is of format {manifest['format']}, of a newer trainkit; this one reads up"
+            f" to {FORMAT}"
+        )
     # a copy is called as one likes
     if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):
         return f"{MANIFEST} is that of step {manifest['step']}"
@@ -227,7 +249,10 @@ def verify(path: Path) -> str | None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Model weights and state of a checkpoint, on the CPU. Raises UserError where it does not verify."""
+    """Model weights and state of a checkpoint, on the CPU.
+
+    Raises UserError where it does not verify.
+    """
     reason = verify(path)
     if reason:
         raise UserError(f"checkpoint {path} is damaged: {reason}")
@@ -246,17 +271,26 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the weights at `path`, a checkpoint or a file: what tells one from another for good."""
+    """SHA-256 of the weights at `path`, a checkpoint or a file.
+
+    What tells one from another for good.
+    """
     return _described(path / "model.safetensors" if path.is_dir() else path)["sha256"]
 
 
 def in_memory(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, apart from the file: safetensors maps it, and it may be removed or replaced."""
+    """The file's tensors, apart from the file.
+
+    Safetensors maps it, and it may be removed or replaced.
+    """
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
-    """Tensors that share no memory with each other, which safetensors would refuse; `copy`: nor with those given."""
+    """Tensors that share no memory with each other, which safetensors would refuse.
+
+    `copy`: nor with those given.
+    """
     here = {
         name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()
     }

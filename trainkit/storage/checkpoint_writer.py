@@ -14,11 +14,12 @@ from trainkit.storage import checkpoint
 
 
 class Saver:
-    """Writes the checkpoints of one run, in a thread where `background` is true, and removes older ones in a thread.
+    """Writes the checkpoints of one run, in a thread where `background` is true, and removes older
+    ones in a thread.
 
-    keep: newest ones that stay. model_json: what stands in model.json of each; None for no such file. An error of the
-    file system does not raise here, it waits in `error`; any other one of the thread raises in the next call of `wait`
-    or `error`.
+    keep: newest ones that stay. model_json: what stands in model.json of each; None for no such
+    file. An error of the file system does not raise here, it waits in `error`; any other one of the
+    thread raises in the next call of `wait` or `error`.
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class Saver:
         self.folder, self.keep, self.background = folder, keep, background
         self.model_json = model_json
         self._thread: Thread | None = None
-        # Deques, which one thread fills while the other takes out what is there: nothing is overwritten unread.
+        # Deques, which one thread fills while the other takes out what is there: nothing is
+        # overwritten unread.
         self._errors: deque[OSError] = deque()
         self._bugs: deque[Exception] = deque()
         self._written: deque[dict[str, Any]] = deque()
@@ -43,7 +45,10 @@ class Saver:
         state: dict[str, Any],
         protected: Iterable[Path] = (),
     ) -> None:
-        """Write model and state, in the background copies, as the checkpoint of `step`; `protected` ones stay."""
+        """Write model and state, in the background copies, as the checkpoint of `step`.
+
+        `protected` ones stay.
+        """
         begun = time.perf_counter()
         self.wait()
         snapshot = checkpoint.Snapshot.of(
@@ -118,7 +123,10 @@ class Saver:
             raise self._bugs.popleft()
 
     def written(self) -> list[dict[str, Any]]:
-        """A row of the log for each checkpoint written since the last call: its pause of the training."""
+        """A row of the log for each checkpoint written since the last call.
+
+        Its pause of the training.
+        """
         return [self._written.popleft() for _ in range(len(self._written))]
 
     def error(self) -> OSError | None:

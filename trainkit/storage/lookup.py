@@ -16,11 +16,17 @@ from trainkit.storage.run_files import read_manifest
 from trainkit.storage.run_folder import Run
 from trainkit.storage.run_settings import input_of, is_run, read_recorded
 
-COUNTED = "batch norm has the statistics that training counted; the run's own evaluations had --precise-bn {}"
+COUNTED = (
+    "batch norm has the statistics that training counted; the run's own evaluations had"
+    " --precise-bn {}"
+)
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or lies in as a checkpoint or a file of weights; None where there is none."""
+    """The run folder that `path` is, or lies in as a checkpoint or a file of weights.
+
+    None where there is none.
+    """
     folders = [path, *path.parents[:3]]  # RUN/checkpoints/step-N/model.safetensors
     return next((folder for folder in folders if is_run(folder)), None)
 
@@ -34,7 +40,10 @@ def require_run(folder: Path) -> None:
 
 
 def find_failure(run: Path, step: int | None) -> Path:
-    """The folder of the failed step `step`, or of the newest. Raises MissingFileError where there is none."""
+    """The folder of the failed step `step`, or of the newest.
+
+    Raises MissingFileError where there is none.
+    """
     require_run(run)
     reports = [path.parent for path in run.glob("failures/step-*/report.json")]
     # and no copy of one
@@ -52,13 +61,18 @@ def find_failure(run: Path, step: int | None) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run that `path` is or lies in, as plain values; empty where there is none."""
+    """The settings of the run that `path` is or lies in, as plain values.
+
+    Empty where there is none.
+    """
     run = run_of(path)
     return read_recorded(run)["settings"] if run else {}
 
 
 def read_input(path: Path, signature: Signature) -> dict[str, Any]:
-    """Input settings of the run that `path` is or lies in, see `recorded.input_of`; empty where none is.
+    """Input settings of the run that `path` is or lies in, see `recorded.input_of`.
+
+    Empty where none is.
 
     Only settings that a recipe of this signature has, and fills in itself where they are None.
     """
@@ -71,7 +85,10 @@ def read_input(path: Path, signature: Signature) -> dict[str, Any]:
 
 
 def read_class_names(path: Path) -> list[str] | None:
-    """The names of the classes, in the order of their ids, of the run that `path` is or lies in; None: not known."""
+    """The names of the classes, in the order of their ids, of the run that `path` is or lies in.
+
+    None: not known.
+    """
     run = run_of(path)
     classes = read_recorded(run).get("classes") if run else None
     return classes if isinstance(classes, list) else None
@@ -89,9 +106,12 @@ def read_seed(run: Path | None) -> int:
 
 
 def read_precise_bn(run: Path | None, weights: Path) -> int | None:
-    """Training images from which a run's evaluation of `weights` estimated batch norm's statistics; None for none.
+    """Training images from which a run's evaluation of `weights` estimated batch norm's statistics.
 
-    It stands in the log's row of that evaluation. Runs of before that, and published ones, have it as an option alone.
+    None for none.
+
+    It stands in the log's row of that evaluation. Runs of before that, and published ones, have it
+    as an option alone.
     """
     if run is None:
         return None
@@ -101,24 +121,29 @@ def read_precise_bn(run: Path | None, weights: Path) -> int | None:
 
 
 def trained_steps(task: Task, run: Path | None, weights: Path) -> tuple[int, int] | None:
-    """Steps that `weights` have seen, and those of the whole run they are of; None where the task is not told them.
+    """Steps that `weights` have seen, and those of the whole run they are of.
 
-    Raises UserError where the task changes with the step (`at_step`), and the step is not known: of a file of weights,
-    or a checkpoint outside of its run.
+    None where the task is not told them.
+
+    Raises UserError where the task changes with the step (`at_step`), and the step is not known: of
+    a file of weights, or a checkpoint outside of its run.
     """
     if not task.provides("at_step"):
         return None
     total = read_recorded(run).get("total_steps") if run is not None else None
     if total is None or not (weights / MANIFEST).is_file():
         raise UserError(
-            f"task {type(task.given).__name__} changes with the step (at_step), and nothing says of which step the "
-            f"weights in {weights} are: give a run folder, or a checkpoint in it (RUN/checkpoints/step-*)"
+            f"task {type(task.given).__name__} changes with the step (at_step), and nothing says of"
+            f" which step the weights in {weights} are: give a run folder, or a checkpoint in it"
+            " (RUN/checkpoints/step-*)"
         )
     return read_manifest(weights)["step"], total
 
 
 def find_weights(path: Path) -> tuple[Path, Path | None]:
-    """The weights that `path` stands for, and the run they are of: a run's best checkpoint, or `path` itself.
+    """The weights that `path` stands for, and the run they are of.
+
+    A run's best checkpoint, or `path` itself.
 
     A folder that `trainkit push` wrote has one file of weights and no checkpoints.
     """
@@ -128,7 +153,8 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
         )
     if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
         raise UserError(
-            f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights file"
+            f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights"
+            " file"
         )
     run = run_of(path)
     if run != path:

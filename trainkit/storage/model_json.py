@@ -1,7 +1,9 @@
-"""model.json beside the weights of a checkpoint: what it takes to use them without the recipe and its data.
+"""model.json beside the weights of a checkpoint.
 
-network    what built it: "function", "arguments", and the file of a "recipe" where the function is its own; null
-           where it is not known
+What it takes to use them without the recipe and its data.
+
+network    what built it: "function", "arguments", and the file of a "recipe" where the function is
+           its own; null where it is not known
 task       "type" and "arguments"
 transform  what an evaluation makes of an image: likewise
 classes    names, or how many
@@ -68,7 +70,9 @@ def model_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_model_json(folder: Path) -> dict[str, Any] | None:
-    """model.json in `folder`, a checkpoint or what `trainkit push` wrote; None where there is none, as in older ones.
+    """model.json in `folder`, a checkpoint or what `trainkit push` wrote.
+
+    None where there is none, as in older ones.
 
     Raises UserError where it is damaged, or of a newer trainkit.
     """

@@ -21,7 +21,8 @@ def renamed_settings(recorded: Mapping[str, Any], known: Collection[str]) -> dic
 
     Args:
         recorded: as settings.json of the run holds them.
-        known: the settings of the recipe. A name that is one of them is not old, whatever other recipes call so.
+        known: the settings of the recipe. A name that is one of them is not old, whatever other
+            recipes call so.
     """
     found = {}
     for name, value in recorded.items():
@@ -35,7 +36,10 @@ def renamed_settings(recorded: Mapping[str, Any], known: Collection[str]) -> dic
 
 
 def _take_apart(settings: dict[str, Any]) -> None:
-    """Model and backbone, where --model had both; a small network had no published weights, whatever was asked."""
+    """Model and backbone, where --model had both.
+
+    A small network had no published weights, whatever was asked.
+    """
     model = str(settings.get("model"))
     network = NETWORK.fullmatch(model)
     if network is not None:

@@ -1,4 +1,7 @@
-"""State as JSON beside tensors, without pickled code; and whether a checkpoint can hold what a training has."""
+"""State as JSON beside tensors, without pickled code.
+
+And whether a checkpoint can hold what a training has.
+"""
 
 import json
 import math
@@ -20,7 +23,9 @@ WHOLE = 1024  # elements up to which a tensor is tried with its values, and abov
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """JSON for `value`; tensors go into `tensors` and leave their name. Keys, and NumPy's numbers, keep their type.
+    """JSON for `value`; tensors go into `tensors` and leave their name.
+
+    Keys, and NumPy's numbers, keep their type.
 
     Raises TypeError, with the name, for what it cannot hold.
     """
@@ -37,7 +42,8 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         ]
         if strange:
             raise TypeError(
-                f"{name} has a key of type {type(strange[0]).__name__}: a checkpoint holds plain values"
+                f"{name} has a key of type {type(strange[0]).__name__}: a checkpoint holds plain"
+                " values"
             )
         return {
             "dict": [[key, pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]
@@ -70,10 +76,12 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """See that a checkpoint can hold `state`, which has the model's state dict as "model", and give it back.
+    """See that a checkpoint can hold `state`, which has the model's state dict as "model", and give
+    it back.
 
-    The structure is written, read and compared as it is; of large tensors, which would take as long as a save, the type
-    and the layout. The model takes up its own state dict, as a resume does. Nothing is changed.
+    The structure is written, read and compared as it is; of large tensors, which would take as long
+    as a save, the type and the layout. The model takes up its own state dict, as a resume does.
+    Nothing is changed.
 
     Raises UserError, with the name and a remedy, where it cannot.
     """
@@ -102,8 +110,8 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         told = " ".join(str(error).split())
         raise UserError(
-            f"no checkpoint can hold this training: {type(model).__name__} does not take up its own state dict, as a "
-            f"resume would have it: {told[:400]}"
+            f"no checkpoint can hold this training: {type(model).__name__} does not take up its own"
+            f" state dict, as a resume would have it: {told[:400]}"
         ) from error
 
 
@@ -136,9 +144,11 @@ def _has_type(dtype: torch.dtype) -> bool:
 def _written_and_read(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     here = {name: local(tensor).detach() for name, tensor in tensors.items()}
     small = {
-        name: (tensor if tensor.numel() <= WHOLE else tensor.new_empty(0))
-        .to("cpu", copy=True)
-        .contiguous()
+        name: (
+            (tensor if tensor.numel() <= WHOLE else tensor.new_empty(0))
+            .to("cpu", copy=True)
+            .contiguous()
+        )
         for name, tensor in here.items()
     }
     return load_tensors(save_tensors(small))
@@ -190,7 +200,11 @@ def _bytes(tensor: Tensor) -> Tensor:
 def _remedy(fault: str) -> str:
     if fault.startswith("state.model."):
         return (
-            "Keep it out of the model's state dict (a plain attribute, or a buffer with persistent=False, where it can "
-            "be made anew), or hold it as real, dense, contiguous tensors"
+            "Keep it out of the model's state dict (a plain attribute, or a buffer with"
+            " persistent=False, where it can be made anew), or hold it as real, dense, contiguous"
+            " tensors"
         )
-    return "Keep it out of the optimizer's groups and state, or hold it as numbers, strings or dense tensors"
+    return (
+        "Keep it out of the optimizer's groups and state, or hold it as numbers, strings or dense"
+        " tensors"
+    )

@@ -1,4 +1,7 @@
-"""Files of a run as they are read back: one parser for each, which says what is wrong with the file."""
+"""Files of a run as they are read back.
+
+One parser for each, which says what is wrong with the file.
+"""
 
 import json
 import os
@@ -22,7 +25,10 @@ MOST = 2**53  # no number of steps, images or bytes is larger, and a float still
 
 
 class Fault(ValueError):
-    """What is wrong with a file, in words that follow its name: `manifest.json is damaged: <fault>`."""
+    """What is wrong with a file, in words that follow its name: `manifest.json is damaged.
+
+    <fault>`.
+    """
 
 
 class NotJSON(Fault):
@@ -132,7 +138,9 @@ REPORT = {
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of the checkpoint in `folder`: "step", "files" (name -> "bytes", "sha256"), perhaps "format".
+    """manifest.json of the checkpoint in `folder`.
+
+    "step", "files" (name -> "bytes", "sha256"), perhaps "format".
 
     Raises Fault where it cannot be read, or describes other files than a checkpoint has.
     """
@@ -156,7 +164,9 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 def read_memory(run: Path) -> dict[str, Any] | None:
-    """memory.json: images of one pass that were found to fit as "micro_batch", and how many were "asked" for.
+    """memory.json.
+
+    Images of one pass that were found to fit as "micro_batch", and how many were "asked" for.
 
     None where memory never ran out. Raises UserError where it is damaged.
     """
@@ -168,7 +178,10 @@ def read_memory(run: Path) -> dict[str, Any] | None:
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
-    """results.json: what `trainkit evaluate` found; None where there is none. Raises UserError where it is damaged."""
+    """results.json: what `trainkit evaluate` found; None where there is none.
+
+    Raises UserError where it is damaged.
+    """
     remedy = "Remove it, or write it anew with trainkit evaluate"
     return _read(run / "results.json", {"sha256": STRING, "checkpoint": STRING}, remedy)
 
@@ -183,7 +196,10 @@ def read_report(failure: Path) -> dict[str, Any]:
 
 
 def read_bad_images(run: Path) -> set[str]:
-    """Lines of bad_images.txt; names of files need not be UTF-8. Raises UserError where it is no regular file."""
+    """Lines of bad_images.txt; names of files need not be UTF-8.
+
+    Raises UserError where it is no regular file.
+    """
     file = run / "bad_images.txt"
     if not os.path.lexists(file):
         return set()
@@ -194,7 +210,10 @@ def read_bad_images(run: Path) -> set[str]:
 
 
 def _read(file: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any] | None:
-    """A JSON file that may be missing. Raises UserError that names it, what is wrong with it, and the remedy."""
+    """A JSON file that may be missing.
+
+    Raises UserError that names it, what is wrong with it, and the remedy.
+    """
     if not os.path.lexists(file):
         return None
     try:
@@ -206,7 +225,10 @@ def _read(file: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any] 
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A row of log.jsonl; None for one that was cut short as it was written. Raises Fault for anything else."""
+    """A row of log.jsonl; None for one that was cut short as it was written.
+
+    Raises Fault for anything else.
+    """
     try:
         row = parse_json(line)
     except NotJSON:
@@ -228,7 +250,8 @@ def _is_cut(line: bytes) -> bool:
 
 
 def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
-    """Length of a log without rows of steps after `step` at its end, and the last evaluation in what is left.
+    """Length of a log without rows of steps after `step` at its end, and the last evaluation in
+    what is left.
 
     Raises UserError that names the line where one is no row of a log.
     """
@@ -250,7 +273,10 @@ def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
 
 
 def load_json(file: Path) -> Any:
-    """What a JSON file holds. Raises Fault where there is none, or it is no regular file, or not JSON."""
+    """What a JSON file holds.
+
+    Raises Fault where there is none, or it is no regular file, or not JSON.
+    """
     data = read_regular(file)
     if not data.strip(b"\0 \t\r\n"):
         raise Fault("it is empty")
@@ -258,7 +284,10 @@ def load_json(file: Path) -> Any:
 
 
 def read_regular(file: Path) -> bytes:
-    """Bytes of a regular file; to open a FIFO would wait for ever. Raises Fault where it is none or cannot be read."""
+    """Bytes of a regular file; to open a FIFO would wait for ever.
+
+    Raises Fault where it is none or cannot be read.
+    """
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise Fault("it is not a regular file")
@@ -302,12 +331,15 @@ def short(value: Any) -> str:
 
 
 def posix_locks() -> ModuleType:
-    """Python's fcntl, by which a run's folder is locked. Raises UserError where there is none, as on Windows."""
+    """Python's fcntl, by which a run's folder is locked.
+
+    Raises UserError where there is none, as on Windows.
+    """
     try:
         import fcntl
     except ImportError as error:
         raise UserError(
-            "training takes Linux or macOS (on Windows: WSL), where the run's folder can be locked; evaluate, predict "
-            "and export run here"
+            "training takes Linux or macOS (on Windows: WSL), where the run's folder can be locked;"
+            " evaluate, predict and export run here"
         ) from error
     return fcntl

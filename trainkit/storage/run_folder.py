@@ -76,8 +76,9 @@ class Run:
     ) -> tuple["Run", list[str]]:
         """Make or check the folder and lock it, in the main process; the run, and lines to show.
 
-        settings: the recipe's, resolved. mathematics: what a run must keep, see `Plan.mathematics`. Raises
-        ValueError where the folder holds something else, is in use, or holds a run whose `mathematics` differ.
+        settings: the recipe's, resolved. mathematics: what a run must keep, see `Plan.mathematics`.
+        Raises ValueError where the folder holds something else, is in use, or holds a run whose
+        `mathematics` differ.
         """
         folder = options.out
         if folder is None:
@@ -122,7 +123,10 @@ class Run:
         return run, notes
 
     def _keep_recipe(self, source: bytes, again: bool) -> None:
-        """Keep the recipe as it runs, where it is not kept yet, or only its beginning is; `again`: in any case."""
+        """Keep the recipe as it runs, where it is not kept yet, or only its beginning is.
+
+        `again`: in any case.
+        """
         file = self.folder / "recipe.py"
         kept = read_regular(file) if file.exists() else None
         if again or kept is None or (kept != source and source.startswith(kept)):
@@ -131,7 +135,10 @@ class Run:
     def _going_on(
         self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
     ) -> list[str]:
-        """What changed since the run began, a line each; refuses a change of settings that affect the result."""
+        """What changed since the run began, a line each.
+
+        Refuses a change of settings that affect the result.
+        """
         # by the names of settings, which may leave them open
         look, before = now["input"], input_of(recorded)
         refused = _changes(
@@ -145,17 +152,18 @@ class Run:
         allowed = {"total_steps", "schedule"} if rebase else set()
         if refused.keys() - allowed:
             raise UserError(
-                f"the run in {self.folder} was started with different settings: {'; '.join(changed.values())}. Give "
-                "the same settings to resume, --allow-schedule-change to resume with a different length or schedule, "
-                "another folder with --out, or --resume never to start afresh (this run is moved aside)"
-                f"{self._of_older(refused)}"
+                f"the run in {self.folder} was started with different settings:"
+                f" {'; '.join(changed.values())}. Give the same settings to resume,"
+                " --allow-schedule-change to resume with a different length or schedule, another"
+                " folder with --out, or --resume never to start afresh (this run is moved"
+                f" aside){self._of_older(refused)}"
             )
         done = steps_done(self.checkpoints)
         if done > now["total_steps"]:
             raise UserError(
-                f"the run in {self.folder} has done {done} steps, and is to have {now['total_steps']}: "
-                "--allow-schedule-change is for a longer run; for a shorter one take another folder with --out, and "
-                "its weights with --init-from"
+                f"the run in {self.folder} has done {done} steps, and is to have"
+                f" {now['total_steps']}: --allow-schedule-change is for a longer run; for a shorter"
+                " one take another folder with --out, and its weights with --init-from"
             )
         if self.summary is not None and not refused:
             return []  # it is finished: nothing will be trained with the changed settings
@@ -163,18 +171,21 @@ class Run:
         return [f"changed since this run began: {change}" for change in changed.values()]
 
     def _of_older(self, refused: Mapping[str, str]) -> str:
-        """A word more on a run that an older trainkit began, where names or groups of parameters are others by now."""
+        """A word more on a run that an older trainkit began, where names or groups of parameters
+        are others by now."""
         if not (refused.keys() & {"model", "lrs"} and is_older(self.checkpoints)):
             return ""
         return (
-            ". An older trainkit began it, which named and grouped some parameters otherwise: evaluate, predict and "
-            "export read its weights, and --init-from begins another run from them"
+            ". An older trainkit began it, which named and grouped some parameters otherwise:"
+            " evaluate, predict and export read its weights, and --init-from begins another run"
+            " from them"
         )
 
     def _take_lock(self) -> None:
         """Own the folder until `close` or the end of this process, however it ends.
 
-        A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit it.
+        A POSIX record lock: the kernel drops it with the process, and forked workers do not inherit
+        it.
         """
         fcntl = posix_locks()
         # a link may lead to where no folder is yet
@@ -189,12 +200,12 @@ class Run:
                 self.close()
                 if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as ENOLCK
                     raise UserError(
-                        f"{self.folder} cannot be locked: {reason(error)}. Choose a folder with --out on a disk that "
-                        "locks files; NFS does where its lock service runs"
+                        f"{self.folder} cannot be locked: {reason(error)}. Choose a folder with"
+                        " --out on a disk that locks files; NFS does where its lock service runs"
                     ) from error
                 raise UserError(
-                    f"another run is training in {self.folder} ({owner}): wait for it, stop it, or choose another "
-                    "folder with --out"
+                    f"another run is training in {self.folder} ({owner}): wait for it, stop it, or"
+                    " choose another folder with --out"
                 ) from error
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {platform.node()}")
@@ -214,7 +225,8 @@ class Run:
     def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line about each newer one that does not.
 
-        until: the newest step that is asked for. Raises UserError where there are checkpoints and none verifies.
+        until: the newest step that is asked for. Raises UserError where there are checkpoints and
+        none verifies.
         """
         damaged = []
         paths = [
@@ -229,8 +241,8 @@ class Run:
             damaged.append(f"checkpoint {path.name} is damaged and skipped: {reason}")
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.checkpoints} is whole ({'; '.join(damaged)}). Nothing was changed; "
-                "start afresh with --resume never, which moves this run aside"
+                f"no checkpoint in {self.checkpoints} is whole ({'; '.join(damaged)}). Nothing was"
+                " changed; start afresh with --resume never, which moves this run aside"
             )
         return None, []
 
@@ -293,7 +305,10 @@ class Run:
         return new
 
     def remember_micro_batch(self, micro_batch: int, asked: int | None) -> None:
-        """Keep it for a resume. Any process may write it: the one that is out of memory may be the only one to know."""
+        """Keep it for a resume.
+
+        Any process may write it: the one that is out of memory may be the only one to know.
+        """
         content = json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n"
         self._replace(self.folder / "memory.json", content.encode())
 
@@ -306,7 +321,10 @@ class Run:
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:
-        """Write a file aside and rename it: what was there stays until all of the new one is on the disk."""
+        """Write a file aside and rename it.
+
+        What was there stays until all of the new one is on the disk.
+        """
         aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
         try:
             aside.write_bytes(content)
@@ -343,7 +361,8 @@ def _short(value: Any) -> str:
 
 
 def _check_kinds(folder: Path) -> None:
-    """Raises UserError where a name of ours is taken by a folder, a FIFO or a device, which would be waited for."""
+    """Raises UserError where a name of ours is taken by a folder, a FIFO or a device, which would
+    be waited for."""
     for name in (*FILES, LOCK):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
             raise UserError(
@@ -368,19 +387,23 @@ def _check_kinds(folder: Path) -> None:
 
 
 def _move_aside(folder: Path) -> Path:
-    """Rename a run's folder to the first of `folder`.1, .2, ... that is free. Raises UserError where it may not be."""
+    """Rename a run's folder to the first of `folder`.1, .2, ... that is free.
+
+    Raises UserError where it may not be.
+    """
     place = folder.resolve()
     if Path.cwd().is_relative_to(place):
         raise UserError(
-            f"the run in {folder} cannot be moved aside: this command runs inside it, in {Path.cwd()}. Run it from "
-            "elsewhere, or choose another folder with --out"
+            f"the run in {folder} cannot be moved aside: this command runs inside it, in"
+            f" {Path.cwd()}. Run it from elsewhere, or choose another folder with --out"
         )
     strays = _strays(place)
     if strays:
         more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
         raise UserError(
-            f"the run in {folder} is not moved aside: trainkit did not write {', '.join(strays[:4])}{more} in it. "
-            "Move that elsewhere, or choose another folder with --out"
+            f"the run in {folder} is not moved aside: trainkit did not write"
+            f" {', '.join(strays[:4])}{more} in it. Move that elsewhere, or choose another folder"
+            " with --out"
         )
     number = 1
     while os.path.lexists(aside := place.with_name(f"{place.name}.{number}")):
@@ -389,7 +412,8 @@ def _move_aside(folder: Path) -> Path:
 
 
 def _strays(folder: Path) -> list[str]:
-    """What is in a run's folder, in its checkpoints or failures, and was not written by a training or a command."""
+    """What is in a run's folder, in its checkpoints or failures, and was not written by a training
+    or a command."""
     hidden = rf"\.lock|\.seen-[0-9a-f]+|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
     own = [
         path

@@ -47,7 +47,9 @@ TO_PUBLISH = {
 
 
 def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})) -> dict[str, Any]:
-    """settings.json of the run in `folder`. Raises UserError where it is damaged, or not trainkit's.
+    """settings.json of the run in `folder`.
+
+    Raises UserError where it is damaged, or not trainkit's.
 
     needs: what must be in it beside settings, seed and recipe.
     """
@@ -57,8 +59,9 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
         require(content, {**RECORDED, **needs})
     except Fault as error:
         raise UserError(
-            f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or choose another folder. "
-            "Checkpoints beside it can be given to --weights where it is moved elsewhere, with the run's settings"
+            f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or"
+            " choose another folder. Checkpoints beside it can be given to --weights where it is"
+            " moved elsewhere, with the run's settings"
         ) from error
     if "options" in content:
         content["options"] = renamed_options(content["options"])
@@ -68,8 +71,8 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
 def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Input settings of the run of which settings.json holds `recorded`, by names of settings.
 
-    Runs of before this was kept had ImageNet's mean and std, but for pretrained networks their own; what a recipe had
-    no setting for was as here.
+    Runs of before this was kept had ImageNet's mean and std, but for pretrained networks their own;
+    what a recipe had no setting for was as here.
     """
     if "input" in recorded:
         return dict(recorded["input"])
@@ -106,8 +109,8 @@ def _words(command: str) -> list[str]:
 def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Command, versions and git commit, to know later what ran.
 
-    "local": the settings that name a file or folder that is there. Elsewhere nobody can tell datasets/ade20k, a folder,
-    from a name on the Hub.
+    "local": the settings that name a file or folder that is there. Elsewhere nobody can tell
+    datasets/ade20k, a folder, from a name on the Hub.
     """
     where = recipe_file.resolve().parent if recipe_file else Path.cwd()
     packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate")
@@ -157,7 +160,8 @@ def check_same_classes(run: Path | None, task: Task) -> None:
             if pair[0] != pair[1]
         )
         raise UserError(
-            f"the run in {run} was trained on {len(trained)} classes, number {number} of them {before}; those of the "
-            f"data now are {len(list(classes))}, number {number} of them {now}: class ids would be mapped to the "
-            "wrong names. Give the data it was trained on, or name its classes as they were"
+            f"the run in {run} was trained on {len(trained)} classes, number {number} of them"
+            f" {before}; those of the data now are {len(list(classes))}, number {number} of them"
+            f" {now}: class ids would be mapped to the wrong names. Give the data it was trained"
+            " on, or name its classes as they were"
         )

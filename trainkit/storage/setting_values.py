@@ -15,7 +15,10 @@ EMPTY = inspect.Parameter.empty
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON gives it back: dataclasses as mappings, tuples and sets as lists, paths and others as strings."""
+    """A value as JSON gives it back.
+
+    Dataclasses as mappings, tuples and sets as lists, paths and others as strings.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init
@@ -39,7 +42,9 @@ def _key(name: Any) -> str:
 def read_settings_as(
     recorded: Mapping[str, Any], signature: inspect.Signature, recipe: Path
 ) -> dict[str, Any]:
-    """The recorded settings as the recipe at `recipe`, which has this signature, takes them; by today's names.
+    """The recorded settings as the recipe at `recipe`, which has this signature, takes them.
+
+    By today's names.
 
     Raises UserError that names settings which the recipe does not have, or not of that type.
     """
@@ -49,8 +54,8 @@ def read_settings_as(
     ]
     if gone:
         raise UserError(
-            f"the run was trained with settings that {recipe} does not have: {', '.join(gone)}. Give the recipe it was "
-            "trained with, which the run's folder keeps as recipe.py"
+            f"the run was trained with settings that {recipe} does not have: {', '.join(gone)}."
+            " Give the recipe it was trained with, which the run's folder keeps as recipe.py"
         )
     found = {}
     for name, value in recorded.items():
@@ -62,23 +67,25 @@ def read_settings_as(
             found[name] = typed(value, parameter.annotation)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the run was trained with {name}={value!r}, which {recipe} does not take: {error}. Give the recipe it "
-                "was trained with, which the run's folder keeps as recipe.py"
+                f"the run was trained with {name}={value!r}, which {recipe} does not take: {error}."
+                " Give the recipe it was trained with, which the run's folder keeps as recipe.py"
             ) from error
     return found
 
 
 def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> None:
-    """Raises UserError that names the recorded settings of `run` which are not among `settings` any more.
+    """Raises UserError that names the recorded settings of `run` which are not among `settings` any
+    more.
 
     Fields that a setting's dataclass has lost are named too.
     """
     lost = _lost(recorded, settings)
     if lost:
         raise UserError(
-            f"the run in {run} was started with settings that the recipe does not have any more: {', '.join(lost)}. "
-            f"Give it the settings back, which {run / 'recipe.py'} has, take another folder with --out, where "
-            "--init-from begins from this run's weights, or --resume never to start afresh (this run is moved aside)"
+            f"the run in {run} was started with settings that the recipe does not have any more:"
+            f" {', '.join(lost)}. Give it the settings back, which {run / 'recipe.py'} has, take"
+            " another folder with --out, where --init-from begins from this run's weights, or"
+            " --resume never to start afresh (this run is moved aside)"
         )
 
 
@@ -95,7 +102,10 @@ def _lost(recorded: Mapping[str, Any], settings: Mapping[str, Any], within: str 
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """A value as JSON keeps it, turned back into what an annotation says. Raises UserError where it cannot be."""
+    """A value as JSON keeps it, turned back into what an annotation says.
+
+    Raises UserError where it cannot be.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is EMPTY or annotation is Any:
         return tuple(value) if isinstance(value, list) else value
@@ -131,7 +141,10 @@ def typed(value: Any, annotation: Any) -> Any:
 
 
 def _of_union(value: Any, kinds: tuple) -> Any:
-    """By the first of the types that takes it. Raises UserError where none does, or two dataclasses do."""
+    """By the first of the types that takes it.
+
+    Raises UserError where none does, or two dataclasses do.
+    """
     if value is None and type(None) in kinds:
         return None
     found = []

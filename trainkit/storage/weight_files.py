@@ -1,4 +1,7 @@
-"""Weights in a file from elsewhere: read without running anything stored in it, and which set of several is meant."""
+"""Weights in a file from elsewhere.
+
+Read without running anything stored in it, and which set of several is meant.
+"""
 
 import re
 from argparse import Namespace
@@ -29,7 +32,10 @@ OTHER_KINDS = {  # as torch's reader names them
 
 
 class Beside:
-    """Stands for a value beside the weights, such as a NumPy number: nothing of the value itself is made or called."""
+    """Stands for a value beside the weights, such as a NumPy number.
+
+    Nothing of the value itself is made or called.
+    """
 
     def __init__(self, *stored: Any):
         pass
@@ -43,7 +49,8 @@ def _plain_dict(*factory: Any) -> dict:
     return {}
 
 
-# What files hold beside weights, by the names that NumPy 1 and 2 and the versions of Python give them.
+# What files hold beside weights, by the names that NumPy 1 and 2 and the versions of Python give
+# them.
 BESIDE = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.{name}" for name in ("dtype", "ndarray", "bool_", "bool", "str_")),
@@ -57,11 +64,13 @@ BESIDE = (
 
 
 def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a .safetensors file or of what torch.save wrote, and lines on which of several sets they are.
+    """Weights of a .safetensors file or of what torch.save wrote, and lines on which of several
+    sets they are.
 
-    key: the set to be taken, by its key or the path of keys to it, such as "model_ema" or "ema.state_dict"; by default
-    the first of NESTS that the file has, or the only one. Raises UserError where the file cannot be read, holds
-    objects of other kinds, no weights, several sets of which none is known, or none called `key`.
+    key: the set to be taken, by its key or the path of keys to it, such as "model_ema" or
+    "ema.state_dict"; by default the first of NESTS that the file has, or the only one. Raises
+    UserError where the file cannot be read, holds objects of other kinds, no weights, several sets
+    of which none is known, or none called `key`.
     """
     if path.suffix == ".safetensors":
         if key is not None:
@@ -82,8 +91,9 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path} is not read: it holds {_found(path, error)}, and only tensors and plain values are. Where you "
-            "trust the file, save its weights alone: torch.save(model.state_dict(), ...), or with safetensors"
+            f"{path} is not read: it holds {_found(path, error)}, and only tensors and plain values"
+            " are. Where you trust the file, save its weights alone:"
+            " torch.save(model.state_dict(), ...), or with safetensors"
         ) from error
     except Exception as error:  # of a file cut short or damaged torch's reader raises many a kind
         told = str(error).partition("\n")[0] or "it ends too soon"
@@ -93,13 +103,15 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
                     f"{path} is {what}, which is not read: save model.state_dict() of it"
                 ) from error
         raise UserError(
-            f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy or download it again"
+            f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy"
+            " or download it again"
         ) from error
     named, lines = _chosen(content, path, key)
     if COUNTER in named:
         named = {name: value for name, value in named.items() if name != COUNTER}
         lines.append(
-            f"{path.name}: {COUNTER} stands beside the weights: they are averages of torch's AveragedModel"
+            f"{path.name}: {COUNTER} stands beside the weights: they are averages of torch's"
+            " AveragedModel"
         )
     return _checked(named, path), lines
 
@@ -110,14 +122,17 @@ def _known_kinds() -> safe_globals:
 
 
 def _check_beginning(path: Path) -> None:
-    """Raises UserError for what is called .pth and was never written by torch: a web page, a Git LFS pointer."""
+    """Raises UserError for what is called .pth and was never written by torch.
+
+    A web page, a Git LFS pointer.
+    """
     with path.open("rb") as file:
         begins = file.read(64)
     if not begins.startswith((b"PK", b"\x80")) and not (begins.strip(b"\0") and is_tarfile(path)):
         raise UserError(
-            f"{path} cannot be read as weights: it begins with {begins[:24]!r}, as no file of PyTorch does. Download "
-            "it again (a web page or a pointer of Git LFS may have come in its place), or call it .safetensors if it "
-            "is one"
+            f"{path} cannot be read as weights: it begins with {begins[:24]!r}, as no file of"
+            " PyTorch does. Download it again (a web page or a pointer of Git LFS may have come in"
+            " its place), or call it .safetensors if it is one"
         )
 
 
@@ -143,7 +158,8 @@ def _found(path: Path, error: UnpicklingError) -> str:
 
 
 def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The tensors by name in the content of a file, however deep they are nested, and lines to report."""
+    """The tensors by name in the content of a file, however deep they are nested, and lines to
+    report."""
     lines: list[str] = []
     seen: list[int] = []
     content = content if key is None else _at(content, key, path)
@@ -166,17 +182,20 @@ def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], 
     tensors = _tensors(content)
     if not tensors and len(sets) > 1:
         raise UserError(
-            f"{path} holds {len(sets)} sets of weights, {', '.join(sets)}: choose one with --weights-key"
+            f"{path} holds {len(sets)} sets of weights, {', '.join(sets)}: choose one with"
+            " --weights-key"
         )
     if not tensors:
         names = ", ".join(map(str, content)) if isinstance(content, Mapping) else None
         held = type(content).__name__ if names is None else f"a mapping with {names}"
         if _holds_arrays(content):
             raise UserError(
-                f"{path} holds no weights: its values are of NumPy and no tensors. Save them as torch.from_numpy(array)"
+                f"{path} holds no weights: its values are of NumPy and no tensors. Save them as"
+                " torch.from_numpy(array)"
             )
         raise UserError(
-            f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as {' or '.join(NESTS)}"
+            f"{path} holds no weights: it is {held[:200]}. Give a state dict, by itself or as"
+            f" {' or '.join(NESTS)}"
         )
     return tensors, lines
 
@@ -203,7 +222,8 @@ def _at(content: Any, key: str, path: Path) -> Any:
         if not isinstance(content.get(name), Mapping):
             sets = ", ".join(_sets(content)) or "none"
             raise UserError(
-                f"weights_key is {key!r}, and {path} has no weights there; the sets of it are: {sets}"
+                f"weights_key is {key!r}, and {path} has no weights there; the sets of it are:"
+                f" {sets}"
             )
         content, rest = content[name], rest[len(name) + 1 :]
     return content
@@ -232,12 +252,15 @@ def _tensors(content: Any) -> dict[Any, Tensor]:
 
 
 def _checked(tensors: dict[Any, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same. Raises UserError for names that are none, and tensors that no weights of a model can be."""
+    """The same.
+
+    Raises UserError for names that are none, and tensors that no weights of a model can be.
+    """
     numbers = [name for name in tensors if not isinstance(name, str)]
     if numbers:
         raise UserError(
-            f"{path} names its {len(tensors)} tensors {', '.join(map(str, numbers[:3]))}, ..., and not as a state dict "
-            "does, such as conv1.weight: save model.state_dict()"
+            f"{path} names its {len(tensors)} tensors {', '.join(map(str, numbers[:3]))}, ..., and"
+            " not as a state dict does, such as conv1.weight: save model.state_dict()"
         )
     kinds = {
         "on the meta device, without values": lambda tensor: tensor.is_meta,
@@ -248,7 +271,7 @@ def _checked(tensors: dict[Any, Tensor], path: Path) -> dict[str, Tensor]:
         found = [name for name, tensor in tensors.items() if is_of(tensor)]
         if found:
             raise UserError(
-                f"{len(found)} of the {len(tensors)} tensors in {path} are {kind}: {', '.join(found[:3])}. Save the "
-                "weights as plain tensors"
+                f"{len(found)} of the {len(tensors)} tensors in {path} are {kind}:"
+                f" {', '.join(found[:3])}. Save the weights as plain tensors"
             )
     return tensors

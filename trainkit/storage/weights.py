@@ -1,4 +1,7 @@
-"""Weights into a model: from a checkpoint of ours or a file from elsewhere, and what of them does not fit."""
+"""Weights into a model.
+
+From a checkpoint of ours or a file from elsewhere, and what of them does not fit.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +16,18 @@ from trainkit.storage import checkpoint
 from trainkit.storage.lookup import find_weights
 from trainkit.storage.weight_files import load_weights
 
-# What DDP, averaged models, torch.compile, Lightning and the trainers of whole tasks put before all names.
+# What DDP, averaged models, torch.compile, Lightning and the trainers of whole tasks put before all
+# names.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.", "net.")
 SHOWN = 4  # names of each kind in a message
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of matching a state dict with a model: what fits, by the model's names, and what does not."""
+    """Result of matching a state dict with a model.
+
+    What fits, by the model's names, and what does not.
+    """
 
     matched: dict[str, Tensor]
     unmatched: list[str]
@@ -52,7 +59,10 @@ class Fit:
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
-    """Compare names, shapes and types, the file's names read in the way that fits most of them: see `_readings`."""
+    """Compare names, shapes and types, the file's names read in the way that fits most of them.
+
+    See `_readings`.
+    """
     ours = model.state_dict()
     told, names = _best_reading(model, ours, weights)
     named = {new: weights[old] for old, new in names.items()}
@@ -100,9 +110,11 @@ def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Pa
     if saved or now:
         older = checkpoint.format_of(path) < checkpoint.FORMAT
         raise UserError(
-            f"{path} cannot be resumed: it has {_first(saved) or 'none'} that the model has not, and lacks "
-            f"{_first(now) or 'none'}.{' An older trainkit named them so.' if older else ''} evaluate, predict and "
-            "export read its weights; to train on from them, begin another run with --init-from and --out"
+            f"{path} cannot be resumed: it has {_first(saved) or 'none'} that the model has not,"
+            " and lacks"
+            f" {_first(now) or 'none'}.{' An older trainkit named them so.' if older else ''}"
+            " evaluate, predict and export read its weights; to train on from them, begin another"
+            " run with --init-from and --out"
         )
 
 
@@ -122,8 +134,8 @@ def _readings(
 ) -> Iterator[tuple[str | None, dict[str, str]]]:
     """Ways to read a file's names, old -> new each, the plainest first, and a message for the user.
 
-    As they are; without prefixes that all of them have; with one more that all of them lack; and as checkpoints of
-    format 1 called the parts of what `fine_tuned` makes, "backbone" and "head".
+    As they are; without prefixes that all of them have; with one more that all of them lack; and as
+    checkpoints of format 1 called the parts of what `fine_tuned` makes, "backbone" and "head".
     """
     off, bare = "", {name: name for name in names}
     while True:
@@ -161,12 +173,18 @@ def _as_compiled(name: str, ours: Mapping[str, Tensor]) -> str:
 
 
 def _in_shape(value: Tensor, ours: Tensor) -> bool:
-    """Whether it is of our shape; the weights (N, C) of a linear layer are those of a convolution (N, C, 1, 1)."""
+    """Whether it is of our shape.
+
+    The weights (N, C) of a linear layer are those of a convolution (N, C, 1, 1).
+    """
     return value.shape == ours.shape or (ours.ndim == 4 and (*value.shape, 1, 1) == ours.shape)
 
 
 def _holds(ours: Tensor, value: Tensor) -> bool:
-    """Whether a tensor of our type holds the values: no float those of a complex number, or of an integer's code."""
+    """Whether a tensor of our type holds the values.
+
+    No float those of a complex number, or of an integer's code.
+    """
     return (
         ours.is_complex() == value.is_complex()
         and ours.is_floating_point() <= value.is_floating_point()
@@ -184,13 +202,13 @@ def load_model(
     what = f"the weights in {path} do not fit {type(model).__name__}"
     if not found.matched:
         raise UserError(
-            f"{what}: none of its {len(weights)} names and shapes match ({_first(list(weights))}; the model has "
-            f"{_first(list(model.state_dict()))}){_of_shared(found)}"
+            f"{what}: none of its {len(weights)} names and shapes match ({_first(list(weights))};"
+            f" the model has {_first(list(model.state_dict()))}){_of_shared(found)}"
         )
     if not (found.exact or partial):
         raise UserError(
-            f"{what}: {'; '.join(found.lines())}. Give the settings the weights were trained with; evaluate, "
-            "predict and export take what fits with --partial"
+            f"{what}: {'; '.join(found.lines())}. Give the settings the weights were trained with;"
+            " evaluate, predict and export take what fits with --partial"
         )
     _take_up(model, found)
     return found
@@ -211,10 +229,12 @@ def take_weights(
 
 
 def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
-    """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes; return lines to report.
+    """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes.
 
-    What does not fit, such as the last layer for other classes, stays as it is. Raises UserError where nothing
-    fits, FileNotFoundError where there is nothing.
+    Return lines to report.
+
+    What does not fit, such as the last layer for other classes, stays as it is. Raises UserError
+    where nothing fits, FileNotFoundError where there is nothing.
     """
     file, _ = find_weights(path)
     weights, lines = read_weights(file, key)
@@ -227,10 +247,11 @@ def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str
 def read_weights(
     path: Path, key: str | None = None, averaged: bool = True
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a checkpoint folder or of a file, and lines on which of several sets of a file they are.
+    """Weights of a checkpoint folder or of a file, and lines on which of several sets of a file
+    they are.
 
-    key: which, see `weight_files.load_weights`. averaged: of a checkpoint the EMA weights, where the run has
-    them.
+    key: which, see `weight_files.load_weights`. averaged: of a checkpoint the EMA weights, where
+    the run has them.
     """
     if not path.is_dir():
         return load_weights(path, key)
@@ -266,16 +287,18 @@ def averaged_weights(
 ) -> dict[str, Tensor]:
     """The averages by the names of `weights`, the state dict they were saved beside.
 
-    Earlier versions left out the second name of a tied weight, which is filled from the first, and had buffers that
-    are not persistent, which are left out. Raises UserError where it is unclear which weight a name is tied to.
+    Earlier versions left out the second name of a tied weight, which is filled from the first, and
+    had buffers that are not persistent, which are left out. Raises UserError where it is unclear
+    which weight a name is tied to.
     """
     found = {name: averages[name] for name in weights if name in averages}
     for name in weights.keys() - averages.keys():
         equal = [each for each in found if _equal(weights[each], weights[name])]
         if not equal or any(not _equal(averages[each], averages[equal[0]]) for each in equal):
             raise UserError(
-                f"the checkpoint has no average of {name}, and no other weight that it is surely tied to: it was "
-                "written by an earlier version of trainkit. Give the weights alone (model.safetensors in it)"
+                f"the checkpoint has no average of {name}, and no other weight that it is surely"
+                " tied to: it was written by an earlier version of trainkit. Give the weights"
+                " alone (model.safetensors in it)"
             )
         found[name] = averages[equal[0]]
     return {name: found[name] for name in weights}

@@ -24,10 +24,11 @@ MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision ro
 class Recognition(Task):
     """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
-    classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics of `evaluate`,
-    given class ids (N,). loss: one of trainkit.losses.pixelwise, or several, in place of cross-entropy.
-    Outputs of the model: logits (N, C), or what holds them, see `trainkit.outputs.main_logits`. Targets: ids (N,),
-    negative ones ignored, or probabilities (N, C), of which a row that sums to less than 1 counts as much less.
+    classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics
+    of `evaluate`, given class ids (N,). loss: one of trainkit.losses.pixelwise, or several, in
+    place of cross-entropy. Outputs of the model: logits (N, C), or what holds them, see
+    `trainkit.outputs.main_logits`. Targets: ids (N,), negative ones ignored, or probabilities (N,
+    C), of which a row that sums to less than 1 counts as much less.
     """
 
     classes: int | Sequence[str]
@@ -45,7 +46,8 @@ class Recognition(Task):
             raise UserError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.loss is not None and self.label_smoothing:
             raise UserError(
-                f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss instead"
+                f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss"
+                " instead"
             )
         as_criteria(self._loss, self.num_classes)  # what cannot work is refused here
 
@@ -68,7 +70,10 @@ class Recognition(Task):
         return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
 
     def check(self, target: Any) -> str | None:
-        """What is wrong with one image's target, or None: a class id of any integer type, or probabilities (C,)."""
+        """What is wrong with one image's target, or None.
+
+        A class id of any integer type, or probabilities (C,).
+        """
         target = as_target(target)
         if isinstance(target, Tensor) and target.dtype == torch.int64 and target.ndim == 0:
             label = int(target)
@@ -80,14 +85,15 @@ class Recognition(Task):
             )
         if tuple(target.shape) != (self.num_classes,):
             return (
-                f"target of shape {tuple(target.shape)} is neither a class id nor a row of {self.num_classes} "
-                "probabilities"
+                f"target of shape {tuple(target.shape)} is neither a class id nor a row of"
+                f" {self.num_classes} probabilities"
             )
         if not target.is_floating_point() or float(target.sum()) > MOST_OF_A_ROW:
             return (
-                f"target is a row of {self.num_classes} numbers, {int((target > 0).sum())} of them above 0 "
-                "(multi-hot), and Recognition is of one class for each image. Give its class id, or probabilities "
-                "that sum to 1; several classes for an image take a task of their own (trainkit.recipe.Task)"
+                f"target is a row of {self.num_classes} numbers, {int((target > 0).sum())} of them"
+                " above 0 (multi-hot), and Recognition is of one class for each image. Give its"
+                " class id, or probabilities that sum to 1; several classes for an image take a"
+                " task of their own (trainkit.recipe.Task)"
             )
         if not float(target.min()) >= 0:
             return f"target holds {float(target.min())}: probabilities are not below 0"
@@ -117,7 +123,8 @@ class Recognition(Task):
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Logits (N, C), whose softmax are the probabilities.
 
-        Where there are several outputs for each target, as of ten crops, their probabilities are averaged.
+        Where there are several outputs for each target, as of ten crops, their probabilities are
+        averaged.
         """
         outputs = class_logits(outputs)
         check_num_outputs(outputs, self.num_classes, type(self).__name__)
@@ -126,7 +133,10 @@ class Recognition(Task):
         return outputs
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """The most probable (top-1) class, (N,); of tied ones, frequent in bfloat16, the one that top1 counts."""
+        """The most probable (top-1) class, (N,).
+
+        Of tied ones, frequent in bfloat16, the one that top1 counts.
+        """
         return predictions.topk(max(self._ks), dim=1).indices[:, 0]
 
     def metrics(self) -> list:

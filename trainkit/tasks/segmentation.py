@@ -23,17 +23,19 @@ Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """Cross-entropy over pixels or other losses, optionally with an auxiliary and a semantic-encoding term.
+    """Cross-entropy over pixels or other losses, optionally with an auxiliary and a
+    semantic-encoding term.
 
-    classes: how many, or their names. ignore: the target that counts nowhere. aux_weight, se_weight:
-    factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per class; Zhang et
-    al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of `evaluate`, given masks.
-    loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary term takes the first.
-    palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids:
-    the label of each class in the dataset's own files, which predictions are written in; None: as they are.
-    Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's
-    models return, or as "logits" as those of transformers do; where they are smaller than the targets they are resized
-    to them, in training too. Targets: segmentation masks (N, H, W), of any integer type.
+    classes: how many, or their names. ignore: the target that counts nowhere. aux_weight,
+    se_weight: factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per
+    class; Zhang et al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of
+    `evaluate`, given masks. loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or
+    several; the auxiliary term takes the first. palette: (red, green, blue) of each class in
+    predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids: the label of each class in the
+    dataset's own files, which predictions are written in; None: as they are. Outputs of the model:
+    a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's models return,
+    or as "logits" as those of transformers do; where they are smaller than the targets they are
+    resized to them, in training too. Targets: segmentation masks (N, H, W), of any integer type.
     """
 
     classes: int | Sequence[str]
@@ -54,8 +56,8 @@ class Segmentation(Task):
             raise UserError(f"Segmentation: {self.num_classes} classes; there must be at least 2")
         if 0 <= self.ignore < self.num_classes:
             raise UserError(
-                f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored label in the "
-                "dataset to an id outside them (255)"
+                f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored"
+                " label in the dataset to an id outside them (255)"
             )
         as_criteria(self.loss, self.num_classes)  # what cannot work is refused here
         for name, most in (("palette", 255), ("raw_ids", 65535)):
@@ -65,7 +67,8 @@ class Segmentation(Task):
 
     @classmethod
     def of(cls, data: Any, **settings: Any) -> "Segmentation":
-        """With classes, palette and raw_ids of a dataset of trainkit.data, such as ADE20K, and the settings above."""
+        """With classes, palette and raw_ids of a dataset of trainkit.data, such as ADE20K, and the
+        settings above."""
         return cls(data.classes, palette=data.palette, raw_ids=data.raw_ids, **settings)
 
     @property
@@ -94,12 +97,15 @@ class Segmentation(Task):
             return None
         stray = high if high >= self.num_classes else low
         return (
-            f"label {stray} on {int((target == stray).sum())} pixels is outside the {self.num_classes} classes 0 to "
-            f"{self.num_classes - 1} (ignored: {self.ignore})"
+            f"label {stray} on {int((target == stray).sum())} pixels is outside the"
+            f" {self.num_classes} classes 0 to {self.num_classes - 1} (ignored: {self.ignore})"
         )
 
     def counts(self, targets: Tensor) -> Tensor:
-        """What each loss says (valid pixels for cross-entropy), images times classes for "se": (K,)."""
+        """What each loss says (valid pixels for cross-entropy), images times classes for "se".
+
+        (K,).
+        """
         criteria = as_criteria(self.loss, self.num_classes)
         counts = {
             each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria
@@ -114,8 +120,9 @@ class Segmentation(Task):
         for term, key in (("aux", "aux"), ("se", "se")):
             if term in self.terms and key not in outputs:
                 raise UserError(
-                    f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no {key!r}: build it "
-                    f"with that head (torchvision: aux_loss=True) or set {term}_weight=0"
+                    f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no"
+                    f" {key!r}: build it with that head (torchvision: aux_loss=True) or set"
+                    f" {term}_weight=0"
                 )
         # a model may return what no loss is asked for
         used = {"out", *({"aux", "se"} & set(self.terms))}
@@ -133,13 +140,17 @@ class Segmentation(Task):
         return torch.stack([sums[term] for term in self.terms])
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Predicted masks (N, H, W) at the size of the ground truth, to which the logits are resized."""
+        """Predicted masks (N, H, W) at the size of the ground truth, to which the logits are
+        resized."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return likeliest(resized(logits, targets.shape[-2:]))
 
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
-        """Probabilities (N, C, H, W), float32, at the size of the images: what windows are put together of."""
+        """Probabilities (N, C, H, W), float32, at the size of the images.
+
+        What windows are put together of.
+        """
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return resized(logits, images.shape[-2:]).float().softmax(1)
@@ -159,9 +170,12 @@ class Segmentation(Task):
 
 
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
-    """The segmentation losses of these names, each as in its paper: the values of a recipe's setting `loss`.
+    """The segmentation losses of these names, each as in its paper.
 
-    weight: one per class, for cross_entropy and focal. Raises UserError where none of them is there to take it.
+    The values of a recipe's setting `loss`.
+
+    weight: one per class, for cross_entropy and focal. Raises UserError where none of them is there
+    to take it.
     """
     known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
     weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()

@@ -143,7 +143,8 @@ def test_a_crop_of_one_class_is_kept_in_the_end():
 
 
 def test_ten_crops_are_averaged(tmp_path):
-    """An evaluation by the loop gives the classes of the mean probabilities of torchvision's ten crops."""
+    """An evaluation by the loop gives the classes of the mean probabilities of torchvision's ten
+    crops."""
     transform = eval_images(8, crop_fraction=0.8, ten_crop=True)
     crops = transform(picture(20, 14))
     resized = functional.resize(picture(20, 14), 10, antialias=True)
@@ -215,7 +216,10 @@ def test_predictions_of_ten_crops_are_written(tmp_path):
 
 
 def test_centre_crops_of_image_and_mask():
-    """64 x 100 needs no resizing; the short side of 32 x 50 is doubled first, and no new label appears."""
+    """64 x 100 needs no resizing.
+
+    The short side of 32 x 50 is doubled first, and no new label appears.
+    """
     image, mask = picture(64, 100), tv_tensors.Mask(torch.randint(5, (64, 100), dtype=torch.uint8))
     look = eval_maps(520, crop=64)
     seen, target = look(image, mask)
@@ -262,7 +266,10 @@ def test_repeated_images_are_in_one_batch_and_differ():
 
 
 def test_training_on_repeated_images(tmp_path):
-    """The loop sees to the order: each step has every image three times, and mixing pairs different ones."""
+    """The loop sees to the order.
+
+    Each step has every image three times, and mixing pairs different ones.
+    """
     recipe = recognition(
         train_data=Repeated(Images(12), 3),
         batch_size=12,

@@ -1,4 +1,7 @@
-"""Pixels of crops and masks, against Pillow's; batches, against what torch's own loader makes of the same images."""
+"""Pixels of crops and masks, against Pillow's.
+
+Batches, against what torch's own loader makes of the same images.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -122,7 +125,10 @@ def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
 
 
 def test_places_and_sizes_are_spread_evenly():
-    """Of the whole image resized: sizes and offsets as RandomLongSide and RandomCrop would draw them."""
+    """Of the whole image resized.
+
+    Sizes and offsets as RandomLongSide and RandomCrop would draw them.
+    """
     torch.manual_seed(0)
     transform = RandomScaleCrop(100, 40, (0.5, 2.0), 255)
     image, lengths, starts = tv_tensors.Image(torch.zeros(3, 400, 600, dtype=torch.uint8)), [], []
@@ -139,7 +145,10 @@ def test_places_and_sizes_are_spread_evenly():
 
 
 def test_every_size_and_place_is_drawn_and_each_by_itself():
-    """All long sides from 5 to 20, mirrored or not; all 13 x 13 places of a crop of 8 in 20 x 20 pixels."""
+    """All long sides from 5 to 20, mirrored or not.
+
+    All 13 x 13 places of a crop of 8 in 20 x 20 pixels.
+    """
     torch.manual_seed(0)
     image = tv_tensors.Image(torch.zeros(3, 20, 20, dtype=torch.uint8))
     sides, places = (

@@ -1,4 +1,7 @@
-"""Folders and lists as people have them: any name, extension, link and encoding; what is left out is said."""
+"""Folders and lists as people have them: any name, extension, link and encoding.
+
+What is left out is said.
+"""
 
 import os
 import random
@@ -36,7 +39,10 @@ SAVED = sorted(
 
 @pytest.mark.parametrize(("suffix", "kind"), SAVED)
 def test_every_extension_that_is_taken_can_be_read(tmp_path, suffix, kind):
-    """Pillow writes each kind; the reader tells it by its content. MSP and XBM hold two colours, BLP a palette."""
+    """Pillow writes each kind; the reader tells it by its content.
+
+    MSP and XBM hold two colours, BLP a palette.
+    """
     picture(tmp_path / f"a/x{suffix.upper()}", kind)
     data = ClassFolder(tmp_path)
     assert data.used.startswith(f"1 image of 1 class (1 {suffix[1:]})") and data.used_warnings == []
@@ -102,8 +108,10 @@ def test_files_that_systems_leave_behind(tmp_path):
     for name in ("notes.txt", "list.TXT", "README"):
         (tmp_path / "a" / name).touch()
     data = ClassFolder(tmp_path)
-    assert data.classes == ["a"] and data.used == (
-        "1 image of 1 class (1 png); left out: 3 files (2 .txt, 1 without extension), "
+    assert (
+        data.classes == ["a"]
+        and data.used
+        == "1 image of 1 class (1 png); left out: 3 files (2 .txt, 1 without extension), "
         "10 leftovers (2 .DS_Store, 2 ._*, 2 Icon, 2 Thumbs.db, 2 desktop.ini)"
     )
 
@@ -115,17 +123,25 @@ def test_classes_without_images_and_images_without_a_decoder_are_told(tmp_path):
         (tmp_path / f"dog/{number}.heic").touch()
     picture(tmp_path / "loose.png")
     data = ClassFolder(tmp_path)
-    assert data.used == (
-        "3 images of 2 classes (3 jfif); left out: 3 files (.heic), 1 image outside of the class folders"
+    assert (
+        data.used
+        == "3 images of 2 classes (3 jfif); left out: 3 files (.heic), 1 image outside of the class"
+        " folders"
     )
     assert data.used_warnings == [
         f"1 of 2 classes has no image in {tmp_path}: dog",
-        "3 images were left out (3 .heic): no decoder for them is installed here; convert them, such as to PNG",
+        (
+            "3 images were left out (3 .heic): no decoder for them is installed here; convert them,"
+            " such as to PNG"
+        ),
     ]
 
 
 def reference(folder, above=()):
-    """Images below a folder in its own words: each path by itself, links followed but for those that lead back up."""
+    """Images below a folder in its own words.
+
+    Each path by itself, links followed but for those that lead back up.
+    """
     real = Path(folder).resolve()
     found = []
     for path in sorted(Path(folder).iterdir()) if real not in above else ():
@@ -146,7 +162,10 @@ ENDINGS = [".png", ".JPG", ".jfif", ".avif", ".txt", "", ".json", ".png.txt", ".
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_folders(tmp_path, seed, monkeypatch):
-    """Any names, depths and links: the files of an independent walk, all counted, by a first and a cached listing."""
+    """Any names, depths and links.
+
+    The files of an independent walk, all counted, by a first and a cached listing.
+    """
     monkeypatch.setattr("trainkit.data.datasets.listing.LEAST_KEPT", 1)
     monkeypatch.setattr("trainkit.data.datasets.listing.UNSETTLED_S", -1)
     draw = random.Random(seed)
@@ -201,7 +220,8 @@ def test_random_folders(tmp_path, seed, monkeypatch):
 
 
 def test_links(tmp_path):
-    """A class elsewhere, a file elsewhere, a link to itself, one back up and a broken one, which reading names."""
+    """A class elsewhere, a file elsewhere, a link to itself, one back up and a broken one, which
+    reading names."""
     picture(tmp_path / "elsewhere/deep/x.png")
     (tmp_path / "data/a").mkdir(parents=True)
     for link, target in {
@@ -297,7 +317,8 @@ def test_photographs_without_a_decoder_beside_masks(tmp_path):
         == "1 image of 2 classes (1 png); left out: 2 files (.heic), 2 masks without an image"
     )
     assert data.used_warnings == [
-        "2 images were left out (2 .heic): no decoder for them is installed here; convert them, such as to PNG"
+        "2 images were left out (2 .heic): no decoder for them is installed here; convert them,"
+        " such as to PNG"
     ]
 
 
@@ -309,7 +330,8 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 @given(NAMES, st.sampled_from(ENCODINGS), st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["", " ", "\t "]),
        st.booleans(), st.booleans())  # fmt: skip
 def test_lists_as_any_editor_writes_them(names, encoding, end, blanks, last, empty):
-    """UTF-16 without its mark is told by its zeros, which a text of ASCII letters alone is sure to have."""
+    """UTF-16 without its mark is told by its zeros, which a text of ASCII letters alone is sure to
+    have."""
     if encoding in ("utf-16-le", "utf-16-be"):
         names = [f"a{name}" for name in names]
     text = end.join(f"{name}{blanks}" + (end if empty else "") for name in names) + (

@@ -1,4 +1,7 @@
-"""Image files: every kind of PNG, grey masks, damaged, crafted and large files, and what decoders warn of."""
+"""Image files.
+
+Every kind of PNG, grey masks, damaged, crafted and large files, and what decoders warn of.
+"""
 
 import io
 import os
@@ -90,7 +93,10 @@ def as_rgb(values, colour, bits):
 @pytest.mark.parametrize("colour, bits", KINDS)
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_every_kind_of_png(colour, bits, interlaced):
-    """Colours as the specification has them, masks as stored; with and without transparency, text and animation."""
+    """Colours as the specification has them, masks as stored.
+
+    With and without transparency, text and animation.
+    """
     values = stored(colour, bits)
     text = chunk(b"tEXt", b"exif\0no EXIF") + chunk(b"tEXt", b"transparency\0none")
     # Pillow takes 1 MiB of text
@@ -108,7 +114,10 @@ def test_every_kind_of_png(colour, bits, interlaced):
 
 @pytest.mark.parametrize("bits, top", [(1, 2), (2, 4), (4, 16), (8, 256), (16, 65536)])
 def test_grey_masks_of_tiff(bits, top):
-    """The same by TIFF, written by hand: one strip, no compression; stored with white as 0 they are refused."""
+    """The same by TIFF, written by hand: one strip, no compression.
+
+    Stored with white as 0 they are refused.
+    """
     values = np.random.default_rng(bits).integers(0, top, (HEIGHT, 16))
     pixels = b"".join(packed(row, bits) for row in values)
     for white_is_zero in (False, True):
@@ -155,7 +164,10 @@ def test_a_tiff_that_promises_more_rows_than_it_has():
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
 def test_orientation_of_tiff(compression):
-    """All eight, as photographs held upright and scans have them; the size in the header is that of the pixels."""
+    """All eight, as photographs held upright and scans have them.
+
+    The size in the header is that of the pixels.
+    """
     values = np.arange(6, dtype=np.uint8).reshape(2, 3)
     ways = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T, values[::-1].T, values[::-1, ::-1].T,
             values.T[::-1]]  # fmt: skip
@@ -274,7 +286,10 @@ def plain_png(rows: bytes, width: int, height: int, colour: int, window: int = 1
 
 
 def test_sound_pixels_are_checked_once_and_decoded_as_before():
-    """What torchvision's decoder gives, the first time and from then on; of other content it is asked anew."""
+    """What torchvision's decoder gives, the first time and from then on.
+
+    Of other content it is asked anew.
+    """
     rows = np.random.default_rng(0).integers(0, 256, (9, 3 * 7 + 1), np.uint8)
     rows[:, 0] = np.arange(9) % 5  # every filter
     data = plain_png(rows.tobytes(), 7, 9, 2)
@@ -292,7 +307,10 @@ def test_sound_pixels_are_checked_once_and_decoded_as_before():
 
 
 def test_a_window_that_the_header_denies():
-    """libpng takes the window from the stream's header, and stumbles over a distance beyond it; Pillow does not."""
+    """libpng takes the window from the stream's header, and stumbles over a distance beyond it.
+
+    Pillow does not.
+    """
     block = np.random.default_rng(1).integers(0, 256, 2000, np.uint8).tobytes()
     rows = b"".join(b"\0" + block for _ in range(3))  # repeats over 2001 bytes
     data = bytearray(plain_png(rows, 2000, 3, 0))
@@ -324,7 +342,10 @@ def test_every_bit_of_a_png():
 
 
 def test_a_jpeg_that_promises_too_much():
-    """A header of 12 GiB on a few bytes is told before any of that is taken; a blank image is none of these."""
+    """A header of 12 GiB on a few bytes is told before any of that is taken.
+
+    A blank image is none of these.
+    """
     blank = np.zeros((512, 512), np.uint8)
     for how in ({}, {"progressive": True, "optimize": True}, {"optimize": True, "quality": 1}):
         data = bytearray(encoded(blank, "JPEG", **how))

@@ -1,4 +1,7 @@
-"""Class folders are listed once, and anew where one has changed: counted by the interpreter's own audit events."""
+"""Class folders are listed once, and anew where one has changed.
+
+Counted by the interpreter's own audit events.
+"""
 
 import os
 import pickle
@@ -159,7 +162,8 @@ def test_damaged_arrays_are_made_anew(tmp_path, damage):
 
 
 def spoil(file, damage):
-    """One file of a kept folder, as a full disk, a failing power supply or an older version leaves it."""
+    """One file of a kept folder, as a full disk, a failing power supply or an older version leaves
+    it."""
     what, _, names = damage.partition(" ")
     file = file.with_name("names.json") if names else file
     whole = file.read_bytes()

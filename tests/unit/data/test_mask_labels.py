@@ -25,7 +25,10 @@ from trainkit.data.palette import MaskColors
 COLORS = MaskColors(
     ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)), ((0, 0, 0), (1, 1, 1))
 )
-TABLE = "# made by hand\n128 64 128 road\n\n0,0,142,car\n70\t130\t180\t\tsky\n0 0 0 ignore\n1 1 1 ignore\n"
+TABLE = (
+    "# made by hand\n128 64 128 road\n\n0,0,142,car\n70\t130\t180\t\tsky\n0 0 0 ignore\n1 1 1"
+    " ignore\n"
+)
 WORDS = ["--model", "lraspp", "--backbone", "small", "--no-pretrained", "--long-side", "32", "--crop", "24",
          "--batch-size", "2", "--workers", "0", "--no-sync-batch-norm", "--epochs", "1"]  # fmt: skip
 
@@ -83,7 +86,10 @@ def test_numbers_stand_for_classes_in_their_order(kind, values, ignore, tmp_path
 def test_a_number_that_is_no_class_is_named_with_its_pixels(kind, tmp_path):
     mask = np.array([[0, 255, 255], [17, 17, 0]], np.uint8)
     data = stored(encoded(mask), tmp_path, kind, mask_values=(0, 255, 9))
-    told = r"holds label 17 on 2 pixels; the classes are 0, 255, 9 \(--mask-values\), and nothing is ignored"
+    told = (
+        r"holds label 17 on 2 pixels; the classes are 0, 255, 9 \(--mask-values\), and nothing is"
+        r" ignored"
+    )
     with pytest.raises(LabelError, match=told):
         data[0]
 
@@ -150,8 +156,8 @@ def test_a_colour_that_is_nearly_one_of_them_is_none(tmp_path):
     mask[0, :4], mask[1, 0] = (128, 64, 127), (9, 8, 7)
     data = stored(encoded(mask), tmp_path, "folder", mask_colors=COLORS)
     told = (
-        "a.png holds 2 colours that mask_colors has not, on 5 of its pixels: 128 64 127 on 4 pixels, 9 8 7 on 1 "
-        "pixels; add lines `R G B name`"
+        "a.png holds 2 colours that mask_colors has not, on 5 of its pixels: 128 64 127 on 4"
+        " pixels, 9 8 7 on 1 pixels; add lines `R G B name`"
     )
     with pytest.raises(LabelError, match=told):
         data[0]

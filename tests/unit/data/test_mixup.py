@@ -1,4 +1,7 @@
-"""Mixup and cutmix: images and targets mixed alike, by hand, and the same however a batch is parted."""
+"""Mixup and cutmix.
+
+Images and targets mixed alike, by hand, and the same however a batch is parted.
+"""
 
 import numpy as np
 import pytest
@@ -72,7 +75,8 @@ def test_loss_of_mixed_targets_is_the_mixed_loss():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_ignored_images_among_the_mixed(smoothing):
-    """An image without a class adds nothing, by itself or in a mixture, and the count is that of the others."""
+    """An image without a class adds nothing, by itself or in a mixture, and the count is that of
+    the others."""
     targets, logits = torch.tensor([0, -1, 1, 1, -2, -1, 3]), torch.randn(7, 4, dtype=torch.float64)
     logs = logits.numpy() - np.log(np.exp(logits.numpy()).sum(1, keepdims=True))
     weight = np.random.default_rng(11).beta(0.4, 0.4)

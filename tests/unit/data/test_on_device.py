@@ -92,7 +92,10 @@ def test_a_subset_is_augmented_too():
 
 def test_what_reads_one_image_at_a_time_is_refused():
     """It would be left out of the batches without a word."""
-    told = "in which {0} has no part; give OnDevice's `augment` what is to change, or give {0} the dataset itself"
+    told = (
+        "in which {0} has no part; give OnDevice's `augment` what is to change, or give {0} the"
+        " dataset itself"
+    )
     with pytest.raises(ValueError, match=told.format("Stages")):
         Stages(held(), {0: None})
     with pytest.raises(ValueError, match=told.format("Repeated")):

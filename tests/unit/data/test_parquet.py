@@ -43,7 +43,10 @@ from trainkit.data.seeding import seed_host
     st.integers(1, 20),
 )
 def test_an_order_by_groups(lengths, lanes, batch_size):
-    """Every image once; in each lane one group after another; an equal part of every batch to each lane, in turn."""
+    """Every image once; in each lane one group after another.
+
+    An equal part of every batch to each lane, in turn.
+    """
     order = Locality(tuple(lengths), lanes).permutation(
         batch_size, torch.Generator().manual_seed(0)
     )
@@ -65,7 +68,10 @@ def test_an_order_by_groups(lengths, lanes, batch_size):
 
 
 def test_every_image_may_come_anywhere():
-    """Groups of one length: an image's place is uniform over the epoch. 2,000 orders, chi-squared of 11 degrees."""
+    """Groups of one length: an image's place is uniform over the epoch.
+
+    2,000 orders, chi-squared of 11 degrees.
+    """
     generator = torch.Generator().manual_seed(0)
     orders = torch.stack([Locality((3, 3, 3, 3), 2).permutation(1, generator) for _ in range(2000)])
     for image in (0, 4, 11):
@@ -76,7 +82,8 @@ def test_every_image_may_come_anywhere():
 
 @pytest.mark.parametrize(("lanes", "batch_size", "shared"), [(16, 256, 0), (32, 200, 2)])
 def test_processes_share_batches_and_groups(lanes, batch_size, shared):
-    """The same batches for any number of processes, of which neighbours read at most two lanes' groups both."""
+    """The same batches for any number of processes, of which neighbours read at most two lanes'
+    groups both."""
     alone = TrainOrder(12_800, batch_size, 3, locality=Locality((100,) * 128, lanes))
     steps = alone.steps_per_epoch
     whole = list(alone.batches(0, steps, 0))
@@ -107,7 +114,8 @@ class Counted(ParquetTable):
 
 @pytest.fixture(scope="session")
 def cifar(tmp_path_factory, real_data):
-    """2,300 of CIFAR-10's real images in four files, in row groups of 50, the last of each file shorter."""
+    """2,300 of CIFAR-10's real images in four files, in row groups of 50, the last of each file
+    shorter."""
     folder = tmp_path_factory.mktemp("cifar")
     table = pq.read_table(real_data / "cifar10" / "train-00000-of-00001.parquet").slice(0, 2300)
     for place in range(4):
@@ -177,7 +185,8 @@ def test_each_image_once_and_each_group_read_once(cifar, groups_read, workers):
             assert torch.equal(torch.cat([part[step][place] for part in parts]), each), step
     if workers:
         return
-    # Going on in the epoch's midst: the same batches, and nothing is read but of the windows they lie in.
+    # Going on in the epoch's midst: the same batches, and nothing is read but of the windows they
+    # lie in.
     groups_read()
     (rest,) = batches(counted(cifar, transform=crop), 30, 36, 1, 0)
     assert all(
@@ -396,7 +405,10 @@ def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
 
 @pytest.mark.parametrize("stream", [None, 2])
 def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
-    """Whatever the order of the names in a split; columns without names hold ids; other names are refused."""
+    """Whatever the order of the names in a split; columns without names hold ids.
+
+    Other names are refused.
+    """
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     image = {
         "bytes": encode_png(torch.zeros(3, 4, 4, dtype=torch.uint8)).numpy().tobytes(),
@@ -425,7 +437,10 @@ def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
         ] == labels
         assert [int(train_data[index][1]) for index in range(3)] == [0, 1, 2]
     assert class_images(tmp_path / "named", "val", **how).classes == ["eel", "cat", "dog"]
-    told = "other .val. has classes .'fox'. that the training data has not, or the list of classes that was given; give"
+    told = (
+        "other .val. has classes .'fox'. that the training data has not, or the list of classes"
+        " that was given; give"
+    )
     with pytest.raises(ValueError, match=told):
         class_images(tmp_path / "other", "val", classes=["cat", "dog", "eel"], **how)
     fewer = HubImages(tmp_path / "other", "test", classes=["eel", "cat", "dog"], **how)

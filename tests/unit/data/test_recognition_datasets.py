@@ -202,7 +202,10 @@ def cifar100(tmp_path, monkeypatch):
 
 
 def test_cifar100(cifar100):
-    told = r"2 columns that could be the label .fine_label, coarse_label.; say which with label_column .--label-column"
+    told = (
+        r"2 columns that could be the label .fine_label, coarse_label.; say which with label_column"
+        r" .--label-column"
+    )
     with pytest.raises(ValueError, match=told):
         HubImages(cifar100, "train")
     fine = HubImages(cifar100, "train", label_column="fine_label")

@@ -1,4 +1,7 @@
-"""Randomness from outside: generators that transforms hold are seeded for each image, and others are told."""
+"""Randomness from outside.
+
+Generators that transforms hold are seeded for each image, and others are told.
+"""
 
 import functools
 import random
@@ -22,7 +25,10 @@ NUM_IMAGES = 24
 
 
 class Photos(Dataset):
-    """Images of one colour each, handed to `transform` as what it takes: an array, a tensor or a Pillow image."""
+    """Images of one colour each, handed to `transform` as what it takes.
+
+    An array, a tensor or a Pillow image.
+    """
 
     def __init__(self, transform, kind="tensor"):
         self.transform, self.kind = transform, kind
@@ -45,7 +51,8 @@ class Photos(Dataset):
 
 
 class OwnGenerator:
-    """A transform that draws from a generator of its own, as imgaug's and many a hand-written one do."""
+    """A transform that draws from a generator of its own, as imgaug's and many a hand-written one
+    do."""
 
     def __init__(self, generator):
         self.generator = generator
@@ -151,7 +158,10 @@ def test_images_depend_on_seed_epoch_and_index_alone(name):
 
 
 def test_albumentations_draws_alike_in_no_two_workers():
-    """Unseeded, all workers would draw the same numbers; the reference is a Compose seeded by hand for each image."""
+    """Unseeded, all workers would draw the same numbers.
+
+    The reference is a Compose seeded by hand for each image.
+    """
     pipeline = albumentations_of(None)
     data = Photos(pipeline, "array")
     images = read(data, list(range(20)), workers=2)

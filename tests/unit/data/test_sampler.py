@@ -143,7 +143,10 @@ def test_drop_last_keeps_the_only_batch():
 
 @pytest.mark.parametrize("processes", [64, 512])
 def test_shares_of_many_processes(processes):
-    """Together they have each batch once and in order, with as many passes each; and each image of an evaluation."""
+    """Together they have each batch once and in order, with as many passes each.
+
+    And each image of an evaluation.
+    """
     order = TrainOrder(5000, 1024, 3, processes, micro_batch=3)
     for step in range(order.steps_per_epoch):
         passes = [order.passes(step, process) for process in range(processes)]

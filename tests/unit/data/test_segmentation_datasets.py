@@ -105,9 +105,12 @@ def test_voc_aug_merges_sbd(tmp_path):
     voc_files(tmp_path, {"train": ["a", "b"], "val": ["c", "d"]})
     sbd_files(tmp_path, train=["b", "c", "e"], val=["f", "d"])
     data = VOCAug(tmp_path, "train")
-    assert [data.name_of(i).stem for i in range(len(data))] == ["a", "b", "e", "f"], (
-        "all of both without VOC's val"
-    )
+    assert [data.name_of(i).stem for i in range(len(data))] == [
+        "a",
+        "b",
+        "e",
+        "f",
+    ], "all of both without VOC's val"
     kinds = [data.masks[i].suffix for i in range(4)]
     assert kinds == [".png", ".png", ".mat", ".mat"], "VOC's mask where both have one"
     assert (mask_of(data, 2) == 7).all() and np.array_equal(
@@ -424,7 +427,8 @@ def test_label_shift(tmp_path):
 
 
 def test_a_label_that_nobody_ignores_is_told(tmp_path):
-    """255 where only 0 is ignored, and labels of 16 bits whose train id would be the ignored one's number."""
+    """255 where only 0 is ignored, and labels of 16 bits whose train id would be the ignored one's
+    number."""
     photo(tmp_path / "images/a.jpg")
     labels_png(tmp_path / "masks/a.png", blocks(0, 1, 2, 255))
     with pytest.raises(

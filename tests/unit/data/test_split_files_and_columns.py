@@ -1,4 +1,7 @@
-"""Parquet files as people have them: which are a split's, and which columns are images, masks and labels."""
+"""Parquet files as people have them.
+
+Which are a split's, and which columns are images, masks and labels.
+"""
 
 import random
 import string
@@ -89,7 +92,10 @@ def test_files_are_in_the_order_of_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("seed", range(50))
 def test_random_names_are_of_one_split_at_most(tmp_path, seed):
-    """By the first name in the file's own words: letters up to what is no letter, or numbers, are the split."""
+    """By the first name in the file's own words.
+
+    Letters up to what is no letter, or numbers, are the split.
+    """
     draw = random.Random(seed)
     expected = dict.fromkeys(SPLITS, 0)
     for number in range(draw.randint(1, 12)):
@@ -172,7 +178,10 @@ def test_folders_of_images_with_parquet_files_beside_them(tmp_path):
     (tmp_path / "train" / "cat" / "a.png").write_bytes(png(3))
     data = class_images(tmp_path, "train")
     assert data.classes == ["cat"] and "left out: 1 file (.parquet)" in used(data)
-    told = f"{tmp_path} has both folders of images and parquet files of train; the folders are taken, and not "
+    told = (
+        f"{tmp_path} has both folders of images and parquet files of train; the folders are taken,"
+        " and not "
+    )
     assert used_warnings(data) == [told + "train/meta.parquet"]
     assert len(class_images(tmp_path, "val")) == 2
     for kind in ("images", "annotations"):
@@ -234,7 +243,10 @@ NAMES = ["dog", "cat", "Käfer", "猫", "", "10", "9", "a\nb", "e\u0301"]
 @pytest.mark.parametrize("stream", [None, 2])
 @pytest.mark.parametrize("kind", [None, pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_string_labels(tmp_path, kind, stream):
-    """Names become classes in sorted order of the training split; others in the validation split are refused."""
+    """Names become classes in sorted order of the training split.
+
+    Others in the validation split are refused.
+    """
     draw = random.Random(0)
     train, val = [draw.choice(NAMES) for _ in range(60)], [*NAMES[:4], None]
     write(tmp_path / "train.parquet", train, kind)
@@ -264,13 +276,19 @@ def test_string_labels(tmp_path, kind, stream):
 )
 def test_labels_that_are_no_ids_and_no_names(tmp_path, labels, kind, stream):
     write(tmp_path / "train.parquet", labels, kind)
-    words = "class ids must be integers from 0, or names: make strings or integers|no labels in its column 'label'"
+    words = (
+        "class ids must be integers from 0, or names: make strings or integers|no labels in its"
+        " column 'label'"
+    )
     with pytest.raises(ValueError, match=words):
         HubImages(tmp_path, "train", label_column="label", stream=stream)
 
 
 def test_files_whose_columns_differ_in_type(tmp_path):
-    """A path that is null in all of a file has no type; rows are read as they lie where they are streamed."""
+    """A path that is null in all of a file has no type.
+
+    Rows are read as they lie where they are streamed.
+    """
     write(
         tmp_path / "train-0.parquet",
         [0, 1],

@@ -1,4 +1,7 @@
-"""Images that grow with the epochs: which epoch has which size, and the same pixels whatever happens to the run."""
+"""Images that grow with the epochs.
+
+Which epoch has which size, and the same pixels whatever happens to the run.
+"""
 
 import json
 import shutil

@@ -178,9 +178,10 @@ def test_what_recognition_takes(target):
 class MultiHot(Images):
     def __getitem__(self, index: int):
         image, target = super().__getitem__(index)
-        return image, F.one_hot(target, CLASSES).float() + F.one_hot(
-            (target + 1) % CLASSES, CLASSES
-        ).float()
+        return (
+            image,
+            F.one_hot(target, CLASSES).float() + F.one_hot((target + 1) % CLASSES, CLASSES).float(),
+        )
 
 
 class OneHot(Images):

@@ -1,4 +1,7 @@
-"""Label maps and their counts against plain torch: equal in every pixel, whatever the types and the ties."""
+"""Label maps and their counts against plain torch.
+
+Equal in every pixel, whatever the types and the ties.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,5 @@
-"""Metrics against brute force, one image and class at a time, and against the official ADE20K arithmetic."""
+"""Metrics against brute force, one image and class at a time, and against the official ADE20K
+arithmetic."""
 
 import json
 
@@ -20,7 +21,8 @@ from trainkit.tasks.recognition import Recognition
 
 
 def maps(seed: int, num_classes: int, occurring: int):
-    """Predictions and references with ignored pixels, in which classes from `occurring` on are absent."""
+    """Predictions and references with ignored pixels, in which classes from `occurring` on are
+    absent."""
     random = np.random.default_rng(seed)
     references = random.integers(0, occurring, (3, 6, 7))
     references[random.random(references.shape) < 0.3] = 255
@@ -113,7 +115,8 @@ def calibration_by_hand(probabilities, references, bins):
 
 
 def test_calibration_error():
-    """One image that does not count, batches of unlike sizes, and the same counts in whatever parts and order."""
+    """One image that does not count, batches of unlike sizes, and the same counts in whatever parts
+    and order."""
     random = np.random.default_rng(1)
     logits, references = 3 * random.standard_normal((500, 4)), random.integers(0, 4, 500)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -1,4 +1,7 @@
-"""Models that torchvision lacks: against formulas in float64, counts worked out by hand, and two steps of training."""
+"""Models that torchvision lacks.
+
+Against formulas in float64, counts worked out by hand, and two steps of training.
+"""
 
 import numpy as np
 import pytest
@@ -205,7 +208,10 @@ def test_heads_left_out():
 
 
 def test_deepten_of_any_size_and_order():
-    """Logits depend on the features as a set: not on their order, nor on how often the whole of it is repeated."""
+    """Logits depend on the features as a set.
+
+    Not on their order, nor on how often the whole of it is repeated.
+    """
     model = DeepTEN(SmallResNet(WIDTHS), CLASSES, 8, 4)
     assert model.eval()(torch.rand(3, 3, 45, 61)).shape == (3, CLASSES)
     maps = {"c4": torch.rand(1, 16, 6, 5)}

@@ -42,7 +42,10 @@ def test_strides_and_channels_of_backbones(name, stride, channels):
 
 
 def test_published_weights_are_loaded(tmp_path, monkeypatch):
-    """From torch's cache, where they are; the map is that of the whole network on the way to its classes."""
+    """From torch's cache, where they are.
+
+    The map is that of the whole network on the way to its classes.
+    """
     torch.manual_seed(0)
     whole = torchvision.models.resnet18().eval()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -66,7 +69,10 @@ def test_torchvisions_models_take_the_backbones():
     [
         (
             ("resnet18", False, 8),
-            "resnet18 is made of basic blocks.* its stride is 32, not 8. Take resnet50 or timm:resnet18",
+            (
+                "resnet18 is made of basic blocks.* its stride is 32, not 8. Take resnet50 or"
+                " timm:resnet18"
+            ),
         ),
         (("resnet34", False, 16), "its stride is 32, not 16"),
         (("resnet50", False, 4), "stride is 4; it must be 8, 16 or 32"),

@@ -146,7 +146,10 @@ class WithHead(nn.Sequential):
      "timm:test_convnext", "timm:test_efficientnet", "timm:test_byobnet", "timm:test_resnet"],
 )  # fmt: skip
 def test_weights_of_older_runs_fit(name):
-    """Those called backbone and head are read by the names that the network has now: the answers are the same."""
+    """Those called backbone and head are read by the names that the network has now.
+
+    The answers are the same.
+    """
     torch.manual_seed(0)
     old, new, images = (
         WithHead(name, 7).eval(),

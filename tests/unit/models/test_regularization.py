@@ -35,7 +35,8 @@ def test_drop_block_and_stochastic_depth_as_the_docs_say():
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "efficientnet_b0"])
 def test_stochastic_depth_by_its_last_rate(name):
-    """In proportion to what torchvision has, which builds a Swin or EfficientNet of another rate by no name."""
+    """In proportion to what torchvision has, which builds a Swin or EfficientNet of another rate by
+    no name."""
     with torch.device("meta"):
         models = (
             classifier(name, 5),

@@ -200,7 +200,10 @@ def manifests(path):
 
 
 def test_a_manifest_of_any_content_is_damage(tmp_path):
-    """Told as such, and passed over by a run, whatever it holds; nothing outside the folder is read."""
+    """Told as such, and passed over by a run, whatever it holds.
+
+    Nothing outside the folder is read.
+    """
     path = whole(tmp_path)
     told = []
     for text in manifests(path):
@@ -250,7 +253,8 @@ STRAYS = (
 
 
 def test_only_what_was_written_here_is_removed(tmp_path):
-    """Copies, other names, links, other people's files and unreadable manifests stay, and stop nothing."""
+    """Copies, other names, links, other people's files and unreadable manifests stay, and stop
+    nothing."""
     for step in (1, 2, 3, 4):
         whole(tmp_path, step)
     for stray in STRAYS:
@@ -292,7 +296,10 @@ def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
 
 
 def test_killed_while_safetensors_writes(tmp_path):
-    """What a killed process leaves, by whatever name the library begins a file: the next save takes it away."""
+    """What a killed process leaves, by whatever name the library begins a file.
+
+    The next save takes it away.
+    """
     pid = os.fork()
     if pid == 0:
         write_checkpoint(tmp_path, 4, {"w": torch.zeros(100_000_000)}, {})

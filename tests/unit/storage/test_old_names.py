@@ -68,7 +68,8 @@ def test_names():
     ],
 )  # fmt: skip
 def test_networks_of_older_runs_are_built(name, before, after):
-    """Under --model they had the backbone too, and a small one began at random whatever --pretrained said."""
+    """Under --model they had the backbone too, and a small one began at random whatever
+    --pretrained said."""
     recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
     found = read_settings_as(before, inspect.signature(recipe), recipe.path)
     assert found == after
@@ -77,7 +78,8 @@ def test_networks_of_older_runs_are_built(name, before, after):
 
 @pytest.fixture
 def old_run(tmp_path, monkeypatch):
-    """A folder with a run of one epoch of two, whose settings.json and recipe.py are those of an earlier version."""
+    """A folder with a run of one epoch of two, whose settings.json and recipe.py are those of an
+    earlier version."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(RECIPE)
     assert main(["mine.py", "--long-side", "24", "--workers", "0", "--out", "run"]) == 0
@@ -117,7 +119,10 @@ def test_an_old_run_is_read_with_the_recipe_of_today(old_run, capsys):
 
 
 def test_an_old_run_is_resumed(old_run, capsys):
-    """And is one of today's from then on: its settings by today's names, and the recipe that it goes on with."""
+    """And is one of today's from then on.
+
+    Its settings by today's names, and the recipe that it goes on with.
+    """
     (old_run / "summary.json").unlink()
     words = ["mine.py", "--long-side", "24", "--workers", "0", "--out", "run"]
     assert main(words) == 0

@@ -1,4 +1,7 @@
-"""What a run reads back of its folder: whatever stands in a file, the run goes on rightly or one message names it."""
+"""What a run reads back of its folder.
+
+Whatever stands in a file, the run goes on rightly or one message names it.
+"""
 
 import json
 import os
@@ -305,7 +308,10 @@ class Crop:
 
 
 def test_a_resume_without_a_recorded_setting_is_refused_by_name(run, capsys):
-    """It would train on with whatever the recipe has in its place; finished or not, nothing is changed."""
+    """It would train on with whatever the recipe has in its place.
+
+    Finished or not, nothing is changed.
+    """
     renamed = RECIPE.replace("lr: float", "rate: float")
     (run.parent / "other.py").write_text(renamed)
     files = ("settings.json", "recipe.py", "log.jsonl")
@@ -445,7 +451,10 @@ def test_only_a_runs_own_files_are_moved_aside(run, monkeypatch, capsys):
 
 
 def test_the_recipe_is_kept_whole(run, capsys):
-    """One that was cut short, by a full disk of an older version, is put right; one that ran is not replaced."""
+    """One that was cut short, by a full disk of an older version, is put right.
+
+    One that ran is not replaced.
+    """
     whole = (run / "recipe.py").read_bytes()
     assert whole == (run.parent / "mine.py").read_bytes()
     for length in (0, 20, len(whole) - 1):

@@ -1,4 +1,7 @@
-"""Files of weights as other trainers write them: sets, what stands beside them, prefixes, and what is refused."""
+"""Files of weights as other trainers write them.
+
+Sets, what stands beside them, prefixes, and what is refused.
+"""
 
 import datetime
 import pathlib
@@ -364,7 +367,10 @@ def test_a_backbone_alone_begins_a_larger_model(tmp_path):
 
 
 def test_files_of_other_kinds(tmp_path):
-    """Programs, archives and plain pickles: one message that says what it is, not torch's advice to trust it."""
+    """Programs, archives and plain pickles.
+
+    One message that says what it is, not torch's advice to trust it.
+    """
     path = tmp_path / "w.pth"
     with catch_warnings():
         simplefilter("ignore")  # torch will drop such programs; files have them

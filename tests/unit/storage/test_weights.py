@@ -199,8 +199,8 @@ def test_init_from_a_run_with_other_classes(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "starting from the weights in" in said
     assert (
-        "left as they are, 2 of another shape: head.weight (file [7, 8, 1, 1], model [9, 8, 1, 1]), head.bias"
-        in said
+        "left as they are, 2 of another shape: head.weight (file [7, 8, 1, 1], model [9, 8, 1, 1]),"
+        " head.bias" in said
     )
 
 
@@ -246,7 +246,10 @@ def test_init_that_fits_nowhere_is_refused(tmp_path):
 
 
 def rewrite(path, model=None, **changes):
-    """The checkpoint at `path` with other weights, if any, and other values in its manifest; None takes one out."""
+    """The checkpoint at `path` with other weights, if any, and other values in its manifest.
+
+    None takes one out.
+    """
     if model is not None:
         _, state = checkpoint.load(path)
         shutil.rmtree(path)

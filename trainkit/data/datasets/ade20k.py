@@ -1,8 +1,10 @@
-"""ADE20K for scene parsing: 150 classes, 20,210 training and 2,000 validation images (Zhou et al., 2017).
+"""ADE20K for scene parsing.
+
+150 classes, 20,210 training and 2,000 validation images (Zhou et al., 2017).
 
 Files, as in ADEChallengeData2016.zip: images/{training,validation}/*.jpg and
-annotations/{training,validation}/*.png. Labels in the files are 1 to 150, and 0 where nothing is labelled;
-train ids are 0 to 149, and 0 becomes the ignored 255.
+annotations/{training,validation}/*.png. Labels in the files are 1 to 150, and 0 where nothing is
+labelled; train ids are 0 to 149, and 0 becomes the ignored 255.
 """
 
 from collections.abc import Callable
@@ -71,8 +73,8 @@ class ADE20K(MaskFolder):
         images, annotations = Path(root) / "images" / split, Path(root) / "annotations" / split
         if not images.is_dir() or not annotations.is_dir():
             raise MissingFileError(
-                f"no ADE20K at {Path(root).resolve()} (looked for images/{split} and annotations/{split}). "
-                f"Get {SOURCE}, unpack it, and pass its folder with --data; "
-                "or try the recipe on generated data with --sample"
+                f"no ADE20K at {Path(root).resolve()} (looked for images/{split} and"
+                f" annotations/{split}). Get {SOURCE}, unpack it, and pass its folder with --data;"
+                " or try the recipe on generated data with --sample"
             )
         super().__init__(images, annotations, len(CLASSES), transform, to_train_ids)

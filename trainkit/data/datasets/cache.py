@@ -1,4 +1,7 @@
-"""On-disk cache of memory-mapped arrays: computed once, and shared by all processes through the page cache."""
+"""On-disk cache of memory-mapped arrays.
+
+Computed once, and shared by all processes through the page cache.
+"""
 
 import hashlib
 import json
@@ -20,7 +23,9 @@ def default_folder() -> Path:
 
 
 class MappedArrays(Mapping):
-    """The .npy files of a folder by their names, memory-mapped: a worker that gets it opens them anew.
+    """The .npy files of a folder by their names, memory-mapped.
+
+    A worker that gets it opens them anew.
 
     Raises what numpy and the system raise for a file that is missing or damaged: see `opened`.
     """
@@ -44,7 +49,10 @@ class MappedArrays(Mapping):
 
 
 def opened(folder: Path) -> MappedArrays | None:
-    """The arrays that are kept in a folder; None where it is not there, or one of its files is missing or damaged."""
+    """The arrays that are kept in a folder.
+
+    None where it is not there, or one of its files is missing or damaged.
+    """
     try:
         return MappedArrays(folder)
     except Exception:  # numpy raises half a dozen kinds for a damaged file
@@ -57,12 +65,13 @@ def cached(
     build: Callable[[], Mapping[str, np.ndarray]],
     folder: Path | None = None,
 ) -> Mapping[str, np.ndarray]:
-    """What `build` makes of the files `sources`, from `folder` where it was made of the same ones before.
+    """What `build` makes of the files `sources`, from `folder` where it was made of the same ones
+    before.
 
-    name: of the kind of arrays, with a number that changes with their meaning. The same: path, size and time of
-    the last change. folder: `default_folder` where None. Where it cannot be written the arrays are in memory, and a
-    warning says so; where it is damaged they are made anew. Several processes may ask at once: each builds, and the
-    first one's files stay.
+    name: of the kind of arrays, with a number that changes with their meaning. The same: path, size
+    and time of the last change. folder: `default_folder` where None. Where it cannot be written the
+    arrays are in memory, and a warning says so; where it is damaged they are made anew. Several
+    processes may ask at once: each builds, and the first one's files stay.
     """
     folder = default_folder() if folder is None else folder
     facts = [
@@ -74,7 +83,8 @@ def cached(
 
 
 def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndarray]:
-    """The same arrays from the folder `target`, into which they are written where they are not there whole.
+    """The same arrays from the folder `target`, into which they are written where they are not
+    there whole.
 
     Where it cannot be written they are in memory, and a warning says so.
     """

@@ -1,10 +1,13 @@
-"""Cityscapes: 19 classes, 2,975 training and 500 validation images of 2048x1024 (Cordts et al., 2016).
+"""Cityscapes.
 
-Files, as in leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip: leftImg8bit/{train,val}/<city>/
-<name>_leftImg8bit.png and gtFine/{train,val}/<city>/<name>_gtFine_labelIds.png; coarse labels, as in
-gtCoarse.zip and leftImg8bit_trainextra.zip: gtCoarse/{train,train_extra,val}/<city>/<name>_gtCoarse_labelIds.png.
-Labels in the files are 0 to 33, and -1 (255) for licence plates; 19 of them are classes and the rest is ignored.
-The benchmark's server wants labels as in the files: `RAW_IDS`.
+19 classes, 2,975 training and 500 validation images of 2048x1024 (Cordts et al., 2016).
+
+Files, as in leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip:
+leftImg8bit/{train,val}/<city>/ <name>_leftImg8bit.png and
+gtFine/{train,val}/<city>/<name>_gtFine_labelIds.png; coarse labels, as in gtCoarse.zip and
+leftImg8bit_trainextra.zip: gtCoarse/{train,train_extra,val}/<city>/<name>_gtCoarse_labelIds.png.
+Labels in the files are 0 to 33, and -1 (255) for licence plates; 19 of them are classes and the
+rest is ignored. The benchmark's server wants labels as in the files: `RAW_IDS`.
 """
 
 from collections.abc import Callable
@@ -57,8 +60,8 @@ def to_train_ids(labels: Tensor) -> Tensor:
 class Cityscapes(MaskFiles):
     """One split: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
 
-    root: the folder with leftImg8bit/ and gtFine/ or gtCoarse/. split: "train" or "val", with coarse labels also
-    "train_extra". labels: "fine", or "coarse" polygons.
+    root: the folder with leftImg8bit/ and gtFine/ or gtCoarse/. split: "train" or "val", with
+    coarse labels also "train_extra". labels: "fine", or "coarse" polygons.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -76,7 +79,8 @@ class Cityscapes(MaskFiles):
             raise UserError(f"Cityscapes: labels is {labels!r}; it is 'fine' or 'coarse'")
         if split not in splits[labels]:
             raise UserError(
-                f"Cityscapes: split is {split!r}; with {labels} labels it is one of {splits[labels]}"
+                f"Cityscapes: split is {split!r}; with {labels} labels it is one of"
+                f" {splits[labels]}"
             )
         kind = "gtFine" if labels == "fine" else "gtCoarse"
         get = (
@@ -92,8 +96,8 @@ class Cityscapes(MaskFiles):
         if not images or images - masks:
             missing = sorted(images - masks)[:3]
             raise MissingFileError(
-                f"{len(images - masks)} of {len(images)} images <city>/*{ends[0]} in {folders[0]} have no "
-                f"<city>/*{ends[1]} in {folders[1]}"
+                f"{len(images - masks)} of {len(images)} images <city>/*{ends[0]} in {folders[0]}"
+                f" have no <city>/*{ends[1]} in {folders[1]}"
                 + (f": {', '.join(missing)}" if missing else f". {get}")
             )
         files = [

@@ -1,9 +1,11 @@
-"""COCO 2017 with Pascal VOC's 20 classes and background, as used to train before VOC (Lin et al., 2014).
+"""COCO 2017 with Pascal VOC's 20 classes and background, as used to train before VOC (Lin et al.,
+2014).
 
 Files, as in {train,val}2017.zip and annotations_trainval2017.zip: {train,val}2017/*.jpg and
-annotations/instances_{train,val}2017.json. Masks are drawn from the instances: polygons, and run lengths
-for crowds. The first object of the file wins where several overlap. Images with fewer than 1,000 pixels of the
-20 classes are left out, as in PyTorch-Encoding and torchvision's references, by the areas that COCO states.
+annotations/instances_{train,val}2017.json. Masks are drawn from the instances: polygons, and run
+lengths for crowds. The first object of the file wins where several overlap. Images with fewer than
+1,000 pixels of the 20 classes are left out, as in PyTorch-Encoding and torchvision's references, by
+the areas that COCO states.
 """
 
 from collections.abc import Callable
@@ -31,11 +33,13 @@ RAW_IDS = np.array(
 class COCO(MaskDataset):
     """One split: index -> (uint8 image (3, H, W), train ids of Pascal VOC, uint8 (H, W)).
 
-    root: the folder with train2017/, val2017/ and annotations/. split: "train" or "val". min_pixels: images with
-    less of the 20 classes are left out; 0 keeps all. overlap: where objects of several instances meet, the "first"
-    one of the file, or "ignore". crowd: regions of many objects of one class are of that "class", or "ignore"d.
-    cache: folder for the index of the annotations, `trainkit.data.datasets.cache.default_folder` where None. progress:
-    called while they are read for the first time, with the characters read and their number; None: shown on the screen.
+    root: the folder with train2017/, val2017/ and annotations/. split: "train" or "val".
+    min_pixels: images with less of the 20 classes are left out; 0 keeps all. overlap: where objects
+    of several instances meet, the "first" one of the file, or "ignore". crowd: regions of many
+    objects of one class are of that "class", or "ignore"d. cache: folder for the index of the
+    annotations, `trainkit.data.datasets.cache.default_folder` where None. progress: called while
+    they are read for the first time, with the characters read and their number; None: shown on the
+    screen.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -75,7 +79,8 @@ class COCO(MaskDataset):
         self.kept = np.flatnonzero(self.index["areas"] >= min_pixels).astype(np.uint32)
         if not len(self.kept):
             raise UserError(
-                f"no image of {self.annotations} has {min_pixels} pixels of the classes: lower min_pixels"
+                f"no image of {self.annotations} has {min_pixels} pixels of the classes: lower"
+                " min_pixels"
             )
 
     def __len__(self) -> int:

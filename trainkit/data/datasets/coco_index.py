@@ -24,13 +24,16 @@ def open_index(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Mapping[str, np.ndarray]:
-    """The index of an annotation file, from the cache in `folder` or read now: seconds to a minute for train2017.
+    """The index of an annotation file, from the cache in `folder` or read now.
 
-    categories: COCO's ids of the classes 1, 2, ...; objects of others are left out. progress: called with the
-    characters read and their number. Arrays: per image `names_ends` (into the bytes `names`), `heights`, `widths`,
-    `areas` (sum over its objects, in pixels) and `objects` (the end of its objects); per object `classes`, `crowd`,
-    `is_runs` and `parts` (the end of its parts); per part `ends` into `values`, which are run lengths, or a
-    polygon's corners as `rle.to_grid` makes them. Raises UserError naming the file where it is not COCO's.
+    Seconds to a minute for train2017.
+
+    categories: COCO's ids of the classes 1, 2, ...; objects of others are left out. progress:
+    called with the characters read and their number. Arrays: per image `names_ends` (into the bytes
+    `names`), `heights`, `widths`, `areas` (sum over its objects, in pixels) and `objects` (the end
+    of its objects); per object `classes`, `crowd`, `is_runs` and `parts` (the end of its parts);
+    per part `ends` into `values`, which are run lengths, or a polygon's corners as `rle.to_grid`
+    makes them. Raises UserError naming the file where it is not COCO's.
     """
     chosen = "-".join(map(str, categories))
     return cached(
@@ -146,7 +149,8 @@ def _ends(lengths: Any) -> np.ndarray:
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any, int]]:
-    """(key, element, end) of every element of the lists in a JSON object, without the tree of all of them.
+    """(key, element, end) of every element of the lists in a JSON object, without the tree of all
+    of them.
 
     That tree takes six times the size of the file, text and arrays together twice.
     """

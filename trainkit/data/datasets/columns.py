@@ -26,7 +26,10 @@ _TEXT = ("string", "large_string", "string_view")
 
 
 def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of images for recognition: the given one, or the only one. Raises UserError naming the others."""
+    """The column of images for recognition: the given one, or the only one.
+
+    Raises UserError naming the others.
+    """
     if asked is not None:
         return _known(source, features, asked, is_image(features.get(asked)), "images")
     return _only(source, "image", _images(features), features)
@@ -35,7 +38,8 @@ def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | N
 def choose_image_and_mask(
     source: str | Path, features: Mapping[str, Any], image: str | None, mask: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of masks for segmentation, told apart by their names where they are not given."""
+    """The columns of images and of masks for segmentation, told apart by their names where they are
+    not given."""
     found = _images(features)
     if image is None:
         image = _only(
@@ -50,7 +54,10 @@ def choose_image_and_mask(
 
 
 def choose_label(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of labels: the given one, the only one with class names, or the only one called like labels."""
+    """The column of labels.
+
+    The given one, the only one with class names, or the only one called like labels.
+    """
     if asked is not None:
         return _known(
             source, features, asked, isinstance(features.get(asked), (Value, ClassLabel)), "labels"
@@ -103,9 +110,9 @@ def _only(
     if len(columns) == 1:
         return columns[0]
     raise UserError(
-        f"{source} has {len(columns)} columns that could be the {what} ({', '.join(columns) or 'none'}); "
-        f"say which with {what}_column (--{what}-column where the recipe has that setting). "
-        f"Its columns: {_listed(features)}"
+        f"{source} has {len(columns)} columns that could be the {what}"
+        f" ({', '.join(columns) or 'none'}); say which with {what}_column (--{what}-column where"
+        f" the recipe has that setting). Its columns: {_listed(features)}"
     )
 
 

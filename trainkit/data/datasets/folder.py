@@ -20,7 +20,10 @@ from trainkit.errors import MissingFileError, UserError
 
 
 class FileList(Sequence):
-    """Paths relative to a root, kept as `Names`: workers share them, and they cost their characters."""
+    """Paths relative to a root, kept as `Names`.
+
+    Workers share them, and they cost their characters.
+    """
 
     def __init__(self, root: Path, paths: Sequence[str]):
         self.root, self.names = root, paths if isinstance(paths, Names) else Names.of(paths)
@@ -65,9 +68,10 @@ class ClassFiles(Dataset):
 class ClassFolder(ClassFiles):
     """root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
 
-    Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder gets from
-    the training folder so that ids agree. Every file whose extension an installed decoder knows is taken, whatever
-    else its name says. cache: see `trainkit.data.datasets.listing.class_files`, which lists a large folder once. used,
+    Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder
+    gets from the training folder so that ids agree. Every file whose extension an installed decoder
+    knows is taken, whatever else its name says. cache: see
+    `trainkit.data.datasets.listing.class_files`, which lists a large folder once. used,
     used_warnings: see `trainkit.data.datasets.inventory`.
     """
 
@@ -95,7 +99,10 @@ class ClassFolder(ClassFiles):
         targets = np.repeat([ids[composed(name)] for name in found], counts)
         super().__init__(FileList(root, names), targets, list(classes or found), transform)
         self.split = root.name
-        self.used = f"{images_of(len(names), len(self.classes))} ({inventory.formats}){inventory.left_out_words}"
+        self.used = (
+            f"{images_of(len(names), len(self.classes))}"
+            f" ({inventory.formats}){inventory.left_out_words}"
+        )
         self._root = root
         self.used_warnings = [*self.without_images(), *inventory.warnings]
 
@@ -105,14 +112,17 @@ class ClassFolder(ClassFiles):
 
 
 def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """The class id of each class folder's name, `composed`. Raises UserError for one that is none of `classes`."""
+    """The class id of each class folder's name, `composed`.
+
+    Raises UserError for one that is none of `classes`.
+    """
     ids = {composed(name): target for target, name in enumerate(classes)}
     if len(ids) < len(classes) or len({composed(name) for name in found}) < len(found):
         names = [composed(name) for name in (classes if len(ids) < len(classes) else found)]
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UserError(
-            f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike (Unicode's NFC and NFD) "
-            "or as the same name: merge them or rename one"
+            f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike"
+            " (Unicode's NFC and NFD) or as the same name: merge them or rename one"
         )
     unknown = sorted(name for name in found if composed(name) not in ids)
     if unknown:
@@ -124,10 +134,13 @@ def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, 
 
 
 class MaskFolder(MaskFiles):
-    """Images and their masks in two folders, paired by name without extension: index -> (image, mask).
+    """Images and their masks in two folders, paired by name without extension.
 
-    Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255 where nothing counts; how labels become
-    train ids, by mask_values and mask_colors among the settings too, and what is refused, see `MaskDataset`.
+    Index -> (image, mask).
+
+    Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255 where nothing counts; how
+    labels become train ids, by mask_values and mask_colors among the settings too, and what is
+    refused, see `MaskDataset`.
     """
 
     def __init__(
@@ -178,13 +191,17 @@ class MaskFolder(MaskFiles):
         unpaired = len(with_mask) - len(names)
         if unpaired:
             inventory.left_out["unpaired", ""] += unpaired
-        return f"{images_of(len(names), self.num_classes)} ({inventory.formats}){inventory.left_out_words}"
+        return (
+            f"{images_of(len(names), self.num_classes)}"
+            f" ({inventory.formats}){inventory.left_out_words}"
+        )
 
 
 def _require_one_image_each(
     images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]
 ) -> None:
-    """Raises UserError that names two images of one `stem`, of which one would be laid under the other's mask."""
+    """Raises UserError that names two images of one `stem`, of which one would be laid under the
+    other's mask."""
     found: dict[str, str] = {}
     pairs = [
         (other, name) for name in names if (other := found.setdefault(stem(name), name)) != name
@@ -193,9 +210,9 @@ def _require_one_image_each(
         first, second = pairs[0]
         more = f" ({len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
         raise UserError(
-            f"{images} has two images of one name, {first} and {second}{more}, and {masks} has one mask for both, "
-            f"{with_mask[stem(first)]}: nothing says whose it is. Remove one of the images, or give each a name and a "
-            "mask of its own"
+            f"{images} has two images of one name, {first} and {second}{more}, and {masks} has one"
+            f" mask for both, {with_mask[stem(first)]}: nothing says whose it is. Remove one of the"
+            " images, or give each a name and a mask of its own"
         )
 
 
@@ -206,24 +223,28 @@ def _masks(folder: Path) -> dict[str, str]:
         other = found.setdefault(stem(name), name)
         if other != name:
             raise UserError(
-                f"{folder} has two masks of one name, {other} and {name}: nothing says which one is the image's; "
-                "remove one"
+                f"{folder} has two masks of one name, {other} and {name}: nothing says which one is"
+                " the image's; remove one"
             )
     return found
 
 
 def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[str]:
-    """How many classes, or their names: from "3", from names with commas between, or from a text file of one a line.
+    """How many classes, or their names.
 
-    colors: of colour-coded masks, whose names the classes have; ValueError where `classes` says others.
-    Raises UserError for no names and for a name that is there twice, FileNotFoundError for a file that is not there.
+    From "3", from names with commas between, or from a text file of one a line.
+
+    colors: of colour-coded masks, whose names the classes have; ValueError where `classes` says
+    others. Raises UserError for no names and for a name that is there twice, FileNotFoundError for
+    a file that is not there.
     """
     if colors is not None and classes not in ("", str(len(colors.names))):
         names = read_classes(classes)
         if names != list(colors.names):
             raise UserError(
-                f"classes is {classes}, and mask_colors names {len(colors.names)} ({', '.join(colors.names[:5])}, "
-                "...): leave classes out, or name the same ones in the same order"
+                f"classes is {classes}, and mask_colors names {len(colors.names)}"
+                f" ({', '.join(colors.names[:5])}, ...): leave classes out, or name the same ones"
+                " in the same order"
             )
     if colors is not None:
         return list(colors.names)
@@ -241,30 +262,37 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
     )
     if not names:
         raise UserError(
-            "classes is empty: give how many there are, their names with commas, or a file (--classes)"
+            "classes is empty: give how many there are, their names with commas, or a file"
+            " (--classes)"
         )
     if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
         raise UserError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
-            f"classes names {some(map(repr, twice))} more than once: each class has a name of its own"
+            f"classes names {some(map(repr, twice))} more than once: each class has a name of"
+            " its own"
         )
     return names
 
 
 def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
-    """The names, or those that `read_classes` reads of a single one; None for None. Raises UserError for a number."""
+    """The names, or those that `read_classes` reads of a single one; None for None.
+
+    Raises UserError for a number.
+    """
     if classes is None:
         return None
     names = read_classes(*classes) if len(classes) == 1 else list(classes)
     if not names:
         raise UserError(
-            "classes is empty: give the names of the classes, or a text file with one a line (--classes)"
+            "classes is empty: give the names of the classes, or a text file with one a line"
+            " (--classes)"
         )
     if isinstance(names, int):
         raise UserError(
-            f"classes is {names}: give the names of the classes, which are the names of the folders (--classes)"
+            f"classes is {names}: give the names of the classes, which are the names of the folders"
+            " (--classes)"
         )
     return names
 

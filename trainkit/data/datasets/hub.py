@@ -1,4 +1,7 @@
-"""Images with labels through the `datasets` library: names on the Hugging Face Hub, and parquet files."""
+"""Images with labels through the `datasets` library.
+
+Names on the Hugging Face Hub, and parquet files.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +36,9 @@ TAKE_OUT = "take the row out of the dataset"
 
 
 class Rows(Dataset):
-    """What datasets have in common whose images are a column of a table, beside others: `datasets`' or a streamed one.
+    """What datasets have in common whose images are a column of a table, beside others.
+
+    `datasets`' or a streamed one.
 
     source: what a person calls the table. image_column: its column of images.
     """
@@ -66,7 +71,10 @@ class Rows(Dataset):
         return f"row {index} of {self.source}" + (f" ({path})" if path else "")
 
     def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
-        """The bytes or the file of an image of row `index`, and its name. Raises UserError where there are none."""
+        """The bytes or the file of an image of row `index`, and its name.
+
+        Raises UserError where there are none.
+        """
         stored = row[column]
         name = self.row_name(index, stored)
         held = stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
@@ -90,16 +98,19 @@ class Rows(Dataset):
 
 
 class HubImages(Rows):
-    """One split of a dataset with an image and a label column: index -> (uint8 image (3, H, W), class id).
+    """One split of a dataset with an image and a label column.
 
-    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files (see `parquet_files`).
-    Columns are found by their type and name where they are not given; images may be structs of bytes and path, or
-    bytes, without the Hub's types. Images are decoded here, not by `datasets`. stream: parquet files are read where
-    they lie, so many row groups side by side, instead of being downloaded and converted first
-    (see parquet); an epoch's order is then a `Locality`'s. classes: names whose places class ids are,
-    which a validation split gets from the training split so that ids agree; None: the split's own, and of a column of
-    strings its different ones, sorted. ValueError where it names others; a column of plain numbers holds these ids
-    already.
+    Index -> (uint8 image (3, H, W), class id).
+
+    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files (see
+    `parquet_files`). Columns are found by their type and name where they are not given; images may
+    be structs of bytes and path, or bytes, without the Hub's types. Images are decoded here, not by
+    `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
+    instead of being downloaded and converted first (see parquet); an epoch's order is then a
+    `Locality`'s. classes: names whose places class ids are, which a validation split gets from the
+    training split so that ids agree; None: the split's own, and of a column of strings its
+    different ones, sorted. ValueError where it names others; a column of plain numbers holds these
+    ids already.
     """
 
     def __init__(
@@ -145,8 +156,9 @@ class HubImages(Rows):
             self.ids = {label: label for label in range(len(self.classes))}
         else:
             raise UserError(
-                f"column {self.label_column!r} of {self.source} holds {labels[:3] or 'nothing'}; class ids must be "
-                "integers from 0, or names: make strings or integers of them, as by .astype(str)"
+                f"column {self.label_column!r} of {self.source} holds {labels[:3] or 'nothing'};"
+                " class ids must be integers from 0, or names: make strings or integers of them,"
+                " as by .astype(str)"
             )
 
     def without_images(self) -> list[str]:
@@ -162,8 +174,8 @@ class HubImages(Rows):
         more = sorted(set(names) - set(self.classes))
         if more:
             raise UserError(
-                f"{self.source} has classes {more[:5]} that the training data has not, or the list of classes that "
-                "was given; give both the same names"
+                f"{self.source} has classes {more[:5]} that the training data has not, or the list"
+                " of classes that was given; give both the same names"
             )
         places = {name: place for place, name in enumerate(self.classes)}
         return [places[name] for name in names]
@@ -183,12 +195,15 @@ class HubImages(Rows):
 
 
 class HubMasks(Rows, MaskDataset):
-    """One split of a dataset with a column of images and one of masks: index -> (image, train ids, uint8 (H, W)).
+    """One split of a dataset with a column of images and one of masks.
 
-    source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is the one called image,
-    img, picture or pixel_values, the mask's the other one, where they are not given. ignore: labels of the masks
-    that count nowhere; label_shift: added to the others to get train ids, so -1 where they begin with 1, and 0 is
-    ignored. settings: mask_values and mask_colors, see `MaskDataset`.
+    Index -> (image, train ids, uint8 (H, W)).
+
+    source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is
+    the one called image, img, picture or pixel_values, the mask's the other one, where they are not
+    given. ignore: labels of the masks that count nowhere; label_shift: added to the others to get
+    train ids, so -1 where they begin with 1, and 0 is ignored. settings: mask_values and
+    mask_colors, see `MaskDataset`.
     """
 
     def __init__(
@@ -257,7 +272,10 @@ def _load(
 
 
 def _converted(source: str | Path, files: Sequence[str]) -> Any:
-    """The rows of parquet files, as `datasets` keeps them. Raises UserError where their columns differ in type."""
+    """The rows of parquet files, as `datasets` keeps them.
+
+    Raises UserError where their columns differ in type.
+    """
     try:
         return load_dataset("parquet", data_files=[escape(file) for file in files], split="train")
     except DatasetGenerationError as error:
@@ -265,8 +283,9 @@ def _converted(source: str | Path, files: Sequence[str]) -> Any:
         if isinstance(cause, OSError):  # such as a full disk
             raise cause from error
         raise UserError(
-            f"the {len(files)} parquet files in {source} do not make one table ({type(cause).__name__}: {cause}): give "
-            "each column the same type in all of them, or read them as they are, with --stream 16"
+            f"the {len(files)} parquet files in {source} do not make one table"
+            f" ({type(cause).__name__}: {cause}): give each column the same type in all of them, or"
+            " read them as they are, with --stream 16"
         ) from error
 
 
@@ -276,8 +295,8 @@ def _local_files(source: str | Path, split: str) -> SplitFiles:
     if not found.files:
         there = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
         raise MissingFileError(
-            f"no {split}*.parquet in {source} (it holds: {there or 'nothing'}): looked for {split}.parquet, "
-            f"{split}-00000-of-00001.parquet and the like, and {split}/*.parquet"
+            f"no {split}*.parquet in {source} (it holds: {there or 'nothing'}): looked for"
+            f" {split}.parquet, {split}-00000-of-00001.parquet and the like, and {split}/*.parquet"
         )
     return found
 
@@ -291,9 +310,9 @@ def _hub_files(source: str | Path, split: str) -> list[str]:
     if others or not files:
         stored = f"as {Path(others[0]).name}" if others else "in no files"
         raise UserError(
-            f"{source} cannot be streamed: its split {split} is stored {stored}, which does not say how many images it "
-            "holds, so that no exact order of them is known before they are read. Parquet files do; without --stream "
-            "the whole set is downloaded first"
+            f"{source} cannot be streamed: its split {split} is stored {stored}, which does not say"
+            " how many images it holds, so that no exact order of them is known before they are"
+            " read. Parquet files do; without --stream the whole set is downloaded first"
         )
     return files
 

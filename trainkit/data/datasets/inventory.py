@@ -1,4 +1,5 @@
-"""Summary of the files that a dataset uses and those that it leaves out, logged before a run starts."""
+"""Summary of the files that a dataset uses and those that it leaves out, logged before a run
+starts."""
 
 import json
 from collections import Counter
@@ -26,7 +27,8 @@ REASONS = {
 
 
 class Inventory:
-    """Counts of the images taken, by extension, and of what was left out, by (reason, name or extension)."""
+    """Counts of the images taken, by extension, and of what was left out, by (reason, name or
+    extension)."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
@@ -84,8 +86,8 @@ class Inventory:
             number = sum(unread.values())
             were = "image was" if number == 1 else "images were"
             lines.append(
-                f"{number:,} {were} left out ({_counts(Counter(unread))}): no decoder for them is installed here; "
-                "convert them, such as to PNG"
+                f"{number:,} {were} left out ({_counts(Counter(unread))}): no decoder for them is"
+                " installed here; convert them, such as to PNG"
             )
         return lines
 
@@ -110,7 +112,9 @@ def used_warnings(data: Any) -> list[str]:
 
 
 def without_images(data: Any) -> list[str]:
-    """The line about classes without an image, see `no_image`, among `used_warnings` of a dataset; none where none is.
+    """The line about classes without an image, see `no_image`, among `used_warnings` of a dataset.
+
+    None where none is.
 
     A dataset says it by a method `without_images`.
     """
@@ -126,7 +130,10 @@ def images_of(number: int, classes: int | None) -> str:
 
 
 def no_image(classes: Sequence[str], found: Container[int], where: Any) -> list[str]:
-    """A line that names those of `classes` whose ids are not among `found`; none where there are none."""
+    """A line that names those of `classes` whose ids are not among `found`.
+
+    None where there are none.
+    """
     none = [name for target, name in enumerate(classes) if target not in found]
     if not none:
         return []

@@ -44,7 +44,10 @@ class Names(Sequence):
 
 
 def image_files(folder: Path) -> list[str]:
-    """Paths of all images below `folder`, relative to it, sorted. Raises OSError naming a folder that is closed."""
+    """Paths of all images below `folder`, relative to it, sorted.
+
+    Raises OSError naming a folder that is closed.
+    """
     return list_images(folder)[0]
 
 
@@ -58,8 +61,8 @@ def list_images(folder: Path) -> tuple[list[str], Inventory]:
 def class_files(
     root: Path, cache: Path | None = None
 ) -> tuple[list[str], np.ndarray, Names, Inventory]:
-    """The class folders in `root` in sorted order, how many images each has, these by class, relative to `root`, and
-    what they are and what was left out.
+    """The class folders in `root` in sorted order, how many images each has, these by class,
+    relative to `root`, and what they are and what was left out.
 
     cache: folder of what was listed before, `trainkit.data.datasets.cache.default_folder` where
     None. It is listed anew where the time of change of `root` or of any folder below is another
@@ -92,7 +95,8 @@ def class_files(
 
 
 def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
-    """Whether no folder has changed since, nor, where files were left out, the decoders that are installed."""
+    """Whether no folder has changed since, nor, where files were left out, the decoders that are
+    installed."""
     folders = Names(arrays["folders"], arrays["folders_ends"])
     if len(arrays["decoders"]) and arrays["decoders"].tobytes() != _decoders():
         return False
@@ -106,7 +110,8 @@ def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
 
 
 def _times(folder: str | Path) -> tuple[int, int]:
-    """When its list of files changed, which rsync -a, cp -a and tar put back, and when anything of it did."""
+    """When its list of files changed, which rsync -a, cp -a and tar put back, and when anything of
+    it did."""
     status = os.stat(folder)
     return status.st_mtime_ns, status.st_ctime_ns
 
@@ -161,10 +166,12 @@ def _leave(inventory: Inventory, left: str) -> None:
 def _below(
     folder: Path, name: str, inventory: Inventory, root: Path | None = None
 ) -> tuple[list[str], dict[str, tuple[int, int]]]:
-    """Images in and below a folder, and the times of change of these folders; all names begin with `name`.
+    """Images in and below a folder, and the times of change of these folders.
 
-    What is hidden or a leftover, as .ipynb_checkpoints, is left out. Links are followed, but for those to a folder
-    that they lie in, up to `root`, which is `folder` where None.
+    All names begin with `name`.
+
+    What is hidden or a leftover, as .ipynb_checkpoints, is left out. Links are followed, but for
+    those to a folder that they lie in, up to `root`, which is `folder` where None.
     """
     files: list[str] = []
     times: dict[str, tuple[int, int]] = {}
@@ -203,7 +210,10 @@ def _below(
 
 
 def _is_special(link: str) -> bool:
-    """Whether a link leads to a pipe or a device; one that leads nowhere does not, and reading it says so."""
+    """Whether a link leads to a pipe or a device.
+
+    One that leads nowhere does not, and reading it says so.
+    """
     return os.path.exists(link) and not os.path.isfile(link)
 
 

@@ -1,4 +1,7 @@
-"""Tables of colours for colour-coded masks: a text file of `R G B name` lines, or the palette of a known dataset."""
+"""Tables of colours for colour-coded masks.
+
+A text file of `R G B name` lines, or the palette of a known dataset.
+"""
 
 import re
 from pathlib import Path
@@ -11,7 +14,8 @@ from trainkit.errors import MissingFileError, UserError
 IGNORED_NAME = "ignore"  # in a table: a colour that counts nowhere
 _LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)")
 
-# Colours of Cityscapes' *_gtFine_color.png that are of no class; licence plates and poles in groups share a class's.
+# Colours of Cityscapes' *_gtFine_color.png that are of no class; licence plates and poles in groups
+# share a class's.
 _CITYSCAPES_IGNORED = (
     (0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180), (150, 100, 100),
     (150, 120, 90), (0, 0, 90), (0, 0, 110),
@@ -25,18 +29,21 @@ KNOWN = {
 
 
 def read_mask_colors(table: str) -> MaskColors:
-    """The colours that `table` names: "voc", "cityscapes", or a text file with one `R G B name` a line.
+    """The colours that `table` names.
 
-    Classes have the order of their lines; the name `ignore` is of colours that count nowhere. Lines that are empty or
-    begin with # are left out. Raises UserError naming the line that is none of these, FileNotFoundError.
+    "voc", "cityscapes", or a text file with one `R G B name` a line.
+
+    Classes have the order of their lines; the name `ignore` is of colours that count nowhere. Lines
+    that are empty or begin with # are left out. Raises UserError naming the line that is none of
+    these, FileNotFoundError.
     """
     if table in KNOWN:
         return KNOWN[table]
     file = Path(table)
     if not file.is_file():
         raise MissingFileError(
-            f"mask_colors is {table}, which is neither a file with one `R G B name` a line nor a known palette "
-            f"({', '.join(KNOWN)})"
+            f"mask_colors is {table}, which is neither a file with one `R G B name` a line nor a"
+            f" known palette ({', '.join(KNOWN)})"
         )
     names, colors, ignored = [], [], []
     for number, line in enumerate(read_text(file).splitlines(), 1):
@@ -45,7 +52,8 @@ def read_mask_colors(table: str) -> MaskColors:
         parts = _LINE.fullmatch(line.strip())
         if parts is None:
             raise UserError(
-                f"{file}, line {number} is {line.strip()!r}; it is three numbers and a name: `R G B name`"
+                f"{file}, line {number} is {line.strip()!r}; it is three numbers and a name: `R G B"
+                " name`"
             )
         color, name = tuple(int(part) for part in parts.groups()[:3]), parts[4].strip()
         if name == IGNORED_NAME:

@@ -20,8 +20,9 @@ SPLITS = ("train", "validate", "test")
 class MINC(ClassFiles):
     """One list of one of its five splits: index -> (uint8 image (3, H, W), class id).
 
-    split: train, validate or test. number: which of the five, 1 to 5; PyTorch-Encoding reports Deep-TEN's accuracy
-    (Zhang et al., 2017) on train and test of the first. Raises MissingFileError that says where it looked.
+    split: train, validate or test. number: which of the five, 1 to 5; PyTorch-Encoding reports
+    Deep-TEN's accuracy (Zhang et al., 2017) on train and test of the first. Raises MissingFileError
+    that says where it looked.
     """
 
     def __init__(
@@ -36,8 +37,8 @@ class MINC(ClassFiles):
         for file in (root / "categories.txt", listed):
             if not file.is_file():
                 raise MissingFileError(
-                    f"no MINC-2500 at {root.resolve()} (looked for {file.relative_to(root)}). Get {SOURCE}, unpack it, "
-                    "and pass its folder minc-2500"
+                    f"no MINC-2500 at {root.resolve()} (looked for {file.relative_to(root)}). Get"
+                    f" {SOURCE}, unpack it, and pass its folder minc-2500"
                 )
         classes = [name for line in read_lines(root / "categories.txt") for name in line.split()]
         ids = {name: index for index, name in enumerate(classes)}

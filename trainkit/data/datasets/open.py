@@ -27,13 +27,15 @@ def class_images(
     label_column: str | None = None,
     stream: int | None = None,
 ) -> Dataset:
-    """One split, "train" or "val", of `source`: index -> (uint8 image (3, H, W), class id), with `.classes`.
+    """One split, "train" or "val", of `source`.
 
-    source: a folder with <split>/<class>/<image>, a folder with parquet files (`parquet_files` says how they are
-    named), or a dataset's name on the Hub. "val" is the first of val, validation, valid and test that there is.
-    classes: names whose places class ids are, which "val" gets from "train". image_column, label_column, stream: see
-    `HubImages`; class folders have none. Raises MissingFileError that says where it looked, ValueError for other
-    classes than `classes`.
+    Index -> (uint8 image (3, H, W), class id), with `.classes`.
+
+    source: a folder with <split>/<class>/<image>, a folder with parquet files (`parquet_files` says
+    how they are named), or a dataset's name on the Hub. "val" is the first of val, validation,
+    valid and test that there is. classes: names whose places class ids are, which "val" gets from
+    "train". image_column, label_column, stream: see `HubImages`; class folders have none. Raises
+    MissingFileError that says where it looked, ValueError for other classes than `classes`.
     """
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
     if folder.is_dir():
@@ -41,7 +43,8 @@ def class_images(
             if (folder / name).is_dir() and _has_classes(folder / name):
                 if stream is not None:
                     raise UserError(
-                        f"{folder / name} has class folders: stream is for parquet files, leave it out"
+                        f"{folder / name} has class folders: stream is for parquet files, leave"
+                        " it out"
                     )
                 data = ClassFolder(folder / name, transform, classes)
                 data.used_warnings += _tables_beside(folder, name)
@@ -49,8 +52,9 @@ def class_images(
             if parquet_files(folder, name).files:
                 return _from_datasets(source, name, transform, *how)
         raise MissingFileError(
-            f"no {split} images in {folder.resolve()}: looked for {', '.join(f'{n}/<class>/' for n in names)} and "
-            f"{', '.join(f'{n}*.parquet' for n in names)}"
+            f"no {split} images in {folder.resolve()}: looked for"
+            f" {', '.join(f'{n}/<class>/' for n in names)} and"
+            f" {', '.join(f'{n}*.parquet' for n in names)}"
         )
     _require_hub_name(source, "train/<class>/ and val/<class>/")
     return _from_datasets(source, names, transform, *how)
@@ -70,12 +74,15 @@ def label_maps(
     mask_values: Sequence[int] | None = None,
     mask_colors: MaskColors | None = None,
 ) -> Dataset:
-    """One split, "train" or "val", of images with masks: index -> (image, mask), as `MaskFolder` gives them.
+    """One split, "train" or "val", of images with masks.
 
-    source: a folder with images/<split>/ and annotations/<split>/, a folder with parquet files as in `class_images`, or
-    a dataset's name on the Hub, of which a column of images and one of masks are taken, `image_column` and
-    `mask_column` where they are given. "val" is as in `class_images`. ignore,
-    label_shift, mask_values, mask_colors: see `MaskDataset`. Raises MissingFileError that says where it looked.
+    Index -> (image, mask), as `MaskFolder` gives them.
+
+    source: a folder with images/<split>/ and annotations/<split>/, a folder with parquet files as
+    in `class_images`, or a dataset's name on the Hub, of which a column of images and one of masks
+    are taken, `image_column` and `mask_column` where they are given. "val" is as in `class_images`.
+    ignore, label_shift, mask_values, mask_colors: see `MaskDataset`. Raises MissingFileError that
+    says where it looked.
     """
     how = {
         "ignore": ignore,
@@ -102,15 +109,19 @@ def label_maps(
                     source, name, classes, transform, stream=stream, **columns, **how
                 )
         raise MissingFileError(
-            f"no {split} images in {folder.resolve()}: looked for {', '.join(f'images/{n}/' for n in names)} and "
-            f"{', '.join(f'{n}*.parquet' for n in names)}"
+            f"no {split} images in {folder.resolve()}: looked for"
+            f" {', '.join(f'images/{n}/' for n in names)} and"
+            f" {', '.join(f'{n}*.parquet' for n in names)}"
         )
     _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
     return _masks_from_datasets(source, names, classes, transform, stream=stream, **columns, **how)
 
 
 def _has_classes(folder: Path) -> bool:
-    """Whether a split's folder has class folders: with an image in one, where parquet files lie beside them."""
+    """Whether a split's folder has class folders.
+
+    With an image in one, where parquet files lie beside them.
+    """
     if not any(folder.glob("*.parquet")):
         return True
     return any(
@@ -125,7 +136,8 @@ def _tables_beside(folder: Path, split: str) -> list[str]:
         return []
     named = some(str(table.relative_to(folder)) for table in tables)
     return [
-        f"{folder} has both folders of images and parquet files of {split}; the folders are taken, and not {named}"
+        f"{folder} has both folders of images and parquet files of {split}; the folders are taken,"
+        f" and not {named}"
     ]
 
 
@@ -136,8 +148,8 @@ def _require_hub_name(source: str | Path, layout: str) -> None:
         or str(source).startswith((".", "data/"))
     ):
         raise MissingFileError(
-            f"no folder {Path(source).resolve()}: give one with {layout} or with parquet files, or a dataset's name on "
-            "the Hub (owner/name) with --data; or try --sample"
+            f"no folder {Path(source).resolve()}: give one with {layout} or with parquet files, or"
+            " a dataset's name on the Hub (owner/name) with --data; or try --sample"
         )
 
 

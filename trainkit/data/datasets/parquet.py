@@ -1,8 +1,11 @@
-"""Parquet files read a row group at a time where they lie: on a disk, on the Hub (hf://) or at an address (https://).
+"""Parquet files read a row group at a time where they lie.
 
-Only the footers are read at first, which say how many rows each row group has. So row i is known to be row r of
-group g before any data is there, the order of all rows is arithmetic, and resuming in its midst reads nothing of what
-came before. A row group is always read whole, hence `Locality`: an order that keeps its rows close together.
+On a disk, on the Hub (hf://) or at an address (https://).
+
+Only the footers are read at first, which say how many rows each row group has. So row i is known to
+be row r of group g before any data is there, the order of all rows is arithmetic, and resuming in
+its midst reads nothing of what came before. A row group is always read whole, hence `Locality`: an
+order that keeps its rows close together.
 """
 
 import hashlib
@@ -30,12 +33,14 @@ Result = TypeVar("Result")
 
 
 class ParquetTable:
-    """Rows of parquet files by index: {column: value}, as a map-style dataset of `datasets` gives them.
+    """Rows of parquet files by index: {column.
 
-    files: paths or addresses that fsspec opens. lanes: number of interleaved row groups in an epoch's order. Each
-    worker keeps the last 2 x lanes row groups in memory: the current ones, and those that follow within a batch.
-    Raises UserError naming the file where one is no parquet file or has other columns than the first, and where none
-    has a row, OSError where it cannot be had.
+    Value}, as a map-style dataset of `datasets` gives them.
+
+    files: paths or addresses that fsspec opens. lanes: number of interleaved row groups in an
+    epoch's order. Each worker keeps the last 2 x lanes row groups in memory: the current ones, and
+    those that follow within a batch. Raises UserError naming the file where one is no parquet file
+    or has other columns than the first, and where none has a row, OSError where it cannot be had.
     """
 
     def __init__(self, files: Sequence[str | os.PathLike], lanes: int = LANES):
@@ -56,7 +61,8 @@ class ParquetTable:
         for file, footer in zip(self.files, self._footers):
             if sorted(footer.schema.names) != sorted(self._footers[0].schema.names):
                 raise UserError(
-                    f"{file} has other columns than {self.files[0]}: they are not files of one dataset"
+                    f"{file} has other columns than {self.files[0]}: they are not files of one"
+                    " dataset"
                 )
         self.columns = self.schema.names
         self._groups = [
@@ -86,7 +92,10 @@ class ParquetTable:
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether the files are others than before, wherever they lie: of the row groups' rows and bytes."""
+        """Tells whether the files are others than before, wherever they lie.
+
+        Of the row groups' rows and bytes.
+        """
         sizes = [
             self._footers[place].row_group(group).total_byte_size for place, group in self._groups
         ]
@@ -133,7 +142,10 @@ class ParquetTable:
         )
 
     def _read(self, place: int, what: Callable[[pq.ParquetFile], Result]) -> Result:
-        """What `what` makes of a file, opened for it alone: nothing is left open that a forked process would share."""
+        """What `what` makes of a file, opened for it alone.
+
+        Nothing is left open that a forked process would share.
+        """
 
         def read() -> Result:
             with (
@@ -162,7 +174,10 @@ def _is_local(file: str) -> bool:
 
 @contextmanager
 def _opened(file: str) -> Any:
-    """What pyarrow reads from: a local file by its own means, others without reading ahead of what it asks for."""
+    """What pyarrow reads from.
+
+    A local file by its own means, others without reading ahead of what it asks for.
+    """
     system, path = fsspec.core.url_to_fs(file)
     if isinstance(system, LocalFileSystem):
         yield path
@@ -172,7 +187,10 @@ def _opened(file: str) -> Any:
 
 
 def _patiently(file: str, read: Callable[[], Result]) -> Result:
-    """What `read` returns; tried again a few times where the file is not on this machine, as networks fail."""
+    """What `read` returns.
+
+    Tried again a few times where the file is not on this machine, as networks fail.
+    """
     pauses = () if _is_local(file) else PAUSES_S
     for pause in (*pauses, None):
         try:

@@ -1,9 +1,12 @@
-"""Pascal-Context, 59 classes: 4,998 training and 5,105 validation images of VOC 2010 (Mottaghi et al., 2014).
+"""Pascal-Context, 59 classes.
 
-Files, in one folder: JPEGImages/*.jpg from VOC 2010 (VOCdevkit/VOC2010/JPEGImages serves too), trainval/*.mat
-with a variable LabelMap as in trainval.tar.gz (or trainval/*.png with the same labels, 16 bits deep), the lists
-train.txt and val.txt, and labels.txt. Labels in the files are 1 to 459, numbered in labels.txt, and 0; the 59
-most frequent are classes, in the order of their labels, and the rest is background, which is ignored.
+4,998 training and 5,105 validation images of VOC 2010 (Mottaghi et al., 2014).
+
+Files, in one folder: JPEGImages/*.jpg from VOC 2010 (VOCdevkit/VOC2010/JPEGImages serves too),
+trainval/*.mat with a variable LabelMap as in trainval.tar.gz (or trainval/*.png with the same
+labels, 16 bits deep), the lists train.txt and val.txt, and labels.txt. Labels in the files are 1 to
+459, numbered in labels.txt, and 0; the 59 most frequent are classes, in the order of their labels,
+and the rest is background, which is ignored.
 """
 
 from collections.abc import Callable
@@ -55,8 +58,8 @@ def to_train_ids(labels: Tensor) -> Tensor:
 class PascalContext(MaskFiles):
     """One split: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
 
-    root: the folder of the files above. split: "train" or "val". Where labels.txt is there, it must number the 59
-    classes as expected: ValueError otherwise.
+    root: the folder of the files above. split: "train" or "val". Where labels.txt is there, it must
+    number the 59 classes as expected: ValueError otherwise.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -97,6 +100,6 @@ def _check_numbers(file: Path) -> None:
     for name, raw in zip(CLASSES, RAW_IDS.tolist()):
         if numbers.get(name) != raw:
             raise UserError(
-                f"{file} gives {name!r} the label {numbers.get(name)}; in Pascal-Context of CVPR 2014 it is {raw}: "
-                "these are files of another release"
+                f"{file} gives {name!r} the label {numbers.get(name)}; in Pascal-Context of CVPR"
+                f" 2014 it is {raw}: these are files of another release"
             )

@@ -11,12 +11,15 @@ from trainkit.errors import UserError
 
 
 class Repeated(Wrapper):
-    """`times` copies of every image of a dataset, all in the same batch (Hoffer et al., 2020; Berman et al., 2019).
+    """`times` copies of every image of a dataset, all in the same batch (Hoffer et al., 2020.
 
-    Index i + k n is copy k of image i of n; as the seed of an image is drawn from its index, copies are augmented
-    differently. `TrainOrder` lays them out: a batch of B images has B / times different ones, so batch_size must be a
-    multiple of `times`, and an epoch is `times` as long: divide `epochs` by it for a training of the same length, as
-    DeiT counts. For the larger batches of Hoffer et al. multiply batch_size by it.
+    Berman et al., 2019).
+
+    Index i + k n is copy k of image i of n; as the seed of an image is drawn from its index, copies
+    are augmented differently. `TrainOrder` lays them out: a batch of B images has B / times
+    different ones, so batch_size must be a multiple of `times`, and an epoch is `times` as long:
+    divide `epochs` by it for a training of the same length, as DeiT counts. For the larger batches
+    of Hoffer et al. multiply batch_size by it.
     """
 
     def __init__(self, data: Dataset, times: int = 3):

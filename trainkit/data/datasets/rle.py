@@ -1,4 +1,7 @@
-"""Masks of COCO's annotations: run lengths, plain and as strings, and polygons, by the rules of its own tools."""
+"""Masks of COCO's annotations.
+
+Run lengths, plain and as strings, and polygons, by the rules of its own tools.
+"""
 
 from collections.abc import Sequence
 
@@ -13,9 +16,9 @@ GRID = 5
 def decode_counts(text: str | bytes) -> list[int]:
     """Run lengths from COCO's string form.
 
-    Each number is written in groups of five bits, the lowest first, as characters from "0" on; 32 says that more
-    follow, and 16 in the last one that it is negative. From the fourth number on it is the difference to the last
-    but one. Raises UserError where the string ends within a number.
+    Each number is written in groups of five bits, the lowest first, as characters from "0" on; 32
+    says that more follow, and 16 in the last one that it is negative. From the fourth number on it
+    is the difference to the last but one. Raises UserError where the string ends within a number.
     """
     counts: list[int] = []
     value = shift = 0
@@ -53,9 +56,11 @@ def to_grid(polygon: Sequence[float]) -> np.ndarray:
 
 
 def polygon_to_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Alternating x and y from `to_grid` -> bool (H, W), equal in every pixel to the mask of COCO's tools.
+    """Alternating x and y from `to_grid` -> bool (H, W), equal in every pixel to the mask of COCO's
+    tools.
 
-    The outline is walked on the grid; where it passes the middle of a column, it turns the pixels below it over.
+    The outline is walked on the grid; where it passes the middle of a column, it turns the pixels
+    below it over.
     """
     x, y = _outline(corners.reshape(-1, 2).astype(np.int64))
     left = np.minimum(x[1:], x[:-1])
@@ -75,7 +80,10 @@ def polygon_to_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _outline(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All points of the grid on the way round: each side from its lower end in steps along its longer axis."""
+    """All points of the grid on the way round.
+
+    Each side from its lower end in steps along its longer axis.
+    """
     begin, end = corners, np.roll(corners, -1, axis=0)
     length = np.abs(end - begin)
     axis = (length[:, 0] < length[:, 1]).astype(np.int64)  # 0: x is the longer one

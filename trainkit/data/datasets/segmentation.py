@@ -24,14 +24,16 @@ LARGEST_VALUE = 65535  # of a grey mask
 
 
 class MaskDataset(Dataset):
-    """index -> (uint8 image (3, H, W), train ids, uint8 (H, W), IGNORED = 255 where nothing counts).
+    """index -> (uint8 image (3, H, W), train ids, uint8 (H, W), IGNORED = 255 where nothing
+    counts).
 
-    A subclass says by `read` what an image and its labels are. Labels become train ids here, once: by
-    `to_train_ids`, which maps each label by itself, or else by adding `label_shift`, where those in `ignore`, and
-    those that end below 0, are ignored (-1: labels from 1, and 0 where nothing is labelled). mask_values: the label of
-    each class in the files, in the order of their ids, such as (0, 255); one that is 255 is then not ignored.
-    mask_colors: the colour of each class, where masks are colour-coded. Raises MaskSizeError naming the file for labels
-    of another size than their image, and LabelError for a label outside the classes.
+    A subclass says by `read` what an image and its labels are. Labels become train ids here, once:
+    by `to_train_ids`, which maps each label by itself, or else by adding `label_shift`, where those
+    in `ignore`, and those that end below 0, are ignored (-1: labels from 1, and 0 where nothing is
+    labelled). mask_values: the label of each class in the files, in the order of their ids, such as
+    (0, 255); one that is 255 is then not ignored. mask_colors: the colour of each class, where
+    masks are colour-coded. Raises MaskSizeError naming the file for labels of another size than
+    their image, and LabelError for a label outside the classes.
     """
 
     expects: str | None = None  # in the error about a strange label: which labels there are
@@ -66,11 +68,13 @@ class MaskDataset(Dataset):
             self._map_values(mask_values)
 
     def _map_values(self, mask_values: Sequence[int] | None) -> None:
-        """Map labels by a table of those of the classes, which are grey values or colours as numbers."""
+        """Map labels by a table of those of the classes, which are grey values or colours as
+        numbers."""
         for name, value in (("label_shift", self.label_shift), ("to_train_ids", self.to_train_ids)):
             if value:
                 raise UserError(
-                    f"{name} is {value} beside mask_values or mask_colors, which say all: leave it out"
+                    f"{name} is {value} beside mask_values or mask_colors, which say all: leave"
+                    " it out"
                 )
         if mask_values is not None and self.mask_colors is not None:
             raise UserError(
@@ -81,13 +85,14 @@ class MaskDataset(Dataset):
             doubled = sorted(set(values) & set(self.ignore) - {IGNORED})
             if doubled:
                 raise UserError(
-                    f"{', '.join(map(str, doubled))} is both in mask_values and ignored: it is one of them"
+                    f"{', '.join(map(str, doubled))} is both in mask_values and ignored: it is one"
+                    " of them"
                 )
             strange = [label for label in self.ignore if not 0 <= label <= LARGEST_VALUE]
             if strange:
                 raise UserError(
-                    f"ignore holds {_listed(strange)} beside mask_values: masks hold 0 to {LARGEST_VALUE}, so leave it "
-                    "out, or give a label among these"
+                    f"ignore holds {_listed(strange)} beside mask_values: masks hold 0 to"
+                    f" {LARGEST_VALUE}, so leave it out, or give a label among these"
                 )
             ignored = sorted(set(self.ignore) - set(values))
             if (
@@ -96,24 +101,29 @@ class MaskDataset(Dataset):
                 or max(values, default=0) > LARGEST_VALUE
             ):
                 raise UserError(
-                    f"mask_values is {values}; give a number of its own to each class, 0 to {LARGEST_VALUE}"
+                    f"mask_values is {values}; give a number of its own to each class, 0 to"
+                    f" {LARGEST_VALUE}"
                 )
         else:
             if self.ignore != (IGNORED,):
                 raise UserError(
-                    f"ignore is {self.ignore} beside mask_colors: call ignored colours `ignore` in its table"
+                    f"ignore is {self.ignore} beside mask_colors: call ignored colours `ignore` in"
+                    " its table"
                 )
             values, what = color_code(self.mask_colors.colors).tolist(), "mask_colors"
             ignored = [int(color_code(color)) for color in self.mask_colors.ignored]
         if len(values) != self.num_classes or len(values) >= UNKNOWN:
             raise UserError(
-                f"{what} names {len(values)} classes and there are {self.num_classes}: give one for each, in the order "
-                f"of the classes, and fewer than {UNKNOWN}"
+                f"{what} names {len(values)} classes and there are {self.num_classes}: give one for"
+                f" each, in the order of the classes, and fewer than {UNKNOWN}"
             )
         table = label_table(values, ignored, max(256, *values, *ignored) + 1)
         self.label_values, self.to_train_ids = values, partial(look_up, table=table)
         if self.expects is None and mask_values is not None:
-            self.expects = f"the classes are {_listed(values)} (--mask-values), and {_listed(ignored)} is ignored"
+            self.expects = (
+                f"the classes are {_listed(values)} (--mask-values), and {_listed(ignored)} is"
+                " ignored"
+            )
 
     @property
     def palette(self) -> np.ndarray:
@@ -124,7 +134,9 @@ class MaskDataset(Dataset):
 
     @property
     def raw_ids(self) -> np.ndarray:
-        """The label in the files for each train id: integers (K,). A dataset with `to_train_ids` has its own.
+        """The label in the files for each train id: integers (K,).
+
+        A dataset with `to_train_ids` has its own.
 
         Of colour-coded masks the train ids themselves, as colours are no labels.
         """
@@ -133,13 +145,19 @@ class MaskDataset(Dataset):
         return np.arange(self.num_classes) - self.label_shift
 
     def decode_labels(self, source: Path | bytes, name: str | None = None) -> Tensor:
-        """The labels of a mask's file or bytes, integers (H, W): as stored, or colours as numbers (`color_code`)."""
+        """The labels of a mask's file or bytes, integers (H, W).
+
+        As stored, or colours as numbers (`color_code`).
+        """
         return (
             read_mask(source, name) if self.mask_colors is None else read_color_mask(source, name)
         )
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W): both the transform's to change."""
+        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W).
+
+        Both the transform's to change.
+        """
         raise NotImplementedError
 
     def labels_of(self, index: int) -> Tensor:
@@ -158,8 +176,8 @@ class MaskDataset(Dataset):
         image, labels = self.read(index)
         if image.shape[-2:] != labels.shape[-2:]:
             raise MaskSizeError(
-                f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is {_size(image)}; "
-                "a mask has the size of its image"
+                f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is"
+                f" {_size(image)}; a mask has the size of its image"
             )
         mask = tv_tensors.Mask(self.train_ids(labels.as_subclass(Tensor), index))
         if self.transform is not None:
@@ -167,7 +185,10 @@ class MaskDataset(Dataset):
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
     def train_ids(self, labels: Tensor, index: int) -> Tensor:
-        """Train ids, uint8, of the labels of image `index`. Raises LabelError naming it for one that is no class."""
+        """Train ids, uint8, of the labels of image `index`.
+
+        Raises LabelError naming it for one that is no class.
+        """
         if labels.dtype == torch.uint8:
             if self._shift is None:
                 ids = _translated(labels, self._table)
@@ -182,11 +203,14 @@ class MaskDataset(Dataset):
         if stray.any():
             label = int(labels[stray][0])
             expects = self.expects or (
-                f"the {self.num_classes} classes are {-self.label_shift} to {self.num_classes - 1 - self.label_shift} "
-                f"(ignored: {', '.join(map(str, self.ignore))}): add it to `ignore`, or raise the number of classes"
+                f"the {self.num_classes} classes are {-self.label_shift} to"
+                f" {self.num_classes - 1 - self.label_shift} (ignored:"
+                f" {', '.join(map(str, self.ignore))}): add it to `ignore`, or raise the number of"
+                " classes"
             )
             raise LabelError(
-                f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())} pixels; {expects}"
+                f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())}"
+                f" pixels; {expects}"
             )
         return ids
 
@@ -198,7 +222,8 @@ class MaskDataset(Dataset):
 
     @cached_property
     def _shift(self) -> int | None:
-        """What makes train ids of labels when it is added to them as bytes, in a third of the table's time; or None."""
+        """What makes train ids of labels when it is added to them as bytes, in a third of the
+        table's time; or None."""
         shift = -self._table.find(0) % 256
         ids = (np.arange(256) + shift) % 256
         ids[(ids >= self.num_classes) & (ids < IGNORED)] = UNKNOWN
@@ -232,8 +257,8 @@ def _translated(labels: Tensor, table: bytes) -> Tensor:
 class MaskFiles(MaskDataset):
     """Images and masks as two lists of files of one length; settings as of `MaskDataset`.
 
-    upright: whether the EXIF orientation is applied to images before they are matched with their masks.
-    Where only the other setting gives the mask's size, it is used.
+    upright: whether the EXIF orientation is applied to images before they are matched with their
+    masks. Where only the other setting gives the mask's size, it is used.
     """
 
     upright = True
@@ -320,12 +345,13 @@ def read_mask_values(text: str) -> list[int]:
 
 
 def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
-    """Raise FileNotFoundError that says what of `needed`, below `root`, is not there, and where to get it."""
+    """Raise FileNotFoundError that says what of `needed`, below `root`, is not there, and where to
+    get it."""
     missing = [each for each in needed if not (Path(root) / each).exists()]
     if missing:
         raise MissingFileError(
-            f"no {name} at {Path(root).resolve()}: looked for {', '.join(needed)}; {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not there. {source}"
+            f"no {name} at {Path(root).resolve()}: looked for {', '.join(needed)};"
+            f" {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there. {source}"
         )
 
 
@@ -335,7 +361,10 @@ def read_names(file: Path) -> list[str]:
 
 
 def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str]:
-    """The `names` as the files in `folder` spell them; FileNotFoundError that counts and names those it lacks."""
+    """The `names` as the files in `folder` spell them.
+
+    FileNotFoundError that counts and names those it lacks.
+    """
     there = {composed(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
     missing = [name for name in names if composed(name) not in there]
     if missing:
@@ -367,8 +396,8 @@ def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
     ) as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
         where = f"{variable}.{field}" if field else variable
         raise UserError(
-            f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or take it out of "
-            "the dataset"
+            f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or"
+            " take it out of the dataset"
         ) from error
     return torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int32))
 

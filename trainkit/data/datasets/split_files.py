@@ -1,4 +1,7 @@
-"""Which parquet files in a folder are those of a split: told apart by its exact name, in the layouts people have."""
+"""Which parquet files in a folder are those of a split.
+
+Told apart by its exact name, in the layouts people have.
+"""
 
 import re
 from collections import Counter
@@ -11,7 +14,8 @@ from trainkit.errors import UserError
 
 # folders below the given one; those of the Hub's datasets and of what it converts
 LAYOUTS = ("", "data", "default")
-# What may follow a split's name: a number, or a place among so many files and a hash, as the Hub names them.
+# What may follow a split's name: a number, or a place among so many files and a hash, as the Hub
+# names them.
 _REST = re.compile(
     r"(?P<mark>[-_.]?(?:part|shard|chunk)?[-_.]?)(?P<place>\d+)(?:[-_.]of[-_.](?P<total>\d+))?(?:[-_.][0-9a-f]{8,})?"
 )
@@ -19,7 +23,10 @@ _REST = re.compile(
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The parquet files of a split. left_out: others whose names begin like it; warnings: lines a person should see."""
+    """The parquet files of a split.
+
+    left_out: others whose names begin like it; warnings: lines a person should see.
+    """
 
     files: list[Path] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
@@ -33,11 +40,14 @@ class SplitFiles:
 
 
 def parquet_files(folder: Path, split: str) -> SplitFiles:
-    """The parquet files of `split` in a folder, in the order of their numbers; none where there are none.
+    """The parquet files of `split` in a folder, in the order of their numbers.
 
-    <split>.parquet, <split>-00000-of-00002.parquet, <split>_0.parquet and <split>/<any name>.parquet are taken, in the
-    folder, or in data/ or default/ below it; trainval.parquet is none of train, nor val_hard.parquet of val. Raises
-    ValueError where several such sets of files are there, of which one might repeat the other.
+    None where there are none.
+
+    <split>.parquet, <split>-00000-of-00002.parquet, <split>_0.parquet and <split>/<any
+    name>.parquet are taken, in the folder, or in data/ or default/ below it; trainval.parquet is
+    none of train, nor val_hard.parquet of val. Raises ValueError where several such sets of files
+    are there, of which one might repeat the other.
     """
     found: dict[str, list[Path]] = {}
     numbers: dict[Path, tuple[str, int]] = {}
@@ -59,8 +69,8 @@ def parquet_files(folder: Path, split: str) -> SplitFiles:
             some(_within(path, folder) for path in files) for files in found.values()
         )
         raise UserError(
-            f"{folder} has several sets of parquet files of the split {split}: {sets}; one might repeat the other. "
-            "Move all but one elsewhere"
+            f"{folder} has several sets of parquet files of the split {split}: {sets}; one might"
+            " repeat the other. Move all but one elsewhere"
         )
     files = next(iter(found.values()), [])
     if files and files[0] in numbers:
@@ -73,8 +83,8 @@ def _require_different(folder: Path, split: str, places: Sequence[int]) -> None:
     twice = [place for place, count in Counter(places).items() if count > 1]
     if twice:
         raise UserError(
-            f"{folder} has several parquet files of the split {split} with the number {twice[0]}: they are of two "
-            "sets, of which one might repeat the other. Move one elsewhere"
+            f"{folder} has several parquet files of the split {split} with the number {twice[0]}:"
+            " they are of two sets, of which one might repeat the other. Move one elsewhere"
         )
 
 
@@ -90,7 +100,10 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _number(path: Path, split: str) -> tuple[str, int] | None:
-    """The kind of name, with how many there are, and the file's number among them; None where it is not the split's."""
+    """The kind of name, with how many there are, and the file's number among them.
+
+    None where it is not the split's.
+    """
     if not path.name.startswith(split):
         return None
     rest = path.name.removeprefix(split).removesuffix(".parquet")
@@ -109,7 +122,8 @@ def _missing(numbers: Sequence[tuple[str, int]], folder: Path, split: str) -> li
     if not gone:
         return []
     return [
-        f"{len(gone)} of {int(total)} parquet files of {split} are not in {folder}: number {some(map(str, gone))}"
+        f"{len(gone)} of {int(total)} parquet files of {split} are not in {folder}: number"
+        f" {some(map(str, gone))}"
     ]
 
 

@@ -11,11 +11,13 @@ from trainkit.errors import UserError
 
 
 class Stages(Wrapper):
-    """A dataset whose transform depends on the epoch, such as one of growing images (Tan and Le, 2021, EfficientNetV2).
+    """A dataset whose transform depends on the epoch, such as one of growing images (Tan and Le,
+    2021, EfficientNetV2).
 
-    data: a dataset with an attribute `transform`. transforms: the first epoch of each -> what its images go through;
-    one is of epoch 0. What an image looks like still follows from (seed, epoch, image), and all images of a batch are
-    of one epoch, so resuming, workers and processes change nothing.
+    data: a dataset with an attribute `transform`. transforms: the first epoch of each -> what its
+    images go through; one is of epoch 0. What an image looks like still follows from (seed, epoch,
+    image), and all images of a batch are of one epoch, so resuming, workers and processes change
+    nothing.
     """
 
     def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):
@@ -44,19 +46,23 @@ class Stages(Wrapper):
 
     def __getitem__(self, index: int) -> Any:
         raise TypeError(
-            "an image of Stages depends on the epoch: in_epoch(epoch, index) gives it; no Subset of it can"
+            "an image of Stages depends on the epoch: in_epoch(epoch, index) gives it; no Subset of"
+            " it can"
         )
 
 
 def sizes_by_epoch(text: str) -> dict[int, int]:
-    """First epoch -> side of the images, from a text such as "128:0,192:30,224:60". Raises UserError for others."""
+    """First epoch -> side of the images, from a text such as "128:0,192:30,224:60".
+
+    Raises UserError for others.
+    """
     try:
         sizes, epochs = zip(*(map(int, part.split(":")) for part in text.split(",")))
     except ValueError:
         sizes, epochs = (0,), (0,)
     if epochs[0] != 0 or list(epochs) != sorted(set(epochs)) or min(sizes) < 1:
         raise UserError(
-            f"image sizes are {text!r}; give sides and the epochs that they begin in, the first 0, such as "
-            "128:0,192:30,224:60"
+            f"image sizes are {text!r}; give sides and the epochs that they begin in, the first 0,"
+            " such as 128:0,192:30,224:60"
         )
     return dict(zip(epochs, sizes))

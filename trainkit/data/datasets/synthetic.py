@@ -1,9 +1,10 @@
 """Generated data for `--sample`, written to disk in the layout of the real dataset.
 
-Scenes are sky or wall over ground with things standing on it, each class with colours and a texture of its
-own, under changing light, with noise, in images of different sizes. Colours overlap between classes, so
-that a constant or untrained prediction scores near nothing and a trained one has something to learn.
-Everything follows from a seed; a folder is written aside and renamed, so several processes may ask at once.
+Scenes are sky or wall over ground with things standing on it, each class with colours and a texture
+of its own, under changing light, with noise, in images of different sizes. Colours overlap between
+classes, so that a constant or untrained prediction scores near nothing and a trained one has
+something to learn. Everything follows from a seed; a folder is written aside and renamed, so
+several processes may ask at once.
 """
 
 import io
@@ -26,7 +27,10 @@ VERSION = 1  # of the scenes: a folder of another version is not taken for this 
 
 @dataclass(frozen=True)
 class Look:
-    """How a class looks: mean colour, amplitude and period in pixels of its stripes, and their direction."""
+    """How a class looks.
+
+    Mean colour, amplitude and period in pixels of its stripes, and their direction.
+    """
 
     colour: tuple[int, int, int]
     stripes: float
@@ -34,7 +38,8 @@ class Look:
     angle: float
 
 
-# Id in the files of ADE20K (1-based) -> look. Sixteen of the 150, some alike in colour and unlike in texture.
+# Id in the files of ADE20K (1-based) -> look. Sixteen of the 150, some alike in colour and unlike
+# in texture.
 BACK = {
     1: Look((196, 180, 160), 10, 9, 0.0),  # wall
     2: Look((150, 110, 95), 30, 8, 1.57),  # building
@@ -71,7 +76,10 @@ THING_NAMES = {
 
 
 def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
-    """ADE20K's folders: JPEG images, 1-based PNG masks with 0 unlabelled, long sides of 96 to 144 pixels."""
+    """ADE20K's folders.
+
+    JPEG images, 1-based PNG masks with 0 unlabelled, long sides of 96 to 144 pixels.
+    """
 
     def write(root: Path) -> None:
         for split, count in (("training", num_train), ("validation", num_val)):
@@ -86,7 +94,10 @@ def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
 
 
 def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
-    """images/{train,val} and annotations/{train,val} in train ids, 255 unlabelled; and the number of classes."""
+    """images/{train,val} and annotations/{train,val} in train ids, 255 unlabelled.
+
+    And the number of classes.
+    """
     ids = np.full(256, 255, dtype=np.uint8)
     for train_id, file_id in enumerate([*BACK, *GROUND, *THINGS]):
         ids[file_id] = train_id
@@ -109,7 +120,8 @@ def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
 def masks(
     num_classes: int, train: Callable[..., Any], val: Callable[..., Any]
 ) -> tuple[MaskFolder, MaskFolder]:
-    """Training and validation images of `mask_folder` with their transforms, of 16 among `num_classes` classes."""
+    """Training and validation images of `mask_folder` with their transforms, of 16 among
+    `num_classes` classes."""
     root, _ = mask_folder()
     return tuple(
         MaskFolder(root / "images" / split, root / "annotations" / split, num_classes, transform)
@@ -118,7 +130,10 @@ def masks(
 
 
 def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path:
-    """{train,val}/<class>/<image>.jpg: one thing before a scene, `num_train` and `num_val` images of each."""
+    """{train,val}/<class>/<image>.jpg.
+
+    One thing before a scene, `num_train` and `num_val` images of each.
+    """
 
     def write(root: Path) -> None:
         for split, count in (("train", num_train), ("val", num_val)):

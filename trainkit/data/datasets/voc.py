@@ -1,12 +1,15 @@
-"""Pascal VOC 2012, 20 classes and background (Everingham et al., 2010), and its usual larger training set.
+"""Pascal VOC 2012, 20 classes and background (Everingham et al., 2010), and its usual larger
+training set.
 
-Files, as in VOCtrainval_11-May-2012.tar: VOCdevkit/VOC2012/{JPEGImages,SegmentationClass}, and the lists
-ImageSets/Segmentation/{train,val,trainval}.txt: 1,464, 1,449 and 2,913 images. Masks are PNGs with a palette
-whose indices are the labels: 0 background, 1 to 20, and 255 on the borders of objects, which is ignored.
+Files, as in VOCtrainval_11-May-2012.tar: VOCdevkit/VOC2012/{JPEGImages,SegmentationClass}, and the
+lists ImageSets/Segmentation/{train,val,trainval}.txt: 1,464, 1,449 and 2,913 images. Masks are PNGs
+with a palette whose indices are the labels: 0 background, 1 to 20, and 255 on the borders of
+objects, which is ignored.
 
-VOC-aug adds the masks of SBD (Hariharan et al., 2011; benchmark.tgz): benchmark_RELEASE/dataset/{img/*.jpg,
-cls/*.mat, train.txt, val.txt}, MATLAB files without void borders. Its 10,582 training images are all of SBD
-and of VOC's train that are not in VOC's val; where both have a mask, VOC's is taken.
+VOC-aug adds the masks of SBD (Hariharan et al., 2011; benchmark.tgz):
+benchmark_RELEASE/dataset/{img/*.jpg, cls/*.mat, train.txt, val.txt}, MATLAB files without void
+borders. Its 10,582 training images are all of SBD and of VOC's train that are not in VOC's val;
+where both have a mask, VOC's is taken.
 """
 
 from collections.abc import Callable
@@ -58,7 +61,9 @@ class VOC(MaskFiles):
 
 
 class VOCAug(MaskFiles):
-    """One split of VOC-aug: "train", VOC's and SBD's images without VOC's val, or "val", which is VOC's.
+    """One split of VOC-aug.
+
+    "train", VOC's and SBD's images without VOC's val, or "val", which is VOC's.
 
     root: the folder with VOCdevkit/ and benchmark_RELEASE/; sbd: where the latter is, if elsewhere.
     """

@@ -12,14 +12,17 @@ from trainkit.errors import UserError
 
 
 class Wrapper(Dataset):
-    """A dataset around `data`, which reads one image at a time. Raises UserError where they are held on a device."""
+    """A dataset around `data`, which reads one image at a time.
+
+    Raises UserError where they are held on a device.
+    """
 
     def __init__(self, data: Dataset):
         if isinstance(data, OnDevice):
             kind = type(self).__name__
             raise UserError(
-                f"{kind}: OnDevice reads and augments whole batches, in which {kind} has no part; give OnDevice's "
-                f"`augment` what is to change, or give {kind} the dataset itself"
+                f"{kind}: OnDevice reads and augments whole batches, in which {kind} has no part;"
+                f" give OnDevice's `augment` what is to change, or give {kind} the dataset itself"
             )
         self.data = data
 

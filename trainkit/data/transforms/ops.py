@@ -1,7 +1,7 @@
 """Transforms of an image, or of one together with its mask, as torchvision v2 transforms.
 
-Images are `tv_tensors.Image`, uint8 or float (3, H, W), masks `tv_tensors.Mask`, (H, W), resized to the nearest label,
-so that no new one ever appears.
+Images are `tv_tensors.Image`, uint8 or float (3, H, W), masks `tv_tensors.Mask`, (H, W), resized to
+the nearest label, so that no new one ever appears.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,13 @@ def resized_region(
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     mirrored: bool = False,
 ) -> tv_tensors.Image:
-    """A region of an image (C, H, W), resized with antialiasing: (C, *size). mirrored: left and right change sides.
+    """A region of an image (C, H, W), resized with antialiasing: (C, *size).
 
-    The region is cut out first, so that nothing else is resized, and laid out anew with a pixel's channels side by
-    side, where torch resizes bytes several at a time (of a view it would resize one channel after the other).
+    mirrored: left and right change sides.
+
+    The region is cut out first, so that nothing else is resized, and laid out anew with a pixel's
+    channels side by side, where torch resizes bytes several at a time (of a view it would resize
+    one channel after the other).
     """
     region = image.as_subclass(Tensor)[:, top : top + height, left : left + width].permute(1, 2, 0)
     region = (region.flip(1) if mirrored else region).contiguous().permute(2, 0, 1)
@@ -59,9 +62,12 @@ def nearest_region(
     size: Sequence[int],
     mirrored: bool = False,
 ) -> Tensor:
-    """A region of a mask (H, W), resized to `size`: each label is the stored one under its middle, as Pillow's.
+    """A region of a mask (H, W), resized to `size`.
 
-    Labels are picked by NumPy, in half of torch's time, and along the side first that leaves fewer for the other.
+    Each label is the stored one under its middle, as Pillow's.
+
+    Labels are picked by NumPy, in half of torch's time, and along the side first that leaves fewer
+    for the other.
     """
     rows, columns = (
         (2 * np.arange(to) + 1) * stored // (2 * to) for to, stored in zip(size, (height, width))
@@ -74,15 +80,18 @@ def nearest_region(
 
 
 class RandomScaleCrop(v2.Transform):
-    """A random crop of image and mask, whose long side is `long_side` times a factor drawn evenly from `scale`.
+    """A random crop of image and mask, whose long side is `long_side` times a factor drawn evenly
+    from `scale`.
 
-    What the crop shows is cut out of the stored image in whole pixels, and only that is resized: images bilinearly
-    with antialiasing, masks to the nearest label. An edge of the crop is thus up to half a stored pixel from where it
-    would be in the whole image resized. What a smaller image lacks on any side is black, and `ignore` in the mask.
+    What the crop shows is cut out of the stored image in whole pixels, and only that is resized:
+    images bilinearly with antialiasing, masks to the nearest label. An edge of the crop is thus up
+    to half a stored pixel from where it would be in the whole image resized. What a smaller image
+    lacks on any side is black, and `ignore` in the mask.
 
-    cat_max_ratio: draw the place again, up to `tries` times, while one class has more than this share of the crop's
-    valid pixels, as in MMSegmentation, where 0.75 is usual. A crop without valid pixels is drawn again too; the
-    last one is kept whatever it shows. hflip_prob: how often left and right change sides.
+    cat_max_ratio: draw the place again, up to `tries` times, while one class has more than this
+    share of the crop's valid pixels, as in MMSegmentation, where 0.75 is usual. A crop without
+    valid pixels is drawn again too; the last one is kept whatever it shows. hflip_prob: how often
+    left and right change sides.
     """
 
     def __init__(
@@ -100,7 +109,8 @@ class RandomScaleCrop(v2.Transform):
             raise UserError(f"scale is {scale}; give two factors above 0, the smaller one first")
         if cat_max_ratio is not None and not 0 < cat_max_ratio < 1:
             raise UserError(
-                f"cat_max_ratio is {cat_max_ratio}; it must be between 0 and 1, or None for crops as they come"
+                f"cat_max_ratio is {cat_max_ratio}; it must be between 0 and 1, or None for crops"
+                " as they come"
             )
         if not 0 <= hflip_prob <= 1:
             raise UserError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
@@ -125,7 +135,10 @@ class RandomScaleCrop(v2.Transform):
         return params
 
     def _shown(self, stored: int, scaled: int, drawn: float) -> tuple[int, int, int, int]:
-        """Along one side: first pixel and number of those cut out, where they begin in the crop, how many there."""
+        """Along one side.
+
+        First pixel and number of those cut out, where they begin in the crop, how many there.
+        """
         place = int(drawn * (abs(scaled - self.crop) + 1))
         if scaled <= self.crop:
             return 0, stored, place, scaled
@@ -139,7 +152,8 @@ class RandomScaleCrop(v2.Transform):
         return len(sizes) > 0 and bool(sizes.max() <= self.cat_max_ratio * sizes.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Cut out, resize, and lay on a black or ignored ground where that is smaller than the crop."""
+        """Cut out, resize, and lay on a black or ignored ground where that is smaller than the
+        crop."""
         (top, height, above, rows), (left, width, before, columns) = (
             params["rows"],
             params["columns"],
@@ -183,8 +197,8 @@ class LongSide(v2.Transform):
 class Look(v2.Compose):
     """The transform of an evaluation.
 
-    label: a short description, shown beside the metrics. whole: whether a mask of the transformed image covers the
-    whole image.
+    label: a short description, shown beside the metrics. whole: whether a mask of the transformed
+    image covers the whole image.
     """
 
     def __init__(self, steps: Sequence[v2.Transform], label: str, whole: bool = True):
@@ -193,7 +207,8 @@ class Look(v2.Compose):
 
 
 class Lighting(v2.Transform):
-    """Colours shifted along the principal components of ImageNet's, by eigenvalue times N(0, std) each.
+    """Colours shifted along the principal components of ImageNet's, by eigenvalue times N(0, std)
+    each.
 
     Krizhevsky et al., 2012. Images in uint8, or float in [0, 1].
     """

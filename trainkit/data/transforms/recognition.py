@@ -22,12 +22,13 @@ def train_transform(
     lighting: float | None = None,
     erase: float | None = None,
 ) -> v2.Transform:
-    """Random crop of an area in `scale` resized to `size`, flip, and what is asked for in this order: uint8 -> uint8.
+    """Random crop of an area in `scale` resized to `size`, flip, and what is asked for in this
+    order: uint8 -> uint8.
 
-    rand_augment: number and magnitude (Cubuk et al., 2020). trivial_augment: TrivialAugmentWide (Müller and Hutter,
-    2021). jitter: strengths of changes of brightness, contrast, saturation and hue; later ones may be left out.
-    lighting: see `Lighting`; 0.1 in the paper. erase: probability that a rectangle is filled with ImageNet's mean
-    colour (Zhong et al., 2020).
+    rand_augment: number and magnitude (Cubuk et al., 2020). trivial_augment: TrivialAugmentWide
+    (Müller and Hutter, 2021). jitter: strengths of changes of brightness, contrast, saturation and
+    hue; later ones may be left out. lighting: see `Lighting`; 0.1 in the paper. erase: probability
+    that a rectangle is filled with ImageNet's mean colour (Zhong et al., 2020).
     """
     _check_side(size)
     if not 0 < scale[0] <= scale[1]:
@@ -36,8 +37,8 @@ def train_transform(
         )
     if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
         raise UserError(
-            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their magnitude, 0 to "
-            f"{MAGNITUDES - 1}, such as 2 9"
+            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their"
+            f" magnitude, 0 to {MAGNITUDES - 1}, such as 2 9"
         )
     if jitter is not None and not 1 <= len(jitter) <= 4:
         raise UserError(
@@ -76,9 +77,10 @@ def eval_transform(
 ) -> Look:
     """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
 
-    crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which keeps all of a long
-    image and no proportions. `size` may be another than in training. ten_crop: corners, centre and their mirror images,
-    (10, 3, size, size), of which `Recognition` averages the probabilities (Krizhevsky et al., 2012).
+    crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which
+    keeps all of a long image and no proportions. `size` may be another than in training. ten_crop:
+    corners, centre and their mirror images, (10, 3, size, size), of which `Recognition` averages
+    the probabilities (Krizhevsky et al., 2012).
     """
     interpolation = InterpolationMode(interpolation)  # which may be its name, from model.json
     _check_side(size)
@@ -93,7 +95,10 @@ def eval_transform(
     resize = v2.Resize(side, interpolation=interpolation, antialias=True)
     cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
     of = "short side" if crop_mode == "center" else "both sides"
-    label = f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short}, {interpolation.value}"
+    label = (
+        f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short},"
+        f" {interpolation.value}"
+    )
     return Look([resize, *cut], label)
 
 

@@ -15,11 +15,14 @@ def train_transform(
     photometric: bool = False,
     cat_max_ratio: float | None = None,
 ) -> v2.Transform:
-    """Long side to long_side times a random scale, random crop, flip: (image, mask) -> (image, mask).
+    """Long side to long_side times a random scale, random crop, flip.
 
-    What a crop larger than the image lacks is black in the image and `ignore` in the mask. photometric: distort
-    brightness, contrast, saturation and hue, and swap channels, each half of the time (Liu et al., 2016, SSD; as
-    torchvision has it), of the crop. cat_max_ratio: largest share of one class in a crop, see `RandomScaleCrop`.
+    (image, mask) -> (image, mask).
+
+    What a crop larger than the image lacks is black in the image and `ignore` in the mask.
+    photometric: distort brightness, contrast, saturation and hue, and swap channels, each half of
+    the time (Liu et al., 2016, SSD; as torchvision has it), of the crop. cat_max_ratio: largest
+    share of one class in a crop, see `RandomScaleCrop`.
     """
     _check_sides(long_side=long_side, crop=crop)
     scaled = RandomScaleCrop(long_side, crop, scale, ignore, cat_max_ratio, hflip_prob=0.5)
@@ -28,10 +31,12 @@ def train_transform(
 
 @rebuildable
 def eval_transform(long_side: int | None, crop: int | None = None) -> Look:
-    """Long side to `long_side` (None: as it is); the mask stays untouched, and is what predictions are measured on.
+    """Long side to `long_side` (None: as it is).
 
-    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the borders: the
-    metrics of older code, which are not comparable with those of whole images.
+    The mask stays untouched, and is what predictions are measured on.
+
+    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the
+    borders: the metrics of older code, which are not comparable with those of whole images.
     """
     _check_sides(long_side=long_side, crop=crop)
     if crop is not None:
