@@ -39,6 +39,10 @@ def _default_hint(default: str) -> str:
     return "" if default == "None" else f"(default: {default})"
 
 
+# without its group's name, which stands above it; fields of a setting that is a dataclass have the setting's
+FLAG = tyro.conf.arg(help_behavior_hint=_default_hint, prefix_name=False)
+
+
 def _as_arguments(options: type, positional: str | None = None) -> type:
     """The same options with the help that they are shown with, the one called `positional` given
     without a flag.
@@ -47,7 +51,7 @@ def _as_arguments(options: type, positional: str | None = None) -> type:
     """
     annotations = {}
     for name, kind in get_type_hints(options).items():
-        annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
+        annotations[name] = Annotated[kind, FLAG]
         if name == positional:
             annotations[name] = tyro.conf.Positional[kind]
     members = {
@@ -134,17 +138,14 @@ def read_settings_and_options(
         "options": Annotated[OPTIONS[command_name], tyro.conf.arg(name="Run")],
     }
     description = inspect.getdoc(recipe_file.module) or ""
-    config = (tyro.conf.OmitArgPrefixes,)
     if asks_for_help(words):
-        parser = tyro.extras.get_parser(command, prog=prog, description=description, config=config)
+        parser = tyro.extras.get_parser(command, prog=prog, description=description)
         # tyro calls every group options
         title = f"{SETTINGS} options "
         shown = parser.format_help().replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1)
         sys.stdout.write(shown)
         raise SystemExit(0)
-    settings, arguments = tyro.cli(
-        command, prog=prog, description=description, args=words, config=config
-    )
+    settings, arguments = tyro.cli(command, prog=prog, description=description, args=words)
     asked = _checked(arguments)
     check_finite({**settings, **vars(asked)})
     return settings, asked
@@ -159,9 +160,8 @@ def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable
         changed = parameter.replace(default=defaults[name]) if name in defaults else parameter
         parameters.append(changed)
     annotations = {name: each.annotation for name, each in signature.parameters.items()}
-    hint = tyro.conf.arg(help_behavior_hint=_default_hint)
     types = {
-        name: Annotated[each, hint]
+        name: Annotated[each, FLAG]
         for name, each in annotations.items()
         if each is not inspect.Parameter.empty
     }
