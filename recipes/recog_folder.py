@@ -1,4 +1,4 @@
-"""Fine-tune a classifier on your own images, one folder per class: train/<class>/ and val/<class>/.
+"""Classifiers, fine-tuned, on your own images, one folder per class: train/<class>/, val/<class>/.
 
 Source: common practice for fine-tuning: SGD at a tenth of the rate of training from scratch, head
 x10, cosine.

@@ -1,4 +1,4 @@
-"""Segmentation of your own images.
+"""DeepLabV3, FCN and others on your own images with masks.
 
 The layout is images/{train,val} and annotations/{train,val}, masks named as their images.
 

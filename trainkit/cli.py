@@ -1,5 +1,6 @@
 """Which command it is, and the exit code it ends with; what a command does is in commands/."""
 
+import difflib
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,16 +23,19 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit export RUN --out FILE                   weights, a torch.export program or ONNX
   trainkit push RUN OWNER/NAME                     weights, recipe, results and a model card, to the Hub
   trainkit replay RUN                              run a step again whose loss was not finite
+  trainkit recipes                                 the recipes that come with trainkit
+  trainkit new RECIPE FILE                         a copy of a recipe, to change
   trainkit COMMAND --help                          the options of a command
   trainkit RECIPE --help                           the settings of a recipe and the options of a run
 
-RECIPE is a file, or the name of one in recipes/, such as seg_folder; `--sample` runs any of them on generated data
-in under a minute. RUN is the folder of a run, a checkpoint in it, or a folder that push wrote.
-For bare weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
+RECIPE is a file, or the name of one of `trainkit recipes`, such as seg_folder; `--sample` runs
+any of them on generated data in under a minute. RUN is the folder of a run, a checkpoint in it,
+or a folder that push wrote. For bare weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 """
 HELP_FLAGS = (["--help"], ["-h"])
+FLAGS = ("--help", "--version")  # that come first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if words[:1] in HELP_FLAGS:
+    if not words or words[:1] in HELP_FLAGS:
         sys.stdout.write(HELP)
         return 0
     if words == ["--version"]:
@@ -71,20 +75,24 @@ def _run(words: list[str]) -> int:
     end_with_launcher()
     if fault := faulty_variable():
         return _fail(fault, from_all=True)
-    if not words or words[0].startswith("-"):
-        first = COMMANDS[command]
-        return _fail(
-            f"which {first.lower()}? `trainkit {command} {first} ...` takes it first; see trainkit"
-            " --help"
-        )
+    if COMMANDS[command] and (not words or words[0].startswith("-")):
+        return _fail(_first_missing(command, words))
     try:
         module = import_module(f"trainkit.commands.{command}")
-        return module.run(words[0], words[1:])
+        return module.run(next(iter(words), ""), words[1:])
     except Exception as error:
         message = report_of(error)
         if message is None:
             raise
         return _fail(message, from_all=is_of_one_process(error), code=exit_code_of(error))
+
+
+def _first_missing(command: str, words: list[str]) -> str:
+    """The message where a command lacks what it takes first; `words` come after the command."""
+    first = COMMANDS[command]
+    near = difflib.get_close_matches(words[0], FLAGS, n=1) if words else []
+    meant = f"; did you mean trainkit {near[0]}?" if near else "; see trainkit --help"
+    return f"which {first.lower()}? `trainkit {command} {first} ...` takes it first{meant}"
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:

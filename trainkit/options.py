@@ -182,6 +182,19 @@ class ReplayOptions:
 
 
 @dataclass(frozen=True)
+class RecipesOptions:
+    """The recipes that are found by their names, with task, networks and dataset."""
+
+
+@dataclass(frozen=True)
+class NewOptions:
+    """Where the copy of a recipe goes."""
+
+    file: Path
+    """the Python file to be written, such as my_recipe.py"""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """How a recipe's data is looked through, beside the recipe's own settings."""
 

@@ -1,5 +1,6 @@
 """The command line as a newcomer meets it, mistakes included: real processes, exit codes, texts."""
 
+import inspect
 import json
 import os
 import re
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import trainkit as package
 from helpers.processes import RECOG, ROOT, TESTS, run, trainkit
 from trainkit.cli import main
-from trainkit.commands.recipe_file import find_recipe
+from trainkit.commands.recipe_file import load_recipe
+from trainkit.commands.recipe_names import find_recipe, shipped
 
 SAMPLE = ROOT / "recipes" / "recog_folder.py"
 
@@ -61,14 +62,12 @@ def test_help_of_a_command_without_torch(command, flags):
 
 
 def test_a_recipe_by_its_name(tmp_path, monkeypatch):
-    """A file, else ./recipes, else the folder beside the package.
+    """A file, else ./recipes, else those that come with the package.
 
     A word that is neither is named with the nearest.
     """
     monkeypatch.chdir(tmp_path)
-    beside = Path(package.__file__).resolve().parents[1] / "recipes"
-    if beside.is_dir():  # a checkout, or an editable installation of one
-        assert find_recipe("seg_folder") == beside / "seg_folder.py"
+    assert find_recipe("seg_folder") == shipped("recipes") / "seg_folder.py"
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     assert find_recipe("seg_folder") == Path("recipes/seg_folder.py")
     (tmp_path / "seg_folder").write_text("")
@@ -78,6 +77,24 @@ def test_a_recipe_by_its_name(tmp_path, monkeypatch):
             find_recipe(word)
     with pytest.raises(FileNotFoundError, match="recipe qqq; recipes: recog_cifar10, "):
         find_recipe("qqq")
+
+
+def test_a_copy_of_a_recipe(tmp_path, monkeypatch, capsys):
+    """It finds the recipe that it varies, wherever it lies; nothing is overwritten."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "seg_voc", "own/my_recipe.py"]) == 0
+    copy = Path("own/my_recipe.py")
+    assert copy.read_text() == (ROOT / "recipes" / "seg_voc.py").read_text()
+    assert "lr" in inspect.signature(load_recipe(copy)).parameters
+    for words, told in (
+        (("seg_voc", "own/my_recipe.py"), "own/my_recipe.py exists; give another name"),
+        (("seg_voc", "mine"), "mine is no name of a Python file: end it with .py"),
+        (("seg_voic", "x.py"), "no command, file or recipe seg_voic; did you mean seg_voc?"),
+        (("a/seg_voic.py", "x.py"), "did you mean seg_voc, a recipe that comes with trainkit?"),
+    ):
+        assert main(["new", *words]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "own", tmp_path / "own" / "my_recipe.py"]
 
 
 def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
@@ -110,6 +127,7 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
         (("evaluate", tmp_path / "w.safetensors"), "lies in no run, so that its recipe is not known"),
         (("evaluate", run, "--weights", run), "is no recipe: leave it out"),
         (("evaluate", RECOG), f"which weights? `trainkit evaluate {RECOG} --weights PATH`"),
+        ((run,), "is a run, and this takes a recipe first;"),
         (("evaluate", "nowhere/run"), "no checkpoint at nowhere/run"),
     ):  # fmt: skip
         assert main([str(word) for word in words]) == 2
@@ -218,7 +236,7 @@ def mistakes(folder):
     )
     ade = ROOT / "recipes" / "seg_ade20k.py"
     return {
-        (): "which recipe?",
+        ("--hlep",): "takes it first; did you mean trainkit --help?",
         ("--epochs", "3"): "which recipe?",
         ("evaluate",): "trainkit evaluate RUN",
         ("nothing.py",): "no recipe at nothing.py",

@@ -5,7 +5,6 @@ What a run recorded of them comes back, or is refused.
 
 import inspect
 import json
-import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,7 +20,6 @@ from helpers.processes import TESTS
 from helpers.toy_recipes import Images, in_blocks, recognition
 from trainkit import Options, train
 from trainkit.cli import main
-from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.engine.evaluation import RESERVED, require_free_names
 from trainkit.errors import MissingFileError
@@ -174,49 +172,6 @@ def test_a_value_of_another_type_is_refused(value, annotation):
         value = {"place": "x", "lr": 1}
     with pytest.raises(ValueError):
         typed(value, annotation)
-
-
-NESTED = f"""
-{HEAD}
-from dataclasses import dataclass
-@dataclass(frozen=True)
-class Rates:
-    lr: float = 0.5
-    seed: int = 7
-    nesterov: bool = False
-def recipe(lr: float = 0.1, body: Rates = Rates(), head: Rates = Rates(lr=2.0)): ...
-"""
-
-
-@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
-def test_fields_of_dataclasses_have_flags_under_the_name_of_their_setting(tmp_path, capsys):
-    """Two settings of one class, with fields named as another setting and as an option of the command."""
-    (tmp_path / "nested.py").write_text(NESTED)
-    recipe = load_recipe(tmp_path / "nested.py")
-    words = [
-        "--body.lr",
-        "0.25",
-        "--head.seed",
-        "9",
-        "--head.nesterov",
-        "--seed",
-        "3",
-        "--lr",
-        "0.75",
-    ]
-    settings, options = read_settings_and_options(recipe, "train", "trainkit", words)
-    assert (settings["lr"], options.seed) == (0.75, 3)
-    body, head = settings["body"], settings["head"]
-    assert (body.lr, body.seed, body.nesterov) == (0.25, 7, False)
-    assert (head.lr, head.seed, head.nesterov) == (2.0, 9, True)
-
-    with pytest.raises(SystemExit):
-        read_settings_and_options(recipe, "train", "trainkit", ["--help"])
-    shown = capsys.readouterr().out
-    flags = re.findall(r"--[a-z.]*(?:lr|seed)(?= )", shown)
-    assert sorted(flags) == sorted(
-        ["--lr", "--body.lr", "--body.seed", "--head.lr", "--head.seed", "--seed"]
-    )
 
 
 def test_what_may_be_two_dataclasses_is_refused():

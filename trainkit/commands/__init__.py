@@ -3,7 +3,7 @@
 One module per command, with a function `run(first, words) -> int`, the exit code.
 """
 
-# what each takes first
+# what each takes first; nothing where it is empty
 COMMANDS = {
     "train": "RECIPE",
     "check": "RECIPE",
@@ -13,4 +13,6 @@ COMMANDS = {
     "export": "RUN",
     "push": "RUN",
     "replay": "RUN",
+    "recipes": "",
+    "new": "RECIPE",
 }

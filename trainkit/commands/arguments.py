@@ -18,9 +18,11 @@ from trainkit.options import (
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
+    NewOptions,
     Options,
     PredictOptions,
     PushOptions,
+    RecipesOptions,
     ReplayOptions,
     check_finite,
     check_names,
@@ -39,10 +41,6 @@ def _default_hint(default: str) -> str:
     return "" if default == "None" else f"(default: {default})"
 
 
-# without its group's name, which stands above it; fields of a setting that is a dataclass have the setting's
-FLAG = tyro.conf.arg(help_behavior_hint=_default_hint, prefix_name=False)
-
-
 def _as_arguments(options: type, positional: str | None = None) -> type:
     """The same options with the help that they are shown with, the one called `positional` given
     without a flag.
@@ -51,7 +49,7 @@ def _as_arguments(options: type, positional: str | None = None) -> type:
     """
     annotations = {}
     for name, kind in get_type_hints(options).items():
-        annotations[name] = Annotated[kind, FLAG]
+        annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
         if name == positional:
             annotations[name] = tyro.conf.Positional[kind]
     members = {
@@ -77,7 +75,10 @@ OPTIONS: dict[str, type] = {
     "export": _as_arguments(ExportOptions),
     "push": _as_arguments(PushOptions, positional="name"),
     "replay": _as_arguments(ReplayOptions),
+    "recipes": _as_arguments(RecipesOptions),
+    "new": _as_arguments(NewOptions, positional="file"),
 }
+TAKE_SETTINGS = ("train", "check", "doctor", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})
@@ -97,8 +98,8 @@ def read_options(command: str, prog: str, words: list[str]) -> Any:
 def show_help(command: str, first: str) -> None:
     """Write the options of a command; `first` is what it takes before them."""
     kind = OPTIONS[command]
-    parser = tyro.extras.get_parser(kind, prog=f"trainkit {command} {first}")
-    more = "" if command in ("push", "replay") else WITH_SETTINGS
+    parser = tyro.extras.get_parser(kind, prog=f"trainkit {command} {first}".rstrip())
+    more = WITH_SETTINGS if command in TAKE_SETTINGS else ""
     sys.stdout.write(parser.format_help() + more)
 
 
@@ -138,14 +139,17 @@ def read_settings_and_options(
         "options": Annotated[OPTIONS[command_name], tyro.conf.arg(name="Run")],
     }
     description = inspect.getdoc(recipe_file.module) or ""
+    config = (tyro.conf.OmitArgPrefixes,)
     if asks_for_help(words):
-        parser = tyro.extras.get_parser(command, prog=prog, description=description)
+        parser = tyro.extras.get_parser(command, prog=prog, description=description, config=config)
         # tyro calls every group options
         title = f"{SETTINGS} options "
         shown = parser.format_help().replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1)
         sys.stdout.write(shown)
         raise SystemExit(0)
-    settings, arguments = tyro.cli(command, prog=prog, description=description, args=words)
+    settings, arguments = tyro.cli(
+        command, prog=prog, description=description, args=words, config=config
+    )
     asked = _checked(arguments)
     check_finite({**settings, **vars(asked)})
     return settings, asked
@@ -160,8 +164,9 @@ def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable
         changed = parameter.replace(default=defaults[name]) if name in defaults else parameter
         parameters.append(changed)
     annotations = {name: each.annotation for name, each in signature.parameters.items()}
+    hint = tyro.conf.arg(help_behavior_hint=_default_hint)
     types = {
-        name: Annotated[each, FLAG]
+        name: Annotated[each, hint]
         for name, each in annotations.items()
         if each is not inspect.Parameter.empty
     }

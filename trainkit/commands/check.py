@@ -21,7 +21,8 @@ from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.recipe_file import build, find_recipe, load_recipe
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.seeding import seed_host

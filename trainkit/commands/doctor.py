@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.dataset_check import Examiner
-from trainkit.commands.recipe_file import build, find_recipe, load_recipe
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told

@@ -1,7 +1,6 @@
 """From a recipe's file to a Recipe: loading, signature, settings, --sample."""
 
 import ast
-import difflib
 import functools
 import inspect
 import sys
@@ -14,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import trainkit
-from trainkit.commands import COMMANDS
+from trainkit.commands.recipe_names import instead_of, shipped
 from trainkit.data.spawning import load_file
 from trainkit.errors import MissingFileError, MissingPackageError, ReportedError, UserError
 from trainkit.recipe import Recipe
@@ -95,54 +94,26 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
     return signature
 
 
-def find_recipe(word: str) -> Path:
-    """The file that the first word of a command line means.
-
-    An existing file, else the recipe of that name.
-
-    Looked for in ./recipes and in the folder `recipes` beside the package.
-
-    Raises:
-        MissingFileError: there is none; it names the nearest.
-    """
-    path = Path(word)
-    if path.exists() or path.suffix or path.name != word:
-        return path  # of which `load_recipe` reports what is wrong with it
-    folders = [folder for folder in recipe_folders() if folder.is_dir()]
-    for folder in folders:
-        if (folder / f"{word}.py").is_file():
-            return folder / f"{word}.py"
-    known = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.py")}
-    beside = Path(f"{word}.py")
-    if beside.is_file():
-        known[word] = beside
-    near = difflib.get_close_matches(word, [*known, *COMMANDS], n=1)
-    if near:
-        meant = beside if near[0] == word else near[0]
-        raise MissingFileError(f"no command, file or recipe {word}; did you mean {meant}?")
-    raise MissingFileError(
-        f"no command, file or recipe {word}; recipes: {', '.join(sorted(known)) or 'none'}"
-    )
-
-
-def recipe_folders() -> list[Path]:
-    """Where recipes are found by their names, in this order."""
-    return [Path("recipes"), Path(trainkit.__file__).resolve().parents[1] / "recipes"]
-
-
 def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
     Raises UserError or MissingFileError where file, function or an imported module are missing, or
     it is not Python.
     """
+    if (path / "settings.json").is_file():
+        raise UserError(
+            f"{path} is a run, and this takes a recipe first; evaluate, predict, export, push and"
+            f" replay take a run: trainkit evaluate {path}"
+        )
     if not path.is_file():
-        raise MissingFileError(f"no recipe at {path}{_nearest(path)}")
+        raise MissingFileError(f"no recipe at {path}{instead_of(path)}")
     if path.suffix != ".py":
         raise UserError(
             f"{path} is not a Python file: a recipe is one, with a function recipe(...)"
         )
     sys.path.insert(0, str(path.parent.resolve()))  # a variant imports the recipe it varies
+    if str(shipped("recipes")) not in sys.path:
+        sys.path.append(str(shipped("recipes")))  # so does the copy of a variant
     try:
         compile(path.read_bytes(), str(path), "exec")
     except (SyntaxError, ValueError) as error:  # such as one with null bytes
@@ -267,19 +238,3 @@ def _missing_module_told(recipe: Path) -> Iterator[None]:
             f" package that has it, such as by pip install {error.name.split('.')[0]}, or correct"
             " the name"
         ) from error
-
-
-def _nearest(path: Path) -> str:
-    """What may have been meant: the file of the nearest name beside it, else all that there are."""
-    beside = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
-    by_name = {other.stem: other for other in beside}
-    near = difflib.get_close_matches(
-        path.stem, by_name, n=1
-    )  # whole paths are alike by their folder
-    if near:
-        return f"; did you mean {by_name[near[0]]}?"
-    return (
-        f"; recipes in {path.parent}: {', '.join(map(str, beside))}"
-        if beside
-        else f" (looked in {Path.cwd()})"
-    )

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.recipe_file import build, find_recipe, load_recipe
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
 from trainkit.engine.loop import train
 

@@ -11,7 +11,8 @@ from trainkit.commands.arguments import (
     read_known_options,
     read_settings_and_options,
 )
-from trainkit.commands.recipe_file import RecipeFile, build, find_recipe, load_recipe, modules_gone
+from trainkit.commands.recipe_file import RecipeFile, build, load_recipe, modules_gone
+from trainkit.commands.recipe_names import find_recipe
 from trainkit.errors import MissingFileError, UserError
 from trainkit.recipe import Recipe
 from trainkit.storage.lookup import (

@@ -1,0 +1,104 @@
+"""Recipes by name: where they lie, what each is, which one was meant. None is imported here."""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import trainkit
+from trainkit.commands import COMMANDS
+from trainkit.errors import MissingFileError
+
+TASKS = {"recog": "recognition", "seg": "segmentation"}  # by the first part of a name
+SENTENCE_ENDS = re.compile(r"[.:](?:\s|$)")
+
+
+class About(NamedTuple):
+    """What the docstring of a recipe's file says in its first sentence."""
+
+    name: str
+    task: str
+    networks: str
+    dataset: str
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the package: within it where installed, beside it in a clone."""
+    package = Path(trainkit.__file__).resolve().parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are found by their names, in this order."""
+    return [Path("recipes"), shipped("recipes")]
+
+
+def known_recipes() -> dict[str, Path]:
+    """All recipes that are found by their names."""
+    folders = [folder for folder in recipe_folders() if folder.is_dir()]
+    files = (file for folder in reversed(folders) for file in sorted(folder.glob("*.py")))
+    return {file.stem: file for file in files}
+
+
+def find_recipe(word: str) -> Path:
+    """The file that a first word means: an existing file, else the recipe of that name.
+
+    Looked for in ./recipes and among those that come with the package.
+
+    Raises:
+        MissingFileError: there is none; it names the nearest.
+    """
+    path = Path(word)
+    if path.exists() or path.suffix or path.name != word:
+        return path  # of which `load_recipe` reports what is wrong with it
+    recipes = known_recipes()
+    if word in recipes:
+        return recipes[word]
+    beside = {file.stem: str(file) for file in Path().glob("*.py")}
+    near = nearest(word, [*recipes, *COMMANDS, *beside])
+    if near is not None:
+        meant = beside.get(near, near)
+        raise MissingFileError(f"no command, file or recipe {word}; did you mean {meant}?")
+    raise MissingFileError(
+        f"no command, file or recipe {word}; recipes: {', '.join(sorted(recipes)) or 'none'}"
+    )
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like it; None where none is."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def instead_of(path: Path) -> str:
+    """What may have been meant by a path without a file, as the end of a message.
+
+    The file of the nearest name beside it, else a recipe of the package, else all files there.
+    """
+    beside = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
+    by_name = {other.stem: str(other) for other in beside}
+    recipes = known_recipes()
+    near = nearest(path.stem, by_name)  # whole paths are alike by their folder
+    if near is not None:
+        return f"; did you mean {by_name[near]}?"
+    near = nearest(path.stem, recipes)
+    if near is not None:
+        return f"; did you mean {near}, a recipe that comes with trainkit?"
+    if beside:
+        return f"; recipes in {path.parent}: {', '.join(map(str, beside))}"
+    return f" (looked in {Path.cwd()})"
+
+
+def described(file: Path) -> About:
+    """What the first sentence of the file's docstring says: NETWORKS on DATASET."""
+    try:
+        doc = ast.get_docstring(ast.parse(file.read_bytes()))
+    except (SyntaxError, ValueError):
+        doc = None
+    words = " ".join((doc or "").split("\n\n")[0].split())
+    sentence = SENTENCE_ENDS.split(words)[0]
+    networks, _, dataset = sentence.partition(" on ")
+    task = TASKS.get(file.stem.partition("_")[0], "")
+    return About(file.stem, task, networks.rstrip(","), dataset)
