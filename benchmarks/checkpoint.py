@@ -25,7 +25,7 @@ from torchvision.models import resnet18, resnet50
 
 from trainkit.files import flush
 from trainkit.storage.checkpoint import Snapshot, digest
-from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.checkpoint_writer import CheckpointWriter
 
 
 def parts(work: Path, snapshot: Snapshot, rounds: int) -> dict[str, list[float]]:
@@ -62,16 +62,16 @@ def main() -> None:
     written: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        savers = {}
+        writers = {}
         for name in ("foreground", "background"):
             (work / name).mkdir()
-            savers[name] = Saver(work / name, keep=2, background=name == "background")
+            writers[name] = CheckpointWriter(work / name, keep=2, background=name == "background")
         for step in range(arguments.rounds + 1):
-            for name, saver in savers.items():
+            for name, writer in writers.items():
                 os.sync()
-                saver.save(step, model.state_dict(), {"optimizer": optimizer.state_dict()})
-                saver.wait()
-                (row,) = saver.written()
+                writer.save(step, model.state_dict(), {"optimizer": optimizer.state_dict()})
+                writer.wait()
+                (row,) = writer.written()
                 taken[name].append(row["pause_s"])
                 written.append(row["bytes"])
             os.sync()

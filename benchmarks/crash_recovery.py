@@ -87,10 +87,14 @@ def references(work: Path, only: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def lane(
-    place: int, lanes: int, arguments: argparse.Namespace, end: float, reference: dict[str, Any]
+def run_series(
+    place: int,
+    num_parallel: int,
+    arguments: argparse.Namespace,
+    end: float,
+    reference: dict[str, Any],
 ) -> None:
-    """Every `lanes`-th run, until there are enough kills or no time is left."""
+    """Every `num_parallel`-th run, until there are enough kills or no time is left."""
     adopt_orphans()
     file, number = arguments.out / "kills.jsonl", place
     while time.time() < end:
@@ -111,7 +115,7 @@ def lane(
             found = one_run(number, arguments.seed, setting, times, work)
             with file.open("a") as lines:
                 lines.write(json.dumps(found) + "\n")
-        number += lanes
+        number += num_parallel
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -180,7 +184,7 @@ def record(found: dict[str, Any], folder: Path) -> None:
 
 
 def survive(arguments: argparse.Namespace) -> bool:
-    """Kill runs, `--lanes` of them at a time; whether all ended as they should."""
+    """Kill runs, `--parallel` of them at a time; whether all ended as they should."""
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     adopt_orphans()
@@ -191,20 +195,20 @@ def survive(arguments: argparse.Namespace) -> bool:
         references(arguments.out, arguments.settings),
         time.time() + arguments.minutes * 60,
     )
-    lanes = []
-    for place in range(arguments.lanes):
+    processes = []
+    for place in range(arguments.parallel):
         pid = os.fork()
         if pid == 0:
             try:
-                lane(place, arguments.lanes, arguments, end, reference)
+                run_series(place, arguments.parallel, arguments, end, reference)
             except BaseException:
                 import traceback
 
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-        lanes.append(pid)
-    failed = sum(os.waitpid(pid, 0)[1] != 0 for pid in lanes)
+        processes.append(pid)
+    failed = sum(os.waitpid(pid, 0)[1] != 0 for pid in processes)
     found = counts(read(arguments.out / "kills.jsonl"))
     (arguments.out / "kills.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
@@ -274,7 +278,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=600, help="of killing, after which no new run is begun"
     )
-    parser.add_argument("--lanes", type=int, default=2, help="runs at once")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at once")
     parser.add_argument("--out", type=Path, help="where the counts go; default: nowhere")
     parser.add_argument(
         "--resumes", type=int, default=0, help="rounds of measuring the time to resume"

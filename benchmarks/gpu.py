@@ -244,8 +244,8 @@ def cifar10_by_trainkit(asked, model, train_data, val_data, settings) -> list[tu
         train(recipe, Options(out=out, log_every=50, channels_last=True, tf32=True))
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     times[asked.epochs] = time.perf_counter()
-    figures = [row["top1"] for row in rows if row["event"] == "evaluate"]
-    return [(times[epoch] - times[0], top1) for epoch, top1 in enumerate(figures, 1)]
+    accuracies = [row["top1"] for row in rows if row["event"] == "evaluate"]
+    return [(times[epoch] - times[0], top1) for epoch, top1 in enumerate(accuracies, 1)]
 
 
 def cifar10_by_hand(

@@ -31,7 +31,7 @@ from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import gathered, prepare
 from trainkit.engine.fsdp_trial import require_same_updates
 from trainkit.engine.optimizer_state import has_modes, require_supported
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.tasks.recognition import Recognition
 
 STEPS, BATCH, CLASSES = 4, 16, 7
@@ -51,19 +51,19 @@ def trained(
 ) -> tuple[list[float], list[torch.Tensor]]:
     """Losses of each step and the weights to be measured, whole."""
     model, optimizer = network(build)
-    objective = Objective(model, Recognition(CLASSES))
+    task_module = TaskModule(model, Recognition(CLASSES))
     before = [weight.detach().clone() for weight in model.parameters()]
     if sharded:
-        objective = prepare(accelerator, objective, optimizer)
+        task_module = prepare(accelerator, task_module, optimizer)
     if has_modes(optimizer):
         optimizer.train()
-    objective.train()
+    task_module.train()
     generator = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(STEPS):
         images = torch.randn(BATCH, 3, 12, 12, generator=generator)
         targets = torch.randint(CLASSES, (BATCH,), generator=generator)
-        loss = objective(images[share], targets[share]).sum() / BATCH
+        loss = task_module(images[share], targets[share]).sum() / BATCH
         (loss * (accelerator.num_processes if sharded else 1)).backward()
         losses.append((accelerator.reduce(loss.detach(), "sum") if sharded else loss).item())
         torch.manual_seed(2)
@@ -80,7 +80,7 @@ def compared(accelerator, build: Builder) -> tuple[str, str]:
     """What the trial said, and how the training went."""
     model, optimizer = network(build)
     try:
-        require_supported(optimizer, Objective(model, Recognition(CLASSES)))
+        require_supported(optimizer, TaskModule(model, Recognition(CLASSES)))
     except ValueError as error:
         return "refused everywhere: " + str(error).split(":")[0], ""
     try:

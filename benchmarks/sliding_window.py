@@ -19,8 +19,8 @@ from _results import Results, add_option
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import Objective
+from trainkit.engine.sliding_window import SlidingWindowInferer
+from trainkit.engine.task_module import TaskModule
 from trainkit.inference import Inference
 from trainkit.models.small import small_fcn
 from trainkit.tasks.segmentation import Segmentation
@@ -48,8 +48,8 @@ def main() -> None:
     add_option(parser)
     asked = parser.parse_args()
     accelerator = start_accelerator()
-    objective = (
-        Objective(small_fcn(asked.classes), Segmentation(asked.classes))
+    task_module = (
+        TaskModule(small_fcn(asked.classes), Segmentation(asked.classes))
         .eval()
         .to(accelerator.device)
     )
@@ -74,7 +74,9 @@ def main() -> None:
                 begun = time.perf_counter()
                 found = [
                     pair
-                    for done in Looker(way, objective, accelerator, black).look(samples)
+                    for done in SlidingWindowInferer(way, task_module, accelerator, black).infer(
+                        samples
+                    )
                     for pair in done
                 ]
                 if accelerator.device.type == "cuda":

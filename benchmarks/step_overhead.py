@@ -157,7 +157,7 @@ def trainkit(
 ) -> None:
     """As users get it.
 
-    Each image's own seed, gradient norm, batch norm's undo, signals, log, checkpoints, screen.
+    Each image's own seed, gradient norm, BatchNorm's snapshot, signals, log, checkpoints, screen.
     """
     from trainkit import Options, Recipe, train
     from trainkit.data.on_device import OnDevice

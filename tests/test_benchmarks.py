@@ -12,7 +12,7 @@ SMALL = {
     "activation_checkpointing": "--networks mobilenet_v3_small --images 2",
     "checkpoint": "--rounds 1 --small",
     "confusion_counts": "--size 32 --classes 5 --rounds 1",
-    "crash_recovery": "--kills 1 --lanes 1 --settings recognition-1-ddp",
+    "crash_recovery": "--kills 1 --parallel 1 --settings recognition-1-ddp",
     "damaged_images": "--files 104",
     "gpu": "resnet50 --loops trainkit --rounds 1 --steps 3 --batch 2 --size 32",
     "input_pipeline": "--images 16 --batch 4 --rounds 1 --cases train segment-jpeg",

@@ -44,7 +44,7 @@ def test_a_changed_result_changes_the_page(tmp_path, monkeypatch):
 
 
 def test_a_claim_says_whether_its_target_is_met():
-    """Worked out by hand from the figures of the file."""
+    """Worked out by hand from the numbers of the file."""
     lines = [line for line in tables.claims() if "tiny network" in line]
     assert [line.split(" | ")[1:4] for line in lines] == [
         ["0.96 to 1.21 × bare PyTorch", "≤ 1.25", "yes"],

@@ -48,14 +48,14 @@ class Display:
             TextColumn("epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=None),
             TextColumn("step {task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             auto_refresh=False,
             expand=True,
         )
         self._bar.add_task(
-            "", total=total_steps, completed=step, epoch=step / steps_per_epoch, figures=""
+            "", total=total_steps, completed=step, epoch=step / steps_per_epoch, metrics=""
         )
         self._bar.start()
         self._steps_per_epoch = steps_per_epoch
@@ -74,19 +74,19 @@ class Display:
     def row(self, row: Mapping[str, Any], total_steps: int) -> None:
         """A row of the log: into the bar, or as a plain line."""
         loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
-        figures = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
+        metrics = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
         for name in ("skipped_steps", "bad_images", "windows_without_targets"):
-            figures += f"  {name} {row[name]}" if name in row else ""
+            metrics += f"  {name} {row[name]}" if name in row else ""
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=row["step"],
                 epoch=row["epoch"],
-                figures=figures,
+                metrics=metrics,
                 refresh=True,
             )
         else:
-            self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {figures}")
+            self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {metrics}")
 
     def results(
         self,
@@ -107,20 +107,18 @@ class Display:
         if not self.active:
             return
         form = {name: _percent if _bare(name) in percent else _number for name in results}
-        figures = {
+        shown = {
             name: form[name](value)
             for name, value in results.items()
             if isinstance(value, (int, float, str))
         }
-        figures |= {
+        shown |= {
             name: " to ".join(map(form[name], value))
             for name, value in results.items()
             if name.endswith("_95") and value
         }
         if not self.console.is_terminal:
-            self.note(
-                f"{title}  " + "  ".join(f"{name} {value}" for name, value in figures.items())
-            )
+            self.note(f"{title}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
             self._classes(results, per_class, form)
             return
         table = Table(
@@ -128,7 +126,7 @@ class Display:
             title_justify="left",
             show_header=False,
         )
-        for name, value in figures.items():
+        for name, value in shown.items():
             table.add_row(name, value)
         for name, values in results.items():
             if _bare(name) in per_class and values and "confusion" not in results:

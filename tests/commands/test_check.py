@@ -15,7 +15,7 @@ from trainkit import Options
 from trainkit.cli import main
 from trainkit.commands.check import _warnings, check
 from trainkit.display import Display
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 
 OPTIONS = Options(workers=0)
 
@@ -23,21 +23,21 @@ OPTIONS = Options(workers=0)
 def test_figures(tmp_path, monkeypatch):
     """A convolution of 3x3 from 3 to 8 channels and one of 1x1 to 7, on 12x12; nothing is written."""
     monkeypatch.chdir(tmp_path)
-    figures = check(recognition(), Options(workers=0, micro_batch=3))["figures"]
-    assert figures["weights"] == (3 * 9 + 1) * 8 + 2 * 8 + (8 + 1) * 7
-    assert figures["gflops_per_image"] * 1e9 == pytest.approx(2 * 12 * 12 * (3 * 9 * 8 + 8 * 7))
-    assert figures["images_of_a_pass"] == 3 and figures["passes_of_a_step"] == 3
-    assert figures["steps_per_epoch"] == 4 and figures["total_steps"] == 10
+    results = check(recognition(), Options(workers=0, micro_batch=3))["results"]
+    assert results["weights"] == (3 * 9 + 1) * 8 + 2 * 8 + (8 + 1) * 7
+    assert results["gflops_per_image"] * 1e9 == pytest.approx(2 * 12 * 12 * (3 * 9 * 8 + 8 * 7))
+    assert results["images_of_a_pass"] == 3 and results["passes_of_a_step"] == 3
+    assert results["steps_per_epoch"] == 4 and results["total_steps"] == 10
     assert (
-        figures["goes_on_from_a_checkpoint"] == "bit-equal"
-        and "num_images 4, top1" in figures["evaluated"]
+        results["goes_on_from_a_checkpoint"] == "bit-equal"
+        and "num_images 4, top1" in results["evaluated"]
     )
-    assert len(figures["losses"]) == 3 and all(1 < loss < 3 for loss in figures["losses"])
-    alone = figures["images_per_s_training_alone"], figures["images_per_s_reading_alone"]
-    assert figures["images_per_s"] == pytest.approx(1 / (1 / alone[0] + 1 / alone[1])), (
+    assert len(results["losses"]) == 3 and all(1 < loss < 3 for loss in results["losses"])
+    alone = results["images_per_s_training_alone"], results["images_per_s_reading_alone"]
+    assert results["images_per_s"] == pytest.approx(1 / (1 / alone[0] + 1 / alone[1])), (
         "no workers: one after the other"
     )
-    assert figures["forecast_hours"] * 3600 >= 80 / figures["images_per_s"]
+    assert results["forecast_hours"] * 3600 >= 80 / results["images_per_s"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,10 +47,10 @@ def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
     torch.manual_seed(1)
     save_file(recognition().model.state_dict(), tmp_path / "weights.safetensors")
     torch.manual_seed(1)
-    expected = check(recognition(), OPTIONS)["figures"]["losses"]
+    expected = check(recognition(), OPTIONS)["results"]["losses"]
     torch.manual_seed(2)
     found = check(recognition(), Options(workers=0, init_from=tmp_path / "weights.safetensors"))[
-        "figures"
+        "results"
     ]["losses"]
     assert found == expected and "starting from the weights in" in capsys.readouterr().out
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -60,7 +60,7 @@ def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
 
 @pytest.mark.parametrize("build", [everything, segmentation])
 def test_all_that_is_remembered_goes_on(build):
-    assert check(build(), OPTIONS)["figures"]["goes_on_from_a_checkpoint"] == "bit-equal"
+    assert check(build(), OPTIONS)["results"]["goes_on_from_a_checkpoint"] == "bit-equal"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ import sys; sys.path.insert(0, {str(TESTS)!r})
 from helpers.toy_recipes import everything
 from trainkit import Options
 from trainkit.commands.check import _warnings, check
-print("GOES ON", check(everything(), Options(workers=0))["figures"]["goes_on_from_a_checkpoint"])
+print("GOES ON", check(everything(), Options(workers=0))["results"]["goes_on_from_a_checkpoint"])
 """)
     assert torchrun(2, script, **way).stdout.count("GOES ON bit-equal") == 2
 
@@ -134,7 +134,9 @@ def test_batch_norm_under_a_schedule_free_optimizer():
             Options(workers=0, log_every=2, **options),
         )
         optimizer = schedulefree.SGDScheduleFree(recipe.model.parameters(), lr=0.1)
-        return _warnings(replace(recipe, optimizer=optimizer), options, Plan.of(recipe, options, 1))
+        return _warnings(
+            replace(recipe, optimizer=optimizer), options, TrainPlan.of(recipe, options, 1)
+        )
 
     assert warnings(norm=False) == warnings(norm=True, precise_bn=16) == []
     (told,) = warnings(norm=True)

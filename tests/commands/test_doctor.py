@@ -1,6 +1,6 @@
 """`trainkit doctor`.
 
-One planted fault of each kind on small data, and every figure counted by hand.
+One planted fault of each kind on small data, and every number counted by hand.
 """
 
 import io

@@ -32,7 +32,7 @@ from helpers.toy_recipes import CLASSES, Images, Net, recognition
 from trainkit.cli import main
 from trainkit.commands import prediction_writers
 from trainkit.commands.predict import predict
-from trainkit.commands.prediction_writers import likeliest
+from trainkit.commands.prediction_writers import predicted_mask
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.datasets.ade20k import ADE20K, to_train_ids
 from trainkit.data.datasets.coco import COCO
@@ -174,8 +174,8 @@ def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
             np.array(Image.open((tmp_path / "out/colour" / name).with_suffix(".png")))
         ).long()
         lost = expected.amax(0) - expected.gather(0, labels[None])[0]
-        assert lost.max() < 1e-5, "up to rounding the likeliest"
-        whole = likeliest(by_hand(recipe, tmp_path / "images" / name, long_side(24))[0], size)
+        assert lost.max() < 1e-5, "up to rounding the most probable"
+        whole = predicted_mask(by_hand(recipe, tmp_path / "images" / name, long_side(24))[0], size)
         differs += int((whole != labels).sum())
     assert differs > 0, "an image seen whole is another matter"
 
@@ -208,7 +208,7 @@ def test_images_that_a_network_takes_filled_up_alone(tmp_path, looks):
             np.array(Image.open(tmp_path / "out" / "colour" / f"{i}.png"))
         ).long()
         lost = scores[0].amax(0) - scores[0].gather(0, labels[None])[0]
-        assert lost.max() < 1e-5, "up to rounding the likeliest"
+        assert lost.max() < 1e-5, "up to rounding the most probable"
         assert len(labels.unique()) > 2
 
 
@@ -246,8 +246,8 @@ def test_likeliest_in_parts(monkeypatch, at_once):
     logits = torch.randn(23, 5, 6, generator=torch.Generator().manual_seed(0))
     logits[11] = logits[3]  # ties go to the first
     whole = Segmentation(23).predict(logits[None], torch.empty(1, 17, 13))[0]
-    assert torch.equal(likeliest(logits, (17, 13)), whole.to(torch.uint8))
-    assert torch.equal(likeliest(logits, (5, 6)), logits.argmax(0).to(torch.uint8))
+    assert torch.equal(predicted_mask(logits, (17, 13)), whole.to(torch.uint8))
+    assert torch.equal(predicted_mask(logits, (5, 6)), logits.argmax(0).to(torch.uint8))
 
 
 def test_palettes():
@@ -405,7 +405,9 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
     torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
     file = tmp_path / "images" / "a.jpg"
     predict(recipe, tmp_path / "w.pth", asked(file, out=tmp_path / "out"))
-    labels = likeliest(by_hand(recipe, file, long_side(24))["out"][0], read_image(file).shape[-2:])
+    labels = predicted_mask(
+        by_hand(recipe, file, long_side(24))["out"][0], read_image(file).shape[-2:]
+    )
     assert np.array_equal(
         np.array(Image.open(tmp_path / "out" / "colour" / "a.png")), labels.numpy()
     )

@@ -1,6 +1,6 @@
 """What `trainkit push` publishes, in a folder.
 
-It loads, evaluates to the run's figures and names no machine.
+It loads, evaluates to the run's metrics and names no machine.
 """
 
 import base64
@@ -115,7 +115,7 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
         == 1
     )
 
-    # Measured again by the card's command, without a setting: the very figures of the run.
+    # Measured again by the card's command, without a setting: the very metrics of the run.
     expected = {name: row[f"ema_{name}" if averaged else name] for name in ("top1", "top5")}
     published = json.loads((pub / "results.json").read_text())
     for weights in ("model.safetensors", "."):

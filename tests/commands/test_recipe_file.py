@@ -211,12 +211,12 @@ def test_a_dataset_that_stops_iterating_finishes_no_run(tmp_path, workers):
 
 class Named:
     def __init__(self, name):
-        self.figure = name
+        self.metric = name
 
     def add_batch(self, **counted): ...
 
     def compute(self):
-        return {self.figure: 1.0}
+        return {self.metric: 1.0}
 
 
 @pytest.mark.parametrize("name", ["step", "num_images", "event", "split", "best_step"])
@@ -239,7 +239,7 @@ class Shares(Named):
         self.asked += 1
 
     def compute(self):
-        return {self.figure: self.asked / self.asked, "batches": self.asked}
+        return {self.metric: self.asked / self.asked, "batches": self.asked}
 
 
 class Declares(Shares):
@@ -268,7 +268,7 @@ def test_to_ask_a_metric_for_its_names_changes_nothing_in_it():
 
         def compute(self):
             self.calls += 1
-            return {self.figure: self.calls}
+            return {self.metric: self.calls}
 
     metric = Remembers("share")
     require_free_names(Recognition(7, extra_metrics=[metric]))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from helpers.processes import ROOT
 from trainkit.cli import main
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 
 RECIPE = str(ROOT / "recipes" / "recog_folder.py")
 CLASSES = ("Käfer", "猫", "naïve", "😀")
@@ -83,14 +83,14 @@ def test_predictions_of_any_names(folder, tmp_path):
 
 def test_bad_images_of_any_names(tmp_path):
     line = f"3, cannot read {LATIN}: it is\nno image 猫"
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     assert run.list_bad_images([line, line]) == ["3, cannot read caf\\udce9.png: it is no image 猫"]
     assert run.list_bad_images([line, "other"]) == ["other"]
     assert len((tmp_path / "bad_images.txt").read_bytes().decode("utf-8").splitlines()) == 2
 
 
 class Interrupted(io.StringIO):
-    """A screen on which the user presses Ctrl-C as soon as figures are shown."""
+    """A screen on which the user presses Ctrl-C as soon as metrics are shown."""
 
     def write(self, text):
         if "evaluation of" in text:

@@ -103,20 +103,21 @@ import os, sys; sys.path.insert(0, {str(TESTS)!r})
 import torch
 from helpers.toy_recipes import everything
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.distributed.fsdp import is_sharded, local, prepare
 accelerator = start_accelerator()
 recipe = everything()
-objective = prepare(accelerator, Objective(recipe.model, recipe.task), recipe.optimizer)
-objective(torch.zeros(2, 3, 12, 12), torch.zeros(2, dtype=torch.long)).sum().backward()
+task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task), recipe.optimizer)
+task_module(torch.zeros(2, 3, 12, 12), torch.zeros(2, dtype=torch.long)).sum().backward()
 recipe.optimizer.step()
 weights = list(recipe.model.parameters())
 held = sum(local(weight).numel() for weight in weights)
 states = [value for state in recipe.optimizer.state.values() for value in state.values() if value.ndim]
-assert is_sharded(objective) and len(states) == 2 * len(weights)
+assert is_sharded(task_module) and len(states) == 2 * len(weights)
 total, kept = sum(weight.numel() for weight in weights), sum(local(state).numel() for state in states)
 print(f"HELD {{held}} {{total}} {{kept}}\\n", end="")  # in one piece, as two processes write
-try: prepare(accelerator, Objective(everything().model.to(memory_format=torch.channels_last), recipe.task))
+model = everything().model.to(memory_format=torch.channels_last)
+try: prepare(accelerator, TaskModule(model, recipe.task))
 except ValueError as error: print(error)
 """
     (tmp_path / "script.py").write_text(script)

@@ -25,7 +25,7 @@ from trainkit.engine.evaluation import evaluate
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.probe import unchanged
 from trainkit.engine.sync_batch_norm import synchronised
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.outputs import main_logits, resized_to_targets, size_divisor
@@ -371,8 +371,8 @@ def test_precise_statistics_leave_frozen_ones_alone():
         model.stem[1].running_mean.fill_(3.0)
     recipe, accelerator = of(model, num_images=32), start_accelerator()
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
-    objective = Objective(model, recipe.task).eval()
-    with PreciseBatchNorm(recipe, objective, accelerator, to_device, 5, 0, 32).estimated():
+    task_module = TaskModule(model, recipe.task).eval()
+    with PreciseBatchNorm(recipe, task_module, accelerator, to_device, 5, 0, 32).estimated():
         assert model.stem[1].running_mean.eq(3).all() and not model.pool[2].running_mean.eq(0).any()
 
 
@@ -482,18 +482,18 @@ def test_images_are_filled_up_to_what_a_network_takes():
     what comes out is cut: as if done by hand, and nothing where it fits.
     """
     task, model = Segmentation(CLASSES), Divisible(stride=4)
-    objective = Objective(model, task).eval()
+    task_module = TaskModule(model, task).eval()
     images, targets = torch.randn(2, 3, 12, 13), torch.zeros(2, 12, 13)
     by_hand = torch.zeros(2, 3, 16, 16)
     by_hand[:, :, :12, :13] = images
     logits = F.interpolate(
         model.conv(by_hand), size=(16, 16), mode="bilinear", align_corners=False
     )[..., :12, :13]
-    torch.testing.assert_close(objective(images, None), logits.softmax(1))
+    torch.testing.assert_close(task_module(images, None), logits.softmax(1))
     assert torch.equal(model.given, by_hand)
-    assert torch.equal(objective(images, targets), logits.argmax(1))
+    assert torch.equal(task_module(images, targets), logits.argmax(1))
     whole = torch.randn(2, 3, 8, 16)
-    objective(whole, None)
+    task_module(whole, None)
     assert model.given is whole
     with pytest.raises(ValueError, match="size_divisor of Divisible is 1.5; it is a whole number"):
         model.size_divisor = 1.5
@@ -597,6 +597,6 @@ def test_swin_under_a_head_takes_images_of_any_size():
         "upernet", 5, "timm:swin_tiny_patch4_window7_224", False, aux=False, channels=8
     )
     assert size_divisor(model) == 4
-    objective = Objective(model, Segmentation(5)).eval()
+    task_module = TaskModule(model, Segmentation(5)).eval()
     with torch.no_grad():
-        assert objective(torch.randn(1, 3, 61, 38), torch.zeros(1, 61, 38)).shape == (1, 61, 38)
+        assert task_module(torch.randn(1, 3, 61, 38), torch.zeros(1, 61, 38)).shape == (1, 61, 38)

@@ -27,7 +27,7 @@ from trainkit.engine.label_warnings import (
     evaluation_warnings,
     training_warnings,
 )
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.metrics.recognition import TopK
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.optim import param_groups
@@ -204,7 +204,7 @@ class Half(Two):
 
 def test_a_window_with_labels_in_its_first_step_alone_is_none_without_them(tmp_path):
     options = Options(out=tmp_path / "run", workers=0, log_every=2, checkpoint_every=1)
-    plan = Plan.of(two_classes(), options, 1)
+    plan = TrainPlan.of(two_classes(), options, 1)
     first = {index for _, index in plan.order.keys(0)}
     assert len(first) == 8 and plan.total_steps == 2
     assert train(two_classes(train_data=Half(16, first)), options)["warnings"] == []

@@ -186,8 +186,8 @@ def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
     found = {}
     for folder in ("parts", "none", "two"):
         log = [*rows(tmp_path / folder), *rows(tmp_path / folder, "evaluate")]
-        figures = [{name: row[name] for name in row if not name.endswith("_s")} for row in log]
-        found[folder] = figures, weights(tmp_path / folder)
+        logged = [{name: row[name] for name in row if not name.endswith("_s")} for row in log]
+        found[folder] = logged, weights(tmp_path / folder)
     assert len(found["none"][0]) == 13
     for folder in ("parts", "two"):
         assert found[folder][0] == found["none"][0], folder

@@ -87,7 +87,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(tmp_path):
 def test_it_is_noticed_before_an_evaluation(tmp_path):
     """Neither a row of the log nor a checkpoint is due when the epoch ends.
 
-    The figures of nothing are not logged.
+    The metrics of nothing are not logged.
     """
     options = Options(out=tmp_path, workers=0, log_every=100, checkpoint_every=1000)
     with pytest.raises(FloatingPointError, match=f"the loss is nan in step {step_of(11)}"):

@@ -18,9 +18,9 @@ from trainkit import Options, Recipe
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.optimizer_state import evaluation_mode
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.setup import Training, begin
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:It is highly recommended to have 'opt_einsum':UserWarning"
@@ -50,11 +50,11 @@ def accelerator() -> Iterator[Accelerator]:
 def begun(recipe: Recipe, accelerator: Accelerator, folder, **options) -> Training:
     folder.mkdir(exist_ok=True)
     options = Options(out=folder, workers=0, async_checkpoint=False, keep_checkpoints=9, **options)
-    run = Run(folder)
+    run = RunFolder(folder)
     run.checkpoints.mkdir(exist_ok=True)
-    plan = Plan.of(recipe, options, 1)
+    plan = TrainPlan.of(recipe, options, 1)
     training = begin(recipe, options, accelerator, plan, run, Display(False))
-    training.stepper.objective.train()
+    training.stepper.task_module.train()
     return training
 
 

@@ -16,7 +16,7 @@ from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.evaluation import evaluate
 from trainkit.engine.precise_bn import PreciseBatchNorm
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.storage.checkpoint import list_checkpoints
 
 
@@ -27,9 +27,9 @@ def test_precise_statistics_are_those_of_update_bn():
     with torch.no_grad():
         recipe.model.backbone[1].running_mean.fill_(3.0)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
-    objective = Objective(recipe.model, recipe.task).eval()
+    task_module = TaskModule(recipe.model, recipe.task).eval()
     # one pass of 16
-    precise = PreciseBatchNorm(recipe, objective, accelerator, to_device, seed, 0, 20)
+    precise = PreciseBatchNorm(recipe, task_module, accelerator, to_device, seed, 0, 20)
     images = Seeded(recipe.train_data, seed)
     order = TrainOrder(27, 8, seed).epoch(0).tolist()[:16]
     rows = [images[0, index] for index in order]
@@ -51,7 +51,7 @@ def test_images_of_precise_statistics():
     And copies are not listed.
     """
     data = Images(27 * 16)
-    data.locality = Locality(lengths=(16,) * 27, lanes=8)
+    data.locality = Locality(lengths=(16,) * 27, num_interleaved=8)
     common = (None, start_accelerator(), None, 5, 0)
     precise = PreciseBatchNorm(recognition(train_data=data, batch_size=16), *common, 128)
     passes = precise._passes()
@@ -68,7 +68,7 @@ def test_images_of_precise_statistics():
 
 
 def test_precise_statistics_leave_the_training_alone(tmp_path):
-    """Weights and what batch norm counted are bit-equal, the figures are not.
+    """Weights and what batch norm counted are bit-equal, the metrics are not.
 
     `evaluate` finds the same ones.
     """
@@ -97,15 +97,15 @@ from helpers.toy_recipes import Images
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import prepare
 accelerator = start_accelerator()
 seed_host(1)
 recipe = residual(train_data=Images(50))
-objective = prepare(accelerator, Objective(recipe.model, recipe.task))
+task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
 to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
-with PreciseBatchNorm(recipe, objective, accelerator, to_device, 5, 0, 50).estimated():
+with PreciseBatchNorm(recipe, task_module, accelerator, to_device, 5, 0, 50).estimated():
     buffers = torch.cat([buffer.flatten().double() for buffer in recipe.model.buffers() if buffer.is_floating_point()])
 torch.save(buffers, sys.argv[1] + str(accelerator.process_index))
 """)

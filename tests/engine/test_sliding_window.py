@@ -23,8 +23,8 @@ from trainkit.cli import main
 from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.transforms.segmentation import eval_transform
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import Objective
+from trainkit.engine.sliding_window import SlidingWindowInferer
+from trainkit.engine.task_module import TaskModule
 from trainkit.inference import Inference
 from trainkit.metrics.bootstrap import interval
 from trainkit.metrics.recognition import TopK
@@ -101,10 +101,10 @@ def plainly(net: nn.Module, image: Tensor, size: tuple[int, int], way: Inference
 @torch.no_grad()
 def test_probabilities_are_those_of_one_window_at_a_time(net, name):
     way, passes = WAYS[name], []
-    objective = Objective(net, Segmentation(CLASSES)).eval()
+    task_module = TaskModule(net, Segmentation(CLASSES)).eval()
     handle = net.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
-    looker = Looker(way, objective, start_accelerator(), BLACK)
-    found = [pair for done in looker.look(images()) for pair in done]
+    inferer = SlidingWindowInferer(way, task_module, start_accelerator(), BLACK)
+    found = [pair for done in inferer.infer(images()) for pair in done]
     handle.remove()
     assert max(passes) <= way.window_batch
     if way.window is not None:
@@ -146,7 +146,7 @@ def test_what_is_refused():
 
 
 def test_while_training_and_after(tmp_path):
-    """One protocol, one figure."""
+    """One protocol, one result."""
     train(in_windows(), Options(out=tmp_path, workers=0, seed=5))
     row = rows(tmp_path, "evaluate")[-1]
     weights = sorted((tmp_path / "checkpoints").iterdir())[-1]
@@ -273,13 +273,13 @@ def test_an_interval_is_the_binomials():
     metric = TopK((1, 5)).per_image("top1")
     predictions = torch.eye(8)[torch.zeros(400, dtype=torch.long)]
     metric.add_batch(predictions=predictions, references=(torch.arange(400) % 4 == 0).long())
-    low, high = interval(metric.rows(), metric.figures)
+    low, high = interval(metric.rows(), metric.statistic)
     width = 1.96 * (0.75 * 0.25 / 400) ** 0.5
     assert (low, high) == (
         pytest.approx(0.75 - width, abs=0.006),
         pytest.approx(0.75 + width, abs=0.006),
     )
-    assert interval(metric.rows().flip(0), metric.figures) == (low, high), "whatever the order"
+    assert interval(metric.rows().flip(0), metric.statistic) == (low, high), "whatever the order"
 
 
 def test_details_of_classes():
@@ -303,5 +303,5 @@ def test_rows_of_images_add_up_to_the_figure():
         for name in ("mIoU", "pixAcc"):
             each = metric.per_image(name)
             each.add_batch(predictions=predictions, references=references)
-            figure = each.figures(each.rows().sum(0, keepdim=True).double())
-            assert figure.item() == pytest.approx(expected[name])
+            value = each.statistic(each.rows().sum(0, keepdim=True).double())
+            assert value.item() == pytest.approx(expected[name])

@@ -12,7 +12,7 @@ from helpers.toy_recipes import CLASSES, recognition
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.data.mixup import Mixup, soft_targets
 from trainkit.data.seeding import seed_host
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.errors import UserError
 from trainkit.metrics.base import Counting
 from trainkit.recipe import TASK_DEFINES, Task, as_task
@@ -193,8 +193,8 @@ def test_a_module_as_a_task_moves_with_the_model():
     for name in TASK_DEFINES:
         setattr(Module, name, getattr(Members, name))
     task = Module()
-    objective = Objective(nn.Linear(2, 1), task).to("meta")
-    assert task.weight.device.type == "meta" and objective.task.given is task
+    task_module = TaskModule(nn.Linear(2, 1), task).to("meta")
+    assert task.weight.device.type == "meta" and task_module.task.given is task
 
 
 def test_a_task_that_changes_with_the_step_is_resumed_bit_equal(tmp_path):

@@ -22,11 +22,11 @@ from trainkit import Options, Recipe, train
 from trainkit.data.seeding import seed_host
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.setup import begin
 from trainkit.losses.functional import cross_entropy_sum
 from trainkit.metrics.segmentation import MeanIoU
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOY_DETERMINISTIC": "1"}
@@ -125,9 +125,9 @@ def started(recipe: Recipe, folder: Path, **options):
     """What makes a step of a training, and its first batch on the host."""
     (folder / "checkpoints").mkdir(parents=True)
     accelerator, asked = start_accelerator(), Options(out=folder, workers=0, **options)
-    plan = Plan.of(recipe, asked, 1)
-    training = begin(recipe, asked, accelerator, plan, Run(folder), Display(False))
-    training.stepper.objective.train()
+    plan = TrainPlan.of(recipe, asked, 1)
+    training = begin(recipe, asked, accelerator, plan, RunFolder(folder), Display(False))
+    training.stepper.task_module.train()
     rows = [recipe.train_data[index] for index in range(recipe.batch_size)]
     images, targets = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
     return training.stepper, images.pin_memory(), targets.pin_memory()

@@ -33,7 +33,7 @@ def assert_same_training(one, other):
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(rows(one, "evaluate"), rows(other, "evaluate"), strict=True):
-        assert mine == theirs, "the figures are fractions of small whole numbers"
+        assert mine == theirs, "the metrics are fractions of small whole numbers"
 
 
 def assert_bit_equal(one: Path, other: Path) -> None:

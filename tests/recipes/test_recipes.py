@@ -172,7 +172,7 @@ def test_augmentation_and_test_resolution_are_settings(tmp_path, monkeypatch):
 def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     """Losses, crops and the protocol of evaluations.
 
-    Centre crops are called so wherever their figures stand.
+    Centre crops are called so wherever their results stand.
     """
     monkeypatch.chdir(tmp_path)
     path, crop = (

@@ -127,7 +127,7 @@ def test_skip_holds_for_precise_statistics_and_for_a_try(tmp_path):
         )
         assert train(replace(build(), train_data=Torn(27)), skipping)["final"]["num_images"] == 13
         torn = replace(build(), train_data=Torn(4), batch_size=4)
-        assert len(check(torn, Options(workers=0, on_bad_image="skip"))["figures"]["losses"]) == 2
+        assert len(check(torn, Options(workers=0, on_bad_image="skip"))["results"]["losses"]) == 2
         with pytest.raises(ValueError, match="cannot read image-3.jpg: it is torn"):
             check(torn, Options(workers=0))
 

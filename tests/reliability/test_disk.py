@@ -19,7 +19,7 @@ from helpers.toy_recipes import Images, recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
 from trainkit.storage.checkpoint import list_checkpoints, verify
-from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.checkpoint_writer import CheckpointWriter
 
 
 def test_death_before_every_operation_of_a_save(tmp_path):
@@ -294,13 +294,13 @@ def test_background_saves_are_those_of_the_moment(tmp_path):
 
 def test_one_save_at_a_time(tmp_path):
     """The second waits for the first: their times do not overlap."""
-    saver = Saver(tmp_path, keep=5, background=True)
+    writer = CheckpointWriter(tmp_path, keep=5, background=True)
     large = {"w": torch.ones(4_000_000)}
     for step in (1, 2):
-        saver.save(step, large, {})
+        writer.save(step, large, {})
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000001"]
-    saver.wait()
-    assert [row["step"] for row in saver.written()] == [1, 2] and saver.error() is None
+    writer.wait()
+    assert [row["step"] for row in writer.written()] == [1, 2] and writer.error() is None
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -310,31 +310,31 @@ def test_no_error_of_a_save_is_overwritten(tmp_path, background):
     All three are told, in their order.
     """
     folder = tmp_path / "checkpoints"
-    saver = Saver(folder, keep=5, background=background)
+    writer = CheckpointWriter(folder, keep=5, background=background)
     for step in (1, 2):
-        saver.save(step, {"w": torch.ones(3)}, {})
-    saver.wait()
+        writer.save(step, {"w": torch.ones(3)}, {})
+    writer.wait()
     folder.mkdir()
-    saver.save(3, {"w": torch.ones(3)}, {})
-    saver.wait()
-    told = [str(saver.error()) for _ in range(3)]
+    writer.save(3, {"w": torch.ones(3)}, {})
+    writer.wait()
+    told = [str(writer.error()) for _ in range(3)]
     assert (
         "step-000000001 could not be written: No such file" in told[0]
         and "step-000000002" in told[1]
     )
     assert (
         told[2] == "None"
-        and [row["step"] for row in saver.written()] == [3]
-        and saver.written() == []
+        and [row["step"] for row in writer.written()] == [3]
+        and writer.written() == []
     )
 
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_save_that_cannot_be_is_not_passed_over(tmp_path, background):
     """Weights of a type that no safetensors file holds: told in the training's own thread."""
-    saver = Saver(tmp_path, keep=5, background=background)
+    writer = CheckpointWriter(tmp_path, keep=5, background=background)
     with pytest.raises(KeyError, match="complex128"):
-        saver.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, {})
-        saver.wait()
-    saver.wait()
-    assert saver.written() == [] and list_checkpoints(tmp_path) == []
+        writer.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, {})
+        writer.wait()
+    writer.wait()
+    assert writer.written() == [] and list_checkpoints(tmp_path) == []

@@ -25,11 +25,11 @@ from trainkit import Options, train
 from trainkit.data.seeding import seed_host
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.setup import begin
 from trainkit.schedules import cos
 from trainkit.storage.checkpoint import list_checkpoints
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 
 STEPS = 12  # of the run "all": 3 epochs of 4
 
@@ -343,7 +343,7 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
 
     Those up to the checkpoint stay, later ones and cut lines go.
     """
-    folder = Run(tmp_path)
+    folder = RunFolder(tmp_path)
     for event, step in (
         ("step", 4),
         ("evaluate", 4),
@@ -375,7 +375,7 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
 
 def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
     """A checkpoint written in the background is told after rows of later steps."""
-    folder = Run(tmp_path)
+    folder = RunFolder(tmp_path)
     for event, step in (
         ("step", 10),
         ("evaluate", 12),
@@ -426,8 +426,8 @@ def test_the_scale_of_fp16_comes_back(tmp_path):
             Options(out=tmp_path, workers=0),
             start_accelerator(),
         )
-        run = Run(tmp_path)
-        plan = Plan.of(recipe, options, 1)
+        run = RunFolder(tmp_path)
+        plan = TrainPlan.of(recipe, options, 1)
         trainings.append(begin(recipe, options, accelerator, plan, run, Display(False)))
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
     first, second = trainings
@@ -440,5 +440,5 @@ def test_the_scale_of_fp16_comes_back(tmp_path):
 
 def test_the_lock_is_given_back(tmp_path):
     train(recognition(epochs=0.5), Options(out=tmp_path, workers=0))
-    other, _ = Run.open(Options(out=tmp_path, resume="never"), {}, None, {})
+    other, _ = RunFolder.open(Options(out=tmp_path, resume="never"), {}, None, {})
     other.close()

@@ -87,10 +87,10 @@ def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
 def test_names_that_are_wide_or_of_two_lines():
     """What counts is what a name takes on the screen, in which some letters are two wide."""
     confusion = [[1, 1], [0, 2]]
-    figures = {"iou": {"空空空空空": 0.5, "two\nlines": 0.5}, "confusion": confusion}
+    results = {"iou": {"空空空空空": 0.5, "two\nlines": 0.5}, "confusion": confusion}
     head = len("0 ") + 2 * 5
-    assert "1 two lines: two lines 100" in printed(figures, head + 4 * 2 - 1).splitlines()
-    lines = printed(figures, head + 4 * 2).splitlines()
+    assert "1 two lines: two lines 100" in printed(results, head + 4 * 2 - 1).splitlines()
+    lines = printed(results, head + 4 * 2).splitlines()
     assert "0 空空空空空  50  50" in lines and "1 two lines      100" in lines
 
 
@@ -113,7 +113,7 @@ def test_figures_without_a_matrix_and_a_display_that_is_not_active():
 
 
 def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
-    figures = {
+    results = {
         "top1": 0.75,
         "top1_95": [0.6667, 0.8667],
         "ema_top1_95": [0.5, 1.0],
@@ -122,7 +122,7 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
         "accuracy": {"cat": 0.8, "dog": 0.7},
         "confusion": [[8, 2], [3, 7]],
     }
-    text = printed(figures, 80)
+    text = printed(results, 80)
     assert (
         text.splitlines()[0]
         == "evaluation  top1 75.00 %  top1_95 66.67 % to 86.67 %  ema_top1_95 50.00 % to 100.00 %"

@@ -35,7 +35,7 @@ from trainkit.engine.introduction import introduce, not_introduced
 from trainkit.engine.label_warnings import training_warnings
 from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.optimizer_state import evaluation_mode, has_modes
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter, peak_memory_gib
 from trainkit.engine.setup import Training, begin, on_main_process, start
 from trainkit.engine.state import read_steps
@@ -45,7 +45,7 @@ from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import checkpoint_path
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
 
 # the first one warms up and is saved; the others are timed, and trained again from what was saved
@@ -70,7 +70,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
 
     Show and return the results, and leave no files.
 
-    Keys: "figures", "warnings" (settings that do nothing or contradict each other). Raises what a
+    Keys: "results", "warnings" (settings that do nothing or contradict each other). Raises what a
     training would raise, and ValueError where resuming from a checkpoint does not give the same
     weights.
     """
@@ -81,13 +81,13 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
             display.note(line)
     folder = on_main_process(accelerator, _temporary_folder)
     try:
-        own_run = Run(folder, writes=accelerator.is_main_process)
+        own_run = RunFolder(folder, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
             own_run.checkpoints.mkdir()
         workers = choose_workers(options.workers, accelerator.num_processes)
         quiet = replace(options, out=folder, workers=0, async_checkpoint=False, precise_bn=None)
         frozen = frozen_statistics(recipe.model)
-        figures = _try(begin(recipe, quiet, accelerator, plan, own_run, Display(False)), workers)
+        results = _try(begin(recipe, quiet, accelerator, plan, own_run, Display(False)), workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)
@@ -104,9 +104,9 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     warnings += training_warnings(recipe.train_data, recipe.task)
     unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
     if unrepeatable:
-        figures["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"
+        results["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"
         warnings.append(unrepeatable)
-    display.table("check", figures)
+    display.table("check", results)
     places = min(PLACES, plan.total_steps)
     curve = display.curve(
         [plan.multiplier(plan.total_steps * place // places) for place in range(places)]
@@ -114,7 +114,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     display.note(f"learning rate over the run: {curve}")
     for warning in not_introduced(recipe, warnings):
         display.note(f"note: {warning}")
-    return {"figures": figures, "warnings": warnings}
+    return {"results": results, "warnings": warnings}
 
 
 def _temporary_folder() -> Path:
@@ -135,7 +135,7 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
     flops = _flops(stepper, *batches[0])
 
     checkpointer.rehearse()
-    stepper.objective.train()
+    stepper.task_module.train()
     train = partial(_train, stepper, training.reporter)
     first_s, losses = _timed(accelerator, lambda: train(batches[:1], 0))
     checkpointer.rehearse()
@@ -234,20 +234,20 @@ def _timed(accelerator: Accelerator, work: Callable[[], Any]) -> tuple[float, An
 def _flops(stepper: Stepper, images: Tensor, targets: Tensor) -> int:
     """Floating-point operations of one image's forward pass, by torch's own counter."""
     images, targets = stepper.to_device(images[:1], targets[:1])
-    objective = stepper.objective
-    was_training = objective.training
-    objective.eval()
+    task_module = stepper.task_module
+    was_training = task_module.training
+    task_module.eval()
     with FlopCounterMode(display=False) as counter:
-        if is_sharded(objective):  # which gathers the weights
-            objective(images, targets)
+        if is_sharded(task_module):  # which gathers the weights
+            task_module(images, targets)
         else:
             stepper.recipe.model(images)
-    reshard(objective)
-    objective.train(was_training)
+    reshard(task_module)
+    task_module.train(was_training)
     return counter.get_total_flops()
 
 
-def _warnings(recipe: Recipe, options: Options, plan: Plan) -> list[str]:
+def _warnings(recipe: Recipe, options: Options, plan: TrainPlan) -> list[str]:
     """Settings that do nothing, or contradict each other."""
     order, total, found = plan.order, plan.total_steps, []
     share = order.share(0, 0)

@@ -23,7 +23,7 @@ from trainkit.recipe import Task
 
 
 @dataclass(frozen=True)
-class Finding:
+class ImageReport:
     """What one image was found to be: plain numbers, which cost little to send.
 
     digest: 8 bytes of a hash of its file, or of its pixels where it has none. size: (width,
@@ -43,7 +43,7 @@ class Finding:
 
 
 class Examiner(Dataset):
-    """index -> Finding.
+    """index -> ImageReport.
 
     check: what the task says of a target; ignore: the label that counts nowhere.
     """
@@ -55,7 +55,7 @@ class Examiner(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Finding:
+    def __getitem__(self, index: int) -> ImageReport:
         file, digest = name_of(self.data, index), None
         try:
             if os.path.isfile(file):
@@ -65,7 +65,9 @@ class Examiner(Dataset):
         except Exception as error:
             if not is_unusable(error):
                 raise
-            return Finding(index, digest, fault=(_kind(error), str(error) or type(error).__name__))
+            return ImageReport(
+                index, digest, fault=(_kind(error), str(error) or type(error).__name__)
+            )
         target = torch.as_tensor(as_target(_array(target)))
         height, width = (
             image.shape[:2] if isinstance(image, np.ndarray) else functional.get_size(image)
@@ -78,11 +80,11 @@ class Examiner(Dataset):
             words = (
                 f"its mask is {target.shape[1]}x{target.shape[0]} and the image is {width}x{height}"
             )
-            return Finding(**found, fault=("mask_size", words))
+            return ImageReport(**found, fault=("mask_size", words))
         wrong = self.check(target) if self.check is not None else None
         if wrong:
-            return Finding(**found, fault=("label", wrong))
-        return Finding(**found, **_counted(target, self.ignore))
+            return ImageReport(**found, fault=("label", wrong))
+        return ImageReport(**found, **_counted(target, self.ignore))
 
 
 def untransformed(data: Dataset) -> tuple[Dataset, bool]:
@@ -125,7 +127,7 @@ def _digest(content: bytes) -> int:
 
 
 def _counted(target: Tensor, ignore: int | None) -> dict[str, Any]:
-    """`counts` and `ignored` of a Finding; nothing for targets that are no class ids."""
+    """`counts` and `ignored` of an ImageReport; nothing for targets that are no class ids."""
     if target.is_floating_point() or target.ndim not in (0, 2):
         return {}
     if target.ndim == 0:

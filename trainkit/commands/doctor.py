@@ -109,31 +109,35 @@ def _look_through(
     batches = Loader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
     with worker_deaths_told():
         for batch in display.track(batches, len(data), f"reading {split}"):
-            for finding in batch:
-                digests[finding.index] = finding.digest or 0
-                sizes[finding.index] = finding.size or 0
-                if finding.notes:
-                    what = "; ".join(dict.fromkeys(finding.notes))
+            for image_report in batch:
+                digests[image_report.index] = image_report.digest or 0
+                sizes[image_report.index] = image_report.size or 0
+                if image_report.notes:
+                    what = "; ".join(dict.fromkeys(image_report.notes))
                     warned.append(
-                        {"index": finding.index, "name": name_of(data, finding.index), "what": what}
+                        {
+                            "index": image_report.index,
+                            "name": name_of(data, image_report.index),
+                            "what": what,
+                        }
                     )
-                if finding.highest is not None:
-                    highest.append(finding.highest)
-                if finding.fault is not None:
-                    kind, words = finding.fault
+                if image_report.highest is not None:
+                    highest.append(image_report.highest)
+                if image_report.fault is not None:
+                    kind, words = image_report.fault
                     faults[kind].append(
                         {
-                            "index": finding.index,
-                            "name": name_of(data, finding.index),
+                            "index": image_report.index,
+                            "name": name_of(data, image_report.index),
                             "what": words,
                         }
                     )
-                elif finding.counts is not None:
-                    pixels.update(finding.counts)
-                    images.update(finding.counts.keys())
-                    ignored += finding.ignored
-                    if not finding.counts:
-                        unlabelled.append(name_of(data, finding.index))
+                elif image_report.counts is not None:
+                    pixels.update(image_report.counts)
+                    images.update(image_report.counts.keys())
+                    ignored += image_report.ignored
+                    if not image_report.counts:
+                        unlabelled.append(name_of(data, image_report.index))
     report = {
         "num_images": len(data),
         "as_stored": examiner.as_stored,

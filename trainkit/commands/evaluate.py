@@ -11,7 +11,7 @@ from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import read_precise_bn, read_seed
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.setting_values import plain
 
 
@@ -56,4 +56,4 @@ def write_results(
 ) -> None:
     """Write `results.json` into a folder that is there: the metrics of an evaluation, and of what."""
     of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
-    Run(folder).write("results.json", {**of, **results})
+    RunFolder(folder).write("results.json", {**of, **results})

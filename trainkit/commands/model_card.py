@@ -21,7 +21,7 @@ class Published:
     recipe: str
     """the name of its file, without the extension"""
     recorded: dict[str, Any]
-    """settings.json: settings, mathematics, options, command, versions"""
+    """settings.json: settings, what else affects the result, options, command, versions"""
     summary: dict[str, Any]
     """summary.json; empty where the run has not ended"""
     step: int
@@ -30,7 +30,7 @@ class Published:
     """the same in epochs, where they were evaluated then"""
     averaged: bool
     """the weights are the moving average"""
-    figures: dict[str, Any]
+    evaluated: dict[str, Any]
     """of the training's evaluation of these weights; empty where there was none"""
     measured: dict[str, Any]
     """of `trainkit evaluate` on these weights; empty where there was none"""
@@ -44,8 +44,8 @@ class Published:
 
 def model_card(run: Published) -> ModelCard:
     """Metadata and text of the card."""
-    figures = run.figures or run.measured
-    pipeline = next((PIPELINES[name] for name in figures if name in PIPELINES), None)
+    metrics = run.evaluated or run.measured
+    pipeline = next((PIPELINES[name] for name in metrics if name in PIPELINES), None)
     data = ModelCardData(
         model_name=run.name.split("/")[-1],
         library_name="trainkit",
@@ -53,13 +53,13 @@ def model_card(run: Published) -> ModelCard:
         pipeline_tag=pipeline,
         datasets=run.dataset,
         tags=[run.recipe],
-        eval_results=_eval_results(run, figures, pipeline) or None,
+        eval_results=_eval_results(run, metrics, pipeline) or None,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(run)}")
 
 
 def _eval_results(
-    run: Published, figures: dict[str, Any], pipeline: str | None
+    run: Published, metrics: dict[str, Any], pipeline: str | None
 ) -> list[EvalResult]:
     generated = run.recorded["settings"].get("sample")
     name = run.dataset or ("generated images" if generated else f"the data of {run.recipe}")
@@ -68,11 +68,11 @@ def _eval_results(
             task_type=pipeline or "other",
             dataset_type=run.dataset or run.recipe,
             dataset_name=name,
-            metric_type=METRICS.get(figure, figure),
-            metric_name=figure,
+            metric_type=METRICS.get(metric, metric),
+            metric_name=metric,
             metric_value=value,
         )
-        for figure, value in figures.items()
+        for metric, value in metrics.items()
         if isinstance(value, float)
     ]
 
@@ -93,14 +93,14 @@ def _text(run: Published) -> str:
         ),
         "## Metrics",
     ]
-    if run.figures:
-        parts += [f"The training's evaluation after epoch {run.epoch:g}.", _table(run.figures)]
+    if run.evaluated:
+        parts += [f"The training's evaluation after epoch {run.epoch:g}.", _table(run.evaluated)]
     if run.measured:
         parts += [
             "By `trainkit evaluate` on the same weights; more in `results.json`.",
             _table(run.measured),
         ]
-    if not (run.figures or run.measured):
+    if not (run.evaluated or run.measured):
         parts.append("These weights were not evaluated.")
     parts += [
         "## Evaluate it again, predict, fine-tune",

@@ -29,8 +29,8 @@ from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import prepare
-from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import Objective, set_step, uncompiled
+from trainkit.engine.sliding_window import SlidingWindowInferer
+from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.errors import MissingFileError, UserError, is_shortage, shortage_told
 from trainkit.files import reason, require_room
 from trainkit.losses.functional import check_num_outputs
@@ -198,7 +198,7 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
         display.note(COUNTED.format(number))
     set_step(recipe.task, recipe.model, trained_steps(recipe.task, run_of(weights), weights))
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
-    look = _way_of_looking(recipe, accelerator, to_device.black)
+    infer = _inference_of(recipe, accelerator, to_device.black)
     pictures = Pictures(list(found), list(found.values()), transform, asked.overlay, recipe.upright)
     loader = Loader(
         pictures,
@@ -213,14 +213,14 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
         _no_two_alike(found)
     with worker_deaths_told(), closing(writer):
         batches = display.track(loader, len(pictures), "images")
-        faults = _write_all(batches, look, to_device, writer, asked.out, recipe.model)
+        faults = _write_all(batches, infer, to_device, writer, asked.out, recipe.model)
     _list_faults(faults, asked.out)
     display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
     if faults:
         raise UserError(_unreadable(faults, asked.out))
 
 
-def _way_of_looking(
+def _inference_of(
     recipe: Recipe, accelerator: Accelerator, black: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """From images of one shape (N, C, h, w) to what the writer takes.
@@ -239,25 +239,25 @@ def _way_of_looking(
             return found.float()
 
         return logits
-    looker = Looker(
+    inferer = SlidingWindowInferer(
         recipe.inference,
-        prepare(accelerator, Objective(recipe.model, recipe.task)).eval(),
+        prepare(accelerator, TaskModule(recipe.model, recipe.task)).eval(),
         accelerator,
         black,
     )
 
-    def look(images: Tensor) -> Tensor:
+    def infer(images: Tensor) -> Tensor:
         samples = ((image[None], image.new_empty(1, *image.shape[-2:])) for image in images)
         # in the images' order
-        return torch.cat([scores for done in looker.look(samples) for scores, _ in done])
+        return torch.cat([scores for done in inferer.infer(samples) for scores, _ in done])
 
-    return look
+    return infer
 
 
 @torch.inference_mode()
 def _write_all(
     batches: Iterable[list[Picture]],
-    look: Callable[[Tensor], Tensor],
+    infer: Callable[[Tensor], Tensor],
     to_device: ToDevice,
     writer: Writer,
     out: Path,
@@ -274,7 +274,7 @@ def _write_all(
             with shortage_told("the prediction"), refusals_told(model):
                 images = torch.stack([picture.image for picture in alike])
                 images, _ = to_device(images, torch.empty(len(alike)))
-                logits = look(images)
+                logits = infer(images)
             with _told(out):
                 writer.add(alike, logits)
     return faults

@@ -138,7 +138,7 @@ class MapWriter:
         logits: (N, C, h, w), resized to each image's own size.
         """
         for picture, each in zip(pictures, logits):
-            labels = likeliest(each, picture.size).cpu().numpy()
+            labels = predicted_mask(each, picture.size).cpu().numpy()
             save_coloured(self._path("colour", picture, ".png"), labels, self.palette)
             save_grey(self._path("raw", picture, ".png"), self.raw_ids[labels])
             if self.overlay:
@@ -154,7 +154,7 @@ class MapWriter:
         return path
 
 
-def likeliest(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def predicted_mask(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The class of each pixel at `size`, uint8 (H, W), from logits (C, h, w) resized bilinearly.
 
     As `resize(logits).argmax(0)`, a few classes at a time: 150 classes of a photo of 12 million

@@ -24,7 +24,7 @@ from trainkit.storage.checkpoint import digest, step_of
 from trainkit.storage.lookup import find_weights, require_run
 from trainkit.storage.model_json import read_model_json
 from trainkit.storage.run_files import MODEL_JSON, read_results
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import TO_PUBLISH, read_recorded
 from trainkit.storage.weights import read_weights
 
@@ -36,7 +36,7 @@ BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, and not inside a f
 )"""
 # a path of this machine
 PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)
-NO_FIGURES = ("event", "step", "epoch", "best", "best_step")
+NO_METRICS = ("event", "step", "epoch", "best", "best_step")
 
 
 def run(first: str, words: list[str]) -> int:
@@ -53,7 +53,7 @@ def push(folder: Path, asked: PushOptions) -> None:
     upload nothing.
 
     The weights are those of the best checkpoint, averaged where the run kept an average: the ones
-    its headline figure is of. What is written names no folder of this machine. Raises
+    its headline result is of. What is written names no folder of this machine. Raises
     MissingFileError where there is no run or no checkpoint, ValueError where the folder is taken,
     or the Hub cannot be reached or refuses.
     """
@@ -123,9 +123,9 @@ def _published(
     sha256: of the file of weights as it is published.
     """
     averaged = recorded.get("ema") is not None
-    row = Run(run).last_evaluation(step_of(weights)) or {}
-    figures = _of_weights(
-        {name: value for name, value in row.items() if name not in NO_FIGURES}, averaged
+    row = RunFolder(run).last_evaluation(step_of(weights)) or {}
+    metrics = _of_weights(
+        {name: value for name, value in row.items() if name not in NO_METRICS}, averaged
     )
     measured = {}
     # and not of another evaluation's weights
@@ -139,13 +139,13 @@ def _published(
         name=asked.name,
         recipe=Path(recorded["recipe"]).stem,
         recorded=recorded,
-        summary=Run(run).summary or {},
+        summary=RunFolder(run).summary or {},
         step=step_of(weights),
         epoch=row.get("epoch"),
         averaged=averaged,
-        figures=figures,
+        evaluated=metrics,
         measured={name: value for name, value in measured.items() if name not in about},
-        results={**without_places(measured or figures), **about},
+        results={**without_places(measured or metrics), **about},
         dataset=dataset,
         license=asked.license,
     )

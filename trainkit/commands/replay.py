@@ -24,7 +24,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import find_failure, read_origin, read_settings
 from trainkit.storage.run_files import Fault, read_regular, read_report
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
 
 
@@ -110,7 +110,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     if "init" in report:
         for line in _start_as_then(recipe, report["init"]):
             display.note(line)
-    run = Run(failure.parent.parent, writes=False)
+    run = RunFolder(failure.parent.parent, writes=False)
     training = begin(recipe, options, accelerator, plan, run, display)
     stepper = training.stepper
     if accelerator.num_processes != report["num_processes"]:

@@ -38,35 +38,35 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
 class Locality:
     """Images stored in groups that are read whole, and an order that needs few groups at a time.
 
-    lengths: images of each group, in the order of their indices. lanes: number of interleaved
-    groups.
+    lengths: images of each group, in the order of their indices. num_interleaved: number of
+    interleaved groups.
     """
 
     lengths: tuple[int, ...]
-    lanes: int
+    num_interleaved: int
 
     def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Every index once, int64 (sum of lengths,).
 
-        The groups are shuffled uniformly and dealt out to `lanes` interleaved sequences; a sequence
-        has its groups one after another, each with its images shuffled. All sequences advance
+        The groups are shuffled uniformly and dealt out to `num_interleaved` sequences; a
+        sequence has its groups one after another, each with its images shuffled. All sequences advance
         alike, so that a batch has an equal part of each, and lists its images sequence by sequence:
         a process's slice of every batch is of the same few sequences. The order is not fully
-        uniform: images of one group lie within a span of about `lanes` groups' images.
+        uniform: images of one group lie within a span of about as many groups' images.
         """
         lengths = torch.tensor(self.lengths)
         # of each image's group
         rank = torch.randperm(len(lengths), generator=generator).repeat_interleave(lengths)
         order = torch.randperm(len(rank), generator=generator)
         rank = rank[order]
-        lane = rank % self.lanes
-        by_lane = (lane * len(lengths) + rank).argsort(stable=True)
-        order, lane = order[by_lane], lane[by_lane]
-        size = lane.bincount(minlength=self.lanes)
-        place = torch.arange(len(lane)) - (size.cumsum(0) - size)[lane]  # in its lane
-        alike = ((place.double() + 0.5) / size[lane]).argsort(stable=True)
-        batch = torch.arange(len(lane)).div(batch_size, rounding_mode="floor")
-        return order[alike][(batch * self.lanes + lane[alike]).argsort(stable=True)]
+        sequence = rank % self.num_interleaved
+        by_sequence = (sequence * len(lengths) + rank).argsort(stable=True)
+        order, sequence = order[by_sequence], sequence[by_sequence]
+        size = sequence.bincount(minlength=self.num_interleaved)
+        place = torch.arange(len(sequence)) - (size.cumsum(0) - size)[sequence]  # in its sequence
+        alike = ((place.double() + 0.5) / size[sequence]).argsort(stable=True)
+        batch = torch.arange(len(sequence)).div(batch_size, rounding_mode="floor")
+        return order[alike][(batch * self.num_interleaved + sequence[alike]).argsort(stable=True)]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def kept_from_accelerate() -> Iterator[None]:
 
 
 def prepare(
-    accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer | None = None
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | None = None
 ) -> nn.Module:
     """The model as `accelerator.prepare` gives it, sharded where that was asked for, the
     optimizer's weights with it.
@@ -119,7 +119,7 @@ def prepare(
     """
     sharding = Sharding.asked()
     if sharding is None:
-        return accelerator.prepare(objective)
+        return accelerator.prepare(model)
     if accelerator.num_processes == 1:
         raise UserError(
             "FSDP shares weights out among processes, and there is one: take"
@@ -129,23 +129,23 @@ def prepare(
         raise UserError("fp16 and FSDP do not go together here: launch with --mixed_precision bf16")
     if accelerator.mixed_precision == "fp8":
         raise UserError("fp8 and FSDP do not go together here: launch with --mixed_precision bf16")
-    if any(not weight.is_contiguous() for weight in objective.parameters()):
+    if any(not weight.is_contiguous() for weight in model.parameters()):
         raise UserError(
             "channels_last and FSDP do not go together: torch shards contiguous weights only"
         )
-    objective.to(accelerator.device)
-    for tensor in (*objective.parameters(), *objective.buffers()):
+    model.to(accelerator.device)
+    for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
-    _shard(objective, sharding, optimizer)
+    _shard(model, sharding, optimizer)
     # As for an evaluation: precision and compiling, and no DDP around it.
-    return accelerator.prepare_model(objective, evaluation_mode=True)
+    return accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def _shard(objective: nn.Module, sharding: Sharding, optimizer: Optimizer | None) -> None:
-    names = {id(weight): name for name, weight in objective.named_parameters()}
-    for unit in (*sharding.units(objective), objective):
+def _shard(model: nn.Module, sharding: Sharding, optimizer: Optimizer | None) -> None:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    for unit in (*sharding.units(model), model):
         fully_shard(unit, reshard_after_forward=sharding.reshard_after_forward)
-    sharded = dict(objective.named_parameters())
+    sharded = dict(model.named_parameters())
     if optimizer is not None:
         take_parts(optimizer, {weight: sharded[name] for weight, name in names.items()})
 
@@ -168,13 +168,13 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 @contextmanager
-def no_sync(accelerator: Accelerator, objective: nn.Module) -> Iterator[None]:
+def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """Gradients stay in this process meanwhile."""
-    if not is_sharded(objective):
-        with accelerator.no_sync(objective):
+    if not is_sharded(model):
+        with accelerator.no_sync(model):
             yield
         return
-    inner = without_compile(objective)
+    inner = without_compile(model)
     inner.set_requires_gradient_sync(False)
     try:
         yield
@@ -182,7 +182,7 @@ def no_sync(accelerator: Accelerator, objective: nn.Module) -> Iterator[None]:
         inner.set_requires_gradient_sync(True)
 
 
-def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) -> None:
+def settle_buckets(model: nn.Module, propagate: Callable[[Tensor], None]) -> None:
     """Have DDP lay out its buckets for good now, by a pass back, `propagate`, whose gradients are
     0.
 
@@ -191,7 +191,7 @@ def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) ->
     a resume the first step was another one, by a rounding. The order here is that in which DDP
     begins: the last weight first.
     """
-    inner = without_compile(objective)
+    inner = without_compile(model)
     if not isinstance(inner, DistributedDataParallel) or inner.static_graph:
         return  # of a static graph DDP must meet the passes themselves, see step.py
     weights = [weight for weight in inner.module.parameters() if weight.requires_grad]
@@ -202,15 +202,15 @@ def settle_buckets(objective: nn.Module, propagate: Callable[[Tensor], None]) ->
         weight.grad = None
 
 
-def reshard(objective: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Free whole weights that passes without a backward have left, which would outlive a change to
     their parts."""
-    for module in objective.modules():
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def agree_on_buffers(objective: nn.Module) -> None:
+def agree_on_buffers(model: nn.Module) -> None:
     """Process 0's for all, as a checkpoint holds them.
 
     Batch norm saw another part of the batch in each.
@@ -218,7 +218,7 @@ def agree_on_buffers(objective: nn.Module) -> None:
     DDP agrees on them before a training's pass, and not before each pass of an evaluation.
     """
     if dist.is_initialized():
-        for buffer in objective.buffers():
+        for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 

@@ -18,13 +18,13 @@ from trainkit.engine.optimizer_state import (
     take_up,
     train_with,
 )
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.state import TrainState
 from trainkit.errors import UserError
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint, packing
-from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.weights import load_model, require_same_names
 
 
@@ -36,11 +36,11 @@ class Checkpointer:
         *,
         recipe: Recipe,
         accelerator: Accelerator,
-        plan: Plan,
+        plan: TrainPlan,
         ema: EMA | None,
         groups: list[dict[str, Any]],
         state: TrainState,
-        writer: Saver,
+        writer: CheckpointWriter,
         reporter: Reporter,
     ):
         """Args:

@@ -26,8 +26,8 @@ from trainkit.engine.ema import EMA
 from trainkit.engine.introduction import introduce
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets, evaluation_warnings
 from trainkit.engine.precise_bn import PreciseBatchNorm
-from trainkit.engine.sliding_window import Looker
-from trainkit.engine.task_module import Objective, set_step, uncompiled
+from trainkit.engine.sliding_window import SlidingWindowInferer
+from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.errors import MissingFileError, UserError, may_fail_alone, shortage_told
 from trainkit.metrics.base import declared, each_metric
 from trainkit.metrics.bootstrap import interval
@@ -49,7 +49,7 @@ class Evaluator:
     """What measures the weights that a recipe's model has at the time."""
 
     recipe: Recipe
-    objective: nn.Module  # as prepared for processes and precision
+    task_module: nn.Module  # as prepared for processes and precision
     accelerator: Accelerator
     to_device: ToDevice
     seed: int
@@ -94,7 +94,7 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         batch_norm = PreciseBatchNorm(
             recipe=self.recipe,
-            objective=self.objective,
+            task_module=self.task_module,
             accelerator=self.accelerator,
             to_device=self.to_device,
             seed=self.seed,
@@ -129,23 +129,23 @@ class Evaluator:
     @torch.no_grad()
     def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
         recipe, accelerator = self.recipe, self.accelerator
-        objective = uncompiled(self.objective, recipe.task)
+        task_module = uncompiled(self.task_module, recipe.task)
         metrics = recipe.task.metrics()
         if self.thorough:
             metrics = [*metrics, *recipe.task.thorough_metrics()]
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         others = [metric for metric in single if not hasattr(metric, "counts")]
-        # A metric of the recipe's own need not know its images one by one; the figure then has no
+        # A metric of the recipe's own need not know its images one by one; the result then has no
         # interval.
         known = [
             metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")
         ]
         images = [metric.per_image(recipe.task.headline) for metric in known]
-        was_training, num_images = objective.training, 0
-        objective.eval()
-        agree_on_buffers(objective)
-        for found in self._passes(objective):
+        was_training, num_images = task_module.training, 0
+        task_module.eval()
+        agree_on_buffers(task_module)
+        for found in self._passes(task_module):
             for predictions, targets in found:
                 num_images += len(targets)
                 for metric in (*counting, *images):
@@ -155,10 +155,10 @@ class Evaluator:
                     others, [(recipe.task.labels(each), targets) for each, targets in found]
                 )
             if stop():
-                reshard(objective)
+                reshard(task_module)
                 return None
-        objective.train(was_training)
-        reshard(objective)
+        task_module.train(was_training)
+        reshard(task_module)
 
         num_images = int(
             accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum")
@@ -171,7 +171,7 @@ class Evaluator:
         for each in images:
             rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
             results |= {
-                f"{recipe.task.headline}_95": interval(rows, each.figures),
+                f"{recipe.task.headline}_95": interval(rows, each.statistic),
                 **each.details(rows),
             }
         for metric in counting:
@@ -185,7 +185,7 @@ class Evaluator:
             results.pop(f"{recipe.task.headline}_95", None)
         return _plain(results)
 
-    def _passes(self, objective: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _passes(self, task_module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """After each pass predictions and targets of the images that it finished.
 
         As many passes in every process.
@@ -211,15 +211,15 @@ class Evaluator:
                 for (images, targets, _), count in zip(loader, valid)
                 if count
             )
-            for done in Looker(recipe.inference, objective, accelerator, self.to_device.black).look(
-                read
-            ):
+            for done in SlidingWindowInferer(
+                recipe.inference, task_module, accelerator, self.to_device.black
+            ).infer(read):
                 yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
             return
         for (images, targets, _), count in zip(loader, valid):
             images, targets = self.to_device(images, targets)
             # beyond `count`: a padding sample, see evaluation_batches
-            predictions = objective(images, targets)
+            predictions = task_module(images, targets)
             rows = recipe.task.rows_per_image
             if len(predictions) != rows * len(targets):
                 raise UserError(
@@ -290,7 +290,7 @@ def evaluate(
         display.note(
             f"{len(unsound)} weights contain NaN/Inf ({unsound[0]}): results are meaningless"
         )
-    objective = prepare(accelerator, Objective(recipe.model, recipe.task))
+    task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
     ema = None if recipe.ema is None or not weights.is_dir() else EMA(recipe.model, recipe.ema)
     if ema is not None:
         averages = checkpoint.load(weights)[1]["ema"]
@@ -306,7 +306,7 @@ def evaluate(
         display.note(COUNTED.format(number))
     evaluator = Evaluator(
         recipe=recipe,
-        objective=objective,
+        task_module=task_module,
         accelerator=accelerator,
         to_device=to_device,
         seed=seed,
@@ -354,7 +354,7 @@ def require_free_names(task: Task) -> None:
     is asked, for what it counts must not change. One that needs images to compute, as those of
     `evaluate` do, the first evaluation refuses.
 
-    Raises UserError that names the metric and the figure, also where the task lacks `labels` that a
+    Raises UserError that names the metric and the result, also where the task lacks `labels` that a
     metric takes.
     """
     metrics = [*task.metrics(), *task.thorough_metrics()]
@@ -367,7 +367,7 @@ def require_free_names(task: Task) -> None:
         names = {
             *getattr(metric, "percent", ()),
             *getattr(metric, "per_class", ()),
-            *_figures_of_nothing(metric),
+            *_results_of_nothing(metric),
         }
         _free(metric, dict.fromkeys(names))
 
@@ -376,7 +376,7 @@ def _name(metric: Any) -> str:
     return getattr(metric, "name", type(metric).__name__)
 
 
-def _figures_of_nothing(metric: Any) -> set[str]:
+def _results_of_nothing(metric: Any) -> set[str]:
     """Names of what it computes of no image.
 
     None where it cannot, as a quotient by the number of images.
@@ -391,18 +391,18 @@ def _figures_of_nothing(metric: Any) -> set[str]:
             return set()
 
 
-def _free(metric: Any, figures: dict[str, Any]) -> dict[str, Any]:
+def _free(metric: Any, results: dict[str, Any]) -> dict[str, Any]:
     """A metric's results.
 
     Raises UserError where one has a reserved name of the log or of results.json.
     """
-    taken = sorted(RESERVED & figures.keys())
+    taken = sorted(RESERVED & results.keys())
     if taken:
         raise UserError(
             f"metric {_name(metric)} computes {', '.join(taken)}, which the log needs "
             f"for itself: name it otherwise, such as my_{taken[0]}"
         )
-    return figures
+    return results
 
 
 def _plain(value: Any) -> Any:

@@ -57,7 +57,7 @@ def train(
     begun = time.perf_counter()
     recipe, accelerator, display, plan = start(recipe, options)
     run, found = open_run(
-        accelerator, display, options, settings or {}, recipe_file, plan.mathematics()
+        accelerator, display, options, settings or {}, recipe_file, plan.resume_invariants()
     )
     if run.summary is not None:
         display.note(

@@ -18,15 +18,15 @@ from safetensors import SafetensorError
 
 from trainkit.data.loader import collate
 from trainkit.data.reader import UNUSABLE, Reader, name_of
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.state import StepNumbers
 from trainkit.files import reason, save_tensors
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
-from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.lookup import find_weights
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 
 KEPT = ("report.json", "batch.safetensors", "checkpoint")  # of a failed step
 NAMED = 4  # images in the message; the report has all
@@ -49,9 +49,9 @@ class FailureRecorder:
     recipe: Recipe
     options: Options
     accelerator: Accelerator
-    plan: Plan
-    run: Run
-    writer: Saver
+    plan: TrainPlan
+    run: RunFolder
+    writer: CheckpointWriter
     groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
 
     def describe(self, numbers: StepNumbers) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.distributed.unwrapping import without_compile
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
 from trainkit.errors import UserError
 
@@ -36,27 +36,27 @@ class OomFallback:
 
     def __init__(
         self,
-        objective: nn.Module,
-        plan: Plan,
+        task_module: nn.Module,
+        plan: TrainPlan,
         accelerator: Accelerator,
         reporter: Reporter,
         take_back: Callable[[], None],
         static_graph: bool,
     ):
         """Args:
-        objective: as wrapped for processes and precision.
+        task_module: as wrapped for processes and precision.
         plan: whose micro-batch is made smaller.
         accelerator: of this process.
         reporter: that notes it and remembers the micro-batch for a resume.
         take_back: undoes forward and backward of a step.
         static_graph: whether DDP learns from the first steps which parameters are used.
         """
-        self.objective = objective
+        self.task_module = task_module
         self.plan = plan
         self.accelerator = accelerator
         self.reporter = reporter
         self.take_back = take_back
-        inner = without_compile(objective)
+        inner = without_compile(task_module)
         # SyncBN asks the others itself, and a static graph is learnt from all backward passes that
         # there are.
         can_try = isinstance(inner, DistributedDataParallel) and not (
@@ -74,7 +74,7 @@ class OomFallback:
         if self._trials_left:
             self._try_alone(step, accumulate)
         while True:
-            losses, problem = accumulate(self.objective)
+            losses, problem = accumulate(self.task_module)
             if problem is None:
                 return losses
             self.take_back()

@@ -18,7 +18,7 @@ from trainkit.distributed.fsdp import parts_of_optimizer
 from trainkit.errors import UserError
 
 
-def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
+def require_supported(optimizer: Optimizer, model: nn.Module) -> None:
     """Raises UserError, with its name, for an optimizer that one update from one gradient does not
     suffice.
 
@@ -40,7 +40,7 @@ def require_supported(optimizer: Optimizer, objective: nn.Module) -> None:
         raise UserError(
             f"optimizer {name} is for sparse gradients, and those of images are dense: take AdamW"
         )
-    known = {id(weight) for weight in objective.parameters()}
+    known = {id(weight) for weight in model.parameters()}
     strange = [
         weight
         for group in optimizer.param_groups
@@ -64,12 +64,12 @@ def of_torch(optimizer: Optimizer) -> bool:
 
 
 def trained_and_others(
-    objective: nn.Module, optimizer: Optimizer
+    model: nn.Module, optimizer: Optimizer
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The optimizer's parameters in the order of the model, and others of it that get gradients all
     the same."""
     chosen = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    weights = list(objective.parameters())
+    weights = list(model.parameters())
     others = [weight for weight in weights if id(weight) not in chosen and weight.requires_grad]
     return [weight for weight in weights if id(weight) in chosen], others
 

@@ -20,7 +20,7 @@ MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are s
 
 
 @dataclass
-class Plan:
+class TrainPlan:
     """Order, length and schedule of a run.
 
     Nothing in it changes but the micro-batch, after running out of memory.
@@ -31,7 +31,7 @@ class Plan:
     total_steps: int
 
     @classmethod
-    def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "Plan":
+    def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "TrainPlan":
         """The plan of `recipe` on so many processes.
 
         Raises UserError for settings that cannot work.
@@ -96,7 +96,7 @@ class Plan:
             self.order.neighbour if options.on_bad_image == "skip" else None,
         )
 
-    def mathematics(self) -> dict[str, Any]:
+    def resume_invariants(self) -> dict[str, Any]:
         """Settings that affect the result, which a resume must keep.
 
         The schedule as nine points of its curve.
@@ -106,7 +106,7 @@ class Plan:
             "num_images": self.order.num_images,
             "batch_size": self.recipe.batch_size,
             "drop_last": self.recipe.drop_last,
-            "lanes": None if locality is None else locality.lanes,
+            "lanes": None if locality is None else locality.num_interleaved,
             "classes": _names(self.recipe),
             "label_values": self.recipe.label_values,
             "train_data": DatasetInfo.of(self.recipe.train_data).fingerprint,

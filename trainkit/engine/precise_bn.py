@@ -39,7 +39,7 @@ class PreciseBatchNorm:
     def __init__(
         self,
         recipe: Recipe,
-        objective: nn.Module,
+        task_module: nn.Module,
         accelerator: Accelerator,
         to_device: ToDevice,
         seed: int,
@@ -48,7 +48,7 @@ class PreciseBatchNorm:
         on_bad_image: str = "stop",
     ):
         self.recipe = recipe
-        self.objective = objective
+        self.task_module = task_module
         self.accelerator = accelerator
         self.to_device = to_device
         self.seed = seed
@@ -61,19 +61,19 @@ class PreciseBatchNorm:
     @contextmanager
     def estimated(self) -> Iterator[None]:
         """The model has these statistics meanwhile."""
-        was_training = self.objective.training
-        self.objective.train()
+        was_training = self.task_module.training
+        self.task_module.train()
         # the statistics of frozen ones stay
         self.norms = [norm for norm in self.norms if norm.training]
         if not self.norms:
-            self.objective.train(was_training)
+            self.task_module.train(was_training)
             yield
             return
         kept = [(buffer, buffer.clone()) for norm in self.norms for buffer in norm.buffers()]
         momenta = [norm.momentum for norm in self.norms]
         try:
             self._estimate()
-            self.objective.train(was_training)
+            self.task_module.train(was_training)
             yield
         finally:
             for norm, momentum in zip(self.norms, momenta):
@@ -101,7 +101,7 @@ class PreciseBatchNorm:
         )
         # DDP would take the first process's statistics over; there is no gradient it could be
         # needed for.
-        inner = without_wrappers(self.objective)
+        inner = without_wrappers(self.task_module)
         counted = 0
         for number, (images, targets, _) in zip(mine, loader):
             if not counted:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 from trainkit.data.loader import make_loader
 from trainkit.data.to_device import ToDevice
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
@@ -22,7 +22,7 @@ from trainkit.recipe import Recipe
 ALLOWED = 1e-5  # of the largest output: what another kernel may change
 
 
-def first_image(recipe: Recipe, options: Options, plan: Plan, device: torch.device) -> Tensor:
+def first_image(recipe: Recipe, options: Options, plan: TrainPlan, device: torch.device) -> Tensor:
     """The first training image as the model gets it: (1, C, H, W)."""
     key, *_ = plan.order.keys(0)
     neighbour = plan.order.neighbour if options.on_bad_image == "skip" else None
@@ -54,7 +54,7 @@ def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
             )
 
 
-def lonely_step(plan: Plan) -> int | None:
+def lonely_step(plan: TrainPlan) -> int | None:
     """A step of the plan in which some process has a forward pass of one image, also one that
     counts nowhere."""
     order = plan.order
@@ -65,7 +65,7 @@ def lonely_step(plan: Plan) -> int | None:
     return None
 
 
-def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
+def refuse_lonely_values(recipe: Recipe, options: Options, plan: TrainPlan) -> None:
     """Raises UserError where a batch norm would have one value per channel in the plan's
     `lonely_step`.
 
@@ -87,7 +87,7 @@ def refuse_lonely_values(recipe: Recipe, options: Options, plan: Plan) -> None:
         )
 
 
-def _lonely_norm(recipe: Recipe, options: Options, plan: Plan) -> str | None:
+def _lonely_norm(recipe: Recipe, options: Options, plan: TrainPlan) -> str | None:
     """A batch norm that in training counts one value per channel of one image, by name."""
     found: list[str] = []
     model = recipe.model

@@ -19,14 +19,14 @@ from trainkit.display import Display
 from trainkit.engine.evaluation import show_results
 from trainkit.engine.label_warnings import evaluation_warnings, ranks, window_warnings
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
 from trainkit.engine.stop_signal import FAILED, StopFlag
 from trainkit.errors import NonFiniteError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
-from trainkit.storage.checkpoint_writer import Saver
-from trainkit.storage.run_folder import Run
+from trainkit.storage.checkpoint_writer import CheckpointWriter
+from trainkit.storage.run_folder import RunFolder
 
 
 class Reporter:
@@ -41,11 +41,11 @@ class Reporter:
         recipe: Recipe,
         options: Options,
         accelerator: Accelerator,
-        plan: Plan,
-        run: Run,
+        plan: TrainPlan,
+        run: RunFolder,
         display: Display,
         stop: StopFlag,
-        writer: Saver,
+        writer: CheckpointWriter,
         failures: FailureRecorder,
         state: TrainState,
     ):

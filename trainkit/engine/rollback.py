@@ -43,13 +43,13 @@ class StepSnapshot:
             }
 
     @torch.no_grad()
-    def buffers_back(self) -> None:
+    def restore_buffers(self) -> None:
         """Put the buffers back."""
         for tensor, copy in zip(self._buffers, self._copies):
             tensor.copy_(copy)
 
     @torch.no_grad()
-    def back_where(self, failed: Tensor) -> None:
+    def restore_where(self, failed: Tensor) -> None:
         """Put everything back where `failed`, a boolean on the device, is true.
 
         Nothing waits for it, but for a step that has made state anew, such as the first one: this

@@ -36,23 +36,23 @@ from trainkit.engine.optimizer_state import (
     require_supported,
     to_weights,
 )
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.probe import first_image, refuse_lonely_values, unchanged
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.state import TrainState
 from trainkit.engine.step import Stepper
 from trainkit.engine.stop_signal import FAILED, StopFlag, Stopped
 from trainkit.engine.sync_batch_norm import synchronised
-from trainkit.engine.task_module import Objective
+from trainkit.engine.task_module import TaskModule
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
-from trainkit.storage.checkpoint_writer import Saver
+from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.model_json import model_json
 from trainkit.storage.run_files import read_memory
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 
 Value = TypeVar("Value")
 SEEN_WITHIN_S = 10  # a file of another host, on a network disk that looks only every few seconds
@@ -100,16 +100,16 @@ def open_run(
     options: Options,
     settings: Mapping[str, Any],
     recipe_file: Path | None,
-    mathematics: Mapping[str, Any],
-) -> tuple[Run, Found]:
+    resume_invariants: Mapping[str, Any],
+) -> tuple[RunFolder, Found]:
     """The run's folder and what is in it; the main process decides for all.
 
     Raises UserError where this training may not have the folder or cannot write it.
     """
 
-    def open_here() -> tuple[Run, Found, Path]:
+    def open_here() -> tuple[RunFolder, Found, Path]:
         try:
-            run, notes = Run.open(options, settings, recipe_file, mathematics)
+            run, notes = RunFolder.open(options, settings, recipe_file, resume_invariants)
         except OSError as error:
             raise _unwritable(options.out, error) from error
         try:
@@ -140,7 +140,7 @@ def _unwritable(folder: Path | None, error: OSError) -> UserError:
     )
 
 
-def _all_see(accelerator: Accelerator, run: Run, mark: Path) -> None:
+def _all_see(accelerator: Accelerator, run: RunFolder, mark: Path) -> None:
     """Raises UserError where a process does not see the file that the main one has written into the
     folder."""
     until = time.monotonic() + SEEN_WITHIN_S
@@ -166,7 +166,7 @@ class Started(NamedTuple):
     recipe: Recipe  # its training data are open
     accelerator: Accelerator
     display: Display
-    plan: Plan
+    plan: TrainPlan
 
 
 def start(recipe: Recipe, options: Options) -> Started:
@@ -177,7 +177,7 @@ def start(recipe: Recipe, options: Options) -> Started:
     opened(recipe.train_data)  # a fault of it is reported before the processes connect
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)
-    plan = Plan.of(recipe, options, accelerator.num_processes)
+    plan = TrainPlan.of(recipe, options, accelerator.num_processes)
     refuse_lonely_values(recipe, options, plan)
     require_free_names(recipe.task)
     return Started(recipe, accelerator, display, plan)
@@ -190,7 +190,7 @@ class Training:
     recipe: Recipe
     options: Options
     accelerator: Accelerator
-    plan: Plan
+    plan: TrainPlan
     workers: int
     state: TrainState
     stop: StopFlag
@@ -204,8 +204,8 @@ def begin(
     recipe: Recipe,
     options: Options,
     accelerator: Accelerator,
-    plan: Plan,
-    run: Run,
+    plan: TrainPlan,
+    run: RunFolder,
     display: Display,
 ) -> Training:
     """Wrap model and optimizer, and say what will be trained on what."""
@@ -220,12 +220,12 @@ def begin(
     with refusals_told(recipe.model):
         _convert(recipe, options, accelerator, plan)
     allow_tf32(options.tf32)
-    objective = _prepared(recipe, accelerator)
+    task_module = _prepared(recipe, accelerator)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
     workers = choose_workers(options.workers, accelerator.num_processes)
     stop = StopFlag(accelerator.device, accelerator.num_processes)
-    writer = Saver(
+    writer = CheckpointWriter(
         run.checkpoints, options.keep_checkpoints, options.async_checkpoint, model_json(recipe)
     )
     state = TrainState()
@@ -254,7 +254,7 @@ def begin(
         options=options,
         accelerator=accelerator,
         plan=plan,
-        objective=objective,
+        task_module=task_module,
         to_device=to_device,
         ema=ema,
         groups=groups,
@@ -278,7 +278,7 @@ def begin(
     )
     evaluator = Evaluator(
         recipe=recipe,
-        objective=objective,
+        task_module=task_module,
         accelerator=accelerator,
         to_device=to_device,
         seed=options.seed,
@@ -304,17 +304,17 @@ def begin(
 
 def _prepared(recipe: Recipe, accelerator: Accelerator) -> nn.Module:
     """Model and task as one module, and the optimizer, wrapped for processes and precision."""
-    objective = Objective(recipe.model, recipe.task)
-    require_supported(recipe.optimizer, objective)
+    task_module = TaskModule(recipe.model, recipe.task)
+    require_supported(recipe.optimizer, task_module)
     require_same_updates(recipe.optimizer, accelerator)
-    objective = prepare(accelerator, objective, recipe.optimizer)
+    task_module = prepare(accelerator, task_module, recipe.optimizer)
     to_weights(recipe.optimizer)
     if has_modes(recipe.optimizer):
         recipe.optimizer.train()
-    return objective
+    return task_module
 
 
-def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: Plan) -> None:
+def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: TrainPlan) -> None:
     """Change the model as asked for, and see that no output changes."""
     model = recipe.model.to(accelerator.device)
     # read where it is needed

@@ -25,7 +25,7 @@ from trainkit.inference import Inference
 class _Scaled:
     """An image at one scale, and what its windows have given so far."""
 
-    whole: "_Looked"
+    whole: "_Image"
     size: tuple[int, int]
     filled: tuple[int, int]  # with black
     left: int  # windows to come
@@ -34,7 +34,7 @@ class _Scaled:
 
 
 @dataclass
-class _Looked:
+class _Image:
     """One image: the mean over its scales so far."""
 
     targets: Tensor  # (1, H, W)
@@ -54,15 +54,17 @@ class _Window:
 
 
 @dataclass
-class Looker:
+class SlidingWindowInferer:
     """Runs a model over images as `inference` says, in step with the other processes."""
 
     inference: Inference
-    objective: nn.Module  # as prepared; in evaluation mode it gives scores where it gets no targets
+    task_module: (
+        nn.Module
+    )  # as prepared; in evaluation mode it gives scores where it gets no targets
     accelerator: Accelerator
     black: Tensor  # (C, 1, 1): what images are filled up with, as the model sees it
 
-    def look(
+    def infer(
         self, samples: Iterable[tuple[Tensor, Tensor]]
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """After each pass the images that it finished.
@@ -95,16 +97,16 @@ class Looker:
                     if each is not None
                 ]
             else:
-                if is_sharded(self.objective):
+                if is_sharded(self.task_module):
                     self._forward(filler)  # the others gather its weights
                 yield []
 
     def _forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, h, w) -> scores (N, C, h, w)."""
-        if is_sharded(self.objective):
-            return self.objective(pixels, None)
+        if is_sharded(self.task_module):
+            return self.task_module(pixels, None)
         # past DDP, as the processes' passes are not of one kind
-        return without_wrappers(self.objective)(pixels, None)
+        return without_wrappers(self.task_module)(pixels, None)
 
     def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
         """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""
@@ -121,8 +123,8 @@ class Looker:
 
     def _windows(self, images: Tensor, targets: Tensor) -> Iterator[_Window]:
         """All windows of an image, at all scales, flipped too."""
-        look, looked = self.inference, _Looked(targets, len(self.inference.scales))
-        for scale in look.scales:
+        inference, whole = self.inference, _Image(targets, len(self.inference.scales))
+        for scale in inference.scales:
             size = tuple(max(1, int(length * scale + 0.5)) for length in images.shape[-2:])
             image = images
             if size != images.shape[-2:]:
@@ -130,27 +132,33 @@ class Looker:
                     images, size, mode="bilinear", align_corners=False, antialias=True
                 )
             image = image[0]
-            if look.window is not None and min(size) < look.window:
-                full = self.black.expand(-1, *(max(length, look.window) for length in size)).clone()
+            if inference.window is not None and min(size) < inference.window:
+                full = self.black.expand(
+                    -1, *(max(length, inference.window) for length in size)
+                ).clone()
                 full[:, : size[0], : size[1]] = image
                 image = full
             places = [
                 (top, left)
-                for top in look.starts(image.shape[1])
-                for left in look.starts(image.shape[2])
+                for top in inference.starts(image.shape[1])
+                for left in inference.starts(image.shape[2])
             ]
-            scaled = _Scaled(looked, size, tuple(image.shape[1:]), len(places) * (1 + look.flip))
+            scaled = _Scaled(
+                whole, size, tuple(image.shape[1:]), len(places) * (1 + inference.flip)
+            )
             height, width = (
-                (look.window, look.window) if look.window is not None else image.shape[1:]
+                (inference.window, inference.window)
+                if inference.window is not None
+                else image.shape[1:]
             )
             for top, left in places:
                 pixels = image[:, top : top + height, left : left + width]
-                for flipped in (False, True)[: 1 + look.flip]:
+                for flipped in (False, True)[: 1 + inference.flip]:
                     yield _Window(
                         pixels.flip(-1) if flipped else pixels, scaled, top, left, flipped
                     )
 
-    def _add(self, window: _Window, scores: Tensor) -> _Looked | None:
+    def _add(self, window: _Window, scores: Tensor) -> _Image | None:
         """Put a window's scores (C, h, w) in their place; its image where that was the last one."""
         scaled, scores = window.scaled, scores.flip(-1) if window.flipped else scores
         if scaled.sums is None:
@@ -167,11 +175,11 @@ class Looker:
             return None
         mean = (scaled.sums / scaled.seen)[None, :, : scaled.size[0], : scaled.size[1]]
         scaled.sums = scaled.seen = None
-        looked = scaled.whole
-        if mean.shape[-2:] != looked.targets.shape[-2:]:
+        whole = scaled.whole
+        if mean.shape[-2:] != whole.targets.shape[-2:]:
             mean = F.interpolate(
-                mean, looked.targets.shape[-2:], mode="bilinear", align_corners=False
+                mean, whole.targets.shape[-2:], mode="bilinear", align_corners=False
             )
-        looked.total = mean if looked.total is None else looked.total.add_(mean)
-        looked.left -= 1
-        return None if looked.left else looked
+        whole.total = mean if whole.total is None else whole.total.add_(mean)
+        whole.left -= 1
+        return None if whole.left else whole

@@ -23,7 +23,7 @@ from trainkit.distributed.unwrapping import without_compile
 from trainkit.engine.ema import EMA
 from trainkit.engine.oom import OomFallback
 from trainkit.engine.optimizer_state import of_torch, set_lr, trained_and_others
-from trainkit.engine.plan import Plan
+from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.rollback import StepSnapshot
 from trainkit.engine.state import StepStats, TrainState
@@ -52,8 +52,8 @@ class Stepper:
         recipe: Recipe,
         options: Options,
         accelerator: Accelerator,
-        plan: Plan,
-        objective: nn.Module,
+        plan: TrainPlan,
+        task_module: nn.Module,
         to_device: ToDevice,
         ema: EMA | None,
         groups: list[dict[str, Any]],
@@ -65,7 +65,7 @@ class Stepper:
         options: of the run.
         accelerator: of this process.
         plan: learning rates, and the micro-batches of each step.
-        objective: model and task, wrapped for processes and precision.
+        task_module: model and task, wrapped for processes and precision.
         to_device: that moves and normalises a batch.
         ema: averages to update, or None.
         groups: the optimizer's, as the recipe set them.
@@ -76,34 +76,34 @@ class Stepper:
         self.options = options
         self.accelerator = accelerator
         self.plan = plan
-        self.objective = objective
+        self.task_module = task_module
         self.to_device = to_device
         self.ema = ema
         self.groups = groups
         self.state = state
         # the optimizer's in the order of the model; others that get gradients all the same
-        self.weights, self.others = trained_and_others(objective, recipe.optimizer)
+        self.weights, self.others = trained_and_others(task_module, recipe.optimizer)
         self.snapshot = StepSnapshot(
             recipe.model,
             recipe.optimizer,
             updates=options.on_nonfinite == "skip" and of_torch(recipe.optimizer),
         )
         self.oom = OomFallback(
-            objective=objective,
+            task_module=task_module,
             plan=plan,
             accelerator=accelerator,
             reporter=reporter,
             take_back=self._take_back,
             static_graph=options.static_graph,
         )
-        inner = without_compile(objective)
+        inner = without_compile(task_module)
         static = isinstance(inner, DistributedDataParallel) and inner.static_graph
         self._left_to_settle = SETTLED if static else 0
 
     def start(self) -> None:
         """Put the model into training mode, before the first step."""
-        self.objective.train()
-        settle_buckets(self.objective, _backward)
+        self.task_module.train()
+        settle_buckets(self.task_module, _backward)
 
     @may_fail_alone()
     def __call__(self, step: int, images: Tensor, targets: Tensor) -> StepStats:
@@ -193,7 +193,7 @@ class Stepper:
             raise
 
     def _accumulate(
-        self, step: int, images: Tensor, targets: Tensor, counts: Tensor, objective: nn.Module
+        self, step: int, images: Tensor, targets: Tensor, counts: Tensor, task_module: nn.Module
     ) -> tuple[Tensor, str | None]:
         """Forward and backward in micro-batches; losses (K,), and the allocator's message on OOM."""
         accelerator = self.accelerator
@@ -209,9 +209,9 @@ class Stepper:
                 if number == len(sizes) or self.options.static_graph:
                     syncing = nullcontext()
                 else:
-                    syncing = no_sync(accelerator, self.objective)
+                    syncing = no_sync(accelerator, self.task_module)
                 with syncing:
-                    terms = objective(images[part], targets[part]) / counts  # (K,)
+                    terms = task_module(images[part], targets[part]) / counts  # (K,)
                     terms = terms if size else terms * 0
                     # the wrapper averages over them
                     loss = terms.sum() * processes if processes > 1 else terms.sum()
@@ -256,7 +256,7 @@ class Stepper:
         optimizer, scaler = self.recipe.optimizer, self.accelerator.scaler
         skipped = failed
         if failed is not None and not self.snapshot.updates and failed:  # waits for the device
-            self.snapshot.buffers_back()
+            self.snapshot.restore_buffers()
         elif scaler is None:
             optimizer.step()
         else:
@@ -268,13 +268,13 @@ class Stepper:
         if scaler is not None:
             scaler.update()
         if failed is not None and self.snapshot.updates:
-            self.snapshot.back_where(failed)
+            self.snapshot.restore_where(failed)
         return skipped
 
     def _take_back(self) -> None:
         """Undo forward and backward."""
         self._zero_gradients()
-        self.snapshot.buffers_back()
+        self.snapshot.restore_buffers()
 
     def _zero_gradients(self) -> None:
         """Of all parameters, for what is not the optimizer's would pile up."""

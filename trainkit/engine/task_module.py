@@ -8,7 +8,7 @@ from trainkit.outputs import run_padded, size_divisor
 from trainkit.recipe import Task, as_task
 
 
-class Objective(nn.Module):
+class TaskModule(nn.Module):
     """Model and task as one module, so that only sums or predictions leave what accelerate wraps."""
 
     def __init__(self, model: nn.Module, task: Task):

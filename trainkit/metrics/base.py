@@ -75,10 +75,10 @@ class PerImage:
     def __init__(
         self,
         count: Callable[[Tensor, Tensor], Tensor],
-        figures: Callable[[Tensor], Tensor],
+        statistic: Callable[[Tensor], Tensor],
         details: Callable[[Tensor], dict] = lambda rows: {},
     ):
-        self.count, self.figures, self.details = count, figures, details
+        self.count, self.statistic, self.details = count, statistic, details
         self._rows: list[Tensor] = []
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:

@@ -10,13 +10,13 @@ DRAWS = 1000
 
 
 def interval(
-    rows: Tensor, figures: Callable[[Tensor], Tensor], seed: int = 0
+    rows: Tensor, statistic: Callable[[Tensor], Tensor], seed: int = 0
 ) -> tuple[float, float] | None:
     """95 % bootstrap confidence interval over 1000 resamples with replacement (Efron, 1979).
 
     None for no images.
 
-    rows: counts of each image (N, S), whose sum gives the metric. figures: sums (B, S) -> metric
+    rows: counts of each image (N, S), whose sum gives the metric. statistic: sums (B, S) -> metric
     (B,). The images are sorted first, so that neither their order nor the number of processes
     changes the resamples.
     """
@@ -28,7 +28,7 @@ def interval(
     for _ in range(0, DRAWS, 50):
         # (50, N)
         times = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=50)
-        found.append(figures(torch.from_numpy(times @ rows)))
+        found.append(statistic(torch.from_numpy(times @ rows)))
     low, high = (
         torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     )

@@ -16,7 +16,7 @@ LABELS_AT_ONCE = 1 << 20  # pixels, 4 MiB as int32
 LARGEST_TABLE = 1 << 20  # cells
 
 
-def likeliest(scores: Tensor) -> Tensor:
+def argmax_labels(scores: Tensor) -> Tensor:
     """`scores.argmax(1)` of (N, C, ...): int64 (N, ...), the first class of the largest score.
 
     Torch goes along the classes, which lie far apart, one pixel after the other. The largest score,

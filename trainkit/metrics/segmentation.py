@@ -64,7 +64,7 @@ class MeanIoU(Counting):
                 rows.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
             return torch.stack(rows).flatten(1)  # (N, 3 C): true positives, ground truth, predicted
 
-        def figures(sums: Tensor) -> Tensor:
+        def statistic(sums: Tensor) -> Tensor:
             hits, references, predictions = sums.view(len(sums), 3, -1).unbind(1)  # (B, C)
             if name == "pixAcc":
                 return hits.sum(1) / references.sum(1).clamp(min=1)
@@ -74,7 +74,7 @@ class MeanIoU(Counting):
             )
             return (hits / union.clamp(min=1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
-        return PerImage(count, figures)
+        return PerImage(count, statistic)
 
     def confusion(self) -> Tensor:
         """Pixels of each (reference, prediction) pair so far: int64 (C, C).

@@ -13,7 +13,7 @@ from trainkit import files
 from trainkit.storage import checkpoint
 
 
-class Saver:
+class CheckpointWriter:
     """Writes the checkpoints of one run, in a thread where `background` is true, and removes older
     ones in a thread.
 

@@ -13,7 +13,7 @@ from trainkit.storage.checkpoint import (
     step_of,
 )
 from trainkit.storage.run_files import read_manifest
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import input_of, is_run, read_recorded
 
 COUNTED = (
@@ -115,7 +115,9 @@ def read_precise_bn(run: Path | None, weights: Path) -> int | None:
     """
     if run is None:
         return None
-    row = Run(run).last_evaluation(step_of(weights) if is_checkpoint_name(weights.name) else None)
+    row = RunFolder(run).last_evaluation(
+        step_of(weights) if is_checkpoint_name(weights.name) else None
+    )
     asked = read_recorded(run).get("options", {}).get("precise_bn")
     return asked if row is None else row.get("precise_bn", asked)
 
@@ -164,12 +166,12 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
                 "(checkpoints/step-*), or a weights file"
             )
         return path, run
-    if not Run(run).checkpoints.is_dir() and (run / "model.safetensors").is_file():
+    if not RunFolder(run).checkpoints.is_dir() and (run / "model.safetensors").is_file():
         return run / "model.safetensors", run
-    last, _ = Run(run).last_checkpoint()
+    last, _ = RunFolder(run).last_checkpoint()
     if last is None:
         raise MissingFileError(f"the run in {run} has no checkpoint yet")
-    row = Run(run).last_evaluation()
+    row = RunFolder(run).last_evaluation()
     best = (
         checkpoint_path(last.parent, row["best_step"])
         if row is not None and row["best_step"]

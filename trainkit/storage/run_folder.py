@@ -3,7 +3,7 @@
     recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
     and where there was trouble: stopped.json  bad_images.txt  memory.json  failures/
 
-Only the main process writes; the others hold a Run that reads.
+Only the main process writes; the others hold a RunFolder that reads.
 """
 
 import errno
@@ -53,8 +53,8 @@ LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 REMEDY = "Put a whole copy in its place, or remove that line"
 
 
-class Run:
-    """One run's folder. `Run.open` decides whether it is new, resumes, or is finished."""
+class RunFolder:
+    """One run's folder. `RunFolder.open` decides whether it is new, resumes, or is finished."""
 
     def __init__(self, folder: Path, writes: bool = True):
         self.folder, self.writes = folder, writes
@@ -62,9 +62,9 @@ class Run:
         self._lock: Any = None
         self._torn = False  # the log's last line may be half a one
 
-    def __reduce__(self) -> tuple[type["Run"], tuple[Path, bool]]:
+    def __reduce__(self) -> tuple[type["RunFolder"], tuple[Path, bool]]:
         """Sent to another process, it reads: the lock and the files are one process's."""
-        return Run, (self.folder, False)
+        return RunFolder, (self.folder, False)
 
     @classmethod
     def open(
@@ -72,20 +72,20 @@ class Run:
         options: Options,
         settings: Mapping[str, Any],
         recipe_file: Path | None,
-        mathematics: Mapping[str, Any],
-    ) -> tuple["Run", list[str]]:
+        resume_invariants: Mapping[str, Any],
+    ) -> tuple["RunFolder", list[str]]:
         """Make or check the folder and lock it, in the main process; the run, and lines to show.
 
-        settings: the recipe's, resolved. mathematics: what a run must keep, see `Plan.mathematics`.
-        Raises ValueError where the folder holds something else, is in use, or holds a run whose
-        `mathematics` differ.
+        settings: the recipe's, resolved. resume_invariants: what a run must keep, see
+        `TrainPlan.resume_invariants`. Raises UserError where the folder holds something else, is in
+        use, or holds a run whose `resume_invariants` differ.
         """
         folder = options.out
         if folder is None:
             raise UserError("Options.out is None: name the folder of the run")
         run, notes, renamed = cls(folder), [], False
         recorded = folder / "settings.json"
-        now = {**plain(mathematics), "seed": options.seed}
+        now = {**plain(resume_invariants), "seed": options.seed}
         _check_kinds(folder)
         began = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
         if began:

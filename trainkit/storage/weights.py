@@ -34,7 +34,7 @@ class Fit:
     """names in the file that the model has not"""
     missing: list[str]
     """names in the model that the file has not"""
-    misshapen: list[str]
+    shape_mismatches: list[str]
     """names in both with a shape mismatch, each with the two shapes"""
     mistyped: list[str]
     """names in both whose values the model's would not hold, such as complex ones, each with the two types"""
@@ -43,12 +43,12 @@ class Fit:
 
     @property
     def exact(self) -> bool:
-        return not (self.unmatched or self.missing or self.misshapen or self.mistyped)
+        return not (self.unmatched or self.missing or self.shape_mismatches or self.mistyped)
 
     def lines(self) -> list[str]:
         """What does not fit, a line a kind: how many, and which."""
         kinds = {
-            "of another shape": self.misshapen,
+            "of another shape": self.shape_mismatches,
             "of another type": self.mistyped,
             "missing in the file": self.missing,
             "unknown to the model": self.unmatched,
@@ -67,22 +67,24 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     told, names = _best_reading(model, ours, weights)
     named = {new: weights[old] for old, new in names.items()}
     shared = [name for name in ours if name in named]
-    misshapen = [name for name in shared if not _in_shape(named[name], ours[name])]
+    shape_mismatches = [name for name in shared if not _in_shape(named[name], ours[name])]
     mistyped = [
-        name for name in shared if name not in misshapen and not _holds(ours[name], named[name])
+        name
+        for name in shared
+        if name not in shape_mismatches and not _holds(ours[name], named[name])
     ]
     return Fit(
         {
             n: named[n].reshape(ours[n].shape)
             for n in shared
-            if n not in misshapen and n not in mistyped
+            if n not in shape_mismatches and n not in mistyped
         },
         [name for name in named if name not in ours],
         # Files older than batch norm's counter lack it, as torch allows.
         [name for name in ours if name not in named and not name.endswith(".num_batches_tracked")],
         [
             f"{name} (file {list(named[name].shape)}, model {list(ours[name].shape)})"
-            for name in misshapen
+            for name in shape_mismatches
         ],
         [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
         told,
@@ -275,7 +277,7 @@ def _take_up(model: nn.Module, found: Fit) -> None:
 def _of_shared(found: Fit) -> str:
     """Names that are the same, where shapes or types are not."""
     return "".join(f"; {len(each)} of another {of}: {each[0]}" for of, each in (
-        ("shape", found.misshapen), ("type", found.mistyped)) if each)  # fmt: skip
+        ("shape", found.shape_mismatches), ("type", found.mistyped)) if each)  # fmt: skip
 
 
 def _first(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_ignore, check_num_outputs, presence_loss_sum
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
-from trainkit.metrics.confusion import likeliest
+from trainkit.metrics.confusion import argmax_labels
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.outputs import main_logits, resized, resized_to_targets
 from trainkit.recipe import Task
@@ -95,9 +95,9 @@ class Segmentation(Task):
         low, high = map(int, target.masked_fill(target == self.ignore, 0).aminmax())
         if low >= 0 and high < self.num_classes:
             return None
-        stray = high if high >= self.num_classes else low
+        label = high if high >= self.num_classes else low
         return (
-            f"label {stray} on {int((target == stray).sum())} pixels is outside the"
+            f"label {label} on {int((target == label).sum())} pixels is outside the"
             f" {self.num_classes} classes 0 to {self.num_classes - 1} (ignored: {self.ignore})"
         )
 
@@ -144,7 +144,7 @@ class Segmentation(Task):
         resized."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
-        return likeliest(resized(logits, targets.shape[-2:]))
+        return argmax_labels(resized(logits, targets.shape[-2:]))
 
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
         """Probabilities (N, C, H, W), float32, at the size of the images.
@@ -157,7 +157,7 @@ class Segmentation(Task):
 
     def from_scores(self, scores: Tensor) -> Tensor:
         """Predicted masks (N, H, W) from probabilities (N, C, H, W)."""
-        return likeliest(scores)
+        return argmax_labels(scores)
 
     def labels(self, predictions: Tensor) -> Tensor:
         """The predicted masks, which hold class ids already."""

@@ -168,11 +168,11 @@ def test_ten_crops_are_averaged(tmp_path):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
     model.eval()
     with torch.no_grad():
-        likeliest = [
+        most_similar = [
             model((data[i][0] / 255 - mean) / std).softmax(1).mean(0).argmax().item()
             for i in range(13)
         ]
-    hits = sum(a == int(b) for a, b in zip(likeliest, data.targets))
+    hits = sum(a == int(b) for a, b in zip(most_similar, data.targets))
     assert rows(tmp_path / "run", "evaluate")[-1]["top1"] == pytest.approx(hits / 13)
 
 

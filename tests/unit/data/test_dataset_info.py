@@ -37,7 +37,7 @@ class Told(Plain):
     """Every optional attribute."""
 
     split, upright, label_values, classes = "val", False, [0, 7], ["a", "b"]
-    locality, fingerprint, transform = "lanes", "abc", None
+    locality, fingerprint, transform = "groups", "abc", None
     targets = [index % 2 for index in range(10)]
     used, used_warnings = "10 images of a fair", ["one is dark"]
 
@@ -101,7 +101,7 @@ def test_how_a_dataset_is_read_is_said_by_the_outermost_alone():
     info = DatasetInfo.of(repeated)
     assert (info.repeats, info.locality, info.fingerprint, info.final_epoch) == (
         3,
-        "lanes",
+        "groups",
         "abc",
         4,
     )

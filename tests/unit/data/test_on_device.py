@@ -20,7 +20,7 @@ from trainkit.data.loader import make_loader
 from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop, same_device
 from trainkit.data.reader import Reader
 from trainkit.data.seeding import DRAW, fold, uniform
-from trainkit.data.transforms.ops import Look
+from trainkit.data.transforms.ops import EvalTransform
 from trainkit.tasks.recognition import Recognition
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ class Halved(Pictures):
 
 def test_how_images_were_read_is_known():
     """What a doctor looks at, what other images go through, and what an evaluation is called."""
-    look = Look([v2.Resize(6)], "halved")
+    look = EvalTransform([v2.Resize(6)], "halved")
     data = OnDevice(Halved(look), AUGMENT)
     bare, as_stored = untransformed(data)
     assert (

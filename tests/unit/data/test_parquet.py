@@ -42,29 +42,29 @@ from trainkit.data.seeding import seed_host
     st.integers(1, 5),
     st.integers(1, 20),
 )
-def test_an_order_by_groups(lengths, lanes, batch_size):
-    """Every image once; in each lane one group after another.
+def test_an_order_by_groups(lengths, num_interleaved, batch_size):
+    """Every image once; in each sequence one group after another.
 
-    An equal part of every batch to each lane, in turn.
+    An equal part of every batch to each sequence, in turn.
     """
-    order = Locality(tuple(lengths), lanes).permutation(
+    order = Locality(tuple(lengths), num_interleaved).permutation(
         batch_size, torch.Generator().manual_seed(0)
     )
     assert sorted(order.tolist()) == list(range(sum(lengths)))
     rank = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))
     group = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[order]
-    lane = rank[group] % lanes
-    for number in range(lanes):
-        ranks = rank[group[lane == number]]
+    sequence = rank[group] % num_interleaved
+    for number in range(num_interleaved):
+        ranks = rank[group[sequence == number]]
         assert torch.equal(ranks, ranks.sort().values)
-    size = lane.bincount(minlength=lanes)
+    size = sequence.bincount(minlength=num_interleaved)
     for begin in range(0, len(order), batch_size):
-        part = lane[begin : begin + batch_size]
+        part = sequence[begin : begin + batch_size]
         assert torch.equal(part, part.sort().values)
-        until = lane[: begin + batch_size].bincount(minlength=lanes)
+        until = sequence[: begin + batch_size].bincount(minlength=num_interleaved)
         due = size * min(1.0, (begin + batch_size) / len(order))
-        # as many as fit between two of any other lane, once
-        assert (until - due).abs().max() <= lanes
+        # as many as fit between two of any other sequence, once
+        assert (until - due).abs().max() <= num_interleaved
 
 
 def test_every_image_may_come_anywhere():
@@ -80,11 +80,11 @@ def test_every_image_may_come_anywhere():
         assert float(((counts - 2000 / 12) ** 2 / (2000 / 12)).sum()) < 31.3
 
 
-@pytest.mark.parametrize(("lanes", "batch_size", "shared"), [(16, 256, 0), (32, 200, 2)])
-def test_processes_share_batches_and_groups(lanes, batch_size, shared):
-    """The same batches for any number of processes, of which neighbours read at most two lanes'
-    groups both."""
-    alone = TrainOrder(12_800, batch_size, 3, locality=Locality((100,) * 128, lanes))
+@pytest.mark.parametrize(("num_interleaved", "batch_size", "shared"), [(16, 256, 0), (32, 200, 2)])
+def test_processes_share_batches_and_groups(num_interleaved, batch_size, shared):
+    """The same batches for any number of processes, of which neighbours read at most two
+    sequences' groups both."""
+    alone = TrainOrder(12_800, batch_size, 3, locality=Locality((100,) * 128, num_interleaved))
     steps = alone.steps_per_epoch
     whole = list(alone.batches(0, steps, 0))
     for processes in (2, 4, 8):
@@ -93,7 +93,7 @@ def test_processes_share_batches_and_groups(lanes, batch_size, shared):
         assert [sum((part[step] for part in parts), []) for step in range(steps)] == whole
         assert parts[1][7] == next(order.batches(7, 8, 1))  # a seek
         read = sum(len({index // 100 for batch in part for _, index in batch}) for part in parts)
-        assert 128 <= read <= 128 + shared * (processes - 1) * 128 / lanes, processes
+        assert 128 <= read <= 128 + shared * (processes - 1) * 128 / num_interleaved, processes
 
 
 def test_copies_of_an_image_share_a_batch():
@@ -142,9 +142,9 @@ def groups_read(tmp_path, monkeypatch):
     return read
 
 
-def counted(folder, lanes=4, transform=None, split="train"):
-    data = HubImages(folder, split, transform, stream=lanes)
-    data.table = Counted(data.table.files, lanes).select_columns(data.table.columns)
+def counted(folder, num_interleaved=4, transform=None, split="train"):
+    data = HubImages(folder, split, transform, stream=num_interleaved)
+    data.table = Counted(data.table.files, num_interleaved).select_columns(data.table.columns)
     return data
 
 
@@ -212,7 +212,7 @@ def batches(data, start, stop, processes, workers):
 
 
 def test_an_evaluation_reads_each_group_once(cifar, groups_read):
-    data = counted(cifar, lanes=1)
+    data = counted(cifar, num_interleaved=1)
     indices = []
     for process in range(3):
         found, valid = evaluation_batches(len(data), 16, process, 3)
@@ -246,7 +246,7 @@ def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert run("streamed", tmp_path / "parts").seen == whole.seen[27 + 8 :]
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "parts")[name])
-    data.table.lanes = 3
+    data.table.num_interleaved = 3
     with pytest.raises(ValueError, match="lanes was 2 and is 3"):
         train(streamed(train_data=data), options)
     table = pq.read_table(tmp_path / "train-1.parquet")
@@ -302,7 +302,7 @@ def server(cifar):
 def test_files_elsewhere_are_read_as_they_are_needed(cifar, server, monkeypatch):
     names = sorted(path.name for path in cifar.glob("train*"))
     here = ParquetTable([cifar / name for name in names])
-    there = ParquetTable([f"{server.url}/{name}" for name in names], lanes=4)
+    there = ParquetTable([f"{server.url}/{name}" for name in names], num_interleaved=4)
     size = sum((cifar / name).stat().st_size for name in names)
     assert len(there) == 2300 and server.sent == 4 * 2**16, "the files' ends alone"
     before = server.sent
@@ -351,7 +351,7 @@ def test_in_its_recipes(cifar, tmp_path):
         recipe = build(
             function, {"data": str(cifar), "model": "small", "stream": 3, "size": 24, **changes}
         )
-        assert recipe.train_data.locality.lanes == 3 and recipe.task.classes[9] == "truck"
+        assert recipe.train_data.locality.num_interleaved == 3 and recipe.task.classes[9] == "truck"
         assert recipe.train_data[7][0].shape == recipe.val_data[7][0].shape == (3, 24, 24)
     copies = Repeated(recipe.train_data, 3)
     assert (
@@ -459,7 +459,9 @@ def test_what_cannot_be_counted(cifar, tmp_path):
         ValueError, match="train has class folders: stream is for parquet files, leave it out"
     ):
         class_images(tmp_path, "train", stream=4)
-    with pytest.raises(ValueError, match="lanes is 0; give the number of interleaved row groups"):
+    with pytest.raises(
+        ValueError, match="num_interleaved is 0; give the number of interleaved row groups"
+    ):
         class_images(cifar, "train", stream=0)
     for name in ("train_data", "val_data"):
         with pytest.raises(

@@ -59,7 +59,7 @@ def test_every_class_has_a_name_a_colour_and_its_label_in_the_files(module, num_
 
 
 def test_colours():
-    # the devkit's own figures: aeroplane, person, tvmonitor, the border
+    # the devkit's own numbers: aeroplane, person, tvmonitor, the border
     known = {
         0: (0, 0, 0),
         1: (128, 0, 0),

@@ -21,7 +21,7 @@ from trainkit.metrics.segmentation import MeanIoU
 def test_likeliest_is_argmax(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(shape, generator=generator).to(dtype)
-    # most pixels have several likeliest classes
+    # most pixels have several most probable classes
     ties = torch.randint(-2, 2, shape, generator=generator).to(dtype)
     close = 1 + torch.finfo(dtype).eps * ties  # neighbours among the numbers of this type
     for each in (
@@ -31,7 +31,7 @@ def test_likeliest_is_argmax(shape, dtype):
         scores.transpose(-1, 0).contiguous().transpose(-1, 0),
         -0.0 * ties,
     ):
-        assert torch.equal(confusion.likeliest(each), each.argmax(1))
+        assert torch.equal(confusion.argmax_labels(each), each.argmax(1))
 
 
 def test_likeliest_of_what_is_no_number():
@@ -39,9 +39,9 @@ def test_likeliest_of_what_is_no_number():
     scores[0, 2, 3, 4] = scores[0, 5, 3, 4] = scores[1, :, 7, 8] = float("nan")
     scores[0, :, 0, 0] = float("-inf")
     scores[0, 3:, 0, 1] = float("inf")
-    assert torch.equal(confusion.likeliest(scores), scores.argmax(1))
+    assert torch.equal(confusion.argmax_labels(scores), scores.argmax(1))
     last = scores.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(confusion.likeliest(last), scores.argmax(1))
+    assert torch.equal(confusion.argmax_labels(last), scores.argmax(1))
 
 
 def test_counts_of_several_threads_are_their_own():
@@ -91,7 +91,7 @@ def one_by_one(
     st.sampled_from(["none", "references", "predictions", "both"]),
     st.sampled_from([torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16]),
 )
-def test_counts_are_those_of_the_definition(seed, classes, ignore, stray, dtype):
+def test_counts_are_those_of_the_definition(seed, classes, ignore, out_of_range, dtype):
     generator = torch.Generator().manual_seed(seed)
     predictions, references = (
         torch.randint(classes, (2, 5, 7), generator=generator) for _ in range(2)
@@ -101,12 +101,12 @@ def test_counts_are_those_of_the_definition(seed, classes, ignore, stray, dtype)
         references[torch.rand(references.shape, generator=generator) < 0.3] = ignore
     else:
         ignore = 255 if limits.max >= 255 else -1
-    if stray in ("references", "both"):
+    if out_of_range in ("references", "both"):
         references[0, 0] = torch.tensor(
             [100, 120, min(limits.max, 2**40), max(limits.min, -3), 9, 0, 1]
         )
     references = references.to(dtype)
-    if stray in ("predictions", "both"):
+    if out_of_range in ("predictions", "both"):
         predictions[1, :, 0] = torch.tensor([-1, classes, 2**40, -(2**40), 0])
     counts = confusion.count_pairs(predictions, references, classes, ignore)
     assert torch.equal(counts, one_by_one(predictions, references, classes, ignore))

@@ -235,7 +235,7 @@ class Given(nn.Module):
 
 # Sizes of the published forms. C = 150 classes
 
-RESNET50 = 25_557_032 - 2048 * 1000 - 1000  # torchvision's figure without its classifier
+RESNET50 = 25_557_032 - 2048 * 1000 - 1000  # torchvision's number without its classifier
 AUX = 1024 * 256 * 9 + 2 * 256 + 256 * 150 + 150
 PPM = 4 * (2048 * 512 + 2 * 512) + (2048 + 4 * 512) * 512 * 9 + 2 * 512
 OUT = 512 * 150 + 150

@@ -241,7 +241,7 @@ def test_a_manifest_may_give_its_format(tmp_path):
     assert checkpoint.verify(path) is None
 
 
-STRAYS = (
+FOREIGN = (
     "step-000000002.keep",
     "step-2",
     "step-0000000002",
@@ -257,8 +257,8 @@ def test_only_what_was_written_here_is_removed(tmp_path):
     nothing."""
     for step in (1, 2, 3, 4):
         whole(tmp_path, step)
-    for stray in STRAYS:
-        shutil.copytree(tmp_path / "step-000000002", tmp_path / stray)
+    for foreign in FOREIGN:
+        shutil.copytree(tmp_path / "step-000000002", tmp_path / foreign)
     # of step 2, it says
     shutil.copytree(tmp_path / "step-000000002", tmp_path / "step-000000001", dirs_exist_ok=True)
     (tmp_path / "step-000000003" / "notes.txt").write_text("the good one")
@@ -276,7 +276,7 @@ def test_only_what_was_written_here_is_removed(tmp_path):
         f"step-{n:09d}" for n in (1, 2, 3, 4, 5)
     ]
     checkpoint.rotate(tmp_path, 1)
-    stays = {*STRAYS, *kept, "elsewhere", ".removing-step-000000008"}
+    stays = {*FOREIGN, *kept, "elsewhere", ".removing-step-000000008"}
     stays |= {f"step-{n:09d}" for n in (1, 3, 4, 5, 6)}
     assert {path.name for path in tmp_path.iterdir()} == stays
 

@@ -25,7 +25,7 @@ from trainkit.storage.run_files import (
     read_results,
     read_summary,
 )
-from trainkit.storage.run_folder import Run
+from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import TO_PUBLISH, is_run, read_recorded
 from trainkit.storage.setting_values import require_all
 
@@ -235,7 +235,7 @@ def test_a_log_that_is_none_is_not_cut(run, capsys):
         assert log.read_bytes() == good + end
     for end in (b'{"event": "st', b"\0" * 300, b'{"event": "evaluate", "step": 6, "epoch'):
         log.write_bytes(good + end)
-        assert Run(run).forget_after(6)["step"] == 6 and log.read_bytes().count(
+        assert RunFolder(run).forget_after(6)["step"] == 6 and log.read_bytes().count(
             b"\n"
         ) <= good.count(b"\n")
 
@@ -376,8 +376,8 @@ def test_bad_images_of_any_name(run):
     name = os.fsdecode(b"caf\xe9.jpg")
     assert read_bad_images(run) == {f"3, {name}: torn"}
     new = [f"4, {name}: torn", "5, été.jpg: torn"]
-    assert Run(run).list_bad_images(new) == [r"4, caf\udce9.jpg: torn", new[1]]
-    assert Run(run).list_bad_images(new) == []
+    assert RunFolder(run).list_bad_images(new) == [r"4, caf\udce9.jpg: torn", new[1]]
+    assert RunFolder(run).list_bad_images(new) == []
     written = (run / "bad_images.txt").read_bytes().splitlines()
     assert written == [
         b"3, caf\xe9.jpg: torn",
@@ -419,18 +419,18 @@ def test_somebody_elses_settings_make_no_run(tmp_path, monkeypatch, capsys):
 
 def test_only_a_runs_own_files_are_moved_aside(run, monkeypatch, capsys):
     words = ("mine.py", "--workers", "0", "--epochs", "0.75", "--resume", "never", "--out")
-    for stray in (
+    for foreign in (
         "thesis.tex",
         ".git",
         "checkpoints/step-000000006.keep",
         "failures/notes",
         "data",
     ):
-        (run / stray).mkdir()
+        (run / foreign).mkdir()
         code, said = told(capsys, *words, "run")
-        assert code == 2 and f"trainkit did not write {stray} in it. Move that elsewhere" in said
+        assert code == 2 and f"trainkit did not write {foreign} in it. Move that elsewhere" in said
         assert not (run.parent / "run.1").exists()
-        (run / stray).rmdir()
+        (run / foreign).rmdir()
     (run / ".DS_Store").touch()
     monkeypatch.chdir(run / "checkpoints")
     for place in ("..", "../../run"):

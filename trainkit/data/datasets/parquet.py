@@ -27,28 +27,32 @@ from trainkit.data.sampler import Locality
 from trainkit.display import of_launcher
 from trainkit.errors import UserError
 
-LANES = 16  # number of interleaved row groups
+NUM_INTERLEAVED = 16  # number of interleaved row groups
 PAUSES_S = (1, 4)  # before a file that is not on this machine is tried again
 Result = TypeVar("Result")
 
 
 class ParquetTable:
-    """Rows of parquet files by index: {column.
+    """Rows of parquet files by index, each a dict as a map-style dataset of `datasets` gives it.
 
-    Value}, as a map-style dataset of `datasets` gives them.
+    Args:
+        files: paths or addresses that fsspec opens.
+        num_interleaved: number of interleaved row groups in an epoch's order. Each worker keeps the
+            last 2 x num_interleaved row groups in memory: the current ones, and those that follow
+            within a batch.
 
-    files: paths or addresses that fsspec opens. lanes: number of interleaved row groups in an
-    epoch's order. Each worker keeps the last 2 x lanes row groups in memory: the current ones, and
-    those that follow within a batch. Raises UserError naming the file where one is no parquet file
-    or has other columns than the first, and where none has a row, OSError where it cannot be had.
+    Raises:
+        UserError: a file is no parquet file or has other columns than the first, or none has a row.
+        OSError: a file cannot be had.
     """
 
-    def __init__(self, files: Sequence[str | os.PathLike], lanes: int = LANES):
-        if lanes < 1:
+    def __init__(self, files: Sequence[str | os.PathLike], num_interleaved: int = NUM_INTERLEAVED):
+        if num_interleaved < 1:
             raise UserError(
-                f"lanes is {lanes}; give the number of interleaved row groups, at least 1"
+                f"num_interleaved is {num_interleaved}; give the number of interleaved row groups, "
+                "at least 1"
             )
-        self.files, self.lanes = [os.fspath(file) for file in files], lanes
+        self.files, self.num_interleaved = [os.fspath(file) for file in files], num_interleaved
         self._footers = []
         with (
             ThreadPoolExecutor(16) as pool,
@@ -88,7 +92,7 @@ class ParquetTable:
     @property
     def locality(self) -> Locality:
         """The order that needs few row groups at a time."""
-        return Locality(tuple(self._lengths), self.lanes)
+        return Locality(tuple(self._lengths), self.num_interleaved)
 
     @property
     def fingerprint(self) -> str:
@@ -128,7 +132,7 @@ class ParquetTable:
     def _group(self, number: int) -> pa.Table:
         """A row group, among the last that were asked for or read now."""
         if number not in self._held:
-            while len(self._held) >= 2 * self.lanes:
+            while len(self._held) >= 2 * self.num_interleaved:
                 self._held.popitem(last=False)
             self._held[number] = self.read_group(number)
         self._held.move_to_end(number)

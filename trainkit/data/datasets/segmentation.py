@@ -197,11 +197,13 @@ class MaskDataset(Dataset):
             # IGNORED + 1 is 0
             if (ids.numpy() + np.uint8(1)).max(initial=0) <= min(self.num_classes, UNKNOWN):
                 return ids
-        ids, stray = self._by_arithmetic(labels)
-        if stray.any() and self.mask_colors is not None:
-            raise LabelError(f"{self.mask_name(index)} {unknown_colors(labels[stray].numpy())}")
-        if stray.any():
-            label = int(labels[stray][0])
+        ids, out_of_range = self._by_arithmetic(labels)
+        if out_of_range.any() and self.mask_colors is not None:
+            raise LabelError(
+                f"{self.mask_name(index)} {unknown_colors(labels[out_of_range].numpy())}"
+            )
+        if out_of_range.any():
+            label = int(labels[out_of_range][0])
             expects = self.expects or (
                 f"the {self.num_classes} classes are {-self.label_shift} to"
                 f" {self.num_classes - 1 - self.label_shift} (ignored:"
@@ -217,8 +219,8 @@ class MaskDataset(Dataset):
     @cached_property
     def _table(self) -> bytes:
         """Train ids of the labels 0 to 255; UNKNOWN for those that are none of the classes."""
-        ids, stray = self._by_arithmetic(torch.arange(256, dtype=torch.uint8))
-        return ids.masked_fill(stray, UNKNOWN).numpy().tobytes()
+        ids, out_of_range = self._by_arithmetic(torch.arange(256, dtype=torch.uint8))
+        return ids.masked_fill(out_of_range, UNKNOWN).numpy().tobytes()
 
     @cached_property
     def _shift(self) -> int | None:
@@ -240,8 +242,8 @@ class MaskDataset(Dataset):
             ignored = torch.isin(labels, torch.tensor(self.ignore, dtype=torch.int32))
             if self.label_shift < 0:
                 ignored |= ids < 0
-        stray = ~ignored & ((ids < 0) | (ids >= self.num_classes))
-        return ids.masked_fill(ignored, IGNORED).to(torch.uint8), stray
+        out_of_range = ~ignored & ((ids < 0) | (ids >= self.num_classes))
+        return ids.masked_fill(ignored, IGNORED).to(torch.uint8), out_of_range
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ VERSION = 1  # of the scenes: a folder of another version is not taken for this 
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """How a class looks.
 
     Mean colour, amplitude and period in pixels of its stripes, and their direction.
@@ -41,26 +41,26 @@ class Look:
 # Id in the files of ADE20K (1-based) -> look. Sixteen of the 150, some alike in colour and unlike
 # in texture.
 BACK = {
-    1: Look((196, 180, 160), 10, 9, 0.0),  # wall
-    2: Look((150, 110, 95), 30, 8, 1.57),  # building
-    3: Look((130, 175, 225), 0, 9, 0.0),  # sky
+    1: Appearance((196, 180, 160), 10, 9, 0.0),  # wall
+    2: Appearance((150, 110, 95), 30, 8, 1.57),  # building
+    3: Appearance((130, 175, 225), 0, 9, 0.0),  # sky
 }
 GROUND = {
-    4: Look((150, 115, 80), 22, 7, 0.0),  # floor
-    7: Look((95, 95, 100), 4, 9, 0.0),  # road
-    10: Look((85, 145, 60), 16, 4, 0.8),  # grass
-    47: Look((205, 185, 135), 8, 4, 1.2),  # sand
-    22: Look((70, 120, 170), 26, 6, 1.57),  # water
+    4: Appearance((150, 115, 80), 22, 7, 0.0),  # floor
+    7: Appearance((95, 95, 100), 4, 9, 0.0),  # road
+    10: Appearance((85, 145, 60), 16, 4, 0.8),  # grass
+    47: Appearance((205, 185, 135), 8, 4, 1.2),  # sand
+    22: Appearance((70, 120, 170), 26, 6, 1.57),  # water
 }
 THINGS = {
-    5: Look((45, 100, 45), 24, 5, 0.4),  # tree
-    13: Look((175, 60, 120), 8, 6, 1.57),  # person
-    16: Look((120, 75, 40), 6, 5, 0.0),  # table
-    20: Look((190, 120, 40), 30, 6, 0.0),  # chair
-    21: Look((190, 40, 40), 6, 8, 1.57),  # car
-    42: Look((225, 200, 60), 34, 5, 0.8),  # box
-    77: Look((235, 235, 240), 6, 8, 0.0),  # boat
-    115: Look((90, 60, 150), 22, 5, 2.3),  # tent
+    5: Appearance((45, 100, 45), 24, 5, 0.4),  # tree
+    13: Appearance((175, 60, 120), 8, 6, 1.57),  # person
+    16: Appearance((120, 75, 40), 6, 5, 0.0),  # table
+    20: Appearance((190, 120, 40), 30, 6, 0.0),  # chair
+    21: Appearance((190, 40, 40), 6, 8, 1.57),  # car
+    42: Appearance((225, 200, 60), 34, 5, 0.8),  # box
+    77: Appearance((235, 235, 240), 6, 8, 0.0),  # boat
+    115: Appearance((90, 60, 150), 22, 5, 2.3),  # tent
 }
 # As recognition classes: the things, by name.
 THING_NAMES = {

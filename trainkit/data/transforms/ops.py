@@ -194,7 +194,7 @@ class LongSide(v2.Transform):
         )
 
 
-class Look(v2.Compose):
+class EvalTransform(v2.Compose):
     """The transform of an evaluation.
 
     label: a short description, shown beside the metrics. whole: whether a mask of the transformed

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torchvision.transforms import InterpolationMode, v2
 
-from trainkit.data.transforms.ops import Lighting, Look, RandomResizedCrop, stacked
+from trainkit.data.transforms.ops import EvalTransform, Lighting, RandomResizedCrop, stacked
 from trainkit.errors import UserError
 from trainkit.rebuildable import rebuildable
 
@@ -74,7 +74,7 @@ def eval_transform(
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     ten_crop: bool = False,
     crop_mode: str = "center",
-) -> Look:
+) -> EvalTransform:
     """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
 
     crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which
@@ -99,7 +99,7 @@ def eval_transform(
         f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short},"
         f" {interpolation.value}"
     )
-    return Look([resize, *cut], label)
+    return EvalTransform([resize, *cut], label)
 
 
 def _check_side(size: int) -> None:

@@ -2,7 +2,7 @@
 
 from torchvision.transforms import v2
 
-from trainkit.data.transforms.ops import LongSide, Look, RandomScaleCrop
+from trainkit.data.transforms.ops import EvalTransform, LongSide, RandomScaleCrop
 from trainkit.errors import UserError
 from trainkit.rebuildable import rebuildable
 
@@ -30,7 +30,7 @@ def train_transform(
 
 
 @rebuildable
-def eval_transform(long_side: int | None, crop: int | None = None) -> Look:
+def eval_transform(long_side: int | None, crop: int | None = None) -> EvalTransform:
     """Long side to `long_side` (None: as it is).
 
     The mask stays untouched, and is what predictions are measured on.
@@ -40,15 +40,15 @@ def eval_transform(long_side: int | None, crop: int | None = None) -> Look:
     """
     _check_sides(long_side=long_side, crop=crop)
     if crop is not None:
-        return Look(
+        return EvalTransform(
             [v2.Resize(crop), v2.CenterCrop(crop)],
             f"centre crop of {crop} of image and mask",
             whole=False,
         )
     return (
-        Look([v2.Identity()], "as stored")
+        EvalTransform([v2.Identity()], "as stored")
         if long_side is None
-        else Look([LongSide(long_side)], f"long side {long_side}")
+        else EvalTransform([LongSide(long_side)], f"long side {long_side}")
     )
 
 
