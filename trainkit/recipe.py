@@ -15,12 +15,10 @@ from trainkit.data.dataset_info import (
     require_indexed,
     without_transform,
 )
+from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.outputs import size_divisor
-
-# of ImageNet, per channel of images in [0, 1]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # what a task must have of its own
 TASK_DEFINES = (

@@ -10,13 +10,13 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
+from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.recognition import CROP_MODES
 from trainkit.errors import UserError
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
 from trainkit.rebuildable import rebuildable
-from trainkit.recipe import MEAN, STD
 
 
 @rebuildable

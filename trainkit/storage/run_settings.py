@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from trainkit import __version__
+from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
-from trainkit.recipe import MEAN, STD, Task
+from trainkit.recipe import Task
 from trainkit.storage.old_names import renamed_options
 from trainkit.storage.run_files import (
     COUNT,
