@@ -8,9 +8,9 @@ from importlib import import_module
 
 from trainkit import __version__
 from trainkit.commands import COMMANDS
+from trainkit.display.streams import keep_standard_streams
 from trainkit.distributed.launcher import end_with_launcher, faulty_variable, rank
 from trainkit.errors import exit_code_of, is_of_one_process, report_of
-from trainkit.streams import keep_standard_streams
 
 HELP = """\
 trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
@@ -102,7 +102,7 @@ def _fail(message: str, from_all: bool = False, code: int = 2) -> int:
     """
     number = rank()
     if number == 0 or from_all:
-        from trainkit.display import error
+        from trainkit.display.terminal import error
 
         error(message if number == 0 else f"process {number}: {message}")
     return code

@@ -18,7 +18,7 @@ from trainkit.data.dataset_info import (
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 from trainkit.inference import Inference
-from trainkit.outputs import size_divisor
+from trainkit.models.outputs import size_divisor
 
 # what a task must have of its own
 TASK_DEFINES = (

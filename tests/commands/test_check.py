@@ -14,7 +14,7 @@ from helpers.toy_recipes import Images, everything, recognition, segmentation
 from trainkit import Options
 from trainkit.cli import main
 from trainkit.commands.check import _warnings, check
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.engine.plan import TrainPlan
 
 OPTIONS = Options(workers=0)

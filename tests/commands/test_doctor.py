@@ -30,7 +30,7 @@ from trainkit.commands.doctor import examine
 from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.image_io import LabelError
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.errors import report_of
 from trainkit.tasks.recognition import Recognition
 

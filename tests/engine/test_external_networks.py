@@ -26,9 +26,9 @@ from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.probe import unchanged
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
+from trainkit.models.outputs import main_logits, resized_to_targets, size_divisor
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
-from trainkit.outputs import main_logits, resized_to_targets, size_divisor
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 

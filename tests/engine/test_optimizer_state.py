@@ -15,7 +15,7 @@ from helpers.network_recipes import Small, small
 from helpers.optimizers import builders
 from helpers.toy_recipes import CLASSES, Images
 from trainkit import Options, Recipe
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.plan import TrainPlan

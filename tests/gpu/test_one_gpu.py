@@ -20,7 +20,7 @@ from helpers.processes import TESTS, TOYS
 from helpers.toy_recipes import run
 from trainkit import Options, Recipe, train
 from trainkit.data.seeding import seed_host
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.plan import TrainPlan
 from trainkit.engine.setup import begin

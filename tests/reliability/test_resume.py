@@ -23,7 +23,7 @@ from helpers.processes import PATIENCE, TOYS
 from helpers.toy_recipes import recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.plan import TrainPlan
 from trainkit.engine.setup import begin

@@ -11,8 +11,8 @@ import pytest
 from helpers.toy_recipes import recognition
 from trainkit import Options, train
 from trainkit.cli import main
-from trainkit.display import Display
-from trainkit.streams import LastingStream, lasting
+from trainkit.display.streams import LastingStream, lasting
+from trainkit.display.terminal import Display
 
 
 def closed_pipe():

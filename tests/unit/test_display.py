@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from trainkit.display import ALL_CLASSES, FEW_CLASSES, Display
+from trainkit.display.terminal import ALL_CLASSES, FEW_CLASSES, Display
 from trainkit.metrics.base import declared
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation

@@ -27,7 +27,7 @@ from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.seeding import seed_host
 from trainkit.data.workers import choose_workers
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.distributed.fsdp import is_sharded, local, reshard
 from trainkit.engine.checkpointing import Checkpointer

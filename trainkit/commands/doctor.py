@@ -23,7 +23,7 @@ from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.engine.introduction import introduce
 from trainkit.errors import UserError

@@ -19,12 +19,12 @@ from trainkit import __version__
 from trainkit.commands.trained import read_trained
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.to_device import ToDevice
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.engine.task_module import set_step
 from trainkit.errors import CommandFailed, UserError
 from trainkit.files import reason, save_tensors
+from trainkit.models.outputs import fill_up, main_logits, size_divisor
 from trainkit.options import ExportOptions
-from trainkit.outputs import fill_up, main_logits, size_divisor
 from trainkit.recipe import Recipe
 from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
 from trainkit.storage.weights import take_weights

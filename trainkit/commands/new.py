@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trainkit.commands.arguments import read_options
 from trainkit.commands.recipe_names import find_recipe, instead_of
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.errors import MissingFileError, UserError
 
 

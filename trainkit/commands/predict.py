@@ -26,7 +26,7 @@ from trainkit.data.image_io import read_image
 from trainkit.data.reader import UNUSABLE
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.sliding_window import SlidingWindowInferer
@@ -34,8 +34,8 @@ from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.errors import MissingFileError, UserError, is_shortage, shortage_told
 from trainkit.files import reason, require_room
 from trainkit.losses.functional import check_num_outputs
+from trainkit.models.outputs import main_logits, refusals_told, run_padded, size_divisor
 from trainkit.options import PredictOptions
-from trainkit.outputs import main_logits, refusals_told, run_padded, size_divisor
 from trainkit.recipe import Recipe
 from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
 from trainkit.storage.weights import take_weights

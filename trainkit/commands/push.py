@@ -15,7 +15,7 @@ from typing import Any
 from trainkit.commands.arguments import read_options
 from trainkit.commands.hub_upload import open_repository, upload
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.errors import UserError
 from trainkit.files import save_tensors

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trainkit.commands.arguments import read_options
 from trainkit.commands.recipe_names import described, known_recipes, shipped
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 
 
 def run(first: str, words: list[str]) -> int:

@@ -19,7 +19,7 @@ from trainkit.data.sampler import EVALUATION, evaluation_batches
 from trainkit.data.seeding import seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers, worker_deaths_told
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import allow_tf32, lost_processes_told, start_accelerator
 from trainkit.distributed.fsdp import agree_on_buffers, prepare, reshard
 from trainkit.engine.ema import EMA
@@ -31,7 +31,7 @@ from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.errors import MissingFileError, UserError, may_fail_alone, shortage_told
 from trainkit.metrics.base import declared, each_metric
 from trainkit.metrics.bootstrap import interval
-from trainkit.outputs import refusals_told
+from trainkit.models.outputs import refusals_told
 from trainkit.recipe import Recipe, Task
 from trainkit.storage import checkpoint
 from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps

@@ -15,8 +15,8 @@ from trainkit.data.loader import make_loader
 from trainkit.data.to_device import ToDevice
 from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
+from trainkit.models.outputs import refusals_told
 from trainkit.options import Options
-from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 
 ALLOWED = 1e-5  # of the largest output: what another kernel may change

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainkit import files
 from trainkit.data.datasets.inventory import used
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.engine.evaluation import show_results
 from trainkit.engine.label_warnings import evaluation_warnings, ranks, window_warnings
 from trainkit.engine.nonfinite import FailureRecorder, is_failure

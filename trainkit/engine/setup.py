@@ -20,7 +20,7 @@ from trainkit import files
 from trainkit.data.dataset_info import opened
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers
-from trainkit.display import Display
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import allow_tf32, start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.activation_checkpointing import checkpoint_activations
@@ -45,8 +45,8 @@ from trainkit.engine.stop_signal import FAILED, StopFlag, Stopped
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
 from trainkit.errors import UserError
+from trainkit.models.outputs import refusals_told
 from trainkit.options import Options
-from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint_writer import CheckpointWriter

@@ -29,8 +29,8 @@ from trainkit.engine.rollback import StepSnapshot
 from trainkit.engine.state import StepStats, TrainState
 from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
+from trainkit.models.outputs import refusals_told
 from trainkit.options import Options
-from trainkit.outputs import refusals_told
 from trainkit.recipe import Recipe
 
 # Of a static graph DDP learns in a first backward how often it meets each weight, and in a second

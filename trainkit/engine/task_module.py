@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.distributed.unwrapping import without_compile
-from trainkit.outputs import run_padded, size_divisor
+from trainkit.models.outputs import run_padded, size_divisor
 from trainkit.recipe import Task, as_task
 
 

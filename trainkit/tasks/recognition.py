@@ -13,7 +13,7 @@ from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.recognition import CalibrationError, TopK
-from trainkit.outputs import class_logits
+from trainkit.models.outputs import class_logits
 from trainkit.recipe import Task
 
 IGNORED = -1  # the class id that counts nowhere
@@ -27,7 +27,7 @@ class Recognition(Task):
     classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics
     of `evaluate`, given class ids (N,). loss: one of trainkit.losses.pixelwise, or several, in
     place of cross-entropy. Outputs of the model: logits (N, C), or what holds them, see
-    `trainkit.outputs.main_logits`. Targets: ids (N,), negative ones ignored, or probabilities (N,
+    `trainkit.models.outputs.main_logits`. Targets: ids (N,), negative ones ignored, or probabilities (N,
     C), of which a row that sums to less than 1 counts as much less.
     """
 

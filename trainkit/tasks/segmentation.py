@@ -15,7 +15,7 @@ from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
 from trainkit.metrics.confusion import argmax_labels
 from trainkit.metrics.segmentation import MeanIoU
-from trainkit.outputs import main_logits, resized, resized_to_targets
+from trainkit.models.outputs import main_logits, resized, resized_to_targets
 from trainkit.recipe import Task
 
 Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]

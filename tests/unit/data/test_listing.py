@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from trainkit import display
 from trainkit.data.datasets import listing
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.folder import ClassFolder
 from trainkit.data.datasets.listing import Names, image_files
+from trainkit.display import terminal
 
 SCANNED: list[str] = []
 sys.addaudithook(
@@ -212,7 +212,7 @@ def test_ids_are_those_of_the_training_folder(root):
 
 
 def test_a_long_listing_is_shown(root, monkeypatch, capsys):
-    monkeypatch.setattr(display, "LINE_S", -1)
+    monkeypatch.setattr(terminal, "LINE_S", -1)
     listed(root)
     assert f"listing {root}, classes: 4 of 4" in capsys.readouterr().out
     listed(root)

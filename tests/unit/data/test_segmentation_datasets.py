@@ -21,7 +21,6 @@ from helpers.segmentation_datasets import (
     string_of,
     voc_files,
 )
-from trainkit import display
 from trainkit.data.datasets import ade20k, cityscapes, coco, pcontext, voc
 from trainkit.data.datasets.cache import MappedArrays, cached
 from trainkit.data.datasets.cityscapes import Cityscapes
@@ -35,6 +34,7 @@ from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_m
 from trainkit.data.datasets.segmentation import colour_map, look_up
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.data.image_io import LabelError
+from trainkit.display import terminal
 
 TURNED = 6  # EXIF orientation 6: turn by 90 degrees to see it upright
 
@@ -346,7 +346,7 @@ def test_faulty_coco(tmp_path):
 
 def test_the_first_reading_is_shown(tmp_path, monkeypatch, capsys):
     coco_files(tmp_path, indent=1)
-    monkeypatch.setattr(display, "LINE_S", -1)
+    monkeypatch.setattr(terminal, "LINE_S", -1)
     for told in (True, False):
         COCO(tmp_path, "val", cache=tmp_path / "cache")
         lines = [line for line in capsys.readouterr().out.splitlines() if ", characters: " in line]

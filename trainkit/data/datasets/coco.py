@@ -19,7 +19,7 @@ from torch import Tensor
 from trainkit.data.datasets.coco_index import Progress, masks_of, name_of, open_index
 from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_image_like, require
 from trainkit.data.datasets.voc import CLASSES, PALETTE
-from trainkit.display import of_launcher
+from trainkit.display.terminal import of_launcher
 from trainkit.errors import UserError
 
 SOURCE = "https://cocodataset.org/#download"

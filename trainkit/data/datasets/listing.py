@@ -11,7 +11,7 @@ import numpy as np
 from trainkit.data.datasets.cache import MappedArrays, default_folder, kept, opened, short_hash
 from trainkit.data.datasets.inventory import Inventory
 from trainkit.data.file_names import EXTENSIONS, extension, image_extensions, is_image, leftover
-from trainkit.display import of_launcher
+from trainkit.display.terminal import of_launcher
 
 VERSION = 3  # of what the arrays mean
 LEAST_KEPT = 10_000  # images; fewer are listed in a moment

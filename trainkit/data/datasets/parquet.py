@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from trainkit.data.sampler import Locality
-from trainkit.display import of_launcher
+from trainkit.display.terminal import of_launcher
 from trainkit.errors import UserError
 
 NUM_INTERLEAVED = 16  # number of interleaved row groups

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainkit.display.streams import columns, lasting
 from trainkit.distributed.launcher import rank
-from trainkit.streams import columns, lasting
 
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar

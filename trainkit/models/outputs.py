@@ -173,7 +173,7 @@ def _raised_by_package(error: Exception) -> bool:
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     torch_itself = Path(torch.__file__).parent
     outside = [file for file in files if not Path(file).is_relative_to(torch_itself)]
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return bool({"site-packages", "dist-packages"} & set(Path(outside[-1]).parts)) and not Path(
         outside[-1]
     ).is_relative_to(package)

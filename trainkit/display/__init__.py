@@ -1,0 +1,1 @@
+"""What a user sees: lines, bars and tables on the terminal, by rich."""
