@@ -1,16 +1,17 @@
 """What a recipe is, and how the file that holds one is loaded."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
 
 from trainkit.data.dataset_info import (
     DatasetInfo,
     LazyDataset,
+    SizedDataset,
     put_in,
     require_indexed,
     without_transform,
@@ -41,30 +42,45 @@ class Task:
     nowhere).
     """
 
-    terms: tuple[str, ...]
-    """names of the loss terms, K of them; the log shows each where there are several"""
-    headline: str
-    """the result of `metrics` by which the best checkpoint is chosen"""
-    higher_is_better: bool
-    """whether a higher `headline` is a better one"""
+    if TYPE_CHECKING:  # a task defines them, as attributes or as properties
+
+        @property
+        @abstractmethod
+        def terms(self) -> tuple[str, ...]:
+            """Names of the loss terms, K of them; the log shows each where there are several."""
+
+        @property
+        @abstractmethod
+        def headline(self) -> str:
+            """The result of `metrics` by which the best checkpoint is chosen."""
+
+        @property
+        @abstractmethod
+        def higher_is_better(self) -> bool:
+            """Whether a higher `headline` is a better one."""
+
     percent: tuple[str, ...] = ()
     """results that are fractions in [0, 1], shown as percent, beside those that its metrics declare
     by an attribute of this name; all others are shown as plain numbers"""
     rows_per_image: int = 1
     """rows that `predict` returns for each image of a batch, those of one image side by side"""
 
+    @abstractmethod
     def counts(self, targets: Tensor) -> Tensor:
         """Valid targets of each term: float (K,)."""
         raise NotImplementedError
 
+    @abstractmethod
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum over valid targets of each term, times its weight: float32 (K,), on the graph."""
         raise NotImplementedError
 
+    @abstractmethod
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """What `metrics` compare with the targets, `rows_per_image` rows per image."""
         raise NotImplementedError
 
+    @abstractmethod
     def metrics(self) -> list:
         """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`.
 
@@ -169,7 +185,9 @@ class Task:
 def as_task(task: Any) -> Task:
     """The task itself where it inherits from `Task`, else one with the same members and the
     defaults for the others."""
-    return task if isinstance(task, Task) else _CompletedTask(task)
+    if isinstance(task, Task):
+        return task
+    return _CompletedTask(task)  # type: ignore[abstract]  # `__getattribute__` asks the task
 
 
 class _CompletedTask(Task):
@@ -211,9 +229,9 @@ class Recipe:
     """what the outputs mean: losses, metrics, predictions"""
     model: nn.Module
     """images (N, C, H, W) -> outputs that `task` understands"""
-    train_data: Dataset
+    train_data: SizedDataset
     """index -> (image, target), of one shape; or a function that opens it, which becomes a `LazyDataset`"""
-    val_data: Dataset
+    val_data: SizedDataset
     """index -> (image, target), each measured exactly once"""
     optimizer: Optimizer
     """over the model's parameters; each group's lr is what the schedule multiplies"""

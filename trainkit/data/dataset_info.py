@@ -8,12 +8,22 @@ and read here alone. A wrapper has the wrapped dataset as `inner`, as torch's `S
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets.vision import StandardTransform
 
 from trainkit.errors import UserError
+
+
+class SizedDataset(Protocol):
+    """What every dataset has: torch's with a length, a list of pairs, one of your own."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Image and target."""
 
 
 class LazyDataset(Dataset):
@@ -22,11 +32,12 @@ class LazyDataset(Dataset):
     An evaluation needs no training data, and does not open it.
     """
 
-    def __init__(self, open_data: Callable[[], Dataset]):
-        self._open, self._opened = open_data, None
+    def __init__(self, open_data: Callable[[], SizedDataset]):
+        self._open = open_data
+        self._opened: SizedDataset | None = None
 
     @property
-    def inner(self) -> Dataset:
+    def inner(self) -> SizedDataset:
         """The dataset, opened."""
         if self._opened is None:
             data = self._open()
@@ -46,7 +57,7 @@ class LazyDataset(Dataset):
         return self.inner[index]
 
 
-def opened(data: Dataset) -> Dataset:
+def opened(data: SizedDataset) -> SizedDataset:
     """The dataset itself, or the one that a `LazyDataset` opens."""
     return data.inner if isinstance(data, LazyDataset) else data
 
@@ -76,7 +87,7 @@ def _inner(data: Any) -> Any:
     return inner if isinstance(inner, Dataset) else None
 
 
-def indices_in(data: Dataset, layer: Dataset) -> Sequence[int]:
+def indices_in(data: SizedDataset, layer: SizedDataset) -> Sequence[int]:
     """Which images of `layer`, one of the layers of `data`, are in `data`.
 
     Each once where images are repeated.
@@ -94,7 +105,7 @@ def indices_in(data: Dataset, layer: Dataset) -> Sequence[int]:
     raise AssertionError(f"{layer} is no layer of {data}")
 
 
-def put_in(data: Dataset, layer: Dataset, other: Dataset) -> Dataset:
+def put_in(data: SizedDataset, layer: SizedDataset, other: Any) -> SizedDataset:
     """The images of `data`, read from `other` in the place of `layer`.
 
     What stood around it is left out.
@@ -259,7 +270,7 @@ class DatasetInfo:
 
         A dataset says it by a method `name_of(index)`; torchvision's by `samples` or `imgs`.
         """
-        data = self.data
+        data: Any = self.data
         while isinstance(data, Subset):
             data, index = data.dataset, data.indices[index]
         if hasattr(data, "name_of"):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from psutil import virtual_memory
 
 from trainkit.data.image_headers import PNG, checked_png, has_all_rows
@@ -97,7 +99,7 @@ def taking_notes() -> Iterator[Notes]:
 
 
 @contextmanager
-def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
+def opened(data: bytes | bytearray) -> Iterator[ImageFile]:
     """The image in the bytes of a file, loaded by Pillow, whatever its size.
 
     A PNG only when it is sound.
@@ -108,11 +110,12 @@ def opened(data: bytes | bytearray) -> Iterator[Image.Image]:
     if data.startswith(PNG):
         data, amiss = checked_png(data)
         formats = ("PNG",)
-        if amiss and notes() is not None:
-            notes().lines += amiss
+        taken = notes()
+        if taken is not None:
+            taken.lines += amiss
     with _any_number_of_pixels(), Image.open(io.BytesIO(data), formats=formats) as image:
         _require_room(image, len(data))
-        if image.format == "TIFF":
+        if isinstance(image, TiffImageFile):
             _require_all_strips(image)
         yield image
         if formats is not None and _may_lack_rows(image):
@@ -138,12 +141,13 @@ def _memory() -> int:
     return virtual_memory().total
 
 
-def _require_all_strips(image: Image.Image) -> None:
+def _require_all_strips(image: TiffImageFile) -> None:
     """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say
     nothing."""
     # `image.size` has the EXIF orientation applied
     width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)
-    across, down = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
+    strips = [tile[1] for tile in image.tile if tile[1] is not None]
+    across, down = (max((strip[side] for strip in strips), default=0) for side in (2, 3))
     if across < width or down < height:
         raise UserError(
             f"the TIFF is damaged: its header says {width}x{height} pixels, its strips hold"
@@ -151,7 +155,7 @@ def _require_all_strips(image: Image.Image) -> None:
         )
 
 
-def _require_all_rows(data: bytes) -> None:
+def _require_all_rows(data: bytes | bytearray) -> None:
     key = (len(data), zlib.crc32(data))
     if key not in _with_all_rows:
         if not has_all_rows(data):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
@@ -114,23 +115,23 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
         require_jpeg_room(data)
         return decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
     if data.startswith(PNG) and notes() is None:
-        image = decode_rgb(data)
-        if image is not None:
-            return image
+        decoded = decode_rgb(data)
+        if decoded is not None:
+            return decoded
     with opened(data) as image:
         bits = _bits(image, data)
-        image = turned(image) if upright else stored(image)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            values = np.asarray(image).astype(np.uint16)  # Pillow would cut off all above 255
+        shown = turned(image) if upright else stored(image)
+        if shown.mode.startswith("I;16") or (shown.mode == "I" and shown.format == "PPM"):
+            values = np.asarray(shown).astype(np.uint16)  # Pillow would cut off all above 255
             _note_range(int(values.max(initial=0)))
             pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        elif image.mode in ("I", "F"):
+        elif shown.mode in ("I", "F"):
             raise DataError(
-                f"its pixels are of mode {image.mode}, whose range nothing tells: save it with 8 or"
+                f"its pixels are of mode {shown.mode}, whose range nothing tells: save it with 8 or"
                 " 16 bits"
             )
         else:
-            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            pixels = np.array(shown if shown.mode == "RGB" else shown.convert("RGB"))
             if bits == 16 and notes() is not None:
                 _note_range(256 * int(pixels.max(initial=0)) + 255)
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -141,19 +142,19 @@ def _note_range(highest: int) -> None:
         found.highest.append(highest)
 
 
-def _bits(image: Image.Image, data: bytearray) -> int:
+def _bits(image: ImageFile, data: bytearray) -> int:
     """Bits of a channel of a pixel as stored, as far as that matters.
 
     Those of PNG and TIFF, and 16 of PPM.
     """
     if data.startswith(PNG):
         return png_bits(data)
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return image.tag_v2.get(_BITS, (1,))[0]
     return 16 if _most(image) > 255 else 8
 
 
-def _most(image: Image.Image) -> int:
+def _most(image: ImageFile) -> int:
     """The value in the file that Pillow makes white of: what a PGM or PPM says, else 255.
 
     Before pixels are loaded.
@@ -168,9 +169,9 @@ def _labels(data: bytearray) -> Tensor:
             "saved as JPEG, which blurs labels: save it anew as grey or palette PNG"
         )
     if data.startswith(PNG) and notes() is None:
-        labels = decode_grey(data)
-        if labels is not None:
-            return labels
+        decoded = decode_grey(data)
+        if decoded is not None:
+            return decoded
     with opened(data) as image:
         bands, most, bits = len(image.getbands()), _most(image), _bits(image, data)
         if bands != 1:
@@ -183,7 +184,7 @@ def _labels(data: bytearray) -> Tensor:
                 "compressed as JPEG does, which blurs labels: save it anew as grey or palette PNG"
             )
         if (
-            image.format == "TIFF"
+            isinstance(image, TiffImageFile)
             and image.mode in ("1", "L")
             and image.tag_v2.get(_WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]
         ):

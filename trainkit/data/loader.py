@@ -5,9 +5,9 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
-from trainkit.data.dataset_info import opened
+from trainkit.data.dataset_info import SizedDataset, opened
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import Reader
 from trainkit.data.workers import Loader
@@ -15,7 +15,7 @@ from trainkit.errors import UserError
 
 
 def make_loader(
-    data: Dataset,
+    data: SizedDataset,
     seed: int,
     batches: Iterable,
     workers: int,
@@ -31,7 +31,7 @@ def make_loader(
     """
     data = opened(data)
     held = isinstance(data, OnDevice)
-    if held:
+    if isinstance(data, OnDevice):
         data.to(device)
     return Loader(
         Reader(data, seed, check, neighbour),

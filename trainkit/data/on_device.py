@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.seeding import uniform
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
@@ -88,7 +88,7 @@ class OnDevice(Dataset):
     as where a Subset stands around it. Raises ValueError where images differ in size.
     """
 
-    def __init__(self, data: Dataset, augment: Sequence[Augment] = ()):
+    def __init__(self, data: SizedDataset, augment: Sequence[Augment] = ()):
         first, _ = data[0]
         self.images = torch.empty((len(data), *first.shape), dtype=first.dtype)
         self.targets = torch.empty(len(data), dtype=torch.int64)
@@ -108,14 +108,14 @@ class OnDevice(Dataset):
                 )
             self.images[index] = image
         info = DatasetInfo.of(data)
-        self.data, self.classes, self.split = data, data.classes, info.split
+        self.data, self.classes, self.split = data, info.classes, info.split
         self.name_of = info.own_name_of or "number {} in memory".format
         self.augment = tuple(augment)
         self._sizes = [each.draws for each in self.augment]
         self._held = self.images, self.targets
 
     @property
-    def inner(self) -> Dataset:
+    def inner(self) -> SizedDataset:
         """The dataset that was read."""
         return self.data
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from trainkit.errors import UserError
@@ -53,7 +54,7 @@ class MaskColors:
         return np.array(self.colors, dtype=np.uint8)
 
 
-def color_code(color: Sequence[int] | np.ndarray) -> Any:
+def color_code(color: ArrayLike) -> Any:
     """65536 R + 256 G + B, of a colour or of an image's, integers (..., 3)."""
     red, green, blue = np.moveaxis(np.asarray(color, dtype=np.int32), -1, 0)
     return (red << 16) + (green << 8) + blue

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
@@ -32,29 +32,29 @@ class Reader(Dataset):
 
     def __init__(
         self,
-        data: Dataset,
+        data: SizedDataset,
         seed: int,
         check: Callable[[Tensor], str | None] | None = None,
         neighbour: Callable[[int, int], int] | None = None,
     ):
         self.seeded, self.check, self.neighbour = Seeded(data, seed), check, neighbour
         self.held = data if isinstance(data, OnDevice) else None
-        for target in (
-            self.held.targets.unique() if self.held is not None and check is not None else ()
-        ):
-            if fault := check(target):
-                raise UserError(
-                    f"{fault}: {int((self.held.targets == target).sum())} images have it"
-                )
+        if self.held is not None and check is not None:
+            for target in self.held.targets.unique():
+                if fault := check(target):
+                    raise UserError(
+                        f"{fault}: {int((self.held.targets == target).sum())} images have it"
+                    )
 
     def __len__(self) -> int:
         return len(self.seeded)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, list[str]]:
         if self.held is not None:
-            images, targets, faults = self.__getitems__([key])
-            return images[0], targets[0], faults
-        return self.__getitems__([key])[0]
+            epoch, index = key
+            images, targets = self.held.read(self.seeded.seed, epoch, [index])
+            return images[0], targets[0], []
+        return self._read(*key)
 
     def __getitems__(
         self, keys: Sequence[tuple[int, int]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.dataset_info import DatasetInfo, opened
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset, opened
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import is_unusable
 from trainkit.data.seeding import Seeded
@@ -31,7 +31,7 @@ class _Digests(Dataset):
     """A list of indices -> the digest of each image and target as they are read, until the time is
     over."""
 
-    def __init__(self, data: Dataset, seed: int):
+    def __init__(self, data: SizedDataset, seed: int):
         self.seeded = Seeded(data, seed)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[int, bytes]:
@@ -49,7 +49,7 @@ class _Digests(Dataset):
 
 
 def find_unrepeatable(
-    data: Dataset, seed: int, workers: int, in_process: bool = False
+    data: SizedDataset, seed: int, workers: int, in_process: bool = False
 ) -> str | None:
     """A message where images of `data` differ when they are read again under the same seed.
 
@@ -106,7 +106,7 @@ def _by_workers(digests: _Digests, lists: list[list[int]]) -> list[dict[int, byt
     return list(loader)
 
 
-def _describe(data: Dataset, unequal: list[int], num_read: int) -> str:
+def _describe(data: SizedDataset, unequal: list[int], num_read: int) -> str:
     info = DatasetInfo.of(data)
     of_what = f"dataset {type(data if info.transformed is None else info.transformed).__name__}"
     if info.transform is not None:

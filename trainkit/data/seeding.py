@@ -10,12 +10,13 @@ workers or processes cannot change what an image looks like.
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.generators import find_generators
 
 ORDER, IMAGE, STEP, MIX, DRAW, PREPARE = range(6)  # streams of random numbers that must not meet
@@ -88,7 +89,7 @@ def _device_generator() -> torch.Generator | None:
     return torch.mps._get_default_mps_generator() if HAS_MPS else None
 
 
-def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
+def reads_in_epoch(data: SizedDataset) -> Callable[[int, int], Any]:
     """What reads item `index` in an epoch.
 
     A dataset's method `in_epoch` where it changes with the epoch.
@@ -96,7 +97,7 @@ def reads_in_epoch(data: Dataset) -> Callable[[int, int], object]:
     return DatasetInfo.of(data).in_epoch or partial(_in_any_epoch, data)
 
 
-def _in_any_epoch(data: Dataset, epoch: int, index: int) -> object:
+def _in_any_epoch(data: SizedDataset, epoch: int, index: int) -> Any:
     return data[index]
 
 
@@ -109,14 +110,14 @@ class Seeded(Dataset):
     seed them before it does (`seed_step`).
     """
 
-    def __init__(self, data: Dataset, seed: int):
+    def __init__(self, data: SizedDataset, seed: int):
         self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
         self.held = find_generators(data)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> object:
+    def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         seed_host(self.seed, IMAGE, epoch, index)
         for number, seed_held in enumerate(self.held):

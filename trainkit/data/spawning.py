@@ -16,6 +16,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.dataset_info import SizedDataset
 from trainkit.errors import UserError
 
 RECIPES: dict[str, str] = {}  # files loaded in this process, by the names of their modules
@@ -24,6 +25,8 @@ RECIPES: dict[str, str] = {}  # files loaded in this process, by the names of th
 def load_file(name: str, path: Path) -> ModuleType:
     """The Python file at `path` as the module `name`, in this process and in workers started later."""
     specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise UserError(f"{path} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # pickle looks the recipe's classes up by name
     RECIPES[name] = str(path.resolve())
@@ -52,7 +55,7 @@ class Sendable(Dataset):
     Raises UserError, when a worker starts, where it holds what cannot be pickled.
     """
 
-    def __init__(self, data: Dataset):
+    def __init__(self, data: SizedDataset):
         self.data = data
 
     def __len__(self) -> int:

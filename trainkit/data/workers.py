@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -24,10 +25,10 @@ from trainkit.distributed.host import usable_cores
 from trainkit.distributed.launcher import end_with_parent
 from trainkit.errors import causes, limit_met
 
-try:
-    from multiprocessing.context import ForkContext, ForkProcess
-except ImportError:  # Windows, where workers are spawned
+if sys.platform == "win32":  # workers are spawned there
     ForkContext = ForkProcess = object
+else:
+    from multiprocessing.context import ForkContext, ForkProcess
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 PATIENCE = 10.0
@@ -44,15 +45,17 @@ _kills_before = 0  # by the system for lack of memory, before the newest workers
 class Loader(DataLoader):
     """torch's DataLoader, whose workers are sure to start, and are ended by this process alone."""
 
-    def __init__(self, data: Any, *args: Any, num_workers: int = 0, **kwargs: Any):
+    def __init__(
+        self, data: Any, batch_size: int | None = 1, *, num_workers: int = 0, **settings: Any
+    ):
         forked = _SureForks() if num_workers and forks() else None
         super().__init__(
             Sendable(data) if num_workers and forked is None else data,
-            *args,
+            batch_size,
             num_workers=num_workers,
             multiprocessing_context=forked,
             worker_init_fn=_outlive_the_signal,
-            **kwargs,
+            **settings,
         )
 
     def __iter__(self) -> Any:
@@ -103,10 +106,11 @@ class _SureFork(ForkProcess):
     """
 
     begun: Connection
+    _parent_pid: int  # set by multiprocessing
 
     @staticmethod
     # the name is multiprocessing's: how each of its contexts starts one
-    def _Popen(process: "_SureFork") -> Any:
+    def _Popen(process: Any) -> Any:
         for tried in range(TRIES):
             seconds = PATIENCE * 2**tried
             reader, process.begun = multiprocessing.Pipe(duplex=False)
@@ -267,14 +271,14 @@ def _dead_workers(seconds: float = 2.0) -> dict[int, int]:
 
 def _cause_of_death(dead: dict[int, int], text: str) -> str:
     """The message, by the exit codes; text: torch's own message, for where torch noticed first."""
-    number, code = None, None
+    number: int | None = None
+    code: int | None = None
     if dead:
         pids, code = list(dead), next(iter(dead.values()))
         number = -code if code < 0 else None
     else:
-        pids = [
-            int(pid) for pid in re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text).group(1).split(", ")
-        ]
+        listed = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
+        pids = [int(pid) for pid in listed.group(1).split(", ")] if listed else []
         named = re.search(r"killed by signal: ([\w ]+)", text)
         known = {signal.strsignal(each): int(each) for each in signal.Signals}
         number = known.get(named.group(1).strip()) if named else None

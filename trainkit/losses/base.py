@@ -19,10 +19,13 @@ from trainkit.errors import UserError
 class Criterion(Protocol):
     """One loss; a recipe may bring its own."""
 
-    name: str
-    """name of its term in the log"""
-    factor: float
-    """weight of the loss among several, above 0"""
+    @property
+    def name(self) -> str:
+        """Name of its term in the log; an attribute does."""
+
+    @property
+    def factor(self) -> float:
+        """Weight of the loss among several, above 0; an attribute does."""
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """Sum of the loss over the targets that are not `ignore`: a float32 scalar, on the graph."""

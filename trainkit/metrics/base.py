@@ -52,9 +52,7 @@ class Counting:
             references=torch.as_tensor(reference)[None],
         )
 
-    def compute(
-        self, *, predictions: Tensor | None = None, references: Tensor | None = None, **_: object
-    ) -> dict:
+    def compute(self, *, predictions: Any = None, references: Any = None, **_: object) -> dict:
         """Results over all batches counted since the last `compute` (fractions in [0, 1])."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)

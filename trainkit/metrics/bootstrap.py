@@ -22,13 +22,13 @@ def interval(
     """
     if not len(rows):
         return None
-    rows = rows.cpu().numpy().astype(np.float64)
-    rows = rows[np.lexsort(rows.T[::-1])]
+    counts = rows.cpu().numpy().astype(np.float64)
+    counts = counts[np.lexsort(counts.T[::-1])]
     generator, found = np.random.default_rng(seed), []
     for _ in range(0, DRAWS, 50):
         # (50, N)
-        times = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=50)
-        found.append(statistic(torch.from_numpy(times @ rows)))
+        times = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=50)
+        found.append(statistic(torch.from_numpy(times @ counts)))
     low, high = (
         torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     )

@@ -88,7 +88,8 @@ def _count_as_they_are(
     low, high = min(0, ignore), max(num_classes - 1, ignore)
     if (high - low + 1) * num_classes > LARGEST_TABLE:
         return None
-    size, table = (high - low + 1) * num_classes, None
+    size = (high - low + 1) * num_classes
+    table: Tensor | None = None
     # Summed up as int32, far below 2^31 for LARGEST_TABLE: most CPUs do not multiply several int64
     # at a time.
     room = _kept.room
@@ -100,6 +101,7 @@ def _count_as_they_are(
         cells.add_(rows.sub_(low) if low else rows, alpha=num_classes)
         piece = torch.bincount(cells, minlength=size)
         table = piece if table is None else table.add_(piece)
+    assert table is not None  # no pixels are one piece, an empty one
     table = table.view(-1, num_classes)
     counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
     counts[:num_classes, :-1] = table[-low : num_classes - low]

@@ -132,8 +132,8 @@ def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
     of_class = confusion.sum(1)
     found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
     found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
-    named = names is not None and not isinstance(names, int)
+    accuracy = found if names is None or isinstance(names, int) else dict(zip(names, found))
     return {
-        "accuracy": dict(zip(names, found)) if named else found,
+        "accuracy": accuracy,
         "confusion": confusion.tolist(),
     }

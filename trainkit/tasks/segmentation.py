@@ -177,7 +177,8 @@ def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -
     weight: one per class, for cross_entropy and focal. Raises UserError where none of them is there
     to take it.
     """
-    known = {each.name: each for each in (CrossEntropy, Focal, OHEM, Dice, Lovasz)}
+    kinds: tuple[Any, ...] = (CrossEntropy, Focal, OHEM, Dice, Lovasz)
+    known = {each.name: each for each in kinds}
     weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
     if weight is not None and not weighted & set(names):
         raise UserError(

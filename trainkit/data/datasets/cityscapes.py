@@ -100,9 +100,11 @@ class Cityscapes(MaskFiles):
                 f" have no <city>/*{ends[1]} in {folders[1]}"
                 + (f": {', '.join(missing)}" if missing else f". {get}")
             )
-        files = [
+        image_files, mask_files = (
             FileList(folder, [name + end for name in sorted(images)])
             for folder, end in zip(folders, ends)
-        ]
-        super().__init__(*files, len(CLASSES), transform, to_train_ids=to_train_ids)
+        )
+        super().__init__(
+            image_files, mask_files, len(CLASSES), transform, to_train_ids=to_train_ids
+        )
         self.split = split

@@ -176,7 +176,8 @@ def _elements(text: str) -> Iterator[tuple[str, Any, int]]:
 
 
 def _skip(text: str, place: int) -> int:
-    return _SPACE.match(text, place).end()
+    space = _SPACE.match(text, place)
+    return place if space is None else space.end()
 
 
 def _after(text: str, place: int, mark: str) -> int:

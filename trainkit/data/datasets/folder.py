@@ -19,7 +19,7 @@ from trainkit.data.text_files import read_lines
 from trainkit.errors import MissingFileError, UserError
 
 
-class FileList(Sequence):
+class FileList(Sequence[Path]):
     """Paths relative to a root, kept as `Names`.
 
     Workers share them, and they cost their characters.
@@ -31,7 +31,8 @@ class FileList(Sequence):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Path:
+    # no slices, as of `Names`
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override]
         return self.root / self.names[index]
 
 
@@ -283,7 +284,7 @@ def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
     """
     if classes is None:
         return None
-    names = read_classes(*classes) if len(classes) == 1 else list(classes)
+    names = read_classes(classes[0]) if len(classes) == 1 else list(classes)
     if not names:
         raise UserError(
             "classes is empty: give the names of the classes, or a text file with one a line"

@@ -164,7 +164,7 @@ class HubImages(Rows):
     def without_images(self) -> list[str]:
         """See `Rows`; of streamed files it is known where their column of labels had to be read."""
         if isinstance(self.table, ParquetTable):
-            found = set(self.ids.values())
+            found: set[int | None] = set(self.ids.values())
         else:
             found = {self.ids.get(label) for label in self.table.unique(self.label_column)}
         return no_image(self.classes, found, self.source)

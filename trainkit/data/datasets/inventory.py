@@ -129,7 +129,7 @@ def images_of(number: int, classes: int | None) -> str:
     )
 
 
-def no_image(classes: Sequence[str], found: Container[int], where: Any) -> list[str]:
+def no_image(classes: Sequence[str], found: Container[int | None], where: Any) -> list[str]:
     """A line that names those of `classes` whose ids are not among `found`.
 
     None where there are none.

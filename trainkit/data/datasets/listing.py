@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ LEAST_KEPT = 10_000  # images; fewer are listed in a moment
 UNSETTLED_S = 2  # a change within a clock's tick of another one shows in no time of change
 
 
-class Names(Sequence):
+class Names(Sequence[str]):
     """Strings in two arrays: workers share them, and they cost their bytes and four more each."""
 
     def __init__(self, characters: np.ndarray, ends: np.ndarray):
@@ -36,7 +36,8 @@ class Names(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:
+    # no slices: nothing takes a part of a million names
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin = self.ends[index - 1] if index else 0
@@ -70,6 +71,7 @@ def class_files(
     """
     cache = default_folder() if cache is None else cache
     of_root = short_hash(os.fsencode(root.resolve()))
+    found: Iterator[Mapping[str, np.ndarray] | None]
     found = (opened(path) for path in sorted(cache.glob(f"classes-v{VERSION}-{of_root}-*")))
     arrays = next((each for each in found if each is not None and _is_true(each, root)), None)
     if arrays is None:
@@ -83,11 +85,10 @@ def class_files(
             )
             target = cache / f"classes-v{VERSION}-{of_root}-{state}"
             arrays = kept(arrays, target)
-            for old in (
-                cache.glob(f"classes-v*-{of_root}-*") if isinstance(arrays, MappedArrays) else ()
-            ):
-                if old != target:
-                    shutil.rmtree(old, ignore_errors=True)
+            if isinstance(arrays, MappedArrays):
+                for old in cache.glob(f"classes-v*-{of_root}-*"):
+                    if old != target:
+                        shutil.rmtree(old, ignore_errors=True)
     folders = Names(arrays["folders"], arrays["folders_ends"])
     classes = [name for name in folders if name and os.sep not in name]
     inventory = Inventory.of_array(arrays["inventory"])
@@ -133,7 +134,9 @@ def _list(root: Path) -> dict[str, np.ndarray]:
             else:
                 suffix = extension(entry.name)
                 inventory.left_out["loose" if is_image(suffix) else "file", suffix] += 1
-    names, counts, folders, times = [], [], [""], [before]
+    names: list[str] = []
+    counts: list[int] = []
+    folders, times = [""], [before]
     with of_launcher().progress(f"listing {root}, classes") as tell:
         for number, name in enumerate(sorted(classes), start=1):
             files, inside = _below(root / name, name, inventory, root)
@@ -142,14 +145,14 @@ def _list(root: Path) -> dict[str, np.ndarray]:
             folders += inside.keys()
             times += inside.values()
             tell(number, len(classes))
-    files, below = Names.of(names), Names.of(folders)
+    listed, below = Names.of(names), Names.of(folders)
     asked = (
         any(reason == "file" for reason, _ in inventory.left_out)
         or not set(inventory.taken) <= EXTENSIONS
     )
     return {
-        "names": files.characters,
-        "ends": files.ends,
+        "names": listed.characters,
+        "ends": listed.ends,
         "counts": np.array(counts, dtype=np.int64),
         "folders": below.characters,
         "folders_ends": below.ends,

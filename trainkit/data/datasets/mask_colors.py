@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from trainkit.data.datasets import cityscapes, voc
-from trainkit.data.palette import MaskColors
+from trainkit.data.palette import Colour, MaskColors
 from trainkit.data.text_files import read_text
 from trainkit.errors import MissingFileError, UserError
 
@@ -45,7 +45,9 @@ def read_mask_colors(table: str) -> MaskColors:
             f"mask_colors is {table}, which is neither a file with one `R G B name` a line nor a"
             f" known palette ({', '.join(KNOWN)})"
         )
-    names, colors, ignored = [], [], []
+    names: list[str] = []
+    colors: list[Colour] = []
+    ignored: list[Colour] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -55,7 +57,7 @@ def read_mask_colors(table: str) -> MaskColors:
                 f"{file}, line {number} is {line.strip()!r}; it is three numbers and a name: `R G B"
                 " name`"
             )
-        color, name = tuple(int(part) for part in parts.groups()[:3]), parts[4].strip()
+        color, name = (int(parts[1]), int(parts[2]), int(parts[3])), parts[4].strip()
         if name == IGNORED_NAME:
             ignored.append(color)
         elif name in names:

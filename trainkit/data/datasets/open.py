@@ -84,7 +84,7 @@ def label_maps(
     ignore, label_shift, mask_values, mask_colors: see `MaskDataset`. Raises MissingFileError that
     says where it looked.
     """
-    how = {
+    how: dict[str, Any] = {
         "ignore": ignore,
         "label_shift": label_shift,
         "mask_values": mask_values,

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.wrapper import Wrapper
 from trainkit.data.seeding import reads_in_epoch
 from trainkit.errors import UserError
@@ -22,7 +20,7 @@ class Repeated(Wrapper):
     of Hoffer et al. multiply batch_size by it.
     """
 
-    def __init__(self, data: Dataset, times: int = 3):
+    def __init__(self, data: SizedDataset, times: int = 3):
         if times < 1:
             raise UserError(f"times is {times}; it must be at least 1, which repeats nothing")
         super().__init__(data)

@@ -110,6 +110,7 @@ class MaskDataset(Dataset):
                     f"ignore is {self.ignore} beside mask_colors: call ignored colours `ignore` in"
                     " its table"
                 )
+            assert self.mask_colors is not None  # one of the two is given
             values, what = color_code(self.mask_colors.colors).tolist(), "mask_colors"
             ignored = [int(color_code(color)) for color in self.mask_colors.ignored]
         if len(values) != self.num_classes or len(values) >= UNKNOWN:

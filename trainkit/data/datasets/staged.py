@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.wrapper import Wrapper
 from trainkit.errors import UserError
 
@@ -20,7 +18,7 @@ class Stages(Wrapper):
     nothing.
     """
 
-    def __init__(self, data: Dataset, transforms: Mapping[int, Callable[..., Any]]):
+    def __init__(self, data: SizedDataset, transforms: Mapping[int, Callable[..., Any]]):
         super().__init__(data)
         if DatasetInfo.of(data).transformed is not data:
             raise UserError(

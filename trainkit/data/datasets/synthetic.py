@@ -123,10 +123,11 @@ def masks(
     """Training and validation images of `mask_folder` with their transforms, of 16 among
     `num_classes` classes."""
     root, _ = mask_folder()
-    return tuple(
+    training, validation = (
         MaskFolder(root / "images" / split, root / "annotations" / split, num_classes, transform)
         for split, transform in (("train", train), ("val", val))
     )
+    return training, validation
 
 
 def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path:

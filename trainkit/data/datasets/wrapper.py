@@ -1,10 +1,11 @@
 """Base class of datasets that wrap another one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch.utils.data import Dataset
 
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import name_of
 from trainkit.data.sampler import Locality
@@ -17,17 +18,17 @@ class Wrapper(Dataset):
     Raises UserError where they are held on a device.
     """
 
-    def __init__(self, data: Dataset):
+    def __init__(self, data: SizedDataset):
         if isinstance(data, OnDevice):
             kind = type(self).__name__
             raise UserError(
                 f"{kind}: OnDevice reads and augments whole batches, in which {kind} has no part;"
                 f" give OnDevice's `augment` what is to change, or give {kind} the dataset itself"
             )
-        self.data = data
+        self.data: Any = data  # may have attributes of its own, such as `classes`
 
     @property
-    def inner(self) -> Dataset:
+    def inner(self) -> SizedDataset:
         """The data that it stands around."""
         return self.data
 

@@ -189,9 +189,9 @@ class LongSide(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize the image bilinearly with antialiasing."""
-        return functional.resize(
-            inpt, _size_of_long_side(*inpt.shape[-2:], self.long_side), antialias=True
-        )
+        height, width = inpt.shape[-2:]
+        size = _size_of_long_side(height, width, self.long_side)
+        return functional.resize(inpt, size, antialias=True)
 
 
 class EvalTransform(v2.Compose):
