@@ -148,7 +148,7 @@ def may_fail_alone() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.of_one_process = True
+        error.of_one_process = True  # type: ignore[attr-defined]  # a mark that any exception takes
         raise
 
 

@@ -35,7 +35,7 @@ class Inference:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if self.stride is not None and self.window is None:
             raise UserError(f"stride is {self.stride} without a window; give --window too")
-        if self.stride is not None and self.stride > self.window:
+        if self.stride is not None and self.window is not None and self.stride > self.window:
             raise UserError(
                 f"stride is {self.stride}, above the window of {self.window}: pixels would be"
                 " left out"
@@ -65,7 +65,10 @@ class Inference:
     @property
     def step(self) -> int:
         """Pixels from one window to the next."""
-        return self.stride or max(1, math.ceil(self.window * 2 / 3))
+        if self.stride is not None:
+            return self.stride
+        assert self.window is not None  # a whole image has no next window
+        return max(1, math.ceil(self.window * 2 / 3))
 
     def starts(self, length: int) -> list[int]:
         """Where windows begin along a side of at least a window's length.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import nn
 
@@ -82,11 +83,10 @@ def no_decay(model: nn.Module) -> set[str]:
     """
     patterns: dict[str, list[str]] = {}  # of the outermost modules that name some, by their path
     for path, module in model.named_modules():
-        if hasattr(module, "no_weight_decay") and not any(
-            f"{path}.".startswith(outer) for outer in patterns
-        ):
+        own_names = getattr(module, "no_weight_decay", None)
+        if own_names is not None and not any(f"{path}.".startswith(outer) for outer in patterns):
             prefix = f"{path}." if path else ""
-            patterns[prefix] = [f"{prefix}{name}" for name in module.no_weight_decay()]
+            patterns[prefix] = [f"{prefix}{name}" for name in own_names()]
     listed = [pattern for names in patterns.values() for pattern in names]
     return {
         name
@@ -108,9 +108,10 @@ def depths(model: nn.Module) -> dict[str, int]:
     blocks, each weight is a layer.
     """
     trunk = model
-    if not hasattr(model, "head_names") and isinstance(getattr(model, "backbone", None), nn.Module):
-        trunk = model.backbone
-    own = next((part for part in trunk.modules() if hasattr(part, "group_matcher")), None)
+    backbone = getattr(model, "backbone", None)
+    if not hasattr(model, "head_names") and isinstance(backbone, nn.Module):
+        trunk = backbone
+    own: Any = next((part for part in trunk.modules() if hasattr(part, "group_matcher")), None)
     if own is None:
         numbers = _numbers(trunk, _head(model))
         last = max(numbers.values(), default=-1) + 1
@@ -129,13 +130,16 @@ def depths(model: nn.Module) -> dict[str, int]:
 def _head(model: nn.Module) -> set[int] | None:
     """Ids of the head's parameters; None where the model does not say which they are."""
     parts: list[nn.Module] = []
-    if hasattr(model, "head_names"):
-        parts = [model.get_submodule(name) for name in model.head_names]
-    elif isinstance(getattr(model, "backbone", None), nn.Module):
-        backbone = {id(parameter) for parameter in model.backbone.parameters()}
-        return {id(parameter) for parameter in model.parameters()} - backbone
-    elif hasattr(model, "get_classifier"):
-        found = model.get_classifier()
+    names = getattr(model, "head_names", None)
+    backbone = getattr(model, "backbone", None)
+    get_classifier = getattr(model, "get_classifier", None)
+    if names is not None:
+        parts = [model.get_submodule(name) for name in names]
+    elif isinstance(backbone, nn.Module):
+        in_backbone = {id(parameter) for parameter in backbone.parameters()}
+        return {id(parameter) for parameter in model.parameters()} - in_backbone
+    elif get_classifier is not None:
+        found = get_classifier()
         parts = [
             each
             for each in (found if isinstance(found, (tuple, list)) else [found])

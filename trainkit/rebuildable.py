@@ -8,14 +8,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from trainkit.errors import UserError
+
+Given = ParamSpec("Given")
+Built = TypeVar("Built")
 
 PACKAGE = __name__.partition(".")[0]
 
 
-def rebuildable(function: Callable[..., Any]) -> Callable[..., Any]:
+def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
     """A decorator.
 
     What `function` returns says by an attribute `built_by` how it was called, see `built_by`.
@@ -32,8 +35,8 @@ def rebuildable(function: Callable[..., Any]) -> Callable[..., Any]:
         recipe = Path(function.__code__.co_filename).name
 
     @functools.wraps(function)
-    def build(*positional: Any, **named: Any) -> Any:
-        built = function(*positional, **named)
+    def build(*positional: Given.args, **named: Given.kwargs) -> Built:
+        built: Any = function(*positional, **named)
         bound = signature.bind(*positional, **named)
         bound.apply_defaults()
         arguments = {each: _plain(each, value) for each, value in bound.arguments.items()}

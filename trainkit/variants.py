@@ -40,8 +40,11 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
     """
 
     def decorate(function: Callable) -> Callable:
-        own = flat_signature(function).parameters
-        own = {name: each for name, each in own.items() if each.kind is not each.VAR_KEYWORD}
+        own = {
+            name: each
+            for name, each in flat_signature(function).parameters.items()
+            if each.kind is not each.VAR_KEYWORD
+        }
         settings = {
             name: each
             for name, each in flat_signature(base).parameters.items()
@@ -67,7 +70,7 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
             bound.apply_defaults()
             return function(**packed(function, packed(base, bound.arguments)))
 
-        recipe.__signature__ = signature
+        recipe.__signature__ = signature  # type: ignore[attr-defined]  # as inspect looks it up
         recipe.__doc__ = _rendered(
             _summary(function), {**_described(base), **_described(function)}, signature
         )

@@ -150,7 +150,7 @@ class Display:
         if not found:
             return
         names = [" ".join(str(name).split()) for name, _ in next(iter(found.values()))]
-        order = range(len(names))
+        order: Sequence[int] = range(len(names))
         if len(names) > ALL_CLASSES:  # those that most is to be won with
             first = [value for _, value in next(iter(found.values()))]
             order = sorted((i for i in order if first[i] is not None), key=first.__getitem__)[

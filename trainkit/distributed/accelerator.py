@@ -147,8 +147,8 @@ def _join_afresh(timeout: timedelta) -> None:
     address, port, processes, rank = (
         os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
     )
-    store = dist.TCPStore(address, int(port), int(processes), is_master=False, timeout=timeout)
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    shared = dist.TCPStore(address, int(port), int(processes), is_master=False, timeout=timeout)
+    store = dist.PrefixStore(f"attempt-{attempt}", shared)
     dist.init_process_group(
         "gloo", store=store, rank=int(rank), world_size=int(processes), timeout=timeout
     )

@@ -170,11 +170,11 @@ def is_sharded(module: nn.Module) -> bool:
 @contextmanager
 def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """Gradients stay in this process meanwhile."""
-    if not is_sharded(model):
+    inner = without_compile(model)
+    if not isinstance(inner, FSDPModule):
         with accelerator.no_sync(model):
             yield
         return
-    inner = without_compile(model)
     inner.set_requires_gradient_sync(False)
     try:
         yield

@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 import torchvision.models
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from trainkit.errors import UserError
+from trainkit.models.base import Backbone
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
 from trainkit.models.timm_models import nearest, timm_network, timm_with
@@ -33,7 +34,7 @@ SMALL = {
 }
 
 
-def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
+def backbone(name: str, pretrained: bool = True, stride: int = 8) -> Backbone:
     """A module from images (N, 3, H, W) to the maps after its last four stages.
 
     name: "small" (`SmallResNet`, for two CPU cores), one of torchvision's ResNets such as
@@ -78,7 +79,7 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> nn.Module:
     return ResNetMaps(net)
 
 
-class ResNetMaps(nn.Module):
+class ResNetMaps(Backbone):
     """A torchvision ResNet without pooling and classifier.
 
     Its parts keep their names, so published weights fit.
@@ -102,12 +103,16 @@ class ResNetMaps(nn.Module):
         return named_maps(maps)
 
 
-class TimmMaps(nn.Module):
-    """The last four maps of a timm network built with features_only, always (N, C, H, W)."""
+class TimmMaps(Backbone):
+    """The last four maps of a timm network built with features_only, always (N, C, H, W).
 
-    def __init__(self, net: nn.Module):
+    size_divisor: what the sides of its images must be divisible by.
+    """
+
+    def __init__(self, net: Any, size_divisor: int = 1):
         super().__init__()
         self.net = net
+        self.size_divisor = size_divisor
         self.channels = tuple(net.feature_info.channels()[-4:])
         self.channels_last = str(getattr(net, "output_fmt", "")).endswith("NHWC")  # Swin's maps
 
@@ -135,12 +140,10 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
             f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride"
             f" {stride}"
         )
-    maps = TimmMaps(net)
-    maps.size_divisor = divisor
-    return maps
+    return TimmMaps(net, divisor)
 
 
-def _of_any_size(name: str, pretrained: bool, **settings: Any) -> tuple[nn.Module, int]:
+def _of_any_size(name: str, pretrained: bool, **settings: Any) -> tuple[Any, int]:
     """The network for images of any size, where it is built for one (Swin), and what their sides
     are divisible by.
 

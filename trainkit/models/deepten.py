@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
+from trainkit.models.base import Backbone
 from trainkit.models.encoding import Encoding
 
 
@@ -20,7 +21,7 @@ class DeepTEN(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, num_classes: int, channels: int = 128, num_codewords: int = 32
+        self, backbone: Backbone, num_classes: int, channels: int = 128, num_codewords: int = 32
     ):
         super().__init__()
         self.backbone = backbone

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from trainkit.models.base import Backbone
 from trainkit.models.encoder_decoder import DenseModel, resize
 from trainkit.models.encoding import Encoding
 
@@ -68,7 +69,7 @@ class EncHead(nn.Module):
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Logits at the size of c4, or of c2 with lateral connections; at stride 8 these are one."""
         x = self.squeeze(maps["c4"])
-        if self.lateral is not None:
+        if self.lateral is not None and self.fuse is not None:
             beside = [connect(maps[name]) for connect, name in zip(self.lateral, ("c2", "c3"))]
             x = self.fuse(
                 torch.cat([resize(each, maps["c2"].shape[-2:]) for each in (x, *beside)], 1)
@@ -90,7 +91,7 @@ class EncNet(DenseModel):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         channels: int = 512,
         num_codewords: int = 32,

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.fcn import FCNHead
 
+from trainkit.models.base import Backbone
+
 
 class DenseModel(nn.Module):
     """Logits at the image's size, as `trainkit.tasks.segmentation.Segmentation` reads them.
@@ -20,7 +22,7 @@ class DenseModel(nn.Module):
     images or more in each process where a head pools to one pixel before a BatchNorm.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, aux: bool):
+    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, aux: bool):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -39,7 +41,7 @@ class DenseModel(nn.Module):
         )
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Bilinear, pixels as areas: (N, C, h, w) -> (N, C, *size).
 
     Without a way around it for equal sizes, which would bind an exported model to the sizes it was

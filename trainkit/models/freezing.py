@@ -41,8 +41,8 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
             if id(parameter) not in kept:
                 parameter.requires_grad_(False)
         part.training = False
-        # of this module alone; it is copied and pickled with it
-        part.train = partial(_stay_evaluating, part)
+        # of this module alone, in the place of its method; it is copied and pickled with it
+        part.train = partial(_stay_evaluating, part)  # type: ignore[method-assign]
 
 
 def frozen_statistics(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
+from trainkit.models.base import Backbone
 from trainkit.models.encoder_decoder import DenseModel, resize
 
 
@@ -48,9 +49,7 @@ class PSPNet(DenseModel):
     aux: logits "aux" from c3.
     """
 
-    def __init__(
-        self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True
-    ):
+    def __init__(self, backbone: Backbone, num_classes: int, channels: int = 512, aux: bool = True):
         super().__init__(
             backbone, PSPHead(backbone.channels[-1], num_classes, channels), num_classes, aux
         )

@@ -13,14 +13,14 @@ from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import small_fcn, small_lraspp
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "recognition.classifier": classifier,
     "recognition.fine_tuned": fine_tuned,
     "segmentation.segmenter": segmenter,
     "small.small_fcn": small_fcn,
     "small.small_lraspp": small_lraspp,
 }
-TRANSFORMS = {
+TRANSFORMS: dict[str, Callable[..., Any]] = {
     "recognition.eval_transform": recognition_transforms.eval_transform,
     "segmentation.eval_transform": segmentation_transforms.eval_transform,
 }

@@ -99,21 +99,20 @@ def fine_tuned(
         )
         return network
     network = _torchvision(name, None, sizes)
-    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
-    outputs = network.get_submodule(linear[-1]).out_features if linear else None
+    linear = [each for each in network.named_modules() if isinstance(each[1], nn.Linear)]
+    path, last = linear[-1] if linear else ("", None)
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    if outputs != len(weights.meta["categories"]):
+    if last is None or last.out_features != len(weights.meta["categories"]):
         raise UserError(
             f"{name} does not end in a linear layer that a new one could replace: take another"
             " network"
         )
     if pretrained:
         load_pretrained(network, weights, adapt=_positions_resized(network))
-    last = network.get_submodule(linear[-1])
     network.set_submodule(
-        linear[-1], nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+        path, nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
     )
-    network.head_names = (linear[-1],)
+    network.head_names = (path,)
     return network
 
 
@@ -182,7 +181,7 @@ def _positions_resized(
     return partial(interpolate_embeddings, network.image_size, network.patch_size)
 
 
-def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) -> nn.Module:
+def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) -> Any:
     """With random weights; as many classes as published where `num_classes` is None.
 
     sizes: of the images; a ViT is built for one.
@@ -193,7 +192,7 @@ def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) 
             f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and"
             " timm:NAME"
         )
-    settings = {} if num_classes is None else {"num_classes": num_classes}
+    settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("vit_") and sizes:
         patch = int(name.rpartition("_")[2])
         if len(set(sizes)) > 1 or sizes[0] % patch:

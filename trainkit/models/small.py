@@ -14,6 +14,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import Conv2dNormActivation
 
 from trainkit.errors import UserError
+from trainkit.models.base import Backbone
 from trainkit.rebuildable import rebuildable
 
 
@@ -27,7 +28,7 @@ class Block(nn.Module):
             channels, channels, 3, dilation=dilation, activation_layer=None
         )
         same = in_channels == channels and stride == 1
-        self.shortcut = (
+        self.shortcut: nn.Module = (
             nn.Identity()
             if same
             else Conv2dNormActivation(in_channels, channels, 1, stride, activation_layer=None)
@@ -39,7 +40,7 @@ class Block(nn.Module):
         return self.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
-class SmallResNet(nn.Module):
+class SmallResNet(Backbone):
     """A stem and one block per stage.
 
     widths: channels of the stem and of each stage. strides, dilations: of each stage. stem_stride:

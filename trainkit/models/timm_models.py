@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from trainkit.errors import UserError
 
 
@@ -33,10 +31,8 @@ def timm_with(name: str) -> tuple[ModuleType, str]:
     return timm, short
 
 
-def timm_network(
-    name: str, pretrained: bool, sizes: Sequence[int] = (), **settings: Any
-) -> nn.Module:
-    """timm's network "timm:NAME" as `timm.create_model` makes it.
+def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **settings: Any) -> Any:
+    """timm's network "timm:NAME" as `timm.create_model` makes it: a module with timm's attributes.
 
     sizes: sides of the images that it is to take, where it is built for one size (vision
     transformers). Raises ValueError where timm, the network or its weights are not there, and where
@@ -50,7 +46,7 @@ def timm_network(
         and known.fixed_input_size
         and set(sizes) != set(known.input_size[1:])
     ):
-        asked = (
+        asked: dict[str, Any] = (
             {"img_size": sizes[0]}
             if len(set(sizes)) == 1
             else {"img_size": max(sizes), "dynamic_img_size": True}

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from trainkit.models.base import Backbone
 from trainkit.models.encoder_decoder import DenseModel, resize
 from trainkit.models.pspnet import PyramidPooling
 
@@ -42,9 +43,7 @@ class UPerNet(DenseModel):
     aux: logits "aux" from c3.
     """
 
-    def __init__(
-        self, backbone: nn.Module, num_classes: int, channels: int = 512, aux: bool = True
-    ):
+    def __init__(self, backbone: Backbone, num_classes: int, channels: int = 512, aux: bool = True):
         super().__init__(
             backbone, UPerHead(backbone.channels, num_classes, channels), num_classes, aux
         )

@@ -228,7 +228,7 @@ class RunFolder:
         until: the newest step that is asked for. Raises UserError where there are checkpoints and
         none verifies.
         """
-        damaged = []
+        damaged: list[str] = []
         paths = [
             path
             for path in list_checkpoints(self.checkpoints)
@@ -272,8 +272,8 @@ class RunFolder:
         if kept < path.stat().st_size:
             os.truncate(path, kept)
         if kept and not ends_whole:
-            with path.open("a") as file:
-                file.write("\n")
+            with path.open("a") as log:
+                log.write("\n")
         return evaluation
 
     def last_evaluation(self, step: int | None = None) -> dict[str, Any] | None:

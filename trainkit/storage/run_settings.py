@@ -37,7 +37,7 @@ RECORDED = {
     "options": maybe(MAPPING),
 }
 TO_PUBLISH = {
-    "command": Kind("a command line", lambda value: isinstance(value, str) and _words(value)),
+    "command": Kind("a command line", lambda value: isinstance(value, str) and bool(_words(value))),
     "options": MAPPING,
     "versions": MAPPING,
     "model": STRING,
@@ -78,7 +78,7 @@ def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
     if "input" in recorded:
         return dict(recorded["input"])
     settings = recorded["settings"]
-    then = {"interpolation": "bilinear" if "pretrained" in settings else "bicubic"}
+    then: dict[str, Any] = {"interpolation": "bilinear" if "pretrained" in settings else "bicubic"}
     then |= {"crop_fraction": 0.875, "crop_mode": "center"}
     if not settings.get("pretrained"):
         then |= {"mean": list(MEAN), "std": list(STD)}

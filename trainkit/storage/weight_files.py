@@ -218,8 +218,8 @@ def _at(content: Any, key: str, path: Path) -> Any:
         held = [
             name for name in content if isinstance(name, str) and f"{rest}.".startswith(f"{name}.")
         ]
-        name = max(held, key=len, default=None)
-        if not isinstance(content.get(name), Mapping):
+        name = max(held, key=len) if held else None
+        if name is None or not isinstance(content.get(name), Mapping):
             sets = ", ".join(_sets(content)) or "none"
             raise UserError(
                 f"weights_key is {key!r}, and {path} has no weights there; the sets of it are:"

@@ -158,7 +158,7 @@ def _readings(
             break
         off += common[0]
         bare = {old: new.removeprefix(common[0]) for old, new in bare.items()}
-    heads = getattr(model, "head_names", ())
+    heads: tuple[str, ...] = getattr(model, "head_names", ())
     if len(heads) == 1 and all(name.startswith(("backbone.", "head.")) for name in names):
         yield (
             "the names in the file are those of an older trainkit (backbone and head)",
