@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode
 from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import read_class_names
+from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.open import class_images
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, fine_tuned, published_input
@@ -42,6 +43,7 @@ def recipe(
     image_column: str | None = None,
     label_column: str | None = None,
     stream: int | None = None,
+    split: SplitSettings = SplitSettings(),
     model: str = "resnet50",
     pretrained: bool = True,
     batch_size: int = 64,
@@ -61,9 +63,9 @@ def recipe(
 
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the
-            Hub
-        image_column: the column of images, in parquet files with several
-        label_column: the column of class ids, in parquet files with several
+            Hub; with val_share one with <class>/, or a CSV or JSONL list of path and label
+        image_column: the column of images, in parquet files with several, or of paths in a list
+        label_column: the column of class ids, in parquet files with several, or of labels in a list
         stream: stream parquet files, so many row groups interleaved, such as 16; None: download
             them first
         model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small
@@ -89,7 +91,7 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    columns, names = (image_column, label_column, stream), read_class_names(classes)
+    columns, names = (image_column, label_column, stream, split), read_class_names(classes)
     asked = {"crop_fraction": crop_fraction, "crop_mode": crop_mode, "mean": mean, "std": std}
     own = published_input(model, "bilinear", interpolation=interpolation, **asked)
     resize = InterpolationMode(own["interpolation"])

@@ -27,6 +27,7 @@ from seg_ade20k import Opened, segmentation
 from trainkit import Recipe
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import IGNORED, read_classes
+from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.open import label_maps
 from trainkit.data.datasets.segmentation import read_mask_values
@@ -48,6 +49,7 @@ def recipe(
     image_column: str | None = None,
     mask_column: str | None = None,
     stream: int | None = None,
+    split: SplitSettings = SplitSettings(),
     pretrained: bool = True,
     **settings: Any,
 ) -> Recipe:
@@ -55,7 +57,8 @@ def recipe(
 
     Args:
         data: folder with images/train, images/val, annotations/train, annotations/val, or with
-            parquet files, or a name on the Hub
+            parquet files, or a name on the Hub; with val_share one with images/ and masks/, or a
+            CSV or JSONL list of path and mask
         classes: how many, their names with commas between, or a text file with one name a line
         ignore: ids in the masks that count nowhere
         label_shift: added to the ids in the masks; -1 where they begin at 1 and 0 is to be ignored
@@ -63,8 +66,8 @@ def recipe(
             None: 0, 1, 2, ...
         mask_colors: of colour-coded masks: a text file with one `R G B name` a line, or voc or
             cityscapes; it says the classes too
-        image_column: the column of images, in parquet files with several
-        mask_column: the column of masks, in parquet files with several
+        image_column: the column of images, in parquet files with several, or of paths in a list
+        mask_column: the column of masks, in parquet files with several, or of their paths in a list
         stream: stream parquet files, so many row groups interleaved, such as 16; None: download
             them first
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with
@@ -82,6 +85,7 @@ def recipe(
         maps = partial(
             label_maps, source, classes=names, ignore=ignore, label_shift=label_shift, stream=stream,
             image_column=image_column, mask_column=mask_column, mask_values=values, mask_colors=colors,
+            held_out=split,
         )  # fmt: skip
         val_data = maps("val", transform=evaluation)
         palette = None if colors is None else colors.palette

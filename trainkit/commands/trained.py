@@ -23,7 +23,7 @@ from trainkit.storage.lookup import (
     read_settings,
     run_of,
 )
-from trainkit.storage.run_settings import check_same_classes
+from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Trained:
         """The recipe. Raises UserError where its classes are not those that the run was trained on."""
         recipe = build(self.recipe_file, self.settings)
         check_same_classes(self.run, recipe.task)
+        check_not_trained_on(self.run, self.settings, recipe.val_data)
         return recipe
 
 

@@ -5,7 +5,7 @@ and read here alone. A wrapper has the wrapped dataset as `inner`, as torch's `S
 `dataset`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -150,6 +150,12 @@ class DatasetInfo:
         A hash of files that may change where they lie, kept by a resume; None.
         """
         return getattr(self.data, "fingerprint", None)
+
+    @property
+    def lists(self) -> Mapping[str, bytes]:
+        """Attribute `lists`: CSV files by name, train.csv and val.csv, that say which images are
+        on which side, of a dataset that is divided here; none."""
+        return self._first("lists", {})
 
     @property
     def final_epoch(self) -> int:

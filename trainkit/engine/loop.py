@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import worker_deaths_told
 from trainkit.distributed.accelerator import lost_processes_told
@@ -57,7 +58,13 @@ def train(
     begun = time.perf_counter()
     recipe, accelerator, display, plan = start(recipe, options)
     run, found = open_run(
-        accelerator, display, options, settings or {}, recipe_file, plan.resume_invariants()
+        accelerator,
+        display,
+        options,
+        settings or {},
+        recipe_file,
+        plan.resume_invariants(),
+        DatasetInfo.of(recipe.train_data).lists,
     )
     if run.summary is not None:
         display.note(

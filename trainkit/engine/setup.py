@@ -101,9 +101,11 @@ def open_run(
     settings: Mapping[str, Any],
     recipe_file: Path | None,
     resume_invariants: Mapping[str, Any],
+    lists: Mapping[str, bytes],
 ) -> tuple[RunFolder, Found]:
     """The run's folder and what is in it; the main process decides for all.
 
+    lists: the files that say which images are held out, see `DatasetInfo`; the folder keeps them.
     Raises UserError where this training may not have the folder or cannot write it.
     """
 
@@ -113,6 +115,7 @@ def open_run(
         except OSError as error:
             raise _unwritable(options.out, error) from error
         try:
+            run.keep_lists(lists)
             path, damaged = run.last_checkpoint()
             evaluation = run.forget_after(checkpoint.step_of(path) if path else 0)
             for line in (*notes, *damaged):

@@ -2,6 +2,7 @@
 
     recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
     and where there was trouble: stopped.json  bad_images.txt  memory.json  failures/
+    and where trainkit held out a part of the data: train.csv  val.csv
 
 Only the main process writes; the others hold a RunFolder that reads.
 """
@@ -46,6 +47,7 @@ LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
 FILES = (
     "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt", "memory.json",
+    "train.csv", "val.csv",
     "results.json", "doctor.json",
 )  # fmt: skip
 # wherever a person has looked into a folder
@@ -318,6 +320,12 @@ class RunFolder:
             self._replace(
                 self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
             )
+
+    def keep_lists(self, lists: Mapping[str, bytes]) -> None:
+        """Write files that say which images are held out, see `DatasetInfo.lists`."""
+        for name, content in lists.items():
+            if not (self.folder / name).is_file():
+                self._replace(self.folder / name, content)
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:

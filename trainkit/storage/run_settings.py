@@ -12,7 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from trainkit import __version__
+from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 from trainkit.recipe import Task
@@ -28,6 +32,7 @@ from trainkit.storage.run_files import (
     or_none,
     require,
 )
+from trainkit.storage.setting_values import plain
 
 RECORDED = {
     "settings": MAPPING,
@@ -141,6 +146,29 @@ def _git(where: Path, *words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def check_not_trained_on(run: Path | None, settings: Mapping[str, Any], val_data: Dataset) -> None:
+    """Raises UserError where images that are held out now are among those that the run trained on.
+
+    It is seen by their names, in the run's train.csv and the `lists` of `val_data`, where `data`
+    among the settings is the run's.
+    """
+    lists = DatasetInfo.of(val_data).lists
+    if run is None or not lists or not (run / "train.csv").is_file():
+        return
+    if read_recorded(run)["settings"].get("data") != plain(settings.get("data")):
+        return
+    trained_on = set(paths_in((run / "train.csv").read_bytes()))
+    now = paths_in(lists["val.csv"])
+    both = sum(path in trained_on for path in now)
+    if both:
+        raise UserError(
+            f"{both} of the {len(now)} images held out now are among those that the run in {run}"
+            f" trained on ({run / 'train.csv'}): {settings.get('data')} has changed, or"
+            " --val-share, --split-seed, --group-by or --fold has. Give the run's settings and"
+            f" images; {run / 'val.csv'} says which it held out"
+        )
 
 
 def check_same_classes(run: Path | None, task: Task) -> None:

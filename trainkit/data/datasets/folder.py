@@ -118,13 +118,8 @@ def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, 
     Raises UserError for one that is none of `classes`.
     """
     ids = {composed(name): target for target, name in enumerate(classes)}
-    if len(ids) < len(classes) or len({composed(name) for name in found}) < len(found):
-        names = [composed(name) for name in (classes if len(ids) < len(classes) else found)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(
-            f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike"
-            " (Unicode's NFC and NFD) or as the same name: merge them or rename one"
-        )
+    require_different(root, classes)
+    require_different(root, found)
     unknown = sorted(name for name in found if composed(name) not in ids)
     if unknown:
         raise UserError(
@@ -132,6 +127,17 @@ def _ids(root: Path, found: Sequence[str], classes: Sequence[str]) -> dict[str, 
             "classes that was given; remove or rename them"
         )
     return ids
+
+
+def require_different(root: Path, classes: Sequence[str]) -> None:
+    """Raises UserError for a class that is there twice, in two spellings that look alike."""
+    names = [composed(name) for name in classes]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UserError(
+            f"{root}: the class {twice[0]!r} is there twice, in two spellings that look alike"
+            " (Unicode's NFC and NFD) or as the same name: merge them or rename one"
+        )
 
 
 class MaskFolder(MaskFiles):
@@ -155,22 +161,7 @@ class MaskFolder(MaskFiles):
         label_shift: int = 0,
         **settings: Any,
     ):
-        for folder in (images, masks):
-            if not Path(folder).is_dir():
-                raise MissingFileError(f"no folder {folder}")
-        names, inventory = list_images(Path(images))
-        with_mask = _masks(Path(masks))
-        missing = [name for name in names if stem(name) not in with_mask]
-        if missing:
-            raise MissingFileError(
-                f"{len(missing)} of {len(names)} images in {images} have no mask in {masks}: "
-                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-            )
-        if not names:
-            raise MissingFileError(
-                f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
-            )
-        _require_one_image_each(Path(images), names, Path(masks), with_mask)
+        names, with_mask, inventory = paired(Path(images), Path(masks))
         files = (
             FileList(Path(images), names),
             FileList(Path(masks), [with_mask[stem(name)] for name in names]),
@@ -196,6 +187,31 @@ class MaskFolder(MaskFiles):
             f"{images_of(len(names), self.num_classes)}"
             f" ({inventory.formats}){inventory.left_out_words}"
         )
+
+
+def paired(images: Path, masks: Path) -> tuple[list[str], dict[str, str], Inventory]:
+    """The images below a folder, the mask of each `stem` below another, and what was left out.
+
+    Raises MissingFileError where there are no images, or one has no mask; UserError where two have
+    the same.
+    """
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise MissingFileError(f"no folder {folder}")
+    names, inventory = list_images(images)
+    with_mask = _masks(masks)
+    missing = [name for name in names if stem(name) not in with_mask]
+    if missing:
+        raise MissingFileError(
+            f"{len(missing)} of {len(names)} images in {images} have no mask in {masks}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    if not names:
+        raise MissingFileError(
+            f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
+        )
+    _require_one_image_each(images, names, masks, with_mask)
+    return names, with_mask, inventory
 
 
 def _require_one_image_each(

@@ -6,16 +6,26 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from trainkit.data.datasets.divided import SPLITS, DividedClasses, DividedMasks
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.inventory import some
+from trainkit.data.datasets.layouts import (
+    HOLD_OUT,
+    class_folders,
+    mask_folders,
+    undivided_classes,
+    undivided_masks,
+)
 from trainkit.data.datasets.listing import image_files
 from trainkit.data.datasets.segmentation import IGNORED
 from trainkit.data.datasets.split_files import parquet_files
+from trainkit.data.datasets.undivided import of_class_folders, of_lists, of_mask_folders
 from trainkit.data.file_names import leftover
 from trainkit.data.palette import MaskColors
 from trainkit.errors import MissingFileError, UserError
 
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+NO_SPLIT = SplitSettings()
 
 
 def class_images(
@@ -26,35 +36,47 @@ def class_images(
     image_column: str | None = None,
     label_column: str | None = None,
     stream: int | None = None,
+    held_out: SplitSettings = NO_SPLIT,
 ) -> Dataset:
     """One split, "train" or "val", of `source`.
 
     Index -> (uint8 image (3, H, W), class id), with `.classes`.
 
-    source: a folder with <split>/<class>/<image>, a folder with parquet files (`parquet_files` says
-    how they are named), or a dataset's name on the Hub. "val" is the first of val, validation,
-    valid and test that there is. classes: names whose places class ids are, which "val" gets from
-    "train". image_column, label_column, stream: see `HubImages`; class folders have none. Raises
-    MissingFileError that says where it looked, ValueError for other classes than `classes`.
+    source: a folder with <split>/<class>/<image>, one with <class>/<image> or a list of paths and
+    labels, of which `held_out` says what is "val", a folder with such lists (train.csv, val.csv),
+    a folder with parquet files (`parquet_files` says how they are named), or a dataset's name on
+    the Hub. "val" is the first of val, validation, valid and test that there is. classes: names
+    whose places class ids are, which "val" gets from "train". image_column, label_column, stream:
+    see `HubImages`; class folders have none. Raises MissingFileError that says where it looked,
+    ValueError for other classes than `classes`.
     """
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
+    whole = None
+    if not _has_folder(folder, names):
+        columns = {"image_column": image_column, "target_column": label_column}
+        whole = of_lists(source, held_out, **columns)
+    if whole is None and held_out.is_asked:
+        root = undivided_classes(folder) if folder.is_dir() else None
+        if root is None:
+            raise _nothing_to_divide(source, held_out, "class folders")
+        whole = of_class_folders(root, held_out)
+    if whole is not None:
+        _require_no_stream(source, stream)
+        return DividedClasses(whole.divided(held_out), split, transform, classes)
     if folder.is_dir():
         for name in names:
             if (folder / name).is_dir() and _has_classes(folder / name):
-                if stream is not None:
-                    raise UserError(
-                        f"{folder / name} has class folders: stream is for parquet files, leave"
-                        " it out"
-                    )
+                _require_no_stream(folder / name, stream)
                 data = ClassFolder(folder / name, transform, classes)
                 data.used_warnings += _tables_beside(folder, name)
                 return data
             if parquet_files(folder, name).files:
                 return _from_datasets(source, name, transform, *how)
+        what = _what_to_do(folder, class_folders(folder))
         raise MissingFileError(
             f"no {split} images in {folder.resolve()}: looked for"
-            f" {', '.join(f'{n}/<class>/' for n in names)} and"
-            f" {', '.join(f'{n}*.parquet' for n in names)}"
+            f" {', '.join(f'{n}/<class>/' for n in names)},"
+            f" {', '.join(f'{n}*.parquet' for n in names)} and {names[0]}.csv or .jsonl{what}"
         )
     _require_hub_name(source, "train/<class>/ and val/<class>/")
     return _from_datasets(source, names, transform, *how)
@@ -73,16 +95,18 @@ def label_maps(
     mask_column: str | None = None,
     mask_values: Sequence[int] | None = None,
     mask_colors: MaskColors | None = None,
+    held_out: SplitSettings = NO_SPLIT,
 ) -> Dataset:
     """One split, "train" or "val", of images with masks.
 
     Index -> (image, mask), as `MaskFolder` gives them.
 
-    source: a folder with images/<split>/ and annotations/<split>/, a folder with parquet files as
-    in `class_images`, or a dataset's name on the Hub, of which a column of images and one of masks
-    are taken, `image_column` and `mask_column` where they are given. "val" is as in `class_images`.
-    ignore, label_shift, mask_values, mask_colors: see `MaskDataset`. Raises MissingFileError that
-    says where it looked.
+    source: a folder with images and masks as `mask_folders` finds them, one with images/ and masks/
+    or a list of paths and masks, of which `held_out` says what is "val", a folder with such lists,
+    a folder with parquet files as in `class_images`, or a dataset's name on the Hub, of which a
+    column of images and one of masks are taken, `image_column` and `mask_column` where they are
+    given. "val" is as in `class_images`. ignore, label_shift, mask_values, mask_colors: see
+    `MaskDataset`. Raises MissingFileError that says where it looked.
     """
     how: dict[str, Any] = {
         "ignore": ignore,
@@ -92,29 +116,71 @@ def label_maps(
     }
     folder, names = Path(source), SPLITS[split]
     columns = {"image_column": image_column, "mask_column": mask_column}
+    num_classes = classes if isinstance(classes, int) else len(classes)
+    there = mask_folders(folder, names) if folder.is_dir() else None
+    whole = None
+    if there is None:
+        listed = {"image_column": image_column, "target_column": mask_column}
+        whole = of_lists(source, held_out, **listed, masks=True)
+    if whole is None and held_out.is_asked:
+        pair = undivided_masks(folder) if folder.is_dir() else None
+        if pair is None:
+            raise _nothing_to_divide(source, held_out, "images/ and masks/")
+        whole = of_mask_folders(folder, *pair, held_out)
+    if whole is not None:
+        _require_no_stream(source, stream)
+        return DividedMasks(whole.divided(held_out), split, num_classes, transform, **how)
+    if there is not None:
+        _require_no_stream(folder / there[1], stream)
+        images, masks = folder / there[1], folder / there[2]
+        data = MaskFolder(images, masks, num_classes, transform, **how)
+        data.split = there[0]
+        data.used_warnings += _tables_beside(folder, there[0])
+        return data
     if folder.is_dir():
         for name in names:
-            if (folder / "images" / name).is_dir():
-                if stream is not None:
-                    raise UserError(
-                        f"{folder} has images/{name}: stream is for parquet files, leave it out"
-                    )
-                num_classes = classes if isinstance(classes, int) else len(classes)
-                images, masks = folder / "images" / name, folder / "annotations" / name
-                data = MaskFolder(images, masks, num_classes, transform, **how)
-                data.used_warnings += _tables_beside(folder, name)
-                return data
             if parquet_files(folder, name).files:
                 return _masks_from_datasets(
                     source, name, classes, transform, stream=stream, **columns, **how
                 )
+        what = _what_to_do(folder, [])
         raise MissingFileError(
             f"no {split} images in {folder.resolve()}: looked for"
-            f" {', '.join(f'images/{n}/' for n in names)} and"
-            f" {', '.join(f'{n}*.parquet' for n in names)}"
+            f" {', '.join(f'images/{n}/' for n in names)},"
+            f" {', '.join(f'{n}/images/' for n in names)},"
+            f" {', '.join(f'{n}*.parquet' for n in names)} and {names[0]}.csv or .jsonl{what}"
         )
     _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
     return _masks_from_datasets(source, names, classes, transform, stream=stream, **columns, **how)
+
+
+def _what_to_do(folder: Path, found: Sequence[str]) -> str:
+    """How a folder that lacks a split could be divided, as the end of a message."""
+    train = next((name for name in SPLITS["train"] if name in found), None)
+    if train is not None or mask_folders(folder, SPLITS["train"]) is not None:
+        return f". It has images of train: {HOLD_OUT}"
+    if (folder / "images").is_dir():
+        return f". It has images/: {HOLD_OUT}"
+    if found:
+        return f". Its folders are {some(found)}: where these are classes, {HOLD_OUT}"
+    return ""
+
+
+def _has_folder(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a split has class folders, which go before lists."""
+    return any((folder / name).is_dir() and class_folders(folder / name) for name in names)
+
+
+def _require_no_stream(where: str | Path, stream: int | None) -> None:
+    if stream is not None:
+        raise UserError(f"{where} has files of images: stream is for parquet files, leave it out")
+
+
+def _nothing_to_divide(source: str | Path, held_out: SplitSettings, layout: str) -> UserError:
+    return UserError(
+        f"{held_out.words} is for {layout} or a list (path.csv) with --data, and"
+        f" {Path(source).resolve()} is none: leave it out, or give another --data"
+    )
 
 
 def _has_classes(folder: Path) -> bool:

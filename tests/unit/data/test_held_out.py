@@ -1,0 +1,230 @@
+"""What is held out for validation: against an independent computation, in any order and spelling."""
+
+import csv
+import hashlib
+import os
+import random
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from helpers.image_files import mask, picture
+from trainkit.data.datasets.held_out import SplitSettings, held_out
+from trainkit.data.datasets.open import class_images, label_maps
+from trainkit.errors import UserError
+
+NAMES = [
+    f"{name}/{i:03d}.jpg" for name, n in (("ant", 31), ("bee", 12), ("cow", 7)) for i in range(n)
+]
+CLASSES = [name.split("/")[0] for name in NAMES]
+
+
+def rank(seed, key):
+    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).hexdigest(), key
+
+
+def share_by_hand(names, classes, seed, share):
+    chosen = set()
+    for name in set(classes):
+        own = sorted((n for n, c in zip(names, classes) if c == name), key=lambda n: rank(seed, n))
+        chosen |= set(own[: int(share * len(own) + 0.5)])
+    return chosen
+
+
+def chosen(names, classes, settings, groups=None):
+    return {name for name, held in zip(names, held_out(names, classes, settings, groups)) if held}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_a_share_of_each_class(seed, share):
+    got = chosen(NAMES, CLASSES, SplitSettings(share, seed))
+    assert got == share_by_hand(NAMES, CLASSES, seed, share)
+    counts = Counter(name.split("/")[0] for name in got)
+    assert counts == {
+        name: int(share * n + 0.5) for name, n in Counter(CLASSES).items() if int(share * n + 0.5)
+    }
+
+
+def test_the_split_seed_decides():
+    sides = {frozenset(chosen(NAMES, CLASSES, SplitSettings(0.2, seed))) for seed in range(5)}
+    assert len(sides) == 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SplitSettings(0.2), SplitSettings(fold="2/3"), SplitSettings(0.3, group_by="folder")],
+)
+def test_any_order_of_listing(settings):
+    groups = [name[:-5] for name in NAMES] if settings.group_by else NAMES
+    want = chosen(NAMES, CLASSES, settings, groups)
+    for seed in range(3):
+        places = list(range(len(NAMES)))
+        random.Random(seed).shuffle(places)
+        shuffled = [[each[place] for place in places] for each in (NAMES, CLASSES, groups)]
+        assert chosen(shuffled[0], shuffled[1], settings, shuffled[2]) == want
+
+
+def test_any_machines_spelling():
+    """Backslashes of Windows and the decomposed letters of a Mac."""
+    names = [f"größe/bär{i}.jpg" for i in range(40)]
+    windows = [name.replace("/", "\\") for name in names]
+    mac = [unicodedata.normalize("NFD", name) for name in names]
+    assert mac != names
+    want = held_out(names, ["a"] * 40, SplitSettings(0.25))
+    assert want.sum() == 10
+    for other in (windows, mac):
+        assert np.array_equal(held_out(other, ["a"] * 40, SplitSettings(0.25)), want)
+
+
+def test_groups_are_on_one_side():
+    draw = random.Random(7)
+    groups = [f"patient{draw.randrange(60)}" for _ in range(500)]
+    classes = [draw.choice("ab") for _ in groups]
+    names = [f"{i}.png" for i in range(500)]
+    is_val = held_out(names, classes, SplitSettings(0.2, group_by="patient"), groups)
+    val = {group for group, held in zip(groups, is_val) if held}
+    train = {group for group, held in zip(groups, is_val) if not held}
+    assert not val & train and val | train == set(groups)
+    of = {}  # a group's class is the one that most of its images have
+    for group in set(groups):
+        count = Counter(c for g, c in zip(groups, classes) if g == group)
+        of[group] = "a" if count["a"] >= count["b"] else "b"
+    assert val == share_by_hand(list(of), list(of.values()), 0, 0.2)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds_are_disjoint_and_complete(grouped):
+    groups = [name[:-5] for name in NAMES] if grouped else NAMES
+    by = "folder" if grouped else None
+    folds = [
+        held_out(NAMES, CLASSES, SplitSettings(fold=f"{k}/4", group_by=by), groups)
+        for k in (1, 2, 3, 4)
+    ]
+    assert np.array_equal(np.sum(folds, 0), np.ones(len(NAMES)))
+    if grouped:
+        assert all(len({f[i] for i, g in enumerate(groups) if g == "ant/01"}) == 1 for f in folds)
+    else:
+        assert sorted(fold.sum() for fold in folds) == [12, 12, 13, 13]
+        for name in set(CLASSES):
+            inside = [sum(fold[i] for i, c in enumerate(CLASSES) if c == name) for fold in folds]
+            assert max(inside) - min(inside) <= 1
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"val_share": 0.0}, "val_share is 0.0"),
+        ({"val_share": 1.5}, "val_share is 1.5"),
+        ({"fold": "6/5"}, "fold is '6/5'"),
+        ({"fold": "2"}, "such as 2/5"),
+        ({"fold": "1/1"}, "fold is '1/1'"),
+        ({"fold": "1/2", "val_share": 0.5}, "leave --val-share out"),
+        ({"group_by": "folder"}, "give --val-share or --fold"),
+    ],
+)
+def test_refused_settings(settings, words):
+    with pytest.raises(UserError, match=words):
+        SplitSettings(**settings)
+
+
+def test_a_side_without_images_is_refused():
+    with pytest.raises(UserError, match="holds out none of 3 images in 1 class"):
+        held_out(["a", "b", "c"], ["x"] * 3, SplitSettings(0.1))
+    with pytest.raises(UserError, match="holds out all of 1 groups by folder"):
+        held_out(["a", "b"], ["x"] * 2, SplitSettings(0.6, group_by="folder"), ["g", "g"])
+    with pytest.raises(UserError, match="there are 3 images: give fewer folds"):
+        held_out(["a", "b", "c"], ["x"] * 3, SplitSettings(fold="1/4"))
+    assert held_out(["a"], ["x"], SplitSettings(1.0)).all(), "an evaluation of all of them"
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """cat/ and dog/, with the folders of three patients each."""
+    for place in range(24):
+        folder = tmp_path / "my" / ("cat", "dog")[place % 2] / f"p{place % 3}"
+        picture(folder / f"{place}.png", 8, 8, place)
+    return tmp_path / "my"
+
+
+def files(data):
+    return {os.path.relpath(data.name_of(i), data.files.root) for i in range(len(data))}
+
+
+def test_class_folders_without_a_split(animals):
+    settings = SplitSettings(0.25, 3)
+    sides = {split: class_images(animals, split, held_out=settings) for split in ("train", "val")}
+    assert [len(sides[split]) for split in sides] == [18, 6]
+    names = sorted(str(path.relative_to(animals)) for path in animals.rglob("*.png"))
+    want = share_by_hand(names, [name.split(os.sep)[0] for name in names], 3, 0.25)
+    assert files(sides["val"]) == want and files(sides["train"]) == set(names) - want
+    for data in sides.values():
+        assert data.classes == ["cat", "dog"] and data.fingerprint == sides["val"].fingerprint
+        for index in range(len(data)):
+            assert data.classes[data[index][1]] in str(data.name_of(index))
+    rows = list(csv.reader(sides["train"].lists["val.csv"].decode().splitlines()))
+    assert rows == [["path", "label"], *([n, n.split("/")[0]] for n in sorted(want))]
+    assert sides["val"].used.startswith("6 of 24 images of 2 classes by --val-share 0.25")
+
+    settings = SplitSettings(fold="1/3", group_by="folder")
+    val = class_images(animals, "val", held_out=settings)
+    train = class_images(animals, "train", held_out=settings)
+    patients = [{name.split("/")[1] for name in files(data)} for data in (train, val)]
+    assert len(patients[1]) == 1 and not patients[0] & patients[1], "of both classes"
+
+
+def test_what_cannot_be_divided_is_refused(animals):
+    settings = SplitSettings(0.25)
+    with pytest.raises(UserError, match="hold out a part of them for validation with --val-share"):
+        class_images(animals, "train")
+    (animals / "train").mkdir()
+    for name in ("cat", "dog"):
+        (animals / name).rename(animals / "train" / name)
+    with pytest.raises(UserError, match="It has images of train: hold out"):
+        class_images(animals, "val")
+    assert len(class_images(animals, "val", held_out=settings)) == 6, "of train/"
+    picture(animals / "val" / "cat" / "x.png", 8, 8, 0)
+    with pytest.raises(UserError, match="divided already, it has train and val"):
+        class_images(animals, "train", held_out=settings)
+    with pytest.raises(UserError, match="group_by is patient, a column of a list"):
+        class_images(animals / "train", "val", held_out=SplitSettings(0.2, group_by="patient"))
+    picture(animals / "train" / "cat" / "loose.png", 8, 8, 0)
+    with pytest.raises(UserError, match="1 of 25 images of .* lie in no folder of their group"):
+        class_images(animals / "train", "val", held_out=SplitSettings(0.2, group_by="folder"))
+
+
+@pytest.mark.parametrize("masks", ["masks", "labels", "annotations"])
+@pytest.mark.parametrize("layout", ["{kind}", "{kind}/{split}", "{split}/{kind}"])
+def test_images_with_masks(tmp_path, masks, layout):
+    for place in range(8):
+        split = ("train", "val")[place // 6]
+        for kind, write in (("images", picture), (masks, mask)):
+            file = (
+                tmp_path / layout.format(kind=kind, split=split) / f"s{place % 4}" / f"{place}.png"
+            )
+            write(file, 4, 4, place if write is picture else [(place, 16)])
+    flat = layout == "{kind}"
+    settings = SplitSettings(0.25, group_by="folder") if flat else SplitSettings()
+    train, val = (label_maps(tmp_path, split, 8, held_out=settings) for split in ("train", "val"))
+    assert (len(train), len(val)) == (6, 2)
+    for data in (train, val):
+        for index in range(len(data)):
+            assert int(data[index][1][0, 0]) == int(data.name_of(index).stem), "its own mask"
+    if flat:
+        assert len({val.name_of(index).parent.name for index in (0, 1)}) == 1
+        assert train.lists["val.csv"].startswith(b"path,mask\nimages/s")
+        with pytest.raises(UserError, match="It has images/: hold out"):
+            label_maps(tmp_path, "train", 8)
+
+
+def test_several_folders_of_masks(tmp_path):
+    picture(tmp_path / "images" / "train" / "a.png", 4, 4, 0)
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 1 1")  # boxes
+    mask(tmp_path / "masks" / "train" / "a.png", 4, 4, [(1, 16)])
+    assert len(label_maps(tmp_path, "train", 2)) == 1
+    mask(tmp_path / "annotations" / "train" / "a.png", 4, 4, [(0, 16)])
+    with pytest.raises(UserError, match="annotations/train and masks/train: nothing says which"):
+        label_maps(tmp_path, "train", 2)

@@ -1,0 +1,163 @@
+"""Datasets that are divided into train and val here: by a list, by its column, or by a share."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainkit.data.datasets.cache import short_hash
+from trainkit.data.datasets.folder import ClassFiles, FileList
+from trainkit.data.datasets.held_out import SplitSettings, held_out, portable
+from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
+from trainkit.data.datasets.lists import (
+    written,
+)
+from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.file_names import composed, extension
+from trainkit.errors import UserError
+
+SIDES = ("train", "val")
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All images of a dataset.
+
+    root: the folder that names are relative to. targets: of each image the name of its class, or
+    its mask's file. classes: of each image, what `held_out` goes by. header: of the lists. groups:
+    of each image, where they are known. sides: "train" or "val" of each, where the data says it.
+    """
+
+    root: Path
+    names: Sequence[str]
+    targets: Sequence[str]
+    header: tuple[str, str]
+    classes: Sequence[str]
+    groups: Sequence[str] | None = None
+    sides: np.ndarray | None = None
+    inventory: Inventory = field(default_factory=Inventory)
+
+    def divided(self, settings: SplitSettings) -> "Division":
+        """Train and val, by `sides` or by what is asked for."""
+        sides = self.sides
+        if sides is None:
+            is_val = held_out(self.names, self.classes, settings, self.groups)
+            sides = np.where(is_val, "val", "train")
+        rows = sorted(
+            (portable(name), portable(target) if self.header[1] == "mask" else target, side)
+            for name, target, side in zip(self.names, self.targets, sides.tolist())
+        )
+        lists = {
+            f"{side}.csv": written(self.header, [row[:2] for row in rows if row[2] == side])
+            for side in SIDES
+        }
+        words = settings.words if self.sides is None else ""
+        return Division(self, sides, lists, words)
+
+
+@dataclass(frozen=True)
+class Division:
+    """A dataset in two. lists: the content of train.csv and val.csv; words: how it was divided."""
+
+    whole: Whole
+    sides: np.ndarray
+    lists: Mapping[str, bytes]
+    words: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of both lists, and how long they are."""
+        counts = Counter(self.sides.tolist())
+        of = short_hash(b"".join(self.lists[f"{side}.csv"] for side in SIDES))
+        return f"lists {of} of {counts['train']} train and {counts['val']} val images"
+
+    def side(self, split: str) -> tuple[list[str], list[str]]:
+        """Names and targets of "train" or "val"."""
+        chosen = np.flatnonzero(self.sides == split).tolist()
+        whole = self.whole
+        return [whole.names[at] for at in chosen], [whole.targets[at] for at in chosen]
+
+    def used(self, names: Sequence[str], classes: int) -> str:
+        """What a side holds, in words."""
+        formats = Counter(extension(name).lstrip(".") for name in names)
+        inventory = Inventory()
+        inventory.taken.update(formats)
+        found = images_of(len(names), classes)
+        if self.words:
+            of = images_of(len(self.sides), classes)
+            found = f"{len(names):,} of {of} by {self.words}"
+        return f"{found} ({inventory.formats}){self.whole.inventory.left_out_words}"
+
+    def mark(self, data: Any, split: str, names: Sequence[str], classes: int) -> None:
+        """Give a dataset of one side the attributes that tell of the division."""
+        data.split, data.fingerprint, data.lists = split, self.fingerprint, self.lists
+        data.used, data.used_warnings = self.used(names, classes), self.whole.inventory.warnings
+
+
+class DividedClasses(ClassFiles):
+    """One side of a `Division` by class names: index -> (uint8 image (3, H, W), class id).
+
+    classes: names in the order of their ids; None: those of both sides, in alphabetical order, or
+    by number where all are numbers. Raises UserError for an image of another class.
+    """
+
+    def __init__(
+        self,
+        division: Division,
+        split: str,
+        transform: Callable[[Any], Any] | None = None,
+        classes: Sequence[str] | None = None,
+    ):
+        names, labels = division.side(split)
+        labels = [composed(label) for label in labels]
+        found = {composed(label) for label in division.whole.targets}
+        known = _in_order(found) if classes is None else list(classes)
+        ids = {composed(name): target for target, name in enumerate(known)}
+        numbers = {str(target): target for target in range(len(known))}
+        if not set(labels) <= ids.keys() and set(labels) <= numbers.keys():
+            ids = numbers  # the list holds class ids
+        unknown = sorted(set(labels) - ids.keys())
+        if unknown:
+            raise UserError(
+                f"the {split} images in {division.whole.root} are of classes {some(unknown)}, which"
+                " are not among those of the training images or of --classes; rename them or"
+                " take them out"
+            )
+        files = FileList(division.whole.root, names)
+        super().__init__(files, [ids[label] for label in labels], known, transform)
+        division.mark(self, split, names, len(known))
+        self._root = division.whole.root
+        self.used_warnings = [*self.without_images(), *self.used_warnings]
+
+    def without_images(self) -> list[str]:
+        """A line where classes have no image."""
+        where = f"{self.split} of {self._root}"
+        return no_image(self.classes, set(self.targets.tolist()), where)
+
+
+class DividedMasks(MaskFiles):
+    """One side of a `Division` of images with masks; settings as of `MaskDataset`."""
+
+    def __init__(
+        self,
+        division: Division,
+        split: str,
+        num_classes: int,
+        transform: Callable[..., Any] | None = None,
+        **settings: Any,
+    ):
+        names, masks = division.side(split)
+        root = division.whole.root
+        files = FileList(root, names), FileList(root, masks)
+        super().__init__(*files, num_classes, transform, **settings)
+        division.mark(self, split, names, num_classes)
+
+
+def _in_order(names: set[str]) -> list[str]:
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

@@ -1,0 +1,102 @@
+"""Where in a folder the images of a split are, and their masks."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainkit.data.datasets.divided import SIDES, SPLITS
+from trainkit.data.file_names import extension, is_image, leftover
+from trainkit.errors import MissingFileError, UserError
+
+IMAGES = "images"
+MASKS = ("annotations", "masks", "labels")
+HOLD_OUT = "hold out a part of them for validation with --val-share 0.2"
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in `folder` with an image in or below them, sorted."""
+    return sorted(each.name for each in _folders(folder) if _holds_images(each))
+
+
+def undivided_classes(folder: Path) -> Path | None:
+    """The folder of class folders that is to be divided: `folder`, or train/ where there is no val.
+
+    None where there are no class folders. Raises UserError where there is a split already.
+    """
+    splits = {side: _first(folder, SPLITS[side]) for side in SIDES}
+    _require_undivided(folder, splits)
+    if splits["train"] is not None:
+        return folder / splits["train"]
+    return folder if class_folders(folder) else None
+
+
+def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first of the splits `names` that is there, its folder of images, and that of its masks.
+
+    They are images/train and masks/train, or train/images and train/masks; for masks one may say
+    annotations or labels as well. Raises MissingFileError where there are images without masks.
+    """
+    for name in names:
+        for layout in ("{kind}/{name}", "{name}/{kind}"):
+            images = layout.format(kind=IMAGES, name=name)
+            if (folder / images).is_dir():
+                return name, images, _masks_of(folder, layout, name)
+    return None
+
+
+def undivided_masks(folder: Path) -> tuple[str, str] | None:
+    """The folders of images and of masks that are to be divided: images/ and masks/ in `folder`, or
+    those of train where there is no val.
+
+    None where there are none. Raises UserError where there is a split already.
+    """
+    found = {side: mask_folders(folder, SPLITS[side]) for side in SIDES}
+    _require_undivided(folder, {side: split and split[1] for side, split in found.items()})
+    if found["train"] is not None:
+        return found["train"][1:]
+    if not (folder / IMAGES).is_dir():
+        return None
+    return IMAGES, _masks_of(folder, "{kind}", "")
+
+
+def _masks_of(folder: Path, layout: str, name: str) -> str:
+    asked = [layout.format(kind=kind, name=name) for kind in MASKS]
+    there = [each for each in asked if (folder / each).is_dir()]
+    filled = there if len(there) < 2 else [each for each in there if _holds_images(folder / each)]
+    if len(filled) > 1:
+        raise UserError(
+            f"{folder} has {' and '.join(filled)}: nothing says which are the masks of"
+            f" {layout.format(kind=IMAGES, name=name)}; rename or move the other one"
+        )
+    if not (filled or there):
+        raise MissingFileError(
+            f"{folder / layout.format(kind=IMAGES, name=name)} has images, and their masks are not"
+            f" there: looked for {', '.join(asked)} in {folder.resolve()}"
+        )
+    return (filled or there)[0]
+
+
+def _require_undivided(folder: Path, splits: dict[str, str | None]) -> None:
+    there = [name for name in splits.values() if name is not None]
+    if splits["val"] is not None:
+        raise UserError(
+            f"{folder} is divided already, it has {' and '.join(there)}: leave --val-share and"
+            " --fold out, or give with --data a folder or a list that is not divided"
+        )
+
+
+def _first(folder: Path, names: Sequence[str]) -> str | None:
+    return next((name for name in names if (folder / name).is_dir()), None)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [each for each in folder.iterdir() if each.is_dir() and not leftover(each.name)]
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(
+        is_image(extension(name))
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not leftover(name)
+    )
