@@ -32,6 +32,8 @@ from trainkit.storage.setting_values import read_settings_as
 if TYPE_CHECKING:  # torch comes with it, and the help of a command goes without
     from trainkit.commands.recipe_file import RecipeFile
 
+POSITIONAL: Any = tyro.conf.Positional  # of types that are known at run time alone
+
 
 def _default_hint(default: str) -> str:
     """What stands after the help of a flag.
@@ -47,11 +49,11 @@ def _as_arguments(options: type, positional: str | None = None) -> type:
 
     Their values are checked by `_checked`: an error within tyro would end in a text of tyro's own.
     """
-    annotations = {}
+    annotations: dict[str, Any] = {}
     for name, kind in get_type_hints(options).items():
         annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
         if name == positional:
-            annotations[name] = tyro.conf.Positional[kind]
+            annotations[name] = POSITIONAL[kind]
     members = {
         "__annotations__": annotations,
         "__doc__": options.__doc__,
@@ -105,6 +107,7 @@ def show_help(command: str, first: str) -> None:
 
 def read_known_options(command: str, prog: str, words: list[str]) -> Any:
     """The options of a command alone; the settings of a recipe among the words are left for later."""
+    known: Any
     known, _ = tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)
     return _checked(known)
 
@@ -174,7 +177,8 @@ def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable
     def collect(**settings: Any) -> dict[str, Any]:
         return settings
 
-    collect.__signature__ = signature.replace(parameters=parameters, return_annotation=dict)
+    called_with = signature.replace(parameters=parameters, return_annotation=dict)
+    collect.__signature__ = called_with  # type: ignore[attr-defined]  # as inspect looks it up
     collect.__annotations__ = {**types, "return": dict}
     collect.__doc__ = recipe_file.__doc__
     return collect

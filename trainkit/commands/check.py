@@ -145,7 +145,8 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
     goes_on = _goes_on(recipe.model, checkpointer, lambda: train(batches[1:], 1))
 
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
-    few = replace(recipe, val_data=Subset(recipe.val_data, range(num_images)))
+    val_data: Any = recipe.val_data
+    few = replace(recipe, val_data=Subset(val_data, range(num_images)))
     with evaluation_mode(recipe.optimizer):
         evaluator = replace(training.evaluator, recipe=few, workers=0)
         eval_s, results = _timed(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from trainkit.data.dataset_info import DatasetInfo, put_in, without_transform
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset, put_in, without_transform
 from trainkit.data.decoding import taking_notes
 from trainkit.data.image_io import LabelError, MaskSizeError
 from trainkit.data.reader import is_unusable, name_of
@@ -48,7 +48,7 @@ class Examiner(Dataset):
     check: what the task says of a target; ignore: the label that counts nowhere.
     """
 
-    def __init__(self, data: Dataset, task: Task):
+    def __init__(self, data: SizedDataset, task: Task):
         self.data, self.as_stored = untransformed(data)
         self.check, self.ignore = task.own_check, task.ignored_label
 
@@ -74,7 +74,7 @@ class Examiner(Dataset):
         )
         if digest is None:
             digest = _digest(_array(image).tobytes())
-        found = {"index": index, "digest": digest, "size": (width, height)}
+        found: dict[str, Any] = {"index": index, "digest": digest, "size": (width, height)}
         found |= {"notes": tuple(notes.lines), "highest": max(notes.highest, default=None)}
         if self.as_stored and target.ndim == 2 and tuple(target.shape) != (height, width):
             words = (
@@ -87,7 +87,7 @@ class Examiner(Dataset):
         return ImageReport(**found, **_counted(target, self.ignore))
 
 
-def untransformed(data: Dataset) -> tuple[Dataset, bool]:
+def untransformed(data: SizedDataset) -> tuple[SizedDataset, bool]:
     """The same dataset without its attribute `transform`, and True.
 
     Itself and False where it cannot do without.

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.dataset_check import Examiner
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
+from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
@@ -96,14 +96,16 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
 
 
 def _look_through(
-    data: Dataset, split: str, task: Task, workers: int, display: Display
+    data: SizedDataset, split: str, task: Task, workers: int, display: Display
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A split's report, and the digest of each image: uint64 (num_images,), 0 where there is none."""
     examiner = Examiner(data, task)
     data = examiner.data
     sizes = np.zeros((len(data), 2), np.int64)
     digests = np.zeros(len(data), np.uint64)
-    pixels, images, ignored, unlabelled = Counter(), Counter(), 0, []
+    pixels: Counter[int] = Counter()
+    images: Counter[int] = Counter()
+    ignored, unlabelled = 0, []
     faults: dict[str, list] = {kind: [] for kind in KINDS}
     warned, highest = [], []
     batches = Loader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
@@ -255,7 +257,7 @@ def _some(names: list[str]) -> str:
 def _show(report: dict[str, Any], display: Display) -> None:
     """Statistics and classes as tables, then errors and warnings as lines."""
     train, val = report["train"], report["val"]
-    rows = [("images", train["num_images"], val["num_images"])]
+    rows: list[tuple[Any, ...]] = [("images", train["num_images"], val["num_images"])]
     for name in ("smallest", "median", "largest"):
         rows.append(
             (

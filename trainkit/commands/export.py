@@ -172,7 +172,7 @@ def _images(recipe: Recipe, number: int) -> list[Tensor]:
 
 
 def _written(
-    model: nn.Module, images: list[Tensor], path: Path, kind: str, about: dict[str, Any]
+    model: Logits, images: list[Tensor], path: Path, kind: str, about: dict[str, Any]
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it.
 
@@ -274,6 +274,7 @@ def _write_onnx(
         output_names=[OUTPUT],
         verbose=False,
     )
+    assert program is not None  # with dynamo=True
     program.model.metadata_props[KEY] = about
     program.save(path, external_data=False)
 

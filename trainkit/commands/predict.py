@@ -175,7 +175,7 @@ def predict(recipe: Recipe, weights: Path, asked: PredictOptions) -> None:
     cannot work, OSError where the predictions cannot be written, and at the end a UserError that
     names the files that could not be read.
     """
-    transform = transform_of(recipe.val_data)
+    transform: Any = transform_of(recipe.val_data)
     found, inventory = find_images(asked.paths, asked.out)
     if not getattr(transform, "whole", True):
         raise UserError(
@@ -267,16 +267,16 @@ def _write_all(
     faults = []
     for batch in batches:
         faults += [picture.fault for picture in batch if picture.fault]
-        readable = [picture for picture in batch if not picture.fault]
+        readable = [(picture, picture.image) for picture in batch if picture.image is not None]
         # neighbours of one shape
-        for _, group in groupby(readable, key=lambda picture: picture.image.shape):
+        for _, group in groupby(readable, key=lambda pair: pair[1].shape):
             alike = list(group)
             with shortage_told("the prediction"), refusals_told(model):
-                images = torch.stack([picture.image for picture in alike])
+                images = torch.stack([image for _, image in alike])
                 images, _ = to_device(images, torch.empty(len(alike)))
                 logits = infer(images)
             with _told(out):
-                writer.add(alike, logits)
+                writer.add([picture for picture, _ in alike], logits)
     return faults
 
 

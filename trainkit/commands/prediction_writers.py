@@ -141,7 +141,7 @@ class MapWriter:
             labels = predicted_mask(each, picture.size).cpu().numpy()
             save_coloured(self._path("colour", picture, ".png"), labels, self.palette)
             save_grey(self._path("raw", picture, ".png"), self.raw_ids[labels])
-            if self.overlay:
+            if self.overlay and picture.original is not None:
                 image = picture.original.permute(1, 2, 0).numpy()
                 save_overlay(self._path("overlay", picture, ".jpg"), image, labels, self.palette)
 

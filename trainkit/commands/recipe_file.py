@@ -28,6 +28,7 @@ class RecipeFile:
 
     def __init__(self, function: Callable[..., Recipe], module: ModuleType):
         self.function, self.module = function, module
+        assert module.__file__ is not None  # it was loaded from one
         self.path = Path(module.__file__)
         self.__signature__ = _signature(function, self.path)
         self.__doc__ = flat_doc(_documented(function))

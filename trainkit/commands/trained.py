@@ -80,6 +80,7 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
         recipe_file = load_recipe(_recipe_of(source, command))
     recorded = {} if asked is None or source is None else _recorded_settings(recipe_file, source)
     settings, asked = read_settings_and_options(recipe_file, command, prog, words, recorded)
+    assert source is not None  # without options the line above has shown the help
     weights, run = find_weights(source)
     return Trained(recipe_file, settings, weights, run), asked
 

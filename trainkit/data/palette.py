@@ -110,7 +110,7 @@ def save_grey(path: Path, labels: np.ndarray) -> None:
 
 
 def save_overlay(
-    path: Path, image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour]
+    path: Path, image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray
 ) -> None:
     """Write an image, uint8 (H, W, 3), half covered by the colours of its labels, uint8 (H, W), as
     a JPEG."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,6 +17,8 @@ from rich.table import Table
 
 from trainkit.display.streams import columns, lasting
 from trainkit.distributed.launcher import rank
+
+Batch = TypeVar("Batch", bound=Sequence)
 
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
@@ -262,7 +264,7 @@ class Display:
             )
         self.console.print(table)
 
-    def track(self, batches: Iterable[Sequence], total: int, what: str) -> Iterator[Sequence]:
+    def track(self, batches: Iterable[Batch], total: int, what: str) -> Iterator[Batch]:
         """Pass batches on, and show how many of `total` items have come.
 
         A bar, or a line now and then.

@@ -97,7 +97,7 @@ def _num_weights(module: nn.Module) -> int:
 
 
 def _checkpointed(
-    forward: Any, norms: list[nn.Module], name: str, *inputs: Any, **keywords: Any
+    forward: Any, norms: list[AnyBatchNorm], name: str, *inputs: Any, **keywords: Any
 ) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **keywords)
@@ -125,7 +125,7 @@ def _checkpointed(
 
 
 @contextmanager
-def _not_counting(norms: list[nn.Module]) -> Iterator[None]:
+def _not_counting(norms: list[AnyBatchNorm]) -> Iterator[None]:
     """Batch norm normalises by the batch meanwhile, and leaves its running statistics alone."""
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, batches) in zip(norms, kept):

@@ -31,7 +31,7 @@ class EMA:
         self.decay = decay
         self.count: int | Tensor = 0  # steps that were taken up
         self._model = model
-        averaged = [
+        averaged: list[Tensor] = [
             weight for weight in model.parameters() if _has_mean(weight) and weight.isfinite().all()
         ]
         averaged += [
@@ -70,23 +70,24 @@ class EMA:
                 neither the average nor its count moves then, and nothing waits for it. None where
                 no step can be skipped.
         """
-        if skipped is None and not isinstance(self.count, Tensor):
-            weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-            for averages, weights in self._groups.values():
-                torch._foreach_lerp_(averages, weights, weight)
-            self.count += 1
-            return
-        if not isinstance(self.count, Tensor):
-            self.count = torch.tensor(self.count, device=skipped.device)
+        steps = self.count
+        if not isinstance(steps, Tensor):
+            if skipped is None:
+                weight = 1 - min(self.decay, (1 + steps) / (10 + steps))
+                for averages, weights in self._groups.values():
+                    torch._foreach_lerp_(averages, weights, weight)
+                self.count = steps + 1
+                return
+            steps = torch.tensor(steps, device=skipped.device)
         # it has no float64
-        precise = torch.float32 if self.count.device.type == "mps" else torch.float64
-        count = self.count.to(precise)
+        precise = torch.float32 if steps.device.type == "mps" else torch.float64
+        count = steps.to(precise)
         moves = 1 - ((1 + count) / (10 + count)).clamp(max=self.decay)
         if skipped is not None:
             moves = moves * ~skipped
         for dtype, (averages, weights) in self._groups.items():
             torch._foreach_lerp_(averages, weights, [moves.to(dtype)] * len(averages))
-        self.count = self.count + (1 if skipped is None else ~skipped)
+        self.count = steps + (1 if skipped is None else ~skipped)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -120,7 +120,7 @@ class Evaluator:
             }
         if results is None:
             return None
-        how = {"split": self.recipe.split, "protocol": self.recipe.protocol}
+        how: dict[str, Any] = {"split": self.recipe.split, "protocol": self.recipe.protocol}
         if batch_norm.norms:  # those of frozen layers keep their statistics
             how["protocol"] += f", precise BN of {self.precise_bn:,} training images"
             how["precise_bn"] = self.precise_bn
@@ -317,6 +317,7 @@ def evaluate(
     )
     with worker_deaths_told():
         results = evaluator.run(steps=trained_steps(recipe.task, run, weights))
+    assert results is not None  # nothing stops it
     if keep is not None and accelerator.is_main_process:
         keep(results)
     show_results(display, f"evaluation of {weights}", results, False, recipe)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from trainkit.distributed.fsdp import Sharding, gathered, take_parts, unsharded_state
-from trainkit.engine.optimizer_state import has_modes, to_weights
+from trainkit.engine.optimizer_state import has_modes, switch_mode, to_weights
 from trainkit.errors import UserError, is_out_of_memory
 
 # RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
@@ -175,13 +175,13 @@ def _update(
 ) -> None:
     torch.manual_seed(0)
     if has_modes(optimizer):
-        optimizer.train()
+        switch_mode(optimizer, training=True)
     for row in gradients:
         for weight, gradient in zip(weights, row):
             weight.grad = gradient
         optimizer.step()
     if has_modes(optimizer):
-        optimizer.eval()
+        switch_mode(optimizer, training=False)
 
 
 def _numbers(values: Any) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from trainkit.data.dataset_info import DatasetInfo, indices_in
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset, indices_in
 from trainkit.data.datasets.inventory import without_images
 from trainkit.data.datasets.segmentation import IGNORED, MaskDataset
 from trainkit.data.reader import is_unusable
@@ -83,7 +82,7 @@ def window_warnings(num_windows: int) -> list[str]:
     ]
 
 
-def training_warnings(data: Dataset, task: Task) -> list[str]:
+def training_warnings(data: SizedDataset, task: Task) -> list[str]:
     """What to tell before a training of classes that no training target is of, at most one line.
 
     Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up
@@ -95,13 +94,13 @@ def training_warnings(data: Dataset, task: Task) -> list[str]:
     if not names:
         return []
     info = DatasetInfo.of(data)
-    data = info.labelled
-    indices = indices_in(info.data, data)
-    if isinstance(data, MaskDataset) and data.num_classes == len(names):
-        if DatasetInfo.of(data).locality is not None or not len(indices):
+    labelled = info.labelled
+    indices = indices_in(info.data, labelled)
+    if isinstance(labelled, MaskDataset) and labelled.num_classes == len(names):
+        if DatasetInfo.of(labelled).locality is not None or not len(indices):
             return []
-        return _of_masks(data, indices, names)
-    ids = _known_ids(data)
+        return _of_masks(labelled, indices, names)
+    ids = _known_ids(labelled)
     if ids is None or task.is_dense:
         return []
     whole = len(indices) == len(ids)
@@ -110,7 +109,8 @@ def training_warnings(data: Dataset, task: Task) -> list[str]:
     without = [name for name, count in zip(names, counts.tolist()) if not count]
     if not without:
         return []
-    said = without_images(data) if whole else []  # the same in the words of the run's introduction
+    # the same in the words of the run's introduction
+    said = without_images(labelled) if whole else []
     return said or [f"{_classes(without, len(names))} no training image"]
 
 
@@ -130,7 +130,8 @@ def _known_ids(data: Any) -> Tensor | None:
 def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -> list[str]:
     places = [len(indices) * place // NUM_MASKS for place in range(NUM_MASKS)]
     chosen = sorted({indices[place] for place in places})
-    counts, ignored = np.zeros(256, dtype=np.int64), Counter()
+    counts = np.zeros(256, dtype=np.int64)
+    ignored: Counter[int] = Counter()
     until, num_read = time.monotonic() + SECONDS, 0
     for index in chosen:
         try:
@@ -157,9 +158,9 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -
     )
     told = f"{_classes(without, len(names))} {'no' if whole else 'none'} {masks}"
     if ignored and data.mask_colors is None:
-        label, pixels = ignored.most_common(1)[0]
+        label, most = ignored.most_common(1)[0]
         told += (
-            f", and label {label}, which is ignored, stands on {100 * pixels / counts.sum():.1f} %"
+            f", and label {label}, which is ignored, stands on {100 * most / counts.sum():.1f} %"
             " of the pixels. Where it is a class, say which label each class has (seg_folder:"
             " --mask-values), or what is ignored (--ignore)"
         )

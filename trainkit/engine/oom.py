@@ -59,11 +59,11 @@ class OomFallback:
         inner = without_compile(task_module)
         # SyncBN asks the others itself, and a static graph is learnt from all backward passes that
         # there are.
-        can_try = isinstance(inner, DistributedDataParallel) and not (
-            plan.recipe.sync_batch_norm or static_graph
-        )
-        self._alone: nn.Module | None = inner.module if can_try else None
-        self._trials_left = TRIED if can_try else 0
+        waits = plan.recipe.sync_batch_norm or static_graph
+        self._alone: nn.Module | None = None
+        if isinstance(inner, DistributedDataParallel) and not waits:
+            self._alone = inner.module
+        self._trials_left = 0 if self._alone is None else TRIED
 
     def gradients(self, step: int, accumulate: Accumulate) -> Tensor:
         """Losses (K,) of `step`, whose gradients are in the parameters then.
@@ -71,8 +71,8 @@ class OomFallback:
         Raises MemoryError where no smaller micro-batch is left, or where the other processes wait
         by now; UserError for parameters that received no gradient, which DDP would wait for.
         """
-        if self._trials_left:
-            self._try_alone(step, accumulate)
+        if self._alone is not None and self._trials_left:
+            self._try_alone(self._alone, step, accumulate)
         while True:
             losses, problem = accumulate(self.task_module)
             if problem is None:
@@ -90,13 +90,12 @@ class OomFallback:
         """Try no step by each process alone."""
         self._trials_left = 0
 
-    def _try_alone(self, step: int, accumulate: Accumulate) -> None:
+    def _try_alone(self, alone: nn.Module, step: int, accumulate: Accumulate) -> None:
         """Make micro-batches so small that the step fits into the memory of every process."""
         while True:
-            _, problem = accumulate(self._alone)
-            unused = [
-                name for name, weight in self._alone.model.named_parameters() if _is_unused(weight)
-            ]
+            _, problem = accumulate(alone)
+            model = alone.get_submodule("model")
+            unused = [name for name, weight in model.named_parameters() if _is_unused(weight)]
             self.take_back()
             ran_out = torch.tensor(float(problem is not None), device=self.accelerator.device)
             if self.accelerator.reduce(ran_out, "sum"):

@@ -203,6 +203,15 @@ def has_modes(optimizer: Optimizer) -> bool:
     )
 
 
+def switch_mode(optimizer: Any, training: bool) -> None:
+    """Have an optimizer that `has_modes` put the weights in training, or else those to be measured,
+    into the model."""
+    if training:
+        optimizer.train()
+    else:
+        optimizer.eval()
+
+
 @contextmanager
 def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
     """The model has the weights to be measured and saved meanwhile.
@@ -216,7 +225,7 @@ def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
         return
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     in_training = [weight.detach().clone() for weight in weights]
-    optimizer.eval()
+    switch_mode(optimizer, training=False)
     try:
         yield in_training
     finally:
@@ -226,7 +235,7 @@ def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
 @torch.no_grad()
 def train_with(optimizer: Optimizer, in_training: Sequence[Tensor]) -> None:
     """Go back to training with these weights."""
-    optimizer.train()
+    switch_mode(optimizer, training=True)
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     for weight, value in zip(weights, in_training):
         weight.copy_(value)

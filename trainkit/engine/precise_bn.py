@@ -53,7 +53,7 @@ class PreciseBatchNorm:
         self.to_device = to_device
         self.seed = seed
         self.workers = workers
-        self.num_images = num_images
+        self.num_images = num_images or 0
         self.on_bad_image = on_bad_image
         norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
         self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
@@ -115,6 +115,7 @@ class PreciseBatchNorm:
         reshard(inner)
         for norm in self.norms:
             for statistic in (norm.running_mean, norm.running_var):
+                assert statistic is not None  # of all in self.norms
                 statistic.copy_(accelerator.reduce(statistic * (counted / len(passes)), "sum"))
 
     @property

@@ -34,6 +34,7 @@ from trainkit.engine.optimizer_state import (
     group_values,
     has_modes,
     require_supported,
+    switch_mode,
     to_weights,
 )
 from trainkit.engine.plan import TrainPlan
@@ -307,13 +308,13 @@ def begin(
 
 def _prepared(recipe: Recipe, accelerator: Accelerator) -> nn.Module:
     """Model and task as one module, and the optimizer, wrapped for processes and precision."""
-    task_module = TaskModule(recipe.model, recipe.task)
+    task_module: nn.Module = TaskModule(recipe.model, recipe.task)
     require_supported(recipe.optimizer, task_module)
     require_same_updates(recipe.optimizer, accelerator)
     task_module = prepare(accelerator, task_module, recipe.optimizer)
     to_weights(recipe.optimizer)
     if has_modes(recipe.optimizer):
-        recipe.optimizer.train()
+        switch_mode(recipe.optimizer, training=True)
     return task_module
 
 

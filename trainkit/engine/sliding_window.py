@@ -91,11 +91,8 @@ class SlidingWindowInferer:
                     self._add(window, scores)
                     for window, scores in zip(batch, self._forward(pixels))
                 ]
-                yield [
-                    (each.total / len(self.inference.scales), each.targets)
-                    for each in done
-                    if each is not None
-                ]
+                finished = [each for each in done if each is not None]
+                yield [(total / len(self.inference.scales), targets) for total, targets in finished]
             else:
                 if is_sharded(self.task_module):
                     self._forward(filler)  # the others gather its weights
@@ -110,7 +107,8 @@ class SlidingWindowInferer:
 
     def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
         """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""
-        most, waiting = self.inference.window_batch, defaultdict(list)
+        most = self.inference.window_batch
+        waiting: defaultdict[torch.Size, list[_Window]] = defaultdict(list)
         for images, targets in samples:
             for window in self._windows(images, targets):
                 line = waiting[window.pixels.shape]
@@ -125,7 +123,8 @@ class SlidingWindowInferer:
         """All windows of an image, at all scales, flipped too."""
         inference, whole = self.inference, _Image(targets, len(self.inference.scales))
         for scale in inference.scales:
-            size = tuple(max(1, int(length * scale + 0.5)) for length in images.shape[-2:])
+            rows, columns = (max(1, int(length * scale + 0.5)) for length in images.shape[-2:])
+            size = (rows, columns)
             image = images
             if size != images.shape[-2:]:
                 image = F.interpolate(
@@ -144,7 +143,7 @@ class SlidingWindowInferer:
                 for left in inference.starts(image.shape[2])
             ]
             scaled = _Scaled(
-                whole, size, tuple(image.shape[1:]), len(places) * (1 + inference.flip)
+                whole, size, (image.shape[1], image.shape[2]), len(places) * (1 + inference.flip)
             )
             height, width = (
                 (inference.window, inference.window)
@@ -158,10 +157,13 @@ class SlidingWindowInferer:
                         pixels.flip(-1) if flipped else pixels, scaled, top, left, flipped
                     )
 
-    def _add(self, window: _Window, scores: Tensor) -> _Image | None:
-        """Put a window's scores (C, h, w) in their place; its image where that was the last one."""
+    def _add(self, window: _Window, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Put a window's scores (C, h, w) in their place.
+
+        The sum over the scales and the targets of its image where it was the last one, else None.
+        """
         scaled, scores = window.scaled, scores.flip(-1) if window.flipped else scores
-        if scaled.sums is None:
+        if scaled.sums is None or scaled.seen is None:
             scaled.sums = scores.new_zeros(scores.shape[0], *scaled.filled)
             scaled.seen = scores.new_zeros(scaled.filled)
         rows, columns = (
@@ -180,6 +182,7 @@ class SlidingWindowInferer:
             mean = F.interpolate(
                 mean, whole.targets.shape[-2:], mode="bilinear", align_corners=False
             )
-        whole.total = mean if whole.total is None else whole.total.add_(mean)
+        total = mean if whole.total is None else whole.total.add_(mean)
+        whole.total = total
         whole.left -= 1
-        return None if whole.left else whole
+        return None if whole.left else (total, whole.targets)

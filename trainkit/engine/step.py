@@ -6,7 +6,7 @@ Its gradient is that of sum(loss) / count over the valid targets of the whole ba
 summed over the processes before the first backward pass, so no mean of means occurs.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -134,9 +134,8 @@ class Stepper:
         if accelerator.scaler is not None:  # of fp16
             accelerator.scaler.unscale_(recipe.optimizer)
         weights = self._with_gradients(step)
-        norm = torch.linalg.vector_norm(
-            torch.stack(torch._foreach_norm([weight.grad for weight in weights]))
-        )
+        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all have one
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         grad_norm = gathered(norm).detach().view(1).to(losses) / accelerator.num_processes
         stats = StepStats(losses, grad_norm, num_targets=counts[0])
         if recipe.clip_norm is not None:
@@ -207,7 +206,7 @@ class Stepper:
                 part = slice(first, first + size) if size else slice(0, 1)
                 first += size
                 if number == len(sizes) or self.options.static_graph:
-                    syncing = nullcontext()
+                    syncing: AbstractContextManager = nullcontext()
                 else:
                     syncing = no_sync(accelerator, self.task_module)
                 with syncing:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import deque
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,8 +48,8 @@ class StopFlag:
         self.last_answer = 0
         """what `agreed` said the last time"""
         self._launcher = launcher()
-        self._before: dict[int, object] = {}
-        self._asked: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
+        self._before: dict[int, Any] = {}
+        self._asked: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is not threading.main_thread():
