@@ -28,7 +28,6 @@ from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.rebuildable import rebuildable
-from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
@@ -54,7 +53,9 @@ def recipe(
     label_column: str | None = None,
     model: Literal["resnet18", "small"] = "resnet18",
     batch_size: int = 128,
-    optimizer: OptimizerSettings = OptimizerSettings(lr=0.1, weight_decay=5e-4),
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=0.1, weight_decay=5e-4, optimizer="nesterov"
+    ),
     schedule: ScheduleSettings = ScheduleSettings(epochs=200),
     label_smoothing: float = 0.0,
     mixup: float | None = None,
@@ -84,8 +85,8 @@ def recipe(
         model=net,
         train_data=OnDevice(train_images, [PadCrop(4), Flip()]),
         val_data=OnDevice(test_images),
-        **optimizer.build(net, decay_vectors=False, nesterov=True),
-        **schedule.build(cos),
+        **optimizer.build(net, decay_vectors=False),
+        **schedule.build(),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
         batch_size=batch_size,
         eval_batch_size=256,

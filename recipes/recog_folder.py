@@ -23,7 +23,6 @@ from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.open import class_images
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, fine_tuned, published_input
-from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
@@ -117,7 +116,7 @@ def recipe(
         train_data=train_data,
         val_data=val_data,
         **optimizer.build(network, decay_vectors=False),
-        **schedule.build(cos),
+        **schedule.build(),
         batch_size=batch_size,
         eval_batch_size=32,
         mean=own["mean"],

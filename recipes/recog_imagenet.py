@@ -28,7 +28,6 @@ from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, published_input
-from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
@@ -161,7 +160,7 @@ def recipe(
         mix=by_turns(num_classes, mixup, cutmix),
         val_data=val_data,
         **optimizer.build(network, decay_vectors=False),
-        **schedule.build(cos),
+        **schedule.build(),
         batch_size=batch_size,
         eval_batch_size=32,
         **{name: own[name] for name in ("mean", "std")},

@@ -13,7 +13,6 @@ Expected: not yet measured with this code; PyTorch-Encoding publishes top1 81.04
 split, one crop of 224.
 """
 
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -27,7 +26,6 @@ from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
 from trainkit.rebuildable import rebuildable
-from trainkit.schedules import multistep
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
@@ -60,7 +58,7 @@ def recipe(
     optimizer: OptimizerSettings = OptimizerSettings(
         lr=0.004, weight_decay=5e-4, head_lr_mult=10.0
     ),
-    schedule: ScheduleSettings = ScheduleSettings(epochs=80),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=80, schedule="multistep"),
     size: int = 224,
     smallest_crop: float = 0.08,
     jitter: tuple[float, ...] | None = (0.4, 0.4, 0.4),
@@ -102,7 +100,7 @@ def recipe(
         train_data=Stages(train_data, {0: coloured, drop: train_transform(size, area)}),
         val_data=val_data,
         **optimizer.build(net),
-        **schedule.build(partial(multistep, [drop])),
+        **schedule.build(milestones=[drop]),
         batch_size=batch_size,
         eval_batch_size=32,
         note=f"generated data, not MINC: shapes of {len(train_data.classes)} looks in {source}"

@@ -27,7 +27,6 @@ from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
-from trainkit.schedules import poly
 from trainkit.settings import OptimizerSettings, ScheduleSettings
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 from trainkit.variants import variant
@@ -56,7 +55,7 @@ def segmentation(
     pretrained: bool = True,
     batch_size: int = 16,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head_lr_mult=10.0),
-    schedule: ScheduleSettings = ScheduleSettings(epochs=120),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=120, schedule="poly"),
     long_side: int = 520,
     crop: int = 480,
     aux_weight: float = 0.2,
@@ -125,7 +124,7 @@ def segmentation(
         train_data=opened.train,
         val_data=opened.val,
         **optimizer.build(network),
-        **schedule.build(poly),
+        **schedule.build(),
         batch_size=batch_size,
         inference=Inference.windows(eval_window),
         sync_batch_norm=sync_batch_norm,

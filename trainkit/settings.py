@@ -7,15 +7,14 @@ stands in settings.json as "lr": see `trainkit.variants.flat_signature`. What th
 `recipe` says about a field goes before what stands here.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD
 
+from trainkit.named_optimizers import named_optimizer
+from trainkit.named_schedules import named_schedule
 from trainkit.optim import param_groups
-from trainkit.schedules import Schedule
 
 
 class SharedSettings:
@@ -27,7 +26,7 @@ class SharedSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings(SharedSettings):
-    """SGD with momentum, and what else happens to weights in a step.
+    """The optimizer by name, and what else happens to weights in a step.
 
     Attributes:
         lr: learning rate at its highest
@@ -38,6 +37,11 @@ class OptimizerSettings(SharedSettings):
         clip_norm: largest norm of the gradient, to which larger ones are scaled down; None for no
             clipping
         ema: decay of a moving average of the weights, such as 0.9999; None for none
+        optimizer: sgd, nesterov, adamw or another of torch's, schedulefree, prodigy, or one of timm's
+            by its name, such as lion, lamb, muon; further arguments after a colon:
+            adamw:eps=1e-6,amsgrad=True
+        momentum: of an optimizer that has it; None: 0.9 for SGD, others' own
+        betas: of an optimizer that has them, such as 0.9 0.95; None: its own
     """
 
     lr: float
@@ -46,10 +50,11 @@ class OptimizerSettings(SharedSettings):
     layer_decay: float = 1.0
     clip_norm: float | None = None
     ema: float | None = None
+    optimizer: str = "sgd"
+    momentum: float | None = None
+    betas: tuple[float, ...] | None = None
 
-    def build(
-        self, model: nn.Module, decay_vectors: bool = True, nesterov: bool = False
-    ) -> dict[str, Any]:
+    def build(self, model: nn.Module, decay_vectors: bool = True) -> dict[str, Any]:
         """The fields of a `Recipe` that follow: `Recipe(..., **optimizer.build(model))`.
 
         They are the optimizer over the parameters of `model` that are not frozen, clip_norm and
@@ -58,11 +63,10 @@ class OptimizerSettings(SharedSettings):
         Args:
             model: says by `backbone` or `head_names` which part is its head, see `param_groups`.
             decay_vectors: False exempts norms and biases from weight decay.
-            nesterov: Nesterov's momentum.
 
         Raises:
             UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which
-                parts these are of.
+                parts these are of; there is no such optimizer, or it has no such option.
         """
         groups = param_groups(
             model,
@@ -72,25 +76,38 @@ class OptimizerSettings(SharedSettings):
             decay_vectors=decay_vectors,
             layer_decay=self.layer_decay,
         )
-        sgd = SGD(groups, lr=self.lr, momentum=0.9, nesterov=nesterov, fused=True)
-        return {"optimizer": sgd, "clip_norm": self.clip_norm, "ema": self.ema}
+        optimizer = named_optimizer(self.optimizer, groups, self.lr, self.momentum, self.betas)
+        return {"optimizer": optimizer, "clip_norm": self.clip_norm, "ema": self.ema}
 
 
 @dataclass(frozen=True)
 class ScheduleSettings(SharedSettings):
-    """How long a training is, and how its learning rate begins.
+    """How long a training is, and how its learning rate changes.
 
     Attributes:
         epochs: passes over the training images
         warmup_epochs: of linear warm-up from 0
+        schedule: of the learning rate: cos, poly, linear, constant, one_cycle, wsd,
+            step:every_epochs=30 or multistep:milestones=[30,60]; further arguments as there:
+            poly:power=0.5,end=0.01
     """
 
     epochs: float
     warmup_epochs: float = 0
+    schedule: str = "cos"
 
-    def build(self, curve: Callable[..., Schedule]) -> dict[str, Any]:
-        """The fields of a `Recipe` that follow: `Recipe(..., **schedule.build(cos))`.
+    def build(self, **usual: Any) -> dict[str, Any]:
+        """The fields of a `Recipe` that follow: `Recipe(..., **schedule.build())`.
 
-        They are epochs, and as schedule what `curve` of trainkit.schedules gives after the warm-up.
+        They are epochs and schedule.
+
+        Args:
+            usual: arguments of the recipe's own schedule that are other settings of it, such as
+                milestones; what `schedule` says itself goes before them, and a schedule that has
+                no such argument goes without.
+
+        Raises:
+            UserError: there is no such schedule, or it does not take what it is given.
         """
-        return {"schedule": curve(warmup_epochs=self.warmup_epochs), "epochs": self.epochs}
+        schedule = named_schedule(self.schedule, self.warmup_epochs, **usual)
+        return {"schedule": schedule, "epochs": self.epochs}

@@ -114,7 +114,8 @@ def packed(function: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(settings)
     for name, each in inspect.signature(function, eval_str=True).parameters.items():
-        if _is_shared(each) and name not in found:
+        # a field may be called as the parameter is
+        if _is_shared(each) and not isinstance(found.get(name), SharedSettings):
             names = [field.name for field in dataclasses.fields(each.annotation)]
             given = {field: found.pop(field) for field in names if field in found}
             start = each.annotation if each.default is EMPTY else None

@@ -69,7 +69,8 @@ def test_a_variant_has_the_settings_of_its_base_flat_and_with_its_own_defaults()
     found = {name: each.default for name, each in inspect.signature(voc).parameters.items()}
     assert found == {
         "data": "here", "lr": 0.5, "weight_decay": 1e-4, "head_lr_mult": 10.0, "layer_decay": 1.0, "clip_norm": None,
-        "ema": None, "base": 112, "epochs": 3, "warmup_epochs": 0, "split": "train",
+        "ema": None, "optimizer": "sgd", "momentum": None, "betas": None, "base": 112, "epochs": 3, "warmup_epochs": 0,
+        "schedule": "cos", "split": "train",
     }  # fmt: skip
     assert inspect.signature(voc).parameters["ema"].annotation == float | None
     lines = inspect.getdoc(voc).splitlines()
@@ -110,7 +111,7 @@ def test_a_recipe_file_is_called_with_flat_settings():
     module = SimpleNamespace(__file__="somewhere.py")
     function = functools.partial(base, "set")
     for each in (RecipeFile(function, module), RecipeFile(voc, module)):
-        assert "optimizer" not in inspect.signature(each).parameters
+        assert inspect.signature(each).parameters["optimizer"].annotation is str  # the field
         assert each(lr=0.3, clip_norm=2.0).optimizer == OptimizerSettings(
             lr=0.3, head_lr_mult=10.0, clip_norm=2.0
         )
@@ -145,25 +146,64 @@ def test_other_dataclasses_stay_groups():
 def test_the_optimizer_is_built_as_given():
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     network.head_names = ("1",)
-    settings = OptimizerSettings(lr=0.2, weight_decay=0.3, head_lr_mult=5.0, clip_norm=1.5, ema=0.9)
-    built = settings.build(network, decay_vectors=False, nesterov=True)
+    settings = OptimizerSettings(
+        lr=0.2, weight_decay=0.3, head_lr_mult=5.0, clip_norm=1.5, ema=0.9, optimizer="nesterov"
+    )
+    built = settings.build(network, decay_vectors=False)
     assert (built["clip_norm"], built["ema"]) == (1.5, 0.9)
     groups = built["optimizer"].param_groups
     found = {(each["lr"], each["weight_decay"], each["params"][0].ndim) for each in groups}
     assert found == {(0.2, 0.3, 2), (0.2, 0.0, 1), (1.0, 0.3, 2), (1.0, 0.0, 1)}
     assert all(each["nesterov"] and each["momentum"] == 0.9 and each["fused"] for each in groups)
-    schedule = ScheduleSettings(epochs=7, warmup_epochs=2).build(cos)
+    adamw = OptimizerSettings(lr=0.2, optimizer="adamw", betas=(0.5, 0.6)).build(network)
+    assert type(adamw["optimizer"]) is torch.optim.AdamW
+    assert all(each["betas"] == (0.5, 0.6) for each in adamw["optimizer"].param_groups)
+    schedule = ScheduleSettings(epochs=7, warmup_epochs=2).build()
     assert schedule["epochs"] == 7
     assert schedule["schedule"](1, 100, 10) == cos(warmup_epochs=2)(1, 100, 10) == 1 / 20
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
-    """Clipping, EMA and warm-up, of whatever recipe, and what it has published stays the default."""
+    """Optimizer, schedule, clipping, EMA and warm-up of whatever recipe."""
     monkeypatch.chdir(tmp_path)
     function = load_recipe(path)
     asked = {"clip_norm": 2.0, "ema": 0.5, "warmup_epochs": 0.25, "epochs": 2}
+    asked |= {"optimizer": "lion", "betas": (0.5, 0.6), "schedule": "poly:power=2"}
     recipe = function(**{**function.sample_settings(), **asked, "sample": True})
     assert (recipe.clip_norm, recipe.ema, recipe.epochs) == (2.0, 0.5, 2)
     assert recipe.schedule(1, 80, 40) == pytest.approx(0.1)
+    assert recipe.schedule(45, 80, 40) == pytest.approx(0.25)  # half of what is after the warm-up
+    assert type(recipe.optimizer).__name__ == "Lion"
+    assert all(group["betas"] == (0.5, 0.6) for group in recipe.optimizer.param_groups)
     assert torch.is_tensor(next(recipe.model.parameters()))
+
+
+PUBLISHED = {  # optimizer and schedule of each; nesterov is SGD with it
+    "recog_cifar10": ("nesterov", "cos"),
+    "recog_minc": ("sgd", "multistep"),
+    **dict.fromkeys(("recog_folder", "recog_imagenet", "recog_imagenet_resnest"), ("sgd", "cos")),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_a_recipe_has_published_stays_its_default(path):
+    parameters = inspect.signature(load_recipe(path)).parameters
+    named = parameters["optimizer"].default, parameters["schedule"].default
+    assert named == PUBLISHED.get(path.stem, ("sgd", "poly"))
+    changes = ("momentum", "betas", "clip_norm", "ema")
+    assert [parameters[name].default for name in changes] == [None] * 4
+
+
+def test_the_drop_of_minc_is_that_of_its_schedule_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function = load_recipe(ROOT / "recipes" / "recog_minc.py")
+
+    def schedule(**asked):
+        return function(**{**function.sample_settings(), **asked, "sample": True}).schedule
+
+    published = schedule(drop=2)
+    assert [published(step, 6, 1) for step in range(6)] == pytest.approx([1, 1] + [0.1] * 4)
+    other = schedule(drop=2, schedule="multistep:milestones=[1,4],gamma=0.5")
+    assert [other(step, 6, 1) for step in range(6)] == [1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert schedule(drop=2, schedule="constant")(5, 6, 1) == 1
