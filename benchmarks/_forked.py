@@ -99,7 +99,7 @@ def preload(words: Sequence[str]) -> None:
 
 
 def adopt_orphans() -> None:
-    """Have what a killed launcher leaves be handed to this process, which can wait for it (Linux)."""
+    """Adopt the processes that a killed launcher leaves, to be able to wait for them (Linux)."""
     pr_set_child_subreaper = 36
     ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 

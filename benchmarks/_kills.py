@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "benchmarks" / "_kill_recipe.py"
 EVERY, EPOCHS, STEPS_PER_EPOCH = 2, 3, 4
 PATIENCE = 90.0  # seconds in which what is left of a run must have ended
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+           "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
            "FSDP_MIN_NUM_PARAMS": "50"}  # fmt: skip
 
 
@@ -69,9 +70,9 @@ class Attempt:
         self.ranks = self.printed.with_name("ranks.txt")
         for file in (self.printed, self.ranks):
             file.write_text("")
-        words = [str(RECIPE), "--task", setting.task, "--epochs", str(epochs), "--out", str(folder), "--seed", "5",
-                 "--workers", str(setting.workers), "--micro-batch", "4", "--log-every", "1",
-                 "--checkpoint-every", str(EVERY), *extra]  # fmt: skip
+        words = [str(RECIPE), "--task", setting.task, "--epochs", str(epochs), "--out", str(folder),
+                 "--seed", "5", "--workers", str(setting.workers), "--micro-batch", "4",
+                 "--log-every", "1", "--checkpoint-every", str(EVERY), *extra]  # fmt: skip
         env = {
             **os.environ,
             "OMP_NUM_THREADS": "1",

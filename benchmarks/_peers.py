@@ -30,7 +30,7 @@ TO_FLOAT = [
 
 
 class ReferencePairs(Dataset):
-    """Image and mask as torchvision's segmentation references read and augment them, with Pillow."""
+    """Image and mask as torchvision's segmentation references augment them, with Pillow."""
 
     def __init__(self, root: Path):
         self.images, self.masks = (

@@ -78,8 +78,8 @@ def by_trainkit() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     recipe = Recipe(
-        task=Recognition(10), model=model, train_data=Images(512), val_data=Images(128), optimizer=optimizer,
-        schedule=cos(), epochs=2, batch_size=32, eval_batch_size=32,
+        task=Recognition(10), model=model, train_data=Images(512), val_data=Images(128),
+        optimizer=optimizer, schedule=cos(), epochs=2, batch_size=32, eval_batch_size=32,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Options(out=Path(folder) / "run", workers=0))

@@ -1,6 +1,6 @@
 """What activation checkpointing saves over families of networks, and that it changes no bit.
 
-    python benchmarks/activation_checkpointing.py                    # twelve families, 8 images of 224
+    python benchmarks/activation_checkpointing.py         # twelve families, 8 images of 224
     python benchmarks/activation_checkpointing.py --images 2 --networks resnet50 timm:convnext_tiny
 
 For each network, a fine-tuned one as recipes/recog_folder.py builds it: MiB that autograd holds
@@ -21,9 +21,10 @@ from trainkit.engine.activation_checkpointing import blocks, checkpoint_activati
 from trainkit.models.recognition import fine_tuned
 
 NETWORKS = [
-    "resnet50", "vit_b_16", "swin_t", "timm:convnext_tiny", "timm:swin_tiny_patch4_window7_224", "timm:regnety_008",
-    "timm:efficientnet_b0", "timm:eva02_tiny_patch14_224", "timm:vit_small_patch16_dinov3", "timm:densenet121",
-    "timm:resnest26d", "timm:maxvit_rmlp_pico_rw_256",
+    "resnet50", "vit_b_16", "swin_t", "timm:convnext_tiny", "timm:swin_tiny_patch4_window7_224",
+    "timm:regnety_008", "timm:efficientnet_b0", "timm:eva02_tiny_patch14_224",
+    "timm:vit_small_patch16_dinov3", "timm:densenet121", "timm:resnest26d",
+    "timm:maxvit_rmlp_pico_rw_256",
 ]  # fmt: skip
 
 

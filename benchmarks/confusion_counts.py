@@ -2,12 +2,12 @@
 
 Trainkit, torchvision's reference training and torchmetrics.
 
-    python benchmarks/confusion_counts.py                 # [4, 512, 512] masks of 150 classes, a tenth ignored
-    python benchmarks/confusion_counts.py --patch 32      # labels in patches of 32 x 32 pixels, as pictures have them
+    python benchmarks/confusion_counts.py                 # [4, 512, 512], 150 classes
+    python benchmarks/confusion_counts.py --patch 32      # labels in patches of 32 x 32
     python benchmarks/confusion_counts.py --size 64 --rounds 1
 
-torchmetrics takes `pip install ".[benchmarks]"`; its row is left out where it is missing. All
-counts are compared.
+A tenth of the pixels is ignored. torchmetrics takes `pip install ".[benchmarks]"`; its row is left
+out where it is missing. All counts are compared.
 """
 
 import argparse

@@ -266,8 +266,9 @@ def resumes(work: Path, rounds: int, folder_of_results: Path) -> None:
             f" ({min(taken[step]):.3f} to {max(taken[step]):.3f}); whole command"
             f" {statistics.median(whole[step]):.2f} s"
         )
-    print(f"ratio: {statistics.median(taken[10_000]) / statistics.median(taken[100]):.2f} of the first, "
-          f"{statistics.median(whole[10_000]) / statistics.median(whole[100]):.2f} of the second")  # fmt: skip
+    first_images = statistics.median(taken[10_000]) / statistics.median(taken[100])
+    commands = statistics.median(whole[10_000]) / statistics.median(whole[100])
+    print(f"ratio: {first_images:.2f} of the first, {commands:.2f} of the second")
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_by_hand(bits: int, colour: int, seed: int) -> bytes:
-    """A PNG of noise, of the kinds that Pillow does not write: grey of 2 and 4 bits, colours of 16."""
+    """A PNG of noise, of kinds that Pillow does not write: grey of 2 and 4 bits, colours of 16."""
     width, height = SIZE
     row = (width * bits * {0: 1, 2: 3, 4: 2, 6: 4}[colour] + 7) // 8
     noise = np.random.default_rng(seed).integers(0, 256, (height, row), dtype=np.uint8)
@@ -100,14 +100,20 @@ def wholes() -> dict[str, bytes]:
         ("png-bits", "PNG", "P", {"bits": 4}), ("png-trns", "PNG", "P", {"transparency": 3}),
         ("png-exif", "PNG", "RGB", {"exif": exif}),
         *(("jpeg", "JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")),
-        ("jpeg-progressive", "JPEG", "RGB", {"progressive": True}), ("jpeg-444", "JPEG", "RGB", {"subsampling": 0}),
-        ("jpeg-restart", "JPEG", "RGB", {"restart_marker_rows": 1}), ("jpeg-exif", "JPEG", "RGB", {"exif": exif}),
-        ("webp", "WEBP", "RGB", {}), ("webp", "WEBP", "RGBA", {}), ("webp-lossless", "WEBP", "RGB", {"lossless": True}),
-        *(("tiff", "TIFF", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F")),
-        *((f"tiff-{how}", "TIFF", "RGB", {"compression": how}) for how in ("tiff_lzw", "tiff_deflate", "packbits")),
+        ("jpeg-progressive", "JPEG", "RGB", {"progressive": True}),
+        ("jpeg-444", "JPEG", "RGB", {"subsampling": 0}),
+        ("jpeg-restart", "JPEG", "RGB", {"restart_marker_rows": 1}),
+        ("jpeg-exif", "JPEG", "RGB", {"exif": exif}),
+        ("webp", "WEBP", "RGB", {}), ("webp", "WEBP", "RGBA", {}),
+        ("webp-lossless", "WEBP", "RGB", {"lossless": True}),
+        *(("tiff", "TIFF", mode, {})
+          for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F")),
+        *((f"tiff-{how}", "TIFF", "RGB", {"compression": how})
+          for how in ("tiff_lzw", "tiff_deflate", "packbits")),
         ("tiff-jpeg", "TIFF", "RGB", {"compression": "jpeg"}),
         ("tiff-group4", "TIFF", "1", {"compression": "group4"}),
-        ("gif", "GIF", "P", {}), ("gif-grey", "GIF", "L", {}), ("gif-trns", "GIF", "P", {"transparency": 1}),
+        ("gif", "GIF", "P", {}), ("gif-grey", "GIF", "L", {}),
+        ("gif-trns", "GIF", "P", {"transparency": 1}),
         ("gif-two", "GIF", "P", {"save_all": True, "append_images": [picture("P").rotate(180)]}),
         *(("bmp", "BMP", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA")),
         *(("ppm", "PPM", mode, {}) for mode in ("1", "L", "RGB", "I;16")),
@@ -201,7 +207,11 @@ def damaged(number: int, seed: int, kinds: dict[str, bytes]) -> tuple[str, bytes
 
 
 class Noted(ClassFolder):
-    """A folder of classes, which notes where it is before it reads. first: of its files among all."""
+    """A folder of classes, which notes where it is before it reads.
+
+    Args:
+        first: number of its first file among all.
+    """
 
     def __init__(self, root: Path, place: mmap):
         super().__init__(
@@ -250,8 +260,8 @@ def recipe(root: Path, place: mmap) -> Recipe:
     whole = Noted(root.parent / "whole", mmap(-1, 16))
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     return Recipe(
-        task=Recognition(2), model=net, train_data=data, val_data=whole, optimizer=optimizer, schedule=constant(),
-        epochs=1, batch_size=64,
+        task=Recognition(2), model=net, train_data=data, val_data=whole, optimizer=optimizer,
+        schedule=constant(), epochs=1, batch_size=64,
     )  # fmt: skip
 
 
@@ -379,7 +389,8 @@ def run(
         }
     )
     return {"crashes": [f"{line} ({names.get(line.partition(':')[0])})" for line in ended],
-            "unnamed": [f"{line} ({names[line.partition(':')[0]]})" for line in unnamed], "counts": counts}  # fmt: skip
+            "unnamed": [f"{line} ({names[line.partition(':')[0]]})" for line in unnamed],
+            "counts": counts}  # fmt: skip
 
 
 def main() -> int:
@@ -407,8 +418,10 @@ def main() -> int:
     }
     report = {
         "files": asked.files, "kinds": len(kinds), "seed": asked.seed, "crashes": whole["crashes"],
-        "unnamed": whole["unnamed"], "counts": dict(sorted(whole["counts"].items())), "versions": versions,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "unnamed": whole["unnamed"], "counts": dict(sorted(whole["counts"].items())),
+        "versions": versions,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores,"
+                   f" Python {platform.python_version()}",
     }  # fmt: skip
     text = json.dumps(report, indent=1)
     print(text)

@@ -5,7 +5,7 @@ ResNet-50 in bfloat16, and CIFAR-10 held on the device, each against a loop tune
 Without a GPU it runs on the CPU, which tells that it runs and nothing else.
 
     python benchmarks/gpu.py resnet50 [--compile] [--batch 256] [--steps 60] [--rounds 5]
-    python benchmarks/gpu.py cifar10 --data FOLDER_OF_PARQUET [--epochs 12] [--target 0.88] [--rounds 3]
+    python benchmarks/gpu.py cifar10 --data PARQUET [--epochs 12] [--target 0.88] [--rounds 3]
 
 Each run is a process of its own and the loops take turns; medians. resnet50: random uint8 images in
 memory, read by worker processes, channels_last; images a second between two steps with the device
@@ -92,7 +92,7 @@ def normaliser():
 def loop_by_hand(
     model: nn.Module, optimizer: SGD, loader: DataLoader, steps: int, timms: bool
 ) -> None:
-    """A tuned loop; with `timms` the meters and synchronisation of timm's train script beside it."""
+    """A tuned loop; with `timms`, the meters and synchronisation of timm's train script too."""
     normalised = normaliser()
     if timms:
         from timm.loss import LabelSmoothingCrossEntropy
@@ -135,8 +135,9 @@ def resnet50_of(asked: argparse.Namespace) -> dict[str, float]:
         clock = Clock(optimizer, asked.steps // 3, asked.steps)
         recipe = Recipe(
             task=Recognition(1000), model=model, train_data=data, val_data=Subset(data, range(16)),
-            optimizer=optimizer, schedule=lambda *_: 1.0, epochs=asked.steps / (len(data) // asked.batch),
-            batch_size=asked.batch, eval_batch_size=16,
+            optimizer=optimizer, schedule=lambda *_: 1.0,
+            epochs=asked.steps / (len(data) // asked.batch), batch_size=asked.batch,
+            eval_batch_size=16,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             train(

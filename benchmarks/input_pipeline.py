@@ -2,9 +2,9 @@
 
 Trainkit against the loader of torchvision's references, which works on Pillow images.
 
-    python benchmarks/input_pipeline.py                                          # everything, four minutes on two cores
+    python benchmarks/input_pipeline.py                                   # four minutes, two cores
     python benchmarks/input_pipeline.py --cases train evaluate --workers 0
-    python benchmarks/input_pipeline.py --images 16 --batch 4 --rounds 1         # to see that it runs
+    python benchmarks/input_pipeline.py --images 16 --batch 4 --rounds 1  # to see that it runs
 
 Each way of reading is a process of its own with one thread and `--workers` data-loading workers;
 the rounds go through all ways in turn, the first warms up, and medians are taken of the rest.
@@ -242,7 +242,7 @@ def prepare(case: str, work: Path) -> Path:
 
 
 def difference(root: Path) -> float:
-    """Mean difference, in grey levels, between our and Pillow's training crops of the same regions."""
+    """Mean difference, in grey levels, between our and Pillow's crops of the same regions."""
     data, found = ClassFolder(root), []
     for index in range(min(32, len(data))):
         torch.manual_seed(index)
@@ -254,7 +254,7 @@ def difference(root: Path) -> float:
 
 
 def of_case(case: str, workers: int, rounds: int, results: dict[str, Results]) -> Results:
-    """The file that a case's measurements go into: photos and pairs, by number of workers, apart."""
+    """The file of a case's measurements: one for photos and pairs, and for a number of workers."""
     how = {0: "one_core", 1: "one_worker", 2: "two_workers"}.get(workers, f"{workers}_workers")
     kind = "" if case in ("train", "evaluate") else "segmentation-"
     name = f"input_pipeline-{kind}{how}"
@@ -289,8 +289,11 @@ def main() -> None:
         "torchvision": torchvision.__version__,
         "pillow": PIL.__version__,
     }
-    print(f"{'real' if os.environ.get('TRAINKIT_DATA') else 'generated (TRAINKIT_DATA is not set)'} images; "
-          f"{', '.join(map(' '.join, versions.items()))}; {torch.backends.cpu.get_cpu_capability()}")  # fmt: skip
+    kind = "real" if os.environ.get("TRAINKIT_DATA") else "generated (TRAINKIT_DATA is not set)"
+    print(
+        f"{kind} images; {', '.join(map(' '.join, versions.items()))};"
+        f" {torch.backends.cpu.get_cpu_capability()}"
+    )
     results: dict[str, Results] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in asked.cases:
@@ -309,8 +312,11 @@ def main() -> None:
                     row = ROWS.get(way, way)
                     recorded.add(row, COLUMNS[case], "ms", each, first / median(each))
                     spread = f"({min(each):6.3f} to {max(each):6.3f})"
-                    print(f"{case:18} {workers} workers  {way:14} {median(each):7.3f} ms an image {spread} "
-                          f"{first / median(each):5.2f} x references", flush=True)  # fmt: skip
+                    print(
+                        f"{case:18} {workers} workers  {way:14} {median(each):7.3f} ms an image"
+                        f" {spread} {first / median(each):5.2f} x references",
+                        flush=True,
+                    )
     for recorded in results.values():
         recorded.write(asked.results)
 

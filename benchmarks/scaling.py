@@ -128,8 +128,8 @@ def stopped_training(out: Path, num_images: int, steps: int) -> None:
 
     optimizer.register_step_post_hook(note)
     recipe = Recipe(
-        task=Recognition(10), model=model, train_data=Same(num_images), val_data=Same(8), optimizer=optimizer,
-        schedule=cos(), epochs=10**6 * 32 / num_images, batch_size=32,
+        task=Recognition(10), model=model, train_data=Same(num_images), val_data=Same(8),
+        optimizer=optimizer, schedule=cos(), epochs=10**6 * 32 / num_images, batch_size=32,
     )  # fmt: skip
     begun = time.time()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

@@ -16,7 +16,8 @@ import sys
 import warnings
 from pathlib import Path
 
-os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+               "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
                "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
 
 import torch
@@ -133,11 +134,13 @@ def record(rows: list[tuple[str, str, str]], folder: Path) -> None:
     most = [f"{max((float(pair[0][i]) for pair in equal), default=0):.1e}" for i in (0, 1)]
     results = Results("optimizers-sharded", "torch", "timm", "prodigyopt", "schedulefree")
     results.head["command"] = "torchrun --nproc-per-node 2 benchmarks/sharded_optimizers.py"
+    as_one = (
+        f"train as one process does (weights within {most[0]} of the distance moved, losses within"
+        f" {most[1]})"
+    )
     counts = {
         "tried under FSDP2 on two processes": len(rows),
-        f"train as one process does (weights within {most[0]} of the distance moved, losses within {most[1]})": len(
-            equal
-        ),
+        as_one: len(equal),
         "refused by FSDP's trial before the first step": (
             len(rows) - len(everywhere) - len(accepted)
         ),

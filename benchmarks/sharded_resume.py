@@ -21,7 +21,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+               "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
                "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
 
 import torch

@@ -1,10 +1,10 @@
 """Evaluation in windows: many of them in a pass, against one at a time.
 
-    python benchmarks/sliding_window.py                 # ResNet-18-sized FCN, 6 images of unlike size, windows of 160
+    python benchmarks/sliding_window.py                 # ResNet-18-sized FCN, windows of 160
     python benchmarks/sliding_window.py --images 1 --rounds 1 --window 32
 
-Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same machine does the same work; only
-the batch differs.
+Six images of unlike size. Interleaved; medians. Scales 0.75, 1 and 1.5, flipped too. The same
+machine does the same work; only the batch differs.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Trainkit against a bare Accelerate script.
 
-    python benchmarks/startup.py                   # ResNet-18, 64 JPEG files of 64 x 64, one worker process
+    python benchmarks/startup.py                   # ResNet-18, 64 JPEG files of 64 x 64, one worker
     python benchmarks/startup.py --rounds 1
 
 Both read the same files by torchvision's ImageFolder and train the same network with the same

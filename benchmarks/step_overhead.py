@@ -2,7 +2,7 @@
 
 The same network, images and optimizer in trainkit and in other loops.
 
-    python benchmarks/step_overhead.py                    # tiny network, batches of 32, all loops that are installed
+    python benchmarks/step_overhead.py                    # tiny network, batches of 32
     python benchmarks/step_overhead.py --network resnet18 --steps 30
     python benchmarks/step_overhead.py --loops bare trainkit --rounds 1 --steps 40
 
@@ -245,9 +245,10 @@ def hf_trainer(
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=batch, max_steps=steps, logging_steps=LOG_EVERY, save_strategy="no",
-            report_to=[], use_cpu=device.type == "cpu", learning_rate=0.01, lr_scheduler_type="cosine", optim="sgd",
-            optim_args="momentum=0.9", dataloader_drop_last=True, remove_unused_columns=False,
+            folder, per_device_train_batch_size=batch, max_steps=steps, logging_steps=LOG_EVERY,
+            save_strategy="no", report_to=[], use_cpu=device.type == "cpu", learning_rate=0.01,
+            lr_scheduler_type="cosine", optim="sgd", optim_args="momentum=0.9",
+            dataloader_drop_last=True, remove_unused_columns=False,
         )  # fmt: skip
         Trainer(Model(), arguments, train_dataset=Rows()).train()
 
@@ -348,8 +349,10 @@ def main() -> None:
                     [sys.executable, __file__, "--one", name, "--into", str(into), *settings]
                 )
                 taken.append(json.loads(into.read_text()))
-    print(f"{asked.network}, batches of {asked.batch}, {asked.steps} steps, medians of {asked.rounds}; "
-          f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores")  # fmt: skip
+    print(
+        f"{asked.network}, batches of {asked.batch}, {asked.steps} steps, medians of"
+        f" {asked.rounds}; torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores"
+    )
     first = median(found[asked.loops[0]])
     results = Results(
         f"step_overhead-{asked.network}",

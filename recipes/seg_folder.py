@@ -83,8 +83,9 @@ def recipe(
         values = None if mask_values is None else read_mask_values(mask_values)
         source, names = generated.mask_folder() if sample else (data, read_classes(classes, colors))
         maps = partial(
-            label_maps, source, classes=names, ignore=ignore, label_shift=label_shift, stream=stream,
-            image_column=image_column, mask_column=mask_column, mask_values=values, mask_colors=colors,
+            label_maps, source, classes=names, ignore=ignore, label_shift=label_shift,
+            stream=stream, image_column=image_column, mask_column=mask_column, mask_values=values,
+            mask_colors=colors,
             held_out=split,
         )  # fmt: skip
         val_data = maps("val", transform=evaluation)

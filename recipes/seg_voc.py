@@ -1,4 +1,4 @@
-"""EncNet on Pascal VOC 2012, 21 classes, through COCO and VOC-aug.
+r"""EncNet on Pascal VOC 2012, 21 classes, through COCO and VOC-aug.
 
 Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding
 trains it: COCO first (recipes/seg_coco.py), then VOC-aug at 0.001 for 80 epochs, then VOC at 0.0001
@@ -6,7 +6,8 @@ for 50, each from the one before.
 
     trainkit recipes/seg_coco.py --data /path/to/coco --backbone resnet101
     trainkit recipes/seg_voc.py --init-from runs/seg_coco --out runs/voc_aug --backbone resnet101
-    trainkit recipes/seg_voc.py --init-from runs/voc_aug --no-augmented --split trainval --lr 0.0001 --epochs 50 ...
+    trainkit recipes/seg_voc.py --init-from runs/voc_aug --no-augmented --split trainval \
+        --lr 0.0001 --epochs 50 --backbone resnet101
 
 Launch: accelerate launch -m trainkit recipes/seg_voc.py --data /path/to/data
 

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at a tiny size, and records a file. The suite does not look at the times."""
+"""Every benchmark runs, at a tiny size, and records a file; the suite does not read the times."""
 
 import json
 import shlex

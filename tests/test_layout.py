@@ -59,7 +59,7 @@ def test_each_library_has_its_place():
 
 
 def test_one_module_starts_workers():
-    """torch's own DataLoader starts some that may never begin, and that a signal to the group ends."""
+    """torch's own DataLoader starts some that may never begin, and that a group's signal ends."""
     users = {
         module_of(path)
         for path in FILES

@@ -1,4 +1,4 @@
-"""python -m trainkit: the same as the console script `trainkit`."""
+"""Runs the command line for `python -m trainkit`, the same as the console script `trainkit`."""
 
 try:
     from trainkit.cli import main

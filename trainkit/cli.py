@@ -1,4 +1,4 @@
-"""Which command it is, and the exit code it ends with; what a command does is in commands/."""
+"""Chooses the command and the exit code; what a command does is in commands/."""
 
 import difflib
 import signal
@@ -16,12 +16,12 @@ HELP = """\
 trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
 
   trainkit RECIPE [--setting value ...]            train it, or resume where it stopped
-  trainkit check RECIPE [--setting value ...]      try it on three batches, and forecast what it takes
-  trainkit doctor RECIPE [--setting value ...]     read all its data once, and report what is wrong with it
+  trainkit check RECIPE [--setting value ...]      try it on three batches, and estimate its cost
+  trainkit doctor RECIPE [--setting value ...]     read all its data once, and report its faults
   trainkit evaluate RUN                            measure a run on the validation images
   trainkit predict RUN IMAGES ... --out FOLDER     predictions of images, and of folders with images
   trainkit export RUN --out FILE                   weights, a torch.export program or ONNX
-  trainkit push RUN OWNER/NAME                     weights, recipe, results and a model card, to the Hub
+  trainkit push RUN OWNER/NAME                     upload weights, recipe and results to the Hub
   trainkit replay RUN                              run a step again whose loss was not finite
   trainkit recipes                                 the recipes that come with trainkit
   trainkit new RECIPE FILE                         a copy of a recipe, to change
@@ -30,7 +30,8 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
 
 RECIPE is a file, or the name of one of `trainkit recipes`, such as seg_folder; `--sample` runs
 any of them on generated data in under a minute. RUN is the folder of a run, a checkpoint in it,
-or a folder that push wrote. For bare weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
+or a folder that push wrote. For bare weights: trainkit evaluate RECIPE --weights FILE, and so for
+predict and export.
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 """
@@ -39,11 +40,14 @@ FLAGS = ("--help", "--version")  # that come first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code.
+    """Run one command and report its errors, each in one message.
 
-    2: something to be set right by the user, 1: the machine; in one message.
+    Args:
+        argv: words of the command line after the program's name; None for those of this process.
 
-    130 after Ctrl-C, whatever it comes into.
+    Returns:
+        The exit code: 0 done, 1 the machine failed, 2 something for the user to set right, 130
+        after Ctrl-C, wherever it arrives.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -96,10 +100,7 @@ def _first_missing(command: str, words: list[str]) -> str:
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:
-    """Report it once, in the main process, or with `from_all` in whichever it happened.
-
-    The exit code.
-    """
+    """Report an error once, in the main process, or with `from_all` in each process that has it."""
     number = rank()
     if number == 0 or from_all:
         from trainkit.display.terminal import error

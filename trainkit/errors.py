@@ -17,7 +17,7 @@ class ReportedError(Exception):
 
     exit_code = 1
     of_one_process = False
-    """whether it may come in one process alone, which then reports it itself; others come in all of them alike"""
+    """whether one process alone may have it, which then reports it itself; else all have it"""
 
 
 class UserError(ReportedError, ValueError):
@@ -34,7 +34,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class DataError(UserError):
-    """Something is wrong in the data: a file that cannot be decoded, a label outside the classes."""
+    """Something is wrong in the data, such as a damaged image or a label outside the classes."""
 
     of_one_process = True
 
@@ -46,7 +46,10 @@ class MissingPackageError(ReportedError, ModuleNotFoundError):
 
 
 class NonFiniteError(ReportedError, FloatingPointError):
-    """A loss or a gradient is NaN or infinite. All processes find it, in the sum over them."""
+    """A loss or a gradient is NaN or infinite.
+
+    All processes find it, in the sum over them.
+    """
 
     exit_code = 2
 
@@ -94,10 +97,11 @@ LAST_MESSAGE = re.compile(r"^[\w.]+(?:Error|Exception): ", re.MULTILINE)
 def report_of(error: Exception) -> str | None:
     """The message that a command reports in place of a traceback.
 
-    None for a bug, which keeps its own.
-
     Reported are errors raised for that, and what the machine lacks: OSError, MemoryError and limits
     of the system. The environment variable TRAINKIT_TRACEBACK keeps every traceback.
+
+    Returns:
+        None for a bug, which keeps its traceback.
     """
     if os.environ.get("TRAINKIT_TRACEBACK"):
         return None
@@ -110,7 +114,8 @@ def report_of(error: Exception) -> str | None:
 def message_of(error: Exception) -> str:
     """The message of an error.
 
-    Of one from a data-loading worker without the traceback that torch wrote before it.
+    That of an error from a data-loading worker comes without the traceback that torch wrote before
+    it.
     """
     text = str(error)
     if FROM_A_WORKER.match(text):
@@ -131,8 +136,8 @@ def exit_code_of(error: Exception) -> int:
 def is_of_one_process(error: BaseException) -> bool:
     """Whether this process may be the only one with this error, so that it reports it itself.
 
-    Such are what it reads and what its machine lacks, that it lost the others, and whatever
-    `may_fail_alone` marked.
+    Such are errors of what it reads and of what its machine lacks, the loss of the other processes,
+    and whatever `may_fail_alone` marked.
     """
     if limit_met(error) is not None:
         return True
@@ -143,8 +148,7 @@ def is_of_one_process(error: BaseException) -> bool:
 
 @contextmanager
 def may_fail_alone() -> Iterator[None]:
-    """Mark an error raised within, or in a function decorated with it, as one that other processes
-    may not have."""
+    """Mark errors raised within, or in a decorated function, as those of one process alone."""
     try:
         yield
     except Exception as error:
@@ -153,10 +157,7 @@ def may_fail_alone() -> Iterator[None]:
 
 
 def _nul_told(error: Exception) -> str | None:
-    """The name with a NUL character that the system refused, from the innermost call that has it.
-
-    Else None.
-    """
+    """The name with a NUL character that the system refused, from the innermost call; else None."""
     if not (isinstance(error, ValueError) and "embedded null" in str(error)):
         return None
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -169,7 +170,7 @@ def _nul_told(error: Exception) -> str | None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error`, what it was raised from or while, and so on."""
+    """Yield `error`, what it was raised from or while handling, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -178,10 +179,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def limit_met(error: BaseException) -> str | None:
-    """What to tell where `error` says that no more files may be opened or processes started, or
-    that /dev/shm is full.
+    """What to report where a limit of the system is reached: open files, processes, or /dev/shm.
 
-    None where it says nothing of the kind. Also where it comes from a data-loading worker, as text.
+    Also where the error comes from a data-loading worker, as text.
+
+    Returns:
+        None where `error` is of another kind.
     """
     for each in causes(error):
         text = str(each)
@@ -253,8 +256,14 @@ def _nearly_full() -> bool:
 
 @contextmanager
 def shortage_told(work: str) -> Iterator[None]:
-    """Raises MemoryError with a remedy on out of memory (OOM) in work without training, such as an
-    evaluation."""
+    """Raise MemoryError with a remedy on out of memory (OOM) in work other than training.
+
+    Args:
+        work: what is done, such as an evaluation.
+
+    Raises:
+        MemoryError: the work ran into an OOM error.
+    """
     try:
         yield
     except RuntimeError as error:

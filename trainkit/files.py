@@ -1,7 +1,4 @@
-"""Files written so that they are whole or not there.
-
-Flushed, renamed into place, of the user's own permissions.
-"""
+"""Writes files that are whole or absent: flushed, then renamed into place."""
 
 import os
 from pathlib import Path
@@ -15,9 +12,14 @@ from trainkit.errors import UserError
 def save_tensors(
     tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a file of safetensors, with the rights of any other new file.
+    """Write a safetensors file with the permissions of any other new file.
 
-    The library lets its owner alone read it.
+    The library itself gives its owner alone the right to read it.
+
+    Args:
+        tensors: tensors by name.
+        file: the file to write.
+        metadata: strings by name, for the head of the file.
     """
     file.touch()  # the umask is not asked for: to read it is to change it, for other threads too
     rights = file.stat().st_mode & 0o777
@@ -26,12 +28,12 @@ def save_tensors(
 
 
 def reason(error: Exception) -> str:
-    """An error of the file system in a few words."""
+    """Say in a few words what an error of the file system is."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file, or a folder's names, on the disk."""
+    """Flush a file, or a folder's list of names, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,7 +44,8 @@ def flush(path: Path) -> None:
 def require_room(folder: Path) -> None:
     """Make the folder that results go to, before there are any.
 
-    Raises UserError where that cannot be.
+    Raises:
+        UserError: it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""Inference settings.
-
-Whole images or sliding window, scales, and flip (test-time augmentation, TTA).
-"""
+"""Inference settings: whole images or sliding window, scales, and flip (TTA)."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +8,19 @@ from trainkit.errors import UserError
 
 @dataclass(frozen=True)
 class Inference:
-    """Inference settings of an evaluation: sliding window and test-time augmentation (TTA)."""
+    """Inference settings of an evaluation: sliding window and test-time augmentation (TTA).
+
+    Raises:
+        UserError: a side, stride, scale or batch is out of range, or a stride comes without a
+            window.
+    """
 
     scales: tuple[float, ...] = (1.0,)
     """of the image as the validation data gives it"""
     flip: bool = False
     """also predict the horizontally flipped image (TTA)"""
     window: int | None = None
-    """height and width of the windows; None: the whole image. Smaller images are filled up with black"""
+    """height and width of the windows; None: whole images. Smaller images are padded with black"""
     stride: int | None = None
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int = 8
@@ -43,9 +45,11 @@ class Inference:
 
     @classmethod
     def windows(cls, side_and_stride: tuple[int, int] | None) -> "Inference | None":
-        """Windows of this side, so many pixels from one to the next, such as (480, 320).
+        """Settings for square windows, or None for whole images.
 
-        None for whole images.
+        Args:
+            side_and_stride: side of the windows and step from one to the next in pixels, such as
+                (480, 320); None for whole images.
         """
         return (
             None
@@ -64,16 +68,20 @@ class Inference:
 
     @property
     def step(self) -> int:
-        """Pixels from one window to the next."""
+        """Stride: pixels from one window to the next."""
         if self.stride is not None:
             return self.stride
         assert self.window is not None  # a whole image has no next window
         return max(1, math.ceil(self.window * 2 / 3))
 
     def starts(self, length: int) -> list[int]:
-        """Where windows begin along a side of at least a window's length.
+        """Where windows begin along a side; the last one ends with the side.
 
-        The last one ends with the side.
+        Args:
+            length: of the side in pixels, at least a window's.
+
+        Returns:
+            Offsets in pixels, in rising order.
         """
         if self.window is None:
             return [0]

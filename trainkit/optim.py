@@ -1,4 +1,4 @@
-"""Parameter groups."""
+"""Parameter groups: learning-rate multipliers of head and layers, and weight decay."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -25,17 +25,30 @@ def param_groups(
     decay_vectors: bool = True,
     layer_decay: float = 1.0,
 ) -> list[dict]:
-    """Groups for a torch optimizer.
+    """Make the parameter groups of a torch optimizer.
 
-    The head at `head_lr_mult` times the learning rate, and no decay on vectors.
+    Frozen parameters and empty groups are left out. What `no_decay` finds has no weight decay.
 
-    lr: of everything but the head. head_lr_mult: factor of the head's; it stands here and nowhere
-    else. The head is what lies in the modules that `model.head_names` names, in what timm's
-    `get_classifier` gives, or outside `model.backbone`. decay_vectors: False exempts parameters of
-    at most one dimension, that is every bias and every norm's scale and shift under whatever name;
-    what `no_decay` finds is always exempt. layer_decay: the learning rate's factor from one layer
-    of `depths` to the layer before it, such as 0.75 (Clark et al., 2020; Bao et al., 2022, BEiT);
-    the last one has `lr` itself. Frozen parameters are left out; empty groups too.
+    Args:
+        model: the head is what lies in the modules that `model.head_names` names, in what timm's
+            `get_classifier` gives, or outside `model.backbone`.
+        lr: learning rate of everything but the head.
+        weight_decay: of the parameters that decay.
+        head_lr_mult: factor of the head's learning rate.
+        decay_vectors: False exempts parameters of at most one dimension, that is every bias and
+            every norm's scale and shift under whatever name.
+        layer_decay: factor of the learning rate from one layer of `depths` to the layer before it,
+            such as 0.75; the last layer has `lr` itself.
+
+    Returns:
+        Groups with "params", "lr" and "weight_decay".
+
+    Raises:
+        UserError: `head_lr_mult` is not 1 and the model does not say which part is its head,
+            `layer_decay` is out of range or the model is a single layer, or all of it is frozen.
+
+    Source:
+        Layer-wise learning-rate decay: Clark et al., 2020, ELECTRA; Bao et al., 2022, BEiT.
     """
     in_head = _head(model)
     if head_lr_mult != 1.0 and in_head is None:
@@ -78,8 +91,8 @@ def param_groups(
 def no_decay(model: nn.Module) -> set[str]:
     """Names of the parameters that do not decay whatever their shape.
 
-    Embeddings of places and tokens, and what the model or a part of it names itself, as timm's
-    networks do by `no_weight_decay()`.
+    These are position and token embeddings, and what the model or a part of it names itself, as
+    timm's networks do by `no_weight_decay()`.
     """
     patterns: dict[str, list[str]] = {}  # of the outermost modules that name some, by their path
     for path, module in model.named_modules():
@@ -99,10 +112,10 @@ def no_decay(model: nn.Module) -> set[str]:
 def depths(model: nn.Module) -> dict[str, int]:
     """The layer of each parameter by name, from 0 at the input; the head is the last.
 
-    timm's networks say it themselves by `group_matcher`, and are numbered as timm.optim numbers
-    them. Of others, layers follow each other as they are registered. A block is a layer: a module
-    with several weights, such as a Bottleneck, a transformer's block or a ConvNeXt's. What stands
-    before the first block is layer 0, as is what a module holds itself (position embeddings, class
+    timm's networks define it by `group_matcher`, and are numbered as timm.optim numbers them. In
+    others layers follow each other in the order of registration. A block is a layer: a module with
+    several weights, such as a Bottleneck, a transformer's block or a ConvNeXt's. What comes before
+    the first block is layer 0, as is what a module holds itself (position embeddings, class
     tokens). A single weight between blocks, such as a downsampling, belongs to the block after it,
     and one after the last block to that; a norm belongs to what comes after it. Where there are no
     blocks, each weight is a layer.
@@ -128,7 +141,7 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def _head(model: nn.Module) -> set[int] | None:
-    """Ids of the head's parameters; None where the model does not say which they are."""
+    """Ids of the head's parameters; None where the model does not define its head."""
     parts: list[nn.Module] = []
     names = getattr(model, "head_names", None)
     backbone = getattr(model, "backbone", None)
@@ -184,10 +197,10 @@ def _numbers(trunk: nn.Module, head: set[int] | None) -> dict[int, int]:
 
 
 def _units(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
-    """Blocks, and what stands between them, in the order of registration.
+    """Yield blocks, and what stands between them, in the order of registration.
 
-    Lists are looked into, and what holds blocks in a list, at any depth; of what is `listed`
-    itself, such as a stage or a block, only what holds them right inside.
+    Lists are entered, and what holds blocks in a list, at any depth; of what is `listed` itself,
+    such as a stage or a block, only what holds them directly.
     """
     for child in module.children():
         if type(child) in LISTS or _is_stage(child, LISTS if listed else (nn.Module,)):
@@ -203,10 +216,9 @@ def _units(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
 
 
 def _is_stage(module: nn.Module, kinds: tuple[type, ...] = (nn.Module,)) -> bool:
-    """Whether it holds nothing but blocks of one type, modules of several weights and with parts of
-    their own.
+    """Whether a module holds nothing but blocks of one type: several weights, and submodules.
 
-    A list may hold a single one. kinds: types that it must be of.
+    A list may hold a single one. `kinds` are types that it must be of.
     """
     parts = [child for child in module.children() if _num_weights(child)]
     alike = len({type(part) for part in parts}) == 1 and (

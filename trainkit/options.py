@@ -22,14 +22,13 @@ class Options:
     seed: int = 0
     """decides initial weights, order, augmentation, mixing and dropout"""
     workers: int | None = None
-    """number of data-loading workers per process (0: none); default: its share of the cores, up to 8"""
+    """data-loading workers per process (0: none); default: its share of the cores, up to 8"""
     resume: Literal["auto", "never"] = "auto"
-    """auto: resume from the folder's last checkpoint. never: start afresh; an older run there is moved aside"""
+    """auto: resume from the last checkpoint. never: start afresh; an older run is moved aside"""
     init_from: Path | None = None
-    """start from these weights, of a run or a file; layers with a shape mismatch keep their initial weights. Not on
-    a resume"""
+    """start from weights of a run or file, but for layers with a shape mismatch; not on a resume"""
     weights_key: str | None = None
-    """which set of weights, in a file that holds several, such as model_ema; default: the usual one"""
+    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
     log_every: int = 10
     """steps between two rows of the log"""
     checkpoint_every: int | None = None
@@ -37,37 +36,36 @@ class Options:
     evaluate_every: int = 1
     """epochs between two evaluations; there is always one after the last step"""
     micro_batch: int | None = None
-    """maximum micro-batch size per process; gradient accumulation keeps the batch size. Default: its whole share"""
+    """maximum micro-batch size per process, with gradient accumulation; default: its whole share"""
     channels_last: bool = False
     """hold images and weights with the channels last, which tensor cores and some CPUs prefer"""
     tf32: bool = False
-    """on GPUs: multiply float32 in TF32, which keeps 10 bits of the mantissa and is several times faster"""
+    """on GPUs: multiply float32 in TF32 (10 bits of mantissa), which is several times faster"""
     activation_checkpointing: bool = False
-    """keep only the inputs of the model's blocks and compute the rest again for the backward: less memory, slower"""
+    """keep only the inputs of the model's blocks for the backward: less memory, slower"""
     static_graph: bool = False
-    """on several processes: the model uses the same weights in every pass, so DDP may learn in the first one which"""
+    """every forward pass uses the same weights, which DDP learns from the first (static_graph)"""
     timeout_s: int = 600
-    """timeout of a collective operation, in seconds; then the run ends, and the same command resumes it"""
+    """timeout of a collective operation in seconds; the same command resumes the run after it"""
     precise_bn: int | None = None
-    """re-estimate BatchNorm statistics (precise BN) before each evaluation, from this many training images, in
-    batches of 16"""
+    """precise BN: training images, in batches of 16, to re-estimate BatchNorm statistics from"""
     keep_checkpoints: int = 2
     """number of newest checkpoints kept, beside the best and the one resumed from"""
     allow_schedule_change: bool = False
     """resume with a different length or learning-rate schedule"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """on a non-finite (NaN/Inf) loss or gradient: stop and keep the step in failures/, or skip its update"""
+    """non-finite (NaN/Inf) loss or gradient: stop and save the step to failures/, or skip it"""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """a training image, mask or label that cannot be used: stop, or take the next one in the order and list it"""
+    """unusable training image, mask or label: stop, or list it and use the next one in the order"""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """the run's folder cannot be written: stop after the step, or train on without what could not be saved"""
+    """failure to write to the run's folder: stop after the step, or train on without saving"""
     async_checkpoint: bool = False
-    """write checkpoints beside the training; a kill may then cost the steps done while one was being written"""
+    """write checkpoints in the background; a kill may lose the steps taken during the writing"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {
-            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1, "micro_batch": 1,
-            "keep_checkpoints": 1, "precise_bn": 16, "timeout_s": 1,
+            "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1,
+            "micro_batch": 1, "keep_checkpoints": 1, "precise_bn": 16, "timeout_s": 1,
         })  # fmt: skip
         if self.timeout_s > LONGEST_S:
             raise UserError(
@@ -78,37 +76,36 @@ class Options:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is measured, beside the recipe's own settings."""
+    """Options of an evaluation, beside the recipe's own settings."""
 
     weights: Path | None = None
-    """where a recipe comes first: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
+    """with a recipe: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     out: Path | None = None
     """where results.json goes; default: the run, nowhere for a bare file of weights"""
     seed: int | None = None
-    """of what is random in the validation data, and of the images of --precise-bn; default: the run's, or 0"""
+    """of random validation data, and of the images of --precise-bn; default: the run's, or 0"""
     workers: int | None = None
-    """number of data-loading workers per process; default: its share of the cores, up to 8"""
+    """data-loading workers per process; default: its share of the cores, up to 8"""
     channels_last: bool = False
     """hold images and weights with the channels last, as in a run"""
     tf32: bool = False
     """on GPUs: multiply float32 in TF32, as in a run"""
     precise_bn: int | None = None
-    """re-estimate BatchNorm statistics (precise BN) from this many training images, in batches of 16; default: as
-    in the run's own evaluations; 0: use those of the training"""
+    """precise BN: training images for the statistics (0: off); default: as in the run"""
     as_stored: bool = False
-    """segmentation: images at original resolution, and not as in the recipe's evaluations"""
+    """segmentation: images at original resolution, not at the recipe's evaluation size"""
     scales: tuple[float, ...] | None = None
-    """segmentation: multi-scale inference (TTA) at these scales, such as 0.5 0.75 1 1.25 1.5 1.75"""
+    """segmentation: multi-scale inference (TTA) at these scales, such as 0.5 0.75 1 1.25 1.5"""
     flip: bool = False
     """segmentation: also predict the horizontally flipped image (TTA)"""
     window: int | None = None
-    """segmentation: sliding-window inference with windows of this height and width; default: whole images"""
+    """segmentation: sliding-window inference with square windows of this side; default: none"""
     stride: int | None = None
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
     """windows per forward pass, of any images; default: 8"""
     weights_key: str | None = None
-    """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
+    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
     partial: bool = False
     """load only the matching weights, and leave the rest of the model as it is"""
 
@@ -118,7 +115,14 @@ class EvaluateOptions:
             _require_at_least(self, {"precise_bn": 16})
 
     def inference(self, recipes: Inference | None) -> Inference | None:
-        """The recipe's inference settings, with those given here in place of its own."""
+        """Return the recipe's inference settings, with those given here in place of its own.
+
+        Args:
+            recipes: the recipe's own, or None for whole images.
+
+        Returns:
+            `recipes` itself, which may be None, where no option of inference is given.
+        """
         names = ("scales", "window", "stride", "window_batch")
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         asked |= {"flip": True} if self.flip else {}
@@ -127,22 +131,22 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is predicted, and where it goes."""
+    """Options of a prediction: which images, and where the results go."""
 
     paths: tuple[Path, ...]
     """images, and folders with images at any depth"""
     out: Path
     """folder for the predictions"""
     weights: Path | None = None
-    """where a recipe comes first: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
+    """with a recipe: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     top_k: int = 5
     """recognition: classes named for each image"""
     overlay: bool = False
     """segmentation: write each image covered by the colours of its classes, too"""
     workers: int | None = None
-    """number of data-loading workers (0: none); default: all cores but one, up to 8"""
+    """data-loading workers (0: none); default: all cores but one, up to 8"""
     weights_key: str | None = None
-    """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
+    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
     partial: bool = False
     """load only the matching weights, and leave the rest of the model as it is"""
 
@@ -152,18 +156,18 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What a model is exported to."""
+    """Options of an export: which format, and where it goes."""
 
     out: Path
     """the file to be written"""
     weights: Path | None = None
-    """where a recipe comes first: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
+    """with a recipe: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
     """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes"""
     images: int = 4
     """validation images that the written file is tried on"""
     weights_key: str | None = None
-    """which set of weights in a file that holds several, such as model_ema; default: the usual one"""
+    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
     partial: bool = False
     """load only the matching weights, and leave the rest of the model as it is"""
 
@@ -173,12 +177,12 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Which failed step is run again."""
+    """Options of a replay: which failed step."""
 
     step: int | None = None
     """its number, as in failures/step-<number>; default: the newest"""
     workers: int | None = None
-    """number of data-loading workers per process; default: its share of the cores, up to 8"""
+    """data-loading workers per process; default: its share of the cores, up to 8"""
 
 
 @dataclass(frozen=True)
@@ -196,12 +200,12 @@ class NewOptions:
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """How a recipe's data is looked through, beside the recipe's own settings."""
+    """Options of a check of a recipe's data, beside the recipe's own settings."""
 
     out: Path | None = None
     """where doctor.json goes; default: runs/<recipe>-doctor"""
     workers: int | None = None
-    """number of data-loading workers (0: none); default: all cores but one, up to 8"""
+    """data-loading workers (0: none); default: all cores but one, up to 8"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"workers": 0})
@@ -209,7 +213,7 @@ class DoctorOptions:
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What is published of a run, and where."""
+    """Options of a push: what is published of a run, and where."""
 
     name: str
     """of the model on the Hugging Face Hub: owner/name"""
@@ -224,7 +228,7 @@ class PushOptions:
 
 
 def _require_at_least(options: Any, least: Mapping[str, int]) -> None:
-    """Raises UserError where a number among the options is below its least value; None is off."""
+    """Raise UserError where an option is below its minimum; None is off."""
     for name, number in least.items():
         value = getattr(options, name)
         if value is not None and value < number:
@@ -232,7 +236,15 @@ def _require_at_least(options: Any, least: Mapping[str, int]) -> None:
 
 
 def check_finite(values: Mapping[str, Any]) -> None:
-    """Raises UserError that names a setting or option of which a number is infinite, none, or beyond float32."""
+    """Check that the numbers among settings and options are finite and within float32.
+
+    Args:
+        values: settings or options by name; dataclasses, lists and tuples are searched.
+
+    Raises:
+        UserError: a number is NaN, infinite or beyond the range of float32; the message has its
+            name.
+    """
     for name, value in values.items():
         if is_dataclass(value):
             check_finite(
@@ -248,7 +260,11 @@ def check_finite(values: Mapping[str, Any]) -> None:
 
 
 def check_names(settings: Iterable[str]) -> None:
-    """Raises UserError where a recipe's setting has the name of an option of a command that takes settings, too."""
+    """Check that no setting of a recipe has the name of an option of a command that takes settings.
+
+    Raises:
+        UserError: one has.
+    """
     commands = (
         Options,
         EvaluateOptions,

@@ -1,7 +1,4 @@
-"""What a network or a transform was built by.
-
-The function's name and its arguments, so that it can be built again.
-"""
+"""Records by which function and arguments a network or transform was built, to build it again."""
 
 import functools
 import inspect
@@ -19,13 +16,14 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
-    """A decorator.
+    """Decorate a function so that what it returns has an attribute `built_by`, see `built_by`.
 
-    What `function` returns says by an attribute `built_by` how it was called, see `built_by`.
+    Args:
+        function: gives the same for the same arguments, but for the values of weights. Its
+            arguments are plain: numbers, strings, None, and lists of these.
 
-    The function must give the same for the same arguments, but for the values of weights; its
-    arguments must be plain: numbers, strings, None, and lists of these, else a call raises
-    UserError.
+    Raises:
+        UserError: by a call whose arguments JSON cannot hold.
     """
     signature = inspect.signature(function)
     name, recipe = function.__name__, None
@@ -47,15 +45,20 @@ def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
 
 
 def built_by(built: Any) -> Mapping[str, Any] | None:
-    """The "function", the file of a "recipe" where it is one's own, and the "arguments".
+    """How a network or transform was built: "function", "arguments" and, if any, "recipe".
 
-    None where it is not known.
+    Returns:
+        None where it is not known.
     """
     return getattr(built, "built_by", None)
 
 
 def _plain(name: str, value: Any) -> Any:
-    """An argument as JSON gives it back. Raises UserError where JSON has nothing like it."""
+    """An argument as JSON gives it back.
+
+    Raises:
+        UserError: JSON has nothing like it.
+    """
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, PurePath):

@@ -1,4 +1,4 @@
-"""What a recipe is, and how the file that holds one is loaded."""
+"""Recipe and Task: what a recipe returns, and what the loop calls of it."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -28,18 +28,17 @@ TASK_DEFINES = (
 
 
 class Task:
-    """What outputs mean: losses, predictions, metrics.
+    """Base class of what outputs mean: losses, predictions, metrics.
 
-    `Recognition`, `Segmentation`, or one that a recipe brings.
-
-    The loop divides the loss sums by the counts of the whole batch, over all micro-batches and
-    processes, and adds up the quotients: that is the loss of the step.
+    A recipe uses `Recognition`, `Segmentation`, or a task of its own. The loop divides the loss
+    sums by the counts of the whole batch, over all micro-batches and processes, and adds up the
+    quotients: that is the loss of the step.
 
     A task defines `terms`, `headline`, `higher_is_better`, `counts`, `losses`, `predict` and
     `metrics`; all else has a default. It inherits from this class, or has these members by itself:
-    `as_task` gives it the defaults then. Beside them it may have an attribute `classes` (how many,
-    or their names in the order of their ids), `num_classes`, and `ignore` (the label that counts
-    nowhere).
+    `as_task` adds the defaults then. Beside them it may have an attribute `classes` (how many, or
+    their names in the order of their ids), `num_classes`, and `ignore` (the label that is never
+    counted).
     """
 
     if TYPE_CHECKING:  # a task defines them, as attributes or as properties
@@ -67,67 +66,103 @@ class Task:
 
     @abstractmethod
     def counts(self, targets: Tensor) -> Tensor:
-        """Valid targets of each term: float (K,)."""
+        """Count the valid targets of each term.
+
+        Args:
+            targets: of this process's share of the batch, on the device.
+
+        Returns:
+            float (K,), in the order of `terms`.
+        """
         raise NotImplementedError
 
     @abstractmethod
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Sum over valid targets of each term, times its weight: float32 (K,), on the graph."""
+        """Sum the loss of each term over valid targets, times the term's weight.
+
+        Args:
+            outputs: what the model returned.
+            targets: as for `counts`.
+
+        Returns:
+            float32 (K,), with gradients, in the order of `terms`.
+        """
         raise NotImplementedError
 
     @abstractmethod
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
-        """What `metrics` compare with the targets, `rows_per_image` rows per image."""
+        """Make what `metrics` compare with the targets, `rows_per_image` rows per image.
+
+        Args:
+            outputs: what the model returned.
+            targets: as read, on the device.
+        """
         raise NotImplementedError
 
     @abstractmethod
     def metrics(self) -> list:
-        """Fresh metrics with `add_batch(predictions=, references=)` and `compute()`.
+        """Make fresh metrics with `add_batch(predictions=, references=)` and `compute()`.
 
-        Own ones first.
+        The task's own come first.
         """
         raise NotImplementedError
 
     def thorough_metrics(self) -> list:
-        """Further ones for `trainkit evaluate`."""
+        """Make further metrics for `trainkit evaluate`."""
         return []
 
     def check(self, target: Tensor) -> str | None:
-        """What is wrong with the target of one image, as read; None where it is right."""
+        """Say what is wrong with the target of one image, as read; None where it is valid."""
         return None
 
     def prepare(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The targets that `counts` and `losses` get in training, one row per image, such as a
-        teacher's outputs.
+        """Make the targets that `counts` and `losses` get in training, such as a teacher's outputs.
 
-        images: (N, C, H, W), float, normalised. targets: as read. Both are on the device, of this
-        process's share of the batch, after mixing. Called without gradients, once a step, with
-        generators seeded by the step. Evaluations measure against the targets as they are read.
+        Called without gradients, once a step, with generators seeded by the step. Evaluations
+        measure against the targets as they are read.
+
+        Args:
+            images: (N, C, H, W), float, normalised, on the device: this process's share of the
+                batch, after mixing.
+            targets: of these images, as read or mixed.
+
+        Returns:
+            One row per image.
         """
         return targets
 
     def at_step(self, model: nn.Module, step: int, total_steps: int) -> None:
-        """Change what depends on the step, in the task or the model.
+        """Change what depends on the step, such as a temperature or the weight of a loss.
 
-        A temperature, a weight of a loss.
+        It is a pure function of its arguments, so that a resumed run is the same: it must not
+        depend on earlier calls. Called without gradients before every step, evaluation, prediction
+        and export.
 
-        A pure function of its arguments, so that a resumed run is the same: it must not depend on
-        earlier calls. Called without gradients before every step with the number of steps done (0
-        to total_steps - 1), and before every evaluation, prediction and export with the number of
-        steps that the weights have seen.
+        Args:
+            model: the network.
+            step: number of steps done before a training step (0 to total_steps - 1), else the
+                number of steps that the weights have seen.
+            total_steps: steps of the whole run.
         """
 
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
-        """Scores of each pixel (N, C, H, W) at the size of the images; for a dense task alone."""
+        """Scores of each pixel, for a dense task alone.
+
+        Args:
+            outputs: what the model returned.
+            images: (N, C, H, W).
+
+        Returns:
+            (N, classes, H, W) at the size of the images.
+        """
         raise NotImplementedError
 
     def from_scores(self, scores: Tensor) -> Tensor:
-        """`predict`'s rows from scores."""
+        """Make `predict`'s rows from scores."""
         raise NotImplementedError
 
     def labels(self, predictions: Tensor) -> Tensor:
-        """From `predict`'s rows to the plain labels that metrics from elsewhere, without `counts`,
-        understand."""
+        """Turn `predict`'s rows into the plain labels that metrics without `counts` understand."""
         raise NotImplementedError
 
     @property
@@ -139,13 +174,13 @@ class Task:
     def is_dense(self) -> bool:
         """Whether it scores each pixel, by a method `scores`.
 
-        Its images may be of any size, and be seen in windows.
+        Images of a dense task may be of any size, and be evaluated in windows.
         """
         return self.provides("scores")
 
     @property
     def own_check(self) -> Callable[[Tensor], str | None] | None:
-        """`check` where the task has one of its own: what workers need not take along is None."""
+        """`check` where the task has one of its own, else None, which costs workers nothing."""
         return self.check if self.provides("check") else None
 
     @property
@@ -165,10 +200,7 @@ class Task:
 
     @property
     def known_raw_ids(self) -> Sequence[int] | None:
-        """The attribute `raw_ids`, the label of each class in the dataset's own files.
-
-        None where it has none.
-        """
+        """The attribute `raw_ids`, the label of each class in the data's files; None without it."""
         return getattr(self, "raw_ids", None)
 
     @property
@@ -177,14 +209,13 @@ class Task:
         return getattr(self, "ignore", None)
 
     def provides(self, name: str) -> bool:
-        """Whether the task itself has a member of this name, and not the default of `Task` alone."""
+        """Whether the task itself has a member of this name, not only the default of `Task`."""
         own = getattr(self, name, None)
         return getattr(own, "__func__", own) is not getattr(Task, name, None)
 
 
 def as_task(task: Any) -> Task:
-    """The task itself where it inherits from `Task`, else one with the same members and the
-    defaults for the others."""
+    """The task itself where it inherits from `Task`, else with the defaults for what it lacks."""
     if isinstance(task, Task):
         return task
     return _CompletedTask(task)  # type: ignore[abstract]  # `__getattribute__` asks the task
@@ -230,7 +261,7 @@ class Recipe:
     model: nn.Module
     """images (N, C, H, W) -> outputs that `task` understands"""
     train_data: SizedDataset
-    """index -> (image, target), of one shape; or a function that opens it, which becomes a `LazyDataset`"""
+    """index -> (image, target), of one shape; or a function that opens it (see `LazyDataset`)"""
     val_data: SizedDataset
     """index -> (image, target), each measured exactly once"""
     optimizer: Optimizer
@@ -242,15 +273,15 @@ class Recipe:
     batch_size: int
     """images of one optimizer step, over all processes"""
     eval_batch_size: int = 1
-    """images of one forward pass in an evaluation, per process; above 1 they must be of one shape"""
+    """images per forward pass of an evaluation, per process; above 1 they must be of one shape"""
     inference: Inference | None = None
-    """windows, scales and flips of an evaluation (segmentation); None: each image once, as val_data gives it"""
+    """windows, scales and flips of an evaluation (segmentation); None: each image once, whole"""
     mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     """mixup or cutmix from trainkit.data.mixup"""
     clip_norm: float | None = None
     """largest norm of the gradient; larger ones are scaled down to it"""
     ema: float | None = None
-    """decay of an exponential moving average of the weights, evaluated beside them and deciding which is best"""
+    """decay of the weights' EMA, which is evaluated beside them and decides which is best"""
     sync_batch_norm: bool = False
     """on several GPUs: batch norm over the whole batch, and not each process's part of it"""
     drop_last: bool = False
@@ -260,7 +291,7 @@ class Recipe:
     std: Sequence[float] = STD
     """per channel, of images in [0, 1]; ImageNet's by default"""
     input: Mapping[str, Any] = field(default_factory=dict)
-    """mean, interpolation and such settings, as the recipe took them of its network: a run keeps them for good"""
+    """input settings taken from the network, such as mean and interpolation, which a run keeps"""
     note: str | None = None
     """a line shown when the run starts, such as that the data is generated"""
 
@@ -292,23 +323,19 @@ class Recipe:
 
     @property
     def split(self) -> str | None:
-        """What the validation data calls its part of the whole, by an attribute `split`.
-
-        None where it does not say.
-        """
+        """The attribute `split` of the validation data, a name such as "val"; None without it."""
         return DatasetInfo.of(self.val_data).split
 
     @property
     def label_values(self) -> list[int] | None:
-        """What stands for each class in the training masks, where the data has an attribute
-        `label_values`."""
+        """The attribute `label_values` of the data: the value of each class in training masks."""
         return DatasetInfo.of(self.train_data).label_values
 
     @property
     def upright(self) -> bool:
-        """Whether validation images are turned by their EXIF orientation.
+        """Whether validation images are read with their EXIF orientation applied.
 
-        The data's attribute `upright`, else True.
+        It is the data's attribute `upright`, else True.
         """
         return DatasetInfo.of(self.val_data).upright
 
@@ -335,10 +362,10 @@ class Recipe:
         return ", ".join(words)
 
     def as_stored(self) -> "Recipe":
-        """The same recipe with validation images at original resolution, without resizing or
-        cropping.
+        """The same recipe with validation images at original resolution, not resized or cropped.
 
-        Raises UserError where it is no segmentation of a dataset with an attribute `transform`.
+        Raises:
+            UserError: it is no segmentation of a dataset with an attribute `transform`.
         """
         info = DatasetInfo.of(self.val_data)
         if not self.task.is_dense or info.transformed is None or info.is_augmented:
@@ -351,8 +378,7 @@ class Recipe:
 
 
 def _check_task(task: Task, seen_in_windows: bool) -> None:
-    """Raises UserError for a task that lacks what it must define, before anything is trained with
-    it."""
+    """Raise UserError for a task that lacks a member, before anything is trained with it."""
     name = type(task.given).__name__
     if seen_in_windows and not task.is_dense:
         raise UserError(

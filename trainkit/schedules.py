@@ -22,18 +22,46 @@ Schedule = Callable[..., float]
 
 
 def constant(*, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
-    """1 throughout."""
+    """Constant multiplier 1.
+
+    Args:
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: the warm-up is negative, or given in both units.
+    """
     return _scheduled(lambda progress: 1.0, warmup_epochs, warmup_steps)
 
 
 def linear(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
-    """1 - t/T, stretched to finish at `end` instead of 0."""
+    """A line, 1 - t/T, stretched to finish at `end` instead of 0.
+
+    Args:
+        end: multiplier at the last step.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: the warm-up is negative, or given in both units.
+    """
     return _scheduled(lambda progress: _between(1.0, end, progress), warmup_epochs, warmup_steps)
 
 
 def cos(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
-    """0.5 (1 + cos(pi t/T)), stretched to finish at `end` (Loshchilov and Hutter, 2017, without
-    restarts)."""
+    """Half a cosine, 0.5 (1 + cos(pi t/T)), stretched to finish at `end`.
+
+    Args:
+        end: multiplier at the last step.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: the warm-up is negative, or given in both units.
+
+    Source:
+        Loshchilov and Hutter, 2017, SGDR, without restarts.
+    """
     return _scheduled(
         lambda progress: _half_cosine(1.0, end, progress), warmup_epochs, warmup_steps
     )
@@ -42,7 +70,20 @@ def cos(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) 
 def poly(
     power: float = 0.9, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0
 ) -> Schedule:
-    """(1 - t/T)^power, stretched to finish at `end` (DeepLab, Chen et al., 2017: power 0.9)."""
+    """Polynomial decay (1 - t/T)^power, stretched to finish at `end`.
+
+    Args:
+        power: exponent, above 0.
+        end: multiplier at the last step.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: `power` or the warm-up is out of range.
+
+    Source:
+        Chen et al., 2017, DeepLab, with power 0.9.
+    """
     if power <= 0:
         raise UserError(f"poly: power is {power}; it must be above 0 (0.9 is the usual value)")
     return _scheduled(
@@ -53,9 +94,19 @@ def poly(
 def wsd(
     decay: float = 0.2, end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0
 ) -> Schedule:
-    """Warm-up, stable, decay.
+    """Warm-up, stable, decay: 1 until the last `decay` of T, then linear to `end`.
 
-    1 until the last `decay` of T, then linear to `end` (Hu et al., 2024).
+    Args:
+        decay: share of T in which the multiplier falls, in (0, 1].
+        end: multiplier at the last step.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: `decay` or the warm-up is out of range.
+
+    Source:
+        Hu et al., 2024, MiniCPM.
     """
     if not 0 < decay <= 1:
         raise UserError(
@@ -76,10 +127,23 @@ def one_cycle(
     warmup_epochs: float = 0,
     warmup_steps: float = 0,
 ) -> Schedule:
-    """Half a cosine up from `start` to 1, then half a cosine down to `end` (Smith and Topin, 2018).
+    """Half a cosine up from `start` to 1, then half a cosine down to `end`.
 
-    Equals torch's `OneCycleLR(max_lr, total_steps)` at every step: the top is at step rise * T - 1
-    and the end at step T - 1. It rises by itself; a warm-up is put before the rise.
+    Equals torch's `OneCycleLR(max_lr, total_steps)` at every step: the maximum is at step rise * T
+    - 1 and the end at step T - 1. It rises by itself; a warm-up comes before the rise.
+
+    Args:
+        rise: share of T in which the multiplier rises, in [0, 1).
+        start: multiplier at the first step.
+        end: multiplier at the last step.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: `rise` or the warm-up is out of range.
+
+    Source:
+        Smith and Topin, 2018, Super-Convergence.
     """
     if not 0 <= rise < 1:
         raise UserError(
@@ -99,7 +163,17 @@ def one_cycle(
 def step(
     every_epochs: float, gamma: float = 0.1, *, warmup_epochs: float = 0, warmup_steps: float = 0
 ) -> Schedule:
-    """gamma^floor(epoch / every_epochs), the epoch counted from the start of the run."""
+    """Drops at equal distances: gamma^floor(epoch / every_epochs), epochs of the whole run.
+
+    Args:
+        every_epochs: epochs from one drop to the next, above 0.
+        gamma: factor of each drop.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: `every_epochs` or the warm-up is out of range.
+    """
     if every_epochs <= 0:
         raise UserError(f"step: every_epochs is {every_epochs}; it must be above 0")
 
@@ -118,7 +192,17 @@ def multistep(
     warmup_epochs: float = 0,
     warmup_steps: float = 0,
 ) -> Schedule:
-    """gamma^(milestones passed); milestones are epochs counted from the start of the run."""
+    """Drops at given epochs: gamma^(milestones passed).
+
+    Args:
+        milestones: epochs of the drops, counted from the start of the run.
+        gamma: factor of each drop.
+        warmup_epochs: length of the linear warm-up from 0 in epochs.
+        warmup_steps: the same in steps, in place of epochs.
+
+    Raises:
+        UserError: `milestones` or the warm-up is out of range.
+    """
     if list(milestones) != sorted(milestones) or any(milestone <= 0 for milestone in milestones):
         raise UserError(
             f"multistep: milestones are {list(milestones)}; give epochs above 0 in rising order"
@@ -134,7 +218,7 @@ def multistep(
 def _scheduled(
     curve: Callable[[float], float], warmup_epochs: float, warmup_steps: float
 ) -> Schedule:
-    """A schedule whose curve depends on t/T alone."""
+    """Make a schedule whose curve depends on t/T alone."""
     return _warmed_up(
         lambda t, total, _step, _epoch: curve(t / total if total else 1.0),
         warmup_epochs,

@@ -1,10 +1,8 @@
-"""Settings that all recipes share, as frozen dataclasses.
+"""Settings that all recipes share, as frozen dataclasses whose fields are flags of their own.
 
-Parameters of `recipe` whose fields are flags of their own.
-
-A parameter `optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)` is given as `--lr`, and
-stands in settings.json as "lr": see `trainkit.variants.flat_signature`. What the docstring of
-`recipe` says about a field goes before what stands here.
+A parameter `optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)` of `recipe` is given as
+`--lr`, and stands in settings.json as "lr": see `trainkit.variants.flat_signature`. What the
+docstring of `recipe` says about a field goes before what stands here.
 """
 
 from dataclasses import dataclass
@@ -18,10 +16,7 @@ from trainkit.optim import param_groups
 
 
 class SharedSettings:
-    """A dataclass derived from it is flat.
-
-    Its fields are settings of the recipe, and not a group within them.
-    """
+    """Base class of dataclasses whose fields are settings of the recipe, not a group in them."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +50,19 @@ class OptimizerSettings(SharedSettings):
     betas: tuple[float, ...] | None = None
 
     def build(self, model: nn.Module, decay_vectors: bool = True) -> dict[str, Any]:
-        """The fields of a `Recipe` that follow: `Recipe(..., **optimizer.build(model))`.
+        """The fields of a `Recipe` that follow: optimizer, clip_norm and ema.
 
-        They are the optimizer over the parameters of `model` that are not frozen, clip_norm and
-        ema.
+            Recipe(..., **optimizer.build(model))
 
         Args:
-            model: says by `backbone` or `head_names` which part is its head, see `param_groups`.
+            model: says by `backbone` or `head_names` which part is its head, see `param_groups`;
+                its frozen parameters are left out.
             decay_vectors: False exempts norms and biases from weight decay.
+            nesterov: Nesterov's momentum.
 
         Raises:
             UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which
-                parts these are of; there is no such optimizer, or it has no such option.
+                parts these are of.
         """
         groups = param_groups(
             model,
@@ -97,17 +93,12 @@ class ScheduleSettings(SharedSettings):
     schedule: str = "cos"
 
     def build(self, **usual: Any) -> dict[str, Any]:
-        """The fields of a `Recipe` that follow: `Recipe(..., **schedule.build())`.
+        """The fields of a `Recipe` that follow: epochs and schedule.
 
-        They are epochs and schedule.
+            Recipe(..., **schedule.build(cos))
 
         Args:
-            usual: arguments of the recipe's own schedule that are other settings of it, such as
-                milestones; what `schedule` says itself goes before them, and a schedule that has
-                no such argument goes without.
-
-        Raises:
-            UserError: there is no such schedule, or it does not take what it is given.
+            curve: of trainkit.schedules, which makes the schedule after the warm-up.
         """
         schedule = named_schedule(self.schedule, self.warmup_epochs, **usual)
         return {"schedule": schedule, "epochs": self.epochs}

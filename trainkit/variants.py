@@ -16,9 +16,7 @@ SECTIONS = ("Args:", "Attributes:")
 
 
 def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable]:
-    """A decorator for a function `recipe` that calls `base`.
-
-    It takes the settings of `base`, with other defaults.
+    """Decorate a function `recipe` that calls `base` with its settings, with other defaults.
 
         @variant(base, epochs=30, lr=0.004)
         def recipe(split: str = "train", **settings) -> Recipe:
@@ -32,8 +30,11 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
 
     The function has settings of its own by name, and passes on the others. Parameters of `base`
     without a default are no settings: the function gives them, such as the dataset. What its
-    docstring says of a setting goes before what that of `base` says. `defaults` are by the names of
-    settings, also where these are fields of `SharedSettings`.
+    docstring says of a setting goes before what that of `base` says.
+
+    Args:
+        base: the function `recipe` of another recipe.
+        **defaults: by the names of settings, also where these are fields of `SharedSettings`.
 
     Raises:
         UserError: `defaults` names something that is no setting of `base`.
@@ -80,9 +81,10 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
 
 
 def flat_signature(function: Callable) -> inspect.Signature:
-    """The signature of a recipe, with the fields of `SharedSettings` in the places of these.
+    """The signature of a recipe, with the fields of `SharedSettings` in place of these parameters.
 
-    Raises what `inspect.signature` raises where it cannot be seen.
+    Raises:
+        TypeError, ValueError: `inspect.signature` cannot read the function.
     """
     signature = inspect.signature(function, eval_str=True)
     if not any(_is_shared(each) for each in signature.parameters.values()):
@@ -99,8 +101,7 @@ def flat_signature(function: Callable) -> inspect.Signature:
 
 
 def flat_doc(function: Callable) -> str | None:
-    """The docstring of a recipe, with a line for each field of `SharedSettings` that it does not
-    describe itself."""
+    """The docstring of a recipe, with a line for each `SharedSettings` field that it leaves out."""
     signature = inspect.signature(function, eval_str=True)
     if not any(_is_shared(each) for each in signature.parameters.values()):
         return inspect.getdoc(function)
@@ -108,10 +109,7 @@ def flat_doc(function: Callable) -> str | None:
 
 
 def packed(function: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat settings as `function` takes them.
-
-    Those that are fields of `SharedSettings` within an instance.
-    """
+    """The flat settings as `function` takes them: fields of `SharedSettings` within an instance."""
     found = dict(settings)
     for name, each in inspect.signature(function, eval_str=True).parameters.items():
         # a field may be called as the parameter is
@@ -150,7 +148,7 @@ def _summary(function: Callable) -> str:
 
 
 def _described(function: Callable) -> dict[str, str]:
-    """What is said about each setting, in the docstring or in that of the class it is a field of."""
+    """What is said about each setting, in the docstring or in that of its class."""
     found: dict[str, str] = {}
     for each in inspect.signature(function, eval_str=True).parameters.values():
         if _is_shared(each):

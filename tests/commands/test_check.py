@@ -21,7 +21,7 @@ OPTIONS = Options(workers=0)
 
 
 def test_figures(tmp_path, monkeypatch):
-    """A convolution of 3x3 from 3 to 8 channels and one of 1x1 to 7, on 12x12; nothing is written."""
+    """A 3x3 convolution from 3 to 8 channels and a 1x1 one to 7, on 12x12; writes nothing."""
     monkeypatch.chdir(tmp_path)
     results = check(recognition(), Options(workers=0, micro_batch=3))["results"]
     assert results["weights"] == (3 * 9 + 1) * 8 + 2 * 8 + (8 + 1) * 7
@@ -114,8 +114,9 @@ def test_settings_that_do_nothing():
     )
     told = "; ".join(check(recipe, options)["warnings"])
     for words in (
-        "--micro-batch 99 does nothing", "--log-every 10000 is more than the 2 steps", "--evaluate-every 50: the run",
-        "--checkpoint-every 100000 is more", "drop_last leaves 12 of 27",
+        "--micro-batch 99 does nothing", "--log-every 10000 is more than the 2 steps",
+        "--evaluate-every 50: the run", "--checkpoint-every 100000 is more",
+        "drop_last leaves 12 of 27",
         "1 weights are not in the optimizer and will not change: extra",
     ):  # fmt: skip
         assert words in told, (words, told)
@@ -125,7 +126,7 @@ def test_settings_that_do_nothing():
 
 
 def test_batch_norm_under_a_schedule_free_optimizer():
-    """Its statistics are those of other weights than are evaluated, unless they are estimated anew."""
+    """Its statistics are those of other weights than are evaluated, unless re-estimated."""
     schedulefree = pytest.importorskip("schedulefree")
 
     def warnings(norm: bool, **options) -> list[str]:

@@ -34,7 +34,8 @@ import sys, time
 from trainkit.cli import main
 begun = time.perf_counter()
 main({words})
-print(time.perf_counter() - begun, [name for name in ("torch", "tyro", "rich") if name in sys.modules])
+loaded = [name for name in ("torch", "tyro", "rich") if name in sys.modules]
+print(time.perf_counter() - begun, loaded)
 """
 
 
@@ -48,10 +49,13 @@ def test_help_without_torch():
 
 
 @pytest.mark.parametrize(("command", "flags"), [
-    ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")), ("check", ("RECIPE", "--micro-batch")),
-    ("doctor", ("RECIPE", "--workers")), ("evaluate", ("RUN", "--scales", "--weights {None}|PATH")),
-    ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")), ("export", ("RUN", "--format")),
-    ("push", ("RUN", "--license", "of the model on the Hugging Face Hub")), ("replay", ("RUN", "--step")),
+    ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")),
+    ("check", ("RECIPE", "--micro-batch")), ("doctor", ("RECIPE", "--workers")),
+    ("evaluate", ("RUN", "--scales", "--weights {None}|PATH")),
+    ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")),
+    ("export", ("RUN", "--format")),
+    ("push", ("RUN", "--license", "of the model on the Hugging Face Hub")),
+    ("replay", ("RUN", "--step")),
 ])  # fmt: skip
 def test_help_of_a_command_without_torch(command, flags):
     done = run(sys.executable, "-c", IMPORTED.format(words=[command, "--help"])).stdout
@@ -124,7 +128,8 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
     assert main(["export", str(run), "--out", str(tmp_path / "w.safetensors")]) == 0
     capsys.readouterr()
     for words, told in (
-        (("evaluate", tmp_path / "w.safetensors"), "lies in no run, so that its recipe is not known"),
+        (("evaluate", tmp_path / "w.safetensors"),
+            "lies in no run, so that its recipe is not known"),
         (("evaluate", run, "--weights", run), "is no recipe: leave it out"),
         (("evaluate", RECOG), f"which weights? `trainkit evaluate {RECOG} --weights PATH`"),
         ((run,), "is a run, and this takes a recipe first;"),
@@ -156,9 +161,10 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
     for words in (
         "--epochs FLOAT passes over the training images (default: 120)",
         "--lr FLOAT learning rate of the backbone, for 16 images a batch (default: 0.01)",
-        "--seed {None}|INT" if command else "--seed INT", "--workers {None}|INT", "--out {None}|PATH",
-        *(["--weights {None}|PATH"] if command else ["--resume {auto,never}", "--log-every INT", "--checkpoint-every"]),
-        "--weights" if command else "--evaluate-every INT",
+        "--seed {None}|INT" if command else "--seed INT", "--workers {None}|INT",
+        "--out {None}|PATH",
+        *(["--weights {None}|PATH"] if command else ["--resume {auto,never}", "--log-every INT",
+            "--checkpoint-every"]), "--weights" if command else "--evaluate-every INT",
     ):  # fmt: skip
         assert words in text, words
     titles = re.findall(r"╭─ ([\w ]+?) ─", done.stdout)
@@ -485,7 +491,7 @@ def recipe():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_package_that_reading_needs_is_told(tmp_path, workers):
-    """Of labels as MATLAB writes them, without scipy: an empty one stands before the real one here."""
+    """Of labels as MATLAB writes them, without scipy: an empty one is before the real one here."""
     (tmp_path / "empty" / "scipy").mkdir(parents=True)
     (tmp_path / "empty" / "scipy" / "__init__.py").write_text("")
     (tmp_path / "mat.py").write_text(MAT.format(tests=str(TESTS)))

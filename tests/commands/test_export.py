@@ -145,8 +145,10 @@ class Noisy(Net):
 
 
 @pytest.mark.parametrize(("model", "kind", "message"), [
-    (Hidden, "safetensors", "m was not kept: its logits differ from the model's by 1 on 4 images; 0.001 is allowed"),
-    (lambda: Noisy(False), "torch-export", "m was not kept: its logits differ from the model's by 0.00"),
+    (Hidden, "safetensors",
+        "m was not kept: its logits differ from the model's by 1 on 4 images; 0.001 is allowed"),
+    (lambda: Noisy(False), "torch-export",
+        "m was not kept: its logits differ from the model's by 0.00"),
 ])  # fmt: skip
 def test_a_file_that_gives_something_else_is_not_kept(tmp_path, model, kind, message):
     recipe = with_classes(tmp_path, model=model())
@@ -181,7 +183,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert main([*words, "--data", "z"]) == 2
     assert "the weights in other.pth do not fit Net: none of its 1 names" in capsys.readouterr().err
     (tmp_path / "noisy.py").write_text(RECIPE.replace(
-        "return with_classes(data)", "from helpers.predictions import Hidden; return with_classes(data, model=Hidden())"
+        "return with_classes(data)",
+        "from helpers.predictions import Hidden; return with_classes(data, model=Hidden())"
     ))  # fmt: skip
     words[1], words[3] = "noisy.py", weights
     assert main([*words, "--data", "u", "--partial"]) == 1

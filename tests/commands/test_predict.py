@@ -426,7 +426,8 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
 
 
 @pytest.mark.parametrize("make, name, network", [
-    (with_classes, "Recognition", lambda: nn.Sequential(nn.Conv2d(3, 9, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+    (with_classes, "Recognition",
+        lambda: nn.Sequential(nn.Conv2d(3, 9, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())),
     (with_masks, "Segmentation", lambda: nn.Conv2d(3, 9, 1)),
 ])  # fmt: skip
 def test_a_network_with_more_outputs_than_classes_predicts_nothing(make, name, network, tmp_path):

@@ -161,9 +161,10 @@ def test_settings_that_are_dataclasses_come_back(value):
 @pytest.mark.parametrize(
     "value, annotation",
     [
-        ("many", float), (True, int), (True, float), (1, bool), (1.5, int), (None, float), ([1], int), ({}, str),
-        ("GREEN", Color), ("c", Literal["a", "b"]), ([1], tuple[int, int]), (["a"], tuple[int, ...]), ("x", list[str]),
-        ({"lr": 1.0, "gone": 2}, Outer), ({"color": "RED"}, Outer), ([1, 2, 3], Size), ({}, Inner | Outer | None),
+        ("many", float), (True, int), (True, float), (1, bool), (1.5, int), (None, float),
+        ([1], int), ({}, str), ("GREEN", Color), ("c", Literal["a", "b"]), ([1], tuple[int, int]),
+        (["a"], tuple[int, ...]), ("x", list[str]), ({"lr": 1.0, "gone": 2}, Outer),
+        ({"color": "RED"}, Outer), ([1, 2, 3], Size), ({}, Inner | Outer | None),
         ({"a": 1.0}, dict[int, float]), ("x", dict), ([], Path), ("x", int | None),
     ],
 )  # fmt: skip
@@ -282,7 +283,8 @@ from helpers.toy_recipes import in_blocks
 def recipe():
     made = in_blocks()
     def spoil(module, inputs, outputs):
-        return outputs * float("nan") if module.training and module[4].bias.detach().max() > 100 else outputs
+        spoilt = module.training and module[4].bias.detach().max() > 100
+        return outputs * float("nan") if spoilt else outputs
     made.model.register_forward_hook(spoil)
     return made
 """
@@ -325,7 +327,8 @@ def test_one_fault_has_one_exit_code(tmp_path, monkeypatch, capsys):
     save_file(recognition().model.state_dict(), "w.safetensors")
     weights = ("--weights", "w.safetensors")
     commands = {
-        "train": (), "check": (), "doctor": (), "evaluate": weights, "predict": (*weights, "--out", "o", "x.png"),
+        "train": (), "check": (), "doctor": (), "evaluate": weights,
+        "predict": (*weights, "--out", "o", "x.png"),
         "export": (*weights, "--out", "o.safetensors"),
     }  # fmt: skip
     for file, more in (("nothing.py", ()), ("broken.py", ()), ("mine.py", ("--epochs", "nan"))):

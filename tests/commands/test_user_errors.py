@@ -1,4 +1,4 @@
-"""Mistakes that newcomers made with the commands, each once: told before the work, in one message."""
+"""User errors that newcomers made with the commands: reported before the work, in one message."""
 
 import json
 import os
@@ -64,7 +64,8 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
         (tmp_path / "ren" / split / "ant").rename(tmp_path / "ren" / split / "fly")
     common = (RECIPE, "--weights", trained / "run", "--data", tmp_path / "ren")
     image = trained / "my" / "val" / "ant" / "0.png"
-    for words in (("evaluate", *common), ("predict", RECIPE, image, *common[1:], "--out", tmp_path / "out"),
+    for words in (("evaluate", *common),
+                  ("predict", RECIPE, image, *common[1:], "--out", tmp_path / "out"),
                   ("export", *common, "--out", tmp_path / "w.safetensors")):  # fmt: skip
         told = said(capsys, *words)
         assert (

@@ -18,9 +18,9 @@ from helpers.processes import PATIENCE, ROOT, TESTS, TOYS, run
 FOLDER = ROOT / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 MACHINE = {
-    "compute_environment", "debug", "distributed_type", "gpu_ids", "machine_rank", "main_process_ip",
-    "main_process_port", "mixed_precision", "num_machines", "num_processes", "rdzv_backend", "same_network", "use_cpu",
-    "fsdp_config", "deepspeed_config",
+    "compute_environment", "debug", "distributed_type", "gpu_ids", "machine_rank",
+    "main_process_ip", "main_process_port", "mixed_precision", "num_machines", "num_processes",
+    "rdzv_backend", "same_network", "use_cpu", "fsdp_config", "deepspeed_config",
 }  # fmt: skip
 # name: type, machines, processes, precision
 EXPECTED = {

@@ -20,7 +20,8 @@ from trainkit import evaluate
 from trainkit.distributed.fsdp import Sharding, prepare
 from trainkit.storage.checkpoint import list_checkpoints
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
         "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
 
 
@@ -112,9 +113,11 @@ task_module(torch.zeros(2, 3, 12, 12), torch.zeros(2, dtype=torch.long)).sum().b
 recipe.optimizer.step()
 weights = list(recipe.model.parameters())
 held = sum(local(weight).numel() for weight in weights)
-states = [value for state in recipe.optimizer.state.values() for value in state.values() if value.ndim]
+states = recipe.optimizer.state.values()
+states = [value for state in states for value in state.values() if value.ndim]
 assert is_sharded(task_module) and len(states) == 2 * len(weights)
-total, kept = sum(weight.numel() for weight in weights), sum(local(state).numel() for state in states)
+total = sum(weight.numel() for weight in weights)
+kept = sum(local(state).numel() for state in states)
 print(f"HELD {{held}} {{total}} {{kept}}\\n", end="")  # in one piece, as two processes write
 model = everything().model.to(memory_format=torch.channels_last)
 try: prepare(accelerator, TaskModule(model, recipe.task))

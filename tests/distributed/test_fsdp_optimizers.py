@@ -1,4 +1,4 @@
-"""Optimizers under FSDP on two gloo processes: as in one process, or refused before the first step."""
+"""Optimizers under FSDP on two gloo processes: as in one process, or refused before step 1."""
 
 import json
 import re
@@ -48,7 +48,8 @@ class ByNorm(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for weight in group["params"]:
-                local(weight).sub_(local(weight.grad) / local(weight.grad).norm(), alpha=group["lr"])
+                grad = local(weight.grad)
+                local(weight).sub_(grad / grad.norm(), alpha=group["lr"])
 
 
 class ByTotal(torch.optim.SGD):
@@ -108,9 +109,9 @@ again = {{name: resumed(accelerator, known[name]) for name in {resumed!r}}}
 if accelerator.is_main_process:
     print("FOUND", json.dumps([found, again]))
 """
-SAME = ["torch.optim.AdamW", "torch.optim.Adagrad", "torch.optim.NAdam", "torch.optim.RAdam", "torch.optim.ASGD",
-        "timm lamb", "timm lookahead_adamw", "schedulefree.AdamWScheduleFree", "schedulefree.ScheduleFreeWrapper",
-        "signs"]  # fmt: skip
+SAME = ["torch.optim.AdamW", "torch.optim.Adagrad", "torch.optim.NAdam", "torch.optim.RAdam",
+        "torch.optim.ASGD", "timm lamb", "timm lookahead_adamw", "schedulefree.AdamWScheduleFree",
+        "schedulefree.ScheduleFreeWrapper", "signs"]  # fmt: skip
 REFUSED = {
     "torch.optim.Muon": "its update of a weight of shape .* differs",
     "torch.optim.Rprop": "RuntimeError: ",

@@ -20,7 +20,8 @@ from trainkit.data.workers import choose_workers
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.storage.checkpoint import list_checkpoints
 
-LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1",
+          "--mixed_precision", "no",
           "--dynamo_backend", "no")  # fmt: skip
 NAMES = (
     "recognition",
@@ -195,7 +196,8 @@ class Odd:
     def __str__(self):
         raise KeyError("event")
 
-train(recognition(), Options(out=Path({str(tmp_path / "run")!r}), workers=0), settings={{"odd": Odd()}})
+options = Options(out=Path({str(tmp_path / "run")!r}), workers=0)
+train(recognition(), options, settings={{"odd": Odd()}})
 """)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -239,7 +241,8 @@ for function in (found, taken, broken, found):
     try: said = on_main_process(accelerator, function)["rank"]
     except UserError as error: said = str(error)
     except (KeyError, Stopped) as error: said = type(error).__name__
-    os.write(1, f"{os.environ['RANK']} {function.__name__}: {said}\\n".encode())  # at once, as two write
+    # at once, as two write
+    os.write(1, f"{os.environ['RANK']} {function.__name__}: {said}\\n".encode())
 """)
     printed = torchrun(2, script).stdout.splitlines()
     for rank, failed in ((0, "KeyError"), (1, "Stopped")):
@@ -325,7 +328,8 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(33, 33) for _ in range(4))
-        self.stem, self.head, self.spare = nn.Linear(432, 33), nn.Linear(33, CLASSES), nn.Linear(3, 3)
+        self.stem, self.head = nn.Linear(432, 33), nn.Linear(33, CLASSES)
+        self.spare = nn.Linear(3, 3)
         self.norm = nn.BatchNorm1d(33, affine=False)
 
     def forward(self, x):

@@ -45,16 +45,17 @@ FEW = {
 MANY = {
     64: (
         """
-    timm:mobileone_s0 timm:convmixer_768_32 timm:convnextv2_atto timm:cspresnet50 timm:densenet121 timm:dpn68
-    timm:edgenext_xx_small timm:efficientnet_lite0 timm:tf_efficientnetv2_b0 timm:fasternet_t0 timm:fastvit_t8
-    timm:focalnet_tiny_srf timm:ghostnet_050 timm:hardcorenas_a timm:hgnetv2_b0 timm:hrnet_w18_small
-    timm:inception_next_atto timm:mambaout_femto timm:poolformer_s12 timm:mobilenetv3_small_050
-    timm:mobilevit_xxs timm:mobilevitv2_050 timm:nf_regnet_b0 timm:pvt_v2_b0 timm:repghostnet_050
-    timm:repvit_m0_9 timm:repvgg_a0 timm:res2net50_14w_8s timm:resnest14d timm:resnet10t timm:resnetv2_18
-    timm:rexnet_100 timm:selecsls42 timm:legacy_seresnet18 timm:shvit_s1 timm:skresnet18 timm:starnet_s1
-    timm:tresnet_m timm:twins_pcpvt_small timm:ese_vovnet19b_dw timm:xception41 timm:legacy_xception timm:dla34
-    convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 regnet_y_400mf resnet18
-    resnext50_32x4d squeezenet1_0 swin_t swin_v2_t
+    timm:mobileone_s0 timm:convmixer_768_32 timm:convnextv2_atto timm:cspresnet50 timm:densenet121
+    timm:dpn68 timm:edgenext_xx_small timm:efficientnet_lite0 timm:tf_efficientnetv2_b0
+    timm:fasternet_t0 timm:fastvit_t8 timm:focalnet_tiny_srf timm:ghostnet_050 timm:hardcorenas_a
+    timm:hgnetv2_b0 timm:hrnet_w18_small timm:inception_next_atto timm:mambaout_femto
+    timm:poolformer_s12 timm:mobilenetv3_small_050 timm:mobilevit_xxs timm:mobilevitv2_050
+    timm:nf_regnet_b0 timm:pvt_v2_b0 timm:repghostnet_050 timm:repvit_m0_9 timm:repvgg_a0
+    timm:res2net50_14w_8s timm:resnest14d timm:resnet10t timm:resnetv2_18 timm:rexnet_100
+    timm:selecsls42 timm:legacy_seresnet18 timm:shvit_s1 timm:skresnet18 timm:starnet_s1
+    timm:tresnet_m timm:twins_pcpvt_small timm:ese_vovnet19b_dw timm:xception41 timm:legacy_xception
+    timm:dla34 convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2
+    regnet_y_400mf resnet18 resnext50_32x4d squeezenet1_0 swin_t swin_v2_t
     """
     ),
     32: (
@@ -69,10 +70,9 @@ MANY = {
     ),
     224: (
         """
-    timm:vit_tiny_patch16_224 timm:cait_xxs24_224 timm:coat_lite_tiny timm:convit_tiny timm:davit_tiny
-    timm:deit_tiny_patch16_224
-    timm:eva02_tiny_patch14_224 timm:efficientformerv2_s0 timm:efficientvit_m0 timm:levit_128s
-    timm:swin_tiny_patch4_window7_224 vit_b_16
+    timm:vit_tiny_patch16_224 timm:cait_xxs24_224 timm:coat_lite_tiny timm:convit_tiny
+    timm:davit_tiny timm:deit_tiny_patch16_224 timm:eva02_tiny_patch14_224 timm:efficientformerv2_s0
+    timm:efficientvit_m0 timm:levit_128s timm:swin_tiny_patch4_window7_224 vit_b_16
     """
     ),
 }
@@ -554,7 +554,7 @@ def test_networks_of_segmentation_models_say_what_they_take():
 
 
 def test_a_network_of_another_size_is_one_message(tmp_path):
-    """Raised by a library: told with the remedy. By the user's own network: as it is, to be found."""
+    """Raised by a library: reported with the remedy; by the user's own network: as it is."""
     model = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, depth=1, img_size=32)
     with pytest.raises(
         ValueError, match="VisionTransformer does not take images like these: .*height.*img_size"

@@ -277,8 +277,9 @@ def test_what_masks_looked_at_hold_otherwise(tmp_path):
     data = folder_of_masks(tmp_path / "torn", [mask, mask, mask])
     (tmp_path / "torn" / "masks" / "001.png").write_bytes(b"torn")
     Image.fromarray(mask + 9).save(tmp_path / "torn" / "masks" / "002.png")  # none of the classes
-    assert training_warnings(data, task) == ["class fg has none of 1 sampled training masks (3 there are); trainkit "
-                                             "doctor reads all"]  # fmt: skip
+    assert training_warnings(data, task) == [
+        "class fg has none of 1 sampled training masks (3 there are); trainkit doctor reads all"
+    ]
     # not of trainkit.data: nothing of it is read
     assert training_warnings(Two(3, (0, 255)), task) == []
 

@@ -1,4 +1,4 @@
-"""Whole trainings in one process: what they compute, what they leave in the folder, how they go on."""
+"""Whole trainings in one process: what they compute, what they write, how they resume."""
 
 import json
 import random
@@ -30,7 +30,8 @@ def test_steps_by_hand(tmp_path):
     net = Net(dense=False)
     data = Images(10, augment=False)
     recipe = recognition(
-        num_images=10, batch_size=4, model=net, train_data=data, epochs=1, schedule=cos(warmup_steps=1),
+        num_images=10, batch_size=4, model=net, train_data=data, epochs=1,
+        schedule=cos(warmup_steps=1),
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
     )  # fmt: skip
     seed_host(5)
@@ -447,8 +448,8 @@ class Points(Dataset):
 def test_a_new_task_needs_no_change_of_the_loop(tmp_path):
     model = torch.nn.Linear(2, 1)
     recipe = Recipe(
-        task=Regression(), model=model, train_data=Points(64), val_data=Points(10), epochs=30, batch_size=8,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1), schedule=cos(),
+        task=Regression(), model=model, train_data=Points(64), val_data=Points(10), epochs=30,
+        batch_size=8, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), schedule=cos(),
     )  # fmt: skip
     summary = train(recipe, Options(out=tmp_path, workers=0))
     assert summary["best"]["error"] < 1e-3 and summary["final"]["num_images"] == 10

@@ -174,7 +174,7 @@ def test_what_was_changed_on_purpose_is_all_that_changes(tmp_path, accelerator):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_only_the_optimizers_parameters_count(tmp_path, accelerator, frozen):
-    """A linear probe: norm and clip are of the head, and other gradients neither pile up nor stay."""
+    """A linear probe: norm and clip are of the head, and other gradients do not accumulate."""
     data = images()
 
     def probe(model: nn.Module) -> torch.optim.Optimizer:

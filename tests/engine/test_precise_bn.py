@@ -21,7 +21,7 @@ from trainkit.storage.checkpoint import list_checkpoints
 
 
 def test_precise_statistics_are_those_of_update_bn():
-    """torch's own, over the same images in the same passes; the ones counted in training come back."""
+    """torch's own, over the same images in the same batches; those of training come back."""
     recipe = with_batch_norm()
     accelerator, seed = start_accelerator(), 5
     with torch.no_grad():
@@ -106,7 +106,8 @@ recipe = residual(train_data=Images(50))
 task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
 to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
 with PreciseBatchNorm(recipe, task_module, accelerator, to_device, 5, 0, 50).estimated():
-    buffers = torch.cat([buffer.flatten().double() for buffer in recipe.model.buffers() if buffer.is_floating_point()])
+    buffers = [buffer for buffer in recipe.model.buffers() if buffer.is_floating_point()]
+    buffers = torch.cat([buffer.flatten().double() for buffer in buffers])
 torch.save(buffers, sys.argv[1] + str(accelerator.process_index))
 """)
     torchrun(1, script, tmp_path / "one-")

@@ -41,7 +41,7 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_it_is_the_same_training(tmp_path, plain, way, processes):
-    """Losses and evaluations within what the precision leaves; weights saved under their own names."""
+    """Losses and evaluations within what the precision leaves; weights under their own names."""
     if processes == 1:
         words = [sys.executable, str(TOYS), str(tmp_path), *NAMES]
         subprocess.run(words, env={**os.environ, **WAYS[way]}, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Windows, scales and flips: against one window at a time in float64, on any number of processes."""
+"""Windows, scales and flips: against one window at a time in float64, on several processes."""
 
 import hashlib
 import json
@@ -134,8 +134,9 @@ def test_windows_cover_every_pixel(length, window, stride):
 
 def test_what_is_refused():
     for words, message in (
-        ({"scales": ()}, "scales are"), ({"scales": (0.0,)}, "scales are"), ({"window": 0}, "window is 0"),
-        ({"stride": 3}, "stride is 3 without a window"), ({"window": 8, "stride": 9}, "pixels would be left out"),
+        ({"scales": ()}, "scales are"), ({"scales": (0.0,)}, "scales are"),
+        ({"window": 0}, "window is 0"), ({"stride": 3}, "stride is 3 without a window"),
+        ({"window": 8, "stride": 9}, "pixels would be left out"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Inference(**words)
@@ -232,7 +233,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 
 def test_images_as_they_are_stored(tmp_path):
-    """Each in its own size, whole, against a loop; a part of the data stays the part that it was."""
+    """Each in its own size, whole, against a loop; a subset of the data stays that subset."""
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
     random = np.random.default_rng(0)
@@ -288,7 +289,8 @@ def test_details_of_classes():
     predictions = torch.tensor([[0, 1], [1, 0], [0, 1], [2, 0], [0, 1]])
     metric.add_batch(predictions=predictions, references=torch.tensor([0, 1, 1, -1, 0]))
     assert metric.details(metric.rows()) == {
-        "accuracy": {"cat": 1.0, "dog": 0.5, "owl": None}, "confusion": [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+        "accuracy": {"cat": 1.0, "dog": 0.5, "owl": None},
+        "confusion": [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
     }  # fmt: skip
 
 

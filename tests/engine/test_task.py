@@ -1,4 +1,4 @@
-"""What the loop asks of a task: defaults, what changes with the step, and targets made in the step."""
+"""The loop's calls of a task: defaults, what changes with the step, targets made in the step."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -92,7 +92,7 @@ class Warmed(nn.Module):
 
 @dataclass
 class Annealed(Inherits):
-    """Changes a buffer of the model, an attribute of it and a weight of its own loss with the step."""
+    """Changes a buffer and an attribute of the model and a weight of its own loss with the step."""
 
     fails_at: int | None = None
     weight: float = math.nan
@@ -113,8 +113,9 @@ def regression(task, model=None, **changes):
     torch.manual_seed(0)
     model = nn.Linear(2, 1) if model is None else model
     settings = {
-        "task": task, "model": model, "train_data": Points(24), "val_data": Points(10), "epochs": 4, "batch_size": 8,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05), "schedule": cos(),
+        "task": task, "model": model, "train_data": Points(24), "val_data": Points(10), "epochs": 4,
+        "batch_size": 8, "optimizer": torch.optim.SGD(model.parameters(), lr=0.05),
+        "schedule": cos(),
     }  # fmt: skip
     return Recipe(**(settings | changes))
 

@@ -85,7 +85,8 @@ def test_killed_and_gone_on_with(tmp_path, precision):
     toys(tmp_path / "whole", "all", **env)
     process = subprocess.Popen(
         [sys.executable, str(TOYS), str(tmp_path / "killed"), "all"],
-        env={**os.environ, **env, "TOY_SLEEP": "0.05"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, **env, "TOY_SLEEP": "0.05"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for(tmp_path / "killed" / "all", checkpoint_of(4), process)
     kill_all(process)
@@ -111,7 +112,8 @@ class Loud(Recognition):
     def losses(self, outputs, targets):
         return 1000 * super().losses(outputs, targets)
 
-train(recognition(task=Loud(CLASSES)), Options(out=Path(sys.argv[1]), seed=5, workers=0, log_every=1))
+options = Options(out=Path(sys.argv[1]), seed=5, workers=0, log_every=1)
+train(recognition(task=Loud(CLASSES)), options)
 """)
     env = {**os.environ, "ACCELERATE_MIXED_PRECISION": "fp16"}
     subprocess.run([sys.executable, str(script), str(tmp_path / "run")], env=env, check=True)

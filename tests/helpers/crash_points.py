@@ -1,7 +1,7 @@
 """Saves a checkpoint beside an older one again and again, dying by SIGKILL at one file operation
 later each time.
 
-    python tests/helpers/crash_points.py FOLDER        prints the operation before which it died, one a line
+    python tests/helpers/crash_points.py FOLDER        # prints the operation before each death
 
 Operations of Python are seen by an audit hook (open, mkdir, rename, remove, rmdir, scandir); fsync
 and the writing of safetensors, which it does not see, by a wrapper around each. A file dies half

@@ -54,8 +54,9 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 # push and replay take no recipe
 COMMANDS = ("train", "check", "doctor", "evaluate", "predict", "export")
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore",
-    "CUDA_VISIBLE_DEVICES": "", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1",
+    "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0",
+    "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "", "TERM": "dumb", "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
 }  # fmt: skip
 LIMIT_S = 300  # of one command
 # the size of a checkpoint has the digits of its seconds
@@ -670,7 +671,7 @@ def all_jobs() -> dict[str, Callable[[], Any]]:
 
 
 def record(out: Path, patterns: list[str], num_jobs: int) -> int:
-    """Do the jobs that match, `num_jobs` at a time, and write what they found; 1 where one failed."""
+    """Do the jobs that match, `num_jobs` at a time, and write the results; 1 where one failed."""
     import accelerate  # noqa: F401
     import rich  # noqa: F401
     import torch

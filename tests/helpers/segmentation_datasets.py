@@ -101,10 +101,12 @@ def coco_files(root, **changes):
         "info": {"year": 2017, "description": "a {brace} and a [bracket]"},
         "licenses": [],
         "images": [
-            {"license": 3, "file_name": f"{i:012d}.jpg", "height": 60, "width": 80, "id": i} for i in (34, 30, 25, 9)
+            {"license": 3, "file_name": f"{i:012d}.jpg", "height": 60, "width": 80,
+                "id": i} for i in (34, 30, 25, 9)
         ],
         "annotations": [
-            {"segmentation": shape, "area": areas[n], "iscrowd": many, "image_id": image, "category_id": category,
+            {"segmentation": shape, "area": areas[n], "iscrowd": many, "image_id": image,
+                "category_id": category,
              "id": n}
             for n, (image, category, shape, many) in enumerate(objects)
         ],

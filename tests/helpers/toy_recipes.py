@@ -261,7 +261,7 @@ def write_parquet(folder: Path) -> Path:
 
 
 def streamed(**changes) -> Recipe:
-    """The images of `recognition` in parquet files at TOY_PARQUET, read two row groups at a time."""
+    """The images of `recognition` in parquet files at TOY_PARQUET, two row groups interleaved."""
     from trainkit.data.datasets.hub import HubImages
 
     source, columns = os.environ["TOY_PARQUET"], ("image", "label", 2)

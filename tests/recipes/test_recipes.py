@@ -212,7 +212,8 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
         == json.loads((tmp_path / "run" / "summary.json").read_text())["final"]["mIoU"]
     )
     assert [each["protocol"] for each in found.values()] == [
-        crop, "long side 112, seen whole, scale 1", crop.replace("seen whole", "windows of 64 every 48")
+        crop, "long side 112, seen whole, scale 1",
+        crop.replace("seen whole", "windows of 64 every 48")
     ]  # fmt: skip
     assert all(each["split"] == "val" and each["num_images"] == 24 for each in found.values())
     assert torch.tensor(found["crop"]["confusion"]).sum() <= 24 * 64 * 64

@@ -261,7 +261,7 @@ class Deadly(Images):
 # has not come to be.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_told(tmp_path):
-    """torch notices a death by a signal, which names it, or by itself; both come, as time has it."""
+    """torch notices a death by a signal, which names it, or by itself; either may come first."""
     told = (
         r"data-loading worker .pid \d+. died of SIGKILL: somebody, or the system, killed it"
         r" .*resumes from the last"

@@ -23,7 +23,7 @@ from trainkit.storage.checkpoint_writer import CheckpointWriter
 
 
 def test_death_before_every_operation_of_a_save(tmp_path):
-    """Every checkpoint there is whole, whatever the process died over, and the next save cleans up."""
+    """Every checkpoint is whole, wherever the process died, and the next save cleans up."""
     printed = run_command(
         sys.executable, str(TESTS / "helpers" / "crash_points.py"), str(tmp_path)
     ).stdout.splitlines()
@@ -132,7 +132,7 @@ def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path, background)
 
 
 def test_a_run_that_can_save_again_forgets_its_trouble(tmp_path):
-    """With `continue`: one save fails, the next does not, and a bad image later on loses nothing."""
+    """With `continue`: one save fails, the next does not, and a later bad image loses nothing."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Rocky(Images):

@@ -93,7 +93,7 @@ def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
 
 
 def test_a_worker_is_born_with_the_signal_blocked(tmp_path):
-    """Every thread of it but the one that waits for it; and the training itself is not deaf to it."""
+    """Every thread but the one that waits for the signal; and the training itself receives it."""
     process = start(tmp_path, "all", workers=1, TOY_THREADS="2")
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     (worker,) = psutil.Process(process.pid).children()
@@ -159,7 +159,8 @@ def evaluations(folder: Path) -> list:
 
 def test_an_orphan_stops(tmp_path, unstopped):
     """The single-process launcher dies of SIGTERM and does not pass it on."""
-    launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",
+              "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}
     process = subprocess.Popen(
@@ -392,7 +393,7 @@ def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_going_on_with_channels_last(tmp_path, fused):
-    """The optimizer's state lies in memory as its weights do, which fused kernels take for granted."""
+    """The optimizer's state lies in memory as its weights do, which fused kernels rely on."""
 
     def training():
         seed_host(5)

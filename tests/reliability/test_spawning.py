@@ -41,8 +41,16 @@ def recipe(use_lambda: bool = False) -> Recipe:
     """
     transform = (lambda image: shifted(image)) if use_lambda else shifted
     model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 3))
-    return Recipe(task=Recognition(3), model=model, train_data=Stripes(transform), val_data=Stripes(transform),
-                  optimizer=SGD(model.parameters(), lr=0.1), schedule=constant(), epochs=1, batch_size=4)
+    return Recipe(
+        task=Recognition(3),
+        model=model,
+        train_data=Stripes(transform),
+        val_data=Stripes(transform),
+        optimizer=SGD(model.parameters(), lr=0.1),
+        schedule=constant(),
+        epochs=1,
+        batch_size=4,
+    )
 '''
 BESIDE = """
 def shifted(image):

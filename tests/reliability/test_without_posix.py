@@ -14,7 +14,8 @@ HIDING = """
 import multiprocessing.context, os, signal, sys
 import accelerate, datasets, psutil, torch, torchvision  # which do without, on Windows
 sys.modules["fcntl"] = sys.modules["resource"] = None
-del multiprocessing.context.ForkContext, multiprocessing.context.ForkProcess, os.fork, os.sched_getaffinity
+del multiprocessing.context.ForkContext, multiprocessing.context.ForkProcess
+del os.fork, os.sched_getaffinity
 for name in ("SIGUSR1", "SIGHUP", "SIGKILL", "SIGBUS", "sigwaitinfo", "pthread_sigmask"):
     delattr(signal, name)
 from trainkit.cli import main

@@ -42,7 +42,7 @@ def none_hangs_after_the_test():
 
 @pytest.mark.parametrize("before", [0, 1])
 def test_another_takes_the_place_of_one_that_never_begins(monkeypatch, before):
-    """Real forks, stopped where a lock held by another thread stops them: before a line of Python."""
+    """Real forks, stopped where a lock held by another thread stops them: before any Python."""
     monkeypatch.setattr(workers, "PATIENCE", 1.0)
     HANGING[:] = bytes([before, 1])
     with pytest.warns(RuntimeWarning) as warned:

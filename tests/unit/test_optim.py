@@ -112,10 +112,11 @@ def test_layer_decay_beside_a_head():
 
 
 TIMMS = [  # layers as timm counts them
-    ("convnext_tiny", 20), ("swin_tiny_patch4_window7_224", 14), ("regnety_008", 16), ("vit_tiny_patch16_224", 14),
-    ("beit_base_patch16_224", 14), ("eva02_tiny_patch14_224", 14), ("mobilenetv3_large_100", 18),
-    ("efficientnet_b0", 18), ("swinv2_tiny_window8_256", 14), ("hiera_tiny_224", 14), ("maxvit_tiny_tf_224", 6),
-    ("deit3_small_patch16_224", 14), ("levit_128", 14), ("densenet121", 60), ("resnet50", 18), ("cait_xxs24_224", 26),
+    ("convnext_tiny", 20), ("swin_tiny_patch4_window7_224", 14), ("regnety_008", 16),
+    ("vit_tiny_patch16_224", 14), ("beit_base_patch16_224", 14), ("eva02_tiny_patch14_224", 14),
+    ("mobilenetv3_large_100", 18), ("efficientnet_b0", 18), ("swinv2_tiny_window8_256", 14),
+    ("hiera_tiny_224", 14), ("maxvit_tiny_tf_224", 6), ("deit3_small_patch16_224", 14),
+    ("levit_128", 14), ("densenet121", 60), ("resnet50", 18), ("cait_xxs24_224", 26),
     ("resnetv2_50", 18), ("xcit_nano_12_p16_224", 16), ("coatnet_0_rw_224", 6),
 ]  # fmt: skip
 
@@ -162,7 +163,8 @@ def weights_by_layer(model) -> list[int]:
 
 @pytest.mark.parametrize(
     "name, timms",
-    [("resnet50", "resnet50"), ("regnet_y_400mf", "regnety_004"), ("convnext_tiny", "convnext_tiny"),
+    [("resnet50", "resnet50"), ("regnet_y_400mf", "regnety_004"),
+        ("convnext_tiny", "convnext_tiny"),
      ("efficientnet_b0", "efficientnet_b0"), ("efficientnet_v2_s", "tf_efficientnetv2_s"),
      ("mobilenet_v2", "mobilenetv2_100"), ("swin_t", "swin_tiny_patch4_window7_224"),
      ("vit_b_16", "vit_base_patch16_224")],
@@ -184,13 +186,19 @@ def test_layers_of_torchvisions_are_those_of_timms(name, timms):
     # by hand: stem, blocks and head, and of what the first, second and last but one layer begin
     # with
     [
-        ("maxvit_t", {0: "stem.", 1: "blocks.0.layers.0.", 2: "blocks.0.layers.1.", 11: "blocks.3.layers.1.",
+        ("maxvit_t",
+            {0: "stem.", 1: "blocks.0.layers.0.", 2: "blocks.0.layers.1.", 11: "blocks.3.layers.1.",
                       12: "classifier.5."}),
-        ("densenet121", {0: "features.conv0.", 6: "features.denseblock1.denselayer6.", 7: "features.transition1.",
+        ("densenet121",
+            {0: "features.conv0.", 6: "features.denseblock1.denselayer6.",
+                7: "features.transition1.",
                          58: "features.denseblock4.denselayer16.", 59: "features.norm5."}),
-        ("swin_v2_t", {0: "features.0.", 1: "features.1.0.", 3: "features.2.", 11: "features.6.", 13: "norm."}),
+        ("swin_v2_t",
+            {0: "features.0.", 1: "features.1.0.", 3: "features.2.", 11: "features.6.",
+                13: "norm."}),
         ("googlenet", {0: "conv1.", 1: "inception3a.", 9: "inception5b.", 10: "fc."}),
-        ("mobilenet_v3_large", {0: "features.0.", 1: "features.1.", 15: "features.15.", 16: "classifier.3."}),
+        ("mobilenet_v3_large",
+            {0: "features.0.", 1: "features.1.", 15: "features.15.", 16: "classifier.3."}),
         ("shufflenet_v2_x1_0", {0: "conv1.", 1: "stage2.0.", 16: "stage4.3.", 17: "conv5.1."}),
         ("vgg11", {0: "features.0.", 1: "features.3.", 8: "classifier.0.", 10: "classifier.6."}),
     ],
@@ -212,7 +220,8 @@ def test_layers_of_torchvisions_by_hand(name, layers):
     "name, names",
     [("vit_b_16", {"class_token", "encoder.pos_embedding"}), ("resnet18", set()),
      ("swin_t", {f"features.{stage}.{block}.attn.relative_position_bias_table"
-                 for stage, blocks in ((1, 2), (3, 2), (5, 6), (7, 2)) for block in range(blocks)})],
+                 for stage,
+                 blocks in ((1, 2), (3, 2), (5, 6), (7, 2)) for block in range(blocks)})],
 )  # fmt: skip
 def test_embeddings_never_decay(name, names):
     with torch.device("meta"):
@@ -229,7 +238,8 @@ def test_embeddings_never_decay(name, names):
 
 @pytest.mark.parametrize(
     "name, layers, last",
-    [("timm:swin_tiny_patch4_window7_224", 14, r"layers_3\.blocks\.1\."), ("timm:regnety_008", 16, r"s4\.b2\."),
+    [("timm:swin_tiny_patch4_window7_224", 14, r"layers_3\.blocks\.1\."),
+        ("timm:regnety_008", 16, r"s4\.b2\."),
      ("timm:convnext_tiny", 20, r"stages_3\.blocks\.2\."), ("timm:resnet50", 18, r"layer4\.2\."),
      ("timm:hiera_tiny_224", 14, r"blocks\.11\."), ("timm:efficientnet_b0", 18, r"blocks\.6\.0\.")],
 )  # fmt: skip

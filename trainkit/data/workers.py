@@ -37,7 +37,7 @@ TRIES = 3
 GROUPS_SIGNALS = {
     getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 }
-"""that a terminal, a launcher or a scheduler sends to a whole group, and that are the training's affair"""
+"""sent to a whole process group by a terminal, launcher or scheduler; the training handles them"""
 _STARTED: WeakSet = WeakSet()  # workers of this process
 _kills_before = 0  # by the system for lack of memory, before the newest workers began
 

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive whoever read them: a closed pipe or terminal, a full disk."""
+"""Standard output and error that outlive their reader: a closed pipe or terminal, a full disk."""
 
 import os
 import sys
@@ -8,10 +8,13 @@ WIDTH = 80  # columns, where COLUMNS says that there are none
 
 
 class LastingStream:
-    """A text stream whose reader may go away: from then on what is written is dropped.
+    """A text stream whose reader may disappear: from then on what is written is dropped.
 
-    told: standard error says so, once. What the stream's encoding cannot say is escaped. As of the
-    stream: all else.
+    All else is as the stream has it; what its encoding cannot express is escaped.
+
+    Args:
+        stream: the stream itself.
+        told: whether standard error reports the loss, once.
     """
 
     def __init__(self, stream: TextIO, told: bool = True):
@@ -40,7 +43,7 @@ class LastingStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush what was written."""
         if not self._gone:
             try:
                 self._stream.flush()
@@ -68,12 +71,13 @@ def lasting(stream: TextIO, told: bool = True) -> Any:
 
 
 def keep_standard_streams(told: bool) -> None:
-    """Have this process's output and error outlive their readers.
-
-    `told`: what is to be said of that.
+    """Make this process's output and error outlive their readers.
 
     Where one was closed before the start, what is opened next would get its number, and all that a
     library prints.
+
+    Args:
+        told: whether a loss is reported.
     """
     for descriptor in range(3):
         try:
@@ -87,7 +91,7 @@ def keep_standard_streams(told: bool) -> None:
 
 
 def columns() -> int | None:
-    """Of the screen, where COLUMNS holds none that one can write in; None: as the terminal says."""
+    """Columns of the screen where COLUMNS holds an unusable number; None: as the terminal says."""
     given = os.environ.get("COLUMNS")
     return None if given is None or (given.isdigit() and int(given) > 0) else WIDTH
 

@@ -28,7 +28,12 @@ MATRIX_CELL = 4  # columns of the screen
 
 
 class Display:
-    """Shows nothing where `active` is false."""
+    """Shows the progress and results of a command; nothing where `active` is false.
+
+    Args:
+        active: whether this process shows anything.
+        console: where it writes; None for standard output.
+    """
 
     def __init__(self, active: bool = True, console: Console | None = None):
         self.active = active
@@ -37,12 +42,18 @@ class Display:
         self._shown = 0.0
 
     def note(self, text: str) -> None:
-        """A line of text."""
+        """Show a line of text."""
         if self.active:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, total_steps: int, step: int, steps_per_epoch: int) -> None:
-        """Show the bar of a training, where there is a terminal to show it in."""
+        """Show the bar of a training, where there is a terminal to show it in.
+
+        Args:
+            total_steps: steps of the whole run.
+            step: steps done so far.
+            steps_per_epoch: steps of one epoch.
+        """
         if not (self.active and self.console.is_terminal):
             return
         # No refreshing thread: the loop calls `advance`, and forked workers inherit no lock.
@@ -74,7 +85,7 @@ class Display:
             )
 
     def row(self, row: Mapping[str, Any], total_steps: int) -> None:
-        """A row of the log: into the bar, or as a plain line."""
+        """Show a row of the log: in the bar, or as a plain line."""
         loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
         metrics = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
         for name in ("skipped_steps", "bad_images", "windows_without_targets"):
@@ -98,13 +109,20 @@ class Display:
         percent: Collection[str] = (),
         per_class: Collection[str] = (),
     ) -> None:
-        """A table of an evaluation's metrics, those of each class below their mean.
+        """Show a table of an evaluation's metrics, those of each class below their mean.
 
-        percent: names of results that are fractions, shown as percent; others are plain numbers of
-        four digits. per_class: names of those with a value for each class. With a confusion matrix
-        among the results a row for each class follows, the matrix, as a table where the screen is
-        wide enough and else row by row, and the most frequent confusions. Intervals ("_95") and
-        results of EMA weights ("ema_") are formatted as what they are of.
+        With a confusion matrix among the results a row for each class follows, then the matrix, as
+        a table where the screen is wide enough and else row by row, and the most frequent
+        confusions. Intervals ("_95") and results of EMA weights ("ema_") are formatted as what they
+        are of.
+
+        Args:
+            title: stands above the table.
+            results: metrics by name, as in results.json.
+            best: whether these results are the best of the run so far.
+            percent: names of results that are fractions, shown as percent; others are plain numbers
+                of four digits.
+            per_class: names of results with a value for each class.
         """
         if not self.active:
             return
@@ -142,7 +160,7 @@ class Display:
         per_class: Collection[str],
         form: Mapping[str, Callable[[Any], str]],
     ) -> None:
-        """A row for each class, and the confusions, where the results hold them."""
+        """Show a row for each class, and the confusions, where the results hold them."""
         confusion = results.get("confusion", ())
         found = {
             name: list(values.items() if isinstance(values, Mapping) else enumerate(values))
@@ -168,14 +186,16 @@ class Display:
             ]
             for i in order
         ]
-        self.grid(f"{len(rows)} of {len(names)} classes, lowest first" if len(rows) < len(names) else "classes",
-                  ["class", *found], rows)  # fmt: skip
+        title = "classes"
+        if len(rows) < len(names):
+            title = f"{len(rows)} of {len(names)} classes, lowest first"
+        self.grid(title, ["class", *found], rows)
         self._confusion(names, confusion, order)
 
     def _confusion(
         self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]
     ) -> None:
-        """The matrix, in percent of a row.
+        """Show the matrix in percent of a row.
 
         A table where the screen is wide enough, else rows in `order` in words.
         """
@@ -225,7 +245,7 @@ class Display:
     def _per_class(
         values: Mapping[str, Any] | list, form: Callable[[Any], str], limit: int = 20
     ) -> Table:
-        """The classes that have a value, the largest `limit`, in two columns."""
+        """Tabulate the classes that have a value, the largest `limit`, in two columns."""
         pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
         known = sorted(
             ((value, str(name)) for name, value in pairs if value is not None), reverse=True
@@ -239,7 +259,7 @@ class Display:
         return grid
 
     def table(self, title: str, rows: Mapping[str, Any]) -> None:
-        """Names and values, one a line."""
+        """Show names and values, one a line."""
         if not self.active:
             return
         table = Table(title=title, title_justify="left", show_header=False)
@@ -250,7 +270,7 @@ class Display:
         self.console.print(table)
 
     def grid(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """A table with a head; numbers stand to the right."""
+        """Show a table with a head; numbers are aligned to the right."""
         if not self.active:
             return
         rows = list(rows)
@@ -267,7 +287,10 @@ class Display:
     def track(self, batches: Iterable[Batch], total: int, what: str) -> Iterator[Batch]:
         """Pass batches on, and show how many of `total` items have come.
 
-        A bar, or a line now and then.
+        Args:
+            batches: what is passed on; the length of a batch is its number of items.
+            total: number of items in all.
+            what: what the items are, for the line.
         """
         bar = self._counting(what, total) if self.active and self.console.is_terminal else None
         shown, done = time.monotonic(), 0
@@ -288,9 +311,10 @@ class Display:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Yield a function that takes (done, total).
+        """Yield a function that takes (done, total), for work that may take more than a moment.
 
-        Progress is shown where the work takes more than a moment.
+        Args:
+            what: what is done, for the line.
         """
         bar, shown = None, time.monotonic()
         live = self.active and self.console.is_terminal
@@ -312,7 +336,7 @@ class Display:
                 bar.stop()
 
     def _counting(self, what: str, total: int) -> Progress:
-        """A bar; without a thread that refreshes it, as workers are forked meanwhile."""
+        """Make a bar; without a thread that refreshes it, as workers are forked meanwhile."""
         columns = (
             TextColumn(what),
             BarColumn(bar_width=None),
@@ -327,7 +351,7 @@ class Display:
 
     @staticmethod
     def curve(values: Sequence[float]) -> str:
-        """Values as a line of blocks, from 0 to the largest."""
+        """Draw values as a line of blocks, from 0 to the largest."""
         top = max(values) or 1.0
         return (
             "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] for value in values)
@@ -335,7 +359,7 @@ class Display:
         )
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()
@@ -343,20 +367,19 @@ class Display:
 
 
 def of_launcher() -> Display:
-    """A display in the first of the processes that a launcher started, for when they do not know
-    each other yet."""
+    """Make a display in the first of the launcher's processes, before they are connected."""
     return Display(rank() == 0)
 
 
 def error(text: str) -> None:
-    """One message to standard error."""
+    """Write one message to standard error."""
     _console(sys.stderr).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _console(stream: TextIO | None) -> Console:
-    """One on `stream`, whose reader may go away.
+    """Make a console on `stream`, whose reader may disappear.
 
-    None: a stream that was closed before the start shows nothing.
+    None, a stream that was closed before the start, shows nothing.
     """
     return Console(
         file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None
@@ -364,7 +387,7 @@ def _console(stream: TextIO | None) -> Console:
 
 
 def _bare(name: str) -> str:
-    """The name of the result that this is an interval of, or that of the EMA weights."""
+    """The name of the result that an interval, or a result of the EMA weights, belongs to."""
     return name.removeprefix("ema_").removesuffix("_95")
 
 
@@ -373,7 +396,7 @@ def _percent(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    """Four digits of a number that has a fraction."""
+    """A number with a fraction in four digits."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e15 else f"{value:.0f}"

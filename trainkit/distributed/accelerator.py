@@ -28,8 +28,8 @@ REFUSED_ENGINES = {
 }
 
 TRANSPORTS = (
-    "gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Socket Timeout", "TCPStore",
-    "client socket has failed", "Timed out waiting", "Broken pipe",
+    "gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Socket Timeout",
+    "TCPStore", "client socket has failed", "Timed out waiting", "Broken pipe",
 )  # fmt: skip
 
 

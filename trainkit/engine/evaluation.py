@@ -39,7 +39,8 @@ from trainkit.storage.weights import named_as, take_weights
 
 # Names beside the metrics in a row of the log, and in results.json.
 IN_ROWS = (
-    "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images", WITHOUT
+    "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images",
+    WITHOUT
 )  # fmt: skip
 RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
 

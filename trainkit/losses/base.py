@@ -17,7 +17,7 @@ from trainkit.errors import UserError
 
 
 class Criterion(Protocol):
-    """One loss; a recipe may bring its own."""
+    """Interface of a loss; a recipe may bring its own."""
 
     @property
     def name(self) -> str:
@@ -28,14 +28,40 @@ class Criterion(Protocol):
         """Weight of the loss among several, above 0; an attribute does."""
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-        """Sum of the loss over the targets that are not `ignore`: a float32 scalar, on the graph."""
+        """Sum the loss over the targets that are not `ignore`.
+
+        Args:
+            logits: (N, C), or (N, C, H, W) at the size of the targets.
+            targets: class ids (N,), probabilities (N, C), or masks (N, H, W).
+            ignore: the id that adds nothing.
+
+        Returns:
+            A float32 scalar, with gradients.
+        """
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
-        """What the sum is divided by: a float32 scalar, on the device of the targets."""
+        """Count what the sum is divided by.
+
+        Args:
+            targets: as in the call.
+            ignore: the id that adds nothing.
+            num_classes: C.
+
+        Returns:
+            A float32 scalar on the device of the targets.
+        """
 
 
 def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tuple[Criterion, ...]:
-    """One loss or several as a tuple. Raises UserError where they cannot be used, or not together."""
+    """One loss or several as a tuple.
+
+    Args:
+        loss: one loss, or several.
+        num_classes: of the task.
+
+    Raises:
+        UserError: they cannot be used, or not together.
+    """
     criteria = tuple(loss) if isinstance(loss, Sequence) else (loss,)
     for each in criteria:
         if not (hasattr(each, "count") and hasattr(each, "factor") and hasattr(each, "name")):
@@ -58,7 +84,11 @@ def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tupl
 
 
 def check_maps(criterion: Criterion, logits: Tensor) -> None:
-    """Raises UserError where the logits are not one per pixel and class."""
+    """Check that the logits are one per pixel and class.
+
+    Raises:
+        UserError: they are not.
+    """
     if logits.ndim != 4:
         raise UserError(
             f"{type(criterion).__name__} is a segmentation loss, and the logits are"

@@ -22,12 +22,23 @@ def cross_entropy_sum(
     label_smoothing: float = 0.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum of cross-entropies in nats, a float32 scalar.
+    """Sum of cross-entropies in nats.
 
-    logits: (N, C) or (N, C, H, W). targets: class ids (N,) or (N, H, W), of which `ignore` adds
-    nothing, or probabilities (N, C) as mixup and cutmix make them. weight: (C,) per class. With
-    label smoothing s the target is (1 - s) of itself and s / C of every class (Szegedy et al.,
-    2016); of a row that sums to less than 1, see `num_valid`, that share of it.
+    With label smoothing s the target is (1 - s) of itself and s / C of every class; of a row that
+    sums to less than 1, see `num_valid`, that share of it.
+
+    Args:
+        logits: (N, C) or (N, C, H, W).
+        targets: class ids (N,) or (N, H, W), or probabilities (N, C) as mixup and cutmix make them.
+        ignore: the class id that adds nothing.
+        label_smoothing: s, in [0, 1).
+        weight: (C,), one per class; None for 1.
+
+    Returns:
+        A float32 scalar.
+
+    Source:
+        Label smoothing: Szegedy et al., 2016.
     """
     if logits.ndim == 4 and not label_smoothing:
         each = cross_entropies(logits, targets, ignore)  # (N, H, W)
@@ -49,10 +60,15 @@ def cross_entropy_sum(
 
 
 def cross_entropies(logits: Tensor, targets: Tensor, ignore: int = -1) -> Tensor:
-    """Cross-entropy of each target in nats, float32 in the shape of the targets, 0 where they are
-    `ignore`.
+    """Cross-entropy of each target in nats.
 
-    logits: (N, C) or (N, C, H, W). targets: class ids (N,) or (N, H, W).
+    Args:
+        logits: (N, C) or (N, C, H, W).
+        targets: class ids (N,) or (N, H, W).
+        ignore: the class id whose cross-entropy is 0.
+
+    Returns:
+        float32 in the shape of the targets.
     """
     if logits.ndim == 4:
         return _PixelCrossEntropy.apply(logits, targets, ignore)
@@ -60,9 +76,7 @@ def cross_entropies(logits: Tensor, targets: Tensor, ignore: int = -1) -> Tensor
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each pixel, image by image in float32.
-
-    A second copy of all logits is never made.
+    """Cross-entropy of each pixel, image by image in float32, without a second copy of all logits.
 
     What autograd keeps is the logits as they are; the softmax is computed again for the gradient.
     For 4 images of 150 classes at 512 x 512 in bfloat16 the peak is 0.7 GiB beside the logits,
@@ -71,7 +85,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-        """logits: (N, C, H, W). targets: (N, H, W)."""
+        """Compute the losses (N, H, W) of logits (N, C, H, W) and targets (N, H, W)."""
         valid = is_valid(targets, ignore)
         ids = torch.where(valid, targets, 0).long()
         normaliser = torch.empty(targets.shape, device=logits.device)  # (N, H, W)
@@ -86,7 +100,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """(softmax - one-hot) x gradient (N, H, W), of valid pixels."""
+        """Compute (softmax - one-hot) x gradient (N, H, W), of valid pixels."""
         logits, ids, valid, normaliser = ctx.saved_tensors
         result = torch.empty_like(logits)
         for image, wanted, counted, log_sum, factor, out in zip(
@@ -99,12 +113,17 @@ class _PixelCrossEntropy(torch.autograd.Function):
 
 
 def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -> Tensor:
-    """What `cross_entropy_sum` is divided by, a float32 scalar.
+    """Count what `cross_entropy_sum` is divided by: valid targets, or the sum of their weights.
 
-    Valid targets, or the sum of their weights.
+    Args:
+        targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's
+            own mean, and less where a row sums to less: mixup leaves the share of an ignored image
+            empty.
+        ignore: the class id that is not counted.
+        weight: (C,), one per class; None for 1.
 
-    targets: ids of any shape, or probabilities (N, C), which count one per image as in torch's own
-    mean, and less where a row sums to less: mixup leaves the share of an ignored image empty.
+    Returns:
+        A float32 scalar.
     """
     if targets.is_floating_point():
         return shares(targets).sum()
@@ -125,7 +144,7 @@ def is_valid(targets: Tensor, ignore: int) -> Tensor:
 
 
 def check_ignore(targets: Tensor, ignore: int) -> str | None:
-    """What is wrong with an `ignore` that the targets' type cannot hold, or None."""
+    """Say what is wrong with an `ignore` that the targets' type cannot hold, or None."""
     if targets.dtype == torch.bool:
         return None
     limits = torch.iinfo(targets.dtype)
@@ -139,9 +158,15 @@ def check_ignore(targets: Tensor, ignore: int) -> str | None:
 
 
 def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
-    """Raises UserError where a network has not one output for each class of a task.
+    """Check that a network has one output for each class of a task.
 
-    (N, C) or (N, C, H, W).
+    Args:
+        logits: (N, C) or (N, C, H, W).
+        num_classes: of the task.
+        name: of the output, for the message.
+
+    Raises:
+        UserError: it has not.
     """
     if logits.ndim < 2 or logits.shape[1] != num_classes:
         outputs = (
@@ -156,10 +181,7 @@ def check_num_outputs(logits: Tensor, num_classes: int, name: str) -> None:
 
 
 def shares(targets: Tensor) -> Tensor:
-    """How much of each row of probabilities (N, C) there is, float32 (N,).
-
-    1 where none of it is ignored.
-    """
+    """The share of each row of probabilities (N, C) that is not ignored: float32 (N,)."""
     return targets.float().sum(1).clamp(max=1.0)
 
 
@@ -170,9 +192,15 @@ def _weights(targets: Tensor, ignore: int, weight: Tensor) -> Tensor:
 
 
 def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
-    """Which classes occur in each mask: (N, H, W) ids -> (N, num_classes) float32 of 0 and 1.
+    """Which classes occur in each mask, for the whole batch at once and on its device.
 
-    The target of the semantic-encoding loss, for the whole batch at once and on its device.
+    Args:
+        targets: class ids (N, H, W).
+        num_classes: C.
+        ignore: the label that is no class.
+
+    Returns:
+        (N, C), float32 of 0 and 1.
     """
     ids = targets.flatten(1).long()  # (N, H W)
     ids = torch.where(is_valid(targets, ignore).flatten(1), ids, num_classes)
@@ -182,11 +210,18 @@ def class_presence(targets: Tensor, num_classes: int, ignore: int) -> Tensor:
 
 
 def presence_loss_sum(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-    """Semantic-encoding loss (Zhang et al., 2018, EncNet).
+    """Binary cross-entropy of class presence, summed (semantic-encoding loss); divide it by N C.
 
-    Binary cross-entropy of class presence, summed.
+    Args:
+        logits: (N, C), one per class.
+        targets: segmentation masks (N, H, W).
+        ignore: the label that is no class.
 
-    logits: (N, C), one per class. targets: segmentation masks (N, H, W). Divide by N C.
+    Returns:
+        A float32 scalar.
+
+    Source:
+        Zhang et al., 2018, EncNet.
     """
     presence = class_presence(targets, logits.shape[1], ignore)
     return F.binary_cross_entropy_with_logits(logits.float(), presence, reduction="sum")

@@ -22,8 +22,14 @@ from trainkit.losses.functional import (
 class CrossEntropy:
     """Cross-entropy of masks, class ids or probabilities; with class weights a weighted mean.
 
-    weight: one per class, or None; the count is then the sum of the targets' weights, as in torch's
-    mean. label_smoothing: see `trainkit.losses.functional.cross_entropy_sum`.
+    Args:
+        weight: one per class, or None; the count is then the sum of the targets' weights, as in
+            torch's mean.
+        label_smoothing: in [0, 1), see `trainkit.losses.functional.cross_entropy_sum`.
+        factor: weight of this loss beside others.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     weight: Sequence[float] | None = None
@@ -48,11 +54,20 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Focal:
-    """-w (1 - p)^gamma log p of the target's class (Lin et al., 2017, with a softmax), over valid
-    targets.
+    """Focal loss -w (1 - p)^gamma log p of the target's class, with a softmax, over valid targets.
 
-    weight: the paper's alpha, one per class, or None for 1. Of a mixture of classes (mixup) it is
-    the mixture of their focal losses.
+    Of a mixture of classes (mixup) it is the mixture of their focal losses.
+
+    Args:
+        gamma: exponent, at least 0.
+        weight: w, the paper's alpha, one per class; None for 1.
+        factor: weight of this loss beside others.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Lin et al., 2017, Focal Loss for Dense Object Detection, there with a sigmoid.
     """
 
     gamma: float = 2.0
@@ -90,10 +105,20 @@ class Focal:
 class OHEM:
     """Cross-entropy of each image's hardest pixels, the share `keep` of its valid ones, rounded up.
 
-    Online hard example mining (Shrivastava et al., 2016) with a share for each image, as DeeperLab
-    has it (Yang et al., 2019; Panoptic-DeepLab keeps 0.2). The other form, all pixels whose
-    probability is below a threshold, has no count before the forward pass, and what it keeps
-    depends on how a batch is split into micro-batches; it is left out.
+    The other form, all pixels whose probability is below a threshold, has no count before the
+    forward pass, and what it keeps depends on how a batch is split into micro-batches; it is left
+    out.
+
+    Args:
+        keep: share of the valid pixels, in (0, 1].
+        factor: weight of this loss beside others.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Online hard example mining: Shrivastava et al., 2016; with a share for each image: Yang et
+        al., 2019, DeeperLab. Panoptic-DeepLab keeps 0.2.
     """
 
     keep: float = 0.2
@@ -126,12 +151,19 @@ class OHEM:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Binary cross-entropy of every class, for recognition (Wightman et al., 2021, ResNet strikes
-    back).
+    """Binary cross-entropy of every class, for recognition.
 
-    threshold: probabilities above it, after smoothing, become 1 and others 0, so that both images
-    of a mixup are wholly present (0.2 in the paper); None leaves them. label_smoothing: as in
-    `CrossEntropy`.
+    Args:
+        threshold: probabilities above it, after smoothing, become 1 and others 0, so that both
+            images of a mixup are wholly present (0.2 in the paper); None leaves them.
+        label_smoothing: as in `CrossEntropy`.
+        factor: weight of this loss beside others.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Wightman et al., 2021, ResNet strikes back.
     """
 
     threshold: float | None = None

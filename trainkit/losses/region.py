@@ -17,12 +17,23 @@ from trainkit.losses.functional import class_presence, is_valid
 
 @dataclass(frozen=True)
 class Dice:
-    """1 - (2 sum(p g) + smooth) / (sum(p^2) + sum(g) + smooth) of each image and each class present
-    in its labels.
+    """Dice loss of each image and each class in its labels.
 
-    p: probabilities, g: 0 or 1, summed over the valid pixels of the image (Milletari et al., 2016).
-    Classes that an image's labels lack are not counted: what is wrongly given to them is missing
-    from those it has.
+    It is 1 - (2 sum(p g) + smooth) / (sum(p^2) + sum(g) + smooth).
+
+    Here p are probabilities and g is 0 or 1, summed over the valid pixels of the image. Classes
+    that an image's labels lack are not counted: what is wrongly given to them is missing from those
+    it has.
+
+    Args:
+        smooth: added to both sums, at least 0.
+        factor: weight of this loss beside others.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Milletari et al., 2016, V-Net.
     """
 
     smooth: float = 1.0
@@ -40,7 +51,7 @@ class Dice:
         return _image_by_image(self._of_image, logits, targets, ignore)
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
-        """logits: (C, H, W). target: (H, W)."""
+        """Sum over the classes of one image: logits (C, H, W), target (H, W)."""
         # (H, W), (C, H, W)
         valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
         p = logits.float().softmax(0) * valid
@@ -58,12 +69,16 @@ class Dice:
 
 @dataclass(frozen=True)
 class Lovasz:
-    """Lovasz-softmax.
-
-    A surrogate of 1 - IoU, per image, mean over the classes present (Berman et al., 2018).
+    """Lovasz-softmax, a surrogate of 1 - IoU: per image, mean over the classes present.
 
     Takes a sort of all pixels for every class: several times the memory of one image's float32
     logits.
+
+    Args:
+        factor: weight of this loss beside others.
+
+    Source:
+        Berman et al., 2018, The Lovasz-Softmax Loss.
     """
 
     factor: float = 1.0
@@ -76,7 +91,7 @@ class Lovasz:
         return _image_by_image(self._of_image, logits, targets, ignore)
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
-        """logits: (C, H, W). target: (H, W)."""
+        """Mean over the classes of one image: logits (C, H, W), target (H, W)."""
         # (H, W), (C, H W)
         valid, members = is_valid(target, ignore), _members(target, ignore, len(logits)).flatten(1)
         p = logits.float().softmax(0).flatten(1)
@@ -110,10 +125,7 @@ def _members(target: Tensor, ignore: int, num_classes: int) -> Tensor:
 def _image_by_image(
     of_image: Callable[..., Tensor], logits: Tensor, targets: Tensor, ignore: int
 ) -> Tensor:
-    """Sum over images.
-
-    What each needs in float32 is computed again in the backward pass, and not kept for all.
-    """
+    """Sum over images; float32 copies are computed again in the backward pass, not kept for all."""
     total = torch.zeros((), device=logits.device)
     for image, target in zip(logits, targets):
         total = total + checkpoint(

@@ -13,10 +13,7 @@ from torch import Tensor
 
 
 class Counting:
-    """What the metrics below share.
-
-    `counts`, and the names by which `evaluate.combine` calls a metric.
-    """
+    """Base class of the metrics below: streaming counts, with names for `evaluate.combine`."""
 
     name: str
     counts: Tensor  # int64, one dimension
@@ -41,19 +38,37 @@ class Counting:
         self.counts = torch.zeros_like(self.counts)
 
     def add_batch(self, *, predictions: Tensor, references: Tensor, **_: object) -> None:
-        """Count one batch; tensors on any one device, or what `torch.as_tensor` takes."""
+        """Count one batch.
+
+        Args:
+            predictions: tensors on any one device, or what `torch.as_tensor` takes; see the class.
+            references: the ground truth, see the class.
+        """
         predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
         self.counts = self.counts.to(predictions.device) + self._count(predictions, references)
 
     def add(self, *, prediction: Tensor, reference: Tensor, **_: object) -> None:
-        """Count one image."""
+        """Count one image; arguments as for `add_batch`, without the batch dimension.
+
+        Args:
+            prediction: of the image.
+            reference: of the image.
+        """
         self.add_batch(
             predictions=torch.as_tensor(prediction)[None],
             references=torch.as_tensor(reference)[None],
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **_: object) -> dict:
-        """Results over all batches counted since the last `compute` (fractions in [0, 1])."""
+        """Results over all batches counted since the last `compute`, which are then forgotten.
+
+        Args:
+            predictions: one more batch to be counted first, or None.
+            references: of these predictions.
+
+        Returns:
+            Metrics by name, fractions in [0, 1].
+        """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         self.counts = self.counts.cpu()
@@ -63,11 +78,12 @@ class Counting:
 
 
 class PerImage:
-    """One row of counts per image, whose sum gives a metric.
+    """One row of counts per image, whose sum gives a metric, for its confidence interval.
 
-    What its confidence interval is computed from.
-
-    details: further results from the rows of all images.
+    Args:
+        count: predictions and references of a batch -> int64 (N, S).
+        statistic: sums (B, S) -> metric (B,).
+        details: further results from the rows of all images.
     """
 
     def __init__(
@@ -84,7 +100,7 @@ class PerImage:
         self._rows.append(self.count(predictions, references).cpu())
 
     def rows(self) -> Tensor:
-        """(N, S) int64."""
+        """The counts of all images: int64 (N, S)."""
         return torch.cat(self._rows) if self._rows else torch.zeros(0, 1, dtype=torch.int64)
 
 
@@ -96,7 +112,9 @@ def each_metric(metric: object) -> list:
 def declared(task: Any, what: str) -> frozenset[str]:
     """Names of results that a task, or one of its metrics, declares by an attribute.
 
-    "percent" or "per_class".
+    Args:
+        task: the task.
+        what: the attribute, "percent" or "per_class".
     """
     metrics = [*task.metrics(), *task.thorough_metrics()]
     holders = [task, *(one for metric in metrics for one in each_metric(metric))]

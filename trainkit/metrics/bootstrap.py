@@ -12,13 +12,21 @@ DRAWS = 1000
 def interval(
     rows: Tensor, statistic: Callable[[Tensor], Tensor], seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % bootstrap confidence interval over 1000 resamples with replacement (Efron, 1979).
+    """95 % bootstrap confidence interval over 1000 resamples of the images with replacement.
 
-    None for no images.
+    The images are sorted first, so that neither their order nor the number of processes changes the
+    resamples.
 
-    rows: counts of each image (N, S), whose sum gives the metric. statistic: sums (B, S) -> metric
-    (B,). The images are sorted first, so that neither their order nor the number of processes
-    changes the resamples.
+    Args:
+        rows: counts of each image (N, S), whose sum gives the metric.
+        statistic: sums (B, S) -> metric (B,).
+        seed: of the resamples.
+
+    Returns:
+        Lower and upper bound; None for no images.
+
+    Source:
+        Efron, 1979, Bootstrap Methods: Another Look at the Jackknife.
     """
     if not len(rows):
         return None

@@ -1,6 +1,4 @@
-"""Class ids from scores, and confusion counts of class ids.
-
-Equal to plain torch's, and faster on a CPU.
+"""Class ids from scores, and confusion counts: equal to plain torch's, faster on a CPU.
 
 Memory bandwidth is the limit on a CPU. Scores are taken in pieces that fit into its cache, without
 boolean indexing.
@@ -17,11 +15,17 @@ LARGEST_TABLE = 1 << 20  # cells
 
 
 def argmax_labels(scores: Tensor) -> Tensor:
-    """`scores.argmax(1)` of (N, C, ...): int64 (N, ...), the first class of the largest score.
+    """The most probable class of each image or pixel, as `scores.argmax(1)` has it.
 
     Torch goes along the classes, which lie far apart, one pixel after the other. The largest score,
     whether each score is that one, and of these the first class are steps over whole rows of
     pixels.
+
+    Args:
+        scores: (N, C, ...).
+
+    Returns:
+        int64 (N, ...), the first class of the largest score.
     """
     lies_well = scores.device.type != "cpu" or scores.stride(1) == 1  # on a GPU, or channels last
     if (
@@ -49,11 +53,17 @@ def argmax_labels(scores: Tensor) -> Tensor:
 
 
 def count_pairs(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:
-    """Pixels of each pair.
+    """Count the pixels of each pair of a reference and a predicted class.
 
-    Int64 (C + 2, C + 1), of two tensors of class ids of one shape and any integer types.
+    Args:
+        predictions: class ids of any shape and integer type.
+        references: class ids of the same shape.
+        num_classes: C.
+        ignore: the reference that is not counted among the classes.
 
-    Rows: references 0..C-1, ignored, out of range. Columns: predictions 0..C-1, out of range.
+    Returns:
+        int64 (C + 2, C + 1). Rows: references 0..C-1, ignored, out of range. Columns: predictions
+        0..C-1, out of range.
     """
     predictions, references = predictions.flatten(), references.flatten()
     shape, counts = (num_classes + 2, num_classes + 1), None
@@ -67,7 +77,7 @@ def count_pairs(predictions: Tensor, references: Tensor, num_classes: int, ignor
 
 
 class _Kept(threading.local):
-    """Memory that stays from batch to batch: the system would page it in anew each time."""
+    """Memory that stays from batch to batch: the system would page it in again each time."""
 
     def __init__(self) -> None:
         with torch.inference_mode(False):  # whichever mode the first batch is counted in
@@ -80,7 +90,7 @@ _kept = _Kept()
 def _count_as_they_are(
     predictions: Tensor, references: Tensor, num_classes: int, ignore: int
 ) -> Tensor | None:
-    """From a table with a row for each value that a reference may have, the ignored ones too.
+    """Count from a table with a row for each value that a reference may have, the ignored ones too.
 
     None where an id has no place in it, or the ignored one is so far from the classes that it would
     be large.
@@ -111,7 +121,7 @@ def _count_as_they_are(
 
 
 def _within(ids: Tensor, low: int, high: int) -> bool:
-    """Whether all are from `low` to `high`, as none at all are."""
+    """Whether all are from `low` to `high`; True for no ids."""
     if not len(ids):
         return True
     least, most = map(int, ids.aminmax())
@@ -129,6 +139,6 @@ def _cells(predictions: Tensor, references: Tensor, num_classes: int, ignore: in
 
 
 def _count_in_place(cells: Tensor, num_cells: int) -> Tensor:
-    """How often each cell occurs, without waiting for a device, as bincount would."""
+    """Count how often each cell occurs, without waiting for a device, as bincount would."""
     counts = torch.zeros(num_cells, dtype=torch.int64, device=cells.device)
     return counts.scatter_add_(0, cells, torch.ones_like(cells))

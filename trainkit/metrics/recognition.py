@@ -17,9 +17,13 @@ UNIT = 2**30
 class TopK(Counting):
     """Fraction of images whose class is among the k most probable: {"top1": ..., "top5": ...}.
 
-    predictions: scores (N, C) as floats, class ids ranked by probability (N, K) with K >= max(ks),
-    or class ids (N,), which give the top 1 alone. references: class ids (N,); negative ones are not
-    counted.
+    Predictions are scores (N, C) as floats, class ids ranked by probability (N, K) with K >=
+    max(ks), or class ids (N,), which give the top 1 alone. References are class ids (N,); negative
+    ones are not counted.
+
+    Args:
+        ks: the values of k, in rising order.
+        classes: how many, or their names, for the accuracy and confusion of each class.
     """
 
     name = "topk"
@@ -83,10 +87,7 @@ class TopK(Counting):
         return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1), self._details)
 
     def _details(self, rows: Tensor) -> dict:
-        """Accuracy of each class, None where it does not occur.
-
-        Confusion, a row for each class of the references.
-        """
+        """Accuracy of each class, None where it does not occur, and the confusion matrix."""
         if self.classes is None:
             return {}
         num_classes = self.classes if isinstance(self.classes, int) else len(self.classes)
@@ -106,14 +107,18 @@ class TopK(Counting):
 
 
 class CalibrationError(Counting):
-    """Expected calibration error: {"calibration_error": ...}, in [0, 1] (Guo et al., 2017).
+    """Expected calibration error: {"calibration_error": ...}, in [0, 1].
 
     The probability of the top-1 class falls into one of `bins` intervals of equal width, open
-    below: sum over them of |images right - sum of probabilities| / number of images. Each
-    probability is rounded to 1e-9.
+    below: sum over them of |correct images - sum of probabilities| / number of images. Each
+    probability is rounded to 1e-9. Predictions are logits, or logarithms of probabilities (N, C),
+    whose softmax is what is measured. References are class ids (N,); negative ones are not counted.
 
-    predictions: logits, or logarithms of probabilities (N, C), whose softmax is what is measured.
-    references: class ids (N,); negative ones are not counted.
+    Args:
+        bins: number of intervals.
+
+    Source:
+        Guo et al., 2017, On Calibration of Modern Neural Networks.
     """
 
     name = "calibration_error"

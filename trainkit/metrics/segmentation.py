@@ -11,18 +11,26 @@ from trainkit.metrics.confusion import count_pairs
 
 
 class MeanIoU(Counting):
-    """Pixel accuracy and mean intersection over union, from one confusion matrix over the whole
-    split.
+    """Pixel accuracy and mean intersection over union, from one confusion matrix of a split.
 
-    predictions, references: class ids (N, H, W) or any equal shapes. References equal to `ignore`
-    are not counted; any other id outside [0, num_classes) is an error.
+    Predictions and references are class ids (N, H, W) or any equal shapes. References equal to
+    `ignore` are not counted; any other id outside [0, num_classes) is an error.
 
     Results: "pixAcc"; "mIoU", the mean over classes that occur in prediction or reference; "IoU",
     one per class, None where it occurs in neither; "num_classes", how many the mean counted;
-    "mAcc", the mean over classes of the references of the part of them that was found; "fwIoU", IoU
-    weighted by the classes' pixels. With absent="zero" a class that occurs nowhere scores 0 and is
-    counted, as the official ADE20K script and PyTorch-Encoding do; on a full split there is no
-    difference.
+    "mAcc", the mean recall over classes of the references; "fwIoU", IoU weighted by the classes'
+    pixels.
+
+    Args:
+        num_classes: how many classes there are.
+        ignore: the reference that is not counted.
+        absent: "skip", or "zero": a class that occurs nowhere scores 0 and is counted, as in the
+            official ADE20K script and PyTorch-Encoding; on a full split there is no difference.
+        class_names: names for "IoU" and the details.
+
+    Raises:
+        UserError: `absent` is another word, there is not one name for each class, or, by `compute`,
+            an id outside the classes was counted.
     """
 
     name = "mean_iou"
@@ -79,7 +87,8 @@ class MeanIoU(Counting):
     def confusion(self) -> Tensor:
         """Pixels of each (reference, prediction) pair so far: int64 (C, C).
 
-        Raises UserError where an id outside the classes was counted.
+        Raises:
+            UserError: an id outside the classes was counted.
         """
         cells = self.counts.view(self.num_classes + 2, self.num_classes + 1)
         stray_references, stray_predictions = int(cells[-1].sum()), int(cells[:-2, -1].sum())
@@ -118,12 +127,10 @@ class MeanIoU(Counting):
         }
 
     def details(self) -> dict:
-        """Too much for a row of the log.
+        """ "accuracy" of each class and "confusion", which are too much for a row of the log.
 
-        "accuracy" of each class, None where it does not occur, and "confusion".
-
-        confusion: pixels, a row for each class of the references, a column for each class
-        predicted.
+        Accuracy is None where a class does not occur. The confusion holds pixels: a row for each
+        class of the references, a column for each class predicted.
         """
         return _of_classes(self.confusion().cpu(), self.class_names)
 

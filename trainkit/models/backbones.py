@@ -1,6 +1,4 @@
-"""Backbones by name.
-
-Networks without their classifier, of which heads take the maps after each stage.
+"""Backbones by name: networks without their classifier, whose feature maps a head takes.
 
 A backbone has `channels`, those of its last four stages, and returns the maps under the names of
 `trainkit.models.small.named_maps`: c1 to c4, and what torchvision's own segmentation models ask
@@ -35,14 +33,20 @@ SMALL = {
 
 
 def backbone(name: str, pretrained: bool = True, stride: int = 8) -> Backbone:
-    """A module from images (N, 3, H, W) to the maps after its last four stages.
+    """Build a module from images (N, 3, H, W) to the maps after its last four stages.
 
-    name: "small" (`SmallResNet`, for two CPU cores), one of torchvision's ResNets such as
-    "resnet50" or "resnext101_32x8d", or "timm:" and a name of timm's, such as "timm:resnest50d".
-    pretrained: start from published ImageNet weights (torchvision's IMAGENET1K_V1, timm's default),
-    downloaded once. stride: image pixels per step of the last map, 8, 16 or 32; below 32 the last
-    stages dilate. The images' mean and std stay the recipe's: some of timm's weights want others
-    than ImageNet's. Raises UserError for what there is not, cannot dilate, or cannot be downloaded.
+    The images' mean and std stay the recipe's: some of timm's weights want others than ImageNet's.
+
+    Args:
+        name: "small" (`SmallResNet`, for two CPU cores), one of torchvision's ResNets such as
+            "resnet50" or "resnext101_32x8d", or "timm:" and a name of timm's, such as
+            "timm:resnest50d".
+        pretrained: start from published ImageNet weights (torchvision's IMAGENET1K_V1, timm's
+            default), downloaded once.
+        stride: image pixels per step of the last map, 8, 16 or 32; below 32 the last stages dilate.
+
+    Raises:
+        UserError: there is no such network, it cannot dilate, or its weights cannot be downloaded.
     """
     if stride not in DILATED:
         raise UserError(f"backbone: stride is {stride}; it must be 8, 16 or 32")
@@ -144,8 +148,7 @@ def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
 
 
 def _of_any_size(name: str, pretrained: bool, **settings: Any) -> tuple[Any, int]:
-    """The network for images of any size, where it is built for one (Swin), and what their sides
-    are divisible by.
+    """A network for images of any size, where it is built for one (Swin), and its size divisor.
 
     One that timm builds for a single size says so when it gets another.
     """

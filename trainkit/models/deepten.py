@@ -1,6 +1,7 @@
-"""Deep-TEN (Zhang et al., 2017, "Deep TEN: Texture Encoding Network").
+"""Deep-TEN: an image as a set of features without order.
 
-An image as a set of features without order.
+Source:
+    Zhang et al., 2017, Deep TEN: Texture Encoding Network.
 """
 
 from torch import Tensor, nn
@@ -12,12 +13,15 @@ from trainkit.models.encoding import Encoding
 
 
 class DeepTEN(nn.Module):
-    """The last map of `backbone`, narrowed, encoded, of length 1, classified.
+    """The last map of `backbone`: reduced, encoded, normalised to length 1, classified.
 
     For images of any size.
 
-    backbone: images -> maps with c4, and their `channels`. channels: of the features that are
-    encoded.
+    Args:
+        backbone: images -> maps with c4, and their `channels`.
+        num_classes: how many classes there are.
+        channels: of the features that are encoded.
+        num_codewords: of the encoding.
     """
 
     def __init__(

@@ -1,9 +1,11 @@
-"""EncNet (Zhang et al., 2018, "Context Encoding for Semantic Segmentation").
+"""EncNet: an encoding of the whole image weighs channels and predicts which classes occur.
 
-An encoding of the whole image predicts a factor per channel and the classes that occur (the
-semantic-encoding loss). Where the paper and the authors' code (PyTorch-Encoding) differ, this
-follows the code, which gave the published results: a 1x1 convolution before the encoding, and the
-mean over codewords, not the sum. With the sum the sigmoid of the factors begins saturated.
+Where the paper and the authors' code (PyTorch-Encoding) differ, this follows the code, which gave
+the published results: a 1x1 convolution before the encoding, and the mean over codewords, not the
+sum. With the sum the sigmoid of the factors begins saturated.
+
+Source:
+    Zhang et al., 2018, Context Encoding for Semantic Segmentation.
 """
 
 import torch
@@ -16,9 +18,11 @@ from trainkit.models.encoding import Encoding
 
 
 class ContextEncoding(nn.Module):
-    """A map and what it holds as a whole.
+    """Weighs the channels of a map by an encoding of all of it.
 
-    (N, C, H, W) -> the map with its channels weighted, code (N, C).
+    Args:
+        channels: of the map.
+        num_codewords: of the encoding.
     """
 
     def __init__(self, channels: int, num_codewords: int = 32):
@@ -29,9 +33,9 @@ class ContextEncoding(nn.Module):
         self.attention = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x + x * gamma, with one gamma in (0, 1) per image and channel.
+        """Return x + x * gamma (N, C, H, W), and the code (N, C) that gamma comes from.
 
-        And the code that it comes from.
+        There is one gamma in (0, 1) per image and channel.
         """
         code = self.norm(self.encoding(self.project(x))).relu().mean(1)  # (N, C)
         gamma = torch.sigmoid(self.attention(code))
@@ -39,9 +43,15 @@ class ContextEncoding(nn.Module):
 
 
 class EncHead(nn.Module):
-    """c4, with lateral c2 and c3 beside it, -> {"out": (N, num_classes, h, w), "se".
+    """EncNet's head: c4, with lateral c2 and c3 beside it, -> {"out": logits, "se": logits}.
 
-    (N, num_classes)}.
+    Args:
+        in_channels: channels of c1 to c4.
+        num_classes: how many classes there are.
+        channels: width of the head.
+        num_codewords: of the encoding.
+        se: whether there are logits "se" (N, num_classes) of which classes occur.
+        lateral: whether c2 and c3 are used beside c4.
     """
 
     def __init__(
@@ -67,7 +77,10 @@ class EncHead(nn.Module):
         self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Logits at the size of c4, or of c2 with lateral connections; at stride 8 these are one."""
+        """Return logits "out" at the size of c4, or of c2 with lateral connections.
+
+        At stride 8 these sizes are one.
+        """
         x = self.squeeze(maps["c4"])
         if self.lateral is not None and self.fuse is not None:
             beside = [connect(maps[name]) for connect, name in zip(self.lateral, ("c2", "c3"))]
@@ -84,9 +97,14 @@ class EncHead(nn.Module):
 class EncNet(DenseModel):
     """Context encoding on the last map of `backbone`.
 
-    channels: width of the head. num_codewords: of the encoding. aux: logits "aux" from c3. se:
-    logits "se" (N, num_classes) of which classes occur. lateral: c2 and c3 beside c4, as published
-    for Pascal-Context.
+    Args:
+        backbone: images -> maps c1 to c4, with their `channels`.
+        num_classes: how many classes there are.
+        channels: width of the head.
+        num_codewords: of the encoding.
+        aux: whether there are logits "aux" from c3.
+        se: whether there are logits "se" (N, num_classes) of which classes occur.
+        lateral: c2 and c3 beside c4, as published for Pascal-Context.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""What the segmentation networks share.
-
-A backbone, a head, an auxiliary head, and upsampling to the input size.
-"""
+"""Base of the segmentation networks: backbone, head, auxiliary head, upsampling."""
 
 from collections import OrderedDict
 
@@ -15,11 +12,18 @@ from trainkit.models.base import Backbone
 class DenseModel(nn.Module):
     """Logits at the image's size, as `trainkit.tasks.segmentation.Segmentation` reads them.
 
-    backbone: images -> maps c1 to c4, with their `channels`. head: those maps -> a dict with logits
-    "out" (N, C, h, w) and whatever else it says. aux: an FCN head on c3 as well, whose logits are
-    "aux" (Zhao et al., 2017). A head that no term of the loss reads receives no gradient (unused
-    parameters), which DDP refuses: leave it out where its factor is 0. A training step needs two
-    images or more in each process where a head pools to one pixel before a BatchNorm.
+    A head that no term of the loss reads receives no gradient (unused parameters), which DDP
+    refuses: leave it out where its factor is 0. A training step needs two images or more in each
+    process where a head pools to one pixel before a BatchNorm.
+
+    Args:
+        backbone: images -> maps c1 to c4, with their `channels`.
+        head: those maps -> a dict with logits "out" (N, C, h, w) and whatever else it returns.
+        num_classes: how many classes there are.
+        aux: an FCN head on c3 as well, whose logits are "aux".
+
+    Source:
+        Auxiliary head: Zhao et al., 2017, PSPNet.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, aux: bool):
@@ -29,8 +33,7 @@ class DenseModel(nn.Module):
         self.aux_head = FCNHead(backbone.channels[-2], num_classes) if aux else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) -> the head's outputs and "aux", maps among them resized to (N, C, H,
-        W)."""
+        """Return the head's outputs and "aux" of images (N, 3, H, W), maps resized to (H, W)."""
         maps = self.backbone(images)
         outputs = OrderedDict(self.head(maps))
         if self.aux_head is not None:
@@ -42,9 +45,9 @@ class DenseModel(nn.Module):
 
 
 def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Bilinear, pixels as areas: (N, C, h, w) -> (N, C, *size).
+    """Resize maps (N, C, h, w) to (N, C, *size), bilinear with pixels as areas.
 
-    Without a way around it for equal sizes, which would bind an exported model to the sizes it was
+    Equal sizes take the same way: a shortcut would bind an exported model to the sizes it was
     traced with.
     """
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -11,12 +11,19 @@ from torch import Tensor, nn
 
 
 def encode(features: Tensor, codewords: Tensor, smoothing: Tensor) -> Tensor:
-    """features (N, P, D), codewords (K, D), smoothing (K,) -> residuals (N, K, D), which grow with
-    P.
+    """Encode features by codewords: residuals, which grow with the number of features P.
 
     Squares and sums are multiplied out, so that the largest tensors are (N, P, K) and (N, P, D),
     and never (N, P, K, D). In float32 or more, whatever autocast says: distances are differences of
     large numbers.
+
+    Args:
+        features: (N, P, D).
+        codewords: (K, D).
+        smoothing: (K,).
+
+    Returns:
+        (N, K, D).
     """
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.promote_types(features.dtype, torch.float32)
@@ -34,8 +41,12 @@ def encode(features: Tensor, codewords: Tensor, smoothing: Tensor) -> Tensor:
 
 
 class Encoding(nn.Module):
-    """`encode` with learned codewords (num_codewords, channels) and smoothing factors
-    (num_codewords,)."""
+    """`encode` with learned codewords (num_codewords, channels) and smoothing (num_codewords,).
+
+    Args:
+        channels: of the map.
+        num_codewords: K.
+    """
 
     def __init__(self, channels: int, num_codewords: int = 32):
         super().__init__()
@@ -46,10 +57,10 @@ class Encoding(nn.Module):
         nn.init.uniform_(self.smoothing, 0.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) -> residuals (N, K, C), float32 or more."""
+        """Encode a map (N, C, H, W): residuals (N, K, C), float32 or more."""
         return encode(x.flatten(2).transpose(1, 2), self.codewords, self.smoothing)
 
     def extra_repr(self) -> str:
-        """For print(model)."""
+        """Describe the layer for print(model)."""
         num_codewords, channels = self.codewords.shape
         return f"channels={channels}, num_codewords={num_codewords}"

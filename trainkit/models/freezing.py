@@ -13,13 +13,19 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
     """Train nothing of `module`: its parameters take no gradient, and it stays in evaluation mode.
 
     `requires_grad_(False)` alone leaves batch norm counting and dropout dropping while the rest
-    trains. Here `model.train()` passes the module by: running statistics stay as they were loaded.
+    trains. Here `model.train()` skips the module: running statistics stay as they were loaded.
     Names and weights are untouched. Freeze before the optimizer is built, which `param_groups` then
     builds of the rest.
 
-    but: modules inside that are trained as ever, such as the new head of a fine-tuned network:
-    `freeze(network, but=[network.fc])`. Raises TypeError for what is no module, and ValueError for
-    one of `but` that is not inside.
+        freeze(network, but=[network.fc])
+
+    Args:
+        module: what is frozen.
+        but: modules inside that are trained as ever, such as the new head of a fine-tuned network.
+
+    Raises:
+        TypeError: an argument is no module.
+        UserError: one of `but` is not inside `module`.
     """
     but = [but] if isinstance(but, nn.Module) else list(but)
     for each in (module, *but):
@@ -46,10 +52,7 @@ def freeze(module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
 
 
 def frozen_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running means of batch norms whose own parameters take no gradient, by the norm's name.
-
-    A copy.
-    """
+    """Copy the running means of batch norms whose parameters take no gradient, by name."""
     norms = {
         name: module for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)
     }
@@ -63,7 +66,7 @@ def frozen_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:
-    """`nn.Module.train` of a frozen module: what is trained inside it follows, and it does not."""
+    """`nn.Module.train` of a frozen module, which only what is trained inside it follows."""
     for child in module.children():
         child.train(mode)
     return module

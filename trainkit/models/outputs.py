@@ -1,4 +1,4 @@
-"""What networks return, and the sides of images that they take."""
+"""Reads what networks return, and the sides of images that they take."""
 
 import math
 import re
@@ -21,9 +21,12 @@ SIZES = re.compile(r"height|width|size|shape|divisib|resolution", re.IGNORECASE)
 def main_logits(outputs: Any) -> Tensor:
     """The logits that predictions are made of.
 
-    outputs: a tensor, a mapping with it as "out" (torchvision) or "logits" (transformers'
-    ModelOutput), or a tuple with a field `logits` (torchvision's GoogLeNet). Raises UserError that
-    names the type of anything else.
+    Args:
+        outputs: a tensor, a mapping with it as "out" (torchvision) or "logits" (transformers'
+            ModelOutput), or a tuple with a field `logits` (torchvision's GoogLeNet).
+
+    Raises:
+        UserError: the outputs are of another type.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -44,7 +47,11 @@ def main_logits(outputs: Any) -> Tensor:
 
 
 def class_logits(outputs: Any) -> Tensor:
-    """Logits (N, C) of whole images, see `main_logits`. Raises UserError for another shape."""
+    """The logits (N, C) of whole images, see `main_logits`.
+
+    Raises:
+        UserError: they are of another shape.
+    """
     logits = main_logits(outputs)
     if logits.ndim != 2:
         raise UserError(
@@ -56,10 +63,10 @@ def class_logits(outputs: Any) -> Tensor:
 
 
 def resized(logits: Tensor, size: torch.Size) -> Tensor:
-    """Logits (N, C, h, w) at another size, bilinear and with pixels as areas, as transformers and
-    SegFormer do it.
+    """Resize logits (N, C, h, w), bilinear with pixels as areas, as transformers and SegFormer do.
 
-    Raises UserError for another shape.
+    Raises:
+        UserError: the logits are of another shape.
     """
     if logits.ndim != 4:
         raise UserError(
@@ -74,7 +81,11 @@ def resized(logits: Tensor, size: torch.Size) -> Tensor:
 
 
 def resized_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logits (N, C, h, w) at the size of targets (N, H, W). Raises UserError where they are larger."""
+    """Resize logits (N, C, h, w) to the size of targets (N, H, W).
+
+    Raises:
+        UserError: the logits are larger than the targets.
+    """
     size = targets.shape[-2:]
     if logits.shape[-2] > size[0] or logits.shape[-1] > size[1]:
         raise UserError(
@@ -89,8 +100,10 @@ def size_divisor(model: nn.Module) -> int:
     """What both sides of an image must be divisible by: 1 where the network takes any.
 
     A network says so by an attribute `size_divisor`, its own or that of a part, which a recipe may
-    set; networks of segmentation_models_pytorch say it as they do. Raises UserError where that is
-    no whole number above 0.
+    set; networks of segmentation_models_pytorch have an attribute of their own.
+
+    Raises:
+        UserError: the attribute is no whole number above 0.
     """
     least = 1
     for name, module in model.named_modules():
@@ -108,18 +121,19 @@ def size_divisor(model: nn.Module) -> int:
 
 
 def fill_up(images: Tensor, divisor: int) -> Tensor:
-    """Images (N, C, H, W) with 0, the mean colour, at the bottom and on the right, to sides
-    divisible by `divisor`."""
+    """Pad images (N, C, H, W) at the bottom and on the right to sides divisible by `divisor`.
+
+    The padding is 0, the mean colour.
+    """
     bottom, right = (-length % divisor for length in images.shape[-2:])
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
 
 def run_padded(model: nn.Module, images: Tensor, divisor: int) -> Any:
-    """What the model gives for images of any size (N, C, H, W), where it takes sides divisible by
-    `divisor` alone.
+    """Run a model that takes only sides divisible by `divisor` on images of any size (N, C, H, W).
 
-    Of filled images the maps that come out, (N, C, h, w), are resized to them and cut to the size
-    of the images. Nothing is done to images that fit.
+    Outputs (N, C, h, w) of padded images are resized to them and cut to the size of the images.
+    Images that fit are passed on as they are.
     """
     filled = fill_up(images, divisor)
     outputs = model(filled)
@@ -139,11 +153,13 @@ def _cut(outputs: Any, filled: torch.Size, size: torch.Size) -> Any:
 
 @contextmanager
 def refusals_told(model: nn.Module) -> Iterator[None]:
-    """Say it where a network from outside does not take the images that it is given.
+    """Report where a network from outside does not take the images that it is given.
 
-    Raises UserError in place of an error about sizes that an installed package raised (timm,
-    transformers), and of torch's about norms that are left with one value. Errors of the user's own
-    network keep their traceback.
+    Errors of the user's own network keep their traceback.
+
+    Raises:
+        UserError: in place of an error about sizes that an installed package raised (timm,
+            transformers), and of torch's about norms that are left with one value.
     """
     try:
         yield
@@ -168,8 +184,7 @@ def refusals_told(model: nn.Module) -> Iterator[None]:
 
 
 def _raised_by_package(error: Exception) -> bool:
-    """Whether the innermost code that is not torch's own is an installed package's, and not the
-    user's or ours."""
+    """Whether the innermost code that is not torch's is an installed package's."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     torch_itself = Path(torch.__file__).parent
     outside = [file for file in files if not Path(file).is_relative_to(torch_itself)]

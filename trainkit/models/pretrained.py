@@ -18,11 +18,17 @@ def load_pretrained(
     skip: tuple[str, ...] = (),
     adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> nn.Module:
-    """Load `weights` into `module` and return it; they are downloaded once into torch's cache.
+    """Load published weights into a module; they are downloaded once into torch's cache.
 
-    skip: prefixes of keys that the module has not or has otherwise, such as "fc.". All other keys
-    must match. adapt: changes the weights to those of the module. Raises UserError where the
-    weights are neither in the cache nor to be downloaded.
+    Args:
+        module: takes the weights; it is returned.
+        weights: torchvision's.
+        skip: prefixes of keys that the module does not have or has otherwise, such as "fc."; all
+            other keys must match.
+        adapt: changes the weights to those of the module.
+
+    Raises:
+        UserError: the weights are not in the cache and cannot be downloaded.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:

@@ -1,4 +1,8 @@
-"""PSPNet (Zhao et al., 2017, "Pyramid Scene Parsing Network")."""
+"""PSPNet: pyramid pooling.
+
+Source:
+    Zhao et al., 2017, Pyramid Scene Parsing Network.
+"""
 
 from collections.abc import Sequence
 
@@ -12,8 +16,13 @@ from trainkit.models.encoder_decoder import DenseModel, resize
 
 
 class PyramidPooling(nn.Module):
-    """Means over 1, 2x2, 3x3 and 6x6 parts of the map, each narrowed to `channels`, beside the map
-    itself."""
+    """Means over 1, 2x2, 3x3 and 6x6 parts of a map, each reduced to `channels`, beside the map.
+
+    Args:
+        in_channels: of the map.
+        channels: of each mean.
+        bins: parts along a side.
+    """
 
     def __init__(self, in_channels: int, channels: int, bins: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
@@ -22,7 +31,7 @@ class PyramidPooling(nn.Module):
         self.out_channels = in_channels + len(bins) * channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
+        """Pool a map (N, in_channels, H, W): (N, out_channels, H, W)."""
         pooled = [
             narrow(F.adaptive_avg_pool2d(x, parts)) for parts, narrow in zip(self.bins, self.narrow)
         ]
@@ -30,7 +39,13 @@ class PyramidPooling(nn.Module):
 
 
 class PSPHead(nn.Module):
-    """Pyramid pooling of c4, a 3x3 convolution, logits: maps -> {"out": (N, num_classes, h, w)}."""
+    """Pyramid pooling of c4, a 3x3 convolution, logits: maps -> {"out": (N, num_classes, h, w)}.
+
+    Args:
+        in_channels: of c4.
+        num_classes: how many classes there are.
+        channels: width of the head.
+    """
 
     def __init__(self, in_channels: int, num_classes: int, channels: int):
         super().__init__()
@@ -39,14 +54,18 @@ class PSPHead(nn.Module):
         self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Logits at the size of c4."""
+        """Return logits "out" at the size of c4."""
         return {"out": self.classify(self.bottleneck(self.pool(maps["c4"])))}
 
 
 class PSPNet(DenseModel):
-    """Pyramid pooling on the last map of `backbone`. channels: width of the head.
+    """Pyramid pooling on the last map of `backbone`.
 
-    aux: logits "aux" from c3.
+    Args:
+        backbone: images -> maps c1 to c4, with their `channels`.
+        num_classes: how many classes there are.
+        channels: width of the head.
+        aux: whether there are logits "aux" from c3.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, channels: int = 512, aux: bool = True):

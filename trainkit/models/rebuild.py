@@ -60,7 +60,7 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
 
 
 def transform_from(model_json: Mapping[str, Any]) -> Callable | None:
-    """The evaluation transform that model.json describes; None where it is not one of trainkit's."""
+    """The evaluation transform that model.json describes; None where it is not trainkit's."""
     transform = model_json["transform"]
     if transform is None:
         return None

@@ -27,17 +27,27 @@ def classifier(
     drop_block: float | None = None,
     sizes: Sequence[int] = (),
 ) -> nn.Module:
-    """The network `name` with random weights and `num_classes` outputs, for images (N, 3, H, W).
+    """Build the network `name` with random weights, for images (N, 3, H, W).
 
-    name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d",
-    "convnext_tiny", "vit_b_16" or "efficientnet_b0", "timm:" and a name of timm's, or "small"
-    (`SmallClassifier`, for two CPU cores). The last batch norm of each of a ResNet's residual
-    blocks starts from 0 (Goyal et al., 2017). stochastic_depth: rate at which the last block is
-    left out, the others in proportion; None: as published. drop_block: probability of DropBlock
-    after the last two stages of a ResNet, with blocks of 7 (Ghiasi et al., 2018); in timm's
-    networks as timm has it. sizes: sides of the images in training and evaluation, of which a
-    network with a fixed input size (a vision transformer) is built for. Raises UserError for a name
-    that is not known, where timm is not there, and for what a network has not.
+    The last batch norm of each of a ResNet's residual blocks starts from 0 (Goyal et al., 2017).
+
+    Args:
+        name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d",
+            "convnext_tiny", "vit_b_16" or "efficientnet_b0", "timm:" and a name of timm's, or
+            "small" (`SmallClassifier`, for two CPU cores).
+        num_classes: number of outputs.
+        stochastic_depth: rate at which the last block is left out, the others in proportion; None:
+            as published.
+        drop_block: probability of DropBlock after the last two stages of a ResNet, with blocks of
+            7; in timm's networks as timm has it.
+        sizes: sides of the images in training and evaluation, for a network with a fixed input size
+            (a vision transformer).
+
+    Raises:
+        UserError: the name is unknown, timm is missing, or the network lacks what is asked for.
+
+    Source:
+        DropBlock: Ghiasi et al., 2018. Stochastic depth: Huang et al., 2016.
     """
     for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
         if rate is not None and not 0 <= rate < 1:
@@ -77,15 +87,21 @@ def classifier(
 def fine_tuned(
     name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()
 ) -> nn.Module:
-    """The network `name` with a new last layer of `num_classes` outputs, named in its attribute
-    `head_names`.
+    """Build the network `name` with a new last layer, named in its attribute `head_names`.
 
     All parts keep the names they have in torchvision or timm, so that weights fit from there to
-    here and back, but for the last layer where the classes are others. name: as for `classifier`,
-    but for "small". pretrained: start the rest from published weights, torchvision's or timm's best
-    for ImageNet, downloaded once; `published_input` says for which images they are. sizes: as for
-    `classifier`; position embeddings are resized. Raises UserError for a name that is not known,
-    for a network that does not end in a linear layer, and where the weights cannot be had.
+    here and back, but for the last layer where the classes differ.
+
+    Args:
+        name: as for `classifier`, but for "small".
+        num_classes: number of outputs.
+        pretrained: start the rest from published weights, torchvision's or timm's best for
+            ImageNet, downloaded once; `published_input` says for which images they are.
+        sizes: as for `classifier`; position embeddings are resized.
+
+    Raises:
+        UserError: the name is unknown, the network does not end in a linear layer, or its weights
+            cannot be downloaded.
     """
     if name.startswith("timm:"):
         network = timm_network(name, pretrained, sizes, num_classes=num_classes)
@@ -117,13 +133,18 @@ def fine_tuned(
 
 
 def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[str, Any]:
-    """mean, std, interpolation, crop_fraction and crop_mode of the images that the network `name`
-    is made for.
+    """mean, std, interpolation, crop_fraction and crop_mode of images for the network `name`.
 
-    They do not depend on where its weights come from. name: as for `classifier`; timm has them for
-    its networks, others have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center",
-    see `eval_transform`. asked: values in their place, where not None. Raises UserError for a
-    crop_mode that there is not here.
+    They do not depend on where its weights come from. timm has them for its networks; others have
+    ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see `eval_transform`.
+
+    Args:
+        name: as for `classifier`.
+        usual_interpolation: for networks that are not timm's.
+        **asked: values in their place, where not None.
+
+    Raises:
+        UserError: the crop_mode is unknown here.
     """
     found: dict[str, Any] = {"mean": MEAN, "std": STD, "interpolation": usual_interpolation}
     found |= {"crop_fraction": 0.875, "crop_mode": "center"}
@@ -147,20 +168,19 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
 
 
 class DropBlock(DropBlock2d):
-    """torchvision's, whose block may be larger than the map.
+    """torchvision's DropBlock, also for a block larger than the map.
 
-    It is cut to an odd side, as even ones fail there.
+    The block is cut to an odd side, as even ones fail there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same, in training with squares left out."""
+        """Leave squares out of maps (N, C, H, W) in training."""
         side = min(self.block_size, *x.shape[-2:])
         return drop_block2d(x, self.p, side - 1 + side % 2, self.inplace, self.eps, self.training)
 
 
 def _leave_out(model: nn.Module, name: str, rate: float) -> None:
-    """Scale the rates of all torchvision's StochasticDepth, which grow from 0, so that the last is
-    `rate`."""
+    """Scale the rates of torchvision's StochasticDepth so that the last is `rate`."""
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if not layers:
         raise UserError(
@@ -175,16 +195,16 @@ def _leave_out(model: nn.Module, name: str, rate: float) -> None:
 def _positions_resized(
     network: nn.Module,
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
-    """What makes published weights fit a ViT that is built for images of another size."""
+    """Make a function that fits published weights to a ViT for images of another size."""
     if not isinstance(network, VisionTransformer):
         return None
     return partial(interpolate_embeddings, network.image_size, network.patch_size)
 
 
 def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) -> Any:
-    """With random weights; as many classes as published where `num_classes` is None.
+    """Build one of torchvision's with random weights; `num_classes` None: as many as published.
 
-    sizes: of the images; a ViT is built for one.
+    `sizes` are of the images; a ViT is built for one.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:

@@ -32,13 +32,22 @@ def segmenter(
     lateral: bool = False,
     channels: int = 512,
 ) -> nn.Module:
-    """The network `name` on a backbone by name (see `trainkit.models.backbones`), at stride 8,
-    UPerNet's at 32.
+    """Build the network `name` on a backbone by name, at stride 8, UPerNet at 32.
 
-    backbone: of lraspp also "mobilenet_v3_large", as torchvision has it. aux: an auxiliary FCN head
-    on the last map but one, which lraspp has not. se, lateral: of EncNet, see there. channels:
-    width of the heads of EncNet, PSPNet and UPerNet; those of torchvision's FCN, DeepLabV3 and
-    LR-ASPP follow from the backbone.
+    Args:
+        name: of the network.
+        num_classes: how many classes there are.
+        backbone: see `trainkit.models.backbones`; of lraspp also "mobilenet_v3_large", as
+            torchvision has it.
+        pretrained: start the backbone from published ImageNet weights.
+        aux: an auxiliary FCN head on the last map but one, which lraspp does not have.
+        se: of EncNet: whether it predicts which classes occur.
+        lateral: of EncNet: c2 and c3 beside c4.
+        channels: width of the heads of EncNet, PSPNet and UPerNet; those of torchvision's FCN,
+            DeepLabV3 and LR-ASPP follow from the backbone.
+
+    Raises:
+        UserError: the backbone is unknown, or its weights cannot be downloaded.
     """
     if name == "lraspp":
         return _lraspp(num_classes, backbone, pretrained)
@@ -57,7 +66,7 @@ def segmenter(
 
 
 def _lraspp(num_classes: int, backbone: str, pretrained: bool) -> nn.Module:
-    """torchvision's Lite R-ASPP: the last map, sharpened by the one at stride 4 (MobileNet: 8)."""
+    """Build torchvision's Lite R-ASPP, sharpened by the map at stride 4 (MobileNet: 8)."""
     if backbone != MOBILE:
         body = named_backbone(backbone, pretrained, 8)
         return LRASPP(body, body.channels[0], body.channels[-1], num_classes)
@@ -76,11 +85,14 @@ def has_aux(model: Segmenter) -> bool:
 
 
 def encoding_weight(model: Segmenter, asked: float | None) -> float:
-    """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published.
+    """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published, else 0.
 
-    The others have no such head.
+    Args:
+        model: the network's name.
+        asked: the factor; None for the default.
 
-    Raises UserError where it is asked of one of them.
+    Raises:
+        UserError: it is asked of a network that has no such head.
     """
     if asked and model != "encnet":
         raise UserError(

@@ -19,7 +19,7 @@ from trainkit.rebuildable import rebuildable
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norms and a shortcut, which is 1x1 where the shape changes."""
+    """Two 3x3 convolutions with batch norms and a shortcut, 1x1 where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1):
         super().__init__()
@@ -36,15 +36,21 @@ class Block(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, channels, H / stride, W / stride)."""
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         return self.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
 class SmallResNet(Backbone):
     """A stem and one block per stage.
 
-    widths: channels of the stem and of each stage. strides, dilations: of each stage. stem_stride:
-    2 halves the image first.
+    Args:
+        widths: channels of the stem and of each stage.
+        strides: of each stage.
+        dilations: of each stage.
+        stem_stride: 2 halves the image first.
+
+    Source:
+        He et al., 2016, Deep Residual Learning.
     """
 
     def __init__(
@@ -82,10 +88,10 @@ class SmallResNet(Backbone):
 
 
 def named_maps(maps: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The stages' maps, first to last, by the names heads ask for.
+    """Name the stages' maps, first to last, as heads ask for them.
 
-    c1, c2 and so on are asked for here; low, aux, out and high by torchvision's segmentation
-    models.
+    This package's heads ask for c1, c2 and so on, torchvision's segmentation models for low, aux,
+    out and high.
     """
     numbered = {f"c{number}": each for number, each in enumerate(maps, 1)}
     return OrderedDict(numbered, low=maps[0], aux=maps[-2], out=maps[-1], high=maps[-1])
@@ -108,7 +114,12 @@ class SmallClassifier(nn.Module):
 
 @rebuildable
 def small_fcn(num_classes: int, aux_loss: bool = False) -> FCN:
-    """torchvision's FCN on SmallResNet at stride 8: {"out", "aux"} of logits at the image's size."""
+    """Build torchvision's FCN on SmallResNet at stride 8.
+
+    Args:
+        num_classes: how many classes there are.
+        aux_loss: whether there are logits "aux" beside "out".
+    """
     backbone = SmallResNet()
     aux = FCNHead(backbone.widths[-2], num_classes) if aux_loss else None
     return FCN(backbone, FCNHead(backbone.widths[-1], num_classes), aux)
@@ -116,7 +127,12 @@ def small_fcn(num_classes: int, aux_loss: bool = False) -> FCN:
 
 @rebuildable
 def small_lraspp(num_classes: int, widths: Sequence[int] = (32, 64, 128, 128, 256)) -> LRASPP:
-    """torchvision's Lite R-ASPP on SmallResNet: stride 8, sharpened by the map at stride 4."""
+    """Build torchvision's Lite R-ASPP on SmallResNet: stride 8, sharpened by the map at stride 4.
+
+    Args:
+        num_classes: how many classes there are.
+        widths: channels of the stem and of each stage.
+    """
     backbone = SmallResNet(widths)
     return LRASPP(
         backbone, low_channels=widths[1], high_channels=widths[-1], num_classes=num_classes

@@ -17,7 +17,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def timm_with(name: str) -> tuple[ModuleType, str]:
     """timm, and its own name of the network "timm:NAME".
 
-    Raises UserError where either is not there.
+    Raises:
+        UserError: timm or the network is missing.
     """
     try:
         import timm
@@ -32,11 +33,17 @@ def timm_with(name: str) -> tuple[ModuleType, str]:
 
 
 def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **settings: Any) -> Any:
-    """timm's network "timm:NAME" as `timm.create_model` makes it: a module with timm's attributes.
+    """Build timm's network "timm:NAME" by `timm.create_model`.
 
-    sizes: sides of the images that it is to take, where it is built for one size (vision
-    transformers). Raises ValueError where timm, the network or its weights are not there, and where
-    the network cannot take images so large.
+    Args:
+        name: with the prefix "timm:".
+        pretrained: whether it starts from published weights.
+        sizes: sides of the images that it is to take, where it is built for one size (vision
+            transformers).
+        **settings: further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: timm, the network or its weights are missing, or it cannot take images so large.
     """
     timm, short = timm_with(name)
     known = timm.models.get_pretrained_cfg(short)

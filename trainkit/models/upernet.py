@@ -1,5 +1,8 @@
-"""UPerNet (Xiao et al., 2018, "Unified Perceptual Parsing for Scene Understanding"), its semantic
-segmentation part."""
+"""UPerNet, its semantic segmentation part.
+
+Source:
+    Xiao et al., 2018, Unified Perceptual Parsing for Scene Understanding.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +14,12 @@ from trainkit.models.pspnet import PyramidPooling
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling of c4, handed down and added to c3, c2 and c1: maps -> {"out".
+    """Pyramid pooling of c4, handed down and added to c3, c2 and c1: maps -> {"out": logits}.
 
-    (N, num_classes, h, w)}.
+    Args:
+        in_channels: channels of c1 to c4.
+        num_classes: how many classes there are.
+        channels: width of the head.
     """
 
     def __init__(self, in_channels: tuple[int, ...], num_classes: int, channels: int):
@@ -27,7 +33,7 @@ class UPerHead(nn.Module):
         self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Logits at the size of c1."""
+        """Return logits "out" (N, num_classes, h, w) at the size of c1."""
         x = self.bottleneck(self.pool(maps["c4"]))
         levels = [x]
         for name, lateral, smooth in zip(("c3", "c2", "c1"), self.lateral[::-1], self.smooth[::-1]):
@@ -38,9 +44,13 @@ class UPerHead(nn.Module):
 
 
 class UPerNet(DenseModel):
-    """A feature pyramid on all maps of `backbone`. channels: width of the head.
+    """A feature pyramid on all maps of `backbone`.
 
-    aux: logits "aux" from c3.
+    Args:
+        backbone: images -> maps c1 to c4, with their `channels`.
+        num_classes: how many classes there are.
+        channels: width of the head.
+        aux: whether there are logits "aux" from c3.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, channels: int = 512, aux: bool = True):

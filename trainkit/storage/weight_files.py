@@ -52,7 +52,8 @@ def _plain_dict(*factory: Any) -> dict:
 # What files hold beside weights, by the names that NumPy 1 and 2 and the versions of Python give
 # them.
 BESIDE = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{core}.multiarray.{name}"
+      for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.{name}" for name in ("dtype", "ndarray", "bool_", "bool", "str_")),
     *(f"numpy.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in (

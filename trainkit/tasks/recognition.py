@@ -1,4 +1,4 @@
-"""Recognition: one class per image. Losses, metrics, predictions and transforms."""
+"""Recognition, one class per image: losses, metrics and predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +24,18 @@ MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision ro
 class Recognition(Task):
     """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
-    classes: how many, or their names. label_smoothing: of the cross-entropy. extra_metrics: metrics
-    of `evaluate`, given class ids (N,). loss: one of trainkit.losses.pixelwise, or several, in
-    place of cross-entropy. Outputs of the model: logits (N, C), or what holds them, see
-    `trainkit.models.outputs.main_logits`. Targets: ids (N,), negative ones ignored, or probabilities (N,
-    C), of which a row that sums to less than 1 counts as much less.
+    Outputs of the model: logits (N, C), or what holds them, see `trainkit.models.outputs.main_logits`.
+    Targets: ids (N,), negative ones ignored, or probabilities (N, C), of which a row that sums to
+    less than 1 counts as much less.
+
+    Args:
+        classes: how many, or their names in the order of their ids.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        extra_metrics: metrics of `evaluate`, given class ids (N,).
+        loss: one of trainkit.losses.pixelwise, or several, in place of cross-entropy.
+
+    Raises:
+        UserError: there are fewer than two classes, or the losses cannot be used, or not together.
     """
 
     classes: int | Sequence[str]
@@ -53,6 +60,7 @@ class Recognition(Task):
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     @property
@@ -67,13 +75,11 @@ class Recognition(Task):
 
     @property
     def terms(self) -> tuple[str, ...]:
+        """Names of the loss's terms."""
         return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
 
     def check(self, target: Any) -> str | None:
-        """What is wrong with one image's target, or None.
-
-        A class id of any integer type, or probabilities (C,).
-        """
+        """Say what is wrong with a target, a class id or probabilities (C,); None if nothing."""
         target = as_target(target)
         if isinstance(target, Tensor) and target.dtype == torch.int64 and target.ndim == 0:
             label = int(target)
@@ -105,14 +111,14 @@ class Recognition(Task):
         )
 
     def counts(self, targets: Tensor) -> Tensor:
-        """What each loss says (images with a class for cross-entropy): (K,)."""
+        """Count what each loss divides by, images with a class for cross-entropy: (K,)."""
         criteria = as_criteria(self._loss, self.num_classes)
         return torch.stack(
             [each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria]
         )
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Weighted sums of the terms: (K,)."""
+        """Sum each term, weighted: float32 (K,)."""
         outputs = class_logits(outputs)
         check_num_outputs(outputs, self.num_classes, type(self).__name__)
         criteria = as_criteria(self._loss, self.num_classes)
@@ -121,7 +127,7 @@ class Recognition(Task):
         )
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Logits (N, C), whose softmax are the probabilities.
+        """The logits (N, C), whose softmax are the probabilities.
 
         Where there are several outputs for each target, as of ten crops, their probabilities are
         averaged.
@@ -135,19 +141,19 @@ class Recognition(Task):
     def labels(self, predictions: Tensor) -> Tensor:
         """The most probable (top-1) class, (N,).
 
-        Of tied ones, frequent in bfloat16, the one that top1 counts.
+        Of tied ones, frequent in bfloat16, it is the one that top1 counts.
         """
         return predictions.topk(max(self._ks), dim=1).indices[:, 0]
 
     def metrics(self) -> list:
-        """TopK, then the recipe's own."""
+        """Make TopK, then the recipe's own."""
         return [TopK(self._ks, self.classes), *self.extra_metrics]
 
     def thorough_metrics(self) -> list:
-        """The expected calibration error."""
+        """Make the expected calibration error."""
         return [CalibrationError()]
 
 
 def _one_ignored(targets: Tensor) -> Tensor:
-    """Negative ids are one."""
+    """Set all negative ids to one."""
     return targets if targets.is_floating_point() else targets.long().clamp(min=IGNORED)

@@ -1,4 +1,4 @@
-"""Segmentation: one class per pixel. Losses, metrics, predictions and transforms."""
+"""Segmentation, one class per pixel: losses, metrics and predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +23,34 @@ Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """Cross-entropy over pixels or other losses, optionally with an auxiliary and a
-    semantic-encoding term.
+    """Cross-entropy over pixels or other losses, with auxiliary and semantic-encoding terms.
 
-    classes: how many, or their names. ignore: the target that counts nowhere. aux_weight,
-    se_weight: factors of the loss of the outputs "aux" (logits like "out") and "se" (one logit per
-    class; Zhang et al., 2018); 0 = off. absent: see `MeanIoU`. extra_metrics: metrics of
-    `evaluate`, given masks. loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or
-    several; the auxiliary term takes the first. palette: (red, green, blue) of each class in
-    predictions, 0 to 255; None: Pascal VOC's colour map. raw_ids: the label of each class in the
-    dataset's own files, which predictions are written in; None: as they are. Outputs of the model:
-    a tensor of logits (N, C, H, W), or a mapping with it as "out" as torchvision's models return,
-    or as "logits" as those of transformers do; where they are smaller than the targets they are
-    resized to them, in training too. Targets: segmentation masks (N, H, W), of any integer type.
+    Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as
+    torchvision's models return, or as "logits" as those of transformers do; where they are smaller
+    than the targets they are resized to them, in training too. Targets: segmentation masks (N, H,
+    W), of any integer type.
+
+    Args:
+        classes: how many, or their names in the order of their ids.
+        ignore: the label that is never counted.
+        aux_weight: factor of the loss of the output "aux" (logits like "out"); 0: off.
+        se_weight: factor of the loss of the output "se" (one logit per class); 0: off.
+        absent: see `MeanIoU`.
+        extra_metrics: metrics of `evaluate`, given masks.
+        loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary
+            term takes the first.
+        palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's
+            colour map.
+        raw_ids: the label of each class in the dataset's own files, which predictions are written
+            in; None: train ids.
+
+    Raises:
+        UserError: there are fewer than two classes, palette or raw_ids do not fit them, or the
+            losses cannot be used, or not together.
+
+    Source:
+        Auxiliary loss: Zhao et al., 2017, PSPNet. Semantic-encoding loss: Zhang et al., 2018,
+        EncNet.
     """
 
     classes: int | Sequence[str]
@@ -67,21 +82,27 @@ class Segmentation(Task):
 
     @classmethod
     def of(cls, data: Any, **settings: Any) -> "Segmentation":
-        """With classes, palette and raw_ids of a dataset of trainkit.data, such as ADE20K, and the
-        settings above."""
+        """Make a task with classes, palette and raw_ids of a dataset of trainkit.data.
+
+        Args:
+            data: the dataset, such as ADE20K.
+            **settings: further arguments of the class.
+        """
         return cls(data.classes, palette=data.palette, raw_ids=data.raw_ids, **settings)
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     @property
     def terms(self) -> tuple[str, ...]:
+        """Names of the loss's terms."""
         names = [each.name for each in as_criteria(self.loss, self.num_classes)]
         return (*names, *(["aux"] if self.aux_weight else []), *(["se"] if self.se_weight else []))
 
     def check(self, target: Any) -> str | None:
-        """What is wrong with one segmentation mask, or None."""
+        """Say what is wrong with one segmentation mask; None if nothing."""
         target = as_target(target)
         if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != 2:
             kind = (
@@ -102,10 +123,7 @@ class Segmentation(Task):
         )
 
     def counts(self, targets: Tensor) -> Tensor:
-        """What each loss says (valid pixels for cross-entropy), images times classes for "se".
-
-        (K,).
-        """
+        """Count what each loss divides by: valid pixels, and images times classes for "se"."""
         criteria = as_criteria(self.loss, self.num_classes)
         counts = {
             each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria
@@ -115,7 +133,7 @@ class Segmentation(Task):
         return torch.stack([counts[term] for term in self.terms])
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Weighted sums of the terms: (K,)."""
+        """Sum each term, weighted: float32 (K,)."""
         outputs = {**(outputs if isinstance(outputs, Mapping) else {}), "out": main_logits(outputs)}
         for term, key in (("aux", "aux"), ("se", "se")):
             if term in self.terms and key not in outputs:
@@ -140,17 +158,13 @@ class Segmentation(Task):
         return torch.stack([sums[term] for term in self.terms])
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Predicted masks (N, H, W) at the size of the ground truth, to which the logits are
-        resized."""
+        """Predicted masks (N, H, W) at the targets' size, to which the logits are resized."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return argmax_labels(resized(logits, targets.shape[-2:]))
 
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
-        """Probabilities (N, C, H, W), float32, at the size of the images.
-
-        What windows are put together of.
-        """
+        """Probabilities (N, C, H, W), float32, at the size of the images, as windows need them."""
         logits = main_logits(outputs)
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return resized(logits, images.shape[-2:]).float().softmax(1)
@@ -172,10 +186,12 @@ class Segmentation(Task):
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
     """The segmentation losses of these names, each as in its paper.
 
-    The values of a recipe's setting `loss`.
+    Args:
+        names: values of a recipe's setting `loss`, such as "cross_entropy" or "dice".
+        weight: one per class, for cross_entropy and focal.
 
-    weight: one per class, for cross_entropy and focal. Raises UserError where none of them is there
-    to take it.
+    Raises:
+        UserError: `weight` is given, and none of the losses takes it.
     """
     kinds: tuple[Any, ...] = (CrossEntropy, Focal, OHEM, Dice, Lovasz)
     known = {each.name: each for each in kinds}

@@ -1,4 +1,4 @@
-"""Augmentations, repeated images, ten crops, and regularisers of torchvision in a recipe's model."""
+"""Augmentations, repeated images, ten crops, and torchvision's regularisers in a recipe."""
 
 import json
 import random

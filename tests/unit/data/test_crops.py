@@ -72,7 +72,7 @@ def test_training_crops_of_real_photos_are_pillows(real_data):
 
 
 def untied(stored: int, shown: int) -> list[int]:
-    """Of so many pixels shown, those whose middle does not lie on the edge between two stored ones."""
+    """Of so many pixels shown, those whose middle is not on the edge between two stored ones."""
     return [place for place in range(shown) if (2 * place + 1) * stored % (2 * shown)]
 
 
@@ -229,10 +229,11 @@ def test_pixels_of_files_do_not_depend_on_workers(tmp_path):
 
 
 @pytest.mark.parametrize("num_classes, settings", [
-    (5, {}), (4, {"label_shift": -1}), (5, {"ignore": (9, 255)}), (255, {}), (6, {"to_train_ids": lambda x: x // 2}),
-    (5, {"ignore": (0,)}), (5, {"ignore": ()}), (4, {"label_shift": -1, "ignore": (2,)}),
-    (4, {"label_shift": -1, "ignore": ()}), (3, {"label_shift": -2, "ignore": ()}), (254, {}), (1, {}),
-    (255, {"ignore": ()}), (255, {"ignore": (7, 255)}), (254, {"ignore": (7,)}),
+    (5, {}), (4, {"label_shift": -1}), (5, {"ignore": (9, 255)}), (255, {}),
+    (6, {"to_train_ids": lambda x: x // 2}), (5, {"ignore": (0,)}), (5, {"ignore": ()}),
+    (4, {"label_shift": -1, "ignore": (2,)}), (4, {"label_shift": -1, "ignore": ()}),
+    (3, {"label_shift": -2, "ignore": ()}), (254, {}), (1, {}), (255, {"ignore": ()}),
+    (255, {"ignore": (7, 255)}), (254, {"ignore": (7,)}),
 ])  # fmt: skip
 def test_labels_by_table_are_those_by_arithmetic(tmp_path, num_classes, settings):
     """Label by label: its train id, or an error that names it."""

@@ -33,7 +33,8 @@ def picture(path, kind="PNG"):
 
 SAVED = sorted(
     (suffix, kind) for suffix, kind in Image.registered_extensions().items()
-    if suffix in file_names.image_extensions() and kind in Image.SAVE and kind not in ("MSP", "XBM", "BLP")
+    if suffix in file_names.image_extensions() and kind in Image.SAVE and kind not in ("MSP", "XBM",
+        "BLP")
 )  # fmt: skip
 
 
@@ -195,8 +196,14 @@ def test_random_folders(tmp_path, seed, monkeypatch):
             )
     if draw.random() < 0.3:
         os.mkfifo(draw.choice(folders) / "pipe.png")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and reference(p, (root.resolve(),)) is not None
-                     and not p.name.startswith(".") and p.name not in ("@eaDir", "__MACOSX"))  # fmt: skip
+    classes = sorted(
+        path.name
+        for path in root.iterdir()
+        if path.is_dir()
+        and reference(path, (root.resolve(),)) is not None
+        and not path.name.startswith(".")
+        and path.name not in ("@eaDir", "__MACOSX")
+    )
     forms = Counter(unicodedata.normalize("NFC", each) for each in classes)
     expected = [path for each in classes for path in reference(root / each, (root.resolve(),))]
     if not expected or max(forms.values()) > 1:
@@ -245,7 +252,7 @@ def test_links(tmp_path):
 
 @pytest.mark.parametrize("word", ["é", "Ångström", "각", "ｱﾞ", "n̈", "Käfer 猫"])
 def test_names_in_two_forms_are_one(tmp_path, word):
-    """Composed and decomposed, as a Mac and others write them: classes, and images and their masks."""
+    """Composed and decomposed, as a Mac and others write them: classes, images and masks."""
     nfc, nfd = (unicodedata.normalize(form, word) for form in ("NFC", "NFD"))
     for split, name in (("train", nfd), ("val", nfc)):
         picture(tmp_path / split / name / "x.png")
@@ -327,8 +334,14 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 
 
 @settings(max_examples=150, deadline=None)
-@given(NAMES, st.sampled_from(ENCODINGS), st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["", " ", "\t "]),
-       st.booleans(), st.booleans())  # fmt: skip
+@given(
+    NAMES,
+    st.sampled_from(ENCODINGS),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["", " ", "\t "]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_lists_as_any_editor_writes_them(names, encoding, end, blanks, last, empty):
     """UTF-16 without its mark is told by its zeros, which a text of ASCII letters alone is sure to
     have."""

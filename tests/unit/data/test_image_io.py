@@ -25,8 +25,8 @@ from trainkit.data.file_names import image_extensions
 from trainkit.data.image_io import read_color_mask, read_image, read_mask
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
-KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16),
-         (6, 8), (6, 16)]  # fmt: skip
+KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8),
+         (4, 8), (4, 16), (6, 8), (6, 16)]  # fmt: skip
 TRANSPARENT = {0: b"\0\1", 2: b"\0\1\0\2\0\3", 3: b"\0\x80"}
 PALETTE = bytes((7 * i + 3) % 256 for i in range(3 * 16))
 HEIGHT, WIDTH = 11, 13
@@ -46,7 +46,7 @@ def packed(row, bits):
 
 
 def png(values, colour, bits, interlaced=False, extra=b"", pixels=None, size=None):
-    """A PNG of `values` (H, W, channels), written by hand; `pixels` in place of the inflated rows."""
+    """A PNG of `values` (H, W, channels), written by hand; `pixels` replaces the inflated rows."""
     height, width = values.shape[:2]
     passes = [(0, 0, 1, 1)]
     if interlaced:  # Adam7: first column and row, and steps, of the seven passes
@@ -121,7 +121,8 @@ def test_grey_masks_of_tiff(bits, top):
     values = np.random.default_rng(bits).integers(0, top, (HEIGHT, 16))
     pixels = b"".join(packed(row, bits) for row in values)
     for white_is_zero in (False, True):
-        entries = [(256, 16), (257, HEIGHT), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 200), (277, 1),
+        entries = [(256, 16), (257, HEIGHT), (258, bits), (259, 1), (262, int(not white_is_zero)),
+                   (273, 200), (277, 1),
                    (278, HEIGHT), (279, len(pixels))]  # fmt: skip
         body = b"MM\0*" + struct.pack(">IH", 8, len(entries))
         body += b"".join(
@@ -169,7 +170,8 @@ def test_orientation_of_tiff(compression):
     The size in the header is that of the pixels.
     """
     values = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    ways = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T, values[::-1].T, values[::-1, ::-1].T,
+    ways = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T, values[::-1].T,
+            values[::-1, ::-1].T,
             values.T[::-1]]  # fmt: skip
     for orientation, shown in enumerate(ways, start=1):
         data = encoded(values, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
@@ -226,7 +228,7 @@ def test_orientation_of_png():
 
 
 def crafted():
-    """PNGs with right checksums that no decoder can make an image of, by what is wrong with them."""
+    """PNGs with right checksums that no decoder can decode, by what is wrong with them."""
     values = stored(2, 8)
     size = HEIGHT * (1 + 3 * WIDTH)
     good = png(values, 2, 8)

@@ -29,8 +29,9 @@ TABLE = (
     "# made by hand\n128 64 128 road\n\n0,0,142,car\n70\t130\t180\t\tsky\n0 0 0 ignore\n1 1 1"
     " ignore\n"
 )
-WORDS = ["--model", "lraspp", "--backbone", "small", "--no-pretrained", "--long-side", "32", "--crop", "24",
-         "--batch-size", "2", "--workers", "0", "--no-sync-batch-norm", "--epochs", "1"]  # fmt: skip
+WORDS = ["--model", "lraspp", "--backbone", "small", "--no-pretrained", "--long-side", "32",
+         "--crop", "24", "--batch-size", "2", "--workers", "0", "--no-sync-batch-norm", "--epochs",
+         "1"]  # fmt: skip
 
 
 def ids(size=(12, 10), classes=3) -> np.ndarray:
@@ -65,8 +66,8 @@ def stored(mask: bytes, folder, kind: str, **settings) -> MaskDataset:
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 @pytest.mark.parametrize("values, ignore", [
-    ((0, 128, 255), (7,)), ((255, 0, 128), (7, 9)), ((3, 2, 1), (IGNORED,)), ((40, 300, 65535), (IGNORED,)),
-    ((0, 1, 2), (IGNORED,)),
+    ((0, 128, 255), (7,)), ((255, 0, 128), (7, 9)), ((3, 2, 1), (IGNORED,)),
+    ((40, 300, 65535), (IGNORED,)), ((0, 1, 2), (IGNORED,)),
 ])  # fmt: skip
 def test_numbers_stand_for_classes_in_their_order(kind, values, ignore, tmp_path):
     wanted = ids()
@@ -96,18 +97,25 @@ def test_a_number_that_is_no_class_is_named_with_its_pixels(kind, tmp_path):
 
 @pytest.mark.parametrize("settings, told", [
     ({"mask_values": (0, 1, 255), "label_shift": -1}, "label_shift is -1 beside mask_values"),
-    ({"mask_colors": COLORS, "label_shift": -1}, "label_shift is -1 beside mask_values or mask_colors"),
-    ({"mask_values": (0, 1, 255), "to_train_ids": lambda labels: labels}, "to_train_ids is .* beside mask_values"),
+    ({"mask_colors": COLORS, "label_shift": -1},
+        "label_shift is -1 beside mask_values or mask_colors"),
+    ({"mask_values": (0, 1, 255), "to_train_ids": lambda labels: labels},
+        "to_train_ids is .* beside mask_values"),
     ({"mask_values": (0, 255)}, "mask_values names 2 classes and there are 3"),
-    ({"mask_values": (0, 255, 255)}, r"mask_values is \[0, 255, 255\]; give a number of its own to each class"),
+    ({"mask_values": (0, 255, 255)},
+        r"mask_values is \[0, 255, 255\]; give a number of its own to each class"),
     ({"mask_values": (0, 1, -2)}, "give a number of its own to each class, 0 to 65535"),
     ({"mask_values": (0, 1, 65536)}, "0 to 65535"),
-    ({"mask_values": (0, 1, 300), "ignore": (-1,)}, "ignore holds -1 beside mask_values: masks hold 0 to 65535"),
+    ({"mask_values": (0, 1, 300), "ignore": (-1,)},
+        "ignore holds -1 beside mask_values: masks hold 0 to 65535"),
     ({"mask_values": (0, 1, 7), "ignore": (255, 65536)}, "ignore holds 65536 beside mask_values"),
     ({"mask_values": (0, 1, 7), "ignore": (7, 255)}, "7 is both in mask_values and ignored"),
-    ({"mask_values": (0, 1, 7), "mask_colors": COLORS}, "both given: masks hold numbers or colours"),
-    ({"mask_colors": MaskColors(("a", "b"), ((1, 2, 3), (4, 5, 6)))}, "mask_colors names 2 classes and there are 3"),
-    ({"mask_colors": COLORS, "ignore": (0,)}, r"ignore is \(0,\) beside mask_colors: call ignored colours `ignore`"),
+    ({"mask_values": (0, 1, 7), "mask_colors": COLORS},
+        "both given: masks hold numbers or colours"),
+    ({"mask_colors": MaskColors(("a", "b"), ((1, 2, 3), (4, 5, 6)))},
+        "mask_colors names 2 classes and there are 3"),
+    ({"mask_colors": COLORS, "ignore": (0,)},
+        r"ignore is \(0,\) beside mask_colors: call ignored colours `ignore`"),
 ])  # fmt: skip
 def test_settings_that_contradict_each_other(settings, told):
     with pytest.raises(ValueError, match=told):

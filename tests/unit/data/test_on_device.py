@@ -188,7 +188,8 @@ def test_a_training_goes_on_bit_equal(tmp_path):
 
 @pytest.mark.parametrize(
     "held, asked, same",
-    [("cuda:0", "cuda", True), ("cuda:0", "cuda:0", True), ("cuda:0", "cuda:1", False), ("cpu", "cuda", False),
+    [("cuda:0", "cuda", True), ("cuda:0", "cuda:0", True), ("cuda:0", "cuda:1", False),
+        ("cpu", "cuda", False),
      ("cpu", "cpu", True), ("mps:0", "mps", True), ("cuda:1", "cuda", True)],
 )  # fmt: skip
 def test_a_device_by_its_two_names(held, asked, same):

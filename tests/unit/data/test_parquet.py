@@ -169,7 +169,7 @@ def test_the_rows_are_those_that_datasets_reads(cifar, groups_read, monkeypatch,
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_image_once_and_each_group_read_once(cifar, groups_read, workers):
-    """On one process and on two, an epoch of the same batches; no process reads a row group twice."""
+    """One and two processes: the same batches; no process reads a row group twice."""
     crop = v2.RandomCrop(28)
     (whole,) = batches(counted(cifar, transform=crop), 0, 36, 1, workers)
     read = groups_read()
@@ -329,8 +329,9 @@ def test_masks_and_labels_that_are_no_classes(cifar, tmp_path):
     images = pq.read_table(cifar / "test-00000-of-00001.parquet")["image"]
     labels = pa.array([index % 4 for index in range(90)])
     table = pa.table({"image": images, "mask": images, "label": labels}).replace_schema_metadata(
-        {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "mask": {"_type": "Image"}, '
-                        '"label": {"dtype": "int64", "_type": "Value"}}}}'}
+        {"huggingface": '{"info": {"features": {"image": {"_type": "Image"},'
+                        ' "mask": {"_type": "Image"},'
+                        ' "label": {"dtype": "int64", "_type": "Value"}}}}'}
     )  # fmt: skip
     pq.write_table(table, tmp_path / "val.parquet", row_group_size=20)
     data = HubMasks(tmp_path, "val", 3, stream=2)

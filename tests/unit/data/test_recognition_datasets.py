@@ -1,4 +1,4 @@
-"""MINC-2500, CIFAR-100 and ImageNet in their true layouts, with the kinds of files that they hold."""
+"""MINC-2500, CIFAR-100 and ImageNet in their true layouts, with their kinds of files."""
 
 import io
 import json

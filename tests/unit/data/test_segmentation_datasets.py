@@ -184,8 +184,8 @@ def test_cityscapes(tmp_path):
     ]
     assert int(data[3][0][0, 0, 0]) == 1, "image and mask of one name"
     train_ids = dict(zip(every[:2].flatten().tolist(), mask_of(data, 2)[:2].flatten().tolist()))
-    official = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-                27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
+    official = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11,
+                25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
     assert train_ids == {raw: official.get(raw, 255) for raw in [*range(34), 255]}
     assert np.array_equal(data.raw_ids[mask_of(data, 0)], blocks(7, 33)), "as the server wants it"
     assert np.array_equal(
@@ -325,7 +325,8 @@ def test_faulty_coco(tmp_path):
     coco_files(tmp_path)
     file = tmp_path / "annotations/instances_val2017.json"
     whole = file.read_text()
-    for text, why in ((whole[:700], ""), ("[]", "character 0 is not '{'"), ('{"images": []}', "it has no images"),
+    for text, why in ((whole[:700], ""), ("[]", "character 0 is not '{'"),
+                      ('{"images": []}', "it has no images"),
                       (whole.replace('"height"', '"tall"'), "no 'height'")):  # fmt: skip
         file.write_text(text)
         with pytest.raises(
@@ -533,9 +534,8 @@ def test_image_files_are_found_wherever_they_lie(tmp_path):
 
 
 def test_labels_beyond_a_table_are_unknown():
-    assert look_up(torch.tensor([-1, 0, 1, 70_000], dtype=torch.int32), np.array([5, 6], np.uint8)).tolist() == [
-        254, 5, 6, 254
-    ]  # fmt: skip
+    labels = torch.tensor([-1, 0, 1, 70_000], dtype=torch.int32)
+    assert look_up(labels, np.array([5, 6], np.uint8)).tolist() == [254, 5, 6, 254]
 
 
 def test_ade20k_of_labels_that_it_lacks(tmp_path):

@@ -160,7 +160,8 @@ def test_files_that_are_damaged_or_have_no_rows(tmp_path, stream):
     ):
         HubImages(tmp_path, "train", stream=stream)
     write(tmp_path / "train-1.parquet", [1, 0, 1])
-    pq.write_table(pq.read_table(tmp_path / "train-0.parquet", schema=pq.read_schema(tmp_path / "train-1.parquet")),
+    pq.write_table(pq.read_table(tmp_path / "train-0.parquet",
+                                 schema=pq.read_schema(tmp_path / "train-1.parquet")),
                    tmp_path / "train-0.parquet")  # fmt: skip
     data = HubImages(tmp_path, "train", stream=stream)
     assert [int(target) for _, target in (data[i] for i in range(len(data)))] == [1, 0, 1]
@@ -219,14 +220,14 @@ def test_images_without_the_hubs_types(tmp_path, kind, stream):
     }
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
     data = HubImages(tmp_path, "train", image_column="image", stream=stream)
-    assert [(int(image.unique()), int(target)) for image, target in (data[i] for i in range(3))] == [
-        (10, 2), (20, 0), (30, 1),
-    ]  # fmt: skip
+    read = [data[index] for index in range(3)]
+    read = [(int(image.unique()), int(target)) for image, target in read]
+    assert read == [(10, 2), (20, 0), (30, 1)]
     pair = {"image_column": "image", "mask_column": "mask"} if kind.split()[-1] == "bytes" else {}
     maps = label_maps(tmp_path, "train", 3, stream=stream, **pair)
-    assert [(int(image.unique()), int(mask.unique())) for image, mask in (maps[i] for i in range(3))] == [
-        (10, 0), (20, 1), (30, 2),
-    ]  # fmt: skip
+    read = [maps[index] for index in range(3)]
+    read = [(int(image.unique()), int(mask.unique())) for image, mask in read]
+    assert read == [(10, 0), (20, 1), (30, 2)]
     with pytest.raises(
         ValueError, match=r"no column 'picture'; its columns: image .*, caption .string."
     ):

@@ -155,7 +155,8 @@ FIVE = Recognition(5)
     (torch.tensor(5, dtype=torch.uint8), "label 5 is outside"),
     (2.0, "target 2.0 is no class id: a whole number from 0 to 4"),
     (np.float32(2), "target 2.0 is no class id"),
-    (torch.tensor([1.0, 1.0, 0, 0, 0]), r"a row of 5 numbers, 2 of them above 0 \(multi-hot\), and Recognition is"),
+    (torch.tensor([1.0, 1.0, 0, 0, 0]),
+        r"a row of 5 numbers, 2 of them above 0 \(multi-hot\), and Recognition is"),
     (np.array([1, 0, 1, 0, 1], np.uint8), r"3 of them above 0 \(multi-hot\)"),
     (torch.tensor([0, 1, 0, 0, 0]), "multi-hot"),
     (torch.tensor([1.5, -0.5, 0, 0, 0]), r"holds -0.5: probabilities are not below 0"),
@@ -168,8 +169,9 @@ def test_what_recognition_cannot_take(target, told):
 
 
 @pytest.mark.parametrize("target", [
-    0, 4, -1, -100, np.int8(-1), np.uint16(4), torch.tensor(3), torch.tensor([0.2] * 5), np.array([0, 0, 1, 0, 0.0]),
-    torch.zeros(5), torch.tensor([0.3334, 0.3333, 0.3333, 0, 0]).half(),
+    0, 4, -1, -100, np.int8(-1), np.uint16(4), torch.tensor(3), torch.tensor([0.2] * 5),
+    np.array([0, 0, 1, 0, 0.0]), torch.zeros(5),
+    torch.tensor([0.3334, 0.3333, 0.3333, 0, 0]).half(),
 ])  # fmt: skip
 def test_what_recognition_takes(target):
     assert FIVE.check(target) is None
@@ -211,7 +213,8 @@ def test_multi_hot_targets_are_refused_at_the_first_batch(tmp_path):
 
 
 @pytest.mark.parametrize("dtype, ignore", [
-    (torch.uint8, -1), (torch.uint8, 256), (torch.int8, 255), (torch.int8, 200), (torch.int16, 65535),
+    (torch.uint8, -1), (torch.uint8, 256), (torch.int8, 255), (torch.int8, 200),
+    (torch.int16, 65535),
 ])  # fmt: skip
 def test_an_ignored_label_that_the_masks_type_cannot_hold(dtype, ignore, tmp_path):
     """torch compares the wrapped number: of a uint8 mask 255 == -1."""

@@ -57,7 +57,7 @@ def test_pixels(dtype):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_gradient_of_pixels(dtype, tolerance):
-    """That of torch's own cross-entropy in float64, for logits as they lie in either memory format."""
+    """That of torch's own cross-entropy in float64, for logits in either memory format."""
     for layout in (torch.contiguous_format, torch.channels_last):
         maps = MAPS.to(dtype).clone(memory_format=layout).requires_grad_()
         (0.25 * cross_entropy_sum(maps, LABELS, 255)).backward()

@@ -61,7 +61,7 @@ def dice(image: int) -> tuple[float, float]:
 
 
 def lovasz(image: int) -> tuple[float, float]:
-    """The extension from its definition: errors in falling order, times what each adds to 1 - IoU."""
+    """The extension from its definition: errors in falling order, times each one's 1 - IoU."""
     present, losses = {c for _, c in pixels(image)}, []
     for c in present:
         errors = [

@@ -167,7 +167,7 @@ def test_mistakes(call, message):
 
 
 def official_ade20k(predictions, references):
-    """The official evaluation's arithmetic: histograms of 1-based labels, every class in the mean."""
+    """The official evaluation's arithmetic: histograms of 1-based labels, mean of all classes."""
     areas = np.zeros((3, 150))
     right = labelled = 0
     for prediction, reference in zip(predictions, references):  # file ids: 0 unlabelled, 1..150

@@ -311,7 +311,8 @@ def test_two_steps_of_segmentation(tmp_path, name):
         id(p) for part in (model.head, model.aux_head) for p in part.parameters()
     }
     recipe = segmentation(
-        num_images=16, model=model, task=Segmentation(CLASSES, aux_weight=0.2, se_weight=0.2 if is_enc else 0.0),
+        num_images=16, model=model,
+        task=Segmentation(CLASSES, aux_weight=0.2, se_weight=0.2 if is_enc else 0.0),
         optimizer=torch.optim.SGD(groups, lr=0.05), epochs=1,
     )  # fmt: skip
     train(recipe, Options(out=tmp_path / "run", workers=0, log_every=1))

@@ -43,10 +43,11 @@ def test_a_classifier_that_is_not_known(monkeypatch):
 
 @pytest.mark.parametrize(
     "name, last",
-    [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("efficientnet_b0", "classifier.1"),
-     ("convnext_tiny", "classifier.2"), ("vit_b_32", "heads.head"), ("maxvit_t", "classifier.5"), ("swin_t", "head"),
-     ("densenet121", "classifier"), ("mnasnet0_5", "classifier.1"), ("shufflenet_v2_x0_5", "fc"),
-     ("googlenet", "fc"), ("vgg11", "classifier.6")],
+    [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"),
+        ("efficientnet_b0", "classifier.1"),
+     ("convnext_tiny", "classifier.2"), ("vit_b_32", "heads.head"), ("maxvit_t", "classifier.5"),
+     ("swin_t", "head"), ("densenet121", "classifier"), ("mnasnet0_5", "classifier.1"),
+     ("shufflenet_v2_x0_5", "fc"), ("googlenet", "fc"), ("vgg11", "classifier.6")],
 )  # fmt: skip
 def test_torchvisions_networks_keep_their_names(name, last):
     """Weights go from torchvision to here and back, but for the last layer of other classes."""
@@ -86,10 +87,11 @@ def test_a_new_last_layer():
 
 
 TIMMS = {
-    "mobilenetv3_small_050": ("classifier",), "vit_tiny_patch16_224": ("head",), "resnet10t": ("fc",),
-    "resnetv2_18": ("head.fc",), "levit_128s": ("head", "head_dist"), "regnety_002": ("head.fc",),
-    "convnext_atto": ("head.fc",), "efficientnet_b0": ("classifier",), "swin_tiny_patch4_window7_224": ("head.fc",),
-    "densenet121": ("classifier",), "vgg11": ("head.fc",), "xcit_nano_12_p8_224": ("head",),
+    "mobilenetv3_small_050": ("classifier",), "vit_tiny_patch16_224": ("head",),
+    "resnet10t": ("fc",), "resnetv2_18": ("head.fc",), "levit_128s": ("head", "head_dist"),
+    "regnety_002": ("head.fc",), "convnext_atto": ("head.fc",), "efficientnet_b0": ("classifier",),
+    "swin_tiny_patch4_window7_224": ("head.fc",), "densenet121": ("classifier",),
+    "vgg11": ("head.fc",), "xcit_nano_12_p8_224": ("head",),
 }  # fmt: skip
 
 
@@ -142,7 +144,8 @@ class WithHead(nn.Sequential):
 
 @pytest.mark.parametrize(
     "name",
-    ["mobilenet_v3_small", "shufflenet_v2_x0_5", "timm:resnetv2_18", "timm:mobilenetv3_small_050", "timm:test_vit",
+    ["mobilenet_v3_small", "shufflenet_v2_x0_5", "timm:resnetv2_18", "timm:mobilenetv3_small_050",
+        "timm:test_vit",
      "timm:test_convnext", "timm:test_efficientnet", "timm:test_byobnet", "timm:test_resnet"],
 )  # fmt: skip
 def test_weights_of_older_runs_fit(name):
@@ -199,7 +202,7 @@ def test_missing_pretrained_weights_are_explained(tmp_path, monkeypatch):
 
 
 def test_imagenets_recipe_looks_at_images_as_the_network_was_trained(tmp_path):
-    """timm's own mean, std, interpolation and crop, unless others are given; in the protocol too."""
+    """timm's own mean, std, interpolation and crop, or those given; in the protocol too."""
     timm = pytest.importorskip("timm")
 
     function = load_recipe(ROOT / "recipes" / "recog_imagenet.py")

@@ -19,7 +19,9 @@ sys.path.insert(0, {str(TESTS)!r})
 from helpers.toy_recipes import segmentation
 from trainkit.recipe import Recipe
 
-def recipe(long_side: int = 20, head_lr_mult: float = 1.0, cat_max_ratio: float | None = None) -> Recipe:
+def recipe(
+    long_side: int = 20, head_lr_mult: float = 1.0, cat_max_ratio: float | None = None
+) -> Recipe:
     assert long_side == 24, "the setting of the run"
     return segmentation()
 """
@@ -44,22 +46,25 @@ def test_names():
     )
     new = {"model": "deeplabv3", "backbone": "resnet101", "long_side": 1}
     assert renamed_settings(new, known) == new
-    assert renamed_options({"init": None, "keep": 2, "rebase": False, "background_save": True, "tf32": True}) == {
-        "init_from": None, "keep_checkpoints": 2, "allow_schedule_change": False, "async_checkpoint": True,
-        "tf32": True,
+    assert renamed_options({"init": None, "keep": 2, "rebase": False, "background_save": True,
+                            "tf32": True}) == {
+        "init_from": None, "keep_checkpoints": 2, "allow_schedule_change": False,
+        "async_checkpoint": True, "tf32": True,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name, before, after",
     [
-        ("seg_ade20k", {"model": "deeplabv3_resnet101"}, {"model": "deeplabv3", "backbone": "resnet101"}),
+        ("seg_ade20k", {"model": "deeplabv3_resnet101"},
+            {"model": "deeplabv3", "backbone": "resnet101"}),
         (
             "seg_ade20k",
             {"model": "small_fcn", "pretrained": True, "sample": True},
             {"model": "fcn", "backbone": "small", "pretrained": False, "sample": True},
         ),
-        ("seg_folder", {"model": "small_lraspp"}, {"model": "lraspp", "backbone": "small", "pretrained": False}),
+        ("seg_folder", {"model": "small_lraspp"},
+            {"model": "lraspp", "backbone": "small", "pretrained": False}),
         (
             "seg_folder",
             {"model": "lraspp_mobilenet_v3_large"},

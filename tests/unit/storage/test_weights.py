@@ -142,7 +142,7 @@ def test_files_without_weights(tmp_path):
 
 
 def test_options_beside_the_weights(tmp_path):
-    """torchvision's and timm's scripts keep an argparse.Namespace in their files: it runs no code."""
+    """torchvision's and timm's scripts save an argparse.Namespace; loading it runs no code."""
     net = Net(False)
     torch.save(
         {"model": net.state_dict(), "args": Namespace(lr=0.1, model="net")}, tmp_path / "w.pth"

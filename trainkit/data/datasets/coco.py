@@ -67,7 +67,8 @@ class COCO(MaskDataset):
         annotations = f"annotations/instances_{split}2017.json"
         require(
             "COCO 2017", root, [f"{split}2017", annotations],
-            f"Get the images and annotations from {SOURCE}, unpack them into one folder, and pass it with --data",
+            f"Get the images and annotations from {SOURCE}, unpack them into one folder, and pass"
+            " it with --data",
         )  # fmt: skip
         super().__init__(len(CLASSES), transform)
         self.folder, self.annotations = Path(root) / f"{split}2017", Path(root) / annotations

@@ -17,8 +17,8 @@ _LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)")
 # Colours of Cityscapes' *_gtFine_color.png that are of no class; licence plates and poles in groups
 # share a class's.
 _CITYSCAPES_IGNORED = (
-    (0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180), (150, 100, 100),
-    (150, 120, 90), (0, 0, 90), (0, 0, 110),
+    (0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180),
+    (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110),
 )  # fmt: skip
 KNOWN = {
     "cityscapes": MaskColors(

@@ -35,12 +35,13 @@ NUM_RAW = 460  # labels 0 to 459
 
 # Label in the files and name of each class; train ids are their places here.
 _LABELS = """
-    2 aeroplane, 9 bag, 18 bed, 19 bedclothes, 22 bench, 23 bicycle, 25 bird, 31 boat, 33 book, 34 bottle,
-    44 building, 45 bus, 46 cabinet, 59 car, 65 cat, 68 ceiling, 72 chair, 80 cloth, 85 computer, 98 cow, 104 cup,
-    105 curtain, 113 dog, 115 door, 144 fence, 158 floor, 159 flower, 162 food, 187 grass, 189 ground, 207 horse,
-    220 keyboard, 232 light, 258 motorbike, 259 mountain, 260 mouse, 284 person, 295 plate, 296 platform,
-    308 pottedplant, 324 road, 326 rock, 347 sheep, 349 shelves, 354 sidewalk, 355 sign, 360 sky, 366 snow,
-    368 sofa, 397 table, 415 track, 416 train, 420 tree, 424 truck, 427 tvmonitor, 440 wall, 445 water,
+    2 aeroplane, 9 bag, 18 bed, 19 bedclothes, 22 bench, 23 bicycle, 25 bird, 31 boat, 33 book,
+    34 bottle, 44 building, 45 bus, 46 cabinet, 59 car, 65 cat, 68 ceiling, 72 chair, 80 cloth,
+    85 computer, 98 cow, 104 cup, 105 curtain, 113 dog, 115 door, 144 fence, 158 floor, 159 flower,
+    162 food, 187 grass, 189 ground, 207 horse, 220 keyboard, 232 light, 258 motorbike,
+    259 mountain, 260 mouse, 284 person, 295 plate, 296 platform, 308 pottedplant, 324 road,
+    326 rock, 347 sheep, 349 shelves, 354 sidewalk, 355 sign, 360 sky, 366 snow, 368 sofa,
+    397 table, 415 track, 416 train, 420 tree, 424 truck, 427 tvmonitor, 440 wall, 445 water,
     454 window, 458 wood
 """
 _PAIRS = [entry.split() for entry in _LABELS.split(",")]
@@ -73,8 +74,8 @@ class PascalContext(MaskFiles):
         inside = inside if (root / inside).is_dir() else "JPEGImages"
         require(
             "Pascal-Context", root, [inside, "trainval", f"{split}.txt"],
-            f"Get trainval.tar.gz and the lists from {SOURCE} and the images from VOC 2010, and pass their folder "
-            "with --data",
+            f"Get trainval.tar.gz and the lists from {SOURCE} and the images from VOC 2010, and"
+            " pass their folder with --data",
         )  # fmt: skip
         _check_numbers(root / "labels.txt")
         names = read_names(root / f"{split}.txt")

@@ -35,8 +35,9 @@ SBD_SOURCE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/groupin
 VOC_FOLDER, SBD_FOLDER = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
 
 CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
 )  # fmt: skip
 PALETTE = colour_map(len(CLASSES))
 RAW_IDS = np.arange(len(CLASSES), dtype=np.uint8)  # train ids are the labels in the files

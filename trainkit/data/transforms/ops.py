@@ -27,13 +27,24 @@ def resized_region(
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
     mirrored: bool = False,
 ) -> tv_tensors.Image:
-    """A region of an image (C, H, W), resized with antialiasing: (C, *size).
+    """Resize a region of an image with antialiasing.
 
-    mirrored: left and right change sides.
+    The region is cut out first, so that nothing else is resized, and copied with a pixel's channels
+    side by side, where torch resizes bytes several at a time (of a view it would resize one channel
+    after the other).
 
-    The region is cut out first, so that nothing else is resized, and laid out anew with a pixel's
-    channels side by side, where torch resizes bytes several at a time (of a view it would resize
-    one channel after the other).
+    Args:
+        image: (C, H, W).
+        top: of the region, in pixels.
+        left: of the region, in pixels.
+        height: of the region, in pixels.
+        width: of the region, in pixels.
+        size: height and width of the result.
+        interpolation: torchvision's mode.
+        mirrored: whether left and right change sides.
+
+    Returns:
+        (C, *size).
     """
     region = image.as_subclass(Tensor)[:, top : top + height, left : left + width].permute(1, 2, 0)
     region = (region.flip(1) if mirrored else region).contiguous().permute(2, 0, 1)
@@ -41,7 +52,7 @@ def resized_region(
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
-    """torchvision's, of images only, by `resized_region`: the same crops."""
+    """torchvision's RandomResizedCrop, of images only, by `resized_region`: the same crops."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut the region out and resize it."""
@@ -62,12 +73,22 @@ def nearest_region(
     size: Sequence[int],
     mirrored: bool = False,
 ) -> Tensor:
-    """A region of a mask (H, W), resized to `size`.
-
-    Each label is the stored one under its middle, as Pillow's.
+    """Resize a region of a mask: each label is the stored one under its middle, as Pillow's.
 
     Labels are picked by NumPy, in half of torch's time, and along the side first that leaves fewer
     for the other.
+
+    Args:
+        mask: (H, W).
+        top: of the region, in pixels.
+        left: of the region, in pixels.
+        height: of the region, in pixels.
+        width: of the region, in pixels.
+        size: height and width of the result.
+        mirrored: whether left and right change sides.
+
+    Returns:
+        `size`.
     """
     rows, columns = (
         (2 * np.arange(to) + 1) * stored // (2 * to) for to, stored in zip(size, (height, width))
@@ -80,18 +101,26 @@ def nearest_region(
 
 
 class RandomScaleCrop(v2.Transform):
-    """A random crop of image and mask, whose long side is `long_side` times a factor drawn evenly
-    from `scale`.
+    """A random crop of image and mask, whose long side is scaled by a random factor.
 
     What the crop shows is cut out of the stored image in whole pixels, and only that is resized:
     images bilinearly with antialiasing, masks to the nearest label. An edge of the crop is thus up
     to half a stored pixel from where it would be in the whole image resized. What a smaller image
     lacks on any side is black, and `ignore` in the mask.
 
-    cat_max_ratio: draw the place again, up to `tries` times, while one class has more than this
-    share of the crop's valid pixels, as in MMSegmentation, where 0.75 is usual. A crop without
-    valid pixels is drawn again too; the last one is kept whatever it shows. hflip_prob: how often
-    left and right change sides.
+    Args:
+        long_side: long side of the scaled image in pixels, before the factor.
+        crop: side of the crop in pixels.
+        scale: least and largest factor, drawn uniformly.
+        ignore: the label of what lies outside of the image.
+        cat_max_ratio: draw the crop again, up to `tries` times, while one class has more than this
+            share of its valid pixels, as in MMSegmentation, where 0.75 is usual. A crop without
+            valid pixels is drawn again too; the last one is kept whatever it shows.
+        tries: see `cat_max_ratio`.
+        hflip_prob: probability that left and right change sides.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -118,7 +147,7 @@ class RandomScaleCrop(v2.Transform):
         self.cat_max_ratio, self.tries, self.hflip_prob = cat_max_ratio, tries, hflip_prob
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the side that faces left, the size and the place."""
+        """Draw the side that faces left, the size and the position."""
         side, size = torch.rand(2).tolist()
         low, high = (int(self.long_side * factor) for factor in self.scale)
         height, width = v2.query_size(flat_inputs)
@@ -135,10 +164,7 @@ class RandomScaleCrop(v2.Transform):
         return params
 
     def _shown(self, stored: int, scaled: int, drawn: float) -> tuple[int, int, int, int]:
-        """Along one side.
-
-        First pixel and number of those cut out, where they begin in the crop, how many there.
-        """
+        """Along one side: first pixel cut out and how many, first pixel in the crop and how many."""
         place = int(drawn * (abs(scaled - self.crop) + 1))
         if scaled <= self.crop:
             return 0, stored, place, scaled
@@ -152,8 +178,7 @@ class RandomScaleCrop(v2.Transform):
         return len(sizes) > 0 and bool(sizes.max() <= self.cat_max_ratio * sizes.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Cut out, resize, and lay on a black or ignored ground where that is smaller than the
-        crop."""
+        """Cut out, resize, and pad to the size of the crop with black or ignored pixels."""
         (top, height, above, rows), (left, width, before, columns) = (
             params["rows"],
             params["columns"],
@@ -179,7 +204,11 @@ class RandomScaleCrop(v2.Transform):
 
 
 class LongSide(v2.Transform):
-    """Resize the image so that its long side is `long_side`, and leave the mask untouched."""
+    """Resize the image so that its long side is `long_side`, and leave the mask untouched.
+
+    Args:
+        long_side: in pixels.
+    """
 
     _transformed_types = (tv_tensors.Image,)
 
@@ -197,8 +226,10 @@ class LongSide(v2.Transform):
 class EvalTransform(v2.Compose):
     """The transform of an evaluation.
 
-    label: a short description, shown beside the metrics. whole: whether a mask of the transformed
-    image covers the whole image.
+    Args:
+        steps: transforms in their order.
+        label: a short description, shown beside the metrics.
+        whole: whether a mask of the transformed image covers the whole image.
     """
 
     def __init__(self, steps: Sequence[v2.Transform], label: str, whole: bool = True):
@@ -207,10 +238,15 @@ class EvalTransform(v2.Compose):
 
 
 class Lighting(v2.Transform):
-    """Colours shifted along the principal components of ImageNet's, by eigenvalue times N(0, std)
-    each.
+    """AlexNet's colour jitter: shifts along the principal components of ImageNet's colours.
 
-    Krizhevsky et al., 2012. Images in uint8, or float in [0, 1].
+    Each is its eigenvalue times N(0, std). Images are uint8, or float in [0, 1].
+
+    Args:
+        std: 0.1 in the paper.
+
+    Source:
+        Krizhevsky et al., 2012, ImageNet Classification with Deep CNNs.
     """
 
     _transformed_types = (tv_tensors.Image,)
@@ -242,5 +278,5 @@ class Lighting(v2.Transform):
 
 
 def stacked(crops: tuple[Any, ...]) -> Any:
-    """Crops of one size (C, H, W) each -> one image of them, (crops, C, H, W)."""
+    """Stack crops of one size (C, H, W) into one image (crops, C, H, W)."""
     return tv_tensors.Image(torch.stack(crops))

@@ -22,13 +22,28 @@ def train_transform(
     lighting: float | None = None,
     erase: float | None = None,
 ) -> v2.Transform:
-    """Random crop of an area in `scale` resized to `size`, flip, and what is asked for in this
-    order: uint8 -> uint8.
+    """A random crop resized to `size`, flip, and what else is asked for, in the order below.
 
-    rand_augment: number and magnitude (Cubuk et al., 2020). trivial_augment: TrivialAugmentWide
-    (Müller and Hutter, 2021). jitter: strengths of changes of brightness, contrast, saturation and
-    hue; later ones may be left out. lighting: see `Lighting`; 0.1 in the paper. erase: probability
-    that a rectangle is filled with ImageNet's mean colour (Zhong et al., 2020).
+    Args:
+        size: side of the images in pixels.
+        scale: least and largest share of the image's area that a crop has.
+        interpolation: torchvision's mode.
+        rand_augment: number and magnitude of RandAugment's operations.
+        trivial_augment: TrivialAugmentWide.
+        jitter: strengths of changes of brightness, contrast, saturation and hue; later ones may be
+            left out.
+        lighting: see `Lighting`; 0.1 in the paper.
+        erase: probability that a rectangle is filled with ImageNet's mean colour.
+
+    Returns:
+        uint8 (3, H, W) -> uint8 (3, size, size).
+
+    Raises:
+        UserError: a value is out of range, or both RandAugment and TrivialAugment are asked for.
+
+    Source:
+        Cubuk et al., 2020, RandAugment; Müller and Hutter, 2021, TrivialAugment; Zhong et al.,
+        2020, Random Erasing.
     """
     _check_side(size)
     if not 0 < scale[0] <= scale[1]:
@@ -75,12 +90,22 @@ def eval_transform(
     ten_crop: bool = False,
     crop_mode: str = "center",
 ) -> EvalTransform:
-    """Short side to size / crop_fraction (224 -> 256), centre crop of `size`: uint8 -> uint8.
+    """Resize the short side to size / crop_fraction (224 -> 256), then crop `size` from the centre.
 
-    crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which
-    keeps all of a long image and no proportions. `size` may be another than in training. ten_crop:
-    corners, centre and their mirror images, (10, 3, size, size), of which `Recognition` averages
-    the probabilities (Krizhevsky et al., 2012).
+    Args:
+        size: side of the images in pixels; it may be another than in training.
+        crop_fraction: share of the short side that the crop has.
+        interpolation: torchvision's mode.
+        ten_crop: corners, centre and their mirror images, (10, 3, size, size), of which
+            `Recognition` averages the probabilities (Krizhevsky et al., 2012).
+        crop_mode: "center", or "squash": both sides to size / crop_fraction, as timm has it, which
+            keeps all of a long image and changes its proportions.
+
+    Returns:
+        uint8 (3, H, W) -> uint8 (3, size, size).
+
+    Raises:
+        UserError: a value is out of range.
     """
     interpolation = InterpolationMode(interpolation)  # which may be its name, from model.json
     _check_side(size)

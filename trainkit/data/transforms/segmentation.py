@@ -15,14 +15,27 @@ def train_transform(
     photometric: bool = False,
     cat_max_ratio: float | None = None,
 ) -> v2.Transform:
-    """Long side to long_side times a random scale, random crop, flip.
-
-    (image, mask) -> (image, mask).
+    """Long side to long_side times a random scale, random crop, flip, of image and mask.
 
     What a crop larger than the image lacks is black in the image and `ignore` in the mask.
-    photometric: distort brightness, contrast, saturation and hue, and swap channels, each half of
-    the time (Liu et al., 2016, SSD; as torchvision has it), of the crop. cat_max_ratio: largest
-    share of one class in a crop, see `RandomScaleCrop`.
+
+    Args:
+        long_side: in pixels.
+        crop: side of the crop in pixels.
+        scale: least and largest factor of `long_side`.
+        ignore: the label that is never counted.
+        photometric: distort brightness, contrast, saturation and hue, and swap channels, of the
+            crop, each with probability 0.5.
+        cat_max_ratio: largest share of one class in a crop, see `RandomScaleCrop`.
+
+    Returns:
+        (image (3, H, W), mask (H, W)) -> (image (3, crop, crop), mask (crop, crop)).
+
+    Raises:
+        UserError: a side is not above 0.
+
+    Source:
+        Photometric distortion: Liu et al., 2016, SSD, as torchvision has it.
     """
     _check_sides(long_side=long_side, crop=crop)
     scaled = RandomScaleCrop(long_side, crop, scale, ignore, cat_max_ratio, hflip_prob=0.5)
@@ -31,12 +44,16 @@ def train_transform(
 
 @rebuildable
 def eval_transform(long_side: int | None, crop: int | None = None) -> EvalTransform:
-    """Long side to `long_side` (None: as it is).
+    """Resize the long side to `long_side`; the mask stays as stored, for predictions to match.
 
-    The mask stays untouched, and is what predictions are measured on.
+    Args:
+        long_side: in pixels; None leaves the image as it is.
+        crop: short side to it and centre crop of it, image and mask alike, which leaves out most of
+            the borders: the metrics of older code, which are not comparable with those of whole
+            images.
 
-    crop: short side to it and centre crop of it, image and mask alike, which leaves out most of the
-    borders: the metrics of older code, which are not comparable with those of whole images.
+    Raises:
+        UserError: a side is not above 0.
     """
     _check_sides(long_side=long_side, crop=crop)
     if crop is not None:
