@@ -8,14 +8,17 @@ import pytest
 from helpers.processes import ROOT, TESTS, torchrun
 
 SCRIPT = """
-import json, sys, warnings
+import json, sys, threading, warnings
+from collections import ChainMap
 sys.path[:0] = {paths!r}
 import torch
 from helpers.optimizers import builders
-from sharded_optimizers import compared
+from sharded_optimizers import compared, network
 from sharded_resume import resumed
+from timm.optim import Lookahead
 from torch.distributed.tensor import DTensor
 from trainkit.distributed.accelerator import start_accelerator
+from trainkit.engine.fsdp_trial import require_same_updates
 
 
 def local(tensor):
@@ -92,7 +95,106 @@ class Kron(torch.optim.SGD):
     "Of a name that is not tried, since timm's would take minutes."
 
 
+class Vanishing(ByNorm):
+    "The same, of so small a rate, as under layer decay, that rounding hides it."
+
+    def __init__(self, weights):
+        super().__init__(weights)
+        self.param_groups[0]["lr"] = 1e-9
+
+
+class Lists(torch.optim.SGD):
+    "State that is a number of each row, in a list."
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight]["factors"] = [torch.zeros(len(local(weight)) + 1)]
+
+
+class Largest(torch.optim.SGD):
+    "Fails where this process's part is empty, and so in one process alone."
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    local(weight.grad).max()
+        super().step(closure)
+
+
+class Locked(torch.optim.SGD):
+    "Holds what cannot be copied."
+
+    def __init__(self, weights):
+        super().__init__(weights, 0.1)
+        self.lock = threading.Lock()
+
+
+class Several(torch.optim.Optimizer):
+    "Two optimizers in a list, each with attributes of its own."
+
+    def __init__(self, weights):
+        weights = list(weights)
+        self.optimizers = [Signs(weights[:3]), Signs(weights[3:])]
+        super().__init__(weights, {{"lr": 0.01}})
+        self.param_groups = [group for each in self.optimizers for group in each.param_groups]
+
+    @property
+    def state(self):
+        return ChainMap(*(each.state for each in self.optimizers))
+
+    @state.setter
+    def state(self, value):
+        pass
+
+    def step(self):
+        for each in self.optimizers:
+            each.step()
+
+
+class Global(torch.optim.SGD):
+    "State of all weights together, of which each process holds its own."
+
+    def step(self, closure=None):
+        total = sum(local(weight.grad).sum().item() for weight in self.param_groups[0]["params"])
+        self.state["total"] = self.state.get("total", 0.0) + total
+        super().step(closure)
+
+
+class Still(torch.optim.SGD):
+    def step(self, closure=None):
+        pass
+
+
+def with_one(model):
+    "A weight of which the second process has no part."
+    model.one = torch.nn.Parameter(torch.ones(1))
+    return Largest(model.parameters(), lr=0.1)
+
+
+hooked = []
+
+
+def with_hook(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: hooked.append(1))
+    return optimizer
+
+
 own = {{
+    "vanishing": lambda model: Vanishing(model.parameters()),
+    "lists": lambda model: Lists(model.parameters(), lr=0.1),
+    "largest": with_one,
+    "locked": lambda model: Locked(model.parameters()),
+    "several": lambda model: Several(model.parameters()),
+    "global": lambda model: Global(model.parameters(), lr=0.1),
+    "still": lambda model: Still(model.parameters(), lr=0.1),
+    "kron in lookahead": lambda model: Lookahead(Kron(model.parameters(), lr=0.1)),
+    "hooked": with_hook,
     "kron": lambda model: Kron(model.parameters(), lr=0.1),
     "signs": lambda model: Signs(model.parameters()),
     "by norm": lambda model: ByNorm(model.parameters()),
@@ -106,12 +208,15 @@ accelerator = start_accelerator()
 known = builders() | own
 found = {{name: compared(accelerator, known[name]) for name in {names!r}}}
 again = {{name: resumed(accelerator, known[name]) for name in {resumed!r}}}
+hooked.clear()
+require_same_updates(network(with_hook)[1], accelerator)
 if accelerator.is_main_process:
-    print("FOUND", json.dumps([found, again]))
+    print("FOUND", json.dumps([found, again, len(hooked)]))
 """
 SAME = ["torch.optim.AdamW", "torch.optim.Adagrad", "torch.optim.NAdam", "torch.optim.RAdam",
         "torch.optim.ASGD", "timm lamb", "timm lookahead_adamw", "schedulefree.AdamWScheduleFree",
-        "schedulefree.ScheduleFreeWrapper", "signs"]  # fmt: skip
+        "schedulefree.ScheduleFreeWrapper", "signs", "several",
+        "hooked"]  # fmt: skip
 REFUSED = {
     "torch.optim.Muon": "its update of a weight of shape .* differs",
     "torch.optim.Rprop": "RuntimeError: ",
@@ -121,6 +226,13 @@ REFUSED = {
     "by total": "its 'total' differs",
     "rowwise": "its 'rows' is not sharded as its weights are",
     "kron": "optimizer Kron is not for weights that FSDP has sharded",
+    "vanishing": "its update of a weight of shape .* differs",
+    "lists": "its 'factors' is not sharded as its weights are",
+    "largest": "optimizer Largest does not update weights .*Error: ",
+    "locked": r"optimizer Locked cannot be copied \(TypeError: ",
+    "global": "its 'total' differs",
+    "still": "updates move no weight",
+    "kron in lookahead": "optimizer Kron is not for weights that FSDP has sharded",
     "late": "its update of a weight of shape .* differs",
 }
 RESUMED = [
@@ -132,7 +244,7 @@ RESUMED = [
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+def printed(tmp_path_factory) -> tuple[dict[str, tuple[str, str]], dict[str, str], int]:
     """By optimizer, what the trial before the first step said, and how a training without it went.
 
     What a resume gave.
@@ -181,3 +293,8 @@ def test_a_resume_is_bit_equal(printed, name):
     benchmarks/sharded_resume.py does it for all that can be built.
     """
     assert printed[1][name] == "bit-equal"
+
+
+def test_a_users_hooks_are_left_alone(printed):
+    """They reach what is not copied, such as the model."""
+    assert printed[2] == 0

@@ -143,6 +143,40 @@ class Counting(torch.optim.SGD):
             group["estimate"] *= 1.5
 
 
+class Together(torch.optim.SGD):
+    """Keeps state of all weights together, under names of its own."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        norms = self.state["norms"].setdefault("sum", torch.zeros(()))
+        norms += sum(weight.grad.norm() for weight in weights)
+        self.state["taken"] = self.state.get("taken", 0) + 1
+        for weight in weights:
+            weight.grad /= norms / self.state["taken"]
+        super().step(closure)
+
+
+def test_state_of_all_weights_together_is_resumed(tmp_path, accelerator):
+    data = images()
+    trainings = []
+    for last in (STEPS, SAVED, STEPS):
+        recipe = small(lambda model: Together(model.parameters(), 0.05, 0.9), train_data=data)
+        training = begun(recipe, accelerator, tmp_path)
+        resumed = len(trainings) == 2
+        if resumed:
+            training.checkpointer.restore(tmp_path / "checkpoints" / f"step-{SAVED:09d}")
+        for number in range(SAVED if resumed else 0, last):
+            step(training, number)
+        if last == SAVED:
+            training.checkpointer.save()
+        trainings.append(training)
+    whole, _, again = (each.recipe for each in trainings)
+    assert again.optimizer.state["taken"] == STEPS
+    assert torch.equal(whole.model.head.weight, again.model.head.weight)
+    assert str(whole.optimizer.state_dict()) == str(again.optimizer.state_dict())
+
+
 def test_what_was_changed_on_purpose_is_all_that_changes(tmp_path, accelerator):
     """A resume with another weight decay has that, and the groups' own counts."""
     data = images()

@@ -1,39 +1,124 @@
-"""What Windows' Python has not is hidden.
+"""What Windows' Python has not is hidden, and workers are spawned.
 
 What needs none of it runs, and a training says what it needs.
 """
 
+import json
 import os
-import subprocess
+import shutil
 import sys
+from pathlib import Path
 
-from helpers.processes import ROOT
+import pytest
+from PIL import Image
 
-RECIPE = ROOT / "recipes" / "recog_cifar10.py"
-HIDING = """
-import multiprocessing.context, os, signal, sys
-import accelerate, datasets, psutil, torch, torchvision  # which do without, on Windows
-sys.modules["fcntl"] = sys.modules["resource"] = None
-del multiprocessing.context.ForkContext, multiprocessing.context.ForkProcess
-del os.fork, os.sched_getaffinity
-for name in ("SIGUSR1", "SIGHUP", "SIGKILL", "SIGBUS", "sigwaitinfo", "pthread_sigmask"):
-    delattr(signal, name)
+from helpers.processes import RECOG, ROOT, Script
+from helpers.processes import run as run_command
 from trainkit.cli import main
-try:
-    print("help:", main([sys.argv[1], "--help"]))
-except SystemExit as ended:
-    print("help:", ended.code)
-print("training:", main([sys.argv[1], "--sample", "--workers", "0", "--out", "run"]))
+
+# read by the interpreter when it starts, and so by that of each worker
+HIDING = """
+import multiprocessing, multiprocessing.context as context, os, signal, sys
+import filelock, psutil  # which have modules for Windows
+sys.modules["fcntl"] = sys.modules["resource"] = None
+for kind in ("Fork", "ForkServer"):
+    delattr(context, kind + "Context")
+    delattr(context, kind + "Process")
+context._concrete_contexts = {"spawn": context.SpawnContext()}
+multiprocessing.set_start_method("spawn")
+del os.fork, os.sched_getaffinity
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL", "SIGBUS", "sigwait", "sigwaitinfo",
+             "pthread_sigmask"):
+    delattr(signal, name)
 """
+COMMANDS = """
+import json, sys
+from trainkit.cli import main
+
+if __name__ == "__main__":
+    codes = {}
+    for name, words in json.loads(sys.argv[1]).items():
+        for stream in (sys.stdout, sys.stderr):
+            print("##", name, file=stream, flush=True)
+        try:
+            codes[name] = main(words)
+        except SystemExit as ended:
+            codes[name] = ended.code
+    print("CODES", json.dumps(codes))
+"""
+SHORT = ("--sample", "--epochs", "0.5", "--warmup-epochs", "0")
+REFUSED = {
+    "a training": [RECOG, *SHORT, "--workers", "0", "--out", "other"],
+    "one with workers": [RECOG, *SHORT, "--workers", "2", "--out", "other"],
+    "check": ["check", RECOG, *SHORT, "--workers", "0"],
+}
+RUNNING = {
+    "help": ["--help"],
+    "help of a recipe": [RECOG, "--help"],
+    "evaluate": ["evaluate", "run", "--workers", "1"],
+    "predict": ["predict", "run", "images", "--out", "predicted", "--workers", "0"],
+    "export": ["export", "run", "--out", "exported.safetensors"],
+}
+SLOW = {  # a worker or two are interpreters of their own, which import torch
+    "doctor": ["doctor", RECOG, *SHORT, "--workers", "1"],
+    "predict with workers": ["predict", "run", "images", "--out", "again", "--workers", "1"],
+}
 
 
-def test_without_what_windows_lacks(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", HIDING, str(RECIPE)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+def codes_of(commands: dict[str, list[str]], folder: Path) -> tuple[dict[str, int], str]:
+    """Exit code of each command, all run in one process; what it wrote to standard error."""
+    (folder / "sitecustomize.py").write_text(HIDING)
+    (folder / "commands.py").write_text(COMMANDS)
+    done = run_command(
+        *(sys.executable, str(folder / "commands.py"), json.dumps(commands)),
+        cwd=folder,
+        PYTHONPATH=os.pathsep.join((str(folder), str(ROOT))),
+        CUDA_VISIBLE_DEVICES="",
     )
-    assert "help: 0" in done.stdout, done.stderr
-    assert "training: 2" in done.stdout, done.stderr
-    assert "training takes Linux or macOS" in done.stderr
-    assert not (tmp_path / "run").exists()
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("CODES"))
+    return json.loads(line.removeprefix("CODES")), done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a run, trained as ever, and an image."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = (RECOG, *SHORT, "--workers", 0, "--out", folder / "run")
+    script = Script(ROOT / "trainkit" / "__main__.py", *words)
+    printed, _ = script.communicate()
+    assert script.returncode == 0, printed
+    (folder / "images").mkdir()
+    Image.new("RGB", (40, 30), (200, 30, 90)).save(folder / "images" / "one.png")
+    return folder
+
+
+def test_what_windows_has_is_enough_for_all_but_training(trained):
+    codes, errors = codes_of({**REFUSED, **RUNNING}, trained)
+    assert codes == {**dict.fromkeys(REFUSED, 2), **dict.fromkeys(RUNNING, 0)}, errors
+    told = errors.split("## help\n")[0]
+    assert told.count("training takes Linux or macOS (on Windows: WSL)") == len(REFUSED), told
+    assert "Traceback" not in errors, errors
+    assert not (trained / "other").exists()
+    assert (trained / "exported.safetensors").stat().st_size > 0
+    assert "one.png" in (trained / "predicted" / "predictions.jsonl").read_text()
+    assert json.loads((trained / "run" / "results.json").read_text())["num_images"] > 0
+
+
+@pytest.mark.nightly
+def test_what_starts_more_workers(trained):
+    codes, errors = codes_of(SLOW, trained)
+    assert codes == dict.fromkeys(SLOW, 0), errors
+    assert "Traceback" not in errors, errors
+    one, again = ((trained / each / "predictions.jsonl") for each in ("predicted", "again"))
+    if one.exists():  # written by the test before
+        assert one.read_text() == again.read_text()
+    shutil.rmtree(again.parent)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has it")
+def test_a_module_of_the_standard_library_is_no_package_to_install(tmp_path, capsys):
+    """As of a recipe that is made for another system."""
+    (tmp_path / "own.py").write_text("import winreg\n")
+    assert main([str(tmp_path / "own.py"), "--help"]) == 2
+    told = capsys.readouterr().err
+    assert "needs the module winreg of Python's standard library" in told and "pip" not in told

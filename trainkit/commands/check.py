@@ -45,6 +45,7 @@ from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import checkpoint_path
+from trainkit.storage.run_files import posix_locks
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
 
@@ -59,6 +60,7 @@ def run(recipe: str, words: list[str]) -> int:
     recipe_file = load_recipe(path)
     prog = f"trainkit check {path}"
     settings, options = read_settings_and_options(recipe_file, "check", prog, words)
+    posix_locks()  # before a recipe that takes minutes to build
     seed_host(options.seed)
     check(build(recipe_file, settings), options)
     return 0

@@ -234,6 +234,11 @@ def _missing_module_told(recipe: Path) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None:  # it was raised by hand, and says what it needs
             raise MissingPackageError(str(error)) from error
+        if error.name in sys.stdlib_module_names:
+            raise UserError(
+                f"{recipe} needs the module {error.name} of Python's standard library, which the"
+                " Python of this system does not have"
+            ) from error
         raise UserError(
             f"{recipe} needs the module {error.name}, which is not installed here: install the"
             f" package that has it, such as by pip install {error.name.split('.')[0]}, or correct"

@@ -8,6 +8,7 @@ from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
 from trainkit.engine.loop import train
+from trainkit.storage.run_files import posix_locks
 
 
 def run(recipe: str, words: list[str]) -> int:
@@ -17,6 +18,7 @@ def run(recipe: str, words: list[str]) -> int:
     settings, options = read_settings_and_options(recipe_file, "train", f"trainkit {path}", words)
     if options.out is None:
         options = replace(options, out=Path("runs") / path.stem)
+    posix_locks()  # before a recipe that takes minutes to build
     seed_host(options.seed)
     train(build(recipe_file, settings), options, settings, path)
     return 0

@@ -31,6 +31,7 @@ else:
     from multiprocessing.context import ForkContext, ForkProcess
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
+HAS_MASKS = hasattr(signal, "pthread_sigmask")
 PATIENCE = 10.0
 """seconds in which a worker has to start; each replacement has twice as long as the one before"""
 TRIES = 3
@@ -196,7 +197,8 @@ def _outlive_the_signal(_: int) -> None:
     """
     for number in GROUPS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUPS_SIGNALS)
+    if HAS_MASKS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUPS_SIGNALS)
     if CAN_TELL_SENDERS:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
@@ -283,22 +285,23 @@ def _cause_of_death(dead: dict[int, int], text: str) -> str:
         known = {signal.strsignal(each): int(each) for each in signal.Signals}
         number = known.get(named.group(1).strip()) if named else None
     told = f"data-loading worker (pid {' and '.join(map(str, pids))}) died"
-    if number is not None:
-        told += f" of {signal.Signals(number).name}"
+    killer = None if number is None else signal.Signals(number).name  # Windows has few of them
+    if killer is not None:
+        told += f" of {killer}"
     elif code is not None:
         told += f" with exit code {code}"
-    if number == signal.SIGBUS:
+    if killer == "SIGBUS":
         told += ": shared memory is full. Enlarge /dev/shm, or start fewer workers with --workers"
-    elif number == signal.SIGSEGV:
+    elif killer == "SIGSEGV":
         told += ": a library crashed on an image. --workers 0 shows on which"
-    elif number == signal.SIGTERM:
+    elif killer == "SIGTERM":
         told += ": another process ended it"
-    elif number == signal.SIGKILL and _kills_for_memory() > _kills_before:
+    elif killer == "SIGKILL" and _kills_for_memory() > _kills_before:
         told += (
             ": the system killed a process meanwhile because it was out of memory (OOM). Start"
             " fewer workers with --workers, or read smaller images"
         )
-    elif number == signal.SIGKILL:
+    elif killer == "SIGKILL":
         told += ": somebody, or the system, killed it (`dmesg` tells why where the system did)"
     return f"{told}. The same command resumes from the last checkpoint"
 

@@ -155,6 +155,8 @@ def take_parts(optimizer: Optimizer, parts: Mapping[int, nn.Parameter]) -> None:
     for group in optimizer.param_groups:
         group["params"] = [parts[id(weight)] for weight in group["params"]]
     for weight in list(optimizer.state):  # made with the optimizer, as Adagrad does
+        if not isinstance(weight, Tensor):  # of all weights together
+            continue
         state, own = optimizer.state.pop(weight), parts[id(weight)]
         optimizer.state[own] = {
             name: part(value, own) if isinstance(value, Tensor) else value
@@ -250,20 +252,27 @@ def whole(value: Any, keep: bool = True) -> Any:
 def unsharded_state(optimizer: Optimizer) -> str | None:
     """The first of its state that is not laid out as its sharded weight is.
 
-    It could not be gathered, or taken up.
+    It could not be gathered, or taken up. Also what is in lists and mappings.
     """
     return next(
         (
             name
             for weight, state in optimizer.state.items()
-            for name, value in state.items()
             if isinstance(weight, DTensor)
-            and isinstance(value, Tensor)
-            and value.numel() > 1
-            and not (isinstance(value, DTensor) and value.shape == weight.shape)
+            for name, value in state.items()
+            for each in _tensors(value)
+            if each.numel() > 1 and not (isinstance(each, DTensor) and each.shape == weight.shape)
         ),
         None,
     )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)
 
 
 def part(value: Tensor, like: Tensor | None) -> Tensor:
@@ -283,6 +292,8 @@ def parts_of_optimizer(state: dict[str, Any], optimizer: Optimizer) -> dict[str,
                 name: part(each, weights[index]) if isinstance(each, Tensor) else each
                 for name, each in kept.items()
             }
+            if isinstance(index, int)  # else of all weights together
+            else kept
             for index, kept in state["state"].items()
         }
     }

@@ -8,7 +8,10 @@ copy of it updates whole weights, another the same weights sharded.
 
 import copy
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +22,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from trainkit.distributed.fsdp import Sharding, gathered, take_parts, unsharded_state
-from trainkit.engine.optimizer_state import has_modes, switch_mode, to_weights
+from trainkit.engine.optimizer_state import has_modes, set_lr, switch_mode, to_weights
 from trainkit.errors import UserError, is_out_of_memory
 
 # RAdam, Lookahead and preconditioners do something else in every fifth, sixth or tenth one
@@ -28,8 +31,16 @@ UPDATES = 11
 NEVER_TRIED = {"Kron"}
 # difference, as a part of the largest change: sums of parts round otherwise than a whole sum
 ALLOWED = 1e-4
+# the smallest rate of the trial: the change of a smaller one is within the weights' own rounding
+LEAST_LR = 0.01
 # groups that differ in these alone update alike
 OF_RATES = ("params", "param_names", "lr", "initial_lr", "lr_scale")
+
+Value = TypeVar("Value")
+
+
+class _Differs(Exception):
+    """What the trial has found; told in all processes."""
 
 
 def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None:
@@ -42,79 +53,109 @@ def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None
     """
     if Sharding.asked() is None or accelerator.num_processes == 1:
         return
-    if type(optimizer).__name__ in NEVER_TRIED:
+    slow = NEVER_TRIED & {type(each).__name__ for each in (optimizer, *_inside(optimizer))}
+    if slow:
         raise UserError(
-            f"optimizer {type(optimizer).__name__} is not for weights that FSDP has sharded: take"
-            " AdamW or SGD, or launch without FSDP"
+            f"optimizer {slow.pop()} is not for weights that FSDP has sharded: take AdamW or SGD,"
+            " or launch without FSDP"
         )
-    problem = None
     cuda = [accelerator.device.index or 0] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        try:
-            problem = _difference(optimizer, accelerator)
-        except Exception as error:  # whatever a foreign optimizer raises; it is reported below
-            if is_out_of_memory(error):
-                raise
-            told = str(error).splitlines() or [""]
-            problem = f"{type(error).__name__}: {told[0][:300]}"
-    problems = [each for each in gather_object([problem]) if each is not None]
+        trial = _together(optimizer, partial(_Trial, optimizer, accelerator), "cannot be copied")
+        for stage in (trial.update, trial.require_sharded_state, trial.compare):
+            _together(
+                optimizer,
+                stage,
+                "does not update weights that FSDP has sharded as it does whole ones",
+            )
+
+
+def _together(optimizer: Optimizer, stage: Callable[[], Value], amiss: str) -> Value:
+    """What `stage` returns. Raises UserError in all processes where one of them raised an error.
+
+    Whatever a foreign optimizer raises. Another process would wait for one that has failed.
+    """
+    value: Value | None = None
+    problem: str | None = None
+    shortage: Exception | None = None
+    try:
+        value = stage()
+    except _Differs as error:
+        problem = str(error)
+    except Exception as error:
+        told = str(error).splitlines() or [""]
+        problem = f"{type(error).__name__}: {told[0][:300]}"
+        shortage = error if is_out_of_memory(error) else None
+    found = gather_object([(problem, shortage is not None)])
+    if shortage is not None:
+        raise shortage
+    name = type(optimizer).__name__
+    if any(short for _, short in found):
+        raise UserError(
+            f"optimizer {name} was tried on sharded weights, and another process ran out of memory"
+            " (OOM) there: launch with more processes"
+        )
+    problems = [each for each, _ in found if each is not None]
     if problems:
         raise UserError(
-            f"optimizer {type(optimizer).__name__} does not update weights that FSDP has sharded as"
-            f" it does whole ones ({problems[0]}): take AdamW or SGD, or launch without FSDP"
+            f"optimizer {name} {amiss} ({problems[0]}): take AdamW or SGD, or launch without FSDP"
         )
+    return value
 
 
-def _difference(optimizer: Optimizer, accelerator: Accelerator) -> str | None:
-    """What differs after a few updates; None where nothing does."""
-    generator = torch.Generator().manual_seed(0)
-    values = [
-        0.02 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-        for weight in _one_of_each(optimizer)
-    ]
-    whole, weights = _copied(
-        optimizer, [value.to(accelerator.device, copy=True) for value in values]
-    )
-    sharded, unsharded = _copied(
-        optimizer, [value.to(accelerator.device, copy=True) for value in values]
-    )
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+class _Trial:
+    """Two copies of an optimizer, one over whole weights and one over the same sharded."""
 
-    def part(value: Tensor) -> Tensor:
-        return distribute_tensor(
-            value.to(accelerator.device, copy=True), mesh, [Shard(0)], src_data_rank=None
-        )
+    def __init__(self, optimizer: Optimizer, accelerator: Accelerator):
+        self.device = accelerator.device
+        self.mesh = init_device_mesh(self.device.type, (accelerator.num_processes,))
+        generator = torch.Generator().manual_seed(0)
+        self.values = [
+            0.02 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            for weight in _one_of_each(optimizer)
+        ]
+        self.whole, self.weights = _copied(optimizer, [self._there(each) for each in self.values])
+        self.sharded, unsharded = _copied(optimizer, [self._there(each) for each in self.values])
+        self.parts = [nn.Parameter(self._part(weight.detach())) for weight in unsharded]
+        take_parts(self.sharded, {id(one): part for one, part in zip(unsharded, self.parts)})
 
-    parts = [nn.Parameter(part(weight.detach())) for weight in unsharded]
-    take_parts(sharded, {id(weight): each for weight, each in zip(unsharded, parts)})
-    gradients = [
-        [0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in values]
-        for _ in range(UPDATES)
-    ]
-    _update(
-        whole,
-        weights,
-        [[each.to(accelerator.device, copy=True) for each in row] for row in gradients],
-    )
-    _update(sharded, parts, [[part(each) for each in row] for row in gradients])
+    def _there(self, value: Tensor) -> Tensor:
+        return value.to(self.device, copy=True)
 
-    name = unsharded_state(sharded)
-    if name is not None:
-        return f"its {name!r} is not sharded as its weights are, so that no checkpoint can hold it"
-    found = []  # all of it is compared, for the processes gather together
-    for value, weight, each in zip(values, weights, parts):
-        of = f"of a weight of shape {list(value.shape)}"
-        moved = (weight - value.to(weight.device)).abs().max().item()
-        if not _close(gathered(each), weight, moved):
-            found.append(f"its update {of} differs")
-        states = (
-            _numbers(instance.state.get(key, {}))
-            for instance, key in ((whole, weight), (sharded, each))
-        )
-        found += [f"its {name!r} {of} differs" for name in _unequal(*states)]
-    for one, other in zip(whole.param_groups, sharded.param_groups):
-        found += [f"its {name!r} differs" for name in _unequal(_numbers(one), _numbers(other))]
-    return found[0] if found else None
+    def _part(self, value: Tensor) -> Tensor:
+        return distribute_tensor(self._there(value), self.mesh, [Shard(0)], src_data_rank=None)
+
+    def update(self) -> None:
+        """Update both alike."""
+        _update(self.whole, self.weights, self.values, self._there)
+        _update(self.sharded, self.parts, self.values, self._part)
+
+    def require_sharded_state(self) -> None:
+        """Raises _Differs for state of this process's part that is not laid out as the part is."""
+        name = unsharded_state(self.sharded)
+        if name is not None:
+            raise _Differs(
+                f"its {name!r} is not sharded as its weights are, so that no checkpoint can hold it"
+            )
+
+    def compare(self) -> None:
+        """Raises _Differs where weights, state or groups are not the same."""
+        found, way = [], 0.0  # all of it is compared, for the processes gather together
+        for value, weight, part in zip(self.values, self.weights, self.parts):
+            of = f"of a weight of shape {list(value.shape)}"
+            moved = (weight - self._there(value)).abs().max().item() if value.numel() else 0.0
+            way = max(way, moved)
+            if not _close(gathered(part), weight, moved):
+                found.append(f"its update {of} differs")
+            states = (self.whole.state.get(weight, {}), self.sharded.state.get(part, {}))
+            found += [f"its {name!r} {of} differs" for name in _unequal(*map(_numbers, states))]
+        pairs = zip(self.whole.param_groups, self.sharded.param_groups)
+        for pair in (*pairs, (_of_all_weights(self.whole), _of_all_weights(self.sharded))):
+            found += [f"its {name!r} differs" for name in _unequal(*map(_numbers, pair))]
+        if way == 0.0 and self.values:
+            found.append(f"{UPDATES} updates move no weight, which shows nothing")
+        if found:
+            raise _Differs(found[0])
 
 
 def _one_of_each(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -140,45 +181,76 @@ def _copied(optimizer: Optimizer, values: list[Tensor]) -> tuple[Optimizer, list
     made = _copied_object(optimizer, memo)
     for group in made.param_groups:
         group["params"] = [weight for weight in group["params"] if weight is not dropped]
-        if not isinstance(group["lr"], Tensor):
-            group["lr"] = group["lr"] or 0.01  # a warm-up may begin at nothing
+        if (group["lr"] or 0.0) < LEAST_LR:  # such as of a warm-up's begin, or under layer decay
+            set_lr(group, LEAST_LR)
     to_weights(made)
     return made, weights
 
 
 def _copied_object(optimizer: Any, memo: dict[int, Any]) -> Any:
-    """All of its attributes, which torch's own way to copy an optimizer leaves out, and those of
-    optimizers in it."""
+    """A copy of the optimizer with all of its attributes, and so of optimizers in it.
+
+    Torch's own way to copy one leaves attributes out.
+    """
     made = memo[id(optimizer)] = object.__new__(type(optimizer))
-    attributes = dict(vars(optimizer))
-    for value in attributes.values():
-        if hasattr(value, "param_groups") and id(value) not in memo:
-            _copied_object(value, memo)
+    attributes = {
+        name: _own_hooks(name, value, optimizer) for name, value in vars(optimizer).items()
+    }
+    for inner in _inside(optimizer):
+        if id(inner) not in memo:
+            _copied_object(inner, memo)
     state = attributes.get("state")
     if state is not None and id(state) not in memo:
         memo[id(state)] = defaultdict(dict)
         memo[id(state)].update(
-            (memo[id(weight)], copy.deepcopy(kept, memo))
-            for weight, kept in state.items()
-            if _is_kept(weight, memo)
+            (memo.get(id(key), key), copy.deepcopy(kept, memo))
+            for key, kept in state.items()
+            if _is_kept(key, memo)
         )
     vars(made).update(copy.deepcopy(attributes, memo))
     return made
 
 
-def _is_kept(weight: Any, memo: dict[int, Any]) -> bool:
-    return id(weight) in memo and memo[id(weight)].numel() > 0
+def _inside(optimizer: Any) -> Iterator[Any]:
+    """Optimizers that it holds, as Lookahead does, also in lists and mappings."""
+    for value in vars(optimizer).values():
+        held = value.values() if isinstance(value, Mapping) else value
+        for each in held if isinstance(value, (Mapping, list, tuple)) else (value,):
+            if hasattr(each, "param_groups"):
+                yield each
+
+
+def _own_hooks(name: str, value: Any, optimizer: Any) -> Any:
+    """An attribute; of hooks those alone that are its methods: others reach what is not copied."""
+    if not (name.endswith("_hooks") and isinstance(value, Mapping)):
+        return value
+    return type(value)(
+        (key, hook)
+        for key, hook in value.items()
+        if isinstance(hook, MethodType) and hook.__self__ is optimizer
+    )
+
+
+def _is_kept(key: Any, memo: dict[int, Any]) -> bool:
+    """Of which state a copy has some: of weights of the trial, and of what is no weight."""
+    return not isinstance(key, Tensor) or (id(key) in memo and memo[id(key)].numel() > 0)
 
 
 def _update(
-    optimizer: Optimizer, weights: list[nn.Parameter], gradients: list[list[Tensor]]
+    optimizer: Optimizer,
+    weights: list[nn.Parameter],
+    values: list[Tensor],
+    place: Callable[[Tensor], Tensor],
 ) -> None:
+    """Some updates from the same gradients each time. place: puts one where the weights are."""
     torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     if has_modes(optimizer):
         switch_mode(optimizer, training=True)
-    for row in gradients:
-        for weight, gradient in zip(weights, row):
-            weight.grad = gradient
+    for _ in range(UPDATES):
+        for weight, value in zip(weights, values):
+            drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            weight.grad = place(0.1 * drawn)
         optimizer.step()
     if has_modes(optimizer):
         switch_mode(optimizer, training=False)
@@ -189,6 +261,15 @@ def _numbers(values: Any) -> dict[str, Any]:
     return {
         name: value for name, value in values.items() if isinstance(value, (int, float, Tensor))
     }
+
+
+def _of_all_weights(optimizer: Optimizer) -> dict[str, Any]:
+    """State that it keeps by names of its own, and not by weight."""
+    found: dict[str, Any] = {}
+    for key, state in optimizer.state.items():
+        if not isinstance(key, Tensor):
+            found |= state if isinstance(state, Mapping) else {key: state}
+    return found
 
 
 def _unequal(ones: dict[str, Any], others: dict[str, Any]) -> list[str]:

@@ -154,7 +154,8 @@ def take_up(
     optimizer.load_state_dict(parts_of_optimizer({**state, "param_groups": restored}, optimizer))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, kept in state["state"].items():
-        _as_saved(weights[number], optimizer.state.get(weights[number], {}), kept)
+        if isinstance(number, int):  # else of all weights together
+            _as_saved(weights[number], optimizer.state.get(weights[number], {}), kept)
 
 
 def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
@@ -176,7 +177,10 @@ def to_weights(optimizer: Optimizer) -> None:
     """State that was made with the optimizer, such as Adagrad's, to the device where the weights
     are by now."""
     tensors = [
-        (weight, value) for weight, state in optimizer.state.items() for value in state.values()
+        (weight, value)
+        for weight, state in optimizer.state.items()
+        if isinstance(weight, Tensor)
+        for value in state.values()
     ]
     if any(
         isinstance(value, Tensor) and value.device != weight.device for weight, value in tensors

@@ -52,7 +52,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.model_json import model_json
-from trainkit.storage.run_files import read_memory
+from trainkit.storage.run_files import posix_locks, read_memory
 from trainkit.storage.run_folder import RunFolder
 
 Value = TypeVar("Value")
@@ -176,8 +176,9 @@ class Started(NamedTuple):
 def start(recipe: Recipe, options: Options) -> Started:
     """Open the training data, meet the other processes, and plan the run.
 
-    Raises UserError for settings that cannot work.
+    Raises UserError for settings that cannot work, and where no training can run.
     """
+    posix_locks()
     opened(recipe.train_data)  # a fault of it is reported before the processes connect
     accelerator = start_accelerator(options.static_graph, options.timeout_s)
     display = Display(accelerator.is_main_process)

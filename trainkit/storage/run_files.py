@@ -340,6 +340,6 @@ def posix_locks() -> ModuleType:
     except ImportError as error:
         raise UserError(
             "training takes Linux or macOS (on Windows: WSL), where the run's folder can be locked;"
-            " evaluate, predict and export run here"
+            " doctor, evaluate, predict and export run here"
         ) from error
     return fcntl
