@@ -58,11 +58,10 @@ class OptimizerSettings(SharedSettings):
             model: says by `backbone` or `head_names` which part is its head, see `param_groups`;
                 its frozen parameters are left out.
             decay_vectors: False exempts norms and biases from weight decay.
-            nesterov: Nesterov's momentum.
 
         Raises:
             UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which
-                parts these are of.
+                parts these are of; there is no such optimizer, or it has no such option.
         """
         groups = param_groups(
             model,
@@ -95,10 +94,15 @@ class ScheduleSettings(SharedSettings):
     def build(self, **usual: Any) -> dict[str, Any]:
         """The fields of a `Recipe` that follow: epochs and schedule.
 
-            Recipe(..., **schedule.build(cos))
+            Recipe(..., **schedule.build())
 
         Args:
-            curve: of trainkit.schedules, which makes the schedule after the warm-up.
+            **usual: arguments of the recipe's own schedule that are other settings of it, such as
+                milestones; what `schedule` says itself goes before them, and a schedule that has no
+                such argument goes without.
+
+        Raises:
+            UserError: there is no such schedule, or it does not take what it is given.
         """
         schedule = named_schedule(self.schedule, self.warmup_epochs, **usual)
         return {"schedule": schedule, "epochs": self.epochs}

@@ -165,7 +165,7 @@ def test_the_optimizer_is_built_as_given():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
-    """Clipping, EMA and warm-up, in any recipe; its published values stay the defaults."""
+    """Optimizer, schedule, clipping, EMA and warm-up, in any recipe."""
     monkeypatch.chdir(tmp_path)
     function = load_recipe(path)
     asked = {"clip_norm": 2.0, "ema": 0.5, "warmup_epochs": 0.25, "epochs": 2}

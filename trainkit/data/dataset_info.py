@@ -1,4 +1,4 @@
-"""Optional attributes of datasets, all in one place.
+"""Reads the optional attributes of datasets, all in one place.
 
 A dataset is anything with `len(data)` and `data[index] -> (image, target)`. All else is optional,
 and read here alone. A wrapper has the wrapped dataset as `inner`, as torch's `Subset` has it as
@@ -30,6 +30,9 @@ class LazyDataset(Dataset):
     """A dataset that is opened when it is first used.
 
     An evaluation needs no training data, and does not open it.
+
+    Args:
+        open_data: a function that opens it.
     """
 
     def __init__(self, open_data: Callable[[], SizedDataset]):
@@ -63,7 +66,7 @@ def opened(data: SizedDataset) -> SizedDataset:
 
 
 def require_indexed(name: str, data: Any) -> None:
-    """Raises UserError for an iterable dataset, which has neither a length nor an index."""
+    """Raise UserError for an iterable dataset, which has neither a length nor an index."""
     lacks = [each for each in ("__len__", "__getitem__") if not hasattr(type(data), each)]
     if lacks or isinstance(data, IterableDataset):
         raise UserError(
@@ -74,7 +77,7 @@ def require_indexed(name: str, data: Any) -> None:
 
 
 def layers(data: Any) -> Iterator[Any]:
-    """A dataset, the one that it stands around, and so on, the outermost first."""
+    """Yield a dataset, the one that it wraps, and so on, the outermost first."""
     while data is not None:
         yield data
         data = _inner(data)
@@ -88,10 +91,7 @@ def _inner(data: Any) -> Any:
 
 
 def indices_in(data: SizedDataset, layer: SizedDataset) -> Sequence[int]:
-    """Which images of `layer`, one of the layers of `data`, are in `data`.
-
-    Each once where images are repeated.
-    """
+    """Which images of `layer`, one of the layers of `data`, are in `data`; each once."""
     indices: Sequence[int] = range(len(data))
     for outer in layers(data):
         if outer is layer:
@@ -108,7 +108,7 @@ def indices_in(data: SizedDataset, layer: SizedDataset) -> Sequence[int]:
 def put_in(data: SizedDataset, layer: SizedDataset, other: Any) -> SizedDataset:
     """The images of `data`, read from `other` in the place of `layer`.
 
-    What stood around it is left out.
+    What wraps it is left out.
     """
     indices = indices_in(data, layer)
     return other if isinstance(indices, range) else Subset(other, indices)
@@ -116,16 +116,13 @@ def put_in(data: SizedDataset, layer: SizedDataset, other: Any) -> SizedDataset:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The optional attributes of a dataset, each with its default.
-
-    An attribute is read when it is asked for.
-    """
+    """The optional attributes of a dataset, each with its default, read when asked for."""
 
     data: Any
 
     @classmethod
     def of(cls, data: Any) -> "DatasetInfo":
-        """What `data` says of itself, and what it stands around says."""
+        """The attributes of `data` and of what it wraps."""
         return cls(opened(data))
 
     # How the outermost dataset is to be read.
@@ -137,18 +134,12 @@ class DatasetInfo:
 
     @property
     def locality(self) -> Any:
-        """Attribute `locality` (`trainkit.data.sampler.Locality`).
-
-        The order that streamed files ask for; None.
-        """
+        """Attribute `locality` (`trainkit.data.sampler.Locality`), an order for streamed files; None."""
         return getattr(self.data, "locality", None)
 
     @property
     def fingerprint(self) -> str | None:
-        """Attribute `fingerprint`.
-
-        A hash of files that may change where they lie, kept by a resume; None.
-        """
+        """Attribute `fingerprint`, a hash of files that may change, kept by a resume; None."""
         return getattr(self.data, "fingerprint", None)
 
     @property
@@ -164,15 +155,12 @@ class DatasetInfo:
 
     @property
     def in_epoch(self) -> Callable[[int, int], Any] | None:
-        """Method `in_epoch(epoch, index)`: the item in an epoch, of a dataset that changes with it.
-
-        None where there is none.
-        """
+        """Method `in_epoch(epoch, index)`: the item in an epoch, where the epoch matters; None."""
         return getattr(self.data, "in_epoch", None)
 
     @property
     def own_name_of(self) -> Callable[[int], str] | None:
-        """Method `name_of(index)`: what a person calls an image; None.
+        """Method `name_of(index)`: the name of an image for messages; None.
 
         See `name_of` below, which always has a name.
         """
@@ -187,15 +175,12 @@ class DatasetInfo:
 
     @property
     def upright(self) -> bool:
-        """Attribute `upright`: whether images are turned by their EXIF orientation; True."""
+        """Attribute `upright`: whether images have their EXIF orientation applied; True."""
         return self._first("upright", True)
 
     @property
     def label_values(self) -> list[int] | None:
-        """Attribute `label_values`: what stands for each class in the masks, kept by a resume.
-
-        None where there is none.
-        """
+        """Attribute `label_values`: the values of the classes in masks, kept by a resume; None."""
         return self._first("label_values")
 
     @property
@@ -221,23 +206,19 @@ class DatasetInfo:
 
     @property
     def is_augmented(self) -> bool:
-        """Whether a layer around others has an attribute `augment`, changes of whole batches, as
-        `OnDevice` has."""
+        """Whether a wrapper has an attribute `augment`, which changes whole batches (`OnDevice`)."""
         around = [layer for layer in layers(self.data) if layer is not self.innermost]
         return any(getattr(layer, "augment", ()) for layer in around)
 
     @property
     def innermost(self) -> Any:
-        """The layer that stands around no other."""
+        """The layer that wraps no other."""
         *_, last = layers(self.data)
         return last
 
     @property
     def labelled(self) -> Any:
-        """The outermost layer with an attribute `targets`, see below.
-
-        The innermost where none has it.
-        """
+        """The outermost layer with an attribute `targets`, see below; else the innermost."""
         having = (layer for layer in layers(self.data) if hasattr(layer, "targets"))
         return next(having, self.innermost)
 
@@ -248,33 +229,24 @@ class DatasetInfo:
 
     @property
     def used(self) -> str | None:
-        """Attribute `used` of the innermost layer: what it holds and what was left out, in words.
-
-        None where there is none.
-        """
+        """Attribute `used` of the innermost layer: what it holds and leaves out, in words; None."""
         return getattr(self.innermost, "used", None)
 
     @property
     def used_warnings(self) -> list[str]:
-        """Attribute `used_warnings` of the innermost layer.
-
-        What a person should know of it, a line each; none.
-        """
+        """Attribute `used_warnings` of the innermost layer, a line each; none."""
         return list(getattr(self.innermost, "used_warnings", ()))
 
     @property
     def without_images(self) -> list[str]:
-        """Method `without_images()` of the innermost layer.
-
-        The line about classes without an image; none.
-        """
+        """Method `without_images()` of the innermost layer: lines on classes without images; none."""
         innermost = self.innermost
         return innermost.without_images() if hasattr(innermost, "without_images") else []
 
     def name_of(self, index: int) -> str:
-        """What a person calls an image: its file where the dataset knows it, else its place in it.
+        """The name of an image for messages: its file where the dataset knows it, else its index.
 
-        A dataset says it by a method `name_of(index)`; torchvision's by `samples` or `imgs`.
+        A dataset has a method `name_of(index)` for it; torchvision's have `samples` or `imgs`.
         """
         data: Any = self.data
         while isinstance(data, Subset):

@@ -50,9 +50,10 @@ _with_all_rows: set[tuple[int, int]] = set()
 class Notes:
     """Warnings collected while images are read.
 
-    lines: what a decoder warned of, or left out. highest: of each image with 16 bits a channel its
-    highest value (for colours, of which decoders give the upper 8 bits, the highest that it can
-    be).
+    Attributes:
+        lines: what a decoder warned of, or left out.
+        highest: of each image with 16 bits a channel its highest value (for colours, of which
+            decoders give the upper 8 bits, the highest that it can be).
     """
 
     lines: list[str] = field(default_factory=list)
@@ -100,11 +101,13 @@ def taking_notes() -> Iterator[Notes]:
 
 @contextmanager
 def opened(data: bytes | bytearray) -> Iterator[ImageFile]:
-    """The image in the bytes of a file, loaded by Pillow, whatever its size.
+    """Context manager: the image in the bytes of a file, loaded by Pillow, whatever its size.
 
-    A PNG only when it is sound.
+    A PNG is loaded only when it is sound.
 
-    Raises whatever Pillow does, and ValueError for what is wrong with a PNG.
+    Raises:
+        UserError: a PNG is damaged, or an image promises more pixels than it can hold.
+        Exception: whatever Pillow raises.
     """
     formats = None
     if data.startswith(PNG):
@@ -123,8 +126,7 @@ def opened(data: bytes | bytearray) -> Iterator[ImageFile]:
 
 
 def _require_room(image: Image.Image, num_bytes: int) -> None:
-    """Raises UserError for a header that promises more pixels than the file or the machine's memory
-    can hold.
+    """Raise UserError for a header that promises more pixels than the file or memory can hold.
 
     Pillow would allocate them row by row, until the system ends the process.
     """
@@ -142,8 +144,7 @@ def _memory() -> int:
 
 
 def _require_all_strips(image: TiffImageFile) -> None:
-    """Pillow would leave zeros where a TIFF of, say, 40 rows of pixels promises millions, and say
-    nothing."""
+    """Raise UserError for a TIFF whose strips lack rows, which Pillow would fill with zeros."""
     # `image.size` has the EXIF orientation applied
     width, height = (image.tag_v2[tag] for tag in _STORED_SIZE)
     strips = [tile[1] for tile in image.tile if tile[1] is not None]
@@ -165,7 +166,7 @@ def _require_all_rows(data: bytes | bytearray) -> None:
 
 
 def _may_lack_rows(image: Image.Image) -> bool:
-    """Whether a loaded PNG may end before its last row: Pillow leaves zeros there and says nothing."""
+    """Whether a loaded PNG may end before its last row, for which Pillow leaves zeros silently."""
     last_row = image.crop((0, image.height - 1, image.width, image.height))
     return bool(image.info.get("interlace")) or last_row.getbbox(alpha_only=False) is None
 
@@ -173,7 +174,7 @@ def _may_lack_rows(image: Image.Image) -> bool:
 def turned(image: Image.Image) -> Image.Image:
     """The image with its EXIF orientation applied.
 
-    By hand, since ImageOps.exif_transpose writes the rest of the EXIF anew, which fails where that
+    By hand, since ImageOps.exif_transpose writes the rest of the EXIF again, which fails where that
     is damaged.
     """
     # of a TIFF Pillow turns the pixels there, and takes the orientation out of its EXIF
@@ -195,8 +196,7 @@ def stored(image: Image.Image) -> Image.Image:
 
 
 class _Limit:
-    """Lifts Pillow's limit of pixels, which is meant for untrusted images, while an image of the
-    user is read."""
+    """Lifts Pillow's limit of pixels, meant for untrusted images, while a user's image is read."""
 
     def __init__(self):
         self.lock, self.readers, self.pixels = threading.Lock(), 0, None

@@ -1,7 +1,4 @@
-"""Classifies files by name.
-
-Images, files that an operating system leaves behind, and duplicate names.
-"""
+"""Classifies files by name: images, leftovers of operating systems, and duplicate names."""
 
 import os
 import unicodedata
@@ -94,16 +91,13 @@ _HIDDEN_LEFTOVERS = (
 
 
 def extension(name: str) -> str:
-    """The file's extension in small letters, with its dot.
-
-    Empty where it has none, as in "image.000123".
-    """
+    """The file's extension in lower case, with its dot; empty without one, as in "image.000123"."""
     suffix = os.path.splitext(name)[1].lower()
     return suffix if len(suffix) <= LONGEST and not suffix[1:].isdigit() else ""
 
 
 def is_image(suffix: str) -> bool:
-    """Whether files of this extension, as `extension` gives it, are images that can be read here."""
+    """Whether files of this extension (from `extension`) are images that can be read here."""
     return suffix in EXTENSIONS or suffix in image_extensions()
 
 
@@ -126,10 +120,7 @@ def image_extensions() -> frozenset[str]:
 
 
 def leftover(name: str) -> str | None:
-    """What to call a file or folder that holds no data of the user's, as "@eaDir".
-
-    None where it may.
-    """
+    """What to call a file or folder that holds no data of the user's, as "@eaDir"; else None."""
     if name.casefold() in _LEFTOVERS:
         return name.strip()
     if not name.startswith("."):
@@ -143,9 +134,8 @@ def leftover(name: str) -> str | None:
 def composed(name: str) -> str:
     """The name in the one form (NFC) of those that look alike.
 
-    A Mac writes "ä" as a letter and its dots.
-
-    Bytes that a locale without UTF-8 left as they were are letters again.
+    A Mac writes "ä" as a letter and its dots. Bytes that a locale without UTF-8 left as they were
+    are letters again.
     """
     if name.isascii():
         return name
@@ -155,5 +145,5 @@ def composed(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """A relative path without its extension, `composed`: by it an image's mask is found."""
+    """A relative path without its extension, `composed`: an image and its mask share it."""
     return composed(os.path.splitext(name)[0])

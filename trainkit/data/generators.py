@@ -1,5 +1,4 @@
-"""Random generators that a dataset or its transforms hold themselves, found once and seeded before
-each read.
+"""Finds random generators that a dataset or its transforms hold, to seed them before each read.
 
 torch's, NumPy's and Python's global generators are seeded for each image (`seed_host`). What draws
 from a generator of its own, as albumentations 2 does, would draw the same numbers in every worker
@@ -37,11 +36,13 @@ PLAIN = (
 
 
 def find_generators(data: object) -> list[Callable[[int], object]]:
-    """Functions that seed each generator reachable from `data` by attributes, containers, closures
-    and partials.
+    """Find functions that seed each generator that `data` holds, in attributes, closures and so on.
 
     Found are torch.Generator, numpy.random.Generator and RandomState, random.Random, and whatever
-    has a method `set_random_seed(seed)` (albumentations 2). Each function takes a 64-bit seed.
+    has a method `set_random_seed(seed)` (albumentations 2).
+
+    Returns:
+        Functions that take a 64-bit seed.
     """
     return [seeder for seeder in map(_seeder, _reachable(data)) if seeder is not None]
 
@@ -97,7 +98,7 @@ def _reachable(root: object) -> Iterator[object]:
 
 
 def _held_by(value: object) -> list[object]:
-    """What `value` holds: items of a short container, attributes, or what a function closes over."""
+    """What `value` holds: items of a short container, attributes, or variables of a closure."""
     if isinstance(value, Mapping):
         return list(value.values()) if len(value) <= MAX_ITEMS else []
     if isinstance(value, (list, tuple)):  # no sets: their order differs between processes

@@ -1,5 +1,4 @@
-"""Checks the header of an image file before a decoder reads it, and refuses what no decoder may be
-given."""
+"""Checks the header of an image file, and refuses what no decoder may be given."""
 
 import struct
 import zlib
@@ -33,12 +32,14 @@ _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman co
 
 
 def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
-    """A PNG that decodes to the same pixels, and what was found amiss in what is not needed for
-    them.
+    """Return a PNG that decodes to the same pixels, and what was wrong with its other chunks.
 
     Of the chunks only header, palette, pixels and EXIF are kept: no text, profile, animation or
     transparency reaches a decoder. A palette is filled up with black, so that no index lies outside
-    it. Raises UserError where a chunk is cut short, does not match its checksum, or is missing.
+    it.
+
+    Raises:
+        UserError: a chunk is cut short, does not match its checksum, or is missing.
     """
     view = memoryview(data)
     parts: list[bytes | memoryview] = [PNG]
@@ -124,10 +125,7 @@ def pixel_data(data: bytes | bytearray) -> bytes:
 
 
 def inflated_size(data: bytes | bytearray) -> int:
-    """Bytes of all rows of a PNG, as its header has them.
-
-    Each row begins with a byte for its filter.
-    """
+    """Bytes of all rows of a PNG by its header; each row begins with a byte for its filter."""
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     if colour not in _CHANNELS:
         raise UserError(f"the PNG's header is damaged: it has colours of type {colour}")
@@ -146,9 +144,12 @@ def png_bits(data: bytes | bytearray) -> int:
 
 
 def require_jpeg_room(data: bytes | bytearray) -> None:
-    """Raises UserError where a JPEG's header promises more pixels than its bytes can hold.
+    """Check that a JPEG's header promises no more pixels than its bytes can hold.
 
     A few bytes that promise 65,500 x 65,500 pixels would otherwise be decoded to 12 GiB of nothing.
+
+    Raises:
+        UserError: it does.
     """
     place, end = 2, len(data) - 9
     while place < end and data[place] == 0xFF:

@@ -1,4 +1,4 @@
-"""Reading images and masks from files or bytes."""
+"""Reads images and masks from files or bytes."""
 
 import os
 import re
@@ -40,51 +40,67 @@ class LabelError(DataError):
 
 
 class _NotAMaskError(DataError):
-    """What is wrong with a file that can be read, but holds no labels; says what the mask is."""
+    """What is wrong with a file that can be read, but holds no labels; says what it holds."""
 
 
 def read_image(
     source: Path | bytes, name: str | None = None, upright: bool = True
 ) -> tv_tensors.Image:
-    """RGB image, uint8 (3, H, W), with its EXIF orientation applied, or as stored if `upright` is
-    False.
+    """Read an RGB image, with its EXIF orientation applied unless `upright` is False.
 
-    source: a file, or the bytes of one; the format is detected from its content, not its name.
-    name: what to call it in an error. Of 16 bits the upper 8 are taken, whatever range the image
-    uses: 65535 becomes 255, 4095 becomes 15. In memory the channels of a pixel lie side by side.
-    Raises UserError naming the file where it cannot be read.
+    Of 16 bits the upper 8 are taken, whatever range the image uses: 65535 becomes 255, 4095 becomes
+    15.
+
+    Args:
+        source: a file, or the bytes of one; the format is detected from its content, not its name.
+        name: what to call it in an error; None for the file's name.
+        upright: whether the EXIF orientation is applied.
+
+    Returns:
+        uint8 (3, H, W), the channels of a pixel side by side in memory.
+
+    Raises:
+        UserError: it cannot be read; the message names the file.
     """
     return tv_tensors.Image(_read(source, name, lambda data: _decode(data, upright)))
 
 
 def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
-    """Segmentation mask, integers (H, W).
+    """Read a segmentation mask: palette indices or grey values as stored, never colours.
 
-    The palette indices or grey values as stored, never colours.
+    Args:
+        source: a file, or the bytes of one.
+        name: what to call it in an error; None for the file's name.
 
-    uint8, or int32 where the file has more than 8 bits. name: what to call it in an error. Raises
-    UserError naming the file where it cannot be read, holds colours or fractions, or was compressed
-    in a way that blurs labels.
+    Returns:
+        (H, W), uint8, or int32 where the file has more than 8 bits.
+
+    Raises:
+        UserError: it cannot be read, holds colours or fractions, or was compressed in a way that
+            blurs labels; the message names the file.
     """
     return tv_tensors.Mask(_read(source, name, _labels))
 
 
 def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
-    """The colours of a mask as labels, 65536 R + 256 G + B: int32 (H, W).
+    """Read the colours of a mask as labels 65536 R + 256 G + B; palette indices mean their colours.
 
-    A palette's indices stand for their colours.
+    Args:
+        source: a file, or the bytes of one.
+        name: what to call it in an error; None for the file's name.
 
-    name: what to call it in an error. Raises UserError naming the file where it cannot be read, or
-    was compressed in a way that blurs colours.
+    Returns:
+        int32 (H, W).
+
+    Raises:
+        UserError: it cannot be read, or was compressed in a way that blurs colours; the message
+            names the file.
     """
     return tv_tensors.Mask(_read(source, name, _colors))
 
 
 def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
-    """What `decode` makes of the content.
-
-    Whatever a decoder raises as a ValueError that names the file.
-    """
+    """Decode the content; whatever a decoder raises becomes an error that names the file."""
     try:
         return decode(_content(source))
     except _NotAMaskError as error:
@@ -96,7 +112,7 @@ def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], 
 
 
 def _content(source: Path | bytes) -> bytearray:
-    """What torch may share without a warning, read without a copy in between."""
+    """Read what torch may share without a warning, without a copy in between."""
     if isinstance(source, bytes):
         return bytearray(source)
     with open(source, "rb", buffering=0) as file:
@@ -106,7 +122,7 @@ def _content(source: Path | bytes) -> bytearray:
 
 
 def _decode(data: bytearray, upright: bool) -> Tensor:
-    """RGB, uint8 (3, H, W), a view of (H, W, 3).
+    """Decode to RGB, uint8 (3, H, W), a view of (H, W, 3).
 
     torchvision decodes JPEG and the usual kinds of PNG, faster than Pillow does the rest. Where
     notes are taken, Pillow decodes PNG, which says more.
@@ -143,10 +159,7 @@ def _note_range(highest: int) -> None:
 
 
 def _bits(image: ImageFile, data: bytearray) -> int:
-    """Bits of a channel of a pixel as stored, as far as that matters.
-
-    Those of PNG and TIFF, and 16 of PPM.
-    """
+    """Bits of a channel of a pixel as stored: those of PNG and TIFF, 16 of PPM, else 8."""
     if data.startswith(PNG):
         return png_bits(data)
     if isinstance(image, TiffImageFile):
@@ -155,10 +168,7 @@ def _bits(image: ImageFile, data: bytearray) -> int:
 
 
 def _most(image: ImageFile) -> int:
-    """The value in the file that Pillow makes white of: what a PGM or PPM says, else 255.
-
-    Before pixels are loaded.
-    """
+    """The value that Pillow makes white of, a PGM's or PPM's or 255, before pixels are loaded."""
     decoder, _, _, settings = image.tile[0] if image.tile else ("", None, 0, None)
     return settings[-1] if decoder in ("ppm", "ppm_plain") and isinstance(settings, tuple) else 255
 
@@ -221,7 +231,7 @@ def _colors(data: bytearray) -> Tensor:
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:
-    """Floats that are whole numbers, as int32."""
+    """Turn floats that are whole numbers into int32."""
     whole = (
         np.nan_to_num(labels.astype(np.float64)).round().clip(-(2**31), 2**31 - 1).astype(np.int32)
     )

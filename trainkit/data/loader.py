@@ -23,11 +23,18 @@ def make_loader(
     check: Callable[[Tensor], str | None] | None = None,
     neighbour: Callable[[int, int], int] | None = None,
 ) -> Loader:
-    """A loader of the (epoch, index) keys in `batches`.
+    """Make a loader of the (epoch, index) keys in `batches`: images, targets, faults.
 
-    Images, targets, and a line about each one replaced.
+    Images held on the device are read by this process.
 
-    check, neighbour: see `Reader`. Images held on the device are read by this process.
+    Args:
+        data: the dataset.
+        seed: of the run.
+        batches: lists of keys, one a batch.
+        workers: data-loading workers; 0: none.
+        device: that batches go to.
+        check: see `Reader`.
+        neighbour: see `Reader`.
     """
     data = opened(data)
     held = isinstance(data, OnDevice)
@@ -45,10 +52,13 @@ def make_loader(
 def collate(
     rows: list[tuple] | tuple[Tensor, Tensor, list[str]],
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Stack (image, target, faults) rows. Raises UserError where images differ in shape.
+    """Stack (image, target, faults) rows.
 
     Images whose pixels have their channels side by side in memory keep them so in the batch
     (torch's channels_last).
+
+    Raises:
+        UserError: images differ in shape.
     """
     if isinstance(rows, tuple):  # of images held on a device: a batch as it is
         return rows

@@ -23,9 +23,14 @@ def _pair(x: Tensor) -> Tensor:
 
 
 def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
-    """Class ids (N,) to probabilities (N, num_classes), float32; soft targets pass as they are.
+    """Turn class ids into probabilities; soft targets pass as they are.
 
-    A negative id, which counts nowhere, has a row of zeros.
+    Args:
+        targets: class ids (N,), of which a negative one gives a row of zeros, or (N, num_classes).
+        num_classes: how many classes there are.
+
+    Returns:
+        float32 (N, num_classes).
     """
     if targets.ndim > 1:
         return targets
@@ -34,8 +39,18 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixup:
-    """x = w x1 + (1 - w) x2 and the same for the targets, w ~ Beta(alpha, alpha) (Zhang et al.,
-    2018)."""
+    """Mixup: w x1 + (1 - w) x2 and the same for the targets, w ~ Beta(alpha, alpha).
+
+    Args:
+        num_classes: how many classes there are.
+        alpha: above 0.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Zhang et al., 2018, mixup.
+    """
 
     alpha: float
     num_classes: int
@@ -44,8 +59,16 @@ class Mixup:
         _check(self)
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and
-        soft targets."""
+        """Mix each image with its neighbour.
+
+        Args:
+            images: (N, C, H, W), float.
+            targets: class ids (N,) or probabilities (N, num_classes).
+            seed: of this step.
+
+        Returns:
+            Mixed images and soft targets.
+        """
         weight = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
         targets = soft_targets(targets, self.num_classes)
         return torch.lerp(_pair(images), images, weight), torch.lerp(
@@ -55,10 +78,20 @@ class Mixup:
 
 @dataclass(frozen=True)
 class Cutmix:
-    """A box of the partner replaces the image's; targets by area (Yun et al., 2019).
+    """Cutmix: a box of the partner replaces the image's; targets are mixed by area.
 
     The box covers 1 - w of the image before it is cut at the border, w ~ Beta(alpha, alpha); the
     targets' weight is the area really left.
+
+    Args:
+        num_classes: how many classes there are.
+        alpha: above 0.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Yun et al., 2019, CutMix.
     """
 
     alpha: float
@@ -68,8 +101,7 @@ class Cutmix:
         _check(self)
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """images (N, C, H, W) float and targets (N,) ids or (N, num_classes) -> mixed images and
-        soft targets."""
+        """See `Mixup`."""
         random = np.random.default_rng(seed)
         side = np.sqrt(1.0 - random.beta(self.alpha, self.alpha))
         height, width = images.shape[-2:]
@@ -99,7 +131,13 @@ class Either:
 def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Either | None:
     """Mixup or cutmix of these alphas, chosen per batch where both are given.
 
-    None where neither is.
+    Args:
+        num_classes: how many classes there are.
+        mixup: alpha of mixup; None for none.
+        cutmix: alpha of cutmix; None for none.
+
+    Returns:
+        None where neither is given.
     """
     alphas = ((Mixup, mixup), (Cutmix, cutmix))
     mixings = tuple(kind(alpha, num_classes) for kind, alpha in alphas if alpha is not None)

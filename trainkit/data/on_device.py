@@ -1,8 +1,8 @@
-"""Small images held on the training's device, and read and augmented there a whole batch at a time.
+"""Small datasets held on the training's device, read and augmented a whole batch at a time.
 
 An image's augmentation is arithmetic on (seed, epoch, index, number of the draw), as its order is:
-neither its batch, nor the number of processes, nor the device has a say in it, and there is no
-generator to seed.
+neither its batch, nor the number of processes, nor the device changes it, and there is no generator
+to seed.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,21 @@ class Augment(Protocol):
     """random numbers that an image takes"""
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """images: uint8 (N, C, H, W). draws: float32 (N, draws) in [0, 1)."""
+        """Augment a batch.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            draws: float32 (N, draws) in [0, 1).
+        """
 
 
 @dataclass(frozen=True)
 class PadCrop:
-    """A crop of the image's own size from `padding` black pixels around it (He et al., 2016,
-    section 4.2)."""
+    """A crop of the image's own size from `padding` black pixels around it.
+
+    Source:
+        He et al., 2016, Deep Residual Learning, section 4.2.
+    """
 
     padding: int
     draws = 2
@@ -52,7 +60,7 @@ class PadCrop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Left and right exchanged, of half of the images."""
+    """A horizontal flip with probability 0.5."""
 
     draws = 1
 
@@ -63,8 +71,11 @@ class Flip:
 
 @dataclass(frozen=True)
 class Cutout:
-    """A black square of `size` pixels around a random pixel, as much of it as is inside (DeVries
-    and Taylor, 2017)."""
+    """A black square of `size` pixels around a random pixel, as much of it as is inside.
+
+    Source:
+        DeVries and Taylor, 2017, Cutout.
+    """
 
     size: int
     draws = 2
@@ -80,12 +91,17 @@ class Cutout:
 
 
 class OnDevice(Dataset):
-    """All images of a dataset of (image, class id), read once into one uint8 tensor (N, C, H, W) on
-    the device.
+    """All images of a dataset of (image, class id), read once into one tensor on the device.
 
-    For CIFAR and its like: 50,000 images of 32x32 take 154 MB there. Batches need no worker
-    processes. `augment` is applied in turn. A single index is augmented too, by torch's generator,
-    as where a Subset stands around it. Raises ValueError where images differ in size.
+    For CIFAR and the like: 50,000 images of 32x32 take 154 MB there. Batches need no data-loading
+    workers. A single index is augmented too, by torch's generator, as where a Subset wraps it.
+
+    Args:
+        data: images uint8 (C, H, W) of one size, with class ids.
+        augment: applied in turn.
+
+    Raises:
+        UserError: images differ in size, or a target is no class id.
     """
 
     def __init__(self, data: SizedDataset, augment: Sequence[Augment] = ()):
@@ -129,14 +145,20 @@ class OnDevice(Dataset):
         return image, self.targets[index]
 
     def to(self, device: torch.device) -> None:
-        """Hold the images there from now on."""
+        """Move the images to a device."""
         if not same_device(self._held[0].device, device):
             self._held = self.images.to(device), self.targets.to(device)
 
     def read(self, seed: int, epoch: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A batch as it is in `epoch`, where the images are held: (N, C, H, W), (N,).
+        """A batch as it is in `epoch`, where the images are held, without waiting for the device.
 
-        Nothing waits for the device.
+        Args:
+            seed: of the run.
+            epoch: from 0.
+            indices: of the images.
+
+        Returns:
+            uint8 (N, C, H, W) and class ids (N,).
         """
         images, targets = self._held
         places = _moved(torch.tensor(indices), images.device)
@@ -153,7 +175,7 @@ class OnDevice(Dataset):
 
 
 def same_device(held: torch.device, asked: torch.device) -> bool:
-    """Whether what is `held` there is where it is `asked` for.
+    """Whether what is on the device `held` is on the device `asked`.
 
     "cuda" is any of this process's GPUs, as "cuda:0" is.
     """

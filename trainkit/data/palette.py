@@ -17,11 +17,10 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MaskColors:
-    """The colours of colour-coded masks.
+    """The colours of colour-coded masks: one for each class, in the order of ids, and ignored ones.
 
-    One for each class, in the order of their ids, and those that are ignored.
-
-    Raises UserError where a colour occurs twice, or is none.
+    Raises:
+        UserError: a colour occurs twice, is not three numbers from 0 to 255, or names are missing.
     """
 
     names: tuple[str, ...]
@@ -50,7 +49,7 @@ class MaskColors:
 
     @property
     def palette(self) -> np.ndarray:
-        """Of the classes: uint8 (K, 3)."""
+        """The colours of the classes: uint8 (K, 3)."""
         return np.array(self.colors, dtype=np.uint8)
 
 
@@ -61,10 +60,9 @@ def color_code(color: ArrayLike) -> Any:
 
 
 def unknown_colors(codes: np.ndarray) -> str:
-    """In words which colours pixels have that `MaskColors` has not, the most frequent ones first,
-    and how many pixels.
+    """Say which colours pixels have that `MaskColors` lacks, the most frequent first, and how many.
 
-    codes: `color_code` of each such pixel.
+    `codes` are the `color_code` of each such pixel.
     """
     colors, counts = np.unique(codes, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]
@@ -95,10 +93,7 @@ def colour_map(num_colours: int) -> np.ndarray:
 
 
 def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray) -> None:
-    """Write class ids, uint8 (H, W), as a PNG of mode P.
-
-    The ids as they are, shown in the palette's colours.
-    """
+    """Write class ids, uint8 (H, W), as a PNG of mode P, shown in the palette's colours."""
     image = Image.fromarray(labels)
     image.putpalette(np.asarray(palette, dtype=np.uint8).tobytes())
     image.save(path)
@@ -112,8 +107,14 @@ def save_grey(path: Path, labels: np.ndarray) -> None:
 def save_overlay(
     path: Path, image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray
 ) -> None:
-    """Write an image, uint8 (H, W, 3), half covered by the colours of its labels, uint8 (H, W), as
-    a JPEG."""
+    """Write an image, uint8 (H, W, 3), half covered by the colours of its labels, as a JPEG.
+
+    Args:
+        path: the file to write.
+        image: uint8 (H, W, 3).
+        labels: class ids, uint8 (H, W).
+        palette: (red, green, blue) of each class, 0 to 255.
+    """
     colours = np.asarray(palette, dtype=np.uint8)[labels]
     # The mean of two bytes without leaving them: no copy of a large photo in a wider type.
     mixed = (image >> 1) + (colours >> 1) + (image & colours & 1)

@@ -1,7 +1,6 @@
-"""PNG by torchvision's decoder, which is faster than Pillow's and must never meet an error in the
-pixels.
+"""Decodes PNG by torchvision, which is faster than Pillow, after checking the pixels.
 
-Where libpng finds one it jumps back (longjmp) to where torchvision's decoder began, which then
+Where libpng finds an error it jumps back (longjmp) to where torchvision's decoder began, which then
 frees a tensor that it no longer knows, and the process dies. So the pixels are inflated by zlib
 first, under the rules of libpng, and what was found sound is remembered: an image is read many
 times in a training, and checked once by each process.
@@ -28,17 +27,19 @@ _sound: set[int] = set()
 
 
 def decode_rgb(data: bytes | bytearray) -> Tensor | None:
-    """RGB, uint8 (3, H, W), of a PNG of 8 bits; None for one that is left to Pillow.
+    """Decode a PNG of 8 bits to RGB, uint8 (3, H, W); None for one that is left to Pillow.
 
-    Raises UserError where it is damaged.
+    Raises:
+        UserError: it is damaged.
     """
     return _decode(data, (_GREY, _RGB, _RGBA), ImageReadMode.RGB)
 
 
 def decode_grey(data: bytes | bytearray) -> Tensor | None:
-    """Grey values as stored, uint8 (H, W), of a PNG of 8 bits; None for one that is left to Pillow.
+    """Decode a PNG of 8 bits to grey values as stored, uint8 (H, W); None for one left to Pillow.
 
-    Raises UserError where it is damaged.
+    Raises:
+        UserError: it is damaged.
     """
     decoded = _decode(data, (_GREY,), ImageReadMode.UNCHANGED)
     return None if decoded is None else decoded[0]
@@ -68,7 +69,7 @@ def _decode(
 
 
 def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
-    """Header, pixels and end of a PNG alone; None for one with EXIF, which may want it turned.
+    """Header, pixels and end of a PNG alone; None for one with EXIF, which may turn it.
 
     Of a PNG in colours a palette is a suggestion for poorer screens.
     """
@@ -92,10 +93,7 @@ def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
 
 
 def _require_sound_pixels(data: bytearray) -> None:
-    """Raises UserError where libpng would find an error.
-
-    In the stream, its length, or the filter of a row.
-    """
+    """Raise UserError where libpng would find an error in the stream, its length, or a filter."""
     size = inflated_size(data)
     height = struct.unpack_from(">I", data, 20)[0]
     try:

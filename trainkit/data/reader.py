@@ -1,7 +1,4 @@
-"""Reads one example.
-
-Names it in errors, checks it, and optionally replaces a bad one by its neighbour.
-"""
+"""Reads one example, names it in errors, checks it, and may replace a bad one."""
 
 import re
 import traceback
@@ -23,11 +20,14 @@ MOST_IN_A_ROW = 10
 
 
 class Reader(Dataset):
-    """(epoch, index) -> (image, target, faults), the generators seeded as `Seeded` does.
+    """(epoch, index) -> (image, target, faults), with generators seeded as `Seeded` does.
 
-    check: what is wrong with a target, or None. neighbour: (epoch, index) -> the index that
-    replaces an unusable example; without it an unusable example raises. faults: a line about each
-    replaced example: its index, its file and what is wrong.
+    Args:
+        data: the dataset.
+        seed: of the run.
+        check: target -> what is wrong with it, or None.
+        neighbour: (epoch, index) -> the index that replaces an unusable example, whose index, file
+            and fault are then among faults; without it an unusable example raises.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class Reader(Dataset):
     def __getitems__(
         self, keys: Sequence[tuple[int, int]]
     ) -> list[tuple[Any, Any, list[str]]] | tuple[Tensor, Tensor, list[str]]:
-        """A batch of one epoch, as torch's loader asks for it.
+        """Read a batch of one epoch, as torch's loader asks for it.
 
-        Rows, or the whole where images are held on a device.
+        Returns:
+            Rows, or the whole where images are held on a device.
         """
         if self.held is not None:
             (epoch, *_), indices = zip(*keys)
@@ -114,10 +115,7 @@ class Reader(Dataset):
 
 
 def _ends_as_it_is(error: Exception) -> bool:
-    """Whether `error` is raised unchanged.
-
-    It names its image already, is a bug, or comes from a failing disk.
-    """
+    """Whether `error` is raised unchanged: it names its image, is a bug, or is of the disk."""
     if isinstance(error, DataError) or _of_a_decoder(error):
         return isinstance(error, DataError)
     if isinstance(error, OSError):
@@ -133,18 +131,15 @@ def _naming(error: Exception, name: str) -> str:
 
 
 def is_unusable(error: Exception) -> bool:
-    """Whether `error` means an unusable image or target, and not a bug or being out of memory
-    (OOM)."""
+    """Whether `error` means an unusable image or target, and not a bug or out of memory (OOM)."""
     return (isinstance(error, UNUSABLE) or _of_a_decoder(error)) and not is_shortage(error)
 
 
 def _of_a_decoder(error: Exception) -> bool:
-    """Whether it came out of a decoder that a dataset called.
+    """Whether an error came out of a decoder that a dataset called.
 
-    Pillow raises KeyError, struct.error and others.
-
-    Pillow reads when an image is opened, and in its plugins; its other functions raise for wrong
-    arguments too.
+    Pillow raises KeyError, struct.error and others. It reads when an image is opened, and in its
+    plugins; its other functions raise for wrong arguments too.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
@@ -158,5 +153,5 @@ def _of_a_decoder(error: Exception) -> bool:
 
 
 def name_of(data: Any, index: int) -> str:
-    """What a person calls the image, see `DatasetInfo.name_of`."""
+    """The name of an image for messages, see `DatasetInfo.name_of`."""
     return DatasetInfo.of(data).name_of(index)

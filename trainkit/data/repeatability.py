@@ -28,8 +28,7 @@ SECONDS = 2.0  # for reading them once
 
 
 class _Digests(Dataset):
-    """A list of indices -> the digest of each image and target as they are read, until the time is
-    over."""
+    """A list of indices -> the digest of each image and target, until the time is over."""
 
     def __init__(self, data: SizedDataset, seed: int):
         self.seeded = Seeded(data, seed)
@@ -51,15 +50,21 @@ class _Digests(Dataset):
 def find_unrepeatable(
     data: SizedDataset, seed: int, workers: int, in_process: bool = False
 ) -> str | None:
-    """A message where images of `data` differ when they are read again under the same seed.
-
-    None where they do not.
+    """Find images of `data` that differ when they are read again under the same seed.
 
     Up to 16 images of epoch 0 are read twice, the second time in another order, so that a generator
     that continues from read to read gives other pixels: by two fresh workers, or in this process
-    where a training reads without workers. in_process: read them in this process the first time,
-    and by a fresh worker the second. It takes at most about 2 s for each reading. Images held on a
-    device draw from no generator.
+    where a training reads without workers. It takes at most about 2 s for each reading. Images held
+    on a device draw from no generator.
+
+    Args:
+        data: the dataset.
+        seed: of the run.
+        workers: data-loading workers of the run; 0: none.
+        in_process: read them in this process the first time, and by a fresh worker the second.
+
+    Returns:
+        A message; None where they are equal.
     """
     data = opened(data)
     if isinstance(data, OnDevice) or len(data) == 0:
@@ -94,7 +99,7 @@ def _spread(length: int) -> list[int]:
 
 
 def _by_workers(digests: _Digests, lists: list[list[int]]) -> list[dict[int, bytes]]:
-    """Each list of indices read by a worker of its own; on a single core by one after the other."""
+    """Read each list of indices by a worker of its own; on a single core one after the other."""
     # A generator of its own: the loader's base seed must not be drawn from the global one.
     loader = Loader(
         digests,
@@ -127,7 +132,7 @@ def _short(transform: Any) -> str:
 
 
 def _digest(value: Any) -> bytes:
-    """A hash of an item of any kind: tensors and arrays by their bytes, others by how they print."""
+    """A hash of any item: tensors and arrays by their bytes, others by how they print."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in _leaves(value):
         if isinstance(part, Tensor):

@@ -38,21 +38,27 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
 class Locality:
     """Images stored in groups that are read whole, and an order that needs few groups at a time.
 
-    lengths: images of each group, in the order of their indices. num_interleaved: number of
-    interleaved groups.
+    Args:
+        lengths: images of each group, in the order of their indices.
+        num_interleaved: number of interleaved groups.
     """
 
     lengths: tuple[int, ...]
     num_interleaved: int
 
     def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        """Every index once, int64 (sum of lengths,).
+        """Every index once: int64 (sum of lengths,).
 
-        The groups are shuffled uniformly and dealt out to `num_interleaved` sequences; a
-        sequence has its groups one after another, each with its images shuffled. All sequences advance
-        alike, so that a batch has an equal part of each, and lists its images sequence by sequence:
-        a process's slice of every batch is of the same few sequences. The order is not fully
-        uniform: images of one group lie within a span of about as many groups' images.
+        The groups are shuffled uniformly and dealt out to interleaved sequences; a sequence has its
+        groups one after another, each with its images shuffled. All sequences advance alike, so
+        that a batch has an equal part of each, and lists its images sequence by sequence: a
+        process's slice of every batch is of the same few sequences. The order is not fully uniform:
+        images of one group lie within a span of about as many groups' images as there are
+        sequences.
+
+        Args:
+            batch_size: images of a batch over all processes.
+            generator: draws the order.
         """
         lengths = torch.tensor(self.lengths)
         # of each image's group
@@ -73,12 +79,23 @@ class Locality:
 class TrainOrder:
     """The order of a whole run: batch -> process -> micro-batch.
 
-    `batch_size` counts the images of one optimizer step over all processes, `micro_batch` those of
-    one forward pass in one process (None: the whole slice). `unit` images are never split up (2
-    where mixup pairs neighbours). The last batch of an epoch is shorter where `batch_size` does not
-    divide, or left out with `drop_last`. `repeats`: how often an image is in a batch (see
-    `trainkit.data.datasets.repeated`): index i + k n is then copy k of image i of n. locality: of
-    data that is stored in groups.
+    The last batch of an epoch is shorter where `batch_size` does not divide, or left out with
+    `drop_last`.
+
+    Args:
+        num_images: images of the dataset.
+        batch_size: images of one optimizer step over all processes.
+        seed: of the run.
+        num_processes: of the run.
+        micro_batch: images of one forward pass in one process; None: the whole slice.
+        unit: as many images are never split up (2 where mixup pairs neighbours).
+        drop_last: leave out an epoch's last batch where it is shorter.
+        repeats: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index i +
+            k n is then copy k of image i of n.
+        locality: of data that is stored in groups.
+
+    Raises:
+        UserError: a value is out of range, or they do not fit together.
     """
 
     num_images: int
@@ -111,6 +128,7 @@ class TrainOrder:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
         whole, rest = divmod(self.num_images, self.batch_size)
         return whole if self.drop_last and whole else whole + bool(rest)
 
@@ -130,9 +148,7 @@ class TrainOrder:
         return split(shares[process], num_passes, self.unit)
 
     def epoch(self, epoch: int) -> torch.Tensor:
-        """The permutation of epoch `epoch`.
-
-        Image indices (num_images,), int32 where that holds them.
+        """The permutation of an epoch: image indices (num_images,), int32 where that holds them.
 
         The numbers are the same in either type; int32 takes half the memory and less time. With
         `repeats` a batch has its images once, then once more: neighbours, which mixing pairs, are
@@ -159,10 +175,7 @@ class TrainOrder:
         return int(order[(place + 1) % self.num_images])
 
     def share(self, step: int, process: int) -> slice:
-        """The slice of the batch of `step` that `process` reads.
-
-        The first image where none is left for it.
-        """
+        """The slice of the batch of `step` that `process` reads; never empty, see `batches`."""
         shares = split(self.num_images_of(step), self.num_processes, self.unit)
         begin = sum(shares[:process])
         return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
@@ -203,12 +216,16 @@ class Batches:
 def evaluation_batches(
     num_images: int, batch_size: int, process: int, num_processes: int
 ) -> tuple[list[list[tuple[int, int]]], list[int]]:
-    """A process's share of an evaluation.
-
-    The keys of its batches, and how many of each batch count.
+    """A process's share of an evaluation: the keys of its batches, and how many of each count.
 
     Every image is in exactly one process's share. All processes get the same number of batches;
     where one would have none left it gets image 0 once more, of which 0 count.
+
+    Args:
+        num_images: of the dataset.
+        batch_size: images of a batch in one process.
+        process: rank of this one.
+        num_processes: how many there are.
     """
     shares = split(num_images, num_processes)
     first = sum(shares[:process])

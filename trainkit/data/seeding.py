@@ -25,13 +25,17 @@ HAS_MPS = torch.backends.mps.is_available()
 
 
 def fold(*numbers: int) -> int:
-    """One 64-bit seed from several integers (splitmix64, Steele et al., 2014, once per integer)."""
+    """Fold several integers into one 64-bit seed (splitmix64, once per integer).
+
+    Source:
+        Steele et al., 2014, Fast Splittable Pseudorandom Number Generators.
+    """
     return _folded(_before(numbers[:-1]), numbers[-1])
 
 
 @lru_cache(maxsize=1024)
 def _before(numbers: tuple[int, ...]) -> int:
-    """What the last number is folded into: the same for all images of an epoch."""
+    """The state before the last number is folded in: the same for all images of an epoch."""
     return reduce(_folded, numbers, 0)
 
 
@@ -44,10 +48,19 @@ def _folded(state: int, number: int) -> int:
 
 
 def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.ndarray:
-    """`draws` random numbers of each image in an epoch: float32 (N, draws) in [0, 1), of 24 bits.
+    """Random numbers of each image in an epoch.
 
     Number k of image i is that of `fold(seed, DRAW, epoch, i, k)`, for all of them at once: 10 us
     for a batch.
+
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        indices: of the N images.
+        draws: how many numbers each image has.
+
+    Returns:
+        float32 (N, draws) in [0, 1), of 24 bits.
     """
     state = np.full((len(indices), draws), fold(seed, DRAW, epoch), np.uint64)
     for numbers in (np.array(indices, np.uint64)[:, None], np.arange(draws, dtype=np.uint64)):
@@ -59,7 +72,7 @@ def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.nda
 
 
 def seed_host(*numbers: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generators with `fold(*numbers)`; a few microseconds."""
+    """Seed Python's, NumPy's and torch's CPU generators by `fold(*numbers)`, in microseconds."""
     seed = fold(*numbers)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
@@ -67,9 +80,13 @@ def seed_host(*numbers: int) -> None:
 
 
 def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
-    """Seed what the model, or mixing, may draw from in this step.
+    """Seed what the model, or mixing, may draw from in a step: host and current device.
 
-    The host's generators and the current device's.
+    Args:
+        seed: of the run.
+        step: number of steps done.
+        process: rank.
+        stream: tells uses of one step apart.
     """
     seed_host(seed, stream, step, process)
     generator = _device_generator()
@@ -78,7 +95,7 @@ def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
 
 
 def _device_generator() -> torch.Generator | None:
-    """That of the current device.
+    """The generator of the current device.
 
     None where there is the CPU alone, or where nothing has been computed on it yet.
     """
@@ -90,10 +107,7 @@ def _device_generator() -> torch.Generator | None:
 
 
 def reads_in_epoch(data: SizedDataset) -> Callable[[int, int], Any]:
-    """What reads item `index` in an epoch.
-
-    A dataset's method `in_epoch` where it changes with the epoch.
-    """
+    """A function that reads item `index` in an epoch, by `in_epoch` where data changes with it."""
     return DatasetInfo.of(data).in_epoch or partial(_in_any_epoch, data)
 
 
@@ -102,12 +116,15 @@ def _in_any_epoch(data: SizedDataset, epoch: int, index: int) -> Any:
 
 
 class Seeded(Dataset):
-    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) before
-    the read.
+    """A dataset read by (epoch, index), with every generator seeded by (seed, epoch, index) first.
 
     These are the global ones of `seed_host`, and those that the dataset and its transforms hold
     (`find_generators`). Without workers the model in this process draws from the same generators:
     seed them before it does (`seed_step`).
+
+    Args:
+        data: the dataset.
+        seed: of the run.
     """
 
     def __init__(self, data: SizedDataset, seed: int):

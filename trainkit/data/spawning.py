@@ -1,5 +1,4 @@
-"""Sends a dataset to workers that are spawned and not forked (spawn, forkserver), as on macOS and
-Windows.
+"""Sends a dataset to workers that are spawned, not forked, as on macOS and Windows.
 
 Such a worker imports what the dataset's classes are in. A recipe's file is no importable module, so
 its path goes along, and the worker loads it under the same name first.
@@ -23,7 +22,7 @@ RECIPES: dict[str, str] = {}  # files loaded in this process, by the names of th
 
 
 def load_file(name: str, path: Path) -> ModuleType:
-    """The Python file at `path` as the module `name`, in this process and in workers started later."""
+    """Load a Python file as the module `name`, here and in workers started later."""
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise UserError(f"{path} is no Python file: its name must end in .py")
@@ -35,9 +34,7 @@ def load_file(name: str, path: Path) -> ModuleType:
 
 
 def forks() -> bool:
-    """Whether workers are forked.
-
-    On Linux, unless the program has chosen another way to start processes.
+    """Whether workers are forked: on Linux, unless the program has chosen another start method.
 
     Elsewhere system libraries do not survive a fork.
     """
@@ -48,11 +45,12 @@ def forks() -> bool:
 
 
 class Sendable(Dataset):
-    """Stands for `data` in the training's process.
+    """Stands for `data` in the training's process; a worker receives `data` itself.
 
-    A worker receives `data` itself, and the recipes before it.
+    The worker loads the recipes' files first.
 
-    Raises UserError, when a worker starts, where it holds what cannot be pickled.
+    Raises:
+        UserError: by the start of a worker, where `data` cannot be pickled.
     """
 
     def __init__(self, data: SizedDataset):

@@ -1,7 +1,4 @@
-"""Converts targets of datasets to tensors.
-
-Python or NumPy numbers, arrays, tensors of any integer type.
-"""
+"""Converts targets of datasets to tensors: numbers, arrays, tensors of any integer type."""
 
 from typing import Any
 
@@ -22,11 +19,12 @@ WIDER = {
 def as_target(target: Any) -> Any:
     """A target as a tensor where it is a whole number, an array or a tensor.
 
-    Anything else, such as a float, as it is.
-
     A single whole number is int64, whatever type it came in. Masks and rows keep theirs, but for
     the types that torch hardly computes with, which become wider ones: uint16 is int32, uint32 and
-    uint64 are int64, bool is uint8. Raises ValueError for a number that int64 does not hold.
+    uint64 are int64, bool is uint8. Anything else, such as a float, stays as it is.
+
+    Raises:
+        UserError: a number does not fit into int64.
     """
     if isinstance(target, Tensor) and target.dtype == torch.int64:
         return target  # what most datasets give, once for each image

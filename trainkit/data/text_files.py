@@ -1,4 +1,4 @@
-"""Reads text files as editors write them: with or without a byte order mark, with any line endings."""
+"""Reads text files as editors write them: with or without a byte order mark, any line endings."""
 
 import codecs
 from pathlib import Path
@@ -18,8 +18,10 @@ def read_text(file: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 where it begins with their mark.
 
     Bytes that are no UTF-8 become what names of files with such bytes become (surrogateescape), so
-    that a list names the files that it was written from. Raises UserError naming the file where it
-    is no text.
+    that a list names the files that it was written from.
+
+    Raises:
+        UserError: the file holds no text.
     """
     content = Path(file).read_bytes()
     encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
@@ -37,6 +39,6 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of `read_text` that hold something, without blanks at their ends."""
+    """The lines of `read_text` that are not empty, without blanks at their ends."""
     lines = read_text(file).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.strip() for line in lines if line.strip()]

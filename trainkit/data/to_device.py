@@ -10,9 +10,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ToDevice:
-    """Images and targets to the device.
+    """Moves images and targets to the device; uint8 images become float32, normalised there.
 
-    Uint8 images become float32, scaled to [0, 1] and normalised there.
+    Args:
+        device: where they go.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        channels_last: whether images have their channels last in memory.
     """
 
     def __init__(
@@ -29,9 +33,12 @@ class ToDevice:
         )
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them.
+        """Move a batch.
 
-        Several crops of each, (N, crops, C, H, W), become (N crops, C, H, W).
+        Args:
+            images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them; several crops
+                of each, (N, crops, C, H, W), become (N crops, C, H, W).
+            targets: of the images.
         """
         images = images.flatten(0, 1) if images.ndim == 5 else images
         images = images.to(self.device, non_blocking=True)

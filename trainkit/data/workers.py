@@ -72,8 +72,7 @@ class Loader(DataLoader):
 
 
 def _end_what_was_begun(error: OSError) -> None:
-    """Kill the workers of an iterator whose construction failed, which torch does only for a
-    complete one."""
+    """Kill the workers of an iterator whose construction failed; torch does it for complete ones."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
@@ -83,12 +82,14 @@ def _end_what_was_begun(error: OSError) -> None:
 
 
 def choose_workers(asked: int | None, num_processes: int, cores: int | None = None) -> int:
-    """Data-loading workers per process.
+    """Data-loading workers per process: as asked, or the share of the cores less one, up to 8.
 
-    As asked, or the process's share of the cores less one, up to 8.
+    Only processes of this host share its cores: the launcher says how many there are.
 
-    Only processes of this host share its cores: the launcher says how many there are. cores: None
-    for those that this process may use.
+    Args:
+        asked: the number; None for the default.
+        num_processes: of the run.
+        cores: None for those that this process may use.
     """
     if asked is not None:
         return asked
@@ -172,7 +173,7 @@ def _born_with_the_signal_blocked() -> Iterator[None]:
 
 @contextmanager
 def _deaths_told_afterwards() -> Iterator[None]:
-    """Around a fork, in which Python prints and drops an error.
+    """Context manager around a fork, in which Python prints and drops an error.
 
     Torch's handler of SIGCHLD raises one for a death.
     """
@@ -215,8 +216,11 @@ def worker_deaths_told() -> Iterator[None]:
     """Context manager: report why a worker died, or which limit of the machine was reached.
 
     torch raises its own short error anywhere in the main thread, or the reading of the worker's
-    last message fails in one of many ways. Raises ChildProcessError in its place, OSError for a
-    limit.
+    last message fails in one of many ways.
+
+    Raises:
+        ChildProcessError: in its place, for a death.
+        OSError: in its place, for a limit.
     """
     try:
         yield
@@ -242,10 +246,7 @@ def _death_behind(error: BaseException) -> str | None:
 
 
 def _while_receiving(error: BaseException) -> bool:
-    """Whether a message of a worker was being read.
-
-    Its death breaks the connection or cuts the message short.
-    """
+    """Whether a message of a worker was being read, which its death breaks or cuts short."""
     files = [
         frame.filename
         for each in causes(error)
