@@ -75,11 +75,11 @@ def _together(optimizer: Optimizer, stage: Callable[[], Value], amiss: str) -> V
 
     Whatever a foreign optimizer raises. Another process would wait for one that has failed.
     """
-    value: Value | None = None
+    returned: list[Value] = []
     problem: str | None = None
     shortage: Exception | None = None
     try:
-        value = stage()
+        returned.append(stage())
     except _Differs as error:
         problem = str(error)
     except Exception as error:
@@ -100,7 +100,7 @@ def _together(optimizer: Optimizer, stage: Callable[[], Value], amiss: str) -> V
         raise UserError(
             f"optimizer {name} {amiss} ({problems[0]}): take AdamW or SGD, or launch without FSDP"
         )
-    return value
+    return returned[0]
 
 
 class _Trial:
@@ -224,7 +224,8 @@ def _own_hooks(name: str, value: Any, optimizer: Any) -> Any:
     """An attribute; of hooks those alone that are its methods: others reach what is not copied."""
     if not (name.endswith("_hooks") and isinstance(value, Mapping)):
         return value
-    return type(value)(
+    kind: Any = type(value)
+    return kind(
         (key, hook)
         for key, hook in value.items()
         if isinstance(hook, MethodType) and hook.__self__ is optimizer

@@ -12,10 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from trainkit import __version__
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
@@ -148,7 +146,9 @@ def _git(where: Path, *words: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def check_not_trained_on(run: Path | None, settings: Mapping[str, Any], val_data: Dataset) -> None:
+def check_not_trained_on(
+    run: Path | None, settings: Mapping[str, Any], val_data: SizedDataset
+) -> None:
     """Raises UserError where images that are held out now are among those that the run trained on.
 
     It is seen by their names, in the run's train.csv and the `lists` of `val_data`, where `data`

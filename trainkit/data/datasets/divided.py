@@ -105,6 +105,9 @@ class DividedClasses(ClassFiles):
     by number where all are numbers. Raises UserError for an image of another class.
     """
 
+    split: str
+    used_warnings: list[str]
+
     def __init__(
         self,
         division: Division,

@@ -106,6 +106,7 @@ def held_out(
             )
         chosen = set(in_turn[number - 1 :: of])
     else:
+        assert settings.val_share is not None  # without a fold
         shares = [keys[: int(settings.val_share * len(keys) + 0.5)] for keys in ranked.values()]
         chosen = {key for keys in shares for key in keys}
     is_held_out = np.array([key in chosen for key in keys], dtype=bool)

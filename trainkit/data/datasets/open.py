@@ -53,8 +53,7 @@ def class_images(
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
     whole = None
     if not _has_folder(folder, names):
-        columns = {"image_column": image_column, "target_column": label_column}
-        whole = of_lists(source, held_out, **columns)
+        whole = of_lists(source, held_out, image_column=image_column, target_column=label_column)
     if whole is None and held_out.is_asked:
         root = undivided_classes(folder) if folder.is_dir() else None
         if root is None:

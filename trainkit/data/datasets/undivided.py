@@ -28,10 +28,10 @@ def of_class_folders(root: Path, settings: SplitSettings) -> Whole:
 
     With --group-by folder a group is what lies in folders of one name below the class folders.
     """
-    found, counts, names, inventory = class_files(root)
+    found, counts, files, inventory = class_files(root)
     require_different(root, found)
     _require_folders(settings, root)
-    names = list(names)
+    names = list(files)
     labels = np.repeat(np.array(found, dtype=object), counts).tolist()
     groups = None
     if settings.group_by is not None:
@@ -123,12 +123,12 @@ def of_lists(
 
 
 def _lists_in(folder: Path) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for side in SIDES:
-        of_side = [list_in(folder, split) for split in SPLITS[side]]
-        of_side = [file for file in of_side if file is not None]
-        if of_side:
-            found[side] = of_side[0]
+        for split in SPLITS[side]:
+            file = list_in(folder, split)
+            if file is not None:
+                found.setdefault(side, file)
     return found
 
 
@@ -142,7 +142,8 @@ def _sides(rows: ImageList, words: Sequence[str]) -> list[str]:
     """The side of each row: train, val, or "test" where others are val."""
     val = next((word for word in SPLITS["val"] if word in words), None)
     side_of = dict.fromkeys(SPLITS["val"], "test") | dict.fromkeys(SPLITS["train"], "train")
-    side_of[val] = "val"
+    if val is not None:
+        side_of[val] = "val"
     for line, word in zip(rows.lines, words):
         if word not in side_of:
             known = ", ".join(word for words in SPLITS.values() for word in words)
@@ -160,16 +161,15 @@ def _whole(
     names = rows.files(rows.column(*image, "--image-column"))
     targets = rows.column(*target, "--mask-column" if masks else "--label-column")
     _require_one_target(rows, names, targets)
-    groups = None
+    groups: Sequence[str] | None = None
     if settings.group_by == FOLDER:
         groups = folders_of(names, rows.file)
     elif settings.group_by is not None:
         groups = rows.column((), settings.group_by, "--group-by")
+    header = ("path", "mask" if masks else "label")
+    classes: Sequence[str] = targets
     if masks:
-        header, classes = ("path", "mask"), [""] * len(names)
-        targets = rows.files(targets)
-    else:
-        header, classes = ("path", "label"), targets
+        classes, targets = [""] * len(names), rows.files(targets)
     return Whole(rows.root, names, targets, header, classes, groups)
 
 
