@@ -1,9 +1,17 @@
 """Fixtures of all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
+    # generated data, and nothing that a test spoils reaches the user's own cache
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="trainkit-tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 pytest.register_assert_rewrite("helpers")  # for comparisons that say what differs
 

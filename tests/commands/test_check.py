@@ -1,6 +1,7 @@
 """`trainkit check`: what it finds on a few batches, by hand where it can be counted."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -26,11 +27,12 @@ def test_figures(tmp_path, monkeypatch):
     results = check(recognition(), Options(workers=0, micro_batch=3))["results"]
     assert results["weights"] == (3 * 9 + 1) * 8 + 2 * 8 + (8 + 1) * 7
     assert results["gflops_per_image"] * 1e9 == pytest.approx(2 * 12 * 12 * (3 * 9 * 8 + 8 * 7))
-    assert results["images_of_a_pass"] == 3 and results["passes_of_a_step"] == 3
+    assert results["micro_batch"] == 3 and results["micro_batches_per_step"] == 3
     assert results["steps_per_epoch"] == 4 and results["total_steps"] == 10
     assert (
-        results["goes_on_from_a_checkpoint"] == "bit-equal"
-        and "num_images 4, top1" in results["evaluated"]
+        results["resume"] == "bit-equal"
+        and results["evaluated_images"] == 4
+        and results["evaluation"].startswith("top1 ")
     )
     assert len(results["losses"]) == 3 and all(1 < loss < 3 for loss in results["losses"])
     alone = results["images_per_s_training_alone"], results["images_per_s_reading_alone"]
@@ -60,7 +62,7 @@ def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
 
 @pytest.mark.parametrize("build", [everything, segmentation])
 def test_all_that_is_remembered_goes_on(build):
-    assert check(build(), OPTIONS)["results"]["goes_on_from_a_checkpoint"] == "bit-equal"
+    assert check(build(), OPTIONS)["results"]["resume"] == "bit-equal"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ import sys; sys.path.insert(0, {str(TESTS)!r})
 from helpers.toy_recipes import everything
 from trainkit import Options
 from trainkit.commands.check import _warnings, check
-print("GOES ON", check(everything(), Options(workers=0))["results"]["goes_on_from_a_checkpoint"])
+print("GOES ON", check(everything(), Options(workers=0))["results"]["resume"])
 """)
     assert torchrun(2, script, **way).stdout.count("GOES ON bit-equal") == 2
 
@@ -158,8 +160,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert (
         "generated data" in shown
-        and "gflops_per_image" in shown
-        and "forecast_hours" in shown
+        and "GFLOP per image" in shown
+        and "time of the whole run" in shown
+        and not re.search(r"[a-z]_[a-z]", shown.partition("\ncheck")[2])  # raw keys
         and "█" in shown
     )
     assert not (tmp_path / "runs").exists()

@@ -178,7 +178,9 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
 
 def test_training_says_what_it_does(trained):
     folder, done = trained
-    assert "generated data: shapes of 8 looks in data/sample/class_folder" in done.stdout
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "trainkit" / "sample"
+    assert f"generated data: shapes of 8 looks in {cache}/class_folder" in done.stdout
+    assert not (folder / "data").exists()
     assert "step 7/8" not in done.stdout and "step 8/8  epoch 0.53  loss" in done.stdout
     assert "evaluation after epoch 0.5" in done.stdout and "top1" in done.stdout
     run = folder / "runs" / "recog_folder"

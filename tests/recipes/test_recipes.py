@@ -8,7 +8,9 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,7 +223,7 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     assert (
         main(["predict", *common[:2], str(ROOT / "docs"), "--weights", "run", "--out", "out"]) == 2
     )
-    image = next((tmp_path / "data/sample").rglob("*.jpg"))
+    image = next((Path(os.environ["XDG_CACHE_HOME"]) / "trainkit/sample").rglob("*.jpg"))
     assert main(["predict", *common[:2], str(image), "--weights", "run", "--out", "out"]) == 2
     assert (
         "segmentation masks are of whole images: predict with --eval-crop None"

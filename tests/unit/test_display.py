@@ -55,7 +55,7 @@ def test_a_row_for_each_class_and_the_whole_matrix():
     assert (
         lines[-1]
         == "most frequent confusions (share of the true class): [red]car for void 50.00 %, [red]car"
-        " for sky 25.00 %, sky for [red]car 20.00 %; results.json, if written, has all counts"
+        " for sky 25.00 %, sky for [red]car 20.00 %"
     )
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
+from trainkit.errors import UserError
 from trainkit.options import (
     DoctorOptions,
     EvaluateOptions,
@@ -84,6 +85,7 @@ TAKE_SETTINGS = ("train", "check", "doctor", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})
+TRUTH_VALUES = frozenset({"true", "false", "1", "0", "yes", "no", "on", "off"})
 NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -150,12 +152,28 @@ def read_settings_and_options(
         shown = parser.format_help().replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1)
         sys.stdout.write(shown)
         raise SystemExit(0)
+    flags = [name for name, each in signature.parameters.items() if each.annotation is bool]
+    flags += [name for name, kind in get_type_hints(OPTIONS[command_name]).items() if kind is bool]
+    _check_flags_without_value(flags, words)
     settings, arguments = tyro.cli(
         command, prog=prog, description=description, args=words, config=config
     )
     asked = _checked(arguments)
     check_finite({**settings, **vars(asked)})
     return settings, asked
+
+
+def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> None:
+    """Raises UserError where a flag that is given as --name or --no-name has a value behind it."""
+    flags = {f"--{name}".replace("_", "-") for name in names}
+    for word, following in zip(words, [*words[1:], ""]):
+        flag, _, value = word.replace("_", "-").partition("=")
+        value = value or following
+        if flag in flags and value.lower() in TRUTH_VALUES:
+            off = f"--no-{flag.removeprefix('--')}"
+            raise UserError(
+                f"{flag} takes no value, and {value} follows it: {flag} turns it on, {off} off"
+            )
 
 
 def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable[..., dict]:

@@ -25,9 +25,11 @@ from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.repeatability import find_unrepeatable
-from trainkit.data.seeding import seed_host
+from trainkit.data.sampler import EVALUATION
+from trainkit.data.seeding import Seeded, seed_host
 from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
+from trainkit.display.wording import counted, duration
 from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.distributed.fsdp import is_sharded, local, reshard
 from trainkit.engine.checkpointing import Checkpointer
@@ -61,9 +63,23 @@ def run(recipe: str, words: list[str]) -> int:
     prog = f"trainkit check {path}"
     settings, options = read_settings_and_options(recipe_file, "check", prog, words)
     posix_locks()  # before a recipe that takes minutes to build
+    if settings.get("pretrained") is True:  # data that cannot be read are told before a download
+        seed_host(options.seed)
+        read_one_of_each(build(recipe_file, {**settings, "pretrained": False}))
     seed_host(options.seed)
     check(build(recipe_file, settings), options)
     return 0
+
+
+def read_one_of_each(recipe: Recipe) -> None:
+    """Open the training and the validation data, and read an image of each.
+
+    Raises:
+        UserError: they cannot be opened, or the image cannot be read.
+    """
+    for data in (recipe.train_data, recipe.val_data):
+        if len(data):
+            Seeded(data, 0)[EVALUATION, 0]
 
 
 @lost_processes_told()
@@ -106,9 +122,9 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     warnings += training_warnings(recipe.train_data, recipe.task)
     unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
     if unrepeatable:
-        results["goes_on_from_a_checkpoint"] = "not bit-equal: images read again differ, see below"
+        results["resume"] = "not bit-equal: images read again differ, see below"
         warnings.append(unrepeatable)
-    display.table("check", results)
+    display.table("check", _in_words(results))
     places = min(PLACES, plan.total_steps)
     curve = display.curve(
         [plan.multiplier(plan.total_steps * place // places) for place in range(places)]
@@ -117,6 +133,28 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     for warning in not_introduced(recipe, warnings):
         display.note(f"note: {warning}")
     return {"results": results, "warnings": warnings}
+
+
+def _in_words(results: dict[str, Any]) -> dict[str, str]:
+    """The results of a check with names and units, as they are shown."""
+    steps = counted(results["total_steps"], "step")
+    losses = results["losses"]
+    training_alone = results["images_per_s_training_alone"]
+    reading_alone = results["images_per_s_reading_alone"]
+    return {
+        "parameters": f"{results['weights']:,}",
+        "forward pass": f"{results['gflops_per_image']:.3g} GFLOP per image",
+        "micro-batch": f"{counted(results['micro_batch'], 'image')} per process,"
+        f" {results['micro_batches_per_step']} per step",
+        "peak memory": f"{results['peak_memory_gib']:.2f} GiB",
+        f"loss of {counted(len(losses), 'step')}": ", ".join(f"{loss:.4g}" for loss in losses),
+        f"evaluation of {counted(results['evaluated_images'], 'image')}": results["evaluation"],
+        "resume from a checkpoint": results["resume"],
+        "length of the run": f"{steps}, {results['steps_per_epoch']:,} per epoch",
+        "speed": f"{results['images_per_s']:.3g} images/s (training alone {training_alone:.3g},"
+        f" reading alone {reading_alone:.3g})",
+        "time of the whole run": duration(3600 * results["forecast_hours"]),
+    }
 
 
 def _temporary_folder() -> Path:
@@ -144,7 +182,7 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
     checkpointer.save()
     step_s, more_losses = _timed(accelerator, lambda: train(batches[1:], 1))
     step_s = step_s / (steps - 1) if steps > 1 else first_s
-    goes_on = _goes_on(recipe.model, checkpointer, lambda: train(batches[1:], 1))
+    resumes = _resumes(recipe.model, checkpointer, lambda: train(batches[1:], 1))
 
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     val_data: Any = recipe.val_data
@@ -159,16 +197,21 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
     bound_s = max(step_s, reading_s) if workers else step_s + reading_s
     evaluations = max(1, int(recipe.epochs // options.evaluate_every))
     total_s = plan.total_steps * bound_s + evaluations * len(recipe.val_data) * eval_s / num_images
-    numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+    numbers = {
+        name: value
+        for name, value in results.items()
+        if isinstance(value, (int, float)) and not name.startswith("num_")
+    }
     return {
         "weights": sum(weight.numel() for weight in recipe.model.parameters()),
         "gflops_per_image": flops / 1e9,
-        "images_of_a_pass": max(plan.order.passes(0, 0)),
-        "passes_of_a_step": len(plan.order.passes(0, 0)),
+        "micro_batch": max(plan.order.passes(0, 0)),
+        "micro_batches_per_step": len(plan.order.passes(0, 0)),
         "peak_memory_gib": peak_memory_gib(accelerator),
         "losses": [round(loss, 4) for loss in (*losses, *more_losses)],
-        "evaluated": ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
-        "goes_on_from_a_checkpoint": goes_on,
+        "evaluated_images": num_images,
+        "evaluation": ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+        "resume": resumes,
         "steps_per_epoch": plan.order.steps_per_epoch,
         "total_steps": plan.total_steps,
         "images_per_s": recipe.batch_size / bound_s,
@@ -195,7 +238,7 @@ def _train(
     return [numbers.loss for numbers in steps]
 
 
-def _goes_on(
+def _resumes(
     model: nn.Module, checkpointer: Checkpointer, train_again: Callable[[], object]
 ) -> str:
     """Whether the steps after the first, trained again from its checkpoint, give the same weights."""

@@ -25,6 +25,7 @@ LINE_S = 10.0  # between two lines where there is no bar
 # shown of an evaluation: rows, rows of more classes than that, pairs
 ALL_CLASSES, FEW_CLASSES, CONFUSED = 200, 20, 5
 MATRIX_CELL = 4  # columns of the screen
+WORD = 24  # columns; a longer word of a table may be broken
 
 
 class Display:
@@ -236,10 +237,7 @@ class Display:
             told = ", ".join(
                 f"{right} for {called} {_percent(part)}" for part, right, called in mistaken
             )
-            self.note(
-                f"most frequent confusions (share of the true class): {told}; results.json, if"
-                " written, has all counts"
-            )
+            self.note(f"most frequent confusions (share of the true class): {told}")
 
     @staticmethod
     def _per_class(
@@ -263,6 +261,7 @@ class Display:
         if not self.active:
             return
         table = Table(title=title, title_justify="left", show_header=False)
+        table.add_column(no_wrap=True)
         for name, value in rows.items():
             form = ",.4g" if isinstance(value, float) else "," if isinstance(value, int) else ""
             shown = format(value, form) if form else str(value)
@@ -277,11 +276,17 @@ class Display:
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(columns):
             numbers = any(isinstance(row[place], (int, float)) for row in rows)
-            table.add_column(column, justify="right" if numbers else "left")
-        for row in rows:
-            table.add_row(
-                *(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row)
+            # rich breaks words of a column that is narrower than they are
+            cells = [column, *(_cell(row[place]) for row in rows)]
+            longest = max(cell_len(word) for cell in cells for word in [*cell.split(), ""])
+            table.add_column(
+                column,
+                justify="right" if numbers else "left",
+                min_width=min(longest, WORD),
+                overflow="fold",
             )
+        for row in rows:
+            table.add_row(*(escape(_cell(cell)) for cell in row))
         self.console.print(table)
 
     def track(self, batches: Iterable[Batch], total: int, what: str) -> Iterator[Batch]:
@@ -384,6 +389,10 @@ def _console(stream: TextIO | None) -> Console:
     return Console(
         file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None
     )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _bare(name: str) -> str:

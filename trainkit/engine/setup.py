@@ -21,6 +21,7 @@ from trainkit.data.dataset_info import opened
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
+from trainkit.display.wording import counted
 from trainkit.distributed.accelerator import allow_tf32, start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.activation_checkpointing import checkpoint_activations
@@ -216,7 +217,7 @@ def begin(
     """Wrap model and optimizer, and say what will be trained on what."""
     introduce(recipe, display.note)
     display.note(
-        f"{run.folder}: {plan.total_steps} steps, {recipe.epochs:g} epochs of"
+        f"{run.folder}: {plan.total_steps} steps, {counted(recipe.epochs, 'epoch')} of"
         f" {plan.order.num_images} images in batches of {recipe.batch_size} on"
         f" {accelerator.num_processes} x {accelerator.device.type}, precision"
         f" {accelerator.mixed_precision.replace('no', 'fp32')}"

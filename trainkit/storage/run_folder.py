@@ -153,12 +153,14 @@ class RunFolder:
         }
         allowed = {"total_steps", "schedule"} if rebase else set()
         if refused.keys() - allowed:
+            if {"lr", "lrs"} <= changed.keys():
+                del changed["lrs"]  # of each parameter group, which follow from it
             raise UserError(
                 f"the run in {self.folder} was started with different settings:"
-                f" {'; '.join(changed.values())}. Give the same settings to resume,"
-                " --allow-schedule-change to resume with a different length or schedule, another"
-                " folder with --out, or --resume never to start afresh (this run is moved"
-                f" aside){self._of_older(refused)}"
+                f" {'; '.join(changed.values())}. For a run with the new settings give another"
+                " folder with --out; to resume this one give its settings, or"
+                " --allow-schedule-change for a different length or schedule; --resume never"
+                f" starts afresh here (this run is moved aside){self._of_older(refused)}"
             )
         done = steps_done(self.checkpoints)
         if done > now["total_steps"]:

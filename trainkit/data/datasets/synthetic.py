@@ -4,7 +4,8 @@ Scenes are sky or wall over ground with things standing on it, each class with c
 of its own, under changing light, with noise, in images of different sizes. Colours overlap between
 classes, so that a constant or untrained prediction scores near nothing and a trained one has
 something to learn. Everything follows from a seed; a folder is written aside and renamed, so
-several processes may ask at once.
+several processes may ask at once. It lies in `sample` in trainkit's cache, for all working
+directories.
 """
 
 import io
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from trainkit.data.datasets.cache import default_folder
 from trainkit.data.datasets.folder import MaskFolder
+from trainkit.errors import UserError
 
-ROOT = Path("data/sample")
 VERSION = 1  # of the scenes: a folder of another version is not taken for this one's
 
 
@@ -266,11 +268,18 @@ def _made(folder: Path) -> Path:
 
 
 def _written(name: str, size: str, write: Callable[[Path], None]) -> Path:
-    """ROOT/name-version-size, written by `write` unless it is there."""
-    root = ROOT / f"{name}-v{VERSION}-{size}"
+    """name-version-size in the cache, written by `write` unless it is there."""
+    folder = default_folder() / "sample"
+    root = folder / f"{name}-v{VERSION}-{size}"
     if root.is_dir():
         return root
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=_made(ROOT)))
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=_made(folder)))
+    except OSError as error:
+        raise UserError(
+            f"generated data cannot be written to {folder} ({error.strerror}): set XDG_CACHE_HOME"
+            " to a folder that can be written"
+        ) from error
     try:
         write(aside)
         os.chmod(aside, 0o755)
