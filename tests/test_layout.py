@@ -19,7 +19,7 @@ LIBRARIES = {
     "rich": {"display.terminal"},
     "tyro": {"commands.arguments"},
     "datasets": {"data.datasets.columns", "data.datasets.hub", "data.datasets.synthetic"},
-    "huggingface_hub": {"commands.hub_upload", "commands.model_card"},
+    "huggingface_hub": {"commands.hub_upload", "commands.model_card", "models.pretrained"},
     "pyarrow": {"data.datasets.parquet"},
 }
 

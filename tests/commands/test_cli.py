@@ -184,6 +184,9 @@ def test_training_says_what_it_does(trained):
     assert "step 7/8" not in done.stdout and "step 8/8  epoch 0.53  loss" in done.stdout
     assert "evaluation after epoch 0.5" in done.stdout and "top1" in done.stdout
     run = folder / "runs" / "recog_folder"
+    assert "finished: 8 steps in about " in done.stdout
+    assert "best top1: runs/recog_folder/checkpoints/step-000000008\n" in done.stdout
+    assert "next: trainkit evaluate runs/recog_folder; trainkit predict " in done.stdout
     assert (run / "recipe.py").read_text() == SAMPLE.read_text()
     settings = json.loads((run / "settings.json").read_text())
     assert settings["settings"]["epochs"] == 0.5 and settings["settings"]["model"] == "small"

@@ -118,8 +118,8 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
     assert "holds label 9 on 7 pixels; the 4 classes are 0 to 3" in told[4]
     assert not any(val["faults"].values())
 
-    # 64, 144, 200, 200
-    assert train["sizes"] == {"smallest": [8, 8], "median": [20, 10], "largest": [20, 10]}
+    # 64, 100, 128, 144, 200, 200: also those at fault whose header can be read
+    assert train["sizes"] == {"smallest": [8, 8], "median": [12, 12], "largest": [20, 10]}
     assert val["sizes"] == {"smallest": [8, 8], "median": [30, 20], "largest": [30, 20]}
     assert rows(train) == [("road", 1, 150), ("car", 2, 50 + 200), ("sky", 1, 60), ("ghost", 0, 0)]
     assert rows(val) == [("road", 1, 64), ("car", 1, 600), ("sky", 0, 0), ("ghost", 0, 0)]
@@ -135,9 +135,9 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
     for line in (
         "1 of 4 classes are in no train image: ghost",
         "2 of 4 classes are in no val image: sky, ghost",
-        f"1 train images have no label: {files / 'empty.png'}",
-        f"1 train images occur more than once: {files / 'a.png'} = {files / 'again.png'}",
-        f"1 images are in both train and val: {scenes / 'images' / 'val' / 'b2.png'}",
+        f"1 train image without a label: {files / 'empty.png'}",
+        f"1 train image more than once: {files / 'a.png'} = {files / 'again.png'}",
+        f"1 image in both train and val: {scenes / 'images' / 'val' / 'b2.png'}",
     ):
         assert line in report["warnings"] and f"warning: {line}" in shown
     assert len(report["warnings"]) == 6
@@ -282,7 +282,7 @@ def test_images_held_on_a_device_are_seen_as_stored(tmp_path, monkeypatch):
         [f"row {index} of p (train)", f"row {index} of p (test)"] for index in (0, 1)
     ]
     assert report["warnings"] == [
-        f"2 images are in both train and val: {report['in_both'][0][1]}, row 1 of p (test)"
+        f"2 images in both train and val: {report['in_both'][0][1]}, row 1 of p (test)"
     ]
 
 
@@ -347,8 +347,8 @@ def test_transforms_left_out(tmp_path):
     picture(tmp_path / "folder" / "a" / "1.png", 7, 5, 0)
     resize = v2.Compose([v2.ToImage(), v2.Resize((3, 3))])
     images = datasets.ImageFolder(str(tmp_path / "folder"), resize)
-    bare, as_stored = untransformed(Subset(images, [0]))
-    assert as_stored and bare[0][0].size == (7, 5) and images[0][0].shape == (3, 3, 3), (
+    bare, reason = untransformed(Subset(images, [0]))
+    assert reason is None and bare[0][0].size == (7, 5) and images[0][0].shape == (3, 3, 3), (
         "and the given one as it was"
     )
 
@@ -360,8 +360,8 @@ def test_transforms_left_out(tmp_path):
     given = datasets.VOCSegmentation(
         str(tmp_path), "2012", "train", transforms=lambda image, mask: (0, 0)
     )
-    bare, as_stored = untransformed(given)
-    assert as_stored and bare[0][0].size == (7, 5) and given[0] == (0, 0)
+    bare, reason = untransformed(given)
+    assert reason is None and bare[0][0].size == (7, 5) and given[0] == (0, 0)
     mapped = datasets.VOCSegmentation(
         str(tmp_path),
         "2012",
@@ -373,7 +373,7 @@ def test_transforms_left_out(tmp_path):
     assert bare[0][0].size == (7, 5) and (bare[0][1] == 3).all(), "what maps the labels stays"
 
     insists = Insists()
-    assert untransformed(insists) == (insists, False)
+    assert untransformed(insists)[0] is insists
 
 
 def test_real_camvid(real_data, tmp_path, monkeypatch):
@@ -448,3 +448,51 @@ def test_the_bar_and_the_lines():
     hidden = Display(active=False, console=console)
     hidden.grid("a", ("b",), [("c",)])
     assert list(hidden.track(batches, 5, "x")) == batches and console.file.getvalue() == ""
+
+
+def test_faults_of_a_kind_share_a_line(tmp_path, monkeypatch, capsys):
+    """A label outside the classes in every mask is told once for each split, with its remedy."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for kind in ("images", "annotations"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((10, 12), 11, np.uint8)
+            pixels[: number + 1] = 3
+            Image.fromarray(pixels).save(tmp_path / f"data/annotations/{split}/{number}.png")
+            image = Image.new("RGB", (12, 10), (number, 60 * (split == "val"), 0))
+            image.save(tmp_path / f"data/images/{split}/{number}.png")
+    words = ["doctor", "seg_folder", "--data", "data", "--classes", "11", "--workers", "0"]
+    assert main(words) == 2
+    shown = capsys.readouterr().out
+    assert shown.count("error: ") == 2 and shown.count("holds label 11") == 2
+    assert "error: 4 of 4 train images, such as data/images/train/0.png" in shown
+    assert "ignore it (--ignore 11)" in shown and "8 errors, 0 warnings" in shown
+    assert shown.count("12x10") == 6 and "not read" not in shown
+    report = json.loads((tmp_path / "runs/seg_folder-doctor/doctor.json").read_text())
+    assert len(report["train"]["faults"]["label"]) == 4, "each of them is in the file"
+    assert main([*words, "--ignore", "11"]) == 0
+
+
+def test_why_a_transform_is_kept_is_said():
+    class Always(Dataset):
+        """Calls its transform, whatever it is."""
+
+        def __init__(self):
+            self.transform = lambda image: image
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return self.transform(torch.zeros(3, 4, 4)), 0
+
+    class Without(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 4, 4), 0
+
+    assert untransformed(Without())[1] == "it has no attribute `transform`"
+    assert untransformed(Always())[1] == "Always cannot be read with transform = None"

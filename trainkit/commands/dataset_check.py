@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
@@ -45,11 +46,13 @@ class ImageReport:
 class Examiner(Dataset):
     """index -> ImageReport.
 
-    check: what the task says of a target; ignore: the label that counts nowhere.
+    check: what the task says of a target; ignore: the label that counts nowhere; kept_transform:
+    why images are not as they are stored, None where they are.
     """
 
     def __init__(self, data: SizedDataset, task: Task):
-        self.data, self.as_stored = untransformed(data)
+        self.data, self.kept_transform = untransformed(data)
+        self.as_stored = self.kept_transform is None
         self.check, self.ignore = task.own_check, task.ignored_label
 
     def __len__(self) -> int:
@@ -65,8 +68,10 @@ class Examiner(Dataset):
         except Exception as error:
             if not is_unusable(error):
                 raise
+            kind = _kind(error)
+            size = None if kind == "unreadable" else _size(file)
             return ImageReport(
-                index, digest, fault=(_kind(error), str(error) or type(error).__name__)
+                index, digest, size, fault=(kind, str(error) or type(error).__name__)
             )
         target = torch.as_tensor(as_target(_array(target)))
         height, width = (
@@ -87,27 +92,38 @@ class Examiner(Dataset):
         return ImageReport(**found, **_counted(target, self.ignore))
 
 
-def untransformed(data: SizedDataset) -> tuple[SizedDataset, bool]:
-    """The same dataset without its attribute `transform`, and True.
-
-    Itself and False where it cannot do without.
+def untransformed(data: SizedDataset) -> tuple[SizedDataset, str | None]:
+    """A dataset without its attribute `transform`, where it can do without.
 
     Of repeated images there is one each, and of those held on a device the ones that were read into
     it.
+
+    Returns:
+        The dataset, and None; where it cannot do without, the dataset as it is and the reason.
     """
     info = DatasetInfo.of(data)
     layer = info.transformed
     if layer is None:
-        return put_in(info.data, info.innermost, info.innermost), False
+        return put_in(info.data, info.innermost, info.innermost), "it has no attribute `transform`"
     bare = without_transform(layer)
     try:
         bare[0]
     except TypeError:  # it calls its transform without asking whether there is one
-        return put_in(info.data, layer, layer), False
+        name = type(layer).__name__
+        return put_in(info.data, layer, layer), f"{name} cannot be read with transform = None"
     except Exception as error:
         if not is_unusable(error):
             raise  # anything else is found again, and told, when all are read
-    return put_in(info.data, layer, bare), True
+    return put_in(info.data, layer, bare), None
+
+
+def _size(file: str) -> tuple[int, int] | None:
+    """(width, height) by a file's header; None where it is no image file."""
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except OSError:
+        return None
 
 
 def _kind(error: Exception) -> str:

@@ -8,6 +8,7 @@ that, too.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display.terminal import Display
+from trainkit.display.wording import counted
 from trainkit.distributed.launcher import rank
 from trainkit.engine.introduction import introduce
 from trainkit.errors import UserError
@@ -35,6 +37,8 @@ KINDS = {
     "mask_size": "mask of another size",
     "label": "label outside the classes",
 }
+# What differs between two faults of a kind: a path, a row of a table, a number of pixels.
+NAME_OR_COUNT = re.compile(r"\S*[/\\]\S*|\S+\[\d+\]|\b\d+(?= pixels)|\b\d+x\d+\b")
 READ_AT_ONCE = 16  # images between two messages of a worker
 # on screen; doctor.json has all
 SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
@@ -51,6 +55,8 @@ def run(recipe: str, words: list[str]) -> int:
     settings, options = read_settings_and_options(recipe_file, "doctor", prog, words)
     if rank() != 0:
         return 0  # reading takes no launcher: one process does it all
+    if "pretrained" in settings:
+        settings["pretrained"] = False  # the network is not used, so nothing is downloaded for it
     out = options.out or Path("runs") / f"{path.stem}-doctor"
     report = examine(build(recipe_file, settings), options.workers, out)
     return 2 if report["num_errors"] else 0
@@ -59,12 +65,22 @@ def run(recipe: str, words: list[str]) -> int:
 def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     """Read both splits, show what was found, and write it to `out`/doctor.json.
 
-    workers: reading processes, 0 for none. Keys: "num_errors", "warnings" (lines), "in_both" (pairs
-    of names), "train" and "val": num_images; as_stored (without transforms); faults, by kind, of
-    index, name and what; warned, the same of images at which a decoder warned; sixteen_bit
-    (num_images that have 16 bits a channel, highest value); sizes (width, height); classes of id,
-    name, images and pixels; ignored_pixels; unlabelled (names of images in which nothing counts);
-    repeated (names of images that are the same). Images at fault are in no histogram.
+    Args:
+        recipe: its data are read, its task says what a target may be.
+        workers: reading processes, 0 for none.
+        out: the folder that doctor.json is written into.
+
+    Returns:
+        "num_errors", "warnings" (lines), "in_both" (pairs of names), and for "train" and "val"
+        each: num_images; as_stored (without transforms) and kept_transform (why not); faults, by
+        kind, of index, name and what; warned, the same of images at which a decoder warned;
+        sixteen_bit (num_images that have 16 bits a channel, highest value); sizes (width, height);
+        classes of id, name, images and pixels; ignored_pixels; unlabelled (names of images in
+        which nothing counts); repeated (names of images that are the same). Images at fault are in
+        no histogram.
+
+    Raises:
+        UserError: there are no training images, or `out` cannot be written.
     """
     require_room(out)
     display = Display()
@@ -81,7 +97,8 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     warnings = [line for split, report in splits.items() for line in _warnings(report, split)]
     if in_both:
         warnings.append(
-            f"{len(in_both)} images are in both train and val: {_some([b for _, b in in_both])}"
+            f"{counted(len(in_both), 'image')} in both train and val:"
+            f" {_some([b for _, b in in_both])}"
         )
     unrepeatable = find_unrepeatable(
         recipe.train_data, seed=0, workers=choose_workers(workers, 1), in_process=True
@@ -91,7 +108,9 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     report = {"num_errors": errors, "warnings": warnings, "in_both": in_both, **splits}
     (out / "doctor.json").write_text(json.dumps(report, indent=1))
     _show(report, display)
-    display.note(f"{errors} errors, {len(warnings)} warnings; all of it in {out / 'doctor.json'}")
+    display.note(
+        f"{counted(errors, 'error')}, {counted(len(warnings), 'warning')}; all of it in {out / 'doctor.json'}"
+    )
     return report
 
 
@@ -143,6 +162,7 @@ def _look_through(
     report = {
         "num_images": len(data),
         "as_stored": examiner.as_stored,
+        "kept_transform": examiner.kept_transform,
         "faults": faults,
         "warned": warned,
         "sixteen_bit": {"num_images": len(highest), "highest": max(highest, default=None)},
@@ -215,7 +235,8 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
     lines = []
     if not report["as_stored"]:
         lines.append(
-            f"{split} was checked after its transform: it has no attribute `transform` to leave out"
+            f"{split} was checked after its transform, not as it is stored:"
+            f" {report['kept_transform']}"
         )
     lines += [f"{each['name']}: {each['what']}" for each in report["warned"]]
     many, highest = report["sixteen_bit"].values()
@@ -240,18 +261,37 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
             )
     if report["unlabelled"]:
         lines.append(
-            f"{len(report['unlabelled'])} {split} images have no label:"
+            f"{counted(len(report['unlabelled']), f'{split} image')} without a label:"
             f" {_some(report['unlabelled'])}"
         )
     if report["repeated"]:
         names = [" = ".join(same) for same in report["repeated"]]
-        lines.append(f"{len(names)} {split} images occur more than once: {_some(names)}")
+        lines.append(f"{counted(len(names), f'{split} image')} more than once: {_some(names)}")
     return lines
 
 
 def _some(names: list[str]) -> str:
     more = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _fault_lines(report: dict[str, Any], split: str) -> list[str]:
+    """The faults of a split in words; those that differ in file and number of pixels share one."""
+    alike: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for fault in report["faults"][kind]:
+            words = fault["what"]
+            if fault["name"] not in words:
+                words = f"{fault['name']}: {words}"
+            alike.setdefault(NAME_OR_COUNT.sub("", words), []).append(words)
+    lines = []
+    for same in alike.values():
+        if len(same) == 1:
+            lines.append(same[0])
+        else:
+            lines.append(f"{len(same)} of {report['num_images']} {split} images, such as {same[0]}")
+    more = len(lines) - SHOWN_FAULTS
+    return lines[:SHOWN_FAULTS] + ([f"and {more} more in {split}"] if more > 0 else [])
 
 
 def _show(report: dict[str, Any], display: Display) -> None:
@@ -262,13 +302,16 @@ def _show(report: dict[str, Any], display: Display) -> None:
         rows.append(
             (
                 name,
-                *("x".join(map(str, each["sizes"].get(name, ["none"]))) for each in (train, val)),
+                *(
+                    "x".join(map(str, each["sizes"].get(name, ["not read"])))
+                    for each in (train, val)
+                ),
             )
         )
-    rows += [
-        (words, *(len(each["faults"][kind]) for each in (train, val)))
-        for kind, words in KINDS.items()
-    ]
+    one_class = any(row["pixels"] is None for row in (*train["classes"], *val["classes"]))
+    for kind, words in KINDS.items():
+        if kind != "mask_size" or not one_class:  # images of one class have no masks
+            rows.append((words, *(len(each["faults"][kind]) for each in (train, val))))
     if any(each["sixteen_bit"]["num_images"] for each in (train, val)):
         rows.append(("of 16 bits", *(each["sixteen_bit"]["num_images"] for each in (train, val))))
         rows.append(
@@ -297,16 +340,8 @@ def _show(report: dict[str, Any], display: Display) -> None:
     if classes:
         display.grid("classes", heads[: len(classes[0])], classes)
     for split in ("train", "val"):
-        faults = [fault for kind in KINDS for fault in report[split]["faults"][kind]]
-        for fault in faults[:SHOWN_FAULTS]:
-            named = (
-                fault["what"]
-                if fault["name"] in fault["what"]
-                else f"{fault['name']}: {fault['what']}"
-            )
-            display.note(f"error: {named}")
-        if len(faults) > SHOWN_FAULTS:
-            display.note(f"error: and {len(faults) - SHOWN_FAULTS} more in {split}")
+        for line in _fault_lines(report[split], split):
+            display.note(f"error: {line}")
     for line in report["warnings"][:SHOWN_WARNINGS]:
         display.note(f"warning: {line}")
     if len(report["warnings"]) > SHOWN_WARNINGS:

@@ -3,6 +3,7 @@
 Rows of the log, the display, counters, bad images, what cannot be written, the summary.
 """
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from torch import Tensor
 from trainkit import files
 from trainkit.data.datasets.inventory import used
 from trainkit.display.terminal import Display
+from trainkit.display.wording import counted, duration
 from trainkit.engine.evaluation import show_results
 from trainkit.engine.label_warnings import evaluation_warnings, ranks, window_warnings
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
@@ -25,6 +27,7 @@ from trainkit.engine.stop_signal import FAILED, StopFlag
 from trainkit.errors import NonFiniteError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
+from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.run_folder import RunFolder
 
@@ -313,7 +316,22 @@ class Reporter:
         with self.writing("summary.json"):
             self.run.write("summary.json", summary)
         self.raise_trouble()
+        self._show_end()
         return summary
+
+    def _show_end(self) -> None:
+        """Say how long it took, where the best weights are, and what to type next."""
+        state, run = self.state, self.run.folder
+        self.display.note(f"finished: {counted(state.step, 'step')} in {duration(state.seconds)}")
+        step = state.best_step or state.step
+        which = f"best {self.recipe.headline}" if state.best_step else "last"
+        self.display.note(f"{which}: {checkpoint_path(self.run.checkpoints, step)}")
+        if (run / "recipe.py").is_file():
+            name = shlex.quote(str(run))
+            self.display.note(
+                f"next: trainkit evaluate {name}; trainkit predict {name} IMAGES --out FOLDER;"
+                f" trainkit export {name} --out model.onnx"
+            )
 
 
 def peak_memory_gib(accelerator: Accelerator) -> float:

@@ -1,15 +1,40 @@
 """Loads torchvision's published weights, with a clear error where they are not available."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from trainkit.errors import UserError
+
+
+@contextmanager
+def offline_where_unreachable() -> Iterator[None]:
+    """Context manager: huggingface_hub takes what is in its cache where its host has no address.
+
+    It would ask for each file six times over 23 seconds else, and print each time that it failed.
+    Where a proxy stands between, the host is not asked for.
+    """
+    host = urlsplit(constants.ENDPOINT).hostname
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if host and not getproxies():
+            socket.getaddrinfo(host, None)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_pretrained(

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from trainkit.errors import UserError
+from trainkit.models.pretrained import offline_where_unreachable
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -75,7 +76,10 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
             )
         return network
     try:
-        return timm.create_model(short, pretrained=pretrained, **settings)
+        if not pretrained:
+            return timm.create_model(short, **settings)
+        with offline_where_unreachable():
+            return timm.create_model(short, pretrained=True, **settings)
     except NotImplementedError:  # a kind of RuntimeError, and no affair of the weights
         raise
     except (OSError, RuntimeError) as error:

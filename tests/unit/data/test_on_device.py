@@ -118,9 +118,9 @@ def test_how_images_were_read_is_known():
     """What a doctor looks at, what other images go through, and what an evaluation is called."""
     look = EvalTransform([v2.Resize(6)], "halved")
     data = OnDevice(Halved(look), AUGMENT)
-    bare, as_stored = untransformed(data)
+    bare, reason = untransformed(data)
     assert (
-        as_stored
+        reason is None
         and torch.equal(bare[3][0], Pictures().images[3])
         and data.images.shape == (20, 3, 6, 6)
     )

@@ -96,8 +96,8 @@ def test_as_a_setting(tmp_path, monkeypatch):
         56,
     ]
     assert recipe.protocol == "centre crop of 40, short side 46, bicubic"
-    bare, as_stored = untransformed(recipe.train_data)
-    assert as_stored and bare[0][0].shape[-2:] == (64, 64)
+    bare, reason = untransformed(recipe.train_data)
+    assert reason is None and bare[0][0].shape[-2:] == (64, 64)
 
 
 def test_the_forecast_is_of_the_first_size():

@@ -208,8 +208,8 @@ class MaskDataset(Dataset):
             expects = self.expects or (
                 f"the {self.num_classes} classes are {-self.label_shift} to"
                 f" {self.num_classes - 1 - self.label_shift} (ignored:"
-                f" {', '.join(map(str, self.ignore))}): add it to `ignore`, or raise the number of"
-                " classes"
+                f" {', '.join(map(str, self.ignore))}): ignore it (--ignore {label}), or raise the"
+                " number of classes"
             )
             raise LabelError(
                 f"{self.mask_name(index)} holds label {label} on {int((labels == label).sum())}"
