@@ -1,12 +1,13 @@
 """Parameter groups: learning-rate multipliers of head and layers, and weight decay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 
 from trainkit.errors import UserError
+from trainkit.named import did_you_mean
 
 # What embeddings of places and tokens are called in torchvision's, timm's and others' networks:
 # they never decay.
@@ -107,6 +108,45 @@ def no_decay(model: nn.Module) -> set[str]:
         if name.rpartition(".")[2] in EMBEDDINGS
         or any(fnmatch(name, pattern) for pattern in listed)
     }
+
+
+def named_parts(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters of the parts of these names, which are to be frozen for a while.
+
+    Args:
+        model: says by `backbone` or `head_names` which part is its head, see `param_groups`.
+        names: "backbone", which is all but the head, or modules of `model`, such as "layer1".
+
+    Raises:
+        UserError: there is no such part, or these are the whole model.
+    """
+    chosen: set[int] = set()
+    for name in names:
+        if name == "backbone":
+            chosen |= {id(parameter) for parameter in model.parameters()} - _required_head(model)
+            continue
+        modules = dict(model.named_modules())
+        if not name or name not in modules:
+            raise UserError(
+                f"freeze is {name}, and {type(model).__name__} has no such part"
+                f"{did_you_mean(name, ['backbone', *(child for child, _ in model.named_children())])}"
+            )
+        chosen |= {id(parameter) for parameter in modules[name].parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = [parameter for parameter in trained if id(parameter) in chosen]
+    if len(found) == len(trained):
+        raise UserError(f"freeze is {' '.join(names)}: that leaves nothing of the model to train")
+    return found
+
+
+def _required_head(model: nn.Module) -> set[int]:
+    head = _head(model)
+    if head is None:
+        raise UserError(
+            f"freeze is backbone, and {type(model).__name__} does not say which part is its head:"
+            ' give it an attribute `backbone`, or `head_names`, such as ("fc",)'
+        )
+    return head
 
 
 def depths(model: nn.Module) -> dict[str, int]:

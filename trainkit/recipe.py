@@ -282,6 +282,10 @@ class Recipe:
     """largest norm of the gradient; larger ones are scaled down to it"""
     ema: float | None = None
     """decay of the weights' EMA, which is evaluated beside them and decides which is best"""
+    frozen: Sequence[nn.Parameter] = ()
+    """parameters that are not trained before `unfreeze_epoch`; those that the optimizer has, it has from the start"""
+    unfreeze_epoch: float | None = None
+    """epoch from which on they are trained, counted from 0; None: never"""
     sync_batch_norm: bool = False
     """on several GPUs: batch norm over the whole batch, and not each process's part of it"""
     drop_last: bool = False
@@ -307,6 +311,7 @@ class Recipe:
             raise UserError(
                 f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none"
             )
+        _check_frozen(self)
         if callable(self.train_data):
             object.__setattr__(self, "train_data", LazyDataset(self.train_data))
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
@@ -375,6 +380,20 @@ class Recipe:
             )
         bare = without_transform(info.transformed)
         return replace(self, val_data=put_in(self.val_data, info.transformed, bare))
+
+
+def _check_frozen(recipe: Recipe) -> None:
+    """Raise UserError for frozen parameters that are not the model's."""
+    if recipe.unfreeze_epoch is not None and recipe.unfreeze_epoch <= 0:
+        raise UserError(
+            f"unfreeze_epoch is {recipe.unfreeze_epoch:g}; it must be above 0, or None for never"
+        )
+    frozen = {id(parameter) for parameter in recipe.frozen}
+    if frozen - {id(parameter) for parameter in recipe.model.parameters()}:
+        raise UserError(
+            "frozen holds parameters that are not the model's: choose them after the model is"
+            " complete, such as after its head was replaced"
+        )
 
 
 def _check_task(task: Task, seen_in_windows: bool) -> None:

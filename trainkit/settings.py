@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from trainkit.errors import UserError
 from trainkit.named_optimizers import named_optimizer
 from trainkit.named_schedules import named_schedule
-from trainkit.optim import param_groups
+from trainkit.optim import named_parts, param_groups
 
 
 class SharedSettings:
@@ -37,6 +38,9 @@ class OptimizerSettings(SharedSettings):
             adamw:eps=1e-6,amsgrad=True
         momentum: of an optimizer that has it; None: 0.9 for SGD, others' own
         betas: of an optimizer that has them, such as 0.9 0.95; None: its own
+        freeze: parts that are not trained at first: backbone, which is all but the head, or modules
+            of the network, such as layer1 layer2
+        unfreeze_epoch: epoch from which on they are, counted from 0 (fractions allowed); None: never
     """
 
     lr: float
@@ -48,11 +52,15 @@ class OptimizerSettings(SharedSettings):
     optimizer: str = "sgd"
     momentum: float | None = None
     betas: tuple[float, ...] | None = None
+    freeze: tuple[str, ...] = ()
+    unfreeze_epoch: float | None = None
 
     def build(self, model: nn.Module, decay_vectors: bool = True) -> dict[str, Any]:
-        """The fields of a `Recipe` that follow: optimizer, clip_norm and ema.
+        """The fields of a `Recipe` that follow: optimizer, clip_norm, ema and frozen.
 
             Recipe(..., **optimizer.build(model))
+
+        The optimizer has the parameters that are frozen for a while, too.
 
         Args:
             model: says by `backbone` or `head_names` which part is its head, see `param_groups`;
@@ -61,7 +69,8 @@ class OptimizerSettings(SharedSettings):
 
         Raises:
             UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which
-                parts these are of; there is no such optimizer, or it has no such option.
+                parts these are of; there is no such optimizer, or it has no such option; there is
+                nothing of the name that is to be frozen.
         """
         groups = param_groups(
             model,
@@ -72,7 +81,18 @@ class OptimizerSettings(SharedSettings):
             layer_decay=self.layer_decay,
         )
         optimizer = named_optimizer(self.optimizer, groups, self.lr, self.momentum, self.betas)
-        return {"optimizer": optimizer, "clip_norm": self.clip_norm, "ema": self.ema}
+        if self.unfreeze_epoch is not None and not self.freeze:
+            raise UserError(
+                f"unfreeze_epoch is {self.unfreeze_epoch:g}, and nothing is frozen: give --freeze,"
+                " such as --freeze backbone"
+            )
+        return {
+            "optimizer": optimizer,
+            "clip_norm": self.clip_norm,
+            "ema": self.ema,
+            "frozen": named_parts(model, self.freeze) if self.freeze else (),
+            "unfreeze_epoch": self.unfreeze_epoch,
+        }
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from trainkit import Options, Recipe, train
+from trainkit import Options, Recipe, freeze, train
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.mixup import Mixup
 from trainkit.data.seeding import seed_host
@@ -178,8 +178,25 @@ def with_batch_norm() -> Recipe:
 
 def everything(**changes) -> Recipe:
     """Mixup, dropout, batch norm and averaged weights: all that could be random or remembered."""
-    recipe = recognition(dropout=0.3, mix=Mixup(0.4, CLASSES), epochs=3, ema=0.9, **changes)
+    values = {"dropout": 0.3, "mix": Mixup(0.4, CLASSES), "epochs": 3, "ema": 0.9, **changes}
+    recipe = recognition(**values)
     recipe.model.backbone[1] = nn.BatchNorm2d(8)
+    return replace(
+        recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01)
+    )
+
+
+def frozen(build=everything, **changes) -> Recipe:
+    """The backbone, batch norm and dropout in it, is trained from step 6 on, in the middle of epoch 2."""
+    recipe = build(**{"epochs": 3, **changes})
+    backbone = list(recipe.model.backbone.parameters())
+    return replace(recipe, frozen=backbone, unfreeze_epoch=1.5)
+
+
+def frozen_for_good() -> Recipe:
+    """The same by trainkit.freeze, with an optimizer of the rest alone."""
+    recipe = everything()
+    freeze(recipe.model.backbone)
     return replace(
         recipe, optimizer=torch.optim.AdamW(param_groups(recipe.model, 0.01, 1e-3), lr=0.01)
     )
@@ -353,6 +370,12 @@ RUNS = {
     "hungry-4": (hungry, {"micro_batch": 4}),
     "hungry-2": (hungry, {"micro_batch": 2}),
     "all": (everything, {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2}),
+    "frozen": (frozen, {"micro_batch": 4, "checkpoint_every": 2, "keep_checkpoints": 9}),
+    "frozen-for-good": (
+        frozen_for_good,
+        {"micro_batch": 4, "checkpoint_every": 2, "keep_checkpoints": 9},
+    ),
+    "frozen-plain": (lambda: frozen(recognition), {"checkpoint_every": 2}),
     "all-dense": (
         segmentation_with_norm,
         {"micro_batch": 4, "log_every": 3, "checkpoint_every": 2},

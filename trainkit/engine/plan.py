@@ -65,6 +65,19 @@ class TrainPlan:
         """Epochs done after `step` steps."""
         return step / self.order.steps_per_epoch
 
+    @property
+    def unfreeze_step(self) -> int | None:
+        """The first step that trains what the recipe has frozen, counted from 0; None: none does."""
+        epoch = self.recipe.unfreeze_epoch
+        return None if epoch is None else round(epoch * self.order.steps_per_epoch)
+
+    def _frozen_in_words(self) -> str | None:
+        frozen = self.recipe.frozen
+        if not frozen:
+            return None
+        until = "the end" if self.unfreeze_step is None else f"step {self.unfreeze_step}"
+        return f"{sum(weight.numel() for weight in frozen)} weights until {until}"
+
     def use_micro_batch(self, micro_batch: int) -> None:
         """Take at most so many images in a forward pass from now on.
 
@@ -114,6 +127,7 @@ class TrainPlan:
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
             "ema": self.recipe.ema,
+            "frozen": self._frozen_in_words(),
             "input": dict(self.recipe.input),
             "lrs": [float(group["lr"]) for group in self.recipe.optimizer.param_groups],
         }

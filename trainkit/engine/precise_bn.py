@@ -19,6 +19,7 @@ from trainkit.data.seeding import seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import reshard
 from trainkit.distributed.unwrapping import without_wrappers
+from trainkit.errors import UserError
 from trainkit.recipe import Recipe
 
 PASS = 16  # images whose mean and variance are one sample, whatever the batch and the processes are
@@ -47,6 +48,7 @@ class PreciseBatchNorm:
         num_images: int | None,
         on_bad_image: str = "stop",
     ):
+        refuse_frozen(recipe, num_images)
         self.recipe = recipe
         self.task_module = task_module
         self.accelerator = accelerator
@@ -151,3 +153,12 @@ class PreciseBatchNorm:
                 torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))
             ]
         return order[places].view(num_passes, PASS).tolist()
+
+
+def refuse_frozen(recipe: Recipe, num_images: int | None) -> None:
+    """Raise UserError where the statistics of a part that is frozen for a while would be estimated."""
+    if num_images and recipe.frozen:
+        raise UserError(
+            f"precise_bn is {num_images}, and a part of the model is frozen, whose statistics it"
+            " would estimate too: give either --precise-bn or --freeze"
+        )

@@ -23,7 +23,7 @@ from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
 from trainkit.display.wording import counted
 from trainkit.distributed.accelerator import allow_tf32, start_accelerator
-from trainkit.distributed.fsdp import prepare
+from trainkit.distributed.fsdp import Sharding, prepare
 from trainkit.engine.activation_checkpointing import checkpoint_activations
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.ema import EMA
@@ -39,6 +39,7 @@ from trainkit.engine.optimizer_state import (
     to_weights,
 )
 from trainkit.engine.plan import TrainPlan
+from trainkit.engine.precise_bn import refuse_frozen
 from trainkit.engine.probe import first_image, refuse_lonely_values, unchanged
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.state import TrainState
@@ -47,6 +48,7 @@ from trainkit.engine.stop_signal import FAILED, StopFlag, Stopped
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
 from trainkit.errors import UserError
+from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import refusals_told
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -186,7 +188,20 @@ def start(recipe: Recipe, options: Options) -> Started:
     plan = TrainPlan.of(recipe, options, accelerator.num_processes)
     refuse_lonely_values(recipe, options, plan)
     require_free_names(recipe.task)
+    _require_freezable(recipe, options)
     return Started(recipe, accelerator, display, plan)
+
+
+def _require_freezable(recipe: Recipe, options: Options) -> None:
+    """Raise UserError where what is frozen for a while cannot be, or would be measured wrongly."""
+    if not recipe.frozen:
+        return
+    if Sharding.asked() is not None:
+        raise UserError(
+            "freeze does not work under FSDP, whose units are gathered and reduced whole: launch"
+            " without FSDP, or freeze for good with trainkit.freeze"
+        )
+    refuse_frozen(recipe, options.precise_bn)
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,7 @@ def begin(
     with refusals_told(recipe.model):
         _convert(recipe, options, accelerator, plan)
     allow_tf32(options.tf32)
+    frozen = _frozen(recipe, accelerator, plan)
     task_module = _prepared(recipe, accelerator)
     ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
@@ -264,6 +280,7 @@ def begin(
         to_device=to_device,
         ema=ema,
         groups=groups,
+        frozen=frozen,
         state=state,
         reporter=reporter,
     )
@@ -306,6 +323,14 @@ def begin(
         checkpointer=checkpointer,
         evaluator=evaluator,
     )
+
+
+def _frozen(recipe: Recipe, accelerator: Accelerator, plan: TrainPlan) -> FrozenPart | None:
+    """What the recipe freezes for a while; before DDP looks at which parameters take gradients."""
+    if not recipe.frozen:
+        return None
+    needs_gradients = accelerator.num_processes > 1
+    return FrozenPart(recipe.model, recipe.frozen, plan.unfreeze_step, needs_gradients)
 
 
 def _prepared(recipe: Recipe, accelerator: Accelerator) -> nn.Module:

@@ -29,6 +29,7 @@ from trainkit.engine.rollback import StepSnapshot
 from trainkit.engine.state import StepStats, TrainState
 from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
+from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import refusals_told
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -57,6 +58,7 @@ class Stepper:
         to_device: ToDevice,
         ema: EMA | None,
         groups: list[dict[str, Any]],
+        frozen: FrozenPart | None,
         state: TrainState,
         reporter: Reporter,
     ):
@@ -69,6 +71,7 @@ class Stepper:
         to_device: that moves and normalises a batch.
         ema: averages to update, or None.
         groups: the optimizer's, as the recipe set them.
+        frozen: what is not trained before some step, or None.
         state: where the start of an update is recorded.
         reporter: of smaller micro-batches after running out of memory.
         """
@@ -80,6 +83,7 @@ class Stepper:
         self.to_device = to_device
         self.ema = ema
         self.groups = groups
+        self.frozen = frozen
         self.state = state
         # the optimizer's in the order of the model; others that get gradients all the same
         self.weights, self.others = trained_and_others(task_module, recipe.optimizer)
@@ -124,6 +128,8 @@ class Stepper:
         recipe, accelerator = self.recipe, self.accelerator
         set_step(recipe.task, recipe.model, (step, self.plan.total_steps))
         self._set_learning_rates(step)
+        if self.frozen is not None:
+            self.frozen.at_step(step)
         self.snapshot.keep()
         images, targets = self._mixed(step, *self.to_device(images, targets))
         targets = self._prepared(step, images, targets)
@@ -131,6 +137,8 @@ class Stepper:
         losses = self._gradients(step, images, targets, counts)  # (K,), this process's part
 
         self.state.updating = True
+        if self.frozen is not None:
+            self.frozen.drop_gradients(step)
         if accelerator.scaler is not None:  # of fp16
             accelerator.scaler.unscale_(recipe.optimizer)
         weights = self._with_gradients(step)

@@ -1,6 +1,6 @@
 """Freezing parts of a network: no gradients, and BatchNorm and dropout in evaluation mode."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -70,3 +70,65 @@ def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:
     for child in module.children():
         child.train(mode)
     return module
+
+
+class FrozenPart:
+    """Parameters that are not trained before a step, or never: a pure function of the step.
+
+    The optimizer has them from the start. In the steps before, they have no gradient, and modules
+    all of whose parameters are frozen are in evaluation mode: batch norm keeps its statistics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        until: int | None,
+        needs_gradients: bool,
+    ):
+        """Args:
+        model: that they are part of.
+        parameters: that are frozen.
+        until: the first step that trains them, counted from 0; None: none does.
+        needs_gradients: whether all steps compute their gradients, and those before `until` drop
+            them, as DDP wants it, which waits for the same gradients in every step.
+        """
+        self.parameters, self.until = list(parameters), until
+        self.needs_gradients = needs_gradients and until is not None
+        frozen = {id(parameter) for parameter in self.parameters}
+        self.modules = list(_wholly_frozen(model, frozen))
+        if until is None:
+            self._require_gradients(False)
+
+    def at_step(self, step: int) -> None:
+        """Freeze or release them for a step; nothing is done where they are as they should be."""
+        trained = self.is_trained(step)
+        for module in self.modules:
+            if module.training != trained:
+                module.train(trained)
+        if not self.needs_gradients and self.parameters[0].requires_grad != trained:
+            self._require_gradients(trained)
+
+    def drop_gradients(self, step: int) -> None:
+        """Leave no gradient where the step does not train them."""
+        if self.needs_gradients and not self.is_trained(step):
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def is_trained(self, step: int) -> bool:
+        """Whether a step, counted from 0, trains them."""
+        return self.until is not None and step >= self.until
+
+    def _require_gradients(self, required: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(required)
+
+
+def _wholly_frozen(module: nn.Module, frozen: set[int]) -> Iterator[nn.Module]:
+    """The outermost modules that have parameters, all of them frozen."""
+    inside = [id(parameter) for parameter in module.parameters()]
+    if inside and frozen.issuperset(inside):
+        yield module
+        return
+    for child in module.children():
+        yield from _wholly_frozen(child, frozen)

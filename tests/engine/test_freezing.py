@@ -1,0 +1,169 @@
+"""A part of the model that is not trained before some step."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from helpers.interruptions import checkpoint_of, go_on, kill_all, start, wait_for
+from helpers.logs import assert_bit_equal, assert_same_training, rows, weights
+from helpers.toy_recipes import everything, frozen, recognition, run
+from trainkit import Options, train
+from trainkit.errors import UserError
+from trainkit.models.freezing import FrozenPart
+from trainkit.models.segmentation import segmenter
+from trainkit.optim import named_parts
+from trainkit.settings import OptimizerSettings
+from trainkit.storage.checkpoint import list_checkpoints, load
+
+UNFROZEN, STEPS = 6, 12
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unstopped")
+    go_on(folder, "frozen", others=["frozen-for-good", "frozen-plain"])
+    return folder
+
+
+def checkpoints(folder) -> dict[int, dict[str, torch.Tensor]]:
+    """Weights by step."""
+    found = list_checkpoints(folder / "checkpoints")
+    return {int(path.name.removeprefix("step-")): load(path)[0] for path in found}
+
+
+def backbone(state) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name.startswith("backbone")}
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_until_then_a_step_is_that_of_a_model_frozen_for_good(unstopped):
+    """By trainkit.freeze, whose optimizer has the head alone: losses, norms, EMA and weights."""
+    part, whole = (rows(unstopped / name) for name in ("frozen", "frozen-for-good"))
+    for row, other in zip(part[:UNFROZEN], whole):
+        for name in ("loss", "grad_norm", "lr"):
+            assert row[name] == other[name], (row["step"], name)
+    assert part[UNFROZEN]["grad_norm"] != whole[UNFROZEN]["grad_norm"]
+    part, whole = (checkpoints(unstopped / name) for name in ("frozen", "frozen-for-good"))
+    assert list(part) == list(whole) == [2, 4, 6, 8, 10, 12]
+    assert all(equal(part[step], whole[step]) for step in (2, 4, 6))
+    assert not equal(part[8], whole[8])
+
+
+def test_statistics_and_weights_are_untouched_until_then(unstopped):
+    found = checkpoints(unstopped / "frozen")
+    assert equal(backbone(found[2]), backbone(found[6]))
+    assert not torch.equal(found[2]["head.weight"], found[6]["head.weight"])
+    assert (
+        found[6]["backbone.1.num_batches_tracked"],
+        found[8]["backbone.1.num_batches_tracked"],
+    ) == (0, 3)  # micro-batches of a step of 8 images and one of 3
+    changed = {name for name in found[6] if not torch.equal(found[6][name], found[8][name])}
+    assert changed == found[6].keys()
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_killed_before_and_resumed_across_the_boundary(tmp_path, unstopped, step):
+    process = start(tmp_path, "frozen", sleep=0.02)
+    wait_for(tmp_path / "frozen", checkpoint_of(step), process)
+    kill_all(process)
+    assert "resuming from step-" in go_on(tmp_path, "frozen")
+    assert_bit_equal(unstopped / "frozen", tmp_path / "frozen")
+
+
+def test_two_processes_train_as_one(tmp_path, unstopped):
+    """DDP computes the gradients of what is frozen, too, and they are dropped."""
+    go_on(tmp_path, "frozen-plain", processes=2)
+    assert_same_training(unstopped / "frozen-plain", tmp_path / "frozen-plain")
+
+
+def test_a_resume_with_another_freeze_is_refused(tmp_path):
+    run("frozen", tmp_path / "run", checkpoint_every=12)
+    (tmp_path / "run" / "summary.json").unlink()
+    other = replace(frozen(), unfreeze_epoch=2)
+    with pytest.raises(
+        UserError, match="frozen was '.*weights until step 6' and is '.*until step 8'"
+    ):
+        train(other, Options(out=tmp_path / "run", seed=5, workers=0))
+
+
+def test_what_is_refused(tmp_path, monkeypatch):
+    options = Options(out=tmp_path / "run", workers=0)
+    with pytest.raises(UserError, match="precise_bn is 16, and a part of the model is frozen"):
+        train(frozen(), replace(options, precise_bn=16))
+    with pytest.raises(UserError, match="unfreeze_epoch is 0; it must be above 0, or None"):
+        replace(frozen(), unfreeze_epoch=0)
+    with pytest.raises(UserError, match="frozen holds parameters that are not the model's"):
+        replace(everything(), frozen=[nn.Parameter(torch.zeros(1))])
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="freeze does not work under FSDP"):
+        train(frozen(), options)
+
+
+def test_frozen_for_the_whole_run(tmp_path):
+    recipe = replace(frozen(recognition), unfreeze_epoch=None)
+    before = {name: value.clone() for name, value in recipe.model.state_dict().items()}
+    train(recipe, Options(out=tmp_path / "run", workers=0))
+    after = weights(tmp_path / "run")
+    assert equal(backbone(before), backbone(after))
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+    assert not any(weight.requires_grad for weight in recipe.model.backbone.parameters())
+
+
+def test_the_same_step_has_the_same_state_whatever_was_before():
+    """Also after an evaluation, which puts the whole model into training mode again."""
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()),
+        nn.Dropout(),
+        nn.Linear(4, 2),
+    )
+    part = FrozenPart(model, list(model[0].parameters()), until=3, needs_gradients=False)
+    for step in (5, 0, 2, 3, 2, 9, 1):
+        model.train()
+        part.at_step(step)
+        trained = step >= 3
+        assert [module.training for module in model[0].modules()] == [trained] * 4
+        assert model.training and model[1].training and model[2].training
+        assert {weight.requires_grad for weight in model[0].parameters()} == {trained}
+        assert all(weight.requires_grad for weight in model[2].parameters())
+
+
+def test_parts_by_name():
+    network = resnet18(num_classes=3)
+    network.head_names = ("fc",)
+    head = {id(weight) for weight in network.fc.parameters()}
+    named = named_parts(network, ["backbone"])
+    assert {id(weight) for weight in named} == {
+        id(weight) for weight in network.parameters()
+    } - head
+    two = named_parts(network, ["layer1", "conv1"])
+    assert len(two) == 1 + len(list(network.layer1.parameters()))
+    dense = segmenter("fcn", 3, "small", False, aux=False)
+    assert len(named_parts(dense, ["backbone"])) == len(list(dense.backbone.parameters()))
+    for names, told in (
+        (["layr1"], "freeze is layr1, and ResNet has no such part; did you mean layer1?"),
+        (["backbone", "fc"], "freeze is backbone fc: that leaves nothing of the model to train"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            named_parts(network, names)
+    with pytest.raises(UserError, match="Linear does not say which part is its head"):
+        named_parts(nn.Linear(2, 2), ["backbone"])
+
+
+def test_the_optimizer_has_what_is_frozen_from_the_start():
+    network = resnet18(num_classes=3)
+    network.head_names = ("fc",)
+    settings = OptimizerSettings(lr=0.1, freeze=("backbone",), unfreeze_epoch=2)
+    built = settings.build(network)
+    weights = [weight for group in built["optimizer"].param_groups for weight in group["params"]]
+    assert len(weights) == len(list(network.parameters()))
+    assert len(built["frozen"]) == len(weights) - 2 and built["unfreeze_epoch"] == 2
+    with pytest.raises(UserError, match="unfreeze_epoch is 2, and nothing is frozen"):
+        OptimizerSettings(lr=0.1, unfreeze_epoch=2).build(network)
