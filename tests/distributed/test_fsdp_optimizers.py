@@ -100,7 +100,7 @@ class Vanishing(ByNorm):
 
     def __init__(self, weights):
         super().__init__(weights)
-        self.param_groups[0]["lr"] = 1e-9
+        self.param_groups[0]["lr"] = 1e-12
 
 
 class Lists(torch.optim.SGD):
