@@ -18,6 +18,7 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit RECIPE [--setting value ...]            train it, or resume where it stopped
   trainkit check RECIPE [--setting value ...]      try it on three batches, and estimate its cost
   trainkit doctor RECIPE [--setting value ...]     read all its data once, and report its faults
+  trainkit doctor FOLDER                           what images it holds, and how to train on them
   trainkit evaluate RUN                            measure a run on the validation images
   trainkit predict RUN IMAGES ... --out FOLDER     predictions of images, and of folders with images
   trainkit export RUN --out FILE                   weights, a torch.export program or ONNX

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from trainkit.data.reader import is_unusable, name_of
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
+from trainkit.losses.class_weights import balanced
 from trainkit.recipe import Task
+
+UNEVEN = 3  # times as many of one class as of another: weights are suggested
+LISTED_WEIGHTS = 30
 
 
 @dataclass(frozen=True)
@@ -152,3 +157,22 @@ def _counted(target: Tensor, ignore: int | None) -> dict[str, Any]:
     pixels = np.bincount(target[valid].numpy())
     counts = {int(label): int(pixels[label]) for label in pixels.nonzero()[0]}
     return {"counts": counts, "ignored": target.numel() - sum(counts.values())}
+
+
+def suggested_weights(
+    classes: Sequence[dict[str, Any]], takes_weights: bool
+) -> tuple[list[float] | None, str]:
+    """Weights that balance the classes of the training images, and a line that suggests them."""
+    dense = any(row["pixels"] for row in classes)
+    counts = [row["pixels" if dense else "images"] for row in classes]
+    there = [count for count in counts if count]
+    if len(there) < 2 or max(there) < UNEVEN * min(there):
+        return None, ""
+    weights = [round(weight, 3) for weight in balanced(counts, power=0.5 if dense else 1.0)]
+    things = "pixels" if dense else "images"
+    hint = (
+        f"the largest class has {max(there) / min(there):,.0f} times the {things} of the smallest"
+    )
+    if takes_weights and len(weights) <= LISTED_WEIGHTS:
+        hint += f"; to balance them: --class-weights {' '.join(f'{each:g}' for each in weights)}"
+    return weights, hint

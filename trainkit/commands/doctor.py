@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.dataset_check import Examiner
+from trainkit.commands.dataset_check import Examiner, suggested_weights
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
+from trainkit.commands.recognise import is_data, propose
 from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.reader import name_of
 from trainkit.data.repeatability import find_unrepeatable
@@ -49,6 +50,8 @@ def run(recipe: str, words: list[str]) -> int:
 
     the exit code: 2 where there are errors.
     """
+    if is_data(recipe):
+        recipe, words = propose(Path(recipe), words)
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     prog = f"trainkit doctor {path}"
@@ -58,21 +61,26 @@ def run(recipe: str, words: list[str]) -> int:
     if "pretrained" in settings:
         settings["pretrained"] = False  # the network is not used, so nothing is downloaded for it
     out = options.out or Path("runs") / f"{path.stem}-doctor"
-    report = examine(build(recipe_file, settings), options.workers, out)
+    takes_weights = "class_weights" in settings
+    report = examine(build(recipe_file, settings), options.workers, out, takes_weights)
     return 2 if report["num_errors"] else 0
 
 
-def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
+def examine(
+    recipe: Recipe, workers: int | None, out: Path, takes_weights: bool = False
+) -> dict[str, Any]:
     """Read both splits, show what was found, and write it to `out`/doctor.json.
 
     Args:
         recipe: its data are read, its task says what a target may be.
         workers: reading processes, 0 for none.
         out: the folder that doctor.json is written into.
+        takes_weights: whether the recipe has a setting class_weights, to be suggested.
 
     Returns:
-        "num_errors", "warnings" (lines), "in_both" (pairs of names), and for "train" and "val"
-        each: num_images; as_stored (without transforms) and kept_transform (why not); faults, by
+        "num_errors", "warnings" (lines), "in_both" (pairs of names), "class_weights" (what balances
+        the classes of the training images; None: nothing needs it), and for "train" and "val" each:
+        num_images; as_stored (without transforms) and kept_transform (why not); faults, by
         kind, of index, name and what; warned, the same of images at which a decoder warned;
         sixteen_bit (num_images that have 16 bits a channel, highest value); sizes (width, height);
         classes of id, name, images and pixels; ignored_pixels; unlabelled (names of images in
@@ -105,9 +113,13 @@ def examine(recipe: Recipe, workers: int | None, out: Path) -> dict[str, Any]:
     )
     if unrepeatable:
         warnings.append(unrepeatable)
-    report = {"num_errors": errors, "warnings": warnings, "in_both": in_both, **splits}
+    weights, hint = suggested_weights(splits["train"]["classes"], takes_weights)
+    found = {"warnings": warnings, "in_both": in_both, "class_weights": weights}
+    report = {"num_errors": errors, **found, **splits}
     (out / "doctor.json").write_text(json.dumps(report, indent=1))
     _show(report, display)
+    if hint:
+        display.note(hint)
     display.note(
         f"{counted(errors, 'error')}, {counted(len(warnings), 'warning')}; all of it in {out / 'doctor.json'}"
     )

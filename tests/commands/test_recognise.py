@@ -1,0 +1,178 @@
+"""`trainkit doctor FOLDER`: the layout by name, a command that trains on it, class weights."""
+
+import json
+import shlex
+
+import pytest
+from PIL import Image
+
+from helpers.image_files import mask, picture
+from trainkit.cli import main
+from trainkit.commands.recognise import recognise
+from trainkit.errors import UserError
+from trainkit.losses.class_weights import balanced
+
+
+def pictures(folder, number, first=0):
+    for place in range(first, first + number):
+        picture(folder / f"{place}.png", 8, 8, place)
+
+
+def layout_of(source):
+    found = recognise(source)
+    return found.recipe, found.settings, found.what
+
+
+@pytest.mark.parametrize(
+    "folders, settings, what",
+    [
+        (["cat", "dog"], {"--val-share": "0.2"}, "folders of 2 classes (cat, dog), not divided"),
+        (
+            ["train/cat", "train/dog"],
+            {"--val-share": "0.2"},
+            "folders of 2 classes (cat, dog), in train/ alone",
+        ),
+        (
+            ["training/cat", "training/dog", "valid/cat"],
+            {},
+            "folders of 2 classes (cat, dog), divided: training/ and valid/",
+        ),
+    ],
+)
+def test_class_folders(tmp_path, folders, settings, what):
+    for folder in folders:
+        pictures(tmp_path / folder, 2)
+    assert layout_of(tmp_path) == ("recog_folder", settings, what)
+    assert not recognise(tmp_path).hints
+
+
+@pytest.mark.parametrize(
+    "pairs, share, what",
+    [
+        ([("images", "masks")], True, "not divided: images with masks"),
+        ([("train/images", "train/labels")], True, "not divided: train/images with train/labels"),
+        (
+            [("images/train", "annotations/train"), ("images/val", "annotations/val")],
+            False,
+            "divided: images/train with annotations/train, images/val with annotations/val",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "values, classes",
+    [
+        ([0, 1, 2, 255], {"--classes": "3"}),
+        ([0, 255], {"--classes": "background,object", "--mask-values": "0,255"}),
+        ([7, 20, 30], {"--classes": "3", "--mask-values": "7,20,30"}),
+    ],
+)
+def test_masks(tmp_path, pairs, share, what, values, classes):
+    for images, masks in pairs:
+        pictures(tmp_path / images, 2)
+        for place in range(2):
+            runs = [(value, 1) for value in values]
+            mask(tmp_path / masks / f"{place}.png", 8, 8, [*runs, (values[0], 64 - len(runs))])
+    settings = classes | ({"--val-share": "0.2"} if share else {})
+    assert layout_of(tmp_path) == ("seg_folder", settings, f"images with masks, {what}")
+
+
+def test_lists(tmp_path):
+    pictures(tmp_path, 3)
+    (tmp_path / "a.csv").write_text("path,label,Patient\n0.png,x,1\n1.png,y,1\n2.png,x,2\n")
+    settings = {"--val-share": "0.2", "--group-by": "Patient"}
+    assert layout_of(tmp_path / "a.csv") == (
+        "recog_folder",
+        settings,
+        "a list of 3 images with labels",
+    )
+    mask(tmp_path / "m.png", 8, 8, [(0, 32), (1, 32)])
+    (tmp_path / "b.jsonl").write_text('{"path": "0.png", "mask": "m.png", "split": "train"}\n')
+    assert layout_of(tmp_path / "b.jsonl")[:2] == ("seg_folder", {"--classes": "2"})
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text("path,label\n0.png,x\n")
+    assert layout_of(tmp_path) == ("recog_folder", {}, "lists of images: train.csv, val.csv")
+
+
+def test_what_is_no_layout(tmp_path):
+    with pytest.raises(UserError, match="it is empty"):
+        recognise(tmp_path)
+    pictures(tmp_path, 3)
+    with pytest.raises(UserError, match="3 images lie in it without classes or masks"):
+        recognise(tmp_path)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
+    with pytest.raises(UserError, match="boxes of YOLO"):
+        recognise(tmp_path)
+
+
+def test_a_folder_and_the_command_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for place in range(30):
+        picture(
+            tmp_path / "my" / ("rare" if place % 5 == 0 else "usual") / f"{place}.png", 8, 8, place
+        )
+    assert main(["doctor", "my", "--workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "my: folders of 2 classes (rare, usual), not divided\n" in shown
+    assert "to train on it: trainkit recog_folder --data my --val-share 0.2\n" in shown
+    report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
+    counts = [row["images"] for row in report["train"]["classes"]]
+    assert counts == [5, 19] and report["val"]["num_images"] == 6
+    want = [24 / (2 * 5), 24 / (2 * 19)]  # as scikit-learn's "balanced"
+    assert report["class_weights"] == pytest.approx(want, abs=1e-3)
+    assert "the largest class has 4 times the images of the smallest" in shown
+
+    # the command that was proposed
+    line = next(line for line in shown.splitlines() if line.startswith("to train on it: trainkit "))
+    words = shlex.split(line.partition("trainkit ")[2])
+    tiny = [
+        "--model",
+        "small",
+        "--no-pretrained",
+        "--size",
+        "16",
+        "--epochs",
+        "0.5",
+        "--warmup-epochs",
+        "0",
+        "--out",
+        "run",
+    ]
+    assert main([*words, *tiny, "--workers", "0", "--batch-size", "12"]) == 0
+
+    capsys.readouterr()
+    assert main(["doctor", "my", "--workers", "0", "--fold", "1/3"]) == 0
+    assert "recog_folder --data my --fold 1/3\n" in capsys.readouterr().out
+
+
+def test_masks_and_their_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for place in range(5):
+        picture(tmp_path / "my" / "images" / f"{place}.png", 8, 8, place)
+        mask(tmp_path / "my" / "masks" / f"{place}.png", 8, 8, [(0, 60), (1, 4)])
+    assert main(["doctor", "my", "--workers", "0"]) == 0
+    # 240 and 16 pixels: in proportion to the roots, 1 to 15**0.5, their mean over all pixels 1
+    low = 256 / (240 + 16 * 15**0.5)
+    want = f"--class-weights {round(low, 3):g} {round(low * 15**0.5, 3):g}"
+    assert want in " ".join(capsys.readouterr().out.split())
+
+
+def test_colours_are_to_be_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for kind in ("images", "masks"):
+        (tmp_path / "my" / kind).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "my" / kind / "0.png")
+    assert main(["doctor", "my"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "seg_folder --data my --classes ... --val-share 0.2" in told
+    assert "Colours of classes are given by --mask-colors FILE" in told
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_balanced_weights(power):
+    counts = [100, 10, 0, 1]
+    weights = balanced(counts, power)
+    assert weights[2] == 1
+    assert sum(c * w for c, w in zip(counts, weights)) == pytest.approx(111)
+    assert weights[1] / weights[0] == pytest.approx(10**power)
+    assert weights[3] / weights[0] == pytest.approx(100**power)

@@ -1,0 +1,243 @@
+"""What a folder or a list holds, and the command that trains on it: `trainkit doctor FOLDER`."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from trainkit.commands.recipe_names import known_recipes
+from trainkit.data.datasets.divided import SPLITS
+from trainkit.data.datasets.inventory import some
+from trainkit.data.datasets.layouts import IMAGES, class_folders, mask_folders, undivided_masks
+from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.lists import MASK, ImageList, is_list, list_in, read_list
+from trainkit.data.datasets.split_files import parquet_files
+from trainkit.data.image_io import read_mask
+from trainkit.display.terminal import Display
+from trainkit.distributed.launcher import rank
+from trainkit.errors import DataError, MissingFileError, UserError
+
+SHARE = {"--val-share": "0.2"}
+UNKNOWN = "..."
+CLASSES = ("--classes", "--mask-values")
+GROUPS = ("patient", "patient_id", "subject", "subject_id", "scene", "group", "case", "site")
+LOOKED_AT = 20  # masks
+WHITE = 255
+# networks that need no weights from elsewhere: reading the data takes none
+SMALL = {
+    "recog_folder": ["--model", "small"],
+    "seg_folder": ["--model", "lraspp", "--backbone", "small", "--no-pretrained"],
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found. settings: those of the recipe that it takes; hints: a line each."""
+
+    what: str
+    recipe: str
+    settings: dict[str, str]
+    hints: list[str] = field(default_factory=list)
+
+    def words(self, source: Path, given: Sequence[str]) -> list[str]:
+        """The settings as words of a command line, before those that are `given`, which win."""
+        left = {flag: value for flag, value in self.settings.items() if flag not in given}
+        if "--fold" in given:
+            left.pop("--val-share", None)
+        if "--mask-colors" in given:
+            left.pop("--mask-values", None)
+            left.pop("--classes", None)
+        return ["--data", str(source), *(word for pair in left.items() for word in pair), *given]
+
+
+def is_data(word: str) -> bool:
+    """Whether the first word of a command is a folder or a list, and no recipe."""
+    path = Path(word)
+    return path.is_dir() and word not in known_recipes() or (is_list(path) and path.is_file())
+
+
+def propose(source: Path, words: list[str]) -> tuple[str, list[str]]:
+    """Say what a folder or a list holds, and the command that trains on it.
+
+    The recipe's name, and the words by which it examines the data.
+
+    Raises UserError for what is no layout, or leaves open what the classes are.
+    """
+    layout = recognise(source)
+    own = layout.words(source, words)
+    if rank() == 0:
+        command = shlex.join(["trainkit", layout.recipe, *_without_options(own)])
+        for line in (f"{source}: {layout.what}", *layout.hints, f"to train on it: {command}"):
+            Display().note(line)
+    if UNKNOWN in own:
+        raise UserError(
+            "the masks do not say which classes there are: give --classes, and --mask-colors FILE"
+            " where colours stand for them, to examine the data"
+        )
+    # what is said on the command line goes before what is proposed
+    small = [] if {"--model", "--backbone"} & set(words) else SMALL[layout.recipe]
+    return layout.recipe, [*small, *own]
+
+
+def _without_options(words: Sequence[str]) -> list[str]:
+    """Without the options of doctor itself."""
+    options = [place for place, word in enumerate(words) if word in ("--workers", "--out")]
+    left_out = {*options, *(place + 1 for place in options)}
+    return [word for place, word in enumerate(words) if place not in left_out]
+
+
+def recognise(source: Path) -> Layout:
+    """The layout of a folder or a list.
+
+    Raises:
+        MissingFileError: nothing is there.
+        UserError: it is none of those that trainkit reads; it says what was found.
+    """
+    if not source.exists():
+        raise MissingFileError(f"no folder or list {source.resolve()}")
+    if is_list(source):
+        return _list(source, read_list(source))
+    if not source.is_dir():
+        raise UserError(f"{source} is neither a folder nor a list (.csv, .jsonl)")
+    for look in (_masks, _classes, _lists, _tables):
+        found = look(source)
+        if found is not None:
+            return found
+    raise UserError(f"{source.resolve()} is no layout that trainkit reads: {_instead(source)}")
+
+
+def _masks(folder: Path) -> Layout | None:
+    train = mask_folders(folder, SPLITS["train"])
+    val = mask_folders(folder, SPLITS["val"])
+    if train is not None and val is not None:
+        _, images, masks = train
+        what = f"images with masks, divided: {images} with {masks}, {val[1]} with {val[2]}"
+        settings = {}
+    else:
+        pair = undivided_masks(folder) if val is None else None
+        if pair is None:
+            return None
+        images, masks = pair
+        what, settings = f"images with masks, not divided: {images} with {masks}", SHARE
+    ids, hints = _ids(folder / masks)
+    if settings:
+        hints = [*hints, *_folders_hint(folder / images, 0)]
+    return Layout(what, "seg_folder", ids | settings, hints)
+
+
+def _classes(folder: Path) -> Layout | None:
+    there = class_folders(folder)
+    sides = {side: [name for name in names if name in there] for side, names in SPLITS.items()}
+    if sides["train"]:
+        root = folder / sides["train"][0]
+        classes = class_folders(root)
+        if not classes:
+            return None
+        divided = (
+            f"divided: {sides['train'][0]}/ and {sides['val'][0]}/"
+            if sides["val"]
+            else (f"in {sides['train'][0]}/ alone")
+        )
+        what = f"folders of {len(classes)} classes ({some(classes)}), {divided}"
+    elif sides["val"] or len(there) < 2 or IMAGES in there:
+        return None
+    else:
+        root, what = folder, f"folders of {len(there)} classes ({some(there)}), not divided"
+    settings = {} if sides["val"] else SHARE
+    return Layout(what, "recog_folder", settings, _folders_hint(root, 1) if settings else [])
+
+
+def _lists(folder: Path) -> Layout | None:
+    found = [list_in(folder, name) for names in SPLITS.values() for name in names]
+    lists = [file for file in found if file is not None]
+    if not lists:
+        return None
+    names = some(file.name for file in lists)
+    if len(lists) == 1:
+        raise UserError(
+            f"{folder} has {names} alone: give it by itself, trainkit doctor {lists[0]}"
+        )
+    layout = _list(lists[0], read_list(lists[0]))
+    settings = {name: value for name, value in layout.settings.items() if name in CLASSES}
+    hints = layout.hints[: len(settings) > 0]
+    return Layout(f"lists of images: {names}", layout.recipe, settings, hints)
+
+
+def _list(file: Path, rows: ImageList) -> Layout:
+    columns = {name.strip().lower(): name for name in rows.columns}
+    masks = any(name in columns for name in MASK if "label" not in name)
+    hints: list[str] = []
+    settings = SHARE if rows.sides() is None else {}
+    groups = [columns[name] for name in GROUPS if name in columns]
+    if settings and groups:
+        settings = settings | {"--group-by": groups[0]}
+        hints.append(f"rows of one {groups[0]} are kept on one side by --group-by {groups[0]}")
+    what = f"a list of {len(rows.lines):,} images with {'masks' if masks else 'labels'}"
+    if not masks:
+        return Layout(what, "recog_folder", settings, hints)
+    known = next(columns[name] for name in MASK if name in columns)
+    ids, more = _ids_of([file.parent / mask for mask in rows.columns[known]])
+    return Layout(what, "seg_folder", ids | settings, [*more, *hints])
+
+
+def _tables(folder: Path) -> Layout | None:
+    if not any(parquet_files(folder, name).files for name in SPLITS["train"]):
+        return None
+    hint = "for a column of masks instead of class ids: trainkit seg_folder --classes ..."
+    return Layout("parquet files", "recog_folder", {}, [hint])
+
+
+def _ids(folder: Path) -> tuple[dict[str, str], list[str]]:
+    return _ids_of([folder / name for name in image_files(folder)])
+
+
+def _ids_of(masks: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
+    """Settings that say which classes the masks hold, by a few of them, and hints."""
+    chosen = masks[:: max(1, len(masks) // LOOKED_AT)][:LOOKED_AT]
+    try:
+        found = {int(label) for mask in chosen for label in np.unique(read_mask(mask))}
+    except DataError as error:
+        hint = f"{error}. Colours of classes are given by --mask-colors FILE"
+        return {"--classes": UNKNOWN}, [hint]
+    if not found:
+        return {"--classes": UNKNOWN}, []
+    ids = sorted(found - {WHITE})
+    seen = f"{len(chosen)} of {len(masks)} masks hold {some(map(str, sorted(found)))}"
+    if found in ({0, WHITE}, {WHITE}):
+        hint = f"{seen}: two classes; --classes names them"
+        return {"--classes": "background,object", "--mask-values": "0,255"}, [hint]
+    ignored = f", {WHITE} counts nowhere" if WHITE in found else ""
+    number = max(ids) + 1
+    if len(ids) < number / 2:
+        values = ",".join(map(str, ids))
+        hint = f"{seen}: {len(ids)} classes{ignored}; --classes takes their names, too"
+        return {"--classes": str(len(ids)), "--mask-values": values}, [hint]
+    hint = f"{seen}: classes 0 to {number - 1}{ignored}; --classes takes their names, too"
+    return {"--classes": str(number)}, [hint]
+
+
+def _folders_hint(root: Path, depth: int) -> list[str]:
+    """A line where all images lie in folders below `depth` others, which may be groups."""
+    depths = {name.count(os.sep) for name in image_files(root)}
+    if not depths or min(depths) <= depth:
+        return []
+    return [
+        f"images lie in folders below {root}: where those of one folder belong together, as of a"
+        " patient or a scene, add --group-by folder"
+    ]
+
+
+def _instead(folder: Path) -> str:
+    names = image_files(folder)
+    if (folder / "labels").is_dir() and any((folder / "labels").rglob("*.txt")):
+        return "labels/ holds text files, as boxes of YOLO; trainkit takes classes and masks"
+    if names:
+        return (
+            f"{len(names)} images lie in it without classes or masks, such as {names[0]}. Put those"
+            " of each class into a folder, or write a list (path,label)"
+        )
+    entries = sorted(os.listdir(folder))
+    return f"no images in it, but {some(entries)}" if entries else "it is empty"
