@@ -134,7 +134,7 @@ class DatasetInfo:
 
     @property
     def locality(self) -> Any:
-        """Attribute `locality` (`trainkit.data.sampler.Locality`), an order for streamed files; None."""
+        """Attribute `locality` (see `trainkit.data.sampler`), an order for streamed files; None."""
         return getattr(self.data, "locality", None)
 
     @property
@@ -206,7 +206,7 @@ class DatasetInfo:
 
     @property
     def is_augmented(self) -> bool:
-        """Whether a wrapper has an attribute `augment`, which changes whole batches (`OnDevice`)."""
+        """Whether a wrapper has an attribute `augment`, changes of whole batches (`OnDevice`)."""
         around = [layer for layer in layers(self.data) if layer is not self.innermost]
         return any(getattr(layer, "augment", ()) for layer in around)
 
@@ -239,7 +239,7 @@ class DatasetInfo:
 
     @property
     def without_images(self) -> list[str]:
-        """Method `without_images()` of the innermost layer: lines on classes without images; none."""
+        """Method `without_images()` of the innermost layer: classes without images; none."""
         innermost = self.innermost
         return innermost.without_images() if hasattr(innermost, "without_images") else []
 

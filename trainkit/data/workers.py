@@ -72,7 +72,7 @@ class Loader(DataLoader):
 
 
 def _end_what_was_begun(error: OSError) -> None:
-    """Kill the workers of an iterator whose construction failed; torch does it for complete ones."""
+    """Kill the workers of an iterator whose construction failed, as torch does for others."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _MultiProcessingDataLoaderIter):

@@ -1,10 +1,11 @@
-"""ADE20K for scene parsing.
-
-150 classes, 20,210 training and 2,000 validation images (Zhou et al., 2017).
+"""ADE20K for scene parsing: 150 classes, 20,210 training and 2,000 validation images.
 
 Files, as in ADEChallengeData2016.zip: images/{training,validation}/*.jpg and
 annotations/{training,validation}/*.png. Labels in the files are 1 to 150, and 0 where nothing is
 labelled; train ids are 0 to 149, and 0 becomes the ignored 255.
+
+Source:
+    Zhou et al., 2017, Scene Parsing through ADE20K Dataset.
 """
 
 from collections.abc import Callable
@@ -62,12 +63,22 @@ _TABLE = label_table(RAW_IDS, [0])
 
 
 def to_train_ids(labels: Tensor) -> Tensor:
-    """1..150 -> 0..149; 0 -> 255. uint8 out."""
+    """Map labels 1..150 to 0..149 and 0 to 255, uint8."""
     return look_up(labels, _TABLE)
 
 
 class ADE20K(MaskFolder):
-    """One split of it: index -> (uint8 image (3, H, W), train ids, uint8 (H, W))."""
+    """One split of ADE20K: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
+
+    Args:
+        root: the folder with images/ and annotations/.
+        split: "training" or "validation".
+        transform: of image and mask.
+
+    Raises:
+        MissingFileError: a folder is missing.
+        UserError: the split is unknown.
+    """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
     upright = False  # masks lie on the images as stored

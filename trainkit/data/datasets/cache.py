@@ -1,7 +1,4 @@
-"""On-disk cache of memory-mapped arrays.
-
-Computed once, and shared by all processes through the page cache.
-"""
+"""On-disk cache of memory-mapped arrays, computed once and shared through the page cache."""
 
 import hashlib
 import json
@@ -23,11 +20,10 @@ def default_folder() -> Path:
 
 
 class MappedArrays(Mapping):
-    """The .npy files of a folder by their names, memory-mapped.
+    """The .npy files of a folder by their names, memory-mapped; a worker opens them again.
 
-    A worker that gets it opens them anew.
-
-    Raises what numpy and the system raise for a file that is missing or damaged: see `opened`.
+    Raises:
+        OSError, ValueError: a file is missing or damaged, see `opened`.
     """
 
     def __init__(self, folder: Path):
@@ -49,10 +45,7 @@ class MappedArrays(Mapping):
 
 
 def opened(folder: Path) -> MappedArrays | None:
-    """The arrays that are kept in a folder.
-
-    None where it is not there, or one of its files is missing or damaged.
-    """
+    """The arrays that are kept in a folder; None where it, or one of its files, is unusable."""
     try:
         return MappedArrays(folder)
     except Exception:  # numpy raises half a dozen kinds for a damaged file
@@ -65,13 +58,18 @@ def cached(
     build: Callable[[], Mapping[str, np.ndarray]],
     folder: Path | None = None,
 ) -> Mapping[str, np.ndarray]:
-    """What `build` makes of the files `sources`, from `folder` where it was made of the same ones
-    before.
+    """The arrays that `build` makes of `sources`, from `folder` where it has them already.
 
-    name: of the kind of arrays, with a number that changes with their meaning. The same: path, size
-    and time of the last change. folder: `default_folder` where None. Where it cannot be written the
-    arrays are in memory, and a warning says so; where it is damaged they are made anew. Several
-    processes may ask at once: each builds, and the first one's files stay.
+    It has them where the files are the same by path, size and time of the last change. Where the
+    folder cannot be written the arrays are in memory, and a warning says so; where it is damaged
+    they are built again. Several processes may ask at once: each builds, and the first one's files
+    stay.
+
+    Args:
+        name: of the kind of arrays, with a number that changes with their meaning.
+        sources: files that the arrays depend on.
+        build: makes the arrays.
+        folder: `default_folder` where None.
     """
     folder = default_folder() if folder is None else folder
     facts = [
@@ -83,8 +81,7 @@ def cached(
 
 
 def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndarray]:
-    """The same arrays from the folder `target`, into which they are written where they are not
-    there whole.
+    """The same arrays from the folder `target`, where they are written if not whole there.
 
     Where it cannot be written they are in memory, and a warning says so.
     """
@@ -100,7 +97,7 @@ def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndar
 
 
 def short_hash(data: bytes) -> str:
-    """16 hexadecimal digits of its SHA-256."""
+    """The first 16 hexadecimal digits of the SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 

@@ -1,13 +1,14 @@
-"""Cityscapes.
-
-19 classes, 2,975 training and 500 validation images of 2048x1024 (Cordts et al., 2016).
+"""Cityscapes: 19 classes, 2,975 training and 500 validation images of 2048x1024.
 
 Files, as in leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip:
-leftImg8bit/{train,val}/<city>/ <name>_leftImg8bit.png and
+leftImg8bit/{train,val}/<city>/<name>_leftImg8bit.png and
 gtFine/{train,val}/<city>/<name>_gtFine_labelIds.png; coarse labels, as in gtCoarse.zip and
 leftImg8bit_trainextra.zip: gtCoarse/{train,train_extra,val}/<city>/<name>_gtCoarse_labelIds.png.
 Labels in the files are 0 to 33, and -1 (255) for licence plates; 19 of them are classes and the
 rest is ignored. The benchmark's server wants labels as in the files: `RAW_IDS`.
+
+Source:
+    Cordts et al., 2016, The Cityscapes Dataset.
 """
 
 from collections.abc import Callable
@@ -53,15 +54,22 @@ _TABLE = label_table(RAW_IDS, [*sorted(set(range(NUM_RAW)) - set(RAW_IDS.tolist(
 
 
 def to_train_ids(labels: Tensor) -> Tensor:
-    """Labels in the files -> 0..18 and 255, uint8."""
+    """Map labels in the files to 0..18 and 255, uint8."""
     return look_up(labels, _TABLE)
 
 
 class Cityscapes(MaskFiles):
-    """One split: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
+    """One split of Cityscapes: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
 
-    root: the folder with leftImg8bit/ and gtFine/ or gtCoarse/. split: "train" or "val", with
-    coarse labels also "train_extra". labels: "fine", or "coarse" polygons.
+    Args:
+        root: the folder with leftImg8bit/ and gtFine/ or gtCoarse/.
+        split: "train" or "val", with coarse labels also "train_extra".
+        transform: of image and mask.
+        labels: "fine", or "coarse" polygons.
+
+    Raises:
+        MissingFileError: a file or folder is missing.
+        UserError: the split is unknown.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS

@@ -1,11 +1,13 @@
-"""COCO 2017 with Pascal VOC's 20 classes and background, as used to train before VOC (Lin et al.,
-2014).
+"""COCO 2017 with Pascal VOC's 20 classes and background, as used to train before VOC.
 
 Files, as in {train,val}2017.zip and annotations_trainval2017.zip: {train,val}2017/*.jpg and
 annotations/instances_{train,val}2017.json. Masks are drawn from the instances: polygons, and run
 lengths for crowds. The first object of the file wins where several overlap. Images with fewer than
 1,000 pixels of the 20 classes are left out, as in PyTorch-Encoding and torchvision's references, by
 the areas that COCO states.
+
+Source:
+    Lin et al., 2014, Microsoft COCO: Common Objects in Context.
 """
 
 from collections.abc import Callable
@@ -31,15 +33,23 @@ RAW_IDS = np.array(
 
 
 class COCO(MaskDataset):
-    """One split: index -> (uint8 image (3, H, W), train ids of Pascal VOC, uint8 (H, W)).
+    """One split of COCO: index -> (uint8 image (3, H, W), train ids of VOC, uint8 (H, W)).
 
-    root: the folder with train2017/, val2017/ and annotations/. split: "train" or "val".
-    min_pixels: images with less of the 20 classes are left out; 0 keeps all. overlap: where objects
-    of several instances meet, the "first" one of the file, or "ignore". crowd: regions of many
-    objects of one class are of that "class", or "ignore"d. cache: folder for the index of the
-    annotations, `trainkit.data.datasets.cache.default_folder` where None. progress: called while
-    they are read for the first time, with the characters read and their number; None: shown on the
-    screen.
+    Args:
+        root: the folder with train2017/, val2017/ and annotations/.
+        split: "train" or "val".
+        transform: of image and mask.
+        min_pixels: images with fewer pixels of the 20 classes are left out; 0 keeps all.
+        overlap: where objects of several instances meet, the "first" one of the file, or "ignore".
+        crowd: regions of many objects of one class are of that "class", or "ignore"d.
+        cache: folder for the index of the annotations; None:
+            `trainkit.data.datasets.cache.default_folder`.
+        progress: called while they are read for the first time, with the characters read and their
+            number; None: shown on the screen.
+
+    Raises:
+        MissingFileError: a file or folder is missing.
+        UserError: an argument is unknown, or the annotations are not COCO's.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS

@@ -1,4 +1,4 @@
-"""COCO's instances_*.json as a few flat arrays: read once, object by object, and kept (see cache)."""
+"""Reads COCO's instances_*.json object by object into a few flat arrays, which are cached."""
 
 import json
 import re
@@ -24,16 +24,21 @@ def open_index(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Mapping[str, np.ndarray]:
-    """The index of an annotation file, from the cache in `folder` or read now.
+    """Open the index of an annotation file, from the cache or read now, in seconds to a minute.
 
-    Seconds to a minute for train2017.
+    Arrays: per image `names_ends` (into the bytes `names`), `heights`, `widths`, `areas` (sum over
+    its objects, in pixels) and `objects` (the end of its objects); per object `classes`, `crowd`,
+    `is_runs` and `parts` (the end of its parts); per part `ends` into `values`, which are run
+    lengths, or a polygon's corners as `rle.to_grid` makes them.
 
-    categories: COCO's ids of the classes 1, 2, ...; objects of others are left out. progress:
-    called with the characters read and their number. Arrays: per image `names_ends` (into the bytes
-    `names`), `heights`, `widths`, `areas` (sum over its objects, in pixels) and `objects` (the end
-    of its objects); per object `classes`, `crowd`, `is_runs` and `parts` (the end of its parts);
-    per part `ends` into `values`, which are run lengths, or a polygon's corners as `rle.to_grid`
-    makes them. Raises UserError naming the file where it is not COCO's.
+    Args:
+        annotations: the file.
+        categories: COCO's ids of the classes 1, 2, ...; objects of others are left out.
+        folder: of the cache; None for the default.
+        progress: called with the characters read and their number.
+
+    Raises:
+        UserError: the file is not COCO's.
     """
     chosen = "-".join(map(str, categories))
     return cached(
@@ -45,7 +50,7 @@ def open_index(
 
 
 def masks_of(index: Mapping[str, np.ndarray], image: int) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Class, crowd and mask, bool (H, W), of each object of an image, in the order of the file."""
+    """Yield class, crowd and mask, bool (H, W), of each object of an image, in the file's order."""
     height, width = int(index["heights"][image]), int(index["widths"][image])
     for item in range(*_span(index["objects"], image)):
         mask = np.zeros((height, width), dtype=bool)
@@ -149,10 +154,10 @@ def _ends(lengths: Any) -> np.ndarray:
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any, int]]:
-    """(key, element, end) of every element of the lists in a JSON object, without the tree of all
-    of them.
+    """Yield (key, element, end) of every element of the lists in a JSON object.
 
-    That tree takes six times the size of the file, text and arrays together twice.
+    The tree of all of them would take six times the size of the file, text and arrays together
+    twice.
     """
     decode = json.JSONDecoder().raw_decode
     place = _after(text, 0, "{")

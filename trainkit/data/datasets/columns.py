@@ -1,4 +1,4 @@
-"""Which columns of a table hold images, masks and labels, by their types and names."""
+"""Finds the columns of a table that hold images, masks and labels, by types and names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,8 @@ _TEXT = ("string", "large_string", "string_view")
 def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
     """The column of images for recognition: the given one, or the only one.
 
-    Raises UserError naming the others.
+    Raises:
+        UserError: it is unclear which; the message has the columns.
     """
     if asked is not None:
         return _known(source, features, asked, is_image(features.get(asked)), "images")
@@ -38,8 +39,11 @@ def choose_image(source: str | Path, features: Mapping[str, Any], asked: str | N
 def choose_image_and_mask(
     source: str | Path, features: Mapping[str, Any], image: str | None, mask: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of masks for segmentation, told apart by their names where they are
-    not given."""
+    """The columns of images and of masks, told apart by their names where not given.
+
+    Raises:
+        UserError: it is unclear which; the message has the columns.
+    """
     found = _images(features)
     if image is None:
         image = _only(
@@ -54,9 +58,10 @@ def choose_image_and_mask(
 
 
 def choose_label(source: str | Path, features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of labels.
+    """The column of labels: the given one, the only one with class names, or the one named so.
 
-    The given one, the only one with class names, or the only one called like labels.
+    Raises:
+        UserError: it is unclear which; the message has the columns.
     """
     if asked is not None:
         return _known(

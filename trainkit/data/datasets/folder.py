@@ -20,10 +20,7 @@ from trainkit.errors import MissingFileError, UserError
 
 
 class FileList(Sequence[Path]):
-    """Paths relative to a root, kept as `Names`.
-
-    Workers share them, and they cost their characters.
-    """
+    """Paths relative to a root, kept as `Names`: workers share them, at the cost of their text."""
 
     def __init__(self, root: Path, paths: Sequence[str]):
         self.root, self.names = root, paths if isinstance(paths, Names) else Names.of(paths)
@@ -39,7 +36,11 @@ class FileList(Sequence[Path]):
 class ClassFiles(Dataset):
     """Image files with a class each: index -> (uint8 image (3, H, W), class id).
 
-    targets: the class id of each file, among `classes`.
+    Args:
+        files: of the images.
+        targets: the class id of each file, among `classes`.
+        classes: their names.
+        transform: of the image.
     """
 
     def __init__(
@@ -67,13 +68,21 @@ class ClassFiles(Dataset):
 
 
 class ClassFolder(ClassFiles):
-    """root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
+    """One folder per class, root/<class>/**/<image>: index -> (uint8 image (3, H, W), class id).
 
-    Classes are the folder's subfolders in sorted order, or `classes`, which a validation folder
-    gets from the training folder so that ids agree. Every file whose extension an installed decoder
-    knows is taken, whatever else its name says. cache: see
-    `trainkit.data.datasets.listing.class_files`, which lists a large folder once. used,
-    used_warnings: see `trainkit.data.datasets.inventory`.
+    Every file whose extension an installed decoder knows is taken, whatever else its name says. For
+    `used` and `used_warnings` see `trainkit.data.datasets.inventory`.
+
+    Args:
+        root: the folder.
+        transform: of the image.
+        classes: names of the subfolders in the order of ids, which a validation folder gets from
+            the training folder so that ids agree; None: all subfolders, sorted.
+        cache: see `trainkit.data.datasets.listing.class_files`, which lists a large folder once.
+
+    Raises:
+        MissingFileError: there is no such folder.
+        UserError: a subfolder is none of `classes`, or there is no image.
     """
 
     def __init__(
@@ -108,7 +117,7 @@ class ClassFolder(ClassFiles):
         self.used_warnings = [*self.without_images(), *inventory.warnings]
 
     def without_images(self) -> list[str]:
-        """A line where classes have no image."""
+        """A line on classes without an image."""
         return no_image(self.classes, set(self.targets.tolist()), self._root)
 
 
@@ -143,11 +152,22 @@ def require_different(root: Path, classes: Sequence[str]) -> None:
 class MaskFolder(MaskFiles):
     """Images and their masks in two folders, paired by name without extension.
 
-    Index -> (image, mask).
+    Index -> (image, mask). Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255
+    where nothing counts.
 
-    Image: uint8 (3, H, W). Mask: train ids, uint8 (H, W), IGNORED = 255 where nothing counts; how
-    labels become train ids, by mask_values and mask_colors among the settings too, and what is
-    refused, see `MaskDataset`.
+    Args:
+        images: folder of the images.
+        masks: folder of the masks.
+        num_classes: how many classes there are.
+        transform: of image and mask.
+        to_train_ids: see `MaskDataset`.
+        ignore: see `MaskDataset`.
+        label_shift: see `MaskDataset`.
+        **settings: mask_values and mask_colors, see `MaskDataset`.
+
+    Raises:
+        MissingFileError: a folder is missing.
+        UserError: an image has no mask, or several have one name.
     """
 
     def __init__(
@@ -217,8 +237,7 @@ def paired(images: Path, masks: Path) -> tuple[list[str], dict[str, str], Invent
 def _require_one_image_each(
     images: Path, names: Sequence[str], masks: Path, with_mask: dict[str, str]
 ) -> None:
-    """Raises UserError that names two images of one `stem`, of which one would be laid under the
-    other's mask."""
+    """Raise UserError that names two images of one `stem`, which would share a mask."""
     found: dict[str, str] = {}
     pairs = [
         (other, name) for name in names if (other := found.setdefault(stem(name), name)) != name
@@ -247,13 +266,15 @@ def _masks(folder: Path) -> dict[str, str]:
 
 
 def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[str]:
-    """How many classes, or their names.
+    """Read how many classes there are, or their names.
 
-    From "3", from names with commas between, or from a text file of one a line.
+    Args:
+        classes: "3", names with commas between, or a text file of one name a line.
+        colors: of colour-coded masks, whose names the classes have.
 
-    colors: of colour-coded masks, whose names the classes have; ValueError where `classes` says
-    others. Raises UserError for no names and for a name that is there twice, FileNotFoundError for
-    a file that is not there.
+    Raises:
+        UserError: there are no names, one is there twice, or `colors` has others.
+        MissingFileError: the file is missing.
     """
     if colors is not None and classes not in ("", str(len(colors.names))):
         names = read_classes(classes)
@@ -296,7 +317,8 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
 def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
     """The names, or those that `read_classes` reads of a single one; None for None.
 
-    Raises UserError for a number.
+    Raises:
+        UserError: it is a number.
     """
     if classes is None:
         return None

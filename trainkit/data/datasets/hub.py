@@ -1,7 +1,4 @@
-"""Images with labels through the `datasets` library.
-
-Names on the Hugging Face Hub, and parquet files.
-"""
+"""Images with labels or masks through the `datasets` library: Hub names and parquet files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,12 +33,7 @@ TAKE_OUT = "take the row out of the dataset"
 
 
 class Rows(Dataset):
-    """What datasets have in common whose images are a column of a table, beside others.
-
-    `datasets`' or a streamed one.
-
-    source: what a person calls the table. image_column: its column of images.
-    """
+    """Base of datasets whose images are a column of a table, `datasets`' or a streamed one."""
 
     source: str
     table: Any
@@ -50,12 +42,12 @@ class Rows(Dataset):
 
     @property
     def locality(self) -> Locality | None:
-        """The order that streamed files ask for."""
+        """The order for streamed files; None for others."""
         return DatasetInfo.of(self.table).locality
 
     @property
     def fingerprint(self) -> str | None:
-        """Of streamed files, which may change where they lie."""
+        """A hash of streamed files, which may change where they are; None for others."""
         return DatasetInfo.of(self.table).fingerprint
 
     def __len__(self) -> int:
@@ -73,7 +65,8 @@ class Rows(Dataset):
     def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
         """The bytes or the file of an image of row `index`, and its name.
 
-        Raises UserError where there are none.
+        Raises:
+            UserError: there are none.
         """
         stored = row[column]
         name = self.row_name(index, stored)
@@ -98,19 +91,27 @@ class Rows(Dataset):
 
 
 class HubImages(Rows):
-    """One split of a dataset with an image and a label column.
+    """One split of a dataset with an image and a label column: index -> (image, class id).
 
-    Index -> (uint8 image (3, H, W), class id).
+    Images are uint8 (3, H, W), decoded here, not by `datasets`; they may be structs of bytes and
+    path, or bytes, without the Hub's types.
 
-    source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files (see
-    `parquet_files`). Columns are found by their type and name where they are not given; images may
-    be structs of bytes and path, or bytes, without the Hub's types. Images are decoded here, not by
-    `datasets`. stream: parquet files are read where they lie, so many row groups side by side,
-    instead of being downloaded and converted first (see parquet); an epoch's order is then a
-    `Locality`'s. classes: names whose places class ids are, which a validation split gets from the
-    training split so that ids agree; None: the split's own, and of a column of strings its
-    different ones, sorted. ValueError where it names others; a column of plain numbers holds these
-    ids already.
+    Args:
+        source: a dataset's name on the Hub ("uoft-cs/cifar10"), or a local folder of parquet files
+            (see `parquet_files`).
+        split: its name.
+        transform: of the image.
+        image_column: found by type and name where None.
+        label_column: found by type and name where None.
+        stream: read parquet files where they are, with so many interleaved row groups, instead of
+            downloading and converting them first; an epoch's order is then a `Locality`'s.
+        classes: names in the order of class ids, which a validation split gets from the training
+            split so that ids agree; None: the split's own, and of a column of strings its different
+            ones, sorted. A column of plain numbers holds these ids already.
+
+    Raises:
+        MissingFileError: there are no such files.
+        UserError: a column is unclear, or the split has names that are none of `classes`.
     """
 
     def __init__(
@@ -195,15 +196,26 @@ class HubImages(Rows):
 
 
 class HubMasks(Rows, MaskDataset):
-    """One split of a dataset with a column of images and one of masks.
+    """One split with a column of images and one of masks: index -> (image, train ids).
 
-    Index -> (image, train ids, uint8 (H, W)).
+    Images are uint8 (3, H, W), train ids uint8 (H, W).
 
-    source, stream: as for `HubImages`. classes: how many, or their names. Columns: the image's is
-    the one called image, img, picture or pixel_values, the mask's the other one, where they are not
-    given. ignore: labels of the masks that count nowhere; label_shift: added to the others to get
-    train ids, so -1 where they begin with 1, and 0 is ignored. settings: mask_values and
-    mask_colors, see `MaskDataset`.
+    Args:
+        source: as for `HubImages`.
+        split: its name.
+        classes: how many, or their names.
+        transform: of image and mask.
+        image_column: where None, the one called image, img, picture or pixel_values.
+        mask_column: where None, the other one.
+        ignore: labels of the masks that are never counted.
+        label_shift: added to the other labels to get train ids: -1 where they begin with 1, and 0
+            is ignored.
+        stream: as for `HubImages`.
+        **settings: mask_values and mask_colors, see `MaskDataset`.
+
+    Raises:
+        MissingFileError: there are no such files.
+        UserError: a column is unclear.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""Summary of the files that a dataset uses and those that it leaves out, logged before a run
-starts."""
+"""Summary of the files that a dataset uses and leaves out, logged before a run starts."""
 
 import json
 from collections import Counter
@@ -27,8 +26,7 @@ REASONS = {
 
 
 class Inventory:
-    """Counts of the images taken, by extension, and of what was left out, by (reason, name or
-    extension)."""
+    """Counts of images taken, by extension, and left out, by (reason, name or extension)."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
@@ -41,7 +39,7 @@ class Inventory:
 
     @classmethod
     def of_array(cls, array: np.ndarray) -> "Inventory":
-        """What `to_array` made an array of."""
+        """Read an array of `to_array`."""
         taken, left_out = json.loads(array.tobytes())
         same = cls()
         same.taken.update(taken)
@@ -50,12 +48,12 @@ class Inventory:
 
     @property
     def formats(self) -> str:
-        """Such as "18 png, 8 jfif"."""
+        """The formats taken, such as "18 png, 8 jfif"."""
         return _counts(Counter({suffix.lstrip("."): count for suffix, count in self.taken.items()}))
 
     @property
     def left_out_words(self) -> str:
-        """Such as "; left out: 3 files (.txt)"; empty where nothing was."""
+        """What was left out, such as "; left out: 3 files (.txt)"; empty for nothing."""
         parts = []
         for reason, (one, several) in REASONS.items():
             found = Counter(
@@ -75,7 +73,7 @@ class Inventory:
 
     @property
     def warnings(self) -> list[str]:
-        """Left out what looks like a user's image, a line each."""
+        """Lines on what was left out and looks like a user's image."""
         lines = []
         unread = {
             what: n
@@ -95,7 +93,7 @@ class Inventory:
 def used(data: Any) -> str:
     """What a dataset holds and what was left out of it, in words.
 
-    A dataset says it by an attribute `used`; of others it is the number of images and classes.
+    A dataset has an attribute `used` for it; of others it is the number of images and classes.
     """
     info = DatasetInfo.of(data)
     for layer in layers(info.data):
@@ -107,22 +105,20 @@ def used(data: Any) -> str:
 
 
 def used_warnings(data: Any) -> list[str]:
-    """What a person should know before a training on a dataset begins, a line each."""
+    """Warnings before a training on a dataset begins, a line each."""
     return DatasetInfo.of(data).used_warnings
 
 
 def without_images(data: Any) -> list[str]:
-    """The line about classes without an image, see `no_image`, among `used_warnings` of a dataset.
+    """The line on classes without an image among `used_warnings`, see `no_image`; or none.
 
-    None where none is.
-
-    A dataset says it by a method `without_images`.
+    A dataset has a method `without_images` for it.
     """
     return DatasetInfo.of(data).without_images
 
 
 def images_of(number: int, classes: int | None) -> str:
-    """Such as "26 images of 2 classes"."""
+    """A phrase such as "26 images of 2 classes"."""
     words = f"{number:,} image{'' if number == 1 else 's'}"
     return (
         words if classes is None else f"{words} of {classes:,} class{'' if classes == 1 else 'es'}"
@@ -130,10 +126,7 @@ def images_of(number: int, classes: int | None) -> str:
 
 
 def no_image(classes: Sequence[str], found: Container[int | None], where: Any) -> list[str]:
-    """A line that names those of `classes` whose ids are not among `found`.
-
-    None where there are none.
-    """
+    """A line that names those of `classes` whose ids are not among `found`; or none."""
     none = [name for target, name in enumerate(classes) if target not in found]
     if not none:
         return []
@@ -149,6 +142,6 @@ def some(names: Iterable[str]) -> str:
 
 
 def _counts(found: Counter[str]) -> str:
-    """Such as "18 png, 8 jfif", the most first."""
+    """A phrase such as "18 png, 8 jfif", the most frequent first."""
     pairs = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
     return some(f"{count:,} {what}" for what, count in pairs)

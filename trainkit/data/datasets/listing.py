@@ -19,7 +19,7 @@ UNSETTLED_S = 2  # a change within a clock's tick of another one shows in no tim
 
 
 class Names(Sequence[str]):
-    """Strings in two arrays: workers share them, and they cost their bytes and four more each."""
+    """Strings in two arrays, which workers share, at the cost of their bytes and four more each."""
 
     def __init__(self, characters: np.ndarray, ends: np.ndarray):
         self.characters, self.ends = characters, ends
@@ -47,7 +47,8 @@ class Names(Sequence[str]):
 def image_files(folder: Path) -> list[str]:
     """Paths of all images below `folder`, relative to it, sorted.
 
-    Raises OSError naming a folder that is closed.
+    Raises:
+        OSError: a folder cannot be read; the message names it.
     """
     return list_images(folder)[0]
 
@@ -62,12 +63,18 @@ def list_images(folder: Path) -> tuple[list[str], Inventory]:
 def class_files(
     root: Path, cache: Path | None = None
 ) -> tuple[list[str], np.ndarray, Names, Inventory]:
-    """The class folders in `root` in sorted order, how many images each has, these by class,
-    relative to `root`, and what they are and what was left out.
+    """List the images of class folders, cached until one of the folders changes.
 
-    cache: folder of what was listed before, `trainkit.data.datasets.cache.default_folder` where
-    None. It is listed anew where the time of change of `root` or of any folder below is another
-    one: a file that comes or goes changes it. What was listed before is then removed.
+    The list is made again where the time of change of `root` or of any folder below differs: a file
+    that comes or goes changes it. The old list is then removed.
+
+    Args:
+        root: holds the class folders.
+        cache: folder of earlier lists; None: `trainkit.data.datasets.cache.default_folder`.
+
+    Returns:
+        The class folders in sorted order, how many images each has, these by class, relative to
+        `root`, and what they are and what was left out.
     """
     cache = default_folder() if cache is None else cache
     of_root = short_hash(os.fsencode(root.resolve()))
@@ -96,8 +103,7 @@ def class_files(
 
 
 def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
-    """Whether no folder has changed since, nor, where files were left out, the decoders that are
-    installed."""
+    """Whether no folder has changed since, nor, where files were left out, the decoders."""
     folders = Names(arrays["folders"], arrays["folders_ends"])
     if len(arrays["decoders"]) and arrays["decoders"].tobytes() != _decoders():
         return False
@@ -111,14 +117,13 @@ def _is_true(arrays: Mapping[str, np.ndarray], root: Path) -> bool:
 
 
 def _times(folder: str | Path) -> tuple[int, int]:
-    """When its list of files changed, which rsync -a, cp -a and tar put back, and when anything of
-    it did."""
+    """When a folder's list of files changed, which rsync -a restores, and when anything did."""
     status = os.stat(folder)
     return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _decoders() -> bytes:
-    """Tells whether other decoders are installed than before."""
+    """A fingerprint of the installed decoders."""
     return " ".join(sorted(image_extensions())).encode()
 
 
@@ -171,10 +176,9 @@ def _below(
 ) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """Images in and below a folder, and the times of change of these folders.
 
-    All names begin with `name`.
-
-    What is hidden or a leftover, as .ipynb_checkpoints, is left out. Links are followed, but for
-    those to a folder that they lie in, up to `root`, which is `folder` where None.
+    All names begin with `name`. What is hidden or a leftover, as .ipynb_checkpoints, is left out.
+    Links are followed, but for those to a folder that they lie in, up to `root`, which is `folder`
+    where None.
     """
     files: list[str] = []
     times: dict[str, tuple[int, int]] = {}

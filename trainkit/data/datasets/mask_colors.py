@@ -1,7 +1,4 @@
-"""Tables of colours for colour-coded masks.
-
-A text file of `R G B name` lines, or the palette of a known dataset.
-"""
+"""Tables of colours for colour-coded masks: a text file, or the palette of a known dataset."""
 
 import re
 from pathlib import Path
@@ -29,13 +26,14 @@ KNOWN = {
 
 
 def read_mask_colors(table: str) -> MaskColors:
-    """The colours that `table` names.
+    """Read a table of colours: "voc", "cityscapes", or a text file of `R G B name` lines.
 
-    "voc", "cityscapes", or a text file with one `R G B name` a line.
+    Classes have the order of their lines; the name `ignore` is of colours that are never counted.
+    Lines that are empty or begin with # are left out.
 
-    Classes have the order of their lines; the name `ignore` is of colours that count nowhere. Lines
-    that are empty or begin with # are left out. Raises UserError naming the line that is none of
-    these, FileNotFoundError.
+    Raises:
+        UserError: a line is none of these; the message names it.
+        MissingFileError: there is no such file.
     """
     if table in KNOWN:
         return KNOWN[table]

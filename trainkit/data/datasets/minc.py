@@ -18,11 +18,20 @@ SPLITS = ("train", "validate", "test")
 
 
 class MINC(ClassFiles):
-    """One list of one of its five splits: index -> (uint8 image (3, H, W), class id).
+    """One list of one of MINC's five splits: index -> (uint8 image (3, H, W), class id).
 
-    split: train, validate or test. number: which of the five, 1 to 5; PyTorch-Encoding reports
-    Deep-TEN's accuracy (Zhang et al., 2017) on train and test of the first. Raises MissingFileError
-    that says where it looked.
+    PyTorch-Encoding reports Deep-TEN's accuracy (Zhang et al., 2017) on train and test of the
+    first.
+
+    Args:
+        root: the folder of the files above.
+        split: "train", "validate" or "test".
+        number: which of the five splits, 1 to 5.
+        transform: of the image.
+
+    Raises:
+        MissingFileError: a file is missing.
+        UserError: the split is unknown.
     """
 
     def __init__(

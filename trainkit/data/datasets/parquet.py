@@ -1,6 +1,4 @@
-"""Parquet files read a row group at a time where they lie.
-
-On a disk, on the Hub (hf://) or at an address (https://).
+"""Parquet files read a row group at a time where they are: on a disk, on the Hub, at an address.
 
 Only the footers are read at first, which say how many rows each row group has. So row i is known to
 be row r of group g before any data is there, the order of all rows is arithmetic, and resuming in
@@ -86,7 +84,7 @@ class ParquetTable:
 
     @property
     def files_with_rows(self) -> list[str]:
-        """Those of the files that have any."""
+        """The files that have any row."""
         return [file for file, footer in zip(self.files, self._footers) if footer.num_rows]
 
     @property
@@ -96,17 +94,14 @@ class ParquetTable:
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether the files are others than before, wherever they lie.
-
-        Of the row groups' rows and bytes.
-        """
+        """A hash of the row groups' rows and bytes, which other files change, wherever they are."""
         sizes = [
             self._footers[place].row_group(group).total_byte_size for place, group in self._groups
         ]
         return hashlib.sha256(repr((self._lengths, sizes)).encode()).hexdigest()[:16]
 
     def select_columns(self, columns: list[str]) -> "ParquetTable":
-        """This table from now on reads these columns alone."""
+        """Read these columns alone from now on."""
         self.columns = columns
         return self
 
@@ -146,10 +141,7 @@ class ParquetTable:
         )
 
     def _read(self, place: int, what: Callable[[pq.ParquetFile], Result]) -> Result:
-        """What `what` makes of a file, opened for it alone.
-
-        Nothing is left open that a forked process would share.
-        """
+        """What `what` makes of a file, opened for it alone, as forked processes would share it."""
 
         def read() -> Result:
             with (
@@ -178,10 +170,7 @@ def _is_local(file: str) -> bool:
 
 @contextmanager
 def _opened(file: str) -> Any:
-    """What pyarrow reads from.
-
-    A local file by its own means, others without reading ahead of what it asks for.
-    """
+    """Open what pyarrow reads from: a local file itself, others without reading ahead."""
     system, path = fsspec.core.url_to_fs(file)
     if isinstance(system, LocalFileSystem):
         yield path
@@ -191,10 +180,7 @@ def _opened(file: str) -> Any:
 
 
 def _patiently(file: str, read: Callable[[], Result]) -> Result:
-    """What `read` returns.
-
-    Tried again a few times where the file is not on this machine, as networks fail.
-    """
+    """What `read` returns, tried a few times where the file is remote, as networks fail."""
     pauses = () if _is_local(file) else PAUSES_S
     for pause in (*pauses, None):
         try:

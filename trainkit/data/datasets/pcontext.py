@@ -1,12 +1,13 @@
-"""Pascal-Context, 59 classes.
-
-4,998 training and 5,105 validation images of VOC 2010 (Mottaghi et al., 2014).
+"""Pascal-Context, 59 classes: 4,998 training and 5,105 validation images of VOC 2010.
 
 Files, in one folder: JPEGImages/*.jpg from VOC 2010 (VOCdevkit/VOC2010/JPEGImages serves too),
 trainval/*.mat with a variable LabelMap as in trainval.tar.gz (or trainval/*.png with the same
 labels, 16 bits deep), the lists train.txt and val.txt, and labels.txt. Labels in the files are 1 to
 459, numbered in labels.txt, and 0; the 59 most frequent are classes, in the order of their labels,
 and the rest is background, which is ignored.
+
+Source:
+    Mottaghi et al., 2014, The Role of Context.
 """
 
 from collections.abc import Callable
@@ -52,15 +53,23 @@ _TABLE = label_table(RAW_IDS, sorted(set(range(NUM_RAW)) - set(RAW_IDS.tolist())
 
 
 def to_train_ids(labels: Tensor) -> Tensor:
-    """Labels in the files -> 0..58 and 255, uint8."""
+    """Map labels in the files to 0..58 and 255, uint8."""
     return look_up(labels, _TABLE)
 
 
 class PascalContext(MaskFiles):
-    """One split: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
+    """One split of Pascal-Context: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
 
-    root: the folder of the files above. split: "train" or "val". Where labels.txt is there, it must
-    number the 59 classes as expected: ValueError otherwise.
+    Where labels.txt is there, it must number the 59 classes as expected.
+
+    Args:
+        root: the folder of the files above.
+        split: "train" or "val".
+        transform: of image and mask.
+
+    Raises:
+        MissingFileError: a file or folder is missing.
+        UserError: the split is unknown, or labels.txt numbers a class otherwise.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -88,12 +97,12 @@ class PascalContext(MaskFiles):
         self.split = split
 
     def read_labels(self, file: Path) -> Tensor:
-        """Labels 0 to 459 of a MATLAB file or PNG."""
+        """Read the labels 0 to 459 of a MATLAB file or PNG."""
         return read_mat(file, "LabelMap") if file.suffix == ".mat" else super().read_labels(file)
 
 
 def _check_numbers(file: Path) -> None:
-    """Raise ValueError where labels.txt, lines of "number: name", gives a class another number."""
+    """Raise UserError where labels.txt, lines of "number: name", gives a class another number."""
     if not file.is_file():
         return
     entries = [line.partition(":") for line in read_lines(file) if ":" in line]

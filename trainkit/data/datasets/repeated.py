@@ -9,15 +9,23 @@ from trainkit.errors import UserError
 
 
 class Repeated(Wrapper):
-    """`times` copies of every image of a dataset, all in the same batch (Hoffer et al., 2020.
-
-    Berman et al., 2019).
+    """Copies of every image of a dataset, all in the same batch: repeated augmentation.
 
     Index i + k n is copy k of image i of n; as the seed of an image is drawn from its index, copies
     are augmented differently. `TrainOrder` lays them out: a batch of B images has B / times
     different ones, so batch_size must be a multiple of `times`, and an epoch is `times` as long:
     divide `epochs` by it for a training of the same length, as DeiT counts. For the larger batches
     of Hoffer et al. multiply batch_size by it.
+
+    Args:
+        data: the dataset.
+        times: number of copies.
+
+    Raises:
+        UserError: `times` is out of range.
+
+    Source:
+        Hoffer et al., 2020, Augment Your Batch; Berman et al., 2019, MultiGrain.
     """
 
     def __init__(self, data: SizedDataset, times: int = 3):
@@ -40,7 +48,7 @@ class Repeated(Wrapper):
         return DatasetInfo.of(self.data).final_epoch
 
     def in_epoch(self, epoch: int, index: int) -> Any:
-        """The same of a dataset that changes with the epoch."""
+        """Item `index` as it is in an epoch, of data that changes with it."""
         return reads_in_epoch(self.data)(epoch, index % len(self.data))
 
     def name_of(self, index: int) -> str:

@@ -1,7 +1,4 @@
-"""Masks of COCO's annotations.
-
-Run lengths, plain and as strings, and polygons, by the rules of its own tools.
-"""
+"""Masks of COCO's annotations, by the rules of its own tools: run lengths and polygons."""
 
 from collections.abc import Sequence
 
@@ -14,11 +11,14 @@ GRID = 5
 
 
 def decode_counts(text: str | bytes) -> list[int]:
-    """Run lengths from COCO's string form.
+    """Decode run lengths from COCO's string form.
 
     Each number is written in groups of five bits, the lowest first, as characters from "0" on; 32
     says that more follow, and 16 in the last one that it is negative. From the fourth number on it
-    is the difference to the last but one. Raises UserError where the string ends within a number.
+    is the difference to the last but one.
+
+    Raises:
+        UserError: the string ends within a number.
     """
     counts: list[int] = []
     value = shift = 0
@@ -37,9 +37,10 @@ def decode_counts(text: str | bytes) -> list[int]:
 
 
 def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
-    """Alternating run lengths of 0 and 1, down the columns -> bool (H, W).
+    """Draw alternating run lengths of 0 and 1, down the columns: bool (H, W).
 
-    Raises UserError where they are not height times width pixels.
+    Raises:
+        UserError: they are not height times width pixels.
     """
     counts = np.asarray(counts, dtype=np.int64)
     if counts.sum() != height * width or (counts < 0).any():
@@ -51,13 +52,12 @@ def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int) ->
 
 
 def to_grid(polygon: Sequence[float]) -> np.ndarray:
-    """Alternating x and y in pixels -> the same on the grid: int32 (2K,)."""
+    """Round alternating x and y in pixels to COCO's grid: int32 (2K,)."""
     return (GRID * np.asarray(polygon, dtype=np.float64) + 0.5).astype(np.int32)
 
 
 def polygon_to_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Alternating x and y from `to_grid` -> bool (H, W), equal in every pixel to the mask of COCO's
-    tools.
+    """Draw a polygon of `to_grid`: bool (H, W), equal in every pixel to that of COCO's tools.
 
     The outline is walked on the grid; where it passes the middle of a column, it turns the pixels
     below it over.
@@ -80,9 +80,9 @@ def polygon_to_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _outline(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All points of the grid on the way round.
+    """All points of the grid around a polygon.
 
-    Each side from its lower end in steps along its longer axis.
+    Each side goes from its lower end in steps along its longer axis.
     """
     begin, end = corners, np.roll(corners, -1, axis=0)
     length = np.abs(end - begin)

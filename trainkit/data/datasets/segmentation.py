@@ -1,4 +1,4 @@
-"""Images with segmentation masks: what all segmentation datasets share."""
+"""Base of segmentation datasets: images with segmentation masks."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -24,16 +24,25 @@ LARGEST_VALUE = 65535  # of a grey mask
 
 
 class MaskDataset(Dataset):
-    """index -> (uint8 image (3, H, W), train ids, uint8 (H, W), IGNORED = 255 where nothing
-    counts).
+    """Base of datasets of index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
 
-    A subclass says by `read` what an image and its labels are. Labels become train ids here, once:
-    by `to_train_ids`, which maps each label by itself, or else by adding `label_shift`, where those
-    in `ignore`, and those that end below 0, are ignored (-1: labels from 1, and 0 where nothing is
-    labelled). mask_values: the label of each class in the files, in the order of their ids, such as
-    (0, 255); one that is 255 is then not ignored. mask_colors: the colour of each class, where
-    masks are colour-coded. Raises MaskSizeError naming the file for labels of another size than
-    their image, and LabelError for a label outside the classes.
+    Train ids are IGNORED = 255 where nothing counts. A subclass defines by `read` what an image and
+    its labels are. Labels become train ids here, once.
+
+    Args:
+        num_classes: how many classes there are.
+        transform: of image and mask.
+        to_train_ids: maps labels (H, W) to train ids, each label by itself; None: by `label_shift`.
+        ignore: labels that are ignored, as are those that end below 0.
+        label_shift: added to labels (-1: labels from 1, and 0 where nothing is labelled).
+        mask_values: the label of each class in the files, in the order of their ids, such as (0,
+            255); one that is 255 is then not ignored.
+        mask_colors: the colour of each class, where masks are colour-coded.
+
+    Raises:
+        UserError: the arguments do not fit together.
+        MaskSizeError: by an index, for labels of another size than their image.
+        LabelError: by an index, for a label outside the classes.
     """
 
     expects: str | None = None  # in the error about a strange label: which labels there are
@@ -68,8 +77,7 @@ class MaskDataset(Dataset):
             self._map_values(mask_values)
 
     def _map_values(self, mask_values: Sequence[int] | None) -> None:
-        """Map labels by a table of those of the classes, which are grey values or colours as
-        numbers."""
+        """Map labels by a table of those of the classes, grey values or colours as numbers."""
         for name, value in (("label_shift", self.label_shift), ("to_train_ids", self.to_train_ids)):
             if value:
                 raise UserError(
@@ -137,40 +145,36 @@ class MaskDataset(Dataset):
     def raw_ids(self) -> np.ndarray:
         """The label in the files for each train id: integers (K,).
 
-        A dataset with `to_train_ids` has its own.
-
-        Of colour-coded masks the train ids themselves, as colours are no labels.
+        A dataset with `to_train_ids` has its own. Of colour-coded masks it is the train ids
+        themselves, as colours are no labels.
         """
         if self.label_values is not None and self.mask_colors is None:
             return np.array(self.label_values)
         return np.arange(self.num_classes) - self.label_shift
 
     def decode_labels(self, source: Path | bytes, name: str | None = None) -> Tensor:
-        """The labels of a mask's file or bytes, integers (H, W).
-
-        As stored, or colours as numbers (`color_code`).
-        """
+        """The labels of a mask's file or bytes, integers (H, W): as stored, or `color_code`s."""
         return (
             read_mask(source, name) if self.mask_colors is None else read_color_mask(source, name)
         )
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image, uint8 (3, H, W), and its labels as stored, integers (H, W).
+        """Read the image, uint8 (3, H, W), and its labels as stored, integers (H, W).
 
-        Both the transform's to change.
+        The transform may change both.
         """
         raise NotImplementedError
 
     def labels_of(self, index: int) -> Tensor:
-        """The labels alone, as `read` gives them: what takes less time where they are stored apart."""
+        """The labels alone, as `read` gives them, which is faster where they are stored apart."""
         return self.read(index)[1]
 
     def name_of(self, index: int) -> Any:
-        """What a person calls the image."""
+        """The image's name, for messages."""
         raise NotImplementedError
 
     def mask_name(self, index: int) -> str:
-        """What a person calls its labels."""
+        """The mask's name, for messages."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -186,9 +190,10 @@ class MaskDataset(Dataset):
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
     def train_ids(self, labels: Tensor, index: int) -> Tensor:
-        """Train ids, uint8, of the labels of image `index`.
+        """The train ids, uint8, of the labels of image `index`.
 
-        Raises LabelError naming it for one that is no class.
+        Raises:
+            LabelError: a label is no class; the message names the image.
         """
         if labels.dtype == torch.uint8:
             if self._shift is None:
@@ -225,8 +230,10 @@ class MaskDataset(Dataset):
 
     @cached_property
     def _shift(self) -> int | None:
-        """What makes train ids of labels when it is added to them as bytes, in a third of the
-        table's time; or None."""
+        """What makes train ids of labels when added to them as bytes; None where nothing does.
+
+        It takes a third of the table's time.
+        """
         shift = -self._table.find(0) % 256
         ids = (np.arange(256) + shift) % 256
         ids[(ids >= self.num_classes) & (ids < IGNORED)] = UNKNOWN
@@ -252,16 +259,23 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def _translated(labels: Tensor, table: bytes) -> Tensor:
-    """uint8 (H, W) -> the same by a table of 256 bytes; Python's own loop is the fastest at hand."""
+    """Look uint8 (H, W) up in a table of 256 bytes, by Python's own loop, which is the fastest."""
     ids = bytearray(labels.numpy()).translate(table)
     return torch.frombuffer(ids, dtype=torch.uint8).view(labels.shape)
 
 
 class MaskFiles(MaskDataset):
-    """Images and masks as two lists of files of one length; settings as of `MaskDataset`.
+    """Images and masks as two lists of files of one length.
 
-    upright: whether the EXIF orientation is applied to images before they are matched with their
-    masks. Where only the other setting gives the mask's size, it is used.
+    A class attribute `upright` says whether the EXIF orientation is applied to images before they
+    are matched with their masks. Where only the other setting gives the mask's size, it is used.
+
+    Args:
+        images: files of the images.
+        masks: files of the masks.
+        num_classes: how many classes there are.
+        transform: of image and mask.
+        **settings: as of `MaskDataset`.
     """
 
     upright = True
@@ -305,7 +319,7 @@ class MaskFiles(MaskDataset):
 def read_image_like(
     source: Path | bytes, size: tuple[int, ...], upright: bool = True, name: str | None = None
 ) -> Tensor:
-    """The image upright or as stored; the other way where its mask's `size` (H, W) asks for that."""
+    """Read an image upright or as stored, whichever has its mask's `size` (H, W)."""
     image = read_image(source, name, upright)
     if image.shape[-2:] != size:
         other = read_image(source, name, not upright)
@@ -316,7 +330,16 @@ def read_image_like(
 def label_table(
     labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (), size: int = 256
 ) -> np.ndarray:
-    """Label in the files -> train id, uint8 (size,): its place in `labels`, IGNORED, or UNKNOWN."""
+    """Table of label in the files -> train id: its place in `labels`, IGNORED, or UNKNOWN.
+
+    Args:
+        labels: in the order of train ids.
+        ignored: further labels.
+        size: of the table.
+
+    Returns:
+        uint8 (size,).
+    """
     table = np.full(size, UNKNOWN, dtype=np.uint8)
     table[list(labels)] = np.arange(len(labels))
     table[list(ignored)] = IGNORED
@@ -324,7 +347,7 @@ def label_table(
 
 
 def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
-    """Train ids, uint8, by a `label_table`; labels beyond the table are UNKNOWN."""
+    """Look train ids, uint8, up in a `label_table`; labels beyond the table are UNKNOWN."""
     stored = labels.numpy()
     if stored.dtype == np.uint8 or (
         stored.min(initial=0) >= 0 and stored.max(initial=0) < len(table)
@@ -335,9 +358,10 @@ def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
 
 
 def read_mask_values(text: str) -> list[int]:
-    """The label of each class in the files, from numbers with commas between, such as "0,255".
+    """Read the label of each class in the files, from numbers with commas, such as "0,255".
 
-    Raises UserError where it is no such list.
+    Raises:
+        UserError: the text is no such list.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
@@ -348,8 +372,17 @@ def read_mask_values(text: str) -> list[int]:
 
 
 def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
-    """Raise FileNotFoundError that says what of `needed`, below `root`, is not there, and where to
-    get it."""
+    """Check that files and folders of a dataset are there.
+
+    Args:
+        name: of the dataset.
+        root: its folder.
+        needed: paths below it.
+        source: where to get them, for the message.
+
+    Raises:
+        MissingFileError: one is missing.
+    """
     missing = [each for each in needed if not (Path(root) / each).exists()]
     if missing:
         raise MissingFileError(
@@ -366,7 +399,8 @@ def read_names(file: Path) -> list[str]:
 def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str]:
     """The `names` as the files in `folder` spell them.
 
-    FileNotFoundError that counts and names those it lacks.
+    Raises:
+        MissingFileError: some are missing; the message counts and names them.
     """
     there = {composed(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
     missing = [name for name in names if composed(name) not in there]
@@ -379,9 +413,10 @@ def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str
 
 
 def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
-    """Labels (H, W) from a MATLAB file: a variable of it, or a field of that where it is a struct.
+    """Read labels (H, W) from a MATLAB file: a variable, or a field of it where it is a struct.
 
-    Raises UserError naming the file where it cannot be read or lacks them.
+    Raises:
+        UserError: the file cannot be read or lacks them.
     """
     try:
         from scipy.io import loadmat

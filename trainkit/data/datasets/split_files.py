@@ -1,7 +1,4 @@
-"""Which parquet files in a folder are those of a split.
-
-Told apart by its exact name, in the layouts people have.
-"""
+"""Finds the parquet files of a split in a folder, by its exact name, in the usual layouts."""
 
 import re
 from collections import Counter
@@ -25,7 +22,9 @@ _REST = re.compile(
 class SplitFiles:
     """The parquet files of a split.
 
-    left_out: others whose names begin like it; warnings: lines a person should see.
+    Attributes:
+        left_out: others whose names begin like it.
+        warnings: lines to show.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -33,21 +32,21 @@ class SplitFiles:
     warnings: list[str] = field(default_factory=list)
 
     def words(self, folder: Path) -> str:
-        """Such as "(train.parquet); left out: 1 parquet file (trainval.parquet)"."""
+        """A phrase such as "(train.parquet); left out: 1 parquet file (trainval.parquet)"."""
         inventory = Inventory()
         inventory.left_out.update(("table", _within(path, folder)) for path in self.left_out)
         return f"({some(_within(path, folder) for path in self.files)}){inventory.left_out_words}"
 
 
 def parquet_files(folder: Path, split: str) -> SplitFiles:
-    """The parquet files of `split` in a folder, in the order of their numbers.
-
-    None where there are none.
+    """Find the parquet files of `split` in a folder, in the order of their numbers; or None.
 
     <split>.parquet, <split>-00000-of-00002.parquet, <split>_0.parquet and <split>/<any
     name>.parquet are taken, in the folder, or in data/ or default/ below it; trainval.parquet is
-    none of train, nor val_hard.parquet of val. Raises ValueError where several such sets of files
-    are there, of which one might repeat the other.
+    none of train, nor val_hard.parquet of val.
+
+    Raises:
+        UserError: there are several such sets of files, of which one might repeat the other.
     """
     found: dict[str, list[Path]] = {}
     numbers: dict[Path, tuple[str, int]] = {}
@@ -100,10 +99,7 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _number(path: Path, split: str) -> tuple[str, int] | None:
-    """The kind of name, with how many there are, and the file's number among them.
-
-    None where it is not the split's.
-    """
+    """The kind of name, with the number of files, and the file's number among them; or None."""
     if not path.name.startswith(split):
         return None
     rest = path.name.removeprefix(split).removesuffix(".parquet")

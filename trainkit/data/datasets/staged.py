@@ -9,13 +9,20 @@ from trainkit.errors import UserError
 
 
 class Stages(Wrapper):
-    """A dataset whose transform depends on the epoch, such as one of growing images (Tan and Le,
-    2021, EfficientNetV2).
+    """A dataset whose transform depends on the epoch, such as one of growing images.
 
-    data: a dataset with an attribute `transform`. transforms: the first epoch of each -> what its
-    images go through; one is of epoch 0. What an image looks like still follows from (seed, epoch,
-    image), and all images of a batch are of one epoch, so resuming, workers and processes change
-    nothing.
+    What an image looks like still follows from (seed, epoch, image), and all images of a batch are
+    of one epoch, so resuming, workers and processes change nothing.
+
+    Args:
+        data: a dataset with an attribute `transform`.
+        transforms: the first epoch of each -> what its images go through; one is of epoch 0.
+
+    Raises:
+        UserError: there is no transform of epoch 0, or the data has none.
+
+    Source:
+        Tan and Le, 2021, EfficientNetV2.
     """
 
     def __init__(self, data: SizedDataset, transforms: Mapping[int, Callable[..., Any]]):
@@ -50,9 +57,10 @@ class Stages(Wrapper):
 
 
 def sizes_by_epoch(text: str) -> dict[int, int]:
-    """First epoch -> side of the images, from a text such as "128:0,192:30,224:60".
+    """Read first epoch -> side of the images, from a text such as "128:0,192:30,224:60".
 
-    Raises UserError for others.
+    Raises:
+        UserError: the text is another.
     """
     try:
         sizes, epochs = zip(*(map(int, part.split(":")) for part in text.split(",")))

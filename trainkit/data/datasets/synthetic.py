@@ -78,10 +78,7 @@ THING_NAMES = {
 
 
 def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
-    """ADE20K's folders.
-
-    JPEG images, 1-based PNG masks with 0 unlabelled, long sides of 96 to 144 pixels.
-    """
+    """Generate ADE20K's folders: JPEG images, 1-based PNG masks, long sides of 96 to 144 pixels."""
 
     def write(root: Path) -> None:
         for split, count in (("training", num_train), ("validation", num_val)):
@@ -96,9 +93,10 @@ def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
 
 
 def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
-    """images/{train,val} and annotations/{train,val} in train ids, 255 unlabelled.
+    """Generate images/{train,val} and annotations/{train,val} in train ids, 255 unlabelled.
 
-    And the number of classes.
+    Returns:
+        The folder and the number of classes.
     """
     ids = np.full(256, 255, dtype=np.uint8)
     for train_id, file_id in enumerate([*BACK, *GROUND, *THINGS]):
@@ -122,8 +120,10 @@ def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
 def masks(
     num_classes: int, train: Callable[..., Any], val: Callable[..., Any]
 ) -> tuple[MaskFolder, MaskFolder]:
-    """Training and validation images of `mask_folder` with their transforms, of 16 among
-    `num_classes` classes."""
+    """Training and validation images of `mask_folder` with their transforms.
+
+    16 of the `num_classes` classes occur.
+    """
     root, _ = mask_folder()
     training, validation = (
         MaskFolder(root / "images" / split, root / "annotations" / split, num_classes, transform)
@@ -133,9 +133,12 @@ def masks(
 
 
 def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path:
-    """{train,val}/<class>/<image>.jpg.
+    """Generate {train,val}/<class>/<image>.jpg, one thing before a scene in each.
 
-    One thing before a scene, `num_train` and `num_val` images of each.
+    Args:
+        num_train: images of each class for training.
+        num_val: images of each class for validation.
+        size: side in pixels.
     """
 
     def write(root: Path) -> None:
@@ -150,7 +153,7 @@ def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path
 
 
 def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
-    """train-*.parquet and test-*.parquet with columns image and label, as CIFAR-10 has on the Hub."""
+    """Generate train-*.parquet and test-*.parquet with image and label, as CIFAR-10 on the Hub."""
 
     def write(root: Path) -> None:
         from datasets import (
@@ -187,7 +190,7 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
 def scene(
     random: np.random.Generator, long_side: tuple[int, int]
 ) -> tuple[Image.Image, Image.Image]:
-    """A generated image and its mask (mode L) in ADE20K's file ids."""
+    """Draw an image and its mask (mode L) in ADE20K's file ids."""
     long, short = int(random.integers(*long_side)), int(random.integers(64, 92))
     width, height = (long, short) if random.random() < 0.7 else (short, long)
     mask = Image.new("L", (width, height), int(random.choice(list(BACK))))
@@ -203,7 +206,7 @@ def scene(
 
 
 def portrait(random: np.random.Generator, thing: int, size: int) -> Image.Image:
-    """One thing, large, before a generated background: RGB, size x size."""
+    """Draw one thing, large, before a generated background: RGB, size x size."""
     mask = Image.new("L", (size, size), int(random.choice(list(BACK))))
     draw = ImageDraw.Draw(mask)
     draw.rectangle(
@@ -222,7 +225,7 @@ def portrait(random: np.random.Generator, thing: int, size: int) -> Image.Image:
 def _draw_thing(
     draw: ImageDraw.ImageDraw, random: np.random.Generator, thing: int, centre: tuple, side: float
 ) -> None:
-    """A polygon of 3 to 7 corners about `side` across: the shape says nothing about the class."""
+    """Draw a polygon of 3 to 7 corners: the shape says nothing about the class."""
     corners = int(random.integers(3, 8))
     angles = np.sort(random.uniform(0, 2 * np.pi, corners)) + np.linspace(0, 2, corners)
     radii = random.uniform(0.35, 0.6, corners) * side
@@ -233,7 +236,7 @@ def _draw_thing(
 
 
 def _painted(random: np.random.Generator, mask: np.ndarray) -> Image.Image:
-    """Colour and texture of each class, light, noise and blur."""
+    """Paint colour and texture of each class, light, noise and blur."""
     y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
     image = np.zeros((*mask.shape, 3))
     for label, look in (BACK | GROUND | THINGS).items():
@@ -253,7 +256,7 @@ def _painted(random: np.random.Generator, mask: np.ndarray) -> Image.Image:
 
 
 def _with_unlabelled_edges(mask: Image.Image) -> Image.Image:
-    """0 where labels meet, as annotators leave seams."""
+    """Set 0 where labels meet, as annotators leave seams."""
     labels = np.array(mask)
     edge = np.asarray(mask.filter(ImageFilter.MaxFilter(3))) != np.asarray(
         mask.filter(ImageFilter.MinFilter(3))

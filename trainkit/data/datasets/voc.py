@@ -1,15 +1,16 @@
-"""Pascal VOC 2012, 20 classes and background (Everingham et al., 2010), and its usual larger
-training set.
+"""Pascal VOC 2012, 20 classes and background, and VOC-aug, its usual larger training set.
 
 Files, as in VOCtrainval_11-May-2012.tar: VOCdevkit/VOC2012/{JPEGImages,SegmentationClass}, and the
 lists ImageSets/Segmentation/{train,val,trainval}.txt: 1,464, 1,449 and 2,913 images. Masks are PNGs
 with a palette whose indices are the labels: 0 background, 1 to 20, and 255 on the borders of
 objects, which is ignored.
 
-VOC-aug adds the masks of SBD (Hariharan et al., 2011; benchmark.tgz):
-benchmark_RELEASE/dataset/{img/*.jpg, cls/*.mat, train.txt, val.txt}, MATLAB files without void
-borders. Its 10,582 training images are all of SBD and of VOC's train that are not in VOC's val;
-where both have a mask, VOC's is taken.
+VOC-aug adds the masks of SBD (benchmark.tgz): benchmark_RELEASE/dataset/{img/*.jpg, cls/*.mat,
+train.txt, val.txt}, MATLAB files without void borders. Its 10,582 training images are all of SBD
+and of VOC's train that are not in VOC's val; where both have a mask, VOC's is taken.
+
+Source:
+    Everingham et al., 2010, VOC; Hariharan et al., 2011, SBD.
 """
 
 from collections.abc import Callable
@@ -44,9 +45,16 @@ RAW_IDS = np.arange(len(CLASSES), dtype=np.uint8)  # train ids are the labels in
 
 
 class VOC(MaskFiles):
-    """One split: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
+    """One split of Pascal VOC: index -> (uint8 image (3, H, W), train ids, uint8 (H, W)).
 
-    root: the folder with VOCdevkit/. split: "train", "val" or "trainval".
+    Args:
+        root: the folder with VOCdevkit/.
+        split: "train", "val" or "trainval".
+        transform: of image and mask.
+
+    Raises:
+        MissingFileError: a file or folder is missing.
+        UserError: the split is unknown.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -62,11 +70,17 @@ class VOC(MaskFiles):
 
 
 class VOCAug(MaskFiles):
-    """One split of VOC-aug.
+    """One split of VOC-aug: "train", VOC's and SBD's images without VOC's val, or VOC's "val".
 
-    "train", VOC's and SBD's images without VOC's val, or "val", which is VOC's.
+    Args:
+        root: the folder with VOCdevkit/ and benchmark_RELEASE/.
+        split: "train" or "val".
+        transform: of image and mask.
+        sbd: the folder with benchmark_RELEASE/, if elsewhere.
 
-    root: the folder with VOCdevkit/ and benchmark_RELEASE/; sbd: where the latter is, if elsewhere.
+    Raises:
+        MissingFileError: a file or folder is missing.
+        UserError: the split is unknown.
     """
 
     classes, palette, raw_ids = CLASSES, PALETTE, RAW_IDS
@@ -111,7 +125,7 @@ class VOCAug(MaskFiles):
         super().__init__(FileList(Path(), images), FileList(Path(), masks), len(CLASSES), transform)
 
     def read_labels(self, file: Path) -> Tensor:
-        """VOC's PNG, or SBD's MATLAB file."""
+        """Read VOC's PNG, or SBD's MATLAB file."""
         return (
             read_mat(file, "GTcls", "Segmentation")
             if file.suffix == ".mat"

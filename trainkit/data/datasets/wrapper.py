@@ -13,9 +13,13 @@ from trainkit.errors import UserError
 
 
 class Wrapper(Dataset):
-    """A dataset around `data`, which reads one image at a time.
+    """Base of datasets that wrap another one and read one image at a time.
 
-    Raises UserError where they are held on a device.
+    Args:
+        data: the wrapped dataset.
+
+    Raises:
+        UserError: its images are held on a device.
     """
 
     def __init__(self, data: SizedDataset):
@@ -29,22 +33,22 @@ class Wrapper(Dataset):
 
     @property
     def inner(self) -> SizedDataset:
-        """The data that it stands around."""
+        """The wrapped dataset."""
         return self.data
 
     @property
     def classes(self) -> Sequence[str] | int:
-        """Those of the data, where it says which."""
+        """The classes of the wrapped dataset, where it has any."""
         return self.data.classes
 
     @property
     def locality(self) -> Locality | None:
-        """That of the data."""
+        """The locality of the wrapped dataset."""
         return DatasetInfo.of(self.data).locality
 
     @property
     def fingerprint(self) -> str | None:
-        """That of the data."""
+        """The fingerprint of the wrapped dataset."""
         return DatasetInfo.of(self.data).fingerprint
 
     def __len__(self) -> int:
