@@ -19,7 +19,12 @@ LIBRARIES = {
     "rich": {"display.terminal"},
     "tyro": {"commands.arguments"},
     "datasets": {"data.datasets.columns", "data.datasets.hub", "data.datasets.synthetic"},
-    "huggingface_hub": {"commands.hub_upload", "commands.model_card", "models.pretrained"},
+    "huggingface_hub": {
+        "commands.hub_upload",
+        "commands.model_card",
+        "models.pretrained",
+        "storage.hub_download",
+    },
     "pyarrow": {"data.datasets.parquet"},
 }
 

@@ -1,7 +1,7 @@
 """trainkit: one exact training loop on Hugging Face Accelerate for recognition and segmentation.
 
 A recipe is a Python file whose function `recipe(...)` returns a `Recipe`; `train` runs it and
-`evaluate` measures a checkpoint of it. The names below load on first use, so that
+`evaluate` measures a checkpoint of it; `load` gives a trained model. The names below load on first use, so that
 `python -m trainkit --help` answers without importing torch.
 """
 
@@ -13,16 +13,18 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time these load on fi
     from trainkit.engine.loop import train
     from trainkit.models.freezing import freeze
     from trainkit.options import Options
+    from trainkit.prediction.loading import load
     from trainkit.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Recipe", "evaluate", "freeze", "train"]
+__all__ = ["Options", "Recipe", "evaluate", "freeze", "load", "train"]
 
 _HOMES = {
     "Options": "trainkit.options",
     "Recipe": "trainkit.recipe",
     "evaluate": "trainkit.engine.evaluation",
     "freeze": "trainkit.models.freezing",
+    "load": "trainkit.prediction.loading",
     "train": "trainkit.engine.loop",
 }
 

@@ -74,24 +74,10 @@ class Options:
             )
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of an evaluation, beside the recipe's own settings."""
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How images are seen, where not as in the recipe's evaluations."""
 
-    weights: Path | None = None
-    """with a recipe: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
-    out: Path | None = None
-    """where results.json goes; default: the run, nowhere for a bare file of weights"""
-    seed: int | None = None
-    """of random validation data, and of the images of --precise-bn; default: the run's, or 0"""
-    workers: int | None = None
-    """data-loading workers per process; default: its share of the cores, up to 8"""
-    channels_last: bool = False
-    """hold images and weights with the channels last, as in a run"""
-    tf32: bool = False
-    """on GPUs: multiply float32 in TF32, as in a run"""
-    precise_bn: int | None = None
-    """precise BN: training images for the statistics (0: off); default: as in the run"""
     as_stored: bool = False
     """segmentation: images at original resolution, not at the recipe's evaluation size"""
     scales: tuple[float, ...] | None = None
@@ -104,15 +90,6 @@ class EvaluateOptions:
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
     """windows per forward pass, of any images; default: 8"""
-    weights_key: str | None = None
-    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
-    partial: bool = False
-    """load only the matching weights, and leave the rest of the model as it is"""
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, {"workers": 0})
-        if self.precise_bn:  # 0: off
-            _require_at_least(self, {"precise_bn": 16})
 
     def inference(self, recipes: Inference | None) -> Inference | None:
         """Return the recipe's inference settings, with those given here in place of its own.
@@ -129,47 +106,76 @@ class EvaluateOptions:
         return replace(recipes or Inference(), **asked) if asked else recipes
 
 
-@dataclass(frozen=True)
-class PredictOptions:
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions:
+    """Which weights are taken, and whose code."""
+
+    weights: Path | None = None
+    """with a recipe: a run (its best checkpoint), a checkpoint, a weights file, or owner/name"""
+    weights_key: str | None = None
+    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
+    partial: bool = False
+    """load only the matching weights, and leave the rest of the model as it is"""
+    trust_recipe: bool = False
+    """run the code that came with a published model, if it is not one of trainkit's recipes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(InferenceOptions, WeightsOptions):
+    """Options of an evaluation, beside the recipe's own settings."""
+
+    out: Path | None = None
+    """where results.json goes; default: the run, nowhere for a bare file of weights"""
+    seed: int | None = None
+    """of random validation data, and of the images of --precise-bn; default: the run's, or 0"""
+    workers: int | None = None
+    """data-loading workers per process; default: its share of the cores, up to 8"""
+    channels_last: bool = False
+    """hold images and weights with the channels last, as in a run"""
+    tf32: bool = False
+    """on GPUs: multiply float32 in TF32, as in a run"""
+    precise_bn: int | None = None
+    """precise BN: training images for the statistics (0: off); default: as in the run"""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, {"workers": 0})
+        if self.precise_bn:  # 0: off
+            _require_at_least(self, {"precise_bn": 16})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(InferenceOptions, WeightsOptions):
     """Options of a prediction: which images, and where the results go."""
 
     paths: tuple[Path, ...]
     """images, and folders with images at any depth"""
     out: Path
     """folder for the predictions"""
-    weights: Path | None = None
-    """with a recipe: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     top_k: int = 5
-    """recognition: classes named for each image"""
+    """classes named for each image: the most probable ones; of a mask the largest ones"""
     overlay: bool = False
-    """segmentation: write each image covered by the colours of its classes, too"""
+    """also write each image with its classes: names drawn on, or covered by colours"""
+    probabilities: bool = False
+    """also write the probability of each class, as .npz"""
     workers: int | None = None
     """data-loading workers (0: none); default: all cores but one, up to 8"""
-    weights_key: str | None = None
-    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
-    partial: bool = False
-    """load only the matching weights, and leave the rest of the model as it is"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"top_k": 1, "workers": 0})
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(WeightsOptions):
     """Options of an export: which format, and where it goes."""
 
     out: Path
     """the file to be written"""
-    weights: Path | None = None
-    """with a recipe: a run (its best checkpoint), a checkpoint, or a .safetensors or .pth file"""
     format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
     """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes"""
+    half: bool = False
+    """float16 weights; the metric is measured with both where the validation data can be opened"""
     images: int = 4
-    """validation images that the written file is tried on"""
-    weights_key: str | None = None
-    """which weights of a file that holds several, such as model_ema; default: the usual ones"""
-    partial: bool = False
-    """load only the matching weights, and leave the rest of the model as it is"""
+    """images to try the file on: of the validation data, or generated ones for a run"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"images": 1})

@@ -165,6 +165,15 @@ class Task:
         """Turn `predict`'s rows into the plain labels that metrics without `counts` understand."""
         raise NotImplementedError
 
+    def records(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """What `trainkit predict` writes of each image, a line of predictions.jsonl.
+
+        outputs: of the model, for a batch of images. sizes: height and width of each as it was
+        read. Returns plain values by their names, a dict for each image. Not needed where the task
+        is derived from `Recognition` or `Segmentation`.
+        """
+        raise NotImplementedError
+
     @property
     def given(self) -> Any:
         """The task as the recipe gave it."""

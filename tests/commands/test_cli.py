@@ -14,7 +14,8 @@ import pytest
 from helpers.processes import RECOG, ROOT, TESTS, run, trainkit
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
-from trainkit.commands.recipe_names import find_recipe, shipped
+from trainkit.commands.recipe_names import find_recipe
+from trainkit.shipped import shipped
 
 SAMPLE = ROOT / "recipes" / "recog_folder.py"
 
@@ -133,7 +134,9 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
         (("evaluate", run, "--weights", run), "is no recipe: leave it out"),
         (("evaluate", RECOG), f"which weights? `trainkit evaluate {RECOG} --weights PATH`"),
         ((run,), "is a run, and this takes a recipe first;"),
-        (("evaluate", "nowhere/run"), "no checkpoint at nowhere/run"),
+        (("evaluate", "no/where/run"), "no checkpoint at no/where/run: give a run folder"),
+        (("evaluate", "runs/recog_foldr"), "did you mean runs/recog_folder?"),
+        (("predict", run, "--out", "p", "--data", "y"), "--data is no option of predict: "),
     ):  # fmt: skip
         assert main([str(word) for word in words]) == 2
         assert told in " ".join(capsys.readouterr().err.split())

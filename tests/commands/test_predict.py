@@ -30,9 +30,7 @@ from helpers.predictions import (
 from helpers.processes import ROOT
 from helpers.toy_recipes import CLASSES, Images, Net, recognition
 from trainkit.cli import main
-from trainkit.commands import prediction_writers
 from trainkit.commands.predict import predict
-from trainkit.commands.prediction_writers import predicted_mask
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.datasets.ade20k import ADE20K, to_train_ids
 from trainkit.data.datasets.coco import COCO
@@ -45,6 +43,8 @@ from trainkit.data.transforms.recognition import eval_transform as crop
 from trainkit.data.transforms.segmentation import eval_transform as long_side
 from trainkit.inference import Inference
 from trainkit.options import PredictOptions
+from trainkit.prediction import results
+from trainkit.prediction.results import predicted_mask
 from trainkit.tasks.segmentation import Segmentation
 
 
@@ -242,7 +242,7 @@ def test_label_maps_of_ones_own_images(tmp_path, shift):
 
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 25])
 def test_likeliest_in_parts(monkeypatch, at_once):
-    monkeypatch.setattr(prediction_writers, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(results, "VALUES_AT_ONCE", at_once)
     logits = torch.randn(23, 5, 6, generator=torch.Generator().manual_seed(0))
     logits[11] = logits[3]  # ties go to the first
     whole = Segmentation(23).predict(logits[None], torch.empty(1, 17, 13))[0]

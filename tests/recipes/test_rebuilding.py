@@ -22,7 +22,7 @@ from trainkit.models.segmentation import segmenter
 from trainkit.models.small import SmallClassifier, SmallResNet, small_fcn, small_lraspp
 from trainkit.rebuildable import built_by, rebuildable
 from trainkit.storage import checkpoint
-from trainkit.storage.model_json import model_json, read_model_json
+from trainkit.storage.model_json import FORMAT, model_json, read_model_json
 
 FILES = sorted((ROOT / "recipes").glob("*.py"))
 DOORS = {
@@ -141,7 +141,7 @@ def test_checkpoints_have_it_and_it_is_hashed_and_published(tmp_path, monkeypatc
     (path / "model.json").write_text("{")
     with pytest.raises(UserError, match="model.json is damaged"):
         read_model_json(path)
-    (path / "model.json").write_text(json.dumps({**described, "format": 2}))
+    (path / "model.json").write_text(json.dumps({**described, "format": FORMAT + 1}))
     with pytest.raises(UserError, match="of a newer trainkit"):
         read_model_json(path)
     (path / "model.json").unlink()
@@ -180,6 +180,10 @@ def test_what_cannot_be_rebuilt_says_so():
         UserError, match="names 'recognition.detector', which this trainkit does not"
     ):
         network_from({"network": later})
-    assert transform_from({"transform": None}) is None
+    with pytest.raises(UserError, match="does not say what an evaluation makes of an image"):
+        transform_from({"transform": None})
+    wrong = {"function": "recognition.classifier", "recipe": None, "arguments": {"width": 3}}
+    with pytest.raises(UserError, match="gives recognition.classifier other arguments"):
+        network_from({"network": wrong})
     with pytest.raises(UserError, match="backbone is of type SmallResNet, which model.json cannot"):
         rebuildable(SmallClassifier)(3, bare.backbone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -60,7 +60,7 @@ def _as_arguments(options: type, positional: str | None = None) -> type:
         "__doc__": options.__doc__,
         "__post_init__": lambda _: None,
     }
-    return dataclass(frozen=True)(type(options.__name__, (options,), members))
+    return dataclass(frozen=True, kw_only=True)(type(options.__name__, (options,), members))
 
 
 def _checked(arguments: Any) -> Any:
@@ -107,11 +107,16 @@ def show_help(command: str, first: str) -> None:
     sys.stdout.write(parser.format_help() + more)
 
 
-def read_known_options(command: str, prog: str, words: list[str]) -> Any:
-    """The options of a command alone; the settings of a recipe among the words are left for later."""
+def read_known_options(command: str, prog: str, words: list[str]) -> tuple[Any, list[str]]:
+    """The options of a command alone, and the words that are none, such as settings of a recipe."""
     known: Any
-    known, _ = tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)
-    return _checked(known)
+    known, unknown = tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)
+    return _checked(known), unknown
+
+
+def flags(command: str) -> list[str]:
+    """The flags of a command's options."""
+    return [f"--{field.name.replace('_', '-')}" for field in fields(OPTIONS[command])]
 
 
 def read_settings_and_options(

@@ -22,7 +22,7 @@ def run(first: str, words: list[str]) -> int:
     precise_bn = asked.precise_bn
     if precise_bn is None:
         precise_bn = read_precise_bn(trained.run, trained.weights)
-    out = asked.out or trained.run
+    out = asked.out or (None if trained.is_on_hub else trained.run)
 
     seed_host(seed)
     recipe = trained.build()

@@ -1,68 +1,68 @@
 """A trained model as a file for other programs, tried on real images before it gets its name."""
 
-import copy
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import tv_tensors
 
 from trainkit import __version__
-from trainkit.commands.trained import read_trained
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.commands.export_formats import (
+    FORMATS,
+    INPUT,
+    OUTPUT,
+    SUFFIXES,
+    Forward,
+    HalfLogits,
+    Logits,
+    require_half_range,
+)
+from trainkit.commands.half_metric import measured_in_half
+from trainkit.commands.trained import read_model
 from trainkit.data.to_device import ToDevice
 from trainkit.display.terminal import Display
 from trainkit.engine.task_module import set_step
 from trainkit.errors import CommandFailed, UserError
-from trainkit.files import reason, save_tensors
-from trainkit.models.outputs import fill_up, main_logits, size_divisor
+from trainkit.files import reason
+from trainkit.models.outputs import fill_up, size_divisor
 from trainkit.options import ExportOptions
+from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
 from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
 from trainkit.storage.weights import take_weights
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
-KEY = "trainkit"  # of the metadata in each file: JSON
-INPUT, OUTPUT = "images", "logits"
-AXES = {"batch": 0, "height": 2, "width": 3}
+HALF_LIMIT = 0.02  # of the largest logit, in float16
 # axes whose length is left open: as many as the model allows
 FREE = (("batch", "height", "width"), ("batch",), ())
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-Forward = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits
+GENERATED = (480, 640)  # height and width of images to try a file on, where there are no others
 
 
 def run(first: str, words: list[str]) -> int:
     """Write the model that the words name to a file; the exit code."""
-    trained, asked = read_trained("export", first, words)
-    export(trained.build(), trained.weights, asked)
+    model, weights, asked = read_model("export", first, words)
+    export(model, weights, asked)
+    if asked.half:
+        recipe = model if isinstance(model, Recipe) else None
+        Display().note(measured_in_half(first, words, recipe, weights, asked))
     return 0
 
 
-class Logits(nn.Module):
-    """A model of which only the logits come out that predictions are made of."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W), normalised -> (N, classes) or (N, classes, h, w)."""
-        return main_logits(self.model(images))
-
-
-def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
+def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) -> None:
     """Write the model with the weights at `weights` to `asked.out`.
 
-    Written aside, loaded again and run on validation images: it gets its name only where its logits
-    are within LIMIT of the model's. Raises UserError for weights that do not fit, for libraries
+    Written aside, loaded again and run on images, of the validation data or generated: it gets its
+    name only where its logits are within LIMIT of the model's, in float16 within HALF_LIMIT of its
+    largest logit. Raises UserError for weights that do not fit, for libraries
     that are not there and for models that cannot be written so, CommandFailed where the file was
     not kept.
     """
@@ -84,16 +84,25 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
         raise UserError(
             f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"'
         )
-    for line in take_weights(recipe.model, weights, asked.weights_key, asked.partial):
+    info = exported
+    if isinstance(exported, Recipe):
+        info = ModelInfo.of(exported, for_other_images=False)
+    for line in take_weights(info.model, weights, asked.weights_key, asked.partial):
         display.note(line)
     if number := read_precise_bn(run_of(weights), weights):
         display.note(COUNTED.format(number))
-    set_step(recipe.task, recipe.model, trained_steps(recipe.task, run_of(weights), weights))
-    model = Logits(recipe.model.cpu().float()).eval()
-    images = [fill_up(image, _divisor(recipe)) for image in _images(recipe, asked.images)]
-    about = describe(recipe, weights)
+    set_step(info.task, info.model, trained_steps(info.task, run_of(weights), weights))
+    model = Logits(info.model.cpu().float()).eval()
+    images = [fill_up(image, _divisor(info)) for image in _images(info, asked.images)]
+    about = describe(info, weights)
     with torch.no_grad():
-        about["output"]["layout"] = "NC" if model(images[0]).ndim == 2 else "NCHW"
+        logits = model(images[0])
+    about["output"]["layout"] = "NC" if logits.ndim == 2 else "NCHW"
+    allowed, written = LIMIT, model
+    if asked.half:
+        require_half_range(info.model)
+        about["weights"] = "float16"
+        allowed, written = HALF_LIMIT * float(logits.abs().max()), HalfLogits(model)
     try:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,31 +112,32 @@ def export(recipe: Recipe, weights: Path, asked: ExportOptions) -> None:
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
-            difference, tried = _written(model, images, aside, asked.format, about)
-        if not difference <= LIMIT:  # also where it is NaN
+            difference, tried = _written(model, written, images, aside, asked.format, about)
+        if not difference <= allowed:  # also where it is NaN
             raise CommandFailed(
                 f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g}"
-                f" on {tried} images; {LIMIT:g} is allowed"
+                f" on {tried} images; {allowed:.4g} is allowed"
             )
         aside.replace(asked.out)
     finally:
         aside.unlink(missing_ok=True)
+    of = "images" if info.val_data is not None else "generated images"
     display.note(
         f"{asked.out}: {asked.format}, {asked.out.stat().st_size / 2**20:.1f} MiB; input"
-        f" {about['input']['shape']}; largest difference from the model on {tried} images:"
+        f" {about['input']['shape']}; largest difference from the model on {tried} {of}:"
         f" {difference:.2g}"
     )
 
 
-def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
+def describe(info: ModelInfo, weights: Path) -> dict[str, Any]:
     """What stands in the file's metadata.
 
     How an image becomes the model's input, and what comes out.
     """
-    image, _ = recipe.val_data[0]
+    (image,) = _raw_images(info, 1)
     raw = image.dtype == torch.uint8
-    scaled = {"scale": 1 / 255, "mean": list(recipe.mean), "std": list(recipe.std)}
-    classes, divisor = recipe.task.known_classes, _divisor(recipe)
+    scaled = {"scale": 1 / 255, "mean": list(info.mean), "std": list(info.std)}
+    classes, divisor = info.task.known_classes, _divisor(info)
     filled = {
         "fill": (
             "0 after normalisation, at the bottom and on the right, to sides divisible by"
@@ -137,18 +147,18 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
     return {
         "trainkit": __version__,
         "checkpoint": weights.name,
-        "model": type(recipe.model).__name__,
-        "task": type(recipe.task.given).__name__,
+        "model": type(info.model).__name__,
+        "task": type(info.task.given).__name__,
         "classes": classes if classes is None or isinstance(classes, int) else list(classes),
         "input": {"name": INPUT, "layout": "NCHW", "dtype": "float32", "colours": "RGB"},
         "output": {"name": OUTPUT},
         "preprocessing": {
             "read": (
-                f"RGB, {'upright by EXIF' if recipe.upright else 'as stored whatever EXIF says'},"
+                f"RGB, {'upright by EXIF' if info.upright else 'as stored whatever EXIF says'},"
                 " uint8"
             ),
-            "transform": str(DatasetInfo.of(recipe.val_data).transform),
-            "size": list(image.shape[-2:]),  # of the first validation image
+            "transform": str(info.transform),
+            "size": list(image.shape[-2:]),  # of the first image
             "then": (
                 "(image * scale - mean) / std, per channel" if raw else "as the transform leaves it"
             ),
@@ -158,25 +168,43 @@ def describe(recipe: Recipe, weights: Path) -> dict[str, Any]:
     }
 
 
-def _divisor(recipe: Recipe) -> int:
-    return size_divisor(recipe.model) if recipe.task.is_dense else 1
+def _divisor(info: ModelInfo) -> int:
+    return size_divisor(info.model) if info.task.is_dense else 1
 
 
-def _images(recipe: Recipe, number: int) -> list[Tensor]:
-    """The first validation images as the model gets them, (1, C, H, W) each."""
-    to_device = ToDevice(torch.device("cpu"), recipe.mean, recipe.std)
-    number = min(number, len(recipe.val_data))
-    return [
-        to_device(recipe.val_data[index][0][None], torch.empty(1))[0] for index in range(number)
-    ]
+def _images(info: ModelInfo | Recipe, number: int) -> list[Tensor]:
+    """The first images as the model gets them, (1, C, H, W) each."""
+    to_device = ToDevice(torch.device("cpu"), info.mean, info.std)
+    return [to_device(image[None], torch.empty(1))[0] for image in _raw_images(info, number)]
+
+
+def _raw_images(info: ModelInfo | Recipe, number: int) -> list[Tensor]:
+    """Images of the validation data, (C, H, W), before mean and std; generated ones where there is
+    none."""
+    data = info.val_data
+    if data is not None:
+        return [data[index][0] for index in range(min(number, len(data)))]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(number):
+        coarse = 255 * torch.rand(1, 3, 12, 16, generator=generator)
+        pixels = F.interpolate(coarse, GENERATED, mode="bilinear")[0].to(torch.uint8)
+        image = tv_tensors.Image(pixels)
+        found.append(image if info.transform is None else info.transform(image))
+    return [image.as_subclass(Tensor) for image in found]
 
 
 def _written(
-    model: Logits, images: list[Tensor], path: Path, kind: str, about: dict[str, Any]
+    model: Logits,
+    written: Logits,
+    images: list[Tensor],
+    path: Path,
+    kind: str,
+    about: dict[str, Any],
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it.
 
-    What `_largest_difference` says.
+    written: the model as it is written, or in float16. What `_largest_difference` says.
 
     Raises UserError where it cannot be written at all.
     """
@@ -188,8 +216,8 @@ def _written(
         ]
         about["input"]["shape"] = shape
         try:
-            write(model, images[0], free, path, json.dumps(about))
-            return _largest_difference(model, load(path, model), images, free)
+            write(written, images[0], free, path, json.dumps(about))
+            return _largest_difference(model, load(path, written), images, free)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # exporters raise dozens of kinds for what a model cannot do
@@ -226,84 +254,6 @@ def _largest_difference(
             )
         differences.append((found.float() - expected).abs().max())
     return float(torch.stack(differences).max()), tried  # NaN, where one of them is
-
-
-def _write_safetensors(
-    model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
-) -> None:
-    tensors = {
-        name: tensor.detach().clone().contiguous()
-        for name, tensor in model.model.state_dict().items()
-    }
-    save_tensors(tensors, path, {"format": "pt", KEY: about})
-
-
-def _load_safetensors(path: Path, model: Logits) -> Forward:
-    empty = copy.deepcopy(model)
-    for tensor in empty.model.state_dict().values():  # what the file does not hold stays as it is
-        if tensor.is_floating_point():
-            tensor.data.fill_(float("nan"))  # whatever the file does not bring
-    empty.model.load_state_dict(load_file(path))
-    return empty
-
-
-def _write_program(
-    model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
-) -> None:
-    # refused where the model fixes one
-    axes = {AXES[name]: torch.export.Dim.DYNAMIC for name in free}
-    program = torch.export.export(model, (_example(image, free),), dynamic_shapes=(axes,))
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={KEY: about})
-
-
-def _load_program(path: Path, model: Logits) -> Forward:
-    with path.open("rb") as file:
-        return torch.export.load(file).module()
-
-
-def _write_onnx(
-    model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
-) -> None:
-    program = torch.onnx.export(
-        model,
-        (_example(image, free),),
-        dynamo=True,
-        dynamic_shapes=({AXES[name]: name for name in free},),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        verbose=False,
-    )
-    assert program is not None  # with dynamo=True
-    program.model.metadata_props[KEY] = about
-    program.save(path, external_data=False)
-
-
-def _load_onnx(path: Path, model: Logits) -> Forward:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-    return run
-
-
-def _example(image: Tensor, free: tuple[str, ...]) -> Tensor:
-    """An input to trace.
-
-    Two images where their number is free, as a length of 1 is taken for fixed.
-    """
-    return torch.cat([image, image]) if "batch" in free else image
-
-
-SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
-FORMATS = {
-    "safetensors": (_write_safetensors, _load_safetensors),
-    "torch-export": (_write_program, _load_program),
-    "onnx": (_write_onnx, _load_onnx),
-}
 
 
 @contextmanager

@@ -20,15 +20,16 @@ from trainkit.distributed.launcher import rank
 from trainkit.errors import UserError
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
-from trainkit.storage.checkpoint import digest, step_of
-from trainkit.storage.lookup import find_weights, require_run
+from trainkit.shipped import shipped
+from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
+from trainkit.storage.hub_download import HUB_NAME, is_hub_name
+from trainkit.storage.lookup import find_weights, is_published, require_run
 from trainkit.storage.model_json import read_model_json
 from trainkit.storage.run_files import MODEL_JSON, read_results
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import TO_PUBLISH, read_recorded
 from trainkit.storage.weights import read_weights
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, and not inside a folder below or an address:
     file:/+ | [A-Za-z]:[/\\] | \\\\ | ~
     | (?:[\w.-]+[/\\])* \.\. (?=[/\\]|$)  # a folder above, maybe after folders below
@@ -40,7 +41,7 @@ NO_METRICS = ("event", "step", "epoch", "best", "best_step")
 
 
 def run(first: str, words: list[str]) -> int:
-    """Publish the run in the folder `first`; the exit code."""
+    """Publish the run, checkpoint or published folder `first`; the exit code."""
     asked = read_options("push", f"trainkit push {first}", words)
     if rank() != 0:
         return 0  # one process does it all
@@ -48,25 +49,26 @@ def run(first: str, words: list[str]) -> int:
     return 0
 
 
-def push(folder: Path, asked: PushOptions) -> None:
-    """Upload the run in `folder` as `asked.name`, or write the same files to `asked.folder` and
-    upload nothing.
+def push(source: Path, asked: PushOptions) -> None:
+    """Upload a run as `asked.name`, or write the same files to `asked.folder` and upload nothing.
 
-    The weights are those of the best checkpoint, averaged where the run kept an average: the ones
-    its headline result is of. What is written names no folder of this machine. Raises
-    MissingFileError where there is no run or no checkpoint, ValueError where the folder is taken,
-    or the Hub cannot be reached or refuses.
+    source: the run's folder, of which the best checkpoint is taken, a checkpoint in it, a folder
+    that was published, or its name on the Hub. The weights are averaged where the run kept an
+    average: the ones its headline result is of. What is written names no folder of this machine.
+    Raises MissingFileError where there is no run or no checkpoint, UserError where the folder is
+    taken, or the Hub cannot be reached or refuses.
     """
     display = Display()
-    require_run(folder)
+    if not source.exists() and not is_hub_name(source):
+        require_run(source)  # which says that there is none
     if asked.folder is not None:
         if asked.folder.exists() and (not asked.folder.is_dir() or any(asked.folder.iterdir())):
             raise UserError(f"{asked.folder} is not an empty folder; choose another with --folder")
-        _write(folder, asked, asked.folder)
+        _write(source, asked, asked.folder)
         display.note(f"{asked.folder}: {_list(asked.folder)}; nothing was uploaded")
         return
     with TemporaryDirectory() as place:
-        _write(folder, asked, Path(place))
+        _write(source, asked, Path(place))
         repository = open_repository(asked.name, asked.private)
         display.note(f"{upload(Path(place), repository)}: {_list(Path(place))}")
 
@@ -77,9 +79,11 @@ def _list(folder: Path) -> str:
     )
 
 
-def _write(run: Path, asked: PushOptions, folder: Path) -> None:
-    """Everything that is published of the run in `run`, into `folder`."""
-    weights, _ = find_weights(run)
+def _write(source: Path, asked: PushOptions, folder: Path) -> None:
+    """Everything that is published of `source`, into `folder`."""
+    weights, run = find_weights(source)
+    if run is None:
+        require_run(source)
     recorded, evaluated = read_recorded(run, TO_PUBLISH), read_results(run)
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"
@@ -89,7 +93,7 @@ def _write(run: Path, asked: PushOptions, folder: Path) -> None:
         shutil.copyfile(path, folder / name)
     if log.is_file():
         shutil.copyfile(log, folder / log.name)
-    described = read_model_json(weights) if weights.is_dir() else None
+    described = read_model_json(weights if weights.is_dir() else weights.parent)
     if described is not None:
         content = without_places(_for_folder(described, recorded["recipe"]))
         (folder / MODEL_JSON).write_text(json.dumps(content, indent=1) + "\n")
@@ -122,8 +126,9 @@ def _published(
 
     sha256: of the file of weights as it is published.
     """
-    averaged = recorded.get("ema") is not None
-    row = RunFolder(run).last_evaluation(step_of(weights)) or {}
+    averaged = recorded.get("ema") is not None and (weights.is_dir() or is_published(run))
+    step = _step(run, weights)
+    row = RunFolder(run).last_evaluation(step) or {}
     metrics = _of_weights(
         {name: value for name, value in row.items() if name not in NO_METRICS}, averaged
     )
@@ -140,7 +145,7 @@ def _published(
         recipe=Path(recorded["recipe"]).stem,
         recorded=recorded,
         summary=RunFolder(run).summary or {},
-        step=step_of(weights),
+        step=recorded["total_steps"] if step is None else step,
         epoch=row.get("epoch"),
         averaged=averaged,
         evaluated=metrics,
@@ -149,6 +154,15 @@ def _published(
         dataset=dataset,
         license=asked.license,
     )
+
+
+def _step(run: Path, weights: Path) -> int | None:
+    """The step that weights are of; of published ones the best that the log tells of, if any."""
+    folder = weights if weights.is_dir() else weights.parent
+    if is_checkpoint_name(folder.name):
+        return step_of(folder)
+    last = RunFolder(run).last_evaluation()
+    return None if last is None else last["best_step"] or last["step"]
 
 
 def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
@@ -160,23 +174,26 @@ def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
 
 
 def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
-    """The recipe's file, and those beside its original that it imports, by the names they are
-    published under."""
+    """The recipe's file, and those that it imports, by the names they are published under.
+
+    Those lie beside its original, or are recipes that come with the package.
+    """
     if origin is None or not (run / "recipe.py").is_file():
         raise UserError(
             f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be"
             " pushed"
         )
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
+    folders = [run if is_published(run) else Path(origin).parent, shipped("recipes")]
     while waiting:
         for node in ast.walk(_parsed(waiting.pop())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in {f"{module.split('.')[0]}.py" for module in modules} - files.keys():
-                beside = Path(origin).parent / name
-                if beside.is_file():
-                    files[name] = beside
-                    waiting.append(beside)
+                beside = next((each for each in folders if (each / name).is_file()), None)
+                if beside is not None:
+                    files[name] = beside / name
+                    waiting.append(beside / name)
     return files
 
 

@@ -13,10 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import trainkit
-from trainkit.commands.recipe_names import instead_of, shipped
+from trainkit.commands.recipe_names import instead_of
 from trainkit.data.spawning import load_file
 from trainkit.errors import MissingFileError, MissingPackageError, ReportedError, UserError
 from trainkit.recipe import Recipe
+from trainkit.shipped import shipped
 from trainkit.variants import flat_doc, flat_signature, packed
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import trainkit
 from trainkit.commands import COMMANDS
 from trainkit.errors import MissingFileError
+from trainkit.shipped import shipped
 
 TASKS = {"recog": "recognition", "seg": "segmentation"}  # by the first part of a name
 SENTENCE_ENDS = re.compile(r"[.:](?:\s|$)")
@@ -22,13 +22,6 @@ class About(NamedTuple):
     task: str
     networks: str
     dataset: str
-
-
-def shipped(name: str) -> Path:
-    """A folder that comes with the package: within it where installed, beside it in a clone."""
-    package = Path(trainkit.__file__).resolve().parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
 
 
 def recipe_folders() -> list[Path]:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from trainkit.commands.arguments import read_options
-from trainkit.commands.recipe_names import described, known_recipes, shipped
+from trainkit.commands.recipe_names import described, known_recipes
 from trainkit.display.terminal import Display
+from trainkit.shipped import shipped
 
 
 def run(first: str, words: list[str]) -> int:

@@ -22,7 +22,7 @@ from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
-from trainkit.storage.lookup import find_failure, read_origin, read_settings
+from trainkit.storage.lookup import find_failure, read_origin, read_settings, run_of
 from trainkit.storage.run_files import Fault, read_regular, read_report
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
@@ -33,8 +33,9 @@ def run(first: str, words: list[str]) -> int:
 
     the exit code: 1 where it does not fail again.
     """
-    prog, path = f"trainkit replay {first}", Path(first)
+    prog = f"trainkit replay {first}"
     asked = read_options("replay", prog, words)
+    path = run_of(Path(first)) or Path(first)
     failure = find_failure(path, asked.step)
     seed, origin = read_origin(path)
     # where a variant finds the recipe it varies

@@ -2,21 +2,30 @@
 
 import inspect
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainkit.commands.arguments import (
     asks_for_help,
+    flags,
     read_known_options,
     read_settings_and_options,
 )
 from trainkit.commands.recipe_file import RecipeFile, build, load_recipe, modules_gone
-from trainkit.commands.recipe_names import find_recipe
+from trainkit.commands.recipe_names import find_recipe, nearest
+from trainkit.display.terminal import Display
 from trainkit.errors import MissingFileError, UserError
+from trainkit.models.pretrained import without_pretrained
+from trainkit.prediction.loading import Source, trusted
+from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
+from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.lookup import (
     find_weights,
+    is_published,
+    located,
     read_class_names,
     read_input,
     read_origin,
@@ -40,13 +49,62 @@ class Trained:
     """a checkpoint folder or a file"""
     run: Path | None
     """the run that the weights are of"""
+    is_on_hub: bool = False
+    """they were downloaded, and nothing is to be written beside them"""
+    partial: bool = False
+    """weights that do not fit are left out"""
 
     def build(self) -> Recipe:
-        """The recipe. Raises UserError where its classes are not those that the run was trained on."""
-        recipe = build(self.recipe_file, self.settings)
+        """The recipe; published weights are not fetched where all of the model's come from the run.
+
+        Raises UserError where its classes are not those that the run was trained on.
+        """
+        with nullcontext() if self.partial else without_pretrained():
+            recipe = build(self.recipe_file, self.settings)
         check_same_classes(self.run, recipe.task)
         check_not_trained_on(self.run, self.settings, recipe.val_data)
         return recipe
+
+
+def read_model(command: str, first: str, words: list[str]) -> tuple[ModelInfo | Recipe, Path, Any]:
+    """The model that `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names.
+
+    Where RUN comes first and model.json beside its weights says all about the model, no recipe is
+    called and no dataset opened.
+
+    Returns:
+        The model with random weights and what belongs to it, or the recipe that was called; the
+        weights, a checkpoint folder or a file; and the command's options.
+
+    Raises:
+        MissingFileError: there is nothing of that name.
+        UserError: a recipe comes without weights, or the words hold what is no option.
+    """
+    if not is_recipe(first):
+        source = Source.at(Path(first))
+        if source.lacks is None:
+            asked = _options_alone(command, first, words)
+            return source.info(asked.trust_recipe), source.weights, asked
+        if not asks_for_help(words):
+            Display().note(f"the recipe is called, and its data opened: {source.lacks}")
+    trained, asked = read_trained(command, first, words)
+    return trained.build(), trained.weights, asked
+
+
+def _options_alone(command: str, first: str, words: list[str]) -> Any:
+    """The options of a command where no recipe is asked for its settings."""
+    asked, unknown = read_known_options(command, f"trainkit {command} {first}", words)
+    if asked.weights is not None:
+        raise _weights_twice(command, first, asked.weights)
+    if unknown:
+        near = nearest(unknown[0].lstrip("-"), [flag.lstrip("-") for flag in flags(command)])
+        meant = f"did you mean --{near}? " if near is not None else ""
+        raise UserError(
+            f"{unknown[0]} is no option of {command}: {meant}{first} says itself how its model is"
+            f" built; `trainkit {command} RECIPE --weights {first} {unknown[0]} ...` builds it by"
+            " a recipe with other settings"
+        )
+    return asked
 
 
 def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, Any]:
@@ -61,7 +119,7 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
         UserError: a recipe comes without weights, or weights without a recipe.
     """
     prog = f"trainkit {command} {first}"
-    asked = None if asks_for_help(words) else read_known_options(command, prog, words)
+    asked = None if asks_for_help(words) else read_known_options(command, prog, words)[0]
     if is_recipe(first):
         recipe_file = load_recipe(find_recipe(first))
         source = None if asked is None else asked.weights
@@ -72,17 +130,25 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
             )
     else:
         if asked is not None and asked.weights is not None:
-            raise UserError(
-                f"--weights is {asked.weights}, and {first} is no recipe: leave it out, or give"
-                f" `trainkit {command} RECIPE --weights PATH`"
-            )
+            raise _weights_twice(command, first, asked.weights)
         source = Path(first)
-        recipe_file = load_recipe(_recipe_of(source, command))
+        trust = asked is not None and asked.trust_recipe
+        recipe_file = load_recipe(_recipe_of(source, command, trust))
+    on_hub = source is not None and not source.exists() and is_hub_name(source)
+    if source is not None and on_hub:
+        source = located(source)
     recorded = {} if asked is None or source is None else _recorded_settings(recipe_file, source)
     settings, asked = read_settings_and_options(recipe_file, command, prog, words, recorded)
     assert source is not None  # without options the line above has shown the help
     weights, run = find_weights(source)
-    return Trained(recipe_file, settings, weights, run), asked
+    return Trained(recipe_file, settings, weights, run, on_hub, asked.partial), asked
+
+
+def _weights_twice(command: str, first: str, weights: Path) -> UserError:
+    return UserError(
+        f"--weights is {weights}, and {first} is no recipe: leave it out, or give"
+        f" `trainkit {command} RECIPE --weights PATH`"
+    )
 
 
 def is_recipe(first: str) -> bool:
@@ -94,18 +160,17 @@ def is_recipe(first: str) -> bool:
     return path.suffix == ".py" or (not path.exists() and path.name == first)
 
 
-def _recipe_of(weights: Path, command: str) -> Path:
+def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
     """The recipe.py that the run of these weights keeps, which may import others that lay beside
     its original.
 
     Raises:
         MissingFileError: nothing is there, or no run that has one.
-        UserError: an older trainkit wrote it.
+        UserError: an older trainkit wrote it, or it is code from elsewhere that is not trusted.
     """
-    if not weights.exists():
-        find_weights(weights)  # which reports it
+    weights = located(named)
     run = run_of(weights)
-    given = f"give it: trainkit {command} RECIPE --weights {weights}"
+    given = f"give it: trainkit {command} RECIPE --weights {named}"
     if run is None or not (run / "recipe.py").is_file():
         what = "lies in no run" if run is None else f"is of a run without recipe.py ({run})"
         raise MissingFileError(f"{weights} {what}, so that its recipe is not known; {given}")
@@ -115,6 +180,9 @@ def _recipe_of(weights: Path, command: str) -> Path:
             f"{file} was written for an older trainkit: it imports {gone[0]}, which is not there"
             f" any more. Take the recipe of today that it became, and {given}"
         )
+    if is_published(run):
+        why = f"{command} takes the data, and the task, from its recipe"
+        return trusted(file, named, why, trust_recipe)
     _, origin = read_origin(run)
     if origin is not None:
         sys.path.append(str(Path(origin).parent))  # where a variant finds the recipe it varies

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from trainkit.errors import UserError
 
@@ -119,3 +119,16 @@ def save_overlay(
     # The mean of two bytes without leaving them: no copy of a large photo in a wider type.
     mixed = (image >> 1) + (colours >> 1) + (image & colours & 1)
     Image.fromarray(mixed).save(path, quality=90)
+
+
+def save_titled(path: Path, image: np.ndarray, lines: Sequence[str]) -> None:
+    """Write an image, uint8 (H, W, 3), with lines of text in its upper left corner, as a JPEG."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, min(picture.size) // 16))
+    text = "\n".join(lines)
+    box = draw.multiline_textbbox((0, 0), text, font=font)
+    margin = font.size // 3
+    draw.rectangle((0, 0, box[2] + 2 * margin, box[3] + 2 * margin), fill=(0, 0, 0))
+    draw.multiline_text((margin, margin), text, fill=(255, 255, 255), font=font)
+    picture.save(path, quality=90)

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
@@ -15,6 +16,24 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from trainkit.errors import UserError
+
+_WANTED = ContextVar("wanted", default=True)
+
+
+@contextmanager
+def without_pretrained() -> Iterator[None]:
+    """Networks that are built within begin at random, whatever is asked: their weights are to come
+    from elsewhere."""
+    token = _WANTED.set(False)
+    try:
+        yield
+    finally:
+        _WANTED.reset(token)
+
+
+def wanted() -> bool:
+    """Whether published weights are fetched, which `without_pretrained` forgoes."""
+    return _WANTED.get()
 
 
 @contextmanager
@@ -55,6 +74,8 @@ def load_pretrained(
     Raises:
         UserError: the weights are not in the cache and cannot be downloaded.
     """
+    if not wanted():
+        return module
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)

@@ -1,5 +1,6 @@
 """Rebuilds networks and evaluation transforms from model.json, without running a recipe."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -49,22 +50,44 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
     if "pretrained" in arguments:  # the weights come from the checkpoint
         arguments["pretrained"] = False
     if network["recipe"] is None:
-        return _function(NETWORKS, network["function"])(**arguments)
+        return _built(_function(NETWORKS, network["function"]), network, arguments)
     function = getattr(recipe, network["function"], None)
     if function is None:
         raise UserError(
             f"the network was built by `{network['function']}` in {network['recipe']}, a recipe's"
             " own code: give that file"
         )
-    return function(**arguments)
+    return _built(function, network, arguments)
 
 
 def transform_from(model_json: Mapping[str, Any]) -> Callable | None:
-    """The evaluation transform that model.json describes; None where it is not trainkit's."""
+    """The evaluation transform that model.json describes; None where images stay as they are read.
+
+    Raises:
+        UserError: it is none of trainkit's.
+    """
     transform = model_json["transform"]
-    if transform is None:
+    if transform is None or transform.get("recipe") is not None:
+        raise UserError(
+            "model.json does not say what an evaluation makes of an image: it is none of"
+            " trainkit.data.transforms. Give the recipe"
+        )
+    if transform["function"] == "as_stored":
         return None
-    return _function(TRANSFORMS, transform["function"])(**transform["arguments"])
+    function = _function(TRANSFORMS, transform["function"])
+    return _built(function, transform, transform["arguments"])
+
+
+def _built(function: Callable, described: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+    """What the function gives. Raises UserError where it does not take the arguments."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model.json gives {described['function']} other arguments than it takes ({error}): take"
+            " the version of trainkit that wrote it, or the recipe's file that belongs to it"
+        ) from error
+    return function(**arguments)
 
 
 def _function(known: Mapping[str, Callable], name: str) -> Callable:

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from trainkit.errors import UserError
-from trainkit.models.pretrained import offline_where_unreachable
+from trainkit.models.pretrained import offline_where_unreachable, wanted
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -76,7 +76,7 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
             )
         return network
     try:
-        if not pretrained:
+        if not (pretrained and wanted()):
             return timm.create_model(short, **settings)
         with offline_where_unreachable():
             return timm.create_model(short, pretrained=True, **settings)

@@ -1,5 +1,6 @@
 """Resolves a path on the command line: a run, its best checkpoint, a failed step, its settings."""
 
+import difflib
 from inspect import Signature
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from trainkit.storage.checkpoint import (
     is_checkpoint_name,
     step_of,
 )
+from trainkit.storage.hub_download import downloaded, is_hub_name
 from trainkit.storage.run_files import read_manifest
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import input_of, is_run, read_recorded
@@ -48,6 +50,10 @@ def find_failure(run: Path, step: int | None) -> Path:
     reports = [path.parent for path in run.glob("failures/step-*/report.json")]
     # and no copy of one
     found = sorted((path for path in reports if is_checkpoint_name(path.name)), key=step_of)
+    if not found and is_published(run):
+        raise MissingFileError(
+            f"{run} was published: failed steps stay in the run's own folder, where it was trained"
+        )
     if not found:
         raise MissingFileError(
             f"no step of the run in {run} is kept as failed (it has no failures/step-*)"
@@ -142,17 +148,38 @@ def trained_steps(task: Task, run: Path | None, weights: Path) -> tuple[int, int
     return read_manifest(weights)["step"], total
 
 
+def located(path: Path) -> Path:
+    """The path itself, or of a name on the Hub the folder that its files were downloaded to.
+
+    Raises:
+        MissingFileError: there is neither; it names the nearest run.
+    """
+    if path.exists():
+        return path
+    if is_hub_name(path):
+        return downloaded(path.as_posix())
+    beside = [str(each) for each in path.parent.glob("*") if each.is_dir()]
+    near = difflib.get_close_matches(str(path), beside, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise MissingFileError(
+        f"no checkpoint at {path}: give a run folder, a checkpoint in it, a weights file, or a name"
+        f" on the Hugging Face Hub (owner/name){meant}"
+    )
+
+
+def is_published(run: Path) -> bool:
+    """Whether `run` is a folder that `trainkit push` wrote, whoever called it, and no run's own."""
+    return not RunFolder(run).checkpoints.is_dir() and (run / "model.safetensors").is_file()
+
+
 def find_weights(path: Path) -> tuple[Path, Path | None]:
     """The weights that `path` stands for, and the run they are of.
 
-    A run's best checkpoint, or `path` itself.
+    A run's best checkpoint, or `path` itself; also of a name on the Hub, see `located`.
 
     A folder that `trainkit push` wrote has one file of weights and no checkpoints.
     """
-    if not path.exists():
-        raise MissingFileError(
-            f"no checkpoint at {path}: give a run folder, a checkpoint in it, or a weights file"
-        )
+    path = located(path)
     if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
         raise UserError(
             f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights"
@@ -160,13 +187,19 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
         )
     run = run_of(path)
     if run != path:
+        if (
+            run is None
+            and (path / "model.safetensors").is_file()
+            and not (path / MANIFEST).exists()
+        ):
+            return path / "model.safetensors", None  # a model of others, from the Hub
         if path.is_dir() and not path.name.startswith("step-") and not (path / MANIFEST).is_file():
             raise MissingFileError(
                 f"{path} is neither a run nor a checkpoint: give a run folder, a checkpoint in it "
                 "(checkpoints/step-*), or a weights file"
             )
         return path, run
-    if not RunFolder(run).checkpoints.is_dir() and (run / "model.safetensors").is_file():
+    if is_published(run):
         return run / "model.safetensors", run
     last, _ = RunFolder(run).last_checkpoint()
     if last is None:

@@ -4,16 +4,19 @@ What it takes to use them without the recipe and its data.
 
 network    what built it: "function", "arguments", and the file of a "recipe" where the function is
            its own; null where it is not known
-task       "type" and "arguments"
-transform  what an evaluation makes of an image: likewise
+task       "type" and "arguments"; "of" trainkit or a recipe
+transform  what an evaluation makes of an image: likewise; null where it is not known
 classes    names, or how many
 mean, std  per channel, of images in [0, 1]
 size, interpolation, crop_fraction, crop_mode   of recognition, where known
+upright    whether images are turned by their EXIF orientation
+inference  windows, scales and flips of an evaluation; null for whole images
+batch_size of an evaluation
 palette, raw_ids                                of segmentation, where the dataset says them
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,14 @@ from trainkit.storage.run_files import (
     MODEL_JSON,
     POSITIVE,
     STRING,
+    TRUTH,
     Fault,
     load_json,
     or_none,
     require,
 )
 
-FORMAT = 1
+FORMAT = 2  # 1 did not say how images are read and seen, see SINCE_2
 PARTS = {
     "format": POSITIVE,
     "trainkit": STRING,
@@ -45,25 +49,30 @@ PARTS = {
     "task": MAPPING,
     "transform": or_none(MAPPING),
 }
+SINCE_2 = {"upright": TRUTH, "inference": or_none(MAPPING), "batch_size": POSITIVE}
+AS_STORED: Mapping[str, Any] = {"function": "as_stored", "arguments": {}}
 INPUT = ("interpolation", "crop_fraction", "crop_mode")
 
 
 def model_json(recipe: Recipe) -> dict[str, Any]:
     """What stands in model.json of the checkpoints of a training of `recipe`."""
-    task, transform = recipe.task, built_by(DatasetInfo.of(recipe.val_data).transform)
+    task, transform = recipe.task, _transform(DatasetInfo.of(recipe.val_data))
     given = {} if transform is None else transform["arguments"]
     return {
         "format": FORMAT,
         "trainkit": trainkit.__version__,
         "type": type(recipe.model).__name__,
         "network": built_by(recipe.model),
-        "task": _described(task.given),
+        "task": _task(task.given),
         "transform": transform,
         "classes": _plain(task.known_classes),
         "mean": list(recipe.mean),
         "std": list(recipe.std),
         "size": given.get("size"),
         **{name: recipe.input.get(name, given.get(name)) for name in INPUT},
+        "upright": recipe.upright,
+        "inference": None if recipe.inference is None else asdict(recipe.inference),
+        "batch_size": recipe.eval_batch_size,
         "palette": _plain(task.known_palette),
         "raw_ids": _plain(task.known_raw_ids),
     }
@@ -82,6 +91,8 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
     try:
         content = load_json(file)
         require(content, PARTS)
+        if content["format"] == FORMAT:
+            require(content, SINCE_2)
     except Fault as error:
         raise UserError(f"{file} is damaged: {error}. Put a whole copy in its place") from error
     if content["format"] > FORMAT:
@@ -89,6 +100,19 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
             f"{file} is of format {content['format']}, of a newer trainkit; this one reads {FORMAT}"
         )
     return content
+
+
+def _transform(info: DatasetInfo) -> Mapping[str, Any] | None:
+    """What an evaluation makes of an image, as it is built again; None where that is not known."""
+    if info.transformed is None or info.is_augmented:
+        return None
+    return AS_STORED if info.transform is None else built_by(info.transform)
+
+
+def _task(task: Any) -> dict[str, Any]:
+    """Type and arguments of a task, and whether it is one of trainkit's."""
+    is_ours = type(task).__module__.startswith("trainkit.")
+    return {**_described(task), "of": "trainkit" if is_ours else "recipe"}
 
 
 def _described(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -14,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, Images, Net, recognition
 from trainkit import Options, train
-from trainkit.commands.prediction_writers import ClassWriter, Picture
+from trainkit.commands.prediction_writers import ClassWriter
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.mixup import Mixup
 from trainkit.data.reader import name_of
@@ -26,6 +27,9 @@ from trainkit.data.transforms.recognition import train_transform as train_images
 from trainkit.data.transforms.segmentation import eval_transform as eval_maps
 from trainkit.data.transforms.segmentation import train_transform as train_maps
 from trainkit.models.recognition import classifier
+from trainkit.options import PredictOptions
+from trainkit.prediction.images import Picture
+from trainkit.prediction.model_info import ModelInfo
 from trainkit.tasks.recognition import Recognition
 
 
@@ -201,7 +205,8 @@ def test_labels_are_those_that_top1_takes():
 
 def test_predictions_of_ten_crops_are_written(tmp_path):
     outputs = torch.tensor([[4.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 1.0], [0, 0, 1], [0, 0, 1]])
-    writer = ClassWriter(Recognition(3), tmp_path, 1)
+    info = ModelInfo(model=nn.Identity(), task=Recognition(3), transform=None)
+    writer = ClassWriter(info, PredictOptions(paths=(), out=tmp_path, top_k=1))
     writer.add([Picture(Path(name), Path(name)) for name in "ab"], outputs)
     writer.close()
     lines = [

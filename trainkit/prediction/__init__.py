@@ -1,0 +1,1 @@
+"""Trained models, loaded and shown images that are no dataset's."""

@@ -1,0 +1,96 @@
+"""Masks of images too large to hold the scores of: block by block, each from the windows over it.
+
+A block of pixels gets the same mean over the same windows as in an evaluation, flipped ones too;
+windows over a border of two blocks are run for both.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.data.to_device import ToDevice
+from trainkit.inference import Inference
+
+SCORES_AT_ONCE = 1 << 26  # of a block, over all classes: 256 MiB
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs a model over an image in windows, without scores of the whole image at any time."""
+
+    inference: Inference
+    """with a window, and one scale"""
+    task_module: nn.Module
+    """gives probabilities (N, C, h, w) where it gets no targets"""
+    to_device: ToDevice
+    num_classes: int
+
+    def are_needed(self, size: tuple[int, int]) -> bool:
+        """Whether the scores of an image of this height and width are more than one block's."""
+        return (
+            min(size) >= self.inference.window
+            and self.num_classes * size[0] * size[1] > SCORES_AT_ONCE
+        )
+
+    @torch.inference_mode()
+    def mask(self, image: Tensor) -> Tensor:
+        """The class of each pixel, uint8 (H, W), on the CPU; image: uint8 (3, H, W)."""
+        height, width = image.shape[-2:]
+        found = torch.empty(height, width, dtype=torch.uint8)
+        side = self._side()
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                bottom, right = min(top + side, height), min(left + side, width)
+                scores = self._scores(image, top, bottom, left, right)
+                found[top:bottom, left:right] = scores.argmax(0).to(torch.uint8).cpu()
+        return found
+
+    def _side(self) -> int:
+        """Of a block, at least a window's, as a smaller one would run most windows many times."""
+        return max(self.inference.window, int((SCORES_AT_ONCE / self.num_classes) ** 0.5))
+
+    def _scores(self, image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Sums over the windows that see a block, (C, height, width).
+
+        Their mean has its largest class where the sum has.
+        """
+        sums: Tensor | None = None
+        places = self._places(image.shape[-2:], top, bottom, left, right)
+        most = self.inference.window_batch
+        for first in range(0, len(places), most):
+            batch = places[first : first + most]
+            for (row, column), scores in zip(batch, self._forward(image, batch)):
+                if sums is None:
+                    sums = scores.new_zeros(len(scores), bottom - top, right - left)
+                _add(sums, scores, row - top, column - left)
+        return sums
+
+    def _places(
+        self, size: torch.Size, top: int, bottom: int, left: int, right: int
+    ) -> list[tuple[int, int]]:
+        """Where the windows begin that see a block."""
+        window = self.inference.window
+        rows = [row for row in self.inference.starts(size[0]) if top - window < row < bottom]
+        columns = [each for each in self.inference.starts(size[1]) if left - window < each < right]
+        return [(row, column) for row in rows for column in columns]
+
+    def _forward(self, image: Tensor, places: list[tuple[int, int]]) -> Iterator[Tensor]:
+        """Scores (C, h, w) of the windows at these places, added up with the flipped ones."""
+        window = self.inference.window
+        cut = [image[:, row : row + window, column : column + window] for row, column in places]
+        pixels, _ = self.to_device(torch.stack(cut), torch.empty(len(cut)))
+        scores = self.task_module(pixels, None)
+        if self.inference.flip:
+            scores = scores + self.task_module(pixels.flip(-1), None).flip(-1)
+        return iter(scores)
+
+
+def _add(sums: Tensor, scores: Tensor, row: int, column: int) -> None:
+    """Add what lies within `sums` (C, H, W) of scores (C, h, w) that begin at (row, column)."""
+    height, width = scores.shape[-2:]
+    top, left = max(row, 0), max(column, 0)
+    bottom, right = min(row + height, sums.shape[1]), min(column + width, sums.shape[2])
+    part = scores[:, top - row : bottom - row, left - column : right - column]
+    sums[:, top:bottom, left:right] += part

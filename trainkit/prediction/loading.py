@@ -1,0 +1,195 @@
+"""Trained models from what lies beside their weights: the recipe is not called, no dataset opened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainkit.data.spawning import load_file
+from trainkit.errors import UserError
+from trainkit.inference import Inference
+from trainkit.models.rebuild import network_from, transform_from
+from trainkit.prediction.model_info import ModelInfo
+from trainkit.recipe import Task
+from trainkit.shipped import same_shipped_recipe, shipped
+from trainkit.storage.lookup import find_weights, is_published, read_origin
+from trainkit.storage.model_json import FORMAT, read_model_json
+from trainkit.storage.weights import take_weights
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
+
+TASKS = {"Recognition": Recognition, "Segmentation": Segmentation}
+# of training, and of evaluations of the validation data
+NOT_REBUILT = ("loss", "extra_metrics")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run, a checkpoint, a published folder or a Hub name stands for."""
+
+    named: Path
+    """as it was given"""
+    weights: Path
+    """a checkpoint folder or a file"""
+    run: Path | None
+    """the folder with settings.json that they lie in"""
+    described: dict[str, Any] | None
+    """model.json beside them"""
+
+    @classmethod
+    def at(cls, path: Path) -> "Source":
+        """Raises MissingFileError where nothing is at `path`, and no model of that name on the
+        Hub."""
+        weights, run = find_weights(path)
+        folder = weights if weights.is_dir() else weights.parent
+        return cls(path, weights, run, read_model_json(folder))
+
+    @property
+    def is_from_elsewhere(self) -> bool:
+        """Whether its recipe is code that this machine need not have run before."""
+        return self.run is not None and is_published(self.run)
+
+    @property
+    def lacks(self) -> str | None:
+        """What model.json does not say, so that a recipe is needed; None where it says all."""
+        found = self.described
+        if found is None:
+            return f"there is no model.json beside {self.weights}, as in runs of earlier versions"
+        if found["format"] < FORMAT:
+            return f"model.json beside {self.weights} is of an earlier version"
+        if found["network"] is None:
+            return f"model.json does not say how its network, {found['type']}, was built"
+        if found["task"].get("of") != "trainkit" or found["task"]["type"] not in TASKS:
+            return f"its task, {found['task']['type']}, is of a recipe"
+        if found["transform"] is None or found["transform"].get("recipe") is not None:
+            return "model.json does not say what an evaluation makes of an image"
+        return None
+
+    def info(self, trust_recipe: bool = False) -> ModelInfo:
+        """The model, with random weights, and what belongs to it.
+
+        Raises:
+            UserError: model.json lacks something, or the network is of a recipe from elsewhere, and
+                `trust_recipe` is false.
+        """
+        if self.lacks is not None:
+            raise UserError(f"{self.named} cannot be loaded without its recipe: {self.lacks}")
+        found = self.described
+        own = found["network"]["recipe"]
+        code = None if own is None else self._code(own, trust_recipe)
+        seen = found["inference"]
+        return ModelInfo(
+            model=network_from(found, code),
+            task=_task_from(found["task"]),
+            transform=transform_from(found),
+            mean=found["mean"],
+            std=found["std"],
+            upright=found["upright"],
+            inference=None if seen is None else _inference_from(seen),
+            batch_size=found["batch_size"],
+        )
+
+    def _code(self, name: str, trust_recipe: bool) -> ModuleType:
+        """The recipe's file `name`, loaded, which has a network of its own."""
+        file = self._file(name)
+        if self.is_from_elsewhere:
+            file = trusted(
+                file, self.named, "its network is built by code of its own", trust_recipe
+            )
+        return load_file(f"network_{file.stem}", file)
+
+    def _file(self, name: str) -> Path:
+        """A file of the recipe: in a published folder by its name, else the run's recipe.py, what
+        lay beside its original, or one that comes with the package."""
+        run = self.weights.parent if self.run is None else self.run
+        _, origin = (0, None) if self.run is None else read_origin(run)
+        files = [run / name]
+        if origin is not None:
+            files += [run / "recipe.py"] if Path(origin).name == name else []
+            files.append(Path(origin).parent / name)
+        files.append(shipped("recipes") / name)
+        file = next((each for each in files if each.is_file()), None)
+        if file is None:
+            raise UserError(
+                f"the network of {self.named} is built by code in {name}, which is not there"
+                f" (looked for {', '.join(map(str, files))}): put it there"
+            )
+        return file
+
+
+def trusted(file: Path, named: Path, why: str, trust_recipe: bool) -> Path:
+    """A recipe from elsewhere that may be run: one of trainkit's own, or one that is trusted.
+
+    Raises UserError where it is neither.
+    """
+    ours = same_shipped_recipe(file)
+    if ours is not None:
+        return ours
+    if not trust_recipe:
+        raise UserError(
+            f"{named}: {why}, in {file}, which would run with all your rights. Read it, and give"
+            " --trust-recipe (in Python: trust_recipe=True) if you trust it"
+        )
+    return file
+
+
+def load(
+    source: str | Path, *, trust_recipe: bool = False, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, ModelInfo]:
+    """A trained model, ready to predict, and what belongs to it.
+
+        model, info = trainkit.load("runs/seg_folder")
+        info.predict("my_photos")
+
+    Neither the recipe nor its data is needed, and no published weights are fetched.
+
+    Args:
+        source: a run's folder, of which the best checkpoint is taken, a checkpoint, a folder that
+            `trainkit push` wrote, or the name of a model on the Hugging Face Hub.
+        trust_recipe: run code that came with a published model; needed where its network is of
+            its recipe's own.
+        device: where the model goes.
+
+    Returns:
+        The network in evaluation mode, with EMA weights where the run has them; and a `ModelInfo`:
+        `classes`, `preprocess(image)`, `predict(images)`.
+
+    Raises:
+        MissingFileError: nothing is there.
+        UserError: the network or its task cannot be built without the recipe.
+    """
+    found = Source.at(Path(source))
+    info = found.info(trust_recipe)
+    take_weights(info.model, found.weights)
+    info.model.to(device).eval()
+    return info.model, info
+
+
+def _task_from(described: Mapping[str, Any]) -> Task:
+    """The task, with the usual loss and metrics. Raises UserError where it cannot be built."""
+    given = described["arguments"]
+    arguments = {name: value for name, value in given.items() if name not in NOT_REBUILT}
+    kind = TASKS[described["type"]]
+    return kind(**_bound(kind, arguments))
+
+
+def _inference_from(described: Mapping[str, Any]) -> Inference:
+    arguments = _bound(Inference, described)
+    return Inference(**{**arguments, "scales": tuple(arguments["scales"])})
+
+
+def _bound(kind: type, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments. Raises UserError where `kind` takes others."""
+    try:
+        signature(kind).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model.json gives {kind.__name__} other arguments than it takes ({error}): take the"
+            " version of trainkit that wrote it"
+        ) from error
+    return arguments
