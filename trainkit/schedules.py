@@ -49,7 +49,9 @@ def linear(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 
 
 
 def cos(end: float = 0.0, *, warmup_epochs: float = 0, warmup_steps: float = 0) -> Schedule:
-    """Half a cosine, 0.5 (1 + cos(pi t/T)), stretched to finish at `end`.
+    """Half a cosine, from 1 down to `end`.
+
+    It is 0.5 (1 + cos(pi t/T)), stretched to finish at `end`.
 
     Args:
         end: multiplier at the last step.

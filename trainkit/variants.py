@@ -20,12 +20,7 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
 
         @variant(base, epochs=30, lr=0.004)
         def recipe(split: str = "train", **settings) -> Recipe:
-            \"\"\"Another dataset.
-
-            Args:
-                data: folder with train2017/ and val2017/
-                split: to train on
-            \"\"\"
+            \"\"\"Another dataset, with `Args:` for `data` and `split`.\"\"\"
             return base(**settings)
 
     The function has settings of its own by name, and passes on the others. Parameters of `base`

@@ -34,13 +34,18 @@ TRANSPORTS = (
 
 
 def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
-    """The Accelerator of this process, with all started processes in one group and all cores in
-    use.
+    """Make the Accelerator of this process, with all processes in one group, on all cores.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`).
-    Where there is no accelerator device, processes are joined over gloo on the CPU. Raises
-    UserError where the launcher started other processes than the group has, or an engine that the
-    loop would not be exact under.
+    Where there is no accelerator device, processes are joined over gloo on the CPU.
+
+    Args:
+        static_graph: DDP's setting.
+        timeout_s: of a collective operation, in seconds.
+
+    Raises:
+        UserError: the launcher started other processes than the group has, or an engine that the
+            loop would not be exact under.
     """
     end_with_launcher()
     for variable, reason in REFUSED_ENGINES.items():
@@ -96,12 +101,13 @@ def allow_tf32(allowed: bool) -> None:
 
 @contextmanager
 def lost_processes_told() -> Iterator[None]:
-    """Say it where meeting the other processes, or an exchange with them, failed.
+    """Report where joining the other processes, or a collective operation with them, failed.
 
-    Torch says so in many words.
+    Also while the group forms, and where an error of the training came only because the others
+    failed.
 
-    Raises ConnectionError in its place. Also while the group forms, and where an error of the
-    training came only because the others were gone.
+    Raises:
+        ConnectionError: in place of torch's many errors.
     """
     try:
         yield
@@ -122,10 +128,7 @@ def lost_processes_told() -> Iterator[None]:
 
 
 def _is_of_the_group(error: BaseException) -> bool:
-    """Whether torch.distributed raised it.
-
-    By its class, or where a transport says so in plain RuntimeErrors.
-    """
+    """Whether torch.distributed raised it, by its class or by the words of a transport."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in TRANSPORTS)
     )
@@ -157,10 +160,8 @@ def _join_afresh(timeout: timedelta) -> None:
 def _leave_group() -> None:
     """End gloo's threads before the interpreter ends.
 
-    Left to it, 3 runs in 40 aborted after their work.
-
-    Where FSDP still holds the group they stay, and one may be waiting for the interpreter, to let
-    go of a tensor.
+    Left to it, 3 runs in 40 aborted after their work. Where FSDP still holds the group they stay,
+    and one may be waiting for the interpreter, to release a tensor.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -168,7 +169,7 @@ def _leave_group() -> None:
 
 
 def _float8() -> list[AORecipeKwargs]:
-    """For fp8 by torchao: weights stay float32 tensors.
+    """Settings for fp8 by torchao under which weights stay float32 tensors.
 
     Accelerate would make them ones that no checkpoint can hold.
     """

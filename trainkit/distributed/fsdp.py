@@ -1,6 +1,4 @@
-"""FSDP2.
-
-Each process holds a part of every weight, gradient and optimizer state (torch's `fully_shard`).
+"""FSDP2: each process holds a part of every weight, gradient and optimizer state.
 
 Asked for by an accelerate config (accelerate_configs/fsdp2.yaml). Accelerate itself ignores it
 without a GPU; here it is the same few lines on every device, so that what is tested on the CPU is
@@ -41,9 +39,10 @@ class Sharding:
 
     @classmethod
     def asked(cls) -> "Sharding | None":
-        """From the environment of `accelerate launch`; None where it does not say so.
+        """Read it from the environment of `accelerate launch`; None where it is not asked for.
 
-        Raises UserError for what is not supported here.
+        Raises:
+            UserError: what it says is not supported.
         """
         if os.environ.get(VARIABLE, "false").lower() != "true":
             return None
@@ -99,7 +98,7 @@ ALLOWED = {
 
 @contextmanager
 def kept_from_accelerate() -> Iterator[None]:
-    """Accelerate does not shard by itself meanwhile."""
+    """Context manager: Accelerate does not shard by itself."""
     before = os.environ.pop(VARIABLE, None)
     try:
         yield
@@ -111,8 +110,7 @@ def kept_from_accelerate() -> Iterator[None]:
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | None = None
 ) -> nn.Module:
-    """The model as `accelerator.prepare` gives it, sharded where that was asked for, the
-    optimizer's weights with it.
+    """Prepare the model by `accelerator.prepare`, sharded with the optimizer where asked for.
 
     The optimizer itself stays as it is: accelerate's wrapper looks for a package on the disk in
     each step, a tenth of a small network's time (docs/results.md).
@@ -151,7 +149,12 @@ def _shard(model: nn.Module, sharding: Sharding, optimizer: Optimizer | None) ->
 
 
 def take_parts(optimizer: Optimizer, parts: Mapping[int, nn.Parameter]) -> None:
-    """Give it sharded weights in place of whole ones. parts: by the id of the whole weight."""
+    """Give an optimizer sharded weights in place of whole ones.
+
+    Args:
+        optimizer: of the whole weights.
+        parts: by the id of the whole weight.
+    """
     for group in optimizer.param_groups:
         group["params"] = [parts[id(weight)] for weight in group["params"]]
     for weight in list(optimizer.state):  # made with the optimizer, as Adagrad does
@@ -171,7 +174,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """Gradients stay in this process meanwhile."""
+    """Context manager: gradients stay in this process."""
     inner = without_compile(model)
     if not isinstance(inner, FSDPModule):
         with accelerator.no_sync(model):
@@ -185,8 +188,7 @@ def no_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
 
 
 def settle_buckets(model: nn.Module, propagate: Callable[[Tensor], None]) -> None:
-    """Have DDP lay out its buckets for good now, by a pass back, `propagate`, whose gradients are
-    0.
+    """Have DDP fix its buckets now, by a backward pass, `propagate`, whose gradients are 0.
 
     It does so once, after the first step that it sees, in the order in which gradients arrived, and
     gradients are added over more than two processes in an order that depends on their places: after
@@ -205,19 +207,17 @@ def settle_buckets(model: nn.Module, propagate: Callable[[Tensor], None]) -> Non
 
 
 def reshard(model: nn.Module) -> None:
-    """Free whole weights that passes without a backward have left, which would outlive a change to
-    their parts."""
+    """Free whole weights left by passes without a backward, as they do not follow their parts."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def agree_on_buffers(model: nn.Module) -> None:
-    """Process 0's for all, as a checkpoint holds them.
+    """Give all processes the buffers of process 0, as a checkpoint holds them.
 
-    Batch norm saw another part of the batch in each.
-
-    DDP agrees on them before a training's pass, and not before each pass of an evaluation.
+    Batch norm saw another part of the batch in each. DDP agrees on them before a training's forward
+    pass, and not before each of an evaluation.
     """
     if dist.is_initialized():
         for buffer in model.buffers():
@@ -225,12 +225,12 @@ def agree_on_buffers(model: nn.Module) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of it that this process holds, in the same memory."""
+    """The part of a tensor that this process holds, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All of it, where it is. All processes must call it."""
+    """All of a tensor, where it is. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -250,9 +250,9 @@ def whole(value: Any, keep: bool = True) -> Any:
 
 
 def unsharded_state(optimizer: Optimizer) -> str | None:
-    """The first of its state that is not laid out as its sharded weight is.
+    """The first of an optimizer's state that is not laid out as its sharded weight is.
 
-    It could not be gathered, or taken up. Also what is in lists and mappings.
+    It could not be gathered, or loaded. Also what is in lists and mappings.
     """
     return next(
         (
@@ -284,7 +284,7 @@ def part(value: Tensor, like: Tensor | None) -> Tensor:
 
 
 def parts_of_optimizer(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A state of whole tensors, as `whole` of `state_dict` gives it, for an optimizer over parts."""
+    """Turn a state of whole tensors, see `whole`, into that of an optimizer over parts."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     return state | {
         "state": {

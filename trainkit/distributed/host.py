@@ -1,4 +1,4 @@
-"""What this host has, and what a process takes of it: cores, threads, freed memory."""
+"""The host's cores, threads and freed memory."""
 
 import ctypes
 import os
@@ -13,8 +13,7 @@ def usable_cores() -> int:
 
 
 def _use_all_cores() -> None:
-    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where nobody asked for a number of
-    threads."""
+    """Undo the launcher's OMP_NUM_THREADS=1, which it sets where the user gave no number."""
     # by accelerate, by torchrun
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()
     if not launched or os.environ.get("OMP_NUM_THREADS") != "1" or _threads_were_asked_for():

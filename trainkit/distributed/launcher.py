@@ -1,4 +1,4 @@
-"""What a launcher says in the environment, checked before anybody takes it at its word."""
+"""Reads and checks what a launcher put into the environment."""
 
 import ctypes
 import os
@@ -64,19 +64,16 @@ def launcher() -> int | None:
 def end_with_launcher() -> None:
     """Have SIGTERM sent to this process when its launcher dies, on Linux.
 
-    Nothing where no launcher started it.
-
     Before the training begins it ends the process, which may be waiting for others that never come,
-    and in the training it stops it as ever (see signals.py, which looks for itself where the system
-    sends nothing).
+    and in the training it stops it as usual (see stop_signal.py, which checks for itself where the
+    system sends nothing).
     """
     if (parent := launcher()) is not None:
         end_with_parent(signal.SIGTERM, parent)
 
 
 def end_with_parent(number: int, parent: int) -> None:
-    """Have the system send `number` to this process when `parent`, or the thread of it that started
-    this one, ends."""
+    """Have the system send `number` to this process when `parent`, or its starting thread, ends."""
     if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1

@@ -1,4 +1,4 @@
-"""The module that torch.compile and DistributedDataParallel stand around.
+"""Removes torch.compile's and DistributedDataParallel's wrappers from a module.
 
 accelerate's `extract_model_from_parallel` would also take off the wrapper that sets the precision.
 """
@@ -8,7 +8,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def without_compile(module: nn.Module) -> nn.Module:
-    """The module that was compiled, or the module itself; torch.compile is the outermost wrapper."""
+    """The module that was compiled, or the module itself.
+
+    torch.compile is the outermost wrapper.
+    """
     return getattr(module, "_orig_mod", module)
 
 

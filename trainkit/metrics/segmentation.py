@@ -127,7 +127,7 @@ class MeanIoU(Counting):
         }
 
     def details(self) -> dict:
-        """ "accuracy" of each class and "confusion", which are too much for a row of the log.
+        """Results too large for a row of the log: "accuracy" of each class and "confusion".
 
         Accuracy is None where a class does not occur. The confusion holds pixels: a row for each
         class of the references, a column for each class predicted.

@@ -46,20 +46,14 @@ def step_of(path: Path) -> int:
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of a checkpoint is called so.
-
-    Step-000000002, and not step-2 or step-000000002.keep.
-    """
+    """Whether a folder is named as a checkpoint: step-000000002, not step-2."""
     digits = re.fullmatch("step-([0-9]{9,18})", name)
     return digits is not None and name == f"step-{int(digits[1]):09d}"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What goes into a checkpoint, on the CPU.
-
-    Where it was copied, training may continue while it is written.
-    """
+    """What goes into a checkpoint, on the CPU; once copied, training may continue meanwhile."""
 
     model: dict[str, Tensor]
     tensors: dict[str, Tensor]
@@ -75,9 +69,14 @@ class Snapshot:
         copy: bool = True,
         model_json: Mapping[str, Any] | None = None,
     ) -> "Snapshot":
-        """state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+        """Take a snapshot.
 
-        copy: also what is on the CPU; without, nothing may change until the snapshot is written.
+        Args:
+            model: the state dict.
+            state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+            copy: also what is on the CPU; without, nothing may change until the snapshot is
+                written.
+            model_json: content of model.json; None for no such file.
         """
         tensors: dict[str, Tensor] = {}
         structure = pack(state, tensors, "state")
@@ -87,7 +86,8 @@ class Snapshot:
 def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
     """Write the checkpoint of `step` into `folder`, which exists, and return its path.
 
-    Raises OSError where that fails; what was there before still is.
+    Raises:
+        OSError: that failed; what was there before still is.
     """
     final, aside = checkpoint_path(folder, step), folder / f".writing-step-{step:09d}"
     try:
@@ -114,7 +114,7 @@ def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
 
 
 def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write the snapshot's files and flush them; their sizes and SHA-256.
+    """Write the snapshot's files and flush them; return their sizes and SHA-256.
 
     Hashing takes longer than writing. Each file is hashed in a thread beside the writing of the
     next one and beside the disk.
@@ -138,11 +138,10 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and the protected ones, each at once by another
-    name.
+    """Remove all but the newest `keep` checkpoints and the protected ones.
 
-    What is not a checkpoint with its manifest, or holds a file more, was not written here, and
-    stays.
+    Each is renamed first. What is not a checkpoint with its manifest, or holds a file more, was not
+    written here, and stays.
     """
     stay = {path.name for path in protected}
     ours = [path for path in list_checkpoints(folder) if _manifest_fault(path) is None]
@@ -160,7 +159,7 @@ def _clear(folder: Path) -> None:
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    """Whether it is a folder in which nothing is but files that a checkpoint has, or some of them.
+    """Whether a folder holds nothing but files of a checkpoint, or some of them.
 
     While one is written there may be one more, by which safetensors begins each of its files.
     """
@@ -180,10 +179,7 @@ def _is_ours(name: str, begun: bool) -> bool:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in `folder`, oldest first.
-
-    Also damaged ones, but nothing that is called otherwise.
-    """
+    """All checkpoints in `folder`, oldest first, damaged ones too."""
     found = [
         path for path in folder.glob("step-*") if is_checkpoint_name(path.name) and path.is_dir()
     ]
@@ -202,10 +198,7 @@ def is_older(folder: Path) -> bool:
 
 
 def steps_done(folder: Path) -> int:
-    """The step of the newest checkpoint in `folder` whose manifest can be read.
-
-    0 where there is none.
-    """
+    """The step of the newest checkpoint in `folder` with a readable manifest; 0 for none."""
     return max(
         (step_of(path) for path in list_checkpoints(folder) if _manifest_fault(path) is None),
         default=0,
@@ -213,7 +206,7 @@ def steps_done(folder: Path) -> int:
 
 
 def _manifest_fault(path: Path) -> str | None:
-    """Why a folder's manifest is not that of the checkpoint it is called, or None.
+    """Why a folder's manifest is not that of the checkpoint it is named after, or None.
 
     Its files are not read.
     """
@@ -249,9 +242,10 @@ def verify(path: Path) -> str | None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Model weights and state of a checkpoint, on the CPU.
+    """Load model weights and state of a checkpoint, on the CPU.
 
-    Raises UserError where it does not verify.
+    Raises:
+        UserError: it does not verify.
     """
     reason = verify(path)
     if reason:
@@ -271,25 +265,19 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the weights at `path`, a checkpoint or a file.
-
-    What tells one from another for good.
-    """
+    """SHA-256 of the weights at `path`, a checkpoint or a file, which identifies them."""
     return _described(path / "model.safetensors" if path.is_dir() else path)["sha256"]
 
 
 def in_memory(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, apart from the file.
-
-    Safetensors maps it, and it may be removed or replaced.
-    """
+    """The tensors of a file that may be removed or replaced meanwhile, as safetensors maps it."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
     """Tensors that share no memory with each other, which safetensors would refuse.
 
-    `copy`: nor with those given.
+    With `copy`, nor with those given.
     """
     here = {
         name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()

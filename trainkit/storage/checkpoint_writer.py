@@ -1,4 +1,4 @@
-"""Writing checkpoints while a training waits, or beside it: at most one at a time."""
+"""Writes checkpoints while a training waits, or in the background: at most one at a time."""
 
 import time
 from collections import deque
@@ -14,12 +14,16 @@ from trainkit.storage import checkpoint
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, in a thread where `background` is true, and removes older
-    ones in a thread.
+    """Writes the checkpoints of one run, and removes older ones in a thread.
 
-    keep: newest ones that stay. model_json: what stands in model.json of each; None for no such
-    file. An error of the file system does not raise here, it waits in `error`; any other one of the
+    An error of the file system does not raise here, it waits in `error`; any other one of the
     thread raises in the next call of `wait` or `error`.
+
+    Args:
+        folder: of the checkpoints.
+        keep: newest ones that stay.
+        background: whether a thread writes.
+        model_json: content of model.json in each; None for no such file.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class CheckpointWriter:
     def _write(
         self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None
     ) -> bool:
-        """Whether it is there."""
+        """Write it; whether it is there."""
         try:
             path = checkpoint.write(self.folder, step, snapshot)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
@@ -112,7 +116,7 @@ class CheckpointWriter:
             self._errors.append(OSError(told))
 
     def wait(self) -> None:
-        """Until nothing is being written or removed."""
+        """Wait until nothing is being written or removed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -123,13 +127,10 @@ class CheckpointWriter:
             raise self._bugs.popleft()
 
     def written(self) -> list[dict[str, Any]]:
-        """A row of the log for each checkpoint written since the last call.
-
-        Its pause of the training.
-        """
+        """Rows of the log on the checkpoints written since the last call, with their pauses."""
         return [self._written.popleft() for _ in range(len(self._written))]
 
     def error(self) -> OSError | None:
-        """The first thing that went wrong and was not told yet; None where there is nothing left."""
+        """The first error that was not reported yet; None where there is none."""
         self._raise_bug()
         return self._errors.popleft() if self._errors else None

@@ -25,16 +25,13 @@ COUNTED = (
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or lies in as a checkpoint or a file of weights.
-
-    None where there is none.
-    """
+    """The run folder that `path` is, or lies in as a checkpoint or a file of weights; or None."""
     folders = [path, *path.parents[:3]]  # RUN/checkpoints/step-N/model.safetensors
     return next((folder for folder in folders if is_run(folder)), None)
 
 
 def require_run(folder: Path) -> None:
-    """Raises MissingFileError where `folder` is not a run."""
+    """Raise MissingFileError where `folder` is not a run."""
     if not (folder / "settings.json").is_file():
         raise MissingFileError(
             f"{folder} is not a run: give the folder that the training wrote (its --out)"
@@ -44,7 +41,8 @@ def require_run(folder: Path) -> None:
 def find_failure(run: Path, step: int | None) -> Path:
     """The folder of the failed step `step`, or of the newest.
 
-    Raises MissingFileError where there is none.
+    Raises:
+        MissingFileError: there is none.
     """
     require_run(run)
     reports = [path.parent for path in run.glob("failures/step-*/report.json")]
@@ -67,20 +65,16 @@ def find_failure(run: Path, step: int | None) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run that `path` is or lies in, as plain values.
-
-    Empty where there is none.
-    """
+    """The settings of the run that `path` is or lies in, as plain values; empty for no run."""
     run = run_of(path)
     return read_recorded(run)["settings"] if run else {}
 
 
 def read_input(path: Path, signature: Signature) -> dict[str, Any]:
-    """Input settings of the run that `path` is or lies in, see `recorded.input_of`.
-
-    Empty where none is.
+    """Input settings of the run that `path` is or lies in, see `run_settings.input_of`.
 
     Only settings that a recipe of this signature has, and fills in itself where they are None.
+    Empty for no run.
     """
     run = run_of(path)
     looks = input_of(read_recorded(run)) if run else {}
@@ -91,10 +85,7 @@ def read_input(path: Path, signature: Signature) -> dict[str, Any]:
 
 
 def read_class_names(path: Path) -> list[str] | None:
-    """The names of the classes, in the order of their ids, of the run that `path` is or lies in.
-
-    None: not known.
-    """
+    """The names of the classes, in the order of their ids, of the run of `path`; or None."""
     run = run_of(path)
     classes = read_recorded(run).get("classes") if run else None
     return classes if isinstance(classes, list) else None
@@ -112,12 +103,10 @@ def read_seed(run: Path | None) -> int:
 
 
 def read_precise_bn(run: Path | None, weights: Path) -> int | None:
-    """Training images from which a run's evaluation of `weights` estimated batch norm's statistics.
+    """Training images from which a run's evaluation of `weights` re-estimated BatchNorm statistics.
 
-    None for none.
-
-    It stands in the log's row of that evaluation. Runs of before that, and published ones, have it
-    as an option alone.
+    It is in the log's row of that evaluation. Runs from before that, and published ones, have it as
+    an option alone. None for none.
     """
     if run is None:
         return None
@@ -131,10 +120,12 @@ def read_precise_bn(run: Path | None, weights: Path) -> int | None:
 def trained_steps(task: Task, run: Path | None, weights: Path) -> tuple[int, int] | None:
     """Steps that `weights` have seen, and those of the whole run they are of.
 
-    None where the task is not told them.
+    Returns:
+        None where the task does not depend on them.
 
-    Raises UserError where the task changes with the step (`at_step`), and the step is not known: of
-    a file of weights, or a checkpoint outside of its run.
+    Raises:
+        UserError: the task changes with the step (`at_step`), and the step is not known: of a file
+            of weights, or a checkpoint outside of its run.
     """
     if not task.provides("at_step"):
         return None

@@ -1,6 +1,4 @@
-"""model.json beside the weights of a checkpoint.
-
-What it takes to use them without the recipe and its data.
+"""Reads and writes model.json, with which a checkpoint's weights are used without a recipe.
 
 network    what built it: "function", "arguments", and the file of a "recipe" where the function is
            its own; null where it is not known
@@ -79,11 +77,13 @@ def model_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_model_json(folder: Path) -> dict[str, Any] | None:
-    """model.json in `folder`, a checkpoint or what `trainkit push` wrote.
+    """Read model.json in `folder`, a checkpoint or what `trainkit push` wrote.
 
-    None where there is none, as in older ones.
+    Returns:
+        None where there is none, as in older ones.
 
-    Raises UserError where it is damaged, or of a newer trainkit.
+    Raises:
+        UserError: it is damaged, or of a newer trainkit.
     """
     file = folder / MODEL_JSON
     if not file.exists():

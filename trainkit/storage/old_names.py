@@ -1,4 +1,4 @@
-"""Names that settings and options had in runs of earlier versions, and what they are called now."""
+"""Maps names of settings and options in runs of earlier versions to today's."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -1,7 +1,4 @@
-"""State as JSON beside tensors, without pickled code.
-
-And whether a checkpoint can hold what a training has.
-"""
+"""Packs state as JSON beside tensors, without pickled code, and checks that it can be packed."""
 
 import json
 import math
@@ -27,7 +24,8 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 
     Keys, and NumPy's numbers, keep their type.
 
-    Raises TypeError, with the name, for what it cannot hold.
+    Raises:
+        TypeError: it holds something else; the message has the name.
     """
     if isinstance(value, Tensor):
         tensors[name] = value
@@ -76,14 +74,18 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """See that a checkpoint can hold `state`, which has the model's state dict as "model", and give
-    it back.
+    """Check that a checkpoint can hold `state`, with the model's state dict, and restore it.
 
     The structure is written, read and compared as it is; of large tensors, which would take as long
-    as a save, the type and the layout. The model takes up its own state dict, as a resume does.
+    as a save, the type and the layout. The model loads its own state dict, as a resume does.
     Nothing is changed.
 
-    Raises UserError, with the name and a remedy, where it cannot.
+    Args:
+        model: the network.
+        state: what a checkpoint would hold, with the model's state dict as "model".
+
+    Raises:
+        UserError: it cannot; the message has the name and a remedy.
     """
     tensors: dict[str, Tensor] = {}
     try:
@@ -116,7 +118,7 @@ def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    """Raises TypeError for tensors that safetensors does not know, or that cannot be written into."""
+    """Raise TypeError for tensors that safetensors does not know, or that are not writable."""
     tensor = local(tensor)
     kind = (
         "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else None

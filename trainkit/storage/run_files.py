@@ -1,7 +1,4 @@
-"""Files of a run as they are read back.
-
-One parser for each, which says what is wrong with the file.
-"""
+"""Reads files of a run, with one parser for each that says what is wrong with the file."""
 
 import json
 import os
@@ -25,10 +22,7 @@ MOST = 2**53  # no number of steps, images or bytes is larger, and a float still
 
 
 class Fault(ValueError):
-    """What is wrong with a file, in words that follow its name: `manifest.json is damaged.
-
-    <fault>`.
-    """
+    """What is wrong with a file, in words that follow its name, as in `x.json is damaged: ...`."""
 
 
 class NotJSON(Fault):
@@ -138,11 +132,10 @@ REPORT = {
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of the checkpoint in `folder`.
+    """Read manifest.json of a checkpoint: "step", "files" (name -> "bytes", "sha256"), "format".
 
-    "step", "files" (name -> "bytes", "sha256"), perhaps "format".
-
-    Raises Fault where it cannot be read, or describes other files than a checkpoint has.
+    Raises:
+        Fault: it cannot be read, or describes other files than a checkpoint has.
     """
     content = load_json(folder / MANIFEST)
     require(content, {"step": COUNT, "files": MAPPING, "format": maybe(POSITIVE)})
@@ -158,17 +151,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """summary.json: how the run ended; None where it has not. Raises UserError where it is damaged."""
+    """Read summary.json, how the run ended; None where it has not.
+
+    Raises:
+        UserError: it is damaged.
+    """
     remedy = "Remove it, and the same command ends the run again from its last checkpoint"
     return _read(run / "summary.json", SUMMARY, remedy)
 
 
 def read_memory(run: Path) -> dict[str, Any] | None:
-    """memory.json.
+    """Read memory.json: the "micro_batch" that was found to fit, and the number "asked" for.
 
-    Images of one pass that were found to fit as "micro_batch", and how many were "asked" for.
+    None where there was no OOM.
 
-    None where memory never ran out. Raises UserError where it is damaged.
+    Raises:
+        UserError: it is damaged.
     """
     return _read(
         run / "memory.json",
@@ -178,16 +176,21 @@ def read_memory(run: Path) -> dict[str, Any] | None:
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
-    """results.json: what `trainkit evaluate` found; None where there is none.
+    """Read results.json, which `trainkit evaluate` wrote; None where there is none.
 
-    Raises UserError where it is damaged.
+    Raises:
+        UserError: it is damaged.
     """
     remedy = "Remove it, or write it anew with trainkit evaluate"
     return _read(run / "results.json", {"sha256": STRING, "checkpoint": STRING}, remedy)
 
 
 def read_report(failure: Path) -> dict[str, Any]:
-    """report.json of a failed step, in its folder. Raises UserError where it is damaged or missing."""
+    """Read report.json of a failed step, in its folder.
+
+    Raises:
+        UserError: it is damaged or missing.
+    """
     remedy = "Put a whole copy in its place; without it this step cannot be run again"
     report = _read(failure / "report.json", REPORT, remedy)
     if report is None:
@@ -198,7 +201,8 @@ def read_report(failure: Path) -> dict[str, Any]:
 def read_bad_images(run: Path) -> set[str]:
     """Lines of bad_images.txt; names of files need not be UTF-8.
 
-    Raises UserError where it is no regular file.
+    Raises:
+        UserError: it is no regular file.
     """
     file = run / "bad_images.txt"
     if not os.path.lexists(file):
@@ -210,9 +214,10 @@ def read_bad_images(run: Path) -> set[str]:
 
 
 def _read(file: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any] | None:
-    """A JSON file that may be missing.
+    """Read a JSON file that may be missing.
 
-    Raises UserError that names it, what is wrong with it, and the remedy.
+    Raises:
+        UserError: it is damaged; the message has its name, the fault and the remedy.
     """
     if not os.path.lexists(file):
         return None
@@ -225,9 +230,10 @@ def _read(file: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any] 
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A row of log.jsonl; None for one that was cut short as it was written.
+    """Parse a row of log.jsonl; None for one that was cut short as it was written.
 
-    Raises Fault for anything else.
+    Raises:
+        Fault: it is anything else.
     """
     try:
         row = parse_json(line)
@@ -250,10 +256,10 @@ def _is_cut(line: bytes) -> bool:
 
 
 def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
-    """Length of a log without rows of steps after `step` at its end, and the last evaluation in
-    what is left.
+    """Length of a log without rows after `step` at its end, and the last evaluation left.
 
-    Raises UserError that names the line where one is no row of a log.
+    Raises:
+        UserError: a line is no row of a log; the message has its number.
     """
     kept, end, evaluation = 0, len(data), None
     while end and evaluation is None:
@@ -273,9 +279,10 @@ def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
 
 
 def load_json(file: Path) -> Any:
-    """What a JSON file holds.
+    """Load what a JSON file holds.
 
-    Raises Fault where there is none, or it is no regular file, or not JSON.
+    Raises:
+        Fault: there is none, or it is no regular file, or not JSON.
     """
     data = read_regular(file)
     if not data.strip(b"\0 \t\r\n"):
@@ -286,7 +293,8 @@ def load_json(file: Path) -> Any:
 def read_regular(file: Path) -> bytes:
     """Bytes of a regular file; to open a FIFO would wait for ever.
 
-    Raises Fault where it is none or cannot be read.
+    Raises:
+        Fault: it is none or cannot be read.
     """
     try:
         if not stat.S_ISREG(file.stat().st_mode):
@@ -297,7 +305,11 @@ def read_regular(file: Path) -> bytes:
 
 
 def parse_json(data: str | bytes) -> Any:
-    """The value in `data`, of which no number is infinite or none. Raises Fault."""
+    """Parse JSON whose numbers are all finite.
+
+    Raises:
+        Fault: it is something else.
+    """
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except Fault:
@@ -313,7 +325,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def require(content: Any, kinds: Mapping[str, Kind]) -> None:
-    """Raises Fault that names the first value which is missing or of another kind."""
+    """Check that values are there and of their kinds.
+
+    Raises:
+        Fault: one is not; the message has its name.
+    """
     if not isinstance(content, dict):
         raise Fault(f"it holds {short(content)}, and must hold a mapping")
     for name, kind in kinds.items():
@@ -333,7 +349,8 @@ def short(value: Any) -> str:
 def posix_locks() -> ModuleType:
     """Python's fcntl, by which a run's folder is locked.
 
-    Raises UserError where there is none, as on Windows.
+    Raises:
+        UserError: there is none, as on Windows.
     """
     try:
         import fcntl

@@ -56,7 +56,7 @@ REMEDY = "Put a whole copy in its place, or remove that line"
 
 
 class RunFolder:
-    """One run's folder. `RunFolder.open` decides whether it is new, resumes, or is finished."""
+    """One run's folder; `RunFolder.open` decides whether it is new, resumes, or is finished."""
 
     def __init__(self, folder: Path, writes: bool = True):
         self.folder, self.writes = folder, writes
@@ -76,11 +76,20 @@ class RunFolder:
         recipe_file: Path | None,
         resume_invariants: Mapping[str, Any],
     ) -> tuple["RunFolder", list[str]]:
-        """Make or check the folder and lock it, in the main process; the run, and lines to show.
+        """Make or check the folder and lock it, in the main process.
 
-        settings: the recipe's, resolved. resume_invariants: what a run must keep, see
-        `TrainPlan.resume_invariants`. Raises UserError where the folder holds something else, is in
-        use, or holds a run whose `resume_invariants` differ.
+        Args:
+            options: of the run.
+            settings: the recipe's, resolved.
+            recipe_file: the recipe; None where Python code made it.
+            resume_invariants: what a run must keep, see `TrainPlan.resume_invariants`.
+
+        Returns:
+            The run, and lines to show.
+
+        Raises:
+            UserError: the folder holds something else, is in use, or holds a run whose
+                `resume_invariants` differ.
         """
         folder = options.out
         if folder is None:
@@ -125,9 +134,9 @@ class RunFolder:
         return run, notes
 
     def _keep_recipe(self, source: bytes, again: bool) -> None:
-        """Keep the recipe as it runs, where it is not kept yet, or only its beginning is.
+        """Save the recipe as it runs, where it is not saved yet, or only its beginning is.
 
-        `again`: in any case.
+        With `again`, in any case.
         """
         file = self.folder / "recipe.py"
         kept = read_regular(file) if file.exists() else None
@@ -175,8 +184,7 @@ class RunFolder:
         return [f"changed since this run began: {change}" for change in changed.values()]
 
     def _of_older(self, refused: Mapping[str, str]) -> str:
-        """A word more on a run that an older trainkit began, where names or groups of parameters
-        are others by now."""
+        """A hint for a run of an older trainkit, whose parameters have other names or groups."""
         if not (refused.keys() & {"model", "lrs"} and is_older(self.checkpoints)):
             return ""
         return (
@@ -216,21 +224,28 @@ class RunFolder:
             self._lock.flush()
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """How the run ended; None while it has not. Raises UserError where it is damaged."""
+        """How the run ended; None while it has not.
+
+        Raises:
+            UserError: summary.json is damaged.
+        """
         return read_summary(self.folder)
 
     def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line about each newer one that does not.
 
-        until: the newest step that is asked for. Raises UserError where there are checkpoints and
-        none verifies.
+        Args:
+            until: the newest step that is asked for.
+
+        Raises:
+            UserError: there are checkpoints and none verifies.
         """
         damaged: list[str] = []
         paths = [
@@ -260,9 +275,9 @@ class RunFolder:
             self._torn = False
 
     def forget_after(self, step: int) -> dict[str, Any] | None:
-        """Drop the log's rows of steps that were lost with their process; the last evaluation left.
+        """Drop the log's rows of steps that were lost; return the last evaluation left.
 
-        Looks from the end, so that a long log costs no more than a short one.
+        Reads from the end, so that a long log costs no more than a short one.
         """
         path = self.folder / "log.jsonl"
         if not path.is_file() or not path.stat().st_size:
@@ -309,7 +324,7 @@ class RunFolder:
         return new
 
     def remember_micro_batch(self, micro_batch: int, asked: int | None) -> None:
-        """Keep it for a resume.
+        """Save the micro-batch size for a resume.
 
         Any process may write it: the one that is out of memory may be the only one to know.
         """
@@ -331,10 +346,7 @@ class RunFolder:
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:
-        """Write a file aside and rename it.
-
-        What was there stays until all of the new one is on the disk.
-        """
+        """Write a file aside, flush it and rename it; what was there stays until then."""
         aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
         try:
             aside.write_bytes(content)
@@ -371,8 +383,7 @@ def _short(value: Any) -> str:
 
 
 def _check_kinds(folder: Path) -> None:
-    """Raises UserError where a name of ours is taken by a folder, a FIFO or a device, which would
-    be waited for."""
+    """Raise UserError where a name of ours is taken by a folder, a FIFO or a device."""
     for name in (*FILES, LOCK):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
             raise UserError(
@@ -399,7 +410,7 @@ def _check_kinds(folder: Path) -> None:
 def _move_aside(folder: Path) -> Path:
     """Rename a run's folder to the first of `folder`.1, .2, ... that is free.
 
-    Raises UserError where it may not be.
+    Raises UserError where the system refuses it.
     """
     place = folder.resolve()
     if Path.cwd().is_relative_to(place):
@@ -422,8 +433,7 @@ def _move_aside(folder: Path) -> Path:
 
 
 def _strays(folder: Path) -> list[str]:
-    """What is in a run's folder, in its checkpoints or failures, and was not written by a training
-    or a command."""
+    """What is in a run's folder and was not written by a training or a command."""
     hidden = rf"\.lock|\.seen-[0-9a-f]+|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
     own = [
         path

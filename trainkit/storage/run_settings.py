@@ -51,11 +51,14 @@ TO_PUBLISH = {
 
 
 def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})) -> dict[str, Any]:
-    """settings.json of the run in `folder`.
+    """Read settings.json of the run in `folder`.
 
-    Raises UserError where it is damaged, or not trainkit's.
+    Args:
+        folder: of the run.
+        needs: what must be in it beside settings, seed and recipe.
 
-    needs: what must be in it beside settings, seed and recipe.
+    Raises:
+        UserError: it is damaged, or not trainkit's.
     """
     file = folder / "settings.json"
     try:
@@ -73,10 +76,10 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
 
 
 def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Input settings of the run of which settings.json holds `recorded`, by names of settings.
+    """Input settings of a run, by names of settings, from its settings.json.
 
-    Runs of before this was kept had ImageNet's mean and std, but for pretrained networks their own;
-    what a recipe had no setting for was as here.
+    Runs from before this was kept had ImageNet's mean and std, but for pretrained networks their
+    own; what a recipe had no setting for was as here.
     """
     if "input" in recorded:
         return dict(recorded["input"])
@@ -172,9 +175,14 @@ def check_not_trained_on(
 
 
 def check_same_classes(run: Path | None, task: Task) -> None:
-    """Raises UserError where the run was trained on classes of other names, or in another order.
+    """Check that the run was trained on the same classes, in the same order.
 
-    task: the recipe's, whose classes, and their ids, follow from the data.
+    Args:
+        run: its folder.
+        task: the recipe's, whose classes, and their ids, follow from the data.
+
+    Raises:
+        UserError: it was not.
     """
     classes = task.known_classes
     trained = read_recorded(run).get("classes") if run is not None else None

@@ -1,4 +1,4 @@
-"""Settings of a recipe as settings.json keeps them, and back to what its annotations say."""
+"""Turns settings of a recipe into the values of settings.json, and back by its annotations."""
 
 import inspect
 import types
@@ -17,7 +17,7 @@ EMPTY = inspect.Parameter.empty
 def plain(value: Any) -> Any:
     """A value as JSON gives it back.
 
-    Dataclasses as mappings, tuples and sets as lists, paths and others as strings.
+    Dataclasses become mappings, tuples and sets lists, paths and others strings.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {
@@ -42,11 +42,15 @@ def _key(name: Any) -> str:
 def read_settings_as(
     recorded: Mapping[str, Any], signature: inspect.Signature, recipe: Path
 ) -> dict[str, Any]:
-    """The recorded settings as the recipe at `recipe`, which has this signature, takes them.
+    """The recorded settings as a recipe takes them, by today's names.
 
-    By today's names.
+    Args:
+        recorded: of settings.json.
+        signature: of the recipe.
+        recipe: its file, for messages.
 
-    Raises UserError that names settings which the recipe does not have, or not of that type.
+    Raises:
+        UserError: the recipe lacks a setting, or it is not of that type.
     """
     recorded = renamed_settings(recorded, signature.parameters)
     gone = [
@@ -74,10 +78,10 @@ def read_settings_as(
 
 
 def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> None:
-    """Raises UserError that names the recorded settings of `run` which are not among `settings` any
-    more.
+    """Check that no recorded setting of a run is missing, nor a field of a setting's dataclass.
 
-    Fields that a setting's dataclass has lost are named too.
+    Raises:
+        UserError: one is; the message has its name.
     """
     lost = _lost(recorded, settings)
     if lost:
@@ -102,9 +106,10 @@ def _lost(recorded: Mapping[str, Any], settings: Mapping[str, Any], within: str 
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """A value as JSON keeps it, turned back into what an annotation says.
+    """Turn a value of JSON into what an annotation says.
 
-    Raises UserError where it cannot be.
+    Raises:
+        UserError: it cannot be.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is EMPTY or annotation is Any:
@@ -141,7 +146,7 @@ def typed(value: Any, annotation: Any) -> Any:
 
 
 def _of_union(value: Any, kinds: tuple) -> Any:
-    """By the first of the types that takes it.
+    """Type a value by the first of the types that takes it.
 
     Raises UserError where none does, or two dataclasses do.
     """
@@ -163,7 +168,7 @@ def _of_union(value: Any, kinds: tuple) -> Any:
 
 
 def _of_dataclass(value: Any, kind: type) -> Any:
-    """With every field that it was recorded with; those added since have their defaults."""
+    """Make a dataclass of every recorded field; those added since have their defaults."""
     if not isinstance(value, dict):
         raise UserError(f"it is no {kind.__name__}")
     known = {field.name: field for field in fields(kind) if field.init}

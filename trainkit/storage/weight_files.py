@@ -1,7 +1,4 @@
-"""Weights in a file from elsewhere.
-
-Read without running anything stored in it, and which set of several is meant.
-"""
+"""Reads weights of a file from elsewhere without running anything stored in it."""
 
 import re
 from argparse import Namespace
@@ -32,10 +29,7 @@ OTHER_KINDS = {  # as torch's reader names them
 
 
 class Beside:
-    """Stands for a value beside the weights, such as a NumPy number.
-
-    Nothing of the value itself is made or called.
-    """
+    """Stands for a value beside the weights, such as a NumPy number, which is never made."""
 
     def __init__(self, *stored: Any):
         pass
@@ -65,13 +59,19 @@ BESIDE = (
 
 
 def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a .safetensors file or of what torch.save wrote, and lines on which of several
-    sets they are.
+    """Load weights of a .safetensors file or of what torch.save wrote.
 
-    key: the set to be taken, by its key or the path of keys to it, such as "model_ema" or
-    "ema.state_dict"; by default the first of NESTS that the file has, or the only one. Raises
-    UserError where the file cannot be read, holds objects of other kinds, no weights, several sets
-    of which none is known, or none called `key`.
+    Args:
+        path: the file.
+        key: the set to be taken, by its key or the path of keys to it, such as "model_ema" or
+            "ema.state_dict"; None: the first of NESTS that the file has, or the only one.
+
+    Returns:
+        Tensors by name, and lines on which of several sets they are.
+
+    Raises:
+        UserError: the file cannot be read, holds objects of other kinds, no weights, several sets
+            of which none is known, or none called `key`.
     """
     if path.suffix == ".safetensors":
         if key is not None:
@@ -123,10 +123,7 @@ def _known_kinds() -> safe_globals:
 
 
 def _check_beginning(path: Path) -> None:
-    """Raises UserError for what is called .pth and was never written by torch.
-
-    A web page, a Git LFS pointer.
-    """
+    """Raise UserError for a web page or a Git LFS pointer that is called .pth."""
     with path.open("rb") as file:
         begins = file.read(64)
     if not begins.startswith((b"PK", b"\x80")) and not (begins.strip(b"\0") and is_tarfile(path)):
@@ -138,7 +135,7 @@ def _check_beginning(path: Path) -> None:
 
 
 def _found(path: Path, error: UnpicklingError) -> str:
-    """What was refused in a file: every kind of object by name, or what torch's reader says first."""
+    """What was refused in a file: every kind of object by name, or what torch's reader says."""
     try:
         with _known_kinds():
             names = sorted(get_unsafe_globals_in_checkpoint(path))
@@ -159,8 +156,7 @@ def _found(path: Path, error: UnpicklingError) -> str:
 
 
 def _chosen(content: Any, path: Path, key: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The tensors by name in the content of a file, however deep they are nested, and lines to
-    report."""
+    """The tensors by name in a file's content, at any depth of nesting, and lines to report."""
     lines: list[str] = []
     seen: list[int] = []
     content = content if key is None else _at(content, key, path)
@@ -213,7 +209,7 @@ def _holds_arrays(content: Any) -> bool:
 
 
 def _at(content: Any, key: str, path: Path) -> Any:
-    """What stands under `key`, which may be a path of keys with dots between them."""
+    """The value under `key`, which may be a path of keys with dots between them."""
     rest, content = key, content if isinstance(content, Mapping) else {}
     while rest:
         held = [
@@ -253,9 +249,9 @@ def _tensors(content: Any) -> dict[Any, Tensor]:
 
 
 def _checked(tensors: dict[Any, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same.
+    """The same tensors.
 
-    Raises UserError for names that are none, and tensors that no weights of a model can be.
+    Raises UserError for names that are no strings, and tensors that no weights can be.
     """
     numbers = [name for name in tensors if not isinstance(name, str)]
     if numbers:

@@ -1,7 +1,4 @@
-"""Weights into a model.
-
-From a checkpoint of ours or a file from elsewhere, and what of them does not fit.
-"""
+"""Loads weights into a model, and reports what of them does not fit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +21,7 @@ SHOWN = 4  # names of each kind in a message
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of matching a state dict with a model.
-
-    What fits, by the model's names, and what does not.
-    """
+    """Result of matching a state dict with a model: what fits, by the model's names."""
 
     matched: dict[str, Tensor]
     unmatched: list[str]
@@ -59,7 +53,7 @@ class Fit:
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
-    """Compare names, shapes and types, the file's names read in the way that fits most of them.
+    """Match names, shapes and types, the file's names read in the way that fits most of them.
 
     See `_readings`.
     """
@@ -103,7 +97,11 @@ def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises UserError where the checkpoint at `path` names its weights otherwise than the model."""
+    """Check that the checkpoint at `path` names its weights as the model does.
+
+    Raises:
+        UserError: it does not.
+    """
     ours = model.state_dict()
     saved, now = (
         [name for name in weights if name not in ours],
@@ -123,7 +121,7 @@ def require_same_names(model: nn.Module, weights: Mapping[str, Tensor], path: Pa
 def _best_reading(
     model: nn.Module, ours: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> tuple[str | None, dict[str, str]]:
-    """That of `_readings` by which most names and shapes fit, the first of several."""
+    """The first of `_readings` by which most names and shapes fit."""
     best: tuple[int, str | None, dict[str, str]] = (-1, None, {})
     for told, names in _readings(model, ours, list(weights)):
         fits = sum(new in ours and _in_shape(weights[old], ours[new]) for old, new in names.items())
@@ -175,18 +173,12 @@ def _as_compiled(name: str, ours: Mapping[str, Tensor]) -> str:
 
 
 def _in_shape(value: Tensor, ours: Tensor) -> bool:
-    """Whether it is of our shape.
-
-    The weights (N, C) of a linear layer are those of a convolution (N, C, 1, 1).
-    """
+    """Whether a tensor has our shape; a linear layer's (N, C) is a convolution's (N, C, 1, 1)."""
     return value.shape == ours.shape or (ours.ndim == 4 and (*value.shape, 1, 1) == ours.shape)
 
 
 def _holds(ours: Tensor, value: Tensor) -> bool:
-    """Whether a tensor of our type holds the values.
-
-    No float those of a complex number, or of an integer's code.
-    """
+    """Whether a tensor of our type holds the values: no complex number, no code of an integer."""
     return (
         ours.is_complex() == value.is_complex()
         and ours.is_floating_point() <= value.is_floating_point()
@@ -196,9 +188,16 @@ def _holds(ours: Tensor, value: Tensor) -> bool:
 def load_model(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, partial: bool = False
 ) -> Fit:
-    """Load weights, read from `path`, and return how they fit; `partial` allows that some do not.
+    """Load weights and return how they fit.
 
-    Raises UserError that lists the names where they do not fit, or where none does.
+    Args:
+        model: takes the weights.
+        weights: tensors by name.
+        path: where they were read, for messages.
+        partial: whether some may not fit.
+
+    Raises:
+        UserError: they do not fit, or none does; the message lists the names.
     """
     found = fit(model, weights)
     what = f"the weights in {path} do not fit {type(model).__name__}"
@@ -233,10 +232,14 @@ def take_weights(
 def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
     """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes.
 
-    Return lines to report.
+    What does not fit, such as the last layer for other classes, stays as it is.
 
-    What does not fit, such as the last layer for other classes, stays as it is. Raises UserError
-    where nothing fits, FileNotFoundError where there is nothing.
+    Returns:
+        Lines to report.
+
+    Raises:
+        UserError: nothing fits.
+        MissingFileError: there is nothing.
     """
     file, _ = find_weights(path)
     weights, lines = read_weights(file, key)
@@ -249,11 +252,15 @@ def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str
 def read_weights(
     path: Path, key: str | None = None, averaged: bool = True
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a checkpoint folder or of a file, and lines on which of several sets of a file
-    they are.
+    """Read weights of a checkpoint folder or of a file.
 
-    key: which, see `weight_files.load_weights`. averaged: of a checkpoint the EMA weights, where
-    the run has them.
+    Args:
+        path: of the checkpoint or file.
+        key: which set, see `weight_files.load_weights`.
+        averaged: of a checkpoint the EMA weights, where the run has them.
+
+    Returns:
+        Tensors by name, and lines on which of several sets they are.
     """
     if not path.is_dir():
         return load_weights(path, key)
@@ -287,11 +294,13 @@ def _first(names: Sequence[str]) -> str:
 def averaged_weights(
     weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The averages by the names of `weights`, the state dict they were saved beside.
+    """The EMA weights by the names of `weights`, the state dict they were saved beside.
 
     Earlier versions left out the second name of a tied weight, which is filled from the first, and
-    had buffers that are not persistent, which are left out. Raises UserError where it is unclear
-    which weight a name is tied to.
+    had buffers that are not persistent, which are left out.
+
+    Raises:
+        UserError: it is unclear which weight a name is tied to.
     """
     found = {name: averages[name] for name in weights if name in averages}
     for name in weights.keys() - averages.keys():

@@ -15,7 +15,7 @@ NAMES = "names.json"  # of the arrays, so that a missing one is seen
 
 
 def default_folder() -> Path:
-    """trainkit in $XDG_CACHE_HOME, which is ~/.cache where it is not set."""
+    """The folder trainkit in $XDG_CACHE_HOME, which is ~/.cache where it is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainkit"
 
 

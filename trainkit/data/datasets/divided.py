@@ -27,9 +27,14 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", 
 class Whole:
     """All images of a dataset.
 
-    root: the folder that names are relative to. targets: of each image the name of its class, or
-    its mask's file. classes: of each image, what `held_out` goes by. header: of the lists. groups:
-    of each image, where they are known. sides: "train" or "val" of each, where the data says it.
+    Attributes:
+        root: the folder that names are relative to.
+        names: of the images.
+        targets: of each image the name of its class, or its mask's file.
+        classes: of each image, what `held_out` goes by.
+        header: of the lists.
+        groups: of each image, where they are known.
+        sides: "train" or "val" of each, where the data says it.
     """
 
     root: Path
@@ -61,7 +66,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Division:
-    """A dataset in two. lists: the content of train.csv and val.csv; words: how it was divided."""
+    """A dataset in two.
+
+    Attributes:
+        lists: the content of train.csv and val.csv.
+        words: how it was divided.
+    """
 
     whole: Whole
     sides: np.ndarray
@@ -101,8 +111,15 @@ class Division:
 class DividedClasses(ClassFiles):
     """One side of a `Division` by class names: index -> (uint8 image (3, H, W), class id).
 
-    classes: names in the order of their ids; None: those of both sides, in alphabetical order, or
-    by number where all are numbers. Raises UserError for an image of another class.
+    Args:
+        division: the division.
+        split: "train" or "val".
+        transform: of the image.
+        classes: names in the order of their ids; None: those of both sides, in alphabetical order,
+            or by number where all are numbers.
+
+    Raises:
+        UserError: an image is of another class.
     """
 
     split: str
@@ -143,7 +160,15 @@ class DividedClasses(ClassFiles):
 
 
 class DividedMasks(MaskFiles):
-    """One side of a `Division` of images with masks; settings as of `MaskDataset`."""
+    """One side of a `Division` of images with masks.
+
+    Args:
+        division: the division.
+        split: "train" or "val".
+        num_classes: how many classes there are.
+        transform: of image and mask.
+        **settings: as of `MaskDataset`.
+    """
 
     def __init__(
         self,

@@ -19,9 +19,13 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def undivided_classes(folder: Path) -> Path | None:
-    """The folder of class folders that is to be divided: `folder`, or train/ where there is no val.
+    """The folder of class folders to be divided: `folder`, or train/ where there is no val.
 
-    None where there are no class folders. Raises UserError where there is a split already.
+    Returns:
+        None where there are no class folders.
+
+    Raises:
+        UserError: there is a split already.
     """
     splits = {side: _first(folder, SPLITS[side]) for side in SIDES}
     _require_undivided(folder, splits)
@@ -34,7 +38,10 @@ def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | N
     """The first of the splits `names` that is there, its folder of images, and that of its masks.
 
     They are images/train and masks/train, or train/images and train/masks; for masks one may say
-    annotations or labels as well. Raises MissingFileError where there are images without masks.
+    annotations or labels as well.
+
+    Raises:
+        MissingFileError: there are images without masks.
     """
     for name in names:
         for layout in ("{kind}/{name}", "{name}/{kind}"):
@@ -45,10 +52,15 @@ def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | N
 
 
 def undivided_masks(folder: Path) -> tuple[str, str] | None:
-    """The folders of images and of masks that are to be divided: images/ and masks/ in `folder`, or
-    those of train where there is no val.
+    """The folders of images and masks to be divided: images/ and masks/, or those of train.
 
-    None where there are none. Raises UserError where there is a split already.
+    Those of train are divided where there is no val.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        UserError: there is a split already.
     """
     found = {side: mask_folders(folder, SPLITS[side]) for side in SIDES}
     _require_undivided(folder, {side: split and split[1] for side, split in found.items()})

@@ -25,7 +25,7 @@ DELIMITERS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class ImageList:
-    """The rows of a list. lines: where in the file each stands."""
+    """The rows of a list; `lines` are where in the file each stands."""
 
     file: Path
     columns: Mapping[str, Sequence[str]]
@@ -39,7 +39,8 @@ class ImageList:
     def column(self, known: Sequence[str], asked: str | None, flag: str) -> Sequence[str]:
         """The values of the column that is `asked` for, else of the first of `known` that it has.
 
-        Raises UserError where there is none, or a row has nothing in it.
+        Raises:
+            UserError: there is no such column, or a row has nothing in it.
         """
         by_name = {name.strip().lower(): name for name in self.columns}
         name = asked if asked is not None else next((by_name[n] for n in known if n in by_name), "")
@@ -63,9 +64,10 @@ class ImageList:
         return None if name is None else [value.lower() for value in self.columns[name]]
 
     def files(self, paths: Sequence[str]) -> list[str]:
-        """The paths as the files are spelt, relative to `root`. An absolute one stays absolute.
+        """The paths as the files are spelt, relative to `root`; an absolute one stays absolute.
 
-        Raises MissingFileError that counts and names those that are not there.
+        Raises:
+            MissingFileError: some are missing; the message counts and names them.
         """
         folders: dict[str, dict[str, str]] = {}
         found = [_found(self.root, path, folders) for path in paths]
@@ -86,7 +88,8 @@ def is_list(source: str | Path) -> bool:
 def list_in(folder: Path, split: str) -> Path | None:
     """The list of a split in a folder, such as train.csv; None where there is none.
 
-    Raises UserError where there are several.
+    Raises:
+        UserError: there are several.
     """
     found = [folder / f"{split}{suffix}" for suffix in EXTENSIONS]
     found = [file for file in found if file.is_file()]
@@ -179,9 +182,9 @@ def _text(value: object) -> str:
 
 
 def _found(root: Path, path: str, folders: dict[str, dict[str, str]]) -> str | None:
-    """The path as its file is spelt, of a list that may be of another machine; None for no file.
+    """The path as its file is spelt, in a list that may be of another machine; None for no file.
 
-    folders: the names in each folder that was looked into.
+    `folders` are the names in each folder that was looked into.
     """
     for spelt in dict.fromkeys((path, path.replace("\\", "/"))):
         folder, name = os.path.split(spelt)

@@ -38,17 +38,24 @@ def class_images(
     stream: int | None = None,
     held_out: SplitSettings = NO_SPLIT,
 ) -> Dataset:
-    """One split, "train" or "val", of `source`.
+    """Open one split of class images: index -> (uint8 image (3, H, W), class id), with `.classes`.
 
-    Index -> (uint8 image (3, H, W), class id), with `.classes`.
+    Args:
+        source: a folder with <split>/<class>/<image>, one with <class>/<image> or a list of paths
+            and labels, of which `held_out` says what is "val", a folder with such lists (train.csv,
+            val.csv), a folder with parquet files (`parquet_files` says how they are named), or a
+            dataset's name on the Hub.
+        split: "train", or "val": the first of val, validation, valid and test that there is.
+        transform: of the image.
+        classes: names in the order of class ids, which "val" gets from "train".
+        image_column: see `HubImages`; class folders have none.
+        label_column: see `HubImages`; class folders have none.
+        stream: see `HubImages`; class folders have none.
+        held_out: which images are held out for validation.
 
-    source: a folder with <split>/<class>/<image>, one with <class>/<image> or a list of paths and
-    labels, of which `held_out` says what is "val", a folder with such lists (train.csv, val.csv),
-    a folder with parquet files (`parquet_files` says how they are named), or a dataset's name on
-    the Hub. "val" is the first of val, validation, valid and test that there is. classes: names
-    whose places class ids are, which "val" gets from "train". image_column, label_column, stream:
-    see `HubImages`; class folders have none. Raises MissingFileError that says where it looked,
-    ValueError for other classes than `classes`.
+    Raises:
+        MissingFileError: there is no such split; the message says where it looked.
+        UserError: it has other classes than `classes`, or cannot be divided.
     """
     folder, names, how = Path(source), SPLITS[split], (image_column, label_column, stream, classes)
     whole = None
@@ -96,16 +103,28 @@ def label_maps(
     mask_colors: MaskColors | None = None,
     held_out: SplitSettings = NO_SPLIT,
 ) -> Dataset:
-    """One split, "train" or "val", of images with masks.
+    """Open one split of images with masks: index -> (image, mask), as `MaskFolder` gives them.
 
-    Index -> (image, mask), as `MaskFolder` gives them.
+    Args:
+        source: a folder with images and masks as `mask_folders` finds them, one with images/ and
+            masks/ or a list of paths and masks, of which `held_out` says what is "val", a folder
+            with such lists, a folder with parquet files as in `class_images`, or a dataset's name
+            on the Hub.
+        split: as in `class_images`.
+        classes: how many, or their names.
+        transform: of image and mask.
+        ignore: see `MaskDataset`.
+        label_shift: see `MaskDataset`.
+        stream: see `HubImages`.
+        image_column: see `HubMasks`.
+        mask_column: see `HubMasks`.
+        mask_values: see `MaskDataset`.
+        mask_colors: see `MaskDataset`.
+        held_out: which images are held out for validation.
 
-    source: a folder with images and masks as `mask_folders` finds them, one with images/ and masks/
-    or a list of paths and masks, of which `held_out` says what is "val", a folder with such lists,
-    a folder with parquet files as in `class_images`, or a dataset's name on the Hub, of which a
-    column of images and one of masks are taken, `image_column` and `mask_column` where they are
-    given. "val" is as in `class_images`. ignore, label_shift, mask_values, mask_colors: see
-    `MaskDataset`. Raises MissingFileError that says where it looked.
+    Raises:
+        MissingFileError: there is no such split; the message says where it looked.
+        UserError: an argument does not fit the data, or it cannot be divided.
     """
     how: dict[str, Any] = {
         "ignore": ignore,
@@ -183,10 +202,7 @@ def _nothing_to_divide(source: str | Path, held_out: SplitSettings, layout: str)
 
 
 def _has_classes(folder: Path) -> bool:
-    """Whether a split's folder has class folders.
-
-    With an image in one, where parquet files lie beside them.
-    """
+    """Whether a split's folder has class folders, with an image in one if parquet is beside it."""
     if not any(folder.glob("*.parquet")):
         return True
     return any(

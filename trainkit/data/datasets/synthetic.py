@@ -29,10 +29,7 @@ VERSION = 1  # of the scenes: a folder of another version is not taken for this 
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a class looks.
-
-    Mean colour, amplitude and period in pixels of its stripes, and their direction.
-    """
+    """How a class looks: mean colour, amplitude and period in pixels of its stripes, direction."""
 
     colour: tuple[int, int, int]
     stripes: float

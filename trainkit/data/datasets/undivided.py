@@ -186,7 +186,11 @@ def _require_one_target(rows: ImageList, names: Sequence[str], targets: Sequence
 
 
 def folders_of(names: Sequence[str], where: Path) -> list[str]:
-    """The folder of each image, which is its group. Raises UserError where they have none."""
+    """The folder of each image, which is its group.
+
+    Raises:
+        UserError: an image has none.
+    """
     groups = [portable(name).rpartition("/")[0] for name in names]
     without = [name for name, group in zip(names, groups) if not group]
     if without:
