@@ -32,12 +32,12 @@ def do(*words):
 
 do("recog_folder", *short, "--warmup-epochs", 0)
 do("evaluate", "runs/recog_folder", "--workers", 0)
-photo = next(Path("data/sample").rglob("class_folder*/val/*/*.jpg"))
+photo = next(Path("cache").rglob("class_folder*/val/*/*.jpg"))
 do("predict", "runs/recog_folder", photo, "--out", "named", "--workers", 0)
 do("export", "runs/recog_folder", "--out", "recognition.safetensors")
 do("my_recipe.py", *short)
 do("evaluate", "runs/my_recipe", "--workers", 0)
-photo = next(Path("data/sample").rglob("mask_folder*/images/val/*.jpg"))
+photo = next(Path("cache").rglob("mask_folder*/images/val/*.jpg"))
 do("predict", "runs/my_recipe", photo, "--out", "masks", "--workers", 0)
 do("export", "runs/my_recipe", "--out", "segmentation.safetensors")
 print(trainkit.__file__)
@@ -113,6 +113,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 def elsewhere(*words: object, cwd: Path) -> str:
     """What a command prints in an environment that knows nothing of the clone."""
     environment = {name: "" for name in os.environ if name.startswith("PYTHON")}
+    environment["XDG_CACHE_HOME"] = str(cwd / "cache")
     return run(*map(str, words), cwd=cwd, **environment).stdout
 
 

@@ -47,7 +47,7 @@ SHORT = ("--sample", "--workers", "0", "--epochs", "0.5")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with three short runs; the data and the recipes they read are gone."""
+    """A folder with three short runs, of recipes that can be called while they train alone."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -62,7 +62,6 @@ def trained(tmp_path_factory) -> Path:
             out = f"runs/{base}"
             assert main([f"{base}_once.py", *SHORT, *words, "--out", out]) == 0
             assert main(["push", out, f"me/{base}", "--folder", f"published/{base}"]) == 0
-    shutil.move(folder / "data", folder / "elsewhere")
     return folder
 
 

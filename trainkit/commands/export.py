@@ -84,9 +84,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
         raise UserError(
             f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"'
         )
-    info = exported
-    if isinstance(exported, Recipe):
-        info = ModelInfo.of(exported, for_other_images=False)
+    info = _info(exported)
     for line in take_weights(info.model, weights, asked.weights_key, asked.partial):
         display.note(line)
     if number := read_precise_bn(run_of(weights), weights):
@@ -168,6 +166,12 @@ def describe(info: ModelInfo, weights: Path) -> dict[str, Any]:
     }
 
 
+def _info(exported: ModelInfo | Recipe) -> ModelInfo:
+    if isinstance(exported, ModelInfo):
+        return exported
+    return ModelInfo.of(exported, for_other_images=False)
+
+
 def _divisor(info: ModelInfo) -> int:
     return size_divisor(info.model) if info.task.is_dense else 1
 
@@ -184,6 +188,7 @@ def _raw_images(info: ModelInfo | Recipe, number: int) -> list[Tensor]:
     data = info.val_data
     if data is not None:
         return [data[index][0] for index in range(min(number, len(data)))]
+    assert isinstance(info, ModelInfo)  # a recipe has data
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(number):

@@ -68,4 +68,6 @@ def _measured(recipe: Recipe, steps: tuple[int, int] | None) -> Any:
         workers=choose_workers(None, 1),
         ema=None,
     )
-    return evaluator.run(steps=steps)[recipe.task.headline]
+    results = evaluator.run(steps=steps)
+    assert results is not None  # nothing stops it
+    return results[recipe.task.headline]

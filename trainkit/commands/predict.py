@@ -103,7 +103,7 @@ def _as_asked(info: ModelInfo, asked: PredictOptions) -> ModelInfo:
         )
     if asked.as_stored and not info.task.is_dense:
         raise UserError("--as-stored is for segmentation: leave it out")
-    transform = None if asked.as_stored else info.transform
+    transform: Any = None if asked.as_stored else info.transform
     if not getattr(transform, "whole", True):
         raise UserError(
             f"val_data gives a {transform.label}, and segmentation masks are of whole images: "

@@ -89,7 +89,7 @@ class ClassWriter:
 
     def __init__(self, info: ModelInfo, asked: PredictOptions):
         self.info, self.out, self.one_file_each = info, asked.out, asked.overlay
-        self.top_k = min(asked.top_k, info.task.num_classes)
+        self.top_k = min(asked.top_k, len(info.classes))
         self.overlay = asked.overlay
         self._kept: list[tuple[str, np.ndarray]] | None = [] if asked.probabilities else None
         self._lines = _opened(asked.out / "predictions.jsonl")
@@ -148,6 +148,7 @@ class MaskWriter:
 
     def __init__(self, info: ModelInfo, asked: PredictOptions):
         task = info.task
+        assert isinstance(task, Segmentation)
         if task.num_classes > 256:
             raise UserError(f"{task.num_classes} classes: a PNG with a palette holds at most 256")
         self.info, self.out, self.top_k = info, asked.out, asked.top_k
@@ -201,6 +202,7 @@ def _write_line(lines: TextIO, row: dict[str, Any]) -> None:
 
 def _pixels(picture: Picture) -> np.ndarray:
     """The image at its own size, uint8 (H, W, 3)."""
+    assert picture.original is not None
     return picture.original.permute(1, 2, 0).numpy()
 
 

@@ -17,7 +17,7 @@ from trainkit.commands.hub_upload import open_repository, upload
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
-from trainkit.errors import UserError
+from trainkit.errors import MissingFileError, UserError
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
 from trainkit.shipped import shipped
@@ -83,7 +83,7 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
     """Everything that is published of `source`, into `folder`."""
     weights, run = find_weights(source)
     if run is None:
-        require_run(source)
+        raise MissingFileError(f"{source} is of no run: give the folder that the training wrote")
     recorded, evaluated = read_recorded(run, TO_PUBLISH), read_results(run)
     recipes = _recipes(run, recorded["recipe"])
     log = run / "log.jsonl"

@@ -125,10 +125,11 @@ def save_titled(path: Path, image: np.ndarray, lines: Sequence[str]) -> None:
     """Write an image, uint8 (H, W, 3), with lines of text in its upper left corner, as a JPEG."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(10, min(picture.size) // 16))
+    height = max(10, min(picture.size) // 16)  # of a line, in pixels
+    font = ImageFont.load_default(height)
     text = "\n".join(lines)
     box = draw.multiline_textbbox((0, 0), text, font=font)
-    margin = font.size // 3
+    margin = height // 3
     draw.rectangle((0, 0, box[2] + 2 * margin, box[3] + 2 * margin), fill=(0, 0, 0))
     draw.multiline_text((margin, margin), text, fill=(255, 255, 255), font=font)
     picture.save(path, quality=90)

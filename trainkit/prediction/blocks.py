@@ -29,10 +29,13 @@ class Blocks:
 
     def are_needed(self, size: tuple[int, int]) -> bool:
         """Whether the scores of an image of this height and width are more than one block's."""
-        return (
-            min(size) >= self.inference.window
-            and self.num_classes * size[0] * size[1] > SCORES_AT_ONCE
-        )
+        return min(size) >= self.window and self.num_classes * size[0] * size[1] > SCORES_AT_ONCE
+
+    @property
+    def window(self) -> int:
+        """Side of the windows."""
+        assert self.inference.window is not None
+        return self.inference.window
 
     @torch.inference_mode()
     def mask(self, image: Tensor) -> Tensor:
@@ -49,21 +52,20 @@ class Blocks:
 
     def _side(self) -> int:
         """Of a block, at least a window's, as a smaller one would run most windows many times."""
-        return max(self.inference.window, int((SCORES_AT_ONCE / self.num_classes) ** 0.5))
+        return max(self.window, int((SCORES_AT_ONCE / self.num_classes) ** 0.5))
 
     def _scores(self, image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Sums over the windows that see a block, (C, height, width).
 
         Their mean has its largest class where the sum has.
         """
-        sums: Tensor | None = None
+        shape = self.num_classes, bottom - top, right - left
+        sums = torch.zeros(shape, device=self.to_device.device)
         places = self._places(image.shape[-2:], top, bottom, left, right)
         most = self.inference.window_batch
         for first in range(0, len(places), most):
             batch = places[first : first + most]
             for (row, column), scores in zip(batch, self._forward(image, batch)):
-                if sums is None:
-                    sums = scores.new_zeros(len(scores), bottom - top, right - left)
                 _add(sums, scores, row - top, column - left)
         return sums
 
@@ -71,14 +73,14 @@ class Blocks:
         self, size: torch.Size, top: int, bottom: int, left: int, right: int
     ) -> list[tuple[int, int]]:
         """Where the windows begin that see a block."""
-        window = self.inference.window
+        window = self.window
         rows = [row for row in self.inference.starts(size[0]) if top - window < row < bottom]
         columns = [each for each in self.inference.starts(size[1]) if left - window < each < right]
         return [(row, column) for row in rows for column in columns]
 
     def _forward(self, image: Tensor, places: list[tuple[int, int]]) -> Iterator[Tensor]:
         """Scores (C, h, w) of the windows at these places, added up with the flipped ones."""
-        window = self.inference.window
+        window = self.window
         cut = [image[:, row : row + window, column : column + window] for row, column in places]
         pixels, _ = self.to_device(torch.stack(cut), torch.empty(len(cut)))
         scores = self.task_module(pixels, None)

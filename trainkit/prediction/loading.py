@@ -80,6 +80,7 @@ class Source:
         if self.lacks is not None:
             raise UserError(f"{self.named} cannot be loaded without its recipe: {self.lacks}")
         found = self.described
+        assert found is not None  # else it lacks it
         own = found["network"]["recipe"]
         code = None if own is None else self._code(own, trust_recipe)
         seen = found["inference"]

@@ -7,13 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.sliding_window import SlidingWindowInferer
@@ -52,7 +53,7 @@ class ModelInfo:
     """windows, scales and flips of an evaluation (segmentation)"""
     batch_size: int = 1
     """images of one forward pass"""
-    val_data: Dataset | None = None
+    val_data: SizedDataset | None = None
     """where a recipe opened it"""
 
     @classmethod
@@ -115,16 +116,13 @@ class ModelInfo:
         Raises:
             UserError: an image cannot be read, or the task has no predictions to write.
         """
-        if isinstance(images, (str, Path)):
-            images = list(find_images([Path(images)])[0])
-        elif not isinstance(images, (list, tuple)):
-            images = [images]
+        listed = _listed(images)
         infer, was_training = self.infer(), self.model.training
         self.model.eval()
         found = []
-        chunks = range(0, len(images), self.batch_size)
+        chunks = range(0, len(listed), self.batch_size)
         batches = (
-            [self._read(image) for image in images[first : first + self.batch_size]]
+            [self._read(image) for image in listed[first : first + self.batch_size]]
             for first in chunks
         )
         for pictures, outputs in scored(batches, infer, self, self.blocks()):
@@ -269,21 +267,30 @@ def scored(
     """
     to_device = info.to_device(device)
     for batch in batches:
-        readable = [picture for picture in batch if not picture.fault]
-        for _, group in groupby(readable, key=lambda picture: picture.image.shape):
-            alike = list(group)
+        readable = [(picture, picture.image) for picture in batch if picture.image is not None]
+        for _, group in groupby(readable, key=lambda pair: pair[1].shape):
+            pairs = list(group)
+            alike = [picture for picture, _ in pairs]
             with shortage_told("the prediction"), refusals_told(info.model):
-                if blocks is not None and _is_large(alike[0], blocks):
-                    yield from (([each], [blocks.mask(each.image)]) for each in alike)
+                if blocks is not None and _is_large(*pairs[0], blocks):
+                    yield from (([picture], [blocks.mask(image)]) for picture, image in pairs)
                     continue
-                images = torch.stack([picture.image for picture in alike])
+                images = torch.stack([image for _, image in pairs])
                 images, _ = to_device(images, torch.empty(len(alike)))
                 outputs = infer(images)
             yield alike, outputs
 
 
-def _is_large(picture: Picture, blocks: Blocks) -> bool:
+def _is_large(picture: Picture, image: Tensor, blocks: Blocks) -> bool:
     """Whether its mask is put together of blocks: it is seen at its own size."""
-    size = tuple(picture.image.shape[-2:])
-    is_stored = picture.image.dtype == torch.uint8 and size == picture.size
-    return is_stored and blocks.are_needed(size)
+    is_stored = image.dtype == torch.uint8 and tuple(image.shape[-2:]) == picture.size
+    return is_stored and blocks.are_needed(picture.size)
+
+
+def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    """One by one: those of a list, of a folder, or a single one."""
+    if isinstance(images, (str, Path)):
+        return list(find_images([Path(images)])[0])
+    if isinstance(images, (Image.Image, np.ndarray, Tensor)):
+        return [images]
+    return images
