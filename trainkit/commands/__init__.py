@@ -1,7 +1,4 @@
-"""What a user types.
-
-One module per command, with a function `run(first, words) -> int`, the exit code.
-"""
+"""Commands: one module each, with a function `run(first, words) -> int`, the exit code."""
 
 # what each takes first; nothing where it is empty
 COMMANDS = {

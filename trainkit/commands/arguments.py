@@ -1,6 +1,6 @@
-"""The only reader of argv.
+"""Reads the command line: a recipe's settings by its signature, options by a dataclass.
 
-Settings come from the recipe's signature, options from a dataclass, both read by tyro.
+Both are read by tyro.
 """
 
 from __future__ import annotations
@@ -37,16 +37,12 @@ POSITIONAL: Any = tyro.conf.Positional  # of types that are known at run time al
 
 
 def _default_hint(default: str) -> str:
-    """What stands after the help of a flag.
-
-    a default of None is what its text says: `default: the run's`.
-    """
+    """The default behind the help of a flag; nothing for None, which the help explains itself."""
     return "" if default == "None" else f"(default: {default})"
 
 
 def _as_arguments(options: type, positional: str | None = None) -> type:
-    """The same options with the help that they are shown with, the one called `positional` given
-    without a flag.
+    """The same options with help for tyro, the one called `positional` without a flag.
 
     Their values are checked by `_checked`: an error within tyro would end in a text of tyro's own.
     """
@@ -64,7 +60,10 @@ def _as_arguments(options: type, positional: str | None = None) -> type:
 
 
 def _checked(arguments: Any) -> Any:
-    """The options that were read as `arguments`. Raises UserError where a value cannot be."""
+    """The options that were read as `arguments`.
+
+    Raises UserError where a value cannot be.
+    """
     (options,) = type(arguments).__bases__
     return options(**vars(arguments))
 
@@ -108,7 +107,7 @@ def show_help(command: str, first: str) -> None:
 
 
 def read_known_options(command: str, prog: str, words: list[str]) -> tuple[Any, list[str]]:
-    """The options of a command alone, and the words that are none, such as settings of a recipe."""
+    """The options of a command alone, and the other words, such as settings of a recipe."""
     known: Any
     known, unknown = tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)
     return _checked(known), unknown
@@ -169,7 +168,7 @@ def read_settings_and_options(
 
 
 def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> None:
-    """Raises UserError where a flag that is given as --name or --no-name has a value behind it."""
+    """Raise UserError where a flag that is given as --name or --no-name has a value."""
     flags = {f"--{name}".replace("_", "-") for name in names}
     for word, following in zip(words, [*words[1:], ""]):
         flag, _, value = word.replace("_", "-").partition("=")
@@ -182,8 +181,7 @@ def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> No
 
 
 def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable[..., dict]:
-    """A function with the signature of the recipe, and these defaults, that returns what it is
-    called with."""
+    """A function with the recipe's signature and these defaults, that returns its arguments."""
     signature = inspect.signature(recipe_file)
     parameters = []
     for name, parameter in signature.parameters.items():

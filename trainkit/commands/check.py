@@ -1,7 +1,4 @@
-"""Dry run of a recipe.
-
-All that a run does, on three batches, and an estimate of what a whole run takes.
-"""
+"""Dry run of a recipe: all that a run does, on three batches, and an estimate of its cost."""
 
 import shutil
 import tempfile
@@ -84,13 +81,16 @@ def read_one_of_each(recipe: Recipe) -> None:
 
 @lost_processes_told()
 def check(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Read, train, save, resume and evaluate on a few batches.
+    """Read, train, save, resume and evaluate on a few batches, and show and return the results.
 
-    Show and return the results, and leave no files.
+    It leaves no files.
 
-    Keys: "results", "warnings" (settings that do nothing or contradict each other). Raises what a
-    training would raise, and ValueError where resuming from a checkpoint does not give the same
-    weights.
+    Returns:
+        "results", and "warnings" (settings that do nothing or contradict each other).
+
+    Raises:
+        UserError: resuming from a checkpoint does not give the same weights, or whatever a training
+            would raise.
     """
     recipe, accelerator, display, plan = start(recipe, options)
     introduce(recipe, display.note)
@@ -241,7 +241,7 @@ def _train(
 def _resumes(
     model: nn.Module, checkpointer: Checkpointer, train_again: Callable[[], object]
 ) -> str:
-    """Whether the steps after the first, trained again from its checkpoint, give the same weights."""
+    """Whether the steps after the first, trained again from its checkpoint, give equal weights."""
     accelerator = checkpointer.accelerator
     path = checkpoint_path(checkpointer.writer.folder, 1)
     if not all(gather_object([path.exists()])):
@@ -268,7 +268,7 @@ def _resumes(
 
 
 def _timed(accelerator: Accelerator, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds until it is done, on the device too, and what it gave."""
+    """Seconds that the work takes, on the device too, and what it gave."""
     begun = time.perf_counter()
     result = work()
     if accelerator.device.type == "cuda":

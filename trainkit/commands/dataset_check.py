@@ -1,4 +1,4 @@
-"""One image and its target as they are stored: read, measured, and what is wrong with them."""
+"""Reads and measures one image and its target as stored, and finds what is wrong with them."""
 
 import hashlib
 import os
@@ -30,12 +30,16 @@ LISTED_WEIGHTS = 30
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What one image was found to be: plain numbers, which cost little to send.
+    """Result of checking one image: plain numbers, which cost little to send.
 
-    digest: 8 bytes of a hash of its file, or of its pixels where it has none. size: (width,
-    height). counts: pixels of each label, or 0 of the image's one class. ignored: pixels that count
-    nowhere. notes: what decoders warned of. highest: the highest value of an image of 16 bits.
-    fault: kind and words.
+    Attributes:
+        digest: 8 bytes of a hash of its file, or of its pixels where it has none.
+        size: (width, height).
+        counts: pixels of each label, or 0 of the image's one class.
+        ignored: pixels that are never counted.
+        notes: what decoders warned of.
+        highest: the highest value of an image of 16 bits.
+        fault: kind and words.
     """
 
     index: int
@@ -49,10 +53,13 @@ class ImageReport:
 
 
 class Examiner(Dataset):
-    """index -> ImageReport.
+    """Dataset of index -> ImageReport.
 
-    check: what the task says of a target; ignore: the label that counts nowhere; kept_transform:
-    why images are not as they are stored, None where they are.
+    Args:
+        data: the dataset.
+        check: what the task says of a target.
+        ignore: the label that is never counted.
+        kept_transform: why images are not as they are stored, None where they are.
     """
 
     def __init__(self, data: SizedDataset, task: Task):
@@ -100,8 +107,7 @@ class Examiner(Dataset):
 def untransformed(data: SizedDataset) -> tuple[SizedDataset, str | None]:
     """A dataset without its attribute `transform`, where it can do without.
 
-    Of repeated images there is one each, and of those held on a device the ones that were read into
-    it.
+    Of repeated images there is one each, and of those held on a device the ones that were read.
 
     Returns:
         The dataset, and None; where it cannot do without, the dataset as it is and the reason.

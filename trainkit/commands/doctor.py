@@ -1,7 +1,7 @@
-"""All data of a recipe read once, before any GPU time is spent, and what is wrong with it.
+"""Reads all data of a recipe once, before any GPU time is spent, and reports its faults.
 
-Images and targets are looked at as they are stored: a dataset's transform is left out where it is
-the attribute `transform`, as in all of trainkit.data and torchvision. An error is what would stop a
+Images and targets are checked as they are stored: a dataset's transform is left out where it is the
+attribute `transform`, as in all of trainkit.data and torchvision. An error is what would stop a
 training or an evaluation: a file that cannot be read, a mask of another size than its image, a
 label outside the classes. A warning is what spoils one in silence; official splits have some of
 that, too.
@@ -129,7 +129,7 @@ def examine(
 def _look_through(
     data: SizedDataset, split: str, task: Task, workers: int, display: Display
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """A split's report, and the digest of each image: uint64 (num_images,), 0 where there is none."""
+    """A split's report, and the digest of each image: uint64 (num_images,), 0 for none."""
     examiner = Examiner(data, task)
     data = examiner.data
     sizes = np.zeros((len(data), 2), np.int64)
@@ -188,10 +188,7 @@ def _look_through(
 
 
 def _sizes(sizes: np.ndarray) -> dict[str, list[int]]:
-    """The smallest, median and largest (width, height) by number of pixels.
-
-    `sizes`: (N, 2), 0 where unread.
-    """
+    """The smallest, median and largest (width, height) by number of pixels, of (N, 2), 0 unread."""
     known = sizes[sizes[:, 0] > 0]
     if not len(known):
         return {}

@@ -1,4 +1,4 @@
-"""trainkit evaluate: measure a run, a checkpoint or a file of weights on the validation images."""
+"""trainkit evaluate: measures a run, a checkpoint or a file of weights on validation images."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -54,6 +54,6 @@ def run(first: str, words: list[str]) -> int:
 def write_results(
     folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]
 ) -> None:
-    """Write `results.json` into a folder that is there: the metrics of an evaluation, and of what."""
+    """Write `results.json`, the metrics of an evaluation and of what, into an existing folder."""
     of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
     RunFolder(folder).write("results.json", {**of, **results})

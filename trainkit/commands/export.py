@@ -1,4 +1,4 @@
-"""A trained model as a file for other programs, tried on real images before it gets its name."""
+"""trainkit export: writes a trained model for other programs, tried on real images first."""
 
 import json
 import os
@@ -62,9 +62,12 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
 
     Written aside, loaded again and run on images, of the validation data or generated: it gets its
     name only where its logits are within LIMIT of the model's, in float16 within HALF_LIMIT of its
-    largest logit. Raises UserError for weights that do not fit, for libraries
-    that are not there and for models that cannot be written so, CommandFailed where the file was
-    not kept.
+    largest logit.
+
+    Raises:
+        UserError: the weights do not fit, or the model cannot be written so.
+        MissingPackageError: a library is missing.
+        CommandFailed: the file was not kept.
     """
     display = Display()
     expected = SUFFIXES[asked.format]
@@ -128,10 +131,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
 
 
 def describe(info: ModelInfo, weights: Path) -> dict[str, Any]:
-    """What stands in the file's metadata.
-
-    How an image becomes the model's input, and what comes out.
-    """
+    """The file's metadata: how an image becomes the model's input, and what comes out."""
     (image,) = _raw_images(info, 1)
     raw = image.dtype == torch.uint8
     scaled = {"scale": 1 / 255, "mean": list(info.mean), "std": list(info.std)}
@@ -209,9 +209,8 @@ def _written(
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it.
 
-    written: the model as it is written, or in float16. What `_largest_difference` says.
-
-    Raises UserError where it cannot be written at all.
+    `written` is the model as it is written, or in float16. Returns what `_largest_difference`
+    gives. Raises UserError where it cannot be written at all.
     """
     write, load = FORMATS[kind]
     for free in FREE:
@@ -236,7 +235,7 @@ def _written(
 def _largest_difference(
     model: nn.Module, run: Forward, images: list[Tensor], free: tuple[str, ...]
 ) -> tuple[float, int]:
-    """Over the logits of all images of a shape that the file takes, and how many those are.
+    """The largest difference of logits over images of a shape that the file takes, and how many.
 
     With free axes also over three images at once, and over one of another size.
     """
@@ -263,7 +262,7 @@ def _largest_difference(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' own warnings and progress, which a user can do nothing about."""
+    """Context manager: silence the exporters' own warnings and progress."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

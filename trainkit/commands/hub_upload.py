@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as `trainkit push` meets it, and what it answers in words a user can act on."""
+"""Uploads to the Hugging Face Hub, whose refusals it reports in words a user can act on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,18 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, and take a token that ma
 
 
 def open_repository(name: str, private: bool) -> str:
-    """The model repository `name` ("owner/name", or a name of one's own), made where there is none.
+    """Open the model repository `name` ("owner/name", or a name of one's own), or create it.
 
-    Its full name.
+    Args:
+        name: of the repository.
+        private: only its owners see it.
 
-    private: only its owners see it. Raises UserError where it is public already, and where nobody
-    is logged in, the Hub refuses or cannot be reached.
+    Returns:
+        Its full name.
+
+    Raises:
+        UserError: it is public already, nobody is logged in, or the Hub refuses or cannot be
+            reached.
     """
     try:
         validate_repo_id(name)
@@ -42,9 +48,10 @@ def open_repository(name: str, private: bool) -> str:
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Put the files of `folder` there in one commit; the commit's address.
+    """Upload the files of `folder` in one commit; return the commit's address.
 
-    Raises UserError as `open_repository`.
+    Raises:
+        UserError: as `open_repository`.
     """
     with _told(repository):
         message = "Weights, recipe, settings and metrics of a run of trainkit"

@@ -14,7 +14,7 @@ METRICS = {"top1": "accuracy", "mIoU": "mean_iou"}  # the Hub's names
 
 @dataclass(frozen=True)
 class Published:
-    """What is published of a run. Nothing in it names the machine."""
+    """What is published of a run; nothing in it names the machine."""
 
     name: str
     """on the Hub"""

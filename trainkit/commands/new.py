@@ -24,7 +24,11 @@ def run(first: str, words: list[str]) -> int:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Write the recipe at `source` to `target`. Raises UserError where something is there."""
+    """Write the recipe at `source` to `target`.
+
+    Raises:
+        UserError: something is there.
+    """
     if target.suffix != ".py":
         raise UserError(f"{target} is no name of a Python file: end it with .py")
     if target.exists():

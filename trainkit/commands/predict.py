@@ -1,4 +1,4 @@
-"""trainkit predict: predictions of images in files and folders, one after the other.
+"""trainkit predict: predicts images in files and folders, one after the other.
 
 None is held longer than it takes.
 """
@@ -43,10 +43,17 @@ def run(first: str, words: list[str]) -> int:
 def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> None:
     """Write predictions of the images at `asked.paths` into `asked.out`, and show a line for each.
 
-    weights: a checkpoint folder, or a file of weights. In the order of the files, each read as
-    validation images are. Raises UserError and MissingFileError before anything is read where it
-    cannot work, OSError where the predictions cannot be written, and at the end a UserError that
-    names the files that could not be read.
+    In the order of the files, each read as validation images are.
+
+    Args:
+        recipe: what was trained.
+        weights: a checkpoint folder, or a file of weights.
+        asked: options of the command.
+
+    Raises:
+        UserError, MissingFileError: before anything is read where it cannot work.
+        OSError: the predictions cannot be written.
+        UserError: at the end, with the names of files that could not be read.
     """
     info = _as_asked(ModelInfo.of(model) if isinstance(model, Recipe) else model, asked)
     found, inventory = find_images(asked.paths, asked.out)
@@ -141,7 +148,7 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def _no_two_alike(found: dict[Path, Path]) -> None:
-    """Raises UserError where two images would be written to one file."""
+    """Raise UserError where two images would be written to one file."""
     taken: dict[Path, Path] = {}
     for file, name in found.items():
         other = taken.setdefault(name.with_suffix(""), file)
@@ -153,7 +160,7 @@ def _no_two_alike(found: dict[Path, Path]) -> None:
 
 
 def _list_faults(faults: list[str], out: Path) -> None:
-    """Write `unreadable.txt`, and take one of an earlier call away."""
+    """Write `unreadable.txt`, and remove one of an earlier call."""
     with _told(out):
         (out / FAULTS).unlink(missing_ok=True)
         if faults:
@@ -170,7 +177,7 @@ def _unreadable(faults: list[str], out: Path) -> str:
 
 @contextmanager
 def _told(out: Path) -> Iterator[None]:
-    """Raises OSError that names the folder where it cannot be written."""
+    """Raise OSError that names the folder where it cannot be written."""
     try:
         yield
     except OSError as error:

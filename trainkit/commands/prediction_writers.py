@@ -1,5 +1,4 @@
-"""Predictions as files: classes with probabilities; segmentation masks in colour and in the
-dataset's own ids."""
+"""Writes predictions: classes with probabilities, or masks in colour and in the data's ids."""
 
 import csv
 import json
@@ -41,7 +40,8 @@ class Writer(Protocol):
 def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
     """The writer for the model's task.
 
-    Raises UserError for tasks of another kind, without a method `records`.
+    Raises:
+        UserError: the task is of another kind, without a method `records`.
     """
     if isinstance(info.task, Recognition):
         return ClassWriter(info, asked)
@@ -80,8 +80,7 @@ class RecordWriter:
 
 
 class ClassWriter:
-    """`predictions.jsonl` and `predictions.csv`: a line per image, its most probable (top-k)
-    classes.
+    """Writes `predictions.jsonl` and `predictions.csv`: an image's most probable classes a line.
 
     Where asked for, overlay/: the images with their classes drawn on, as JPEG, and
     `probabilities.npz`: "files" and "probabilities", float32 (N, C), and the names of "classes".
@@ -136,7 +135,7 @@ class ClassWriter:
 
 
 class MaskWriter:
-    """Segmentation masks at each image's own size, below three folders.
+    """Writes segmentation masks at each image's own size, below three folders.
 
     colour/: PNG of mode P, class ids in the task's palette. raw/: grey PNG of the dataset's own
     labels, as benchmark servers take them. Where asked for, overlay/: the image half covered by the

@@ -1,6 +1,6 @@
-"""Publish a run.
+"""trainkit push: publishes weights, recipe, settings, metrics and a model card of a run.
 
-Weights, recipe, settings, metrics and a model card, in a folder or on the Hugging Face Hub.
+They go into a folder or to the Hugging Face Hub.
 """
 
 import ast
@@ -50,13 +50,19 @@ def run(first: str, words: list[str]) -> int:
 
 
 def push(source: Path, asked: PushOptions) -> None:
-    """Upload a run as `asked.name`, or write the same files to `asked.folder` and upload nothing.
+    """Upload a run as `asked.name`, or write the same files to `asked.folder`.
 
-    source: the run's folder, of which the best checkpoint is taken, a checkpoint in it, a folder
-    that was published, or its name on the Hub. The weights are averaged where the run kept an
-    average: the ones its headline result is of. What is written names no folder of this machine.
-    Raises MissingFileError where there is no run or no checkpoint, UserError where the folder is
-    taken, or the Hub cannot be reached or refuses.
+    The weights are EMA weights where the run has them: the ones its headline result is of. What is
+    written names no folder of this machine.
+
+    Args:
+        source: the run's folder, of which the best checkpoint is taken, a checkpoint in it, a
+            folder that was published, or its name on the Hub.
+        asked: options of the command.
+
+    Raises:
+        MissingFileError: there is no run or no checkpoint.
+        UserError: the folder is taken, or the Hub cannot be reached or refuses.
     """
     display = Display()
     if not source.exists() and not is_hub_name(source):
@@ -122,10 +128,7 @@ def _published(
     asked: PushOptions,
     sha256: str,
 ) -> Published:
-    """What the card tells. evaluated: results.json.
-
-    sha256: of the file of weights as it is published.
-    """
+    """The content of the card, from results.json and the hash of the published file of weights."""
     averaged = recorded.get("ema") is not None and (weights.is_dir() or is_published(run))
     step = _step(run, weights)
     row = RunFolder(run).last_evaluation(step) or {}
@@ -174,7 +177,7 @@ def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
 
 
 def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
-    """The recipe's file, and those that it imports, by the names they are published under.
+    """The recipe's file and those that it imports, by their published names.
 
     Those lie beside its original, or are recipes that come with the package.
     """
@@ -198,7 +201,10 @@ def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
 
 
 def _parsed(file: Path) -> ast.AST:
-    """The code in a file. Raises UserError where it is none, such as one that was cut short."""
+    """The code in a file.
+
+    Raises UserError where it is none, such as one that was cut short.
+    """
     try:
         return ast.parse(file.read_bytes())
     except (
@@ -223,10 +229,9 @@ def _dataset(recorded: dict[str, Any]) -> str | None:
 
 
 def without_places(value: Any) -> Any:
-    """A plain value with every path of this machine in it shortened to its last name, also inside a
-    string.
+    """A plain value with every path of this machine in it shortened to its last name.
 
-    Such begin at a root, a home, a drive or a folder above.
+    Such begin at a root, a home, a drive or a folder above, also inside a string.
     """
     if isinstance(value, dict):
         return {name: without_places(item) for name, item in value.items()}
@@ -236,7 +241,7 @@ def without_places(value: Any) -> Any:
 
 
 def _shortened(words: str) -> str:
-    """A path ends where the next one begins, or with the words.
+    """Shorten a path, which ends where the next one begins, or with the words.
 
     A name may hold blanks, commas and equal signs.
     """

@@ -1,4 +1,4 @@
-"""From a recipe's file to a Recipe: loading, signature, settings, --sample."""
+"""Makes a Recipe from a recipe's file: loading, signature, settings, --sample."""
 
 import ast
 import functools
@@ -46,7 +46,8 @@ class RecipeFile:
     def sample_settings(self) -> dict[str, Any]:
         """What `--sample` changes.
 
-        Raises UserError where SAMPLE is no dict of settings of the recipe.
+        Raises:
+            UserError: SAMPLE is no dict of settings of the recipe.
         """
         if not isinstance(self.sample, Mapping):
             raise UserError(
@@ -59,7 +60,7 @@ class RecipeFile:
 
 
 def _innermost(function: Callable) -> Callable:
-    """What decorators and partials stand around."""
+    """The function that decorators and partials wrap."""
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
         function = (
             function.func if isinstance(function, functools.partial) else function.__wrapped__
@@ -68,13 +69,16 @@ def _innermost(function: Callable) -> Callable:
 
 
 def _documented(function: Callable) -> Callable:
-    """The function itself where it has a docstring, else what decorators and partials stand around."""
+    """The function itself where it has a docstring, else what decorators and partials wrap."""
     own = not isinstance(function, functools.partial) and inspect.getdoc(function)
     return function if own else _innermost(function)
 
 
 def _signature(function: Callable, path: Path) -> inspect.Signature:
-    """The settings of a recipe. Raises UserError where they cannot be seen, or not given by name."""
+    """The settings of a recipe.
+
+    Raises UserError where they cannot be seen, or not given by name.
+    """
     try:
         signature = flat_signature(function)
     except NameError as error:
@@ -99,8 +103,9 @@ def _signature(function: Callable, path: Path) -> inspect.Signature:
 def load_recipe(path: Path) -> RecipeFile:
     """The function `recipe` of the Python file at `path`; nothing is built yet.
 
-    Raises UserError or MissingFileError where file, function or an imported module are missing, or
-    it is not Python.
+    Raises:
+        UserError, MissingFileError: file, function or an imported module are missing, or the file
+            is not Python.
     """
     if (path / "settings.json").is_file():
         raise UserError(
@@ -142,10 +147,11 @@ def load_recipe(path: Path) -> RecipeFile:
 
 
 def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
-    """Call the recipe's function, and see that it returned a Recipe.
+    """Call the recipe's function, and check that it returned a Recipe.
 
-    Raises UserError too where a library that the recipe calls refuses what it is given, as
-    torch.optim does lr=-1.
+    Raises:
+        UserError: it did not, or a library that the recipe calls refuses what it is given, as
+            torch.optim does lr=-1.
     """
     try:
         with _missing_module_told(recipe.path):
@@ -177,7 +183,7 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
 
 
 def modules_gone(file: Path) -> list[str]:
-    """Modules of trainkit that a recipe imports and that are not there.
+    """Modules of trainkit that a recipe imports and that do not exist.
 
     The file is read, and not run.
     """
@@ -203,10 +209,7 @@ def _is_there(module: str) -> bool:
 
 
 def _refusing_call(error: Exception, recipe: Path) -> str | None:
-    """Which library function, called from where, raised `error`.
-
-    None where trainkit or the recipe itself did.
-    """
+    """Which library function, called from where, raised `error`; None for our own code."""
     frames = list(traceback.walk_tb(error.__traceback__))
     ours = [_is_ours(frame.f_code.co_filename, recipe) for frame, _ in frames]
     if ours[-1]:
@@ -229,7 +232,7 @@ def _is_ours(file: str, recipe: Path) -> bool:
 
 @contextmanager
 def _missing_module_told(recipe: Path) -> Iterator[None]:
-    """Raises UserError with the remedy where a module cannot be found."""
+    """Raise UserError with the remedy where a module cannot be found."""
     try:
         yield
     except ModuleNotFoundError as error:

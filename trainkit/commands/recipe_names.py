@@ -1,4 +1,4 @@
-"""Recipes by name: where they lie, what each is, which one was meant. None is imported here."""
+"""Finds recipes by name, and what each is, without importing any."""
 
 import ast
 import difflib

@@ -9,7 +9,7 @@ from trainkit.shipped import shipped
 
 
 def run(first: str, words: list[str]) -> int:
-    """List them, one line each; the exit code."""
+    """List the recipes, one line each; the exit code."""
     read_options("recipes", "trainkit recipes", [first, *words] if first else words)
     display = Display()
     found = [described(file) for _, file in sorted(known_recipes().items())]

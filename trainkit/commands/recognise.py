@@ -1,4 +1,7 @@
-"""What a folder or a list holds, and the command that trains on it: `trainkit doctor FOLDER`."""
+"""Finds out what a folder or a list holds, and the command that trains on it.
+
+It is what `trainkit doctor FOLDER` shows.
+"""
 
 import os
 import shlex
@@ -35,7 +38,12 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found. settings: those of the recipe that it takes; hints: a line each."""
+    """What was found in a folder or a list.
+
+    Attributes:
+        settings: those of the recipe that it takes.
+        hints: a line each.
+    """
 
     what: str
     recipe: str
@@ -60,11 +68,13 @@ def is_data(word: str) -> bool:
 
 
 def propose(source: Path, words: list[str]) -> tuple[str, list[str]]:
-    """Say what a folder or a list holds, and the command that trains on it.
+    """Show what a folder or a list holds, and the command that trains on it.
 
-    The recipe's name, and the words by which it examines the data.
+    Returns:
+        The recipe's name, and the words by which it examines the data.
 
-    Raises UserError for what is no layout, or leaves open what the classes are.
+    Raises:
+        UserError: it is no layout, or leaves open what the classes are.
     """
     layout = recognise(source)
     own = layout.words(source, words)
@@ -83,7 +93,7 @@ def propose(source: Path, words: list[str]) -> tuple[str, list[str]]:
 
 
 def _without_options(words: Sequence[str]) -> list[str]:
-    """Without the options of doctor itself."""
+    """The words without the options of doctor itself."""
     options = [place for place, word in enumerate(words) if word in ("--workers", "--out")]
     left_out = {*options, *(place + 1 for place in options)}
     return [word for place, word in enumerate(words) if place not in left_out]

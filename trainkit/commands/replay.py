@@ -1,4 +1,4 @@
-"""Replay of a failed step, to find which image and which layer made a non-finite (NaN/Inf) value."""
+"""Replays a failed step, to find which image and layer made a non-finite (NaN/Inf) value."""
 
 import sys
 from collections.abc import Mapping
@@ -31,7 +31,8 @@ from trainkit.storage.weights import start_from
 def run(first: str, words: list[str]) -> int:
     """Run a failed step of the run in the folder `first` again.
 
-    the exit code: 1 where it does not fail again.
+    Returns:
+        The exit code: 1 where it does not fail again.
     """
     prog = f"trainkit replay {first}"
     asked = read_options("replay", prog, words)
@@ -60,8 +61,7 @@ def run(first: str, words: list[str]) -> int:
 
 
 class Watch:
-    """Notes, while a model runs forward, the first module with a non-finite (NaN/Inf) output, and
-    for which images."""
+    """Notes the first module with a non-finite (NaN/Inf) output, and for which images."""
 
     def __init__(self, model: nn.Module):
         # the module's name, and places in this process's share
@@ -100,9 +100,13 @@ class Watch:
 def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     """Run the step kept in `failure` again from the state before it; whether it fails again.
 
-    options: those of the run; nothing is written. The steps between the kept checkpoint and the
-    failed one are trained again, which gives the same state bit for bit on the same machine and
-    number of processes.
+    The steps between the kept checkpoint and the failed one are trained again, which gives the same
+    state bit for bit on the same machine and number of processes. Nothing is written.
+
+    Args:
+        recipe: of the run.
+        options: of the run.
+        failure: folder of the failed step.
     """
     report = read_report(failure)
     if "batch" in report:
@@ -183,7 +187,10 @@ def _start_as_then(recipe: Recipe, init: Mapping[str, Any]) -> list[str]:
 
 
 def _read_batch(failure: Path, batch_size: int) -> dict[str, Tensor]:
-    """Images and targets of the failed step. Raises UserError where they are damaged."""
+    """Images and targets of the failed step.
+
+    Raises UserError where they are damaged.
+    """
     file = failure / "batch.safetensors"
     try:
         read_regular(file)

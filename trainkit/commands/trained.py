@@ -1,4 +1,4 @@
-"""Weights that a command takes, and the recipe and settings that they were trained with."""
+"""Finds weights that a command takes, with the recipe and settings they were trained with."""
 
 import inspect
 import sys
@@ -37,10 +37,7 @@ from trainkit.storage.run_settings import check_not_trained_on, check_same_class
 
 @dataclass(frozen=True)
 class Trained:
-    """What a command was given to measure, to predict with or to write.
-
-    Weights, and how to build their model.
-    """
+    """What a command was given: weights, and how to build their model."""
 
     recipe_file: RecipeFile
     settings: dict[str, Any]
@@ -55,9 +52,10 @@ class Trained:
     """weights that do not fit are left out"""
 
     def build(self) -> Recipe:
-        """The recipe; published weights are not fetched where all of the model's come from the run.
+        """Build the recipe; published weights are not fetched where all of the model's come from the run.
 
-        Raises UserError where its classes are not those that the run was trained on.
+        Raises:
+            UserError: its classes are not those that the run was trained on.
         """
         with nullcontext() if self.partial else without_pretrained():
             recipe = build(self.recipe_file, self.settings)
@@ -108,8 +106,7 @@ def _options_alone(command: str, first: str, words: list[str]) -> Any:
 
 
 def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, Any]:
-    """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, and the
-    command's options.
+    """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, with options.
 
     RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, or a folder that
     `trainkit push` wrote. Its recipe.py and its settings say which model it is.
@@ -152,17 +149,15 @@ def _weights_twice(command: str, first: str, weights: Path) -> UserError:
 
 
 def is_recipe(first: str) -> bool:
-    """Whether the first word of a command means a recipe.
-
-    A Python file, or the name of one that is no path here.
-    """
+    """Whether the first word of a command means a recipe: a Python file, or a recipe's name."""
     path = Path(first)
     return path.suffix == ".py" or (not path.exists() and path.name == first)
 
 
 def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
-    """The recipe.py that the run of these weights keeps, which may import others that lay beside
-    its original.
+    """The recipe.py that the run of these weights keeps.
+
+    It may import others that lay beside its original.
 
     Raises:
         MissingFileError: nothing is there, or no run that has one.
@@ -190,8 +185,7 @@ def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
 
 
 def _recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that a checkpoint is of, and what the run read from its data and its
-    network."""
+    """The settings of a checkpoint's run, and what the run read from its data and its network."""
     recorded = read_settings(checkpoint)
     # The data may hold some of the run's classes alone, and no training images to tell them by.
     if _takes_class_names(recipe_file) and recorded.get("classes") is None:

@@ -144,8 +144,7 @@ class DatasetInfo:
 
     @property
     def lists(self) -> Mapping[str, bytes]:
-        """Attribute `lists`: CSV files by name, train.csv and val.csv, that say which images are
-        on which side, of a dataset that is divided here; none."""
+        """Attribute `lists`: train.csv and val.csv of data divided here, by name; none."""
         return self._first("lists", {})
 
     @property

@@ -1,1 +1,1 @@
-"""What runs a recipe: the loop, the step, evaluation, and what surrounds them."""
+"""Runs a recipe: the loop, the step, evaluation, and what surrounds them."""

@@ -1,10 +1,10 @@
-"""Activation checkpointing.
+"""Activation checkpointing: keeps a block's input, and computes the rest again when needed.
 
-Keep a block's input instead of what is inside it, and compute that again when needed.
+By `torch.utils.checkpoint`. The training is bit for bit the one without: random numbers are drawn
+again as before, and batch norm counts a batch once.
 
-Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost", by `torch.utils.checkpoint`. The
-training is bit for bit the one without: random numbers are drawn again as before, and batch norm
-counts a batch once.
+Source:
+    Chen et al., 2016, Training Deep Nets with Sublinear Memory Cost.
 """
 
 from collections import Counter
@@ -26,7 +26,10 @@ CHAINS = (nn.Sequential, nn.ModuleList)
 def checkpoint_activations(model: nn.Module) -> int:
     """Have the blocks of `model` computed again in the backward pass; how many there are.
 
-    See `blocks`. Raises UserError where there are none.
+    See `blocks`.
+
+    Raises:
+        UserError: there are none.
     """
     names = {module: name for name, module in model.named_modules()}
     found = dict.fromkeys(blocks(model))
@@ -45,13 +48,12 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """What `checkpoint_activations` would take in `module`, such as a ResNet's Bottlenecks and a
-    ViT's EncoderBlocks.
+    """What `checkpoint_activations` would take in a module, such as Bottlenecks or EncoderBlocks.
 
     Modules with parts of their own in an nn.Sequential or nn.ModuleList; stages and backbones,
-    which hold several blocks, are looked into. Where those hold less than half of the weights,
-    modules of one class beside each other are taken, too, such as the stages of timm's RegNet and
-    what an Inception is made of.
+    which hold several blocks, are entered. Where those hold less than half of the weights, modules
+    of one class beside each other are taken, too, such as the stages of timm's RegNet and what an
+    Inception is made of.
     """
     chained = list(_chained(module))
     if 2 * sum(map(_num_weights, chained)) >= _num_weights(module):
@@ -67,7 +69,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _inside(module: nn.Module) -> list[nn.Module]:
-    """The blocks of what stands in a chain, where they are most of it, or itself."""
+    """The blocks of a module in a chain, where they are most of it, or the module itself."""
     inside = blocks(module)
     enough = sum(map(_is_block, inside)) > 1 and 4 * sum(
         map(_num_weights, inside)
@@ -87,7 +89,7 @@ def _chained(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether it has parts, and weights in two layers or more: a convolution with its norm is none."""
+    """Whether a module has parts, and weights in two layers or more other than norms."""
     layers = sum(weight.ndim > 1 for weight in module.parameters())
     return layers > 1 and any(module.children()) and not isinstance(module, CHAINS)
 
@@ -126,7 +128,7 @@ def _checkpointed(
 
 @contextmanager
 def _not_counting(norms: list[AnyBatchNorm]) -> Iterator[None]:
-    """Batch norm normalises by the batch meanwhile, and leaves its running statistics alone."""
+    """Context manager: batch norm normalises by the batch and keeps its running statistics."""
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, batches) in zip(norms, kept):
         norm.momentum = 0.0

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: saved, resumed from, and rehearsed before there is anything to lose."""
+"""Checkpoints of a training: saved, resumed from, and rehearsed before the first step."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from trainkit.storage.weights import load_model, require_same_names
 
 
 class Checkpointer:
-    """Saves a training and takes it up again. Everything that a step depends on is in a checkpoint."""
+    """Saves a training and restores it; everything that a step depends on is in a checkpoint."""
 
     def __init__(
         self,
@@ -43,15 +43,17 @@ class Checkpointer:
         writer: CheckpointWriter,
         reporter: Reporter,
     ):
-        """Args:
-        recipe: with the model and the optimizer.
-        accelerator: of this process.
-        plan: of the run.
-        ema: averages, or None.
-        groups: the optimizer's, as the recipe set them.
-        state: how far the training is.
-        writer: that writes to the run's folder.
-        reporter: of what is saved.
+        """Keep the parts that are saved.
+
+        Args:
+            recipe: with the model and the optimizer.
+            accelerator: of this process.
+            plan: of the run.
+            ema: averages, or None.
+            groups: the optimizer's, as the recipe set them.
+            state: how far the training is.
+            writer: that writes to the run's folder.
+            reporter: of what is saved.
         """
         self.recipe = recipe
         self.accelerator = accelerator
@@ -122,10 +124,12 @@ class Checkpointer:
             self.writer.wait()
 
     def rehearse(self) -> None:
-        """See that a checkpoint can hold what there is now.
+        """Check that a checkpoint can hold what there is now.
 
-        Before the first step, and after it, when the optimizer has made its state. Raises UserError
-        where it cannot.
+        Called before the first step, and after it, when the optimizer has made its state.
+
+        Raises:
+            UserError: it cannot.
         """
         model, optimizer = self.recipe.model, self.recipe.optimizer
         whole_state = unsharded_state(optimizer)
@@ -138,7 +142,7 @@ class Checkpointer:
         packing.rehearse(model, {"model": model.state_dict(), **self._state(None)})
 
     def restore(self, path: Path, evaluation: Mapping[str, Any] | None = None) -> None:
-        """Take up a checkpoint.
+        """Restore a checkpoint.
 
         Args:
             path: of the checkpoint.
@@ -171,7 +175,7 @@ class Checkpointer:
     def _state(self, in_training: list[Tensor] | None) -> dict[str, Any]:
         """What a checkpoint holds besides the model.
 
-        in_training: weights where the model now has others.
+        `in_training` are the trained weights where the model has others for now.
         """
         scaler = self.accelerator.scaler
         return {

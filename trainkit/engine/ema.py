@@ -24,7 +24,8 @@ class EMA:
     n is a number on the host as long as no step can be skipped:
     `torch.optim.swa_utils.AveragedModel` asks the device for it at each step.
 
-    Raises UserError where a parameter is not in `model.state_dict()`, whose names the average has.
+    Raises:
+        UserError: a parameter is not in `model.state_dict()`, whose names the average has.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -91,8 +92,7 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has the averages meanwhile, under whatever it is wrapped in, and then its
-        weights again."""
+        """Context manager: the model has the EMA weights, under whatever it is wrapped in."""
         self._swap()
         try:
             yield
@@ -107,9 +107,7 @@ class EMA:
             average.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes up.
-
-        A whole state dict of the model, averaged, and how many steps it has seen.
+        """The state for `load_state_dict`: an averaged state dict of the model, and the steps seen.
 
         Waits for the device.
         """
@@ -123,7 +121,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Take up a state of the same model.
+        """Load a state of the same model.
 
         Args:
             state: as `state_dict` gives it, of whole tensors.
@@ -131,7 +129,8 @@ class EMA:
                 versions left out the second name of a tied weight and had buffers that are not
                 persistent.
 
-        Raises UserError where names or shapes are not the model's.
+        Raises:
+            UserError: names or shapes are not the model's.
         """
         saved = state["averages"]
         ours = self._model.state_dict().keys()

@@ -47,7 +47,7 @@ RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What measures the weights that a recipe's model has at the time."""
+    """Measures the weights that a recipe's model has at the time."""
 
     recipe: Recipe
     task_module: nn.Module  # as prepared for processes and precision
@@ -187,9 +187,9 @@ class Evaluator:
         return _plain(results)
 
     def _passes(self, task_module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """After each pass predictions and targets of the images that it finished.
+        """Yield predictions and targets of the images that each forward pass finished.
 
-        As many passes in every process.
+        There are as many passes in every process.
         """
         recipe, accelerator = self.recipe, self.accelerator
         together = 1 if recipe.inference is not None else recipe.eval_batch_size
@@ -230,10 +230,7 @@ class Evaluator:
             yield [(predictions[: count * rows], targets[:count])] if count else []
 
     def _seeded(self, loader: Iterable) -> Iterator:
-        """Its batches.
-
-        What a model draws after each, as some do in evaluations too, depends on no reading process.
-        """
+        """Yield the batches of a loader, and seed what a model may draw from after each."""
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
@@ -253,8 +250,7 @@ def evaluate(
     partial: bool = False,
     keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure `recipe` on its validation images with the weights at `weights`, and return the
-    metrics.
+    """Measure `recipe` on its validation images with the weights at `weights`.
 
     Args:
         recipe: what was trained.
@@ -269,6 +265,9 @@ def evaluate(
         tf32: on GPUs: multiply float32 in TF32.
         partial: weights that do not fit are left out and reported.
         keep: called with the metrics in the main process, before they are shown.
+
+    Returns:
+        The metrics, as in results.json.
 
     Raises:
         UserError: the weights do not fit the model.
@@ -341,7 +340,7 @@ def _require_training_images(recipe: Recipe) -> None:
 def show_results(
     display: Display, title: str, results: Mapping[str, Any], best: bool, recipe: Recipe
 ) -> None:
-    """The results as the task's metrics say that they are to be read."""
+    """Show the results as the task's metrics declare their units."""
     percent, per_class = (declared(recipe.task, what) for what in ("percent", "per_class"))
     # the protocol says it in words
     results = {name: value for name, value in results.items() if name != "precise_bn"}
@@ -349,15 +348,15 @@ def show_results(
 
 
 def require_free_names(task: Task) -> None:
-    """See before the first step that no metric computes what a row of the log or results.json
-    holds, where it says so.
+    """Check before the first step that no metric computes a reserved name of log or results.json.
 
-    It says so by what it declares (`percent`, `per_class`), or computes of no image; a copy of it
-    is asked, for what it counts must not change. One that needs images to compute, as those of
-    `evaluate` do, the first evaluation refuses.
+    A metric tells its names by what it declares (`percent`, `per_class`), or computes of no image;
+    a copy of it is asked, for what it counts must not change. One that needs images to compute, as
+    those of `evaluate` do, the first evaluation refuses.
 
-    Raises UserError that names the metric and the result, also where the task lacks `labels` that a
-    metric takes.
+    Raises:
+        UserError: one does, or the task lacks `labels` that a metric takes; the message has the
+            names of metric and result.
     """
     metrics = [*task.metrics(), *task.thorough_metrics()]
     for metric in (one for each in metrics for one in each_metric(each)):
@@ -379,10 +378,7 @@ def _name(metric: Any) -> str:
 
 
 def _results_of_nothing(metric: Any) -> set[str]:
-    """Names of what it computes of no image.
-
-    None where it cannot, as a quotient by the number of images.
-    """
+    """Names of what a metric computes of no image; none where it cannot, as with a quotient."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
         try:
@@ -408,10 +404,7 @@ def _free(metric: Any, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and their numbers as Python values for JSON.
-
-    None for a non-finite (NaN/Inf) value.
-    """
+    """Arrays, tensors and their numbers as Python values for JSON; None for NaN/Inf."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}

@@ -1,4 +1,4 @@
-"""Whether an optimizer updates sharded weights as it does whole ones, tried before the first step.
+"""Checks before the first step that an optimizer updates sharded weights as whole ones.
 
 An update that goes number by number is the same on a part of a weight. A norm, a product of
 matrices or a sum over all weights may be of this process's part alone, and the training would be
@@ -44,12 +44,13 @@ class _Differs(Exception):
 
 
 def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None:
-    """Try it on one weight of each shape where FSDP was asked for.
+    """Try an optimizer on one weight of each shape where FSDP was asked for.
 
     Call it before weights are sharded; nothing changes.
 
-    Raises UserError, in all processes, where updates of sharded weights fail, or give other weights
-    or state.
+    Raises:
+        UserError: in all processes, where updates of sharded weights fail, or give other weights or
+            state.
     """
     if Sharding.asked() is None or accelerator.num_processes == 1:
         return
@@ -71,9 +72,9 @@ def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None
 
 
 def _together(optimizer: Optimizer, stage: Callable[[], Value], amiss: str) -> Value:
-    """What `stage` returns. Raises UserError in all processes where one of them raised an error.
+    """What `stage` returns; another process would wait for one that has failed.
 
-    Whatever a foreign optimizer raises. Another process would wait for one that has failed.
+    Raises UserError in all processes where one of them raised any error.
     """
     returned: list[Value] = []
     problem: str | None = None
@@ -131,7 +132,7 @@ class _Trial:
         _update(self.sharded, self.parts, self.values, self._part)
 
     def require_sharded_state(self) -> None:
-        """Raises _Differs for state of this process's part that is not laid out as the part is."""
+        """Raise _Differs for state of this process's part that is not laid out as the part is."""
         name = unsharded_state(self.sharded)
         if name is not None:
             raise _Differs(
@@ -139,7 +140,7 @@ class _Trial:
             )
 
     def compare(self) -> None:
-        """Raises _Differs where weights, state or groups are not the same."""
+        """Raise _Differs where weights, state or groups are not the same."""
         found, way = [], 0.0  # all of it is compared, for the processes gather together
         for value, weight, part in zip(self.values, self.weights, self.parts):
             of = f"of a weight of shape {list(value.shape)}"
@@ -170,8 +171,7 @@ def _one_of_each(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def _copied(optimizer: Optimizer, values: list[Tensor]) -> tuple[Optimizer, list[nn.Parameter]]:
-    """A copy of the optimizer over `values` in place of the weights of `_one_of_each`, and over
-    nothing else."""
+    """Copy an optimizer over `values` alone, in place of the weights of `_one_of_each`."""
     weights = [nn.Parameter(value) for value in values]
     chosen = _one_of_each(optimizer)
     memo: dict[int, Any] = {id(weight): own for weight, own in zip(chosen, weights)}
@@ -188,7 +188,7 @@ def _copied(optimizer: Optimizer, values: list[Tensor]) -> tuple[Optimizer, list
 
 
 def _copied_object(optimizer: Any, memo: dict[int, Any]) -> Any:
-    """A copy of the optimizer with all of its attributes, and so of optimizers in it.
+    """Copy an optimizer with all of its attributes, and so optimizers in it.
 
     Torch's own way to copy one leaves attributes out.
     """
@@ -221,7 +221,7 @@ def _inside(optimizer: Any) -> Iterator[Any]:
 
 
 def _own_hooks(name: str, value: Any, optimizer: Any) -> Any:
-    """An attribute; of hooks those alone that are its methods: others reach what is not copied."""
+    """An attribute; of hooks only those that are its methods: others reach what is not copied."""
     if not (name.endswith("_hooks") and isinstance(value, Mapping)):
         return value
     kind: Any = type(value)
@@ -233,7 +233,7 @@ def _own_hooks(name: str, value: Any, optimizer: Any) -> Any:
 
 
 def _is_kept(key: Any, memo: dict[int, Any]) -> bool:
-    """Of which state a copy has some: of weights of the trial, and of what is no weight."""
+    """Whether a copy has state for this key: of weights of the trial, and of what is no weight."""
     return not isinstance(key, Tensor) or (id(key) in memo and memo[id(key)].numel() > 0)
 
 
@@ -243,7 +243,7 @@ def _update(
     values: list[Tensor],
     place: Callable[[Tensor], Tensor],
 ) -> None:
-    """Some updates from the same gradients each time. place: puts one where the weights are."""
+    """Make some updates from the same gradients each time; `place` puts one to its weight."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     if has_modes(optimizer):

@@ -1,4 +1,4 @@
-"""What a run says before it begins: the recipe's note, and which images it found."""
+"""Reports before a run begins the recipe's note, and which images it found."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,9 +8,9 @@ from trainkit.recipe import Recipe
 
 
 def introduce(recipe: Recipe, note: Callable[[str], None]) -> None:
-    """Say what the data are, by `note`, a line at a time.
+    """Report what the data are, by `note`, a line at a time.
 
-    Train_data that is not open yet is passed over.
+    Train_data that is not open yet is skipped.
     """
     if recipe.note:
         note(recipe.note)

@@ -1,7 +1,4 @@
-"""Classes that nothing is labelled with.
-
-Looked for in the training data, in the log's windows and in evaluations.
-"""
+"""Warns of classes without a label: in training data, in the log's windows, in evaluations."""
 
 import time
 from collections import Counter
@@ -33,11 +30,9 @@ def names_of(task: Task) -> list[str]:
 
 
 def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
-    """What an evaluation's results hold of the classes that no target was of.
+    """Results of an evaluation on classes that no target was of; empty where there is none.
 
-    Nothing where there is none.
-
-    counts: valid targets of each class (C,).
+    `counts` are valid targets of each class (C,).
     """
     names = names_of(task)
     if len(names) != len(counts):
@@ -47,15 +42,12 @@ def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
 
 
 def ranks(results: Mapping[str, Any], task: Task) -> bool:
-    """Whether an evaluation can tell which weights are better.
-
-    Its targets are of two classes or more.
-    """
+    """Whether an evaluation can tell which weights are better: its targets are of two classes."""
     return WITHOUT not in results or len(names_of(task)) - len(results[WITHOUT]) >= 2
 
 
 def evaluation_warnings(results: Mapping[str, Any], task: Task) -> list[str]:
-    """What to tell of an evaluation whose targets lack classes, at most one line."""
+    """Warn of an evaluation whose targets lack classes, in at most one line."""
     without, number = results.get(WITHOUT, []), len(names_of(task))
     if not without:
         return []
@@ -73,7 +65,7 @@ def evaluation_warnings(results: Mapping[str, Any], task: Task) -> list[str]:
 
 
 def window_warnings(num_windows: int) -> list[str]:
-    """What to tell of the log's windows without any valid target, at most one line."""
+    """Warn of the log's windows without any valid target, in at most one line."""
     if not num_windows:
         return []
     return [
@@ -83,7 +75,7 @@ def window_warnings(num_windows: int) -> list[str]:
 
 
 def training_warnings(data: SizedDataset, task: Task) -> list[str]:
-    """What to tell before a training of classes that no training target is of, at most one line.
+    """Warn before a training of classes that no training target is of, in at most one line.
 
     Class ids are counted where the dataset has them at hand (an attribute `targets`). Of masks up
     to 64 are read, spread over the set, for at most about a second; those that cannot be read are
@@ -115,7 +107,7 @@ def training_warnings(data: SizedDataset, task: Task) -> list[str]:
 
 
 def _known_ids(data: Any) -> Tensor | None:
-    """The class id of each image, where an attribute `targets` says them: int64 (N,)."""
+    """The class id of each image by an attribute `targets`: int64 (N,); or None."""
     ids = DatasetInfo.of(data).targets
     if isinstance(ids, (list, tuple)) and not all(isinstance(each, int) for each in ids):
         return None

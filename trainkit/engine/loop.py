@@ -33,9 +33,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     recipe_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Train `recipe` in the folder `options.out` and return its summary.
-
-    Resume where an earlier call stopped.
+    """Train `recipe` in the folder `options.out`, or resume where an earlier call stopped.
 
     Seed before building the recipe: its initial weights are drawn there.
 
@@ -112,9 +110,8 @@ def train(
 def _train_to_the_end(training: Training, begun: float) -> int:
     """Train up to the last step, and log, evaluate and save where it is due.
 
-    The signal to stop for, or 0.
-
-    begun: when this process began with the run, on the clock of `time.perf_counter`.
+    `begun` is when this process began with the run, on the clock of `time.perf_counter`. Returns
+    the signal to stop for, or 0.
     """
     options, plan, state = training.options, training.plan, training.state
     seconds_before = state.seconds
@@ -172,7 +169,7 @@ def _save_and_evaluate(training: Training) -> int:
 
 
 def _leave(number: int, checkpointer: Checkpointer, reporter: Reporter) -> NoReturn:
-    """Save what is not saved, say how to resume, and leave with the signal's exit code."""
+    """Save what is not saved, report how to resume, and exit with the signal's exit code."""
     if number == FAILED:
         raise reporter.trouble or Stopped(FAILED)  # the process that failed says why
     checkpointer.save_rest()

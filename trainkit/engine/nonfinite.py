@@ -1,6 +1,4 @@
-"""Non-finite (NaN/Inf) losses and gradients.
-
-Found when the log is read, named, and kept to be replayed.
+"""Non-finite (NaN/Inf) losses and gradients: found when the log is read, and kept for replay.
 
 failures/step-<number>/  report.json  batch.safetensors  checkpoint/ (the state it began from)
 """
@@ -44,7 +42,7 @@ def is_failure(numbers: StepNumbers, accelerator: Accelerator) -> bool:
 
 @dataclass(frozen=True)
 class FailureRecorder:
-    """Names a step whose loss or gradient is non-finite, and keeps it to be replayed."""
+    """Names a step whose loss or gradient is non-finite, and saves it for replay."""
 
     recipe: Recipe
     options: Options
@@ -71,7 +69,7 @@ class FailureRecorder:
         )
 
     def keep(self, numbers: StepNumbers) -> str:
-        """Keep the failed step in the main process, while the others wait; what to report."""
+        """Save the failed step in the main process, while the others wait; what to report."""
         told = (
             f"{self.describe(numbers)}. Lower the learning rate, look at these images, or leave"
             " such steps out with "
@@ -145,8 +143,7 @@ class FailureRecorder:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file that is never changed, or a copy where the file system has no such
-    thing."""
+    """Link a file that is never changed to a second name, or copy it where links are missing."""
     try:
         os.link(source, target)
     except OSError:

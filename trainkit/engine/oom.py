@@ -1,4 +1,4 @@
-"""Out of memory (OOM) in a step: the same step again in smaller micro-batches.
+"""Repeats a step in smaller micro-batches on out of memory (OOM).
 
 The batch, and with it what a step computes, stays.
 """
@@ -43,13 +43,15 @@ class OomFallback:
         take_back: Callable[[], None],
         static_graph: bool,
     ):
-        """Args:
-        task_module: as wrapped for processes and precision.
-        plan: whose micro-batch is made smaller.
-        accelerator: of this process.
-        reporter: that notes it and remembers the micro-batch for a resume.
-        take_back: undoes forward and backward of a step.
-        static_graph: whether DDP learns from the first steps which parameters are used.
+        """Keep what a step is repeated with.
+
+        Args:
+            task_module: as wrapped for processes and precision.
+            plan: whose micro-batch is made smaller.
+            accelerator: of this process.
+            reporter: that notes it and remembers the micro-batch for a resume.
+            take_back: undoes forward and backward of a step.
+            static_graph: whether DDP learns from the first steps which parameters are used.
         """
         self.task_module = task_module
         self.plan = plan
@@ -66,10 +68,11 @@ class OomFallback:
         self._trials_left = 0 if self._alone is None else TRIED
 
     def gradients(self, step: int, accumulate: Accumulate) -> Tensor:
-        """Losses (K,) of `step`, whose gradients are in the parameters then.
+        """Compute the gradients of `step` into the parameters; the losses (K,).
 
-        Raises MemoryError where no smaller micro-batch is left, or where the other processes wait
-        by now; UserError for parameters that received no gradient, which DDP would wait for.
+        Raises:
+            MemoryError: no smaller micro-batch is left, or the other processes wait by now.
+            UserError: parameters received no gradient, which DDP would wait for.
         """
         if self._alone is not None and self._trials_left:
             self._try_alone(self._alone, step, accumulate)
@@ -107,7 +110,7 @@ class OomFallback:
                 return
 
     def _halve(self, step: int, problem: str, alone: bool) -> None:
-        """Make micro-batches half as large. alone: no other process knows."""
+        """Halve the micro-batch; with `alone` no other process knows."""
         order = self.plan.order
         now = max(max(order.passes(step, process)) for process in range(order.num_processes))
         smaller = math.ceil(now / 2 / order.unit) * order.unit

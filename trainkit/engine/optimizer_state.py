@@ -1,8 +1,6 @@
-"""What is asked of an optimizer, whoever wrote it.
+"""The parameters, groups, state and modes of an optimizer, whoever wrote it.
 
-Its parameters, its groups, its state, and its modes.
-
-Its state is opaque: what is in it is saved and taken up whole.
+Its state is opaque: what is in it is saved and restored whole.
 """
 
 import inspect
@@ -19,10 +17,11 @@ from trainkit.errors import UserError
 
 
 def require_supported(optimizer: Optimizer, model: nn.Module) -> None:
-    """Raises UserError, with its name, for an optimizer that one update from one gradient does not
-    suffice.
+    """Check that one update from one gradient suffices an optimizer.
 
-    Also where it has parameters that are not the model's.
+    Raises:
+        UserError: it does not, or has parameters that are not the model's; the message has its
+            name.
     """
     name = type(optimizer).__name__
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -56,7 +55,7 @@ def require_supported(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def of_torch(optimizer: Optimizer) -> bool:
-    """Whether it is one of torch's own, whose whole state is tensors by weight.
+    """Whether an optimizer is torch's own, whose whole state is tensors by weight.
 
     Others count in their groups too.
     """
@@ -66,8 +65,7 @@ def of_torch(optimizer: Optimizer) -> bool:
 def trained_and_others(
     model: nn.Module, optimizer: Optimizer
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The optimizer's parameters in the order of the model, and others of it that get gradients all
-    the same."""
+    """The optimizer's parameters in the model's order, and others of it that get gradients."""
     chosen = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     weights = list(model.parameters())
     others = [weight for weight in weights if id(weight) not in chosen and weight.requires_grad]
@@ -75,7 +73,7 @@ def trained_and_others(
 
 
 def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What each group holds besides its parameters; a learning rate that is a tensor as a number."""
+    """What each group holds besides its parameters, a learning rate always as a number."""
     return [
         {
             name: (
@@ -93,7 +91,7 @@ def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def state_of(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `take_up` puts back. groups: their values as the recipe set them."""
+    """The state for `take_up`; `groups` are their values as the recipe set them."""
     return {
         "type": type(optimizer).__name__,
         "groups": list(groups),
@@ -105,14 +103,17 @@ def state_of(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[
 def take_up(
     optimizer: Optimizer, saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Put back what `state_of` gave.
+    """Restore what `state_of` gave: all state, and all values that the recipe has not changed.
 
-    All state, and all values of the groups but those that the recipe has changed.
+    Some optimizers count or estimate in their groups.
 
-    Some optimizers count or estimate in their groups. groups: the values as the recipe sets them
-    now.
+    Args:
+        optimizer: whose state is restored.
+        saved: of `state_of`.
+        groups: the values as the recipe sets them now.
 
-    Raises UserError where the optimizer is another one, or has other groups.
+    Raises:
+        UserError: the optimizer is another one, or has other groups.
     """
     name = type(optimizer).__name__
     if "groups" not in saved:  # of an earlier version, which did not keep how they were set
@@ -159,9 +160,9 @@ def take_up(
 
 
 def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """torch casts all state to the weight's type, integers too.
+    """Undo torch's cast of all state to the weight's type, integers too.
 
-    And a checkpoint keeps no memory format, though fused kernels walk weights and state side by
+    A checkpoint keeps no memory format either, though fused kernels walk weights and state side by
     side as they lie.
     """
     for name, value in state.items():
@@ -174,8 +175,7 @@ def _as_saved(weight: Tensor, state: dict[str, Any], saved: Mapping[str, Any]) -
 
 
 def to_weights(optimizer: Optimizer) -> None:
-    """State that was made with the optimizer, such as Adagrad's, to the device where the weights
-    are by now."""
+    """Move state that was made with the optimizer, such as Adagrad's, to the weights' device."""
     tensors = [
         (weight, value)
         for weight, state in optimizer.state.items()
@@ -201,15 +201,14 @@ def set_lr(group: dict[str, Any], lr: float) -> None:
 
 
 def has_modes(optimizer: Optimizer) -> bool:
-    """Whether it trains other weights than are to be measured and saved, as schedule-free ones do."""
+    """Whether it trains other weights than are measured and saved, as schedule-free ones do."""
     return callable(getattr(optimizer, "train", None)) and callable(
         getattr(optimizer, "eval", None)
     )
 
 
 def switch_mode(optimizer: Any, training: bool) -> None:
-    """Have an optimizer that `has_modes` put the weights in training, or else those to be measured,
-    into the model."""
+    """Switch a model between the weights in training and those to be measured (`has_modes`)."""
     if training:
         optimizer.train()
     else:
@@ -218,11 +217,10 @@ def switch_mode(optimizer: Any, training: bool) -> None:
 
 @contextmanager
 def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
-    """The model has the weights to be measured and saved meanwhile.
+    """Context manager: the model has the weights to be measured and saved.
 
-    Gives those in training, None where they are those.
-
-    Afterwards it has the latter bit for bit, which the optimizer's own way back would round.
+    Yields those in training, None where they are the same. Afterwards it has the latter bit for
+    bit, which the optimizer's own way back would round.
     """
     if not has_modes(optimizer):
         yield None
@@ -238,7 +236,7 @@ def evaluation_mode(optimizer: Optimizer) -> Iterator[list[Tensor] | None]:
 
 @torch.no_grad()
 def train_with(optimizer: Optimizer, in_training: Sequence[Tensor]) -> None:
-    """Go back to training with these weights."""
+    """Return to training with these weights."""
     switch_mode(optimizer, training=True)
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     for weight, value in zip(weights, in_training):

@@ -1,7 +1,4 @@
-"""How long a run is, which images each step has, and at which learning rate.
-
-Decided before the first step.
-"""
+"""Plans before the first step how long a run is, the images of each step, and its rates."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,7 +20,7 @@ MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are s
 class TrainPlan:
     """Order, length and schedule of a run.
 
-    Nothing in it changes but the micro-batch, after running out of memory.
+    Nothing in it changes but the micro-batch, after OOM.
     """
 
     recipe: Recipe
@@ -34,7 +31,8 @@ class TrainPlan:
     def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "TrainPlan":
         """The plan of `recipe` on so many processes.
 
-        Raises UserError for settings that cannot work.
+        Raises:
+            UserError: settings that cannot work.
         """
         info = DatasetInfo.of(recipe.train_data)
         order = TrainOrder(
@@ -79,7 +77,7 @@ class TrainPlan:
         return f"{sum(weight.numel() for weight in frozen)} weights until {until}"
 
     def use_micro_batch(self, micro_batch: int) -> None:
-        """Take at most so many images in a forward pass from now on.
+        """Use at most so many images in a forward pass from now on.
 
         Steps and images stay the same.
         """
@@ -88,9 +86,7 @@ class TrainPlan:
     def loader(
         self, start: int, stop: int, options: Options, accelerator: Accelerator, workers: int
     ) -> Iterable[Any]:
-        """This process's batches of the steps from `start` up to `stop`.
-
-        Images, targets, and what replaced bad images.
+        """This process's batches of the steps from `start` up to `stop`: images, targets, faults.
 
         Args:
             start: the first step, counted from 0.
@@ -112,7 +108,7 @@ class TrainPlan:
     def resume_invariants(self) -> dict[str, Any]:
         """Settings that affect the result, which a resume must keep.
 
-        The schedule as nine points of its curve.
+        The schedule is kept as nine points of its curve.
         """
         locality = self.order.locality
         return {

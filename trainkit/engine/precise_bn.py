@@ -1,7 +1,4 @@
-"""BatchNorm statistics.
-
-Synchronized over the processes in training, re-estimated (precise BN) for evaluation.
-"""
+"""BatchNorm statistics re-estimated for evaluation (precise BN)."""
 
 import math
 from collections.abc import Iterator
@@ -26,15 +23,16 @@ PASS = 16  # images whose mean and variance are one sample, whatever the batch a
 
 
 class PreciseBatchNorm:
-    """Mean and variance as they are under the weights of now, and not averaged over the last steps'
-    weights.
+    """Mean and variance as they are under the current weights, not those of the last steps.
 
     Each is the mean over passes of 16 training images, the first `num_images` of an epoch in all,
-    augmented as there (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm";
-    `torch.optim.swa_utils.update_bn` in one process): epoch 0, or where images grow the first one
-    of the size that they end with. Of streamed files, where neighbours may be of one class, the
-    passes take these images in another order. Training is not touched: the statistics it has
-    counted are put back.
+    augmented as there: epoch 0, or where images grow the first one of the size that they end with.
+    Of streamed files, where neighbours may be of one class, the passes take these images in another
+    order. Training is not touched: the statistics it has counted are restored.
+
+    Source:
+        Wu and Johnson, 2021, Rethinking Batch in BatchNorm; in one process
+        `torch.optim.swa_utils.update_bn`.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class PreciseBatchNorm:
 
     @contextmanager
     def estimated(self) -> Iterator[None]:
-        """The model has these statistics meanwhile."""
+        """Context manager: the model has these statistics."""
         was_training = self.task_module.training
         self.task_module.train()
         # the statistics of frozen ones stay
@@ -156,7 +154,7 @@ class PreciseBatchNorm:
 
 
 def refuse_frozen(recipe: Recipe, num_images: int | None) -> None:
-    """Raise UserError where the statistics of a part that is frozen for a while would be estimated."""
+    """Raise UserError where the statistics of a part that is frozen for a while would change."""
     if num_images and recipe.frozen:
         raise UserError(
             f"precise_bn is {num_images}, and a part of the model is frozen, whose statistics it"

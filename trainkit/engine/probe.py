@@ -1,6 +1,6 @@
-"""One image through the network before the first step.
+"""Runs one image through the network before the first step, to see what would fail later.
 
-What a conversion changes, and where one image is too few.
+It shows what a conversion changes, and where one image is too few.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,10 +35,12 @@ def first_image(recipe: Recipe, options: Options, plan: TrainPlan, device: torch
 
 @contextmanager
 def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
-    """What is done to the model meanwhile changes none of its outputs.
+    """Context manager: what is done to the model must change none of its outputs.
 
-    Compared in evaluation mode, on one image. Raises UserError that names `option` where an output
-    differs.
+    Compared in evaluation mode, on one image.
+
+    Raises:
+        UserError: an output differs; the message names `option`.
     """
     before = _outputs(model, image)
     yield
@@ -55,8 +57,7 @@ def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
 
 
 def lonely_step(plan: TrainPlan) -> int | None:
-    """A step of the plan in which some process has a forward pass of one image, also one that
-    counts nowhere."""
+    """A step in which some process has a forward pass of one image, also an uncounted one."""
     order = plan.order
     # the last batch of an epoch may be shorter
     for step in (0, min(order.steps_per_epoch, plan.total_steps) - 1):
@@ -66,11 +67,13 @@ def lonely_step(plan: TrainPlan) -> int | None:
 
 
 def refuse_lonely_values(recipe: Recipe, options: Options, plan: TrainPlan) -> None:
-    """Raises UserError where a batch norm would have one value per channel in the plan's
-    `lonely_step`.
+    """Check that no batch norm has one value per channel in the plan's `lonely_step`.
 
     One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm
     counts the values of all processes.
+
+    Raises:
+        UserError: one has.
     """
     step, order = lonely_step(plan), plan.order
     if step is None or (recipe.sync_batch_norm and order.num_processes > 1):

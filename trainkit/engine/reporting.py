@@ -1,7 +1,4 @@
-"""What a training reports.
-
-Rows of the log, the display, counters, bad images, what cannot be written, the summary.
-"""
+"""Reports a training: log, display, counters, bad images, failed writes, summary."""
 
 import shlex
 import sys
@@ -33,7 +30,7 @@ from trainkit.storage.run_folder import RunFolder
 
 
 class Reporter:
-    """Collects what steps, evaluations and saves leave, and writes it to the log and the display.
+    """Collects what steps, evaluations and saves leave, and writes it to log and display.
 
     A step's numbers stay on the device until a row of the log, a save or an evaluation reads them.
     """
@@ -52,17 +49,19 @@ class Reporter:
         failures: FailureRecorder,
         state: TrainState,
     ):
-        """Args:
-        recipe: that is trained.
-        options: of the run.
-        accelerator: of this process.
-        plan: of the run.
-        run: whose log is written.
-        display: of the main process.
-        stop: that is set where the run's folder cannot be written.
-        writer: of checkpoints, whose rows and errors are reported here.
-        failures: that keeps a step with a non-finite loss or gradient.
-        state: whose counters are kept here.
+        """Keep what is reported and where.
+
+        Args:
+            recipe: that is trained.
+            options: of the run.
+            accelerator: of this process.
+            plan: of the run.
+            run: whose log is written.
+            display: of the main process.
+            stop: that is set where the run's folder cannot be written.
+            writer: of checkpoints, whose rows and errors are reported here.
+            failures: that keeps a step with a non-finite loss or gradient.
+            state: whose counters are kept here.
         """
         self.recipe = recipe
         self.options = options
@@ -89,7 +88,7 @@ class Reporter:
         self.display.note(line)
 
     def step(self, stats: StepStats, bad_images: Sequence[str]) -> None:
-        """Take up what a step left, and move the bar; waits for nothing.
+        """Receive what a step left, and move the bar; waits for nothing.
 
         Args:
             stats: of the step, on the device.
@@ -118,7 +117,8 @@ class Reporter:
     def read_window(self) -> list[StepNumbers]:
         """Numbers of each step since the last row of the log; waits for the device.
 
-        Raises NonFiniteError where one is non-finite and that is to stop the run.
+        Raises:
+            NonFiniteError: one is non-finite and that is to stop the run.
         """
         steps = read_steps(self.accelerator, self._rows, self.state.step)
         failed = [numbers for numbers in steps if is_failure(numbers, self.accelerator)]
@@ -127,7 +127,7 @@ class Reporter:
         return steps
 
     def log_row(self) -> None:
-        """One row of the log: the only place where training waits for the device."""
+        """Write a row of the log: the only place where training waits for the device."""
         steps = self.read_window()
         self._rows.clear()
         self.report_bad_images()
@@ -252,7 +252,7 @@ class Reporter:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[None]:
-        """What is written meanwhile is the file `name` of the run; that it cannot be is reported."""
+        """Context manager: the file `name` of the run is written; a failure is reported."""
         try:
             yield
         except OSError as error:
@@ -269,7 +269,7 @@ class Reporter:
             self.note(f"{error}; continuing without it")
 
     def raise_trouble(self) -> None:
-        """Raises the OSError of what could not be written, where that is to stop the run."""
+        """Raise the OSError of what could not be written, where that is to stop the run."""
         if self.trouble is not None and self.options.on_save_error == "stop":
             raise self.trouble
 
@@ -284,7 +284,11 @@ class Reporter:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Write and return the summary. Raises OSError where the folder cannot be written."""
+        """Write and return the summary.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         state = self.state
         if state.step != self.plan.total_steps:  # a run that something cut short is not finished
             raise RuntimeError(
@@ -335,7 +339,7 @@ class Reporter:
 
 
 def peak_memory_gib(accelerator: Accelerator) -> float:
-    """The most that this process has used: of the GPU where it has one, else of the host."""
+    """The peak memory of this process in GiB: of the GPU where it has one, else of the host."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     import resource  # which Windows has not

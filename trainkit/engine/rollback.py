@@ -10,14 +10,11 @@ from trainkit.distributed.fsdp import local
 
 
 class StepSnapshot:
-    """Keeps the model's buffers before each step.
+    """Keeps the model's buffers before each step, with `updates` weights and optimizer state too.
 
-    With `updates` weights and the optimizer's state too.
-
-    Running out of memory between forward and backward leaves weights alone, but batch norm has
-    counted. To leave out an update that is already made, `--on-nonfinite skip`, takes the rest as
-    well: one more copy of it. That is for torch's own optimizers, whose whole state is tensors by
-    weight.
+    OOM between forward and backward leaves weights alone, but batch norm has counted. To leave out
+    an update that is already made, `--on-nonfinite skip`, takes the rest as well: one more copy of
+    it. That is for torch's own optimizers, whose whole state is tensors by weight.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, updates: bool):
@@ -30,7 +27,7 @@ class StepSnapshot:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy all of it; the device does it, and nothing waits."""
+        """Copy all of it, on the device; nothing waits."""
         if self._copies:
             torch._foreach_copy_(self._copies, [*self._buffers, *self._weights])
         if self.updates:
@@ -44,17 +41,17 @@ class StepSnapshot:
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Put the buffers back."""
+        """Restore the buffers."""
         for tensor, copy in zip(self._buffers, self._copies):
             tensor.copy_(copy)
 
     @torch.no_grad()
     def restore_where(self, failed: Tensor) -> None:
-        """Put everything back where `failed`, a boolean on the device, is true.
+        """Restore everything where `failed`, a boolean on the device, is true.
 
-        Nothing waits for it, but for a step that has made state anew, such as the first one: this
-        state goes as it came, for what an optimizer begins with differs from one to the next. State
-        on the host waits in each step.
+        Nothing waits for it, but for a step that has made state, such as the first one: this state
+        is removed again, for what an optimizer begins with differs from one to the next. State on
+        the host waits in each step.
         """
         for tensor, copy in zip((*self._buffers, *self._weights), self._copies):
             tensor.copy_(torch.where(failed, copy, tensor))

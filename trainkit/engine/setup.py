@@ -75,10 +75,11 @@ class Found:
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
-    """What `function` returns in the main process, in all processes: the others wait for it.
+    """What `function` returns in the main process, in all processes, which wait for it.
 
-    Raises UserError in all of them where it raised one. Another error is raised in the main
-    process, which says why; the others are Stopped.
+    Raises:
+        UserError: in all of them where it raised one. Another error is raised in the main process,
+            which reports it; the others are Stopped.
     """
     value: Value | None = None
     error: Exception | None = None
@@ -107,10 +108,20 @@ def open_run(
     resume_invariants: Mapping[str, Any],
     lists: Mapping[str, bytes],
 ) -> tuple[RunFolder, Found]:
-    """The run's folder and what is in it; the main process decides for all.
+    """Open the run's folder and find what is in it; the main process decides for all.
 
-    lists: the files that say which images are held out, see `DatasetInfo`; the folder keeps them.
-    Raises UserError where this training may not have the folder or cannot write it.
+    Args:
+        accelerator: of this process.
+        display: of the main process.
+        options: of the run.
+        settings: the recipe's.
+        recipe_file: where the recipe came from.
+        resume_invariants: see `TrainPlan`.
+        lists: the files that say which images are held out, see `DatasetInfo`; the folder keeps
+            them.
+
+    Raises:
+        UserError: this training may not have the folder or cannot write it.
     """
 
     def open_here() -> tuple[RunFolder, Found, Path]:
@@ -148,8 +159,7 @@ def _unwritable(folder: Path | None, error: OSError) -> UserError:
 
 
 def _all_see(accelerator: Accelerator, run: RunFolder, mark: Path) -> None:
-    """Raises UserError where a process does not see the file that the main one has written into the
-    folder."""
+    """Raise UserError where a process does not see the file that the main one has written."""
     until = time.monotonic() + SEEN_WITHIN_S
     while not (seen := mark.exists()) and time.monotonic() < until:
         time.sleep(0.1)
@@ -177,9 +187,10 @@ class Started(NamedTuple):
 
 
 def start(recipe: Recipe, options: Options) -> Started:
-    """Open the training data, meet the other processes, and plan the run.
+    """Open the training data, join the other processes, and plan the run.
 
-    Raises UserError for settings that cannot work, and where no training can run.
+    Raises:
+        UserError: settings that cannot work, or no training can run.
     """
     posix_locks()
     opened(recipe.train_data)  # a fault of it is reported before the processes connect
@@ -229,7 +240,7 @@ def begin(
     run: RunFolder,
     display: Display,
 ) -> Training:
-    """Wrap model and optimizer, and say what will be trained on what."""
+    """Wrap model and optimizer, and report what will be trained on what."""
     introduce(recipe, display.note)
     display.note(
         f"{run.folder}: {plan.total_steps} steps, {counted(recipe.epochs, 'epoch')} of"
@@ -346,7 +357,7 @@ def _prepared(recipe: Recipe, accelerator: Accelerator) -> nn.Module:
 
 
 def _convert(recipe: Recipe, options: Options, accelerator: Accelerator, plan: TrainPlan) -> None:
-    """Change the model as asked for, and see that no output changes."""
+    """Change the model as asked for, and check that no output changes."""
     model = recipe.model.to(accelerator.device)
     # read where it is needed
     image = cache(partial(first_image, recipe, options, plan, accelerator.device))

@@ -1,10 +1,9 @@
-"""Scores of whole images from windows of them, at several scales and flipped, many windows in one
-forward pass.
+"""Sliding-window inference, at several scales and flipped, many windows in one forward pass.
 
-Windows of all scales, flips and images are put in one line and cut into batches, whatever image
-they are of; where the whole image is one window, those of one size make a batch. The scores of a
-pixel are the mean over the windows that see it, flipped ones too, and then over the scales, each
-resized to the image's own mask.
+Windows of all scales, flips and images are queued and cut into batches, whatever image they are of;
+where the whole image is one window, those of one size make a batch. The scores of a pixel are the
+mean over the windows that see it, flipped ones too, and then over the scales, each resized to the
+image's own mask.
 """
 
 from collections import defaultdict
@@ -55,7 +54,7 @@ class _Window:
 
 @dataclass
 class SlidingWindowInferer:
-    """Runs a model over images as `inference` says, in step with the other processes."""
+    """Runs a model over images by inference settings, in step with the other processes."""
 
     inference: Inference
     task_module: (
@@ -67,12 +66,14 @@ class SlidingWindowInferer:
     def infer(
         self, samples: Iterable[tuple[Tensor, Tensor]]
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """After each pass the images that it finished.
+        """Yield after each pass the images that it finished, as scores and targets.
 
-        Scores (1, C, H, W) at the size of their targets, and these.
+        Args:
+            samples: images (1, 3, h, w) and targets (1, H, W).
 
-        samples: images (1, 3, h, w) and targets (1, H, W). All processes make as many passes: those
-        with nothing left give empty lists.
+        Yields:
+            Scores (1, C, H, W) at the size of their targets, and these. All processes make as many
+            passes: those with nothing left give empty lists.
         """
         batches = self._batches(samples)
         filler = self.black[None].expand(1, -1, 64, 64)
@@ -99,14 +100,14 @@ class SlidingWindowInferer:
                 yield []
 
     def _forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, h, w) -> scores (N, C, h, w)."""
+        """Run (N, 3, h, w) -> scores (N, C, h, w)."""
         if is_sharded(self.task_module):
             return self.task_module(pixels, None)
         # past DDP, as the processes' passes are not of one kind
         return without_wrappers(self.task_module)(pixels, None)
 
     def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
-        """Windows of one shape, as many as fit into a pass, with as few images under way as may be."""
+        """Yield windows of one shape, as many as fit into a pass, of as few images as possible."""
         most = self.inference.window_batch
         waiting: defaultdict[torch.Size, list[_Window]] = defaultdict(list)
         for images, targets in samples:
@@ -158,9 +159,10 @@ class SlidingWindowInferer:
                     )
 
     def _add(self, window: _Window, scores: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Put a window's scores (C, h, w) in their place.
+        """Add a window's scores (C, h, w) to its image.
 
-        The sum over the scales and the targets of its image where it was the last one, else None.
+        Returns the sum over the scales and the targets of its image where it was the last one, else
+        None.
         """
         scaled, scores = window.scaled, scores.flip(-1) if window.flipped else scores
         if scaled.sums is None or scaled.seen is None:

@@ -45,7 +45,7 @@ class TrainState:
         self.updating = False
 
     def take_up_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Take up the results in a row of the log."""
+        """Restore the results in a row of the log."""
         self.evaluated = row["step"]
         self.best = row["best"]
         self.best_step = row["best_step"]
@@ -53,12 +53,12 @@ class TrainState:
         self.results = {name: value for name, value in row.items() if name not in names}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes up."""
+        """The state for `load_state_dict`."""
         names = [each.name for each in fields(self) if each.name not in NOT_OF_PROGRESS]
         return {"progress": {name: getattr(self, name) for name in names}, "results": self.results}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave, also in an earlier version, which counted less."""
+        """Restore what `state_dict` gave, also in an earlier version, which counted less."""
         vars(self).update(vars(TrainState(**saved["progress"], results=saved["results"])))
 
 

@@ -1,9 +1,8 @@
-"""One step.
+"""One step: from a batch to one optimizer update, on any number of processes.
 
-From a batch to one optimizer update, on any number of processes and in any number of micro-batches.
-
-Its gradient is that of sum(loss) / count over the valid targets of the whole batch: the counts are
-summed over the processes before the first backward pass, so no mean of means occurs.
+Its gradient is that of sum(loss) / count over the valid targets of the whole batch, in any number
+of micro-batches: the counts are summed over the processes before the first backward pass, so no
+mean of means occurs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -62,18 +61,20 @@ class Stepper:
         state: TrainState,
         reporter: Reporter,
     ):
-        """Args:
-        recipe: with the model, the task and the optimizer.
-        options: of the run.
-        accelerator: of this process.
-        plan: learning rates, and the micro-batches of each step.
-        task_module: model and task, wrapped for processes and precision.
-        to_device: that moves and normalises a batch.
-        ema: averages to update, or None.
-        groups: the optimizer's, as the recipe set them.
-        frozen: what is not trained before some step, or None.
-        state: where the start of an update is recorded.
-        reporter: of smaller micro-batches after running out of memory.
+        """Keep the parts of a step.
+
+        Args:
+            recipe: with the model, the task and the optimizer.
+            options: of the run.
+            accelerator: of this process.
+            plan: learning rates, and the micro-batches of each step.
+            task_module: model and task, wrapped for processes and precision.
+            to_device: that moves and normalises a batch.
+            ema: averages to update, or None.
+            groups: the optimizer's, as the recipe set them.
+            frozen: what is not trained before some step, or None.
+            state: where the start of an update is recorded.
+            reporter: of smaller micro-batches after running out of memory.
         """
         self.recipe = recipe
         self.options = options
@@ -111,7 +112,9 @@ class Stepper:
 
     @may_fail_alone()
     def __call__(self, step: int, images: Tensor, targets: Tensor) -> StepStats:
-        """One optimizer update from this process's share of a batch. Nothing here waits for a GPU.
+        """Make one optimizer update from this process's share of a batch.
+
+        Nothing here waits for a GPU.
 
         Args:
             step: number of the step, counted from 0.
@@ -202,7 +205,7 @@ class Stepper:
     def _accumulate(
         self, step: int, images: Tensor, targets: Tensor, counts: Tensor, task_module: nn.Module
     ) -> tuple[Tensor, str | None]:
-        """Forward and backward in micro-batches; losses (K,), and the allocator's message on OOM."""
+        """Run micro-batches forward and backward: losses (K,), and the message of an OOM."""
         accelerator = self.accelerator
         # 0: a padding sample that counts nowhere
         sizes = self.plan.order.passes(step, accelerator.process_index)
@@ -234,7 +237,10 @@ class Stepper:
         return losses, None
 
     def _with_gradients(self, step: int) -> list[nn.Parameter]:
-        """The optimizer's parameters that received a gradient. Raises UserError where none did."""
+        """The optimizer's parameters that received a gradient.
+
+        Raises UserError where none did.
+        """
         weights = [weight for weight in self.weights if weight.grad is not None]
         if not weights:
             raise UserError(
@@ -245,20 +251,15 @@ class Stepper:
         return weights
 
     def _is_to_skip(self, stats: StepStats) -> Tensor | None:
-        """Whether losses or norm are non-finite, a boolean on the device.
-
-        None where that is no reason to skip.
-        """
+        """Whether losses or norm are non-finite, a boolean on the device; None without skipping."""
         if self.options.on_nonfinite != "skip":
             return None
         return ~self.accelerator.reduce(stats.row(), "sum").isfinite().all()
 
     def _update(self, failed: Tensor | None) -> Tensor | None:
-        """One optimizer update.
+        """Make one optimizer update, unless `failed`: None for never, but what fp16's scaler says.
 
-        Whether it was left out, a boolean on the device, or None where none can be.
-
-        failed: whether to leave it out; None for never, but what fp16's scaler decides.
+        Returns whether it was left out, a boolean on the device, or None where none can be.
         """
         optimizer, scaler = self.recipe.optimizer, self.accelerator.scaler
         skipped = failed
@@ -284,7 +285,7 @@ class Stepper:
         self.snapshot.restore_buffers()
 
     def _zero_gradients(self) -> None:
-        """Of all parameters, for what is not the optimizer's would pile up."""
+        """Zero the gradients of all parameters; those that are not the optimizer's accumulate."""
         self.recipe.optimizer.zero_grad()
         for weight in self.others:
             weight.grad = None

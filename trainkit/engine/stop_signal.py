@@ -1,7 +1,4 @@
-"""Signals that ask a run to stop.
-
-Noticed by a flag, agreed on by all processes, obeyed between whole steps.
-"""
+"""Signals that ask a run to stop: flagged, agreed on by all processes, obeyed between steps."""
 
 import os
 import signal
@@ -32,9 +29,7 @@ class Stopped(SystemExit):
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the death of the launcher.
-
-    A context manager.
+    """Context manager: set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the launcher's death.
 
     SIGHUP, of a terminal that is closed, is left alone where it is ignored, as nohup has it. A
     second SIGINT raises KeyboardInterrupt at once. `accelerate launch` of one process does not pass
@@ -84,9 +79,8 @@ class StopFlag:
     def agreed(self) -> int:
         """The signal that all processes stop for now, or 0.
 
-        Each must call this as often as the others.
-
-        On a GPU the answer is that of two calls ago, so that asking does not wait for the device.
+        Each must call this as often as the others. On a GPU the answer is that of two calls ago, so
+        that asking does not wait for the device.
         """
         self.last_answer = self._agreed()
         return self.last_answer

@@ -1,4 +1,4 @@
-"""Synchronised batch norm: over the whole batch, and not each process's part of it."""
+"""Synchronised batch norm: over the whole batch, not each process's part of it."""
 
 from accelerate import Accelerator
 from torch import nn
@@ -9,13 +9,14 @@ from trainkit.errors import UserError
 
 
 def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model with SyncBatchNorm in place of its batch norms, which keep names, weights, hooks
-    and activations.
+    """The model with SyncBatchNorm in place of its batch norms.
 
-    timm's batch norms with an activation become timm's own SyncBatchNormAct: torch's
-    `convert_sync_batchnorm` would drop the activation. Raises UserError where there is no GPU, and
-    for batch norms that compute something of their own, of which nobody knows how to synchronise
-    it.
+    Names, weights, hooks and activations stay. timm's batch norms with an activation become timm's
+    own SyncBatchNormAct: torch's `convert_sync_batchnorm` would drop the activation.
+
+    Raises:
+        UserError: there is no GPU, or a batch norm computes something of its own, of which nobody
+            knows how to synchronise it.
     """
     if accelerator.device.type == "cpu":
         raise UserError(

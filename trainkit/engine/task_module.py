@@ -1,4 +1,4 @@
-"""Model and loss as one module, and the transfer of batches to the device."""
+"""Model and loss as one module."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from trainkit.recipe import Task, as_task
 
 
 class TaskModule(nn.Module):
-    """Model and task as one module, so that only sums or predictions leave what accelerate wraps."""
+    """Model and task as one module, so that only sums or predictions leave accelerate's wrapper."""
 
     def __init__(self, model: nn.Module, task: Task):
         super().__init__()
@@ -20,10 +20,9 @@ class TaskModule(nn.Module):
         self.divisor = size_divisor(model) if self.task.is_dense else 1
 
     def forward(self, images: Tensor, targets: Tensor | None) -> Tensor:
-        """In training the weighted loss sums (K,), in evaluation the predictions, one row per
-        image.
+        """In training the weighted loss sums (K,), in evaluation predictions, one row per image.
 
-        Without targets the task's scores, which an evaluation in windows puts together.
+        Without targets the task's scores, which sliding-window inference averages.
         """
         outputs = (
             self.model(images) if self.training else run_padded(self.model, images, self.divisor)
@@ -35,16 +34,13 @@ class TaskModule(nn.Module):
 
 @torch.no_grad()
 def set_step(task: Task, model: nn.Module, steps: tuple[int, int] | None) -> None:
-    """Have a task change what depends on the step: steps done and total_steps.
-
-    None: leave it as it is.
-    """
+    """Call a task's `at_step` with (steps done, total_steps); None: leave it as it is."""
     if steps is not None:
         task.at_step(model, *steps)
 
 
 def uncompiled(prepared: nn.Module, task: Task) -> nn.Module:
-    """What was prepared, without torch.compile where a task looks at whole images.
+    """The prepared module, without torch.compile where a task takes images of any size.
 
     Each size would be compiled.
     """

@@ -166,9 +166,8 @@ def is_published(run: Path) -> bool:
 def find_weights(path: Path) -> tuple[Path, Path | None]:
     """The weights that `path` stands for, and the run they are of.
 
-    A run's best checkpoint, or `path` itself; also of a name on the Hub, see `located`.
-
-    A folder that `trainkit push` wrote has one file of weights and no checkpoints.
+    A run's best checkpoint, or `path` itself; also of a name on the Hub, see `located`. A folder
+    that `trainkit push` wrote has one file of weights and no checkpoints.
     """
     path = located(path)
     if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever

@@ -37,6 +37,7 @@ class Fit:
 
     @property
     def exact(self) -> bool:
+        """Whether everything fits."""
         return not (self.unmatched or self.missing or self.shape_mismatches or self.mistyped)
 
     def lines(self) -> list[str]:
@@ -222,7 +223,7 @@ def take_weights(
     partial: bool = False,
     averaged: bool = True,
 ) -> list[str]:
-    """Load the weights at `path`, see `read_weights` and `load_model`, and return lines to report."""
+    """Load the weights at `path`, see `read_weights` and `load_model`; return lines to report."""
     weights, lines = read_weights(path, key, averaged)
     found = load_model(model, weights, path, partial)
     renamed = [f"{path.name}: {found.renamed}"] if found.renamed else []

@@ -164,7 +164,7 @@ class RandomScaleCrop(v2.Transform):
         return params
 
     def _shown(self, stored: int, scaled: int, drawn: float) -> tuple[int, int, int, int]:
-        """Along one side: first pixel cut out and how many, first pixel in the crop and how many."""
+        """Along one side: first pixel cut out and how many, first in the crop and how many."""
         place = int(drawn * (abs(scaled - self.crop) + 1))
         if scaled <= self.crop:
             return 0, stored, place, scaled
