@@ -278,3 +278,21 @@ def test_pictures_of_more_than_eight_bits(tmp_path):
             match="cannot read .*q.tif: its pixels are of mode [FI], .*save it with 8 or 16",
         ):
             read_image(tmp_path / "q.tif")
+
+
+def test_an_unreadable_image_has_one_exit_code(trained, tmp_path, capsys, monkeypatch):
+    """In the commands that end at it, and in those that look at the others first."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "my", tmp_path / "my")
+    for split in ("train", "val"):
+        damaged = tmp_path / "my" / split / "bee" / "2.png"
+        damaged.write_bytes(damaged.read_bytes()[:60])
+    settings = ("--data", "my", "--model", "small", "--size", "16", "--workers", "0")
+    weights = ("--weights", trained / "run", "--data", "my", "--workers", "0")
+    for words in ((RECIPE, *settings, "--batch-size", "12", "--epochs", "1", "--out", "other"),
+                  ("doctor", RECIPE, *settings),
+                  ("evaluate", RECIPE, *weights, "--out", "measured"),
+                  ("predict", RECIPE, "my/val", *weights, "--out", "predicted")):  # fmt: skip
+        assert main([str(word) for word in words]) == 2, words[0]
+        printed = "".join(capsys.readouterr())
+        assert "bee/2.png" in printed and "Traceback" not in printed, printed
