@@ -122,6 +122,10 @@ print(f"HELD {{held}} {{total}} {{kept}}\\n", end="")  # in one piece, as two pr
 model = everything().model.to(memory_format=torch.channels_last)
 try: prepare(accelerator, TaskModule(model, recipe.task))
 except ValueError as error: print(error)
+model = everything().model
+model.scale = torch.nn.Parameter(torch.tensor(1.0))
+try: prepare(accelerator, TaskModule(model, recipe.task))
+except ValueError as error: print(error)
 """
     (tmp_path / "script.py").write_text(script)
     printed = torchrun(2, tmp_path / "script.py", **FSDP).stdout
@@ -131,6 +135,7 @@ except ValueError as error: print(error)
     assert len(held) == 2 and held[0][0] + held[1][0] == held[0][1]
     assert all(mine < 0.6 * total and states == 2 * mine for mine, total, states in held)
     assert "channels_last and FSDP do not go together" in printed
+    assert "parameters without a dimension (model.scale): hold each as a tensor" in printed
 
 
 @pytest.mark.parametrize(

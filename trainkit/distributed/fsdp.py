@@ -131,6 +131,12 @@ def prepare(
         raise UserError(
             "channels_last and FSDP do not go together: torch shards contiguous weights only"
         )
+    scalars = [name for name, weight in model.named_parameters() if weight.ndim == 0]
+    if scalars:
+        raise UserError(
+            f"FSDP does not shard parameters without a dimension ({', '.join(scalars[:3])}): hold"
+            " each as a tensor of one number, such as torch.ones(1), or launch without FSDP"
+        )
     model.to(accelerator.device)
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from trainkit.cli import main
 from trainkit.data.generators import find_generators
 from trainkit.data.loader import make_loader
 from trainkit.data.repeatability import find_unrepeatable
@@ -250,3 +251,55 @@ def test_global_generators_are_not_seeded_a_second_time():
     assert find_generators(data) == []
     assert find_generators(Photos(OwnGenerator(np.random.mtrand._rand))) == []
     assert find_generators(Photos(OwnGenerator(torch.default_generator))) == []
+
+
+UNREPEATABLE = """
+import os
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from trainkit import Recipe
+from trainkit.schedules import constant
+from trainkit.tasks.recognition import Recognition
+
+
+class FromTheSystem:
+    def __call__(self, image):
+        return image.roll(os.urandom(1)[0] % 8, -1)
+
+
+class Photos(Dataset):
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        image = (torch.arange(3 * 8 * 8) * (index + 1) % 251).to(torch.uint8).view(3, 8, 8)
+        return (self.transform(image) if self.transform else image), index % 3
+
+
+def recipe() -> Recipe:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    return Recipe(
+        task=Recognition(3), model=model, train_data=Photos(FromTheSystem()),
+        val_data=Photos(None), optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        schedule=constant(), epochs=1, batch_size=8,
+    )
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("command", ["train", "check", "doctor"])
+def test_every_command_that_reads_tells_it(command, workers, tmp_path, monkeypatch, capsys):
+    """By the dataset and the transform, before the first step."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(UNREPEATABLE)
+    assert main([command, "mine.py", "--workers", workers, "--out", "out"]) == 0
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert "Photos" in printed and "FromTheSystem" in printed, printed
+    if command == "train":
+        assert printed.index("FromTheSystem") < printed.index("saved step 2")
+    if command == "check":
+        assert "not bit-equal: images read again differ" in printed
