@@ -28,7 +28,7 @@ from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.rebuildable import rebuildable
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -57,6 +57,7 @@ def recipe(
         lr=0.1, weight_decay=5e-4, optimizer="nesterov"
     ),
     schedule: ScheduleSettings = ScheduleSettings(epochs=200),
+    per_class: ClassSettings = ClassSettings(),
     label_smoothing: float = 0.0,
     mixup: float | None = None,
     sample: bool = False,
@@ -81,7 +82,7 @@ def recipe(
 
     net = network(num_classes, model)
     return Recipe(
-        task=Recognition(train_images.classes, label_smoothing),
+        task=Recognition(train_images.classes, label_smoothing, extra_metrics=per_class.metrics),
         model=net,
         train_data=OnDevice(train_images, [PadCrop(4), Flip()]),
         val_data=OnDevice(test_images),

@@ -23,7 +23,7 @@ from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.open import class_images
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, fine_tuned, published_input
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -48,6 +48,7 @@ def recipe(
     batch_size: int = 64,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head_lr_mult=10.0),
     schedule: ScheduleSettings = ScheduleSettings(epochs=20, warmup_epochs=1),
+    per_class: ClassSettings = ClassSettings(),
     label_smoothing: float = 0.1,
     size: int = 224,
     crop_fraction: float | None = None,
@@ -111,7 +112,7 @@ def recipe(
     )
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     return Recipe(
-        task=Recognition(names, label_smoothing),
+        task=Recognition(names, label_smoothing, extra_metrics=per_class.metrics),
         model=network,
         train_data=train_data,
         val_data=val_data,

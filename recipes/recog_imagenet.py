@@ -28,7 +28,7 @@ from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.recognition import classifier, published_input
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -60,6 +60,7 @@ def recipe(
     batch_size: int = 512,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.2),
     schedule: ScheduleSettings = ScheduleSettings(epochs=120, warmup_epochs=5),
+    per_class: ClassSettings = ClassSettings(),
     label_smoothing: float = 0.1,
     mixup: float | None = 0.2,
     cutmix: float | None = None,
@@ -154,7 +155,7 @@ def recipe(
         model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size]
     )
     return Recipe(
-        task=Recognition(names, label_smoothing),
+        task=Recognition(names, label_smoothing, extra_metrics=per_class.metrics),
         model=network,
         train_data=train_data,
         mix=by_turns(num_classes, mixup, cutmix),

@@ -26,7 +26,7 @@ from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
 from trainkit.rebuildable import rebuildable
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -59,6 +59,7 @@ def recipe(
         lr=0.004, weight_decay=5e-4, head_lr_mult=10.0
     ),
     schedule: ScheduleSettings = ScheduleSettings(epochs=80, schedule="multistep"),
+    per_class: ClassSettings = ClassSettings(),
     size: int = 224,
     smallest_crop: float = 0.08,
     jitter: tuple[float, ...] | None = (0.4, 0.4, 0.4),
@@ -95,7 +96,7 @@ def recipe(
         train_data, val_data = MINC(data, "train", split), MINC(data, "test", split, evaluation)
     net = network(len(train_data.classes), backbone, pretrained, codewords)
     return Recipe(
-        task=Recognition(train_data.classes),
+        task=Recognition(train_data.classes, extra_metrics=per_class.metrics),
         model=net,
         train_data=Stages(train_data, {0: coloured, drop: train_transform(size, area)}),
         val_data=val_data,

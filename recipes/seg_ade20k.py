@@ -27,7 +27,7 @@ from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 from trainkit.variants import variant
 
@@ -56,6 +56,7 @@ def segmentation(
     batch_size: int = 16,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head_lr_mult=10.0),
     schedule: ScheduleSettings = ScheduleSettings(epochs=120, schedule="poly"),
+    per_class: ClassSettings = ClassSettings(),
     long_side: int = 520,
     crop: int = 480,
     aux_weight: float = 0.2,
@@ -119,6 +120,7 @@ def segmentation(
             loss=named_losses(loss, class_weights),
             aux_weight=aux_weight,
             se_weight=se_weight,
+            extra_metrics=per_class.metrics,
         ),
         model=network,
         train_data=opened.train,

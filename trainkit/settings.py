@@ -96,6 +96,19 @@ class OptimizerSettings(SharedSettings):
 
 
 @dataclass(frozen=True)
+class ClassSettings(SharedSettings):
+    """How classes are measured.
+
+    Attributes:
+        metrics: further ones, such as torchmetrics:F1Score:average=macro or
+            evaluate:PATH_OR_NAME:average=macro; for segmentation those of torchmetrics that follow
+            from the confusion matrix
+    """
+
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ScheduleSettings(SharedSettings):
     """How long a training is, and how its learning rate changes.
 

@@ -298,6 +298,14 @@ def with_errors() -> Recipe:
     )
 
 
+def with_named_metrics() -> Recipe:
+    """Metrics of torchmetrics and of evaluate by name."""
+    file = Path(__file__).with_name("macro_recall.py")
+    names = ["torchmetrics:F1Score:average=macro", "torchmetrics:ConfusionMatrix"]
+    names.append(f"evaluate:{file}:average=macro")
+    return recognition(epochs=0.5, task=Recognition(CLASSES, extra_metrics=names))
+
+
 def with_spare_weights() -> Recipe:
     """A part of the model has no part in the loss."""
     recipe = recognition()
@@ -345,6 +353,7 @@ RUNS = {
     "batch-norm-averaged": (averaged_with_norm, {}),
     "batch-norm-windows": (lambda: averaged_with_norm(Inference(window=8, stride=4)), {}),
     "errors": (with_errors, {}),
+    "named-metrics": (with_named_metrics, {}),
     "streamed": (streamed, {}),
     "blocks": (in_blocks, {}),
     "blocks-helped": (

@@ -171,11 +171,13 @@ def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
     function = load_recipe(path)
     asked = {"clip_norm": 2.0, "ema": 0.5, "warmup_epochs": 0.25, "epochs": 2}
     asked |= {"optimizer": "lion", "betas": (0.5, 0.6), "schedule": "poly:power=2"}
+    asked |= {"metrics": ("torchmetrics:F1Score",)}
     recipe = function(**{**function.sample_settings(), **asked, "sample": True})
     assert (recipe.clip_norm, recipe.ema, recipe.epochs) == (2.0, 0.5, 2)
     assert recipe.schedule(1, 80, 40) == pytest.approx(0.1)
     assert recipe.schedule(45, 80, 40) == pytest.approx(0.25)  # half of what is after the warm-up
     assert type(recipe.optimizer).__name__ == "Lion"
+    assert recipe.task.extra_metrics == ("torchmetrics:F1Score",)
     assert all(group["betas"] == (0.5, 0.6) for group in recipe.optimizer.param_groups)
     assert torch.is_tensor(next(recipe.model.parameters()))
 

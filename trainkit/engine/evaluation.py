@@ -25,6 +25,7 @@ from trainkit.distributed.fsdp import agree_on_buffers, prepare, reshard
 from trainkit.engine.ema import EMA
 from trainkit.engine.introduction import introduce
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets, evaluation_warnings
+from trainkit.engine.metric_trial import try_metrics
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import TaskModule, set_step, uncompiled
@@ -275,6 +276,7 @@ def evaluate(
     """
     weights, run = find_weights(Path(weights))
     require_free_names(recipe.task)
+    try_metrics(recipe.task)
     if precise_bn is not None:
         _require_training_images(recipe)
     accelerator = start_accelerator()

@@ -30,6 +30,7 @@ from trainkit.engine.ema import EMA
 from trainkit.engine.evaluation import Evaluator, require_free_names
 from trainkit.engine.fsdp_trial import require_same_updates
 from trainkit.engine.introduction import introduce
+from trainkit.engine.metric_trial import try_metrics
 from trainkit.engine.nonfinite import FailureRecorder
 from trainkit.engine.optimizer_state import (
     group_values,
@@ -199,6 +200,7 @@ def start(recipe: Recipe, options: Options) -> Started:
     plan = TrainPlan.of(recipe, options, accelerator.num_processes)
     refuse_lonely_values(recipe, options, plan)
     require_free_names(recipe.task)
+    try_metrics(recipe.task)
     _require_freezable(recipe, options)
     return Started(recipe, accelerator, display, plan)
 

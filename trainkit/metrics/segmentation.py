@@ -1,6 +1,7 @@
 """Metrics of segmentation: mean intersection over union and pixel accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class MeanIoU(Counting):
         absent: "skip", or "zero": a class that occurs nowhere scores 0 and is counted, as in the
             official ADE20K script and PyTorch-Encoding; on a full split there is no difference.
         class_names: names for "IoU" and the details.
+        derived: further results from the confusion matrix (C, C), a row for each reference.
 
     Raises:
         UserError: `absent` is another word, there is not one name for each class, or, by `compute`,
@@ -43,6 +45,7 @@ class MeanIoU(Counting):
         ignore: int = 255,
         absent: str = "skip",
         class_names: Sequence[str] | None = None,
+        derived: Sequence[Callable[[Tensor], dict[str, Any]]] = (),
     ):
         if absent not in ("skip", "zero"):
             raise UserError(f"MeanIoU: absent is {absent!r}; it is 'skip' or 'zero'")
@@ -50,6 +53,7 @@ class MeanIoU(Counting):
             raise UserError(f"MeanIoU: {len(class_names)} class_names for {num_classes} classes")
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.class_names = list(class_names) if class_names is not None else None
+        self.derived = tuple(derived)
         # as `count_pairs` says
         self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)
 
@@ -117,6 +121,7 @@ class MeanIoU(Counting):
         per_class = [value if here else None for value, here in zip(iou.tolist(), counted.tolist())]
         of_class = confusion.sum(1)
         accuracy = intersection / of_class.clamp(min=1)
+        derived = [each(confusion) for each in self.derived]
         return {
             "mIoU": iou[counted].mean().item() if counted.any() else None,
             "pixAcc": intersection.sum().item() / num_pixels if num_pixels else None,
@@ -124,6 +129,7 @@ class MeanIoU(Counting):
             "fwIoU": (iou * of_class).sum().item() / num_pixels if num_pixels else None,
             "num_classes": int(counted.sum()),
             "IoU": dict(zip(self.class_names, per_class)) if self.class_names else per_class,
+            **{name: value for results in derived for name, value in results.items()},
         }
 
     def details(self) -> dict:

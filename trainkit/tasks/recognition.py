@@ -12,6 +12,7 @@ from trainkit.errors import UserError
 from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.pixelwise import CrossEntropy
+from trainkit.metrics.named import named_metrics
 from trainkit.metrics.recognition import CalibrationError, TopK
 from trainkit.models.outputs import class_logits
 from trainkit.recipe import Task
@@ -31,7 +32,8 @@ class Recognition(Task):
     Args:
         classes: how many, or their names in the order of their ids.
         label_smoothing: of the cross-entropy, in [0, 1).
-        extra_metrics: metrics of `evaluate`, given class ids (N,).
+        extra_metrics: metrics of `evaluate`, given class ids (N,), and names such as
+            "torchmetrics:F1Score:average=macro", see `trainkit.metrics.named`.
         loss: one of trainkit.losses.pixelwise, or several, in place of cross-entropy.
 
     Raises:
@@ -147,7 +149,7 @@ class Recognition(Task):
 
     def metrics(self) -> list:
         """Make TopK, then the recipe's own."""
-        return [TopK(self._ks, self.classes), *self.extra_metrics]
+        return [TopK(self._ks, self.classes), *named_metrics(self.extra_metrics, self.num_classes)]
 
     def thorough_metrics(self) -> list:
         """Make the expected calibration error."""

@@ -14,6 +14,7 @@ from trainkit.losses.functional import check_ignore, check_num_outputs, presence
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
 from trainkit.metrics.confusion import argmax_labels
+from trainkit.metrics.named import from_confusion
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
 from trainkit.recipe import Task
@@ -36,7 +37,8 @@ class Segmentation(Task):
         aux_weight: factor of the loss of the output "aux" (logits like "out"); 0: off.
         se_weight: factor of the loss of the output "se" (one logit per class); 0: off.
         absent: see `MeanIoU`.
-        extra_metrics: metrics of `evaluate`, given masks.
+        extra_metrics: metrics of `evaluate`, given masks, and names such as
+            "torchmetrics:F1Score:average=macro", which are computed from the confusion matrix.
         loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary
             term takes the first.
         palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's
@@ -180,7 +182,10 @@ class Segmentation(Task):
     def metrics(self) -> list:
         """MeanIoU, then the recipe's own."""
         names = None if isinstance(self.classes, int) else list(self.classes)
-        return [MeanIoU(self.num_classes, self.ignore, self.absent, names), *self.extra_metrics]
+        by_name = [each for each in self.extra_metrics if isinstance(each, str)]
+        others = [each for each in self.extra_metrics if not isinstance(each, str)]
+        derived = [from_confusion(each, self.num_classes) for each in by_name]
+        return [MeanIoU(self.num_classes, self.ignore, self.absent, names, derived), *others]
 
 
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:
