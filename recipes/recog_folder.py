@@ -10,6 +10,7 @@ Hardware and time: depends on your images.
 Expected: depends on your images; not yet measured on a public set.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -17,6 +18,7 @@ from typing import Literal
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
+from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.held_out import SplitSettings
@@ -91,16 +93,18 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    columns, names = (image_column, label_column, stream, split), read_class_names(classes)
+    columns = (image_column, label_column, stream, split)
+    names: Sequence[str] | None = read_class_names(classes)
     asked = {"crop_fraction": crop_fraction, "crop_mode": crop_mode, "mean": mean, "std": std}
     own = published_input(model, "bilinear", interpolation=interpolation, **asked)
     resize = InterpolationMode(own["interpolation"])
     augment = train_transform(size, (0.25, 1.0), resize)
     look = eval_transform(size, own["crop_fraction"], resize, crop_mode=own["crop_mode"])
-    train_data = partial(class_images, source, "train", augment, names, *columns)
+    training = partial(class_images, source, "train", augment, names, *columns)
+    train_data: SizedDataset = LazyDataset(training)
     if names is None:
-        train_data = train_data()
-        names = train_data.classes
+        opened = training()
+        train_data, names = opened, opened.classes
     val_data = class_images(source, "val", look, names, *columns)
     num_classes = len(names)
     pretrained = pretrained and model != "small"

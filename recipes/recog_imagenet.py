@@ -12,14 +12,15 @@ Expected: not yet measured with this code; the paper has top1 79.29 % with these
 ResNet-50-D.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
-from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
+from trainkit.data.dataset_info import ClassDataset, LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.open import class_images
@@ -43,12 +44,12 @@ SAMPLE = {
 
 
 def _training_images(
-    source: str,
-    augment: dict[float, Callable],
-    names: list[str] | None,
+    source: str | Path,
+    augment: dict[int, Callable],
+    names: Sequence[str] | None,
     stream: int | None,
     repeats: int,
-) -> Dataset:
+) -> ClassDataset:
     """Opened when a training begins; an evaluation needs none."""
     images = class_images(source, "train", augment[0], names, stream=stream)
     return Repeated(images if len(augment) == 1 else Stages(images, augment), repeats)
@@ -142,10 +143,12 @@ def recipe(
         epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras)
         for epoch, side in sizes.items()
     }
-    names = read_class_names(classes)
+    names: Sequence[str] | None = read_class_names(classes)
     training = partial(_training_images, source, augment, names, stream, repeats)
-    train_data = training() if names is None else training
-    names = train_data.classes if names is None else names
+    train_data: SizedDataset = LazyDataset(training)
+    if names is None:
+        opened = training()
+        train_data, names = opened, opened.classes
     look = eval_transform(
         eval_size or size, own["crop_fraction"], resize, ten_crop, own["crop_mode"]
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import nn
 
 from trainkit import Recipe
+from trainkit.data.dataset_info import ClassDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.minc import MINC
 from trainkit.data.datasets.open import class_images
@@ -88,6 +89,8 @@ def recipe(
     """
     area, evaluation = (smallest_crop, 1.0), eval_transform(size)
     coloured = train_transform(size, area, jitter=jitter, lighting=lighting)
+    train_data: ClassDataset
+    val_data: ClassDataset
     if sample:
         source = generated.class_folder()
         train_data = class_images(source, "train")

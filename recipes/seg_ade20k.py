@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch.utils.data import Dataset
-
 from trainkit import Recipe
+from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
@@ -40,8 +39,8 @@ class Opened(NamedTuple):
     """A dataset as `segmentation` trains on it."""
 
     about: Any  # with classes, palette and raw_ids
-    train: Dataset | Callable[[], Dataset]
-    val: Dataset
+    train: SizedDataset
+    val: SizedDataset
     note: str | None = None
 
 
@@ -112,8 +111,16 @@ def segmentation(
     num_classes = classes if isinstance(classes, int) else len(classes)
     se_weight = encoding_weight(model, se_weight)
     aux_weight = aux_weight if has_aux(model) else 0.0
-    heads = {"aux": aux_weight > 0, "se": se_weight > 0, "lateral": lateral, "channels": channels}
-    network = segmenter(model, num_classes, backbone, pretrained, **heads)
+    network = segmenter(
+        model,
+        num_classes,
+        backbone,
+        pretrained,
+        aux=aux_weight > 0,
+        se=se_weight > 0,
+        lateral=lateral,
+        channels=channels,
+    )
     return Recipe(
         task=Segmentation.of(
             opened.about,
@@ -140,9 +147,8 @@ def ade20k(data: Path, sample: bool, train: Callable, evaluation: Callable) -> O
     data = generated.ade20k() if sample else data
     val_data = ADE20K(data, "validation", evaluation)
     note = f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
-    return Opened(
-        ADE20K, partial(ADE20K, data, "training", train), val_data, note if sample else None
-    )
+    train_data = LazyDataset(partial(ADE20K, data, "training", train))
+    return Opened(ADE20K, train_data, val_data, note if sample else None)
 
 
 def opener(
@@ -161,7 +167,7 @@ def opener(
             pair = generated.masks(len(dataset.classes), train, evaluation)
             return Opened(dataset, *pair, f"generated data, not {title}: scenes of 16 classes")
         train_data = partial(train_class or dataset, data, split, train, **train_settings)
-        return Opened(dataset, train_data, dataset(data, "val", evaluation))
+        return Opened(dataset, LazyDataset(train_data), dataset(data, "val", evaluation))
 
     return open_data
 

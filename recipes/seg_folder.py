@@ -25,6 +25,7 @@ from typing import Any
 from seg_ade20k import Opened, segmentation
 
 from trainkit import Recipe
+from trainkit.data.dataset_info import LazyDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import IGNORED, read_classes
 from trainkit.data.datasets.held_out import SplitSettings
@@ -93,8 +94,11 @@ def recipe(
         about = SimpleNamespace(classes=names, palette=palette, raw_ids=val_data.raw_ids)
         num_classes = names if isinstance(names, int) else len(names)
         note = f"generated data: scenes of {num_classes} classes in {source}" if sample else None
-        return Opened(about, partial(maps, "train", transform=train), val_data, note)
+        train_data = LazyDataset(partial(maps, "train", transform=train))
+        return Opened(about, train_data, val_data, note)
 
     if not pretrained:
         settings["optimizer"] = replace(settings["optimizer"], head_lr_mult=1.0)
-    return segmentation(open_data, data=data, pretrained=pretrained, **settings, lateral=False)
+    # `open_data` takes a name on the Hub too
+    settings["data"] = data
+    return segmentation(open_data, pretrained=pretrained, **settings, lateral=False)

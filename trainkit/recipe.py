@@ -270,7 +270,8 @@ class Recipe:
     model: nn.Module
     """images (N, C, H, W) -> outputs that `task` understands"""
     train_data: SizedDataset
-    """index -> (image, target), of one shape; or a function that opens it (see `LazyDataset`)"""
+    """index -> (image, target), of one shape; or a function that opens it, which becomes a
+    `LazyDataset`, the form that a type checker asks for"""
     val_data: SizedDataset
     """index -> (image, target), each measured exactly once"""
     optimizer: Optimizer

@@ -26,6 +26,14 @@ class SizedDataset(Protocol):
         """Image and target."""
 
 
+class ClassDataset(SizedDataset, Protocol):
+    """Images with a class id each, of named classes."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names, in the order of their ids."""
+
+
 class LazyDataset(Dataset):
     """A dataset that is opened when it is first used.
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import Dataset
-
+from trainkit.data.dataset_info import ClassDataset
 from trainkit.data.datasets.divided import SPLITS, DividedClasses, DividedMasks
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.datasets.held_out import SplitSettings
@@ -25,6 +24,9 @@ from trainkit.data.file_names import leftover
 from trainkit.data.palette import MaskColors
 from trainkit.errors import MissingFileError, UserError
 
+if TYPE_CHECKING:  # `datasets` takes a second to import
+    from trainkit.data.datasets.hub import HubMasks
+
 NO_SPLIT = SplitSettings()
 
 
@@ -37,7 +39,7 @@ def class_images(
     label_column: str | None = None,
     stream: int | None = None,
     held_out: SplitSettings = NO_SPLIT,
-) -> Dataset:
+) -> ClassDataset:
     """Open one split of class images: index -> (uint8 image (3, H, W), class id), with `.classes`.
 
     Args:
@@ -102,7 +104,7 @@ def label_maps(
     mask_values: Sequence[int] | None = None,
     mask_colors: MaskColors | None = None,
     held_out: SplitSettings = NO_SPLIT,
-) -> Dataset:
+) -> "MaskFolder | DividedMasks | HubMasks":
     """Open one split of images with masks: index -> (image, mask), as `MaskFolder` gives them.
 
     Args:
@@ -236,7 +238,7 @@ def _require_hub_name(source: str | Path, layout: str) -> None:
 
 def _masks_from_datasets(
     source: str | Path, split: str | Sequence[str], *how: Any, **more: Any
-) -> Dataset:
+) -> "HubMasks":
     # `datasets` takes a second to import
     from trainkit.data.datasets.hub import HubMasks, choose_split
 
@@ -249,7 +251,7 @@ def _from_datasets(
     split: str | Sequence[str],
     transform: Callable[[Any], Any] | None,
     *how: Any,
-) -> Dataset:
+) -> ClassDataset:
     # `datasets` takes a second to import
     from trainkit.data.datasets.hub import HubImages, choose_split
 

@@ -1,6 +1,5 @@
 """Base class of datasets that wrap another one."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -37,7 +36,7 @@ class Wrapper(Dataset):
         return self.data
 
     @property
-    def classes(self) -> Sequence[str] | int:
+    def classes(self) -> Any:
         """The classes of the wrapped dataset, where it has any."""
         return self.data.classes
 
