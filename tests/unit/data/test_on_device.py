@@ -195,3 +195,9 @@ def test_a_training_goes_on_bit_equal(tmp_path):
 def test_a_device_by_its_two_names(held, asked, same):
     """What lies on cuda:0 is not sent to "cuda" again."""
     assert same_device(torch.device(held), torch.device(asked)) == same
+
+
+def test_a_part_of_a_dataset_has_its_classes():
+    part = OnDevice(Subset(Pictures(), [4, 2]))
+    assert part.classes == Pictures.classes
+    assert torch.equal(part.images[1], Pictures().images[2])
