@@ -1,5 +1,7 @@
-"""Exit 1 unless a run on generated scenes ended at 5 times the mIoU of the best constant
-prediction, or more."""
+"""Exits with 1 unless a run on generated scenes is 5 times better than a constant prediction.
+
+It compares mIoU with that of the best constant prediction.
+"""
 
 import json
 import sys

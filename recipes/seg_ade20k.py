@@ -31,7 +31,8 @@ from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head_lr_mult": 1.0, "batch_size": 8,
+SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head_lr_mult": 1.0,
+          "batch_size": 8,
           "long_side": 128, "crop": 96, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from trainkit import Recipe
 from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8, "long_side": 112,
+SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8,
+          "long_side": 112,
           "crop": 88, "head_lr_mult": 1.0, "channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 

@@ -35,7 +35,8 @@ from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {"model": "lraspp", "backbone": "small", "pretrained": False, "epochs": 6, "lr": 0.05, "batch_size": 8,
+SAMPLE = {"model": "lraspp", "backbone": "small", "pretrained": False, "epochs": 6, "lr": 0.05,
+          "batch_size": 8,
           "long_side": 112, "crop": 88, "head_lr_mult": 1.0, "sync_batch_norm": False}  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""trainkit: one exact training loop on Hugging Face Accelerate for recognition and segmentation.
+"""One exact training loop on Hugging Face Accelerate for recognition and segmentation.
 
 A recipe is a Python file whose function `recipe(...)` returns a `Recipe`; `train` runs it and
-`evaluate` measures a checkpoint of it; `load` gives a trained model. The names below load on first use, so that
-`python -m trainkit --help` answers without importing torch.
+`evaluate` measures a checkpoint of it; `load` gives a trained model. The names below load on first
+use, so that `python -m trainkit --help` answers without importing torch.
 """
 
 from importlib import import_module

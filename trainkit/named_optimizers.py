@@ -128,8 +128,8 @@ def _imported(module: str, name: str, else_known: str | None = None) -> Any:
         package = module.partition(".")[0]
         more = f" ({else_known})" if else_known else ""
         raise MissingPackageError(
-            f"optimizer {name} is none of torch's{more}, and {package} is not installed: pip install"
-            f" {package}"
+            f"optimizer {name} is none of torch's{more}, and {package} is not installed:"
+            f" pip install {package}"
         ) from error
 
 

@@ -54,6 +54,7 @@ def named_schedule(text: str, warmup_epochs: float = 0, **usual: Any) -> Schedul
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and option not in arguments:
             raise UserError(
-                f"schedule {name} needs {option}, in epochs: --schedule {name}:{option}={NEEDED[option]}"
+                f"schedule {name} needs {option}, in epochs:"
+                f" --schedule {name}:{option}={NEEDED[option]}"
             )
     return curve(**arguments)

@@ -127,9 +127,10 @@ def named_parts(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
             continue
         modules = dict(model.named_modules())
         if not name or name not in modules:
+            parts = ["backbone", *(child for child, _ in model.named_children())]
             raise UserError(
                 f"freeze is {name}, and {type(model).__name__} has no such part"
-                f"{did_you_mean(name, ['backbone', *(child for child, _ in model.named_children())])}"
+                f"{did_you_mean(name, parts)}"
             )
         chosen |= {id(parameter) for parameter in modules[name].parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -293,7 +293,7 @@ class Recipe:
     ema: float | None = None
     """decay of the weights' EMA, which is evaluated beside them and decides which is best"""
     frozen: Sequence[nn.Parameter] = ()
-    """parameters that are not trained before `unfreeze_epoch`; those that the optimizer has, it has from the start"""
+    """parameters that are not trained before `unfreeze_epoch`, though the optimizer has them"""
     unfreeze_epoch: float | None = None
     """epoch from which on they are trained, counted from 0; None: never"""
     sync_batch_norm: bool = False

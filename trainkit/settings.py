@@ -33,14 +33,15 @@ class OptimizerSettings(SharedSettings):
         clip_norm: largest norm of the gradient, to which larger ones are scaled down; None for no
             clipping
         ema: decay of a moving average of the weights, such as 0.9999; None for none
-        optimizer: sgd, nesterov, adamw or another of torch's, schedulefree, prodigy, or one of timm's
-            by its name, such as lion, lamb, muon; further arguments after a colon:
+        optimizer: sgd, nesterov, adamw or another of torch's, schedulefree, prodigy, or one of
+            timm's by its name, such as lion, lamb, muon; further arguments after a colon:
             adamw:eps=1e-6,amsgrad=True
         momentum: of an optimizer that has it; None: 0.9 for SGD, others' own
         betas: of an optimizer that has them, such as 0.9 0.95; None: its own
         freeze: parts that are not trained at first: backbone, which is all but the head, or modules
             of the network, such as layer1 layer2
-        unfreeze_epoch: epoch from which on they are, counted from 0 (fractions allowed); None: never
+        unfreeze_epoch: epoch from which on they are, counted from 0 (fractions allowed); None:
+            never
     """
 
     lr: float

@@ -142,6 +142,18 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
         assert told in " ".join(capsys.readouterr().err.split())
 
 
+def test_lines_of_a_paragraph_are_joined_in_the_help_of_a_recipe(tmp_path):
+    """Also before a digit, where tyro alone keeps the break; an indented command stays."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        '"""A recipe.\n\nWith a long side of\n520, of\n[0.5, 2].\n\n    trainkit mine.py\n"""\n'
+        'def recipe(lr: float = 0.1):\n    """Train.\n\n    Args:\n        lr: rate\n    """\n'
+    )
+    lines = [line.rstrip() for line in trainkit(file, "--help").stdout.splitlines()]
+    assert "With a long side of 520, of [0.5, 2]." in lines
+    assert "trainkit mine.py" in [line.strip() for line in lines]
+
+
 def test_the_recipe_of_an_older_trainkit_is_not_run(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "settings.json").write_text('{"settings": {}, "seed": 0, "recipe": null}')

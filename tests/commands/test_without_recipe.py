@@ -1,4 +1,4 @@
-"""A run or a published folder is enough: no recipe is called, no dataset opened, nothing fetched."""
+"""A run or a published folder is enough: no recipe is called, no dataset opened or fetched."""
 
 import json
 import re
@@ -210,7 +210,7 @@ def trainkit_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_network_of_the_recipes_own_takes_its_code(here, tmp_path, capsys):
-    """From a run it is run; from a published folder only if that is trusted, or one of trainkit's."""
+    """From a run it is run; from a published folder only if trusted, or one of trainkit's."""
     (file,) = photos(tmp_path, number=1)
     expected = by_hand("recog_cifar10", file).softmax(1).topk(3).values[0].tolist()
     found = trainkit.load("runs/recog_cifar10")[1].predict(file, top_k=3)[0]["top"]
@@ -246,7 +246,7 @@ def hub(here, tmp_path, monkeypatch):
 
 
 def test_names_on_the_hub(hub, tmp_path, capsys, monkeypatch):
-    """Of predict, export, load, --init-from and push; of evaluate the recipe is named, or trusted."""
+    """Of predict, export, load, --init-from, push; for evaluate the recipe is named or trusted."""
     (file,) = photos(tmp_path, number=1)
     expected = trainkit.load("runs/recog_folder")[1].predict(file)
     assert trainkit.load("me/recog_folder")[1].predict(file) == expected

@@ -187,7 +187,7 @@ def everything(**changes) -> Recipe:
 
 
 def frozen(build=everything, **changes) -> Recipe:
-    """The backbone, batch norm and dropout in it, is trained from step 6 on, in the middle of epoch 2."""
+    """The backbone, batch norm and dropout in it, is trained from step 6, within epoch 2."""
     recipe = build(**{"epochs": 3, **changes})
     backbone = list(recipe.model.backbone.parameters())
     return replace(recipe, frozen=backbone, unfreeze_epoch=1.5)

@@ -11,14 +11,18 @@ from trainkit.named import did_you_mean, parse_named, require_arguments
     [
         ("cos", "cos", {}),
         ("poly:power=0.9,end=1e-2", "poly", {"power": 0.9, "end": 0.01}),
-        ("multistep:milestones=[30,60], gamma=-1", "multistep", {"milestones": [30, 60], "gamma": -1}),
+        ("multistep:milestones=[30,60], gamma=-1", "multistep",
+         {"milestones": [30, 60], "gamma": -1}),
         ("timm:lion", "timm:lion", {}),
-        ("timm:lion:betas=(0.9,0.95),caution=True", "timm:lion", {"betas": (0.9, 0.95), "caution": True}),
+        ("timm:lion:betas=(0.9,0.95),caution=True", "timm:lion",
+         {"betas": (0.9, 0.95), "caution": True}),
         ("torchmetrics:F1Score:average=macro", "torchmetrics:F1Score", {"average": "macro"}),
-        ("torchmetrics:F1Score:average=None,top_k=2", "torchmetrics:F1Score", {"average": None, "top_k": 2}),
+        ("torchmetrics:F1Score:average=None,top_k=2", "torchmetrics:F1Score",
+         {"average": None, "top_k": 2}),
         ("evaluate:./my/metric.py:kind='a b'", "evaluate:./my/metric.py", {"kind": "a b"}),
         ("evaluate:my_metric:file=a/b-c.txt", "evaluate:my_metric", {"file": "a/b-c.txt"}),
-        (r"evaluate:C:\metrics\mine:average=macro", r"evaluate:C:\metrics\mine", {"average": "macro"}),
+        (r"evaluate:C:\metrics\mine:average=macro", r"evaluate:C:\metrics\mine",
+         {"average": "macro"}),
     ],
 )  # fmt: skip
 def test_a_name_and_its_arguments(text, name, arguments):

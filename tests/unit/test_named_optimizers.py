@@ -1,5 +1,6 @@
 """Optimizers by name: updates equal to those of torch's and timm's own, called by hand."""
 
+import inspect
 import re
 
 import prodigyopt
@@ -51,7 +52,7 @@ def groups(model: nn.Module) -> list[dict]:
 
 
 def trained(build) -> list[torch.Tensor]:
-    """The weights after six updates (rectified ones begin late) of what `build` makes of the groups."""
+    """The weights after six updates (rectified ones begin late) of `build`'s optimizer."""
     model = network()
     optimizer = build(groups(model))
     if hasattr(optimizer, "train"):
@@ -132,12 +133,11 @@ def test_timms_by_name(name):
 
 
 # timm's factory gives each that has it 0.9; here those keep their own where it is not 0
-MOMENTA = {
-    name: own.default
-    for name in OF_TIMM
-    if (own := named_optimizers.inspect.signature(timm.optim.get_optimizer_class(name)).parameters.get("momentum"))
-    and own.default != 0
-}  # fmt: skip
+MOMENTA = {}
+for name in OF_TIMM:
+    arguments = inspect.signature(timm.optim.get_optimizer_class(name)).parameters
+    if "momentum" in arguments and arguments["momentum"].default != 0:
+        MOMENTA[name] = arguments["momentum"].default
 
 
 def test_timms_need_no_prefix_where_torch_has_none_of_that_name():
@@ -170,7 +170,8 @@ def test_others_by_name(name):
         ("adamw", {"momentum": 0.9}, "optimizer adamw has no momentum: leave --momentum out"),
         ("lion", {"momentum": 0.9}, "optimizer lion has no momentum"),
         ("sgd", {"betas": (0.9, 0.99)}, "optimizer sgd has no betas: leave --betas out"),
-        ("adamw", {"betas": (0.9, 0.99, 0.9)}, "has 2 betas, 0.9, 0.999 by default, and --betas gives 3"),
+        ("adamw", {"betas": (0.9, 0.99, 0.9)},
+         "has 2 betas, 0.9, 0.999 by default, and --betas gives 3"),
         ("adan", {"betas": (0.9, 0.99)}, "has 3 betas"),
         ("rprop", {}, "optimizer rprop has no weight decay: give --weight-decay 0"),
         ("adamw:epps=1", {}, "optimizer adamw does not take epps; did you mean eps?"),

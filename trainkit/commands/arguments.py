@@ -147,7 +147,7 @@ def read_settings_and_options(
         ],
         "options": Annotated[OPTIONS[command_name], tyro.conf.arg(name="Run")],
     }
-    description = inspect.getdoc(recipe_file.module) or ""
+    description = _joined(inspect.getdoc(recipe_file.module) or "")
     config = (tyro.conf.OmitArgPrefixes,)
     if asks_for_help(words):
         parser = tyro.extras.get_parser(command, prog=prog, description=description, config=config)
@@ -178,6 +178,19 @@ def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> No
             raise UserError(
                 f"{flag} takes no value, and {value} follows it: {flag} turns it on, {off} off"
             )
+
+
+def _joined(text: str) -> str:
+    """The text with each paragraph on one line, for tyro to wrap; indented ones stay.
+
+    tyro keeps the break before a line that begins with a digit or a bracket.
+    """
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.split("\n")
+        is_code = any(line.startswith(" ") for line in lines)
+        paragraphs.append(paragraph if is_code else " ".join(lines))
+    return "\n\n".join(paragraphs)
 
 
 def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable[..., dict]:

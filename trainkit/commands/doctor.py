@@ -121,7 +121,8 @@ def examine(
     if hint:
         display.note(hint)
     display.note(
-        f"{counted(errors, 'error')}, {counted(len(warnings), 'warning')}; all of it in {out / 'doctor.json'}"
+        f"{counted(errors, 'error')}, {counted(len(warnings), 'warning')};"
+        f" all of it in {out / 'doctor.json'}"
     )
     return report
 

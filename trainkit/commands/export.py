@@ -183,8 +183,7 @@ def _images(info: ModelInfo | Recipe, number: int) -> list[Tensor]:
 
 
 def _raw_images(info: ModelInfo | Recipe, number: int) -> list[Tensor]:
-    """Images of the validation data, (C, H, W), before mean and std; generated ones where there is
-    none."""
+    """Images of the validation data, (C, H, W), before mean and std; else generated ones."""
     data = info.val_data
     if data is not None:
         return [data[index][0] for index in range(min(number, len(data)))]

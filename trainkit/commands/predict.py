@@ -46,7 +46,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
     In the order of the files, each read as validation images are.
 
     Args:
-        recipe: what was trained.
+        model: what was trained.
         weights: a checkpoint folder, or a file of weights.
         asked: options of the command.
 

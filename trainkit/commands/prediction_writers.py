@@ -187,10 +187,10 @@ class MaskWriter:
 
 
 def _opened(file: Path, newline: str | None = None) -> TextIO:
-    """A file to write lines to.
+    """Open a file to write lines to.
 
-    Bytes of a file's name that are no UTF-8 are escaped as "\\udce9", which JSON reads as Python's
-    name of it.
+    Bytes of a file's name that are no UTF-8 are escaped (backslashreplace), which JSON reads as
+    Python's name of it.
     """
     return file.open("w", encoding="utf-8", errors="backslashreplace", newline=newline)
 

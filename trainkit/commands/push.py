@@ -30,10 +30,10 @@ from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import TO_PUBLISH, read_recorded
 from trainkit.storage.weights import read_weights
 
-BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, and not inside a folder below or an address:
+BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, not inside a path or an address:
     file:/+ | [A-Za-z]:[/\\] | \\\\ | ~
     | (?:[\w.-]+[/\\])* \.\. (?=[/\\]|$)  # a folder above, maybe after folders below
-    | (?!(?<=\w:)//) /+ (?=\S)            # a root; neither the // of an address nor a stroke between blanks
+    | (?!(?<=\w:)//) /+ (?=\S)            # a root; no // of an address, no stroke between blanks
 )"""
 # a path of this machine
 PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)

@@ -35,6 +35,7 @@ class RecipeFile:
         self.__doc__ = flat_doc(_documented(function))
 
     def __call__(self, **settings: Any) -> Any:
+        """Call the function with the flat settings."""
         return self.function(**packed(self.function, settings))
 
     @property

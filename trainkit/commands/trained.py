@@ -52,7 +52,7 @@ class Trained:
     """weights that do not fit are left out"""
 
     def build(self) -> Recipe:
-        """Build the recipe; published weights are not fetched where all of the model's come from the run.
+        """Build the recipe, without fetching published weights that the run replaces.
 
         Raises:
             UserError: its classes are not those that the run was trained on.

@@ -58,11 +58,11 @@ class Evaluator:
     workers: int
     ema: EMA | None
     precise_bn: int | None = None
-    """number of training images to re-estimate BatchNorm statistics from (precise BN); None: keep those of training"""
+    """training images to re-estimate BatchNorm statistics from; None: keep those of training"""
     on_bad_image: str = "stop"
-    """of these training images, as of those trained on: "stop", or "skip" for the next one in the order"""
+    """for these training images, as in training: "stop", or "skip" for the next in the order"""
     thorough: bool = False
-    """also compute a 95 % bootstrap confidence interval of the headline metric, and the metrics' details"""
+    """also compute a 95 % bootstrap interval of the headline metric, and the metrics' details"""
 
     @may_fail_alone()
     def run(

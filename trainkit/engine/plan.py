@@ -65,7 +65,7 @@ class TrainPlan:
 
     @property
     def unfreeze_step(self) -> int | None:
-        """The first step that trains what the recipe has frozen, counted from 0; None: none does."""
+        """The first step that trains what the recipe has frozen, counted from 0; None for never."""
         epoch = self.recipe.unfreeze_epoch
         return None if epoch is None else round(epoch * self.order.steps_per_epoch)
 

@@ -35,7 +35,7 @@ class TrainState:
     results: dict[str, Any] = field(default_factory=dict)
     """of the last evaluation"""
     updating: bool = False
-    """whether weights or the optimizer's state may be ahead of `step`: such a state is never saved"""
+    """whether weights or optimizer state may be ahead of `step`: such a state is never saved"""
 
     def advance(self, num_images: int, seconds: float) -> None:
         """Count a step that is done, of `num_images` over all processes, which took `seconds`."""

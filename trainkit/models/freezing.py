@@ -86,14 +86,14 @@ class FrozenPart:
         until: int | None,
         needs_gradients: bool,
     ):
-        """Keep the parameters, which `freeze_part` has frozen.
+        """Keep the parameters that are frozen for a while.
 
         Args:
             model: that they are part of.
             parameters: that are frozen.
             until: the first step that trains them, counted from 0; None: none does.
-            needs_gradients: whether all steps compute their gradients, and those before `until` drop
-                them, as DDP wants it, which waits for the same gradients in every step.
+            needs_gradients: whether all steps compute their gradients, and those before `until`
+                drop them, as DDP wants it, which waits for the same gradients in every step.
         """
         self.parameters, self.until = list(parameters), until
         self.needs_gradients = needs_gradients and until is not None

@@ -22,8 +22,7 @@ _WANTED = ContextVar("wanted", default=True)
 
 @contextmanager
 def without_pretrained() -> Iterator[None]:
-    """Networks that are built within begin at random, whatever is asked: their weights are to come
-    from elsewhere."""
+    """Context manager: networks start at random, as their weights come from elsewhere."""
     token = _WANTED.set(False)
     try:
         yield

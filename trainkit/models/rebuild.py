@@ -84,8 +84,8 @@ def _built(function: Callable, described: Mapping[str, Any], arguments: Mapping[
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise UserError(
-            f"model.json gives {described['function']} other arguments than it takes ({error}): take"
-            " the version of trainkit that wrote it, or the recipe's file that belongs to it"
+            f"model.json gives {described['function']} other arguments than it takes ({error}):"
+            " take the version of trainkit that wrote it, or the recipe's file that belongs to it"
         ) from error
     return function(**arguments)
 

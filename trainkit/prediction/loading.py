@@ -1,4 +1,4 @@
-"""Trained models from what lies beside their weights: the recipe is not called, no dataset opened."""
+"""Loads trained models by the files beside their weights, without recipe and dataset."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,8 +43,11 @@ class Source:
 
     @classmethod
     def at(cls, path: Path) -> "Source":
-        """Raises MissingFileError where nothing is at `path`, and no model of that name on the
-        Hub."""
+        """Find the weights at `path`, or of that name on the Hub.
+
+        Raises:
+            MissingFileError: there are none.
+        """
         weights, run = find_weights(path)
         folder = weights if weights.is_dir() else weights.parent
         return cls(path, weights, run, read_model_json(folder))
@@ -105,8 +108,10 @@ class Source:
         return load_file(f"network_{file.stem}", file)
 
     def _file(self, name: str) -> Path:
-        """A file of the recipe: in a published folder by its name, else the run's recipe.py, what
-        lay beside its original, or one that comes with the package."""
+        """A file of the recipe, in a published folder by its name.
+
+        Else it is the run's recipe.py, what lay beside its original, or one of the package.
+        """
         run = self.weights.parent if self.run is None else self.run
         _, origin = (0, None) if self.run is None else read_origin(run)
         files = [run / name]

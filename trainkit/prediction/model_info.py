@@ -78,7 +78,7 @@ class ModelInfo:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes in the order of their ids; their numbers where they have none."""
+        """The names of the classes in the order of their ids; their ids where they have none."""
         known = self.task.known_classes
         names = range(known or 0) if isinstance(known, int | None) else known
         return [str(name) for name in names]

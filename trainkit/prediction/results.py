@@ -47,7 +47,11 @@ def top_classes(
 
 
 def largest_classes(mask: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The classes of a mask, uint8 (H, W), the largest first: "class", "name", "share" of its pixels."""
+    """The classes of a mask, uint8 (H, W), the largest first.
+
+    Returns:
+        "class", "name" and "share" of the mask's pixels of each.
+    """
     counts = torch.bincount(mask.flatten(), minlength=len(names))
     order = counts.argsort(descending=True, stable=True)
     shares = (counts.double() / mask.numel()).tolist()

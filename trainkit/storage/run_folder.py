@@ -46,9 +46,8 @@ from trainkit.storage.setting_values import plain, require_all
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
 FILES = (
-    "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt", "memory.json",
-    "train.csv", "val.csv",
-    "results.json", "doctor.json",
+    "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt",
+    "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
 )  # fmt: skip
 # wherever a person has looked into a folder
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")

@@ -31,7 +31,7 @@ class Fit:
     shape_mismatches: list[str]
     """names in both with a shape mismatch, each with the two shapes"""
     mistyped: list[str]
-    """names in both whose values the model's would not hold, such as complex ones, each with the two types"""
+    """names in both whose values the model cannot hold, such as complex ones, with both types"""
     renamed: str | None = None
     """how the file's names were read, where not as they are"""
 

@@ -25,9 +25,9 @@ MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision ro
 class Recognition(Task):
     """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
-    Outputs of the model: logits (N, C), or what holds them, see `trainkit.models.outputs.main_logits`.
-    Targets: ids (N,), negative ones ignored, or probabilities (N, C), of which a row that sums to
-    less than 1 counts as much less.
+    Outputs of the model: logits (N, C), or what holds them, see
+    `trainkit.models.outputs.main_logits`. Targets: ids (N,), negative ones ignored, or
+    probabilities (N, C), of which a row that sums to less than 1 counts as much less.
 
     Args:
         classes: how many, or their names in the order of their ids.

@@ -1,4 +1,4 @@
-"""What is held out for validation: against an independent computation, in any order and spelling."""
+"""What is held out for validation, against an independent computation, in any order."""
 
 import csv
 import hashlib
