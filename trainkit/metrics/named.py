@@ -41,7 +41,7 @@ class WithArguments:
 
 
 class Suffixed(WithArguments):
-    """The same with results named after the arguments, as those of `average=macro` are "f1_macro"."""
+    """The same with results named after arguments: `average=macro` gives "f1_macro"."""
 
     def compute(self) -> dict[str, Any]:
         """See `WithArguments`."""
