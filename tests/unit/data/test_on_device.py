@@ -13,7 +13,6 @@ from helpers.logs import assert_bit_equal, rows
 from helpers.toy_recipes import CLASSES, recognition
 from trainkit import Options, train
 from trainkit.commands.dataset_check import untransformed
-from trainkit.commands.predict import transform_of
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.loader import make_loader
@@ -21,6 +20,7 @@ from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop, same_device
 from trainkit.data.reader import Reader
 from trainkit.data.seeding import DRAW, fold, uniform
 from trainkit.data.transforms.ops import EvalTransform
+from trainkit.prediction.model_info import transform_of
 from trainkit.tasks.recognition import Recognition
 
 CPU = torch.device("cpu")
