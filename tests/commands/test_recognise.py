@@ -76,6 +76,23 @@ def test_masks(tmp_path, pairs, share, what, values, classes):
     assert layout_of(tmp_path) == ("seg_folder", settings, f"images with masks, {what}")
 
 
+def test_polygons(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for place, label in enumerate(("dog", "cat", "__ignore__")):
+        picture(tmp_path / "a" / f"{place}.png", 8, 8, place)
+        shape = {"label": label, "points": [[0, 0], [5, 0], [5, 5]], "shape_type": "polygon"}
+        content = {"imageWidth": 8, "imageHeight": 8, "shapes": [shape]}
+        (tmp_path / "a" / f"{place}.json").write_text(json.dumps(content))
+    settings = {"--classes": "background,cat,dog", "--val-share": "0.2"}
+    assert layout_of(tmp_path / "a")[:2] == ("seg_folder", settings)
+    content = {"categories": [{"id": 4, "name": "dog"}, {"id": 7, "name": "cat"}], "images": []}
+    for name in ("train", "valid"):
+        picture(tmp_path / "b" / name / "0.png", 8, 8, 0)
+        (tmp_path / "b" / name / "_annotations.coco.json").write_text(json.dumps(content))
+    found = layout_of(tmp_path / "b")
+    assert found[:2] == ("seg_folder", {"--classes": "background,dog,cat"})
+
+
 def test_lists(tmp_path):
     pictures(tmp_path, 3)
     (tmp_path / "a.csv").write_text("path,label,Patient\n0.png,x,1\n1.png,y,1\n2.png,x,2\n")

@@ -182,3 +182,25 @@ def suggested_weights(
     if takes_weights and len(weights) <= LISTED_WEIGHTS:
         hint += f"; to balance them: --class-weights {' '.join(f'{each:g}' for each in weights)}"
     return weights, hint
+
+
+def median_and_extreme_sizes(sizes: np.ndarray) -> dict[str, list[int]]:
+    """The smallest, median and largest (width, height) by number of pixels.
+
+    `sizes`: (N, 2), 0 where unread.
+    """
+    known = sizes[sizes[:, 0] > 0]
+    if not len(known):
+        return {}
+    known = known[np.argsort(known.prod(1), kind="stable")]
+    return {
+        name: known[place].tolist()
+        for name, place in (("smallest", 0), ("median", len(known) // 2), ("largest", -1))
+    }
+
+
+def equal_digests(digests: np.ndarray) -> list[list[int]]:
+    """Indices that share a digest, in groups."""
+    order = np.argsort(digests, kind="stable")
+    groups = np.split(order, np.diff(digests[order]).nonzero()[0] + 1)
+    return [group.tolist() for group in groups if len(group) > 1 and digests[group[0]]]

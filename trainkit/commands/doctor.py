@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.dataset_check import Examiner, suggested_weights
+from trainkit.commands.dataset_check import (
+    Examiner,
+    equal_digests,
+    median_and_extreme_sizes,
+    suggested_weights,
+)
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.commands.recognise import is_data, propose
@@ -179,25 +184,13 @@ def _look_through(
         "faults": faults,
         "warned": warned,
         "sixteen_bit": {"num_images": len(highest), "highest": max(highest, default=None)},
-        "sizes": _sizes(sizes),
+        "sizes": median_and_extreme_sizes(sizes),
         "classes": _histogram(task, pixels, images),
         "ignored_pixels": ignored,
         "unlabelled": unlabelled,
-        "repeated": [[name_of(data, index) for index in same] for same in _repeated(digests)],
+        "repeated": [[name_of(data, index) for index in same] for same in equal_digests(digests)],
     }
     return report, digests
-
-
-def _sizes(sizes: np.ndarray) -> dict[str, list[int]]:
-    """The smallest, median and largest (width, height) by number of pixels, of (N, 2), 0 unread."""
-    known = sizes[sizes[:, 0] > 0]
-    if not len(known):
-        return {}
-    known = known[np.argsort(known.prod(1), kind="stable")]
-    return {
-        name: known[place].tolist()
-        for name, place in (("smallest", 0), ("median", len(known) // 2), ("largest", -1))
-    }
 
 
 def _histogram(task: Task, pixels: Counter, images: Counter) -> list[dict[str, Any]]:
@@ -217,13 +210,6 @@ def _histogram(task: Task, pixels: Counter, images: Counter) -> list[dict[str, A
         }
         for label in range(max(images) + 1 if number is None else number)
     ]
-
-
-def _repeated(digests: np.ndarray) -> list[list[int]]:
-    """Indices that share a digest, in groups."""
-    order = np.argsort(digests, kind="stable")
-    groups = np.split(order, np.diff(digests[order]).nonzero()[0] + 1)
-    return [group.tolist() for group in groups if len(group) > 1 and digests[group[0]]]
 
 
 def _in_both(recipe: Recipe, digests: dict[str, np.ndarray]) -> list[list[str]]:

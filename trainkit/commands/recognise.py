@@ -12,9 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from trainkit.commands.recipe_names import known_recipes
+from trainkit.data.datasets.coco_style import categories_of, coco_files
 from trainkit.data.datasets.divided import SPLITS
 from trainkit.data.datasets.inventory import some
-from trainkit.data.datasets.layouts import IMAGES, class_folders, mask_folders, undivided_masks
+from trainkit.data.datasets.labelme import BACKGROUND, UNCOUNTED, shape_labels
+from trainkit.data.datasets.layouts import (
+    IMAGES,
+    class_folders,
+    has_mask_folders,
+    mask_folders,
+    undivided_masks,
+)
 from trainkit.data.datasets.listing import image_files
 from trainkit.data.datasets.lists import MASK, ImageList, is_list, list_in, read_list
 from trainkit.data.datasets.split_files import parquet_files
@@ -110,6 +118,9 @@ def recognise(source: Path) -> Layout:
         raise MissingFileError(f"no folder or list {source.resolve()}")
     if is_list(source):
         return _list(source, read_list(source))
+    annotations = coco_files(source)
+    if annotations and not has_mask_folders(source):
+        return _coco(annotations)
     if not source.is_dir():
         raise UserError(f"{source} is neither a folder nor a list (.csv, .jsonl)")
     for look in (_masks, _classes, _lists, _tables):
@@ -117,6 +128,16 @@ def recognise(source: Path) -> Layout:
         if found is not None:
             return found
     raise UserError(f"{source.resolve()} is no layout that trainkit reads: {_instead(source)}")
+
+
+def _coco(files: dict[str, Path]) -> Layout:
+    names = list(
+        dict.fromkeys(name for each in files.values() for name in categories_of(each).values())
+    )
+    names = [name for name in names if name not in BACKGROUND]
+    what = f"images with objects of {len(names)} categories in {some(map(str, files.values()))}"
+    settings = {} if "val" in files else SHARE
+    return Layout(what, "seg_folder", {"--classes": ",".join(["background", *names])} | settings)
 
 
 def _masks(folder: Path) -> Layout | None:
@@ -201,11 +222,17 @@ def _tables(folder: Path) -> Layout | None:
 
 
 def _ids(folder: Path) -> tuple[dict[str, str], list[str]]:
-    return _ids_of([folder / name for name in image_files(folder)])
+    drawn = sorted(folder.rglob("*.json"))
+    return _ids_of(drawn or [folder / name for name in image_files(folder)])
 
 
 def _ids_of(masks: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
     """Settings that say which classes the masks hold, by a few of them, and hints."""
+    if masks and masks[0].suffix == ".json":
+        labels = sorted({label for mask in masks for label in shape_labels(mask)})
+        names = [label for label in labels if label not in (*BACKGROUND, *UNCOUNTED)]
+        hint = f"{len(masks)} JSON files of LabelMe have shapes of {some(names)}"
+        return {"--classes": ",".join(["background", *names])}, [hint]
     chosen = masks[:: max(1, len(masks) // LOOKED_AT)][:LOOKED_AT]
     try:
         found = {int(label) for mask in chosen for label in np.unique(read_mask(mask))}

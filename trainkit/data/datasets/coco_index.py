@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from trainkit.data.datasets.cache import cached
+from trainkit.data.datasets.cache import cached, short_hash
 from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
 from trainkit.data.text_files import read_text
 from trainkit.errors import UserError
 
 VERSION = 1  # of what the arrays mean
+LONGEST = 100  # characters of a file's name that list the categories
 Progress = Callable[[int, int], None]
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -41,6 +42,7 @@ def open_index(
         UserError: the file is not COCO's.
     """
     chosen = "-".join(map(str, categories))
+    chosen = chosen if len(chosen) <= LONGEST else short_hash(chosen.encode())
     return cached(
         f"coco-v{VERSION}-{chosen}",
         [annotations],
@@ -84,7 +86,7 @@ def _build(
     told = 0
     try:
         text = read_text(file)
-        for key, element, end in _elements(text):
+        for key, element, end in elements(text):
             if key == "images":
                 images[element["id"]] = element["file_name"], element["height"], element["width"]
             elif key == "annotations" and element["category_id"] in classes:
@@ -120,7 +122,7 @@ def _object(element: dict[str, Any], classes: Mapping[int, int]) -> tuple:
         bool(element.get("iscrowd", 0)),
         is_runs,
         parts,
-        element["area"],
+        element.get("area", 0),
     )
 
 
@@ -153,7 +155,7 @@ def _ends(lengths: Any) -> np.ndarray:
     return np.cumsum(np.fromiter(lengths, dtype=np.int64), dtype=np.int64)
 
 
-def _elements(text: str) -> Iterator[tuple[str, Any, int]]:
+def elements(text: str) -> Iterator[tuple[str, Any, int]]:
     """Yield (key, element, end) of every element of the lists in a JSON object.
 
     The tree of all of them would take six times the size of the file, text and arrays together

@@ -189,3 +189,10 @@ def _in_order(names: set[str]) -> list[str]:
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
+
+
+def with_sides(whole: Whole, sides: Sequence[str]) -> Whole:
+    """The same images, each on the side that is given."""
+    return Whole(
+        whole.root, whole.names, whole.targets, whole.header, whole.classes, sides=np.array(sides)
+    )

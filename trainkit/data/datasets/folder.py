@@ -219,7 +219,7 @@ def paired(images: Path, masks: Path) -> tuple[list[str], dict[str, str], Invent
         if not folder.is_dir():
             raise MissingFileError(f"no folder {folder}")
     names, inventory = list_images(images)
-    with_mask = _masks(masks)
+    with_mask = _masks(masks, images)
     missing = [name for name in names if stem(name) not in with_mask]
     if missing:
         raise MissingFileError(
@@ -231,6 +231,8 @@ def paired(images: Path, masks: Path) -> tuple[list[str], dict[str, str], Invent
             f"no images in {images} ({', '.join(sorted(EXTENSIONS))}){inventory.left_out_words}"
         )
     _require_one_image_each(images, names, masks, with_mask)
+    if images == masks:
+        inventory.left_out.pop(("file", ".json"), None)
     return names, with_mask, inventory
 
 
@@ -252,10 +254,14 @@ def _require_one_image_each(
         )
 
 
-def _masks(folder: Path) -> dict[str, str]:
-    """The mask file of each `stem`. Raises UserError where two have the same."""
+def _masks(folder: Path, images: Path) -> dict[str, str]:
+    """The mask file of each `stem`, an image or JSON with polygons.
+
+    Raises UserError where two have the same.
+    """
     found: dict[str, str] = {}
-    for name in list_images(folder)[0]:
+    drawn = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*.json"))]
+    for name in drawn if folder == images else [*list_images(folder)[0], *drawn]:
         other = found.setdefault(stem(name), name)
         if other != name:
             raise UserError(

@@ -38,7 +38,7 @@ def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | N
     """The first of the splits `names` that is there, its folder of images, and that of its masks.
 
     They are images/train and masks/train, or train/images and train/masks; for masks one may say
-    annotations or labels as well.
+    annotations or labels as well. They are one folder where JSON files lie beside the images.
 
     Raises:
         MissingFileError: there are images without masks.
@@ -48,7 +48,15 @@ def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | N
             images = layout.format(kind=IMAGES, name=name)
             if (folder / images).is_dir():
                 return name, images, _masks_of(folder, layout, name)
+        if (folder / name).is_dir() and _is_outlined(folder / name):
+            return name, name, name
     return None
+
+
+def has_mask_folders(folder: Path) -> bool:
+    """Whether there is a folder of masks that are images."""
+    splits = ["", *(name for names in SPLITS.values() for name in names)]
+    return any(_holds_images(folder / split / kind) for split in splits for kind in MASKS)
 
 
 def undivided_masks(folder: Path) -> tuple[str, str] | None:
@@ -67,14 +75,18 @@ def undivided_masks(folder: Path) -> tuple[str, str] | None:
     if found["train"] is not None:
         return found["train"][1:]
     if not (folder / IMAGES).is_dir():
-        return None
+        return (".", ".") if _is_outlined(folder) else None
     return IMAGES, _masks_of(folder, "{kind}", "")
 
 
 def _masks_of(folder: Path, layout: str, name: str) -> str:
     asked = [layout.format(kind=kind, name=name) for kind in MASKS]
     there = [each for each in asked if (folder / each).is_dir()]
-    filled = there if len(there) < 2 else [each for each in there if _holds_images(folder / each)]
+    filled = (
+        there
+        if len(there) < 2
+        else [each for each in there if _holds_images(folder / each, and_json=True)]
+    )
     if len(filled) > 1:
         raise UserError(
             f"{folder} has {' and '.join(filled)}: nothing says which are the masks of"
@@ -105,10 +117,19 @@ def _folders(folder: Path) -> list[Path]:
     return [each for each in folder.iterdir() if each.is_dir() and not leftover(each.name)]
 
 
-def _holds_images(folder: Path) -> bool:
+def _holds_images(folder: Path, and_json: bool = False) -> bool:
     return any(
-        is_image(extension(name))
+        is_image(extension(name)) or (and_json and extension(name) == ".json")
         for _, _, names in os.walk(folder, followlinks=True)
         for name in names
         if not leftover(name)
     )
+
+
+def _is_outlined(folder: Path) -> bool:
+    """Whether an image in or below a folder has a JSON file beside it, as LabelMe writes them."""
+    for _, _, names in os.walk(folder, followlinks=True):
+        if any(is_image(extension(name)) for name in names):
+            stems = {os.path.splitext(name)[0] for name in names if is_image(extension(name))}
+            return any(f"{each}.json" in names for each in stems)
+    return False

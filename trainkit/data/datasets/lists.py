@@ -69,15 +69,7 @@ class ImageList:
         Raises:
             MissingFileError: some are missing; the message counts and names them.
         """
-        folders: dict[str, dict[str, str]] = {}
-        found = [_found(self.root, path, folders) for path in paths]
-        missing = [path for path, there in zip(paths, found) if there is None]
-        if missing:
-            raise MissingFileError(
-                f"{len(missing)} of {len(paths)} files that {self.file} names are not there:"
-                f" {some(missing)}. Paths are relative to the list's folder, {self.root.resolve()}"
-            )
-        return [path for path in found if path is not None]
+        return existing(self.root, paths, self.file)
 
 
 def is_list(source: str | Path) -> bool:
@@ -179,6 +171,23 @@ def _text(value: object) -> str:
     if value is None or isinstance(value, (list, dict)):
         return ""
     return str(value).strip()
+
+
+def existing(root: Path, paths: Sequence[str], file: Path) -> list[str]:
+    """The paths that `file` names as the files are spelt, relative to `root` or absolute.
+
+    Raises:
+        MissingFileError: some are missing; the message counts and names them.
+    """
+    folders: dict[str, dict[str, str]] = {}
+    found = [_found(root, path, folders) for path in paths]
+    missing = [path for path, there in zip(paths, found) if there is None]
+    if missing:
+        raise MissingFileError(
+            f"{len(missing)} of {len(paths)} files that {file} names are not there:"
+            f" {some(missing)}. Paths are relative to {root.resolve()}"
+        )
+    return [path for path in found if path is not None]
 
 
 def _found(root: Path, path: str, folders: dict[str, dict[str, str]]) -> str | None:

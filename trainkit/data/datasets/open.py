@@ -1,23 +1,27 @@
 """Opens a dataset from class folders, folders of masks, parquet files, or a name on the Hub."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.data.dataset_info import ClassDataset
+from trainkit.data.datasets.coco_style import drawn_labels, of_coco
 from trainkit.data.datasets.divided import SPLITS, DividedClasses, DividedMasks
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.inventory import some
+from trainkit.data.datasets.labelme import background_id
 from trainkit.data.datasets.layouts import (
     HOLD_OUT,
     class_folders,
+    has_mask_folders,
     mask_folders,
     undivided_classes,
     undivided_masks,
 )
 from trainkit.data.datasets.listing import image_files
-from trainkit.data.datasets.segmentation import IGNORED
+from trainkit.data.datasets.segmentation import IGNORED, MaskFiles
 from trainkit.data.datasets.split_files import parquet_files
 from trainkit.data.datasets.undivided import of_class_folders, of_lists, of_mask_folders
 from trainkit.data.file_names import leftover
@@ -108,7 +112,8 @@ def label_maps(
     """Open one split of images with masks: index -> (image, mask), as `MaskFolder` gives them.
 
     Args:
-        source: a folder with images and masks as `mask_folders` finds them, one with images/ and
+        source: a folder with images and masks as `mask_folders` finds them, or with a file of
+            COCO's kind (`coco_files`), one with images/ and
             masks/ or a list of paths and masks, of which `held_out` says what is "val", a folder
             with such lists, a folder with parquet files as in `class_images`, or a dataset's name
             on the Hub.
@@ -137,9 +142,9 @@ def label_maps(
     folder, names = Path(source), SPLITS[split]
     columns = {"image_column": image_column, "mask_column": mask_column}
     num_classes = classes if isinstance(classes, int) else len(classes)
-    there = mask_folders(folder, names) if folder.is_dir() else None
-    whole = None
-    if there is None:
+    whole = None if has_mask_folders(folder) else of_coco(folder, held_out)
+    there = mask_folders(folder, names) if whole is None and folder.is_dir() else None
+    if whole is None and there is None:
         listed = {"image_column": image_column, "target_column": mask_column}
         whole = of_lists(source, held_out, **listed, masks=True)
     if whole is None and held_out.is_asked:
@@ -147,13 +152,16 @@ def label_maps(
         if pair is None:
             raise _nothing_to_divide(source, held_out, "images/ and masks/")
         whole = of_mask_folders(folder, *pair, held_out)
+    drawing = None if isinstance(classes, int) else partial(drawn_labels, names=list(classes))
     if whole is not None:
         _require_no_stream(source, stream)
-        return DividedMasks(whole.divided(held_out), split, num_classes, transform, **how)
+        divided = whole.divided(held_out)
+        masks = DividedMasks(divided, split, num_classes, transform, draw=drawing, **how)
+        return _names_known(masks)
     if there is not None:
         _require_no_stream(folder / there[1], stream)
-        images, masks = folder / there[1], folder / there[2]
-        data = MaskFolder(images, masks, num_classes, transform, **how)
+        pair = folder / there[1], folder / there[2]
+        data = _names_known(MaskFolder(*pair, num_classes, transform, draw=drawing, **how))
         data.split = there[0]
         data.used_warnings += _tables_beside(folder, there[0])
         return data
@@ -172,6 +180,30 @@ def label_maps(
         )
     _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
     return _masks_from_datasets(source, names, classes, transform, stream=stream, **columns, **how)
+
+
+def _names_known(data: MaskFiles) -> MaskFiles:
+    """The same. Raises UserError where masks are drawn from JSON files with other settings."""
+    drawn = next((file for file in data.masks if file.suffix.startswith(".json")), None)
+    if drawn is None:
+        return data
+    if data.draw is None:
+        raise UserError(
+            f"classes is {data.num_classes}, and {drawn} has classes by their names: name them in"
+            " --classes, background first where pixels outside of all polygons are a class"
+        )
+    if data.label_values is not None or data.label_shift or data.ignore != (IGNORED,):
+        raise UserError(
+            f"{drawn} has classes by their names: leave --mask-values, --mask-colors, --label-shift"
+            " and --ignore out"
+        )
+    if background_id(data.draw.keywords["names"]) == IGNORED:
+        data.used_warnings = [
+            *data.used_warnings,
+            "pixels outside of all polygons count nowhere: name a class background in --classes"
+            " where they are to be learned",
+        ]
+    return data
 
 
 def _what_to_do(folder: Path, found: Sequence[str]) -> str:

@@ -275,6 +275,7 @@ class MaskFiles(MaskDataset):
         masks: files of the masks.
         num_classes: how many classes there are.
         transform: of image and mask.
+        draw: reads the JSON files among the masks, whose polygons it draws as train ids.
         **settings: as of `MaskDataset`.
     """
 
@@ -286,10 +287,11 @@ class MaskFiles(MaskDataset):
         masks: Sequence[Path],
         num_classes: int,
         transform: Callable[..., Any] | None = None,
+        draw: Callable[[Path], Tensor] | None = None,
         **settings: Any,
     ):
         super().__init__(num_classes, transform, **settings)
-        self.images, self.masks = images, masks
+        self.images, self.masks, self.draw = images, masks, draw
 
     def __len__(self) -> int:
         return len(self.images)
@@ -304,6 +306,8 @@ class MaskFiles(MaskDataset):
 
     def read_labels(self, file: Path) -> Tensor:
         """The labels of one mask file."""
+        if self.draw is not None and file.suffix.startswith(".json"):
+            return self.draw(file)
         return self.decode_labels(file)
 
     def labels_of(self, index: int) -> Tensor:

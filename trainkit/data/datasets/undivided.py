@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainkit.data.datasets.divided import SIDES, SPLITS, Whole
+from trainkit.data.datasets.divided import SIDES, SPLITS, Whole, with_sides
 from trainkit.data.datasets.folder import paired, require_different
 from trainkit.data.datasets.held_out import FOLDER, SplitSettings, portable
 from trainkit.data.datasets.inventory import some
@@ -30,21 +30,17 @@ def of_class_folders(root: Path, settings: SplitSettings) -> Whole:
     """
     found, counts, files, inventory = class_files(root)
     require_different(root, found)
-    _require_folders(settings, root)
     names = list(files)
     labels = np.repeat(np.array(found, dtype=object), counts).tolist()
-    groups = None
-    if settings.group_by is not None:
-        below = [name.removeprefix(label)[1:] for name, label in zip(names, labels)]
-        groups = folders_of(below, root)
+    below = [name.removeprefix(label)[1:] for name, label in zip(names, labels)]
+    groups = groups_of_folders(settings, below, root)
     return Whole(root, names, labels, ("path", "label"), labels, groups, inventory=inventory)
 
 
 def of_mask_folders(root: Path, images: str, masks: str, settings: SplitSettings) -> Whole:
     """The images and masks in two folders in `root`, which are not divided."""
     names, with_mask, inventory = paired(root / images, root / masks)
-    _require_folders(settings, root)
-    groups = None if settings.group_by is None else folders_of(names, root / images)
+    groups = groups_of_folders(settings, names, root / images)
     if len(with_mask) > len(names):
         inventory.left_out["unpaired", ""] += len(with_mask) - len(names)
     return Whole(
@@ -58,12 +54,21 @@ def of_mask_folders(root: Path, images: str, masks: str, settings: SplitSettings
     )
 
 
-def _require_folders(settings: SplitSettings, root: Path) -> None:
-    if settings.group_by not in (None, FOLDER):
+def groups_of_folders(
+    settings: SplitSettings, names: Sequence[str], where: Path
+) -> list[str] | None:
+    """The group of each image, its folder, where that is asked for; None where nothing is.
+
+    Raises UserError for a group by a column, which only a list has.
+    """
+    if settings.group_by is None:
+        return None
+    if settings.group_by != FOLDER:
         raise UserError(
-            f"group_by is {settings.group_by}, a column of a list, and {root} is a folder: give"
+            f"group_by is {settings.group_by}, a column of a list, and {where} has none: give"
             " --group-by folder, or a list with that column"
         )
+    return folders_of(names, where)
 
 
 def of_lists(
@@ -103,7 +108,7 @@ def of_lists(
         whole = _whole(rows, settings, *columns)
         if sides is None:
             return whole
-        return _with_sides(whole, _sides(rows, sides))
+        return with_sides(whole, _sides(rows, sides))
     found = {} if not source.is_dir() else _lists_in(source)
     if not found:
         return None
@@ -119,7 +124,7 @@ def of_lists(
         [each for part in parts.values() for each in getattr(part, what)]
         for what in ("names", "targets", "classes")
     )
-    return _with_sides(Whole(source, names, targets, first.header, classes), sides)
+    return with_sides(Whole(source, names, targets, first.header, classes), sides)
 
 
 def _lists_in(folder: Path) -> dict[str, Path]:
@@ -130,12 +135,6 @@ def _lists_in(folder: Path) -> dict[str, Path]:
             if file is not None:
                 found.setdefault(side, file)
     return found
-
-
-def _with_sides(whole: Whole, sides: Sequence[str]) -> Whole:
-    return Whole(
-        whole.root, whole.names, whole.targets, whole.header, whole.classes, sides=np.array(sides)
-    )
 
 
 def _sides(rows: ImageList, words: Sequence[str]) -> list[str]:
