@@ -42,6 +42,7 @@ FEW = {
         " regnet_x_400mf"
     ),
 }
+WITHOUT_BLOCKS = {"alexnet", "vgg11_bn"}  # which activation checkpointing refuses by name
 MANY = {
     64: (
         """
@@ -55,7 +56,7 @@ MANY = {
     timm:selecsls42 timm:legacy_seresnet18 timm:shvit_s1 timm:skresnet18 timm:starnet_s1
     timm:tresnet_m timm:twins_pcpvt_small timm:ese_vovnet19b_dw timm:xception41 timm:legacy_xception
     timm:dla34 convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2
-    regnet_y_400mf resnet18 resnext50_32x4d squeezenet1_0 swin_t swin_v2_t
+    regnet_y_400mf resnet18 resnext50_32x4d squeezenet1_0 swin_t swin_v2_t alexnet vgg11_bn
     """
     ),
     32: (
@@ -72,7 +73,7 @@ MANY = {
         """
     timm:vit_tiny_patch16_224 timm:cait_xxs24_224 timm:coat_lite_tiny timm:convit_tiny
     timm:davit_tiny timm:deit_tiny_patch16_224 timm:eva02_tiny_patch14_224 timm:efficientformerv2_s0
-    timm:efficientvit_m0 timm:levit_128s timm:swin_tiny_patch4_window7_224 vit_b_16
+    timm:efficientvit_m0 timm:levit_128s timm:swin_tiny_patch4_window7_224 vit_b_16 maxvit_t
     """
     ),
 }
@@ -135,6 +136,8 @@ def keeps_its_modules(name: str, side: int) -> None:
         assert torch.equal(ways["synchronised"].eval()(images), before)
     expected = passed(model, images)
     assert_equal(passed(ways["synchronised"], images), expected)
+    if name in WITHOUT_BLOCKS:
+        return
     assert checkpoint_activations(ways["checkpointed"]) > 1
     assert_equal(passed(ways["checkpointed"], images), expected)
 

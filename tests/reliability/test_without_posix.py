@@ -21,9 +21,6 @@ HIDING = """
 import multiprocessing, multiprocessing.context as context, os, signal, sys
 import filelock, psutil  # which have modules for Windows
 sys.modules["fcntl"] = sys.modules["resource"] = None
-for kind in ("Fork", "ForkServer"):
-    delattr(context, kind + "Context")
-    delattr(context, kind + "Process")
 context._concrete_contexts = {"spawn": context.SpawnContext()}
 multiprocessing.set_start_method("spawn")
 del os.fork, os.sched_getaffinity
