@@ -59,6 +59,7 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }  # fmt: skip
 LIMIT_S = 300  # of one command
+CACHE = "cache"  # beside the runs; generated data were in data/sample before
 # the size of a checkpoint has the digits of its seconds
 TIMED = re.compile(r"((?<!timeout)_s|seconds|_gib)$|^bytes$")
 MEASURED_OR_VERSION = re.compile(
@@ -234,6 +235,7 @@ def must(done: Done) -> Done:
 
 def without_places(text: str) -> str:
     """A text without the folders it was written in."""
+    text = text.replace(str(Path.cwd() / CACHE / "trainkit" / "sample"), "data/sample")
     return text.replace(os.getcwd(), "HERE").replace(str(ROOT), "ROOT")
 
 
@@ -418,7 +420,7 @@ def commands(name: str) -> dict[str, Any]:
     for way, words in ways.items():
         must(trainkit("evaluate", file, "--weights", "run", "--workers", 0, "--out", way, *words))
         found[way] = without_times(json.loads(Path(way, "results.json").read_text()))
-    photos = sorted({path.parent for path in Path("data").rglob("val/**/*.jpg")})[0]
+    photos = sorted({path.parent for path in Path(CACHE).rglob("val/**/*.jpg")})[0]
     must(
         trainkit(
             "predict", file, photos, "--weights", "run", "--workers", 0, "--out", "predictions"
@@ -725,6 +727,7 @@ def do(job: Callable[[], Any], folder: Path) -> None:
     """A job, in its folder, which gets its result."""
     signal.alarm(0)
     os.chdir(folder)
+    os.environ["XDG_CACHE_HOME"] = str(Path.cwd() / CACHE)  # generated data lie in it
     result = job()
     (folder / ".result.json").write_text(json.dumps(result))
 
