@@ -81,6 +81,27 @@ def test_networks_of_older_runs_are_built(name, before, after):
     segmenter(found["model"], 3, found["backbone"], pretrained=False)
 
 
+# What commit 1f9f3c5 wrote of `recipes/seg_folder.py --sample --epochs 3`.
+WRITTEN = {
+    "data": "data/my_images", "classes": "", "ignore": [255], "label_shift": 0, "stream": None,
+    "model": "small_lraspp", "pretrained": False, "epochs": 3.0, "lr": 0.05, "batch_size": 8,
+    "weight_decay": 0.0001, "warmup_epochs": 0, "base": 112, "crop": 88, "head": 1.0,
+    "aux_weight": 0.2, "loss": ["cross_entropy"], "class_weights": None, "photometric": False,
+    "max_share": None, "sync_batch_norm": False, "eval_window": None, "eval_crop": None,
+    "sample": True,
+}  # fmt: skip
+
+
+def test_the_settings_of_a_real_run_are_those_of_the_same_command_today():
+    """But for what is new since, which keeps its default."""
+    recipe = load_recipe(ROOT / "recipes" / "seg_folder.py")
+    found = read_settings_as(WRITTEN, inspect.signature(recipe), recipe.path)
+    defaults = {n: each.default for n, each in inspect.signature(recipe).parameters.items()}
+    today = {**defaults, **recipe.sample_settings(), "sample": True, "epochs": 3.0}
+    assert {**today, **found} == today
+    assert {"long_side", "head_lr_mult", "cat_max_ratio", "backbone"} <= found.keys()
+
+
 @pytest.fixture
 def old_run(tmp_path, monkeypatch):
     """A folder with a run of one epoch of two, whose settings.json and recipe.py are those of an
