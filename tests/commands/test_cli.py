@@ -46,6 +46,7 @@ def test_help_without_torch():
     assert trainkit("-h").stdout == done.stdout
     last = run(sys.executable, "-c", IMPORTED.format(words=["--help"])).stdout.splitlines()[-1]
     assert last.endswith(" []"), "neither torch nor tyro"
+    assert float(last.split()[0]) < 2, "0.1 s on an idle machine"
     assert trainkit("--version").stdout.startswith("trainkit 0.")
 
 
@@ -60,7 +61,8 @@ def test_help_without_torch():
 ])  # fmt: skip
 def test_help_of_a_command_without_torch(command, flags):
     done = run(sys.executable, "-c", IMPORTED.format(words=[command, "--help"])).stdout
-    assert "'torch'" not in done.splitlines()[-1]
+    seconds, _, imported = done.splitlines()[-1].partition(" ")
+    assert "'torch'" not in imported and float(seconds) < 5, "0.3 s on an idle machine"
     text = " ".join(done.replace("│", " ").split())
     assert f"usage: trainkit {command} {flags[0]}" in text
     assert all(flag in text for flag in flags), text

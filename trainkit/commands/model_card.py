@@ -1,6 +1,7 @@
 """The model card of a run: what Hugging Face's Hub reads of it, and what people do."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,12 @@ class Published:
     """its name on the Hub"""
     license: str | None
     """of the weights, by the Hub's names"""
+    loads: bool = False
+    """`trainkit.load` takes it: model.json says all about the model"""
+    trust: bool = False
+    """and runs code of the recipe for it"""
+    plain: Sequence[str] | None = None
+    """lines of Python that use it without trainkit"""
 
 
 def model_card(run: Published) -> ModelCard:
@@ -102,14 +109,14 @@ def _text(run: Published) -> str:
         ]
     if not (run.evaluated or run.measured):
         parts.append("These weights were not evaluated.")
+    parts += _from_python(run)
     parts += [
         "## Evaluate it again, predict, fine-tune",
         _code(
             f"hf download {run.name} --local-dir {run.name.split('/')[-1]}",
             f"cd {run.name.split('/')[-1]}",
             f"trainkit evaluate recipe.py --weights {WEIGHTS}{_evaluated_with(run)}",
-            f"trainkit predict recipe.py my_photos --weights {WEIGHTS}{_data(run)} --out"
-            " predictions",
+            _predict(run),
         ),
         (
             "Settings not given are those of the run, from `settings.json` beside the weights. A"
@@ -125,6 +132,41 @@ def _text(run: Published) -> str:
         _table(settings),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _from_python(run: Published) -> list[str]:
+    """How to use it from Python, with trainkit and without."""
+    if not run.loads:
+        return []
+    trust = ", trust_recipe=True" if run.trust else ""
+    parts = [
+        "## Use it from Python",
+        _code(
+            "import trainkit",
+            "",
+            f'model, info = trainkit.load("{run.name}"{trust})',
+            'print(info.predict("photo.jpg"))',
+            'logits = model(info.preprocess("photo.jpg"))',
+            language="python",
+        ),
+    ]
+    if run.trust:
+        parts.append(
+            "Its network is code of its own, in this repository, which runs with all your rights:"
+            " read it first."
+        )
+    if run.plain is not None:
+        parts += ["The same without trainkit:", _code(*run.plain, language="python")]
+    return parts
+
+
+def _predict(run: Published) -> str:
+    """The command that predicts with it."""
+    if run.loads:
+        trust = " --trust-recipe" if run.trust else ""
+        return f"trainkit predict {run.name} my_photos --out predictions{trust}"
+    weights = f"--weights {WEIGHTS}{_data(run)}"
+    return f"trainkit predict recipe.py my_photos {weights} --out predictions"
 
 
 def _words(run: Published) -> list[str]:
@@ -174,5 +216,5 @@ def _cell(value: Any) -> str:
     return text.replace("|", r"\|").replace("\n", " ")
 
 
-def _code(*lines: str) -> str:
-    return "\n".join(["```bash", *lines, "```"])
+def _code(*lines: str, language: str = "bash") -> str:
+    return "\n".join([f"```{language}", *lines, "```"])

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 from trainkit.commands.arguments import read_options
 from trainkit.commands.hub_upload import open_repository, upload
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
+from trainkit.commands.plain_code import plain_code
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.errors import MissingFileError, UserError
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
-from trainkit.shipped import shipped
+from trainkit.prediction.loading import Source
+from trainkit.shipped import same_shipped_recipe, shipped
 from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
 from trainkit.storage.hub_download import HUB_NAME, is_hub_name
 from trainkit.storage.lookup import find_weights, is_published, require_run
@@ -103,7 +106,10 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
     if described is not None:
         content = without_places(_for_folder(described, recorded["recipe"]))
         (folder / MODEL_JSON).write_text(json.dumps(content, indent=1) + "\n")
-    published = _published(run, weights, recorded, evaluated, asked, digest(folder / WEIGHTS))
+    published = replace(
+        _published(run, weights, recorded, evaluated, asked, digest(folder / WEIGHTS)),
+        **_used_from_python(folder),
+    )
     for name, content in (
         ("settings.json", published.recorded),
         ("results.json", published.results),
@@ -118,6 +124,18 @@ def _for_folder(described: dict[str, Any], origin: str) -> dict[str, Any]:
     if network is None or network["recipe"] != Path(origin).name:
         return described
     return {**described, "network": {**network, "recipe": "recipe.py"}}
+
+
+def _used_from_python(folder: Path) -> dict[str, Any]:
+    """How the card says that the model in `folder` is used, see `Published`."""
+    described = read_model_json(folder)
+    source = Source(folder, folder / WEIGHTS, folder, described)
+    if described is None or source.lacks is not None:
+        return {}
+    own = described["network"]["recipe"]
+    code = None if own is None else folder / own
+    trust = code is not None and code.is_file() and same_shipped_recipe(code) is None
+    return {"loads": True, "trust": trust, "plain": plain_code(described, folder / WEIGHTS)}
 
 
 def _published(
