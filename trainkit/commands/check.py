@@ -60,7 +60,7 @@ def run(recipe: str, words: list[str]) -> int:
     prog = f"trainkit check {path}"
     settings, options = read_settings_and_options(recipe_file, "check", prog, words)
     posix_locks()  # before a recipe that takes minutes to build
-    if settings.get("pretrained") is True:  # data that cannot be read are told before a download
+    if settings.get("pretrained") is True:  # bad data is reported before a download
         seed_host(options.seed)
         read_one_of_each(build(recipe_file, {**settings, "pretrained": False}))
     seed_host(options.seed)

@@ -48,7 +48,7 @@ class SplitSettings(SharedSettings):
         if self.fold is not None and share is not None:
             raise UserError(
                 f"fold is {self.fold} and val_share {share}: a fold holds out its part by itself,"
-                " leave --val-share out"
+                " so drop --val-share"
             )
         if self.group_by is not None and not self.is_asked:
             raise UserError(
