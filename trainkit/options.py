@@ -279,7 +279,8 @@ def check_names(settings: Iterable[str]) -> None:
         ReplayOptions,
         DoctorOptions,
     )
-    taken = sorted({field.name for each in commands for field in fields(each)} & set(settings))
+    options = {field.name for each in commands for field in fields(each)} | {"config"}
+    taken = sorted(options & set(settings))
     if taken:
         raise UserError(
             f"the recipe has settings named like options of trainkit: {', '.join(taken)}. Name them"

@@ -9,11 +9,13 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
+from trainkit.commands.config_file import config_path, read_config
 from trainkit.errors import UserError
 from trainkit.options import (
     DoctorOptions,
@@ -41,8 +43,16 @@ def _default_hint(default: str) -> str:
     return "" if default == "None" else f"(default: {default})"
 
 
-def _as_arguments(options: type, positional: str | None = None) -> type:
+CONFIG_HELP = (
+    "settings and options from a YAML file, or from the settings.json of another run; what is given"
+    " on the command line goes before"
+)
+
+
+def _as_arguments(options: type, positional: str | None = None, config: bool = False) -> type:
     """The same options with help for tyro, the one called `positional` without a flag.
+
+    With `config` there is --config beside them, which `read_settings_and_options` has read by then.
 
     Their values are checked by `_checked`: an error within tyro would end in a text of tyro's own.
     """
@@ -51,7 +61,13 @@ def _as_arguments(options: type, positional: str | None = None) -> type:
         annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
         if name == positional:
             annotations[name] = POSITIONAL[kind]
+    more: dict[str, Any] = {}
+    if config:
+        told = tyro.conf.arg(help=CONFIG_HELP, help_behavior_hint=_default_hint)
+        annotations["config"] = Annotated[Path | None, told]
+        more["config"] = None
     members = {
+        **more,
         "__annotations__": annotations,
         "__doc__": options.__doc__,
         "__post_init__": lambda _: None,
@@ -65,13 +81,14 @@ def _checked(arguments: Any) -> Any:
     Raises UserError where a value cannot be.
     """
     (options,) = type(arguments).__bases__
-    return options(**vars(arguments))
+    names = {field.name for field in fields(options)}
+    return options(**{name: value for name, value in vars(arguments).items() if name in names})
 
 
 OPTIONS: dict[str, type] = {
-    "train": _as_arguments(Options),
-    "check": _as_arguments(Options),
-    "doctor": _as_arguments(DoctorOptions),
+    "train": _as_arguments(Options, config=True),
+    "check": _as_arguments(Options, config=True),
+    "doctor": _as_arguments(DoctorOptions, config=True),
     "evaluate": _as_arguments(EvaluateOptions),
     "predict": _as_arguments(PredictOptions, positional="paths"),
     "export": _as_arguments(ExportOptions),
@@ -127,19 +144,25 @@ def read_settings_and_options(
 ) -> tuple[dict[str, Any], Any]:
     """The settings of a recipe and the options of a command, from the words of the command line.
 
-    A setting not given there is as `recorded` by an earlier run, else as `--sample` sets it where
-    that is given, else as the signature says.
+    A setting not given there is as the file of --config says, else as `recorded` by an earlier run,
+    else as `--sample` sets it where that is given, else as the signature says.
 
     Raises:
         UserError: a setting has the name of an option of any command, or a number is not finite.
     """
     signature = inspect.signature(recipe_file)
     check_names(signature.parameters)
-    samples = recipe_file.sample_settings() if "--sample" in words else {}
-    defaults = {**samples, **read_settings_as(recorded, signature, recipe_file.path)}
+    asked_settings, asked_options = _from_file(command_name, signature, words)
+    sampled = "--sample" in words or asked_settings.get("sample") is True
+    samples = recipe_file.sample_settings() if sampled else {}
+    recorded = read_settings_as(recorded, signature, recipe_file.path)
+    defaults = {**samples, **recorded, **asked_settings}
 
     def command(settings: dict, options: Any) -> tuple:
         return settings, options
+
+    if asked_options:
+        command.__defaults__ = (OPTIONS[command_name](**asked_options),)
 
     command.__annotations__ = {
         "settings": Annotated[
@@ -165,6 +188,25 @@ def read_settings_and_options(
     asked = _checked(arguments)
     check_finite({**settings, **vars(asked)})
     return settings, asked
+
+
+def _from_file(
+    command: str, signature: inspect.Signature, words: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and options that the file of --config gives; none where there is no such flag."""
+    path = config_path(words)
+    if path is None or "config" not in {field.name for field in fields(OPTIONS[command])}:
+        return {}, {}
+    mine, others = (_hints(kind) for kind in (OPTIONS[command], Options))
+    return read_config(path, signature, mine, others.keys())
+
+
+def _hints(options: type) -> dict[str, Any]:
+    return {
+        field.name: get_type_hints(options)[field.name]
+        for field in fields(options)
+        if field.name != "config"
+    }
 
 
 def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> None:
