@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import sys
 
@@ -104,3 +105,31 @@ def test_the_recipe_of_the_docs_runs(tmp_path):
         sys.executable, "-m", "trainkit", "check", "streets.py", cwd=tmp_path, PYTHONPATH=str(ROOT)
     )
     assert "of 3 classes" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("prune", [True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_the_sweep_of_the_docs_runs(tmp_path, monkeypatch, prune):
+    """On generated images, with shorter rungs; a trial that is pruned has trained the first one."""
+    optuna = pytest.importorskip("optuna")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S)
+    (code,) = (block for block in blocks if "optuna" in block)
+    for shown, tried in (
+        ("recipes/recog_folder.py", str(ROOT / "recipes/recog_folder.py")),
+        ('"data": "my_images"', '**recipe.sample_settings(), "sample": True'),
+        ("**settings, epochs=epochs", '**{**settings, "epochs": epochs}'),
+        ("(1, 3, 9)", "(1, 2)"),
+        ("n_trials=20", "n_trials=1"),
+        ("print(study.best_params, study.best_value)", ""),
+    ):
+        assert shown in code
+        code = code.replace(shown, tried)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda self: prune)
+    names = {}
+    exec(compile(code, "sweep", "exec"), names)
+    (trial,) = names["study"].trials
+    assert trial.state.name == ("PRUNED" if prune else "COMPLETE")
+    assert list(trial.intermediate_values) == ([1] if prune else [1, 2])
+    log = (tmp_path / "sweep/0/log.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, log) if row["event"] == "evaluate"]
+    assert [row["epoch"] for row in rows] == ([1] if prune else [1, 2])

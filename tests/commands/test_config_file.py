@@ -31,7 +31,8 @@ def test_a_yaml_file_gives_settings_and_options_and_the_command_line_wins(tmp_pa
     file = tmp_path / "run.yaml"
     file.write_text(
         "lr: 1e-3\nbatch-size: 16\noptimizer: adamw\nbetas: [0.8, 0.9]\nfreeze: backbone\n"
-        "ema: null\nunfreeze_epoch: 2\nseed: 7\nkeep_checkpoints: 5\nout: runs/mine\npretrained: no\n"
+        "ema: null\nunfreeze_epoch: 2\nseed: 7\nkeep_checkpoints: 5\nout: runs/mine\n"
+        "pretrained: no\n"
     )
     settings, options = read("--config", file, "--batch-size", 8, "--keep-checkpoints", 3)
     found = {

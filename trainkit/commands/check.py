@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.commands.arguments import read_settings_and_options
+from trainkit.commands.proposals import propose
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.dataset_info import DatasetInfo
@@ -60,6 +61,7 @@ def run(recipe: str, words: list[str]) -> int:
     prog = f"trainkit check {path}"
     settings, options = read_settings_and_options(recipe_file, "check", prog, words)
     posix_locks()  # before a recipe that takes minutes to build
+    propose(recipe_file, settings)
     if settings.get("pretrained") is True:  # bad data is reported before a download
         seed_host(options.seed)
         read_one_of_each(build(recipe_file, {**settings, "pretrained": False}))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainkit.commands.arguments import read_settings_and_options
+from trainkit.commands.proposals import propose
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
@@ -19,6 +20,7 @@ def run(recipe: str, words: list[str]) -> int:
     if options.out is None:
         options = replace(options, out=Path("runs") / path.stem)
     posix_locks()  # before a recipe that takes minutes to build
+    propose(recipe_file, settings)
     seed_host(options.seed)
     train(build(recipe_file, settings), options, settings, path)
     return 0

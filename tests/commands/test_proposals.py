@@ -1,0 +1,72 @@
+"""The line that proposes a learning rate; nothing changes by itself."""
+
+import inspect
+
+import pytest
+
+from helpers.processes import ROOT
+from trainkit.commands.proposals import proposals
+from trainkit.commands.recipe_file import load_recipe
+
+
+def lines(name="recog_imagenet", **changes):
+    recipe_file = load_recipe(ROOT / "recipes" / f"{name}.py")
+    parameters = inspect.signature(recipe_file).parameters
+    settings = {name: each.default for name, each in parameters.items()}
+    if changes.get("sample"):
+        settings |= recipe_file.sample_settings()
+    return proposals(recipe_file, {**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        (
+            {"batch_size": 128},
+            "lr 0.2 is the recipe's for batches of 512; for those of 128 the linear rule proposes"
+            " --lr 0.05",
+        ),
+        ({"batch_size": 2048, "optimizer": "nesterov"}, "the linear rule proposes --lr 0.8"),
+        ({"optimizer": "adamw"}, "for sgd; adamw takes another one, 0.001 being usual"),
+        (
+            {"optimizer": "schedulefree", "lr": 0.002},
+            "schedulefree is made for --schedule constant, and the schedule is cos",
+        ),
+        (
+            {"sample": True, "batch_size": 16},
+            "lr 0.05 is the recipe's for batches of 32",
+        ),
+    ],
+)
+def test_a_rate_is_proposed(changes, line):
+    (found,) = lines(**changes)
+    assert line in found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 128, "lr": 0.05},
+        {"optimizer": "adamw:eps=1e-6", "lr": 0.001, "batch_size": 64},
+        {"optimizer": "schedulefree", "lr": 0.002, "schedule": "constant"},
+        {"sample": True},
+    ],
+)
+def test_nothing_is_said_where_the_rate_is_given_or_nothing_changed(changes):
+    assert lines(**changes) == []
+
+
+def test_adaptive_optimizers_by_the_square_root(tmp_path):
+    (tmp_path / "adam.py").write_text(
+        "from trainkit.settings import OptimizerSettings\n\n\n"
+        "def recipe(batch_size: int = 64,"
+        " optimizer: OptimizerSettings = OptimizerSettings(lr=0.004, optimizer='adamw')):\n"
+        "    pass\n"
+    )
+    recipe_file = load_recipe(tmp_path / "adam.py")
+    own = {name: each.default for name, each in inspect.signature(recipe_file).parameters.items()}
+    (line,) = proposals(recipe_file, {**own, "batch_size": 16})
+    assert line.endswith("for those of 16 the square root rule proposes --lr 0.002")
+    (tmp_path / "other.py").write_text("def recipe(batch_size: int = 64):\n    pass\n")
+    assert proposals(load_recipe(tmp_path / "other.py"), {"batch_size": 8}) == []
