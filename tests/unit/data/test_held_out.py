@@ -121,7 +121,7 @@ def test_folds_are_disjoint_and_complete(grouped):
         ({"fold": "6/5"}, "fold is '6/5'"),
         ({"fold": "2"}, "such as 2/5"),
         ({"fold": "1/1"}, "fold is '1/1'"),
-        ({"fold": "1/2", "val_share": 0.5}, "leave --val-share out"),
+        ({"fold": "1/2", "val_share": 0.5}, "drop --val-share"),
         ({"group_by": "folder"}, "give --val-share or --fold"),
     ],
 )
