@@ -6,10 +6,14 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from helpers.logs import rows
 from helpers.processes import ROOT, run
+from trainkit.cli import main
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables
@@ -133,3 +137,65 @@ def test_the_sweep_of_the_docs_runs(tmp_path, monkeypatch, prune):
     log = (tmp_path / "sweep/0/log.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, log) if row["event"] == "evaluate"]
     assert [row["epoch"] for row in rows] == ([1] if prune else [1, 2])
+
+
+def test_the_task_of_the_docs_learns(tmp_path):
+    """The variance of the targets is 1 / 48, which a constant would leave."""
+    (code,) = re.findall(
+        r"```python\n(\"\"\"The mean.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "brightness.py").write_text(code)
+    words = ["--out", str(tmp_path / "run"), "--workers", "0", "--evaluate-every", "30"]
+    assert main([str(tmp_path / "brightness.py"), *words]) == 0
+    assert rows(tmp_path / "run", "evaluate")[-1]["error"] < 1 / 48 / 10
+
+
+@pytest.fixture(scope="module")
+def leaves(tmp_path_factory):
+    """The example of docs/extending.md, each block in its file, trained on 24 images."""
+    folder = tmp_path_factory.mktemp("leaves")
+    page = (ROOT / "docs/extending.md").read_text()
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (folder / name).write_text(code)
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 16), ("val", 9)):
+        (folder / "leaves" / split).mkdir(parents=True)
+        for index in range(number):
+            species = ("maple", "oak")[index % 3 == 0]
+            pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "leaves" / split / f"{species}_{index:04d}.png")
+    words = ["--data", str(folder / "leaves"), "--out", str(folder / "run"), "--workers", "0"]
+    assert main([str(folder / "leaves.py"), *words, "--log-every", "1"]) == 0
+    return folder
+
+
+def test_the_schedule_of_the_docs_is_followed(leaves):
+    """4 steps with a peak of 0.05 in the middle: 0, 0.025, 0.05, 0.025."""
+    assert [row["lr"] for row in rows(leaves / "run")] == pytest.approx([0, 0.025, 0.05, 0.025])
+
+
+def test_the_metric_of_the_docs_chooses_the_best(leaves):
+    """Recounted from the predictions of each image."""
+    words = ["--out", str(leaves / "predictions"), "--workers", "0"]
+    assert main(["predict", str(leaves / "run"), str(leaves / "leaves" / "val"), *words]) == 0
+    lines = (leaves / "predictions" / "predictions.jsonl").read_text().splitlines()
+    right = {"maple": [], "oak": []}
+    for line in map(json.loads, lines):
+        species = line["file"].split("/")[-1].split("_")[0]
+        right[species].append(line["top"][0]["name"] == species)
+    assert [len(hits) for hits in right.values()] == [6, 3]
+    assert rows(leaves / "run", "evaluate")[-1]["best"] == pytest.approx(
+        np.mean([np.mean(hits) for hits in right.values()])
+    )
+
+
+def test_the_loss_of_the_docs_is_a_sum_over_valid_targets(leaves, monkeypatch):
+    """By hand: p = 1/2 each, so ln 2 + 1/2; and p = 3/4."""
+    monkeypatch.syspath_prepend(leaves)
+    loss = importlib.import_module("leaves_loss").Poly1()
+    logits = torch.tensor([[0.0, 0.0], [0.0, np.log(3.0)], [5.0, 0.0]])
+    targets = torch.tensor([0, 1, -1])
+    assert loss(logits, targets, -1).item() == pytest.approx(np.log(2) + 0.5 + np.log(4 / 3) + 0.25)
+    assert loss.count(targets, -1, 2) == 2
+    masks = loss(logits.T[None, :, None], torch.tensor([[[0, 1, 255]]], dtype=torch.uint8), 255)
+    assert masks.item() == pytest.approx(np.log(2) + 0.5 + np.log(4 / 3) + 0.25)

@@ -1,6 +1,6 @@
 """The project structure.
 
-Layers, who may use which library, one backward, a README that tells the truth.
+Layers, who may use which library, one backward, a tree that tells the truth.
 """
 
 import ast
@@ -148,13 +148,13 @@ def test_public_functions_are_typed_and_described():
             )
 
 
-def test_readme_tree_is_true():
+def test_the_tree_is_true():
     """Every folder of the package, and every module at its top, has a line with a comment.
 
     No line is of nothing.
     """
-    readme = (ROOT / "README.md").read_text()
-    tree = re.search(r"```text\n(trainkit/.*?)```", readme, re.DOTALL).group(1)
+    page = (ROOT / "docs/architecture.md").read_text()
+    tree = re.search(r"```text\n(trainkit/.*?)```", page, re.DOTALL).group(1)
     listed, folders = set(), []
     for line in tree.splitlines():
         assert len(line.split(maxsplit=1)) == 2, f"{line} has no comment"
