@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset, put_in, without_transform
-from trainkit.data.decoding import taking_notes
 from trainkit.data.image_io import LabelError, MaskSizeError
+from trainkit.data.pillow_decoder import taking_notes
 from trainkit.data.reader import is_unusable, name_of
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded

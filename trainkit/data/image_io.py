@@ -1,4 +1,7 @@
-"""Reads images and masks from files or bytes."""
+"""Reads images and masks from files or bytes: here they are decoded.
+
+torchvision decodes JPEG, and the usual PNGs by png_decoder.py; pillow_decoder.py decodes the rest.
+"""
 
 import os
 import re
@@ -14,10 +17,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 
-from trainkit.data.decoding import notes, opened, stored, turned
 from trainkit.data.image_headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
-from trainkit.data.png_validation import decode_grey, decode_rgb
+from trainkit.data.pillow_decoder import notes, opened, stored, turned
+from trainkit.data.png_decoder import decode_grey, decode_rgb
 from trainkit.errors import DataError
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one

@@ -86,13 +86,13 @@ class Focal:
         if targets.is_floating_point():
             logs = logits.float().log_softmax(1)  # (N, C)
             weight = targets if weight is None else targets * weight
-            return -(weight * self._doubt(logs) * logs).sum()
+            return -(weight * self._modulating_factor(logs) * logs).sum()
         each = cross_entropies(logits, targets, ignore)  # -log p, 0 where ignored
         if weight is not None:
             weight = weight[torch.where(is_valid(targets, ignore), targets, 0).long()]
-        return (self._doubt(-each) * each * (1.0 if weight is None else weight)).sum()
+        return (self._modulating_factor(-each) * each * (1.0 if weight is None else weight)).sum()
 
-    def _doubt(self, logs: Tensor) -> Tensor:
+    def _modulating_factor(self, logs: Tensor) -> Tensor:
         # kept off 0, where a power below 1 has no gradient
         return (-logs.expm1()).clamp(min=1e-12) ** self.gamma
 

@@ -19,10 +19,10 @@ from helpers.processes import RECOG, SEG
 from helpers.toy_recipes import Images, recognition
 from trainkit import Options, train
 from trainkit.cli import main
-from trainkit.data import png_validation
-from trainkit.data.decoding import taking_notes
+from trainkit.data import png_decoder
 from trainkit.data.file_names import image_extensions
 from trainkit.data.image_io import read_color_mask, read_image, read_mask
+from trainkit.data.pillow_decoder import taking_notes
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8),
@@ -296,16 +296,16 @@ def test_sound_pixels_are_checked_once_and_decoded_as_before():
     rows[:, 0] = np.arange(9) % 5  # every filter
     data = plain_png(rows.tobytes(), 7, 9, 2)
     expected = np.array(Image.open(io.BytesIO(data)))
-    png_validation._sound.clear()
+    png_decoder._sound.clear()
     for _ in range(3):
         assert (read_image(data).permute(1, 2, 0).numpy() == expected).all()
-        assert len(png_validation._sound) == 1
+        assert len(png_decoder._sound) == 1
     rows[4, 0] = 5
     with pytest.raises(ValueError, match="filter no decoder knows"):
         read_image(plain_png(rows.tobytes(), 7, 9, 2))
     with pytest.raises(ValueError, match="fewer rows"):
         read_image(plain_png(rows[:4].tobytes(), 7, 9, 2))
-    assert len(png_validation._sound) == 1
+    assert len(png_decoder._sound) == 1
 
 
 def test_a_window_that_the_header_denies():
