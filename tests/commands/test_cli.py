@@ -57,7 +57,8 @@ def test_help_without_torch():
     ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")),
     ("export", ("RUN", "--format")),
     ("push", ("RUN", "--license", "of the model on the Hugging Face Hub")),
-    ("replay", ("RUN", "--step")),
+    ("replay", ("RUN", "--step")), ("new", ("RECIPE", "the Python file to be written")),
+    ("recipes", ("[-h]",)),
 ])  # fmt: skip
 def test_help_of_a_command_without_torch(command, flags):
     done = run(sys.executable, "-c", IMPORTED.format(words=[command, "--help"])).stdout

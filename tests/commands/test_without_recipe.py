@@ -20,11 +20,15 @@ from trainkit.cli import main
 from trainkit.commands.predict import predict
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.image_io import read_image
+from trainkit.errors import UserError
 from trainkit.inference import Inference
+from trainkit.models.pretrained import without_pretrained
+from trainkit.models.recognition import fine_tuned
 from trainkit.options import PredictOptions
 from trainkit.prediction import blocks
 from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo
+from trainkit.rebuildable import built_by
 from trainkit.recipe import Task
 from trainkit.storage.weights import read_weights
 
@@ -390,3 +394,60 @@ def test_a_task_of_ones_own_by_one_method(tmp_path, capsys):
     assert f"{files[0]}  bright {expected[0]}, height 70" in capsys.readouterr().out
     with pytest.raises(ValueError, match="task Counts writes predictions.jsonl alone"):
         predict(info, tmp_path / "w.pth", replace(asked, overlay=True))
+
+
+def test_an_evaluation_opens_the_validation_images_alone(here, tmp_path, monkeypatch):
+    """Of a folder with `val/` and nothing else, and of some of the classes; nothing is fetched."""
+    _, info = trainkit.load("runs/recog_folder")
+    files, right = [], 0
+    for number, name in enumerate(info.classes[:3]):
+        photos(tmp_path / "data" / "val" / name, number=2 + number)
+        files += sorted((tmp_path / "data" / "val" / name).iterdir())
+        found = info.predict(files[-2 - number :])
+        right += sum(each["top"][0]["name"] == name for each in found)
+    monkeypatch.setenv("TRAINS", "1")
+    words = ["--data", str(tmp_path / "data"), "--no-sample", "--workers", "0"]
+    assert main(["evaluate", "runs/recog_folder", *words, "--out", str(tmp_path / "r")]) == 0
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert results["num_images"] == 9 and results["top1"] == pytest.approx(right / 9)
+
+
+def test_published_weights_are_not_fetched_where_others_come():
+    """Torch's and timm's, which no machine without a network has."""
+    for name in ("resnet18", "timm:resnet18"):
+        with without_pretrained():
+            network = fine_tuned(name, 3, pretrained=True)
+        assert built_by(network)["arguments"]["pretrained"] is True
+    with pytest.raises(UserError, match="cannot get the pretrained weights"):
+        fine_tuned("resnet18", 3, pretrained=True)
+
+
+def test_a_checkpoint_and_a_published_folder_are_published(here, tmp_path):
+    """With the same weights and files, but for the card's title; a checkpoint's are its own."""
+    (checkpoint,) = Path("runs/seg_folder/checkpoints").iterdir()
+    for source, name in ((checkpoint, "a"), (Path("published/seg_folder"), "b")):
+        assert main(["push", str(source), f"you/{name}", "--folder", str(tmp_path / name)]) == 0
+        for file in Path("published/seg_folder").iterdir():
+            same = (tmp_path / name / file.name).read_text(errors="replace")
+            other = file.read_text(errors="replace").replace("me/seg_folder", f"you/{name}")
+            if file.name == "README.md":
+                other = re.sub("^model-index.*?^---", "", other, flags=re.M | re.S)
+                same = re.sub("^model-index.*?^---", "", same, flags=re.M | re.S)
+                # of the training, which stays with the run
+                machine = r"^\| (?:processes|training, s|images/s|memory of a process, GiB) .*\n"
+                same, other = (re.sub(machine, "", text, flags=re.M) for text in (same, other))
+                other = other.replace("# seg_folder", f"# {name}").replace(
+                    "--local-dir seg_folder\ncd seg_folder", f"--local-dir {name}\ncd {name}"
+                )
+            assert same == other, file
+
+
+def test_failed_steps_are_of_a_run(here, capsys):
+    (checkpoint,) = Path("runs/seg_folder/checkpoints").iterdir()
+    for place, told in (
+        (checkpoint, "no step of the run in runs/seg_folder is kept as failed"),
+        ("published/seg_folder", "was published: failed steps stay in the run's own folder"),
+        ("nowhere", "nowhere is not a run"),
+    ):
+        assert main(["replay", str(place)]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())

@@ -155,7 +155,11 @@ def _published(
     )
     measured = {}
     # and not of another evaluation's weights
-    if evaluated is not None and evaluated["sha256"] == digest(weights):
+    is_measured = evaluated is not None and evaluated["sha256"] == digest(weights)
+    # what was published may be of the training's own evaluation, which has no intervals
+    if is_published(run):
+        is_measured = is_measured and any(name.endswith("_95") for name in evaluated or ())
+    if is_measured and evaluated is not None:
         measured = _of_weights(evaluated, averaged)
     dataset = asked.dataset or _dataset(recorded)
     command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
