@@ -182,7 +182,7 @@ def test_both_commands_are_in_the_readme_and_the_gate():
 def test_tests_share_helpers_alone():
     """No test module imports another.
 
-    Names of test files are unique over the shelves, which are no packages.
+    Names of test files are unique over their folders, which are no packages.
     """
     files = sorted((ROOT / "tests").rglob("*.py"))
     for path in files:

@@ -3,7 +3,8 @@
 Each function here returns a schedule, `schedule(step, total_steps, steps_per_epoch) -> multiplier`,
 by which the loop multiplies every parameter group's own learning rate. Steps are optimizer updates
 counted from 0, the same on any number of processes. `steps_per_epoch` is needed only where a
-schedule was given something in epochs.
+schedule was given something in epochs. A schedule of your own is any such function: pure, without
+memory, and defined for step == total_steps too, since a run records its curve from end to end.
 
 Every schedule takes a linear warm-up from 0, in epochs or in steps (fractions allowed). With a
 warm-up of W steps the multiplier is step / W before W; from there on the curve runs over the

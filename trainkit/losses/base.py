@@ -17,7 +17,10 @@ from trainkit.errors import UserError
 
 
 class Criterion(Protocol):
-    """Interface of a loss; a recipe may bring its own."""
+    """Interface of a loss, a sum and not a mean as of torch's; a recipe may bring its own.
+
+    docs/extending.md has an example.
+    """
 
     @property
     def name(self) -> str:

@@ -13,7 +13,12 @@ from torch import Tensor
 
 
 class Counting:
-    """Base class of the metrics below: streaming counts, with names for `evaluate.combine`."""
+    """Base class of trainkit's metrics, and of your own: streaming counts.
+
+    A subclass has a `name`, makes `counts` in `__init__`, and defines `_count` and `_results`;
+    docs/extending.md has an example, and the names of results that a row of the log needs for
+    itself.
+    """
 
     name: str
     counts: Tensor  # int64, one dimension
@@ -26,11 +31,15 @@ class Counting:
         return ["predictions", "references"]
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """Counts of one batch, shaped as `counts`."""
+        """Counts of one batch, int64, shaped as `counts`: to be defined by a subclass.
+
+        A sum of floats is rounded to whole parts, so that no order of images or processes changes
+        it.
+        """
         raise NotImplementedError
 
     def _results(self) -> dict:
-        """Results from `counts`, which are on the CPU."""
+        """Results by name from `counts`, which are on the CPU: to be defined by a subclass."""
         raise NotImplementedError
 
     def reset(self) -> None:
