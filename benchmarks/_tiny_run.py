@@ -72,6 +72,7 @@ def by_trainkit() -> None:
     """The same as a recipe."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from trainkit import Options, Recipe, train
+    from trainkit.distributed.accelerator import use_whole_host
     from trainkit.schedules import cos
     from trainkit.tasks.recognition import Recognition
 
@@ -81,6 +82,7 @@ def by_trainkit() -> None:
         task=Recognition(10), model=model, train_data=Images(512), val_data=Images(128),
         optimizer=optimizer, schedule=cos(), epochs=2, batch_size=32, eval_batch_size=32,
     )  # fmt: skip
+    use_whole_host()
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Options(out=Path(folder) / "run", workers=0))
 

@@ -48,7 +48,7 @@ from trainkit.data.image_io import read_image
 from trainkit.data.loader import make_loader
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.data.transforms.segmentation import train_transform as train_pairs
-from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.accelerator import use_whole_host
 
 SIZES = {"segment-jpeg": (683, 512), "segment-png": (240, 180), "segment-png-large": (480, 360)}
 ROWS = {
@@ -128,7 +128,7 @@ def serve(
     Read the images in its order, and send back the milliseconds an image took.
     """
     if way in ("trainkit", "regions"):
-        start_accelerator()
+        use_whole_host()
     torch.set_num_threads(1)
     data, part = ways_of(case)[way](root), 1 if case in ("train", "evaluate") else 4
     num_images, batch = asked.images // part, asked.batch // part

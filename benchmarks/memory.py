@@ -25,7 +25,7 @@ from _timing import versions
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.accelerator import use_whole_host
 from trainkit.engine.activation_checkpointing import checkpoint_activations
 from trainkit.losses.functional import cross_entropy_sum
 
@@ -96,7 +96,7 @@ def measure(work: Callable[[], None], rounds: int) -> tuple[float, float]:
     before, seconds = peak(), []
     work()
     taken = peak() - before
-    start_accelerator()  # from here on the C library keeps freed memory, as it does in a training
+    use_whole_host()  # from here on the C library keeps freed memory, as it does in a training
     for _ in range(rounds):
         begun = time.perf_counter()
         work()

@@ -33,6 +33,7 @@ from torch.utils.data import Dataset
 
 from trainkit import Options, Recipe, train
 from trainkit.data.sampler import TrainOrder
+from trainkit.distributed.accelerator import use_whole_host
 from trainkit.schedules import cos
 from trainkit.storage import checkpoint
 from trainkit.tasks.recognition import Recognition
@@ -131,6 +132,7 @@ def stopped_training(out: Path, num_images: int, steps: int) -> None:
         task=Recognition(10), model=model, train_data=Same(num_images), val_data=Same(8),
         optimizer=optimizer, schedule=cos(), epochs=10**6 * 32 / num_images, batch_size=32,
     )  # fmt: skip
+    use_whole_host()
     begun = time.time()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         train(recipe, Options(out=out, workers=0, checkpoint_every=10**9, evaluate_every=10**9))

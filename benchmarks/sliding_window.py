@@ -18,7 +18,7 @@ from _results import Results, add_option
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.accelerator import start_accelerator, use_whole_host
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import TaskModule
 from trainkit.inference import Inference
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     add_option(parser)
     asked = parser.parse_args()
+    use_whole_host()
     accelerator = start_accelerator()
     task_module = (
         TaskModule(small_fcn(asked.classes), Segmentation(asked.classes))

@@ -161,6 +161,7 @@ def trainkit(
     """
     from trainkit import Options, Recipe, train
     from trainkit.data.on_device import OnDevice
+    from trainkit.distributed.accelerator import use_whole_host
     from trainkit.tasks.recognition import Recognition
 
     data = OnDevice(data) if held else data
@@ -175,6 +176,7 @@ def trainkit(
         batch_size=batch,
         eval_batch_size=batch,
     )
+    use_whole_host()
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
             out=Path(folder) / "run", workers=0, log_every=LOG_EVERY, evaluate_every=10**6

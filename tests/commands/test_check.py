@@ -138,7 +138,7 @@ def test_batch_norm_under_a_schedule_free_optimizer():
         )
         optimizer = schedulefree.SGDScheduleFree(recipe.model.parameters(), lr=0.1)
         return _warnings(
-            replace(recipe, optimizer=optimizer), options, TrainPlan.of(recipe, options, 1)
+            replace(recipe, optimizer=optimizer), options, TrainPlan(recipe, options, 1)
         )
 
     assert warnings(norm=False) == warnings(norm=True, precise_bn=16) == []

@@ -501,7 +501,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from helpers.toy_recipes import Maps, segmentation
-from trainkit.data.datasets.segmentation import read_mat
+from trainkit.data.datasets.source_files import read_mat
 
 class Mat(Maps):
     def __getitem__(self, index):

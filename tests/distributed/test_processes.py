@@ -154,7 +154,7 @@ def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     """`accelerate launch` without a config sets OMP_NUM_THREADS=1; a user who sets it means it."""
     script = tmp_path / "threads.py"
     script.write_text(
-        "import os, torch, trainkit.distributed.accelerator as l\nl.start_accelerator()\n"
+        "import os, torch, trainkit.distributed.accelerator as l\nl.use_whole_host()\n"
         "print('threads', torch.get_num_threads(), 'of', len(os.sched_getaffinity(0)))"
     )
     asked = run_command(*LAUNCH, "--num_processes", "1", str(script), OMP_NUM_THREADS="1")
@@ -228,7 +228,7 @@ def test_the_main_process_decides_for_all(tmp_path):
     script.write_text("""
 import os
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.setup import on_main_process
+from trainkit.engine.run_opening import on_main_process
 from trainkit.engine.stop_signal import Stopped
 from trainkit.errors import UserError
 

@@ -22,6 +22,7 @@ from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.activation_checkpointing import blocks, checkpoint_activations
 from trainkit.engine.evaluation import evaluate
+from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.probe import unchanged
 from trainkit.engine.sync_batch_norm import synchronised
@@ -375,7 +376,8 @@ def test_precise_statistics_leave_frozen_ones_alone():
     recipe, accelerator = of(model, num_images=32), start_accelerator()
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     task_module = TaskModule(model, recipe.task).eval()
-    with PreciseBatchNorm(recipe, task_module, accelerator, to_device, 5, 0, 32).estimated():
+    evaluator = Evaluator(recipe, task_module, accelerator, to_device, 5, 0, None, precise_bn=32)
+    with PreciseBatchNorm(evaluator).estimated():
         assert model.stem[1].running_mean.eq(3).all() and not model.pool[2].running_mean.eq(0).any()
 
 

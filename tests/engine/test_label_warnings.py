@@ -204,7 +204,7 @@ class Half(Two):
 
 def test_a_window_with_labels_in_its_first_step_alone_is_none_without_them(tmp_path):
     options = Options(out=tmp_path / "run", workers=0, log_every=2, checkpoint_every=1)
-    plan = TrainPlan.of(two_classes(), options, 1)
+    plan = TrainPlan(two_classes(), options, 1)
     first = {index for _, index in plan.order.keys(0)}
     assert len(first) == 8 and plan.total_steps == 2
     assert train(two_classes(train_data=Half(16, first)), options)["warnings"] == []

@@ -15,11 +15,10 @@ from helpers.network_recipes import Small, small
 from helpers.optimizers import builders
 from helpers.toy_recipes import CLASSES, Images
 from trainkit import Options, Recipe
-from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.optimizer_state import evaluation_mode
-from trainkit.engine.plan import TrainPlan
-from trainkit.engine.setup import Training, begin
+from trainkit.engine.setup import Setup
+from trainkit.engine.training import Training
 from trainkit.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -52,8 +51,7 @@ def begun(recipe: Recipe, accelerator: Accelerator, folder, **options) -> Traini
     options = Options(out=folder, workers=0, async_checkpoint=False, keep_checkpoints=9, **options)
     run = RunFolder(folder)
     run.checkpoints.mkdir(exist_ok=True)
-    plan = TrainPlan.of(recipe, options, 1)
-    training = begin(recipe, options, accelerator, plan, run, Display(False))
+    training = Training(Setup(recipe, options).silent(options), run)
     training.stepper.task_module.train()
     return training
 

@@ -15,6 +15,7 @@ from trainkit.data.seeding import Seeded
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.evaluation import evaluate
+from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.task_module import TaskModule
 from trainkit.storage.checkpoint import list_checkpoints
@@ -29,7 +30,8 @@ def test_precise_statistics_are_those_of_update_bn():
     to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
     task_module = TaskModule(recipe.model, recipe.task).eval()
     # one pass of 16
-    precise = PreciseBatchNorm(recipe, task_module, accelerator, to_device, seed, 0, 20)
+    evaluator = Evaluator(recipe, task_module, accelerator, to_device, seed, 0, None, precise_bn=20)
+    precise = PreciseBatchNorm(evaluator)
     images = Seeded(recipe.train_data, seed)
     order = TrainOrder(27, 8, seed).epoch(0).tolist()[:16]
     rows = [images[0, index] for index in order]
@@ -52,8 +54,14 @@ def test_images_of_precise_statistics():
     """
     data = Images(27 * 16)
     data.locality = Locality(lengths=(16,) * 27, num_interleaved=8)
-    common = (None, start_accelerator(), None, 5, 0)
-    precise = PreciseBatchNorm(recognition(train_data=data, batch_size=16), *common, 128)
+    accelerator = start_accelerator()
+
+    def precise_bn(recipe, num_images):
+        return PreciseBatchNorm(
+            Evaluator(recipe, None, accelerator, None, 5, 0, None, precise_bn=num_images)
+        )
+
+    precise = precise_bn(recognition(train_data=data, batch_size=16), 128)
     passes = precise._passes()
     assert [len(indices) for indices in passes] == [16] * 8 and len(set(sum(passes, []))) == 128
     assert min(len({index // 16 for index in indices}) for indices in passes) >= 6
@@ -61,10 +69,10 @@ def test_images_of_precise_statistics():
         TrainOrder(432, 16, 5, locality=data.locality).epoch(0)[:128].tolist()
     )
     repeated = recognition(train_data=Repeated(Images(32), 3), batch_size=12)
-    listed = sum(PreciseBatchNorm(repeated, *common, 16)._passes(), [])
+    listed = sum(precise_bn(repeated, 16)._passes(), [])
     assert listed == TrainOrder(96, 12, 5, repeats=3).epoch(0)[:16].tolist()
-    short = PreciseBatchNorm(growing(), *common, 16)
-    assert short._epoch == 2 and PreciseBatchNorm(growing(epochs=1.5), *common, 16)._epoch == 1
+    short = precise_bn(growing(), 16)
+    assert short._epoch == 2 and precise_bn(growing(epochs=1.5), 16)._epoch == 1
 
 
 def test_precise_statistics_leave_the_training_alone(tmp_path):
@@ -94,6 +102,7 @@ import sys; sys.path.insert(0, {str(TESTS)!r})
 import torch
 from helpers.network_recipes import residual
 from helpers.toy_recipes import Images
+from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import start_accelerator
@@ -105,7 +114,8 @@ seed_host(1)
 recipe = residual(train_data=Images(50))
 task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
 to_device = ToDevice(accelerator.device, recipe.mean, recipe.std)
-with PreciseBatchNorm(recipe, task_module, accelerator, to_device, 5, 0, 50).estimated():
+evaluator = Evaluator(recipe, task_module, accelerator, to_device, 5, 0, None, precise_bn=50)
+with PreciseBatchNorm(evaluator).estimated():
     buffers = [buffer for buffer in recipe.model.buffers() if buffer.is_floating_point()]
     buffers = torch.cat([buffer.flatten().double() for buffer in buffers])
 torch.save(buffers, sys.argv[1] + str(accelerator.process_index))

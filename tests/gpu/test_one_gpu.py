@@ -20,10 +20,8 @@ from helpers.processes import TESTS, TOYS
 from helpers.toy_recipes import run
 from trainkit import Options, Recipe, train
 from trainkit.data.seeding import seed_host
-from trainkit.display.terminal import Display
-from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.plan import TrainPlan
-from trainkit.engine.setup import begin
+from trainkit.engine.setup import Setup
+from trainkit.engine.training import Training
 from trainkit.losses.functional import cross_entropy_sum
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.storage.run_folder import RunFolder
@@ -126,9 +124,8 @@ train(recognition(task=Loud(CLASSES)), options)
 def started(recipe: Recipe, folder: Path, **options):
     """What makes a step of a training, and its first batch on the host."""
     (folder / "checkpoints").mkdir(parents=True)
-    accelerator, asked = start_accelerator(), Options(out=folder, workers=0, **options)
-    plan = TrainPlan.of(recipe, asked, 1)
-    training = begin(recipe, asked, accelerator, plan, RunFolder(folder), Display(False))
+    asked = Options(out=folder, workers=0, **options)
+    training = Training(Setup(recipe, asked).silent(asked), RunFolder(folder))
     training.stepper.task_module.train()
     rows = [recipe.train_data[index] for index in range(recipe.batch_size)]
     images, targets = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])

@@ -23,10 +23,8 @@ from helpers.processes import PATIENCE, TOYS
 from helpers.toy_recipes import recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
-from trainkit.display.terminal import Display
-from trainkit.distributed.accelerator import start_accelerator
-from trainkit.engine.plan import TrainPlan
-from trainkit.engine.setup import begin
+from trainkit.engine.setup import Setup
+from trainkit.engine.training import Training
 from trainkit.schedules import cos
 from trainkit.storage.checkpoint import list_checkpoints
 from trainkit.storage.run_folder import RunFolder
@@ -353,10 +351,10 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
         ("step", 9),
         ("evaluate", 12),
     ):
-        folder.append(row_of(event, step))
+        folder.log.append(row_of(event, step))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write(cut)
-    assert folder.forget_after(8)["step"] == 8
+    assert folder.log.forget_after(8)["step"] == 8
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(row["event"], row["step"]) for row in log] == [
         ("step", 4),
@@ -364,13 +362,13 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
         ("step", 7),
         ("evaluate", 8),
     ]
-    assert folder.forget_after(7)["step"] == 4 and folder.forget_after(3) is None
+    assert folder.log.forget_after(7)["step"] == 4 and folder.log.forget_after(3) is None
     assert (tmp_path / "log.jsonl").read_bytes() == b""
-    folder.append({"event": "step", "step": 1})
+    folder.log.append({"event": "step", "step": 1})
     # whole but for its end of line
     (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}')
-    folder.forget_after(1)
-    folder.append({"event": "step", "step": 2})
+    folder.log.forget_after(1)
+    folder.log.append({"event": "step", "step": 2})
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
@@ -384,8 +382,8 @@ def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
         ("evaluate", 18),
         ("save", 15),
     ):
-        folder.append(row_of(event, step))
-    assert folder.forget_after(15)["step"] == 12
+        folder.log.append(row_of(event, step))
+    assert folder.log.forget_after(15)["step"] == 12
     assert [
         json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
     ] == [10, 12]
@@ -422,21 +420,17 @@ def test_the_scale_of_fp16_comes_back(tmp_path):
     trainings = []
     (tmp_path / "checkpoints").mkdir()
     for scale in (512.0, 65536.0):
-        recipe, options, accelerator = (
-            recognition(),
-            Options(out=tmp_path, workers=0),
-            start_accelerator(),
-        )
-        run = RunFolder(tmp_path)
-        plan = TrainPlan.of(recipe, options, 1)
-        trainings.append(begin(recipe, options, accelerator, plan, run, Display(False)))
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
+        setup = Setup(recognition(), Options(out=tmp_path, workers=0))
+        trainings.append(Training(setup, RunFolder(tmp_path)))
+        setup.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
     first, second = trainings
     first.state.step = 3
     first.checkpointer.save()
     second.checkpointer.restore(tmp_path / "checkpoints" / "step-000000003")
-    assert second.accelerator.scaler.get_scale() == 512.0 and second.state.step == 3
-    assert second.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
+    assert second.setup.accelerator.scaler.get_scale() == 512.0 and second.state.step == 3
+    assert (
+        second.setup.accelerator.scaler.state_dict() == first.setup.accelerator.scaler.state_dict()
+    )
 
 
 def test_the_lock_is_given_back(tmp_path):

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from trainkit.display.terminal import ALL_CLASSES, FEW_CLASSES, Display
+from trainkit.display.result_tables import ALL_CLASSES, FEW_CLASSES
+from trainkit.display.terminal import Display
 from trainkit.metrics.base import declared
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation

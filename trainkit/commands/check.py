@@ -22,24 +22,21 @@ from trainkit.commands.proposals import propose
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.dataset_info import DatasetInfo
-from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded, seed_host
-from trainkit.data.workers import choose_workers
-from trainkit.display.terminal import Display
 from trainkit.display.wording import counted, duration
-from trainkit.distributed.accelerator import lost_processes_told
+from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
 from trainkit.distributed.fsdp import is_sharded, local, reshard
 from trainkit.engine.checkpointing import Checkpointer
-from trainkit.engine.introduction import introduce, not_introduced
-from trainkit.engine.label_warnings import training_warnings
 from trainkit.engine.nonfinite import is_failure
-from trainkit.engine.optimizer_state import evaluation_mode, has_modes
+from trainkit.engine.optimizer_state import has_modes
 from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter, peak_memory_gib
-from trainkit.engine.setup import Training, begin, on_main_process, start
+from trainkit.engine.run_opening import on_main_process
+from trainkit.engine.setup import Setup
 from trainkit.engine.state import read_steps
 from trainkit.engine.step import Stepper
+from trainkit.engine.training import Training
 from trainkit.errors import NonFiniteError, UserError
 from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
@@ -47,7 +44,6 @@ from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.run_files import posix_locks
 from trainkit.storage.run_folder import RunFolder
-from trainkit.storage.weights import start_from
 
 # the first one warms up and is saved; the others are timed, and trained again from what was saved
 STEPS = 3
@@ -66,7 +62,9 @@ def run(recipe: str, words: list[str]) -> int:
         seed_host(options.seed)
         read_one_of_each(build(recipe_file, {**settings, "pretrained": False}))
     seed_host(options.seed)
-    check(build(recipe_file, settings), options)
+    built = build(recipe_file, settings)
+    use_whole_host()
+    check(built, options)
     return 0
 
 
@@ -94,20 +92,18 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         UserError: resuming from a checkpoint does not give the same weights, or whatever a training
             would raise.
     """
-    recipe, accelerator, display, plan = start(recipe, options)
-    introduce(recipe, display.note)
-    if options.init_from is not None:
-        for line in start_from(recipe.model, options.init_from, options.weights_key):
-            display.note(line)
+    setup = Setup(recipe, options)
+    accelerator, display, plan = setup.accelerator, setup.display, setup.plan
+    setup.introduction.say()
+    setup.load_initial_weights()
     folder = on_main_process(accelerator, _temporary_folder)
     try:
         own_run = RunFolder(folder, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
             own_run.checkpoints.mkdir()
-        workers = choose_workers(options.workers, accelerator.num_processes)
         quiet = replace(options, out=folder, workers=0, async_checkpoint=False, precise_bn=None)
         frozen = frozen_statistics(recipe.model)
-        results = _try(begin(recipe, quiet, accelerator, plan, own_run, Display(False)), workers)
+        results = _try(Training(setup.silent(quiet), own_run), setup.workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)
@@ -121,8 +117,8 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
             f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their"
             " statistics: freeze them with trainkit.freeze, which keeps them in evaluation mode"
         )
-    warnings += training_warnings(recipe.train_data, recipe.task)
-    unrepeatable = find_unrepeatable(recipe.train_data, options.seed, workers, in_process=True)
+    warnings += setup.introduction.label_warnings()
+    unrepeatable = setup.introduction.unrepeatable(options.seed, setup.workers, in_process=True)
     if unrepeatable:
         results["resume"] = "not bit-equal: images read again differ, see below"
         warnings.append(unrepeatable)
@@ -132,7 +128,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         [plan.multiplier(plan.total_steps * place // places) for place in range(places)]
     )
     display.note(f"learning rate over the run: {curve}")
-    for warning in not_introduced(recipe, warnings):
+    for warning in setup.introduction.unsaid(warnings):
         display.note(f"note: {warning}")
     return {"results": results, "warnings": warnings}
 
@@ -165,11 +161,11 @@ def _temporary_folder() -> Path:
 
 def _try(training: Training, workers: int) -> dict[str, Any]:
     """Run steps, a checkpoint, a resume from it and an evaluation; return their results."""
-    recipe, plan, options = training.recipe, training.plan, training.options
-    accelerator, stepper = training.accelerator, training.stepper
+    setup, stepper = training.setup, training.stepper
+    recipe, plan, options, accelerator = setup.recipe, setup.plan, setup.options, setup.accelerator
     checkpointer = training.checkpointer
     steps = min(STEPS, plan.total_steps)
-    loader = plan.loader(0, steps, options, accelerator, workers=0)
+    loader = plan.loader(0, steps, accelerator, workers=0)
     read_s, batches = _timed(
         accelerator, lambda: [(images, targets) for images, targets, _ in loader]
     )
@@ -189,11 +185,8 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
     num_images = min(len(recipe.val_data), 2 * recipe.eval_batch_size * accelerator.num_processes)
     val_data: Any = recipe.val_data
     few = replace(recipe, val_data=Subset(val_data, range(num_images)))
-    with evaluation_mode(recipe.optimizer):
-        evaluator = replace(training.evaluator, recipe=few, workers=0)
-        eval_s, results = _timed(
-            accelerator, lambda: evaluator.run(steps=(steps, plan.total_steps))
-        )
+    evaluator = replace(training.evaluator, recipe=few, workers=0)
+    eval_s, results = _timed(accelerator, lambda: evaluator.run(steps=(steps, plan.total_steps)))
 
     reading_s = recipe.batch_size / accelerator.num_processes * read_s / max(1, workers)
     bound_s = max(step_s, reading_s) if workers else step_s + reading_s

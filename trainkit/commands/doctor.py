@@ -28,12 +28,11 @@ from trainkit.commands.recipe_names import find_recipe
 from trainkit.commands.recognise import is_data, propose
 from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.reader import name_of
-from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display.terminal import Display
 from trainkit.display.wording import counted
 from trainkit.distributed.launcher import rank
-from trainkit.engine.introduction import introduce
+from trainkit.engine.introduction import Introduction
 from trainkit.errors import UserError
 from trainkit.files import require_room
 from trainkit.recipe import Recipe, Task
@@ -99,7 +98,8 @@ def examine(
     display = Display()
     if len(recipe.train_data) == 0:
         raise UserError("train_data is empty: it has no images")
-    introduce(recipe, display.note)
+    introduction = Introduction(recipe, display.note)
+    introduction.say()
     splits, digests = {}, {}
     for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):
         splits[split], digests[split] = _look_through(
@@ -113,9 +113,7 @@ def examine(
             f"{counted(len(in_both), 'image')} in both train and val:"
             f" {_some([b for _, b in in_both])}"
         )
-    unrepeatable = find_unrepeatable(
-        recipe.train_data, seed=0, workers=choose_workers(workers, 1), in_process=True
-    )
+    unrepeatable = introduction.unrepeatable(0, choose_workers(workers, 1), in_process=True)
     if unrepeatable:
         warnings.append(unrepeatable)
     weights, hint = suggested_weights(splits["train"]["classes"], takes_weights)

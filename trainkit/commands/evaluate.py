@@ -7,6 +7,7 @@ from typing import Any
 
 from trainkit.commands.trained import read_trained
 from trainkit.data.seeding import seed_host
+from trainkit.distributed.accelerator import use_whole_host
 from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
 from trainkit.storage.checkpoint import digest
@@ -36,6 +37,7 @@ def run(first: str, words: list[str]) -> int:
         if out is not None:
             write_results(out, trained.weights, trained.settings, results)
 
+    use_whole_host()
     evaluate(
         recipe,
         trained.weights,

@@ -16,7 +16,7 @@ from trainkit.commands.trained import read_model
 from trainkit.data.datasets.inventory import images_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display.terminal import Display
-from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.accelerator import start_accelerator, use_whole_host
 from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError
 from trainkit.files import reason, require_room
@@ -36,6 +36,7 @@ CLASSES_SHOWN = 3  # of an image, on the screen
 def run(first: str, words: list[str]) -> int:
     """Predict the images that the words name; the exit code."""
     model, weights, asked = read_model("predict", first, words)
+    use_whole_host()
     predict(model, weights, asked)
     return 0
 

@@ -149,7 +149,7 @@ def _published(
     """The content of the card, from results.json and the hash of the published file of weights."""
     averaged = recorded.get("ema") is not None and (weights.is_dir() or is_published(run))
     step = _step(run, weights)
-    row = RunFolder(run).last_evaluation(step) or {}
+    row = RunFolder(run).log.last_evaluation(step) or {}
     metrics = _of_weights(
         {name: value for name, value in row.items() if name not in NO_METRICS}, averaged
     )
@@ -186,7 +186,7 @@ def _step(run: Path, weights: Path) -> int | None:
     folder = weights if weights.is_dir() else weights.parent
     if is_checkpoint_name(folder.name):
         return step_of(folder)
-    last = RunFolder(run).last_evaluation()
+    last = RunFolder(run).log.last_evaluation()
     return None if last is None else last["best_step"] or last["step"]
 
 

@@ -14,10 +14,11 @@ from trainkit.commands.arguments import read_options, read_settings_and_options
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.seeding import seed_host
-from trainkit.distributed.accelerator import lost_processes_told
+from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
 from trainkit.engine.nonfinite import is_failure
-from trainkit.engine.setup import begin, start
+from trainkit.engine.setup import Setup
 from trainkit.engine.state import read_steps
+from trainkit.engine.training import Training
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -56,7 +57,9 @@ def run(first: str, words: list[str]) -> int:
         activation_checkpointing=report.get("activation_checkpointing", False),
     )
     seed_host(seed)
-    fails_again = replay(build(recipe_file, settings), options, failure)
+    recipe = build(recipe_file, settings)
+    use_whole_host()
+    fails_again = replay(recipe, options, failure)
     return 0 if fails_again else 1
 
 
@@ -111,12 +114,13 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     report = read_report(failure)
     if "batch" in report:
         raise UserError(f"{failure} holds no batch: it {report['batch']}")
-    recipe, accelerator, display, plan = start(recipe, options)
+    setup = Setup(recipe, options)
+    accelerator, display, plan = setup.accelerator, setup.display, setup.plan
     if "init" in report:
         for line in _start_as_then(recipe, report["init"]):
             display.note(line)
     run = RunFolder(failure.parent.parent, writes=False)
-    training = begin(recipe, options, accelerator, plan, run, display)
+    training = Training(setup, run)
     stepper = training.stepper
     if accelerator.num_processes != report["num_processes"]:
         display.note(
@@ -134,7 +138,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     display.note(
         f"training {step - first_step} steps from step {first_step} on, to the one that failed"
     )
-    batches = plan.loader(first_step, step, options, accelerator, training.workers)
+    batches = plan.loader(first_step, step, accelerator, setup.workers)
     stepper.start()
     for number, (images, targets, _) in enumerate(batches, first_step):
         stepper(number, images, targets)

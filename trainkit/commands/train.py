@@ -8,6 +8,7 @@ from trainkit.commands.proposals import propose
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
+from trainkit.distributed.accelerator import use_whole_host
 from trainkit.engine.loop import train
 from trainkit.storage.run_files import posix_locks
 
@@ -22,5 +23,7 @@ def run(recipe: str, words: list[str]) -> int:
     posix_locks()  # before a recipe that takes minutes to build
     propose(recipe_file, settings)
     seed_host(options.seed)
-    train(build(recipe_file, settings), options, settings, path)
+    built = build(recipe_file, settings)
+    use_whole_host()
+    train(built, options, settings, path)
     return 0

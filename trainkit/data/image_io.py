@@ -5,7 +5,6 @@ torchvision decodes JPEG, and the usual PNGs by png_decoder.py; pillow_decoder.p
 
 import os
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,9 +24,6 @@ from trainkit.errors import DataError
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one
 # of JPEG is the fastest at hand, and a user can do nothing about the warning.
-warnings.filterwarnings(
-    "ignore", message="The image decoding and encoding capabilities of TorchVision"
-)
 
 _BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainkit.display.result_tables import ResultTables
 from trainkit.display.streams import columns, lasting
 from trainkit.distributed.launcher import rank
 
@@ -22,9 +23,6 @@ Batch = TypeVar("Batch", bound=Sequence)
 
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
-# shown of an evaluation: rows, rows of more classes than that, pairs
-ALL_CLASSES, FEW_CLASSES, CONFUSED = 200, 20, 5
-MATRIX_CELL = 4  # columns of the screen
 WORD = 24  # columns; a longer word of a table may be broken
 
 
@@ -125,136 +123,8 @@ class Display:
                 of four digits.
             per_class: names of results with a value for each class.
         """
-        if not self.active:
-            return
-        form = {name: _percent if _bare(name) in percent else _number for name in results}
-        shown = {
-            name: form[name](value)
-            for name, value in results.items()
-            if isinstance(value, (int, float, str))
-        }
-        shown |= {
-            name: " to ".join(map(form[name], value))
-            for name, value in results.items()
-            if name.endswith("_95") and value
-        }
-        if not self.console.is_terminal:
-            self.note(f"{title}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
-            self._classes(results, per_class, form)
-            return
-        table = Table(
-            title=title + ("  (best so far)" if best else ""),
-            title_justify="left",
-            show_header=False,
-        )
-        for name, value in shown.items():
-            table.add_row(name, value)
-        for name, values in results.items():
-            if _bare(name) in per_class and values and "confusion" not in results:
-                table.add_row(f"{name} per class", self._per_class(values, form[name]))
-        self.console.print(table)
-        self._classes(results, per_class, form)
-
-    def _classes(
-        self,
-        results: Mapping[str, Any],
-        per_class: Collection[str],
-        form: Mapping[str, Callable[[Any], str]],
-    ) -> None:
-        """Show a row for each class, and the confusions, where the results hold them."""
-        confusion = results.get("confusion", ())
-        found = {
-            name: list(values.items() if isinstance(values, Mapping) else enumerate(values))
-            for name, values in results.items()
-            if _bare(name) in per_class and len(values or ()) == len(confusion)
-        }
-        if not found:
-            return
-        names = [" ".join(str(name).split()) for name, _ in next(iter(found.values()))]
-        order: Sequence[int] = range(len(names))
-        if len(names) > ALL_CLASSES:  # those that most is to be won with
-            first = [value for _, value in next(iter(found.values()))]
-            order = sorted((i for i in order if first[i] is not None), key=first.__getitem__)[
-                :FEW_CLASSES
-            ]
-        rows = [
-            [
-                names[i],
-                *(
-                    "" if pairs[i][1] is None else form[name](pairs[i][1])
-                    for name, pairs in found.items()
-                ),
-            ]
-            for i in order
-        ]
-        title = "classes"
-        if len(rows) < len(names):
-            title = f"{len(rows)} of {len(names)} classes, lowest first"
-        self.grid(title, ["class", *found], rows)
-        self._confusion(names, confusion, order)
-
-    def _confusion(
-        self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]
-    ) -> None:
-        """Show the matrix in percent of a row.
-
-        A table where the screen is wide enough, else rows in `order` in words.
-        """
-        parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
-        heads = [
-            f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)
-        ]
-        if max(map(cell_len, ["class", *heads])) + MATRIX_CELL * len(names) <= self.console.width:
-            self.note("confusion, percent of a class (row) taken for which (column)")
-            table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-            table.add_column("class")
-            for number in range(len(names)):
-                table.add_column(str(number), justify="right", min_width=MATRIX_CELL - 1)
-            for head, row in zip(heads, parts):
-                table.add_row(escape(head), *(f"{100 * part:.0f}" if part else "" for part in row))
-            self.console.print(table)
-        else:
-            self.note("confusion, percent of a class taken for which, from 1 % on")
-            for right in order:
-                called = sorted(
-                    ((part, name) for part, name in zip(parts[right], names) if part >= 0.01),
-                    reverse=True,
-                )
-                self.note(
-                    f"{heads[right]}: "
-                    + ", ".join(f"{name} {100 * part:.0f}" for part, name in called)
-                )
-        mistaken = sorted(
-            (
-                (part, names[right], names[called])
-                for right, row in enumerate(parts)
-                for called, part in enumerate(row)
-                if part and right != called
-            ),
-            reverse=True,
-        )[:CONFUSED]
-        if mistaken:
-            told = ", ".join(
-                f"{right} for {called} {_percent(part)}" for part, right, called in mistaken
-            )
-            self.note(f"most frequent confusions (share of the true class): {told}")
-
-    @staticmethod
-    def _per_class(
-        values: Mapping[str, Any] | list, form: Callable[[Any], str], limit: int = 20
-    ) -> Table:
-        """Tabulate the classes that have a value, the largest `limit`, in two columns."""
-        pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
-        known = sorted(
-            ((value, str(name)) for name, value in pairs if value is not None), reverse=True
-        )
-        grid = Table.grid(padding=(0, 2))
-        cells = [f"{name} {form(value)}" for value, name in known[:limit]]
-        for left, right in zip(cells[::2], [*cells[1::2], ""]):
-            grid.add_row(left, right)
-        if len(known) > limit:
-            grid.add_row(f"and {len(known) - limit} more in the log")
-        return grid
+        if self.active:
+            ResultTables(self).show(title, results, best, percent, per_class)
 
     def table(self, title: str, rows: Mapping[str, Any]) -> None:
         """Show names and values, one a line."""
@@ -393,19 +263,3 @@ def _console(stream: TextIO | None) -> Console:
 
 def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _bare(name: str) -> str:
-    """The name of the result that an interval, or a result of the EMA weights, belongs to."""
-    return name.removeprefix("ema_").removesuffix("_95")
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
-
-
-def _number(value: Any) -> str:
-    """A number with a fraction in four digits."""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e15 else f"{value:.0f}"

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import AORecipeKwargs, parse_flag_from_env
 
 from trainkit.distributed.fsdp import kept_from_accelerate
-from trainkit.distributed.host import _keep_freed_memory, _use_all_cores
+from trainkit.distributed.host import keep_freed_memory, use_all_cores
 from trainkit.distributed.launcher import end_with_launcher, rank
 from trainkit.errors import UserError, causes
 
@@ -33,8 +33,24 @@ TRANSPORTS = (
 )  # fmt: skip
 
 
+def computes_on_cpu() -> bool:
+    """Whether there is no accelerator device, or the launcher was asked for the CPU."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def use_whole_host() -> None:
+    """Use all cores that nobody has limited, and keep freed memory, where the CPU computes.
+
+    It changes the whole process, so the commands do it, and functions such as `train` do not: a
+    program of its own calls it before these where it wants the same speed.
+    """
+    if computes_on_cpu():
+        use_all_cores()
+        keep_freed_memory()
+
+
 def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
-    """Make the Accelerator of this process, with all processes in one group, on all cores.
+    """Make the Accelerator of this process, with all processes in one group.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`).
     Where there is no accelerator device, processes are joined over gloo on the CPU.
@@ -54,11 +70,9 @@ def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accel
                 f"{variable} is set: {reason}. Launch with accelerate_configs/multi_gpu.yaml, or"
                 " with accelerate_configs/fsdp2.yaml to shard the parameters"
             )
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = computes_on_cpu()
     timeout = timedelta(seconds=timeout_s)
     if on_cpu:
-        _use_all_cores()
-        _keep_freed_memory()
         _join_afresh(timeout)
     # Gradients as views of what is sent: no second copy of them.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)

@@ -12,7 +12,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _use_all_cores() -> None:
+def use_all_cores() -> None:
     """Undo the launcher's OMP_NUM_THREADS=1, which it sets where the user gave no number."""
     # by accelerate, by torchrun
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"} & os.environ.keys()
@@ -22,7 +22,7 @@ def _use_all_cores() -> None:
     torch.set_num_threads(max(1, usable_cores() // processes))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next tensors, where it is the C library.
 
     By default it gives large blocks back to the system, and every activation of every step is paged

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from trainkit.distributed.fsdp import part, unsharded_state, whole
@@ -18,11 +17,10 @@ from trainkit.engine.optimizer_state import (
     take_up,
     train_with,
 )
-from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
+from trainkit.engine.setup import Setup
 from trainkit.engine.state import TrainState
 from trainkit.errors import UserError
-from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint, packing
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.weights import load_model, require_same_names
@@ -33,35 +31,27 @@ class Checkpointer:
 
     def __init__(
         self,
-        *,
-        recipe: Recipe,
-        accelerator: Accelerator,
-        plan: TrainPlan,
-        ema: EMA | None,
-        groups: list[dict[str, Any]],
-        state: TrainState,
+        setup: Setup,
         writer: CheckpointWriter,
+        ema: EMA | None,
+        state: TrainState,
         reporter: Reporter,
     ):
         """Keep the parts that are saved.
 
         Args:
-            recipe: with the model and the optimizer.
-            accelerator: of this process.
-            plan: of the run.
-            ema: averages, or None.
-            groups: the optimizer's, as the recipe set them.
-            state: how far the training is.
+            setup: of the training.
             writer: that writes to the run's folder.
+            ema: averages, or None.
+            state: how far the training is.
             reporter: of what is saved.
         """
-        self.recipe = recipe
-        self.accelerator = accelerator
-        self.plan = plan
-        self.ema = ema
-        self.groups = groups
-        self.state = state
+        self.recipe = setup.recipe
+        self.accelerator = setup.accelerator
+        self.plan = setup.plan
         self.writer = writer
+        self.ema = ema
+        self.state = state
         self.reporter = reporter
         self.saved = 0  # step of the newest checkpoint
         self.resumed_from = 0  # step of the checkpoint that this process resumed from
@@ -152,7 +142,7 @@ class Checkpointer:
         require_same_names(self.recipe.model, weights, path)
         load_model(self.recipe.model, weights, path)
         optimizer = self.recipe.optimizer
-        take_up(optimizer, saved["optimizer"], self.groups)
+        take_up(optimizer, saved["optimizer"], self.plan.groups)
         if has_modes(optimizer):
             live = (weight for group in optimizer.param_groups for weight in group["params"])
             train_with(
@@ -180,7 +170,7 @@ class Checkpointer:
         scaler = self.accelerator.scaler
         return {
             **self.state.state_dict(),
-            "optimizer": state_of(self.recipe.optimizer, self.groups),
+            "optimizer": state_of(self.recipe.optimizer, self.plan.groups),
             "in_training": in_training,
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),

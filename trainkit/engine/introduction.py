@@ -4,24 +4,43 @@ from collections.abc import Callable, Sequence
 
 from trainkit.data.dataset_info import LazyDataset
 from trainkit.data.datasets.inventory import used, used_warnings
+from trainkit.data.repeatability import find_unrepeatable
+from trainkit.engine.label_warnings import training_warnings
 from trainkit.recipe import Recipe
 
 
-def introduce(recipe: Recipe, note: Callable[[str], None]) -> None:
-    """Report what the data are, by `note`, a line at a time.
+class Introduction:
+    """The recipe's note, which images it found, and what looks wrong with them."""
 
-    Train_data that is not open yet is skipped.
-    """
-    if recipe.note:
-        note(recipe.note)
-    for name, data in (("train", recipe.train_data), ("val", recipe.val_data)):
-        if not isinstance(data, LazyDataset) or data.is_open:
-            note(f"{name}: {used(data)}")
-            for line in used_warnings(data):
-                note(f"warning: {name}: {line}")
+    def __init__(self, recipe: Recipe, note: Callable[[str], None]):
+        """Keep what is reported and how.
 
+        Args:
+            recipe: that is introduced.
+            note: shows a line.
+        """
+        self._recipe = recipe
+        self._note = note
 
-def not_introduced(recipe: Recipe, warnings: Sequence[str]) -> list[str]:
-    """Those of `warnings` about the training data that `introduce` has not said."""
-    said = used_warnings(recipe.train_data)
-    return [line for line in warnings if line not in said]
+    def say(self) -> None:
+        """Say what the data are; train_data that is not open yet is passed over."""
+        if self._recipe.note:
+            self._note(self._recipe.note)
+        for name, data in (("train", self._recipe.train_data), ("val", self._recipe.val_data)):
+            if not isinstance(data, LazyDataset) or data.is_open:
+                self._note(f"{name}: {used(data)}")
+                for line in used_warnings(data):
+                    self._note(f"warning: {name}: {line}")
+
+    def label_warnings(self) -> list[str]:
+        """Warnings about classes that no training target is of, see `training_warnings`."""
+        return training_warnings(self._recipe.train_data, self._recipe.task)
+
+    def unrepeatable(self, seed: int, workers: int, in_process: bool = False) -> str | None:
+        """A warning where a training image read twice differs, see `find_unrepeatable`."""
+        return find_unrepeatable(self._recipe.train_data, seed, workers, in_process)
+
+    def unsaid(self, warnings: Sequence[str]) -> list[str]:
+        """Those of `warnings` about the training data that `say` does not say."""
+        said = used_warnings(self._recipe.train_data)
+        return [line for line in warnings if line not in said]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset, indices_in
 from trainkit.data.datasets.inventory import without_images
-from trainkit.data.datasets.segmentation import IGNORED, MaskDataset
+from trainkit.data.datasets.label_tables import IGNORED
+from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.data.reader import is_unusable
 from trainkit.recipe import Task
 

@@ -10,20 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainkit.data.dataset_info import DatasetInfo
-from trainkit.data.repeatability import find_unrepeatable
 from trainkit.data.workers import worker_deaths_told
 from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.engine.checkpointing import Checkpointer
-from trainkit.engine.introduction import not_introduced
-from trainkit.engine.label_warnings import training_warnings
-from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.reporting import Reporter
-from trainkit.engine.setup import Training, begin, open_run, start
+from trainkit.engine.run_opening import open_run
+from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
+from trainkit.engine.training import Training
 from trainkit.options import Options
 from trainkit.recipe import Recipe
-from trainkit.storage.weights import start_from
 
 
 @lost_processes_told()
@@ -54,16 +50,9 @@ def train(
         Stopped: after a signal; a SystemExit.
     """
     begun = time.perf_counter()
-    recipe, accelerator, display, plan = start(recipe, options)
-    run, found = open_run(
-        accelerator,
-        display,
-        options,
-        settings or {},
-        recipe_file,
-        plan.resume_invariants(),
-        DatasetInfo.of(recipe.train_data).lists,
-    )
+    setup = Setup(recipe, options)
+    display = setup.display
+    run, found = open_run(setup, settings or {}, recipe_file)
     if run.summary is not None:
         display.note(
             f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume"
@@ -73,29 +62,20 @@ def train(
         return run.summary
 
     try:
-        # before the weights are wrapped, sharded and averaged
-        if options.init_from is not None and found.path is None:
-            for line in start_from(recipe.model, options.init_from, options.weights_key):
-                display.note(line)
-        training = begin(recipe, options, accelerator, plan, run, display)
-        state, reporter, checkpointer = training.state, training.reporter, training.checkpointer
-        if found.memory is not None and found.memory["asked"] == options.micro_batch:
-            plan.use_micro_batch(found.memory["micro_batch"])
-            display.note(
-                f"micro-batches of {found.memory['micro_batch']} images, as the run was out of"
-                " memory (OOM) before; --micro-batch changes it"
-            )
-        if found.path is not None:
-            checkpointer.restore(found.path, found.evaluation)
-        checkpointer.rehearse()
-        if accelerator.is_main_process:
-            reporter.warnings = training_warnings(recipe.train_data, recipe.task)
-        for line in not_introduced(recipe, reporter.warnings):
+        if found.path is None:
+            setup.load_initial_weights()
+        training = Training(setup, run)
+        training.resume(found)
+        reporter, checkpointer = training.reporter, training.checkpointer
+        if setup.accelerator.is_main_process:
+            reporter.warnings = setup.introduction.label_warnings()
+        for line in setup.introduction.unsaid(reporter.warnings):
             display.note(f"warning: {line}")
-        display.start(plan.total_steps, state.step, plan.order.steps_per_epoch)
+        plan = setup.plan
+        display.start(plan.total_steps, training.state.step, plan.order.steps_per_epoch)
         with training.stop, worker_deaths_told(), checkpointer.saving_on_error():
-            if found.path is None and accelerator.is_main_process:
-                unrepeatable = find_unrepeatable(recipe.train_data, options.seed, training.workers)
+            if found.path is None and setup.accelerator.is_main_process:
+                unrepeatable = setup.introduction.unrepeatable(options.seed, setup.workers)
                 if unrepeatable:
                     display.note(f"warning: {unrepeatable}")
             stopped_by = _train_to_the_end(training, begun)
@@ -113,15 +93,14 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     `begun` is when this process began with the run, on the clock of `time.perf_counter`. Returns
     the signal to stop for, or 0.
     """
-    options, plan, state = training.options, training.plan, training.state
+    setup, state = training.setup, training.state
+    options, plan = setup.options, setup.plan
     seconds_before = state.seconds
     stopped_by = _save_and_evaluate(training)  # what a stop left undone
     if stopped_by:
         return stopped_by
     first_step = state.step
-    batches = plan.loader(
-        first_step, plan.total_steps, options, training.accelerator, training.workers
-    )
+    batches = plan.loader(first_step, plan.total_steps, setup.accelerator, setup.workers)
     training.stepper.start()
     clock = time.perf_counter()
     for step, (images, targets, bad_images) in enumerate(batches, first_step):
@@ -147,7 +126,7 @@ def _save_and_evaluate(training: Training) -> int:
 
     Saved first: an evaluation that fails or is cut short takes no step with it.
     """
-    options, plan, step = training.options, training.plan, training.state.step
+    options, plan, step = training.setup.options, training.setup.plan, training.state.step
     checkpointer, reporter = training.checkpointer, training.reporter
     steps_per_epoch = plan.order.steps_per_epoch
     is_last = step == plan.total_steps
@@ -158,8 +137,7 @@ def _save_and_evaluate(training: Training) -> int:
     if not is_due or training.state.evaluated >= step:
         return 0
     reporter.read_window()  # non-finite weights are not worth an evaluation
-    with evaluation_mode(training.recipe.optimizer):
-        results = training.evaluator.run(training.stop.agreed, (step, plan.total_steps))
+    results = training.evaluator.run(training.stop.agreed, (step, plan.total_steps))
     if results is None:
         return training.stop.last_answer
     improved = reporter.evaluation(results)

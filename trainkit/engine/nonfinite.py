@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ from safetensors import SafetensorError
 
 from trainkit.data.loader import collate
 from trainkit.data.reader import UNUSABLE, Reader, name_of
-from trainkit.engine.plan import TrainPlan
+from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepNumbers
 from trainkit.files import reason, save_tensors
-from trainkit.options import Options
-from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.lookup import find_weights
@@ -40,17 +37,23 @@ def is_failure(numbers: StepNumbers, accelerator: Accelerator) -> bool:
     return not numbers.is_finite
 
 
-@dataclass(frozen=True)
 class FailureRecorder:
     """Names a step whose loss or gradient is non-finite, and saves it for replay."""
 
-    recipe: Recipe
-    options: Options
-    accelerator: Accelerator
-    plan: TrainPlan
-    run: RunFolder
-    writer: CheckpointWriter
-    groups: list[dict[str, Any]]  # the optimizer's, as the recipe set them
+    def __init__(self, setup: Setup, run: RunFolder, writer: CheckpointWriter):
+        """Keep what a failed step is described by.
+
+        Args:
+            setup: of the training.
+            run: in whose folder failed steps are kept.
+            writer: of the checkpoints from which they can be replayed.
+        """
+        self.recipe = setup.recipe
+        self.options = setup.options
+        self.accelerator = setup.accelerator
+        self.plan = setup.plan
+        self.run = run
+        self.writer = writer
 
     def describe(self, numbers: StepNumbers) -> str:
         """What happened in the step, in one sentence."""
@@ -58,7 +61,7 @@ class FailureRecorder:
         keys = self.plan.order.keys(step - 1)
         named = [f"{index} ({name_of(self.recipe.train_data, index)})" for _, index in keys[:NAMED]]
         more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-        lr = self.groups[0]["lr"] * self.plan.multiplier(step - 1)
+        lr = self.plan.groups[0]["lr"] * self.plan.multiplier(step - 1)
         if math.isfinite(loss):
             first, second = f"gradient norm is {norm}", f"loss {loss:.4g}"
         else:
@@ -103,7 +106,7 @@ class FailureRecorder:
                 term: str(loss) for term, loss in zip(self.recipe.task.terms, numbers.losses)
             },
             "grad_norm": str(numbers.grad_norm),
-            "lrs": [group["lr"] * self.plan.multiplier(step - 1) for group in self.groups],
+            "lrs": [group["lr"] * self.plan.multiplier(step - 1) for group in self.plan.groups],
             "images": [
                 {"index": index, "name": name_of(self.recipe.train_data, index)}
                 for _, index in keys
@@ -129,8 +132,7 @@ class FailureRecorder:
                 "sha256": digest(weights),
                 "weights_key": self.options.weights_key,
             }
-        neighbour = self.plan.order.neighbour if self.options.on_bad_image == "skip" else None
-        reader = Reader(self.recipe.train_data, self.options.seed, neighbour=neighbour)
+        reader = Reader(self.recipe.train_data, self.options.seed, neighbour=self.plan.neighbour)
         try:
             images, targets, _ = collate([reader[key] for key in keys])
             save_tensors(

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.distributed.unwrapping import without_compile
-from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
+from trainkit.engine.setup import Setup
 from trainkit.errors import UserError
 
 # Forward and backward of a step through a module: losses (K,), and the allocator's message on OOM.
@@ -36,32 +35,28 @@ class OomFallback:
 
     def __init__(
         self,
+        setup: Setup,
         task_module: nn.Module,
-        plan: TrainPlan,
-        accelerator: Accelerator,
         reporter: Reporter,
         take_back: Callable[[], None],
-        static_graph: bool,
     ):
         """Keep what a step is repeated with.
 
         Args:
+            setup: with the plan, whose micro-batch is made smaller.
             task_module: as wrapped for processes and precision.
-            plan: whose micro-batch is made smaller.
-            accelerator: of this process.
             reporter: that notes it and remembers the micro-batch for a resume.
             take_back: undoes forward and backward of a step.
-            static_graph: whether DDP learns from the first steps which parameters are used.
         """
         self.task_module = task_module
-        self.plan = plan
-        self.accelerator = accelerator
+        self.plan = setup.plan
+        self.accelerator = setup.accelerator
         self.reporter = reporter
         self.take_back = take_back
         inner = without_compile(task_module)
         # SyncBN asks the others itself, and a static graph is learnt from all backward passes that
         # there are.
-        waits = plan.recipe.sync_batch_norm or static_graph
+        waits = setup.recipe.sync_batch_norm or setup.options.static_graph
         self._alone: nn.Module | None = None
         if isinstance(inner, DistributedDataParallel) and not waits:
             self._alone = inner.module

@@ -1,14 +1,18 @@
 """Plans before the first step how long a run is, the images of each step, and its rates."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import Batches, TrainOrder
+from trainkit.data.to_device import ToDevice
+from trainkit.engine.optimizer_state import group_values
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -16,26 +20,29 @@ from trainkit.recipe import Recipe
 MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are sorted
 
 
-@dataclass
 class TrainPlan:
     """Order, length and schedule of a run.
 
     Nothing in it changes but the micro-batch, after OOM.
+
+    Attributes:
+        recipe: that is trained.
+        order: which images each step has, in each process.
+        total_steps: optimizer updates of the whole run.
+        groups: the optimizer's groups without their parameters, as the recipe set them.
     """
 
-    recipe: Recipe
-    order: TrainOrder
-    total_steps: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, options: Options, num_processes: int) -> "TrainPlan":
-        """The plan of `recipe` on so many processes.
+    def __init__(self, recipe: Recipe, options: Options, num_processes: int):
+        """Plan the run of `recipe` on so many processes.
 
         Raises:
             UserError: settings that cannot work.
         """
         info = DatasetInfo.of(recipe.train_data)
-        order = TrainOrder(
+        self.recipe = recipe
+        self.groups = group_values(recipe.optimizer)
+        self._options = options
+        self.order = order = TrainOrder(
             len(recipe.train_data),
             recipe.batch_size,
             options.seed,
@@ -51,9 +58,8 @@ class TrainPlan:
                 f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can"
                 f" have up to {MOST_STEPS:,} steps, and must have some"
             )
-        plan = cls(recipe, order, max(1, round(recipe.epochs * order.steps_per_epoch)))
-        plan.multiplier(0)  # a warm-up longer than the run is refused here
-        return plan
+        self.total_steps = max(1, round(recipe.epochs * order.steps_per_epoch))
+        self.multiplier(0)  # a warm-up longer than the run is refused here
 
     def multiplier(self, step: int) -> float:
         """Factor of every group's learning rate in `step`."""
@@ -83,26 +89,42 @@ class TrainPlan:
         """
         self.order = replace(self.order, micro_batch=micro_batch)
 
+    @property
+    def neighbour(self) -> Callable[[int, int], int] | None:
+        """Which image takes the place of one that cannot be used; None where that stops the run."""
+        return self.order.neighbour if self._options.on_bad_image == "skip" else None
+
     def loader(
-        self, start: int, stop: int, options: Options, accelerator: Accelerator, workers: int
+        self, start: int, stop: int, accelerator: Accelerator, workers: int
     ) -> Iterable[Any]:
         """This process's batches of the steps from `start` up to `stop`: images, targets, faults.
 
         Args:
             start: the first step, counted from 0.
             stop: the step after the last one.
-            options: seed, and what becomes of images that cannot be used.
             accelerator: of this process.
             workers: data-loading workers; 0: this process reads.
         """
+        batches = Batches(self.order, start, stop, accelerator.process_index)
+        return self._loader(batches, accelerator.device, workers)
+
+    def first_image(self, device: torch.device) -> Tensor:
+        """The first training image as the model gets it: (1, C, H, W)."""
+        key, *_ = self.order.keys(0)
+        images, targets, _ = next(iter(self._loader([[key]], device, workers=0)))
+        recipe, channels_last = self.recipe, self._options.channels_last
+        return ToDevice(device, recipe.mean, recipe.std, channels_last)(images, targets)[0]
+
+    def _loader(self, batches: Iterable, device: torch.device, workers: int) -> Iterable[Any]:
+        """Training images by (epoch, index)."""
         return make_loader(
             self.recipe.train_data,
-            options.seed,
-            Batches(self.order, start, stop, accelerator.process_index),
+            self._options.seed,
+            batches,
             workers,
-            accelerator.device,
+            device,
             self.recipe.task.own_check,
-            self.order.neighbour if options.on_bad_image == "skip" else None,
+            self.neighbour,
         )
 
     def resume_invariants(self) -> dict[str, Any]:

@@ -3,21 +3,22 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.seeding import seed_step
-from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import reshard
 from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.errors import UserError
 from trainkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from trainkit.engine.evaluator import Evaluator
 
 PASS = 16  # images whose mean and variance are one sample, whatever the batch and the processes are
 
@@ -35,28 +36,22 @@ class PreciseBatchNorm:
         `torch.optim.swa_utils.update_bn`.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        task_module: nn.Module,
-        accelerator: Accelerator,
-        to_device: ToDevice,
-        seed: int,
-        workers: int,
-        num_images: int | None,
-        on_bad_image: str = "stop",
-    ):
-        refuse_frozen(recipe, num_images)
-        self.recipe = recipe
-        self.task_module = task_module
-        self.accelerator = accelerator
-        self.to_device = to_device
-        self.seed = seed
-        self.workers = workers
-        self.num_images = num_images or 0
-        self.on_bad_image = on_bad_image
-        norms = [module for module in recipe.model.modules() if isinstance(module, AnyBatchNorm)]
-        self.norms = [norm for norm in norms if norm.running_mean is not None] if num_images else []
+    def __init__(self, evaluator: "Evaluator"):
+        """Find the batch norms of the model; none where the evaluator's `precise_bn` is None or 0.
+
+        Raises:
+            UserError: a part of the model is frozen for a while.
+        """
+        refuse_frozen(evaluator.recipe, evaluator.precise_bn)
+        self.evaluator = evaluator
+        self.recipe = evaluator.recipe
+        self.task_module = evaluator.task_module
+        self.accelerator = evaluator.accelerator
+        self.num_images = evaluator.precise_bn or 0
+        self.norms: list[AnyBatchNorm] = []  # whose statistics are estimated
+        if self.num_images:
+            norms = [each for each in self.recipe.model.modules() if isinstance(each, AnyBatchNorm)]
+            self.norms = [norm for norm in norms if norm.running_mean is not None]
 
     @contextmanager
     def estimated(self) -> Iterator[None]:
@@ -92,12 +87,12 @@ class PreciseBatchNorm:
         batches = [[(self._epoch, index) for index in passes[number]] for number in mine]
         loader = make_loader(
             self.recipe.train_data,
-            self.seed,
+            self.evaluator.seed,
             batches,
-            self.workers,
+            self.evaluator.workers,
             accelerator.device,
             self.recipe.task.own_check,
-            self._order.neighbour if self.on_bad_image == "skip" else None,
+            self._order.neighbour if self.evaluator.on_bad_image == "skip" else None,
         )
         # DDP would take the first process's statistics over; there is no gradient it could be
         # needed for.
@@ -108,8 +103,8 @@ class PreciseBatchNorm:
                 for norm in self.norms:
                     norm.reset_running_stats()
                     norm.momentum = None  # the mean of all so far
-            seed_step(self.seed, number, 0)
-            images, targets = self.to_device(images, targets)
+            seed_step(self.evaluator.seed, number, 0)
+            images, targets = self.evaluator.to_device(images, targets)
             inner(images, self.recipe.task.prepare(images, targets))
             counted += number % accelerator.num_processes == accelerator.process_index
         reshard(inner)
@@ -130,7 +125,7 @@ class PreciseBatchNorm:
         return TrainOrder(
             len(data),
             self.recipe.batch_size,
-            self.seed,
+            self.evaluator.seed,
             repeats=info.repeats,
             locality=info.locality,
         )
@@ -148,7 +143,9 @@ class PreciseBatchNorm:
         places = torch.arange(num_passes * PASS) % len(order)
         if self._order.locality is not None:
             places = places[
-                torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))
+                torch.randperm(
+                    len(places), generator=torch.Generator().manual_seed(self.evaluator.seed)
+                )
             ]
         return order[places].view(num_passes, PASS).tolist()
 

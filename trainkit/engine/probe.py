@@ -11,26 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
-from trainkit.data.loader import make_loader
-from trainkit.data.to_device import ToDevice
 from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
 from trainkit.models.outputs import refusals_told
-from trainkit.options import Options
-from trainkit.recipe import Recipe
 
 ALLOWED = 1e-5  # of the largest output: what another kernel may change
-
-
-def first_image(recipe: Recipe, options: Options, plan: TrainPlan, device: torch.device) -> Tensor:
-    """The first training image as the model gets it: (1, C, H, W)."""
-    key, *_ = plan.order.keys(0)
-    neighbour = plan.order.neighbour if options.on_bad_image == "skip" else None
-    loader = make_loader(
-        recipe.train_data, options.seed, [[key]], 0, device, recipe.task.own_check, neighbour
-    )
-    images, targets, _ = next(iter(loader))
-    return ToDevice(device, recipe.mean, recipe.std, options.channels_last)(images, targets)[0]
 
 
 @contextmanager
@@ -66,7 +51,7 @@ def lonely_step(plan: TrainPlan) -> int | None:
     return None
 
 
-def refuse_lonely_values(recipe: Recipe, options: Options, plan: TrainPlan) -> None:
+def refuse_lonely_values(plan: TrainPlan) -> None:
     """Check that no batch norm has one value per channel in the plan's `lonely_step`.
 
     One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm
@@ -76,10 +61,10 @@ def refuse_lonely_values(recipe: Recipe, options: Options, plan: TrainPlan) -> N
         UserError: one has.
     """
     step, order = lonely_step(plan), plan.order
-    if step is None or (recipe.sync_batch_norm and order.num_processes > 1):
+    if step is None or (plan.recipe.sync_batch_norm and order.num_processes > 1):
         return
-    with refusals_told(recipe.model):
-        name = _lonely_norm(recipe, options, plan)
+    with refusals_told(plan.recipe.model):
+        name = _lonely_norm(plan)
     if name is not None:
         raise UserError(
             f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images"
@@ -90,10 +75,10 @@ def refuse_lonely_values(recipe: Recipe, options: Options, plan: TrainPlan) -> N
         )
 
 
-def _lonely_norm(recipe: Recipe, options: Options, plan: TrainPlan) -> str | None:
+def _lonely_norm(plan: TrainPlan) -> str | None:
     """A batch norm that in training counts one value per channel of one image, by name."""
     found: list[str] = []
-    model = recipe.model
+    model = plan.recipe.model
     modes = {module: module.training for module in model.modules()}
     model.train()
     norms = [
@@ -118,7 +103,7 @@ def _lonely_norm(recipe: Recipe, options: Options, plan: TrainPlan) -> str | Non
     ]
     try:
         if norms:
-            _outputs(model, first_image(recipe, options, plan, next(model.parameters()).device))
+            _outputs(model, plan.first_image(next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,17 +13,14 @@ from torch import Tensor
 
 from trainkit import files
 from trainkit.data.datasets.inventory import used
-from trainkit.display.terminal import Display
 from trainkit.display.wording import counted, duration
-from trainkit.engine.evaluation import show_results
 from trainkit.engine.label_warnings import evaluation_warnings, ranks, window_warnings
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
-from trainkit.engine.plan import TrainPlan
+from trainkit.engine.results import show_results
+from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
 from trainkit.engine.stop_signal import FAILED, StopFlag
 from trainkit.errors import NonFiniteError
-from trainkit.options import Options
-from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.run_folder import RunFolder
@@ -37,42 +34,33 @@ class Reporter:
 
     def __init__(
         self,
-        *,
-        recipe: Recipe,
-        options: Options,
-        accelerator: Accelerator,
-        plan: TrainPlan,
+        setup: Setup,
         run: RunFolder,
-        display: Display,
-        stop: StopFlag,
         writer: CheckpointWriter,
         failures: FailureRecorder,
         state: TrainState,
+        stop: StopFlag,
     ):
         """Keep what is reported and where.
 
         Args:
-            recipe: that is trained.
-            options: of the run.
-            accelerator: of this process.
-            plan: of the run.
+            setup: of the training.
             run: whose log is written.
-            display: of the main process.
-            stop: that is set where the run's folder cannot be written.
             writer: of checkpoints, whose rows and errors are reported here.
             failures: that keeps a step with a non-finite loss or gradient.
             state: whose counters are kept here.
+            stop: that is set where the run's folder cannot be written.
         """
-        self.recipe = recipe
-        self.options = options
-        self.accelerator = accelerator
-        self.plan = plan
+        self.recipe = setup.recipe
+        self.options = setup.options
+        self.accelerator = setup.accelerator
+        self.plan = setup.plan
+        self.display = setup.display
         self.run = run
-        self.display = display
-        self.stop = stop
         self.writer = writer
         self.failures = failures
         self.state = state
+        self.stop = stop
         self.warnings: list[str] = []  # about the training data, found before the first step
         self.trouble: OSError | None = None  # why the run's folder could not be written
         self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
@@ -211,7 +199,7 @@ class Reporter:
     def log(self, row: Mapping[str, Any]) -> None:
         """Add a row to the log."""
         with self.writing("log.jsonl"):
-            self.run.append(row)
+            self.run.log.append(row)
 
     def report_saves(self) -> None:
         """Log and show what was saved by now, or that it could not be."""

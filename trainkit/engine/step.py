@@ -7,10 +7,8 @@ mean of means occurs.
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
@@ -22,16 +20,14 @@ from trainkit.distributed.unwrapping import without_compile
 from trainkit.engine.ema import EMA
 from trainkit.engine.oom import OomFallback
 from trainkit.engine.optimizer_state import of_torch, set_lr, trained_and_others
-from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.rollback import StepSnapshot
+from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepStats, TrainState
 from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import refusals_told
-from trainkit.options import Options
-from trainkit.recipe import Recipe
 
 # Of a static graph DDP learns in a first backward how often it meets each weight, and in a second
 # one in which order, for the buckets that it lays out after. The order of a sum over more than two
@@ -48,15 +44,10 @@ class Stepper:
 
     def __init__(
         self,
-        *,
-        recipe: Recipe,
-        options: Options,
-        accelerator: Accelerator,
-        plan: TrainPlan,
+        setup: Setup,
         task_module: nn.Module,
         to_device: ToDevice,
         ema: EMA | None,
-        groups: list[dict[str, Any]],
         frozen: FrozenPart | None,
         state: TrainState,
         reporter: Reporter,
@@ -64,26 +55,21 @@ class Stepper:
         """Keep the parts of a step.
 
         Args:
-            recipe: with the model, the task and the optimizer.
-            options: of the run.
-            accelerator: of this process.
-            plan: learning rates, and the micro-batches of each step.
+            setup: of the training.
             task_module: model and task, wrapped for processes and precision.
             to_device: that moves and normalises a batch.
             ema: averages to update, or None.
-            groups: the optimizer's, as the recipe set them.
             frozen: what is not trained before some step, or None.
             state: where the start of an update is recorded.
             reporter: of smaller micro-batches after running out of memory.
         """
-        self.recipe = recipe
-        self.options = options
-        self.accelerator = accelerator
-        self.plan = plan
+        self.recipe = recipe = setup.recipe
+        self.options = options = setup.options
+        self.accelerator = setup.accelerator
+        self.plan = setup.plan
         self.task_module = task_module
         self.to_device = to_device
         self.ema = ema
-        self.groups = groups
         self.frozen = frozen
         self.state = state
         # the optimizer's in the order of the model; others that get gradients all the same
@@ -94,12 +80,10 @@ class Stepper:
             updates=options.on_nonfinite == "skip" and of_torch(recipe.optimizer),
         )
         self.oom = OomFallback(
+            setup=setup,
             task_module=task_module,
-            plan=plan,
-            accelerator=accelerator,
             reporter=reporter,
             take_back=self._take_back,
-            static_graph=options.static_graph,
         )
         inner = without_compile(task_module)
         static = isinstance(inner, DistributedDataParallel) and inner.static_graph
@@ -159,7 +143,7 @@ class Stepper:
 
     def _set_learning_rates(self, step: int) -> None:
         multiplier = self.plan.multiplier(step)
-        for group, asked in zip(self.recipe.optimizer.param_groups, self.groups):
+        for group, asked in zip(self.recipe.optimizer.param_groups, self.plan.groups):
             set_lr(group, asked["lr"] * multiplier)
 
     def _mixed(self, step: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

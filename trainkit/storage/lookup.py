@@ -110,7 +110,7 @@ def read_precise_bn(run: Path | None, weights: Path) -> int | None:
     """
     if run is None:
         return None
-    row = RunFolder(run).last_evaluation(
+    row = RunFolder(run).log.last_evaluation(
         step_of(weights) if is_checkpoint_name(weights.name) else None
     )
     asked = read_recorded(run).get("options", {}).get("precise_bn")
@@ -194,7 +194,7 @@ def find_weights(path: Path) -> tuple[Path, Path | None]:
     last, _ = RunFolder(run).last_checkpoint()
     if last is None:
         raise MissingFileError(f"the run in {run} has no checkpoint yet")
-    row = RunFolder(run).last_evaluation()
+    row = RunFolder(run).log.last_evaluation()
     best = (
         checkpoint_path(last.parent, row["best_step"])
         if row is not None and row["best_step"]

@@ -12,9 +12,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,21 @@ from trainkit.files import flush, reason
 from trainkit.options import Options
 from trainkit.storage.checkpoint import (
     is_checkpoint_name,
-    is_older,
     list_checkpoints,
     step_of,
-    steps_done,
     verify,
 )
 from trainkit.storage.old_names import renamed_settings
+from trainkit.storage.run_changes import compare_settings
 from trainkit.storage.run_files import (
-    EVALUATION_BEGINS,
-    Fault,
-    kept_rows,
-    parse_row,
     posix_locks,
     read_bad_images,
     read_regular,
     read_summary,
 )
-from trainkit.storage.run_settings import input_of, read_recorded, surroundings
+from trainkit.storage.run_settings import read_recorded, surroundings
 from trainkit.storage.setting_values import plain, require_all
+from trainkit.storage.train_log import TrainLog
 
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
@@ -51,7 +46,6 @@ FILES = (
 )  # fmt: skip
 # wherever a person has looked into a folder
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
-REMEDY = "Put a whole copy in its place, or remove that line"
 
 
 class RunFolder:
@@ -60,8 +54,8 @@ class RunFolder:
     def __init__(self, folder: Path, writes: bool = True):
         self.folder, self.writes = folder, writes
         self.checkpoints = folder / "checkpoints"
+        self.log = TrainLog(folder / "log.jsonl", writes)
         self._lock: Any = None
-        self._torn = False  # the log's last line may be half a one
 
     def __reduce__(self) -> tuple[type["RunFolder"], tuple[Path, bool]]:
         """Sent to another process, it reads: the lock and the files are one process's."""
@@ -117,7 +111,7 @@ class RunFolder:
                 # from Python a run may be trained without them
                 if settings or recipe_file is not None:
                     require_all(todays, settings, folder)
-                notes = run._going_on(earlier, plain(settings), now, options.allow_schedule_change)
+                notes = run._resume(earlier, plain(settings), now, options.allow_schedule_change)
             # the first thing in a new folder: it makes it a run
             if notes or renamed or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
@@ -142,55 +136,24 @@ class RunFolder:
         if again or kept is None or (kept != source and source.startswith(kept)):
             self._replace(file, source)
 
-    def _going_on(
-        self, recorded: dict[str, Any], settings: dict[str, Any], now: dict[str, Any], rebase: bool
+    def _resume(
+        self,
+        recorded: dict[str, Any],
+        settings: dict[str, Any],
+        now: dict[str, Any],
+        allow_schedule_change: bool,
     ) -> list[str]:
-        """What changed since the run began, a line each.
+        """What changed since the run began, a line each; a run that has more to do is unfinished.
 
-        Refuses a change of settings that affect the result.
+        Raises UserError for a change of settings that affect the result.
         """
-        # by the names of settings, which may leave them open
-        look, before = now["input"], input_of(recorded)
-        refused = _changes(
-            {name: recorded.get(name) for name in now if name != "input"}, _without(now, ["input"])
+        changed, affects_result = compare_settings(
+            self.folder, recorded, settings, now, allow_schedule_change
         )
-        refused |= _changes({name: before.get(name, look[name]) for name in look}, look)
-        changed = {
-            **_changes(_without(recorded["settings"], look), _without(settings, look)),
-            **refused,
-        }
-        allowed = {"total_steps", "schedule"} if rebase else set()
-        if refused.keys() - allowed:
-            if {"lr", "lrs"} <= changed.keys():
-                del changed["lrs"]  # of each parameter group, which follow from it
-            raise UserError(
-                f"the run in {self.folder} was started with different settings:"
-                f" {'; '.join(changed.values())}. For a run with the new settings give another"
-                " folder with --out; to resume this one give its settings, or"
-                " --allow-schedule-change for a different length or schedule; --resume never"
-                f" starts afresh here (this run is moved aside){self._of_older(refused)}"
-            )
-        done = steps_done(self.checkpoints)
-        if done > now["total_steps"]:
-            raise UserError(
-                f"the run in {self.folder} has done {done} steps, and is to have"
-                f" {now['total_steps']}: --allow-schedule-change is for a longer run; for a shorter"
-                " one take another folder with --out, and its weights with --init-from"
-            )
-        if self.summary is not None and not refused:
+        if self.summary is not None and not affects_result:
             return []  # it is finished: nothing will be trained with the changed settings
         (self.folder / "summary.json").unlink(missing_ok=True)
-        return [f"changed since this run began: {change}" for change in changed.values()]
-
-    def _of_older(self, refused: Mapping[str, str]) -> str:
-        """A hint for a run of an older trainkit, whose parameters have other names or groups."""
-        if not (refused.keys() & {"model", "lrs"} and is_older(self.checkpoints)):
-            return ""
-        return (
-            ". An older trainkit began it, which named and grouped some parameters otherwise:"
-            " evaluate, predict and export read its weights, and --init-from begins another run"
-            " from them"
-        )
+        return [f"changed since this run began: {change}" for change in changed]
 
     def _take_lock(self) -> None:
         """Own the folder until `close` or the end of this process, however it ends.
@@ -264,52 +227,6 @@ class RunFolder:
             )
         return None, []
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row to the log."""
-        if self.writes:
-            line = ("\n" if self._torn else "") + json.dumps(row, allow_nan=False) + "\n"
-            self._torn = True
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(line)
-            self._torn = False
-
-    def forget_after(self, step: int) -> dict[str, Any] | None:
-        """Drop the log's rows of steps that were lost; return the last evaluation left.
-
-        Reads from the end, so that a long log costs no more than a short one.
-        """
-        path = self.folder / "log.jsonl"
-        if not path.is_file() or not path.stat().st_size:
-            return None
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-            try:
-                kept, evaluation = kept_rows(data, step)
-            except ValueError as error:
-                raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
-            ends_whole = data[kept - 1 : kept] == b"\n"
-        if kept < path.stat().st_size:
-            os.truncate(path, kept)
-        if kept and not ends_whole:
-            with path.open("a") as log:
-                log.write("\n")
-        return evaluation
-
-    def last_evaluation(self, step: int | None = None) -> dict[str, Any] | None:
-        """The last row of an evaluation in the log, of `step` where that is given."""
-        path = self.folder / "log.jsonl"
-        if not os.path.lexists(path):
-            return None
-        try:
-            lines = read_regular(path).splitlines()
-            rows = (
-                row
-                for line in reversed(lines)
-                if EVALUATION_BEGINS in line and (row := parse_row(line))
-            )
-            return next((row for row in rows if step in (None, row["step"])), None)
-        except Fault as error:
-            raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
-
     def list_bad_images(self, lines: Iterable[str]) -> list[str]:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
         known = read_bad_images(self.folder)
@@ -354,31 +271,6 @@ class RunFolder:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-
-
-def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> what changed, in words."""
-    return {
-        name: f"{name} was {_in_words(name, before)} and is {_in_words(name, now)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    }
-
-
-def _in_words(name: str, values: Mapping[str, Any]) -> str:
-    return _short(values[name]) if name in values else "no setting"
-
-
-def _short(value: Any) -> str:
-    """A value as a person reads it: three digits of each number in a list."""
-    if isinstance(value, list) and all(isinstance(item, float) for item in value):
-        return f"[{', '.join(f'{item:.3g}' for item in value)}]"
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."  # the names of a thousand classes
 
 
 def _check_kinds(folder: Path) -> None:

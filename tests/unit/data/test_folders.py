@@ -20,7 +20,7 @@ from trainkit.data import file_names
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder, read_class_names, read_classes
 from trainkit.data.datasets.inventory import Inventory, used, used_warnings
 from trainkit.data.datasets.listing import image_files
-from trainkit.data.datasets.segmentation import read_names, require_files
+from trainkit.data.datasets.source_files import read_names, require_files
 from trainkit.data.text_files import read_lines
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)

@@ -15,9 +15,10 @@ from helpers.processes import ROOT
 from trainkit.cli import main
 from trainkit.data.datasets.cityscapes import CLASSES as CITYSCAPES
 from trainkit.data.datasets.folder import MaskFolder, read_classes
+from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.open import label_maps
-from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_mask_values
+from trainkit.data.datasets.segmentation import MaskDataset, read_mask_values
 from trainkit.data.datasets.voc import PALETTE
 from trainkit.data.image_io import LabelError, read_color_mask
 from trainkit.data.palette import MaskColors

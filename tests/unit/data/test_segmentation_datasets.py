@@ -27,11 +27,12 @@ from trainkit.data.datasets.cityscapes import Cityscapes
 from trainkit.data.datasets.coco import COCO
 from trainkit.data.datasets.folder import FileList, MaskFolder
 from trainkit.data.datasets.hub import HubMasks
+from trainkit.data.datasets.label_tables import look_up
 from trainkit.data.datasets.listing import image_files
 from trainkit.data.datasets.open import label_maps
 from trainkit.data.datasets.pcontext import PascalContext
 from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
-from trainkit.data.datasets.segmentation import colour_map, look_up
+from trainkit.data.datasets.segmentation import colour_map
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.data.image_io import LabelError
 from trainkit.display import terminal

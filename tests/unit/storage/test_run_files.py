@@ -235,7 +235,7 @@ def test_a_log_that_is_none_is_not_cut(run, capsys):
         assert log.read_bytes() == good + end
     for end in (b'{"event": "st', b"\0" * 300, b'{"event": "evaluate", "step": 6, "epoch'):
         log.write_bytes(good + end)
-        assert RunFolder(run).forget_after(6)["step"] == 6 and log.read_bytes().count(
+        assert RunFolder(run).log.forget_after(6)["step"] == 6 and log.read_bytes().count(
             b"\n"
         ) <= good.count(b"\n")
 

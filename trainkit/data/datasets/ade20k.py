@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from trainkit.data.datasets.folder import MaskFolder
-from trainkit.data.datasets.segmentation import label_table, look_up
+from trainkit.data.datasets.label_tables import label_table, look_up
 from trainkit.errors import MissingFileError, UserError
 
 SOURCE = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"

@@ -19,7 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from trainkit.data.datasets.folder import FileList
-from trainkit.data.datasets.segmentation import IGNORED, MaskFiles, label_table, look_up, require
+from trainkit.data.datasets.label_tables import IGNORED, label_table, look_up
+from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.source_files import require
 from trainkit.errors import MissingFileError, UserError
 
 SOURCE = "https://www.cityscapes-dataset.com"

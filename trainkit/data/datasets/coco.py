@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from trainkit.data.datasets.coco_index import Progress, masks_of, name_of, open_index
-from trainkit.data.datasets.segmentation import IGNORED, MaskDataset, read_image_like, require
+from trainkit.data.datasets.label_tables import IGNORED
+from trainkit.data.datasets.segmentation import MaskDataset, read_image_like
+from trainkit.data.datasets.source_files import require
 from trainkit.data.datasets.voc import CLASSES, PALETTE
 from trainkit.display.terminal import of_launcher
 from trainkit.errors import UserError

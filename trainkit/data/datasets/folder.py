@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
+from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.listing import Names, class_files, list_images
-from trainkit.data.datasets.segmentation import IGNORED, MaskFiles
+from trainkit.data.datasets.segmentation import MaskFiles
 from trainkit.data.file_names import EXTENSIONS, composed, stem
 from trainkit.data.image_io import read_image
 from trainkit.data.palette import MaskColors

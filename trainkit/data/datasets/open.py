@@ -11,6 +11,7 @@ from trainkit.data.datasets.divided import SPLITS, DividedClasses, DividedMasks
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.inventory import some
+from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.labelme import background_id
 from trainkit.data.datasets.layouts import (
     HOLD_OUT,
@@ -21,7 +22,7 @@ from trainkit.data.datasets.layouts import (
     undivided_masks,
 )
 from trainkit.data.datasets.listing import image_files
-from trainkit.data.datasets.segmentation import IGNORED, MaskFiles
+from trainkit.data.datasets.segmentation import MaskFiles
 from trainkit.data.datasets.split_files import parquet_files
 from trainkit.data.datasets.undivided import of_class_folders, of_lists, of_mask_folders
 from trainkit.data.file_names import leftover

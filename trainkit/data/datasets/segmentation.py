@@ -1,6 +1,5 @@
 """Base of segmentation datasets: images with segmentation masks."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,14 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from trainkit.data.file_names import composed
+from trainkit.data.datasets.label_tables import IGNORED, UNKNOWN, label_table, look_up
 from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
 from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
-from trainkit.data.text_files import read_lines
-from trainkit.errors import MissingFileError, MissingPackageError, UserError
+from trainkit.errors import UserError
 
-IGNORED = 255  # the train id that counts nowhere
-UNKNOWN = 254  # in a table of labels: a label that the dataset does not have
 LARGEST_VALUE = 65535  # of a grey mask
 
 
@@ -331,36 +327,6 @@ def read_image_like(
     return image
 
 
-def label_table(
-    labels: Sequence[int] | np.ndarray, ignored: Sequence[int] = (), size: int = 256
-) -> np.ndarray:
-    """Table of label in the files -> train id: its place in `labels`, IGNORED, or UNKNOWN.
-
-    Args:
-        labels: in the order of train ids.
-        ignored: further labels.
-        size: of the table.
-
-    Returns:
-        uint8 (size,).
-    """
-    table = np.full(size, UNKNOWN, dtype=np.uint8)
-    table[list(labels)] = np.arange(len(labels))
-    table[list(ignored)] = IGNORED
-    return table
-
-
-def look_up(labels: Tensor, table: np.ndarray) -> Tensor:
-    """Look train ids, uint8, up in a `label_table`; labels beyond the table are UNKNOWN."""
-    stored = labels.numpy()
-    if stored.dtype == np.uint8 or (
-        stored.min(initial=0) >= 0 and stored.max(initial=0) < len(table)
-    ):
-        return torch.from_numpy(table[stored])
-    inside = (stored >= 0) & (stored < len(table))
-    return torch.from_numpy(np.where(inside, table[np.where(inside, stored, 0)], np.uint8(UNKNOWN)))
-
-
 def read_mask_values(text: str) -> list[int]:
     """Read the label of each class in the files, from numbers with commas, such as "0,255".
 
@@ -373,75 +339,6 @@ def read_mask_values(text: str) -> list[int]:
             f"mask_values is {text!r}; give the number of each class in the masks, such as 0,255"
         )
     return [int(part) for part in parts]
-
-
-def require(name: str, root: Path, needed: Sequence[str], source: str) -> None:
-    """Check that files and folders of a dataset are there.
-
-    Args:
-        name: of the dataset.
-        root: its folder.
-        needed: paths below it.
-        source: where to get them, for the message.
-
-    Raises:
-        MissingFileError: one is missing.
-    """
-    missing = [each for each in needed if not (Path(root) / each).exists()]
-    if missing:
-        raise MissingFileError(
-            f"no {name} at {Path(root).resolve()}: looked for {', '.join(needed)};"
-            f" {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there. {source}"
-        )
-
-
-def read_names(file: Path) -> list[str]:
-    """The names in a split's list: the first word of each line."""
-    return [line.split()[0] for line in read_lines(file)]
-
-
-def require_files(names: Sequence[str], folder: Path, asked_by: str) -> list[str]:
-    """The `names` as the files in `folder` spell them.
-
-    Raises:
-        MissingFileError: some are missing; the message counts and names them.
-    """
-    there = {composed(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
-    missing = [name for name in names if composed(name) not in there]
-    if missing:
-        raise MissingFileError(
-            f"{len(missing)} of {len(names)} files of {asked_by} are not in {folder}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
-    return [there[composed(name)] for name in names]
-
-
-def read_mat(file: Path, variable: str, field: str | None = None) -> Tensor:
-    """Read labels (H, W) from a MATLAB file: a variable, or a field of it where it is a struct.
-
-    Raises:
-        UserError: the file cannot be read or lacks them.
-    """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingPackageError(f"{file} needs scipy: pip install scipy") from error
-    try:
-        stored = loadmat(file, variable_names=[variable])[variable]
-        labels = stored[0][field][0] if field else stored
-        if labels.ndim != 2:
-            raise UserError(f"it is of shape {labels.shape}, and not an image")
-    except FileNotFoundError:
-        raise
-    except (
-        Exception
-    ) as error:  # scipy raises half a dozen kinds, zlib's among them, for a damaged file
-        where = f"{variable}.{field}" if field else variable
-        raise UserError(
-            f"cannot read {where} from {file}: {type(error).__name__}: {error}; replace the file or"
-            " take it out of the dataset"
-        ) from error
-    return torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int32))
 
 
 def _size(image: Tensor) -> str:

@@ -1,0 +1,223 @@
+"""An evaluation: every image of the validation data exactly once, on any number of processes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainkit.data.loader import make_loader
+from trainkit.data.sampler import EVALUATION, evaluation_batches
+from trainkit.data.seeding import seed_step
+from trainkit.data.to_device import ToDevice
+from trainkit.distributed.fsdp import agree_on_buffers, reshard
+from trainkit.engine.ema import EMA
+from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
+from trainkit.engine.optimizer_state import evaluation_mode
+from trainkit.engine.precise_bn import PreciseBatchNorm
+from trainkit.engine.results import as_plain, without_reserved_names
+from trainkit.engine.sliding_window import SlidingWindowInferer
+from trainkit.engine.task_module import set_step, uncompiled
+from trainkit.errors import UserError, may_fail_alone, shortage_told
+from trainkit.metrics.base import each_metric
+from trainkit.metrics.bootstrap import interval
+from trainkit.models.outputs import refusals_told
+from trainkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures the weights that a recipe's model has at the time."""
+
+    recipe: Recipe
+    task_module: nn.Module  # as prepared for processes and precision
+    accelerator: Accelerator
+    to_device: ToDevice
+    seed: int
+    workers: int
+    ema: EMA | None
+    optimizer: Optimizer | None = None
+    """that trains the weights, and may evaluate other ones than it trains"""
+    precise_bn: int | None = None
+    """training images to re-estimate BatchNorm statistics from; None: keep those of training"""
+    on_bad_image: str = "stop"
+    """for these training images, as in training: "stop", or "skip" for the next in the order"""
+    thorough: bool = False
+    """also compute a 95 % bootstrap interval of the headline metric, and the metrics' details"""
+
+    @may_fail_alone()
+    def run(
+        self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
+    ) -> dict[str, Any] | None:
+        """Evaluate the current weights, and the EMA weights where there are any.
+
+        Metrics with `counts` are summed over the processes once, at the end. Others, from
+        `evaluate`, get the plain labels of all processes batch by batch.
+
+        Args:
+            stop: called after each batch; the evaluation ends early where it returns something
+                other than 0.
+            steps: training steps of the weights and total steps, for `Task.at_step`; None: it has
+                been called.
+
+        Returns:
+            `split`, `protocol`, `num_images` and the task's metrics, those of the EMA weights as
+            "ema_..."; `precise_bn` too, where BatchNorm statistics were re-estimated. None where
+            `stop` ended it.
+
+        Raises:
+            RuntimeError: not every image was seen exactly once.
+            MemoryError: out of memory (OOM).
+        """
+        evaluated = nullcontext() if self.optimizer is None else evaluation_mode(self.optimizer)
+        with evaluated, shortage_told("the evaluation"), refusals_told(self.recipe.model):
+            return self._of_all_weights(stop, steps)
+
+    def _of_all_weights(
+        self, stop: Callable[[], int], steps: tuple[int, int] | None
+    ) -> dict[str, Any] | None:
+        batch_norm = PreciseBatchNorm(self)
+        set_step(self.recipe.task, self.recipe.model, steps)
+        with batch_norm.estimated():
+            results = self._measure(stop)
+        if results is not None and self.ema is not None:
+            with self.ema.swapped():
+                # it may write into what is averaged
+                set_step(self.recipe.task, self.recipe.model, steps)
+                with batch_norm.estimated():
+                    averaged = self._measure(stop)
+            if averaged is None:
+                return None
+            of_the_data = ("num_images", WITHOUT)
+            results |= {
+                f"ema_{name}": value for name, value in averaged.items() if name not in of_the_data
+            }
+        if results is None:
+            return None
+        how: dict[str, Any] = {"split": self.recipe.split, "protocol": self.recipe.protocol}
+        if batch_norm.norms:  # those of frozen layers keep their statistics
+            how["protocol"] += f", precise BN of {self.precise_bn:,} training images"
+            how["precise_bn"] = self.precise_bn
+        return {**how, **results}
+
+    @torch.no_grad()
+    def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
+        recipe, accelerator = self.recipe, self.accelerator
+        task_module = uncompiled(self.task_module, recipe.task)
+        metrics = recipe.task.metrics()
+        if self.thorough:
+            metrics = [*metrics, *recipe.task.thorough_metrics()]
+        single = [one for metric in metrics for one in each_metric(metric)]
+        counting = [metric for metric in single if hasattr(metric, "counts")]
+        others = [metric for metric in single if not hasattr(metric, "counts")]
+        # A metric of the recipe's own need not know its images one by one; the result then has no
+        # interval.
+        known = [
+            metric for metric in counting[:1] if self.thorough and hasattr(metric, "per_image")
+        ]
+        images = [metric.per_image(recipe.task.headline) for metric in known]
+        was_training, num_images = task_module.training, 0
+        task_module.eval()
+        agree_on_buffers(task_module)
+        for found in self._batches(task_module):
+            for predictions, targets in found:
+                num_images += len(targets)
+                for metric in (*counting, *images):
+                    metric.add_batch(predictions=predictions, references=targets)
+            if others:
+                _add_gathered(
+                    others, [(recipe.task.labels(each), targets) for each, targets in found]
+                )
+            if stop():
+                reshard(task_module)
+                return None
+        task_module.train(was_training)
+        reshard(task_module)
+
+        num_images = int(
+            accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum")
+        )
+        if num_images != len(recipe.val_data):
+            raise RuntimeError(f"the evaluation saw {num_images} images of {len(recipe.val_data)}")
+        for metric in counting:
+            metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
+        results: dict[str, Any] = {"num_images": num_images}
+        for each in images:
+            rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
+            results |= {
+                f"{recipe.task.headline}_95": interval(rows, each.statistic),
+                **each.details(rows),
+            }
+        for metric in counting:
+            if hasattr(metric, "class_counts"):
+                results |= classes_without_targets(metric.class_counts().cpu(), recipe.task)
+                break
+        for metric in metrics:
+            more = metric.details() if self.thorough and hasattr(metric, "details") else {}
+            results |= without_reserved_names(metric, metric.compute() | more)
+        if results.get(recipe.task.headline) is None:  # and so it has no interval
+            results.pop(f"{recipe.task.headline}_95", None)
+        return as_plain(results)
+
+    def _batches(self, task_module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield predictions and targets of the images that each forward pass finished.
+
+        There are as many passes in every process.
+        """
+        recipe, accelerator = self.recipe, self.accelerator
+        together = 1 if recipe.inference is not None else recipe.eval_batch_size
+        batches, valid = evaluation_batches(
+            len(recipe.val_data), together, accelerator.process_index, accelerator.num_processes
+        )
+        loader = self._seeded(
+            make_loader(
+                recipe.val_data,
+                self.seed,
+                batches,
+                self.workers,
+                accelerator.device,
+                recipe.task.own_check,
+            )
+        )
+        if recipe.inference is not None:
+            read = (
+                self.to_device(images, targets)
+                for (images, targets, _), count in zip(loader, valid)
+                if count
+            )
+            inferer = SlidingWindowInferer(
+                recipe.inference, task_module, accelerator, self.to_device.black
+            )
+            for done in inferer.infer(read):
+                yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
+            return
+        for (images, targets, _), count in zip(loader, valid):
+            images, targets = self.to_device(images, targets)
+            # beyond `count`: a padding sample, see evaluation_batches
+            predictions = task_module(images, targets)
+            rows = recipe.task.rows_per_image
+            if len(predictions) != rows * len(targets):
+                raise UserError(
+                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows"
+                    f" for {len(targets)} images, and rows_per_image is {rows}"
+                )
+            yield [(predictions[: count * rows], targets[:count])] if count else []
+
+    def _seeded(self, loader: Iterable) -> Iterator:
+        """Yield the batches of a loader, and seed what a model may draw from after each."""
+        for number, batch in enumerate(loader):
+            seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
+            yield batch
+
+
+def _add_gathered(metrics: list, found: list[tuple[Tensor, Tensor]]) -> None:
+    """Give metrics that cannot be summed over processes the labels of all of them."""
+    mine = [(labels.cpu().numpy(), targets.cpu().numpy()) for labels, targets in found]
+    for predictions, references in (pair for pairs in gather_object([mine]) for pair in pairs):
+        for metric in metrics:
+            metric.add_batch(predictions=predictions, references=references)

@@ -1,0 +1,133 @@
+"""Opens the folder of a run in the main process, for all, and finds what is in it."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from trainkit import files
+from trainkit.data.dataset_info import DatasetInfo
+from trainkit.engine.setup import Setup
+from trainkit.engine.stop_signal import FAILED, Stopped
+from trainkit.errors import UserError
+from trainkit.storage import checkpoint
+from trainkit.storage.run_files import read_memory
+from trainkit.storage.run_folder import RunFolder
+
+Value = TypeVar("Value")
+SEEN_WITHIN_S = 10  # a file of another host, on a network disk that looks only every few seconds
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an earlier training left in the folder: where this one resumes."""
+
+    path: Path | None = None
+    """the checkpoint"""
+    evaluation: dict[str, Any] | None = None
+    """the log's row of the last one"""
+    memory: dict[str, Any] | None = None
+    """images of one pass that were found to fit into memory"""
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
+    """What `function` returns in the main process, in all processes, which wait for it.
+
+    Raises:
+        UserError: in all of them where it raised one. Another error is raised in the main process,
+            which reports it; the others are Stopped.
+    """
+    value: Value | None = None
+    error: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            value = function()
+        except Exception as raised:  # the others wait for an answer; not every error can be sent
+            error = raised
+    refusal = error if isinstance(error, UserError) else None
+    value, refusal, failed = broadcast_object_list([value, refusal, error is not None])
+    if error is not None:
+        raise error
+    if refusal is not None:
+        raise refusal
+    if failed:
+        raise Stopped(FAILED)
+    return value
+
+
+def open_run(
+    setup: Setup, settings: Mapping[str, Any], recipe_file: Path | None
+) -> tuple[RunFolder, Found]:
+    """Open the run's folder and find what is in it; the main process decides for all.
+
+    Args:
+        setup: of the training.
+        settings: the recipe's, resolved.
+        recipe_file: where the recipe came from.
+
+    Raises:
+        UserError: this training may not have the folder, or cannot write it.
+    """
+    options, accelerator = setup.options, setup.accelerator
+    resume_invariants = setup.plan.resume_invariants()
+    lists = DatasetInfo.of(setup.recipe.train_data).lists
+
+    def open_here() -> tuple[RunFolder, Found, Path]:
+        try:
+            run, notes = RunFolder.open(options, settings, recipe_file, resume_invariants)
+        except OSError as error:
+            raise _unwritable(options.out, error) from error
+        try:
+            run.keep_lists(lists)
+            path, damaged = run.last_checkpoint()
+            evaluation = run.log.forget_after(checkpoint.step_of(path) if path else 0)
+            for line in (*notes, *damaged):
+                setup.display.note(line)
+            mark = run.folder / f".seen-{uuid4().hex}"
+            if accelerator.num_processes > 1:
+                mark.touch()
+            return run, Found(path, evaluation, read_memory(run.folder)), mark
+        except OSError as error:
+            run.close()
+            raise _unwritable(options.out, error) from error
+        except Exception:
+            run.close()
+            raise
+
+    run, found, mark = on_main_process(accelerator, open_here)
+    if accelerator.num_processes > 1:
+        _all_see(accelerator, run, mark)
+    return run, found
+
+
+def _unwritable(folder: Path | None, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be written: {files.reason(error)}; choose another folder with --out"
+    )
+
+
+def _all_see(accelerator: Accelerator, run: RunFolder, mark: Path) -> None:
+    """Raise UserError where a process does not see the file that the main one has written."""
+    until = time.monotonic() + SEEN_WITHIN_S
+    while not (seen := mark.exists()) and time.monotonic() < until:
+        time.sleep(0.1)
+        with suppress(OSError):
+            os.listdir(mark.parent)  # a network disk looks again
+    place = f"{mark.parent.resolve()} on {socket.gethostname()}"
+    blind = [each for places in gather_object([[] if seen else [place]]) for each in places]
+    if accelerator.is_main_process:
+        mark.unlink(missing_ok=True)
+    if blind:
+        run.close()
+        raise UserError(
+            "the run's folder is not one folder for all processes: what the main process writes is"
+            f" not in {', '.join(blind[:4])}. Give --out a folder on a disk that all hosts share"
+        )
