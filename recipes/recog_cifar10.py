@@ -26,6 +26,7 @@ from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.hub import HubImages
 from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
+from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.rebuildable import rebuildable
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
@@ -81,14 +82,20 @@ def recipe(
     num_classes = len(train_images.classes)
 
     net = network(num_classes, model)
+    train_data = OnDevice(train_images, [PadCrop(4), Flip()])
+    weights = resolved_weights(per_class.class_weights, train_data, num_classes)
     return Recipe(
-        task=Recognition(train_images.classes, label_smoothing, extra_metrics=per_class.metrics),
+        task=Recognition(
+            train_images.classes, label_smoothing, per_class.metrics, class_weights=weights
+        ),
         model=net,
-        train_data=OnDevice(train_images, [PadCrop(4), Flip()]),
+        train_data=train_data,
         val_data=OnDevice(test_images),
         **optimizer.build(net, decay_vectors=False),
         **schedule.build(),
         mix=Mixup(mixup, num_classes) if mixup is not None else None,
+        sampler=per_class.sampler,
+        input=recorded_weights(per_class.class_weights, weights),
         batch_size=batch_size,
         eval_batch_size=256,
         mean=(0.4914, 0.4822, 0.4465),

@@ -24,6 +24,7 @@ from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.open import class_images
 from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.recognition import classifier, fine_tuned, published_input
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
@@ -115,8 +116,9 @@ def recipe(
         else fine_tuned(model, num_classes, pretrained, [size])
     )
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
+    weights = resolved_weights(per_class.class_weights, train_data, num_classes)
     return Recipe(
-        task=Recognition(names, label_smoothing, extra_metrics=per_class.metrics),
+        task=Recognition(names, label_smoothing, per_class.metrics, class_weights=weights),
         model=network,
         train_data=train_data,
         val_data=val_data,
@@ -126,6 +128,7 @@ def recipe(
         eval_batch_size=32,
         mean=own["mean"],
         std=own["std"],
-        input=own,
+        sampler=per_class.sampler,
+        input={**own, **recorded_weights(per_class.class_weights, weights)},
         note=f"generated data: shapes of {num_classes} looks in {source}" if sample else None,
     )

@@ -28,6 +28,7 @@ from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
 from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.recognition import classifier, published_input
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.recognition import Recognition
@@ -157,8 +158,9 @@ def recipe(
     network = classifier(
         model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size]
     )
+    weights = resolved_weights(per_class.class_weights, train_data, num_classes)
     return Recipe(
-        task=Recognition(names, label_smoothing, extra_metrics=per_class.metrics),
+        task=Recognition(names, label_smoothing, per_class.metrics, class_weights=weights),
         model=network,
         train_data=train_data,
         mix=by_turns(num_classes, mixup, cutmix),
@@ -168,7 +170,8 @@ def recipe(
         batch_size=batch_size,
         eval_batch_size=32,
         **{name: own[name] for name in ("mean", "std")},
-        input=own,
+        sampler=per_class.sampler,
+        input={**own, **recorded_weights(per_class.class_weights, weights)},
         note=f"generated data, not ImageNet: shapes of {num_classes} looks in {source}"
         if sample
         else None,

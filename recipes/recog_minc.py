@@ -24,6 +24,7 @@ from trainkit.data.datasets.minc import MINC
 from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
 from trainkit.rebuildable import rebuildable
@@ -98,14 +99,19 @@ def recipe(
     else:
         train_data, val_data = MINC(data, "train", split), MINC(data, "test", split, evaluation)
     net = network(len(train_data.classes), backbone, pretrained, codewords)
+    weights = resolved_weights(per_class.class_weights, train_data, len(train_data.classes))
     return Recipe(
-        task=Recognition(train_data.classes, extra_metrics=per_class.metrics),
+        task=Recognition(
+            train_data.classes, extra_metrics=per_class.metrics, class_weights=weights
+        ),
         model=net,
         train_data=Stages(train_data, {0: coloured, drop: train_transform(size, area)}),
         val_data=val_data,
         **optimizer.build(net),
         **schedule.build(milestones=[drop]),
         batch_size=batch_size,
+        sampler=per_class.sampler,
+        input=recorded_weights(per_class.class_weights, weights),
         eval_batch_size=32,
         note=f"generated data, not MINC: shapes of {len(train_data.classes)} looks in {source}"
         if sample

@@ -25,6 +25,7 @@ from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
+from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
@@ -63,7 +64,6 @@ def segmentation(
     se_weight: float | None = None,
     channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
-    class_weights: tuple[float, ...] | None = None,
     photometric: bool = False,
     cat_max_ratio: float | None = None,
     sync_batch_norm: bool = True,
@@ -97,7 +97,6 @@ def segmentation(
         loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: photometric distortion of training crops: brightness, contrast, saturation and
             hue
-        class_weights: of cross_entropy and focal, one per class; None: all equal
         cat_max_ratio: largest share of one class in a training crop, which is else drawn again,
             such as 0.75; None: any
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
@@ -122,10 +121,11 @@ def segmentation(
         lateral=lateral,
         channels=channels,
     )
+    weights = resolved_weights(per_class.class_weights, opened.train, num_classes, dense=True)
     return Recipe(
         task=Segmentation.of(
             opened.about,
-            loss=named_losses(loss, class_weights),
+            loss=named_losses(loss, weights),
             aux_weight=aux_weight,
             se_weight=se_weight,
             extra_metrics=per_class.metrics,
@@ -139,6 +139,8 @@ def segmentation(
         inference=Inference.windows(eval_window),
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
+        sampler=per_class.sampler,
+        input=recorded_weights(per_class.class_weights, weights),
         note=opened.note,
     )
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -292,6 +292,8 @@ class Recipe:
     """largest norm of the gradient; larger ones are scaled down to it"""
     ema: float | None = None
     """decay of the weights' EMA, which is evaluated beside them and decides which is best"""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """each training image once an epoch, or as many draws with replacement, of all classes alike"""
     frozen: Sequence[nn.Parameter] = ()
     """parameters that are not trained before `unfreeze_epoch`, though the optimizer has them"""
     unfreeze_epoch: float | None = None
@@ -321,6 +323,8 @@ class Recipe:
             raise UserError(
                 f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none"
             )
+        if self.sampler not in ("shuffle", "balanced"):
+            raise UserError(f"sampler is {self.sampler!r}; it is 'shuffle' or 'balanced'")
         _check_frozen(self)
         if callable(self.train_data):
             object.__setattr__(self, "train_data", LazyDataset(self.train_data))

@@ -6,7 +6,7 @@ docstring of `recipe` says about a field goes before what stands here.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -98,15 +98,21 @@ class OptimizerSettings(SharedSettings):
 
 @dataclass(frozen=True)
 class ClassSettings(SharedSettings):
-    """How classes are measured.
+    """How classes are measured, weighted and drawn.
 
     Attributes:
+        class_weights: of cross_entropy and focal, one per class; auto: those that balance the
+            training images, or the square root of that for pixels; None: all equal
+        sampler: shuffle: each training image once an epoch; balanced: as many draws with
+            replacement, of all classes alike
         metrics: further ones, such as torchmetrics:F1Score:average=macro or
             evaluate:PATH_OR_NAME:average=macro; for segmentation those of torchmetrics that follow
             from the confusion matrix
     """
 
     metrics: tuple[str, ...] = ()
+    class_weights: Literal["auto"] | tuple[float, ...] | None = None
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
 
 
 @dataclass(frozen=True)

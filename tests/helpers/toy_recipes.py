@@ -384,6 +384,8 @@ RUNS = {
         frozen_for_good,
         {"micro_batch": 4, "checkpoint_every": 2, "keep_checkpoints": 9},
     ),
+    "balanced-plain": (lambda: recognition(sampler="balanced"), {}),
+    "balanced": (lambda: everything(sampler="balanced"), {"checkpoint_every": 2}),
     "frozen-plain": (lambda: frozen(recognition), {"checkpoint_every": 2}),
     "all-dense": (
         segmentation_with_norm,

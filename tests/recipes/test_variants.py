@@ -171,13 +171,14 @@ def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
     function = load_recipe(path)
     asked = {"clip_norm": 2.0, "ema": 0.5, "warmup_epochs": 0.25, "epochs": 2}
     asked |= {"optimizer": "lion", "betas": (0.5, 0.6), "schedule": "poly:power=2"}
-    asked |= {"metrics": ("torchmetrics:F1Score",)}
+    asked |= {"metrics": ("torchmetrics:F1Score",), "sampler": "balanced"}
     recipe = function(**{**function.sample_settings(), **asked, "sample": True})
     assert (recipe.clip_norm, recipe.ema, recipe.epochs) == (2.0, 0.5, 2)
     assert recipe.schedule(1, 80, 40) == pytest.approx(0.1)
     assert recipe.schedule(45, 80, 40) == pytest.approx(0.25)  # half of what is after the warm-up
     assert type(recipe.optimizer).__name__ == "Lion"
     assert recipe.task.extra_metrics == ("torchmetrics:F1Score",)
+    assert recipe.sampler == "balanced"
     assert all(group["betas"] == (0.5, 0.6) for group in recipe.optimizer.param_groups)
     assert torch.is_tensor(next(recipe.model.parameters()))
 
@@ -194,8 +195,9 @@ def test_what_a_recipe_has_published_stays_its_default(path):
     parameters = inspect.signature(load_recipe(path)).parameters
     named = parameters["optimizer"].default, parameters["schedule"].default
     assert named == PUBLISHED.get(path.stem, ("sgd", "poly"))
-    changes = ("momentum", "betas", "clip_norm", "ema")
-    assert [parameters[name].default for name in changes] == [None] * 4
+    changes = ("momentum", "betas", "clip_norm", "ema", "class_weights")
+    assert [parameters[name].default for name in changes] == [None] * 5
+    assert (parameters["sampler"].default, parameters["freeze"].default) == ("shuffle", ())
 
 
 def test_the_drop_of_minc_is_that_of_its_schedule_alone(tmp_path, monkeypatch):

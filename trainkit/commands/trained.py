@@ -194,7 +194,7 @@ def _recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, A
             recorded["classes"] = names
     # What the run took of its network, whatever is said of that network now.
     for name, value in read_input(checkpoint, inspect.signature(recipe_file)).items():
-        if recorded.get(name) is None:
+        if recorded.get(name) in (None, "auto"):
             recorded[name] = value
     return recorded
 

@@ -256,6 +256,7 @@ class DatasetInfo:
         A dataset has a method `name_of(index)` for it; torchvision's have `samples` or `imgs`.
         """
         data: Any = self.data
+        index %= len(data)  # of a later draw in an epoch, see `sampler.Balanced`
         while isinstance(data, Subset):
             data, index = data.dataset, data.indices[index]
         if hasattr(data, "name_of"):

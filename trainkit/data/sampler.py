@@ -76,6 +76,39 @@ class Locality:
 
 
 @dataclass(frozen=True)
+class Balanced:
+    """Draws with replacement: a class, all alike, then one of its images, all alike.
+
+    Args:
+        images: those of the first class, then of the next, and so on: int64 (M,).
+        members: how many images each class has: int64 (C,); one without an image is not drawn.
+        name: what a resume must find again.
+    """
+
+    images: torch.Tensor
+    members: torch.Tensor
+    name: str = "balanced"
+
+    def draw(self, num_images: int, generator: torch.Generator) -> torch.Tensor:
+        """As many indices as there are images, int64 (num_images,).
+
+        Draw k of image i, counted from 0, is i + k * num_images: as the seed of an image is drawn
+        from its index, draws of one image are augmented differently.
+        """
+        present = self.members.nonzero()[:, 0]
+        starts = self.members.cumsum(0) - self.members
+        chosen = present[torch.randint(len(present), (num_images,), generator=generator)]
+        share = torch.rand(num_images, generator=generator, dtype=torch.float64)
+        images = self.images[starts[chosen] + (share * self.members[chosen]).long()]
+        by_image = images.argsort(stable=True)
+        counts = images.bincount(minlength=num_images)
+        first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        earlier = torch.empty_like(images)
+        earlier[by_image] = torch.arange(num_images) - first
+        return images + earlier * num_images
+
+
+@dataclass(frozen=True)
 class TrainOrder:
     """The order of a whole run: batch -> process -> micro-batch.
 
@@ -107,6 +140,7 @@ class TrainOrder:
     drop_last: bool = False
     repeats: int = 1
     locality: Locality | None = None
+    balanced: Balanced | None = None
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -155,6 +189,8 @@ class TrainOrder:
         not copies.
         """
         generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
+        if self.balanced is not None:
+            return self.balanced.draw(self.num_images, generator)
         distinct, together = self.num_images // self.repeats, self.batch_size // self.repeats
         if self.locality is None:
             dtype = torch.int32 if self.num_images < 2**31 else torch.int64

@@ -139,4 +139,5 @@ class Seeded(Dataset):
         seed_host(self.seed, IMAGE, epoch, index)
         for number, seed_held in enumerate(self.held):
             seed_held(fold(self.seed, IMAGE, epoch, index, number))
-        return self.read(epoch, index)
+        # a later draw of an image in an epoch has a seed of its own, see `sampler.Balanced`
+        return self.read(epoch, index % len(self.data))

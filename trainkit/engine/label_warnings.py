@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.data.class_counts import class_ids
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset, indices_in
 from trainkit.data.datasets.inventory import without_images
 from trainkit.data.datasets.label_tables import IGNORED
@@ -93,7 +94,7 @@ def training_warnings(data: SizedDataset, task: Task) -> list[str]:
         if DatasetInfo.of(labelled).locality is not None or not len(indices):
             return []
         return _of_masks(labelled, indices, names)
-    ids = _known_ids(labelled)
+    ids = class_ids(labelled)
     if ids is None or task.is_dense:
         return []
     whole = len(indices) == len(ids)
@@ -105,19 +106,6 @@ def training_warnings(data: SizedDataset, task: Task) -> list[str]:
     # the same in the words of the run's introduction
     said = without_images(labelled) if whole else []
     return said or [f"{_classes(without, len(names))} no training image"]
-
-
-def _known_ids(data: Any) -> Tensor | None:
-    """The class id of each image by an attribute `targets`: int64 (N,); or None."""
-    ids = DatasetInfo.of(data).targets
-    if isinstance(ids, (list, tuple)) and not all(isinstance(each, int) for each in ids):
-        return None
-    if not isinstance(ids, (list, tuple, np.ndarray, Tensor)):
-        return None
-    ids = torch.as_tensor(ids)
-    if ids.ndim != 1 or ids.is_floating_point() or len(ids) != len(data):
-        return None
-    return ids.long().cpu()
 
 
 def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -> list[str]:

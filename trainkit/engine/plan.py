@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from trainkit.data.class_counts import count_classes
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
-from trainkit.data.sampler import Batches, TrainOrder
+from trainkit.data.sampler import Balanced, Batches, TrainOrder
 from trainkit.data.to_device import ToDevice
 from trainkit.engine.optimizer_state import group_values
 from trainkit.errors import UserError
@@ -52,6 +53,7 @@ class TrainPlan:
             drop_last=recipe.drop_last,
             repeats=info.repeats,
             locality=info.locality,
+            balanced=_balanced(recipe),
         )
         if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
             raise UserError(
@@ -146,9 +148,36 @@ class TrainPlan:
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
             "ema": self.recipe.ema,
             "frozen": self._frozen_in_words(),
+            "sampler": None if self.order.balanced is None else self.order.balanced.name,
             "input": dict(self.recipe.input),
             "lrs": [float(group["lr"]) for group in self.recipe.optimizer.param_groups],
         }
+
+
+def _balanced(recipe: Recipe) -> Balanced | None:
+    """What draws all classes alike; None for a recipe that shuffles.
+
+    Raises:
+        UserError: the data do not say their classes, or have an order of their own.
+    """
+    if recipe.sampler != "balanced":
+        return None
+    info = DatasetInfo.of(recipe.train_data)
+    if info.repeats > 1 or info.locality is not None:
+        what = "repeated" if info.repeats > 1 else "streamed"
+        raise UserError(
+            f"sampler is balanced, and the training images are {what}, in an order of their own:"
+            " give one of the two"
+        )
+    num_classes = recipe.task.known_num_classes
+    if num_classes is None:
+        raise UserError(
+            f"sampler is balanced, and task {type(recipe.task.given).__name__} has no num_classes"
+        )
+    counts = count_classes(recipe.train_data, num_classes)
+    if not len(counts.images):
+        raise UserError("sampler is balanced, and no training image has a class")
+    return Balanced(counts.images, counts.members, f"balanced, classes {counts.digest}")
 
 
 def _names(recipe: Recipe) -> list[str] | int | None:

@@ -35,6 +35,7 @@ class Recognition(Task):
         extra_metrics: metrics of `evaluate`, given class ids (N,), and names such as
             "torchmetrics:F1Score:average=macro", see `trainkit.metrics.named`.
         loss: one of trainkit.losses.pixelwise, or several, in place of cross-entropy.
+        class_weights: of cross-entropy, one per class; None: all equal.
 
     Raises:
         UserError: there are fewer than two classes, or the losses cannot be used, or not together.
@@ -44,6 +45,7 @@ class Recognition(Task):
     label_smoothing: float = 0.0
     extra_metrics: Sequence[Any] = ()
     loss: Criterion | Sequence[Criterion] | None = None
+    class_weights: Sequence[float] | None = None
 
     headline = "top1"
     higher_is_better = True
@@ -53,6 +55,8 @@ class Recognition(Task):
             raise UserError(f"Recognition: {self.num_classes} classes; there must be at least 2")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        if self.loss is not None and self.class_weights is not None:
+            raise UserError("class_weights are given beside a loss; give them to the loss instead")
         if self.loss is not None and self.label_smoothing:
             raise UserError(
                 f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss"
@@ -72,7 +76,9 @@ class Recognition(Task):
     @property
     def _loss(self) -> Criterion | Sequence[Criterion]:
         return (
-            CrossEntropy(label_smoothing=self.label_smoothing) if self.loss is None else self.loss
+            CrossEntropy(self.class_weights, self.label_smoothing)
+            if self.loss is None
+            else self.loss
         )
 
     @property
