@@ -39,6 +39,7 @@ def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
         bound.apply_defaults()
         arguments = {each: _plain(each, value) for each, value in bound.arguments.items()}
         built.built_by = {"function": name, "recipe": recipe, "arguments": arguments}
+        built.as_built = structure(built)
         return built
 
     return build
@@ -51,6 +52,35 @@ def built_by(built: Any) -> Mapping[str, Any] | None:
         None where it is not known.
     """
     return getattr(built, "built_by", None)
+
+
+def structure(built: Any) -> list[tuple] | None:
+    """Names, types, settings and hooks of a network's modules; None of something else."""
+    if not hasattr(built, "named_modules"):
+        return None
+    return [
+        (
+            name,
+            type(module).__qualname__,
+            module.extra_repr(),
+            len(module._forward_hooks) + len(module._forward_pre_hooks),
+        )
+        for name, module in built.named_modules()
+    ]
+
+
+def forget_if_changed(network: Any) -> None:
+    """Forget what built a network that was changed since, such as by a layer put into it.
+
+    Called once, where a recipe gives the network: what a training converts later is no change.
+    """
+    network = getattr(network, "_orig_mod", network)  # of torch.compile
+    before = getattr(network, "as_built", None)
+    if before is None:
+        return
+    if before != structure(network):
+        network.built_by = None
+    network.as_built = None
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -20,6 +20,7 @@ from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.models.outputs import size_divisor
+from trainkit.rebuildable import forget_if_changed
 
 # what a task must have of its own
 TASK_DEFINES = (
@@ -326,6 +327,7 @@ class Recipe:
         if self.sampler not in ("shuffle", "balanced"):
             raise UserError(f"sampler is {self.sampler!r}; it is 'shuffle' or 'balanced'")
         _check_frozen(self)
+        forget_if_changed(self.model)
         if callable(self.train_data):
             object.__setattr__(self, "train_data", LazyDataset(self.train_data))
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):

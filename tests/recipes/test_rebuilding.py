@@ -5,13 +5,16 @@ No recipe is called.
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from helpers.processes import ROOT
+from helpers.toy_recipes import recognition
 from trainkit.cli import main
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.spawning import load_file as load_python
@@ -187,3 +190,22 @@ def test_what_cannot_be_rebuilt_says_so():
         network_from({"network": wrong})
     with pytest.raises(UserError, match="backbone is of type SmallResNet, which model.json cannot"):
         rebuildable(SmallClassifier)(3, bare.backbone)
+
+
+def test_a_network_that_a_recipe_changed_is_not_rebuilt():
+    """Nor is it taken for what its door builds: predictions would be another network's."""
+
+    def changed(change) -> dict:
+        recipe = recognition(model=fine_tuned("resnet18", 7, pretrained=False))
+        assert model_json(recipe)["network"]["function"] == "recognition.fine_tuned"
+        network = fine_tuned("resnet18", 7, pretrained=False)
+        change(network)
+        return model_json(recognition(model=network))["network"]
+
+    assert changed(lambda net: net.requires_grad_(False)) is not None, "the same function"
+    assert changed(lambda net: net.set_submodule("relu", nn.SiLU())) is None
+    assert changed(lambda net: setattr(net.layer1[0].bn1, "eps", 0.1)) is None
+    assert changed(lambda net: net.register_forward_hook(lambda *_: None)) is None
+    recipe = recognition(model=fine_tuned("resnet18", 7, pretrained=False))
+    recipe.model.set_submodule("relu", nn.SiLU())  # as a training's own conversions do
+    assert model_json(replace(recipe, epochs=3))["network"] is not None
