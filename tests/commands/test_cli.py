@@ -406,20 +406,18 @@ def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
     )
 
 
-def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path):
+def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trainkit(
         SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path
     )
-    image = next((tmp_path / "data").rglob("train/car/*.jpg"))
+    image = next((tmp_path / "cache").rglob("train/car/*.jpg"))
     image.write_bytes(image.read_bytes()[:30])
     for workers in (0, 1):
         done = trainkit(
             SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2
         )
-        assert (
-            f"cannot read {image.relative_to(tmp_path)}" in done.stderr
-            and "Traceback" not in done.stderr
-        )
+        assert f"cannot read {image}" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):

@@ -352,7 +352,7 @@ def test_evaluate_measures_a_checkpoint(tmp_path):
     for folder in (tmp_path, str(tmp_path)):
         assert evaluate(recognition(), folder, workers=0) == of_the_best
     with pytest.raises(
-        FileNotFoundError, match="nowhere: give a run folder, a checkpoint in it, or a weights file"
+        FileNotFoundError, match="nowhere: give a run folder, a checkpoint in it, a weights file"
     ):
         evaluate(recognition(), tmp_path / "nowhere", workers=0)
     with pytest.raises(ValueError, match="do not fit Net"):
