@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from trainkit.errors import UserError
-from trainkit.named import did_you_mean
+from trainkit.names.parsing import did_you_mean
 
 # What embeddings of places and tokens are called in torchvision's, timm's and others' networks:
 # they never decay.

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from torch import nn
 
 from trainkit.errors import UserError
-from trainkit.named_optimizers import named_optimizer
-from trainkit.named_schedules import named_schedule
+from trainkit.names.optimizers import named_optimizer
+from trainkit.names.schedules import named_schedule
 from trainkit.optim import named_parts, param_groups
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from trainkit.errors import UserError
-from trainkit.named import did_you_mean, parse_named, require_arguments
+from trainkit.names.parsing import did_you_mean, parse_named, require_arguments
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 from helpers.optimizers import TORCH
 from trainkit import named_optimizers
 from trainkit.errors import UserError
-from trainkit.named_optimizers import OTHERS, is_adaptive, named_optimizer
+from trainkit.names.optimizers import OTHERS, is_adaptive, named_optimizer
 
 SECOND_ORDER = "adahessian"
 OF_TIMM = [

@@ -7,8 +7,8 @@ import pytest
 
 from trainkit import schedules
 from trainkit.errors import UserError
-from trainkit.named import parse_named
-from trainkit.named_schedules import CURVES, named_schedule
+from trainkit.names.parsing import parse_named
+from trainkit.names.schedules import CURVES, named_schedule
 
 NAMED = {
     "constant": schedules.constant(),

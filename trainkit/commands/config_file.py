@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from trainkit.errors import MissingFileError, UserError
-from trainkit.named import did_you_mean
+from trainkit.names.parsing import did_you_mean
 from trainkit.storage.old_names import renamed_options, renamed_settings
 from trainkit.storage.setting_values import typed
 

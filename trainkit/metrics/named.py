@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainkit.errors import MissingFileError, MissingPackageError, UserError
-from trainkit.named import did_you_mean, parse_named
+from trainkit.names.parsing import did_you_mean, parse_named
 
 TORCHMETRICS, EVALUATE = "torchmetrics", "evaluate"
 COUNTS = {"tp", "fp", "tn", "fn"}  # what torchmetrics keeps of F1, precision and their like

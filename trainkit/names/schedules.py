@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainkit.errors import UserError
-from trainkit.named import did_you_mean, parse_named, require_arguments
+from trainkit.names.parsing import did_you_mean, parse_named, require_arguments
 from trainkit.schedules import (
     Schedule,
     constant,
