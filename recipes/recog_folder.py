@@ -11,18 +11,20 @@ Expected: depends on your images; not yet measured on a public set.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Literal
 
 from torchvision.transforms import InterpolationMode
 
 from trainkit import Recipe
+from trainkit.data.bands import PixelSettings
 from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.open import class_images
+from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.recognition import classifier, fine_tuned, published_input
@@ -46,6 +48,7 @@ def recipe(
     label_column: str | None = None,
     stream: int | None = None,
     split: SplitSettings = SplitSettings(),
+    pixels: PixelSettings = PixelSettings(),
     model: str = "resnet50",
     pretrained: bool = True,
     batch_size: int = 64,
@@ -86,7 +89,8 @@ def recipe(
             network, or center
         interpolation: of pixels, in training and in evaluation; None: timm's of its network, or
             bilinear
-        mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's
+        mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's; of other
+            channels or 16 bits, that of the training images
         std: of each channel; None: likewise
         classes: their names in the order of their ids, or a text file with one a line; None: those
             of the training images. An evaluation takes those of the run, and needs no training
@@ -94,10 +98,16 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    columns = (image_column, label_column, stream, split)
+    columns = (image_column, label_column, stream, split, pixels)
     names: Sequence[str] | None = read_class_names(classes)
+    pixels.require_each(mean=mean, std=std)
+    if not pixels.usual and (mean is None or std is None):
+        seen = class_images(source, "train", None, names, *columns)
+        mean, std = mean_and_std(seen, mean, std)
     asked = {"crop_fraction": crop_fraction, "crop_mode": crop_mode, "mean": mean, "std": std}
     own = published_input(model, "bilinear", interpolation=interpolation, **asked)
+    if not pixels.usual:
+        own |= asdict(pixels)
     resize = InterpolationMode(own["interpolation"])
     augment = train_transform(size, (0.25, 1.0), resize)
     look = eval_transform(size, own["crop_fraction"], resize, crop_mode=own["crop_mode"])
@@ -111,9 +121,9 @@ def recipe(
     pretrained = pretrained and model != "small"
     small = model == "small"
     network = (
-        classifier(model, num_classes)
+        classifier(model, num_classes, image_channels=pixels.channels)
         if small
-        else fine_tuned(model, num_classes, pretrained, [size])
+        else fine_tuned(model, num_classes, pretrained, [size], pixels.channels)
     )
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     weights = resolved_weights(per_class.class_weights, train_data, num_classes)

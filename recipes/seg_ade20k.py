@@ -14,15 +14,17 @@ FCN with a ResNet-50 with a deep stem, evaluated at scales 0.5 to 1.75, flipped 
 DeepLabV3 none with a ResNet (81.2 %, 45.1 % with ResNeSt-50).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trainkit import Recipe
 from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
+from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
@@ -34,7 +36,7 @@ from trainkit.variants import variant
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head_lr_mult": 1.0,
           "batch_size": 8,
-          "long_side": 128, "crop": 96, "channels": 64, "sync_batch_norm": False}  # fmt: skip
+          "long_side": 128, "crop": 96, "head_channels": 64, "sync_batch_norm": False}  # fmt: skip
 
 
 class Opened(NamedTuple):
@@ -44,6 +46,9 @@ class Opened(NamedTuple):
     train: SizedDataset
     val: SizedDataset
     note: str | None = None
+    mean: Sequence[float] = MEAN  # of each channel of the images
+    std: Sequence[float] = STD
+    input: Mapping[str, Any] = MappingProxyType({})  # what a run keeps of how they are read
 
 
 def segmentation(
@@ -62,7 +67,7 @@ def segmentation(
     crop: int = 480,
     aux_weight: float = 0.2,
     se_weight: float | None = None,
-    channels: int = 512,
+    head_channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
     cat_max_ratio: float | None = None,
@@ -93,7 +98,7 @@ def segmentation(
             head
         se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no
             such head
-        channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it
+        head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it
         loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: photometric distortion of training crops: brightness, contrast, saturation and
             hue
@@ -119,7 +124,8 @@ def segmentation(
         aux=aux_weight > 0,
         se=se_weight > 0,
         lateral=lateral,
-        channels=channels,
+        channels=head_channels,
+        image_channels=len(opened.mean),
     )
     weights = resolved_weights(per_class.class_weights, opened.train, num_classes, dense=True)
     return Recipe(
@@ -140,8 +146,10 @@ def segmentation(
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
         sampler=per_class.sampler,
-        input=recorded_weights(per_class.class_weights, weights),
+        input={**opened.input, **recorded_weights(per_class.class_weights, weights)},
         note=opened.note,
+        mean=opened.mean,
+        std=opened.std,
     )
 
 

@@ -22,8 +22,8 @@ from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8,
-          "long_side": 112,
-          "crop": 88, "head_lr_mult": 1.0, "channels": 64, "sync_batch_norm": False}  # fmt: skip
+          "long_side": 112, "crop": 88, "head_lr_mult": 1.0, "head_channels": 64,
+          "sync_batch_norm": False}  # fmt: skip
 
 
 @variant(segmentation, model="encnet")

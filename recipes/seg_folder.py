@@ -17,7 +17,7 @@ Expected: depends on your images; CamVid as above: mIoU 0.585 (docs/results.md h
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,13 +25,17 @@ from typing import Any
 from seg_ade20k import Opened, segmentation
 
 from trainkit import Recipe
+from trainkit.data.bands import PixelSettings
 from trainkit.data.dataset_info import LazyDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import IGNORED, read_classes
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.datasets.segmentation import read_mask_values
+from trainkit.data.to_device import MEAN, STD
+from trainkit.errors import UserError
 from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
@@ -52,6 +56,9 @@ def recipe(
     mask_column: str | None = None,
     stream: int | None = None,
     split: SplitSettings = SplitSettings(),
+    pixels: PixelSettings = PixelSettings(),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     pretrained: bool = True,
     **settings: Any,
 ) -> Recipe:
@@ -72,6 +79,9 @@ def recipe(
         mask_column: the column of masks, in parquet files with several, or of their paths in a list
         stream: stream parquet files, so many row groups interleaved, such as 16; None: download
             them first
+        mean: of each channel in [0, 1]; None: ImageNet's, or of other channels or 16 bits that of
+            the training images
+        std: of each channel; None: likewise
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with
             lraspp), or "small", which has no published weights and trains on a laptop
         lr: learning rate of the backbone
@@ -88,7 +98,7 @@ def recipe(
             label_maps, source, classes=names, ignore=ignore, label_shift=label_shift,
             stream=stream, image_column=image_column, mask_column=mask_column, mask_values=values,
             mask_colors=colors,
-            held_out=split,
+            held_out=split, pixels=pixels,
         )  # fmt: skip
         val_data = maps("val", transform=evaluation)
         palette = None if colors is None else colors.palette
@@ -96,8 +106,20 @@ def recipe(
         num_classes = names if isinstance(names, int) else len(names)
         note = f"generated data: scenes of {num_classes} classes in {source}" if sample else None
         train_data = LazyDataset(partial(maps, "train", transform=train))
-        return Opened(about, train_data, val_data, note)
+        used: dict[str, Any] = {"mean": mean or MEAN, "std": std or STD}
+        if not pixels.usual:
+            if mean is None or std is None:
+                used["mean"], used["std"] = mean_and_std(train_data.inner, mean, std)
+            used |= asdict(pixels)
+        own = {} if (mean, std) == (None, None) and pixels.usual else used
+        return Opened(about, train_data, val_data, note, used["mean"], used["std"], own)
 
+    pixels.require_each(mean=mean, std=std)
+    if settings["photometric"] and not pixels.usual:
+        raise UserError(
+            f"photometric is for RGB of 8 bits, and channels is {pixels.channels}, bits"
+            f" {pixels.bits}: leave --photometric out"
+        )
     if not pretrained:
         settings["optimizer"] = replace(settings["optimizer"], head_lr_mult=1.0)
     # `open_data` takes a name on the Hub too

@@ -86,7 +86,7 @@ def test_two_steps(tmp_path, monkeypatch, name, write, words):
         "--backbone",
         "small",
         "--no-pretrained",
-        "--channels",
+        "--head-channels",
         "16",
         "--long-side",
         "64",

@@ -27,6 +27,7 @@ from trainkit.commands.export_formats import (
 )
 from trainkit.commands.half_metric import measured_in_half
 from trainkit.commands.trained import read_model
+from trainkit.data.bands import WHITE, as_stored
 from trainkit.data.to_device import ToDevice
 from trainkit.display.terminal import Display
 from trainkit.engine.task_module import set_step
@@ -133,9 +134,15 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
 def describe(info: ModelInfo, weights: Path) -> dict[str, Any]:
     """The file's metadata: how an image becomes the model's input, and what comes out."""
     (image,) = _raw_images(info, 1)
-    raw = image.dtype == torch.uint8
-    scaled = {"scale": 1 / 255, "mean": list(info.mean), "std": list(info.std)}
+    raw = image.dtype in WHITE
+    scaled = {
+        "scale": 1 / WHITE.get(image.dtype, 255),
+        "mean": list(info.mean),
+        "std": list(info.std),
+    }
     classes, divisor = info.task.known_classes, _divisor(info)
+    channels = info.pixels.channels
+    colours = "RGB" if channels == 3 else f"{channels} channels as stored"
     filled = {
         "fill": (
             "0 after normalisation, at the bottom and on the right, to sides divisible by"
@@ -148,12 +155,13 @@ def describe(info: ModelInfo, weights: Path) -> dict[str, Any]:
         "model": type(info.model).__name__,
         "task": type(info.task.given).__name__,
         "classes": classes if classes is None or isinstance(classes, int) else list(classes),
-        "input": {"name": INPUT, "layout": "NCHW", "dtype": "float32", "colours": "RGB"},
+        "input": {"name": INPUT, "layout": "NCHW", "dtype": "float32", "colours": colours},
         "output": {"name": OUTPUT},
         "preprocessing": {
             "read": (
-                f"RGB, {'upright by EXIF' if info.upright else 'as stored whatever EXIF says'},"
-                " uint8"
+                f"{colours},"
+                f" {'upright by EXIF' if info.upright else 'as stored whatever EXIF says'},"
+                f" {'uint8' if info.pixels.bits == 8 else 'uint16'}"
             ),
             "transform": str(info.transform),
             "size": list(image.shape[-2:]),  # of the first image
@@ -191,10 +199,11 @@ def _raw_images(info: ModelInfo | Recipe, number: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(number):
-        coarse = 255 * torch.rand(1, 3, 12, 16, generator=generator)
-        pixels = F.interpolate(coarse, GENERATED, mode="bilinear")[0].to(torch.uint8)
-        image = tv_tensors.Image(pixels)
-        found.append(image if info.transform is None else info.transform(image))
+        coarse = 255 * torch.rand(1, info.pixels.channels, 12, 16, generator=generator)
+        pixels = F.interpolate(coarse, GENERATED, mode="bilinear")[0]
+        image = tv_tensors.Image(pixels.to(torch.uint8) if info.pixels.bits == 8 else pixels / 255)
+        image = image if info.transform is None else info.transform(image)
+        found.append(as_stored(image, info.pixels))
     return [image.as_subclass(Tensor) for image in found]
 
 

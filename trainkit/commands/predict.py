@@ -69,7 +69,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
         display.note(COUNTED.format(number))
     set_step(info.task, info.model, trained_steps(info.task, run_of(weights), weights))
     pictures = Pictures(
-        list(found), list(found.values()), info.transform, asked.overlay, info.upright
+        list(found), list(found.values()), info.transform, asked.overlay, info.upright, info.pixels
     )
     loader = Loader(
         pictures,

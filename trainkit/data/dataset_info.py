@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets.vision import StandardTransform
 
+from trainkit.data.bands import USUAL, PixelSettings
 from trainkit.errors import UserError
 
 
@@ -149,6 +150,11 @@ class DatasetInfo:
     def fingerprint(self) -> str | None:
         """Attribute `fingerprint`, a hash of files that may change, kept by a resume; None."""
         return getattr(self.data, "fingerprint", None)
+
+    @property
+    def pixels(self) -> PixelSettings:
+        """Attribute `pixels`: channels and bits that image files are read with; 3 of 8 bits."""
+        return self._first("pixels", USUAL)
 
     @property
     def lists(self) -> Mapping[str, bytes]:

@@ -20,7 +20,7 @@ from trainkit.data.image_headers import JPEG, PNG, png_bits, require_jpeg_room
 from trainkit.data.palette import color_code
 from trainkit.data.pillow_decoder import notes, opened, stored, turned
 from trainkit.data.png_decoder import decode_grey, decode_rgb
-from trainkit.errors import DataError
+from trainkit.errors import DataError, MissingPackageError
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one
 # of JPEG is the fastest at hand, and a user can do nothing about the warning.
@@ -98,10 +98,21 @@ def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors
     return tv_tensors.Mask(_read(source, name, _colors))
 
 
+def read_with(source: Path | bytes, decode: Callable[[bytearray], Tensor]) -> Tensor:
+    """What `decode` makes of a file's content, or of its bytes.
+
+    Raises:
+        DataError: for whatever a decoder raises; the message names the file.
+    """
+    return _read(source, None, decode)
+
+
 def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
     """Decode the content; whatever a decoder raises becomes an error that names the file."""
     try:
         return decode(_content(source))
+    except MissingPackageError:
+        raise
     except _NotAMaskError as error:
         raise DataError(f"{name or _name(source)} is a mask {error}") from error
     except (

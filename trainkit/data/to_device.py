@@ -10,7 +10,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ToDevice:
-    """Moves images and targets to the device; uint8 images become float32, normalised there.
+    """Moves images and targets to the device; whole numbers become float32, normalised there.
 
     Args:
         device: where they go.
@@ -36,8 +36,8 @@ class ToDevice:
         """Move a batch.
 
         Args:
-            images: (N, C, H, W), uint8 in [0, 255] or float as the model wants them; several crops
-                of each, (N, crops, C, H, W), become (N crops, C, H, W).
+            images: (N, C, H, W), uint8 in [0, 255], uint16 in [0, 65535], or float as the model
+                wants them; several crops of each, (N, crops, C, H, W), become (N crops, C, H, W).
             targets: of the images.
         """
         images = images.flatten(0, 1) if images.ndim == 5 else images
@@ -46,6 +46,9 @@ class ToDevice:
             images = (
                 images.to(torch.float32, memory_format=self.format).sub_(self.mean).div_(self.std)
             )
+        elif images.dtype == torch.uint16:
+            images = images.to(torch.float32, memory_format=self.format).div_(257)
+            images = images.sub_(self.mean).div_(self.std)
         else:
             images = images.contiguous(memory_format=self.format)
         return images, targets.to(self.device, non_blocking=True)

@@ -13,6 +13,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.recognition import CROP_MODES
 from trainkit.errors import UserError
+from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
@@ -26,8 +27,9 @@ def classifier(
     stochastic_depth: float | None = None,
     drop_block: float | None = None,
     sizes: Sequence[int] = (),
+    image_channels: int = 3,
 ) -> nn.Module:
-    """Build the network `name` with random weights, for images (N, 3, H, W).
+    """Build the network `name` with random weights, for images (N, image_channels, H, W).
 
     The last batch norm of each of a ResNet's residual blocks starts from 0 (Goyal et al., 2017).
 
@@ -42,6 +44,7 @@ def classifier(
             7; in timm's networks as timm has it.
         sizes: sides of the images in training and evaluation, for a network with a fixed input size
             (a vision transformer).
+        image_channels: of the images, see `take_channels`.
 
     Raises:
         UserError: the name is unknown, timm is missing, or the network lacks what is asked for.
@@ -58,11 +61,13 @@ def classifier(
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
         try:
-            return timm_network(name, False, sizes, num_classes=num_classes, **asked)
+            model = timm_network(name, False, sizes, num_classes=num_classes, **asked)
         except TypeError as error:
             raise UserError(
                 f"{name} does not take {' and '.join(asked)} in timm ({error})"
             ) from error
+        take_channels(model, image_channels, pretrained=False)
+        return model
     if name == "small":
         model: nn.Module = SmallClassifier(
             num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1))
@@ -80,12 +85,17 @@ def classifier(
         for stage in (model.layer3, model.layer4):
             # it has no weights: checkpoints fit without it
             stage.append(DropBlock(drop_block, block_size=7))
+    take_channels(model, image_channels, pretrained=False)
     return model
 
 
 @rebuildable
 def fine_tuned(
-    name: str, num_classes: int, pretrained: bool = True, sizes: Sequence[int] = ()
+    name: str,
+    num_classes: int,
+    pretrained: bool = True,
+    sizes: Sequence[int] = (),
+    image_channels: int = 3,
 ) -> nn.Module:
     """Build the network `name` with a new last layer, named in its attribute `head_names`.
 
@@ -98,6 +108,7 @@ def fine_tuned(
         pretrained: start the rest from published weights, torchvision's or timm's best for
             ImageNet, downloaded once; `published_input` says for which images they are.
         sizes: as for `classifier`; position embeddings are resized.
+        image_channels: of the images, to which published weights are adapted, see `take_channels`.
 
     Raises:
         UserError: the name is unknown, the network does not end in a linear layer, or its weights
@@ -113,6 +124,7 @@ def fine_tuned(
         network.head_names = tuple(
             path for path, module in network.named_modules() if id(module) in ids
         )
+        take_channels(network, image_channels, pretrained)
         return network
     network = _torchvision(name, None, sizes)
     linear = [each for each in network.named_modules() if isinstance(each[1], nn.Linear)]
@@ -129,6 +141,7 @@ def fine_tuned(
         path, nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
     )
     network.head_names = (path,)
+    take_channels(network, image_channels, pretrained)
     return network
 
 

@@ -11,6 +11,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from trainkit.errors import UserError
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.encnet import EncNet
+from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.upernet import UPerNet
@@ -31,6 +32,7 @@ def segmenter(
     se: bool = True,
     lateral: bool = False,
     channels: int = 512,
+    image_channels: int = 3,
 ) -> nn.Module:
     """Build the network `name` on a backbone by name, at stride 8, UPerNet at 32.
 
@@ -45,10 +47,28 @@ def segmenter(
         lateral: of EncNet: c2 and c3 beside c4.
         channels: width of the heads of EncNet, PSPNet and UPerNet; those of torchvision's FCN,
             DeepLabV3 and LR-ASPP follow from the backbone.
+        image_channels: of the images, to which published weights are adapted, see `take_channels`.
 
     Raises:
         UserError: the backbone is unknown, or its weights cannot be downloaded.
     """
+    heads = {"aux": aux, "se": se, "lateral": lateral}
+    network = _for_three_channels(name, num_classes, backbone, pretrained, channels, **heads)
+    take_channels(network, image_channels, pretrained)
+    return network
+
+
+def _for_three_channels(
+    name: Segmenter,
+    num_classes: int,
+    backbone: str,
+    pretrained: bool,
+    channels: int,
+    *,
+    aux: bool,
+    se: bool,
+    lateral: bool,
+) -> nn.Module:
     if name == "lraspp":
         return _lraspp(num_classes, backbone, pretrained)
     body = named_backbone(backbone, pretrained, 32 if name == "upernet" else 8)

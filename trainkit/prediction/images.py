@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as VF
 
+from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels, shown
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.inventory import Inventory
 from trainkit.data.datasets.listing import list_images
 from trainkit.data.file_names import extension
-from trainkit.data.image_io import read_image
 from trainkit.data.reader import UNUSABLE
 from trainkit.errors import MissingFileError, UserError, is_shortage
 
@@ -59,6 +59,7 @@ class Pictures(Dataset):
         transform: Callable | None,
         original: bool,
         upright: bool = True,
+        pixels: PixelSettings = USUAL,
     ):
         # As bytes in one array each: workers share them, and a million names are no million
         # objects.
@@ -66,6 +67,7 @@ class Pictures(Dataset):
             FileList(Path(), [str(path) for path in paths]) for paths in (files, names)
         )
         self.transform, self.original, self.upright = transform, original, upright
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,10 +75,11 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> Picture:
         file, name = self.files[index], self.names[index]
         try:
-            image = read_image(file, upright=self.upright)
+            image = read_pixels(file, self.pixels, self.upright)
             size = tuple(image.shape[-2:])
-            original = image.as_subclass(Tensor) if self.original else None
+            original = shown(image) if self.original else None
             image = image if self.transform is None else self.transform(image)
+            image = as_stored(image, self.pixels)
         except UNUSABLE as error:
             if is_shortage(error):
                 raise
@@ -85,24 +88,29 @@ class Pictures(Dataset):
         return Picture(file, name, image.as_subclass(Tensor), size, original)
 
 
-def as_pixels(image: ImageLike, upright: bool = True) -> tv_tensors.Image:
-    """An image in memory, or in a file, as `read_image` gives it: uint8 (3, H, W).
+def as_pixels(
+    image: ImageLike, upright: bool = True, pixels: PixelSettings = USUAL
+) -> tv_tensors.Image:
+    """An image in memory, or in a file, as `read_pixels` gives it.
 
     Raises UserError for what is none.
     """
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), upright=upright)
-    if isinstance(image, Image.Image):
+        return read_pixels(Path(image), pixels, upright)
+    if isinstance(image, Image.Image) and pixels.usual:
         turned = ImageOps.exif_transpose(image) if upright else image
         return tv_tensors.Image(VF.pil_to_tensor(turned.convert("RGB")))
     if isinstance(image, np.ndarray) and image.ndim == 3:
         image = torch.tensor(image).permute(2, 0, 1)
-    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,):
-        return tv_tensors.Image(image)
+    kind = torch.uint8 if pixels.bits == 8 else torch.uint16
+    if isinstance(image, Tensor) and image.dtype == kind and image.shape[:-2] == (pixels.channels,):
+        return tv_tensors.Image(image if pixels.bits == 8 else image.to(torch.float32) / 65535)
     shape = f" of shape {tuple(image.shape)} and {image.dtype}" if hasattr(image, "dtype") else ""
+    name = str(kind).removeprefix("torch.")
+    picture = " a PIL image," if pixels.usual else ""
     raise UserError(
-        f"an image is of type {type(image).__name__}{shape}: give a file, a PIL image, or uint8"
-        " pixels, an array (H, W, 3) or a tensor (3, H, W)"
+        f"an image is of type {type(image).__name__}{shape}: give a file,{picture} or {name}"
+        f" pixels, an array (H, W, {pixels.channels}) or a tensor ({pixels.channels}, H, W)"
     )
 
 

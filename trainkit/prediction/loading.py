@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainkit.data.bands import PixelSettings
 from trainkit.data.spawning import load_file
 from trainkit.errors import UserError
 from trainkit.inference import Inference
@@ -93,6 +94,7 @@ class Source:
             transform=transform_from(found),
             mean=found["mean"],
             std=found["std"],
+            pixels=PixelSettings(found.get("channels", 3), found.get("bits", 8)),
             upright=found["upright"],
             inference=None if seen is None else _inference_from(seen),
             batch_size=found["batch_size"],

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
+from trainkit.data.bands import USUAL, WHITE, PixelSettings, as_stored
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import prepare
@@ -47,6 +48,8 @@ class ModelInfo:
     mean: Sequence[float] = MEAN
     """per channel, of images in [0, 1]"""
     std: Sequence[float] = STD
+    pixels: PixelSettings = USUAL
+    """channels and bits that image files are read with"""
     upright: bool = True
     """whether images are turned by their EXIF orientation"""
     inference: Inference | None = None
@@ -70,6 +73,7 @@ class ModelInfo:
             transform=transform_of(recipe.val_data) if for_other_images else transform,
             mean=recipe.mean,
             std=recipe.std,
+            pixels=DatasetInfo.of(recipe.val_data).pixels,
             upright=recipe.upright,
             inference=recipe.inference,
             batch_size=recipe.eval_batch_size,
@@ -87,13 +91,14 @@ class ModelInfo:
         """An image as the model takes it.
 
         Args:
-            image: a file, a PIL image, or pixels: an array (H, W, 3) or a tensor (3, H, W), uint8.
+            image: a file, a PIL image, or pixels: an array (H, W, C) or a tensor (C, H, W), uint8,
+                or uint16 where the model takes 16 bits.
 
         Returns:
             Float32 (1, 3, h, w), resized, cropped and normalised as in an evaluation, on the
             device of the model; of an evaluation in ten crops (10, 3, h, w).
         """
-        pixels = as_pixels(image, self.upright)
+        pixels = as_pixels(image, self.upright, self.pixels)
         image = self._transformed(pixels)
         return self.to_device()(image[None], torch.empty(1))[0]
 
@@ -218,13 +223,13 @@ class ModelInfo:
         return ToDevice(device, self.mean, self.std)
 
     def _read(self, image: ImageLike) -> Picture:
-        pixels = as_pixels(image, self.upright)
+        pixels = as_pixels(image, self.upright, self.pixels)
         file = Path(image) if isinstance(image, (str, Path)) else Path()
         return Picture(file, file, self._transformed(pixels), tuple(pixels.shape[-2:]))
 
     def _transformed(self, pixels: tv_tensors.Image) -> Tensor:
         image = pixels if self.transform is None else self.transform(pixels)
-        return image.as_subclass(Tensor)
+        return as_stored(image, self.pixels).as_subclass(Tensor)
 
 
 def transform_of(data: Any) -> Callable[[Any], Any] | None:
@@ -283,7 +288,7 @@ def scored(
 
 def _is_large(picture: Picture, image: Tensor, blocks: Blocks) -> bool:
     """Whether its mask is put together of blocks: it is seen at its own size."""
-    is_stored = image.dtype == torch.uint8 and tuple(image.shape[-2:]) == picture.size
+    is_stored = image.dtype in WHITE and tuple(image.shape[-2:]) == picture.size
     return is_stored and blocks.are_needed(picture.size)
 
 

@@ -7,6 +7,7 @@ transform  what an evaluation makes of an image: likewise; null where it is not 
 classes    names, or how many
 mean, std  per channel, of images in [0, 1]
 size, interpolation, crop_fraction, crop_mode   of recognition, where known
+channels, bits  of image files as they are read, 3 and 8 where it does not say
 upright    whether images are turned by their EXIF orientation
 inference  windows, scales and flips of an evaluation; null for whole images
 batch_size of an evaluation
@@ -68,6 +69,7 @@ def model_json(recipe: Recipe) -> dict[str, Any]:
         "std": list(recipe.std),
         "size": given.get("size"),
         **{name: recipe.input.get(name, given.get(name)) for name in INPUT},
+        **asdict(DatasetInfo.of(recipe.val_data).pixels),
         "upright": recipe.upright,
         "inference": None if recipe.inference is None else asdict(recipe.inference),
         "batch_size": recipe.eval_batch_size,

@@ -4,7 +4,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-SETTINGS = {"base": "long_side", "head": "head_lr_mult", "max_share": "cat_max_ratio"}
+SETTINGS = {
+    "base": "long_side",
+    "head": "head_lr_mult",
+    "max_share": "cat_max_ratio",
+    "channels": "head_channels",
+}
 OPTIONS = {
     "init": "init_from",
     "keep": "keep_checkpoints",
@@ -30,6 +35,9 @@ def renamed_settings(recorded: Mapping[str, Any], known: Collection[str]) -> dic
         if new is not None and new in known and name not in known and new not in recorded:
             name = new
         found[name] = value
+    # of a recipe that has channels of images by now
+    if "head_channels" in known and "head_channels" not in found and "channels" in found:
+        found["head_channels"] = found.pop("channels")
     if "backbone" in known and "backbone" not in recorded:
         _take_apart(found)
     return found

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
 from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.listing import Names, class_files, list_images
 from trainkit.data.datasets.segmentation import MaskFiles
 from trainkit.data.file_names import EXTENSIONS, composed, stem
-from trainkit.data.image_io import read_image
 from trainkit.data.palette import MaskColors
 from trainkit.data.text_files import read_lines
 from trainkit.errors import MissingFileError, UserError
@@ -44,6 +44,9 @@ class ClassFiles(Dataset):
         transform: of the image.
     """
 
+    pixels: PixelSettings = USUAL
+    """how its images are read"""
+
     def __init__(
         self,
         files: FileList,
@@ -62,10 +65,10 @@ class ClassFiles(Dataset):
         return self.files[index]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.files[index])
+        image = read_pixels(self.files[index], self.pixels)
         if self.transform is not None:
             image = self.transform(image)
-        return image.as_subclass(Tensor), self.targets[index]
+        return as_stored(image, self.pixels).as_subclass(Tensor), self.targets[index]
 
 
 class ClassFolder(ClassFiles):

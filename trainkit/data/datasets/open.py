@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from trainkit.data.bands import USUAL, PixelSettings
 from trainkit.data.dataset_info import ClassDataset
 from trainkit.data.datasets.coco_style import drawn_labels, of_coco
 from trainkit.data.datasets.divided import SPLITS, DividedClasses, DividedMasks
-from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.datasets.folder import ClassFiles, ClassFolder, MaskFolder
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.inventory import some
 from trainkit.data.datasets.label_tables import IGNORED
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # `datasets` takes a second to import
     from trainkit.data.datasets.hub import HubMasks
 
 NO_SPLIT = SplitSettings()
+Files = TypeVar("Files", ClassFiles, MaskFiles)
 
 
 def class_images(
@@ -44,6 +46,7 @@ def class_images(
     label_column: str | None = None,
     stream: int | None = None,
     held_out: SplitSettings = NO_SPLIT,
+    pixels: PixelSettings = USUAL,
 ) -> ClassDataset:
     """Open one split of class images: index -> (uint8 image (3, H, W), class id), with `.classes`.
 
@@ -59,6 +62,7 @@ def class_images(
         label_column: see `HubImages`; class folders have none.
         stream: see `HubImages`; class folders have none.
         held_out: which images are held out for validation.
+        pixels: channels and bits of the images, of files alone.
 
     Raises:
         MissingFileError: there is no such split; the message says where it looked.
@@ -75,15 +79,18 @@ def class_images(
         whole = of_class_folders(root, held_out)
     if whole is not None:
         _require_no_stream(source, stream)
-        return DividedClasses(whole.divided(held_out), split, transform, classes)
+        return _with_pixels(
+            DividedClasses(whole.divided(held_out), split, transform, classes), pixels
+        )
     if folder.is_dir():
         for name in names:
             if (folder / name).is_dir() and _has_classes(folder / name):
                 _require_no_stream(folder / name, stream)
-                data = ClassFolder(folder / name, transform, classes)
+                data = _with_pixels(ClassFolder(folder / name, transform, classes), pixels)
                 data.used_warnings += _tables_beside(folder, name)
                 return data
             if parquet_files(folder, name).files:
+                _require_usual(source, pixels)
                 return _from_datasets(source, name, transform, *how)
         what = _what_to_do(folder, class_folders(folder))
         raise MissingFileError(
@@ -92,6 +99,7 @@ def class_images(
             f" {', '.join(f'{n}*.parquet' for n in names)} and {names[0]}.csv or .jsonl{what}"
         )
     _require_hub_name(source, "train/<class>/ and val/<class>/")
+    _require_usual(source, pixels)
     return _from_datasets(source, names, transform, *how)
 
 
@@ -109,6 +117,7 @@ def label_maps(
     mask_values: Sequence[int] | None = None,
     mask_colors: MaskColors | None = None,
     held_out: SplitSettings = NO_SPLIT,
+    pixels: PixelSettings = USUAL,
 ) -> "MaskFolder | DividedMasks | HubMasks":
     """Open one split of images with masks: index -> (image, mask), as `MaskFolder` gives them.
 
@@ -129,6 +138,7 @@ def label_maps(
         mask_values: see `MaskDataset`.
         mask_colors: see `MaskDataset`.
         held_out: which images are held out for validation.
+        pixels: channels and bits of the images, of files alone.
 
     Raises:
         MissingFileError: there is no such split; the message says where it looked.
@@ -158,17 +168,19 @@ def label_maps(
         _require_no_stream(source, stream)
         divided = whole.divided(held_out)
         masks = DividedMasks(divided, split, num_classes, transform, draw=drawing, **how)
-        return _names_known(masks)
+        return _with_pixels(_names_known(masks), pixels)
     if there is not None:
         _require_no_stream(folder / there[1], stream)
         pair = folder / there[1], folder / there[2]
         data = _names_known(MaskFolder(*pair, num_classes, transform, draw=drawing, **how))
+        data = _with_pixels(data, pixels)
         data.split = there[0]
         data.used_warnings += _tables_beside(folder, there[0])
         return data
     if folder.is_dir():
         for name in names:
             if parquet_files(folder, name).files:
+                _require_usual(source, pixels)
                 return _masks_from_datasets(
                     source, name, classes, transform, stream=stream, **columns, **how
                 )
@@ -180,7 +192,21 @@ def label_maps(
             f" {', '.join(f'{n}*.parquet' for n in names)} and {names[0]}.csv or .jsonl{what}"
         )
     _require_hub_name(source, "images/train, images/val, annotations/train and annotations/val")
+    _require_usual(source, pixels)
     return _masks_from_datasets(source, names, classes, transform, stream=stream, **columns, **how)
+
+
+def _with_pixels(data: Files, pixels: PixelSettings) -> Files:
+    data.pixels = pixels
+    return data
+
+
+def _require_usual(source: str | Path, pixels: PixelSettings) -> None:
+    if not pixels.usual:
+        raise UserError(
+            f"channels is {pixels.channels} and bits {pixels.bits}, and {source} has no files of"
+            " images: parquet files are read as RGB of 8 bits, leave --channels and --bits out"
+        )
 
 
 def _names_known(data: MaskFiles) -> MaskFiles:

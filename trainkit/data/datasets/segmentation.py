@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
 from trainkit.data.datasets.label_tables import IGNORED, UNKNOWN, label_table, look_up
 from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
 from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
@@ -41,6 +42,7 @@ class MaskDataset(Dataset):
         LabelError: by an index, for a label outside the classes.
     """
 
+    pixels: PixelSettings = USUAL  # how images are read
     expects: str | None = None  # in the error about a strange label: which labels there are
 
     def __init__(
@@ -183,7 +185,7 @@ class MaskDataset(Dataset):
         mask = tv_tensors.Mask(self.train_ids(labels.as_subclass(Tensor), index))
         if self.transform is not None:
             image, mask = self.transform(image, mask)
-        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+        return as_stored(image, self.pixels).as_subclass(Tensor), mask.as_subclass(Tensor)
 
     def train_ids(self, labels: Tensor, index: int) -> Tensor:
         """The train ids, uint8, of the labels of image `index`.
@@ -313,7 +315,14 @@ class MaskFiles(MaskDataset):
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
         labels = self.labels_of(index)
-        return read_image_like(self.images[index], tuple(labels.shape), self.upright), labels
+        size, file = tuple(labels.shape), self.images[index]
+        if self.pixels.usual:
+            return read_image_like(file, size, self.upright), labels
+        image = read_pixels(file, self.pixels, self.upright)
+        if image.shape[-2:] != size:
+            other = read_pixels(file, self.pixels, not self.upright)
+            image = other if other.shape[-2:] == size else image
+        return image, labels
 
 
 def read_image_like(
