@@ -31,8 +31,8 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
 
 RECIPE is a file, or the name of one of `trainkit recipes`, such as seg_folder; `--sample` runs
 any of them on generated data in under a minute. RUN is the folder of a run, a checkpoint in it,
-or a folder that push wrote. For bare weights: trainkit evaluate RECIPE --weights FILE, and so for
-predict and export.
+a folder that push wrote, or the name of a model on the Hugging Face Hub (owner/name). For bare
+weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
 
 On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
 """

@@ -219,3 +219,33 @@ def test_onnx_in_its_own_runtime(tmp_path):
         (found,) = session.run(["logits"], {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
     assert "onnxruntime" in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch-export"])
+def test_float16(tmp_path, kind):
+    """Weights are rounded; a program takes and gives float32."""
+    recipe = with_classes(tmp_path)
+    out = tmp_path / "m"
+    export(recipe, weights_of(recipe, tmp_path), asked(out, kind, half=True))
+    if kind == "safetensors":
+        with safe_open(out, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, value in recipe.model.state_dict().items():
+            expected = value.half() if value.is_floating_point() else value
+            assert torch.equal(state[name], expected)
+        return
+    images = batch()
+    with torch.no_grad():
+        expected = recipe.model.eval()(images)
+        found = torch.export.load(out).module()(images)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_weight_that_float16_does_not_hold_is_named(tmp_path):
+    recipe = with_classes(tmp_path)
+    with torch.no_grad():
+        recipe.model.head.bias[3] = 1e5
+    torch.save(recipe.model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="head.bias reaches 1e.05, and float16 ends at 65504"):
+        export(recipe, tmp_path / "w.pth", asked(tmp_path / "m", "safetensors", half=True))
