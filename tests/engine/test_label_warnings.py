@@ -177,16 +177,16 @@ def test_classes_that_an_evaluation_lacks_beside_others(tmp_path):
     assert told.startswith("9 of 40 classes (c0, c1, c2, c3, c4 and 4 more) have no label")
 
 
-def test_windows_without_a_valid_target_are_counted(tmp_path, capsys):
+def test_intervals_without_a_valid_target_are_counted(tmp_path, capsys):
     recipe = two_classes(train_values=(255, 255))
     summary, rows = run(recipe, tmp_path / "whole")
     assert (
         "warning: no target was valid in steps 1 to 1, which learnt nothing"
         in capsys.readouterr().out
     )
-    assert [row["windows_without_targets"] for row in rows if row["event"] == "step"] == [1, 2]
+    assert [row["intervals_without_targets"] for row in rows if row["event"] == "step"] == [1, 2]
     assert summary["warnings"][0].startswith(
-        "2 windows of the log had no valid target: their steps learnt nothing"
+        "2 log intervals had no valid target: their steps learnt nothing"
     )
 
 
@@ -202,7 +202,7 @@ class Half(Two):
         return image, mask if index in self.first else torch.full_like(mask, 255)
 
 
-def test_a_window_with_labels_in_its_first_step_alone_is_none_without_them(tmp_path):
+def test_an_interval_with_labels_in_its_first_step_alone_is_none_without_them(tmp_path):
     options = Options(out=tmp_path / "run", workers=0, log_every=2, checkpoint_every=1)
     plan = TrainPlan(two_classes(), options, 1)
     first = {index for _, index in plan.order.keys(0)}
@@ -217,7 +217,7 @@ def test_a_window_with_labels_in_its_first_step_alone_is_none_without_them(tmp_p
         two_classes(train_data=Half(16, other)),
         replace(options, out=tmp_path / "other", log_every=1),
     )["warnings"]
-    assert told.startswith("1 windows of the log had no valid target")
+    assert told.startswith("1 log intervals had no valid target")
 
 
 @pytest.mark.parametrize("number", [3, 2 * NUM_MASKS])

@@ -52,12 +52,12 @@ class EveryOther(Torn):
 def test_the_neighbour_is_the_next_in_the_order():
     order = TrainOrder(5, 2, 9)
     first = order.epoch(3).tolist()
-    assert [order.neighbour(3, index) for index in first] == [*first[1:], first[0]]
+    assert [order.replacement(3, index) for index in first] == [*first[1:], first[0]]
 
 
 def test_a_replaced_image_is_its_neighbour_as_augmented_in_that_epoch():
     data, order = Torn(27), TrainOrder(27, 8, 5)
-    reader = Reader(data, 5, neighbour=order.neighbour)
+    reader = Reader(data, 5, replacement=order.replacement)
     for epoch in range(4):
         image, target, faults = reader[epoch, 3]
         other = neighbour(3, 5, epoch)
@@ -236,7 +236,7 @@ def test_real_images_truncated(tmp_path, real_data):
             ValueError, match=f"cannot read .*{name}: .*replace the file or take it out"
         ):
             Reader(data, 0)[0, 1]
-        _, _, faults = Reader(data, 0, neighbour=TrainOrder(len(images), 1, 0).neighbour)[0, 1]
+        _, _, faults = Reader(data, 0, replacement=TrainOrder(len(images), 1, 0).replacement)[0, 1]
         assert (
             len(faults) == 1
             and faults[0].startswith("1, ")

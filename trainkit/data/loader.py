@@ -21,7 +21,7 @@ def make_loader(
     workers: int,
     device: torch.device,
     check: Callable[[Tensor], str | None] | None = None,
-    neighbour: Callable[[int, int], int] | None = None,
+    replacement: Callable[[int, int], int] | None = None,
 ) -> Loader:
     """Make a loader of the (epoch, index) keys in `batches`: images, targets, faults.
 
@@ -34,14 +34,14 @@ def make_loader(
         workers: data-loading workers; 0: none.
         device: that batches go to.
         check: see `Reader`.
-        neighbour: see `Reader`.
+        replacement: see `Reader`.
     """
     data = opened(data)
     held = isinstance(data, OnDevice)
     if isinstance(data, OnDevice):
         data.to(device)
     return Loader(
-        Reader(data, seed, check, neighbour),
+        Reader(data, seed, check, replacement),
         batch_sampler=batches,
         num_workers=0 if held else workers,
         collate_fn=collate,

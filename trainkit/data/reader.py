@@ -26,8 +26,8 @@ class Reader(Dataset):
         data: the dataset.
         seed: of the run.
         check: target -> what is wrong with it, or None.
-        neighbour: (epoch, index) -> the index that replaces an unusable example, whose index, file
-            and fault are then among faults; without it an unusable example raises.
+        replacement: (epoch, index) -> the index that replaces an unusable example, whose index,
+            file and fault are then among faults; without it an unusable example raises.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Reader(Dataset):
         data: SizedDataset,
         seed: int,
         check: Callable[[Tensor], str | None] | None = None,
-        neighbour: Callable[[int, int], int] | None = None,
+        replacement: Callable[[int, int], int] | None = None,
     ):
-        self.seeded, self.check, self.neighbour = Seeded(data, seed), check, neighbour
+        self.seeded, self.check, self.replacement = Seeded(data, seed), check, replacement
         self.held = data if isinstance(data, OnDevice) else None
         if self.held is not None and check is not None:
             for target in self.held.targets.unique():
@@ -83,7 +83,7 @@ class Reader(Dataset):
                 if not is_unusable(error):
                     raise
                 name = name_of(self.seeded.data, index)
-                if self.neighbour is None:
+                if self.replacement is None:
                     if _ends_as_it_is(error):
                         raise
                     if isinstance(error, ReportedError):
@@ -97,7 +97,7 @@ class Reader(Dataset):
                         f"{MOST_IN_A_ROW} images in a row cannot be used, the last {faults[-1]};"
                         " this is not one bad file: look at the folder or the disk"
                     ) from error
-            index = self.neighbour(epoch, index)
+            index = self.replacement(epoch, index)
 
     def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
         """What the dataset gives.

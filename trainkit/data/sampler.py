@@ -204,7 +204,7 @@ class TrainOrder:
             [batch + distinct * copy for batch in batches for copy in range(self.repeats)]
         )
 
-    def neighbour(self, epoch: int, index: int) -> int:
+    def replacement(self, epoch: int, index: int) -> int:
         """The image after `index` in the order of `epoch`; after the last comes the first."""
         order = self.epoch(epoch)
         place = int((order == index).nonzero())

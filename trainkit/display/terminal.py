@@ -87,7 +87,7 @@ class Display:
         """Show a row of the log: in the bar, or as a plain line."""
         loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
         metrics = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
-        for name in ("skipped_steps", "bad_images", "windows_without_targets"):
+        for name in ("skipped_steps", "bad_images", "intervals_without_targets"):
             metrics += f"  {name} {row[name]}" if name in row else ""
         if self._bar is not None:
             self._bar.update(

@@ -23,6 +23,7 @@ from trainkit.engine.state import TrainState
 from trainkit.errors import UserError
 from trainkit.storage import checkpoint, packing
 from trainkit.storage.checkpoint_writer import CheckpointWriter
+from trainkit.storage.old_names import renamed_state
 from trainkit.storage.weights import load_model, require_same_names
 
 
@@ -64,11 +65,11 @@ class Checkpointer:
         step = self.state.step
         self.reporter.report_bad_images()
         self.reporter.count_targets()
-        window = torch.tensor(
-            [[*numbers.losses, numbers.grad_norm] for numbers in self.reporter.read_window()]
+        unlogged = torch.tensor(
+            [[*numbers.losses, numbers.grad_norm] for numbers in self.reporter.read_unlogged()]
         )
         with evaluation_mode(self.recipe.optimizer) as in_training:
-            state = {**self._state(in_training), "window": window}
+            state = {**self._state(in_training), "unlogged": unlogged}
             model, state = whole(
                 (self.recipe.model.state_dict(), state), keep=self.accelerator.is_main_process
             )
@@ -139,6 +140,7 @@ class Checkpointer:
             evaluation: the last one that the log has, a row of it.
         """
         weights, saved = checkpoint.load(path)
+        saved = renamed_state(saved)
         require_same_names(self.recipe.model, weights, path)
         load_model(self.recipe.model, weights, path)
         optimizer = self.recipe.optimizer
@@ -157,7 +159,7 @@ class Checkpointer:
         if evaluation is not None:
             self.state.take_up_evaluation(evaluation)
         self.saved = self.resumed_from = self.state.step
-        self.reporter.resume(saved["window"])
+        self.reporter.resume(saved["unlogged"])
         self.reporter.note(
             f"resuming from step-{self.state.step:09d} of {self.plan.total_steps} steps"
         )

@@ -66,12 +66,12 @@ def evaluation_warnings(results: Mapping[str, Any], task: Task) -> list[str]:
     return [f"{told}: nothing measures {'it' if len(without) == 1 else 'them'}"]
 
 
-def window_warnings(num_windows: int) -> list[str]:
-    """Warn of the log's windows without any valid target, in at most one line."""
-    if not num_windows:
+def interval_warnings(num_intervals: int) -> list[str]:
+    """Warn of the log intervals without any valid target, in at most one line."""
+    if not num_intervals:
         return []
     return [
-        f"{num_windows} windows of the log had no valid target: their steps learnt nothing. Look at"
+        f"{num_intervals} log intervals had no valid target: their steps learnt nothing. Look at"
         " the labels that are ignored (trainkit doctor)"
     ]
 

@@ -136,7 +136,7 @@ def _save_and_evaluate(training: Training) -> int:
     is_due = is_last or step % (options.evaluate_every * steps_per_epoch) == 0
     if not is_due or training.state.evaluated >= step:
         return 0
-    reporter.read_window()  # non-finite weights are not worth an evaluation
+    reporter.read_unlogged()  # non-finite weights are not worth an evaluation
     results = training.evaluator.run(training.stop.agreed, (step, plan.total_steps))
     if results is None:
         return training.stop.last_answer

@@ -74,15 +74,18 @@ class FailureRecorder:
     def keep(self, numbers: StepNumbers) -> str:
         """Save the failed step in the main process, while the others wait; what to report."""
         told = (
-            f"{self.describe(numbers)}. Lower the learning rate, look at these images, or leave"
-            " such steps out with "
+            f"{self.describe(numbers)}. The same command meets it again: look at these images,"
+            " leave such updates out with --on-nonfinite skip, or train with a lower learning rate"
+            " in another folder (--out; --init-from takes weights along). "
         )
-        told += "--on-nonfinite skip. "
         if self.accelerator.is_main_process:
             folder = self.run.folder / "failures" / f"step-{numbers.step:09d}"
             try:
                 self._write(numbers, folder)
-                told += f"Kept in {folder}: `trainkit replay {self.run.folder}` runs the step again"
+                told += (
+                    f"Kept in {folder}: `trainkit replay {self.run.folder}` runs the step again and"
+                    " says where it began"
+                )
             except (SafetensorError, *UNUSABLE) as error:
                 told += f"It could not be kept in {folder}: {reason(error)}"
         self.accelerator.wait_for_everyone()
@@ -132,7 +135,9 @@ class FailureRecorder:
                 "sha256": digest(weights),
                 "weights_key": self.options.weights_key,
             }
-        reader = Reader(self.recipe.train_data, self.options.seed, neighbour=self.plan.neighbour)
+        reader = Reader(
+            self.recipe.train_data, self.options.seed, replacement=self.plan.replacement
+        )
         try:
             images, targets, _ = collate([reader[key] for key in keys])
             save_tensors(

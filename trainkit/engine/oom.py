@@ -18,7 +18,7 @@ from trainkit.engine.setup import Setup
 from trainkit.errors import UserError
 
 # Forward and backward of a step through a module: losses (K,), and the allocator's message on OOM.
-Accumulate = Callable[[nn.Module], tuple[Tensor, str | None]]
+ForwardBackward = Callable[[nn.Module], tuple[Tensor, str | None]]
 
 # steps of several processes that are first tried without each other: the second has the optimizer's
 # state
@@ -62,7 +62,7 @@ class OomFallback:
             self._alone = inner.module
         self._trials_left = 0 if self._alone is None else TRIED
 
-    def gradients(self, step: int, accumulate: Accumulate) -> Tensor:
+    def gradients(self, step: int, forward_backward: ForwardBackward) -> Tensor:
         """Compute the gradients of `step` into the parameters; the losses (K,).
 
         Raises:
@@ -70,9 +70,9 @@ class OomFallback:
             UserError: parameters received no gradient, which DDP would wait for.
         """
         if self._alone is not None and self._trials_left:
-            self._try_alone(self._alone, step, accumulate)
+            self._try_alone(self._alone, step, forward_backward)
         while True:
-            losses, problem = accumulate(self.task_module)
+            losses, problem = forward_backward(self.task_module)
             if problem is None:
                 return losses
             self.take_back()
@@ -88,10 +88,10 @@ class OomFallback:
         """Try no step by each process alone."""
         self._trials_left = 0
 
-    def _try_alone(self, alone: nn.Module, step: int, accumulate: Accumulate) -> None:
+    def _try_alone(self, alone: nn.Module, step: int, forward_backward: ForwardBackward) -> None:
         """Make micro-batches so small that the step fits into the memory of every process."""
         while True:
-            _, problem = accumulate(alone)
+            _, problem = forward_backward(alone)
             model = alone.get_submodule("model")
             unused = [name for name, weight in model.named_parameters() if _is_unused(weight)]
             self.take_back()

@@ -92,9 +92,9 @@ class TrainPlan:
         self.order = replace(self.order, micro_batch=micro_batch)
 
     @property
-    def neighbour(self) -> Callable[[int, int], int] | None:
+    def replacement(self) -> Callable[[int, int], int] | None:
         """Which image takes the place of one that cannot be used; None where that stops the run."""
-        return self.order.neighbour if self._options.on_bad_image == "skip" else None
+        return self.order.replacement if self._options.on_bad_image == "skip" else None
 
     def loader(
         self, start: int, stop: int, accelerator: Accelerator, workers: int
@@ -126,7 +126,7 @@ class TrainPlan:
             workers,
             device,
             self.recipe.task.own_check,
-            self.neighbour,
+            self.replacement,
         )
 
     def resume_invariants(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class TrainPlan:
             "num_images": self.order.num_images,
             "batch_size": self.recipe.batch_size,
             "drop_last": self.recipe.drop_last,
-            "lanes": None if locality is None else locality.num_interleaved,
+            "interleaved_row_groups": None if locality is None else locality.num_interleaved,
             "classes": _names(self.recipe),
             "label_values": self.recipe.label_values,
             "train_data": DatasetInfo.of(self.recipe.train_data).fingerprint,

@@ -92,7 +92,7 @@ class PreciseBatchNorm:
             self.evaluator.workers,
             accelerator.device,
             self.recipe.task.own_check,
-            self._order.neighbour if self.evaluator.on_bad_image == "skip" else None,
+            self._order.replacement if self.evaluator.on_bad_image == "skip" else None,
         )
         # DDP would take the first process's statistics over; there is no gradient it could be
         # needed for.

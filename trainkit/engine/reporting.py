@@ -14,7 +14,7 @@ from torch import Tensor
 from trainkit import files
 from trainkit.data.datasets.inventory import used
 from trainkit.display.wording import counted, duration
-from trainkit.engine.label_warnings import evaluation_warnings, ranks, window_warnings
+from trainkit.engine.label_warnings import evaluation_warnings, interval_warnings, ranks
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
 from trainkit.engine.results import show_results
 from trainkit.engine.setup import Setup
@@ -102,7 +102,7 @@ class Reporter:
         # summed over all processes, so one of them takes it up
         self._rows = list(rows.to(self.accelerator.device) * self.accelerator.is_main_process)
 
-    def read_window(self) -> list[StepNumbers]:
+    def read_unlogged(self) -> list[StepNumbers]:
         """Numbers of each step since the last row of the log; waits for the device.
 
         Raises:
@@ -116,7 +116,7 @@ class Reporter:
 
     def log_row(self) -> None:
         """Write a row of the log: the only place where training waits for the device."""
-        steps = self.read_window()
+        steps = self.read_unlogged()
         self._rows.clear()
         self.report_bad_images()
         self.report_saves()
@@ -128,7 +128,7 @@ class Reporter:
         state.skipped_steps += len(steps) - len(good)
         images, seconds = self._since
         self._since = state.images, state.train_seconds
-        self._count_window(len(steps))
+        self._count_interval(len(steps))
         losses = [sum(column) / len(good) for column in zip(*(each.losses for each in good))]
         row: dict[str, Any] = {
             "event": "step",
@@ -141,33 +141,33 @@ class Reporter:
         }
         if len(losses) > 1:
             row |= {f"loss_{term}": loss for term, loss in zip(self.recipe.task.terms, losses)}
-        names = ("skipped_steps", "bad_images", "windows_without_targets")
+        names = ("skipped_steps", "bad_images", "intervals_without_targets")
         counters = {name: getattr(state, name) for name in names}
         row |= {name: count for name, count in counters.items() if count}
         self.log(row)
         self.display.row(row, self.plan.total_steps)
 
     def count_targets(self) -> None:
-        """Add the valid targets of the steps since the last time to those of the window.
+        """Add the valid targets of the steps since the last time to those of the log interval.
 
         Waits for the device.
         """
         if self._num_targets is not None:
-            self.state.window_targets += float(self._num_targets)
+            self.state.interval_targets += float(self._num_targets)
             self._num_targets = None
 
-    def _count_window(self, num_steps: int) -> None:
-        """Count a window of the log in which no target was valid, and report the first one."""
+    def _count_interval(self, num_steps: int) -> None:
+        """Count a log interval in which no target was valid, and report the first one."""
         self.count_targets()
         state = self.state
-        if num_steps and state.window_targets <= 0:
-            state.windows_without_targets += 1
-            if state.windows_without_targets == 1:
+        if num_steps and state.interval_targets <= 0:
+            state.intervals_without_targets += 1
+            if state.intervals_without_targets == 1:
                 self.note(
                     f"warning: no target was valid in steps {state.step - num_steps + 1} to"
                     f" {state.step}, which learnt nothing: all of their labels are ignored"
                 )
-        state.window_targets = 0.0
+        state.interval_targets = 0.0
 
     def evaluation(self, results: Mapping[str, Any]) -> bool:
         """Log and show the results of an evaluation; whether they are the best so far."""
@@ -301,7 +301,7 @@ class Reporter:
             "data": {"train": used(self.recipe.train_data), "val": used(self.recipe.val_data)},
             "warnings": [
                 *self.warnings,
-                *window_warnings(state.windows_without_targets),
+                *interval_warnings(state.intervals_without_targets),
                 *evaluation_warnings(state.results, self.recipe.task),
             ],
         }

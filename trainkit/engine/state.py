@@ -28,9 +28,9 @@ class TrainState:
     """updates left out because of a non-finite loss or gradient"""
     bad_images: int = 0
     """times another image took the place of one that could not be used"""
-    windows_without_targets: int = 0
-    """windows of the log in which no target was valid"""
-    window_targets: float = 0.0
+    intervals_without_targets: int = 0
+    """log intervals in which no target was valid"""
+    interval_targets: float = 0.0
     """valid targets of the first loss since the last row of the log"""
     results: dict[str, Any] = field(default_factory=dict)
     """of the last evaluation"""

@@ -121,7 +121,8 @@ class Stepper:
         images, targets = self._mixed(step, *self.to_device(images, targets))
         targets = self._prepared(step, images, targets)
         counts = self._counts(step, targets)  # (K,), of the batch
-        losses = self._gradients(step, images, targets, counts)  # (K,), this process's part
+        # forward, loss and backward, which is `_forward_backward`: (K,), this process's part
+        losses = self._gradients(step, images, targets, counts)
 
         self.state.updating = True
         if self.frozen is not None:
@@ -172,24 +173,33 @@ class Stepper:
         return self.accelerator.reduce(counts, "sum")
 
     def _gradients(self, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-        """Forward and backward over this process's share; its part of the losses (K,)."""
+        """Run `_forward_backward` over this process's share, by way of `self.oom`.
+
+        Out of memory, it is called again with smaller micro-batches. After an error no gradient is
+        left.
+        """
         counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
-        accumulate = partial(self._accumulate, step, images, targets, counts)
+        forward_backward = partial(self._forward_backward, step, images, targets, counts)
         try:
             with refusals_told(self.recipe.model):
                 while self._left_to_settle:
-                    self.oom.gradients(step, accumulate)
+                    self.oom.gradients(step, forward_backward)
                     self._take_back()
                     self._left_to_settle -= 1
-                return self.oom.gradients(step, accumulate)
+                return self.oom.gradients(step, forward_backward)
         except Exception:
             self._take_back()
             raise
 
-    def _accumulate(
+    def _forward_backward(
         self, step: int, images: Tensor, targets: Tensor, counts: Tensor, task_module: nn.Module
     ) -> tuple[Tensor, str | None]:
-        """Run micro-batches forward and backward: losses (K,), and the message of an OOM."""
+        """Compute loss and gradients of this process's share, micro-batch by micro-batch.
+
+        Returns:
+            This process's part of each of the task's K loss terms (K,), and the allocator's message
+            on OOM.
+        """
         accelerator = self.accelerator
         # 0: a padding sample that counts nowhere
         sizes = self.plan.order.passes(step, accelerator.process_index)

@@ -16,6 +16,14 @@ OPTIONS = {
     "rebase": "allow_schedule_change",
     "background_save": "async_checkpoint",
 }
+# what a resume must keep, in settings.json
+KEPT = {"lanes": "interleaved_row_groups"}
+# what a checkpoint holds beside the model, and how far the training was
+STATE = {"window": "unlogged"}
+PROGRESS = {
+    "windows_without_targets": "intervals_without_targets",
+    "window_targets": "interval_targets",
+}
 # --model had the backbone in it: fcn_resnet50
 NETWORK = re.compile(r"(fcn|deeplabv3|lraspp)_(\w+)")
 SMALL = {"small_fcn": "fcn", "small_lraspp": "lraspp"}
@@ -59,3 +67,15 @@ def _take_apart(settings: dict[str, Any]) -> None:
 def renamed_options(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run by today's names."""
     return {OPTIONS.get(name, name): value for name, value in recorded.items()}
+
+
+def renamed_kept(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings.json of a run holds, by today's names of what a resume must keep."""
+    return {KEPT.get(name, name): value for name, value in recorded.items()}
+
+
+def renamed_state(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The state in a checkpoint by today's names."""
+    found = {STATE.get(name, name): value for name, value in saved.items()}
+    progress = found["progress"].items()
+    return {**found, "progress": {PROGRESS.get(name, name): value for name, value in progress}}

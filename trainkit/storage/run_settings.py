@@ -18,7 +18,7 @@ from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 from trainkit.recipe import Task
-from trainkit.storage.old_names import renamed_options
+from trainkit.storage.old_names import renamed_kept, renamed_options
 from trainkit.storage.run_files import (
     COUNT,
     MAPPING,
@@ -72,7 +72,7 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
         ) from error
     if "options" in content:
         content["options"] = renamed_options(content["options"])
-    return content
+    return renamed_kept(content)
 
 
 def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:

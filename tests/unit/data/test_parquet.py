@@ -247,7 +247,7 @@ def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "parts")[name])
     data.table.num_interleaved = 3
-    with pytest.raises(ValueError, match="lanes was 2 and is 3"):
+    with pytest.raises(ValueError, match="interleaved_row_groups was 2 and is 3"):
         train(streamed(train_data=data), options)
     table = pq.read_table(tmp_path / "train-1.parquet")
     pq.write_table(
@@ -398,7 +398,7 @@ def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
     ):
         with pytest.raises(ValueError, match=told % (source % index)):
             each[index]
-        _, _, faults = Reader(each, 0, neighbour=lambda epoch, index: 0)[0, index]
+        _, _, faults = Reader(each, 0, replacement=lambda epoch, index: 0)[0, index]
         assert len(faults) == 1 and re.search(f"^{index}, .*{told % (source % index)}", faults[0])
     assert data.name_of(1) == maps.name_of(1) == f"row 1 of {tmp_path} (train)"
     assert maps.mask_name(2) == f"mask of row 2 of {tmp_path} (train)"

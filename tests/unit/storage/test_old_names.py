@@ -9,7 +9,12 @@ from helpers.processes import ROOT, TESTS
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.models.segmentation import segmenter
-from trainkit.storage.old_names import renamed_options, renamed_settings
+from trainkit.storage.old_names import (
+    renamed_kept,
+    renamed_options,
+    renamed_settings,
+    renamed_state,
+)
 from trainkit.storage.run_settings import read_recorded
 from trainkit.storage.setting_values import read_settings_as
 
@@ -28,6 +33,14 @@ def recipe(
 OLD = RECIPE.replace("trainkit.recipe import", "trainkit.segmenting import").replace(
     "def recipe", "raise SystemExit('it was run')\n\ndef recipe"
 )
+
+
+def test_names_of_what_is_kept_and_saved():
+    assert renamed_kept({"lanes": 16, "seed": 3}) == {"interleaved_row_groups": 16, "seed": 3}
+    old = {"progress": {"step": 4, "windows_without_targets": 1, "window_targets": 2.0}}
+    new = {"progress": {"step": 4, "intervals_without_targets": 1, "interval_targets": 2.0}}
+    assert renamed_state({**old, "window": [5]}) == {**new, "unlogged": [5]}
+    assert renamed_state({**new, "unlogged": [5]}) == {**new, "unlogged": [5]}
 
 
 def test_names():
