@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 import trainkit
 from helpers.image_files import picture
@@ -32,7 +33,11 @@ def here(tmp_path_factory) -> Path:
         words = ["export", "runs/recog_folder", "--out", "model.safetensors"]
         assert main(words) == 0
     picture(folder / "my_photos" / "0001.jpg", 300, 260, 3)
-    shutil.copy(folder / "my_photos" / "0001.jpg", folder / "photo.jpg")
+    with Image.open(folder / "my_photos" / "0001.jpg") as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # on its side, as telephones store photographs
+        image.save(folder / "photo.jpg", exif=exif)
+    shutil.copy(folder / "photo.jpg", folder / "my_photos" / "0001.jpg")
     return folder
 
 

@@ -22,23 +22,28 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
     """
     if described is None or described["network"] is None or described["transform"] is None:
         return None
+    if (described.get("channels", 3), described.get("bits", 8)) != (3, 8):
+        return None
     found = _network(described["network"]["function"], described["network"]["arguments"])
     prepared = _prepared(described["transform"])
     if found is None or prepared is None or not _fits(*found, weights):
         return None
     library, call = found
     mean, std = ([round(each, 6) for each in described[name]] for name in ("mean", "std"))
+    opened = 'Image.open("photo.jpg")'
+    if described["upright"]:
+        opened = f"ImageOps.exif_transpose({opened})"
     dense = described["task"]["type"] == "Segmentation"
     last = '["out"].argmax(1))  # class ids' if dense else ".softmax(1))"
     return [
         f"import {library}",
-        "from PIL import Image",
+        "from PIL import Image, ImageOps" if described["upright"] else "from PIL import Image",
         "from safetensors.torch import load_file",
         "from torchvision.transforms.v2 import functional as F",
         "",
         f"model = {call}.eval()",
         f'model.load_state_dict(load_file("{weights.name}"))',
-        'image = F.to_image(Image.open("photo.jpg").convert("RGB"))',
+        f'image = F.to_image({opened}.convert("RGB"))',
         f"image = {prepared} / 255",
         f"image = F.normalize(image, {mean}, {std})",
         f"print(model(image[None]){last}",

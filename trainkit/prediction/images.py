@@ -76,7 +76,7 @@ class Pictures(Dataset):
         file, name = self.files[index], self.names[index]
         try:
             image = read_pixels(file, self.pixels, self.upright)
-            size = tuple(image.shape[-2:])
+            size = (image.shape[-2], image.shape[-1])
             original = shown(image) if self.original else None
             image = image if self.transform is None else self.transform(image)
             image = as_stored(image, self.pixels)
@@ -105,7 +105,9 @@ def as_pixels(
     kind = torch.uint8 if pixels.bits == 8 else torch.uint16
     if isinstance(image, Tensor) and image.dtype == kind and image.shape[:-2] == (pixels.channels,):
         return tv_tensors.Image(image if pixels.bits == 8 else image.to(torch.float32) / 65535)
-    shape = f" of shape {tuple(image.shape)} and {image.dtype}" if hasattr(image, "dtype") else ""
+    shape = ""
+    if isinstance(image, (np.ndarray, Tensor)):
+        shape = f" of shape {tuple(image.shape)} and {image.dtype}"
     name = str(kind).removeprefix("torch.")
     picture = " a PIL image," if pixels.usual else ""
     raise UserError(
