@@ -67,18 +67,18 @@ def test_class_ids_are_counted():
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_and_all_classes_are_alike():
-    """Frequencies of 4,000 epochs against the probabilities, by five standard deviations."""
+    """Frequencies of 400 epochs against the probabilities, by five standard deviations."""
     mine = order()
     assert torch.equal(mine.epoch(7), order().epoch(7))
     assert not torch.equal(mine.epoch(7), mine.epoch(8))
     assert not torch.equal(mine.epoch(7), order(seed=4).epoch(7))
-    drawn = torch.stack([mine.epoch(epoch) for epoch in range(4000)]) % 11
+    drawn = torch.stack([mine.epoch(epoch) for epoch in range(400)]) % 11
     frequency = drawn.flatten().bincount(minlength=11) / drawn.numel()
     expected = torch.tensor([1 / 18] * 6 + [1 / 9] * 3 + [0, 1 / 3])
     spread = (expected * (1 - expected) / drawn.numel()).sqrt()
     assert ((frequency - expected).abs() <= 5 * spread).all()
     places = (drawn == 10).double().mean(0)  # the one image of class 3, at each place of the epoch
-    assert (places - 1 / 3).abs().max() < 5 * (2 / 9 / 4000) ** 0.5
+    assert (places - 1 / 3).abs().max() < 5 * (2 / 9 / 400) ** 0.5
 
 
 def test_a_draw_again_is_another_one_of_the_same_image():
@@ -178,7 +178,14 @@ def test_masks_are_counted_pixel_by_pixel(tmp_path, monkeypatch):
     assert (scaled / scaled[0]).tolist() == pytest.approx([1] * int(present.sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["recog_folder", "seg_folder", "recog_cifar10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recog_folder",
+        pytest.param("seg_folder", marks=pytest.mark.nightly),
+        pytest.param("recog_cifar10", marks=pytest.mark.nightly),
+    ],
+)
 def test_recipes_take_both_and_an_evaluation_counts_nothing(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     words = ["--sample", "--workers", "0", "--epochs", "0.1", "--warmup-epochs", "0"]
