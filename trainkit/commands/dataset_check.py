@@ -180,7 +180,8 @@ def suggested_weights(
         f"the largest class has {max(there) / min(there):,.0f} times the {things} of the smallest"
     )
     if takes_weights and len(weights) <= LISTED_WEIGHTS:
-        hint += f"; to balance them: --class-weights {' '.join(f'{each:g}' for each in weights)}"
+        words = " ".join(f"{each:g}" for each in weights)
+        hint += f"; to balance them: --class-weights auto, which is {words}"
     return weights, hint
 
 

@@ -238,7 +238,7 @@ def _warnings(report: dict[str, Any], split: str) -> list[str]:
         lines.append(
             f"{many} {split} images have 16 bits a channel and values up to {highest} only: their"
             f" upper 8 bits are read (65535 becomes 255), {highest // 256 + 1} levels of these;"
-            " save them scaled to 0 to 65535, or with 8 bits"
+            " read all 16 with --bits 16, or save them scaled to 0 to 65535, or with 8 bits"
         )
     unused = [row["name"] for row in report["classes"] if not row["images"]]
     if unused:
