@@ -172,11 +172,11 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
     read_s /= sum(len(images) for images, _ in batches)  # of one image, by one reading process
     flops = _flops(stepper, *batches[0])
 
-    checkpointer.rehearse()
+    checkpointer.require_savable()
     stepper.task_module.train()
     train = partial(_train, stepper, training.reporter)
     first_s, losses = _timed(accelerator, lambda: train(batches[:1], 0))
-    checkpointer.rehearse()
+    checkpointer.require_savable()
     checkpointer.save()
     step_s, more_losses = _timed(accelerator, lambda: train(batches[1:], 1))
     step_s = step_s / (steps - 1) if steps > 1 else first_s

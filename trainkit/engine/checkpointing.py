@@ -103,10 +103,10 @@ class Checkpointer:
                 not self.state.updating
                 and self.accelerator.num_processes == 1
                 and self.saved != self.state.step
-                and self.reporter.trouble is None
+                and self.reporter.write_error is None
             ):
                 self.save_rest()
-                if self.reporter.trouble is None:
+                if self.reporter.write_error is None:
                     self.reporter.note(
                         f"saved after step {self.state.step}; run the same command again to resume"
                     )
@@ -114,7 +114,7 @@ class Checkpointer:
         finally:
             self.writer.wait()
 
-    def rehearse(self) -> None:
+    def require_savable(self) -> None:
         """Check that a checkpoint can hold what there is now.
 
         Called before the first step, and after it, when the optimizer has made its state.
@@ -130,7 +130,7 @@ class Checkpointer:
                 " as its weights are: FSDP cannot save it. Take AdamW or SGD, or launch without"
                 " FSDP"
             )
-        packing.rehearse(model, {"model": model.state_dict(), **self._state(None)})
+        packing.require_savable(model, {"model": model.state_dict(), **self._state(None)})
 
     def restore(self, path: Path, evaluation: Mapping[str, Any] | None = None) -> None:
         """Restore a checkpoint.
@@ -157,7 +157,7 @@ class Checkpointer:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.state.load_state_dict(saved)
         if evaluation is not None:
-            self.state.take_up_evaluation(evaluation)
+            self.state.restore_evaluation(evaluation)
         self.saved = self.resumed_from = self.state.step
         self.reporter.resume(saved["unlogged"])
         self.reporter.note(

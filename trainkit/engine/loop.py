@@ -106,7 +106,7 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     for step, (images, targets, bad_images) in enumerate(batches, first_step):
         stats = training.stepper(step, images, targets)
         if step == first_step:  # the optimizer has made its state
-            training.checkpointer.rehearse()
+            training.checkpointer.require_savable()
         state.advance(plan.order.num_images_of(step), time.perf_counter() - clock)
         state.seconds = seconds_before + time.perf_counter() - begun
         training.reporter.step(stats, bad_images)
@@ -149,9 +149,9 @@ def _save_and_evaluate(training: Training) -> int:
 def _leave(number: int, checkpointer: Checkpointer, reporter: Reporter) -> NoReturn:
     """Save what is not saved, report how to resume, and exit with the signal's exit code."""
     if number == FAILED:
-        raise reporter.trouble or Stopped(FAILED)  # the process that failed says why
+        raise reporter.write_error or Stopped(FAILED)  # the process that failed says why
     checkpointer.save_rest()
     checkpointer.accelerator.wait_for_everyone()
-    reporter.raise_trouble()
+    reporter.raise_write_error()
     reporter.stopped(signal.Signals(number).name)
     raise Stopped(number)

@@ -62,7 +62,7 @@ class Reporter:
         self.state = state
         self.stop = stop
         self.warnings: list[str] = []  # about the training data, found before the first step
-        self.trouble: OSError | None = None  # why the run's folder could not be written
+        self.write_error: OSError | None = None  # why the run's folder could not be written
         self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
         # valid targets of the first loss since they were last counted, on the device; None: no step
         # since
@@ -185,7 +185,7 @@ class Reporter:
             "best_step": state.step if improved else state.best_step,
             **results,
         }
-        state.take_up_evaluation(row)
+        state.restore_evaluation(row)
         self.log(row)
         show_results(
             self.display, f"evaluation after epoch {epoch:g}", results, improved, self.recipe
@@ -204,7 +204,7 @@ class Reporter:
     def report_saves(self) -> None:
         """Log and show what was saved by now, or that it could not be."""
         for row in self.writer.written():
-            self.trouble = None  # of an earlier save; the run continued without it
+            self.write_error = None  # of an earlier save; the run continued without it
             self.log(row)
             self.note(
                 f"saved step {row['step']}: training paused {row['pause_s']:.2f} s,"
@@ -250,16 +250,16 @@ class Reporter:
     def cannot_write(self, error: OSError) -> None:
         """Stop all processes after the step, or continue without it: `--on-save-error`."""
         if self.options.on_save_error == "stop":
-            self.trouble = self.trouble or error
+            self.write_error = self.write_error or error
             self.stop.ask(FAILED)
-        elif str(error) != str(self.trouble):  # the same trouble is reported once
-            self.trouble = error
+        elif str(error) != str(self.write_error):  # the same error is reported once
+            self.write_error = error
             self.note(f"{error}; continuing without it")
 
-    def raise_trouble(self) -> None:
+    def raise_write_error(self) -> None:
         """Raise the OSError of what could not be written, where that is to stop the run."""
-        if self.trouble is not None and self.options.on_save_error == "stop":
-            raise self.trouble
+        if self.write_error is not None and self.options.on_save_error == "stop":
+            raise self.write_error
 
     def stopped(self, name: str) -> None:
         """Say that the signal `name` stopped the run, whose steps are all saved."""
@@ -286,7 +286,7 @@ class Reporter:
             )
         self.writer.wait()
         self.report_saves()
-        self.raise_trouble()  # without its last checkpoint a run is not finished
+        self.raise_write_error()  # without its last checkpoint a run is not finished
         summary = {
             "final": state.results,
             "best": {self.recipe.headline: state.best, "step": state.best_step},
@@ -307,7 +307,7 @@ class Reporter:
         }
         with self.writing("summary.json"):
             self.run.write("summary.json", summary)
-        self.raise_trouble()
+        self.raise_write_error()
         self._show_end()
         return summary
 

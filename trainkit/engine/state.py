@@ -44,7 +44,7 @@ class TrainState:
         self.train_seconds += seconds
         self.updating = False
 
-    def take_up_evaluation(self, row: Mapping[str, Any]) -> None:
+    def restore_evaluation(self, row: Mapping[str, Any]) -> None:
         """Restore the results in a row of the log."""
         self.evaluated = row["step"]
         self.best = row["best"]

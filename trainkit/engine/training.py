@@ -105,7 +105,7 @@ class Training:
             )
         if found.path is not None:
             self.checkpointer.restore(found.path, found.evaluation)
-        self.checkpointer.rehearse()
+        self.checkpointer.require_savable()
 
 
 def _frozen_part(setup: Setup) -> FrozenPart | None:

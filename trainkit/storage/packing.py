@@ -73,7 +73,7 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def rehearse(model: nn.Module, state: Mapping[str, Any]) -> None:
+def require_savable(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Check that a checkpoint can hold `state`, with the model's state dict, and restore it.
 
     The structure is written, read and compared as it is; of large tensors, which would take as long

@@ -1,7 +1,7 @@
 """The run folder: settings, log, checkpoints and summary.
 
     recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
-    and where there was trouble: stopped.json  bad_images.txt  memory.json  failures/
+    and where something went wrong: stopped.json  bad_images.txt  memory.json  failures/
     and where trainkit held out a part of the data: train.csv  val.csv
 
 Only the main process writes; the others hold a RunFolder that reads.

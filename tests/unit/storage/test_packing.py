@@ -11,7 +11,7 @@ from helpers.logs import rows, weights
 from helpers.toy_recipes import recognition, write_checkpoint
 from trainkit import Options, train
 from trainkit.storage.checkpoint import list_checkpoints, load
-from trainkit.storage.packing import pack, rehearse, unpack
+from trainkit.storage.packing import pack, require_savable, unpack
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_cannot_be_held_is_named(state, told):
         ValueError,
         match=f"no checkpoint can hold this training: {told}.*Keep it out of the optimizer",
     ):
-        rehearse(nn.Identity(), {"model": {}, "optimizer": state})
+        require_savable(nn.Identity(), {"model": {}, "optimizer": state})
 
 
 class Kept(nn.Linear):
@@ -110,7 +110,7 @@ def test_a_model_that_does_not_take_up_its_own_state_is_refused():
     with pytest.raises(
         ValueError, match=r"Renamed does not take up its own state dict.*Missing key.*weight"
     ):
-        rehearse(model, {"model": model.state_dict()})
+        require_savable(model, {"model": model.state_dict()})
 
 
 def test_state_that_a_step_makes_is_told_right_after_it(tmp_path):
@@ -133,7 +133,7 @@ def test_state_that_a_step_makes_is_told_right_after_it(tmp_path):
 
 def test_complex_and_half_tensors_come_back(tmp_path):
     tensors = {"wave": torch.randn(3, dtype=torch.complex64), "half": torch.randn(3).bfloat16()}
-    rehearse(nn.Identity(), {"model": {}, **tensors})
+    require_savable(nn.Identity(), {"model": {}, **tensors})
     path = write_checkpoint(tmp_path, 1, tensors, {})
     assert all(torch.equal(load(path)[0][name], value) for name, value in tensors.items())
 
