@@ -61,7 +61,9 @@ class PixelSettings(SharedSettings):
 USUAL = PixelSettings()
 
 
-def read_pixels(source: Path | bytes, pixels: PixelSettings, upright: bool = True) -> Tensor:
+def read_pixels(
+    source: Path | bytes, pixels: PixelSettings, upright: bool = True, name: str | None = None
+) -> Tensor:
     """Read an image, with its EXIF orientation applied unless `upright` is False.
 
     Three channels of 8 bits are read by `read_image`. Else channels are taken as they are stored:
@@ -75,10 +77,25 @@ def read_pixels(source: Path | bytes, pixels: PixelSettings, upright: bool = Tru
         DataError: the file cannot be read, or has other channels; the message names it.
     """
     if pixels.usual:
-        return read_image(source, upright=upright)
+        return read_image(source, name, upright)
     return tv_tensors.Image(
-        read_with(source, lambda data: _conformed(_decoded(bytes(data), upright), pixels))
+        read_with(source, lambda data: _conformed(_decoded(bytes(data), upright), pixels), name)
     )
+
+
+def read_image_like(
+    source: Path | bytes,
+    size: tuple[int, ...],
+    upright: bool = True,
+    name: str | None = None,
+    pixels: PixelSettings = USUAL,
+) -> Tensor:
+    """Read an image upright or as stored, whichever has its mask's `size` (H, W)."""
+    image = read_pixels(source, pixels, upright, name)
+    if image.shape[-2:] != size:
+        other = read_pixels(source, pixels, not upright, name)
+        return other if other.shape[-2:] == size else image
+    return image
 
 
 def as_stored(image: Tensor, pixels: PixelSettings) -> Tensor:

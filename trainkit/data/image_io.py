@@ -98,13 +98,15 @@ def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors
     return tv_tensors.Mask(_read(source, name, _colors))
 
 
-def read_with(source: Path | bytes, decode: Callable[[bytearray], Tensor]) -> Tensor:
+def read_with(
+    source: Path | bytes, decode: Callable[[bytearray], Tensor], name: str | None = None
+) -> Tensor:
     """What `decode` makes of a file's content, or of its bytes.
 
     Raises:
         DataError: for whatever a decoder raises; the message names the file.
     """
-    return _read(source, None, decode)
+    return _read(source, name, decode)
 
 
 def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:

@@ -42,3 +42,11 @@ def read_lines(file: Path) -> list[str]:
     """The lines of `read_text` that are not empty, without blanks at their ends."""
     lines = read_text(file).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.strip() for line in lines if line.strip()]
+
+
+def is_file(text: str) -> bool:
+    """Whether a text that may be anything is the path of a file."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a path may be
+        return False

@@ -43,6 +43,15 @@ def test_names_of_what_is_kept_and_saved():
     assert renamed_state({**new, "unlogged": [5]}) == {**new, "unlogged": [5]}
 
 
+def test_the_width_of_a_head_is_no_number_of_channels():
+    known = ("channels", "head_channels", "model", "backbone")
+    old = {"model": "fcn", "backbone": "small", "channels": 512}
+    new = {"model": "fcn", "backbone": "small", "head_channels": 512}
+    assert renamed_settings(old, known) == new == renamed_settings(old, known[1:])
+    todays = {**new, "channels": 4}
+    assert renamed_settings(todays, known) == todays
+
+
 def test_names():
     known = ("model", "backbone", "long_side", "head_lr_mult", "lr")
     old = {"model": "fcn_resnet50", "base": 520, "head": 10.0, "lr": 0.1}

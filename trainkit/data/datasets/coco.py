@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.data.bands import read_image_like
 from trainkit.data.datasets.coco_index import Progress, masks_of, name_of, open_index
 from trainkit.data.datasets.label_tables import IGNORED
-from trainkit.data.datasets.segmentation import MaskDataset, read_image_like
+from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.data.datasets.source_files import require
 from trainkit.data.datasets.voc import CLASSES, PALETTE
 from trainkit.display.terminal import of_launcher

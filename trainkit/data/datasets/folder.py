@@ -16,7 +16,7 @@ from trainkit.data.datasets.listing import Names, class_files, list_images
 from trainkit.data.datasets.segmentation import MaskFiles
 from trainkit.data.file_names import EXTENSIONS, composed, stem
 from trainkit.data.palette import MaskColors
-from trainkit.data.text_files import read_lines
+from trainkit.data.text_files import is_file, read_lines
 from trainkit.errors import MissingFileError, UserError
 
 
@@ -44,8 +44,7 @@ class ClassFiles(Dataset):
         transform: of the image.
     """
 
-    pixels: PixelSettings = USUAL
-    """how its images are read"""
+    pixels: PixelSettings = USUAL  # how its images are read
 
     def __init__(
         self,
@@ -298,14 +297,14 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
         return list(colors.names)
     if classes.isdecimal():
         return int(classes)
-    is_file = _is_file(classes)
-    if classes.endswith(".txt") and not is_file:
+    named = is_file(classes)
+    if classes.endswith(".txt") and not named:
         raise MissingFileError(
             f"no file {classes}: classes is a number, names with commas, or a text file"
         )
     names = (
         read_lines(Path(classes))
-        if is_file
+        if named
         else [name.strip() for name in classes.split(",") if name.strip()]
     )
     if not names:
@@ -344,10 +343,3 @@ def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
             " (--classes)"
         )
     return names
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # longer than a path may be
-        return False

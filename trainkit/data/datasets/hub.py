@@ -19,12 +19,13 @@ from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainkit.data.bands import read_image_like
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.columns import choose_image, choose_image_and_mask, choose_label
 from trainkit.data.datasets.inventory import images_of, no_image
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.parquet import ParquetTable
-from trainkit.data.datasets.segmentation import MaskDataset, read_image_like
+from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.data.datasets.split_files import SplitFiles, parquet_files
 from trainkit.data.image_io import read_image
 from trainkit.data.sampler import Locality

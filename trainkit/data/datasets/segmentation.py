@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
+from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_image_like
 from trainkit.data.datasets.label_tables import IGNORED, UNKNOWN, label_table, look_up
-from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_image, read_mask
+from trainkit.data.image_io import LabelError, MaskSizeError, read_color_mask, read_mask
 from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_colors
 from trainkit.errors import UserError
 
@@ -316,24 +316,7 @@ class MaskFiles(MaskDataset):
         """See `MaskDataset`."""
         labels = self.labels_of(index)
         size, file = tuple(labels.shape), self.images[index]
-        if self.pixels.usual:
-            return read_image_like(file, size, self.upright), labels
-        image = read_pixels(file, self.pixels, self.upright)
-        if image.shape[-2:] != size:
-            other = read_pixels(file, self.pixels, not self.upright)
-            image = other if other.shape[-2:] == size else image
-        return image, labels
-
-
-def read_image_like(
-    source: Path | bytes, size: tuple[int, ...], upright: bool = True, name: str | None = None
-) -> Tensor:
-    """Read an image upright or as stored, whichever has its mask's `size` (H, W)."""
-    image = read_image(source, name, upright)
-    if image.shape[-2:] != size:
-        other = read_image(source, name, not upright)
-        return other if other.shape[-2:] == size else image
-    return image
+        return read_image_like(file, size, self.upright, pixels=self.pixels), labels
 
 
 def read_mask_values(text: str) -> list[int]:
