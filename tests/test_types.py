@@ -19,7 +19,7 @@ import trainkit
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from trainkit.data.dataset_info import LazyDataset
-from trainkit.recipe import Task
+from trainkit.tasks.base import Task
 from trainkit.schedules import cos
 
 

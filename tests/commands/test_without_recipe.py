@@ -29,8 +29,8 @@ from trainkit.prediction import blocks
 from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.rebuildable import built_by
-from trainkit.recipe import Task
 from trainkit.storage.weights import read_weights
+from trainkit.tasks.base import Task
 
 # A recipe that can be called while it trains alone.
 ONCE = """

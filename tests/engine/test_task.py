@@ -15,10 +15,10 @@ from trainkit.data.seeding import seed_host
 from trainkit.engine.task_module import TaskModule
 from trainkit.errors import UserError
 from trainkit.metrics.base import Counting
-from trainkit.recipe import TASK_DEFINES, Task, as_task
 from trainkit.schedules import cos
 from trainkit.storage.checkpoint import list_checkpoints, load
 from trainkit.storage.lookup import trained_steps
+from trainkit.tasks.base import TASK_DEFINES, Task, as_task
 from trainkit.tasks.recognition import Recognition
 
 
@@ -136,7 +136,7 @@ def test_a_task_without_a_member_that_it_must_define_is_refused(member):
         members = {name: value for name, value in vars(Members).items() if name != member}
         lacking = type("Lacking", base, members)
         with pytest.raises(
-            UserError, match=f"task Lacking lacks {member}; see trainkit.recipe.Task"
+            UserError, match=f"task Lacking lacks {member}; see trainkit.tasks.base.Task"
         ):
             regression(lacking())
 

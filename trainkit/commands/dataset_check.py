@@ -22,7 +22,7 @@ from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded
 from trainkit.data.targets import as_target
 from trainkit.losses.class_weights import balanced
-from trainkit.recipe import Task
+from trainkit.tasks.base import Task
 
 UNEVEN = 3  # times as many of one class as of another: weights are suggested
 LISTED_WEIGHTS = 30

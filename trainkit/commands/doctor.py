@@ -35,7 +35,8 @@ from trainkit.distributed.launcher import rank
 from trainkit.engine.introduction import Introduction
 from trainkit.errors import UserError
 from trainkit.files import require_room
-from trainkit.recipe import Recipe, Task
+from trainkit.recipe import Recipe
+from trainkit.tasks.base import Task
 
 KINDS = {
     "unreadable": "cannot be read",

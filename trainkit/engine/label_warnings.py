@@ -15,7 +15,7 @@ from trainkit.data.datasets.inventory import without_images
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.data.reader import is_unusable
-from trainkit.recipe import Task
+from trainkit.tasks.base import Task
 
 # of an evaluation's results: names of classes, where there are such
 WITHOUT = "classes_without_targets"

@@ -7,7 +7,7 @@ import torch
 
 from trainkit.errors import ReportedError, UserError
 from trainkit.metrics.base import declared, each_metric
-from trainkit.recipe import Task
+from trainkit.tasks.base import Task
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 

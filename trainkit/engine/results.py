@@ -10,7 +10,8 @@ from trainkit.display.terminal import Display
 from trainkit.engine.label_warnings import WITHOUT
 from trainkit.errors import UserError
 from trainkit.metrics.base import declared, each_metric
-from trainkit.recipe import Recipe, Task
+from trainkit.recipe import Recipe
+from trainkit.tasks.base import Task
 
 # Names beside the metrics in a row of the log, and in results.json.
 IN_ROWS = (
@@ -46,7 +47,7 @@ def require_free_names(task: Task) -> None:
         if not hasattr(metric, "counts") and not task.provides("labels"):
             raise UserError(
                 f"task {type(task.given).__name__} lacks labels, which metric {_name(metric)}"
-                " takes, as it has no `counts`: see trainkit.recipe.Task"
+                " takes, as it has no `counts`: see trainkit.tasks.base.Task"
             )
         names = {
             *getattr(metric, "percent", ()),

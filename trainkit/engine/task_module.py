@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from trainkit.distributed.unwrapping import without_compile
 from trainkit.models.outputs import run_padded, size_divisor
-from trainkit.recipe import Task, as_task
+from trainkit.tasks.base import Task, as_task
 
 
 class TaskModule(nn.Module):

@@ -16,11 +16,11 @@ from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.models.rebuild import network_from, transform_from
 from trainkit.prediction.model_info import ModelInfo
-from trainkit.recipe import Task
 from trainkit.shipped import same_shipped_recipe, shipped
 from trainkit.storage.lookup import find_weights, is_published, read_origin
 from trainkit.storage.model_json import FORMAT, read_model_json
 from trainkit.storage.weights import take_weights
+from trainkit.tasks.base import Task
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 

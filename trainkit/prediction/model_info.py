@@ -27,7 +27,8 @@ from trainkit.models.outputs import main_logits, refusals_told, run_padded, size
 from trainkit.prediction.blocks import Blocks
 from trainkit.prediction.images import ImageLike, Picture, as_pixels, find_images
 from trainkit.prediction.results import largest_classes, predicted_mask, top_classes
-from trainkit.recipe import MEAN, STD, Recipe, Task
+from trainkit.recipe import MEAN, STD, Recipe
+from trainkit.tasks.base import Task
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -156,7 +157,7 @@ class ModelInfo:
         raise UserError(
             f"task {type(self.task.given).__name__}: predictions are written for Recognition and"
             " Segmentation, what is derived from them, and tasks with a method `records`, see"
-            " trainkit.recipe.Task"
+            " trainkit.tasks.base.Task"
         )
 
     def _masks(self, pictures: Sequence[Picture], outputs: Tensor | list[Tensor]) -> list[Tensor]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import MissingFileError, UserError
-from trainkit.recipe import Task
 from trainkit.storage.checkpoint import (
     MANIFEST,
     checkpoint_path,
@@ -17,6 +16,7 @@ from trainkit.storage.hub_download import downloaded, is_hub_name
 from trainkit.storage.run_files import read_manifest
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import input_of, is_run, read_recorded
+from trainkit.tasks.base import Task
 
 COUNTED = (
     "batch norm has the statistics that training counted; the run's own evaluations had"

@@ -17,7 +17,6 @@ from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
-from trainkit.recipe import Task
 from trainkit.storage.old_names import renamed_kept, renamed_options
 from trainkit.storage.run_files import (
     COUNT,
@@ -31,6 +30,7 @@ from trainkit.storage.run_files import (
     require,
 )
 from trainkit.storage.setting_values import plain
+from trainkit.tasks.base import Task
 
 RECORDED = {
     "settings": MAPPING,

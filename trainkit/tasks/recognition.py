@@ -15,7 +15,7 @@ from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.named import named_metrics
 from trainkit.metrics.recognition import CalibrationError, TopK
 from trainkit.models.outputs import class_logits
-from trainkit.recipe import Task
+from trainkit.tasks.base import Task
 
 IGNORED = -1  # the class id that counts nowhere
 MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision rounds
@@ -107,7 +107,7 @@ class Recognition(Task):
                 f"target is a row of {self.num_classes} numbers, {int((target > 0).sum())} of them"
                 " above 0 (multi-hot), and Recognition is of one class for each image. Give its"
                 " class id, or probabilities that sum to 1; several classes for an image take a"
-                " task of their own (trainkit.recipe.Task)"
+                " task of their own (trainkit.tasks.base.Task)"
             )
         if not float(target.min()) >= 0:
             return f"target holds {float(target.min())}: probabilities are not below 0"

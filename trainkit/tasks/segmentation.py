@@ -17,7 +17,7 @@ from trainkit.metrics.confusion import argmax_labels
 from trainkit.metrics.named import from_confusion
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
-from trainkit.recipe import Task
+from trainkit.tasks.base import Task
 
 Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
 
