@@ -144,7 +144,7 @@ def _pillow_reads(data: bytes) -> bool:
     """Whether Pillow gives all bits of all channels of a TIFF, as they are stored."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            bits = set(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+            bits = set(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (1,)))
             whole = image.mode in MODES and getattr(image, "n_frames", 1) == 1
             return whole and (bits <= {8} or image.mode.startswith("I;16"))
     except (OSError, ValueError):  # it knows no mode for so many channels
@@ -159,7 +159,7 @@ def _tiff(data: bytes) -> Tensor:
             'a TIFF of several bands or 16-bit colours needs tifffile: pip install "trainkit[tiff]"'
         ) from error
     with TiffFile(io.BytesIO(data)) as tiff:
-        series, first = tiff.series[0], tiff.pages[0]
+        series, first = tiff.series[0], tiff.pages.first
         if first.photometric == INKS:
             raise DataError("it is a TIFF of inks (CMYK), which are no channels: save it as RGB")
         turn = first.tags.get(ORIENTATION)

@@ -61,13 +61,13 @@ def classifier(
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
         try:
-            model = timm_network(name, False, sizes, num_classes=num_classes, **asked)
+            network = timm_network(name, False, sizes, num_classes=num_classes, **asked)
         except TypeError as error:
             raise UserError(
                 f"{name} does not take {' and '.join(asked)} in timm ({error})"
             ) from error
-        take_channels(model, image_channels, pretrained=False)
-        return model
+        take_channels(network, image_channels, pretrained=False)
+        return network
     if name == "small":
         model: nn.Module = SmallClassifier(
             num_classes, SmallResNet((32, 64, 128, 256), (2, 2, 2), (1, 1, 1))

@@ -45,6 +45,7 @@ class ClassFiles(Dataset):
     """
 
     pixels: PixelSettings = USUAL  # how its images are read
+    used_warnings: list[str]  # of those that look for their files
 
     def __init__(
         self,

@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # `datasets` takes a second to import
     from trainkit.data.datasets.hub import HubMasks
 
 NO_SPLIT = SplitSettings()
-Files = TypeVar("Files", ClassFiles, MaskFiles)
+Files = TypeVar("Files", bound=ClassFiles | MaskFiles)
+FilesOfMasks = TypeVar("FilesOfMasks", bound=MaskFiles)
 
 
 def class_images(
@@ -171,9 +172,9 @@ def label_maps(
         return _with_pixels(_names_known(masks), pixels)
     if there is not None:
         _require_no_stream(folder / there[1], stream)
-        pair = folder / there[1], folder / there[2]
-        data = _names_known(MaskFolder(*pair, num_classes, transform, draw=drawing, **how))
-        data = _with_pixels(data, pixels)
+        images, annotations = folder / there[1], folder / there[2]
+        data = MaskFolder(images, annotations, num_classes, transform, draw=drawing, **how)
+        data = _with_pixels(_names_known(data), pixels)
         data.split = there[0]
         data.used_warnings += _tables_beside(folder, there[0])
         return data
@@ -209,7 +210,7 @@ def _require_usual(source: str | Path, pixels: PixelSettings) -> None:
         )
 
 
-def _names_known(data: MaskFiles) -> MaskFiles:
+def _names_known(data: FilesOfMasks) -> FilesOfMasks:
     """The same. Raises UserError where masks are drawn from JSON files with other settings."""
     drawn = next((file for file in data.masks if file.suffix.startswith(".json")), None)
     if drawn is None:

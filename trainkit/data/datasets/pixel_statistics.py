@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainkit.data.bands import PixelSettings, read_pixels
+from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.folder import ClassFiles
 from trainkit.data.datasets.segmentation import MaskFiles
@@ -16,7 +17,7 @@ from trainkit.errors import UserError
 
 
 def mean_and_std(
-    data: ClassFiles | MaskFiles,
+    data: SizedDataset,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -25,10 +26,16 @@ def mean_and_std(
     They are `estimated` once, and read from the cache where the same files were read before.
 
     Raises:
-        UserError: an image is no image of so many channels, or a channel has a single value.
+        UserError: an image is no image of so many channels, a channel has a single value, or the
+            images are no files.
     """
     if mean is not None and std is not None:
         return tuple(mean), tuple(std)
+    if not isinstance(data, (ClassFiles, MaskFiles)):
+        raise UserError(
+            f"mean and std are computed of files of images, and {type(data).__name__} has none:"
+            " give --mean and --std"
+        )
     pixels = data.pixels
     files = list(data.images if isinstance(data, MaskFiles) else data.files)
 

@@ -278,6 +278,7 @@ class MaskFiles(MaskDataset):
     """
 
     upright = True
+    used_warnings: list[str]  # of those that look for their files
 
     def __init__(
         self,
@@ -285,7 +286,7 @@ class MaskFiles(MaskDataset):
         masks: Sequence[Path],
         num_classes: int,
         transform: Callable[..., Any] | None = None,
-        draw: Callable[[Path], Tensor] | None = None,
+        draw: partial[Tensor] | None = None,
         **settings: Any,
     ):
         super().__init__(num_classes, transform, **settings)
