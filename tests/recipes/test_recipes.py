@@ -226,7 +226,7 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     image = next((Path(os.environ["XDG_CACHE_HOME"]) / "trainkit/sample").rglob("*.jpg"))
     assert main(["predict", *common[:2], str(image), "--weights", "run", "--out", "out"]) == 2
     assert (
-        "segmentation masks are of whole images: predict with --eval-crop None"
+        "segmentation masks are of whole images: predict with --as-stored"
         in capsys.readouterr().err
     )
 

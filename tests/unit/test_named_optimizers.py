@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from helpers.optimizers import TORCH
-from trainkit import named_optimizers
 from trainkit.errors import UserError
+from trainkit.names import optimizers as named_optimizers
 from trainkit.names.optimizers import OTHERS, is_adaptive, named_optimizer
 
 SECOND_ORDER = "adahessian"

@@ -101,7 +101,7 @@ def test_a_draw_again_is_another_one_of_the_same_image():
         for key in list(part.batches(step, step + 1, process))[0][: sum(part.passes(step, process))]
     ]
     assert shared == whole
-    assert mine.neighbour(0, int(mine.epoch(0)[3])) == int(mine.epoch(0)[4])
+    assert mine.replacement(0, int(mine.epoch(0)[3])) == int(mine.epoch(0)[4])
 
 
 def test_images_on_a_device_are_augmented_anew():

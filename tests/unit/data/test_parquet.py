@@ -457,7 +457,7 @@ class Endless(IterableDataset):
 def test_what_cannot_be_counted(cifar, tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     with pytest.raises(
-        ValueError, match="train has class folders: stream is for parquet files, leave it out"
+        ValueError, match="train has files of images: stream is for parquet files, leave it out"
     ):
         class_images(tmp_path, "train", stream=4)
     with pytest.raises(
