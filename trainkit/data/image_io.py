@@ -1,6 +1,7 @@
 """Reads images and masks from files or bytes: here they are decoded.
 
 torchvision decodes JPEG, and the usual PNGs by png_decoder.py; pillow_decoder.py decodes the rest.
+Images of other channels or bits than RGB of 8 bits are read by bands.py.
 """
 
 import os

@@ -65,6 +65,7 @@ class Checkpointer:
         step = self.state.step
         self.reporter.report_bad_images()
         self.reporter.count_targets()
+        # `read_unlogged` ends the training where one is non-finite: no checkpoint is written then
         unlogged = torch.tensor(
             [[*numbers.losses, numbers.grad_norm] for numbers in self.reporter.read_unlogged()]
         )
