@@ -34,7 +34,10 @@ def reason(error: Exception) -> str:
 
 def flush(path: Path) -> None:
     """Flush a file, or a folder's list of names, to the disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows flushes no folders
+    # Windows flushes what may be written alone
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

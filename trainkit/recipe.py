@@ -175,3 +175,7 @@ def _check_frozen(recipe: Recipe) -> None:
             "frozen holds parameters that are not the model's: choose them after the model is"
             " complete, such as after its head was replaced"
         )
+    groups = recipe.optimizer.param_groups
+    trained = {id(each) for group in groups for each in group["params"] if each.requires_grad}
+    if trained and trained <= frozen:
+        raise UserError("frozen holds all that the optimizer trains: leave a part of it out")

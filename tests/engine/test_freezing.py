@@ -12,6 +12,8 @@ from helpers.interruptions import checkpoint_of, go_on, kill_all, start, wait_fo
 from helpers.logs import assert_bit_equal, assert_same_training, rows, weights
 from helpers.toy_recipes import everything, frozen, recognition, run
 from trainkit import Options, train
+from trainkit.commands.check import check
+from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.segmentation import segmenter
@@ -99,6 +101,9 @@ def test_what_is_refused(tmp_path, monkeypatch):
         train(frozen(), replace(options, precise_bn=16))
     with pytest.raises(UserError, match="unfreeze_epoch is 0; it must be above 0, or None"):
         replace(frozen(), unfreeze_epoch=0)
+    whole = everything()
+    with pytest.raises(UserError, match="frozen holds all that the optimizer trains"):
+        replace(whole, frozen=tuple(whole.model.parameters()))
     with pytest.raises(UserError, match="frozen holds parameters that are not the model's"):
         replace(everything(), frozen=[nn.Parameter(torch.zeros(1))])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -167,3 +172,16 @@ def test_the_optimizer_has_what_is_frozen_from_the_start():
     assert len(built["frozen"]) == len(weights) - 2 and built["unfreeze_epoch"] == 2
     with pytest.raises(UserError, match="unfreeze_epoch is 2, and nothing is frozen"):
         OptimizerSettings(lr=0.1, unfreeze_epoch=2).build(network)
+
+
+@pytest.mark.parametrize("unfreeze_epoch", [1, None])
+def test_check_tries_a_frozen_part(unfreeze_epoch):
+    """Batch norm of the part is frozen during the trial alone, and nothing is warned of it."""
+    found = check(replace(frozen(), unfreeze_epoch=unfreeze_epoch), Options(workers=0))
+    assert found["results"]["resume"] == "bit-equal"
+    assert not any("batch norms of frozen layers" in line for line in found["warnings"])
+
+
+def test_a_part_of_an_epoch_freezes_a_step_at_least():
+    recipe = replace(frozen(), unfreeze_epoch=0.01)
+    assert TrainPlan(recipe, Options(workers=0), 1).unfreeze_step == 1

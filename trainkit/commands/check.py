@@ -107,11 +107,8 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warnings = _warnings(recipe, options, plan)
-    moved = [
-        name
-        for name, mean in frozen_statistics(recipe.model).items()
-        if not torch.equal(mean, frozen[name])
-    ]
+    after = frozen_statistics(recipe.model)  # of more layers, where the recipe freezes a part
+    moved = [name for name, mean in frozen.items() if not torch.equal(mean, after[name])]
     if moved:
         warnings.append(
             f"{len(moved)} batch norms of frozen layers ({', '.join(moved[:3])}) still count their"

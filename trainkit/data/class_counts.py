@@ -73,7 +73,9 @@ def count_classes(data: SizedDataset, num_classes: int) -> ClassCounts:
 def class_ids(data: Any) -> Tensor | None:
     """The class id of each image, where an attribute `targets` says them: int64 (N,)."""
     ids = DatasetInfo.of(data).targets
-    if isinstance(ids, (list, tuple)) and not all(isinstance(each, int) for each in ids):
+    if isinstance(ids, (list, tuple)) and not all(
+        isinstance(each, (int, np.integer)) for each in ids
+    ):
         return None
     if not isinstance(ids, (list, tuple, np.ndarray, Tensor)):
         return None

@@ -1,4 +1,4 @@
-"""Warns of classes without a label: in training data, in the log's windows, in evaluations."""
+"""Warns of classes without a label: in training, between rows of the log, in evaluations."""
 
 import time
 from collections import Counter

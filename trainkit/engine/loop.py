@@ -1,7 +1,7 @@
 """The one loop, for every task, on any number of processes.
 
-A step, from a batch to one optimizer update, is in step.py; an evaluation in evaluation.py; what a
-training writes in reporting.py and checkpointing.py; how its parts are made in setup.py.
+A step, from a batch to one optimizer update, is in step.py; an evaluation in evaluator.py; what a
+training writes in reporting.py and checkpointing.py; how its parts are made in training.py.
 """
 
 import signal

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from trainkit.engine.results import metric_name, without_reserved_names
 from trainkit.errors import ReportedError, UserError
 from trainkit.metrics.base import declared, each_metric
 from trainkit.tasks.base import Task
@@ -25,13 +26,15 @@ def try_metrics(task: Task) -> None:
     taken = dict.fromkeys(declared(task, "percent") | declared(task, "per_class"), "the task")
     for metric in (one for each in task.metrics() for one in each_metric(each)):
         if not hasattr(metric, "counts"):
-            for name in _computed(metric, task):
+            computed = _computed(metric, task)
+            without_reserved_names(metric, dict.fromkeys(computed))
+            for name in computed:
                 if name in taken and name not in getattr(metric, "percent", ()):
                     raise UserError(
-                        f"metric {_name(metric)} computes {name}, and so does {taken[name]}: one of"
-                        " the two would be lost"
+                        f"metric {metric_name(metric)} computes {name}, and so does"
+                        f" {taken[name]}: one of the two would be lost: leave it out"
                     )
-                taken[name] = f"metric {_name(metric)}"
+                taken[name] = f"metric {metric_name(metric)}"
 
 
 def _computed(metric: Any, task: Task) -> list[str]:
@@ -47,11 +50,7 @@ def _computed(metric: Any, task: Task) -> list[str]:
     except Exception as error:  # whatever a metric from elsewhere raises
         said = (str(error).splitlines() or [""])[0].rstrip(".")
         raise UserError(
-            f"metric {_name(metric)} cannot be computed: {type(error).__name__}: {said}. Give its"
-            f" arguments by trainkit.metrics.named.WithArguments(metric, average='macro'), or name"
-            " it: --metrics evaluate:NAME:average=macro"
+            f"metric {metric_name(metric)} cannot be computed: {type(error).__name__}: {said}."
+            f" Give its arguments by trainkit.metrics.named.WithArguments(metric, average='macro'),"
+            " or name it: --metrics evaluate:NAME:average=macro"
         ) from error
-
-
-def _name(metric: Any) -> str:
-    return getattr(metric, "name", type(metric).__name__)

@@ -75,7 +75,7 @@ class TrainPlan:
     def unfreeze_step(self) -> int | None:
         """The first step that trains what the recipe has frozen, counted from 0; None for never."""
         epoch = self.recipe.unfreeze_epoch
-        return None if epoch is None else round(epoch * self.order.steps_per_epoch)
+        return None if epoch is None else max(1, round(epoch * self.order.steps_per_epoch))
 
     def _frozen_in_words(self) -> str | None:
         frozen = self.recipe.frozen

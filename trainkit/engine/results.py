@@ -46,7 +46,7 @@ def require_free_names(task: Task) -> None:
     for metric in (one for each in metrics for one in each_metric(each)):
         if not hasattr(metric, "counts") and not task.provides("labels"):
             raise UserError(
-                f"task {type(task.given).__name__} lacks labels, which metric {_name(metric)}"
+                f"task {type(task.given).__name__} lacks labels, which metric {metric_name(metric)}"
                 " takes, as it has no `counts`: see trainkit.tasks.base.Task"
             )
         names = {
@@ -57,7 +57,8 @@ def require_free_names(task: Task) -> None:
         without_reserved_names(metric, dict.fromkeys(names))
 
 
-def _name(metric: Any) -> str:
+def metric_name(metric: Any) -> str:
+    """The name of a metric, or that of its class."""
     return getattr(metric, "name", type(metric).__name__)
 
 
@@ -81,7 +82,7 @@ def without_reserved_names(metric: Any, results: dict[str, Any]) -> dict[str, An
     taken = sorted(RESERVED & results.keys())
     if taken:
         raise UserError(
-            f"metric {_name(metric)} computes {', '.join(taken)}, which the log needs "
+            f"metric {metric_name(metric)} computes {', '.join(taken)}, which the log needs "
             f"for itself: name it otherwise, such as my_{taken[0]}"
         )
     return results

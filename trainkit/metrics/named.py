@@ -79,6 +79,12 @@ class FromConfusion:
                 f"metric {self.name} is computed from the confusion matrix, of which {option} is no"
                 " argument: leave it out"
             )
+        if name.startswith(("Binary", "Multilabel")) or {"task", "num_classes"} & arguments.keys():
+            raise UserError(
+                f"metric {self.name} is not of {num_classes} classes, one for each pixel, as"
+                " segmentation has them: name the metric alone, such as torchmetrics:F1Score, and"
+                " leave task and num_classes out"
+            )
         self.metric = _torchmetric(name, arguments, num_classes)
         if self.metric._defaults.keys() not in (COUNTS, {"confmat"}):
             raise UserError(
@@ -86,6 +92,10 @@ class FromConfusion:
                 " segmentation are computed: take one that does, such as torchmetrics:F1Score,"
                 " torchmetrics:Precision, torchmetrics:CohenKappa"
             )
+        try:
+            self(torch.eye(num_classes, dtype=torch.int64))  # all right, one pixel of each class
+        except Exception as error:  # whatever it raises: no epoch is to end in it
+            raise UserError(f"metric {self.name} cannot be computed: {error}") from error
 
     def __call__(self, confusion: Tensor) -> dict[str, Any]:
         """Its result from pixels of each (reference, prediction) pair: int64 (C, C)."""

@@ -8,6 +8,9 @@ from trainkit.errors import UserError
 from trainkit.storage.checkpoint import is_older, steps_done
 from trainkit.storage.run_settings import input_of
 
+# Written into "input" only where they differ from what most runs have; else the setting says it.
+RECORDED_WHERE_UNUSUAL = frozenset({"class_weights", "channels", "bits"})
+
 
 def compare_settings(
     folder: Path,
@@ -35,6 +38,8 @@ def compare_settings(
         {name: recorded.get(name) for name in now if name != "input"}, _without(now, ["input"])
     )
     before = {name: input_before.get(name, value) for name, value in input_now.items()}
+    for name in RECORDED_WHERE_UNUSUAL & input_now.keys() - input_before.keys():
+        before[name] = recorded["settings"].get(name)
     refused |= _changes(before, input_now)
     changed = {
         **_changes(_without(recorded["settings"], input_now), _without(settings, input_now)),

@@ -15,7 +15,7 @@ from helpers.toy_recipes import CLASSES, Images, recognition
 from trainkit import Options, train
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
-from trainkit.data.class_counts import count_classes
+from trainkit.data.class_counts import class_ids, count_classes
 from trainkit.data.datasets import synthetic
 from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.datasets.repeated import Repeated
@@ -24,6 +24,7 @@ from trainkit.data.sampler import Balanced, TrainOrder
 from trainkit.data.seeding import Seeded
 from trainkit.errors import UserError
 from trainkit.losses.class_weights import resolved_weights
+from trainkit.storage.run_changes import compare_settings
 from trainkit.tasks.recognition import Recognition
 
 IDS = [0, 0, 0, 0, 0, 0, 2, 2, 2, -1, 3]
@@ -203,3 +204,20 @@ def test_recipes_take_both_and_an_evaluation_counts_nothing(tmp_path, monkeypatc
     recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
     given = {**recipe.sample_settings(), "sample": True, "class_weights": tuple(weights)}
     assert recipe(**given).input.get("class_weights") is None
+
+
+def test_class_ids_in_a_list_of_numpy_integers():
+    data = Images(27)
+    expected = class_ids(data)
+    data.targets = [np.int64(each) for each in data.targets]
+    assert torch.equal(class_ids(data), expected)
+
+
+@pytest.mark.parametrize("before", [None, [1.0, 9.0]])
+def test_a_resume_with_auto_weights_is_refused_where_there_were_none(tmp_path, before):
+    """`auto` is written into "input", numbers and None are not: the setting says them."""
+    recorded = {"settings": {"class_weights": before}, "input": {"mean": [0.5]}}
+    now = {"input": {"mean": [0.5], "class_weights": [0.5, 4.5]}, "total_steps": 9}
+    recorded["total_steps"] = 9
+    with pytest.raises(UserError, match="class_weights was "):
+        compare_settings(tmp_path, recorded, {"class_weights": "auto"}, now, False)
