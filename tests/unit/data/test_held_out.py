@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import random
+import signal
 import unicodedata
 from collections import Counter
 
@@ -12,6 +13,7 @@ import pytest
 
 from helpers.image_files import mask, picture
 from trainkit.data.datasets.held_out import SplitSettings, held_out
+from trainkit.data.datasets.layouts import class_folders, has_mask_folders
 from trainkit.data.datasets.open import class_images, label_maps
 from trainkit.errors import UserError
 
@@ -77,6 +79,54 @@ def test_any_machines_spelling():
     assert want.sum() == 10
     for other in (windows, mac):
         assert np.array_equal(held_out(other, ["a"] * 40, SplitSettings(0.25)), want)
+
+
+@pytest.mark.parametrize(
+    "settings", [SplitSettings(0.25), *(SplitSettings(fold=f"{part}/3") for part in (1, 2, 3))]
+)
+def test_any_form_of_a_classs_letters(settings):
+    """ "zebra" is before "ä" composed, and "a" with its dots before "zebra"."""
+    names = [f"{i}.jpg" for i in range(41)]
+    classes = [("zebra", "\u00e4ffin")[i % 2] for i in range(41)]
+    apart = [unicodedata.normalize("NFD", name) for name in classes]
+    assert sorted({*classes})[0] == "zebra" and sorted({*apart})[0] != "zebra"
+    want = held_out(names, classes, settings)
+    assert want.sum() in (10, 13, 14)
+    assert np.array_equal(held_out(names, apart, settings), want)
+    both = [pair[i % 4 < 2] for i, pair in enumerate(zip(classes, apart))]
+    assert np.array_equal(held_out(names, both, settings), want)
+
+
+def test_a_groups_class_in_any_form_of_its_letters():
+    """Of a tie "zebra", as of all other groups, and of four images in two forms all four."""
+    groups = [f"g{i // 4}" for i in range(80)]
+    classes = ["\u00e4ffin" if i % 8 < 2 else "zebra" for i in range(80)]
+    settings = SplitSettings(0.5, group_by="patient")
+    want = held_out([""] * 80, classes, settings, groups)
+    apart = [unicodedata.normalize("NFD", name) for name in classes]
+    assert want.sum() == 40 and apart != classes
+    assert np.array_equal(held_out([""] * 80, apart, settings, groups), want)
+    groups = [f"g{i // 7}" for i in range(140)]
+    classes = [("zebra", "\u00e4ffin")[i % 7 < 4 and i % 14 > 6] for i in range(140)]
+    both = [unicodedata.normalize(("NFC", "NFD")[i % 2], name) for i, name in enumerate(classes)]
+    want = held_out([""] * 140, classes, settings, groups)
+    assert want.sum() == 70
+    assert np.array_equal(held_out([""] * 140, both, settings, groups), want)
+
+
+def test_absolute_paths_under_any_mount_point():
+    below = [f"p{i // 4}/{i:02d}.png" for i in range(40)]
+    sides = []
+    for mount in ("/data/scans", "/mnt/disk 3/scans", "/"):
+        names = [os.path.join(mount, name) for name in below]
+        by_image = held_out(names, ["a"] * 40, SplitSettings(0.25))
+        groups = [os.path.dirname(name) for name in names]
+        by_folder = held_out(names, ["a"] * 40, SplitSettings(0.3, group_by="folder"), groups)
+        assert (by_image.sum(), by_folder.sum()) == (10, 12)
+        sides.append((by_image.tolist(), by_folder.tolist()))
+    assert sides[0] == sides[1] == sides[2]
+    mixed = [*names[:20], *below[:20]]
+    assert len(chosen(mixed, ["a"] * 40, SplitSettings(fold="1/40"))) == 1, "two files"
 
 
 def test_groups_are_on_one_side():
@@ -193,6 +243,36 @@ def test_what_cannot_be_divided_is_refused(animals):
     picture(animals / "train" / "cat" / "loose.png", 8, 8, 0)
     with pytest.raises(UserError, match="1 of 25 images of .* lie in no folder of their group"):
         class_images(animals / "train", "val", held_out=SplitSettings(0.2, group_by="folder"))
+
+
+@pytest.fixture
+def alarm():
+    """Fails a test that takes more than 20 seconds."""
+
+    def ring(*_):
+        raise AssertionError("it takes for ever")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_links_to_a_folder_above(animals):
+    """Two of them were followed through 2^40 paths."""
+    (animals / "notes").mkdir()
+    (animals / "notes" / "a.txt").write_text("no image")
+    for name in ("again", "once more"):
+        (animals / "notes" / name).symlink_to(animals / "notes", target_is_directory=True)
+    assert class_folders(animals) == ["cat", "dog"] and not has_mask_folders(animals)
+    (animals / "notes" / "masks").symlink_to(animals / "notes", target_is_directory=True)
+    assert not has_mask_folders(animals / "notes")
+    (animals / "linked").symlink_to(animals / "cat", target_is_directory=True)
+    assert class_folders(animals) == ["cat", "dog", "linked"], "other links are followed"
+    val = class_images(animals, "val", held_out=SplitSettings(0.25))
+    assert len(val) == 9 and val.classes == ["cat", "dog", "linked"]
 
 
 @pytest.mark.parametrize("masks", ["masks", "labels", "annotations"])

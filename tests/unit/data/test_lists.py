@@ -1,6 +1,8 @@
 """Lists of images in CSV and JSON lines."""
 
 import json
+import os
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -130,6 +132,129 @@ def test_class_ids(folder):
     file = write(folder / "b.jsonl", rows(label=lambda i: i % 2))
     val = class_images(file, "val", held_out=SHARE, classes=["even", "odd"])
     assert all(name == ("even", "odd")[i % 2] for i, name in found(val).items())
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (0,), (1, 2, 9)])
+def test_class_names_that_are_numbers_are_no_ids(folder, labels):
+    """Labels 0 and 1 were ids 0 and 1 of the classes 1, 2 and 3."""
+    file = write(folder / "a.csv", rows(label=lambda i: labels[i % len(labels)]))
+    with pytest.raises(UserError, match="images .* are of classes (0|9), which are not among"):
+        for split in ("train", "val"):
+            class_images(file, split, held_out=SHARE, classes=["1", "2", "3"])
+    file = write(folder / "b.csv", rows(label=lambda i: i % 2 + 1))
+    val = class_images(file, "val", held_out=SHARE, classes=["1", "2", "3"])
+    assert all(name == str(i % 2 + 1) for i, name in found(val).items())
+
+
+def test_labels_are_ids_on_both_sides_or_on_none(folder):
+    content = rows(label=lambda i: "even" if i < 4 else i % 2, split=lambda i: "tv"[i >= 4])
+    content = [row | {"split": {"t": "train", "v": "val"}[row["split"]]} for row in content]
+    with pytest.raises(UserError, match="val images .* are of classes 0, 1, which are not among"):
+        class_images(write(folder / "a.csv", content), "val", classes=["even", "odd"])
+
+
+SPELLINGS = ["{}", "./{}", "pictures/../{}", "pictures//{name}", "{root}/{}", "{root}/./{}"]
+
+
+def spelt(how, root, name):
+    path = f"pictures/{name}"
+    return how.replace("{}", path).format(root=root, name=f"./{name}")
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_a_path_in_any_spelling(folder, how):
+    want = class_images(write(folder / "a.csv", rows()), "val", held_out=SHARE)
+    other = rows(path=lambda i: spelt(how, folder, f"{i}.png"))
+    got = class_images(write(folder / "b.csv", other), "val", held_out=SHARE)
+    assert found(got) == found(want) and len(got) == 2
+    assert got.fingerprint == want.fingerprint and got.lists == want.lists
+    # one image in two spellings is on one side, and has one label
+    twice = write(folder / "c.csv", [*rows(), *other])
+    sides = [class_images(twice, split, held_out=SHARE) for split in ("train", "val")]
+    assert [len(data) for data in sides] == [12, 4]
+    assert not found(sides[0]).keys() & found(sides[1]).keys()
+    one = [{**rows()[0], "label": "even"}, {**other[0], "label": "odd"}]
+    with pytest.raises(UserError, match="0.png is even in line 2 and odd in line 3"):
+        class_images(write(folder / "d.csv", one), "val", held_out=SHARE)
+
+
+def test_two_dots_behind_a_link(folder):
+    """They lead back from where it leads to."""
+    picture(folder / "else" / "b" / "0.png", 4, 4, 3)
+    (folder / "else" / "a").mkdir()
+    (folder / "link").symlink_to(folder / "else" / "a", target_is_directory=True)
+    paths = read_list(write(folder / "a.csv", rows())).files(["link/../b/0.png", "else/b/0.png"])
+    assert paths == ["else/b/0.png"] * 2
+    (folder / "b").mkdir()
+    picture(folder / "b" / "0.png", 4, 4, 4)  # which reads like it
+    assert read_list(folder / "a.csv").files(["link/../b/0.png"]) == ["else/b/0.png"]
+    (folder / "in").symlink_to(folder / "else" / "b", target_is_directory=True)
+    assert read_list(folder / "a.csv").files(["in/0.png"]) == ["in/0.png"], "links stay"
+
+
+def test_paths_outside_of_the_lists_folder(folder):
+    (folder / "lists" / "deep").mkdir(parents=True)
+    file = write(folder / "lists" / "deep" / "a.csv", rows())
+    paths = [
+        "../../pictures/0.png",
+        "../deep/../../pictures/0.png",
+        f"{folder}/marks/../marks/m0.png",
+    ]
+    assert read_list(file).files(paths) == ["../../pictures/0.png"] * 2 + [f"{folder}/marks/m0.png"]
+    (folder / "linked").symlink_to(folder / "lists" / "deep", target_is_directory=True)
+    linked = read_list(folder / "linked" / "a.csv")
+    for path in linked.files(paths):
+        assert os.path.isfile(os.path.join(linked.root, path))
+    picture(folder / "lists" / "deep" / "0.png", 4, 4, 0)
+    assert linked.files([f"{folder}/lists/deep/0.png"]) == ["0.png"]
+
+
+def test_a_mask_in_two_spellings_is_one(folder):
+    content = [{"path": f"pictures/{i}.png", "mask": f"marks/m{i}.png"} for i in range(8)]
+    more = {"path": "./pictures/0.png", "mask": "marks/./m0.png"}
+    data = label_maps(write(folder / "a.csv", [*content, more]), "train", 2, held_out=SHARE)
+    assert len(data) + len(label_maps(folder / "a.csv", "val", 2, held_out=SHARE)) == 9
+    other = write(folder / "b.csv", [*content, {**more, "mask": "marks/m1.png"}])
+    with pytest.raises(UserError, match="m0.png in line 2 and marks/m1.png in line 10"):
+        label_maps(other, "train", 2, held_out=SHARE)
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_one_image_on_both_sides_is_refused(folder, how):
+    content = rows()
+    write(folder / "train.csv", content[:5])
+    more = {"path": spelt(how, folder, "3.png"), "label": "odd"}
+    write(folder / "val.csv", [*content[5:], more])
+    words = "pictures/3.png in .*train.csv, line 5, and .*3.png in .*val.csv, line 5; remove one"
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=words):
+            class_images(folder, split)
+    write(folder / "val.csv", content[5:])
+    assert len(class_images(folder, "val")) == 3
+
+
+def test_one_image_on_both_sides_of_a_column(folder):
+    words = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    content = rows(split=lambda i: words[i])
+    more = {**content[1], "path": "./pictures/1.png", "split": "val"}
+    file = write(folder / "a.csv", [*content, more])
+    with pytest.raises(UserError, match="line 3, and ./pictures/1.png in .*a.csv, line 10; remove"):
+        class_images(file, "train")
+    more["split"] = "test"  # which nothing is evaluated on
+    assert len(class_images(write(folder / "b.csv", [*content, more]), "val")) == 2
+
+
+def test_the_lists_are_the_same_in_any_form_of_the_letters(folder):
+    content = rows(label=lambda i: ("\u00e4ffin", "zebra")[i % 2])
+    apart = [{k: unicodedata.normalize("NFD", v) for k, v in row.items()} for row in content]
+    assert apart != content
+    for settings in (SHARE, SplitSettings(fold="2/3")):
+        here, there = (
+            class_images(write(folder / name, each), "val", held_out=settings)
+            for name, each in (("a.csv", content), ("b.csv", apart))
+        )
+        assert found(here) == found(there) and here.classes == there.classes
+        assert here.fingerprint == there.fingerprint and here.lists == there.lists
 
 
 def test_columns_by_name(folder):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.coco_index import elements, masks_of, name_of, open_index
-from trainkit.data.datasets.divided import SIDES, SPLITS, Whole, with_sides
+from trainkit.data.datasets.divided import SIDES, SPLITS, Whole, require_one_side, with_sides
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.labelme import BACKGROUND, IGNORED, background_id, labelme_labels
 from trainkit.data.datasets.lists import existing
@@ -63,7 +63,8 @@ def of_coco(source: Path, settings: SplitSettings) -> Whole | None:
 
     Raises:
         MissingFileError: an image is not there.
-        UserError: a file is not of COCO's kind; the data is divided already, or not yet.
+        UserError: a file is not of COCO's kind; the data is divided already, or not yet; an image
+            is in both train and val.
     """
     found = coco_files(source)
     if not found:
@@ -88,6 +89,7 @@ def of_coco(source: Path, settings: SplitSettings) -> Whole | None:
         for what in ("names", "targets", "classes")
     )
     first = next(iter(parts.values()))
+    require_one_side(names, sides, lambda place: f"{names[place]} in {found[sides[place]]}")
     return with_sides(Whole(first.root, names, targets, first.header, classes), sides)
 
 

@@ -52,8 +52,9 @@ class Whole:
         if sides is None:
             is_val = held_out(self.names, self.classes, settings, self.groups)
             sides = np.where(is_val, "val", "train")
+        is_mask = self.header[1] == "mask"
         rows = sorted(
-            (portable(name), portable(target) if self.header[1] == "mask" else target, side)
+            (portable(name), (portable if is_mask else composed)(target), side)
             for name, target, side in zip(self.names, self.targets, sides.tolist())
         )
         lists = {
@@ -116,7 +117,8 @@ class DividedClasses(ClassFiles):
         split: "train" or "val".
         transform: of the image.
         classes: names in the order of their ids; None: those of both sides, in alphabetical order,
-            or by number where all are numbers.
+            or by number where all are numbers. Where none of them is a number, the labels may be
+            class ids, if those of both sides are.
 
     Raises:
         UserError: an image is of another class.
@@ -138,7 +140,7 @@ class DividedClasses(ClassFiles):
         known = _in_order(found) if classes is None else list(classes)
         ids = {composed(name): target for target, name in enumerate(known)}
         numbers = {str(target): target for target in range(len(known))}
-        if not set(labels) <= ids.keys() and set(labels) <= numbers.keys():
+        if found <= numbers.keys() and not any(name.isdecimal() for name in ids):
             ids = numbers  # the list holds class ids
         unknown = sorted(set(labels) - ids.keys())
         if unknown:
@@ -196,3 +198,28 @@ def with_sides(whole: Whole, sides: Sequence[str]) -> Whole:
     return Whole(
         whole.root, whole.names, whole.targets, whole.header, whole.classes, sides=np.array(sides)
     )
+
+
+def require_one_side(
+    names: Sequence[str], sides: Sequence[str], told: Callable[[int], str]
+) -> None:
+    """Check that no image is in both train and val.
+
+    Args:
+        names: of the images, each in one spelling.
+        sides: of each.
+        told: words for the image at a place, and where it is listed.
+
+    Raises:
+        UserError: one is.
+    """
+    found: dict[str, int] = {}
+    for place, (name, side) in enumerate(zip(names, sides)):
+        if side not in SIDES:
+            continue
+        before = found.setdefault(name, place)
+        if sides[before] != side:
+            raise UserError(
+                f"one image is in both {sides[before]} and {side}, and would be evaluated after it"
+                f" was trained on: {told(before)}, and {told(place)}; remove one"
+            )

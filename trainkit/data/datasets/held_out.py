@@ -5,6 +5,7 @@ machine, and in whatever order a folder is listed.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -80,10 +81,11 @@ def held_out(
     A group is of the class that most of its images have, the first in the alphabet of several. The
     groups of a class are ranked by a hash of the split's seed and their name. Of n groups of a
     class the first `val_share` x n, rounded, are held out. With folds, all groups are dealt out in
-    turn, class by class in the order of their ranks.
+    turn, class by class in the order of their ranks. Names and classes count in their `portable`
+    and `composed` forms; of absolute paths counts what lies below their common folder.
 
     Args:
-        names: the images, relative to the dataset's folder.
+        names: the images, relative to the dataset's folder, or absolute.
         classes: the name of each image's class; one and the same where they have none.
         settings: what is asked for.
         groups: the group of each image; None: each is one by itself.
@@ -91,8 +93,13 @@ def held_out(
     Raises:
         UserError: nothing is held out, or everything, or there are fewer groups than folds.
     """
-    keys = [portable(name) for name in (names if groups is None else groups)]
-    class_of = _class_of_groups(keys, classes)
+    if groups is None:
+        keys = _without_mount(names, {os.path.dirname(name) for name in names})
+    elif settings.group_by == FOLDER:
+        keys = _without_mount(groups, set(groups))
+    else:
+        keys = [portable(group) for group in groups]
+    class_of = _class_of_groups(keys, [composed(name) for name in classes])
     ranked = defaultdict(list)
     for key in sorted(class_of, key=lambda key: (_hash(settings.split_seed, key), key)):
         ranked[class_of[key]].append(key)
@@ -117,6 +124,21 @@ def held_out(
 def portable(name: str) -> str:
     """A relative path as it is written on every machine: with "/", composed (NFC)."""
     return composed(name.replace("\\", "/"))
+
+
+def _without_mount(paths: Sequence[str], folders: set[str]) -> list[str]:
+    """Paths in `portable` form, of which absolute ones begin at the common folder of `folders`.
+
+    They begin with "/" still, so that none is taken for a relative path.
+    """
+    absolute = [folder for folder in folders if os.path.isabs(folder)]
+    if not absolute:
+        return [portable(path) for path in paths]
+    common = os.path.commonpath(absolute)
+    return [
+        "/" + portable(os.path.relpath(path, common)) if os.path.isabs(path) else portable(path)
+        for path in paths
+    ]
 
 
 def _class_of_groups(keys: Sequence[str], classes: Sequence[str]) -> dict[str, str]:

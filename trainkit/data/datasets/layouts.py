@@ -1,10 +1,11 @@
 """Where in a folder the images of a split are, and their masks."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainkit.data.datasets.divided import SIDES, SPLITS
+from trainkit.data.datasets.listing import identity
 from trainkit.data.file_names import extension, is_image, leftover
 from trainkit.errors import MissingFileError, UserError
 
@@ -117,10 +118,26 @@ def _folders(folder: Path) -> list[Path]:
     return [each for each in folder.iterdir() if each.is_dir() and not leftover(each.name)]
 
 
+def _files_below(folder: Path) -> Iterator[list[str]]:
+    """Names of the files in a folder and in each below it.
+
+    Links are followed, but for those to a folder that they lie in.
+    """
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), frozenset())]
+    while waiting:
+        where, above = waiting.pop()
+        listed = next(os.walk(where, followlinks=True), None)
+        if listed is None or (here := identity(where)) in above:
+            continue
+        _, folders, names = listed
+        yield names
+        waiting += [(os.path.join(where, name), above | {here}) for name in reversed(folders)]
+
+
 def _holds_images(folder: Path, and_json: bool = False) -> bool:
     return any(
         is_image(extension(name)) or (and_json and extension(name) == ".json")
-        for _, _, names in os.walk(folder, followlinks=True)
+        for names in _files_below(folder)
         for name in names
         if not leftover(name)
     )
@@ -128,7 +145,7 @@ def _holds_images(folder: Path, and_json: bool = False) -> bool:
 
 def _is_outlined(folder: Path) -> bool:
     """Whether an image in or below a folder has a JSON file beside it, as LabelMe writes them."""
-    for _, _, names in os.walk(folder, followlinks=True):
+    for names in _files_below(folder):
         if any(is_image(extension(name)) for name in names):
             stems = {os.path.splitext(name)[0] for name in names if is_image(extension(name))}
             return any(f"{each}.json" in names for each in stems)

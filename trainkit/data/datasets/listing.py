@@ -182,11 +182,11 @@ def _below(
     """
     files: list[str] = []
     times: dict[str, tuple[int, int]] = {}
-    above = frozenset() if root is None else frozenset({_identity(root)})
+    above = frozenset() if root is None else frozenset({identity(root)})
     waiting = [(str(folder), name, above)]
     while waiting:
         where, inside, above = waiting.pop()
-        here = _identity(where)
+        here = identity(where)
         if here in above:
             inventory.left_out["link", ""] += 1
             if inside == name:  # it is a class, without images
@@ -224,7 +224,7 @@ def _is_special(link: str) -> bool:
     return os.path.exists(link) and not os.path.isfile(link)
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
+def identity(folder: str | Path) -> tuple[int, int]:
     """What a folder and all links to it have in common."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino

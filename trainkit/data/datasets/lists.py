@@ -64,7 +64,7 @@ class ImageList:
         return None if name is None else [value.lower() for value in self.columns[name]]
 
     def files(self, paths: Sequence[str]) -> list[str]:
-        """The paths as the files are spelt, relative to `root`; an absolute one stays absolute.
+        """The paths as the files are spelt, each in one way, see `existing`.
 
         Raises:
             MissingFileError: some are missing; the message counts and names them.
@@ -176,10 +176,13 @@ def _text(value: object) -> str:
 def existing(root: Path, paths: Sequence[str], file: Path) -> list[str]:
     """The paths that `file` names as the files are spelt, relative to `root` or absolute.
 
+    Each file has one path, without "." and "..": what lies in `root` is relative to it, however
+    `file` names it; an absolute path to elsewhere stays absolute.
+
     Raises:
         MissingFileError: some are missing; the message counts and names them.
     """
-    folders: dict[str, dict[str, str]] = {}
+    folders: dict[str, Folder] = {}
     found = [_found(root, path, folders) for path in paths]
     missing = [path for path, there in zip(paths, found) if there is None]
     if missing:
@@ -190,18 +193,45 @@ def existing(root: Path, paths: Sequence[str], file: Path) -> list[str]:
     return [path for path in found if path is not None]
 
 
-def _found(root: Path, path: str, folders: dict[str, dict[str, str]]) -> str | None:
+Folder = tuple[str, dict[str, str]]  # its path in one spelling, and the names in it
+
+
+def _found(root: Path, path: str, folders: dict[str, Folder]) -> str | None:
     """The path as its file is spelt, in a list that may be of another machine; None for no file.
 
-    `folders` are the names in each folder that was looked into.
+    `folders` are those that were looked into.
     """
     for spelt in dict.fromkeys((path, path.replace("\\", "/"))):
         folder, name = os.path.split(spelt)
         if folder not in folders:
             where = root / folder
             entries = os.listdir(where) if where.is_dir() else []
-            folders[folder] = {composed(entry): entry for entry in entries}
-        there = folders[folder].get(composed(name))
+            names = {composed(entry): entry for entry in entries}
+            folders[folder] = _in_one_spelling(root, folder) if entries else "", names
+        inside, names = folders[folder]
+        there = names.get(composed(name))
         if there is not None and name:
-            return os.path.join(folder, there)
+            return os.path.join(inside, there)
     return None
+
+
+def _in_one_spelling(root: Path, folder: str) -> str:
+    """The path of a folder without "." and "..", relative to `root` where it lies in it."""
+    where = os.path.join(root, folder)
+    relative = [
+        os.path.relpath(resolved(where), resolved(root))
+        for resolved in (os.path.abspath, os.path.realpath)
+    ]
+    # ".." behind a link leads elsewhere than it reads; the second one has no links.
+    relative = [path for path in relative if _is_same(os.path.join(root, path), where)]
+    for path in relative:
+        if path.split(os.sep)[0] != os.pardir:
+            return "" if path == os.curdir else path
+    if not os.path.isabs(folder):
+        return relative[0]
+    plain = os.path.normpath(folder)
+    return plain if _is_same(plain, where) else os.path.realpath(where)
+
+
+def _is_same(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.path.samefile(path, other)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainkit.data.datasets.divided import SIDES, SPLITS, Whole, with_sides
+from trainkit.data.datasets.divided import SIDES, SPLITS, Whole, require_one_side, with_sides
 from trainkit.data.datasets.folder import paired, require_different
 from trainkit.data.datasets.held_out import FOLDER, SplitSettings, portable
 from trainkit.data.datasets.inventory import some
@@ -19,7 +19,7 @@ from trainkit.data.datasets.lists import (
     list_in,
     read_list,
 )
-from trainkit.data.file_names import stem
+from trainkit.data.file_names import composed, stem
 from trainkit.errors import UserError
 
 
@@ -89,7 +89,8 @@ def of_lists(
         masks: targets are masks' paths, and not labels.
 
     Raises:
-        UserError: a list is no list, is to be divided a second time, or is not divided at all.
+        UserError: a list is no list, is to be divided a second time, or is not divided at all; an
+            image is on both sides.
     """
     source = Path(source)
     columns = (IMAGE, image_column), (MASK if masks else LABEL, target_column), masks
@@ -108,7 +109,10 @@ def of_lists(
         whole = _whole(rows, settings, *columns)
         if sides is None:
             return whole
-        return with_sides(whole, _sides(rows, sides))
+        sides = _sides(rows, sides)
+        spelt = rows.column(*columns[0], "--image-column")
+        require_one_side(whole.names, sides, lambda row: _told(rows, spelt, row))
+        return with_sides(whole, sides)
     found = {} if not source.is_dir() else _lists_in(source)
     if not found:
         return None
@@ -117,13 +121,20 @@ def of_lists(
             f"{source} has {some(file.name for file in found.values())}, lists of its splits:"
             f" leave {settings.words} out, or give one list with --data"
         )
-    parts = {side: _whole(read_list(file), settings, *columns) for side, file in found.items()}
+    lists = {side: read_list(file) for side, file in found.items()}
+    parts = {side: _whole(rows, settings, *columns) for side, rows in lists.items()}
     sides = [side for side, part in parts.items() for _ in part.names]
     first = next(iter(parts.values()))
     names, targets, classes = (
         [each for part in parts.values() for each in getattr(part, what)]
         for what in ("names", "targets", "classes")
     )
+    told = [
+        (rows, rows.column(*columns[0], "--image-column"), row)
+        for rows in lists.values()
+        for row in range(len(rows.lines))
+    ]
+    require_one_side(names, sides, lambda place: _told(*told[place]))
     return with_sides(Whole(source, names, targets, first.header, classes), sides)
 
 
@@ -159,6 +170,8 @@ def _whole(
 ) -> Whole:
     names = rows.files(rows.column(*image, "--image-column"))
     targets = rows.column(*target, "--mask-column" if masks else "--label-column")
+    if masks:
+        targets = rows.files(targets)
     _require_one_target(rows, names, targets)
     groups: Sequence[str] | None = None
     if settings.group_by == FOLDER:
@@ -166,9 +179,7 @@ def _whole(
     elif settings.group_by is not None:
         groups = rows.column((), settings.group_by, "--group-by")
     header = ("path", "mask" if masks else "label")
-    classes: Sequence[str] = targets
-    if masks:
-        classes, targets = [""] * len(names), rows.files(targets)
+    classes: Sequence[str] = [""] * len(names) if masks else targets
     return Whole(rows.root, names, targets, header, classes, groups)
 
 
@@ -177,11 +188,16 @@ def _require_one_target(rows: ImageList, names: Sequence[str], targets: Sequence
     found: dict[str, tuple[str, int]] = {}
     for name, target, line in zip(names, targets, rows.lines):
         before, at = found.setdefault(name, (target, line))
-        if before != target:
+        if composed(before) != composed(target):
             raise UserError(
                 f"{rows.file}: {name} is {before} in line {at} and {target} in line {line}; remove"
                 " one"
             )
+
+
+def _told(rows: ImageList, spelt: Sequence[str], row: int) -> str:
+    """Where an image stands, and how it is written there."""
+    return f"{spelt[row]} in {rows.file}, line {rows.lines[row]}"
 
 
 def folders_of(names: Sequence[str], where: Path) -> list[str]:
