@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.processes import ROOT
@@ -23,9 +23,12 @@ from trainkit.models.rebuild import network_from, transform_from
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import SmallClassifier, SmallResNet, small_fcn, small_lraspp
+from trainkit.prediction.loading import Source
+from trainkit.prediction.model_info import ModelInfo
 from trainkit.rebuildable import built_by, rebuildable
 from trainkit.storage import checkpoint
 from trainkit.storage.model_json import FORMAT, model_json, read_model_json
+from trainkit.tasks.recognition import Recognition
 
 FILES = sorted((ROOT / "recipes").glob("*.py"))
 DOORS = {
@@ -149,6 +152,78 @@ def test_checkpoints_have_it_and_it_is_hashed_and_published(tmp_path, monkeypatc
         read_model_json(path)
     (path / "model.json").unlink()
     assert read_model_json(path) is None  # as in checkpoints of earlier versions
+
+
+DESCRIBED = {
+    "format": FORMAT,
+    "trainkit": "1",
+    "type": "SmallClassifier",
+    "network": {
+        "function": "recognition.classifier",
+        "recipe": None,
+        "arguments": {"name": "small", "num_classes": 3},
+    },
+    "task": {"type": "Recognition", "arguments": {"classes": 3}, "of": "trainkit"},
+    "transform": {"function": "as_stored", "arguments": {}},
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.2, 0.2, 0.2],
+    "upright": True,
+    "inference": {"scales": [1.0], "flip": False, "window": 64, "stride": None, "window_batch": 2},
+    "batch_size": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"network": {}}, "in network, it has no function"),
+        ({"network": {"function": "x", "recipe": None}}, "in network, it has no arguments"),
+        ({"network": {"function": "x", "arguments": {}}}, "in network, it has no recipe"),
+        ({"transform": {}}, "in transform, it has no function"),
+        ({"transform": {"function": 3, "arguments": {}}}, "in transform, function is 3, and must"),
+        ({"task": {"type": "Recognition", "of": "trainkit"}}, "in task, it has no arguments"),
+        ({"task": {"arguments": {}, "of": "trainkit"}}, "in task, it has no type"),
+        ({"inference": {}}, "in inference, it has no scales"),
+        ({"inference": {"scales": [1.0], "window": "64"}}, 'in inference, window is "64"'),
+        ({"channels": "3"}, 'channels is "3", and must be a whole number'),
+        ({"bits": 12}, "bits is 12, and must be 8 or 16"),
+        ({"mean": "x"}, 'mean is "x", and must be a list of numbers'),
+        ({"std": [0.2, 0]}, "std is .0.2, 0., and must be a list of numbers above 0"),
+    ],
+)
+def test_an_incomplete_model_json_is_refused_by_name(tmp_path, change, words):
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(DESCRIBED))
+    save_file(classifier("small", 3).state_dict(), tmp_path / "model.safetensors")
+    info = Source.at(tmp_path).info()
+    assert (info.batch_size, info.inference.window, info.pixels.channels) == (4, 64, 3)
+    file.write_text(json.dumps({**DESCRIBED, **change}))
+    with pytest.raises(UserError, match=f"model.json is damaged: {words}"):
+        Source.at(tmp_path)
+    file.write_text(json.dumps({**DESCRIBED, **change, "format": FORMAT + 1}))
+    with pytest.raises(UserError, match="of a newer trainkit"):
+        Source.at(tmp_path)
+
+
+def test_predictions_leave_every_modules_mode():
+    info = ModelInfo(classifier("small", 3), Recognition(3), None)
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    for frozen in (False, True):
+        info.model.train()
+        norms = [each for each in info.model.modules() if isinstance(each, nn.BatchNorm2d)]
+        assert norms
+        for norm in norms if frozen else []:
+            norm.eval()
+        modes = [each.training for each in info.model.modules()]
+        assert modes.count(False) == len(norms) * frozen
+        assert len(info.predict(image)[0]["top"]) == 3
+        assert [each.training for each in info.model.modules()] == modes
+        with pytest.raises(UserError):
+            info.predict([image, image[0, 0]])
+        assert [each.training for each in info.model.modules()] == modes
+    info.model.eval()
+    info.predict(image)
+    assert not any(each.training for each in info.model.modules())
 
 
 def test_the_recipes_own_file_is_published_as_recipe_py(tmp_path, monkeypatch):

@@ -123,7 +123,15 @@ class ModelInfo:
             UserError: an image cannot be read, or the task has no predictions to write.
         """
         listed = _listed(images)
-        infer, was_training = self.infer(), self.model.training
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            return self._predicted(listed, top_k)
+        finally:  # module by module: some may have been frozen in evaluation mode
+            for module in training:
+                module.training = True
+
+    def _predicted(self, listed: Sequence[ImageLike], top_k: int) -> list[dict[str, Any]]:
+        infer = self.infer()
         self.model.eval()
         found = []
         chunks = range(0, len(listed), self.batch_size)
@@ -135,7 +143,6 @@ class ModelInfo:
             for picture, row in zip(pictures, self.records(pictures, outputs, top_k)):
                 file = None if picture.file == Path() else str(picture.file)
                 found.append({"file": file, **row})
-        self.model.train(was_training)
         return found
 
     def records(

@@ -34,7 +34,10 @@ from trainkit.storage.run_files import (
     STRING,
     TRUTH,
     Fault,
+    Kind,
+    is_number,
     load_json,
+    maybe,
     or_none,
     require,
 )
@@ -48,7 +51,34 @@ PARTS = {
     "task": MAPPING,
     "transform": or_none(MAPPING),
 }
-SINCE_2 = {"upright": TRUTH, "inference": or_none(MAPPING), "batch_size": POSITIVE}
+NUMBERS = Kind(
+    "a list of numbers",
+    lambda value: isinstance(value, list) and value != [] and all(map(is_number, value)),
+)
+NUMBERS_ABOVE_0 = Kind(
+    "a list of numbers above 0", lambda value: NUMBERS.accepts(value) and min(value) > 0
+)
+SINCE_2 = {
+    "upright": TRUTH,
+    "inference": or_none(MAPPING),
+    "batch_size": POSITIVE,
+    "mean": NUMBERS,
+    "std": NUMBERS_ABOVE_0,
+    "channels": maybe(POSITIVE),
+    "bits": maybe(Kind("8 or 16", lambda value: type(value) is int and value in (8, 16))),
+}
+INSIDE = {
+    "network": {"function": STRING, "recipe": or_none(STRING), "arguments": MAPPING},
+    "task": {"type": STRING, "arguments": MAPPING, "of": maybe(STRING)},
+    "transform": {"function": STRING, "recipe": maybe(or_none(STRING)), "arguments": MAPPING},
+    "inference": {
+        "scales": NUMBERS_ABOVE_0,
+        "flip": maybe(TRUTH),
+        "window": maybe(or_none(POSITIVE)),
+        "stride": maybe(or_none(POSITIVE)),
+        "window_batch": maybe(POSITIVE),
+    },
+}
 AS_STORED: Mapping[str, Any] = {"function": "as_stored", "arguments": {}}
 INPUT = ("interpolation", "crop_fraction", "crop_mode")
 
@@ -85,7 +115,7 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
         None where there is none, as in older ones.
 
     Raises:
-        UserError: it is damaged, or of a newer trainkit.
+        UserError: it is damaged, lacks something, or is of a newer trainkit.
     """
     file = folder / MODEL_JSON
     if not file.exists():
@@ -95,6 +125,8 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
         require(content, PARTS)
         if content["format"] == FORMAT:
             require(content, SINCE_2)
+        if content["format"] <= FORMAT:
+            _require_inside(content)
     except Fault as error:
         raise UserError(f"{file} is damaged: {error}. Put a whole copy in its place") from error
     if content["format"] > FORMAT:
@@ -102,6 +134,16 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
             f"{file} is of format {content['format']}, of a newer trainkit; this one reads {FORMAT}"
         )
     return content
+
+
+def _require_inside(content: Mapping[str, Any]) -> None:
+    """Check what the parts hold, where there are any. Raises Fault with the part's name."""
+    for name, kinds in INSIDE.items():
+        if content.get(name) is not None:
+            try:
+                require(content[name], kinds)
+            except Fault as error:
+                raise Fault(f"in {name}, {error}") from error
 
 
 def _transform(info: DatasetInfo) -> Mapping[str, Any] | None:

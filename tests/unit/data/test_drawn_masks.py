@@ -74,6 +74,32 @@ def test_labelmes_polygons(tmp_path):
     assert inside > 1000
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"shape_type": "circle", "points": [[1, 1], [2, 2], [3, 3]]}, "is a circle of 3 points"),
+        ({"shape_type": "rectangle", "points": []}, "is a rectangle of 0 points"),
+        ({"points": [[1, 1, 0], [9, 1, 0], [9, 9, 0]]}, "points of other than two numbers"),
+        ({"points": [[1, 1], [9, "x"], [9, 9]]}, "is no file of LabelMe: could not convert"),
+        ({"points": [[1, 1], [9, float("nan")], [9, 9]]}, "has a point at infinity"),
+        ({"points": [[1, 1], [9, float("inf")], [9, 9]]}, "has a point at infinity"),
+        ({"points": None}, "is no file of LabelMe"),
+        ({"label": ["dog"]}, "has a shape of \"\\['dog'\\]\""),
+        ({"imageWidth": -4}, "is of an image of -4 x 30 pixels"),
+        ({"imageHeight": "x"}, "is no file of LabelMe: invalid literal"),
+        ({"imageHeight": float("inf")}, "is no file of LabelMe: cannot convert float infinity"),
+    ],
+)
+def test_a_damaged_file_of_labelme_is_named(tmp_path, change, words):
+    file = labelme(tmp_path / "one.json", [("dog", "polygon", [(1, 1), (9, 1), (9, 9)])])
+    assert (labelme_labels(file, CLASSES) == 2).sum() == 45
+    content = json.loads(file.read_text())
+    content["shapes"][0] |= {k: v for k, v in change.items() if not k.startswith("image")}
+    file.write_text(json.dumps(content | {k: v for k, v in change.items() if k[:5] == "image"}))
+    with pytest.raises(UserError, match=f"one.json.*{words}"):
+        labelme_labels(file, CLASSES)
+
+
 def test_labelmes_other_shapes(tmp_path):
     shapes = [
         ("cat", "rectangle", [(30, 20), (10, 5)]),  # drawn from its lower right corner
@@ -224,6 +250,16 @@ def test_folders_of_coco_style(tmp_path, layout):
     with pytest.raises(UserError, match="leave --mask-values"):
         label_maps(tmp_path / "my", "train", CLASSES, mask_values=[0, 1, 2])
     assert "count nowhere" in label_maps(tmp_path / "my", "val", ["cat", "dog"]).used_warnings[0]
+
+
+def test_one_image_in_two_files_of_coco_style(tmp_path):
+    square = [(3, [[0, 0, 9, 0, 9, 9, 0, 9]])]
+    for place in range(5):
+        picture(tmp_path / "images" / f"{place}.png", 40, 30, place)
+    for split, places in (("train", (0, 1, 2)), ("val", (2, 3, 4))):
+        coco_file(tmp_path / f"{split}.json", {f"{place}.png": square for place in places})
+    with pytest.raises(UserError, match="2.png in .*train.json, and .*2.png in .*val.json; remove"):
+        label_maps(tmp_path, "train", CLASSES)
 
 
 def test_faulty_coco_style(tmp_path):

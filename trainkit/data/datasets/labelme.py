@@ -45,12 +45,14 @@ def labelme_labels(file: Path, names: Sequence[str]) -> Tensor:
     try:
         content = json.loads(read_text(file))
         width, height = int(content["imageWidth"]), int(content["imageHeight"])
-        shapes = [(shape["label"], *_outline(shape)) for shape in content["shapes"]]
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+        shapes = [(str(shape["label"]), *_outline(shape)) for shape in content["shapes"]]
+    except UserError as error:  # which is a ValueError, too
+        raise DataError(f"{file}: {error}") from error
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{file} is no file of LabelMe: {what}; save it anew") from error
-    except UserError as error:
-        raise DataError(f"{file}: {error}") from error
+    if min(width, height) < 1:
+        raise DataError(f"{file} is of an image of {width} x {height} pixels; save it anew")
     ids = dict.fromkeys(UNCOUNTED, IGNORED) | {name: place for place, name in enumerate(names)}
     image = Image.new("L", (width, height), background_id(names))
     draw = ImageDraw.Draw(image)
@@ -71,23 +73,33 @@ def shape_labels(file: Path) -> set[str]:
     """The labels of the shapes in a file of LabelMe. Raises DataError where it is none."""
     try:
         return {str(shape["label"]) for shape in json.loads(read_text(file))["shapes"]}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file} is no file of LabelMe: {error}; save it anew") from error
+    except UserError as error:
+        raise DataError(f"{file}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{file} is no file of LabelMe: {what}; save it anew") from error
 
 
 def _outline(shape: dict[str, Any]) -> tuple[str, list[tuple[float, float]]]:
     """How a shape is drawn, and the corners, or those of the box around it."""
     kind = shape.get("shape_type") or "polygon"
+    if any(len(point) != 2 for point in shape["points"]):
+        raise UserError(
+            f"a shape of {shape['label']!r} has points of other than two numbers, x and y: draw it"
+            " anew"
+        )
     points = [(float(x), float(y)) for x, y in shape["points"]]
+    if not all(math.isfinite(value) for point in points for value in point):
+        raise UserError(f"a shape of {shape['label']!r} has a point at infinity: draw it anew")
     if kind == "polygon" and len(points) > 2:
         return kind, points
-    if kind == "rectangle":
+    if kind == "rectangle" and points:
         (left, right), (top, bottom) = (
             sorted((points[0][0], points[-1][0])),
             sorted((points[0][1], points[-1][1])),
         )
         return kind, [(left, top), (right, bottom)]
-    if kind == "circle":
+    if kind == "circle" and len(points) == 2:
         (x, y), (on_x, on_y) = points
         radius = math.hypot(on_x - x, on_y - y)
         return kind, [(x - radius, y - radius), (x + radius, y + radius)]
