@@ -1,6 +1,7 @@
 """Images of other channels than red, green and blue, and of 16 bits a channel."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 
-from trainkit.data.image_headers import JPEG, PNG, checked_png, require_jpeg_room
+from trainkit.data.image_headers import JPEG, PNG, require_jpeg_room
 from trainkit.data.image_io import read_image, read_with
-from trainkit.data.pillow_decoder import opened, stored, turned
+from trainkit.data.pillow_decoder import opened, orientation_of, stored, turned
+from trainkit.data.png_decoder import (
+    decode_channels,
+    decode_deep_colour,
+    has_exif,
+    is_deep_colour,
+)
 from trainkit.errors import DataError, MissingPackageError, UserError
 from trainkit.settings import SharedSettings
 
@@ -22,8 +29,19 @@ WHITE = {torch.uint8: 255, torch.uint16: 65535}
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What Pillow gives as it is stored, with the channels of each.
 MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1, "I;16B": 1, "I;16L": 1}
-BITS_PER_SAMPLE, ORIENTATION = 258, 274  # tags of TIFF
-INKS = 5  # photometric
+CONVERTED = ("1", "P", "PA")  # black and white, and palettes, which mean their colours
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF
+WHITE_IS_ZERO, GREY, RGB, INKS = 0, 1, 2, 5  # photometric
+# What an EXIF orientation asks for, of (C, H, W).
+TURNS: dict[int | None, Callable[[Tensor], Tensor]] = {
+    2: lambda image: image.flip(-1),
+    3: lambda image: image.flip(-1, -2),
+    4: lambda image: image.flip(-2),
+    5: lambda image: image.transpose(-1, -2),
+    6: lambda image: image.rot90(-1, (-2, -1)),
+    7: lambda image: image.transpose(-1, -2).flip(-1, -2),
+    8: lambda image: image.rot90(1, (-2, -1)),
+}
 
 
 @dataclass(frozen=True)
@@ -123,14 +141,16 @@ def _decoded(data: bytes, upright: bool) -> Tensor:
             raise DataError("it is a JPEG of inks (CMYK), which are no channels: save it as RGB")
         return image
     if data.startswith(PNG):
-        sound, _ = checked_png(data)
-        return decode_image(_bytes(bytes(sound)), ImageReadMode.UNCHANGED, upright)
+        decoded = _png(data, upright)
+        if decoded is not None:
+            return decoded
     if data.startswith(TIFF) and not _pillow_reads(data):
         return _tiff(data)
     with opened(data) as image:
-        if image.mode == "P":
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         image = turned(image) if upright else stored(image)
+        if image.mode in CONVERTED:
+            transparent = image.mode == "PA" or "transparency" in image.info
+            image = image.convert("L" if image.mode == "1" else "RGBA" if transparent else "RGB")
         if image.mode not in MODES:
             raise DataError(
                 f"its pixels are of mode {image.mode}: save them as they are, in a TIFF"
@@ -140,13 +160,27 @@ def _decoded(data: bytes, upright: bool) -> Tensor:
     return _tensor(array.transpose(2, 0, 1))
 
 
+def _png(data: bytes, upright: bool) -> Tensor | None:
+    """As `_decoded`; None for one that is left to Pillow: palettes, few bits, 16 of grey, EXIF."""
+    if not is_deep_colour(data):
+        return decode_channels(data)
+    image = decode_deep_colour(data)
+    if upright and has_exif(data):
+        with opened(data) as other:
+            image = TURNS.get(orientation_of(other), torch.clone)(image)
+    return image
+
+
 def _pillow_reads(data: bytes) -> bool:
     """Whether Pillow gives all bits of all channels of a TIFF, as they are stored."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             bits = set(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (1,)))
-            whole = image.mode in MODES and getattr(image, "n_frames", 1) == 1
-            return whole and (bits <= {8} or image.mode.startswith("I;16"))
+            if getattr(image, "n_frames", 1) > 1:
+                return False
+            if image.mode.startswith("I;16"):
+                return getattr(image, "tag_v2", {}).get(PHOTOMETRIC) != WHITE_IS_ZERO
+            return image.mode in CONVERTED or (image.mode in MODES and bits <= {1, 2, 4, 8})
     except (OSError, ValueError):  # it knows no mode for so many channels
         return False
 
@@ -162,6 +196,14 @@ def _tiff(data: bytes) -> Tensor:
         series, first = tiff.series[0], tiff.pages.first
         if first.photometric == INKS:
             raise DataError("it is a TIFF of inks (CMYK), which are no channels: save it as RGB")
+        light = first.tags.get(PHOTOMETRIC)
+        if light is not None and light.value not in (GREY, RGB):
+            raise DataError(
+                f"it is a TIFF of photometric {getattr(light.value, 'name', light.value)}, neither"
+                " grey from black to white nor RGB: save it as one of them"
+            )
+        if first.bitspersample < 8:
+            raise DataError(f"its values have {first.bitspersample} bits: save it with 8 or 16")
         turn = first.tags.get(ORIENTATION)
         if turn is not None and turn.value != 1:
             raise DataError(f"its orientation is {turn.value}: turn its pixels, and save it anew")

@@ -126,16 +126,25 @@ def pixel_data(data: bytes | bytearray) -> bytes:
 
 def inflated_size(data: bytes | bytearray) -> int:
     """Bytes of all rows of a PNG by its header; each row begins with a byte for its filter."""
+    return sum(rows * length for rows, length in passes(data))
+
+
+def passes(data: bytes | bytearray) -> list[tuple[int, int]]:
+    """Rows, and bytes of each with its filter, of a PNG's passes: one, or up to seven interlaced.
+
+    Raises:
+        UserError: its colours are none of PNG's.
+    """
     width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     if colour not in _CHANNELS:
         raise UserError(f"the PNG's header is damaged: it has colours of type {colour}")
     bits *= _CHANNELS[colour]
-    size = 0
+    found = []
     for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
         if columns > 0 and rows > 0:
-            size += rows * (1 + (columns * bits + 7) // 8)
-    return size
+            found.append((rows, 1 + (columns * bits + 7) // 8))
+    return found
 
 
 def png_bits(data: bytes | bytearray) -> int:

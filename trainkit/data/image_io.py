@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
@@ -149,20 +150,30 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
             return decoded
     with opened(data) as image:
         bits = _bits(image, data)
-        shown = turned(image) if upright else stored(image)
-        if shown.mode.startswith("I;16") or (shown.mode == "I" and shown.format == "PPM"):
-            values = np.asarray(shown).astype(np.uint16)  # Pillow would cut off all above 255
-            _note_range(int(values.max(initial=0)))
-            pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        elif shown.mode in ("I", "F"):
-            raise DataError(
-                f"its pixels are of mode {shown.mode}, whose range nothing tells: save it with 8 or"
-                " 16 bits"
-            )
-        else:
-            pixels = np.array(shown if shown.mode == "RGB" else shown.convert("RGB"))
-            if bits == 16 and notes() is not None:
-                _note_range(256 * int(pixels.max(initial=0)) + 255)
+        pixels = image_to_rgb(image, upright)
+        if bits == 16 and not image.mode.startswith("I") and notes() is not None:
+            _note_range(256 * int(pixels.numpy().max(initial=0)) + 255)
+    return pixels
+
+
+def image_to_rgb(image: Image.Image, upright: bool = True) -> Tensor:
+    """A PIL image as `read_image` gives its file: uint8 (3, H, W), a view of (H, W, 3).
+
+    Raises:
+        DataError: its pixels have no known range.
+    """
+    shown = turned(image) if upright else stored(image)
+    if shown.mode.startswith("I;16") or (shown.mode == "I" and shown.format == "PPM"):
+        values = np.asarray(shown).astype(np.uint16)  # Pillow would cut off all above 255
+        _note_range(int(values.max(initial=0)))
+        pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    elif shown.mode in ("I", "F"):
+        raise DataError(
+            f"its pixels are of mode {shown.mode}, whose range nothing tells: save it with 8 or"
+            " 16 bits"
+        )
+    else:
+        pixels = np.array(shown if shown.mode == "RGB" else shown.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -179,8 +179,14 @@ def turned(image: Image.Image) -> Image.Image:
     """
     # of a TIFF Pillow turns the pixels there, and takes the orientation out of its EXIF
     image.load()
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    orientation = orientation_of(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def orientation_of(image: Image.Image) -> int | None:
+    """What its EXIF says, if anything; of a PNG it is loaded, since EXIF may follow the pixels."""
+    found: int | None = image.getexif().get(ExifTags.Base.Orientation)
+    return found
 
 
 def stored(image: Image.Image) -> Image.Image:

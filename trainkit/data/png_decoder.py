@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
-from trainkit.data.image_headers import checked_png, inflated_size, pixel_data
+from trainkit.data.image_headers import checked_png, inflated_size, passes, pixel_data
 from trainkit.errors import UserError
 
-_GREY, _RGB, _RGBA = 0, 2, 6  # PNG's types of colour
+_GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # PNG's types of colour
 _HEADER_END = 33
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk, with its checksum
 _MAX_SIDE = 1_000_000  # libpng's own limit
@@ -45,6 +45,42 @@ def decode_grey(data: bytes | bytearray) -> Tensor | None:
     return None if decoded is None else decoded[0]
 
 
+def decode_channels(data: bytes | bytearray) -> Tensor | None:
+    """Decode a PNG of 8 bits to its channels as stored, uint8 (C, H, W).
+
+    None for one that is left to Pillow.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return _decode(data, (_GREY, _GREY_ALPHA, _RGB, _RGBA), ImageReadMode.UNCHANGED)
+
+
+def is_deep_colour(data: bytes | bytearray) -> bool:
+    """Whether a PNG has 16 bits and several channels, of which Pillow gives the upper 8 bits."""
+    return data[24] == 16 and data[25] in (_GREY_ALPHA, _RGB, _RGBA)
+
+
+def decode_deep_colour(data: bytes | bytearray) -> Tensor:
+    """Decode a PNG of `is_deep_colour`, without its EXIF orientation: uint16 (C, H, W).
+
+    Raises:
+        UserError: it is damaged, or a side is beyond libpng's limit.
+    """
+    checked_png(data)
+    width, height, *_, compression, filtering, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    if not 0 < min(width, height) <= max(width, height) <= _MAX_SIDE:
+        raise UserError(f"its header says {width}x{height} pixels, which no decoder takes")
+    if compression or filtering or interlaced > 1:
+        raise UserError("the PNG's header is damaged: its pixels are stored in an unknown way")
+    bare = _only_pixels(data)
+    content = hash(bytes(bare))
+    if content not in _sound:
+        _require_sound_pixels(bare)
+        _remember(content)
+    return decode_png(torch.frombuffer(bare, dtype=torch.uint8), ImageReadMode.UNCHANGED)
+
+
 def _decode(
     data: bytes | bytearray, colours: tuple[int, ...], mode: ImageReadMode
 ) -> Tensor | None:
@@ -63,13 +99,33 @@ def _decode(
         return None
     if content not in _sound:
         _require_sound_pixels(bare)
-        if len(_sound) < _MAX_REMEMBERED:
-            _sound.add(content)
+        _remember(content)
     return decode_png(torch.frombuffer(bare, dtype=torch.uint8), mode)
 
 
+def _remember(content: int) -> None:
+    if len(_sound) < _MAX_REMEMBERED:
+        _sound.add(content)
+
+
 def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
-    """Header, pixels and end of a PNG alone; None for one with EXIF, which may turn it.
+    """Header, pixels and end of a PNG alone; None for one with EXIF, which may turn it."""
+    return None if has_exif(data) else _only_pixels(data)
+
+
+def has_exif(data: bytes | bytearray) -> bool:
+    """Whether a PNG with sound chunks has EXIF."""
+    place = _HEADER_END
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind in (b"eXIf", b"IEND"):
+            return bool(kind == b"eXIf")
+        place += 12 + length
+    return False
+
+
+def _only_pixels(data: bytes | bytearray) -> bytearray:
+    """Header, pixels and end of a PNG alone.
 
     Of a PNG in colours a palette is a suggestion for poorer screens.
     """
@@ -80,8 +136,6 @@ def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
         end = place + 12 + length
         if kind == b"IHDR":
             raise UserError("the PNG is damaged: it has two headers")
-        if kind == b"eXIf":
-            return None
         if kind == b"IDAT":
             parts.append(data[place:end])
         elif kind != b"IEND":
@@ -95,7 +149,6 @@ def _needed_chunks(data: bytes | bytearray) -> bytearray | None:
 def _require_sound_pixels(data: bytearray) -> None:
     """Raise UserError where libpng would find an error in the stream, its length, or a filter."""
     size = inflated_size(data)
-    height = struct.unpack_from(">I", data, 20)[0]
     try:
         # the window that its header says
         rows = zlib.decompressobj(wbits=0).decompress(pixel_data(data), size)
@@ -103,5 +156,9 @@ def _require_sound_pixels(data: bytearray) -> None:
         raise UserError(f"the PNG is damaged: its pixels do not inflate ({error})") from error
     if len(rows) < size:
         raise UserError("the PNG is damaged: it has fewer rows than its header says")
-    if height and max(rows[:: size // height]) > 4:
-        raise UserError("the PNG is damaged: it has a row whose filter no decoder knows")
+    start = 0
+    for number, length in passes(data):
+        end = start + number * length
+        if max(rows[start:end:length]) > 4:
+            raise UserError("the PNG is damaged: it has a row whose filter no decoder knows")
+        start = end

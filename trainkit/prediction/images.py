@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as VF
 
 from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels, shown
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.inventory import Inventory
 from trainkit.data.datasets.listing import list_images
 from trainkit.data.file_names import extension
+from trainkit.data.image_io import image_to_rgb
 from trainkit.data.reader import UNUSABLE
 from trainkit.errors import MissingFileError, UserError, is_shortage
 
@@ -98,8 +98,7 @@ def as_pixels(
     if isinstance(image, (str, Path)):
         return read_pixels(Path(image), pixels, upright)
     if isinstance(image, Image.Image) and pixels.usual:
-        turned = ImageOps.exif_transpose(image) if upright else image
-        return tv_tensors.Image(VF.pil_to_tensor(turned.convert("RGB")))
+        return tv_tensors.Image(image_to_rgb(image, upright))
     if isinstance(image, np.ndarray) and image.ndim == 3:
         image = torch.tensor(image).permute(2, 0, 1)
     kind = torch.uint8 if pixels.bits == 8 else torch.uint16

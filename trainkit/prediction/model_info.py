@@ -256,7 +256,8 @@ def transform_of(data: Any) -> Callable[[Any], Any] | None:
     transform = info.transform
     if transform is not None:
         try:
-            transform(tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)))
+            kind = torch.uint8 if info.pixels.bits == 8 else torch.float32  # as `read_pixels`
+            transform(tv_tensors.Image(torch.zeros(info.pixels.channels, 64, 64, dtype=kind)))
         except TypeError as error:
             raise UserError(
                 f"val_data's transform does not take an image alone ({error}): torchvision's v2"

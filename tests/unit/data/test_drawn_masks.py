@@ -278,6 +278,41 @@ def test_faulty_coco_style(tmp_path):
         label_maps(file, "val", CLASSES, held_out=SHARE)
 
 
+def test_more_than_255_categories(tmp_path):
+    """As in LVIS; class ids are those of --classes."""
+    squares = {1: 1, 255: 3, 256: 5, 257: 7, 300: 9}  # category and side
+    content = {
+        "categories": [{"id": id_, "name": f"c{id_}"} for id_ in range(1, 301)],
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "annotations": [
+            {"id": id_, "image_id": 1, "category_id": id_, "segmentation": [
+                [10 * place, 0, 10 * place + side, 0, 10 * place + side, side, 10 * place, side]
+            ]}
+            for place, (id_, side) in enumerate(list(squares.items())[1:])
+        ],
+    }  # fmt: skip
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    picture(tmp_path / "a.png", 40, 30, 0)
+    names = ["background", "c300", "c257", "c256", "c255"]
+    data = label_maps(tmp_path / "all.json", "val", names, held_out=SplitSettings(1.0))
+    labels = data[0][1].numpy()
+    assert [int((labels == label).sum()) for label in (1, 2, 3, 4)] == [81, 49, 25, 9]
+
+
+def test_run_lengths_of_another_size(tmp_path):
+    """Of a turned image as many pixels, which would be drawn scrambled."""
+    runs = {"size": [40, 30], "counts": [0, 60, 1140]}
+    file = coco_file(tmp_path / "all.json", {"a.png": [(3, runs)]})
+    picture(tmp_path / "a.png", 40, 30, 0)
+    told = r"all.json .*a.png has a height and width of \[30, 40\], and run lengths of \[40, 30\]"
+    with pytest.raises(UserError, match=told):
+        label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))
+    coco_file(tmp_path / "all.json", {"a.png": [(3, {**runs, "size": [30, 40]})]})
+    data = label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))
+    labels = data[0][1].numpy()
+    assert (labels[:, :2] == 1).all() and labels.sum() == 60
+
+
 def test_masks_go_before_annotations(tmp_path):
     """As in COCO's panoptic sets, or where one was made of the other."""
     picture(tmp_path / "my" / "images" / "train" / "a.png", 40, 30, 0)

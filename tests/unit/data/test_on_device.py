@@ -13,6 +13,7 @@ from helpers.logs import assert_bit_equal, rows
 from helpers.toy_recipes import CLASSES, recognition
 from trainkit import Options, train
 from trainkit.commands.dataset_check import untransformed
+from trainkit.data.bands import PixelSettings
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.loader import make_loader
@@ -128,6 +129,21 @@ def test_how_images_were_read_is_known():
     assert recognition(val_data=OnDevice(Halved(look))).protocol == "halved"
     assert recognition(val_data=OnDevice(Halved())).protocol == "as stored"
     assert recognition(val_data=data).protocol == "as the validation data gives them"
+
+
+@pytest.mark.parametrize("channels, bits", [(4, 8), (5, 16), (1, 8)])
+def test_a_transform_is_tried_with_the_pixels_of_its_data(channels, bits):
+    class Bands(Halved):
+        pixels = PixelSettings(channels, bits)
+
+    seen = []
+
+    def look(image):
+        seen.append((image.dtype, tuple(image.shape)))
+        return v2.functional.normalize(image.float(), [0.5] * channels, [0.25] * channels)
+
+    assert transform_of(Bands(look)) is look
+    assert seen == [(torch.uint8 if bits == 8 else torch.float32, (channels, 64, 64))]
 
 
 def test_images_of_one_size():

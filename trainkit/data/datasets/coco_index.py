@@ -13,7 +13,7 @@ from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_m
 from trainkit.data.text_files import read_text
 from trainkit.errors import UserError
 
-VERSION = 1  # of what the arrays mean
+VERSION = 2  # of what the arrays mean
 LONGEST = 100  # characters of a file's name that list the categories
 Progress = Callable[[int, int], None]
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -96,6 +96,7 @@ def _build(
                 progress(told, len(text))
         if not images:
             raise UserError("it has no images")
+        _require_sizes(images, objects)
         if progress is not None:
             progress(len(text), len(text))
     except (ValueError, KeyError, TypeError) as error:
@@ -105,7 +106,10 @@ def _build(
 
 
 def _object(element: dict[str, Any], classes: Mapping[int, int]) -> tuple:
-    """Class, crowd, whether the parts are run lengths, the parts, and the area."""
+    """Class, crowd, whether the parts are run lengths, the parts, the area, and height and width.
+
+    Those are of run lengths that say them, else None.
+    """
     shape = element["segmentation"]
     is_runs = isinstance(shape, dict)
     if is_runs:
@@ -123,7 +127,21 @@ def _object(element: dict[str, Any], classes: Mapping[int, int]) -> tuple:
         is_runs,
         parts,
         element.get("area", 0),
+        shape.get("size") if is_runs else None,
     )
+
+
+def _require_sizes(
+    images: dict[int, tuple[str, int, int]], objects: dict[int, list[tuple]]
+) -> None:
+    """Raise UserError for run lengths of another size than their image's, as of a turned one."""
+    for image, (name, height, width) in images.items():
+        for *_, size in objects.get(image, []):
+            if size is not None and list(size) != [height, width]:
+                raise UserError(
+                    f"{name} has a height and width of {[height, width]}, and run lengths of"
+                    f" {list(size)}"
+                )
 
 
 def _arrays(
@@ -142,7 +160,7 @@ def _arrays(
             [sum(item[4] for item in items) for items in of_images], dtype=np.float32
         ),
         "objects": _ends(map(len, of_images)),
-        "classes": np.array([item[0] for item in flat], dtype=np.uint8),
+        "classes": np.array([item[0] for item in flat], dtype=np.uint16),
         "crowd": np.array([item[1] for item in flat], dtype=bool),
         "is_runs": np.array([item[2] for item in flat], dtype=bool),
         "parts": _ends(len(item[3]) for item in flat),
