@@ -21,6 +21,7 @@ _HEADER_END = 33
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk, with its checksum
 _MAX_SIDE = 1_000_000  # libpng's own limit
 _MAX_BYTES = 2**26  # of pixels inflated at once; larger images are left to Pillow
+_AT_ONCE = 2**20  # bytes inflated of what follows the rows
 _MAX_REMEMBERED = 2**20  # images, some 60 MB
 
 _sound: set[int] = set()
@@ -76,7 +77,8 @@ def decode_deep_colour(data: bytes | bytearray) -> Tensor:
     bare = _only_pixels(data)
     content = hash(bytes(bare))
     if content not in _sound:
-        _require_sound_pixels(bare)
+        if not _has_whole_stream(bare):
+            raise UserError("the PNG is damaged: its pixels are cut short")
         _remember(content)
     return decode_png(torch.frombuffer(bare, dtype=torch.uint8), ImageReadMode.UNCHANGED)
 
@@ -98,7 +100,8 @@ def _decode(
     if bare is None:
         return None
     if content not in _sound:
-        _require_sound_pixels(bare)
+        if not _has_whole_stream(bare):
+            return None
         _remember(content)
     return decode_png(torch.frombuffer(bare, dtype=torch.uint8), mode)
 
@@ -146,12 +149,16 @@ def _only_pixels(data: bytes | bytearray) -> bytearray:
     return bytearray(b"".join([*parts, _END]))
 
 
-def _require_sound_pixels(data: bytearray) -> None:
-    """Raise UserError where libpng would find an error in the stream, its length, or a filter."""
+def _has_whole_stream(data: bytearray) -> bool:
+    """Whether the stream ends as it should after the last row; libpng stumbles where it is cut.
+
+    Raises:
+        UserError: libpng would find an error in the stream, its length, or a filter.
+    """
     size = inflated_size(data)
+    stream = zlib.decompressobj(wbits=0)  # the window that its header says
     try:
-        # the window that its header says
-        rows = zlib.decompressobj(wbits=0).decompress(pixel_data(data), size)
+        rows = stream.decompress(pixel_data(data), size)
     except zlib.error as error:
         raise UserError(f"the PNG is damaged: its pixels do not inflate ({error})") from error
     if len(rows) < size:
@@ -162,3 +169,10 @@ def _require_sound_pixels(data: bytearray) -> None:
         if max(rows[start:end:length]) > 4:
             raise UserError("the PNG is damaged: it has a row whose filter no decoder knows")
         start = end
+    try:
+        rest = b" "
+        while rest and not stream.eof:  # what follows the rows, of which libpng warns
+            rest = stream.decompress(stream.unconsumed_tail, _AT_ONCE)
+    except zlib.error:
+        return False
+    return stream.eof

@@ -105,6 +105,27 @@ def test_damaged_pixels(colour, bits, interlaced):
     assert read_pixels(whole, pixels).shape == (CHANNELS[colour], HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("level", [0, 9])
+@pytest.mark.parametrize("colour, bits", [(0, 8), (2, 8), (6, 8), *DEEP])
+def test_a_stream_without_its_end(colour, bits, level):
+    """All rows are there, and a few bytes of the checksum, or too many rows, are not."""
+    channels = CHANNELS[colour]
+    values = stored(colour, bits)
+    whole = png(values, colour, bits)
+    rows = zlib.decompress(whole[whole.index(b"IDAT") + 4 : -16])
+    for deflated in (
+        *(zlib.compress(rows, level)[:-cut] for cut in (1, 2, 3, 4)),
+        zlib.compress(rows + bytes(9000), level)[:-1],
+    ):
+        data = whole[:33] + chunk(b"IDAT", deflated) + chunk(b"IEND", b"")
+        if bits == 8:  # Pillow needs no end
+            assert np.array_equal(words(data, channels), values * 257)
+            assert np.array_equal(read_image(data).permute(1, 2, 0), as_rgb(values, colour, bits))
+            continue
+        with pytest.raises(DataError, match="the PNG is damaged: its pixels are cut short"):
+            words(data, channels)
+
+
 @pytest.mark.parametrize(
     "place, value, told",
     [
