@@ -117,7 +117,7 @@ class WeightsOptions:
     partial: bool = False
     """load only the matching weights, and leave the rest of the model as it is"""
     trust_recipe: bool = False
-    """run the code that came with a published model, if it is not one of trainkit's recipes"""
+    """run code that was not trained here, if it is not one of trainkit's recipes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +189,8 @@ class ReplayOptions:
     """its number, as in failures/step-<number>; default: the newest"""
     workers: int | None = None
     """data-loading workers per process; default: its share of the cores, up to 8"""
+    trust_recipe: bool = False
+    """run code that was not trained here, if it is not one of trainkit's recipes"""
 
 
 @dataclass(frozen=True)

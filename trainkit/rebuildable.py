@@ -42,7 +42,14 @@ def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
         built.as_built = structure(built)
         return built
 
-    return build
+    marked: Any = build
+    marked.is_rebuildable = True
+    return marked
+
+
+def is_rebuildable(function: Any) -> bool:
+    """Whether it has the decorator `rebuildable`, so that files may name it."""
+    return getattr(function, "is_rebuildable", False) is True
 
 
 def built_by(built: Any) -> Mapping[str, Any] | None:

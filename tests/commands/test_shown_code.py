@@ -6,13 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
 
 import trainkit
 from helpers.image_files import picture
 from helpers.processes import ROOT
 from trainkit.cli import main
+from trainkit.commands.plain_code import plain_code
+from trainkit.models.rebuild import transform_from
+from trainkit.storage.model_json import read_model_json
 
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -109,3 +115,26 @@ def test_a_network_of_trainkits_own_has_no_plain_code(tmp_path, monkeypatch):
     assert main(["push", "runs/recog_folder", "me/small", "--folder", "published"]) == 0
     (loaded,) = BLOCK.findall(Path("published/README.md").read_text())
     assert 'trainkit.load("me/small")' in loaded
+
+
+def test_no_code_without_trainkit_for_windows(here):
+    folder = here / "hub" / "seg_folder"
+    described, weights = read_model_json(folder), folder / "model.safetensors"
+    assert described is not None and plain_code(described, weights) is not None
+    windows = {"scales": [1.0], "flip": False, "window": 48, "stride": 32, "window_batch": 8}
+    assert plain_code({**described, "inference": windows}, weights) is None
+
+
+@pytest.mark.parametrize("size", [(427, 640), (640, 427), (33, 900)])
+def test_the_long_side_is_rounded_as_trainkit_does(here, size):
+    """Of the published network's code the line that prepares an image, for another long side."""
+    described = read_model_json(here / "hub" / "seg_folder")
+    assert described is not None
+    arguments = {"long_side": 520, "crop": None}
+    described["transform"] = {**described["transform"], "arguments": arguments}
+    lines = plain_code(described, here / "hub" / "seg_folder" / "model.safetensors")
+    (line,) = (each for each in lines or () if each.endswith(" / 255"))
+    image = tv_tensors.Image(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
+    seen = {"F": functional, "image": image}
+    exec(line, seen)
+    assert torch.equal(seen["image"], transform_from(described)(image) / 255)

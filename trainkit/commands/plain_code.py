@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 SEGMENTATION = torchvision.models.segmentation
+LONG = "F.resize(image, [max(1, round(n * ({side} / max(image.shape)))) for n in image.shape[1:]])"
 CUT = "F.center_crop(F.resize(image, [{short}], F.InterpolationMode.{mode}), [{size}])"
 
 
@@ -21,6 +22,8 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
     than they have it: the network is built, and its names and shapes compared with the file's.
     """
     if described is None or described["network"] is None or described["transform"] is None:
+        return None
+    if described.get("inference") is not None:  # windows, scales or flips
         return None
     if (described.get("channels", 3), described.get("bits", 8)) != (3, 8):
         return None
@@ -81,7 +84,7 @@ def _prepared(transform: Mapping[str, Any]) -> str | None:
         return CUT.format(short=short, mode=mode, size=arguments["size"])
     if transform["function"] == "segmentation.eval_transform" and arguments["crop"] is None:
         side = arguments["long_side"]
-        return "image" if side is None else f"F.resize(image, None, max_size={side})"
+        return "image" if side is None else LONG.format(side=side)
     return None
 
 

@@ -1,6 +1,5 @@
 """Replays a failed step, to find which image and layer made a non-finite (NaN/Inf) value."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from trainkit.commands.arguments import read_options, read_settings_and_options
 from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.trained import check_recorded_code, code_of_run
 from trainkit.data.reader import name_of
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
@@ -23,7 +23,7 @@ from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
-from trainkit.storage.lookup import find_failure, read_origin, read_settings, run_of
+from trainkit.storage.lookup import find_failure, read_seed, read_settings, run_of
 from trainkit.storage.run_files import Fault, read_regular, read_report
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
@@ -39,12 +39,11 @@ def run(first: str, words: list[str]) -> int:
     asked = read_options("replay", prog, words)
     path = run_of(Path(first)) or Path(first)
     failure = find_failure(path, asked.step)
-    seed, origin = read_origin(path)
-    # where a variant finds the recipe it varies
-    sys.path.append(str(Path(origin or path).parent))
-    recipe_file = load_recipe(path / "recipe.py")
+    seed = read_seed(path)
+    recipe_file = load_recipe(code_of_run(path, Path(first), "replay", asked.trust_recipe))
     recorded = read_settings(path)
     settings, _ = read_settings_and_options(recipe_file, "replay", prog, [], recorded)
+    check_recorded_code(path, recorded, settings, asked.trust_recipe)
     report = read_report(failure)
     options = Options(
         seed=seed,

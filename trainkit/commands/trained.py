@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainkit.models.pretrained import without_pretrained
 from trainkit.prediction.loading import Source, trusted
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
+from trainkit.shipped import same_shipped_recipe
 from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.lookup import (
     find_weights,
@@ -33,6 +35,9 @@ from trainkit.storage.lookup import (
     run_of,
 )
 from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
+from trainkit.storage.trained_here import is_trained_here
+
+CODE = "evaluate:"  # a metric whose script is loaded from a path or from the Hub
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
     settings, asked = read_settings_and_options(recipe_file, command, prog, words, recorded)
     assert source is not None  # without options the line above has shown the help
     weights, run = find_weights(source)
+    check_recorded_code(run, recorded, settings, asked.trust_recipe)
     return Trained(recipe_file, settings, weights, run, on_hub, asked.partial), asked
 
 
@@ -175,13 +181,56 @@ def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
             f"{file} was written for an older trainkit: it imports {gone[0]}, which is not there"
             f" any more. Take the recipe of today that it became, and {given}"
         )
-    if is_published(run):
+    return code_of_run(run, named, command, trust_recipe)
+
+
+def code_of_run(run: Path, named: Path, command: str, trust_recipe: bool) -> Path:
+    """The recipe of a run, which may be run; what lay beside its original can be imported.
+
+    Raises:
+        UserError: it was not trained here, is none of trainkit's recipes, and is not trusted.
+    """
+    file, (_, origin) = run / "recipe.py", read_origin(run)
+    if not file.is_file():
+        return file  # `load_recipe` reports it
+    ours = same_shipped_recipe(file)
+    if ours is not None and origin is not None and Path(origin) == ours:
+        return ours  # and nothing that lies beside the copy can be imported
+    if not is_trained_here(run):
         why = f"{command} takes the data, and the task, from its recipe"
-        return trusted(file, named, why, trust_recipe)
-    _, origin = read_origin(run)
-    if origin is not None:
+        file = trusted(file, named, why, trust_recipe)
+    if origin is not None and file.parent == run and not is_published(run):
         sys.path.append(str(Path(origin).parent))  # where a variant finds the recipe it varies
     return file
+
+
+def check_recorded_code(
+    run: Path | None, recorded: Mapping[str, Any], settings: Mapping[str, Any], trust_recipe: bool
+) -> None:
+    """Check that no setting taken from a run that was not trained here names code to be run.
+
+    Raises:
+        UserError: one does, and the run's code is not trusted.
+    """
+    if run is None or trust_recipe or is_trained_here(run):
+        return
+    held = [text for value in recorded.values() for text in _texts(value)]
+    theirs = {text for text in held if text.lstrip().startswith(CODE)}
+    for name, value in settings.items():
+        found = sorted(theirs.intersection(_texts(value)))
+        if found:
+            raise UserError(
+                f"{run / 'settings.json'} has --{name.replace('_', '-')} {found[0]}, whose script"
+                " would run with all your rights. Read it, and give --trust-recipe if you trust it,"
+                f" or --{name.replace('_', '-')} with others: nothing in your cache says that you"
+                " trained it here, in this folder"
+            )
+
+
+def _texts(value: Any) -> list[str]:
+    """The strings that a setting is, or holds."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [each for each in values if isinstance(each, str)]
 
 
 def _recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, Any]:

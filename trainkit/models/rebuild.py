@@ -13,6 +13,7 @@ from trainkit.errors import UserError
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import small_fcn, small_lraspp
+from trainkit.rebuildable import is_rebuildable
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "recognition.classifier": classifier,
@@ -56,6 +57,11 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
         raise UserError(
             f"the network was built by `{network['function']}` in {network['recipe']}, a recipe's"
             " own code: give that file"
+        )
+    if not is_rebuildable(function):
+        raise UserError(
+            f"model.json names `{network['function']}` in {network['recipe']}, which builds no"
+            " network that can be rebuilt: it has no @rebuildable"
         )
     return _built(function, network, arguments)
 

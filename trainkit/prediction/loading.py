@@ -17,8 +17,9 @@ from trainkit.inference import Inference
 from trainkit.models.rebuild import network_from, transform_from
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.shipped import same_shipped_recipe, shipped
-from trainkit.storage.lookup import find_weights, is_published, read_origin
+from trainkit.storage.lookup import find_weights, read_origin
 from trainkit.storage.model_json import FORMAT, read_model_json
+from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import take_weights
 from trainkit.tasks.base import Task
 from trainkit.tasks.recognition import Recognition
@@ -55,8 +56,8 @@ class Source:
 
     @property
     def is_from_elsewhere(self) -> bool:
-        """Whether its recipe is code that this machine need not have run before."""
-        return self.run is not None and is_published(self.run)
+        """Whether its code came from anywhere but a training of this user, as far as is known."""
+        return not is_trained_here(self.run)
 
     @property
     def lacks(self) -> str | None:
@@ -114,9 +115,15 @@ class Source:
 
         Else it is the run's recipe.py, what lay beside its original, or one of the package.
         """
+        if Path(name).name != name or not name.endswith(".py"):
+            raise UserError(
+                f"model.json of {self.named} names {name!r} as the file of its network, which is no"
+                " name of a Python file in its folder"
+            )
         run = self.weights.parent if self.run is None else self.run
         _, origin = (0, None) if self.run is None else read_origin(run)
-        files = [run / name]
+        # what lies beside a run's own files is none of them
+        files = [run / name] if self.is_from_elsewhere else []
         if origin is not None:
             files += [run / "recipe.py"] if Path(origin).name == name else []
             files.append(Path(origin).parent / name)
@@ -133,7 +140,8 @@ class Source:
 def trusted(file: Path, named: Path, why: str, trust_recipe: bool) -> Path:
     """A recipe from elsewhere that may be run: one of trainkit's own, or one that is trusted.
 
-    Raises UserError where it is neither.
+    Raises:
+        UserError: it is neither.
     """
     ours = same_shipped_recipe(file)
     if ours is not None:
@@ -141,7 +149,8 @@ def trusted(file: Path, named: Path, why: str, trust_recipe: bool) -> Path:
     if not trust_recipe:
         raise UserError(
             f"{named}: {why}, in {file}, which would run with all your rights. Read it, and give"
-            " --trust-recipe (in Python: trust_recipe=True) if you trust it"
+            " --trust-recipe (in Python: trust_recipe=True) if you trust it: nothing in your cache"
+            " says that you trained it here, in this folder"
         )
     return file
 
@@ -159,8 +168,8 @@ def load(
     Args:
         source: a run's folder, of which the best checkpoint is taken, a checkpoint, a folder that
             `trainkit push` wrote, or the name of a model on the Hugging Face Hub.
-        trust_recipe: run code that came with a published model; needed where its network is of
-            its recipe's own.
+        trust_recipe: run code that was not trained here; needed where its network is of its
+            recipe's own.
         device: where the model goes.
 
     Returns:

@@ -37,6 +37,7 @@ from trainkit.storage.run_files import (
 from trainkit.storage.run_settings import read_recorded, surroundings
 from trainkit.storage.setting_values import plain, require_all
 from trainkit.storage.train_log import TrainLog
+from trainkit.storage.trained_here import remember
 
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
@@ -120,7 +121,9 @@ class RunFolder:
             run.checkpoints.mkdir(exist_ok=True)
             flush(folder)
             if recipe_file is not None:
-                run._keep_recipe(recipe_file.read_bytes(), again=bool(notes) or renamed)
+                source = recipe_file.read_bytes()
+                run._keep_recipe(source, again=bool(notes) or renamed)
+                remember(folder, source, recipe_file)
         except Exception:
             run.close()
             raise
