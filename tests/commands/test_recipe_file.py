@@ -248,14 +248,24 @@ class Declares(Shares):
 
 
 def test_a_metric_that_needs_images_is_refused_where_it_has_them(tmp_path):
-    """By what it declares before the first step, else by the first evaluation."""
-    options = Options(out=tmp_path / "late", workers=0, log_every=1)
-    with pytest.raises(
-        ValueError, match="metric Shares computes epoch, which the log needs for itself"
-    ):
+    """Before the first step by what it computes of a trial's labels, or declares.
+
+    Of a task of one's own, whose labels nobody knows, by the first evaluation.
+    """
+
+    class Own(Recognition):
+        pass
+
+    options = Options(out=tmp_path / "run", workers=0, log_every=1)
+    told = "metric Shares computes epoch, which the log needs for itself"
+    with pytest.raises(ValueError, match=told):
         train(
             recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Shares("epoch")])), options
         )
+    assert not (tmp_path / "run").exists()
+    late = Options(out=tmp_path / "late", workers=0, log_every=1)
+    with pytest.raises(ValueError, match=told):
+        train(recognition(epochs=0.75, task=Own(7, extra_metrics=[Shares("epoch")])), late)
     assert (tmp_path / "late" / "log.jsonl").read_text()
     declared = recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Declares("share")]))
     with pytest.raises(ValueError, match="metric Declares computes split"):
