@@ -122,7 +122,8 @@ def test_betas_and_further_arguments():
         for name in OF_TIMM
     ],
 )
-@pytest.mark.filterwarnings("ignore:`opt_einsum`:UserWarning")  # of kron
+# of kron
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum':UserWarning")
 def test_timms_by_name(name):
     def by_timm(each):
         return timm.optim.create_optimizer_v2(
