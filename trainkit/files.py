@@ -32,12 +32,28 @@ def reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
+def open_to_flush(path: Path, system: str = os.name) -> int | None:
+    """Open what is there so that fsync takes it.
+
+    Args:
+        path: a file or a folder; its content stays.
+        system: as `os.name` has it.
+
+    Returns:
+        A descriptor; None for a folder on Windows, which flushes none.
+    """
+    if system != "nt":
+        return os.open(path, os.O_RDONLY)
+    if path.is_dir():
+        return None
+    return os.open(path, os.O_RDWR)  # Windows flushes only what is open for writing
+
+
 def flush(path: Path) -> None:
     """Flush a file, or a folder's list of names, to the disk (fsync)."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows flushes no folders
-    # Windows flushes what may be written alone
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    descriptor = open_to_flush(path)
+    if descriptor is None:
+        return
     try:
         os.fsync(descriptor)
     finally:

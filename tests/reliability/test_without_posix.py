@@ -15,6 +15,7 @@ from PIL import Image
 from helpers.processes import RECOG, ROOT, Script
 from helpers.processes import run as run_command
 from trainkit.cli import main
+from trainkit.files import open_to_flush
 
 # read by the interpreter when it starts, and so by that of each worker
 HIDING = """
@@ -56,6 +57,33 @@ RUNNING = {
     "predict": ["predict", "run", "images", "--out", "predicted", "--workers", "0"],
     "export": ["export", "run", "--out", "exported.safetensors"],
 }
+FAILING = """
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainkit import Recipe
+from trainkit.schedules import constant
+from trainkit.tasks.recognition import Recognition
+
+class Images(torch.utils.data.Dataset):
+    classes = ("one", "two")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.full((3, 4, 4), torch.nan if index == 5 else index / 8), index % 2
+
+def recipe():
+    Path({built!r}).touch()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    return Recipe(
+        task=Recognition(2), model=model, train_data=Images(), val_data=Images(), epochs=1,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1), schedule=constant(), batch_size=2,
+    )
+"""
 SLOW = {  # a worker or two are interpreters of their own, which import torch
     "doctor": ["doctor", RECOG, *SHORT, "--workers", "1"],
     "predict with workers": ["predict", "run", "images", "--out", "again", "--workers", "1"],
@@ -78,12 +106,16 @@ def codes_of(commands: dict[str, list[str]], folder: Path) -> tuple[dict[str, in
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with a run, trained as ever, and an image."""
+    """A folder with a run, trained as ever, a run with a step that failed, and an image."""
     folder = tmp_path_factory.mktemp("trained")
     words = (RECOG, *SHORT, "--workers", 0, "--out", folder / "run")
     script = Script(ROOT / "trainkit" / "__main__.py", *words)
     printed, _ = script.communicate()
     assert script.returncode == 0, printed
+    (folder / "failing.py").write_text(FAILING.format(built=str(folder / "built")))
+    words = (folder / "failing.py", "--workers", 0, "--out", folder / "failed")
+    printed, _ = Script(ROOT / "trainkit" / "__main__.py", *words).communicate()
+    assert "the loss is nan" in printed, printed
     (folder / "images").mkdir()
     Image.new("RGB", (40, 30), (200, 30, 90)).save(folder / "images" / "one.png")
     return folder
@@ -99,6 +131,43 @@ def test_what_windows_has_is_enough_for_all_but_training(trained):
     assert (trained / "exported.safetensors").stat().st_size > 0
     assert "one.png" in (trained / "predicted" / "predictions.jsonl").read_text()
     assert json.loads((trained / "run" / "results.json").read_text())["num_images"] > 0
+
+
+def test_replay_is_refused_before_its_recipe_is_built(trained):
+    built = trained / "built"
+    built.unlink()
+    codes, errors = codes_of({"replay": ["replay", "failed", "--workers", "0"]}, trained)
+    assert codes == {"replay": 2}, errors
+    told = errors.removeprefix("## replay\n")
+    assert "training takes Linux or macOS (on Windows: WSL)" in told, told
+    assert len(told.splitlines()) == 1, told
+    assert not built.exists()
+
+    words = ("replay", trained / "failed", "--workers", 0)
+    script = Script(ROOT / "trainkit" / "__main__.py", *words)
+    printed, _ = script.communicate()
+    assert "fails again: loss nan" in printed and script.returncode == 0, printed
+    assert built.exists()
+
+
+@pytest.mark.parametrize("system", ["nt", "posix"])
+def test_files_are_flushed_as_their_system_asks(tmp_path, system):
+    """Windows flushes only what is open for writing, and no folder; elsewhere reading is enough."""
+    file = tmp_path / "written"
+    file.write_text("whole")
+    descriptor = open_to_flush(file, system)
+    os.fsync(descriptor)
+    if system == "nt":
+        os.write(descriptor, b"")
+        assert open_to_flush(tmp_path, system) is None
+    else:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(descriptor, b"")
+        folder = open_to_flush(tmp_path, system)
+        os.fsync(folder)
+        os.close(folder)
+    os.close(descriptor)
+    assert file.read_text() == "whole"
 
 
 @pytest.mark.nightly

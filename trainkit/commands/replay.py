@@ -24,7 +24,7 @@ from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import find_failure, read_seed, read_settings, run_of
-from trainkit.storage.run_files import Fault, read_regular, read_report
+from trainkit.storage.run_files import Fault, posix_locks, read_regular, read_report
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
 
@@ -37,6 +37,7 @@ def run(first: str, words: list[str]) -> int:
     """
     prog = f"trainkit replay {first}"
     asked = read_options("replay", prog, words)
+    posix_locks()  # before a recipe that takes minutes to build
     path = run_of(Path(first)) or Path(first)
     failure = find_failure(path, asked.step)
     seed = read_seed(path)
