@@ -13,12 +13,14 @@ Expected: not yet measured with this code; PyTorch-Encoding publishes top1 81.04
 split, one crop of 224.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from trainkit import Recipe
-from trainkit.data.dataset_info import ClassDataset
+from trainkit.data.dataset_info import ClassDataset, LazyDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.minc import MINC
 from trainkit.data.datasets.open import class_images
@@ -90,22 +92,24 @@ def recipe(
     """
     area, evaluation = (smallest_crop, 1.0), eval_transform(size)
     coloured = train_transform(size, area, jitter=jitter, lighting=lighting)
-    train_data: ClassDataset
+    stages = {0: coloured, drop: train_transform(size, area)}
+    open_training: Callable[[], ClassDataset]
     val_data: ClassDataset
     if sample:
         source = generated.class_folder()
-        train_data = class_images(source, "train")
-        val_data = class_images(source, "val", evaluation, train_data.classes)
+        open_training = partial(class_images, source, "train")
+        val_data = class_images(source, "val", evaluation)
     else:
-        train_data, val_data = MINC(data, "train", split), MINC(data, "test", split, evaluation)
-    net = network(len(train_data.classes), backbone, pretrained, codewords)
-    weights = resolved_weights(per_class.class_weights, train_data, len(train_data.classes))
+        open_training = partial(MINC, data, "train", split)
+        val_data = MINC(data, "test", split, evaluation)
+    train_data = LazyDataset(lambda: Stages(open_training(), stages))
+    names = val_data.classes
+    net = network(len(names), backbone, pretrained, codewords)
+    weights = resolved_weights(per_class.class_weights, train_data, len(names))
     return Recipe(
-        task=Recognition(
-            train_data.classes, extra_metrics=per_class.metrics, class_weights=weights
-        ),
+        task=Recognition(names, extra_metrics=per_class.metrics, class_weights=weights),
         model=net,
-        train_data=Stages(train_data, {0: coloured, drop: train_transform(size, area)}),
+        train_data=train_data,
         val_data=val_data,
         **optimizer.build(net),
         **schedule.build(milestones=[drop]),
@@ -113,7 +117,7 @@ def recipe(
         sampler=per_class.sampler,
         input=recorded_weights(per_class.class_weights, weights),
         eval_batch_size=32,
-        note=f"generated data, not MINC: shapes of {len(train_data.classes)} looks in {source}"
+        note=f"generated data, not MINC: shapes of {len(names)} looks in {source}"
         if sample
         else None,
     )

@@ -1,5 +1,5 @@
 """Each recipe of a published dataset trains and evaluates on a few files in the dataset's true
-layout."""
+layout, and is evaluated where the training files are gone."""
 
 import inspect
 import json
@@ -21,6 +21,28 @@ from helpers.recognition_datasets import minc_files
 from helpers.segmentation_datasets import city_files, coco_files, sbd_files, voc_files
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
+
+TRAINING = {  # files and folders of the training split alone
+    *("train", "training", "train.txt", "train1.txt", "dataset", "benchmark_RELEASE"),
+    *("train2017", "instances_train2017.json", "train-00000-of-00001.parquet"),
+}
+
+
+def evaluated_without_training(data, run):
+    """`trainkit evaluate RUN` gives the results of the run's last evaluation."""
+    row = json.loads((run / "summary.json").read_text())["final"]
+    gone = [path for path in data.rglob("*") if path.name in TRAINING]
+    assert gone, "some files are of the training split alone"
+    for path in gone:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    last = max((run / "checkpoints").iterdir())  # whose results are the final ones
+    assert main(["evaluate", str(last), "--workers", "0"]) == 0
+    results = json.loads((run / "results.json").read_text())
+    for name in ("top1", "mIoU", "num_images", "split", "protocol"):
+        assert results.get(name) == row.get(name)
 
 
 @pytest.fixture
@@ -114,6 +136,7 @@ def test_two_steps(tmp_path, monkeypatch, name, write, words):
     assert final["split"] == ("validation" if write is ade20k else "val")
     assert final["protocol"] == "long side 64, seen whole, scale 1"
     assert final["num_images"] == 2 and 0 <= final["mIoU"] <= 1
+    evaluated_without_training(data, out)
 
 
 def class_folders(root):
@@ -213,6 +236,7 @@ def test_two_steps_of_the_others(tmp_path, monkeypatch, name, write, words, prot
     assert final["num_images"] == {"recog_cifar10": 10, "seg_ade20k": 2, "seg_folder": 3}.get(
         name, 12
     )
+    evaluated_without_training(data, out)
 
 
 def test_two_steps_of_materials(minc, tmp_path):
@@ -235,3 +259,4 @@ def test_two_steps_of_materials(minc, tmp_path):
         "test1",
         "centre crop of 32, short side 37, bilinear",
     )
+    evaluated_without_training(minc, tmp_path / "run")
