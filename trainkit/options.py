@@ -35,6 +35,12 @@ class Options:
     """steps between two checkpoints; default: one at the end of each epoch"""
     evaluate_every: int = 1
     """epochs between two evaluations; there is always one after the last step"""
+    patience: int | None = None
+    """early stopping: end after so many evaluations without a better headline metric"""
+    min_delta: float = 0.0
+    """what a better one must be better by to count for --patience, such as 0.001"""
+    headline: str | None = None
+    """metric that selects the best checkpoint, or max:NAME, min:NAME; default: the task's"""
     micro_batch: int | None = None
     """maximum micro-batch size per process, with gradient accumulation; default: its whole share"""
     channels_last: bool = False
@@ -66,7 +72,13 @@ class Options:
         _require_at_least(self, {
             "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1,
             "micro_batch": 1, "keep_checkpoints": 1, "precise_bn": 16, "timeout_s": 1,
+            "patience": 1, "min_delta": 0,
         })  # fmt: skip
+        if self.min_delta and self.patience is None:
+            raise UserError(
+                f"min_delta is {self.min_delta:g} and patience is None: it says what counts as"
+                " better for --patience, which is to be given too"
+            )
         if self.timeout_s > LONGEST_S:
             raise UserError(
                 f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is"

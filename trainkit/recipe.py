@@ -74,6 +74,8 @@ class Recipe:
     """per channel, of images in [0, 1]; ImageNet's by default"""
     input: Mapping[str, Any] = field(default_factory=dict)
     """input settings taken from the network, such as mean and interpolation, which a run keeps"""
+    best_by: tuple[str, bool] | None = None
+    """result that selects the best checkpoint, and whether higher is better; None: the task's"""
     note: str | None = None
     """a line shown when the run starts, such as that the data is generated"""
 
@@ -105,7 +107,13 @@ class Recipe:
     @property
     def headline(self) -> str:
         """The metric that selects the best checkpoint."""
-        return self.task.headline if self.ema is None else f"ema_{self.task.headline}"
+        name = self.task.headline if self.best_by is None else self.best_by[0]
+        return name if self.ema is None else f"ema_{name}"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher `headline` is a better one."""
+        return self.task.higher_is_better if self.best_by is None else self.best_by[1]
 
     @property
     def split(self) -> str | None:

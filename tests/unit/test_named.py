@@ -2,8 +2,11 @@
 
 import pytest
 
+from helpers.toy_recipes import CLASSES, recognition
+from trainkit.engine.headline import with_headline
 from trainkit.errors import UserError
 from trainkit.names.parsing import did_you_mean, parse_named, require_arguments
+from trainkit.tasks.recognition import Recognition
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,11 @@ def test_an_argument_that_is_not_taken_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="schedule poly does not take powr; did you mean power"):
         require_arguments("schedule", "poly", ["powr"], poly)
     assert did_you_mean("zzz", ["a", "b"]) == "; there are a, b"
+
+
+def test_directions_that_metrics_state():
+    names = ["torchmetrics:F1Score:average=macro", "torchmetrics:HammingDistance"]
+    recipe = recognition(task=Recognition(CLASSES, extra_metrics=names), ema=0.9)
+    chosen = with_headline(recipe, "F1Score_macro")
+    assert chosen.best_by == ("F1Score_macro", True) and chosen.headline == "ema_F1Score_macro"
+    assert with_headline(recipe, "HammingDistance").best_by == ("HammingDistance", False)

@@ -14,7 +14,7 @@ from trainkit.data.workers import worker_deaths_told
 from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.reporting import Reporter
-from trainkit.engine.run_opening import open_run
+from trainkit.engine.run_opening import on_main_process, open_run
 from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
 from trainkit.engine.training import Training
@@ -54,10 +54,7 @@ def train(
     display = setup.display
     run, found = open_run(setup, settings or {}, recipe_file)
     if run.summary is not None:
-        display.note(
-            f"{run.folder} is finished ({run.summary['steps']} steps). To train again: --resume"
-            " never"
-        )
+        display.note(_finished(run.folder, run.summary))
         run.close()
         return run.summary
 
@@ -81,10 +78,20 @@ def train(
             stopped_by = _train_to_the_end(training, begun)
             if stopped_by:
                 _leave(stopped_by, checkpointer, reporter)
-        return reporter.finish()
+            stopped_early = training.state.step != plan.total_steps and _ends_early(training)
+            if stopped_early:
+                checkpointer.save_rest()  # where a larger --patience resumes
+        return reporter.finish(stopped_early)
     finally:
         display.stop()
         run.close()
+
+
+def _finished(folder: Path, summary: Mapping[str, Any]) -> str:
+    how = "finished"
+    if summary.get("stopped_early_at") is not None:
+        how = "finished by early stopping, and a larger --patience resumes it"
+    return f"{folder} is {how} ({summary['steps']} steps). To train again: --resume never"
 
 
 def _train_to_the_end(training: Training, begun: float) -> int:
@@ -97,7 +104,7 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     options, plan = setup.options, setup.plan
     seconds_before = state.seconds
     stopped_by = _save_and_evaluate(training)  # what a stop left undone
-    if stopped_by:
+    if stopped_by or _ends_early(training):
         return stopped_by
     first_step = state.step
     batches = plan.loader(first_step, plan.total_steps, setup.accelerator, setup.workers)
@@ -115,7 +122,7 @@ def _train_to_the_end(training: Training, begun: float) -> int:
         stopped_by = training.stop.agreed() or _save_and_evaluate(training)
         if not stopped_by and training.checkpointer.saved == state.step:
             stopped_by = training.stop.agreed()  # a save that failed costs no further step
-        if stopped_by:
+        if stopped_by or (state.evaluated == state.step and _ends_early(training)):
             return stopped_by
         clock = time.perf_counter()
     return 0
@@ -144,6 +151,14 @@ def _save_and_evaluate(training: Training) -> int:
     if improved and checkpointer.saved != step:
         checkpointer.save()
     return 0
+
+
+def _ends_early(training: Training) -> bool:
+    """Whether early stopping ends the run; the main process reads the log for all."""
+    early_stopping, log = training.early_stopping, training.reporter.run.log
+    if early_stopping.patience is None:
+        return False
+    return on_main_process(training.setup.accelerator, lambda: early_stopping.is_due(log))
 
 
 def _leave(number: int, checkpointer: Checkpointer, reporter: Reporter) -> NoReturn:

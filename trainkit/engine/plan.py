@@ -13,6 +13,7 @@ from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import Balanced, Batches, TrainOrder
 from trainkit.data.to_device import ToDevice
+from trainkit.engine.headline import chosen
 from trainkit.engine.optimizer_state import group_values
 from trainkit.errors import UserError
 from trainkit.options import Options
@@ -147,6 +148,7 @@ class TrainPlan:
             "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
             "ema": self.recipe.ema,
+            "headline": None if self.recipe.best_by is None else chosen(self.recipe.best_by),
             "frozen": self._frozen_in_words(),
             "sampler": None if self.order.balanced is None else self.order.balanced.name,
             "input": dict(self.recipe.input),

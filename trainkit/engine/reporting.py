@@ -14,6 +14,7 @@ from torch import Tensor
 from trainkit import files
 from trainkit.data.datasets.inventory import used
 from trainkit.display.wording import counted, duration
+from trainkit.engine.headline import require_headline
 from trainkit.engine.label_warnings import evaluation_warnings, interval_warnings, ranks
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
 from trainkit.engine.results import show_results
@@ -173,8 +174,8 @@ class Reporter:
         """Log and show the results of an evaluation; whether they are the best so far."""
         state, task = self.state, self.recipe.task
         epoch = self.plan.epoch(state.step)
-        score = results[self.recipe.headline]
-        sign = 1 if task.higher_is_better else -1
+        score = results[require_headline(self.recipe, results)]
+        sign = 1 if self.recipe.higher_is_better else -1
         known = score is not None and ranks(results, task)
         improved = known and (state.best is None or sign * score > sign * state.best)
         row = {
@@ -271,14 +272,18 @@ class Reporter:
             " resume"
         )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, stopped_early: bool = False) -> dict[str, Any]:
         """Write and return the summary.
+
+        Args:
+            stopped_early: the run ends before its last step, by --patience.
 
         Raises:
             OSError: the folder cannot be written.
         """
         state = self.state
-        if state.step != self.plan.total_steps:  # a run that something cut short is not finished
+        # a run that something cut short is not finished
+        if state.step != self.plan.total_steps and not stopped_early:
             raise RuntimeError(
                 f"the training ended after step {state.step} of {self.plan.total_steps}, which no"
                 " rule of the run asked for: something that it calls ended an iteration"
@@ -291,6 +296,7 @@ class Reporter:
             "final": state.results,
             "best": {self.recipe.headline: state.best, "step": state.best_step},
             "steps": state.step,
+            "stopped_early_at": state.step if stopped_early else None,
             "images": state.images,
             "skipped_steps": state.skipped_steps,
             "bad_images": state.bad_images,
@@ -308,12 +314,18 @@ class Reporter:
         with self.writing("summary.json"):
             self.run.write("summary.json", summary)
         self.raise_write_error()
-        self._show_end()
+        self._show_end(stopped_early)
         return summary
 
-    def _show_end(self) -> None:
+    def _show_end(self, stopped_early: bool) -> None:
         """Say how long it took, where the best weights are, and what to type next."""
         state, run = self.state, self.run.folder
+        if stopped_early:
+            self.display.note(
+                f"stopped early after step {state.step} of {self.plan.total_steps}: no better"
+                f" {self.recipe.headline} in {counted(self.options.patience, 'evaluation')}; the"
+                " same command with a larger --patience resumes it"
+            )
         self.display.note(f"finished: {counted(state.step, 'step')} in {duration(state.seconds)}")
         step = state.best_step or state.step
         which = f"best {self.recipe.headline}" if state.best_step else "last"

@@ -49,11 +49,7 @@ def require_free_names(task: Task) -> None:
                 f"task {type(task.given).__name__} lacks labels, which metric {metric_name(metric)}"
                 " takes, as it has no `counts`: see trainkit.tasks.base.Task"
             )
-        names = {
-            *getattr(metric, "percent", ()),
-            *getattr(metric, "per_class", ()),
-            *_results_of_nothing(metric),
-        }
+        names = _declared_names(metric) | (_results_of_nothing(metric) or set())
         without_reserved_names(metric, dict.fromkeys(names))
 
 
@@ -62,8 +58,18 @@ def metric_name(metric: Any) -> str:
     return getattr(metric, "name", type(metric).__name__)
 
 
-def _results_of_nothing(metric: Any) -> set[str]:
-    """Names of what a metric computes of no image; none where it cannot, as with a quotient."""
+def names_of_results(metric: Any) -> set[str] | None:
+    """Names of what a metric computes; None where only images tell them."""
+    names = _results_of_nothing(metric)
+    return None if names is None else names | _declared_names(metric)
+
+
+def _declared_names(metric: Any) -> set[str]:
+    return {*getattr(metric, "percent", ()), *getattr(metric, "per_class", ())}
+
+
+def _results_of_nothing(metric: Any) -> set[str] | None:
+    """Names of what a metric computes of no image; None where it cannot, as with a quotient."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
         try:
@@ -71,7 +77,7 @@ def _results_of_nothing(metric: Any) -> set[str]:
         except (
             Exception
         ):  # whatever a foreign metric raises; an error is reported once it has images
-            return set()
+            return None
 
 
 def without_reserved_names(metric: Any, results: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from trainkit import files
 from trainkit.data.dataset_info import DatasetInfo
+from trainkit.engine.early_stopping import EarlyStopping
 from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
 from trainkit.errors import UserError
@@ -82,7 +83,13 @@ def open_run(
 
     def open_here() -> tuple[RunFolder, Found, Path]:
         try:
-            run, notes = RunFolder.open(options, settings, recipe_file, resume_invariants)
+            run, notes = RunFolder.open(
+                options,
+                settings,
+                recipe_file,
+                resume_invariants,
+                EarlyStopping.of(setup.recipe, options).is_due,
+            )
         except OSError as error:
             raise _unwritable(options.out, error) from error
         try:

@@ -7,6 +7,7 @@ from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import Sharding
+from trainkit.engine.headline import with_headline
 from trainkit.engine.introduction import Introduction
 from trainkit.engine.metric_trial import try_metrics
 from trainkit.engine.plan import TrainPlan
@@ -40,6 +41,7 @@ class Setup:
             UserError: settings that cannot work, or no training can run.
         """
         posix_locks()
+        recipe = with_headline(recipe, options.headline)
         opened(recipe.train_data)  # a fault of it is reported before the processes connect
         self.recipe = recipe
         self.options = options

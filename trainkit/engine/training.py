@@ -11,6 +11,7 @@ from trainkit.distributed.accelerator import allow_tf32
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.activation_checkpointing import checkpoint_activations
 from trainkit.engine.checkpointing import Checkpointer
+from trainkit.engine.early_stopping import EarlyStopping
 from trainkit.engine.ema import EMA
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.fsdp_trial import require_same_updates
@@ -44,6 +45,7 @@ class Training:
         reporter: writes log and display.
         checkpointer: saves and resumes.
         evaluator: measures the weights.
+        early_stopping: when it ends before its last step.
     """
 
     def __init__(self, setup: Setup, run: RunFolder):
@@ -88,6 +90,7 @@ class Training:
             precise_bn=options.precise_bn,
             on_bad_image=options.on_bad_image,
         )
+        self.early_stopping = EarlyStopping.of(recipe, options)
         if self.stepper.others:
             setup.display.note(
                 f"{len(self.stepper.others)} parameters are not in the optimizer and stay as they"

@@ -26,6 +26,8 @@ class Counting:
     """results that are fractions in [0, 1], shown as percent; others are shown as plain numbers"""
     per_class: tuple[str, ...] = ()
     """results, details among them, that hold one value for each class, in the order of their ids"""
+    higher_is_better: bool | tuple[str, ...] | None = None
+    """whether more of its results is better, or of which; None: not stated, see --headline"""
 
     def _feature_names(self) -> list[str]:
         return ["predictions", "references"]

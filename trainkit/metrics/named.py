@@ -55,6 +55,7 @@ class TorchMetric:
     def __init__(self, name: str, arguments: Mapping[str, Any], num_classes: int):
         self.name, self.key = f"{TORCHMETRICS}:{name}", _key(name, arguments)
         self.metric = _torchmetric(name, arguments, num_classes)
+        self.higher_is_better = self.metric.higher_is_better
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """Take up one batch of labels (N,)."""

@@ -28,6 +28,7 @@ class TopK(Counting):
 
     name = "topk"
     per_class = ("accuracy",)
+    higher_is_better = True
 
     def __init__(self, ks: Sequence[int] = (1, 5), classes: int | Sequence[str] | None = None):
         if not ks or min(ks) < 1:
@@ -123,6 +124,7 @@ class CalibrationError(Counting):
 
     name = "calibration_error"
     percent = ("calibration_error",)
+    higher_is_better = False
 
     def __init__(self, bins: int = 15):
         if bins < 1:

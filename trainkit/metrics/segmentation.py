@@ -38,6 +38,7 @@ class MeanIoU(Counting):
     name = "mean_iou"
     percent = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy")
     per_class = ("IoU", "accuracy")
+    higher_is_better = ("mIoU", "pixAcc", "mAcc", "fwIoU")
 
     def __init__(
         self,

@@ -109,6 +109,7 @@ SUMMARY = {
     "best": MAPPING,
     **dict.fromkeys(("steps", "images", "skipped_steps", "bad_images", "num_processes"), COUNT),
     **dict.fromkeys(("seconds", "images_per_s", "peak_memory_gib"), NUMBER),
+    "stopped_early_at": maybe(or_none(COUNT)),
 }
 MEMORY = {"micro_batch": POSITIVE, "asked": or_none(POSITIVE)}
 EVALUATION = {

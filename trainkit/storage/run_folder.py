@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class RunFolder:
         settings: Mapping[str, Any],
         recipe_file: Path | None,
         resume_invariants: Mapping[str, Any],
+        stays_stopped: Callable[[TrainLog], bool] = lambda log: True,
     ) -> tuple["RunFolder", list[str]]:
         """Make or check the folder and lock it, in the main process.
 
@@ -77,6 +78,7 @@ class RunFolder:
             settings: the recipe's, resolved.
             recipe_file: the recipe; None where Python code made it.
             resume_invariants: what a run must keep, see `TrainPlan.resume_invariants`.
+            stays_stopped: whether a run that early stopping ended has no more to do now.
 
         Returns:
             The run, and lines to show.
@@ -112,7 +114,9 @@ class RunFolder:
                 # from Python a run may be trained without them
                 if settings or recipe_file is not None:
                     require_all(todays, settings, folder)
-                notes = run._resume(earlier, plain(settings), now, options.allow_schedule_change)
+                notes = run._resume(
+                    earlier, plain(settings), now, options.allow_schedule_change, stays_stopped
+                )
             # the first thing in a new folder: it makes it a run
             if notes or renamed or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
@@ -145,6 +149,7 @@ class RunFolder:
         settings: dict[str, Any],
         now: dict[str, Any],
         allow_schedule_change: bool,
+        stays_stopped: Callable[[TrainLog], bool],
     ) -> list[str]:
         """What changed since the run began, a line each; a run that has more to do is unfinished.
 
@@ -153,7 +158,11 @@ class RunFolder:
         changed, affects_result = compare_settings(
             self.folder, recorded, settings, now, allow_schedule_change
         )
-        if self.summary is not None and not affects_result:
+        summary = self.summary
+        ended = summary is not None and (
+            summary.get("stopped_early_at") is None or stays_stopped(self.log)
+        )
+        if ended and not affects_result:
             return []  # it is finished: nothing will be trained with the changed settings
         (self.folder / "summary.json").unlink(missing_ok=True)
         return [f"changed since this run began: {change}" for change in changed]

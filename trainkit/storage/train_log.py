@@ -61,6 +61,18 @@ class TrainLog:
                 log.write("\n")
         return evaluation
 
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rows of all evaluations in the log, the first one first."""
+        path = self.path
+        if not os.path.lexists(path):
+            return []
+        try:
+            lines = read_regular(path).splitlines()
+            rows = [parse_row(line) for line in lines if EVALUATION_BEGINS in line]
+        except Fault as error:
+            raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
+        return [row for row in rows if row is not None]
+
     def last_evaluation(self, step: int | None = None) -> dict[str, Any] | None:
         """The last row of an evaluation in the log, of `step` where that is given."""
         path = self.path
