@@ -1,6 +1,6 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from trainkit.data.sampler import EVALUATION, evaluation_batches
 from trainkit.data.seeding import seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import agree_on_buffers, reshard
+from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.engine.ema import EMA
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.optimizer_state import evaluation_mode
@@ -23,11 +24,25 @@ from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.results import as_plain, without_reserved_names
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import set_step, uncompiled
+from trainkit.engine.validation_loss import ValidationLoss, loss_results
 from trainkit.errors import UserError, may_fail_alone, shortage_told
+from trainkit.inference import Inference
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval
 from trainkit.models.outputs import refusals_told
 from trainkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one forward pass of an evaluation finished."""
+
+    predictions: Tensor
+    targets: Tensor
+    losses: Mapping[str, Tensor]
+    """sums by the name of each term, see `Task.evaluated`"""
+    indices: Sequence[int]
+    """of the images in the validation data"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,11 @@ class Evaluator:
     thorough: bool = False
     """also compute a 95 % bootstrap interval of the headline metric, and the metrics' details"""
 
+    @property
+    def loss_fault(self) -> str | None:
+        """Why an evaluation of this task has no validation loss, in words; None for no fault."""
+        return without_wrappers(self.task_module).loss_fault
+
     @may_fail_alone()
     def run(
         self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
@@ -66,9 +86,9 @@ class Evaluator:
                 been called.
 
         Returns:
-            `split`, `protocol`, `num_images` and the task's metrics, those of the EMA weights as
-            "ema_..."; `precise_bn` too, where BatchNorm statistics were re-estimated. None where
-            `stop` ended it.
+            `split`, `protocol`, `num_images`, the task's metrics and the validation loss, those of
+            the EMA weights as "ema_..."; `precise_bn` too, where BatchNorm statistics were
+            re-estimated. None where `stop` ended it.
 
         Raises:
             RuntimeError: not every image was seen exactly once.
@@ -122,16 +142,18 @@ class Evaluator:
         ]
         images = [metric.per_image(recipe.task.headline) for metric in known]
         was_training, num_images = task_module.training, 0
+        loss = ValidationLoss(recipe.task)
         task_module.eval()
         agree_on_buffers(task_module)
         for found in self._batches(task_module):
-            for predictions, targets in found:
-                num_images += len(targets)
+            for each in found:
+                num_images += len(each.targets)
                 for metric in (*counting, *images):
-                    metric.add_batch(predictions=predictions, references=targets)
+                    metric.add_batch(predictions=each.predictions, references=each.targets)
+                loss.add(each.losses, each.targets)
             if others:
                 _add_gathered(
-                    others, [(recipe.task.labels(each), targets) for each, targets in found]
+                    others, [(recipe.task.labels(each.predictions), each.targets) for each in found]
                 )
             if stop():
                 reshard(task_module)
@@ -160,12 +182,13 @@ class Evaluator:
         for metric in metrics:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= without_reserved_names(metric, metric.compute() | more)
+        results |= loss_results(recipe.task, gather_object([loss.totals()]))
         if results.get(recipe.task.headline) is None:  # and so it has no interval
             results.pop(f"{recipe.task.headline}_95", None)
         return as_plain(results)
 
-    def _batches(self, task_module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield predictions and targets of the images that each forward pass finished.
+    def _batches(self, task_module: nn.Module) -> Iterator[list[Measured]]:
+        """Yield what is known of the images that each forward pass finished.
 
         There are as many passes in every process.
         """
@@ -185,28 +208,52 @@ class Evaluator:
             )
         )
         if recipe.inference is not None:
-            read = (
-                self.to_device(images, targets)
-                for (images, targets, _), count in zip(loader, valid)
-                if count
-            )
-            inferer = SlidingWindowInferer(
-                recipe.inference, task_module, accelerator, self.to_device.black
-            )
-            for done in inferer.infer(read):
-                yield [(recipe.task.from_scores(scores), targets) for scores, targets in done]
+            yield from self._in_windows(task_module, recipe.inference, loader, batches, valid)
             return
-        for (images, targets, _), count in zip(loader, valid):
+        for (images, targets, _), keys, count in zip(loader, batches, valid):
             images, targets = self.to_device(images, targets)
             # beyond `count`: a padding sample, see evaluation_batches
-            predictions = task_module(images, targets)
+            predictions, losses = task_module(images, targets, with_losses=True)
             rows = recipe.task.rows_per_image
             if len(predictions) != rows * len(targets):
                 raise UserError(
                     f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows"
                     f" for {len(targets)} images, and rows_per_image is {rows}"
                 )
-            yield [(predictions[: count * rows], targets[:count])] if count else []
+            indices = [index for _, index in keys]
+            yield [Measured(predictions, targets, losses, indices)] if count else []
+
+    def _in_windows(
+        self,
+        task_module: nn.Module,
+        inference: Inference,
+        loader: Iterator,
+        batches: Sequence[list[tuple[int, int]]],
+        valid: Sequence[int],
+    ) -> Iterator[list[Measured]]:
+        """The same of images that are seen in windows, which may be finished in another order."""
+        task = self.recipe.task
+        waiting: dict[int, int] = {}  # index of each image, by the identity of its targets
+
+        def read() -> Iterator[tuple[Tensor, Tensor]]:
+            for (images, targets, _), keys, count in zip(loader, batches, valid):
+                if count:
+                    images, targets = self.to_device(images, targets)
+                    ((_, waiting[id(targets)]),) = keys
+                    yield images, targets
+
+        black = self.to_device.black
+        inferer = SlidingWindowInferer(inference, task_module, self.accelerator, black)
+        for done in inferer.infer(read()):
+            yield [
+                Measured(
+                    predictions=task.from_scores(scores),
+                    targets=targets,
+                    losses=task.score_losses(scores, targets),
+                    indices=[waiting.pop(id(targets))],
+                )
+                for scores, targets in done
+            ]
 
     def _seeded(self, loader: Iterable) -> Iterator:
         """Yield the batches of a loader, and seed what a model may draw from after each."""

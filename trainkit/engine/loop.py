@@ -147,7 +147,7 @@ def _save_and_evaluate(training: Training) -> int:
     results = training.evaluator.run(training.stop.agreed, (step, plan.total_steps))
     if results is None:
         return training.stop.last_answer
-    improved = reporter.evaluation(results)
+    improved = reporter.evaluation(results, training.evaluator.loss_fault)
     if improved and checkpointer.saved != step:
         checkpointer.save()
     return 0

@@ -170,8 +170,13 @@ class Reporter:
                 )
         state.interval_targets = 0.0
 
-    def evaluation(self, results: Mapping[str, Any]) -> bool:
-        """Log and show the results of an evaluation; whether they are the best so far."""
+    def evaluation(self, results: Mapping[str, Any], loss_fault: str | None = None) -> bool:
+        """Log and show the results of an evaluation; whether they are the best so far.
+
+        Args:
+            results: of the evaluation.
+            loss_fault: why there is no validation loss; None where nothing failed.
+        """
         state, task = self.state, self.recipe.task
         epoch = self.plan.epoch(state.step)
         score = results[require_headline(self.recipe, results)]
@@ -184,6 +189,7 @@ class Reporter:
             "epoch": epoch,
             "best": score if improved else state.best,
             "best_step": state.step if improved else state.best_step,
+            "seconds": state.seconds,
             **results,
         }
         state.restore_evaluation(row)
@@ -194,6 +200,8 @@ class Reporter:
         if not self._evaluation_warned:
             for line in evaluation_warnings(results, task):
                 self.note(f"warning: {line}")
+            if loss_fault is not None:
+                self.note(f"warning: no validation loss, as it cannot be computed: {loss_fault}")
         self._evaluation_warned = True
         return improved
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainkit.display.terminal import Display
 from trainkit.engine.label_warnings import WITHOUT
+from trainkit.engine.validation_loss import NAME
 from trainkit.errors import UserError
 from trainkit.metrics.base import declared, each_metric
 from trainkit.recipe import Recipe
@@ -18,7 +19,7 @@ IN_ROWS = (
     "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images",
     WITHOUT
 )  # fmt: skip
-RESERVED = frozenset((*IN_ROWS, "checkpoint", "sha256", "settings"))
+RESERVED = frozenset((*IN_ROWS, "seconds", NAME, "checkpoint", "sha256", "settings"))
 
 
 def show_results(

@@ -49,7 +49,7 @@ class TrainState:
         self.evaluated = row["step"]
         self.best = row["best"]
         self.best_step = row["best_step"]
-        names = ("event", "step", "epoch", "best", "best_step")
+        names = ("event", "step", "epoch", "best", "best_step", "seconds")
         self.results = {name: value for name, value in row.items() if name not in names}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Model and loss as one module."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from trainkit.distributed.unwrapping import without_compile
+from trainkit.errors import is_shortage
 from trainkit.models.outputs import run_padded, size_divisor
 from trainkit.tasks.base import Task, as_task
 
@@ -16,20 +19,40 @@ class TaskModule(nn.Module):
         self.model, self.task = model, as_task(task)
         if isinstance(self.task.given, nn.Module):
             self.given_task = self.task.given  # its buffers go where the model goes
+        self.loss_fault: str | None = None  # why there is no validation loss
         # of images' sides, in evaluations
         self.divisor = size_divisor(model) if self.task.is_dense else 1
 
-    def forward(self, images: Tensor, targets: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, targets: Tensor | None, with_losses: bool = False) -> Any:
         """In training the weighted loss sums (K,), in evaluation predictions, one row per image.
 
-        Without targets the task's scores, which sliding-window inference averages.
+        Without targets the task's scores, which sliding-window inference averages. `with_losses`,
+        in evaluation: the predictions, and the task's loss sums by term, see `Task.evaluated`.
         """
         outputs = (
             self.model(images) if self.training else run_padded(self.model, images, self.divisor)
         )
         if targets is None:
             return self.task.scores(outputs, images)
+        if with_losses and not self.training:
+            return self._evaluated(outputs, targets)
         return (self.task.losses if self.training else self.task.predict)(outputs, targets)
+
+    def _evaluated(self, outputs: Any, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `Task.evaluated` gives; without losses once they could not be computed.
+
+        A network of one's own may return something else in evaluation mode, and losses of one's own
+        may take what `prepare` makes of the targets: neither is to end a training.
+        """
+        if self.loss_fault is None and not self.task.provides("prepare"):
+            try:
+                return self.task.evaluated(outputs, targets)
+            except Exception as error:
+                if is_shortage(error):
+                    raise
+                said = (str(error).splitlines() or [""])[0]
+                self.loss_fault = f"{type(error).__name__}: {said}"
+        return self.task.predict(outputs, targets), {}
 
 
 @torch.no_grad()

@@ -107,6 +107,61 @@ class TopK(Counting):
         }
 
 
+class MacroAverages(Counting):
+    """Means over classes: {"macro_precision": ..., "macro_recall": ..., "macro_f1": ...}.
+
+    Of each class the precision, the recall and their harmonic mean (F1), 0 where it has no
+    prediction, or no image; the means are over classes that occur among predictions or references.
+    Predictions are scores (N, C) as floats, class ids ranked by probability (N, K), or class ids
+    (N,). References are class ids (N,); negative ones are not counted.
+
+    Args:
+        num_classes: how many classes there are.
+        ranked: how many classes are ranked, of which the first is taken: the largest k of `TopK`,
+            which settles ties alike.
+    """
+
+    name = "macro_averages"
+    percent = ("macro_precision", "macro_recall", "macro_f1")
+    higher_is_better = True
+
+    def __init__(self, num_classes: int, ranked: int = 1):
+        self.num_classes, self.ranked = num_classes, ranked
+        # of each class: images, predictions, hits
+        self.counts = torch.zeros(3 * num_classes, dtype=torch.int64)
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        called = predictions
+        if predictions.is_floating_point():
+            called = predictions.topk(min(self.ranked, predictions.shape[1]), dim=1).indices
+        called = called[:, 0] if called.ndim > 1 else called
+        valid = references >= 0
+        known = valid & (references < self.num_classes)
+        counts = torch.zeros(3, self.num_classes + 1, dtype=torch.int64, device=valid.device)
+        nowhere = self.num_classes  # the last column
+        places = torch.stack(
+            [
+                torch.where(known, references, nowhere),
+                torch.where(valid, called, nowhere),
+                torch.where(valid & (called == references), called, nowhere),
+            ]
+        ).long()
+        counts.scatter_add_(1, places, torch.ones_like(places))
+        return counts[:, :-1].flatten()
+
+    def _results(self) -> dict:
+        images, called, hits = self.counts.view(3, -1).double()
+        occurs = (images > 0) | (called > 0)
+        if not occurs.any():
+            return dict.fromkeys(self.percent)
+        of_class = (
+            hits / called.clamp(min=1),
+            hits / images.clamp(min=1),
+            2 * hits / (images + called).clamp(min=1),
+        )
+        return {name: each[occurs].mean().item() for name, each in zip(self.percent, of_class)}
+
+
 class CalibrationError(Counting):
     """Expected calibration error: {"calibration_error": ...}, in [0, 1].
 

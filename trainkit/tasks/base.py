@@ -118,6 +118,37 @@ class Task:
         """
         return targets
 
+    def evaluated(self, outputs: Any, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predictions and validation loss of a batch of an evaluation.
+
+        The default calls `predict`, and `losses` with the targets as read; an evaluation divides
+        the sums by the `counts` of all its targets.
+
+        Args:
+            outputs: what the model returned in evaluation mode.
+            targets: as read, on the device.
+
+        Returns:
+            What `predict` returns, and by the name of each term its sums, float32 (N,) of each
+            image or (1,) of the batch. A term that cannot be computed from outputs in evaluation
+            mode, such as that of an auxiliary head, is left out.
+        """
+        sums = self.losses(outputs, targets)
+        terms = {term: each[None] for term, each in zip(self.terms, sums)}
+        return self.predict(outputs, targets), terms
+
+    def score_losses(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The validation loss of merged scores, by the name of each term; none by default.
+
+        Args:
+            scores: (N, C, H, W), what sliding-window inference averaged of `scores`.
+            targets: as read, on the device.
+
+        Returns:
+            As the second value of `evaluated`; empty where the loss is of outputs alone.
+        """
+        return {}
+
     def at_step(self, model: nn.Module, step: int, total_steps: int) -> None:
         """Change what depends on the step, such as a temperature or the weight of a loss.
 

@@ -13,7 +13,7 @@ from trainkit.losses.base import Criterion, as_criteria
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.named import named_metrics
-from trainkit.metrics.recognition import CalibrationError, TopK
+from trainkit.metrics.recognition import CalibrationError, MacroAverages, TopK
 from trainkit.models.outputs import class_logits
 from trainkit.tasks.base import Task
 
@@ -146,6 +146,15 @@ class Recognition(Task):
             outputs = outputs.float().log_softmax(1).unflatten(0, (len(targets), -1)).logsumexp(1)
         return outputs
 
+    def evaluated(self, outputs: Any, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task`; the loss is of the predictions, the mean of several crops too."""
+        kind = type(self)
+        if kind.predict is not Recognition.predict or kind.losses is not Recognition.losses:
+            return super().evaluated(outputs, targets)
+        predictions = self.predict(outputs, targets)
+        sums = self.losses(predictions, targets)
+        return predictions, {term: each[None] for term, each in zip(self.terms, sums)}
+
     def labels(self, predictions: Tensor) -> Tensor:
         """The most probable (top-1) class, (N,).
 
@@ -154,8 +163,10 @@ class Recognition(Task):
         return predictions.topk(max(self._ks), dim=1).indices[:, 0]
 
     def metrics(self) -> list:
-        """Make TopK, then the recipe's own."""
-        return [TopK(self._ks, self.classes), *named_metrics(self.extra_metrics, self.num_classes)]
+        """Make TopK and MacroAverages, then the recipe's own."""
+        own = named_metrics(self.extra_metrics, self.num_classes)
+        averages = MacroAverages(self.num_classes, max(self._ks))
+        return [TopK(self._ks, self.classes), averages, *own]
 
     def thorough_metrics(self) -> list:
         """Make the expected calibration error."""

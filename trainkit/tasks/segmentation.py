@@ -1,6 +1,6 @@
 """Segmentation, one class per pixel: losses, metrics and predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -165,6 +165,44 @@ class Segmentation(Task):
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return argmax_labels(resized(logits, targets.shape[-2:]))
 
+    def evaluated(self, outputs: Any, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task`; each image has its own sums, of logits at the size of its mask."""
+        if not self._has_own_losses or type(self).predict is not Segmentation.predict:
+            return super().evaluated(outputs, targets)
+        given = outputs if isinstance(outputs, Mapping) else {}
+        size = targets.shape[-2:]
+        logits = main_logits(outputs)
+        check_num_outputs(logits, self.num_classes, type(self).__name__)
+        logits = resized(logits, size)
+        sums = self._image_sums(logits, targets)
+        if "aux" in self.terms and "aux" in given:
+            first, *_ = as_criteria(self.loss, self.num_classes)
+            each = _of_each_image(first, resized(given["aux"], size), targets, self.ignore)
+            sums["aux"] = self.aux_weight * each
+        if "se" in self.terms and "se" in given:
+            each = _of_each_image(presence_loss_sum, given["se"], targets, self.ignore)
+            sums["se"] = self.se_weight * each
+        return argmax_labels(logits), sums
+
+    def score_losses(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """See `Task`: the losses of the logarithms, whose softmax the merged probabilities are."""
+        if not self._has_own_losses:
+            return {}
+        return self._image_sums(scores.clamp(min=torch.finfo(scores.dtype).tiny).log(), targets)
+
+    @property
+    def _has_own_losses(self) -> bool:
+        """Whether `losses` and `scores` are those of this class, and not of one derived from it."""
+        kind = type(self)
+        return kind.losses is Segmentation.losses and kind.scores is Segmentation.scores
+
+    def _image_sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums of each image and each term of `loss`: (N,)."""
+        return {
+            each.name: each.factor * _of_each_image(each, logits, targets, self.ignore)
+            for each in as_criteria(self.loss, self.num_classes)
+        }
+
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
         """Probabilities (N, C, H, W), float32, at the size of the images, as windows need them."""
         logits = main_logits(outputs)
@@ -186,6 +224,14 @@ class Segmentation(Task):
         others = [each for each in self.extra_metrics if not isinstance(each, str)]
         derived = [from_confusion(each, self.num_classes) for each in by_name]
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names, derived), *others]
+
+
+def _of_each_image(
+    loss: Callable[[Tensor, Tensor, int], Tensor], logits: Tensor, targets: Tensor, ignore: int
+) -> Tensor:
+    """The sum of a loss over each image: (N,)."""
+    pairs = zip(logits.split(1), targets.split(1))
+    return torch.stack([loss(image, target, ignore) for image, target in pairs])
 
 
 def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -> list[Criterion]:

@@ -15,7 +15,7 @@ from helpers.toy_recipes import CLASSES, recognition
 from trainkit import Options, train
 from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.metrics.base import each_metric
-from trainkit.metrics.recognition import CalibrationError, TopK
+from trainkit.metrics.recognition import CalibrationError, MacroAverages, TopK
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.recognition import Recognition
 
@@ -112,6 +112,35 @@ def calibration_by_hand(probabilities, references, bins):
             accuracy = (called[inside] == references[inside]).mean()
             error += inside.sum() / len(references) * abs(accuracy - confidence[inside].mean())
     return error
+
+
+@pytest.mark.parametrize("num_classes, seed", [(3, 0), (4, 1), (12, 2), (12, 3)])
+def test_macro_averages_are_those_of_torchmetrics(num_classes, seed):
+    """Some classes occur in neither, or are never predicted; ignored images count nowhere."""
+    from torchmetrics.functional.classification import (
+        multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
+    )
+
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(60, num_classes, generator=generator)
+    logits[:, -1] -= 100  # never predicted
+    targets = torch.randint(-1, num_classes - seed % 2, (60,), generator=generator)
+    metric = MacroAverages(num_classes, ranked=min(5, num_classes))
+    for part in range(0, 60, 7):
+        metric.add_batch(predictions=logits[part : part + 7], references=targets[part : part + 7])
+    found = metric.compute()
+    valid = targets >= 0
+    for name, reference in (
+        ("macro_precision", multiclass_precision),
+        ("macro_recall", multiclass_recall),
+        ("macro_f1", multiclass_f1_score),
+    ):
+        expected = reference(logits[valid].argmax(1), targets[valid], num_classes, "macro")
+        assert found[name] == pytest.approx(float(expected), rel=1e-6), name
+    nothing = metric.compute(predictions=logits[:2], references=torch.tensor([-1, -1]))
+    assert set(nothing.values()) == {None}
 
 
 def test_calibration_error():
