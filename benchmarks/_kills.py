@@ -21,6 +21,8 @@ from trainkit.storage.checkpoint import list_checkpoints, load, verify
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "benchmarks" / "_kill_recipe.py"
 EVERY, EPOCHS, STEPS_PER_EPOCH = 2, 3, 4
+# of a row, which no two runs share
+MEASURED = ("images_per_s", "images_per_s_per_device", "data_wait", "memory_gib")
 PATIENCE = 90.0  # seconds in which what is left of a run must have ended
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
            "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
@@ -187,8 +189,7 @@ def story(folder: Path) -> tuple[dict, list]:
     """Weights and log at the end, without times and saves."""
     weights = load(list_checkpoints(folder / "checkpoints")[-1])[0]
     timeless = [
-        {name: value for name, value in row.items() if name != "images_per_s"}
-        for row in rows(folder)
+        {name: value for name, value in row.items() if name not in MEASURED} for row in rows(folder)
     ]
     return weights, [row for row in timeless if row["event"] != "save"]
 

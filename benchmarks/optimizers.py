@@ -37,7 +37,10 @@ from trainkit import Options, train
 from trainkit.storage.checkpoint import list_checkpoints, load
 
 KILLED_AFTER = 5
-TIMES = ("images_per_s", "pause_s", "save_s", "bytes")
+TIMES = (
+    "images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "pause_s",
+    "save_s", "bytes",
+)  # fmt: skip
 
 
 class Deadly(Images):

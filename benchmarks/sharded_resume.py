@@ -41,7 +41,10 @@ from trainkit.schedules import constant
 from trainkit.storage.checkpoint import list_checkpoints, load, step_of
 
 STEPS, LEFT = 8, 4
-TIMES = ("images_per_s", "pause_s", "save_s", "bytes")
+TIMES = (
+    "images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "pause_s",
+    "save_s", "bytes",
+)  # fmt: skip
 
 
 def recipe(build: Builder) -> Recipe:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from helpers.logs import assert_same_training, rows, weights, without_intervals
+from helpers.logs import assert_same_training, rows, timeless_row, weights, without_intervals
 from helpers.toy_recipes import Images, Net, recognition, run, segmentation
 from trainkit import Options, Recipe, evaluate, train
 from trainkit.data.sampler import TrainOrder
@@ -187,7 +187,7 @@ def test_what_is_drawn_depends_on_the_step_alone(tmp_path, inference):
     found = {}
     for folder in ("parts", "none", "two"):
         log = [*rows(tmp_path / folder), *rows(tmp_path / folder, "evaluate")]
-        logged = [{name: row[name] for name in row if not name.endswith("_s")} for row in log]
+        logged = [timeless_row(row) for row in log]
         found[folder] = logged, weights(tmp_path / folder)
     assert len(found["none"][0]) == 13
     for folder in ("parts", "two"):

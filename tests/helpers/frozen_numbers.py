@@ -61,7 +61,7 @@ ENVIRONMENT = {
 LIMIT_S = 300  # of one command
 CACHE = "cache"  # beside the runs; generated data were in data/sample before
 # the size of a checkpoint has the digits of its seconds
-TIMED = re.compile(r"((?<!timeout)_s|seconds|_gib)$|^bytes$")
+TIMED = re.compile(r"((?<!timeout)_s|seconds|_gib|_per_device|data_wait)$|^bytes$")
 MEASURED_OR_VERSION = re.compile(
     r", s \||images/s|GiB|git commit|\d+\.\d+\.\d+"
 )  # lines of a model card

@@ -8,6 +8,8 @@ import torch
 
 from trainkit.storage.checkpoint import list_checkpoints, load
 
+MEASURED = ("images_per_s", "images_per_s_per_device", "data_wait", "memory_gib")
+
 
 def rows(folder, event="step"):
     """Rows of a log; of evaluations without the seconds of the run, which no two runs share."""
@@ -18,6 +20,11 @@ def rows(folder, event="step"):
         for row in log
         if row["event"] == event
     ]
+
+
+def timeless_row(row: dict) -> dict:
+    """A row without what is measured, which no two runs share."""
+    return {name: value for name, value in row.items() if name not in MEASURED}
 
 
 def weights(folder):
@@ -66,7 +73,7 @@ def assert_bit_equal(one: Path, other: Path) -> None:
             torch.equal(mine[name], theirs[name]) for name in mine
         )
     timeless = [
-        [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(each, event)]
+        [timeless_row(row) for row in rows(each, event)]
         for each in (one, other)
         for event in ("step", "evaluate")
     ]

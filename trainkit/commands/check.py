@@ -31,11 +31,12 @@ from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.optimizer_state import has_modes
 from trainkit.engine.plan import TrainPlan
-from trainkit.engine.reporting import Reporter, peak_memory_gib
+from trainkit.engine.reporting import Reporter
 from trainkit.engine.run_opening import on_main_process
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import read_steps
 from trainkit.engine.step import Stepper
+from trainkit.engine.throughput import peak_memory_gib
 from trainkit.engine.training import Training
 from trainkit.errors import NonFiniteError, UserError
 from trainkit.models.freezing import frozen_statistics

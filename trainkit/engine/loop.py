@@ -109,8 +109,10 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     first_step = state.step
     batches = plan.loader(first_step, plan.total_steps, setup.accelerator, setup.workers)
     training.stepper.start()
+    throughput = training.reporter.throughput
     clock = time.perf_counter()
     for step, (images, targets, bad_images) in enumerate(batches, first_step):
+        throughput.waited_s += time.perf_counter() - clock
         stats = training.stepper(step, images, targets)
         if step == first_step:  # the optimizer has made its state
             training.checkpointer.require_savable()

@@ -1,13 +1,10 @@
 """Reports a training: log, display, counters, bad images, failed writes, summary."""
 
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -21,6 +18,7 @@ from trainkit.engine.results import show_results
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
 from trainkit.engine.stop_signal import FAILED, StopFlag
+from trainkit.engine.throughput import Throughput
 from trainkit.errors import NonFiniteError
 from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.checkpoint_writer import CheckpointWriter
@@ -69,7 +67,7 @@ class Reporter:
         # since
         self._num_targets: Tensor | None = None
         self._bad_images: list[str] = []  # replaced in this process since they were last reported
-        self._since = (0, 0.0)  # images and seconds of training at the last row
+        self.throughput = Throughput(setup.accelerator, setup.workers)
         self._evaluation_warned = False  # by the first evaluation of this process
 
     def note(self, line: str) -> None:
@@ -99,7 +97,7 @@ class Reporter:
             rows: of the steps since the last row of the log, summed over all processes: (steps, K +
                 1).
         """
-        self._since = self.state.images, self.state.train_seconds
+        self.throughput.resume(self.state)
         # summed over all processes, so one of them takes it up
         self._rows = list(rows.to(self.accelerator.device) * self.accelerator.is_main_process)
 
@@ -127,8 +125,6 @@ class Reporter:
                 self.note(f"{self.failures.describe(numbers)}: its update was left out")
         state = self.state
         state.skipped_steps += len(steps) - len(good)
-        images, seconds = self._since
-        self._since = state.images, state.train_seconds
         self._count_interval(len(steps))
         losses = [sum(column) / len(good) for column in zip(*(each.losses for each in good))]
         row: dict[str, Any] = {
@@ -138,7 +134,7 @@ class Reporter:
             "loss": sum(losses) if losses else None,
             "lr": float(self.recipe.optimizer.param_groups[0]["lr"]),
             "grad_norm": good[-1].grad_norm if good else None,
-            "images_per_s": (state.images - images) / (state.train_seconds - seconds),
+            **self.throughput.row(state),
         }
         if len(losses) > 1:
             row |= {f"loss_{term}": loss for term, loss in zip(self.recipe.task.terms, losses)}
@@ -147,6 +143,9 @@ class Reporter:
         row |= {name: count for name, count in counters.items() if count}
         self.log(row)
         self.display.row(row, self.plan.total_steps)
+        advice = self.throughput.advice(state)
+        if advice is not None:
+            self.note(advice)
 
     def count_targets(self) -> None:
         """Add the valid targets of the steps since the last time to those of the log interval.
@@ -310,7 +309,7 @@ class Reporter:
             "bad_images": state.bad_images,
             "seconds": state.seconds,
             "images_per_s": state.images / state.train_seconds,
-            "peak_memory_gib": peak_memory_gib(self.accelerator),
+            "peak_memory_gib": self.throughput.peak_memory_gib(),
             "num_processes": self.accelerator.num_processes,
             "data": {"train": used(self.recipe.train_data), "val": used(self.recipe.val_data)},
             "warnings": [
@@ -344,16 +343,6 @@ class Reporter:
                 f"next: trainkit evaluate {name}; trainkit predict {name} IMAGES --out FOLDER;"
                 f" trainkit export {name} --out model.onnx"
             )
-
-
-def peak_memory_gib(accelerator: Accelerator) -> float:
-    """The peak memory of this process in GiB: of the GPU where it has one, else of the host."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource  # which Windows has not
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def _size(num_bytes: int) -> str:

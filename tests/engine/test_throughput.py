@@ -1,0 +1,65 @@
+"""What the log says of speed: images/s, waiting for data, memory."""
+
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from helpers.interruptions import go_on
+from helpers.logs import rows
+from helpers.toy_recipes import CLASSES, Images, recognition
+from trainkit import Options, train
+
+STEPS, PAUSE = 120, 0.01
+
+
+class Paused(Images):
+    def __getitem__(self, index):
+        time.sleep(PAUSE)
+        return super().__getitem__(index)
+
+
+class PausedNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        time.sleep(PAUSE)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("slow", ["data", "network"])
+def test_a_row_says_how_long_data_were_waited_for(tmp_path, capsys, slow):
+    """Shares in both directions, by pauses that are known; and one line of advice."""
+    model = PausedNet() if slow == "network" else nn.Sequential(nn.Flatten(), nn.Linear(432, 7))
+    data = (Paused if slow == "data" else Images)(STEPS, augment=False)
+    recipe = replace(
+        recognition(train_data=data, batch_size=1, epochs=1, val_data=Images(1, augment=False)),
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+    )
+    train(recipe, Options(out=tmp_path, workers=0, log_every=10))
+    found = rows(tmp_path)
+    for row in found:
+        assert row["images_per_s"] == row["images_per_s_per_device"] < 1 / PAUSE
+        assert 0 <= row["data_wait"] <= 1
+    shares = sorted(row["data_wait"] for row in found)
+    middle = shares[len(shares) // 2]
+    assert middle > 0.6 if slow == "data" else middle < 0.4
+    here = psutil.Process().memory_info().rss / 2**30
+    assert all(here / 4 < row["memory_gib"] < here * 4 for row in found)
+    said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert len(said) == (slow == "data")
+    for line in said:
+        assert "of the first 100 steps" in line and "more --workers than 0" in line
+        assert 60 <= int(line.split(" %")[0]) <= 100
+
+
+def test_images_per_s_of_two_processes(tmp_path):
+    go_on(tmp_path, "recognition", processes=2)
+    for row in rows(tmp_path / "recognition"):
+        assert row["images_per_s_per_device"] == pytest.approx(row["images_per_s"] / 2)
