@@ -11,6 +11,7 @@ from helpers.processes import ROOT, run
 SMALL = {
     "activation_checkpointing": "--networks mobilenet_v3_small --images 2",
     "checkpoint": "--rounds 1 --small",
+    "compare_commits": "--before . --works mlp --loops trainkit_held --seconds 1 --batch 4",
     "confusion_counts": "--size 32 --classes 5 --rounds 1",
     "crash_recovery": "--kills 1 --parallel 1 --settings recognition-1-ddp",
     "damaged_images": "--files 104",
@@ -21,7 +22,7 @@ SMALL = {
     "scaling": "--images 3 --gb 0.001 --rounds 1 --steps 10",
     "sliding_window": "--images 1 --rounds 1 --batches 1 4 --window 32",
     "startup": "--rounds 1",
-    "step_overhead": "--loops bare trainkit_held --rounds 1 --steps 8 --batch 4",
+    "step_overhead": "--work mlp --loops bare trainkit_held --seconds 1 --batch 4",
 }
 
 
