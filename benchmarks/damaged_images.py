@@ -6,13 +6,15 @@ None may end a process or be reported without its name.
     python benchmarks/damaged_images.py --files 200 --seed 7                # to see that it runs
 
 Valid files of PNG, JPEG, WebP, TIFF, GIF, BMP and PPM, of every mode that Pillow writes and some
-PNGs that it does not, are damaged by flipped bits, cuts, zeroed, doubled and random blocks, and
-headers drawn anew; every second damaged PNG gets right checksums afterwards. Each file is read as
-an image and as a mask, and is one among four whole ones in a training with `--on-bad-image skip`
-and for the doctor. All of it happens in processes of their own, which note the file that they are
-at: what kills one, or keeps it for longer than a minute, is counted under that file's name, and the
-others are still read. The training and the doctor must call bad exactly the files that cannot be
-read as images. Exit code 1 where anything else is found.
+PNGs and TIFFs that it does not, are damaged by flipped bits, cuts, zeroed, doubled and random
+blocks, and headers drawn anew; of every second damaged PNG either the checksums are right
+afterwards, or the rows were damaged before they were deflated. Each file is read as an image, as a
+mask, as a mask of colours, and with more channels or bits than usual; it is one among four whole
+ones in a training with `--on-bad-image skip` and for the doctor. All of it happens in processes of
+their own, which note the file that they are at: what kills one, or keeps it for longer than a
+minute, is counted under that file's name, and the others are still read. The training and the
+doctor must call bad exactly the files that cannot be read as images. Exit code 1 where anything
+else is found.
 """
 
 import argparse
@@ -30,6 +32,8 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 from mmap import mmap
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,12 +51,27 @@ from _results import Results, add_option
 
 from trainkit import Options, Recipe, train
 from trainkit.commands.doctor import examine
+from trainkit.data.bands import PixelSettings, read_pixels
 from trainkit.data.datasets.folder import ClassFolder
-from trainkit.data.image_io import read_image, read_mask
+from trainkit.data.image_io import read_color_mask, read_image, read_mask
+from trainkit.errors import UserError
 from trainkit.schedules import constant
 from trainkit.tasks.recognition import Recognition
 
 SIZE = (56, 40)
+NAMES = {"bmp": "BMP", "gif": "GIF", "jpeg": "JPEG", "png": "PNG", "ppm": "PPM", "tiff": "TIFF",
+         "webp": "WebP"}  # fmt: skip
+# left, top, across, down: where the pixels of a pass of an interlaced PNG are
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+         (0, 1, 1, 2))  # fmt: skip
+# each file is read as each of them
+WAYS = {
+    "an image": read_image,
+    "a mask": read_mask,
+    "a mask of colours": read_color_mask,
+    "three channels of 16 bits": partial(read_pixels, pixels=PixelSettings(3, 16)),
+    "five channels of 8 bits": partial(read_pixels, pixels=PixelSettings(5, 8)),
+}
 PATIENCE_S = 60  # for one file
 # bytes of addresses a process may take: what asks for more gets a MemoryError, as on a machine
 MEMORY = 24 * 2**30
@@ -63,14 +82,23 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png_by_hand(bits: int, colour: int, seed: int) -> bytes:
-    """A PNG of noise, of kinds that Pillow does not write: grey of 2 and 4 bits, colours of 16."""
+def png_by_hand(bits: int, colour: int, interlaced: bool) -> bytes:
+    """A PNG of noise, of kinds that Pillow does not write.
+
+    Grey of 2 and 4 bits, colours of 16, and interlaced: its seven passes are smaller images.
+    """
     width, height = SIZE
-    row = (width * bits * {0: 1, 2: 3, 4: 2, 6: 4}[colour] + 7) // 8
-    noise = np.random.default_rng(seed).integers(0, 256, (height, row), dtype=np.uint8)
-    filters = np.arange(height, dtype=np.uint8)[:, None] % 5
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    pixels = zlib.compress(np.concatenate([filters, noise], 1).tobytes())
+    draw = np.random.default_rng(bits + colour)
+    bits_per_pixel = bits * {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    rows = b""
+    for left, top, across, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, number = len(range(left, width, across)), len(range(top, height, down))
+        length = (columns * bits_per_pixel + 7) // 8
+        noise = draw.integers(0, 256, (number, length), dtype=np.uint8)
+        filters = np.arange(number, dtype=np.uint8)[:, None] % 5
+        rows += np.concatenate([filters, noise], 1).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    pixels = zlib.compress(rows)
     parts = [pixels[i : i + 500] for i in range(0, len(pixels), 500)]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         [chunk(b"IHDR", header), *(chunk(b"IDAT", part) for part in parts), chunk(b"IEND", b"")]
@@ -124,11 +152,34 @@ def wholes() -> dict[str, bytes]:
         picture(mode).save(file, form, **how)
         found[f"{name} {mode}"] = file.getvalue()
     for bits, colour in ((2, 0), (4, 0), (16, 2), (16, 4), (16, 6)):
-        found[f"png by hand {bits} {colour}"] = png_by_hand(bits, colour, bits + colour)
+        found[f"png by hand {bits} {colour}"] = png_by_hand(bits, colour, interlaced=False)
+    for bits, colour in ((8, 0), (8, 2), (8, 6), (16, 0), (16, 2)):
+        found[f"png interlaced {bits} {colour}"] = png_by_hand(bits, colour, interlaced=True)
     width, height = SIZE
+    if find_spec("tifffile"):
+        found |= tiffs_of_bands()
     found["ppm plain"] = b"P2 %d %d 15\n" % SIZE + b" ".join(
         b"%d" % (i % 16) for i in range(width * height)
     )
+    return found
+
+
+def tiffs_of_bands() -> dict[str, bytes]:
+    """TIFFs that Pillow does not read: of five bands, and of colours with 16 bits."""
+    from tifffile import imwrite
+
+    found = {}
+    draw = np.random.default_rng(0)
+    for bands, bits, how in ((5, 8, None), (5, 16, "zlib"), (3, 16, None), (3, 16, "zlib")):
+        shape = (*SIZE[::-1], 3) if bands == 3 else (bands, *SIZE[::-1])
+        file = io.BytesIO()
+        imwrite(
+            file,
+            draw.integers(0, 2**bits, shape, dtype=f"u{bits // 8}"),
+            photometric="rgb" if bands == 3 else "minisblack",
+            compression=how,
+        )
+        found[f"tiff-bands {bands} {bits} {how}"] = file.getvalue()
     return found
 
 
@@ -194,14 +245,30 @@ def with_checksums(data: bytearray) -> bytearray:
     return data
 
 
+def with_damaged_rows(data: bytes, damage: Callable, draw: np.random.Generator) -> bytes:
+    """A PNG whose chunks and deflate are sound; what they hold is damaged."""
+    first = data.index(b"IDAT") - 4
+    place, deflated = first, b""
+    while data[place + 4 : place + 8] == b"IDAT":
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        deflated += data[place + 8 : end]
+        place = end + 4
+    rows = bytearray(zlib.decompress(deflated))
+    damage(rows, draw)
+    return data[:first] + chunk(b"IDAT", zlib.compress(rows)) + data[place:]
+
+
 def damaged(number: int, seed: int, kinds: dict[str, bytes]) -> tuple[str, bytes]:
     """What was done to which kind, and the file."""
     draw = np.random.default_rng((seed, number))
     kind = list(kinds)[number % len(kinds)]
     data, damage = bytearray(kinds[kind]), DAMAGES[draw.integers(len(DAMAGES))]
-    damage(data, draw)
     name = f"{kind}, {damage.__name__}"
-    if kind.startswith("png") and draw.random() < 0.5:
+    how = draw.random()
+    if kind.startswith("png") and how < 0.25:
+        return f"{name}, of the rows", with_damaged_rows(kinds[kind], damage, draw)
+    damage(data, draw)
+    if kind.startswith("png") and how < 0.5:
         return f"{name}, right checksums", bytes(with_checksums(data))
     return name, bytes(data)
 
@@ -230,7 +297,7 @@ def note(place: mmap, index: int) -> None:
 
 
 def read_all(files: list[Path], place: mmap, out: Path) -> None:
-    """Read each file as an image and as a mask.
+    """Read each file in all ways.
 
     "read", what it was refused for, or an error without its name.
     """
@@ -240,16 +307,14 @@ def read_all(files: list[Path], place: mmap, out: Path) -> None:
                 continue
             note(place, index)
             found = {"file": file.name}
-            for read in (read_image, read_mask):
+            for way, read in WAYS.items():
                 try:
                     read(file)
-                    found[read.__name__] = "read"
-                except ValueError as error:
-                    found[read.__name__] = (
-                        "refused" if str(file) in str(error) else f"unnamed: {error}"
-                    )
+                    found[way] = "read"
+                except UserError as error:
+                    found[way] = "refused" if str(file) in str(error) else f"unnamed: {error}"
                 except Exception as error:
-                    found[read.__name__] = f"unnamed: {type(error).__name__}: {error}"
+                    found[way] = f"unnamed: {type(error).__name__}: {error}"
             lines.write(json.dumps(found) + "\n")
 
 
@@ -359,14 +424,14 @@ def run(
     ]
     lines = (work / "read.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    unnamed = [f"{row['file']}: {row[way]}" for row in rows for way in ("read_image", "read_mask")
+    unnamed = [f"{row['file']}: {row[way]}" for row in rows for way in WAYS
                if row[way].startswith("unnamed")]  # fmt: skip
     counts = Counter()
     for row in rows:
         form = names[row["file"]].partition(" ")[0].partition("-")[0]
-        for way in ("read_image", "read_mask"):
-            counts[f"{form} {way} {row[way].partition(':')[0]}"] += 1
-    bad = {row["file"] for row in rows if row["read_image"] != "read"}
+        for way in WAYS:
+            counts[f"{form} as {way}: {row[way].partition(':')[0]}"] += 1
+    bad = {row["file"] for row in rows if row["an image"] != "read"}
     listed = work / "run" / "bad_images.txt"
     skipped = {name for name in names if listed.exists() and f"/{name}" in listed.read_text()}
     report = work / "doctor" / "doctor.json"
@@ -425,15 +490,26 @@ def main() -> int:
     }  # fmt: skip
     text = json.dumps(report, indent=1)
     print(text)
-    results = Results("damaged_images", "torch", "torchvision", "pillow", note=f"seed {asked.seed}")
+    libraries = ("torch", "torchvision", "pillow", "tifffile")
+    results = Results("damaged_images", *libraries, note=f"seed {asked.seed}")
     results.put(f"damaged files, of {len(kinds)} kinds", "files", "", asked.files)
     crashes = "files that ended a process, or at which one hung"
     results.put(crashes, "files", "", len(whole["crashes"]))
     unnamed = "errors without the file's name, or reported differently by training and doctor"
     results.put(unnamed, "files", "", len(whole["unnamed"]))
-    for what, count in sorted(whole["counts"].items()):
-        results.put(what, "files", "", count)
+    counts = whole["counts"]
+    refused = sum(counts[f"{form} as an image: refused"] for form in NAMES)
+    results.put("refused as an image", "files", "", refused)
+    for what in ("skipped by training", "named by doctor"):
+        results.put(what, "files", "", counts[what])
+    results.put("at which a decoder warned, reported by doctor", "files", "", counts["warned"])
     results.write(asked.results)
+    formats = Results("damaged_images-formats", *libraries, note=f"seed {asked.seed}")
+    for form, name in NAMES.items():
+        for way in WAYS:
+            read, refused = (counts[f"{form} as {way}: {how}"] for how in ("read", "refused"))
+            formats.put(name, f"read as {way}", "", f"{read:,} of {read + refused:,}")
+    formats.write(asked.results)
     return 1 if whole["crashes"] or whole["unnamed"] else 0
 
 
