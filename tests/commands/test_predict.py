@@ -43,7 +43,6 @@ from trainkit.data.transforms.recognition import eval_transform as crop
 from trainkit.data.transforms.segmentation import eval_transform as long_side
 from trainkit.inference import Inference
 from trainkit.options import PredictOptions
-from trainkit.prediction import results
 from trainkit.prediction.results import predicted_mask
 from trainkit.tasks.segmentation import Segmentation
 
@@ -241,13 +240,12 @@ def test_label_maps_of_ones_own_images(tmp_path, shift):
 
 
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 25])
-def test_likeliest_in_parts(monkeypatch, at_once):
-    monkeypatch.setattr(results, "VALUES_AT_ONCE", at_once)
+def test_the_most_probable_class_in_parts(at_once):
     logits = torch.randn(23, 5, 6, generator=torch.Generator().manual_seed(0))
     logits[11] = logits[3]  # ties go to the first
     whole = Segmentation(23).predict(logits[None], torch.empty(1, 17, 13))[0]
-    assert torch.equal(predicted_mask(logits, (17, 13)), whole.to(torch.uint8))
-    assert torch.equal(predicted_mask(logits, (5, 6)), logits.argmax(0).to(torch.uint8))
+    assert torch.equal(predicted_mask(logits, (17, 13), at_once), whole.to(torch.uint8))
+    assert torch.equal(predicted_mask(logits, (5, 6), at_once), logits.argmax(0).to(torch.uint8))
 
 
 def test_palettes():

@@ -25,9 +25,9 @@ from trainkit.inference import Inference
 from trainkit.models.pretrained import without_pretrained
 from trainkit.models.recognition import fine_tuned
 from trainkit.options import PredictOptions
-from trainkit.prediction import blocks
+from trainkit.prediction.images import Picture
 from trainkit.prediction.loading import Source
-from trainkit.prediction.model_info import ModelInfo
+from trainkit.prediction.model_info import ModelInfo, scored
 from trainkit.rebuildable import built_by
 from trainkit.storage.weights import read_weights
 from trainkit.tasks.base import Task
@@ -70,11 +70,12 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(trained, monkeypatch):
+def here(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained)
     monkeypatch.delenv("TRAINS", raising=False)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # any call would fail
-    return trained
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    yield trained
+    assert not (tmp_path / "torch").exists(), "weights were fetched"
 
 
 def photos(folder: Path, number: int = 3) -> list[Path]:
@@ -348,7 +349,7 @@ def test_windows_and_flips_are_those_of_an_evaluation(here, tmp_path):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_large_images_are_seen_block_by_block(here, tmp_path, monkeypatch, flip):
+def test_large_images_are_seen_block_by_block(here, tmp_path, flip):
     """The same mask as of scores of the whole image, whatever the size of the blocks."""
     (file,) = photos(tmp_path, number=1)
     _, info = trainkit.load("runs/seg_folder")
@@ -356,10 +357,14 @@ def test_large_images_are_seen_block_by_block(here, tmp_path, monkeypatch, flip)
     info = replace(info, transform=None, inference=seen)
     assert not info.blocks().are_needed((70, 90))
     whole = info.predict(file)[0]["mask"]
+    image = read_image(file).as_subclass(torch.Tensor)
+    large = Picture(file, Path(file.name), image, (70, 90))
     for side in (33, 50, 64):
-        monkeypatch.setattr(blocks, "SCORES_AT_ONCE", 16 * side * side)
-        assert info.blocks().are_needed((70, 90)) and not info.blocks().are_needed((20, 900))
-        assert torch.equal(info.predict(file)[0]["mask"], whole)
+        blocks = replace(info.blocks(), scores_at_once=16 * side * side)
+        assert blocks.are_needed((70, 90)) and not blocks.are_needed((20, 900))
+        assert torch.equal(blocks.mask(image), whole)
+        ((pictures, outputs),) = scored([[large]], info.infer(), info, blocks)
+        assert torch.equal(info.records(pictures, outputs, 1)[0]["mask"], whole)
 
 
 class Counts(Task):

@@ -10,8 +10,10 @@ from helpers.logs import rows, without_intervals
 from helpers.toy_recipes import everything, recognition, run
 from trainkit import Options, evaluate, train
 from trainkit.data.seeding import seed_host
-from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.ema import EMA
+from trainkit.engine.run_opening import open_run
+from trainkit.engine.setup import Setup
+from trainkit.engine.training import Training
 from trainkit.storage.checkpoint import list_checkpoints, load
 from trainkit.storage.weights import averaged_weights
 
@@ -188,25 +190,28 @@ def test_a_mask_keeps_average_and_count(tmp_path):
         assert torch.equal(masked.state_dict()["averages"][name], value), name
 
 
-def test_fp16_skips_do_not_move_it(tmp_path, monkeypatch):
+def test_fp16_skips_do_not_move_it(tmp_path):
     """A GradScaler of the CPU in place of the GPU's, and gradients that overflow as long as its
     scale is large."""
-    from trainkit.engine import setup
-
-    def with_scaler(*arguments):
-        accelerator = start_accelerator(*arguments)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=100)
-        return accelerator
-
-    monkeypatch.setattr(setup, "start_accelerator", with_scaler)
     recipe = everything()
     recipe.model.head.weight.register_hook(
         lambda grad: torch.where(grad.abs().max() > 2.0**12, torch.inf, grad)
     )
-    train(
-        recipe,
-        Options(out=tmp_path, workers=0, log_every=1, checkpoint_every=1, keep_checkpoints=20),
-    )
+    setup = Setup(recipe, Options(out=tmp_path, workers=0, keep_checkpoints=20))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=100)
+    setup.accelerator.scaler = scaler
+    run, found = open_run(setup, {}, None)
+    training = Training(setup, run)
+    training.resume(found)
+    training.stepper.start()
+    batches = setup.plan.loader(0, setup.plan.total_steps, setup.accelerator, workers=0)
+    for step, (images, targets, bad_images) in enumerate(batches):
+        stats = training.stepper(step, images, targets)
+        training.state.advance(len(images), seconds=1.0)
+        training.reporter.step(stats, bad_images)
+        training.reporter.log_row()
+        training.checkpointer.save()
+    run.close()
     skipped = rows(tmp_path)[-1]["skipped_steps"]
     states = [load(path)[1]["ema"] for path in list_checkpoints(tmp_path / "checkpoints")]
     assert 0 < skipped < 12 and states[-1]["count"] == 12 - skipped

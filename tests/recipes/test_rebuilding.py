@@ -4,14 +4,15 @@ No recipe is called.
 """
 
 import json
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
 
 from helpers.processes import ROOT
 from helpers.toy_recipes import recognition
@@ -77,14 +78,18 @@ def test_what_a_door_builds_is_rebuilt(name):
     same_outputs(network, twin)
 
 
-def test_published_weights_are_not_fetched_again(monkeypatch):
+def test_published_weights_are_not_fetched_again(tmp_path, monkeypatch):
     """A network that began from published weights is rebuilt where these cannot be had."""
-    monkeypatch.setattr(
-        sys.modules[fine_tuned.__module__], "load_pretrained", lambda net, *_, **__: net
-    )
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+    file.parent.mkdir(parents=True)
+    weights = resnet18().state_dict()
+    torch.save(weights, file)
     network = fine_tuned("resnet18", 3, pretrained=True)
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # any call would fail
+    assert torch.equal(network.state_dict()["conv1.weight"], weights["conv1.weight"])
+    file.write_bytes(b"not the weights")
+    with pytest.raises(UserError, match="cannot get the pretrained weights"):
+        fine_tuned("resnet18", 3, pretrained=True)
     assert built_by(network)["arguments"]["pretrained"] is True
     same_outputs(network, network_from({"network": built_by(network)}))
 

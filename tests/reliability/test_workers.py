@@ -41,12 +41,12 @@ def none_hangs_after_the_test():
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_another_takes_the_place_of_one_that_never_begins(monkeypatch, before):
+def test_another_takes_the_place_of_one_that_never_begins(before):
     """Real forks, stopped where a lock held by another thread stops them: before any Python."""
-    monkeypatch.setattr(workers, "PATIENCE", 1.0)
     HANGING[:] = bytes([before, 1])
+    loader = Loader(DATA, batch_size=3, num_workers=2, patience_s=1.0)
     with pytest.warns(RuntimeWarning) as warned:
-        read = [batch.tolist() for (batch,) in Loader(DATA, batch_size=3, num_workers=2)]
+        read = [batch.tolist() for (batch,) in loader]
     (told,) = [str(each.message) for each in warned if each.category is RuntimeWarning]
     assert read == [[0, 1, 2], [3, 4, 5], [6, 7]]
     found = re.match(r"data-loading worker \(pid (\d+)\) did not start within 1 s", told)
@@ -54,11 +54,10 @@ def test_another_takes_the_place_of_one_that_never_begins(monkeypatch, before):
         os.kill(int(found[1]), 0)
 
 
-def test_where_none_begins(monkeypatch):
-    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+def test_where_none_begins():
     HANGING[:] = bytes([0, 255])
     with pytest.warns(RuntimeWarning), pytest.raises(ChildProcessError, match="--workers 0"):
-        next(iter(Loader(DATA, num_workers=1)))
+        next(iter(Loader(DATA, num_workers=1, patience_s=0.2)))
     assert 255 - HANGING[HUNG] == workers.TRIES
 
 
@@ -69,7 +68,7 @@ def test_one_that_dies_at_once_is_not_waited_for(monkeypatch):
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(Loader(DATA, num_workers=1))
-    assert time.monotonic() - begun < workers.PATIENCE and HANGING[HUNG] == 0
+    assert time.monotonic() - begun < workers.PATIENCE_S and HANGING[HUNG] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -32,8 +32,7 @@ else:
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
 HAS_MASKS = hasattr(signal, "pthread_sigmask")
-PATIENCE = 10.0
-"""seconds in which a worker has to start; each replacement has twice as long as the one before"""
+PATIENCE_S = 10.0
 TRIES = 3
 GROUPS_SIGNALS = {
     getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
@@ -44,12 +43,27 @@ _kills_before = 0  # by the system for lack of memory, before the newest workers
 
 
 class Loader(DataLoader):
-    """torch's DataLoader, whose workers are sure to start, and are ended by this process alone."""
+    """torch's DataLoader, whose workers are sure to start, and are ended by this process alone.
+
+    Args:
+        data: the dataset.
+        batch_size: as torch's.
+        num_workers: as torch's.
+        patience_s: seconds in which a worker has to start; each replacement has twice as long as
+            the one before.
+        **settings: as torch's.
+    """
 
     def __init__(
-        self, data: Any, batch_size: int | None = 1, *, num_workers: int = 0, **settings: Any
+        self,
+        data: Any,
+        batch_size: int | None = 1,
+        *,
+        num_workers: int = 0,
+        patience_s: float = PATIENCE_S,
+        **settings: Any,
     ):
-        forked = _SureForks() if num_workers and forks() else None
+        forked = _SureForks(patience_s) if num_workers and forks() else None
         super().__init__(
             Sendable(data) if num_workers and forked is None else data,
             batch_size,
@@ -108,13 +122,14 @@ class _SureFork(ForkProcess):
     """
 
     begun: Connection
+    patience_s: float
     _parent_pid: int  # set by multiprocessing
 
     @staticmethod
     # the name is multiprocessing's: how each of its contexts starts one
     def _Popen(process: Any) -> Any:
         for tried in range(TRIES):
-            seconds = PATIENCE * 2**tried
+            seconds = process.patience_s * 2**tried
             reader, process.begun = multiprocessing.Pipe(duplex=False)
             with _born_with_the_signal_blocked(), _deaths_told_afterwards():
                 started = ForkProcess._Popen(process)
@@ -150,7 +165,15 @@ class _SureFork(ForkProcess):
 
 
 class _SureForks(ForkContext):
-    Process = _SureFork
+    def __init__(self, patience_s: float):
+        super().__init__()
+        self.patience_s = patience_s
+
+    def Process(self, *arguments: Any, **settings: Any) -> _SureFork:
+        """Make a worker that has this long to start; the name is multiprocessing's."""
+        process = _SureFork(*arguments, **settings)
+        process.patience_s = self.patience_s
+        return process
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainkit.data.to_device import ToDevice
 from trainkit.inference import Inference
 
-SCORES_AT_ONCE = 1 << 26  # of a block, over all classes: 256 MiB
+SCORES_AT_ONCE = 1 << 26  # 256 MiB
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,13 @@ class Blocks:
     """gives probabilities (N, C, h, w) where it gets no targets"""
     to_device: ToDevice
     num_classes: int
+    scores_at_once: int = SCORES_AT_ONCE
+    """of a block, over all classes"""
 
     def are_needed(self, size: tuple[int, int]) -> bool:
         """Whether the scores of an image of this height and width are more than one block's."""
-        return min(size) >= self.window and self.num_classes * size[0] * size[1] > SCORES_AT_ONCE
+        scores = self.num_classes * size[0] * size[1]
+        return min(size) >= self.window and scores > self.scores_at_once
 
     @property
     def window(self) -> int:
@@ -52,7 +55,7 @@ class Blocks:
 
     def _side(self) -> int:
         """Of a block, at least a window's, as a smaller one would run most windows many times."""
-        return max(self.window, int((SCORES_AT_ONCE / self.num_classes) ** 0.5))
+        return max(self.window, int((self.scores_at_once / self.num_classes) ** 0.5))
 
     def _scores(self, image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Sums over the windows that see a block, (C, height, width).

@@ -10,13 +10,15 @@ from torch.nn import functional as F
 VALUES_AT_ONCE = 1 << 25  # logits held at an image's own size: 128 MiB
 
 
-def predicted_mask(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def predicted_mask(
+    logits: Tensor, size: tuple[int, int], values_at_once: int = VALUES_AT_ONCE
+) -> Tensor:
     """The class of each pixel at `size`, uint8 (H, W), from logits (C, h, w) resized bilinearly.
 
-    As `resize(logits).argmax(0)`, a few classes at a time: 150 classes of a photo of 12 million
-    pixels are 7 GB.
+    As `resize(logits).argmax(0)`, a few classes at a time, at least one: 150 classes of a photo of
+    12 million pixels are 7 GB.
     """
-    at_once = max(1, VALUES_AT_ONCE // (size[0] * size[1]))
+    at_once = max(1, values_at_once // (size[0] * size[1]))
     best: Tensor | None = None
     for first in range(0, len(logits), at_once):
         part = logits[None, first : first + at_once]

@@ -187,7 +187,8 @@ def test_masks_are_counted_pixel_by_pixel(tmp_path, monkeypatch):
         pytest.param("recog_cifar10", marks=pytest.mark.nightly),
     ],
 )
-def test_recipes_take_both_and_an_evaluation_counts_nothing(tmp_path, monkeypatch, name):
+def test_recipes_take_both_and_an_evaluation_counts_nothing(tmp_path, monkeypatch, capsys, name):
+    """It takes the run's weights, also those that counting would not give."""
     monkeypatch.chdir(tmp_path)
     words = ["--sample", "--workers", "0", "--epochs", "0.1", "--warmup-epochs", "0"]
     words += ["--class-weights", "auto", "--sampler", "balanced", "--out", "run"]
@@ -199,8 +200,11 @@ def test_recipes_take_both_and_an_evaluation_counts_nothing(tmp_path, monkeypatc
     classes = recorded["classes"]
     num_classes = classes if isinstance(classes, int) else len(classes)
     assert len(weights) == num_classes and min(weights) > 0
-    monkeypatch.setattr("trainkit.losses.class_weights.count_classes", None)
     assert main(["evaluate", "run", "--workers", "0"]) == 0
+    recorded["input"]["class_weights"] = weights[:-1]
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(recorded))
+    assert main(["evaluate", "run", "--workers", "0"]) == 2
+    assert f"{num_classes - 1} weights" in " ".join(capsys.readouterr().err.split())
     recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
     given = {**recipe.sample_settings(), "sample": True, "class_weights": tuple(weights)}
     assert recipe(**given).input.get("class_weights") is None

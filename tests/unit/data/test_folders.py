@@ -19,7 +19,7 @@ from PIL import Image
 from trainkit.data import file_names
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder, read_class_names, read_classes
 from trainkit.data.datasets.inventory import Inventory, used, used_warnings
-from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.listing import ListingCache, image_files
 from trainkit.data.datasets.source_files import read_names, require_files
 from trainkit.data.text_files import read_lines
 
@@ -162,13 +162,12 @@ ENDINGS = [".png", ".JPG", ".jfif", ".avif", ".txt", "", ".json", ".png.txt", ".
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_folders(tmp_path, seed, monkeypatch):
+def test_random_folders(tmp_path, seed):
     """Any names, depths and links.
 
     The files of an independent walk, all counted, by a first and a cached listing.
     """
-    monkeypatch.setattr("trainkit.data.datasets.listing.LEAST_KEPT", 1)
-    monkeypatch.setattr("trainkit.data.datasets.listing.UNSETTLED_S", -1)
+    cache = ListingCache(tmp_path / "cache", min_images=1, settle_s=-1)
     draw = random.Random(seed)
     root = tmp_path / "data"
     folders, files = [root], 0
@@ -210,10 +209,10 @@ def test_random_folders(tmp_path, seed, monkeypatch):
         with pytest.raises(
             (FileNotFoundError, ValueError), match="no subfolders|no images|is there twice"
         ):
-            ClassFolder(root, cache=tmp_path / "cache")
+            ClassFolder(root, cache=cache)
         return
     for _ in range(2):
-        data = ClassFolder(root, cache=tmp_path / "cache")
+        data = ClassFolder(root, cache=cache)
         found = [data.files[index] for index in range(len(data))]
         assert sorted(found) == sorted(expected) and data.classes == classes
         assert [data.classes[target] for target in data.targets] == [

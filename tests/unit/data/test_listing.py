@@ -12,10 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from trainkit.data.datasets import listing
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.folder import ClassFolder
-from trainkit.data.datasets.listing import Names, image_files
+from trainkit.data.datasets.listing import ListingCache, Names, image_files
 from trainkit.display import terminal
 
 SCANNED: list[str] = []
@@ -39,9 +38,7 @@ def settle(root, seconds=60):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(listing, "LEAST_KEPT", 3)
-    monkeypatch.setattr(listing, "UNSETTLED_S", -1)  # no test waits
+def root(tmp_path):
     hidden = "ant/.hidden.png", ".git/x.png", "ant/.ipynb_checkpoints/1-checkpoint.png"
     for name in (*NAMES, *hidden, "ant/notes.txt", "loose.png", "empty/readme"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +47,15 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def listed(root, **more):
+def kept_at(root, min_images=3, settle_s=-1):
+    """A cache beside the root: of small folders too, and at once, as no test waits."""
+    return ListingCache(root.parent / "cache", min_images, settle_s)
+
+
+def listed(root, classes=None, **rules):
     """Files relative to the root, their classes' names, and how many folders were listed for it."""
     SCANNED.clear()
-    data = ClassFolder(root, cache=root.parent / "cache", **more)
+    data = ClassFolder(root, classes=classes, cache=kept_at(root, **rules))
     scanned = [each for each in SCANNED if each.startswith(str(root))]
     files = [str(data.files[index].relative_to(root)) for index in range(len(data))]
     return files, [data.classes[target] for target in data.targets], len(scanned)
@@ -67,7 +69,7 @@ def test_a_second_start_lists_nothing(root):
     assert listed(root) == (names, CLASSES_OF_NAMES, 7)  # root, four classes, two folders deeper
     for _ in range(2):
         assert listed(root) == (names, CLASSES_OF_NAMES, 0)
-    data = ClassFolder(root, cache=root.parent / "cache")
+    data = ClassFolder(root, cache=kept_at(root))
     assert data.classes == ["ant", "bee", "cat", "empty"] and isinstance(
         data.files.names.characters, np.memmap
     )
@@ -81,9 +83,8 @@ def test_a_second_start_lists_nothing(root):
 @pytest.mark.parametrize(
     "change", ["file", "deep file", "removed", "renamed", "class", "gone class", "folder"]
 )
-def test_what_has_changed_is_listed_anew(root, change, monkeypatch):
+def test_what_has_changed_is_listed_anew(root, change):
     expected = set(listed(root)[0])
-    monkeypatch.setattr(listing, "UNSETTLED_S", 60)
     if change == "file":
         (root / "bee/new.png").touch()
         expected |= {"bee/new.png"}
@@ -107,10 +108,10 @@ def test_what_has_changed_is_listed_anew(root, change, monkeypatch):
         expected |= {"bee/in/x.png"}
     # changed a moment ago: another change might be in the same tick of the clock, so it is not kept
     for _ in range(2):
-        files, _, scanned = listed(root)
+        files, _, scanned = listed(root, settle_s=60)
         assert set(files) == expected and len(files) == len(expected) and scanned >= 4
-    assert "dog" in ClassFolder(root, cache=root.parent / "cache").classes or change != "class"
-    monkeypatch.setattr(listing, "UNSETTLED_S", -1)
+    data = ClassFolder(root, cache=kept_at(root, settle_s=60))
+    assert "dog" in data.classes or change != "class"
     kept = len(expected) >= 3
     assert set(listed(root)[0]) == expected and bool(listed(root)[2]) != kept
     assert len(list((root.parent / "cache").iterdir())) == 1, "the one before is gone"
@@ -186,18 +187,17 @@ def test_files_are_on_the_disk_before_their_folder_has_its_name(tmp_path, monkey
     assert all(f"{tmp_path}/.writing-" in path for path in flushed) and arrays["b"].sum() == 6
 
 
-def test_a_folder_elsewhere_and_a_small_one(root, monkeypatch):
+def test_a_folder_elsewhere_and_a_small_one(root):
     listed(root)
     shutil.copytree(root, root.parent / "copy")
     settle(root.parent / "copy")
-    assert (
-        ClassFolder(root.parent / "copy", cache=root.parent / "cache").files.root
-        == root.parent / "copy"
-    )
+    copy = ClassFolder(root.parent / "copy", cache=kept_at(root))
+    assert copy.files.root == root.parent / "copy"
     assert len(list((root.parent / "cache").iterdir())) == 2
-    monkeypatch.setattr(listing, "LEAST_KEPT", 7)
     shutil.rmtree(root.parent / "cache")
-    assert listed(root)[2] == listed(root)[2] == 7 and not (root.parent / "cache").exists()
+    for _ in range(2):
+        assert listed(root, min_images=7)[2] == 7
+    assert not (root.parent / "cache").exists()
 
 
 def test_ids_are_those_of_the_training_folder(root):

@@ -26,7 +26,6 @@ from helpers.toy_recipes import Images, recognition, run, streamed, write_parque
 from trainkit import Options, train
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.dataset_info import opened
-from trainkit.data.datasets import parquet
 from trainkit.data.datasets.hub import HubImages, HubMasks
 from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.parquet import ParquetTable
@@ -299,10 +298,11 @@ def server(cifar):
         server.shutdown()
 
 
-def test_files_elsewhere_are_read_as_they_are_needed(cifar, server, monkeypatch):
+def test_files_elsewhere_are_read_as_they_are_needed(cifar, server):
     names = sorted(path.name for path in cifar.glob("train*"))
     here = ParquetTable([cifar / name for name in names])
-    there = ParquetTable([f"{server.url}/{name}" for name in names], num_interleaved=4)
+    addresses = [f"{server.url}/{name}" for name in names]
+    there = ParquetTable(addresses, num_interleaved=4, pauses_s=(0, 0))
     size = sum((cifar / name).stat().st_size for name in names)
     assert len(there) == 2300 and server.sent == 4 * 2**16, "the files' ends alone"
     before = server.sent
@@ -317,7 +317,6 @@ def test_files_elsewhere_are_read_as_they_are_needed(cifar, server, monkeypatch)
         for one, other in zip(found, expected, strict=True)
         for a, b in zip(one, other)
     )
-    monkeypatch.setattr(parquet, "PAUSES_S", (0, 0))
     server.failures = 2
     assert there[2299] == here[2299]
     server.failures = 99

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
 from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
 from trainkit.data.datasets.label_tables import IGNORED
-from trainkit.data.datasets.listing import Names, class_files, list_images
+from trainkit.data.datasets.listing import ListingCache, Names, class_files, list_images
 from trainkit.data.datasets.segmentation import MaskFiles
 from trainkit.data.file_names import EXTENSIONS, composed, stem
 from trainkit.data.palette import MaskColors
@@ -94,7 +94,7 @@ class ClassFolder(ClassFiles):
         root: Path,
         transform: Callable[[Any], Any] | None = None,
         classes: Sequence[str] | None = None,
-        cache: Path | None = None,
+        cache: Path | ListingCache | None = None,
     ):
         root = Path(root)
         if not root.is_dir():

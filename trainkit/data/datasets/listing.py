@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,19 @@ from trainkit.data.file_names import EXTENSIONS, extension, image_extensions, is
 from trainkit.display.terminal import of_launcher
 
 VERSION = 3  # of what the arrays mean
-LEAST_KEPT = 10_000  # images; fewer are listed in a moment
-UNSETTLED_S = 2  # a change within a clock's tick of another one shows in no time of change
+
+
+@dataclass(frozen=True)
+class ListingCache:
+    """Where the listings of large folders are kept, and which of them."""
+
+    folder: Path | None = None
+    """None: `trainkit.data.datasets.cache.default_folder`"""
+    min_images: int = 10_000
+    """a folder of fewer is listed in a moment, and not kept"""
+    settle_s: float = 2
+    """how long a folder has to be unchanged: a change within a clock's tick of another one shows in
+    no time of change"""
 
 
 class Names(Sequence[str]):
@@ -61,7 +73,7 @@ def list_images(folder: Path) -> tuple[list[str], Inventory]:
 
 
 def class_files(
-    root: Path, cache: Path | None = None
+    root: Path, cache: Path | ListingCache | None = None
 ) -> tuple[list[str], np.ndarray, Names, Inventory]:
     """List the images of class folders, cached until one of the folders changes.
 
@@ -70,21 +82,22 @@ def class_files(
 
     Args:
         root: holds the class folders.
-        cache: folder of earlier lists; None: `trainkit.data.datasets.cache.default_folder`.
+        cache: folder of earlier lists, see `ListingCache`.
 
     Returns:
         The class folders in sorted order, how many images each has, these by class, relative to
         `root`, and what they are and what was left out.
     """
-    cache = default_folder() if cache is None else cache
+    rules = cache if isinstance(cache, ListingCache) else ListingCache(cache)
+    cache = default_folder() if rules.folder is None else rules.folder
     of_root = short_hash(os.fsencode(root.resolve()))
     found: Iterator[Mapping[str, np.ndarray] | None]
     found = (opened(path) for path in sorted(cache.glob(f"classes-v{VERSION}-{of_root}-*")))
     arrays = next((each for each in found if each is not None and _is_true(each, root)), None)
     if arrays is None:
         arrays = _list(root)
-        settled = time.time_ns() - int(arrays["times"].max()) > UNSETTLED_S * 10**9
-        if settled and len(arrays["ends"]) >= LEAST_KEPT:
+        settled = time.time_ns() - int(arrays["times"].max()) > rules.settle_s * 10**9
+        if settled and len(arrays["ends"]) >= rules.min_images:
             state = short_hash(
                 arrays["folders"].tobytes()
                 + arrays["times"].tobytes()

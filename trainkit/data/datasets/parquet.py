@@ -38,25 +38,33 @@ class ParquetTable:
         num_interleaved: number of interleaved row groups in an epoch's order. Each worker keeps the
             last 2 x num_interleaved row groups in memory: the current ones, and those that follow
             within a batch.
+        pauses_s: seconds before each further try of a file that is not on this machine.
 
     Raises:
         UserError: a file is no parquet file or has other columns than the first, or none has a row.
         OSError: a file cannot be had.
     """
 
-    def __init__(self, files: Sequence[str | os.PathLike], num_interleaved: int = NUM_INTERLEAVED):
+    def __init__(
+        self,
+        files: Sequence[str | os.PathLike],
+        num_interleaved: int = NUM_INTERLEAVED,
+        pauses_s: Sequence[float] = PAUSES_S,
+    ):
         if num_interleaved < 1:
             raise UserError(
                 f"num_interleaved is {num_interleaved}; give the number of interleaved row groups, "
                 "at least 1"
             )
-        self.files, self.num_interleaved = [os.fspath(file) for file in files], num_interleaved
+        self.files = [os.fspath(file) for file in files]
+        self.num_interleaved = num_interleaved
+        self.pauses_s = pauses_s
         self._footers = []
         with (
             ThreadPoolExecutor(16) as pool,
             of_launcher().progress("opening parquet files") as tell,
         ):
-            for footer in pool.map(_read_footer, self.files):
+            for footer in pool.map(self._read_footer, self.files):
                 self._footers.append(footer)
                 tell(len(self._footers), len(self.files))
         self.schema: pa.Schema = self._footers[0].schema.to_arrow_schema()
@@ -150,18 +158,35 @@ class ParquetTable:
             ):
                 return what(file)
 
-        return _patiently(self.files[place], read)
+        return self._patiently(self.files[place], read)
+
+    def _read_footer(self, file: str) -> pq.FileMetaData:
+        def read() -> pq.FileMetaData:
+            with _opened(file) as source:
+                return pq.read_metadata(source)
+
+        return self._patiently(file, read)
+
+    def _patiently(self, file: str, read: Callable[[], Result]) -> Result:
+        """What `read` returns, tried a few times where the file is remote, as networks fail."""
+        pauses = () if _is_local(file) else self.pauses_s
+        for pause in (*pauses, None):
+            try:
+                return read()
+            except pa.ArrowInvalid as error:
+                raise UserError(
+                    f"{file} is not a parquet file, or is cut short: {_line(error)}"
+                ) from error
+            except Exception as error:  # each of fsspec's file systems raises kinds of its own
+                if pause is None:
+                    raise OSError(
+                        f"cannot read {file}: {type(error).__name__}: {_line(error)}"
+                    ) from error
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": OrderedDict()}
-
-
-def _read_footer(file: str) -> pq.FileMetaData:
-    def read() -> pq.FileMetaData:
-        with _opened(file) as source:
-            return pq.read_metadata(source)
-
-    return _patiently(file, read)
 
 
 def _is_local(file: str) -> bool:
@@ -177,25 +202,6 @@ def _opened(file: str) -> Any:
     else:
         with system.open(path, "rb", cache_type="none") as source:
             yield source
-
-
-def _patiently(file: str, read: Callable[[], Result]) -> Result:
-    """What `read` returns, tried a few times where the file is remote, as networks fail."""
-    pauses = () if _is_local(file) else PAUSES_S
-    for pause in (*pauses, None):
-        try:
-            return read()
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                f"{file} is not a parquet file, or is cut short: {_line(error)}"
-            ) from error
-        except Exception as error:  # each of fsspec's file systems raises kinds of its own
-            if pause is None:
-                raise OSError(
-                    f"cannot read {file}: {type(error).__name__}: {_line(error)}"
-                ) from error
-            time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
 
 
 def _line(error: Exception) -> str:
