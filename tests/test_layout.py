@@ -18,7 +18,12 @@ TREES = {
 LIBRARIES = {
     "rich": {"display.result_tables", "display.terminal"},
     "tyro": {"commands.arguments"},
-    "datasets": {"data.datasets.columns", "data.datasets.hub", "data.datasets.synthetic"},
+    "datasets": {
+        "data.datasets.columns",
+        "data.datasets.hub",
+        "data.datasets.hub_tables",
+        "data.datasets.synthetic",
+    },
     "huggingface_hub": {
         "commands.hub_upload",
         "commands.model_card",

@@ -43,7 +43,7 @@ from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.checkpoint import checkpoint_path
-from trainkit.storage.run_files import posix_locks
+from trainkit.storage.locks import posix_locks
 from trainkit.storage.run_folder import RunFolder
 
 # the first one warms up and is saved; the others are timed, and trained again from what was saved

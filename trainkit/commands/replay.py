@@ -22,9 +22,11 @@ from trainkit.engine.training import Training
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
+from trainkit.storage.checked_json import Fault, read_regular
 from trainkit.storage.checkpoint import digest
+from trainkit.storage.locks import posix_locks
 from trainkit.storage.lookup import find_failure, read_seed, read_settings, run_of
-from trainkit.storage.run_files import Fault, posix_locks, read_regular, read_report
+from trainkit.storage.run_files import read_report
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
 

@@ -10,7 +10,7 @@ from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import use_whole_host
 from trainkit.engine.loop import train
-from trainkit.storage.run_files import posix_locks
+from trainkit.storage.locks import posix_locks
 
 
 def run(recipe: str, words: list[str]) -> int:

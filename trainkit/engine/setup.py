@@ -17,7 +17,7 @@ from trainkit.engine.results import require_free_names
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
-from trainkit.storage.run_files import posix_locks
+from trainkit.storage.locks import posix_locks
 from trainkit.storage.weights import start_from
 
 

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
+from trainkit.storage.checked_json import Fault
 from trainkit.storage.packing import pack, unpack
-from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, Fault, read_manifest
+from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, read_manifest
 
 # 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted
 # as timm does. Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a

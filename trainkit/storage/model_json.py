@@ -27,9 +27,8 @@ from trainkit.data.dataset_info import DatasetInfo
 from trainkit.errors import UserError
 from trainkit.rebuildable import built_by
 from trainkit.recipe import Recipe
-from trainkit.storage.run_files import (
+from trainkit.storage.checked_json import (
     MAPPING,
-    MODEL_JSON,
     POSITIVE,
     STRING,
     TRUTH,
@@ -41,6 +40,7 @@ from trainkit.storage.run_files import (
     or_none,
     require,
 )
+from trainkit.storage.run_files import MODEL_JSON
 
 FORMAT = 2  # 1 did not say how images are read and seen, see SINCE_2
 PARTS = {

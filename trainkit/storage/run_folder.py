@@ -20,20 +20,17 @@ from typing import Any
 from trainkit.errors import UserError
 from trainkit.files import flush, reason
 from trainkit.options import Options
+from trainkit.storage.checked_json import read_regular
 from trainkit.storage.checkpoint import (
     is_checkpoint_name,
     list_checkpoints,
     step_of,
     verify,
 )
+from trainkit.storage.locks import posix_locks
 from trainkit.storage.old_names import renamed_settings
 from trainkit.storage.run_changes import compare_settings
-from trainkit.storage.run_files import (
-    posix_locks,
-    read_bad_images,
-    read_regular,
-    read_summary,
-)
+from trainkit.storage.run_files import read_bad_images, read_summary
 from trainkit.storage.run_settings import read_recorded, surroundings
 from trainkit.storage.setting_values import plain, require_all
 from trainkit.storage.train_log import TrainLog

@@ -17,8 +17,7 @@ from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
-from trainkit.storage.old_names import renamed_kept, renamed_options
-from trainkit.storage.run_files import (
+from trainkit.storage.checked_json import (
     COUNT,
     MAPPING,
     STRING,
@@ -29,6 +28,7 @@ from trainkit.storage.run_files import (
     or_none,
     require,
 )
+from trainkit.storage.old_names import renamed_kept, renamed_options
 from trainkit.storage.setting_values import plain
 from trainkit.tasks.base import Task
 

@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import UserError
-from trainkit.storage.run_files import (
-    EVALUATION_BEGINS,
-    Fault,
-    kept_rows,
-    parse_row,
-    read_regular,
-)
+from trainkit.storage.checked_json import Fault, read_regular
+from trainkit.storage.run_files import EVALUATION_BEGINS, kept_rows, parse_row
 
 REMEDY = "Put a whole copy in its place, or remove that line"
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from helpers.processes import TESTS
 from helpers.toy_recipes import recognition
 from trainkit.cli import main
+from trainkit.storage.checked_json import Fault
 from trainkit.storage.run_files import (
-    Fault,
     parse_row,
     read_bad_images,
     read_memory,

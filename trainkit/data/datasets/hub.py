@@ -1,35 +1,26 @@
-"""Images with labels or masks through the `datasets` library: Hub names and parquet files."""
+"""Datasets of images with labels or masks, of the Hub and of parquet files."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from glob import escape
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import (
-    ClassLabel,
-    Features,
-    get_dataset_split_names,
-    load_dataset,
-    load_dataset_builder,
-)
-from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetGenerationError
+from datasets import ClassLabel
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainkit.data.bands import read_image_like
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.columns import choose_image, choose_image_and_mask, choose_label
+from trainkit.data.datasets.hub_tables import as_stored, load_rows
 from trainkit.data.datasets.inventory import images_of, no_image
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.parquet import ParquetTable
 from trainkit.data.datasets.segmentation import MaskDataset
-from trainkit.data.datasets.split_files import SplitFiles, parquet_files
+from trainkit.data.datasets.split_files import SplitFiles
 from trainkit.data.image_io import read_image
 from trainkit.data.sampler import Locality
-from trainkit.errors import MissingFileError, UserError
+from trainkit.errors import UserError
 
 TAKE_OUT = "take the row out of the dataset"
 
@@ -127,10 +118,10 @@ class HubImages(Rows):
         classes: Sequence[str] | None = None,
     ):
         self.source, self.split = f"{source} ({split})", split
-        self.table, features, self.files = _load(source, split, stream)
+        self.table, features, self.files = load_rows(source, split, stream)
         self.image_column = choose_image(source, features, image_column)
         self.label_column = choose_label(source, features, label_column)
-        self.table = _as_stored(self.table, [self.image_column, self.label_column], features)
+        self.table = as_stored(self.table, [self.image_column, self.label_column], features)
         label = features[self.label_column]
         if isinstance(label, ClassLabel):
             self.classes = list(label.names if classes is None else classes)
@@ -240,11 +231,11 @@ class HubMasks(Rows, MaskDataset):
             len(self.classes), transform, ignore=ignore, label_shift=label_shift, **settings
         )
         self.source, self.split = f"{source} ({split})", split
-        table, features, self.files = _load(source, split, stream)
+        table, features, self.files = load_rows(source, split, stream)
         self.image_column, self.mask_column = choose_image_and_mask(
             source, features, image_column, mask_column
         )
-        self.table = _as_stored(table, [self.image_column, self.mask_column], features)
+        self.table = as_stored(table, [self.image_column, self.mask_column], features)
         self.used = self.used_of(source, self.num_classes)
 
     def mask_name(self, index: int) -> str:
@@ -265,101 +256,3 @@ class HubMasks(Rows, MaskDataset):
         image, name = self.encoded(row, index, self.image_column)
         labels = self._labels(row, index)
         return read_image_like(image, tuple(labels.shape), name=name), labels
-
-
-def _load(
-    source: str | Path, split: str, stream: int | None
-) -> tuple[Any, Features, SplitFiles | None]:
-    """The rows of a split by index, what their columns hold, and the files of a folder."""
-    files = _local_files(source, split) if Path(source).is_dir() else None
-    if stream is not None:
-        table = ParquetTable(_hub_files(source, split) if files is None else files.files, stream)
-        return table, Features.from_arrow_schema(table.schema), files
-    if files is not None:
-        # `datasets` names no damaged file, nor takes empty ones
-        with_rows = ParquetTable(files.files).files_with_rows
-        table = _converted(source, with_rows)
-    else:
-        with _hub_errors(source):
-            table = load_dataset(str(source), split=split)
-    return table, table.features, files
-
-
-def _converted(source: str | Path, files: Sequence[str]) -> Any:
-    """The rows of parquet files, as `datasets` keeps them.
-
-    Raises UserError where their columns differ in type.
-    """
-    try:
-        return load_dataset("parquet", data_files=[escape(file) for file in files], split="train")
-    except DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, OSError):  # such as a full disk
-            raise cause from error
-        raise UserError(
-            f"the {len(files)} parquet files in {source} do not make one table"
-            f" ({type(cause).__name__}: {cause}): give each column the same type in all of them, or"
-            " read them as they are, with --stream 16"
-        ) from error
-
-
-def _local_files(source: str | Path, split: str) -> SplitFiles:
-    """The parquet files of a split in a folder. Raises MissingFileError where there are none."""
-    found = parquet_files(Path(source), split)
-    if not found.files:
-        there = ", ".join(sorted(path.name for path in Path(source).iterdir())[:5])
-        raise MissingFileError(
-            f"no {split}*.parquet in {source} (it holds: {there or 'nothing'}): looked for"
-            f" {split}.parquet, {split}-00000-of-00001.parquet and the like, and {split}/*.parquet"
-        )
-    return found
-
-
-def _hub_files(source: str | Path, split: str) -> list[str]:
-    """The parquet files of a split on the Hub, at the revision that is there now."""
-    with _hub_errors(source):
-        builder = load_dataset_builder(str(source))
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
-    others = [file for file in files if not file.endswith(".parquet")]
-    if others or not files:
-        stored = f"as {Path(others[0]).name}" if others else "in no files"
-        raise UserError(
-            f"{source} cannot be streamed: its split {split} is stored {stored}, which does not say"
-            " how many images it holds, so that no exact order of them is known before they are"
-            " read. Parquet files do; without --stream the whole set is downloaded first"
-        )
-    return files
-
-
-def _as_stored(table: Any, columns: list[str], features: Features) -> Any:
-    """A table of these columns alone, images among them as encoded bytes."""
-    table = table.select_columns(columns)
-    for column in columns if not isinstance(table, ParquetTable) else ():
-        if isinstance(features[column], ImageFeature):
-            table = table.cast_column(column, ImageFeature(decode=False))
-    return table
-
-
-def choose_split(source: str, names: Sequence[str]) -> str:
-    """The first of `names` that the Hub's dataset `source` has as a split."""
-    with _hub_errors(source):
-        known = get_dataset_split_names(source)
-    for name in names:
-        if name in known:
-            return name
-    raise UserError(
-        f"{source} has none of the splits {', '.join(names)}; it has {', '.join(known)}"
-    )
-
-
-@contextmanager
-def _hub_errors(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (
-        Exception
-    ) as error:  # datasets raises a dozen kinds for "not there", from several libraries
-        raise MissingFileError(
-            f"cannot load {str(source)!r}: there is no such local folder, and the Hub said "
-            f"{type(error).__name__}: {error}"
-        ) from error

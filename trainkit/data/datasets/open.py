@@ -300,7 +300,8 @@ def _masks_from_datasets(
     source: str | Path, split: str | Sequence[str], *how: Any, **more: Any
 ) -> "HubMasks":
     # `datasets` takes a second to import
-    from trainkit.data.datasets.hub import HubMasks, choose_split
+    from trainkit.data.datasets.hub import HubMasks
+    from trainkit.data.datasets.hub_tables import choose_split
 
     name = split if isinstance(split, str) else choose_split(str(source), split)
     return HubMasks(source, name, *how, **more)
@@ -313,7 +314,8 @@ def _from_datasets(
     *how: Any,
 ) -> ClassDataset:
     # `datasets` takes a second to import
-    from trainkit.data.datasets.hub import HubImages, choose_split
+    from trainkit.data.datasets.hub import HubImages
+    from trainkit.data.datasets.hub_tables import choose_split
 
     name = split if isinstance(split, str) else choose_split(str(source), split)
     return HubImages(source, name, transform, *how)
