@@ -1,12 +1,15 @@
 """Writes files that are whole or absent: flushed, then renamed into place."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from trainkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_tensors(
@@ -21,6 +24,8 @@ def save_tensors(
         file: the file to write.
         metadata: strings by name, for the head of the file.
     """
+    from safetensors.torch import save_file  # torch comes with it, and reports go without
+
     file.touch()  # the umask is not asked for: to read it is to change it, for other threads too
     rights = file.stat().st_mode & 0o777
     save_file(tensors, file, metadata)
@@ -58,6 +63,22 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it and rename it; what was there stays until then.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        flush(aside)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def require_room(folder: Path) -> None:

@@ -67,6 +67,8 @@ class Options:
     """failure to write to the run's folder: stop after the step, or train on without saving"""
     async_checkpoint: bool = False
     """write checkpoints in the background; a kill may lose the steps taken during the writing"""
+    report: bool = True
+    """write report.html into the run's folder at the end of the training"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {
@@ -148,6 +150,8 @@ class EvaluateOptions(InferenceOptions, WeightsOptions):
     """on GPUs: multiply float32 in TF32, as in a run"""
     precise_bn: int | None = None
     """precise BN: training images for the statistics (0: off); default: as in the run"""
+    report: bool = True
+    """write report.html anew into the run's folder, with these results"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"workers": 0})
@@ -191,6 +195,14 @@ class ExportOptions(WeightsOptions):
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"images": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of a report: where it goes."""
+
+    out: Path | None = None
+    """the HTML file to be written; default: report.html in the run"""
 
 
 @dataclass(frozen=True)

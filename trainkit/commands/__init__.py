@@ -6,6 +6,7 @@ COMMANDS = {
     "check": "RECIPE",
     "doctor": "RECIPE",
     "evaluate": "RUN",
+    "report": "RUN",
     "predict": "RUN",
     "export": "RUN",
     "push": "RUN",

@@ -27,6 +27,7 @@ from trainkit.options import (
     PushOptions,
     RecipesOptions,
     ReplayOptions,
+    ReportOptions,
     check_finite,
     check_names,
 )
@@ -94,6 +95,7 @@ OPTIONS: dict[str, type] = {
     "export": _as_arguments(ExportOptions),
     "push": _as_arguments(PushOptions, positional="name"),
     "replay": _as_arguments(ReplayOptions),
+    "report": _as_arguments(ReportOptions),
     "recipes": _as_arguments(RecipesOptions),
     "new": _as_arguments(NewOptions, positional="file"),
 }

@@ -7,11 +7,15 @@ from typing import Any
 
 from trainkit.commands.trained import read_trained
 from trainkit.data.seeding import seed_host
+from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import use_whole_host
+from trainkit.distributed.launcher import rank
 from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
+from trainkit.report.page import report_or_reason
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import read_precise_bn, read_seed
+from trainkit.storage.recorded import is_run
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.setting_values import plain
 
@@ -50,6 +54,8 @@ def run(first: str, words: list[str]) -> int:
         partial=asked.partial,
         keep=keep,
     )
+    if asked.report and out is not None and is_run(out) and rank() == 0:
+        Display().note(report_or_reason(out))
     return 0
 
 

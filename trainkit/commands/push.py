@@ -28,9 +28,9 @@ from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
 from trainkit.storage.hub_download import HUB_NAME, is_hub_name
 from trainkit.storage.lookup import find_weights, is_published, require_run
 from trainkit.storage.model_json import read_model_json
+from trainkit.storage.recorded import TO_PUBLISH, read_recorded
 from trainkit.storage.run_files import MODEL_JSON, read_results
 from trainkit.storage.run_folder import RunFolder
-from trainkit.storage.run_settings import TO_PUBLISH, read_recorded
 from trainkit.storage.weights import read_weights
 
 BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, not inside a path or an address:

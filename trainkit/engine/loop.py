@@ -15,6 +15,7 @@ from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.run_opening import on_main_process, open_run
+from trainkit.engine.run_report import record_start, reporting_failure, write_report
 from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
 from trainkit.engine.training import Training
@@ -70,7 +71,13 @@ def train(
             display.note(f"warning: {line}")
         plan = setup.plan
         display.start(plan.total_steps, training.state.step, plan.order.steps_per_epoch)
-        with training.stop, worker_deaths_told(), checkpointer.saving_on_error():
+        record_start(reporter)
+        with (
+            reporting_failure(reporter),
+            training.stop,
+            worker_deaths_told(),
+            checkpointer.saving_on_error(),
+        ):
             if found.path is None and setup.accelerator.is_main_process:
                 unrepeatable = setup.introduction.unrepeatable(options.seed, setup.workers)
                 if unrepeatable:
@@ -81,7 +88,9 @@ def train(
             stopped_early = training.state.step != plan.total_steps and _ends_early(training)
             if stopped_early:
                 checkpointer.save_rest()  # where a larger --patience resumes
-        return reporter.finish(stopped_early)
+        summary = reporter.finish(stopped_early)
+        write_report(reporter)
+        return summary
     finally:
         display.stop()
         run.close()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DRAWS = 1000
+from trainkit.metrics.resampling import in_order, resamples
 
 
 def interval(
@@ -31,12 +31,8 @@ def interval(
     if not len(rows):
         return None
     counts = rows.cpu().numpy().astype(np.float64)
-    counts = counts[np.lexsort(counts.T[::-1])]
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(0, DRAWS, 50):
-        # (50, N)
-        times = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=50)
-        found.append(statistic(torch.from_numpy(times @ counts)))
+    counts = counts[in_order(counts)]
+    found = [statistic(torch.from_numpy(times @ counts)) for times in resamples(len(counts), seed)]
     low, high = (
         torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     )

@@ -13,9 +13,10 @@ from trainkit.storage.checkpoint import (
     step_of,
 )
 from trainkit.storage.hub_download import downloaded, is_hub_name
+from trainkit.storage.recorded import is_run, read_recorded
 from trainkit.storage.run_files import read_manifest
 from trainkit.storage.run_folder import RunFolder
-from trainkit.storage.run_settings import input_of, is_run, read_recorded
+from trainkit.storage.run_settings import input_of
 from trainkit.tasks.base import Task
 
 COUNTED = (

@@ -137,6 +137,18 @@ def read_memory(run: Path) -> dict[str, Any] | None:
     )
 
 
+def read_stopped(run: Path) -> dict[str, Any] | None:
+    """Read stopped.json: the name of the "signal" that stopped the run, and after which "step".
+
+    None where none did.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    remedy = "Remove it; the log says how far the run is"
+    return _read(run / "stopped.json", {"signal": STRING, "step": COUNT}, remedy)
+
+
 def read_results(run: Path) -> dict[str, Any] | None:
     """Read results.json, which `trainkit evaluate` wrote; None where there is none.
 
@@ -203,10 +215,19 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
         if _is_cut(line):
             return None
         raise
+    require_row(row)
+    return row
+
+
+def require_row(row: Any) -> None:
+    """Check that a row of log.jsonl has what every row of its kind has.
+
+    Raises:
+        Fault: it has not; the message has the name.
+    """
     require(row, {"event": STRING, "step": COUNT})
     if row["event"] == "evaluate":
         require(row, EVALUATION)
-    return row
 
 
 def _is_cut(line: bytes) -> bool:

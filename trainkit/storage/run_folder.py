@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import UserError
-from trainkit.files import flush, reason
+from trainkit.files import flush, reason, replace_file
 from trainkit.options import Options
 from trainkit.storage.checked_json import read_regular
 from trainkit.storage.checkpoint import (
@@ -29,9 +29,10 @@ from trainkit.storage.checkpoint import (
 )
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.old_names import renamed_settings
+from trainkit.storage.recorded import read_recorded
 from trainkit.storage.run_changes import compare_settings
 from trainkit.storage.run_files import read_bad_images, read_summary
-from trainkit.storage.run_settings import read_recorded, surroundings
+from trainkit.storage.run_settings import surroundings
 from trainkit.storage.setting_values import plain, require_all
 from trainkit.storage.train_log import TrainLog
 from trainkit.storage.trained_here import remember
@@ -41,6 +42,8 @@ FOLDERS = ("checkpoints", "failures")
 FILES = (
     "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt",
     "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
+    "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
+    "train_batch.png",
 )  # fmt: skip
 # wherever a person has looked into a folder
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -138,7 +141,7 @@ class RunFolder:
         file = self.folder / "recipe.py"
         kept = read_regular(file) if file.exists() else None
         if again or kept is None or (kept != source and source.startswith(kept)):
-            self._replace(file, source)
+            replace_file(file, source)
 
     def _resume(
         self,
@@ -254,12 +257,12 @@ class RunFolder:
         Any process may write it: the one that is out of memory may be the only one to know.
         """
         content = json.dumps({"micro_batch": micro_batch, "asked": asked}) + "\n"
-        self._replace(self.folder / "memory.json", content.encode())
+        replace_file(self.folder / "memory.json", content.encode())
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         if self.writes:
-            self._replace(
+            replace_file(
                 self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
             )
 
@@ -267,19 +270,7 @@ class RunFolder:
         """Write files that say which images are held out, see `DatasetInfo.lists`."""
         for name, content in lists.items():
             if not (self.folder / name).is_file():
-                self._replace(self.folder / name, content)
-
-    @staticmethod
-    def _replace(path: Path, content: bytes) -> None:
-        """Write a file aside, flush it and rename it; what was there stays until then."""
-        aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-        try:
-            aside.write_bytes(content)
-            flush(aside)
-            os.replace(aside, path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+                replace_file(self.folder / name, content)
 
 
 def _check_kinds(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""settings.json of a run: its settings and its environment."""
+"""What settings.json of a run says about its environment, and what must not change since."""
 
 import os
 import platform
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from trainkit import __version__
@@ -17,62 +16,9 @@ from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
-from trainkit.storage.checked_json import (
-    COUNT,
-    MAPPING,
-    STRING,
-    Fault,
-    Kind,
-    load_json,
-    maybe,
-    or_none,
-    require,
-)
-from trainkit.storage.old_names import renamed_kept, renamed_options
+from trainkit.storage.recorded import read_recorded
 from trainkit.storage.setting_values import plain
 from trainkit.tasks.base import Task
-
-RECORDED = {
-    "settings": MAPPING,
-    "seed": Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**64),
-    "recipe": or_none(STRING),
-    "input": maybe(MAPPING),
-    "options": maybe(MAPPING),
-}
-TO_PUBLISH = {
-    "command": Kind("a command line", lambda value: isinstance(value, str) and bool(_words(value))),
-    "options": MAPPING,
-    "versions": MAPPING,
-    "model": STRING,
-    "total_steps": COUNT,
-    "git_commit": or_none(STRING),
-    "local": maybe(Kind("a list of names", lambda value: isinstance(value, list))),
-}
-
-
-def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})) -> dict[str, Any]:
-    """Read settings.json of the run in `folder`.
-
-    Args:
-        folder: of the run.
-        needs: what must be in it beside settings, seed and recipe.
-
-    Raises:
-        UserError: it is damaged, or not trainkit's.
-    """
-    file = folder / "settings.json"
-    try:
-        content = load_json(file)
-        require(content, {**RECORDED, **needs})
-    except Fault as error:
-        raise UserError(
-            f"{file} is damaged, or not of trainkit: {error}. Put a whole copy in its place, or"
-            " choose another folder. Checkpoints beside it can be given to --weights where it is"
-            " moved elsewhere, with the run's settings"
-        ) from error
-    if "options" in content:
-        content["options"] = renamed_options(content["options"])
-    return renamed_kept(content)
 
 
 def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,35 +37,14 @@ def input_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings.get(name, value) for name, value in then.items()}
 
 
-def is_run(folder: Path) -> bool:
-    """Whether `folder` has a settings.json that is trainkit's, or may be a damaged one of it."""
-    file = folder / "settings.json"
-    if not file.is_file():
-        return False
-    if (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file():
-        return True
-    try:
-        content = load_json(file)
-    except Fault:
-        return True
-    return isinstance(content, dict) and not content.keys().isdisjoint(RECORDED)
-
-
-def _words(command: str) -> list[str]:
-    """Its words; none where quotes do not match."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return []
-
-
 def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Command, versions and git commit, to know later what ran.
+    """Command, versions, git commit and what differs from it, to know later what ran.
 
     "local": the settings that name a file or folder that is there. Elsewhere nobody can tell
     datasets/ade20k, a folder, from a name on the Hub.
     """
     where = recipe_file.resolve().parent if recipe_file else Path.cwd()
+    changed = _git(where, "status", "--porcelain", "--untracked-files=no")
     packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate")
     return {
         "recipe": str(recipe_file.resolve()) if recipe_file else None,
@@ -131,7 +56,8 @@ def surroundings(recipe_file: Path | None, settings: Mapping[str, Any]) -> dict[
             **{name: version(name) for name in packages},
         },
         "git_commit": _git(where, "rev-parse", "HEAD"),
-        "git_changed": bool(_git(where, "status", "--porcelain", "--untracked-files=no")),
+        "git_changed": bool(changed),
+        "git_diff_stat": _git(where, "diff", "--stat", "HEAD") if changed else None,
     }
 
 

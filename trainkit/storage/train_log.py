@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import UserError
-from trainkit.storage.checked_json import Fault, read_regular
-from trainkit.storage.run_files import EVALUATION_BEGINS, kept_rows, parse_row
+from trainkit.storage.checked_json import Fault, parse_json, read_regular
+from trainkit.storage.run_files import EVALUATION_BEGINS, kept_rows, parse_row, require_row
 
+TOGETHER = 1000  # lines that are parsed together
 REMEDY = "Put a whole copy in its place, or remove that line"
 
 
@@ -83,3 +84,62 @@ class TrainLog:
             return next((row for row in rows if step in (None, row["step"])), None)
         except Fault as error:
             raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
+
+
+def read_rows(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows of a log that can be read, and what is wrong with those that cannot.
+
+    For what looks at a run; a training refuses a damaged log. Rows are checked as everywhere, by
+    `parse_row`, but for a NaN or an infinite number, which leaves its row out.
+
+    Returns:
+        Rows in the order of the file, and a line about each that is left out. A row that was cut
+        short as it was written, and an absent file, are none.
+    """
+    if not os.path.lexists(file):
+        return [], []
+    try:
+        lines = read_regular(file).splitlines()
+    except Fault as error:
+        return [], [f"{file.name} is left out: {error}"]
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for begin in range(0, len(lines), TOGETHER):
+        block = lines[begin : begin + TOGETHER]
+        found = _whole_rows(block)
+        if found is None:
+            found = _sound_rows(block, begin + 1, file.name, faults)
+        rows += found
+    return rows, faults
+
+
+def _whole_rows(lines: list[bytes]) -> list[dict[str, Any]] | None:
+    """The rows of lines that are all sound; None where one may not be.
+
+    Parsed together, which takes a fifth of the time that one after the other does.
+    """
+    try:
+        rows = parse_json(b"[" + b",".join(lines) + b"]")
+        if len(rows) != len(lines):  # a line may hold two
+            return None
+        for row in rows:
+            require_row(row)
+    except Fault:
+        return None
+    return rows
+
+
+def _sound_rows(
+    lines: list[bytes], first: int, name: str, faults: list[str]
+) -> list[dict[str, Any]]:
+    """The sound rows among lines, of which the first has the number `first`; adds to `faults`."""
+    rows = []
+    for number, line in enumerate(lines, first):
+        try:
+            row = parse_row(line)
+        except Fault as error:
+            faults.append(f"{name}, line {number}, is left out: {error}")
+            continue
+        if row is not None:
+            rows.append(row)
+    return rows

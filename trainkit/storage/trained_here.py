@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainkit.data.datasets.cache import default_folder
-from trainkit.storage.run_settings import read_recorded
+from trainkit.storage.recorded import read_recorded
 
 
 def remember(run: Path, source: bytes, recipe_file: Path) -> None:

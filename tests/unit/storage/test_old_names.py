@@ -15,7 +15,7 @@ from trainkit.storage.old_names import (
     renamed_settings,
     renamed_state,
 )
-from trainkit.storage.run_settings import read_recorded
+from trainkit.storage.recorded import read_recorded
 from trainkit.storage.setting_values import read_settings_as
 
 RECIPE = f"""

@@ -1,0 +1,261 @@
+"""trainkit report: whole or damaged runs, at the end of a training, and without torch."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers.processes import RECOG, ROOT, run, trainkit
+from helpers.run_folders import (
+    ROWS,
+    add_pictures,
+    add_recognition,
+    add_segmentation,
+    evaluation_row,
+    run_folder,
+    step_row,
+    write_json,
+)
+from trainkit.cli import main
+from trainkit.report.page import report_or_reason
+
+MOST_BYTES = 5_000_000
+WITHOUT_TORCH = """
+import sys
+from trainkit.cli import main
+code = main(["report", *sys.argv[1:]])
+print(code, [name for name in ("torch", "accelerate", "datasets") if name in sys.modules])
+"""
+
+
+def page(folder) -> str:
+    assert main(["report", str(folder)]) == 0
+    return (folder / "report.html").read_text()
+
+
+def embedded(text: str, name: str):
+    """JSON that lies in the page for its script."""
+    return json.loads(re.search(rf'<script [^>]*id="{name}">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_report_without_torch(tmp_path):
+    folder = run_folder(tmp_path / "one")
+    add_recognition(folder)
+    done = run(sys.executable, "-c", WITHOUT_TORCH, str(folder), cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    text = (folder / "report.html").read_text()
+    assert "one" in text and len(text) < MOST_BYTES
+
+
+def test_what_a_report_says(tmp_path):
+    folder = run_folder(tmp_path / "one", git_changed=True, git_diff_stat=" a.py | 2 +-")
+    add_recognition(folder)
+    text = page(folder)
+    assert "finished: 100 steps" in text and "70.00 %" in text and "95 % interval" in text
+    assert "recog_images · recognition · images · resnet18" in text
+    assert "1 of 5 differ" in text  # lr
+    assert '<tr class="changed"><td>lr</td><td class="long">0.05</td>' in text
+    assert "trainkit recog_images --lr 0.05" in text and f"trainkit evaluate {folder}" in text
+    assert "a.py | 2 +-" in text and "2 h" in text
+    assert "Accuracy of each class" in text and "(ECE)" in text
+    assert embedded(text, "confusion-data")["names"] == ["cat", "dog", "bird"]
+    assert {"loss", "top1"} <= {chart["name"] for chart in embedded(text, "curve-data")["charts"]}
+
+
+def test_segmentation_has_the_colours_of_its_classes(tmp_path):
+    rows = [step_row(10), evaluation_row(100, 0.5, 100, mIoU=0.5, pixAcc=0.8)]
+    folder = run_folder(tmp_path / "one", rows)
+    write_json(
+        folder / "summary.json",
+        {**json.loads((folder / "summary.json").read_text()), "best": {"mIoU": 0.5, "step": 100}},
+    )
+    arrays = add_segmentation(folder)
+    text = page(folder)
+    assert "IoU of each class" in text and "background:#1f77b4" in text and "(ECE)" not in text
+    assert embedded(text, "confusion-data")["matrix"] == arrays["confusion"].tolist()
+    hit = arrays["intersection"].sum(0)
+    iou = hit / (arrays["true_pixels"].sum(0) + arrays["predicted_pixels"].sum(0) - hit)
+    assert all(f"{100 * value:.1f} %" in text for value in iou)
+
+
+def test_of_many_classes_the_largest_confusions(tmp_path):
+    folder = run_folder(tmp_path / "one", classes=None)
+    arrays = add_recognition(folder, classes=150, images=1500)
+    text = page(folder)
+    assert 'id="confusion-data"' not in text
+    assert "The 50 largest confusions" in text
+    assert (arrays["target"] != arrays["predicted"]).sum() > 50
+
+
+def test_images_lie_in_the_page(tmp_path):
+    folder = run_folder(tmp_path / "one")
+    add_recognition(folder)
+    add_pictures(folder)
+    text = page(folder)
+    assert text.count("data:image/webp;base64,") == 4 and "data:image/jpeg;base64," in text
+    assert "val/3.jpg" in text and "loss 1.5, probability 90.0 %" in text
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text), "nothing from elsewhere"
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_images_beyond_the_budget_are_left_out(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path / "one")
+    add_pictures(folder, segmentation=True)
+    monkeypatch.setattr("trainkit.report.images.BUDGET", 1500)
+    text = page(folder)
+    assert "images are left out, to keep this page under 5 MB" in text
+
+
+HOSTILE = "</script><script>alert(1)</script>\"'&\u2028\udce9"
+
+
+def test_no_text_of_a_run_is_markup(tmp_path):
+    rows = [*ROWS, evaluation_row(100, 0.7, 100, top1=0.7, **{HOSTILE: 0.1})]
+    classes = [HOSTILE, "dog", "bird"]
+    folder = run_folder(
+        tmp_path / "one", rows, classes=classes, settings={HOSTILE: HOSTILE},
+        command=f"trainkit {HOSTILE}", git_diff_stat=HOSTILE,
+    )  # fmt: skip
+    add_recognition(folder)
+    about = json.loads((folder / "evaluations/step-000000100.json").read_text())
+    write_json(folder / "evaluations/step-000000100.json", {**about, "classes": classes})
+    text = page(folder)
+    assert "<script>alert" not in text and text.count("<script") == 3
+    assert embedded(text, "confusion-data")["names"][0] == HOSTILE
+    assert any(chart["name"] == HOSTILE for chart in embedded(text, "curve-data")["charts"])
+
+
+def test_damage_is_named_and_left_out(tmp_path):
+    folder = run_folder(tmp_path / "one")
+    log = (folder / "log.jsonl").read_text().splitlines()
+    log[2] = "not a row"
+    log[4] = log[4].replace('"lr": 0.05', '"lr": NaN')
+    (folder / "log.jsonl").write_text("\n".join(log) + '\n{"event": "step", "st')
+    add_recognition(folder)
+    (folder / "evaluations/step-000000100.npz").write_bytes(b"PK\x03\x04 no archive")
+    (folder / "starts.jsonl").write_text("{}\n")
+    (folder / "results.json").write_text("[1]")
+    add_pictures(folder)
+    (folder / "shown/step-000000100/index.json").write_text("{")
+    (folder / "train_batch.jpg").write_bytes(b"no picture")
+    text = page(folder)
+    for told in (
+        "log.jsonl, line 3, is left out", "log.jsonl, line 5, is left out: it holds NaN",
+        "step-000000100 is left out: step-000000100.npz cannot be read",
+        "starts.jsonl, line 1, is left out", "results.json is damaged",
+        "train_batch.jpg is left out", "index.json is left out",
+    ):  # fmt: skip
+        assert told in text, told
+    (loss,) = (c for c in embedded(text, "curve-data")["charts"] if c["name"] == "loss")
+    assert loss["series"][0]["x"] == [10, 20, 40, 60, 70, 80, 90, 100]
+
+
+def test_numbers_that_are_not_finite_are_gaps(tmp_path):
+    rows = [step_row(10), step_row(20, loss=None, grad_norm=None), step_row(30)]
+    folder = run_folder(tmp_path / "one", rows, finished=False)
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"event": "step", "step": 40, "epoch": 4, "loss": 1e999, "lr": 1}\n')
+    (loss,) = (c for c in embedded(page(folder), "curve-data")["charts"] if c["name"] == "loss")
+    assert loss["series"][0]["y"] == [1.0, None, 0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "ended without a word"),
+        ({"stopped.json": {"signal": "SIGTERM", "step": 100}}, "stopped by SIGTERM after step 100"),
+        ({"summary.json": None}, "finished: 100 steps"),
+    ],
+)
+def test_how_it_ended(tmp_path, files, told):
+    folder = run_folder(tmp_path / "one", finished="summary.json" in files)
+    for name, content in files.items():
+        if content is not None:
+            write_json(folder / name, content)
+    assert told in page(folder)
+
+
+def test_a_run_under_way(tmp_path):
+    """Another process holds its lock, and keeps it."""
+    folder = run_folder(tmp_path / "one", finished=False)
+    hold = "import fcntl, sys\nlock = open(sys.argv[1], 'a+')\nfcntl.lockf(lock, fcntl.LOCK_EX)\n"
+    hold += "from trainkit.cli import main\nprint(flush=True)\ninput()"
+    words = [sys.executable, "-c", hold, str(folder / ".lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, cwd=ROOT) as other:
+        other.stdout.readline()
+        assert "under way, after step 100 of 100" in page(folder)
+        assert "under way" in page(folder), "to look does not release it"
+        other.communicate(b"\n")
+    assert "under way" not in page(folder)
+
+
+def test_a_run_of_an_older_trainkit(tmp_path):
+    """With settings and nothing else."""
+    folder = tmp_path / "one"
+    (folder / "checkpoints").mkdir(parents=True)
+    write_json(folder / "settings.json", {"settings": {"lr": 1}, "seed": 0, "recipe": None})
+    text = page(folder)
+    assert "The log has no rows yet" in text
+    assert "Left out, as the run's folder does not have it: results of an evaluation" in text
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "none is not a run" in capsys.readouterr().err
+
+
+def test_a_long_log(tmp_path):
+    """100,000 rows; 0.9 s on an idle machine."""
+    folder = run_folder(tmp_path / "one", [step_row(step) for step in range(1, 100_001)], False)
+    begun = time.process_time()
+    text = page(folder)
+    assert time.process_time() - begun < 8
+    assert len(text) < 500_000
+
+
+def test_a_report_that_fails_is_one_line(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path / "one")
+    assert report_or_reason(folder) == f"report: {folder / 'report.html'}"
+
+    def fail(run):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("trainkit.report.page.render", fail)
+    expected = f"warning: {folder / 'report.html'} was not written: RuntimeError: two lines"
+    assert report_or_reason(folder) == expected
+    (folder / "settings.json").write_text("{")
+    assert "settings.json is damaged" in report_or_reason(folder)
+
+
+def test_a_training_and_an_evaluation_write_it(tmp_path):
+    short = ["--sample", "--epochs", 0.2, "--warmup-epochs", 0, "--workers", 0]
+    done = trainkit(RECOG, *short, "--out", "run", cwd=tmp_path)
+    report = tmp_path / "run/report.html"
+    assert "report: run/report.html" in done.stdout and "finished:" in report.read_text()
+    (start,) = map(json.loads, (tmp_path / "run/starts.jsonl").read_text().splitlines())
+    assert start["step"] == 0 and start["num_processes"] == 1 and start["machine"]["cores"] > 0
+    report.unlink()
+    done = trainkit("evaluate", "run", "--workers", 0, "--no-report", cwd=tmp_path)
+    assert not report.exists() and "report:" not in done.stdout
+    report.mkdir()  # which no file can replace
+    done = trainkit("evaluate", "run", "--workers", 0, cwd=tmp_path)
+    assert "warning: run/report.html was not written: Is a directory" in done.stdout
+    report.rmdir()
+    trainkit("evaluate", "run", "--workers", 0, cwd=tmp_path)
+    assert "trainkit evaluate</th>" in report.read_text()
+
+
+def test_a_training_that_ends_without_a_report(tmp_path):
+    short = ["--sample", "--epochs", 0.2, "--warmup-epochs", 0, "--workers", 0]
+    trainkit(RECOG, *short, "--out", "run", "--no-report", cwd=tmp_path)
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_a_non_finite_training_has_a_report(tmp_path):
+    short = ["--sample", "--epochs", 0.2, "--warmup-epochs", 0, "--workers", 0, "--lr", 1e30]
+    trainkit(RECOG, *short, "--out", "run", cwd=tmp_path, code=1)
+    assert "stopped: non-finite (NaN/Inf) in step" in (tmp_path / "run/report.html").read_text()

@@ -1,0 +1,151 @@
+"""The images of a report: thumbnails of the run's folder, as data inside the page."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from trainkit.report.run_data import RunData
+from trainkit.report.wording import number
+from trainkit.storage.checked_json import Fault, load_json
+
+BUDGET = 3_600_000  # bytes of all images as base64, so that a page stays under 5 MB
+LARGEST_SIDE = 1600  # of a picture; larger ones are made smaller
+PARTS = ("image", "target", "prediction", "error")
+TITLES = {
+    "worst": ("The worst", "The validation images with the largest loss or the lowest IoU."),
+    "median": ("The median", "Images about which half of the others are better."),
+    "mistake": ("The most confident mistakes", "Of each class, at most a few."),
+}
+
+
+@dataclass
+class Pictures:
+    """The images of a report.
+
+    Attributes:
+        left: bytes of images that the page still has room for.
+        large: pictures that stand alone.
+        groups: of validation images.
+        notes: what was left out.
+    """
+
+    left: int
+    large: list[dict[str, str]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, file: Path) -> str | None:
+        """A picture as a data URI; None where it cannot be read, or does not fit any more."""
+        try:
+            content, kind = _shrunk(file)
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            self.notes.append(f"{file.name} is left out: it cannot be read ({error}).")
+            return None
+        size = 4 * math.ceil(len(content) / 3)
+        if size > self.left:
+            return None
+        self.left -= size
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _shrunk(file: Path) -> tuple[bytes, str]:
+    """Bytes and type of a picture, which is made smaller where it is large."""
+    content = file.read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
+        kind = str(picture.format).lower()
+        if max(picture.size) <= LARGEST_SIDE and kind in ("jpeg", "webp", "png"):
+            picture.verify()
+            return content, kind
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        made = io.BytesIO()
+        picture.convert("RGB").save(made, "JPEG", quality=85)
+    return made.getvalue(), "jpeg"
+
+
+def pictures(run: RunData) -> Pictures | None:
+    """The images that the run's folder has for a report; None where it has none."""
+    found = Pictures(left=BUDGET)
+    batch = run.folder / "train_batch.jpg"
+    if batch.is_file():
+        source = found.take(batch)
+        if source is not None:
+            note = "As the network gets it: augmented, with its labels or masks."
+            found.large.append(
+                {"title": "The first batch of training", "note": note, "source": source}
+            )
+    folder = _shown_folder(run)
+    if folder is not None:
+        _add_groups(found, folder)
+    return found if found.large or found.groups or found.notes else None
+
+
+def _shown_folder(run: RunData) -> Path | None:
+    """The folder of thumbnails of the evaluation that the report tells of, else the newest."""
+    folders = [path.parent for path in run.folder.glob("shown/*/index.json")]
+    if run.evaluation is not None:
+        for folder in folders:
+            if folder.name == run.evaluation.name:
+                return folder
+    return max(folders, key=lambda folder: (folder / "index.json").stat().st_mtime, default=None)
+
+
+def _add_groups(found: Pictures, folder: Path) -> None:
+    """Add the validation images of a folder that an evaluation wrote."""
+    try:
+        index = load_json(folder / "index.json")
+    except Fault as error:
+        found.notes.append(f"{folder.name}/index.json is left out: {error}.")
+        return
+    entries = [each for each in index if isinstance(each, dict)] if isinstance(index, list) else []
+    left_out = 0
+    for kind, (title, note) in TITLES.items():
+        shown = []
+        for entry in (each for each in entries if each.get("kind") == kind):
+            figure = _figure(found, folder, entry)
+            if figure is None:
+                left_out += 1
+            else:
+                shown.append(figure)
+        if shown:
+            wide = any(len(each["sources"]) > 1 for each in shown)
+            if wide:
+                note += " Image, truth, prediction, and errors in red."
+            found.groups.append({"title": title, "note": note, "images": shown, "wide": wide})
+    if left_out:
+        found.notes.append(f"{left_out} images are left out, to keep this page under 5 MB.")
+
+
+def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """What is shown of an image; None where nothing is."""
+    index = entry.get("index")
+    if type(index) is not int:
+        return None
+    sources = []
+    for part in PARTS:
+        file = folder / f"{index}-{part}.webp"
+        if file.is_file():
+            source = found.take(file)
+            if source is None:
+                return None
+            sources.append((source, part))
+    if not sources:
+        return None
+    target, predicted = entry.get("target"), entry.get("predicted")
+    measures = [
+        (f"{name} {100 * entry[key]:.1f} %" if key != "loss" else f"{name} {number(entry[key])}")
+        for key, name in (("loss", "loss"), ("iou", "IoU"), ("probability", "probability"))
+        if isinstance(entry.get(key), float)
+    ]
+    return {
+        "sources": sources,
+        "name": str(entry.get("name") or f"image {index}"),
+        "target": None if target is None else str(target),
+        "predicted": None if predicted is None else str(predicted),
+        "wrong": target != predicted,
+        "measure": ", ".join(measures),
+    }
