@@ -53,6 +53,7 @@ def run(first: str, words: list[str]) -> int:
         tf32=asked.tf32,
         partial=asked.partial,
         keep=keep,
+        out=out,
     )
     if asked.report and out is not None and is_run(out) and rank() == 0:
         Display().note(report_or_reason(out))

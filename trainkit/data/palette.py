@@ -1,6 +1,7 @@
 """Colours of segmentation masks, and masks as PNG files."""
 
-from collections.abc import Sequence
+import colorsys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from trainkit.errors import UserError
 
 SHOWN_COLORS = 5  # of those that no table has
 Colour = tuple[int, int, int]
+DARKEST = 48  # the largest part of a colour that is taken for black, at most
+# For classes without colours of their own: blue, orange, green, ... of like lightness.
+FIRST_COLOURS: tuple[Colour, ...] = (
+    (66, 133, 244), (245, 130, 48), (60, 180, 75), (230, 50, 75), (145, 80, 210), (0, 190, 200),
+    (240, 200, 20), (240, 70, 190), (150, 100, 50), (150, 200, 40), (120, 130, 150),
+    (250, 160, 160), (0, 120, 110), (190, 150, 255), (130, 20, 50), (255, 225, 150),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,39 @@ def colour_map(num_colours: int) -> np.ndarray:
                 np.uint8
             )
     return colours
+
+
+def class_colours(num_classes: int, palette: Sequence[Colour] | None = None) -> np.ndarray:
+    """The colour of each class in pictures, overlays and reports: uint8 (num_classes, 3).
+
+    They are the dataset's own where it has some. Those that could not be told from no colour, black
+    and nearly black ones, of which a mask in an overlay would look like nothing found, and those
+    that two classes share, are replaced.
+
+    Args:
+        num_classes: how many classes there are.
+        palette: (red, green, blue) of each class, 0 to 255; None: colours chosen here.
+    """
+    taken: list[Colour] = []
+    spare = iter(_distinct())
+    own = [tuple(map(int, colour)) for colour in palette] if palette is not None else []
+    known = {colour for colour in own if max(colour) >= DARKEST}
+    for place in range(num_classes):
+        colour = own[place] if place < len(own) else (0, 0, 0)
+        if max(colour) < DARKEST or colour in taken:
+            colour = next(each for each in spare if each not in known and each not in taken)
+        taken.append((colour[0], colour[1], colour[2]))
+    return np.array(taken, dtype=np.uint8).reshape(-1, 3)
+
+
+def _distinct() -> Iterator[Colour]:
+    """Bright colours that differ from their neighbours, the first ones chosen by eye."""
+    yield from FIRST_COLOURS
+    for number in range(len(FIRST_COLOURS), 1 << 20):
+        hue = number * 0.618034 % 1  # the golden ratio: any few in a row are far apart
+        light, strong = (0.95, 0.75, 0.6)[number % 3], (0.75, 0.5, 0.9)[number // 3 % 3]
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, strong, light))
+        yield red, green, blue
 
 
 def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray) -> None:

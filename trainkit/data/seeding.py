@@ -8,7 +8,8 @@ workers or processes cannot change what an image looks like.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial, reduce
 from typing import Any
 
@@ -77,6 +78,22 @@ def seed_host(*numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Context manager: what is drawn inside changes no later draw from the global generators."""
+    host, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    generator = _device_generator()
+    device = None if generator is None else generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(host)
+        np.random.set_state(arrays)
+        torch.set_rng_state(tensors)
+        if generator is not None and device is not None:
+            generator.set_state(device)
 
 
 def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:

@@ -13,6 +13,7 @@ from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import allow_tf32, lost_processes_told, start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.ema import EMA
+from trainkit.engine.evaluation_record import EvaluationRecord
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.introduction import Introduction
 from trainkit.engine.label_warnings import evaluation_warnings
@@ -22,6 +23,7 @@ from trainkit.engine.task_module import TaskModule
 from trainkit.errors import MissingFileError, UserError
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
+from trainkit.storage.checkpoint import is_checkpoint_name, step_of
 from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps
 from trainkit.storage.weights import named_as, take_weights
 
@@ -39,6 +41,7 @@ def evaluate(
     tf32: bool = False,
     partial: bool = False,
     keep: Callable[[dict[str, Any]], None] | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure `recipe` on its validation images with the weights at `weights`.
 
@@ -55,6 +58,8 @@ def evaluate(
         tf32: on GPUs: multiply float32 in TF32.
         partial: weights that do not fit are left out and reported.
         keep: called with the metrics in the main process, before they are shown.
+        out: an existing folder that gets a row of each image, see docs/run-folder.md; None: nothing
+            is written.
 
     Returns:
         The metrics, as in results.json.
@@ -96,8 +101,12 @@ def evaluate(
         precise_bn=precise_bn,
         thorough=True,
     )
+    rows = None
+    if out is not None:
+        step = step_of(weights) if is_checkpoint_name(weights.name) else None
+        rows = EvaluationRecord(evaluator, out, display.note).of_command(step)
     with worker_deaths_told():
-        results = evaluator.run(steps=trained_steps(recipe.task, run, weights))
+        results = evaluator.run(steps=trained_steps(recipe.task, run, weights), keep=rows)
     assert results is not None  # nothing stops it
     if keep is not None and accelerator.is_main_process:
         keep(results)

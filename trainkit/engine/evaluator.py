@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -18,6 +19,7 @@ from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import agree_on_buffers, reshard
 from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.engine.ema import EMA
+from trainkit.engine.image_rows import ImageRows, Measured, merged
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.precise_bn import PreciseBatchNorm
@@ -32,17 +34,7 @@ from trainkit.metrics.bootstrap import interval
 from trainkit.models.outputs import refusals_told
 from trainkit.recipe import Recipe
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What one forward pass of an evaluation finished."""
-
-    predictions: Tensor
-    targets: Tensor
-    losses: Mapping[str, Tensor]
-    """sums by the name of each term, see `Task.evaluated`"""
-    indices: Sequence[int]
-    """of the images in the validation data"""
+Keep = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,10 @@ class Evaluator:
 
     @may_fail_alone()
     def run(
-        self, stop: Callable[[], int] = lambda: 0, steps: tuple[int, int] | None = None
+        self,
+        stop: Callable[[], int] = lambda: 0,
+        steps: tuple[int, int] | None = None,
+        keep: Keep | None = None,
     ) -> dict[str, Any] | None:
         """Evaluate the current weights, and the EMA weights where there are any.
 
@@ -84,6 +79,9 @@ class Evaluator:
                 other than 0.
             steps: training steps of the weights and total steps, for `Task.at_step`; None: it has
                 been called.
+            keep: called in all processes with the rows of all images, see `image_rows.merged`, and
+                the results, while the model has the weights that decide which is best, in
+                evaluation mode.
 
         Returns:
             `split`, `protocol`, `num_images`, the task's metrics and the validation loss, those of
@@ -96,21 +94,27 @@ class Evaluator:
         """
         evaluated = nullcontext() if self.optimizer is None else evaluation_mode(self.optimizer)
         with evaluated, shortage_told("the evaluation"), refusals_told(self.recipe.model):
-            return self._of_all_weights(stop, steps)
+            return self._of_all_weights(stop, steps, keep)
 
     def _of_all_weights(
-        self, stop: Callable[[], int], steps: tuple[int, int] | None
+        self, stop: Callable[[], int], steps: tuple[int, int] | None, keep: Keep | None
     ) -> dict[str, Any] | None:
         batch_norm = PreciseBatchNorm(self)
+
+        def kept(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> None:
+            if keep is not None:
+                keep(arrays, {**self._how(batch_norm), **results})
+
+        asked = None if keep is None else kept
         set_step(self.recipe.task, self.recipe.model, steps)
         with batch_norm.estimated():
-            results = self._measure(stop)
+            results = self._measure(stop, asked if self.ema is None else None)
         if results is not None and self.ema is not None:
             with self.ema.swapped():
                 # it may write into what is averaged
                 set_step(self.recipe.task, self.recipe.model, steps)
                 with batch_norm.estimated():
-                    averaged = self._measure(stop)
+                    averaged = self._measure(stop, asked)
             if averaged is None:
                 return None
             of_the_data = ("num_images", WITHOUT)
@@ -119,14 +123,18 @@ class Evaluator:
             }
         if results is None:
             return None
+        return {**self._how(batch_norm), **results}
+
+    def _how(self, batch_norm: PreciseBatchNorm) -> dict[str, Any]:
+        """On which images it measures, and in which way."""
         how: dict[str, Any] = {"split": self.recipe.split, "protocol": self.recipe.protocol}
         if batch_norm.norms:  # those of frozen layers keep their statistics
             how["protocol"] += f", precise BN of {self.precise_bn:,} training images"
             how["precise_bn"] = self.precise_bn
-        return {**how, **results}
+        return how
 
     @torch.no_grad()
-    def _measure(self, stop: Callable[[], int]) -> dict[str, Any] | None:
+    def _measure(self, stop: Callable[[], int], keep: Keep | None) -> dict[str, Any] | None:
         recipe, accelerator = self.recipe, self.accelerator
         task_module = uncompiled(self.task_module, recipe.task)
         metrics = recipe.task.metrics()
@@ -143,13 +151,15 @@ class Evaluator:
         images = [metric.per_image(recipe.task.headline) for metric in known]
         was_training, num_images = task_module.training, 0
         loss = ValidationLoss(recipe.task)
+        rows = None
+        if keep is not None:
+            rows = ImageRows(recipe.task, counting, len(recipe.val_data))
         task_module.eval()
         agree_on_buffers(task_module)
         for found in self._batches(task_module):
             for each in found:
                 num_images += len(each.targets)
-                for metric in (*counting, *images):
-                    metric.add_batch(predictions=each.predictions, references=each.targets)
+                _count(each, [*counting, *images], rows)
                 loss.add(each.losses, each.targets)
             if others:
                 _add_gathered(
@@ -158,9 +168,6 @@ class Evaluator:
             if stop():
                 reshard(task_module)
                 return None
-        task_module.train(was_training)
-        reshard(task_module)
-
         num_images = int(
             accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum")
         )
@@ -170,11 +177,12 @@ class Evaluator:
             metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
         results: dict[str, Any] = {"num_images": num_images}
         for each in images:
-            rows = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
+            counts = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
             results |= {
-                f"{recipe.task.headline}_95": interval(rows, each.statistic),
-                **each.details(rows),
+                f"{recipe.task.headline}_95": interval(counts, each.statistic),
+                **each.details(counts),
             }
+        arrays = self._arrays(rows) if rows is not None else {}
         for metric in counting:
             if hasattr(metric, "class_counts"):
                 results |= classes_without_targets(metric.class_counts().cpu(), recipe.task)
@@ -185,7 +193,19 @@ class Evaluator:
         results |= loss_results(recipe.task, gather_object([loss.totals()]))
         if results.get(recipe.task.headline) is None:  # and so it has no interval
             results.pop(f"{recipe.task.headline}_95", None)
-        return as_plain(results)
+        results = as_plain(results)
+        if keep is not None:
+            keep(arrays, results)
+        task_module.train(was_training)
+        reshard(task_module)
+        return results
+
+    def _arrays(self, rows: ImageRows) -> dict[str, np.ndarray]:
+        """The rows of all processes, and the confusion matrix where there is one."""
+        arrays = merged(gather_object([rows.arrays()]), self.recipe.task.known_num_classes or 0)
+        if rows.masks is not None:
+            arrays["confusion"] = rows.masks.confusion().cpu().numpy()
+        return arrays
 
     def _batches(self, task_module: nn.Module) -> Iterator[list[Measured]]:
         """Yield what is known of the images that each forward pass finished.
@@ -260,6 +280,17 @@ class Evaluator:
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
+
+
+def _count(found: Measured, metrics: Sequence[Any], rows: ImageRows | None) -> None:
+    """Have metrics count a forward pass, and keep a row of each of its images."""
+    for metric in metrics:
+        if rows is not None and metric is rows.masks:
+            rows.count(found)
+        else:
+            metric.add_batch(predictions=found.predictions, references=found.targets)
+    if rows is not None:
+        rows.add(found)
 
 
 def _add_gathered(metrics: list, found: list[tuple[Tensor, Tensor]]) -> None:

@@ -64,6 +64,7 @@ def train(
             setup.load_initial_weights()
         training = Training(setup, run)
         training.resume(found)
+        training.record.tidy(training.state)
         reporter, checkpointer = training.reporter, training.checkpointer
         if setup.accelerator.is_main_process:
             reporter.warnings = setup.introduction.label_warnings()
@@ -155,12 +156,14 @@ def _save_and_evaluate(training: Training) -> int:
     if not is_due or training.state.evaluated >= step:
         return 0
     reporter.read_unlogged()  # non-finite weights are not worth an evaluation
-    results = training.evaluator.run(training.stop.agreed, (step, plan.total_steps))
+    steps, keep = (step, plan.total_steps), training.record.of_step(step)
+    results = training.evaluator.run(training.stop.agreed, steps, keep)
     if results is None:
         return training.stop.last_answer
     improved = reporter.evaluation(results, training.evaluator.loss_fault)
     if improved and checkpointer.saved != step:
         checkpointer.save()
+    training.record.tidy(training.state)
     return 0
 
 

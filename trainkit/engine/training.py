@@ -13,6 +13,7 @@ from trainkit.engine.activation_checkpointing import checkpoint_activations
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.early_stopping import EarlyStopping
 from trainkit.engine.ema import EMA
+from trainkit.engine.evaluation_record import EvaluationRecord
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.fsdp_trial import require_same_updates
 from trainkit.engine.nonfinite import FailureRecorder
@@ -45,6 +46,7 @@ class Training:
         reporter: writes log and display.
         checkpointer: saves and resumes.
         evaluator: measures the weights.
+        record: what evaluations leave in the folder, beside the log.
         early_stopping: when it ends before its last step.
     """
 
@@ -90,6 +92,7 @@ class Training:
             precise_bn=options.precise_bn,
             on_bad_image=options.on_bad_image,
         )
+        self.record = EvaluationRecord(self.evaluator, run.folder, setup.display.note)
         self.early_stopping = EarlyStopping.of(recipe, options)
         if self.stepper.others:
             setup.display.note(

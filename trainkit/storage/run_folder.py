@@ -1,6 +1,6 @@
 """The run folder: settings, log, checkpoints and summary.
 
-    recipe.py  settings.json  log.jsonl  summary.json  checkpoints/
+    recipe.py  settings.json  log.jsonl  summary.json  results.csv  checkpoints/  evaluations/
     and where something went wrong: stopped.json  bad_images.txt  memory.json  failures/
     and where trainkit held out a part of the data: train.csv  val.csv
 
@@ -20,6 +20,7 @@ from typing import Any
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, replace_file
 from trainkit.options import Options
+from trainkit.storage import evaluation_files
 from trainkit.storage.checked_json import read_regular
 from trainkit.storage.checkpoint import (
     is_checkpoint_name,
@@ -39,10 +40,11 @@ from trainkit.storage.trained_here import remember
 
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
+EVALUATIONS = (evaluation_files.FOLDER, evaluation_files.SHOWN)
 FILES = (
     "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt",
     "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
-    "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
+    "results.csv", "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
     "train_batch.png",
 )  # fmt: skip
 # wherever a person has looked into a folder
@@ -291,7 +293,7 @@ def _check_kinds(folder: Path) -> None:
         raise UserError(
             f"trainkit did not write {lock}: move it elsewhere, or choose another --out"
         )
-    for name in FOLDERS:
+    for name in (*FOLDERS, *EVALUATIONS):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise UserError(
                 f"{folder / name} is not a folder: move it elsewhere, or choose another --out"
@@ -329,7 +331,7 @@ def _strays(folder: Path) -> list[str]:
     own = [
         path
         for path in folder.iterdir()
-        if path.name in (*FILES, *FOLDERS) or re.fullmatch(hidden, path.name)
+        if path.name in (*FILES, *FOLDERS, *EVALUATIONS) or re.fullmatch(hidden, path.name)
     ]
     found = [path for path in folder.iterdir() if path not in own]
     for name in FOLDERS:
@@ -339,6 +341,7 @@ def _strays(folder: Path) -> list[str]:
             for path in inside
             if not is_checkpoint_name(re.sub(r"^\.(writing|removing)-", "", path.name))
         ]
+    found += evaluation_files.strays(folder)
     return sorted(
         str(path.relative_to(folder)) for path in found if path.name not in LEFT_BY_SYSTEMS
     )

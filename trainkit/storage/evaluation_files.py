@@ -1,0 +1,105 @@
+"""Files of an evaluation in a run's folder: evaluations/<name>.npz and .json, shown/<name>/.
+
+The name is step-<number> for an evaluation of the training, `evaluate` for that of the command. The
+.npz has a row for each validation image, the .json says what they are of, and shown/ has thumbnails
+of a few of them. Each file is whole or absent.
+"""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainkit.files import replace_file
+
+FOLDER, SHOWN = "evaluations", "shown"
+EVALUATE = "evaluate"  # name of the files that the command writes
+INDEX = "index.json"  # of the thumbnails, written last
+NAME = re.compile(r"step-[0-9]{9,18}")
+THUMBNAIL = re.compile(r"[0-9]+-(image|target|prediction|error)\.webp|index\.json")
+LEFT_OVER = re.compile(r"\..+\.writing-[0-9]+")  # by a process that died over it
+
+
+def name_of_step(step: int) -> str:
+    """The name of the files of an evaluation after so many steps."""
+    return f"step-{step:09d}"
+
+
+def write_evaluation(
+    run: Path, name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """Write the rows of all images, then what they are of.
+
+    Args:
+        run: folder that they go to.
+        name: of the evaluation.
+        arrays: by name, a row for each image, and the confusion matrix.
+        about: content of the JSON file.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    np.savez_compressed(content, **dict(arrays))
+    replace_file(folder / f"{name}.npz", content.getvalue())
+    replace_file(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+def keep_evaluations(run: Path, steps: Collection[int]) -> None:
+    """Remove the files of evaluations after other steps than these, and what was left half written.
+
+    Files of other names stay, and so does a folder of thumbnails that holds one.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    kept = {name_of_step(step) for step in steps}
+    for path in _listed(run / FOLDER):
+        is_old = path.suffix in (".npz", ".json") and _is_old(path.stem, kept)
+        if (is_old or LEFT_OVER.fullmatch(path.name)) and path.is_file():
+            path.unlink()
+    for path in _listed(run / SHOWN):
+        if _is_old(path.name, kept) and holds_only_thumbnails(path):
+            shutil.rmtree(path)
+
+
+def _is_old(name: str, kept: Collection[str]) -> bool:
+    return NAME.fullmatch(name) is not None and name not in kept
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def holds_only_thumbnails(folder: Path) -> bool:
+    """Whether a folder holds nothing but thumbnails of an evaluation."""
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and all(
+            (THUMBNAIL.fullmatch(path.name) or LEFT_OVER.fullmatch(path.name)) and path.is_file()
+            for path in folder.iterdir()
+        )
+    )
+
+
+def strays(run: Path) -> list[Path]:
+    """What is in these folders of a run, and was not written by a training or a command."""
+    found = []
+    for path in _listed(run / FOLDER):
+        of_ours = path.stem == EVALUATE or NAME.fullmatch(path.stem)
+        ours = path.suffix in (".npz", ".json") and of_ours
+        if not (path.is_file() and (ours or LEFT_OVER.fullmatch(path.name))):
+            found.append(path)
+    for path in _listed(run / SHOWN):
+        of_ours = path.name == EVALUATE or NAME.fullmatch(path.name)
+        if not (of_ours and holds_only_thumbnails(path)):
+            found.append(path)
+    return found
