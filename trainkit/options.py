@@ -104,6 +104,8 @@ class InferenceOptions:
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
     """windows per forward pass, of any images; default: 8"""
+    crops: Literal["center", "ten"] | None = None
+    """recognition: one crop, or corners and centre, flipped too; default: as in the recipe"""
 
     def inference(self, recipes: Inference | None) -> Inference | None:
         """Return the recipe's inference settings, with those given here in place of its own.

@@ -12,6 +12,7 @@ from trainkit.distributed.accelerator import use_whole_host
 from trainkit.distributed.launcher import rank
 from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
+from trainkit.prediction.crops import with_crops
 from trainkit.report.page import report_or_reason
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import read_precise_bn, read_seed
@@ -33,6 +34,7 @@ def run(first: str, words: list[str]) -> int:
     recipe = trained.build()
     if asked.as_stored:
         recipe = recipe.as_stored()
+    recipe = with_crops(recipe, asked.crops)
     recipe = replace(recipe, inference=asked.inference(recipe.inference))
     if out is not None:
         require_room(out)

@@ -21,6 +21,7 @@ from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError
 from trainkit.files import reason, require_room
 from trainkit.options import PredictOptions
+from trainkit.prediction.crops import cropped
 from trainkit.prediction.images import Picture, Pictures, find_images
 from trainkit.prediction.model_info import ModelInfo, scored
 from trainkit.prediction.results import in_words
@@ -99,7 +100,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
 
 
 def _as_asked(info: ModelInfo, asked: PredictOptions) -> ModelInfo:
-    """With the windows, scales and flips that the options ask for, in place of the evaluation's.
+    """With the windows, scales, flips and crops that the options ask for, in place of the evaluation's.
 
     Raises UserError where the task has none, or images are cut, of which there are no whole masks.
     """
@@ -117,6 +118,8 @@ def _as_asked(info: ModelInfo, asked: PredictOptions) -> ModelInfo:
             f"val_data gives a {transform.label}, and segmentation masks are of whole images: "
             "predict with --as-stored"
         )
+    if asked.crops is not None:
+        transform = cropped(transform, asked.crops)
     return replace(info, inference=inference, transform=transform)
 
 

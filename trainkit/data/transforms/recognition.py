@@ -121,7 +121,8 @@ def eval_transform(
     cut = [v2.TenCrop(size), stacked] if ten_crop else [v2.CenterCrop(size)]
     of = "short side" if crop_mode == "center" else "both sides"
     label = (
-        f"{'ten crops' if ten_crop else 'centre crop'} of {size}, {of} {short},"
+        f"{'ten crops' if ten_crop else 'centre crop'} of {size},"
+        f"{' mean of their probabilities,' if ten_crop else ''} {of} {short},"
         f" {interpolation.value}"
     )
     return EvalTransform([resize, *cut], label)
