@@ -100,7 +100,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
 
 
 def _as_asked(info: ModelInfo, asked: PredictOptions) -> ModelInfo:
-    """With the windows, scales, flips and crops that the options ask for, in place of the evaluation's.
+    """With the windows, scales, flips and crops that are asked for, in place of the evaluation's.
 
     Raises UserError where the task has none, or images are cut, of which there are no whole masks.
     """

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.commands.probability_file import ProbabilityFile
 from trainkit.data.palette import colour_map, save_coloured, save_grey, save_overlay, save_titled
 from trainkit.errors import UserError
 from trainkit.models.outputs import resized
@@ -90,7 +91,9 @@ class ClassWriter:
         self.info, self.out, self.one_file_each = info, asked.out, asked.overlay
         self.top_k = min(asked.top_k, len(info.classes))
         self.overlay = asked.overlay
-        self._kept: list[tuple[str, np.ndarray]] | None = [] if asked.probabilities else None
+        self._probabilities: ProbabilityFile | None = None
+        if asked.probabilities:
+            self._probabilities = ProbabilityFile(asked.out / "probabilities.npz", info.classes)
         self._lines = _opened(asked.out / "predictions.jsonl")
         self._table = _opened(asked.out / "predictions.csv", newline="")
         self._rows = csv.writer(self._table)
@@ -110,9 +113,10 @@ class ClassWriter:
             if self.overlay:
                 path = _path(self.out, "overlay", picture, ".jpg")
                 save_titled(path, _pixels(picture), in_words(top, DRAWN).split(", "))
-        if self._kept is not None:
+        if self._probabilities is not None:
             probabilities = self.info.probabilities(outputs, len(pictures)).cpu().numpy()
-            self._kept += [(str(each.file), row) for each, row in zip(pictures, probabilities)]
+            files = [_readable(picture.file) for picture in pictures]
+            self._probabilities.add(files, probabilities)
         return rows
 
     def close(self) -> None:
@@ -120,18 +124,8 @@ class ClassWriter:
         with suppress(OSError):
             self._table.close()
         self._lines.close()
-        if self._kept is not None:
-            files = [
-                file.encode(errors="surrogateescape").decode(errors="replace")
-                for file, _ in self._kept
-            ]
-            rows = [row for _, row in self._kept]
-            np.savez_compressed(
-                self.out / "probabilities.npz",
-                files=np.array(files, dtype=str),
-                probabilities=np.array(rows, dtype=np.float32),
-                classes=np.array(self.info.classes, dtype=str),
-            )
+        if self._probabilities is not None:
+            self._probabilities.close()
 
 
 class MaskWriter:
@@ -184,6 +178,11 @@ class MaskWriter:
     def close(self) -> None:
         """The masks are whole already."""
         self._lines.close()
+
+
+def _readable(file: Path) -> str:
+    """A file's name, with marks for bytes of it that are no UTF-8."""
+    return str(file).encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _opened(file: Path, newline: str | None = None) -> TextIO:
