@@ -304,7 +304,7 @@ def test_rows_of_images_add_up_to_the_figure():
         metric = MeanIoU(7, absent=absent)
         metric.add_batch(predictions=predictions, references=references)
         expected = metric.compute()
-        for name in ("mIoU", "pixAcc"):
+        for name in ("mIoU", "pixAcc", "mAcc", "fwIoU"):
             each = metric.per_image(name)
             each.add_batch(predictions=predictions, references=references)
             value = each.statistic(each.rows().sum(0, keepdim=True).double())

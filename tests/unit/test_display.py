@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -106,6 +107,21 @@ def test_of_very_many_classes_the_worst():
     )
     rows = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
     assert rows == [str(number - 2 - place) for place in range(FEW_CLASSES)]
+
+
+@pytest.mark.parametrize("number", [ALL_CLASSES + 1, 3])
+def test_pairs_that_occur_are_shown_as_a_matrix_is(number):
+    generator = np.random.default_rng(0)
+    matrix = generator.integers(0, 9, (number, number)) * (generator.random((number, number)) < 0.1)
+    truth, predicted = matrix.nonzero()
+    pairs = {
+        "truth": truth.tolist(),
+        "predicted": predicted.tolist(),
+        "count": matrix[truth, predicted].tolist(),
+    }
+    ious = generator.random(number).tolist()
+    text = printed({"iou": ious, "confusion": matrix.tolist()}, 80)
+    assert printed({"iou": ious, "confusion": pairs}, 80) == text and "confusion" in text
 
 
 def test_figures_without_a_matrix_and_a_display_that_is_not_active():

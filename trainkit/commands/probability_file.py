@@ -28,8 +28,8 @@ class ProbabilityFile:
 
     def __init__(self, path: Path, classes: Sequence[str]):
         self.path, self.classes = path, classes
-        self._rows = TemporaryFile(dir=path.parent)
-        self._names = TemporaryFile(dir=path.parent)
+        self._rows = TemporaryFile(dir=path.parent)  # noqa: SIM115
+        self._names = TemporaryFile(dir=path.parent)  # noqa: SIM115
         self._lengths: list[int] = []  # of the names
 
     def add(self, files: Sequence[str], probabilities: np.ndarray) -> None:

@@ -68,10 +68,14 @@ class ResultTables:
     ) -> None:
         """Show a row for each class, and the confusions, where the results hold them."""
         confusion = results.get("confusion", ())
+        number = len(confusion)
+        if isinstance(confusion, Mapping):  # of many classes: the pairs that occur
+            of_classes = [results[name] or () for name in results if _bare(name) in per_class]
+            number = max(map(len, of_classes), default=0)
         found = {
             name: list(values.items() if isinstance(values, Mapping) else enumerate(values))
             for name, values in results.items()
-            if _bare(name) in per_class and len(values or ()) == len(confusion)
+            if _bare(name) in per_class and len(values or ()) == number
         }
         if not found:
             return
@@ -96,16 +100,19 @@ class ResultTables:
         if len(rows) < len(names):
             title = f"{len(rows)} of {len(names)} classes, lowest first"
         self.display.grid(title, ["class", *found], rows)
-        self._confusion(names, confusion, order)
+        self._confusion(names, _called(confusion, len(names)), order)
 
     def _confusion(
-        self, names: Sequence[str], confusion: Sequence[Sequence[int]], order: Iterable[int]
+        self, names: Sequence[str], counts: Sequence[Mapping[int, int]], order: Iterable[int]
     ) -> None:
         """Show the matrix in percent of a row.
 
         A table where the screen is wide enough, else rows in `order` in words.
         """
-        parts = [[count / max(1, sum(row)) for count in row] for row in confusion]
+        parts = []
+        for found in counts:
+            total = sum(found.values())
+            parts.append({called: count / total for called, count in found.items()})
         heads = [
             f"{number} {name}" if name != str(number) else name for number, name in enumerate(names)
         ]
@@ -116,16 +123,18 @@ class ResultTables:
             self.display.note("confusion, percent of a class (row) taken for which (column)")
             table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
             table.add_column("class")
-            for number in range(len(names)):
+            columns = range(len(names))
+            for number in columns:
                 table.add_column(str(number), justify="right", min_width=MATRIX_CELL - 1)
             for head, row in zip(heads, parts):
-                table.add_row(escape(head), *(f"{100 * part:.0f}" if part else "" for part in row))
+                cells = [f"{100 * row[place]:.0f}" if place in row else "" for place in columns]
+                table.add_row(escape(head), *cells)
             self.display.console.print(table)
         else:
             self.display.note("confusion, percent of a class taken for which, from 1 % on")
             for right in order:
                 called = sorted(
-                    ((part, name) for part, name in zip(parts[right], names) if part >= 0.01),
+                    ((part, names[i]) for i, part in parts[right].items() if part >= 0.01),
                     reverse=True,
                 )
                 self.display.note(
@@ -136,8 +145,8 @@ class ResultTables:
             (
                 (part, names[right], names[called])
                 for right, row in enumerate(parts)
-                for called, part in enumerate(row)
-                if part and right != called
+                for called, part in row.items()
+                if right != called
             ),
             reverse=True,
         )[:CONFUSED]
@@ -163,6 +172,17 @@ class ResultTables:
         if len(known) > limit:
             grid.add_row(f"and {len(known) - limit} more in the log")
         return grid
+
+
+def _called(confusion: Any, num_classes: int) -> list[dict[int, int]]:
+    """For each class of the references, how often which class was predicted."""
+    if not isinstance(confusion, Mapping):
+        return [{place: count for place, count in enumerate(row) if count} for row in confusion]
+    rows: list[dict[int, int]] = [{} for _ in range(num_classes)]
+    pairs = (confusion[name] for name in ("truth", "predicted", "count"))
+    for truth, predicted, count in zip(*pairs):
+        rows[truth][predicted] = count
+    return rows
 
 
 def _bare(name: str) -> str:

@@ -191,8 +191,8 @@ class Evaluator:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= without_reserved_names(metric, metric.compute() | more)
         results |= loss_results(recipe.task, gather_object([loss.totals()]))
-        if results.get(recipe.task.headline) is None:  # and so it has no interval
-            results.pop(f"{recipe.task.headline}_95", None)
+        if None in (results.get(recipe.task.headline), results.get(f"{recipe.task.headline}_95")):
+            results.pop(f"{recipe.task.headline}_95", None)  # it has no interval
         results = as_plain(results)
         if keep is not None:
             keep(arrays, results)

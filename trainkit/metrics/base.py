@@ -93,14 +93,14 @@ class PerImage:
 
     Args:
         count: predictions and references of a batch -> int64 (N, S).
-        statistic: sums (B, S) -> metric (B,).
+        statistic: sums (B, S) -> metric (B,); None where that is another's.
         details: further results from the rows of all images.
     """
 
     def __init__(
         self,
         count: Callable[[Tensor, Tensor], Tensor],
-        statistic: Callable[[Tensor], Tensor],
+        statistic: Callable[[Tensor], Tensor] | None,
         details: Callable[[Tensor], dict] = lambda rows: {},
     ):
         self.count, self.statistic, self.details = count, statistic, details

@@ -10,7 +10,7 @@ from trainkit.metrics.resampling import in_order, resamples
 
 
 def interval(
-    rows: Tensor, statistic: Callable[[Tensor], Tensor], seed: int = 0
+    rows: Tensor, statistic: Callable[[Tensor], Tensor] | None, seed: int = 0
 ) -> tuple[float, float] | None:
     """95 % bootstrap confidence interval over 1000 resamples of the images with replacement.
 
@@ -19,16 +19,16 @@ def interval(
 
     Args:
         rows: counts of each image (N, S), whose sum gives the metric.
-        statistic: sums (B, S) -> metric (B,).
+        statistic: sums (B, S) -> metric (B,); None where there is none.
         seed: of the resamples.
 
     Returns:
-        Lower and upper bound; None for no images.
+        Lower and upper bound; None for no images, and without a statistic.
 
     Source:
         Efron, 1979, Bootstrap Methods: Another Look at the Jackknife.
     """
-    if not len(rows):
+    if statistic is None or not len(rows):
         return None
     counts = rows.cpu().numpy().astype(np.float64)
     counts = counts[in_order(counts)]

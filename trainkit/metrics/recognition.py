@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, PerImage
-from trainkit.metrics.segmentation import _of_classes
+from trainkit.metrics.class_details import details_of_classes
 
 # confidences are summed as whole numbers of 1 / UNIT, so that no order of images or processes
 # changes it
@@ -77,25 +77,29 @@ class TopK(Counting):
         return predictions if predictions.ndim > 1 else predictions[:, None]
 
     def per_image(self, name: str) -> PerImage:
-        """Counts of each image for the metric `name`, such as "top1"."""
-        k = self.ks[[f"top{k}" for k in self.ks].index(name)]
+        """Counts of each image for the metric `name`, with a statistic where it is this one's."""
+        of_name = {f"top{k}": k for k in self.ks}
+        k = of_name.get(name, 1)
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
             valid, hits = self._hits(predictions, references)
             called = self._ranked(predictions)[:, 0]
             return torch.stack([valid, hits[:, :k].any(1), references, called], 1).long()  # (N, 4)
 
-        return PerImage(count, lambda sums: sums[:, 1] / sums[:, 0].clamp(min=1), self._details)
+        def share(sums: Tensor) -> Tensor:
+            return sums[:, 1] / sums[:, 0].clamp(min=1)
+
+        return PerImage(count, share if name in of_name else None, self._details)
 
     def _details(self, rows: Tensor) -> dict:
         """Accuracy of each class, None where it does not occur, and the confusion matrix."""
         if self.classes is None:
             return {}
+        names = None if isinstance(self.classes, int) else self.classes
         num_classes = self.classes if isinstance(self.classes, int) else len(self.classes)
         cells = rows[rows[:, 0] > 0, 2:] @ torch.tensor([num_classes, 1])
-        return _of_classes(
-            torch.bincount(cells, minlength=num_classes**2).view(num_classes, -1), self.classes
-        )
+        pairs, counts = cells.unique(return_counts=True)
+        return details_of_classes(pairs, counts, num_classes, names)
 
     def _ranks(self, num_ranked: int) -> int:
         return sum(k <= num_ranked for k in self.ks)

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, PerImage
+from trainkit.metrics.class_details import details_of_classes
 from trainkit.metrics.confusion import count_pairs
+
+MEANS = ("mIoU", "pixAcc", "mAcc", "fwIoU")  # results that are one number
 
 
 class MeanIoU(Counting):
@@ -68,7 +71,7 @@ class MeanIoU(Counting):
         return count_pairs(predictions, references, self.num_classes, self.ignore).flatten()
 
     def per_image(self, name: str) -> PerImage:
-        """Counts of each image for the metric `name`, which is "mIoU" or "pixAcc"."""
+        """Counts of each image for the metric `name`, with a statistic where it is this one's."""
 
         def count(predictions: Tensor, references: Tensor) -> Tensor:
             rows = []
@@ -79,15 +82,22 @@ class MeanIoU(Counting):
 
         def statistic(sums: Tensor) -> Tensor:
             hits, references, predictions = sums.view(len(sums), 3, -1).unbind(1)  # (B, C)
+            present = references > 0
             if name == "pixAcc":
                 return hits.sum(1) / references.sum(1).clamp(min=1)
+            if name == "mAcc":
+                accuracy = hits / references.clamp(min=1)
+                return (accuracy * present).sum(1) / present.sum(1).clamp(min=1)
             union = references + predictions - hits
+            iou = hits / union.clamp(min=1)
+            if name == "fwIoU":
+                return (iou * references).sum(1) / references.sum(1).clamp(min=1)
             counted = (
                 union > 0 if self.absent == "skip" else torch.ones_like(union, dtype=torch.bool)
             )
-            return (hits / union.clamp(min=1) * counted).sum(1) / counted.sum(1).clamp(min=1)
+            return (iou * counted).sum(1) / counted.sum(1).clamp(min=1)
 
-        return PerImage(count, statistic)
+        return PerImage(count, statistic if name in MEANS else None)
 
     def confusion(self) -> Tensor:
         """Pixels of each (reference, prediction) pair so far: int64 (C, C).
@@ -137,17 +147,8 @@ class MeanIoU(Counting):
         """Results too large for a row of the log: "accuracy" of each class and "confusion".
 
         Accuracy is None where a class does not occur. The confusion holds pixels: a row for each
-        class of the references, a column for each class predicted.
+        class of the references, a column for each class predicted; see `details_of_classes`.
         """
-        return _of_classes(self.confusion().cpu(), self.class_names)
-
-
-def _of_classes(confusion: Tensor, names: int | Sequence[str] | None) -> dict:
-    of_class = confusion.sum(1)
-    found = (confusion.diagonal() / of_class.clamp(min=1)).tolist()
-    found = [value if here else None for value, here in zip(found, (of_class > 0).tolist())]
-    accuracy = found if names is None or isinstance(names, int) else dict(zip(names, found))
-    return {
-        "accuracy": accuracy,
-        "confusion": confusion.tolist(),
-    }
+        counts = self.confusion().cpu().flatten()
+        cells = counts.nonzero()[:, 0]
+        return details_of_classes(cells, counts[cells], self.num_classes, self.class_names)

@@ -42,9 +42,7 @@ def with_crops(recipe: Recipe, crops: Crops | None) -> Recipe:
     if crops is None:
         return recipe
     info = DatasetInfo.of(recipe.val_data)
-    layer = None if info.is_augmented else info.transformed
-    other = copy(layer)
-    transform = cropped(None if layer is None else info.transform, crops)
-    assert other is not None  # else there is no transform to change
+    transform = cropped(None if info.is_augmented else info.transform, crops)
+    other = copy(info.transformed)
     other.transform = transform
-    return replace(recipe, val_data=put_in(recipe.val_data, layer, other))
+    return replace(recipe, val_data=put_in(recipe.val_data, info.transformed, other))
