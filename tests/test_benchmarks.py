@@ -37,6 +37,18 @@ def test_all_have_a_tiny_size():
     assert set(SMALL) | elsewhere == programs and len(programs) >= 6
 
 
+@pytest.mark.nightly
+def test_reading_is_compared(tmp_path):
+    """Every part, beside itself."""
+    program, results = ROOT / "benchmarks" / "compare_commits.py", tmp_path / "results"
+    words = ("--before", str(ROOT), "--reads", "segment-png", "--seconds", "2")
+    run(sys.executable, str(program), *words, "--results", str(results))
+    recorded = json.loads((results / "compare_commits-reading.json").read_text())
+    rows = {each["row"].rpartition(", ")[2] for each in recorded["measurements"]}
+    assert rows == {"decoded", "decoded anew", "training batches"}
+    assert len(recorded["measurements"]) == 3 * len(rows)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_runs(name, tmp_path):
     program = ROOT / "benchmarks" / f"{name}.py"

@@ -2,8 +2,9 @@
 
 Where libpng finds an error it jumps back (longjmp) to where torchvision's decoder began, which then
 frees a tensor that it no longer knows, and the process dies. So the pixels are inflated by zlib
-first, under the rules of libpng, and what was found sound is remembered: an image is read many
-times in a training, and checked once by each process.
+first, under the rules of libpng, and torchvision is given them stored, not to inflate them again.
+What was found sound is remembered: an image is read many times in a training, and checked once by
+each process.
 """
 
 import struct
@@ -77,9 +78,11 @@ def decode_deep_colour(data: bytes | bytearray) -> Tensor:
     bare = _only_pixels(data)
     content = hash(bytes(bare))
     if content not in _sound:
-        if not _has_whole_stream(bare):
+        rows = _checked_rows(bare)
+        if rows is None:
             raise UserError("the PNG is damaged: its pixels are cut short")
         _remember(content)
+        bare = _with_stored(rows, bare)
     return decode_png(torch.frombuffer(bare, dtype=torch.uint8), ImageReadMode.UNCHANGED)
 
 
@@ -100,9 +103,11 @@ def _decode(
     if bare is None:
         return None
     if content not in _sound:
-        if not _has_whole_stream(bare):
+        rows = _checked_rows(bare)
+        if rows is None:
             return None
         _remember(content)
+        bare = _with_stored(rows, bare)
     return decode_png(torch.frombuffer(bare, dtype=torch.uint8), mode)
 
 
@@ -149,8 +154,8 @@ def _only_pixels(data: bytes | bytearray) -> bytearray:
     return bytearray(b"".join([*parts, _END]))
 
 
-def _has_whole_stream(data: bytearray) -> bool:
-    """Whether the stream ends as it should after the last row; libpng stumbles where it is cut.
+def _checked_rows(data: bytearray) -> bytes | None:
+    """The rows, inflated; None where the stream is cut after the last, at which libpng stumbles.
 
     Raises:
         UserError: libpng would find an error in the stream, its length, or a filter.
@@ -174,5 +179,14 @@ def _has_whole_stream(data: bytearray) -> bool:
         while rest and not stream.eof:  # what follows the rows, of which libpng warns
             rest = stream.decompress(stream.unconsumed_tail, _AT_ONCE)
     except zlib.error:
-        return False
-    return stream.eof
+        return None
+    return rows if stream.eof else None
+
+
+def _with_stored(rows: bytes, data: bytearray) -> bytearray:
+    """A PNG with the header of `data` whose rows are stored instead of deflated."""
+    if len(rows) > _MAX_BYTES:
+        return data
+    body = b"IDAT" + zlib.compress(rows, level=0)
+    length, checksum = struct.pack(">I", len(body) - 4), struct.pack(">I", zlib.crc32(body))
+    return bytearray(b"".join([data[:_HEADER_END], length, body, checksum, _END]))
