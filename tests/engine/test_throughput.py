@@ -6,12 +6,15 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from helpers.interruptions import go_on
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, Images, recognition
 from trainkit import Options, train
+from trainkit.engine.state import TrainState
+from trainkit.engine.throughput import Throughput
 
 STEPS, PAUSE = 120, 0.01
 
@@ -34,7 +37,7 @@ class PausedNet(nn.Module):
 
 @pytest.mark.parametrize("slow", ["data", "network"])
 def test_a_row_says_how_long_data_were_waited_for(tmp_path, capsys, slow):
-    """Shares in both directions, by pauses that are known; and one line of advice."""
+    """Shares in both directions, by pauses that are known; and one line of advice where it is."""
     model = PausedNet() if slow == "network" else nn.Sequential(nn.Flatten(), nn.Linear(432, 7))
     data = (Paused if slow == "data" else Images)(STEPS, augment=False)
     recipe = replace(
@@ -53,10 +56,30 @@ def test_a_row_says_how_long_data_were_waited_for(tmp_path, capsys, slow):
     here = psutil.Process().memory_info().rss / 2**30
     assert all(here / 4 < row["memory_gib"] < here * 4 for row in found)
     said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
-    assert len(said) == (slow == "data")
-    for line in said:
+    assert len(said) == 1 or slow == "network"
+    for line in said if slow == "data" else ():
         assert "of the first 100 steps" in line and "more --workers than 0" in line
         assert 60 <= int(line.split(" %")[0]) <= 100
+
+
+@pytest.mark.parametrize("waited_s, said", [(0.019, False), (0.021, True)])
+def test_advice_is_of_the_first_hundred_steps_alone(waited_s, said):
+    """More than a fifth of 0.1 s a step; the first row, which waits for workers, does not count."""
+    state = TrainState(step=10, images=80, train_seconds=3.0)
+    throughput = Throughput(Accelerator(cpu=True), workers=3)
+    throughput.resume(state)
+    lines = []
+    for row in range(30):
+        for _ in range(10):
+            state.advance(8, 0.1)
+        throughput.waited_s += 10 * waited_s if 0 < row < 11 else 1.0
+        numbers = throughput.row(state)
+        assert numbers["images_per_s"] == pytest.approx(80)
+        assert numbers["data_wait"] == pytest.approx(waited_s / 0.1 if 0 < row < 11 else 1.0)
+        lines.append(throughput.advice(state))
+    assert [number for number, line in enumerate(lines) if line] == ([10] if said else [])
+    if said:
+        assert lines[10].startswith("21 % of the time of the first 100 steps was waiting for data")
 
 
 def test_images_per_s_of_two_processes(tmp_path):
