@@ -16,7 +16,7 @@ TREES = {
     path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / "recipes").glob("*.py"))]
 }
 LIBRARIES = {
-    "rich": {"display.result_tables", "display.terminal"},
+    "rich": {"display.result_tables", "display.terminal", "display.training_line"},
     "tyro": {"commands.arguments"},
     "datasets": {
         "data.datasets.columns",

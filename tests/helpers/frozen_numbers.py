@@ -253,6 +253,7 @@ def in_one_line(done: Done) -> dict[str, Any]:
 def without_measured(text: str) -> str:
     """A text without times, speeds, memory, process ids, and numbers of lines in files of ours."""
     text = re.sub(r"\d[\d.,]* ?(s|ms|min|images/s|GiB|MiB|KiB|MB|GB)\b", r"N \1", text)
+    text = re.sub(r"\b\d+:\d\d(:\d\d)?\b|(?<=data wait )\d+(?= %)", "N", text)
     text = re.sub(r"\b(pid|process) \d+", r"\1 N", text)
     return re.sub(r"\b((?:recog|seg)\w*\.py, line) \d+", r"\1 N", text)
 

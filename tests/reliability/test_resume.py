@@ -147,7 +147,7 @@ def test_killed_right_after_an_evaluation(tmp_path, unstopped):
         process,
     )
     kill_all(process)
-    assert "evaluation after epoch 1 " not in go_on(tmp_path, "all"), "it is not done again"
+    assert "\nepoch 1  " not in go_on(tmp_path, "all"), "it is not done again"
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 

@@ -54,11 +54,12 @@ def test_a_row_for_each_class_and_the_whole_matrix():
         ["1", "[red]car", "25", "25", "50"],
         ["2", "void"],
     ]
-    assert (
-        lines[-1]
-        == "most frequent confusions (share of the true class): [red]car for void 50.00 %, [red]car"
-        " for sky 25.00 %, sky for [red]car 20.00 %"
-    )
+    assert lines[-4:] == [
+        "most frequent confusions (share of the true class):",
+        "  [red]car for void 50.00 %",
+        "  [red]car for sky 25.00 %",
+        "  sky for [red]car 20.00 %",
+    ]
 
 
 def test_columns_stand_below_each_other():
@@ -81,8 +82,8 @@ def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
     assert (
         not whole
         or "…" not in text
-        and lines[-2].split() == ["10", "50", "50"]
-        and len(lines[-2]) == width
+        and lines[-7].split() == ["10", "50", "50"]
+        and len(lines[-7]) == width
     )
 
 
@@ -151,7 +152,7 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
     ]
     assert rows == [["cat", "80.00 %"], ["dog", "70.00 %"]]
     assert "class │ accuracy" in text.replace("┃", "│") and "most frequent confusions" in text
-    assert "dog for cat 30.00 %, cat for dog 20.00 %" in text
+    assert text.endswith("  dog for cat 30.00 %\n  cat for dog 20.00 %\n")
 
 
 @pytest.mark.parametrize("value, shown", [
@@ -171,9 +172,10 @@ def test_the_tasks_say_which_of_their_results_are_fractions_and_which_are_of_the
         percent = ("share",)
 
     names = ("cat", "dog")
+    macro = {"macro_precision", "macro_recall", "macro_f1"}
     for task, percent, per_class in (
-        (Recognition(names), {"top1", "accuracy", "calibration_error"}, {"accuracy"}),
-        (Recognition(7), {"top1", "top5", "accuracy", "calibration_error"}, {"accuracy"}),
+        (Recognition(names), {"top1", "accuracy", "calibration_error", *macro}, {"accuracy"}),
+        (Recognition(7), {"top1", "top5", "accuracy", "calibration_error", *macro}, {"accuracy"}),
         (
             Segmentation(names),
             {"mIoU", "pixAcc", "mAcc", "fwIoU", "IoU", "accuracy"},
@@ -181,7 +183,7 @@ def test_the_tasks_say_which_of_their_results_are_fractions_and_which_are_of_the
         ),
         (
             Recognition(names, extra_metrics=[Error()]),
-            {"top1", "accuracy", "calibration_error", "share"},
+            {"top1", "accuracy", "calibration_error", "share", *macro},
             {"accuracy"},
         ),
     ):

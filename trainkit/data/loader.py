@@ -22,6 +22,7 @@ def make_loader(
     device: torch.device,
     check: Callable[[Tensor], str | None] | None = None,
     replacement: Callable[[int, int], int] | None = None,
+    remedy: str = "",
 ) -> Loader:
     """Make a loader of the (epoch, index) keys in `batches`: images, targets, faults.
 
@@ -35,13 +36,14 @@ def make_loader(
         device: that batches go to.
         check: see `Reader`.
         replacement: see `Reader`.
+        remedy: see `Reader`.
     """
     data = opened(data)
     held = isinstance(data, OnDevice)
     if isinstance(data, OnDevice):
         data.to(device)
     return Loader(
-        Reader(data, seed, check, replacement),
+        Reader(data, seed, check, replacement, remedy),
         batch_sampler=batches,
         num_workers=0 if held else workers,
         collate_fn=collate,

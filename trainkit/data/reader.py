@@ -28,6 +28,7 @@ class Reader(Dataset):
         check: target -> what is wrong with it, or None.
         replacement: (epoch, index) -> the index that replaces an unusable example, whose index,
             file and fault are then among faults; without it an unusable example raises.
+        remedy: what to do about an unusable example, a sentence that ends its message.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Reader(Dataset):
         seed: int,
         check: Callable[[Tensor], str | None] | None = None,
         replacement: Callable[[int, int], int] | None = None,
+        remedy: str = "",
     ):
         self.seeded, self.check, self.replacement = Seeded(data, seed), check, replacement
+        self.remedy = remedy
         self.held = data if isinstance(data, OnDevice) else None
         if self.held is not None and check is not None:
             for target in self.held.targets.unique():
@@ -86,9 +89,10 @@ class Reader(Dataset):
                 if self.replacement is None:
                     if _ends_as_it_is(error):
                         raise
-                    if isinstance(error, ReportedError):
-                        raise DataError(str(error)) from error
-                    raise DataError(_naming(error, name)) from error
+                    told = str(error) if isinstance(error, ReportedError) else _naming(error, name)
+                    if self.remedy:
+                        told = f"{told.rstrip('.')}. {self.remedy}"
+                    raise DataError(told) from error
                 faults.append(
                     f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}"
                 )

@@ -1,6 +1,7 @@
 """Results of an evaluation on the terminal: metrics, classes, and the confusion matrix."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -30,7 +31,7 @@ class ResultTables:
         per_class: Collection[str],
     ) -> None:
         """See `Display.results`."""
-        form = {name: _percent if _bare(name) in percent else _number for name in results}
+        form = {name: partial(in_words, name, percent=percent) for name in results}
         shown = {
             name: form[name](value)
             for name, value in results.items()
@@ -151,10 +152,9 @@ class ResultTables:
             reverse=True,
         )[:CONFUSED]
         if mistaken:
-            told = ", ".join(
-                f"{right} for {called} {_percent(part)}" for part, right, called in mistaken
-            )
-            self.display.note(f"most frequent confusions (share of the true class): {told}")
+            self.display.note("most frequent confusions (share of the true class):")
+            for part, right, called in mistaken:
+                self.display.note(f"  {right} for {called} {_percent(part)}")
 
     @staticmethod
     def _per_class(
@@ -188,6 +188,11 @@ def _called(confusion: Any, num_classes: int) -> list[dict[int, int]]:
 def _bare(name: str) -> str:
     """The name of the result that an interval, or a result of the EMA weights, belongs to."""
     return name.removeprefix("ema_").removesuffix("_95")
+
+
+def in_words(name: str, value: Any, percent: Collection[str]) -> str:
+    """A result as it is shown: in percent where its name, without ema_ and _95, is in `percent`."""
+    return _percent(value) if _bare(name) in percent else _number(value)
 
 
 def _percent(value: Any) -> str:

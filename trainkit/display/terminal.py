@@ -12,11 +12,20 @@ from typing import Any, TextIO, TypeVar
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from trainkit.display.result_tables import ResultTables
 from trainkit.display.streams import columns, lasting
+from trainkit.display.training_line import TrainingLine
 from trainkit.distributed.launcher import rank
 
 Batch = TypeVar("Batch", bound=Sequence)
@@ -39,6 +48,9 @@ class Display:
         self.console = console or _console(sys.stdout)
         self._bar: Progress | None = None
         self._shown = 0.0
+        self._line: TrainingLine | None = None
+        self._row: Mapping[str, Any] | None = None
+        self._notes: Sequence[str] = ()
 
     def note(self, text: str) -> None:
         """Show a line of text."""
@@ -53,52 +65,44 @@ class Display:
             step: steps done so far.
             steps_per_epoch: steps of one epoch.
         """
+        self._line = TrainingLine(total_steps, step)
+        self._steps_per_epoch = steps_per_epoch
         if not (self.active and self.console.is_terminal):
             return
         # No refreshing thread: the loop calls `advance`, and forked workers inherit no lock.
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]:.2f}"),
-            BarColumn(bar_width=None),
-            TextColumn("step {task.completed}/{task.total}"),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-            auto_refresh=False,
-            expand=True,
-        )
-        self._bar.add_task(
-            "", total=total_steps, completed=step, epoch=step / steps_per_epoch, metrics=""
-        )
+        self._bar = Progress(_Line(self), console=self.console, auto_refresh=False, expand=True)
+        self._bar.add_task("", total=total_steps, completed=step)
         self._bar.start()
-        self._steps_per_epoch = steps_per_epoch
 
     def advance(self, step: int) -> None:
         """Move the bar, a few times a second at most."""
         if self._bar is not None and time.monotonic() - self._shown > REFRESH_S:
             self._shown = time.monotonic()
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=step,
-                epoch=step / self._steps_per_epoch,
-                refresh=True,
-            )
+            self._line.advance(step)
+            self._bar.update(self._bar.task_ids[0], completed=step, refresh=True)
 
-    def row(self, row: Mapping[str, Any], total_steps: int) -> None:
-        """Show a row of the log: in the bar, or as a plain line."""
-        loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
-        metrics = f"loss {loss}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s"
-        for name in ("skipped_steps", "bad_images", "intervals_without_targets"):
-            metrics += f"  {name} {row[name]}" if name in row else ""
+    def row(self, row: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """Show a row of the log: in the bar, or as a plain line.
+
+        Args:
+            row: of a step.
+            notes: further parts of the line, such as the best result so far.
+        """
+        if not self.active or self._line is None:
+            return
+        self._line.advance(row["step"])
+        self._row, self._notes = row, notes
         if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=row["step"],
-                epoch=row["epoch"],
-                metrics=metrics,
-                refresh=True,
-            )
+            self._bar.update(self._bar.task_ids[0], completed=row["step"], refresh=True)
         else:
-            self.note(f"step {row['step']}/{total_steps}  epoch {row['epoch']:.2f}  {metrics}")
+            self.note(self._line.plain(row, notes))
+
+    def training_line(self) -> Text:
+        """The line of the training as it is now, as wide as the screen."""
+        if self._line is None:
+            return Text()
+        epoch = self._line.step / self._steps_per_epoch
+        return self._line.fitted(self._row, epoch, self._notes, self.console.width)
 
     def results(
         self,
@@ -239,6 +243,18 @@ class Display:
             self._bar.refresh()
             self._bar.stop()
             self._bar = None
+
+
+class _Line(ProgressColumn):
+    """The whole bar of a training."""
+
+    def __init__(self, display: Display):
+        super().__init__()
+        self._display = display
+
+    def render(self, task: Task) -> Text:
+        """See `Display.training_line`."""
+        return self._display.training_line()
 
 
 def of_launcher() -> Display:

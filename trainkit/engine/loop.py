@@ -90,6 +90,7 @@ def train(
             if stopped_early:
                 checkpointer.save_rest()  # where a larger --patience resumes
         summary = reporter.finish(stopped_early)
+        reporter.screen.end(stopped_early)
         write_report(reporter)
         return summary
     finally:

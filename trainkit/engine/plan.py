@@ -19,6 +19,7 @@ from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 
+REMEDY = "--on-bad-image skip trains without such images and lists them; trainkit doctor finds all"
 MOST_STEPS = 999_999_999  # the names of checkpoints have nine digits, and are sorted
 
 
@@ -128,6 +129,7 @@ class TrainPlan:
             device,
             self.recipe.task.own_check,
             self.replacement,
+            REMEDY,
         )
 
     def resume_invariants(self) -> dict[str, Any]:

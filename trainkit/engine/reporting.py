@@ -1,6 +1,5 @@
 """Reports a training: log, display, counters, bad images, failed writes, summary."""
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -10,17 +9,15 @@ from torch import Tensor
 
 from trainkit import files
 from trainkit.data.datasets.inventory import used
-from trainkit.display.wording import counted, duration
 from trainkit.engine.headline import require_headline
 from trainkit.engine.label_warnings import evaluation_warnings, interval_warnings, ranks
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
-from trainkit.engine.results import show_results
+from trainkit.engine.screen import Screen
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
 from trainkit.engine.stop_signal import FAILED, StopFlag
 from trainkit.engine.throughput import Throughput
 from trainkit.errors import NonFiniteError
-from trainkit.storage.checkpoint import checkpoint_path
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.run_folder import RunFolder
 
@@ -55,6 +52,7 @@ class Reporter:
         self.accelerator = setup.accelerator
         self.plan = setup.plan
         self.display = setup.display
+        self.screen = Screen(setup, run, state)
         self.run = run
         self.writer = writer
         self.failures = failures
@@ -142,7 +140,7 @@ class Reporter:
         counters = {name: getattr(state, name) for name in names}
         row |= {name: count for name, count in counters.items() if count}
         self.log(row)
-        self.display.row(row, self.plan.total_steps)
+        self.screen.row(row, steps)
         advice = self.throughput.advice(state)
         if advice is not None:
             self.note(advice)
@@ -193,9 +191,7 @@ class Reporter:
         }
         state.restore_evaluation(row)
         self.log(row)
-        show_results(
-            self.display, f"evaluation after epoch {epoch:g}", results, improved, self.recipe
-        )
+        self.screen.evaluation(results, improved, self.read_unlogged())
         if not self._evaluation_warned:
             for line in evaluation_warnings(results, task):
                 self.note(f"warning: {line}")
@@ -214,10 +210,7 @@ class Reporter:
         for row in self.writer.written():
             self.write_error = None  # of an earlier save; the run continued without it
             self.log(row)
-            self.note(
-                f"saved step {row['step']}: training paused {row['pause_s']:.2f} s,"
-                f" {_size(row['bytes'])}"
-            )
+            self.screen.save(row)
         while (error := self.writer.error()) is not None:
             self.cannot_write(error)
 
@@ -273,11 +266,7 @@ class Reporter:
         """Say that the signal `name` stopped the run, whose steps are all saved."""
         with suppress(OSError):  # the exit code says it too
             self.run.write("stopped.json", {"signal": name, "step": self.state.step})
-        self.display.stop()
-        self.note(
-            f"stopped by {name} after step {self.state.step}, saved; run the same command again to"
-            " resume"
-        )
+        self.screen.stopped(name)
 
     def finish(self, stopped_early: bool = False) -> dict[str, Any]:
         """Write and return the summary.
@@ -321,29 +310,4 @@ class Reporter:
         with self.writing("summary.json"):
             self.run.write("summary.json", summary)
         self.raise_write_error()
-        self._show_end(stopped_early)
         return summary
-
-    def _show_end(self, stopped_early: bool) -> None:
-        """Say how long it took, where the best weights are, and what to type next."""
-        state, run = self.state, self.run.folder
-        if stopped_early:
-            self.display.note(
-                f"stopped early after step {state.step} of {self.plan.total_steps}: no better"
-                f" {self.recipe.headline} in {counted(self.options.patience, 'evaluation')}; the"
-                " same command with a larger --patience resumes it"
-            )
-        self.display.note(f"finished: {counted(state.step, 'step')} in {duration(state.seconds)}")
-        step = state.best_step or state.step
-        which = f"best {self.recipe.headline}" if state.best_step else "last"
-        self.display.note(f"{which}: {checkpoint_path(self.run.checkpoints, step)}")
-        if (run / "recipe.py").is_file():
-            name = shlex.quote(str(run))
-            self.display.note(
-                f"next: trainkit evaluate {name}; trainkit predict {name} IMAGES --out FOLDER;"
-                f" trainkit export {name} --out model.onnx"
-            )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
