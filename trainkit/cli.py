@@ -20,7 +20,7 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
   trainkit doctor RECIPE [--setting value ...]     read all its data once, and report its faults
   trainkit doctor FOLDER                           what images it holds, and how to train on them
   trainkit evaluate RUN                            measure a run on the validation images
-  trainkit report RUN [RUN ...]                    what runs did, in one HTML file each
+  trainkit report RUN [RUN ...]                    what a run did, or what runs differ in: HTML
   trainkit predict RUN IMAGES ... --out FOLDER     predictions of images, and of folders with images
   trainkit export RUN --out FILE                   weights, a torch.export program or ONNX
   trainkit push RUN OWNER/NAME                     upload weights, recipe and results to the Hub

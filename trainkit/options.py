@@ -201,10 +201,14 @@ class ExportOptions(WeightsOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Options of a report: where it goes."""
+    """Options of a report: of which runs, and where it goes."""
 
+    others: tuple[Path, ...] = ()
+    """further runs to compare with the first; with any, each may also be a recipe"""
     out: Path | None = None
-    """the HTML file to be written; default: report.html in the run"""
+    """the HTML file to be written; default: report.html in the run, or here for several"""
+    text: bool = False
+    """print it as text, and write no file"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from helpers.processes import RECOG, ROOT, run, trainkit
+from helpers.processes import RECOG, ROOT, run
 from helpers.run_folders import (
     ROWS,
     add_pictures,
@@ -231,31 +231,35 @@ def test_a_report_that_fails_is_one_line(tmp_path, monkeypatch):
     assert "settings.json is damaged" in report_or_reason(folder)
 
 
-def test_a_training_and_an_evaluation_write_it(tmp_path):
-    short = ["--sample", "--epochs", 0.2, "--warmup-epochs", 0, "--workers", 0]
-    done = trainkit(RECOG, *short, "--out", "run", cwd=tmp_path)
+SHORT = ["--sample", "--epochs", "0.2", "--warmup-epochs", "0", "--workers", "0"]
+
+
+def test_a_training_and_an_evaluation_write_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     report = tmp_path / "run/report.html"
-    assert "report: run/report.html" in done.stdout and "finished:" in report.read_text()
+    assert main([RECOG, *SHORT, "--out", "run"]) == 0
+    assert "report: run/report.html" in capsys.readouterr().out
+    assert "finished:" in report.read_text()
     (start,) = map(json.loads, (tmp_path / "run/starts.jsonl").read_text().splitlines())
     assert start["step"] == 0 and start["num_processes"] == 1 and start["machine"]["cores"] > 0
     report.unlink()
-    done = trainkit("evaluate", "run", "--workers", 0, "--no-report", cwd=tmp_path)
-    assert not report.exists() and "report:" not in done.stdout
+    evaluate = ["evaluate", "run", "--workers", "0"]
+    assert main([*evaluate, "--no-report"]) == 0
+    assert not report.exists() and "report:" not in capsys.readouterr().out
     report.mkdir()  # which no file can replace
-    done = trainkit("evaluate", "run", "--workers", 0, cwd=tmp_path)
-    assert "warning: run/report.html was not written: Is a directory" in done.stdout
+    assert main(evaluate) == 0
+    told = "warning: run/report.html was not written: Is a directory"
+    assert told in capsys.readouterr().out
     report.rmdir()
-    trainkit("evaluate", "run", "--workers", 0, cwd=tmp_path)
+    assert main(evaluate) == 0
     assert "trainkit evaluate</th>" in report.read_text()
 
 
-def test_a_training_that_ends_without_a_report(tmp_path):
-    short = ["--sample", "--epochs", 0.2, "--warmup-epochs", 0, "--workers", 0]
-    trainkit(RECOG, *short, "--out", "run", "--no-report", cwd=tmp_path)
+def test_a_training_without_a_report(tmp_path):
+    assert main([RECOG, *SHORT, "--out", str(tmp_path / "run"), "--no-report"]) == 0
     assert not (tmp_path / "run/report.html").exists()
 
 
 def test_a_non_finite_training_has_a_report(tmp_path):
-    short = ["--sample", "--epochs", 0.2, "--warmup-epochs", 0, "--workers", 0, "--lr", 1e30]
-    trainkit(RECOG, *short, "--out", "run", cwd=tmp_path, code=1)
+    assert main([RECOG, *SHORT, "--out", str(tmp_path / "run"), "--lr", "1e30"]) == 1
     assert "stopped: non-finite (NaN/Inf) in step" in (tmp_path / "run/report.html").read_text()

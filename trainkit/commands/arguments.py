@@ -95,7 +95,7 @@ OPTIONS: dict[str, type] = {
     "export": _as_arguments(ExportOptions),
     "push": _as_arguments(PushOptions, positional="name"),
     "replay": _as_arguments(ReplayOptions),
-    "report": _as_arguments(ReportOptions),
+    "report": _as_arguments(ReportOptions, positional="others"),
     "recipes": _as_arguments(RecipesOptions),
     "new": _as_arguments(NewOptions, positional="file"),
 }

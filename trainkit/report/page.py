@@ -20,6 +20,7 @@ from trainkit import __version__
 from trainkit.errors import UserError
 from trainkit.files import replace_file
 from trainkit.report import class_results, overview
+from trainkit.report.comparison import Subject, compare
 from trainkit.report.curves import curves
 from trainkit.report.images import pictures
 from trainkit.report.run_data import RunData, read_run
@@ -87,6 +88,28 @@ def render(run: RunData) -> bytes:
     context["warnings"] = overview.warnings_of(run)  # the last: reading may find more
     context["left_out"] = _left_out(context)
     return rendered([run], [overview.name_of(run)], context)
+
+
+def render_comparison(subjects: Sequence[Subject]) -> bytes:
+    """Two or more runs, or runs and recipes, as HTML.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    comparison = compare(subjects)
+    runs = [(subject.run, subject.name) for subject in subjects if subject.run is not None]
+    empty = ("ending", "results", "settings", "repeat", "classes", "confusion", "calibration")
+    context = {
+        "title": ", ".join(comparison.names),
+        "subtitle": "a comparison",
+        "tiles": [],
+        "comparison": comparison,
+        "pictures": None,
+        "warnings": [],
+        "left_out": [],
+        **dict.fromkeys(empty),
+    }
+    return rendered([run for run, _ in runs], [name for _, name in runs], context)
 
 
 def rendered(runs: Sequence[RunData], names: Sequence[str], context: dict[str, Any]) -> bytes:

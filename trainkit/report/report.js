@@ -162,14 +162,14 @@
       const svg = (this.svg = make("svg", { width: scale.width, height: scale.height, role: "img", "aria-label": this.spec.title }));
       this.plot.insertBefore(svg, this.tip);
       const clip = `clip-${this.spec.name}`.replace(/[^\w-]/g, "_");
-      const area = { x: scale.left, y: 0, width: Math.max(0, scale.right - scale.left), height: scale.bottom };
+      const area = { x: scale.left - 4, y: 0, width: Math.max(0, scale.right - scale.left + 8), height: scale.bottom + 1 };
       make("rect", area, make("clipPath", { id: clip }, make("defs", {}, svg)));
       for (const each of ticks(scale.lowY, scale.highY, 4, this.log)) {
         make("line", { class: "grid", x1: scale.left, x2: scale.right, y1: scale.y(each), y2: scale.y(each) }, svg);
         const text = this.spec.unit === "percent" ? `${Number((100 * each).toPrecision(4))} %` : shown(each, "number");
         make("text", { x: scale.left - 8, y: scale.y(each) + 4, "text-anchor": "end" }, svg, text);
       }
-      for (const each of ticks(scale.low, scale.high, scale.width < 420 ? 3 : 5, false)) {
+      for (const each of ticks(scale.low, scale.high, scale.width < 420 ? 4 : 6, false)) {
         const x = scale.x(each);
         const anchor = x > scale.right - 14 ? "end" : "middle";
         make("text", { x, y: scale.height - 6, "text-anchor": anchor }, svg, each.toLocaleString("en"));
@@ -319,7 +319,7 @@
       if (!room) return;
       const size = 12;
       brush.font = `${size}px system-ui, sans-serif`;
-      const longest = Math.min(room * 0.32, Math.max(...given.names.map((name) => brush.measureText(name).width)) + 10);
+      const longest = Math.min(room * 0.32, Math.max(...given.names.map((name) => brush.measureText(name).width)) + 14);
       side = Math.min(34, Math.max(3, Math.floor((room - longest) / count)));
       const named = side >= 11;
       left = named ? Math.ceil(longest) : 0;
@@ -342,12 +342,12 @@
       if (named) {
         given.names.forEach((name, number) => {
           brush.textAlign = "right";
-          brush.fillText(cut(name, left - 12), left - 8, top + (number + 0.5) * side);
+          brush.fillText(cut(name, left - 10), left - 8, top + (number + 0.5) * side);
           brush.save();
           brush.translate(left + (number + 0.5) * side, top - 8);
           brush.rotate(-Math.PI / 2);
           brush.textAlign = "left";
-          brush.fillText(cut(name, top - 12), 0, 0);
+          brush.fillText(cut(name, top - 10), 0, 0);
           brush.restore();
         });
       }
@@ -358,7 +358,7 @@
         brush.globalAlpha = 1;
         brush.fillStyle = of("--cell");
         brush.fillRect(x, y, side - gap, side - gap);
-        brush.globalAlpha = share ? 0.12 + 0.88 * share ** 0.6 : 0;
+        brush.globalAlpha = share ? 0.04 + 0.96 * share ** 0.6 : 0;
         brush.fillStyle = of(right === called ? "--accent" : "--bad");
         brush.fillRect(x, y, side - gap, side - gap);
         if (side >= 26 && share >= 0.005) {

@@ -17,6 +17,7 @@ from helpers.processes import TESTS
 from helpers.toy_recipes import recognition
 from trainkit.cli import main
 from trainkit.storage.checked_json import Fault
+from trainkit.storage.recorded import TO_PUBLISH, is_run, read_recorded
 from trainkit.storage.run_files import (
     parse_row,
     read_bad_images,
@@ -26,7 +27,6 @@ from trainkit.storage.run_files import (
     read_summary,
 )
 from trainkit.storage.run_folder import RunFolder
-from trainkit.storage.run_settings import TO_PUBLISH, is_run, read_recorded
 from trainkit.storage.setting_values import require_all
 
 RECIPE = f"""
