@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "benchmarks" / "_kill_recipe.py"
 EVERY, EPOCHS, STEPS_PER_EPOCH = 2, 3, 4
 # of a row, which no two runs share
-MEASURED = ("images_per_s", "images_per_s_per_device", "data_wait", "memory_gib")
+MEASURED = ("images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "seconds")
 PATIENCE = 90.0  # seconds in which what is left of a run must have ended
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
            "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",

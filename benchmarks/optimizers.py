@@ -38,7 +38,7 @@ from trainkit.storage.checkpoint import list_checkpoints, load
 
 KILLED_AFTER = 5
 TIMES = (
-    "images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "pause_s",
+    "images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "seconds", "pause_s",
     "save_s", "bytes",
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ from trainkit.storage.checkpoint import list_checkpoints, load, step_of
 
 STEPS, LEFT = 8, 4
 TIMES = (
-    "images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "pause_s",
+    "images_per_s", "images_per_s_per_device", "data_wait", "memory_gib", "seconds", "pause_s",
     "save_s", "bytes",
 )  # fmt: skip
 
