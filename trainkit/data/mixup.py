@@ -38,7 +38,23 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Mixup:
+class _OfPairs:
+    """The settings of `Mixup` and `Cutmix`, checked."""
+
+    alpha: float
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.alpha <= 0:
+            raise UserError(
+                f"{name}: alpha is {self.alpha}; it must be above 0 (pass no mixing to turn it off)"
+            )
+        if self.num_classes < 2:
+            raise UserError(f"{name}: num_classes is {self.num_classes}; it must be at least 2")
+
+
+class Mixup(_OfPairs):
     """Mixup: w x1 + (1 - w) x2 and the same for the targets, w ~ Beta(alpha, alpha).
 
     Args:
@@ -51,12 +67,6 @@ class Mixup:
     Source:
         Zhang et al., 2018, mixup.
     """
-
-    alpha: float
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Mix each image with its neighbour.
@@ -76,8 +86,7 @@ class Mixup:
         )
 
 
-@dataclass(frozen=True)
-class Cutmix:
+class Cutmix(_OfPairs):
     """Cutmix: a box of the partner replaces the image's; targets are mixed by area.
 
     The box covers 1 - w of the image before it is cut at the border, w ~ Beta(alpha, alpha); the
@@ -93,12 +102,6 @@ class Cutmix:
     Source:
         Yun et al., 2019, CutMix.
     """
-
-    alpha: float
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """See `Mixup`."""
@@ -142,13 +145,3 @@ def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Eit
     alphas = ((Mixup, mixup), (Cutmix, cutmix))
     mixings = tuple(kind(alpha, num_classes) for kind, alpha in alphas if alpha is not None)
     return Either(mixings) if mixings else None
-
-
-def _check(mixing: Mixup | Cutmix) -> None:
-    name = type(mixing).__name__
-    if mixing.alpha <= 0:
-        raise UserError(
-            f"{name}: alpha is {mixing.alpha}; it must be above 0 (pass no mixing to turn it off)"
-        )
-    if mixing.num_classes < 2:
-        raise UserError(f"{name}: num_classes is {mixing.num_classes}; it must be at least 2")
