@@ -49,7 +49,13 @@ def test_reading_is_compared(tmp_path):
     assert len(recorded["measurements"]) == 3 * len(rows)
 
 
-@pytest.mark.parametrize("name", SMALL)
+LONG = {"scaling", "startup"}  # interpreters of their own, again and again
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly) if name in LONG else name for name in SMALL],
+)
 def test_runs(name, tmp_path):
     program = ROOT / "benchmarks" / f"{name}.py"
     results = tmp_path / "results"

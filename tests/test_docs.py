@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from helpers.logs import rows
-from helpers.processes import ROOT, run
+from helpers.processes import ROOT, forked
 from trainkit.cli import main
 from trainkit.data.spawning import load_file
 
@@ -106,9 +106,7 @@ def test_the_recipe_of_the_docs_runs(tmp_path):
             folder = tmp_path / "streets" / kind / split
             folder.mkdir(parents=True)
             Image.new(mode, (240, 180)).save(folder / "one.png")
-    done = run(
-        sys.executable, "-m", "trainkit", "check", "streets.py", cwd=tmp_path, PYTHONPATH=str(ROOT)
-    )
+    done = forked("check", "streets.py", cwd=tmp_path)
     assert "of 3 classes" in done.stdout and not done.stderr
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.processes import RECOG, ROOT, TESTS, run, trainkit
+from helpers.processes import RECOG, ROOT, TESTS, forked, run, trainkit
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.commands.recipe_names import find_recipe
@@ -24,7 +24,7 @@ SAMPLE = ROOT / "recipes" / "recog_folder.py"
 def trained(tmp_path_factory):
     """A folder in which recog_folder.py was trained on generated data, one short epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    done = trainkit(
+    done = forked(
         SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=folder
     )
     return folder, done
@@ -152,7 +152,7 @@ def test_lines_of_a_paragraph_are_joined_in_the_help_of_a_recipe(tmp_path):
         '"""A recipe.\n\nWith a long side of\n520, of\n[0.5, 2].\n\n    trainkit mine.py\n"""\n'
         'def recipe(lr: float = 0.1):\n    """Train.\n\n    Args:\n        lr: rate\n    """\n'
     )
-    lines = [line.rstrip() for line in trainkit(file, "--help").stdout.splitlines()]
+    lines = [line.rstrip() for line in forked(file, "--help").stdout.splitlines()]
     assert "With a long side of 520, of [0.5, 2]." in lines
     assert "trainkit mine.py" in [line.strip() for line in lines]
 
@@ -174,7 +174,7 @@ def test_the_recipe_of_an_older_trainkit_is_not_run(tmp_path, capsys):
 @pytest.mark.parametrize("command", [[], ["evaluate"]])
 def test_help_of_a_recipe_touches_nothing(tmp_path, command):
     file = ROOT / "recipes" / "seg_ade20k.py"
-    done = trainkit(*command, file, "--help", cwd=tmp_path, COLUMNS="80")
+    done = forked(*command, file, "--help", cwd=tmp_path, COLUMNS="80")
     text = " ".join(done.stdout.replace("│", " ").split())
     for words in (
         "--epochs FLOAT passes over the training images (default: 120)",
@@ -213,7 +213,7 @@ def test_training_says_what_it_does(trained):
 
 
 def test_the_same_command_again_does_nothing(trained):
-    done = trainkit(
+    done = forked(
         SAMPLE, "--sample", "--epochs", 0.5, "--warmup-epochs", 0, "--workers", 0, cwd=trained[0]
     )
     assert "runs/recog_folder is finished (8 steps)" in done.stdout
@@ -224,7 +224,7 @@ def test_the_same_command_again_does_nothing(trained):
 )
 def test_evaluate_takes_settings_from_the_run(trained, what):
     folder, _ = trained
-    trainkit("evaluate", SAMPLE, "--weights", what, "--workers", 0, cwd=folder)
+    forked("evaluate", SAMPLE, "--weights", what, "--workers", 0, cwd=folder)
     results = json.loads((folder / "runs" / "recog_folder" / "results.json").read_text())
     summary = json.loads((folder / "runs" / "recog_folder" / "summary.json").read_text())
     assert {name: results[name] for name in summary["final"]} == summary["final"]
@@ -408,13 +408,11 @@ def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
 
 def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    trainkit(
-        SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path
-    )
+    forked(SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path)
     image = next((tmp_path / "cache").rglob("train/car/*.jpg"))
     image.write_bytes(image.read_bytes()[:30])
     for workers in (0, 1):
-        done = trainkit(
+        done = forked(
             SAMPLE, "--sample", "--workers", workers, "--out", f"w{workers}", cwd=tmp_path, code=2
         )
         assert f"cannot read {image}" in done.stderr and "Traceback" not in done.stderr
@@ -466,7 +464,7 @@ def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
         ("misspelt.py", "NameError"),
         ("called.py", "TypeError"),
     ):
-        done = trainkit(file, cwd=tmp_path, code=1)
+        done = forked(file, cwd=tmp_path, code=1)
         assert "Traceback" in done.stderr and file in done.stderr and error in done.stderr
 
 
@@ -483,14 +481,14 @@ def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
         "from packages.helper import fail\ndef recipe(lr: float = 0.1, epochs: int = 2):\n   "
         " fail(lr)\n"
     )
-    done = trainkit("broken.py", "--lr", "3", cwd=tmp_path, code=2)
+    done = forked("broken.py", "--lr", "3", cwd=tmp_path, code=2)
     told = (
         "fail of packages.helper, called in broken.py, line 3, does not take what it was given: not"
         " 3.0. The recipe"
     )
     assert done.stderr.startswith(f"{told} was built with lr=3.0; TRAINKIT_TRACEBACK=1")
     assert done.stderr.count("\n") == 1
-    done = trainkit("broken.py", cwd=tmp_path, code=1, TRAINKIT_TRACEBACK="1")
+    done = forked("broken.py", cwd=tmp_path, code=1, TRAINKIT_TRACEBACK="1")
     assert "built with its own settings" in done.stderr and "in fail\n" in done.stderr
 
 
@@ -522,7 +520,7 @@ def test_a_package_that_reading_needs_is_told(tmp_path, workers):
 
 
 def test_settings_of_the_first_run_are_kept(trained):
-    done = trainkit(
+    done = forked(
         SAMPLE,
         "--sample",
         "--epochs",

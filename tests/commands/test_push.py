@@ -6,7 +6,6 @@ It loads, evaluates to the run's metrics and names no machine.
 import base64
 import json
 import platform
-import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,8 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from helpers.processes import TESTS
-from helpers.processes import run as command
+from helpers.processes import forked
 from helpers.toy_recipes import Net, everything
 from trainkit.cli import main
 from trainkit.commands.push import without_places
@@ -61,12 +59,7 @@ def trained(folder: Path, *words: str) -> Path:
     (folder / "mine.py").write_text(RECIPE)
     (folder / "beside.py").write_text(BESIDE)
     run = folder / "runs" / "mine"
-    words = str(folder / "mine.py"), "--workers", "0", "--out", str(run), *words
-    command(
-        str(Path(sys.executable).with_name("trainkit")),
-        *words,
-        PYTHONPATH=str(TESTS),
-    )
+    forked(folder / "mine.py", "--workers", "0", "--out", run, *words)
     return run
 
 

@@ -19,7 +19,7 @@ from helpers.logs import (
     rows,
     without_intervals,
 )
-from helpers.processes import ROOT, TESTS, TOYS, torchrun
+from helpers.processes import ROOT, TESTS, TOYS, forked_script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import everything, run
 from trainkit import evaluate
@@ -248,7 +248,7 @@ def test_state_that_was_made_with_the_optimizer(tmp_path):
     """
     script = tmp_path / "with_optimizer.py"
     script.write_text(WITH_OPTIMIZER.format(tests=str(TESTS)))
-    run_command(sys.executable, str(script), str(tmp_path / "one"), "Adagrad")
+    forked_script(script, tmp_path / "one", "Adagrad")
     torchrun(2, script, tmp_path / "fsdp", "Adagrad", **FSDP)
     assert_same_training(tmp_path / "one", tmp_path / "fsdp")
     shutil.copytree(tmp_path / "fsdp", tmp_path / "again")
@@ -306,7 +306,7 @@ def test_a_linear_probe_is_that_of_one_process(tmp_path):
     """
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(tests=str(TESTS)))
-    run_command(sys.executable, str(script), str(tmp_path / "one"))
+    forked_script(script, tmp_path / "one")
     torchrun(2, script, tmp_path / "ddp")
     torchrun(2, script, tmp_path / "fsdp", **FSDP)
     norms = [row["grad_norm"] for row in rows(tmp_path / "one" / "frozen")]

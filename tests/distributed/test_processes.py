@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from helpers.logs import assert_same_results, assert_same_training, rows, without_intervals
-from helpers.processes import PATIENCE, TESTS, TOYS, Script, torchrun
+from helpers.processes import PATIENCE, TESTS, TOYS, Script, forked_script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import RUNS, run, write_parquet
 from trainkit import evaluate
@@ -125,15 +125,15 @@ def test_metrics_of_evaluate_see_every_image_once(together, number):
         assert row["labels"] == 13 and row["errors"] == round(13 * (1 - row["top1"]))
 
 
-def test_processes_that_do_not_know_each_other_are_refused():
+def test_processes_that_do_not_know_each_other_are_refused(tmp_path):
     """What a launcher that starts two processes, each a group of its own, leaves behind."""
-    script = (
+    script = tmp_path / "script.py"
+    script.write_text(
         "import os, trainkit.distributed.accelerator as l; from accelerate import Accelerator;"
         " Accelerator(cpu=True)\nos.environ['WORLD_SIZE'] = '2'\ntry: l.start_accelerator()\nexcept"
         " ValueError as e: print(e)"
     )
-    done = run_command(sys.executable, "-c", script)
-    assert "WORLD_SIZE is 2, but 1 processes are in the group" in done.stdout
+    assert "WORLD_SIZE is 2, but 1 processes are in the group" in forked_script(script)
 
 
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])

@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.logs import rows, timeless_row, weights
 from helpers.nonfinite import Planted, step_of
-from helpers.processes import TESTS, trainkit
+from helpers.processes import TESTS, forked
 from helpers.toy_recipes import everything, recognition
 from trainkit import Options, train
 from trainkit.cli import main
@@ -198,7 +198,7 @@ def test_replay_finds_the_image_and_the_layer(tmp_path, capsys):
     recipe.write_text(RECIPE.format(tests=str(TESTS)))
     run = tmp_path / "run"
     step = step_of(11)
-    done = trainkit(
+    done = forked(
         recipe,
         "--out",
         run,
@@ -212,7 +212,7 @@ def test_replay_finds_the_image_and_the_layer(tmp_path, capsys):
     )
     assert f"the loss is nan in step {step}" in done.stderr and "Traceback" not in done.stderr
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = trainkit("replay", run, "--workers", "0")
+    done = forked("replay", run, "--workers", "0")
     assert f"step {step} fails again: loss nan, gradient norm nan" in done.stdout, done.stdout
     assert "first in the images as they were read, for images 11 (planted/11.png)" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from helpers.logs import rows
 from helpers.network_recipes import with_layers
-from helpers.processes import TESTS, TOYS, torchrun
+from helpers.processes import TESTS, TOYS, forked_script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import recognition, run, segmentation
 from trainkit import Options, evaluate, train
@@ -156,10 +156,7 @@ def test_a_precision_that_cannot_be_is_refused(tmp_path, precision, message):
         "import trainkit.distributed.accelerator as l\ntry: l.start_accelerator()\nexcept"
         " ValueError as e: print(e)"
     )
-    assert re.search(
-        message,
-        run_command(sys.executable, str(script), ACCELERATE_MIXED_PRECISION=precision).stdout,
-    )
+    assert re.search(message, forked_script(script, ACCELERATE_MIXED_PRECISION=precision))
 
 
 def test_sync_batch_norm_takes_gpus(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,6 +50,27 @@ def run(
 def trainkit(*words: str, **kwargs) -> subprocess.CompletedProcess:
     """`python -m trainkit ...` in a process of its own."""
     return run(sys.executable, "-m", "trainkit", *map(str, words), **kwargs)
+
+
+def forked(
+    *words: object, cwd: Path | None = None, code: int = 0, **env: str
+) -> subprocess.CompletedProcess:
+    """As `trainkit`, in a process forked from one that has torch imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        errors = Path(folder) / "errors"
+        script = Script(TESTS / "helpers" / "command.py", cwd or Path.cwd(), errors, *words, **env)
+        printed = script.communicate()[0]
+        told = errors.read_text()
+    assert script.returncode == code, f"exit code {script.returncode}\n{printed}\n{told}"
+    return subprocess.CompletedProcess(words, code, printed, told)
+
+
+def forked_script(*words: object, code: int = 0, **env: str) -> str:
+    """What `python words...` prints to its end, forked from a process that has torch imported."""
+    script = Script(*words, **env)
+    printed = script.communicate()[0]
+    assert script.returncode == code, f"exit code {script.returncode}\n{printed}"
+    return printed
 
 
 class Script:

@@ -5,7 +5,6 @@ import platform
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
@@ -13,8 +12,7 @@ import pytest
 import torch
 
 from helpers.logs import rows, weights
-from helpers.processes import TESTS, TOYS, torchrun
-from helpers.processes import run as run_command
+from helpers.processes import TESTS, TOYS, Script, torchrun
 from helpers.toy_recipes import Images, recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
@@ -24,9 +22,8 @@ from trainkit.storage.checkpoint_writer import CheckpointWriter
 
 def test_death_before_every_operation_of_a_save(tmp_path):
     """Every checkpoint is whole, wherever the process died, and the next save cleans up."""
-    printed = run_command(
-        sys.executable, str(TESTS / "helpers" / "crash_points.py"), str(tmp_path)
-    ).stdout.splitlines()
+    script = Script(TESTS / "helpers" / "crash_points.py", tmp_path)
+    printed = script.communicate()[0].splitlines()
     assert (
         len(printed) > 25
         and any("rename" in line for line in printed)
@@ -224,7 +221,7 @@ def test_a_disk_that_locks_no_files(tmp_path):
     """
     script = tmp_path / "script.py"
     script.write_text(NO_LOCKS.format(tests=str(TESTS), out=str(tmp_path / "run")))
-    printed = run_command(sys.executable, str(script)).stdout
+    printed = Script(script).communicate()[0]
     if "SKIP" in printed:
         pytest.skip("this machine takes no filter of system calls")
     assert (

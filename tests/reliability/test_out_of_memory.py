@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.logs import rows, weights
-from helpers.processes import TOYS, run, torchrun
+from helpers.processes import TOYS, forked_script, run, torchrun
 from helpers.toy_recipes import segmentation
 from trainkit import Options, evaluate, train
 from trainkit.inference import Inference
@@ -25,7 +25,7 @@ ALONE = (sys.executable, str(TOYS))
 def small_passes(tmp_path_factory):
     """The training with as much memory as it likes, in passes of 4 from the start."""
     folder = tmp_path_factory.mktemp("small-passes")
-    run(*ALONE, str(folder), "hungry-4")
+    forked_script(TOYS, folder, "hungry-4")
     return folder
 
 
@@ -51,7 +51,7 @@ def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passe
         "micro_batch": 4,
         "asked": None,
     }
-    printed = run(*ALONE, str(tmp_path), "hungry").stdout
+    printed = forked_script(TOYS, tmp_path, "hungry")
     assert (
         "micro-batches of 4 images, as the run was out of memory (OOM) before" in printed
         and "out of memory in" not in printed

@@ -181,7 +181,7 @@ def test_an_orphan_stops(tmp_path, unstopped):
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
     """One of two processes dies.
 
