@@ -224,7 +224,8 @@ def test_the_same_command_again_does_nothing(trained):
 )
 def test_evaluate_takes_settings_from_the_run(trained, what):
     folder, _ = trained
-    forked("evaluate", SAMPLE, "--weights", what, "--workers", 0, cwd=folder)
+    done = forked("evaluate", SAMPLE, "--weights", what, "--workers", 0, cwd=folder)
+    assert done.stdout.endswith("\nresults: runs/recog_folder/results.json\n")
     results = json.loads((folder / "runs" / "recog_folder" / "results.json").read_text())
     summary = json.loads((folder / "runs" / "recog_folder" / "summary.json").read_text())
     assert {name: results[name] for name in summary["final"]} == summary["final"]

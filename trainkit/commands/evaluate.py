@@ -20,6 +20,8 @@ from trainkit.storage.recorded import is_run
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.setting_values import plain
 
+RESULTS = "results.json"
+
 
 def run(first: str, words: list[str]) -> int:
     """Measure what the words name, and write results.json; the exit code."""
@@ -57,8 +59,10 @@ def run(first: str, words: list[str]) -> int:
         keep=keep,
         out=out,
     )
-    if asked.report and out is not None and is_run(out) and rank() == 0:
-        Display().note(report_or_reason(out))
+    if out is not None and rank() == 0:
+        if asked.report and is_run(out):
+            Display().note(report_or_reason(out))
+        Display().note(f"results: {out / RESULTS}")
     return 0
 
 
@@ -67,4 +71,4 @@ def write_results(
 ) -> None:
     """Write `results.json`, the metrics of an evaluation and of what, into an existing folder."""
     of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
-    RunFolder(folder).write("results.json", {**of, **results})
+    RunFolder(folder).write(RESULTS, {**of, **results})
