@@ -16,7 +16,12 @@ TREES = {
     path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / "recipes").glob("*.py"))]
 }
 LIBRARIES = {
-    "rich": {"display.result_tables", "display.terminal", "display.training_line"},
+    "rich": {
+        "display.notebook",
+        "display.result_tables",
+        "display.terminal",
+        "display.training_line",
+    },
     "tyro": {"commands.arguments"},
     "datasets": {
         "data.datasets.columns",
@@ -92,6 +97,7 @@ def test_one_backward_and_no_print():
     ]
     assert not {"eval", "exec"} & set(names)
     assert {name for name, called in calls if called == "print"} == {
+        "notebook.py",
         "result_tables.py",
         "terminal.py",
     }

@@ -19,6 +19,12 @@ class ReportedError(Exception):
     of_one_process = False
     """whether one process alone may have it, which then reports it itself; else all have it"""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the message, as a command does."""
+        if report_of(self) is None:  # TRAINKIT_TRACEBACK
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UserError(ReportedError, ValueError):
     """Something that the user gave is wrong.

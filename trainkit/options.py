@@ -71,6 +71,9 @@ class Options:
     """write report.html into the run's folder at the end of the training"""
 
     def __post_init__(self) -> None:
+        for name in ("out", "init_from"):  # also given as strings, from Python
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         _require_at_least(self, {
             "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1,
             "micro_batch": 1, "keep_checkpoints": 1, "precise_bn": 16, "timeout_s": 1,
@@ -154,9 +157,11 @@ class EvaluateOptions(InferenceOptions, WeightsOptions):
     """precise BN: training images for the statistics (0: off); default: as in the run"""
     report: bool = True
     """write report.html anew into the run's folder, with these results"""
+    eval_batch: int | None = None
+    """images per forward pass; default: the recipe's eval_batch_size"""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, {"workers": 0})
+        _require_at_least(self, {"workers": 0, "eval_batch": 1})
         if self.precise_bn:  # 0: off
             _require_at_least(self, {"precise_bn": 16})
 

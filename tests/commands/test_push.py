@@ -369,7 +369,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, hub):
     )
     (tmp_path / "step-000000004").rename(run / "checkpoints" / "step-000000004")
     (run / "recipe.py").unlink()
-    assert "runs/mine holds no recipe.py: only a run that was started as `trainkit RECIPE`" in told(
+    assert "runs/mine holds no recipe.py, and model.json does not say how its network" in told(
         "runs/mine", "me/toy", "--folder", "pub"
     )
     assert not (tmp_path / "pub").exists()

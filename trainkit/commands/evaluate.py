@@ -1,6 +1,6 @@
 """trainkit evaluate: measures a run, a checkpoint or a file of weights on validation images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from trainkit.distributed.accelerator import use_whole_host
 from trainkit.distributed.launcher import rank
 from trainkit.engine.evaluation import evaluate
 from trainkit.files import require_room
+from trainkit.options import EvaluateOptions
 from trainkit.prediction.crops import with_crops
+from trainkit.recipe import Recipe
 from trainkit.report.page import report_or_reason
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.lookup import read_precise_bn, read_seed
@@ -26,29 +28,56 @@ RESULTS = "results.json"
 def run(first: str, words: list[str]) -> int:
     """Measure what the words name, and write results.json; the exit code."""
     trained, asked = read_trained("evaluate", first, words)
-    seed = read_seed(trained.run) if asked.seed is None else asked.seed
+    if asked.out is None and not trained.is_on_hub:
+        asked = replace(asked, out=trained.run)
+    use_whole_host()
+    measure(trained.build, trained.weights, trained.run, trained.settings, asked)
+    return 0
+
+
+def measure(
+    build: Callable[[], Recipe],
+    weights: Path,
+    run: Path | None,
+    settings: Mapping[str, Any],
+    asked: EvaluateOptions,
+) -> dict[str, Any]:
+    """Measure weights as the options ask, else as their run did.
+
+    Args:
+        build: the recipe, called after the seed is set.
+        weights: a checkpoint folder or a file.
+        run: that they are of, if any.
+        settings: of the recipe, for results.json.
+        asked: options; results.json is written where `out` is given, and the report of a run.
+
+    Returns:
+        The metrics.
+    """
+    seed = read_seed(run) if asked.seed is None else asked.seed
     precise_bn = asked.precise_bn
     if precise_bn is None:
-        precise_bn = read_precise_bn(trained.run, trained.weights)
-    out = asked.out or (None if trained.is_on_hub else trained.run)
+        precise_bn = read_precise_bn(run, weights)
+    out = asked.out
 
     seed_host(seed)
-    recipe = trained.build()
+    recipe = build()
     if asked.as_stored:
         recipe = recipe.as_stored()
     recipe = with_crops(recipe, asked.crops)
     recipe = replace(recipe, inference=asked.inference(recipe.inference))
+    if asked.eval_batch is not None:
+        recipe = replace(recipe, eval_batch_size=asked.eval_batch)
     if out is not None:
         require_room(out)
 
     def keep(results: dict[str, Any]) -> None:
         if out is not None:
-            write_results(out, trained.weights, trained.settings, results)
+            write_results(out, weights, settings, results)
 
-    use_whole_host()
-    evaluate(
+    results = evaluate(
         recipe,
-        trained.weights,
+        weights,
         seed=seed,
         workers=asked.workers,
         precise_bn=precise_bn or None,
@@ -63,7 +92,7 @@ def run(first: str, words: list[str]) -> int:
         if asked.report and is_run(out):
             Display().note(report_or_reason(out))
         Display().note(f"results: {out / RESULTS}")
-    return 0
+    return results
 
 
 def write_results(

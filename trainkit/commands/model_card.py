@@ -20,7 +20,7 @@ class Published:
     name: str
     """on the Hub"""
     recipe: str
-    """the name of its file, without the extension"""
+    """the name of its file, without the extension, or of its function"""
     recorded: dict[str, Any]
     """settings.json: settings, what else affects the result, options, command, versions"""
     summary: dict[str, Any]
@@ -41,6 +41,8 @@ class Published:
     """its name on the Hub"""
     license: str | None
     """of the weights, by the Hub's names"""
+    has_recipe: bool = True
+    """recipe.py is published with it"""
     loads: bool = False
     """`trainkit.load` takes it: model.json says all about the model"""
     trust: bool = False
@@ -110,7 +112,24 @@ def _text(run: Published) -> str:
     if not (run.evaluated or run.measured):
         parts.append("These weights were not evaluated.")
     parts += _from_python(run)
+    parts += _again(run)
     parts += [
+        "## How it was trained",
+        _how(run),
+        _table(
+            {**_machine(run), **{f"version of {name}": value for name, value in versions.items()}}
+        ),
+        "Settings:",
+        _table(settings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _again(run: Published) -> list[str]:
+    """How to use it from the command line."""
+    if not run.has_recipe:
+        return ["## Predict", _code(_predict(run))]
+    return [
         "## Evaluate it again, predict, fine-tune",
         _code(
             f"hf download {run.name} --local-dir {run.name.split('/')[-1]}",
@@ -123,15 +142,19 @@ def _text(run: Published) -> str:
             f" training takes those of the recipe: `trainkit recipe.py --init-from {WEIGHTS}`"
             " fine-tunes, with the settings of the model given again."
         ),
-        "## How it was trained",
-        _code(f"trainkit {shlex.join(_words(run))}"),
-        _table(
-            {**_machine(run), **{f"version of {name}": value for name, value in versions.items()}}
-        ),
-        "Settings:",
-        _table(settings),
     ]
-    return "\n\n".join(parts) + "\n"
+
+
+def _how(run: Published) -> str:
+    """The command, or the call from Python, that trained it."""
+    call = run.recorded.get("call")
+    if call is not None:
+        keywords = (f"{name}={value!r}" for name, value in call["keywords"].items())
+        words = ", ".join([call["recipe"], *keywords])
+        return _code("import trainkit", "", f"trainkit.train({words})", language="python")
+    if not run.has_recipe:
+        return "From Python, by `trainkit.train` with a `Recipe` that was built before."
+    return _code(f"trainkit {shlex.join(_words(run))}")
 
 
 def _from_python(run: Published) -> list[str]:

@@ -94,7 +94,7 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
     if run is None:
         raise MissingFileError(f"{source} is of no run: give the folder that the training wrote")
     recorded, evaluated = read_recorded(run, TO_PUBLISH), read_results(run)
-    recipes = _recipes(run, recorded["recipe"])
+    recipes = _recipes(source, run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(read_weights(weights)[0], folder / WEIGHTS, {"format": "pt"})
@@ -118,10 +118,10 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
     model_card(published).save(folder / "README.md")
 
 
-def _for_folder(described: dict[str, Any], origin: str) -> dict[str, Any]:
+def _for_folder(described: dict[str, Any], origin: str | None) -> dict[str, Any]:
     """model.json where the recipe, which was read from `origin`, is called recipe.py."""
     network = described["network"]
-    if network is None or network["recipe"] != Path(origin).name:
+    if network is None or origin is None or network["recipe"] != Path(origin).name:
         return described
     return {**described, "network": {**network, "recipe": "recipe.py"}}
 
@@ -167,7 +167,8 @@ def _published(
     about = {"checkpoint": WEIGHTS, "sha256": sha256, "settings": recorded["settings"]}
     return Published(
         name=asked.name,
-        recipe=Path(recorded["recipe"]).stem,
+        recipe=_name_of_recipe(recorded, run),
+        has_recipe=(run / "recipe.py").is_file(),
         recorded=recorded,
         summary=RunFolder(run).summary or {},
         step=recorded["total_steps"] if step is None else step,
@@ -198,16 +199,31 @@ def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:
     return {name.removeprefix("ema_"): value for name, value in mine.items()}
 
 
-def _recipes(run: Path, origin: str | None) -> dict[str, Path]:
+def _name_of_recipe(recorded: dict[str, Any], run: Path) -> str:
+    """Of its file, or of the function that `trainkit.train` was given; else of the run."""
+    if recorded["recipe"] is not None:
+        return Path(recorded["recipe"]).stem
+    return recorded["call"]["recipe"] if "call" in recorded else run.resolve().name
+
+
+def _recipes(source: Path, run: Path, origin: str | None) -> dict[str, Path]:
     """The recipe's file and those that it imports, by their published names.
 
-    Those lie beside its original, or are recipes that come with the package.
+    Those lie beside its original, or are recipes that come with the package. A run from Python
+    whose recipe lies in no file has none, and its model is rebuilt by model.json.
+
+    Raises:
+        UserError: neither builds the model.
     """
     if origin is None or not (run / "recipe.py").is_file():
-        raise UserError(
-            f"{run} holds no recipe.py: only a run that was started as `trainkit RECIPE` can be"
-            " pushed"
-        )
+        lacks = Source.at(source).lacks
+        if lacks is not None:
+            raise UserError(
+                f"{run} holds no recipe.py, and {lacks}, so that nobody could build its model. Give"
+                " trainkit.train a function at the top of a Python file, or train by `trainkit"
+                " RECIPE`"
+            )
+        return {"function.py": run / "function.py"} if (run / "function.py").is_file() else {}
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
     folders = [run if is_published(run) else Path(origin).parent, shipped("recipes")]
     while waiting:

@@ -25,12 +25,21 @@ class RecipeFile:
     """The `recipe` of a Python file, whatever callable it is, and the module around it.
 
     Called and inspected as the function itself; its signature has annotations as objects.
+
+    Args:
+        function: that builds the recipe.
+        module: it is of.
+        path: the file of the function; None for that of the module.
     """
 
-    def __init__(self, function: Callable[..., Recipe], module: ModuleType):
+    def __init__(
+        self, function: Callable[..., Recipe], module: ModuleType, path: Path | None = None
+    ):
         self.function, self.module = function, module
-        assert module.__file__ is not None  # it was loaded from one
-        self.path = Path(module.__file__)
+        if path is None:
+            assert module.__file__ is not None  # it was loaded from one
+            path = Path(module.__file__)
+        self.path = path
         self.__signature__ = _signature(function, self.path)
         self.__doc__ = flat_doc(_documented(function))
 
@@ -41,7 +50,7 @@ class RecipeFile:
     @property
     def sample(self) -> Any:
         """SAMPLE of the file, or of the one that its function was imported from."""
-        elsewhere = getattr(_innermost(self.function), "__globals__", {})
+        elsewhere = getattr(innermost(self.function), "__globals__", {})
         return getattr(self.module, "SAMPLE", elsewhere.get("SAMPLE", {}))
 
     def sample_settings(self) -> dict[str, Any]:
@@ -60,7 +69,7 @@ class RecipeFile:
         return dict(self.sample)
 
 
-def _innermost(function: Callable) -> Callable:
+def innermost(function: Callable) -> Callable:
     """The function that decorators and partials wrap."""
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
         function = (
@@ -72,7 +81,7 @@ def _innermost(function: Callable) -> Callable:
 def _documented(function: Callable) -> Callable:
     """The function itself where it has a docstring, else what decorators and partials wrap."""
     own = not isinstance(function, functools.partial) and inspect.getdoc(function)
-    return function if own else _innermost(function)
+    return function if own else innermost(function)
 
 
 def _signature(function: Callable, path: Path) -> inspect.Signature:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainkit.commands.arguments import read_options, read_settings_and_options
 from trainkit.commands.recipe_file import build, load_recipe
-from trainkit.commands.trained import check_recorded_code, code_of_run
+from trainkit.commands.trained import check_recorded_code, code_of_run, require_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
@@ -43,6 +43,7 @@ def run(first: str, words: list[str]) -> int:
     path = run_of(Path(first)) or Path(first)
     failure = find_failure(path, asked.step)
     seed = read_seed(path)
+    require_recipe(path)
     recipe_file = load_recipe(code_of_run(path, Path(first), "replay", asked.trust_recipe))
     recorded = read_settings(path)
     settings, _ = read_settings_and_options(recipe_file, "replay", prog, [], recorded)

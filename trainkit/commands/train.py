@@ -11,6 +11,7 @@ from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import use_whole_host
 from trainkit.engine.loop import train
 from trainkit.storage.locks import posix_locks
+from trainkit.storage.recipe_source import RecipeSource
 
 
 def run(recipe: str, words: list[str]) -> int:
@@ -25,5 +26,5 @@ def run(recipe: str, words: list[str]) -> int:
     seed_host(options.seed)
     built = build(recipe_file, settings)
     use_whole_host()
-    train(built, options, settings, path)
+    train(built, options, settings, RecipeSource(file=path))
     return 0

@@ -98,7 +98,7 @@ def _options_alone(command: str, first: str, words: list[str]) -> Any:
     """The options of a command where no recipe is asked for its settings."""
     asked, unknown = read_known_options(command, f"trainkit {command} {first}", words)
     if asked.weights is not None:
-        raise _weights_twice(command, first, asked.weights)
+        raise weights_twice(command, first, asked.weights)
     if unknown:
         near = nearest(unknown[0].lstrip("-"), [flag.lstrip("-") for flag in flags(command)])
         meant = f"did you mean --{near}? " if near is not None else ""
@@ -132,14 +132,14 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
             )
     else:
         if asked is not None and asked.weights is not None:
-            raise _weights_twice(command, first, asked.weights)
+            raise weights_twice(command, first, asked.weights)
         source = Path(first)
         trust = asked is not None and asked.trust_recipe
-        recipe_file = load_recipe(_recipe_of(source, command, trust))
+        recipe_file = load_recipe(recipe_of_run(source, command, trust))
     on_hub = source is not None and not source.exists() and is_hub_name(source)
     if source is not None and on_hub:
         source = located(source)
-    recorded = {} if asked is None or source is None else _recorded_settings(recipe_file, source)
+    recorded = {} if asked is None or source is None else recorded_settings(recipe_file, source)
     settings, asked = read_settings_and_options(recipe_file, command, prog, words, recorded)
     assert source is not None  # without options the line above has shown the help
     weights, run = find_weights(source)
@@ -147,7 +147,8 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
     return Trained(recipe_file, settings, weights, run, on_hub, asked.partial), asked
 
 
-def _weights_twice(command: str, first: str, weights: Path) -> UserError:
+def weights_twice(command: str, first: str, weights: Path) -> UserError:
+    """The error where weights are given beside a run, which has its own."""
     return UserError(
         f"--weights is {weights}, and {first} is no recipe: leave it out, or give"
         f" `trainkit {command} RECIPE --weights PATH`"
@@ -160,7 +161,7 @@ def is_recipe(first: str) -> bool:
     return path.suffix == ".py" or (not path.exists() and path.name == first)
 
 
-def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
+def recipe_of_run(named: Path, command: str, trust_recipe: bool) -> Path:
     """The recipe.py that the run of these weights keeps.
 
     It may import others that lay beside its original.
@@ -174,6 +175,8 @@ def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
     given = f"give it: trainkit {command} RECIPE --weights {named}"
     if run is None or not (run / "recipe.py").is_file():
         what = "lies in no run" if run is None else f"is of a run without recipe.py ({run})"
+        if command == "evaluate":
+            given += f"; in Python: trainkit.evaluate(recipe, weights={str(named)!r})"
         raise MissingFileError(f"{weights} {what}, so that its recipe is not known; {given}")
     file = run / "recipe.py"
     if gone := modules_gone(file):
@@ -182,6 +185,21 @@ def _recipe_of(named: Path, command: str, trust_recipe: bool) -> Path:
             f" any more. Take the recipe of today that it became, and {given}"
         )
     return code_of_run(run, named, command, trust_recipe)
+
+
+def require_recipe(run: Path) -> None:
+    """Check that a run keeps the recipe that builds it.
+
+    Raises:
+        MissingFileError: it was trained from Python, by a function or a Recipe of no file.
+    """
+    if (run / "recipe.py").is_file():
+        return
+    kept = ", whose source alone is in function.py" if (run / "function.py").is_file() else ""
+    raise MissingFileError(
+        f"{run} has no recipe.py: it was trained from Python, by what lies in no file{kept}. Give"
+        " trainkit.train a function at the top of a Python file, and train it in another folder"
+    )
 
 
 def code_of_run(run: Path, named: Path, command: str, trust_recipe: bool) -> Path:
@@ -233,7 +251,7 @@ def _texts(value: Any) -> list[str]:
     return [each for each in values if isinstance(each, str)]
 
 
-def _recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, Any]:
+def recorded_settings(recipe_file: RecipeFile, checkpoint: Path) -> dict[str, Any]:
     """The settings of a checkpoint's run, and what the run read from its data and its network."""
     recorded = read_settings(checkpoint)
     # The data may hold some of the run's classes alone, and no training images to tell them by.

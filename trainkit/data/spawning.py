@@ -5,12 +5,13 @@ its path goes along, and the worker loads it under the same name first.
 """
 
 import importlib.util
+import io
 import multiprocessing
 import pickle
 import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -19,6 +20,7 @@ from trainkit.data.dataset_info import SizedDataset
 from trainkit.errors import UserError
 
 RECIPES: dict[str, str] = {}  # files loaded in this process, by the names of their modules
+LOADING: list[Path] = []  # files that are being loaded at this moment, the innermost last
 
 
 def load_file(name: str, path: Path) -> ModuleType:
@@ -29,7 +31,11 @@ def load_file(name: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # pickle looks the recipe's classes up by name
     RECIPES[name] = str(path.resolve())
-    specification.loader.exec_module(module)
+    LOADING.append(path)
+    try:
+        specification.loader.exec_module(module)
+    finally:
+        LOADING.pop()
     return module
 
 
@@ -61,13 +67,37 @@ class Sendable(Dataset):
 
     def __reduce__(self) -> tuple:
         try:
-            return _receive, (dict(RECIPES), bytes(ForkingPickler.dumps(self.data)))
+            return _receive, (dict(RECIPES), _pickled(self.data))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UserError(
                 "the dataset cannot be sent to data-loading workers, which are started anew here:"
                 f" {error}. Define functions and classes at the top of the recipe's file instead of"
                 " a lambda or a function inside another, or read without workers (--workers 0)"
             ) from error
+
+
+class _OfNoFile(ForkingPickler):
+    """Pickles in a program that no file holds, such as a notebook."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Raise UserError for a class or function of this program, which no worker can import."""
+        if isinstance(value, (type, FunctionType)) and value.__module__ == "__main__":
+            raise UserError(
+                f"{value.__qualname__} is defined in a notebook's cell or at a prompt, and"
+                " data-loading workers, which are started anew here, cannot import it: put it into"
+                " a file (%%writefile my_data.py in a notebook) and import it from there, or read"
+                " without workers (workers=0, or --workers 0)"
+            )
+        return NotImplemented
+
+
+def _pickled(data: SizedDataset) -> bytes:
+    """The dataset as bytes. Raises UserError where no worker could read them."""
+    if hasattr(sys.modules["__main__"], "__file__"):
+        return bytes(ForkingPickler.dumps(data))
+    buffer = io.BytesIO()
+    _OfNoFile(buffer).dump(data)
+    return buffer.getvalue()
 
 
 def _receive(recipes: dict[str, str], pickled: bytes) -> Any:

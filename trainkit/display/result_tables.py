@@ -42,7 +42,7 @@ class ResultTables:
             for name, value in results.items()
             if name.endswith("_95") and value
         }
-        if not self.display.console.is_terminal:
+        if not self.display.is_live:
             self.display.note(
                 f"{title}  " + "  ".join(f"{name} {value}" for name, value in shown.items())
             )

@@ -1,8 +1,9 @@
-"""What people see, by rich: a live bar in a terminal, plain lines elsewhere.
+"""What people see, by rich: a live bar in a terminal or a notebook, plain lines elsewhere.
 
 Only the main process shows it.
 """
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from trainkit.display.notebook import NotebookProgress
 from trainkit.display.result_tables import ResultTables
 from trainkit.display.streams import columns, lasting
 from trainkit.display.training_line import TrainingLine
@@ -54,8 +56,24 @@ class Display:
 
     def note(self, text: str) -> None:
         """Show a line of text."""
-        if self.active:
+        if self.active and self.is_notebook:
+            sys.stdout.write(f"{text}\n")  # the cell wraps it
+        elif self.active:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def is_notebook(self) -> bool:
+        """Whether it shows things in the output of a notebook's cell."""
+        return self.console.is_jupyter
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it shows bars and large tables, and not lines alone."""
+        return self.active and (self.console.is_terminal or self.is_notebook)
+
+    @property
+    def _bars(self) -> type[Progress]:
+        return NotebookProgress if self.is_notebook else Progress
 
     def start(self, total_steps: int, step: int, steps_per_epoch: int) -> None:
         """Show the bar of a training, where there is a terminal to show it in.
@@ -67,10 +85,10 @@ class Display:
         """
         self._line = TrainingLine(total_steps, step)
         self._steps_per_epoch = steps_per_epoch
-        if not (self.active and self.console.is_terminal):
+        if not self.is_live:
             return
         # No refreshing thread: the loop calls `advance`, and forked workers inherit no lock.
-        self._bar = Progress(_Line(self), console=self.console, auto_refresh=False, expand=True)
+        self._bar = self._bars(_Line(self), console=self.console, auto_refresh=False, expand=True)
         self._bar.add_task("", total=total_steps, completed=step)
         self._bar.start()
 
@@ -171,7 +189,7 @@ class Display:
             total: number of items in all.
             what: what the items are, for the line.
         """
-        bar = self._counting(what, total) if self.active and self.console.is_terminal else None
+        bar = self._counting(what, total) if self.is_live else None
         shown, done = time.monotonic(), 0
         try:
             for batch in batches:
@@ -196,7 +214,7 @@ class Display:
             what: what is done, for the line.
         """
         bar, shown = None, time.monotonic()
-        live = self.active and self.console.is_terminal
+        live = self.is_live
 
         def tell(done: int, total: int) -> None:
             nonlocal bar, shown
@@ -221,7 +239,7 @@ class Display:
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
         )
-        bar = Progress(
+        bar = self._bars(
             *columns, TimeRemainingColumn(), console=self.console, auto_refresh=False, expand=True
         )
         bar.add_task("", total=total)
@@ -257,6 +275,19 @@ class _Line(ProgressColumn):
         return self._display.training_line()
 
 
+def is_interactive() -> bool:
+    """Whether a person types the code, in a notebook or at a prompt, and not a file is run.
+
+    A process that such a program has started is another's, which ends by itself.
+    """
+    return _is_typed() and multiprocessing.parent_process() is None
+
+
+def _is_typed() -> bool:
+    ipython = sys.modules.get("IPython")
+    return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)
+
+
 def of_launcher() -> Display:
     """Make a display in the first of the launcher's processes, before they are connected."""
     return Display(rank() == 0)
@@ -270,10 +301,17 @@ def error(text: str) -> None:
 def _console(stream: TextIO | None) -> Console:
     """Make a console on `stream`, whose reader may disappear.
 
-    None, a stream that was closed before the start, shows nothing.
+    None, a stream that was closed before the start, shows nothing. In a process that a notebook has
+    started, such as by `notebook_launcher`, it writes lines: a cell takes nothing else from there.
     """
+    is_child = _is_typed() and not is_interactive()
+    plain = False if is_child else None  # None: as rich finds it
     return Console(
-        file=None if stream is None else lasting(stream), width=columns(), quiet=stream is None
+        file=None if stream is None else lasting(stream),
+        width=columns(),
+        quiet=stream is None,
+        force_jupyter=plain,
+        force_terminal=plain,
     )
 
 

@@ -17,10 +17,11 @@ from trainkit.engine.reporting import Reporter
 from trainkit.engine.run_opening import on_main_process, open_run
 from trainkit.engine.run_report import record_start, reporting_failure, write_report
 from trainkit.engine.setup import Setup
-from trainkit.engine.stop_signal import FAILED, Stopped
+from trainkit.engine.stop_signal import FAILED, Interrupted, Stopped
 from trainkit.engine.training import Training
 from trainkit.options import Options
 from trainkit.recipe import Recipe
+from trainkit.storage.recipe_source import RecipeSource
 
 
 @lost_processes_told()
@@ -28,7 +29,7 @@ def train(
     recipe: Recipe,
     options: Options,
     settings: Mapping[str, Any] | None = None,
-    recipe_file: Path | None = None,
+    source: RecipeSource | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` in the folder `options.out`, or resume where an earlier call stopped.
 
@@ -38,7 +39,7 @@ def train(
         recipe: that is trained.
         options: of the run.
         settings: the recipe's, kept in the folder.
-        recipe_file: where the recipe came from, kept in the folder.
+        source: where the recipe came from, for what the folder keeps of it.
 
     Returns:
         The run's summary, as in summary.json.
@@ -53,7 +54,7 @@ def train(
     begun = time.perf_counter()
     setup = Setup(recipe, options)
     display = setup.display
-    run, found = open_run(setup, settings or {}, recipe_file)
+    run, found = open_run(setup, settings or {}, source)
     if run.summary is not None:
         display.note(_finished(run.folder, run.summary))
         run.close()
@@ -184,4 +185,6 @@ def _leave(number: int, checkpointer: Checkpointer, reporter: Reporter) -> NoRet
     checkpointer.accelerator.wait_for_everyone()
     reporter.raise_write_error()
     reporter.stopped(signal.Signals(number).name)
+    if number == signal.SIGINT:
+        raise Interrupted(reporter.state.step)
     raise Stopped(number)

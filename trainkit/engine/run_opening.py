@@ -20,6 +20,7 @@ from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
 from trainkit.errors import UserError
 from trainkit.storage import checkpoint
+from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.run_files import read_memory
 from trainkit.storage.run_folder import RunFolder
 
@@ -65,14 +66,14 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> 
 
 
 def open_run(
-    setup: Setup, settings: Mapping[str, Any], recipe_file: Path | None
+    setup: Setup, settings: Mapping[str, Any], source: RecipeSource | None
 ) -> tuple[RunFolder, Found]:
     """Open the run's folder and find what is in it; the main process decides for all.
 
     Args:
         setup: of the training.
         settings: the recipe's, resolved.
-        recipe_file: where the recipe came from.
+        source: where the recipe came from.
 
     Raises:
         UserError: this training may not have the folder, or cannot write it.
@@ -86,7 +87,7 @@ def open_run(
             run, notes = RunFolder.open(
                 options,
                 settings,
-                recipe_file,
+                source,
                 resume_invariants,
                 EarlyStopping.of(setup.recipe, options).is_due,
             )

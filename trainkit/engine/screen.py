@@ -97,8 +97,9 @@ class Screen:
     def stopped(self, name: str) -> None:
         """Say that the signal `name` stopped the run, whose steps are all saved."""
         self.display.stop()
+        what = "cell" if self.display.is_notebook else "command"
         self.display.note(
-            f"stopped by {name} after step {self.state.step}, saved; run the same command again to"
+            f"stopped by {name} after step {self.state.step}, saved; run the same {what} again to"
             " resume"
         )
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import deque
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ STOPPING = tuple(
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
     if hasattr(signal, name)
 )
+PASSED_ON_S = 2.0  # in which a launcher passes on a signal; it looks every 0.1 s
 FAILED = 1  # no signal: one process cannot continue, and all stop with this exit code
 
 
@@ -28,11 +30,20 @@ class Stopped(SystemExit):
         self.number = number
 
 
+class Interrupted(Stopped):
+    """A run stopped by SIGINT, Ctrl-C or the interrupt of a notebook, after `step` steps."""
+
+    def __init__(self, step: int):
+        super().__init__(int(signal.SIGINT))
+        self.step = step
+
+
 class StopFlag:
     """Context manager: set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the launcher's death.
 
     SIGHUP, of a terminal that is closed, is left alone where it is ignored, as nohup has it. A
-    second SIGINT raises KeyboardInterrupt at once. `accelerate launch` of one process does not pass
+    second SIGINT raises KeyboardInterrupt at once, but for the one by which torchrun passes on a
+    Ctrl-C that its processes have got already. `accelerate launch` of one process does not pass
     SIGTERM on, it dies, and torchrun may be killed outright: a training it leaves behind stops as
     if it had got SIGTERM itself.
     """
@@ -40,6 +51,7 @@ class StopFlag:
     def __init__(self, device: torch.device, num_processes: int):
         self.device, self.num_processes = device, num_processes
         self._number = 0
+        self._since = 0.0  # when the signal came
         self.last_answer = 0
         """what `agreed` said the last time"""
         self._launcher = launcher()
@@ -63,9 +75,14 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._number == signal.SIGINT:
+        if number == signal.SIGINT and self._number == signal.SIGINT and not self._passed_on():
             raise KeyboardInterrupt
-        self._number = self._number or number
+        if not self._number:
+            self._number, self._since = number, time.monotonic()
+
+    def _passed_on(self) -> bool:
+        """Whether a second SIGINT is most likely the first, as the launcher passes it on."""
+        return self._launcher is not None and time.monotonic() - self._since < PASSED_ON_S
 
     def ask(self, number: int) -> None:
         """Stop as if the signal had come."""

@@ -26,6 +26,7 @@ RECORDED = {
     "recipe": or_none(STRING),
     "input": maybe(MAPPING),
     "options": maybe(MAPPING),
+    "call": maybe(Kind("a recipe with keywords", lambda value: _is_call(value))),
 }
 TO_PUBLISH = {
     "command": Kind("a command line", lambda value: isinstance(value, str) and bool(_words(value))),
@@ -75,6 +76,13 @@ def is_run(folder: Path) -> bool:
     except Fault:
         return True
     return isinstance(content, dict) and not content.keys().isdisjoint(RECORDED)
+
+
+def _is_call(value: Any) -> bool:
+    """Whether it is what `trainkit.train` was given, see `RecipeSource.call`."""
+    if not isinstance(value, dict):
+        return False
+    return isinstance(value.get("recipe"), str) and isinstance(value.get("keywords"), dict)
 
 
 def _words(command: str) -> list[str]:

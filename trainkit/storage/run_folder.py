@@ -1,6 +1,7 @@
 """The run folder: settings, log, checkpoints and summary.
 
-    recipe.py  settings.json  log.jsonl  summary.json  results.csv  checkpoints/  evaluations/
+    recipe.py (function.py)  settings.json  log.jsonl  summary.json  results.csv
+    checkpoints/  evaluations/
     and where something went wrong: stopped.json  bad_images.txt  memory.json  failures/
     and where trainkit held out a part of the data: train.csv  val.csv
 
@@ -30,6 +31,7 @@ from trainkit.storage.checkpoint import (
 )
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.old_names import renamed_settings
+from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.recorded import read_recorded
 from trainkit.storage.run_changes import compare_settings
 from trainkit.storage.run_files import read_bad_images, read_summary
@@ -42,8 +44,8 @@ LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
 EVALUATIONS = (evaluation_files.FOLDER, evaluation_files.SHOWN)
 FILES = (
-    "recipe.py", "settings.json", "log.jsonl", "summary.json", "stopped.json", "bad_images.txt",
-    "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
+    "recipe.py", "function.py", "settings.json", "log.jsonl", "summary.json", "stopped.json",
+    "bad_images.txt", "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
     "results.csv", "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
     "train_batch.png",
 )  # fmt: skip
@@ -69,7 +71,7 @@ class RunFolder:
         cls,
         options: Options,
         settings: Mapping[str, Any],
-        recipe_file: Path | None,
+        source: RecipeSource | None,
         resume_invariants: Mapping[str, Any],
         stays_stopped: Callable[[TrainLog], bool] = lambda log: True,
     ) -> tuple["RunFolder", list[str]]:
@@ -78,7 +80,7 @@ class RunFolder:
         Args:
             options: of the run.
             settings: the recipe's, resolved.
-            recipe_file: the recipe; None where Python code made it.
+            source: of the recipe; None where nothing is known of it.
             resume_invariants: what a run must keep, see `TrainPlan.resume_invariants`.
             stays_stopped: whether a run that early stopping ended has no more to do now.
 
@@ -91,7 +93,8 @@ class RunFolder:
         """
         folder = options.out
         if folder is None:
-            raise UserError("Options.out is None: name the folder of the run")
+            raise UserError('which folder? Name that of the run, such as out="runs/streets"')
+        source = source or RecipeSource()
         run, notes, renamed = cls(folder), [], False
         recorded = folder / "settings.json"
         now = {**plain(resume_invariants), "seed": options.seed}
@@ -114,7 +117,7 @@ class RunFolder:
                 todays = renamed_settings(earlier["settings"], settings)
                 renamed, earlier["settings"] = todays != earlier["settings"], todays
                 # from Python a run may be trained without them
-                if settings or recipe_file is not None:
+                if settings or source.file is not None:
                     require_all(todays, settings, folder)
                 notes = run._resume(
                     earlier, plain(settings), now, options.allow_schedule_change, stays_stopped
@@ -122,28 +125,26 @@ class RunFolder:
             # the first thing in a new folder: it makes it a run
             if notes or renamed or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
-                run.write(recorded.name, {**content, **surroundings(recipe_file, settings)})
+                content |= {**surroundings(source.file, settings), **source.recorded()}
+                run.write(recorded.name, content)
             (folder / "stopped.json").unlink(missing_ok=True)
             run.checkpoints.mkdir(exist_ok=True)
             flush(folder)
-            if recipe_file is not None:
-                source = recipe_file.read_bytes()
-                run._keep_recipe(source, again=bool(notes) or renamed)
-                remember(folder, source, recipe_file)
+            for name, content in source.files().items():
+                run._keep_code(name, content, again=bool(notes) or renamed)
+                if source.file is not None:
+                    remember(folder, content, source.file)
         except Exception:
             run.close()
             raise
         return run, notes
 
-    def _keep_recipe(self, source: bytes, again: bool) -> None:
-        """Save the recipe as it runs, where it is not saved yet, or only its beginning is.
-
-        With `again`, in any case.
-        """
-        file = self.folder / "recipe.py"
+    def _keep_code(self, name: str, content: bytes, again: bool) -> None:
+        """Save code where it is not saved yet, or only its beginning is; `again`: in any case."""
+        file = self.folder / name
         kept = read_regular(file) if file.exists() else None
-        if again or kept is None or (kept != source and source.startswith(kept)):
-            replace_file(file, source)
+        if again or kept is None or (kept != content and content.startswith(kept)):
+            replace_file(file, content)
 
     def _resume(
         self,

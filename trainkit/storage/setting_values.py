@@ -138,9 +138,16 @@ def typed(value: Any, annotation: Any) -> Any:
         return {_typed_key(name, keys): typed(item, items) for name, item in value.items()}
     if issubclass(kind, Collection) and isinstance(value, list):
         return _of_collection(value, kind, arguments)
+    return _of_class(value, kind)
+
+
+def _of_class(value: Any, kind: type) -> Any:
+    """A value of a class itself; a whole number where a float is asked for becomes one."""
     if isinstance(value, bool) and kind is not bool:
         raise UserError(f"it is no {kind.__name__}")
-    if isinstance(value, kind) or (kind is float and isinstance(value, int)):
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if isinstance(value, kind):
         return value
     raise UserError(f"it is no {kind.__name__}")
 
