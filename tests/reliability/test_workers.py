@@ -97,6 +97,39 @@ def test_what_is_kept_of_torch():
     assert list(loader) == [4, 4] and loader.multiprocessing_context.get_start_method() == "fork"
 
 
+LOST_CONNECTION = """
+import os, signal, sys, threading, time
+from trainkit.data.workers import Loader
+
+class Images:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        error = ConnectionResetError("connection lost")
+        telling = threading.Thread(target=sys.excepthook, args=(type(error), error, None))
+        telling.start()  # as multiprocessing's thread does
+        time.sleep(0.1)
+        if {dies}:
+            os.kill(os.getppid(), signal.SIGKILL)
+        telling.join()
+        return index
+
+if __name__ == "__main__":
+    list(Loader(Images(), 1, num_workers=1))
+"""
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_connection_lost_to_a_dead_parent_is_not_told(tmp_path, dies):
+    script = tmp_path / "script.py"
+    script.write_text(LOST_CONNECTION.format(dies=dies))
+    running = Script(script)
+    printed = running.communicate()[0]
+    assert ("ConnectionResetError: connection lost" in printed) is not dies, printed
+    assert running.returncode == (-signal.SIGKILL if dies else 0)
+
+
 DEATH_IN_A_FORK = """
 import os, signal, sys, time
 sys.path.insert(0, {tests!r})

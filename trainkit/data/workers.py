@@ -1,4 +1,4 @@
-"""DataLoader workers: count, start-up, signals, and the errors reported when one dies."""
+"""DataLoader workers: count, start-up, and the errors reported when one dies."""
 
 import multiprocessing
 import os
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.data.spawning import Sendable, forks
+from trainkit.data.worker_process import CAN_TELL_SENDERS, GROUPS_SIGNALS, prepare_worker
 from trainkit.distributed.host import usable_cores
 from trainkit.distributed.launcher import end_with_parent
 from trainkit.errors import causes, limit_met
@@ -30,14 +31,8 @@ if sys.platform == "win32":  # workers are spawned there
 else:
     from multiprocessing.context import ForkContext, ForkProcess
 
-CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")
-HAS_MASKS = hasattr(signal, "pthread_sigmask")
 PATIENCE_S = 10.0
 TRIES = 3
-GROUPS_SIGNALS = {
-    getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
-}
-"""sent to a whole process group by a terminal, launcher or scheduler; the training handles them"""
 _STARTED: WeakSet = WeakSet()  # workers of this process
 _kills_before = 0  # by the system for lack of memory, before the newest workers began
 
@@ -69,7 +64,7 @@ class Loader(DataLoader):
             batch_size,
             num_workers=num_workers,
             multiprocessing_context=forked,
-            worker_init_fn=_outlive_the_signal,
+            worker_init_fn=prepare_worker,
             **settings,
         )
 
@@ -181,7 +176,7 @@ def _born_with_the_signal_blocked() -> Iterator[None]:
     """Context manager around the start of a worker: all of its threads begin with SIGTERM blocked.
 
     GROUPS_SIGNALS are blocked too, until the worker ignores them. If the worker blocked SIGTERM
-    itself, in `_outlive_the_signal`, threads that exist by then would not inherit the mask: torch
+    itself, in `prepare_worker`, threads that exist by then would not inherit the mask: torch
     starts some when it sets their number, and one thread with the signal unblocked is enough to end
     the process. The parent's mask is restored after.
     """
@@ -211,27 +206,6 @@ def _deaths_told_afterwards() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         if held and callable(before):
             before(*held[-1])
-
-
-def _outlive_the_signal(_: int) -> None:
-    """In a worker: ignore signals sent to the whole group, which the training process handles.
-
-    The worker keeps reading until the step is done. It obeys SIGTERM from its own parent, which
-    ends it so.
-    """
-    for number in GROUPS_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if HAS_MASKS:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUPS_SIGNALS)
-    if CAN_TELL_SENDERS:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_the_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 @contextmanager
