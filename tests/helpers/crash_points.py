@@ -16,8 +16,8 @@ import threading
 from pathlib import Path
 
 import torch
+from safetensors import torch as safetensors
 
-from trainkit import files
 from trainkit.storage import checkpoint
 
 OPERATIONS = {
@@ -84,7 +84,7 @@ def one_death(folder: Path, number: int) -> str:
     child = os.fork()
     if child == 0:
         countdown = Countdown(number, writer, folder)
-        os.fsync, files.save_file = countdown.fsync, countdown.save_file
+        os.fsync, safetensors.save_file = countdown.fsync, countdown.save_file
         sys.addaudithook(countdown.audit)
         save(folder, 3)
         checkpoint.rotate(folder, 2)
@@ -99,7 +99,7 @@ def one_death(folder: Path, number: int) -> str:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1]) / "checkpoints"
-    real_fsync, real_save_file = os.fsync, files.save_file
+    real_fsync, real_save_file = os.fsync, safetensors.save_file
     torch.set_num_threads(1)
     number, died = 0, True
     while died:

@@ -41,8 +41,11 @@ def test_death_before_every_operation_of_a_save(tmp_path):
         assert any(line.startswith(operation) for line in printed), operation
 
 
+FEW = 2100  # bytes: more than the log of a short run has, fewer than a checkpoint's state
+
+
 @contextmanager
-def disk_full(num_bytes: int = 1200):
+def disk_full(num_bytes: int = FEW):
     """Files may not grow beyond so many bytes.
 
     Writing fails as on a full disk, after a part was written.
@@ -74,7 +77,7 @@ class Then(Images):
 
 
 def full() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1200, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FEW, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def training(data: Images):
