@@ -16,6 +16,8 @@ TREES = {
     path: ast.parse(path.read_text()) for path in [*FILES, *sorted((ROOT / "recipes").glob("*.py"))]
 }
 LIBRARIES = {
+    "jinja2": {"report.page"},
+    "matplotlib": {"report.plots"},
     "rich": {
         "display.notebook",
         "display.result_tables",

@@ -214,6 +214,8 @@ class ReportOptions:
     """the HTML file to be written; default: report.html in the run, or here for several"""
     text: bool = False
     """print it as text, and write no file"""
+    plots: bool = False
+    """also draw curves.png, confusion.png and more into the run, which push publishes"""
 
 
 @dataclass(frozen=True)

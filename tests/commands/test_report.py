@@ -261,5 +261,5 @@ def test_a_training_without_a_report(tmp_path):
 
 
 def test_a_non_finite_training_has_a_report(tmp_path):
-    assert main([RECOG, *SHORT, "--out", str(tmp_path / "run"), "--lr", "1e30"]) == 1
+    assert main([RECOG, *SHORT, "--out", str(tmp_path / "run"), "--lr", "1e30"]) == 2
     assert "stopped: non-finite (NaN/Inf) in step" in (tmp_path / "run/report.html").read_text()

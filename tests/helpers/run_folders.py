@@ -188,7 +188,9 @@ def _write(
 
 def add_pictures(run: Path, name: str = "step-000000100", segmentation: bool = False) -> None:
     """Thumbnails and the first batch, as they lie in shown/ and beside it."""
-    Image.new("RGB", (640, 320), (90, 130, 170)).save(run / "train_batch.jpg")
+    batch = Image.new("RGB", (640, 320), (90, 130, 170))
+    batch.paste((200, 40, 40), (0, 0, 320, 160))
+    batch.save(run / "train_batch.jpg")
     folder = run / "shown" / name
     folder.mkdir(parents=True)
     parts = ("image", "target", "prediction", "error") if segmentation else ("image",)

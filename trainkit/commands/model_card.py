@@ -47,6 +47,8 @@ class Published:
     """`trainkit.load` takes it: model.json says all about the model"""
     trust: bool = False
     """and runs code of the recipe for it"""
+    pictures: Sequence[str] = ()
+    """names of PNG files beside it, see `trainkit.report.plots`"""
     plain: Sequence[str] | None = None
     """lines of Python that use it without trainkit"""
 
@@ -111,6 +113,7 @@ def _text(run: Published) -> str:
         ]
     if not (run.evaluated or run.measured):
         parts.append("These weights were not evaluated.")
+    parts += _pictures(run)
     parts += _from_python(run)
     parts += _again(run)
     parts += [
@@ -155,6 +158,17 @@ def _how(run: Published) -> str:
     if not run.has_recipe:
         return "From Python, by `trainkit.train` with a `Recipe` that was built before."
     return _code(f"trainkit {shlex.join(_words(run))}")
+
+
+def _pictures(run: Published) -> list[str]:
+    """Pictures of the run, each with what it shows."""
+    titles = {
+        "curves.png": "Curves of the training",
+        "confusion.png": "Confusion of the classes",
+        "predictions.png": "Validation images: the worst and the median",
+        "train_batch.png": "The first batch of training, as the network gets it",
+    }
+    return [f"![{titles.get(name, name)}]({name})" for name in run.pictures]
 
 
 def _from_python(run: Published) -> list[str]:

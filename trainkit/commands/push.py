@@ -23,6 +23,7 @@ from trainkit.errors import MissingFileError, UserError
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
 from trainkit.prediction.loading import Source
+from trainkit.report.plots import PLOTS
 from trainkit.shipped import same_shipped_recipe, shipped
 from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
 from trainkit.storage.hub_download import HUB_NAME, is_hub_name
@@ -115,7 +116,16 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
         ("results.json", published.results),
     ):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    published = replace(published, pictures=_copy_plots(run, folder))
     model_card(published).save(folder / "README.md")
+
+
+def _copy_plots(run: Path, folder: Path) -> tuple[str, ...]:
+    """Copy the pictures that `trainkit report --plots` drew of the run; their names."""
+    names = tuple(name for name in PLOTS if (run / name).is_file())
+    for name in names:
+        shutil.copyfile(run / name, folder / name)
+    return names
 
 
 def _for_folder(described: dict[str, Any], origin: str | None) -> dict[str, Any]:

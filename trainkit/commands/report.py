@@ -30,6 +30,8 @@ def run(first: str, words: list[str]) -> int:
     display = Display()
     if asked.text and asked.out is not None:
         raise UserError("--text prints and writes no file: leave out --out, or --text")
+    if asked.plots and (asked.text or asked.others):
+        raise UserError("--plots draws pictures of one run: leave out --text and other runs")
     if asked.others:
         _compare([Path(word) for word in (first, *asked.others)], asked, display)
     elif asked.text:
@@ -37,6 +39,11 @@ def run(first: str, words: list[str]) -> int:
             display.note(line)
     else:
         _say(write_report(Path(first), asked.out), display)
+        if asked.plots:
+            from trainkit.report.plots import write_plots  # matplotlib, an extra
+
+            for file in write_plots(read_run(Path(first))):
+                display.note(str(file))
     return 0
 
 

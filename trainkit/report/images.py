@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from trainkit.report.run_data import RunData
 from trainkit.report.wording import number
-from trainkit.storage.checked_json import Fault, load_json
+from trainkit.storage.checked_json import COUNT, STRING, Fault, load_json, require
 
 BUDGET = 3_600_000  # bytes of all images as base64, so that a page stays under 5 MB
 LARGEST_SIDE = 1600  # of a picture; larger ones are made smaller
@@ -94,18 +94,47 @@ def _shown_folder(run: RunData) -> Path | None:
     return max(folders, key=lambda folder: (folder / "index.json").stat().st_mtime, default=None)
 
 
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """What index.json of thumbnails says of each image: at least "index" and "kind".
+
+    Raises:
+        Fault: it is damaged.
+    """
+    index = load_json(folder / "index.json")
+    for entry in index if isinstance(index, list) else [index]:
+        require(entry, {"index": COUNT, "kind": STRING})
+    return index if isinstance(index, list) else [index]
+
+
+def _files(folder: Path, index: int) -> dict[str, Path]:
+    """The thumbnails of an image that are there, by what they show."""
+    files = {part: folder / f"{index}-{part}.webp" for part in PARTS}
+    return {part: file for part, file in files.items() if file.is_file()}
+
+
+def shown_files(run: RunData) -> list[tuple[dict[str, Any], dict[str, Path]]]:
+    """What is said of each image that is shown of a run, and its thumbnails; empty for none."""
+    folder = _shown_folder(run)
+    if folder is None:
+        return []
+    try:
+        entries = _entries(folder)
+    except Fault:  # the report says what is wrong
+        return []
+    return [(entry, _files(folder, entry["index"])) for entry in entries]
+
+
 def _add_groups(found: Pictures, folder: Path) -> None:
     """Add the validation images of a folder that an evaluation wrote."""
     try:
-        index = load_json(folder / "index.json")
+        entries = _entries(folder)
     except Fault as error:
         found.notes.append(f"{folder.name}/index.json is left out: {error}.")
         return
-    entries = [each for each in index if isinstance(each, dict)] if isinstance(index, list) else []
     left_out = 0
     for kind, (title, note) in TITLES.items():
         shown = []
-        for entry in (each for each in entries if each.get("kind") == kind):
+        for entry in (each for each in entries if each["kind"] == kind):
             figure = _figure(found, folder, entry)
             if figure is None:
                 left_out += 1
@@ -122,17 +151,13 @@ def _add_groups(found: Pictures, folder: Path) -> None:
 
 def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     """What is shown of an image; None where nothing is."""
-    index = entry.get("index")
-    if type(index) is not int:
-        return None
+    index = entry["index"]
     sources = []
-    for part in PARTS:
-        file = folder / f"{index}-{part}.webp"
-        if file.is_file():
-            source = found.take(file)
-            if source is None:
-                return None
-            sources.append((source, part))
+    for part, file in _files(folder, index).items():
+        source = found.take(file)
+        if source is None:
+            return None
+        sources.append((source, part))
     if not sources:
         return None
     target, predicted = entry.get("target"), entry.get("predicted")

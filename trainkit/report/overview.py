@@ -133,6 +133,7 @@ def warnings_of(run: RunData) -> list[str]:
     summary = run.summary or {}
     told = summary.get("warnings", [])
     found += [str(line) for line in told] if isinstance(told, list) else []
+    found += [_failure(run, report) for report in run.failures]
     if summary.get("skipped_steps"):
         skipped = counted(summary["skipped_steps"], "step")
         found.append(f"{skipped} skipped: their loss or gradient was not finite (NaN/Inf)")
@@ -144,6 +145,17 @@ def warnings_of(run: RunData) -> list[str]:
     if run.settings.get("sample"):
         found.append("trained on generated images (--sample): no result of any dataset")
     return found
+
+
+def _failure(run: RunData, report: dict[str, Any]) -> str:
+    """A step with a non-finite loss or gradient, in words."""
+    losses = report.get("losses")
+    parts = (
+        [f"{name} {value}" for name, value in losses.items()] if isinstance(losses, dict) else []
+    )
+    told = ", ".join([*parts, f"gradient norm {report.get('grad_norm')}"])
+    command = f"trainkit replay {shlex.quote(str(run.folder))} --step {report['step']}"
+    return f"step {report['step']:,} was not finite ({told}); `{command}` runs it again"
 
 
 def results(run: RunData) -> dict[str, Any] | None:
@@ -251,9 +263,13 @@ def repeat(run: RunData) -> dict[str, Any]:
         "train": train_command(run),
         "evaluate": f"trainkit evaluate {shlex.quote(str(run.folder))}",
         "machine": [(name, setting(value)) for name, value in machine.items()],
-        "diff": diff if isinstance(diff, str) else None,
+        "diff": _unindented(diff) if isinstance(diff, str) else None,
         "starts": run.starts if len(run.starts) > 1 else [],
     }
+
+
+def _unindented(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
 
 
 def train_command(run: RunData) -> str:

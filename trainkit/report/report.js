@@ -208,7 +208,8 @@
         for (const mark of run.marks) {
           const x = scale.x(places({ run: number }, [mark.step])[0]);
           const top = mark.kind === "skip" ? scale.bottom - 10 : scale.top;
-          make("line", { class: `mark ${mark.kind}`, x1: x, x2: x, y1: top, y2: scale.bottom }, parent);
+          const own = data.runs.length > 1 && mark.kind === "best" ? `stroke:var(--series-${number % 8})` : "";
+          make("line", { class: `mark ${mark.kind}`, x1: x, x2: x, y1: top, y2: scale.bottom, style: own }, parent);
           this.marks.push({ x, text: (data.runs.length > 1 ? `${run.name}: ` : "") + `step ${mark.step}: ${mark.text}` });
         }
       });
@@ -320,10 +321,10 @@
       const size = 12;
       brush.font = `${size}px system-ui, sans-serif`;
       const longest = Math.min(room * 0.32, Math.max(...given.names.map((name) => brush.measureText(name).width)) + 14);
-      side = Math.min(34, Math.max(3, Math.floor((room - longest) / count)));
+      side = Math.min(44, Math.max(3, Math.floor((room - longest) / count)));
       const named = side >= 11;
       left = named ? Math.ceil(longest) : 0;
-      if (!named) side = Math.min(34, Math.max(2, Math.floor(room / count)));
+      if (!named) side = Math.min(44, Math.max(2, Math.floor(room / count)));
       top = named ? Math.ceil(Math.min(longest, 110)) : 0;
       const width = left + side * count, height = top + side * count, ratio = window.devicePixelRatio || 1;
       canvas.width = width * ratio;
@@ -333,9 +334,10 @@
       brush.setTransform(ratio, 0, 0, ratio, 0, 0);
       brush.font = `${size}px system-ui, sans-serif`;
       const cut = (name, most) => {
+        if (brush.measureText(name).width <= most) return name;
         let text = name;
         while (text.length > 1 && brush.measureText(text + "…").width > most) text = text.slice(0, -1);
-        return text === name ? name : text + "…";
+        return text + "…";
       };
       brush.textBaseline = "middle";
       brush.fillStyle = of("--muted");
