@@ -69,6 +69,8 @@ class Options:
     """write checkpoints in the background; a kill may lose the steps taken during the writing"""
     report: bool = True
     """write report.html into the run's folder at the end of the training"""
+    pictures: bool = True
+    """draw the first batch and predictions into the run's folder; --no-pictures: none"""
 
     def __post_init__(self) -> None:
         for name in ("out", "init_from"):  # also given as strings, from Python
@@ -159,6 +161,8 @@ class EvaluateOptions(InferenceOptions, WeightsOptions):
     """write report.html anew into the run's folder, with these results"""
     eval_batch: int | None = None
     """images per forward pass; default: the recipe's eval_batch_size"""
+    pictures: bool = True
+    """draw predictions and the worst images into the folder of results.json"""
 
     def __post_init__(self) -> None:
         _require_at_least(self, {"workers": 0, "eval_batch": 1})

@@ -87,6 +87,7 @@ def measure(
         partial=asked.partial,
         keep=keep,
         out=out,
+        pictures=asked.pictures,
     )
     if out is not None and rank() == 0:
         if asked.report and is_run(out):

@@ -42,6 +42,7 @@ def evaluate(
     partial: bool = False,
     keep: Callable[[dict[str, Any]], None] | None = None,
     out: Path | None = None,
+    pictures: bool = True,
 ) -> dict[str, Any]:
     """Measure `recipe` on its validation images with the weights at `weights`.
 
@@ -58,8 +59,9 @@ def evaluate(
         tf32: on GPUs: multiply float32 in TF32.
         partial: weights that do not fit are left out and reported.
         keep: called with the metrics in the main process, before they are shown.
-        out: an existing folder that gets a row of each image, see docs/run-folder.md; None: nothing
-            is written.
+        out: an existing folder that gets a row of each image, and pictures, see
+            docs/run-folder.md; None: nothing is written.
+        pictures: whether pictures are drawn there.
 
     Returns:
         The metrics, as in results.json.
@@ -104,7 +106,7 @@ def evaluate(
     rows = None
     if out is not None:
         step = step_of(weights) if is_checkpoint_name(weights.name) else None
-        rows = EvaluationRecord(evaluator, out, display.note).of_command(step)
+        rows = EvaluationRecord(evaluator, out, display.note, pictures).of_command(step)
     with worker_deaths_told():
         results = evaluator.run(steps=trained_steps(recipe.task, run, weights), keep=rows)
     assert results is not None  # nothing stops it

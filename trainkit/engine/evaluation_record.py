@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder, beside its row of the log: rows of images, a table."""
+"""What a training and its evaluations leave in a folder beside the log: rows, a table, pictures."""
 
 import os
 import re
@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from trainkit import files
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.palette import class_colours
+from trainkit.distributed.fsdp import is_sharded
+from trainkit.engine.evaluation_pictures import EvaluationPictures
 from trainkit.engine.evaluator import Evaluator, Keep
 from trainkit.engine.label_warnings import names_of
+from trainkit.engine.shown_images import read_shown
 from trainkit.engine.state import TrainState
 from trainkit.recipe import Recipe
 from trainkit.storage import evaluation_files
@@ -35,38 +39,65 @@ class EvaluationRecord:
         evaluator: that measures.
         folder: of the run, or where results.json goes.
         note: shows a line.
+        pictures: whether pictures are drawn too.
     """
 
-    def __init__(self, evaluator: Evaluator, folder: Path, note: Callable[[str], None]):
+    def __init__(
+        self, evaluator: Evaluator, folder: Path, note: Callable[[str], None], pictures: bool
+    ):
         self.evaluator, self.recipe, self.folder = evaluator, evaluator.recipe, folder
         self.note = note
+        self.pictures = EvaluationPictures(evaluator, folder) if pictures else None
         self.table = ResultsTable(folder)
         self._reported: set[str] = set()
 
-    def of_step(self, step: int) -> Keep:
+    def of_step(self, step: int, is_last: bool) -> Keep:
         """What `Evaluator.run` calls in an evaluation of the training after so many steps."""
-        return partial(self._keep, evaluation_files.name_of_step(step), step)
+        return partial(self._keep, evaluation_files.name_of_step(step), step, is_last)
 
     def of_command(self, step: int | None) -> Keep:
         """The same for `trainkit evaluate`; None where the weights' step is not known."""
-        return partial(self._keep, evaluation_files.EVALUATE, step)
+        return partial(self._keep, evaluation_files.EVALUATE, step, True)
+
+    def first_batch(self, images: Tensor, targets: Tensor) -> None:
+        """Draw the first training batch, before the first step.
+
+        Args:
+            images: as read, this process's share.
+            targets: of the images.
+        """
+        if self.pictures is not None and self.evaluator.accelerator.is_main_process:
+            with self._drawing():
+                self.pictures.first_batch(images, targets)
 
     def _keep(
         self,
         name: str,
         step: int | None,
+        thorough: bool,
         arrays: Mapping[str, np.ndarray],
         results: Mapping[str, Any],
     ) -> None:
-        """Write the rows of an evaluation; called in all processes."""
-        if not self.evaluator.accelerator.is_main_process:
+        """Write the rows of an evaluation and draw pictures of it; called in all processes."""
+        is_main = self.evaluator.accelerator.is_main_process
+        if is_main:
+            if self._names is not None:
+                arrays = {**arrays, "names": self._names}
+            averaged = self.evaluator.ema is not None
+            about = {"step": step, **describe(self.recipe, results, averaged)}
+            with self._writing(evaluation_files.FOLDER):
+                evaluation_files.write_evaluation(self.folder, name, arrays, about)
+        # sharded parameters are gathered by all processes together
+        if self.pictures is None or not (is_main or is_sharded(self.evaluator.task_module)):
             return
-        if self._names is not None:
-            arrays = {**arrays, "names": self._names}
-        averaged = self.evaluator.ema is not None
-        about = {"step": step, **describe(self.recipe, results, averaged)}
-        with self._writing(evaluation_files.FOLDER):
-            evaluation_files.write_evaluation(self.folder, name, arrays, about)
+        with self._drawing():
+            kinds = self.pictures.indices(arrays, thorough)
+            found = read_shown(self.evaluator, sorted(set().union(*kinds.values())))
+            if is_main:
+                when = "trainkit evaluate" if step is None else f"after step {step}"
+                split = results.get("split") or "validation"
+                what = f"{when}, {split}, {results['num_images']} images"
+                self.pictures.draw(name, kinds, found, arrays, what)
 
     def tidy(self, state: TrainState) -> None:
         """Bring what follows from the log up to date with it: the table, and what is kept.
@@ -94,15 +125,26 @@ class EvaluationRecord:
         return np.array(names, dtype=str)
 
     @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Context manager: pictures that cannot be drawn are reported once."""
+        try:
+            yield
+        except Exception as error:  # whatever a dataset, a network or a file gives a second time
+            said = (str(error).splitlines() or [""])[0]
+            self._report(f"pictures cannot be drawn: {type(error).__name__}: {said}")
+
+    @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
         """Context manager: a file that cannot be written is reported once."""
         try:
             yield
         except OSError as error:
-            told = f"{self.folder}/{name} cannot be written: {files.reason(error)}"
-            if told not in self._reported:
-                self._reported.add(told)
-                self.note(f"warning: {told}; continuing without it")
+            self._report(f"{self.folder}/{name} cannot be written: {files.reason(error)}")
+
+    def _report(self, told: str) -> None:
+        if told not in self._reported:
+            self._reported.add(told)
+            self.note(f"warning: {told}; continuing without")
 
 
 def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict[str, Any]:

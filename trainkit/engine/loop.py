@@ -125,6 +125,8 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     clock = time.perf_counter()
     for step, (images, targets, bad_images) in enumerate(batches, first_step):
         throughput.waited_s += time.perf_counter() - clock
+        if step == 0:
+            training.record.first_batch(images, targets)
         stats = training.stepper(step, images, targets)
         if step == first_step:  # the optimizer has made its state
             training.checkpointer.require_savable()
@@ -158,7 +160,7 @@ def _save_and_evaluate(training: Training) -> int:
     if not is_due or training.state.evaluated >= step:
         return 0
     reporter.read_unlogged()  # non-finite weights are not worth an evaluation
-    steps, keep = (step, plan.total_steps), training.record.of_step(step)
+    steps, keep = (step, plan.total_steps), training.record.of_step(step, is_last)
     results = training.evaluator.run(training.stop.agreed, steps, keep)
     if results is None:
         return training.stop.last_answer

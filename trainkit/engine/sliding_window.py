@@ -99,6 +99,23 @@ class SlidingWindowInferer:
                     self._forward(filler)  # the others gather its weights
                 yield []
 
+    def scores_of(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The scores of one image, without the other processes; with sharded parameters, with all.
+
+        Args:
+            images: (1, 3, h, w).
+            targets: (1, H, W).
+
+        Returns:
+            (1, C, H, W).
+        """
+        for batch in self._batches([(images, targets)]):
+            given = self._forward(torch.stack([window.pixels for window in batch]))
+            for window, scores in zip(batch, given):
+                done = self._add(window, scores)
+        assert done is not None  # the last window of the image
+        return done[0] / len(self.inference.scales)
+
     def _forward(self, pixels: Tensor) -> Tensor:
         """Run (N, 3, h, w) -> scores (N, C, h, w)."""
         if is_sharded(self.task_module):

@@ -92,7 +92,9 @@ class Training:
             precise_bn=options.precise_bn,
             on_bad_image=options.on_bad_image,
         )
-        self.record = EvaluationRecord(self.evaluator, run.folder, setup.display.note)
+        self.record = EvaluationRecord(
+            self.evaluator, run.folder, setup.display.note, options.pictures
+        )
         self.early_stopping = EarlyStopping.of(recipe, options)
         if self.stepper.others:
             setup.display.note(

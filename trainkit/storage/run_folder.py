@@ -47,7 +47,7 @@ FILES = (
     "recipe.py", "function.py", "settings.json", "log.jsonl", "summary.json", "stopped.json",
     "bad_images.txt", "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
     "results.csv", "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
-    "train_batch.png",
+    "train_batch.png", "train_batch.jpg", "val_predictions.jpg", "worst.jpg", "classes.jpg",
 )  # fmt: skip
 # wherever a person has looked into a folder
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")

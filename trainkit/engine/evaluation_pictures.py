@@ -1,0 +1,274 @@
+"""Pictures in a run's folder: the first batch, predictions, the worst images, pixels of classes."""
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from trainkit.data.palette import class_colours
+from trainkit.data.seeding import MIX, fold, generators_kept, seed_step
+from trainkit.engine.evaluator import Evaluator
+from trainkit.engine.label_warnings import names_of
+from trainkit.engine.shown_images import Shown, as_pixels, chosen, ious
+from trainkit.files import replace_file
+from trainkit.report import pictures
+from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
+from trainkit.storage import evaluation_files
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
+
+TRAIN_BATCH, VALIDATION = "train_batch.jpg", "val_predictions.jpg"
+WORST, CLASSES = "worst.jpg", "classes.jpg"
+NAMES = (TRAIN_BATCH, VALIDATION, WORST, CLASSES)
+FIXED = 8  # validation images that are shown at each evaluation
+LEAST, MOST = 4, 16  # of the worst and of the median ones
+IN_TRAINING = 16  # of so many images one is shown as worst, while a training goes on
+THUMBNAIL = 256
+
+
+class EvaluationPictures:
+    """Draws the images of a recipe, with its classes and colours.
+
+    Args:
+        evaluator: that measures.
+        folder: that the pictures go to.
+    """
+
+    def __init__(self, evaluator: Evaluator, folder: Path):
+        self.evaluator, self.recipe, self.folder = evaluator, evaluator.recipe, folder
+        task = self.recipe.task
+        self.names = names_of(task)
+        self.colours = class_colours(len(self.names), task.known_palette)
+        self.of_masks = isinstance(task, Segmentation)
+        self.of_classes = isinstance(task, Recognition)
+
+    def indices(self, arrays: Mapping[str, np.ndarray], thorough: bool) -> dict[str, list[int]]:
+        """Which images an evaluation shows, by kind.
+
+        Args:
+            arrays: rows of all images.
+            thorough: also of a small set as many as of a large one.
+        """
+        if not (self.of_masks or self.of_classes):
+            return chosen(arrays, LEAST)
+        total = len(self.recipe.val_data)
+        number = MOST if thorough else min(MOST // 2, max(LEAST, total // IN_TRAINING))
+        fixed = sorted({total * place // FIXED for place in range(FIXED)})
+        return {"fixed": fixed, **chosen(arrays, number)}
+
+    def first_batch(self, images: Tensor, targets: Tensor) -> None:
+        """Draw the first images of the first training batch as the network gets them.
+
+        Args:
+            images: as read, this process's share.
+            targets: of the images.
+        """
+        recipe, raw, mixed = self.recipe, images, ""
+        if recipe.mix is not None:
+            seed = self.evaluator.seed
+            with generators_kept():  # as the first step will mix them
+                moved = self.evaluator.to_device(images.clone(), targets)
+                seed_step(seed, 0, 0, MIX)
+                images, targets = recipe.mix(*moved, fold(seed, MIX, 0))
+            parts = getattr(recipe.mix, "mixings", (recipe.mix,))
+            kinds = " or ".join(type(each).__name__ for each in parts)
+            mixed = f"; mixed in pairs by {kinds}: the text says the share of each class"
+        most = FIXED if self.of_masks else 2 * FIXED
+        pixels = as_pixels(images[:most], recipe, raw[:most])
+        labels = targets[:most].cpu().numpy()
+        tiles = [self._tile(Shown(each, label, None)) for each, label in zip(pixels, labels)]
+        shape = " x ".join(str(length) for length in pixels.shape[1:3])
+        page = pictures.sheet(
+            f"First training batch: {len(tiles)} of {recipe.batch_size} images",
+            f"as the network gets them after augmentation, {shape} pixels{mixed}",
+            tiles,
+            self._legend(labels if self.of_masks else ()),
+        )
+        self._save(TRAIN_BATCH, page)
+
+    def draw(
+        self,
+        name: str,
+        kinds: Mapping[str, Sequence[int]],
+        found: Mapping[int, Shown],
+        arrays: Mapping[str, np.ndarray],
+        what: str,
+    ) -> None:
+        """Draw the pictures of an evaluation, and the thumbnails for a report.
+
+        Args:
+            name: of the evaluation's files.
+            kinds: which images, see `indices`.
+            found: these images.
+            arrays: rows of all images.
+            what: which evaluation it is, for the headings.
+        """
+        headings = {
+            "fixed": (VALIDATION, "Predictions on validation images"),
+            "worst": (WORST, "The worst validation images"),
+        }
+        parts = "true mask | predicted mask" if self.of_masks else ""
+        for kind, (file, title) in headings.items():
+            indices = kinds.get(kind)
+            if not indices:
+                continue
+            tiles = [self._tile(found[index], index, arrays) for index in indices]
+            masks = [
+                mask
+                for index in indices
+                for mask in (found[index].target, found[index].prediction)
+                if self.of_masks and mask is not None
+            ]
+            subtitle = "; ".join(filter(None, (what, parts)))
+            self._save(file, pictures.sheet(title, subtitle, tiles, self._legend(masks)))
+        if "true_pixels" in arrays:
+            page = pictures.class_bars(
+                f"Pixels of each class, {what}",
+                self.names,
+                self.colours,
+                arrays["true_pixels"].sum(0, dtype=np.int64),
+                arrays["predicted_pixels"].sum(0, dtype=np.int64),
+            )
+            self._save(CLASSES, page)
+        self._thumbnails(name, kinds, found, arrays)
+
+    def _tile(
+        self, shown: Shown, index: int | None = None, arrays: Mapping[str, np.ndarray] | None = None
+    ) -> Tile:
+        image = pictures.fitted(shown.pixels)
+        lines: list[Line] = []
+        if self.of_masks:
+            images = [image] if index is None else []
+            for labels in (shown.target, shown.prediction):
+                if labels is not None:
+                    images.append(pictures.overlaid(image, self._marked(labels), self.colours))
+            if index is not None and arrays is not None:
+                lines.append((f"{self._named(index, arrays)}", MUTED))
+                if "intersection" in arrays:
+                    lines.append((f"IoU {_percent(ious_of(arrays, index))}", INK))
+            return Tile(images, lines)
+        if index is None or arrays is None:
+            return Tile([image], [(self._told(shown.target), INK)])
+        if "predicted" not in arrays:
+            loss = arrays["loss"][index] if "loss" in arrays else math.nan
+            return Tile([image], [(f"loss {loss:.4g}", INK)])
+        target, called = int(arrays["target"][index]), int(arrays["predicted"][index])
+        lines.append((self._class(target), INK))
+        colour = RIGHT if target == called else WRONG
+        probability = _percent(float(arrays["probability"][index]))
+        lines.append((f"predicted {self._class(called)} {probability}", colour))
+        return Tile([image], lines)
+
+    def _told(self, target: np.ndarray) -> str:
+        """A target in words: a class, shares of classes, a number."""
+        if target.ndim == 0 and target.dtype.kind in "iu":
+            return self._class(int(target))
+        if target.ndim == 1 and len(target) == len(self.names):
+            order = (-target).argsort(kind="stable")[:2]
+            shares = [
+                (int(label), float(target[label])) for label in order if target[label] >= 0.005
+            ]
+            return ", ".join(f"{self._class(label)} {_percent(share)}" for label, share in shares)
+        return np.array2string(target, precision=3, threshold=6, separator=", ")
+
+    def _class(self, label: int) -> str:
+        if label < 0:
+            return "ignored"
+        return self.names[label] if label < len(self.names) else str(label)
+
+    def _named(self, index: int, arrays: Mapping[str, np.ndarray]) -> str:
+        return str(arrays["names"][index]) if "names" in arrays else f"image {index}"
+
+    def _marked(self, labels: np.ndarray) -> np.ndarray:
+        """A mask in which what is ignored is -1."""
+        labels = labels.astype(np.int64)
+        return np.where(labels == self.recipe.task.ignored_label, -1, labels)
+
+    def _legend(self, masks: Sequence[np.ndarray] | np.ndarray) -> list[Line]:
+        """Names and colours of the classes in some masks, the largest first."""
+        counts = np.zeros(len(self.names), dtype=np.int64)
+        for labels in masks:
+            valid = labels[(labels >= 0) & (labels < len(counts))].ravel()
+            counts += np.bincount(valid.astype(np.int64), minlength=len(counts))
+        order = [label for label in (-counts).argsort(kind="stable").tolist() if counts[label]]
+        return [(self.names[label], _colour(self.colours[label])) for label in order]
+
+    def _thumbnails(
+        self,
+        name: str,
+        kinds: Mapping[str, Sequence[int]],
+        found: Mapping[int, Shown],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        folder = self.folder / evaluation_files.SHOWN / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / evaluation_files.INDEX).unlink(missing_ok=True)
+        entries = []
+        written = set()
+        for kind in ("worst", "median", "mistake"):
+            for index in kinds.get(kind, ()):
+                entries.append(self._entry(kind, index, arrays))
+                if index not in written:
+                    self._thumbnail(folder, index, found[index])
+                    written.add(index)
+        content = json.dumps(entries, indent=1, allow_nan=False) + "\n"
+        replace_file(folder / evaluation_files.INDEX, content.encode())
+
+    def _thumbnail(self, folder: Path, index: int, shown: Shown) -> None:
+        side = THUMBNAIL if max(shown.pixels.shape) > THUMBNAIL // 2 else THUMBNAIL // 2
+        image = pictures.fitted(shown.pixels, side)
+        parts = {"image": image}
+        if self.of_masks and shown.prediction is not None:
+            target, prediction = self._marked(shown.target), shown.prediction
+            parts["target"] = pictures.overlaid(image, target, self.colours)
+            parts["prediction"] = pictures.overlaid(image, prediction, self.colours)
+            parts["error"] = pictures.error_map(image, target, prediction)
+        for part, picture in parts.items():
+            picture.save(folder / f"{index}-{part}.webp", quality=80, method=0)
+
+    def _entry(self, kind: str, index: int, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "index": index,
+            "name": self._named(index, arrays),
+            "kind": kind,
+            "loss": _number(arrays["loss"][index]) if "loss" in arrays else None,
+            "iou": ious_of(arrays, index) if "intersection" in arrays else None,
+        }
+        if "predicted" in arrays:
+            entry["target"] = self._class(int(arrays["target"][index]))
+            entry["predicted"] = self._class(int(arrays["predicted"][index]))
+            entry["probability"] = _number(arrays["probability"][index])
+        return entry
+
+    def _save(self, name: str, page: Image.Image) -> None:
+        content = io.BytesIO()
+        page.save(content, "JPEG", quality=88)
+        replace_file(self.folder / name, content.getvalue())
+
+
+def ious_of(arrays: Mapping[str, np.ndarray], index: int) -> float | None:
+    """The mean IoU of an image over the classes in it; None where there is none."""
+    rows = {name: values[index : index + 1] for name, values in arrays.items() if name in _COUNTS}
+    return _number(ious(rows)[0])
+
+
+_COUNTS = ("intersection", "predicted_pixels", "true_pixels")
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.0f} %"
+
+
+def _colour(value: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(part) for part in value)
+    return red, green, blue

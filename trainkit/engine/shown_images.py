@@ -1,0 +1,161 @@
+"""The few validation images that are shown: which they are, read again, with their predictions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainkit.data.loader import make_loader
+from trainkit.data.sampler import EVALUATION
+from trainkit.data.seeding import generators_kept, seed_step
+from trainkit.distributed.fsdp import is_sharded
+from trainkit.distributed.unwrapping import without_wrappers
+from trainkit.engine.evaluator import Evaluator
+from trainkit.engine.sliding_window import SlidingWindowInferer
+from trainkit.engine.task_module import uncompiled
+from trainkit.recipe import Recipe
+from trainkit.tasks.segmentation import Segmentation
+
+MISTAKES_OF_A_CLASS, MOST_MISTAKES = 3, 24
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image as the network got it, and what is known of it."""
+
+    pixels: np.ndarray
+    """uint8 (H, W, 3)"""
+    target: np.ndarray
+    """class id, probabilities (C,), or mask (H, W)"""
+    prediction: np.ndarray | None
+    """predicted mask (H, W); None where the rows of the evaluation say it, or nothing does"""
+
+
+def chosen(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, list[int]]:
+    """Which images are shown, by kind: "worst", "median" and "mistake", the first one first.
+
+    Args:
+        arrays: rows of all images, see `image_rows.merged`.
+        number: of images of the first two kinds, at most.
+
+    Returns:
+        Indices; no kind that cannot be told from the rows.
+    """
+    badness = _badness(arrays)
+    if badness is None:
+        return {}
+    order = (-badness).argsort(kind="stable")
+    order = order[~np.isnan(badness[order])]
+    number = min(number, len(order))
+    middle = max(0, (len(order) - number) // 2)
+    found = {"worst": order[:number].tolist(), "median": order[middle : middle + number].tolist()}
+    if "predicted" in arrays:
+        found["mistake"] = _mistakes(arrays, MOST_MISTAKES if number >= 16 else number)
+    return found
+
+
+def ious(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The mean IoU of each image over the classes in it: float64 (n,), NaN where none is."""
+    hits = arrays["intersection"].astype(np.float64)
+    union = arrays["true_pixels"] + arrays["predicted_pixels"] - hits
+    known = union > 0
+    sums = np.where(known, hits / np.maximum(union, 1), 0).sum(1)
+    return np.where(known.any(1), sums / np.maximum(known.sum(1), 1), np.nan)
+
+
+def _badness(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """What is large where an image is measured badly; NaN where it is not measured."""
+    if "intersection" in arrays:
+        return -ious(arrays)
+    return arrays.get("loss")
+
+
+def _mistakes(arrays: Mapping[str, np.ndarray], most: int) -> list[int]:
+    """The most confident mistakes, at most three of each true class."""
+    target, predicted = arrays["target"], arrays["predicted"]
+    found: list[int] = []
+    seen: dict[int, int] = {}
+    for index in (-arrays["probability"]).argsort(kind="stable").tolist():
+        label = int(target[index])
+        if label < 0 or label == predicted[index] or seen.get(label, 0) == MISTAKES_OF_A_CLASS:
+            continue
+        seen[label] = seen.get(label, 0) + 1
+        found.append(index)
+        if len(found) == most:
+            break
+    return found
+
+
+def read_shown(evaluator: Evaluator, indices: Sequence[int]) -> dict[int, Shown]:
+    """Read validation images once more, as the evaluation did, and predict masks of them.
+
+    The model has the weights that are measured, and is in evaluation mode. No training is changed:
+    what is drawn here is drawn from generators that are restored.
+
+    Args:
+        evaluator: that measured them.
+        indices: of the images.
+
+    Returns:
+        The images by index. Of a model whose parameters are sharded, all processes call it.
+    """
+    with generators_kept(), torch.no_grad():
+        return dict(_read(evaluator, indices))
+
+
+def _read(evaluator: Evaluator, indices: Sequence[int]) -> Iterator[tuple[int, Shown]]:
+    recipe = evaluator.recipe
+    batches = [[(EVALUATION, index)] for index in indices]
+    device = evaluator.accelerator.device
+    loader = make_loader(recipe.val_data, evaluator.seed, batches, 0, device, recipe.task.own_check)
+    for index, (images, targets, _) in zip(indices, loader):
+        seed_step(evaluator.seed, EVALUATION - index, 0)
+        prediction = None
+        if isinstance(recipe.task, Segmentation):
+            prediction = _predicted(evaluator, *evaluator.to_device(images, targets))
+        pixels = as_pixels(images[:, 4] if images.ndim == 5 else images, recipe)
+        yield index, Shown(pixels[0], targets[0].cpu().numpy(), prediction)
+
+
+def _predicted(evaluator: Evaluator, images: Tensor, targets: Tensor) -> np.ndarray:
+    """The predicted mask (H, W) of one image."""
+    recipe = evaluator.recipe
+    task_module: Any = uncompiled(evaluator.task_module, recipe.task)
+    if recipe.inference is not None:
+        black = evaluator.to_device.black
+        inferer = SlidingWindowInferer(recipe.inference, task_module, evaluator.accelerator, black)
+        masks = recipe.task.from_scores(inferer.scores_of(images, targets))
+    else:
+        inner = task_module if is_sharded(task_module) else without_wrappers(task_module)
+        masks = inner(images, targets)
+    return masks[0].cpu().numpy()
+
+
+def as_pixels(images: Tensor, recipe: Recipe, raw: Tensor | None = None) -> np.ndarray:
+    """Images as a person sees them: uint8 (N, H, W, 3).
+
+    Of whole numbers the values as they are. Of floats what mean and std made of them is undone,
+    where they are not in [0, 1]. Of other than three channels the first three are shown, or the
+    first one in grey.
+
+    Args:
+        images: (N, C, H, W), as read, or normalised.
+        recipe: whose mean and std they are.
+        raw: the images as read, where `images` are normalised.
+    """
+    read = images if raw is None else raw
+    values = images.detach().cpu()
+    if values.dtype == torch.uint16:
+        values = values.to(torch.float32) / 65535
+    elif values.dtype == torch.uint8:
+        values = values.to(torch.float32) / 255
+    elif not (read.is_floating_point() and float(read.min()) >= 0 and float(read.max()) <= 1):
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (recipe.mean, recipe.std))
+        if len(mean) == values.shape[1]:
+            values = values.float() * std + mean
+    channels = values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3, -1, -1)
+    pixels = (channels.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
