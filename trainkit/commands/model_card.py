@@ -1,5 +1,6 @@
 """The model card of a run: what Hugging Face's Hub reads of it, and what people do."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def _text(run: Published) -> str:
     whose = "the moving average of the weights" if run.averaged else "the weights"
     parts = [
         f"# {run.name.split('/')[-1]}",
-        f"{run.recorded['model']}, trained by the recipe `{run.recipe}` of trainkit. `{WEIGHTS}`"
+        f"{_words_alone(run.recorded['model'])}, trained by the recipe"
+        f" `{_words_alone(run.recipe)}` of trainkit. `{WEIGHTS}`"
         f" holds {whose} after step {run.step} of {run.recorded['total_steps']}"
         + (
             ", on generated images."
@@ -244,14 +246,22 @@ def _machine(run: Published) -> dict[str, Any]:
 def _table(rows: dict[str, Any]) -> str:
     """Names and single values; the lists are in results.json."""
     plain = {name: value for name, value in rows.items() if not isinstance(value, (dict, list))}
-    lines = [f"| {name} | {_cell(value)} |" for name, value in plain.items()]
+    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in plain.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text.replace("|", r"\|").replace("\n", " ")
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+
+
+def _words_alone(text: str) -> str:
+    """A name without what Markdown would take for more than words."""
+    return re.sub(r"[^\w .:+-]+", " ", " ".join(str(text).split()))
 
 
 def _code(*lines: str, language: str = "bash") -> str:
-    return "\n".join([f"```{language}", *lines, "```"])
+    """A block of code, which no line in it can end."""
+    text = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,6 +1,7 @@
 """Lines of Python for a model card that use a published model without trainkit."""
 
 import ast
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,22 +56,28 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
 
 def _network(function: str, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
     """The library and the call that build the network; None where none does."""
-    number = arguments.get("num_classes")
+    number = int(arguments["num_classes"])
     if function in ("recognition.classifier", "recognition.fine_tuned"):
         name = arguments["name"]
         if name.startswith("timm:"):
             return (
                 "timm",
-                f'timm.create_model("{name.removeprefix("timm:")}", num_classes={number})',
+                f"timm.create_model({quoted(name.removeprefix('timm:'))}, num_classes={number})",
             )
-        return "torchvision", f'torchvision.models.get_model("{name}", num_classes={number})'
+        call = f"torchvision.models.get_model({quoted(name)}, num_classes={number})"
+        return "torchvision", call
     if function == "segmentation.segmenter":
         name = f"{arguments['name']}_{arguments['backbone']}"
         if name in torchvision.models.list_models(module=SEGMENTATION):
-            aux = f", aux_loss={arguments['aux']}" if arguments["name"] != "lraspp" else ""
+            aux = f", aux_loss={bool(arguments['aux'])}" if arguments["name"] != "lraspp" else ""
             settings = f"weights_backbone=None, num_classes={number}{aux}"
             return "torchvision", f'torchvision.models.get_model("{name}", {settings})'
     return None
+
+
+def quoted(name: str) -> str:
+    """A name as a string of Python, whatever is in it."""
+    return json.dumps(name)
 
 
 def _prepared(transform: Mapping[str, Any]) -> str | None:

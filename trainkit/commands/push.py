@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ from trainkit.storage.model_json import read_model_json
 from trainkit.storage.recorded import TO_PUBLISH, read_recorded
 from trainkit.storage.run_files import MODEL_JSON, read_results
 from trainkit.storage.run_folder import RunFolder
+from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import read_weights
 
 BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, not inside a path or an address:
@@ -142,6 +144,7 @@ def _used_from_python(folder: Path) -> dict[str, Any]:
     source = Source(folder, folder / WEIGHTS, folder, described)
     if described is None or source.lacks is not None:
         return {}
+    source.require_usual()
     own = described["network"]["recipe"]
     code = None if own is None else folder / own
     trust = code is not None and code.is_file() and same_shipped_recipe(code) is None
@@ -235,17 +238,34 @@ def _recipes(source: Path, run: Path, origin: str | None) -> dict[str, Path]:
             )
         return {"function.py": run / "function.py"} if (run / "function.py").is_file() else {}
     files, waiting = {"recipe.py": run / "recipe.py"}, [run / "recipe.py"]
-    folders = [run if is_published(run) else Path(origin).parent, shipped("recipes")]
+    is_ours = is_trained_here(run)
+    beside_original = [] if is_published(run) else [Path(origin).parent]
+    folders = [*(beside_original if is_ours else [run]), shipped("recipes")]
     while waiting:
         for node in ast.walk(_parsed(waiting.pop())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in {f"{module.split('.')[0]}.py" for module in modules} - files.keys():
                 beside = next((each for each in folders if (each / name).is_file()), None)
+                if beside is None and not is_ours:
+                    _require_not_there(name, beside_original, run)
                 if beside is not None:
                     files[name] = beside / name
                     waiting.append(beside / name)
     return files
+
+
+def _require_not_there(name: str, folders: Sequence[Path], run: Path) -> None:
+    """Raise UserError for a file that the run's recipe imports, from a place that it names itself.
+
+    That may be any file of this machine, where somebody else wrote the run's folder.
+    """
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if found is not None:
+        raise UserError(
+            f"{run / 'recipe.py'} imports {found}, and nothing in your cache says that the run was"
+            f" trained here, in this folder: copy that file into {run} if it is to be published too"
+        )
 
 
 def _parsed(file: Path) -> ast.AST:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from trainkit.data.bands import PixelSettings
 from trainkit.data.spawning import load_file
 from trainkit.errors import UserError
 from trainkit.inference import Inference
-from trainkit.models.rebuild import network_from, transform_from
+from trainkit.models.rebuild import NETWORKS, TRANSFORMS, network_from, transform_from
+from trainkit.prediction.foreign import require_usual
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.shipped import same_shipped_recipe, shipped
 from trainkit.storage.lookup import find_weights, read_origin
@@ -28,6 +29,17 @@ from trainkit.tasks.segmentation import Segmentation
 TASKS = {"Recognition": Recognition, "Segmentation": Segmentation}
 # of training, and of evaluations of the validation data
 NOT_REBUILT = ("loss", "extra_metrics")
+
+
+class Described(TypedDict):
+    """Plain values of model.json that `ModelInfo` takes as they are."""
+
+    batch_size: int
+    channels: int | None
+    bits: int | None
+    upright: bool
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class Source:
             raise UserError(f"{self.named} cannot be loaded without its recipe: {self.lacks}")
         found = self.described
         assert found is not None  # else it lacks it
+        self.require_usual()
         own = found["network"]["recipe"]
         code = None if own is None else self._code(own, trust_recipe)
         seen = found["inference"]
@@ -100,6 +113,32 @@ class Source:
             inference=None if seen is None else _inference_from(seen),
             batch_size=found["batch_size"],
         )
+
+    def require_usual(self) -> None:
+        """Check the values in model.json, which may be anybody's file, before they are used.
+
+        Raises:
+            UserError: one is of another type than it must be, or out of range.
+        """
+        found = self.described
+        assert found is not None  # else nothing is used
+        for part, known in (("network", NETWORKS), ("transform", TRANSFORMS)):
+            function = known.get(found[part]["function"])
+            if function is not None and found[part].get("recipe") is None:
+                require_usual(f"its {part}", function, found[part]["arguments"])
+        given = found["task"]["arguments"]
+        given = {name: value for name, value in given.items() if name not in NOT_REBUILT}
+        require_usual("its task", TASKS[found["task"]["type"]], given)
+        if found["inference"] is not None:
+            require_usual("its inference", Inference, found["inference"])
+        require_usual("", Described, {name: found.get(name) for name in get_type_hints(Described)})
+        channels = found.get("channels") or 3
+        for name in ("mean", "std"):
+            if len(found[name]) not in (1, channels):
+                raise UserError(
+                    f"model.json gives {len(found[name])} values of {name} for images of"
+                    f" {channels} channels: it is damaged, or no training wrote it"
+                )
 
     def _code(self, name: str, trust_recipe: bool) -> ModuleType:
         """The recipe's file `name`, loaded, which has a network of its own."""
@@ -126,7 +165,8 @@ class Source:
         files = [run / name] if self.is_from_elsewhere else []
         if origin is not None:
             files += [run / "recipe.py"] if Path(origin).name == name else []
-            files.append(Path(origin).parent / name)
+            # a place that somebody else's file names is none of this machine
+            files += [] if self.is_from_elsewhere else [Path(origin).parent / name]
         files.append(shipped("recipes") / name)
         file = next((each for each in files if each.is_file()), None)
         if file is None:
