@@ -1,5 +1,6 @@
 """Datasets that are divided into train and val here: by a list, by its column, or by a share."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import numpy as np
 
 from trainkit.data.datasets.cache import short_hash
 from trainkit.data.datasets.folder import ClassFiles, FileList
-from trainkit.data.datasets.held_out import SplitSettings, held_out, portable
+from trainkit.data.datasets.held_out import SplitSettings, held_out, portable, without_mount
 from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
 from trainkit.data.datasets.lists import (
     written,
@@ -52,15 +53,7 @@ class Whole:
         if sides is None:
             is_val = held_out(self.names, self.classes, settings, self.groups)
             sides = np.where(is_val, "val", "train")
-        is_mask = self.header[1] == "mask"
-        rows = sorted(
-            (portable(name), (portable if is_mask else composed)(target), side)
-            for name, target, side in zip(self.names, self.targets, sides.tolist())
-        )
-        lists = {
-            f"{side}.csv": written(self.header, [row[:2] for row in rows if row[2] == side])
-            for side in SIDES
-        }
+        lists = _lists(self.header, self.names, self.targets, sides)
         words = settings.words if self.sides is None else ""
         return Division(self, sides, lists, words)
 
@@ -81,10 +74,24 @@ class Division:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of both lists, and how long they are."""
+        """A hash of both lists, and how long they are.
+
+        Of absolute paths counts what lies below their common folder, as in `held_out`: data that
+        were moved are the same.
+        """
         counts = Counter(self.sides.tolist())
-        of = short_hash(b"".join(self.lists[f"{side}.csv"] for side in SIDES))
+        whole, lists = self.whole, self.lists
+        if any(map(os.path.isabs, whole.names)) or any(map(os.path.isabs, self._masks)):
+            names = without_mount(whole.names, set(map(os.path.dirname, whole.names)))
+            targets = without_mount(self._masks, set(map(os.path.dirname, self._masks)))
+            lists = _lists(whole.header, names, targets or whole.targets, self.sides)
+        of = short_hash(b"".join(lists[f"{side}.csv"] for side in SIDES))
         return f"lists {of} of {counts['train']} train and {counts['val']} val images"
+
+    @property
+    def _masks(self) -> Sequence[str]:
+        """The files of masks; none where images have labels."""
+        return self.whole.targets if self.whole.header[1] == "mask" else ()
 
     def side(self, split: str) -> tuple[list[str], list[str]]:
         """Names and targets of "train" or "val"."""
@@ -185,6 +192,21 @@ class DividedMasks(MaskFiles):
         files = FileList(root, names), FileList(root, masks)
         super().__init__(*files, num_classes, transform, **settings)
         division.mark(self, split, names, num_classes)
+
+
+def _lists(
+    header: tuple[str, str], names: Sequence[str], targets: Sequence[str], sides: np.ndarray
+) -> dict[str, bytes]:
+    """The content of train.csv and val.csv."""
+    spelt = portable if header[1] == "mask" else composed
+    rows = sorted(
+        (portable(name), spelt(target), side)
+        for name, target, side in zip(names, targets, sides.tolist())
+    )
+    return {
+        f"{side}.csv": written(header, [row[:2] for row in rows if row[2] == side])
+        for side in SIDES
+    }
 
 
 def _in_order(names: set[str]) -> list[str]:

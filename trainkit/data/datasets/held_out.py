@@ -94,9 +94,9 @@ def held_out(
         UserError: nothing is held out, or everything, or there are fewer groups than folds.
     """
     if groups is None:
-        keys = _without_mount(names, {os.path.dirname(name) for name in names})
+        keys = without_mount(names, {os.path.dirname(name) for name in names})
     elif settings.group_by == FOLDER:
-        keys = _without_mount(groups, set(groups))
+        keys = without_mount(groups, set(groups))
     else:
         keys = [portable(group) for group in groups]
     class_of = _class_of_groups(keys, [composed(name) for name in classes])
@@ -126,7 +126,7 @@ def portable(name: str) -> str:
     return composed(name.replace("\\", "/"))
 
 
-def _without_mount(paths: Sequence[str], folders: set[str]) -> list[str]:
+def without_mount(paths: Sequence[str], folders: set[str]) -> list[str]:
     """Paths in `portable` form, of which absolute ones begin at the common folder of `folders`.
 
     They begin with "/" still, so that none is taken for a relative path.
