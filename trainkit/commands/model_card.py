@@ -257,7 +257,7 @@ def _cell(value: Any) -> str:
 
 def _words_alone(text: str) -> str:
     """A name without what Markdown would take for more than words."""
-    return re.sub(r"[^\w .:+-]+", " ", " ".join(str(text).split()))
+    return " ".join(re.sub(r"[^\w.:+-]+", " ", str(text)).split())
 
 
 def _code(*lines: str, language: str = "bash") -> str:

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset, indices_in
-from trainkit.data.datasets.segmentation import MaskDataset
+from trainkit.data.datasets.cache import cached, short_hash
+from trainkit.data.datasets.segmentation import MaskDataset, MaskFiles
 from trainkit.errors import UserError
 
 
@@ -57,6 +59,8 @@ def count_classes(data: SizedDataset, num_classes: int) -> ClassCounts:
             raise UserError("the classes of streamed masks are not counted: leave --stream out")
         return _of_masks(labelled, indices, num_classes)
     ids = class_ids(labelled)
+    if ids is None and info.locality is not None:
+        raise UserError("the classes of streamed images are not counted: leave --stream out")
     if ids is None:
         raise UserError(
             f"the classes of {type(labelled).__name__} are not at hand: give it an attribute"
@@ -90,11 +94,29 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], num_classes: int) -> Cl
         ids = data.train_ids(data.labels_of(index).as_subclass(Tensor), index)
         return np.bincount(ids.numpy().ravel(), minlength=256)[:num_classes]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(count, indices))
-    table = torch.from_numpy(np.stack(rows))  # (N, C)
+    def build() -> dict[str, np.ndarray]:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return {"counts": np.stack(list(pool.map(count, indices))).astype(np.int32)}
+
+    files = _mask_files(data, indices)
+    rows: Mapping[str, np.ndarray]
+    if files is None or not isinstance(data, MaskFiles):
+        rows = build()
+    else:
+        names = None if data.draw is None else data.draw.keywords
+        how = repr((num_classes, data.labels_mean(), names))
+        rows = cached(f"mask-counts-v1-{short_hash(how.encode())}", files, build)
+    table = torch.from_numpy(np.array(rows["counts"], dtype=np.int64))  # (N, C)
     has = table > 0
     return ClassCounts(table.sum(0), has.T.nonzero()[:, 1].contiguous(), has.sum(0))
+
+
+def _mask_files(data: MaskDataset, indices: Sequence[int]) -> list[Path] | None:
+    """The files that the masks are read from, by which their counts are kept; None for others."""
+    if not isinstance(data, MaskFiles):
+        return None
+    files = [data.masks[index] for index in indices]
+    return files if all(file.is_file() for file in files) else None
 
 
 def opened_if_needed(data: SizedDataset | Callable[[], SizedDataset]) -> SizedDataset:

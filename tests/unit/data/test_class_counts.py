@@ -5,6 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Features, Value
+from datasets import Dataset as Table
+from datasets import Image as ImageFeature
+from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import Dataset, Subset
 
@@ -18,6 +22,7 @@ from trainkit.commands.recipe_file import load_recipe
 from trainkit.data.class_counts import class_ids, count_classes
 from trainkit.data.datasets import synthetic
 from trainkit.data.datasets.folder import MaskFolder
+from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.data.sampler import Balanced, TrainOrder
@@ -177,6 +182,66 @@ def test_masks_are_counted_pixel_by_pixel(tmp_path, monkeypatch):
     assert (weights * share).sum() / share.sum() == pytest.approx(1, rel=1e-4)
     scaled = (weights * share.sqrt())[present]
     assert (scaled / scaled[0]).tolist() == pytest.approx([1] * int(present.sum()), rel=1e-4)
+
+
+def test_masks_are_read_once_and_again_where_one_changed(tmp_path, monkeypatch):
+    """Counts are kept in the cache, by the files and by what their labels mean."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(3):
+        image = np.full((4, 5, 3), 40 * number, dtype=np.uint8)
+        for kind, pixels in (("i", image), ("m", image[..., 0] // 40)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.png")
+
+    read = []
+
+    class Counted(MaskFolder):
+        def labels_of(self, index):
+            read.append(index)
+            return super().labels_of(index)
+
+    def counts(**settings):
+        read.clear()
+        data = Counted(tmp_path / "i", tmp_path / "m", 3, **settings)
+        return count_classes(data, 3)
+
+    first = counts()
+    assert first.targets.tolist() == [20, 20, 20] and sorted(read) == [0, 1, 2]
+    again = counts()
+    assert read == [] and torch.equal(again.targets, first.targets)
+    assert torch.equal(again.images, first.images) and torch.equal(again.members, first.members)
+    assert counts(ignore=(1,)).targets.tolist() == [20, 0, 20] and len(read) == 3
+    assert counts(mask_values=(2, 1, 0)).images.tolist() == [2, 1, 0] and len(read) == 3
+    Image.fromarray(np.ones((4, 5), dtype=np.uint8)).save(
+        tmp_path / "m" / "2.png", compress_level=0
+    )
+    assert counts().targets.tolist() == [20, 40, 0] and len(read) == 3
+
+
+@pytest.mark.parametrize(
+    "labels, kind",
+    [
+        ([2, 0, 2, 1, 2], ClassLabel(names=["cat", "dog", "owl"])),
+        ([2, 0, 2, 1, 2], Value("int64")),
+        (["owl", "cat", "owl", "dog", "owl"], Value("string")),
+    ],
+)
+def test_parquet_files_are_balanced(tmp_path, monkeypatch, labels, kind):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    images = [Image.new("RGB", (8, 8), (9 * at, 0, 0)) for at in range(5)]
+    features = Features({"image": ImageFeature(), "label": kind})
+    table = Table.from_dict({"image": images, "label": labels}, features)
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    data = class_images(tmp_path, "train")
+    found = count_classes(data, 3)
+    assert found.targets.tolist() == [1, 1, 3] and found.images.tolist() == [1, 3, 0, 2, 4]
+    assert [int(data[at][1]) for at in range(5)] == [2, 0, 2, 1, 2]
+    weights = resolved_weights("auto", data, 3)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=[2, 0, 2, 1, 2])
+    assert weights == pytest.approx(expected, rel=1e-5)
+    streamed = class_images(tmp_path, "train", stream=2)
+    with pytest.raises(UserError, match="leave --stream out"):
+        count_classes(streamed, 3)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import random
 import signal
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers.image_files import mask, picture
+from trainkit.data.datasets.divided import Whole
 from trainkit.data.datasets.held_out import SplitSettings, held_out
 from trainkit.data.datasets.layouts import class_folders, has_mask_folders
 from trainkit.data.datasets.open import class_images, label_maps
@@ -127,6 +129,27 @@ def test_absolute_paths_under_any_mount_point():
     assert sides[0] == sides[1] == sides[2]
     mixed = [*names[:20], *below[:20]]
     assert len(chosen(mixed, ["a"] * 40, SplitSettings(fold="1/40"))) == 1, "two files"
+
+
+@pytest.mark.parametrize("kind", ["label", "mask"])
+def test_data_that_were_moved_are_the_same(kind):
+    """The fingerprint of a list with absolute paths; and it is another one of other files."""
+
+    def fingerprint(mount, below=("a/1.png", "b/2.png", "b/3.png", "c/4.png"), own=()):
+        names = [*own, *(os.path.join(mount, "images", name) for name in below)]
+        masks = [name.replace("images", "masks") for name in names]
+        targets = masks if kind == "mask" else ["cat"] * len(names)
+        sides = np.array(["train", "val"] * len(names))[: len(names)]
+        whole = Whole(
+            Path("/list"), names, targets, ("path", kind), ["x"] * len(names), None, sides
+        )
+        return whole.divided(SplitSettings()).fingerprint
+
+    first = fingerprint("/data/scans")
+    assert fingerprint("/mnt/disk 3/x/scans") == first
+    assert fingerprint("/data/scans", ("a/1.png", "b/2.png", "b/5.png", "c/4.png")) != first
+    own = ("images/9.png", "images/8.png")
+    assert fingerprint("/data", own=own) == fingerprint("/mnt/data", own=own) != first
 
 
 def test_groups_are_on_one_side():

@@ -6,10 +6,12 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 NAMES = "names.json"  # of the arrays, so that a missing one is seen
 
@@ -62,8 +64,8 @@ def cached(
 
     It has them where the files are the same by path, size and time of the last change. Where the
     folder cannot be written the arrays are in memory, and a warning says so; where it is damaged
-    they are built again. Several processes may ask at once: each builds, and the first one's files
-    stay.
+    they are built again. Of several processes that ask at once one builds, and the others wait for
+    its files.
 
     Args:
         name: of the kind of arrays, with a number that changes with their meaning.
@@ -77,7 +79,30 @@ def cached(
     ]
     target = folder / f"{name}-{short_hash(repr(facts).encode())}"
     arrays = opened(target)
-    return kept(build(), target) if arrays is None else arrays
+    if arrays is not None:
+        return arrays
+    with _one_at_a_time(target):
+        arrays = opened(target)  # another process may have been first
+        return kept(build(), target) if arrays is None else arrays
+
+
+@contextmanager
+def _one_at_a_time(target: Path) -> Iterator[None]:
+    """Context manager: wait until no other process is in it for the same `target`.
+
+    Where the folder takes no lock, as where it cannot be written, nothing is waited for.
+    """
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def kept(arrays: Mapping[str, np.ndarray], target: Path) -> Mapping[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Datasets of images with labels or masks, of the Hub and of parquet files."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ class HubImages(Rows):
             self._read_classes(labels, classes)
         self.transform = transform
         self.used = self.used_of(source, len(self.classes))
+
+    @cached_property
+    def targets(self) -> Tensor | None:
+        """The class id of each image, -1 where it has none; None of streamed files."""
+        if isinstance(self.table, ParquetTable):
+            return None
+        labels = self.table[self.label_column]
+        return torch.tensor([self.ids.get(label, -1) for label in labels], dtype=torch.int64)
 
     def _read_classes(self, labels: list[Any], classes: Sequence[str] | None) -> None:
         """`classes` and `ids` from the different labels of a column without class names."""

@@ -163,6 +163,11 @@ class MaskDataset(Dataset):
         """
         raise NotImplementedError
 
+    def labels_mean(self) -> str:
+        """What decides which train id a label becomes, the same text in each process."""
+        how = self._table, self.label_values, self.label_shift, self.ignore, self.mask_colors
+        return repr((type(self), *how))
+
     def labels_of(self, index: int) -> Tensor:
         """The labels alone, as `read` gives them, which is faster where they are stored apart."""
         return self.read(index)[1]
