@@ -73,7 +73,9 @@ def test_segmentation_has_the_colours_of_its_classes(tmp_path):
         {**json.loads((folder / "summary.json").read_text()), "best": {"mIoU": 0.5, "step": 100}},
     )
     arrays = add_segmentation(folder)
+    add_pictures(folder, segmentation=True)
     text = page(folder)
+    assert re.search(r'class="names"><span><span class="swatch" style="background:#1f77b4">', text)
     assert "IoU of each class" in text and "background:#1f77b4" in text and "(ECE)" not in text
     assert embedded(text, "confusion-data")["matrix"] == arrays["confusion"].tolist()
     hit = arrays["intersection"].sum(0)

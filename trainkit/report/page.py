@@ -26,6 +26,7 @@ from trainkit.report.images import pictures
 from trainkit.report.run_data import RunData, read_run
 
 NAME = "report.html"
+LEGEND = 60  # classes that are named beside pictures; the table of classes has all
 TEMPLATES = ("report.html.j2", "comparison.html.j2")
 MARKS = {
     "best": "best weights",
@@ -84,6 +85,7 @@ def render(run: RunData) -> bytes:
         "comparison": None,
         **_classes(run),
         "pictures": pictures(run),
+        "legend": _legend(run),
     }
     context["warnings"] = overview.warnings_of(run)  # the last: reading may find more
     context["left_out"] = _left_out(context)
@@ -105,6 +107,7 @@ def render_comparison(subjects: Sequence[Subject]) -> bytes:
         "tiles": [],
         "comparison": comparison,
         "pictures": None,
+        "legend": [],
         "warnings": [],
         "left_out": [],
         **dict.fromkeys(empty),
@@ -155,6 +158,14 @@ def _classes(run: RunData) -> dict[str, Any]:
     if run.evaluation is not None:
         found["calibration"] = class_results.calibration(run.evaluation)
     return found
+
+
+def _legend(run: RunData) -> list[tuple[str, str]]:
+    """Names and colours of the classes of masks."""
+    data = run.evaluation
+    if data is None or data.task != "segmentation":
+        return []
+    return list(zip(data.class_names, data.palette))[:LEGEND]
 
 
 def _sections(context: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from trainkit.report.run_data import RunData
 PLOTS = ("curves.png", "confusion.png", "predictions.png", "train_batch.png")
 COLORS = ("#2f6fde", "#e0792b", "#1d9a77", "#a44fc0", "#c53a5b", "#8a7a12", "#2c98b8", "#6d6f78")
 CHARTS = 6  # of curves.png, the first ones of the report
-COLUMNS, TILE, CAPTION = 4, 240, 22  # of predictions.png, in pixels
+TILE, CAPTION, MARGIN = 240, 22, 8  # of predictions.png, in pixels
 NAMED = 40  # classes, whose names still fit beside a matrix
 
 
@@ -135,34 +135,44 @@ def _confusion(run: RunData) -> bytes | None:
 
 def _predictions(run: RunData) -> bytes | None:
     """The worst and the median validation images with truth and prediction; None for none."""
-    tiles = []
-    for entry, files in shown_files(run):
-        if entry["kind"] not in ("worst", "median"):
-            continue
-        parts = [file for part, file in files.items() if part in ("image", "target", "prediction")]
-        labels = [entry.get("target"), entry.get("predicted")]
-        text = " → ".join(str(label) for label in labels if label is not None)
-        tiles.append((parts, text or str(entry.get("name") or "")))
-    tiles = tiles[:16]
+    tiles: list[tuple[list[Image.Image], str]] = []
+    found = shown_files(run)
+    has_masks = any("target" in files for _, files in found)
+    for kind in ("worst", "median"):
+        of_kind = [(entry, files) for entry, files in found if entry["kind"] == kind and files]
+        for entry, files in of_kind[: 4 if has_masks else 8]:
+            parts = [_small(file) for part, file in files.items() if part != "error"]
+            labels = [str(entry[name]) for name in ("target", "predicted") if entry.get(name)]
+            tiles.append((parts, " → ".join(labels) or str(entry.get("name") or "")))
     if not tiles:
         return None
     widest = max(len(parts) for parts, _ in tiles)
-    columns = max(1, COLUMNS // (widest if widest > 1 else 1)) if widest > 1 else COLUMNS
+    highest = max(part.height for parts, _ in tiles for part in parts)
+    columns = 2 if widest > 1 else 4
     rows = math.ceil(len(tiles) / columns)
-    wide, high = TILE * widest + 8, TILE + CAPTION + 8
+    wide, high = TILE * widest + MARGIN, highest + CAPTION + MARGIN
     sheet = Image.new("RGB", (wide * columns, high * rows), "white")
     font = ImageFont.load_default(14)
     draw = ImageDraw.Draw(sheet)
     for number, (parts, text) in enumerate(tiles):
         left, top = number % columns * wide, number // columns * high
-        for place, file in enumerate(parts):
-            with Image.open(file) as picture:
-                small = picture.convert("RGB")
-            small.thumbnail((TILE, TILE))
-            sheet.paste(small, (left + place * TILE, top + (TILE - small.height) // 2))
-        shown = text.encode("ascii", "replace").decode() if not text.isprintable() else text
-        draw.text((left + 2, top + TILE + 3), shown[: 30 * widest], fill="black", font=font)
+        for place, part in enumerate(parts):
+            sheet.paste(part, (left + place * TILE, top + (highest - part.height) // 2))
+        draw.text((left + 2, top + highest + 3), _printable(text, widest), "black", font)
     return _as_png(sheet)
+
+
+def _small(file: Path) -> Image.Image:
+    """A thumbnail as wide as a tile."""
+    with Image.open(file) as picture:
+        small = picture.convert("RGB")
+    scale = min(TILE / small.width, TILE / small.height)
+    return small.resize((round(small.width * scale) or 1, round(small.height * scale) or 1))
+
+
+def _printable(text: str, widest: int) -> str:
+    """What Pillow's own font can draw of a text, as much as fits below a tile."""
+    return text.encode("utf-8", "backslashreplace").decode()[: 30 * widest]
 
 
 def _train_batch(run: RunData) -> bytes | None:
