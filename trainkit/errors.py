@@ -5,7 +5,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from pathlib import Path
 
 
@@ -152,14 +152,16 @@ def is_of_one_process(error: BaseException) -> bool:
     return any(getattr(each, "of_one_process", False) for each in causes(error))
 
 
-@contextmanager
-def may_fail_alone() -> Iterator[None]:
+class may_fail_alone(ContextDecorator):
     """Mark errors raised within, or in a decorated function, as those of one process alone."""
-    try:
-        yield
-    except Exception as error:
-        error.of_one_process = True  # type: ignore[attr-defined]  # a mark that any exception takes
-        raise
+
+    def __enter__(self) -> None:
+        """Nothing is done before an error."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Mark an error."""
+        if isinstance(error, Exception):
+            error.of_one_process = True  # type: ignore[attr-defined]  # any exception takes a mark
 
 
 def _nul_told(error: Exception) -> str | None:

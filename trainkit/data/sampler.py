@@ -11,6 +11,7 @@ s is a seek.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -160,7 +161,7 @@ class TrainOrder:
                 f" times: make it a multiple of {self.repeats}"
             )
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch."""
         whole, rest = divmod(self.num_images, self.batch_size)
@@ -175,7 +176,10 @@ class TrainOrder:
 
         Every process has as many micro-batches, so 0 occurs.
         """
-        shares = split(self.num_images_of(step), self.num_processes, self.unit)
+        num_images = self.num_images_of(step)
+        if self.num_processes == 1 and self.micro_batch is None:
+            return [num_images]
+        shares = split(num_images, self.num_processes, self.unit)
         if self.micro_batch is None or self.micro_batch >= max(shares):
             return [shares[process]]
         num_passes = -(-max(shares) // (self.micro_batch // self.unit * self.unit))
@@ -212,7 +216,10 @@ class TrainOrder:
 
     def share(self, step: int, process: int) -> slice:
         """The slice of the batch of `step` that `process` reads; never empty, see `batches`."""
-        shares = split(self.num_images_of(step), self.num_processes, self.unit)
+        num_images = self.num_images_of(step)
+        if self.num_processes == 1:
+            return slice(0, num_images)
+        shares = split(num_images, self.num_processes, self.unit)
         begin = sum(shares[:process])
         return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
 

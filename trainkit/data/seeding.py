@@ -74,7 +74,10 @@ def uniform(seed: int, epoch: int, indices: Sequence[int], draws: int) -> np.nda
 
 def seed_host(*numbers: int) -> None:
     """Seed Python's, NumPy's and torch's CPU generators by `fold(*numbers)`, in microseconds."""
-    seed = fold(*numbers)
+    _seed_host(fold(*numbers))
+
+
+def _seed_host(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
@@ -105,10 +108,11 @@ def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
         process: rank.
         stream: tells uses of one step apart.
     """
-    seed_host(seed, stream, step, process)
+    folded = _folded(_folded(_before((seed, stream)), step), process)
+    _seed_host(folded)
     generator = _device_generator()
     if generator is not None:
-        generator.manual_seed(fold(seed, stream, step, process))
+        generator.manual_seed(folded)
 
 
 def _device_generator() -> torch.Generator | None:

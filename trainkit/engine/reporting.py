@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -61,9 +62,8 @@ class Reporter:
         self.warnings: list[str] = []  # about the training data, found before the first step
         self.write_error: OSError | None = None  # why the run's folder could not be written
         self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
-        # valid targets of the first loss since they were last counted, on the device; None: no step
-        # since
-        self._num_targets: Tensor | None = None
+        # valid targets of each step since they were last counted, on the device: (K,) each
+        self._counts: list[Tensor] = []
         self._bad_images: list[str] = []  # replaced in this process since they were last reported
         self.throughput = Throughput(setup.accelerator, setup.workers)
         self._evaluation_warned = False  # by the first evaluation of this process
@@ -81,10 +81,7 @@ class Reporter:
                 batch.
         """
         self._rows.append(stats.row())
-        if self._num_targets is None:
-            self._num_targets = stats.num_targets
-        else:
-            self._num_targets = self._num_targets + stats.num_targets
+        self._counts.append(stats.counts)
         self._bad_images += bad_images
         self.display.advance(self.state.step)
 
@@ -150,9 +147,10 @@ class Reporter:
 
         Waits for the device.
         """
-        if self._num_targets is not None:
-            self.state.interval_targets += float(self._num_targets)
-            self._num_targets = None
+        if self._counts:
+            of_first_loss = torch.stack(self._counts)[:, 0].cpu()
+            self.state.interval_targets += float(of_first_loss.sum(dtype=torch.float64))
+            self._counts.clear()
 
     def _count_interval(self, num_steps: int) -> None:
         """Count a log interval in which no target was valid, and report the first one."""

@@ -22,14 +22,15 @@ class StepSnapshot:
         self._buffers = list(model.buffers())
         groups = optimizer.param_groups if updates else ()
         self._weights = [local(weight.detach()) for group in groups for weight in group["params"]]
-        self._copies = [tensor.detach().clone() for tensor in (*self._buffers, *self._weights)]
+        self._kept = [*self._buffers, *self._weights]
+        self._copies = [tensor.detach().clone() for tensor in self._kept]
         self._states: dict[Tensor, dict[str, Any]] = {}
 
-    @torch.no_grad()
     def keep(self) -> None:
         """Copy all of it, on the device; nothing waits."""
         if self._copies:
-            torch._foreach_copy_(self._copies, [*self._buffers, *self._weights])
+            with torch.no_grad():
+                torch._foreach_copy_(self._copies, self._kept)
         if self.updates:
             self._states = {
                 weight: {
@@ -53,7 +54,7 @@ class StepSnapshot:
         is removed again, for what an optimizer begins with differs from one to the next. State on
         the host waits in each step.
         """
-        for tensor, copy in zip((*self._buffers, *self._weights), self._copies):
+        for tensor, copy in zip(self._kept, self._copies):
             tensor.copy_(torch.where(failed, copy, tensor))
         states = self.optimizer.state
         if any(

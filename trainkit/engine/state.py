@@ -70,7 +70,7 @@ class StepStats(NamedTuple):
 
     losses: Tensor  # (K,)
     grad_norm: Tensor  # (1,)
-    num_targets: Tensor  # (), valid ones of the first loss in the whole batch
+    counts: Tensor  # (K,), valid targets of each loss in the whole batch
 
     def row(self) -> Tensor:
         """Losses and norm side by side: (K + 1,)."""

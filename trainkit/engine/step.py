@@ -6,7 +6,7 @@ mean of means occurs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from trainkit.engine.state import StepStats, TrainState
 from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
 from trainkit.models.freezing import FrozenPart
-from trainkit.models.outputs import refusals_told
+from trainkit.models.outputs import raise_refusal
 
 # Of a static graph DDP learns in a first backward how often it meets each weight, and in a second
 # one in which order, for the buckets that it lays out after. The order of a sum over more than two
@@ -88,6 +88,11 @@ class Stepper:
         inner = without_compile(task_module)
         static = isinstance(inner, DistributedDataParallel) and inner.static_graph
         self._left_to_settle = SETTLED if static else 0
+        # what does not change is asked for once, as a property of accelerate's takes 0.3 us
+        self._num_processes = setup.accelerator.num_processes
+        self._rank = setup.accelerator.process_index
+        self._changes_with_step = recipe.task.provides("at_step")
+        self._prepares_targets = recipe.task.provides("prepare")
 
     def start(self) -> None:
         """Put the model into training mode, before the first step."""
@@ -113,13 +118,15 @@ class Stepper:
             MemoryError: one image does not fit, or the other processes wait for this one.
         """
         recipe, accelerator = self.recipe, self.accelerator
-        set_step(recipe.task, recipe.model, (step, self.plan.total_steps))
+        if self._changes_with_step:
+            set_step(recipe.task, recipe.model, (step, self.plan.total_steps))
         self._set_learning_rates(step)
         if self.frozen is not None:
             self.frozen.at_step(step)
         self.snapshot.keep()
         images, targets = self._mixed(step, *self.to_device(images, targets))
-        targets = self._prepared(step, images, targets)
+        if self._prepares_targets:
+            targets = self._prepared(step, images, targets)
         counts = self._counts(step, targets)  # (K,), of the batch
         # forward, loss and backward, which is `_forward_backward`: (K,), this process's part
         losses = self._gradients(step, images, targets, counts)
@@ -129,11 +136,12 @@ class Stepper:
             self.frozen.drop_gradients(step)
         if accelerator.scaler is not None:  # of fp16
             accelerator.scaler.unscale_(recipe.optimizer)
-        weights = self._with_gradients(step)
-        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all have one
+        weights, gradients = self._with_gradients(step)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        grad_norm = gathered(norm).detach().view(1).to(losses) / accelerator.num_processes
-        stats = StepStats(losses, grad_norm, num_targets=counts[0])
+        grad_norm = gathered(norm).detach().view(1).to(losses)
+        if self._num_processes > 1:
+            grad_norm = grad_norm / self._num_processes
+        stats = StepStats(losses, grad_norm, counts)
         if recipe.clip_norm is not None:
             clip_grads_with_norm_(weights, recipe.clip_norm, norm)
         skipped = self._update(self._is_to_skip(stats))
@@ -151,24 +159,21 @@ class Stepper:
         if self.recipe.mix is None:
             return images, targets
         # for one that does not draw by its seed alone
-        seed_step(self.options.seed, step, self.accelerator.process_index, MIX)
+        seed_step(self.options.seed, step, self._rank, MIX)
         return self.recipe.mix(images, targets, fold(self.options.seed, MIX, step))
 
     def _prepared(self, step: int, images: Tensor, targets: Tensor) -> Tensor:
-        task = self.recipe.task
-        if not task.provides("prepare"):
-            return targets
-        seed_step(self.options.seed, step, self.accelerator.process_index, PREPARE)
+        seed_step(self.options.seed, step, self._rank, PREPARE)
         with torch.no_grad():
-            return task.prepare(images, targets)
+            return self.recipe.task.prepare(images, targets)
 
     def _counts(self, step: int, targets: Tensor) -> Tensor:
         """Valid targets of each loss in the whole batch: (K,)."""
         counts = self.recipe.task.counts(targets)
-        if self.accelerator.num_processes == 1:
+        if self._num_processes == 1:
             return counts
         # a padding sample, counted nowhere
-        if not sum(self.plan.order.passes(step, self.accelerator.process_index)):
+        if not sum(self.plan.order.passes(step, self._rank)):
             counts = counts * 0
         return self.accelerator.reduce(counts, "sum")
 
@@ -181,14 +186,14 @@ class Stepper:
         counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
         forward_backward = partial(self._forward_backward, step, images, targets, counts)
         try:
-            with refusals_told(self.recipe.model):
-                while self._left_to_settle:
-                    self.oom.gradients(step, forward_backward)
-                    self._take_back()
-                    self._left_to_settle -= 1
-                return self.oom.gradients(step, forward_backward)
-        except Exception:
+            while self._left_to_settle:
+                self.oom.gradients(step, forward_backward)
+                self._take_back()
+                self._left_to_settle -= 1
+            return self.oom.gradients(step, forward_backward)
+        except Exception as error:
             self._take_back()
+            raise_refusal(self.recipe.model, error)
             raise
 
     def _forward_backward(
@@ -197,52 +202,57 @@ class Stepper:
         """Compute loss and gradients of this process's share, micro-batch by micro-batch.
 
         Returns:
-            This process's part of each of the task's K loss terms (K,), and the allocator's message
-            on OOM.
+            This process's part of each of the task's K loss terms (K,); or on OOM what is not to be
+            read, and the allocator's message.
         """
         accelerator = self.accelerator
         # 0: a padding sample that counts nowhere
-        sizes = self.plan.order.passes(step, accelerator.process_index)
-        seed_step(self.options.seed, step, accelerator.process_index)
-        losses = torch.zeros_like(counts, dtype=torch.float32)
-        processes, first = accelerator.num_processes, 0
+        sizes = self.plan.order.passes(step, self._rank)
+        seed_step(self.options.seed, step, self._rank)
+        losses: list[Tensor] = []  # (K,) of each micro-batch
+        first = 0
         try:
             for number, size in enumerate(sizes, 1):
                 part = slice(first, first + size) if size else slice(0, 1)
                 first += size
+                parts = images, targets
+                if size != len(images):  # else all of them, which need no views
+                    parts = images[part], targets[part]
                 if number == len(sizes) or self.options.static_graph:
                     syncing: AbstractContextManager = nullcontext()
                 else:
                     syncing = no_sync(accelerator, self.task_module)
                 with syncing:
-                    terms = task_module(images[part], targets[part]) / counts  # (K,)
+                    terms = task_module(*parts) / counts  # (K,)
                     terms = terms if size else terms * 0
-                    # the wrapper averages over them
-                    loss = terms.sum() * processes if processes > 1 else terms.sum()
+                    loss = terms if len(terms) == 1 else terms.sum()
+                    if self._num_processes > 1:  # the wrapper averages over them
+                        loss = loss * self._num_processes
                     if accelerator.scaler is not None:
                         loss = accelerator.scaler.scale(loss)
                     _backward(loss)
-                losses += terms.detach()
+                losses.append(terms.detach().float())
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             # not the error itself: it holds on to what was allocated
-            return losses, str(error).splitlines()[0]
-        return losses, None
+            return counts, str(error).splitlines()[0]
+        return reduce(torch.add, losses), None
 
-    def _with_gradients(self, step: int) -> list[nn.Parameter]:
-        """The optimizer's parameters that received a gradient.
+    def _with_gradients(self, step: int) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """The optimizer's parameters that received a gradient, and these.
 
         Raises UserError where none did.
         """
-        weights = [weight for weight in self.weights if weight.grad is not None]
+        found = [(weight, weight.grad) for weight in self.weights]
+        weights = [weight for weight, gradient in found if gradient is not None]
         if not weights:
             raise UserError(
                 f"no gradient reached the {len(self.weights)} parameters of optimizer"
                 f" {type(self.recipe.optimizer).__name__} in step {step + 1}: they are unused in"
                 " the loss, or requires_grad is False"
             )
-        return weights
+        return weights, [gradient for _, gradient in found if gradient is not None]
 
     def _is_to_skip(self, stats: StepStats) -> Tensor | None:
         """Whether losses or norm are non-finite, a boolean on the device; None without skipping."""

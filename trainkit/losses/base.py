@@ -9,8 +9,10 @@ over images. `factor` weighs a loss beside others.
 """
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from trainkit.errors import UserError
@@ -84,6 +86,37 @@ def as_criteria(loss: Criterion | Sequence[Criterion], num_classes: int) -> tupl
     if not names or len(set(names)) < len(names):
         raise UserError(f"loss is {names}; give one loss, or several of different names")
     return criteria
+
+
+class CheckedCriteria:
+    """Losses of a task as a tuple; checked again only where they are others than in the last call.
+
+    A task may change its losses with the step (`Task.at_step`), and asks for them twice a step.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Criterion, ...] = ()
+
+    def __call__(
+        self, loss: Criterion | Sequence[Criterion], num_classes: int
+    ) -> tuple[Criterion, ...]:
+        """See `as_criteria`."""
+        criteria = tuple(loss) if isinstance(loss, Sequence) else (loss,)
+        same = len(criteria) == len(self._last) and all(map(is_, criteria, self._last))
+        if not same or not criteria:
+            self._last = as_criteria(criteria, num_classes)
+        return self._last
+
+
+def side_by_side(terms: Sequence[Tensor]) -> Tensor:
+    """Scalars as a vector (K,); of a single one no copy is made."""
+    return terms[0].unsqueeze(0) if len(terms) == 1 else torch.stack(list(terms))
+
+
+def weighted(criterion: Criterion, loss: Tensor) -> Tensor:
+    """A loss times the factor of its criterion; a factor of 1 leaves it as it is."""
+    factor = criterion.factor
+    return loss if isinstance(factor, (int, float)) and factor == 1 else factor * loss
 
 
 def check_maps(criterion: Criterion, logits: Tensor) -> None:

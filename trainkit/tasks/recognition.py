@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
-from trainkit.losses.base import Criterion, as_criteria
+from trainkit.losses.base import (
+    CheckedCriteria,
+    Criterion,
+    side_by_side,
+    weighted,
+)
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.named import named_metrics
@@ -49,6 +55,7 @@ class Recognition(Task):
 
     headline = "top1"
     higher_is_better = True
+    _cross_entropy: ClassVar[CrossEntropy | None] = None  # of the settings, once it is made
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -62,7 +69,7 @@ class Recognition(Task):
                 f"label_smoothing is {self.label_smoothing} beside a loss; give it to the loss"
                 " instead"
             )
-        as_criteria(self._loss, self.num_classes)  # what cannot work is refused here
+        self._criteria  # noqa: B018  # what cannot work is refused here
 
     @property
     def num_classes(self) -> int:
@@ -74,17 +81,29 @@ class Recognition(Task):
         return (1, 5) if self.num_classes > 5 else (1,)
 
     @property
+    def _criteria(self) -> tuple[Criterion, ...]:
+        return self._checked(self._loss, self.num_classes)
+
+    @cached_property
+    def _checked(self) -> CheckedCriteria:
+        return CheckedCriteria()
+
+    @property
     def _loss(self) -> Criterion | Sequence[Criterion]:
-        return (
-            CrossEntropy(self.class_weights, self.label_smoothing)
-            if self.loss is None
-            else self.loss
-        )
+        if self.loss is not None:
+            return self.loss
+        weight, smoothing = self.class_weights, self.label_smoothing
+        made = self._cross_entropy
+        # `at_step` of a derived task may have changed its settings
+        if made is None or made.weight is not weight or made.label_smoothing != smoothing:
+            made = CrossEntropy(weight, smoothing)
+            object.__setattr__(self, "_cross_entropy", made)
+        return made
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the loss's terms."""
-        return tuple(each.name for each in as_criteria(self._loss, self.num_classes))
+        return tuple(each.name for each in self._criteria)
 
     def check(self, target: Any) -> str | None:
         """Say what is wrong with a target, a class id or probabilities (C,); None if nothing."""
@@ -120,18 +139,17 @@ class Recognition(Task):
 
     def counts(self, targets: Tensor) -> Tensor:
         """Count what each loss divides by, images with a class for cross-entropy: (K,)."""
-        criteria = as_criteria(self._loss, self.num_classes)
-        return torch.stack(
-            [each.count(_one_ignored(targets), IGNORED, self.num_classes) for each in criteria]
-        )
+        targets = _one_ignored(targets)
+        counts = [each.count(targets, IGNORED, self.num_classes) for each in self._criteria]
+        return side_by_side(counts)
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum each term, weighted: float32 (K,)."""
         outputs = class_logits(outputs)
         check_num_outputs(outputs, self.num_classes, type(self).__name__)
-        criteria = as_criteria(self._loss, self.num_classes)
-        return torch.stack(
-            [each.factor * each(outputs, _one_ignored(targets), IGNORED) for each in criteria]
+        targets = _one_ignored(targets)
+        return side_by_side(
+            [weighted(each, each(outputs, targets, IGNORED)) for each in self._criteria]
         )
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,12 @@ from torch import Tensor
 
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
-from trainkit.losses.base import Criterion, as_criteria
+from trainkit.losses.base import (
+    CheckedCriteria,
+    Criterion,
+    side_by_side,
+    weighted,
+)
 from trainkit.losses.functional import check_ignore, check_num_outputs, presence_loss_sum
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
@@ -76,7 +82,7 @@ class Segmentation(Task):
                 f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored"
                 " label in the dataset to an id outside them (255)"
             )
-        as_criteria(self.loss, self.num_classes)  # what cannot work is refused here
+        self._criteria  # noqa: B018  # what cannot work is refused here
         for name, most in (("palette", 255), ("raw_ids", 65535)):
             values = getattr(self, name)
             if values is not None:
@@ -98,9 +104,17 @@ class Segmentation(Task):
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     @property
+    def _criteria(self) -> tuple[Criterion, ...]:
+        return self._checked(self.loss, self.num_classes)
+
+    @cached_property
+    def _checked(self) -> CheckedCriteria:
+        return CheckedCriteria()
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """Names of the loss's terms."""
-        names = [each.name for each in as_criteria(self.loss, self.num_classes)]
+        names = [each.name for each in self._criteria]
         return (*names, *(["aux"] if self.aux_weight else []), *(["se"] if self.se_weight else []))
 
     def check(self, target: Any) -> str | None:
@@ -126,38 +140,40 @@ class Segmentation(Task):
 
     def counts(self, targets: Tensor) -> Tensor:
         """Count what each loss divides by: valid pixels, and images times classes for "se"."""
-        criteria = as_criteria(self.loss, self.num_classes)
+        criteria = self._criteria
         counts = {
             each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria
         }
         counts["aux"] = counts[criteria[0].name]
-        counts["se"] = torch.full_like(counts["aux"], float(len(targets) * self.num_classes))
-        return torch.stack([counts[term] for term in self.terms])
+        if self.se_weight:
+            counts["se"] = torch.full_like(counts["aux"], float(len(targets) * self.num_classes))
+        return side_by_side([counts[term] for term in self.terms])
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum each term, weighted: float32 (K,)."""
         outputs = {**(outputs if isinstance(outputs, Mapping) else {}), "out": main_logits(outputs)}
-        for term, key in (("aux", "aux"), ("se", "se")):
-            if term in self.terms and key not in outputs:
+        terms = self.terms
+        for term in ("aux", "se"):
+            if term in terms and term not in outputs:
                 raise UserError(
                     f"{term}_weight is above 0, but the model returns {sorted(outputs)} and no"
-                    f" {key!r}: build it with that head (torchvision: aux_loss=True) or set"
+                    f" {term!r}: build it with that head (torchvision: aux_loss=True) or set"
                     f" {term}_weight=0"
                 )
         # a model may return what no loss is asked for
-        used = {"out", *({"aux", "se"} & set(self.terms))}
+        used = {"out", *({"aux", "se"} & set(terms))}
         for key in used:
             check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
         maps = {key: resized_to_targets(outputs[key], targets) for key in used - {"se"}}
-        criteria = as_criteria(self.loss, self.num_classes)
+        criteria = self._criteria
         sums = {
-            each.name: each.factor * each(maps["out"], targets, self.ignore) for each in criteria
+            each.name: weighted(each, each(maps["out"], targets, self.ignore)) for each in criteria
         }
-        if "aux" in self.terms:
+        if "aux" in terms:
             sums["aux"] = self.aux_weight * criteria[0](maps["aux"], targets, self.ignore)
-        if "se" in self.terms:
+        if "se" in terms:
             sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
-        return torch.stack([sums[term] for term in self.terms])
+        return side_by_side([sums[term] for term in terms])
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Predicted masks (N, H, W) at the targets' size, to which the logits are resized."""
@@ -176,7 +192,7 @@ class Segmentation(Task):
         logits = resized(logits, size)
         sums = self._image_sums(logits, targets)
         if "aux" in self.terms and "aux" in given:
-            first, *_ = as_criteria(self.loss, self.num_classes)
+            first, *_ = self._criteria
             each = _of_each_image(first, resized(given["aux"], size), targets, self.ignore)
             sums["aux"] = self.aux_weight * each
         if "se" in self.terms and "se" in given:
@@ -200,7 +216,7 @@ class Segmentation(Task):
         """Sums of each image and each term of `loss`: (N,)."""
         return {
             each.name: each.factor * _of_each_image(each, logits, targets, self.ignore)
-            for each in as_criteria(self.loss, self.num_classes)
+            for each in self._criteria
         }
 
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
