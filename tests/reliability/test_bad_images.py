@@ -21,9 +21,11 @@ from helpers.toy_recipes import Images, Maps, recognition, run, segmentation, wi
 from trainkit import Options, train
 from trainkit.commands.check import check
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.loader import collate
 from trainkit.data.reader import Reader, name_of
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import worker_deaths_told
+from trainkit.errors import DataError
 from trainkit.tasks.recognition import Recognition
 
 
@@ -303,3 +305,17 @@ def test_skip_on_two_processes_is_skip_on_one(tmp_path):
     assert [row["loss"] for row in rows(folders[0])] == pytest.approx(
         [row["loss"] for row in rows(folders[1])], rel=1e-5
     )
+
+
+def test_an_id_outside_the_classes_is_found_after_right_ones():
+    ids = [0, 1, 1, 0, 2, 1]
+    data = [(torch.full((3, 2, 2), float(place)), each) for place, each in enumerate(ids)]
+    reader = Reader(data, 0, Recognition(2).check)
+    images, targets, _ = collate([reader[0, index] for index in range(4)])
+    assert torch.equal(targets, torch.tensor(ids[:4])) and images[3, 0, 0, 0] == 3
+    for _ in range(2):
+        with pytest.raises(DataError, match="label 2 is outside the 2 classes"):
+            reader[0, 4]
+    tensors = [(image, torch.tensor(each)) for image, each in data[:2]]
+    mixed = Reader([*tensors, *data[2:4]], 0, Recognition(2).check)
+    assert torch.equal(collate([mixed[0, index] for index in range(4)])[1], targets)

@@ -167,6 +167,18 @@ class DatasetInfo:
         return getattr(self.data, "final_epoch", 0)
 
     @property
+    def draws_nothing(self) -> bool:
+        """Attribute `draws_nothing`: whether reading an item draws no random number; False.
+
+        The training seeds nothing for its images then. What wraps a dataset says so itself, but for
+        torch's Subset.
+        """
+        data = self.data
+        while type(data) is Subset:
+            data = data.dataset
+        return getattr(data, "draws_nothing", False)
+
+    @property
     def in_epoch(self) -> Callable[[int, int], Any] | None:
         """Method `in_epoch(epoch, index)`: the item in an epoch, where the epoch matters; None."""
         return getattr(self.data, "in_epoch", None)

@@ -161,8 +161,10 @@ class OnDevice(Dataset):
             uint8 (N, C, H, W) and class ids (N,).
         """
         images, targets = self._held
-        # a later draw of an image in an epoch is augmented by draws of its own
-        places = _moved(torch.tensor(indices) % len(self), images.device)
+        places = torch.tensor(indices)
+        if max(indices) >= len(self):  # a later draw, which is augmented by draws of its own
+            places %= len(self)
+        places = _moved(places, images.device)
         batch = images.index_select(0, places)
         if self.augment:
             draws = torch.from_numpy(uniform(seed, epoch, indices, sum(self._sizes)))

@@ -17,10 +17,13 @@ from trainkit.errors import DataError, ReportedError, UserError, is_shortage
 # What datasets raise, also where they have nothing left to give; bugs raise others.
 UNUSABLE = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, StopIteration)
 MOST_IN_A_ROW = 10
+MOST_IDS = 100_000  # class ids that are remembered
 
 
 class Reader(Dataset):
     """(epoch, index) -> (image, target, faults), with generators seeded as `Seeded` does.
+
+    A target is as `as_target` makes it, or a class id that `collate` makes a tensor of.
 
     Args:
         data: the dataset.
@@ -29,6 +32,7 @@ class Reader(Dataset):
         replacement: (epoch, index) -> the index that replaces an unusable example, whose index,
             file and fault are then among faults; without it an unusable example raises.
         remedy: what to do about an unusable example, a sentence that ends its message.
+        unless_declared: see `Seeded`.
     """
 
     def __init__(
@@ -38,9 +42,12 @@ class Reader(Dataset):
         check: Callable[[Tensor], str | None] | None = None,
         replacement: Callable[[int, int], int] | None = None,
         remedy: str = "",
+        unless_declared: bool = False,
     ):
-        self.seeded, self.check, self.replacement = Seeded(data, seed), check, replacement
-        self.remedy = remedy
+        self.seeded = Seeded(data, seed, unless_declared)
+        self.check, self.replacement, self.remedy = check, replacement, remedy
+        # Class ids that were found right: whether an id is does not change, and there are few.
+        self._valid_ids: set[int] = set()
         self.held = data if isinstance(data, OnDevice) else None
         if self.held is not None and check is not None:
             for target in self.held.targets.unique():
@@ -77,10 +84,16 @@ class Reader(Dataset):
         while True:
             try:
                 image, target = self._item(epoch, index)
-                target = as_target(target)
-                fault = self.check(target) if self.check is not None else None
+                if type(target) is int and target in self._valid_ids:
+                    return image, target, faults
+                checked = as_target(target)
+                fault = self.check(checked) if self.check is not None else None
                 if fault:
                     raise DataError(f"image {index} ({name_of(self.seeded.data, index)}): {fault}")
+                if type(target) is not int:
+                    return image, checked, faults
+                if len(self._valid_ids) < MOST_IDS:
+                    self._valid_ids.add(target)
                 return image, target, faults
             except Exception as error:
                 if not is_unusable(error):

@@ -21,6 +21,7 @@ from trainkit.data.seeding import Seeded
 from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader
 from trainkit.distributed.host import usable_cores
+from trainkit.errors import DataError
 
 # a transform with a probability of 0.1 shows in one of them with a probability of 0.8 or more
 NUM_IMAGES = 16
@@ -91,6 +92,30 @@ def find_unrepeatable(
     both = [index for index in once if index in again]
     unequal = [index for index in both if once[index] != again[index]]
     return _describe(data, unequal, len(both)) if unequal else None
+
+
+def require_drawing_nothing(data: SizedDataset, seed: int) -> None:
+    """Hold data that declare `draws_nothing` to it.
+
+    Up to 16 images are read under two seeds: pixels and targets must be equal. Looking at the
+    generators would not find a read that draws and puts them back.
+
+    Raises:
+        DataError: an image differs.
+    """
+    data = opened(data)
+    info = DatasetInfo.of(data)
+    if not info.draws_nothing or isinstance(data, OnDevice):
+        return
+    indices = _spread(len(data))
+    once, again = (_Digests(data, each)[indices] for each in (seed, seed + 1))
+    unequal = [index for index in once if once[index] != again.get(index, once[index])]
+    if unequal:
+        raise DataError(
+            f"{type(data).__name__} declares draws_nothing = True, and {len(unequal)} of"
+            f" {len(once)} training images differ when they are read under two seeds"
+            f" ({info.name_of(unequal[0])}): take the attribute away, so that each image is seeded"
+        )
 
 
 def _spread(length: int) -> list[int]:

@@ -239,7 +239,9 @@ class TrainOrder:
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != known:
                 order, known = self.epoch(epoch), epoch
-            indices = order[batch * self.batch_size :][self.share(step, process)]
+            share = self.share(step, process)
+            first = batch * self.batch_size
+            indices = order[first + share.start : first + share.stop]
             yield [(epoch, index) for index in indices.tolist()]
 
 

@@ -130,6 +130,7 @@ class TrainPlan:
             self.recipe.task.own_check,
             self.replacement,
             REMEDY,
+            unless_declared=True,
         )
 
     def resume_invariants(self) -> dict[str, Any]:

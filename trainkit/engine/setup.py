@@ -3,6 +3,7 @@
 import copy
 
 from trainkit.data.dataset_info import opened
+from trainkit.data.repeatability import require_drawing_nothing
 from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
@@ -54,6 +55,7 @@ class Setup:
         require_free_names(recipe.task)
         try_metrics(recipe.task)
         self._require_freezable()
+        require_drawing_nothing(recipe.train_data, options.seed)
 
     def _require_freezable(self) -> None:
         """Raise UserError where a part cannot be frozen, or would be measured wrongly."""

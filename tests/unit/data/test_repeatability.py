@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 from trainkit.cli import main
 from trainkit.data.generators import find_generators
 from trainkit.data.loader import make_loader
-from trainkit.data.repeatability import find_unrepeatable
-from trainkit.data.seeding import Seeded
+from trainkit.data.repeatability import find_unrepeatable, require_drawing_nothing
+from trainkit.data.seeding import Seeded, seed_host, seed_step
+from trainkit.errors import DataError
 
 NUM_IMAGES = 24
 
@@ -303,3 +304,79 @@ def test_every_command_that_reads_tells_it(command, workers, tmp_path, monkeypat
         assert printed.index("FromTheSystem") < printed.index("evaluation after epoch")
     if command == "check":
         assert "not bit-equal: images read again differ" in printed
+
+
+def put_back(image):
+    """Draw, and leave torch's generator as it was."""
+    state = torch.get_rng_state()
+    changed = image * torch.rand(())
+    torch.set_rng_state(state)
+    return changed
+
+
+class Declared(Photos):
+    draws_nothing = True
+
+
+class Wrapped(Dataset):
+    """Data of one's own around others: what these declare is not said of it."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        image, target = self.inner[index]
+        return image + torch.rand(()), target
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        put_back,
+        lambda image: image * torch.rand(()),
+        lambda image: image * np.random.rand(),
+        lambda image: image * random.random(),
+        OwnGenerator(np.random.default_rng(3)),
+    ],
+)
+def test_data_that_declare_to_draw_nothing_are_held_to_it(draw):
+    with pytest.raises(DataError, match="Declared declares draws_nothing = True, and 1. of 16"):
+        require_drawing_nothing(Declared(draw), 5)
+    require_drawing_nothing(Photos(draw), 5)  # which declare nothing
+    require_drawing_nothing(Declared(torch.nn.Identity()), 5)
+
+
+def test_nothing_is_seeded_for_data_that_declare_to_draw_nothing():
+    def states(data, unless_declared=True):
+        read = []
+        seed_host(1)
+        loader = make_loader(
+            data, 5, [[(0, 1), (0, 2)]], 0, torch.device("cpu"), unless_declared=unless_declared
+        )
+        ((images, targets, _),) = loader
+        for kept in (random.random(), np.random.rand(), float(torch.rand(()))):
+            read.append(kept)
+        return read, images, targets
+
+    seed_host(1)
+    unseeded = [random.random(), np.random.rand(), float(torch.rand(()))]
+    plain, declared = Photos(torch.nn.Identity()), Declared(torch.nn.Identity())
+    everywhere = list(range(NUM_IMAGES))
+    read, images, targets = states(declared)
+    assert read == unseeded == states(Subset(declared, everywhere))[0]
+    assert targets.tolist() == [1, 0] and targets.dtype == torch.int64
+    for seeded in (plain, Subset(plain, everywhere), Wrapped(declared)):
+        assert states(seeded)[0] != unseeded
+    again, same, _ = states(declared, unless_declared=False)
+    assert again != unseeded and torch.equal(images, same)
+
+
+def test_a_step_is_seeded_as_by_its_four_numbers():
+    for stream in range(6):
+        seed_step(7, 12, 3, stream)
+        drawn = random.random(), np.random.rand(), float(torch.rand(()))
+        seed_host(7, stream, 12, 3)
+        assert drawn == (random.random(), np.random.rand(), float(torch.rand(())))

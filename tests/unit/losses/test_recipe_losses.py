@@ -11,6 +11,7 @@ from helpers.logs import rows
 from helpers.loss_inputs import LABELS, LOGITS, MAPS, log_softmax
 from helpers.toy_recipes import CLASSES, recognition, segmentation
 from trainkit import Options, train
+from trainkit.errors import UserError
 from trainkit.losses.functional import cross_entropies
 from trainkit.losses.pixelwise import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
@@ -275,3 +276,32 @@ def test_training_with_all_of_them(tmp_path, recipe, task):
 def test_mistakes(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_losses_that_change_with_the_step_are_seen_and_checked():
+    task = Segmentation(5, loss=[CrossEntropy(), Dice()])
+    masks = LABELS[:, :1, :1]  # as the task's targets are
+    assert task.terms == ("cross_entropy", "dice")
+    object.__setattr__(task, "loss", [CrossEntropy(), Dice(), Focal()])
+    assert task.terms == ("cross_entropy", "dice", "focal")
+    assert len(task.counts(masks)) == 3
+    object.__setattr__(task, "loss", [Dice(), Dice()])
+    for _ in range(2):
+        with pytest.raises(UserError, match="several of different names"):
+            task.counts(masks)
+    hard, smooth = Recognition(5), Recognition(5, label_smoothing=0.3)
+    logits, ids = torch.randn(6, 5), IDS
+    assert hard.losses(logits, ids) != smooth.losses(logits, ids)
+    object.__setattr__(hard, "label_smoothing", 0.3)
+    assert torch.equal(hard.losses(logits, ids), smooth.losses(logits, ids))
+
+
+@pytest.mark.parametrize("factor", [1, 1.0, 0.25])
+def test_a_factor_scales_loss_and_gradient(factor):
+    logits = torch.randn(6, 5, requires_grad=True)
+    (loss,) = Recognition(5, loss=CrossEntropy(factor=factor)).losses(logits, IDS)
+    loss.backward()
+    expected = logits.detach().clone().requires_grad_()
+    summed = F.cross_entropy(expected, IDS, ignore_index=-1, reduction="sum")
+    (factor * summed).backward()
+    assert loss == factor * summed and torch.equal(logits.grad, expected.grad)
