@@ -2,7 +2,7 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ def train(
     recipe: RecipeLike,
     options: Options | None = None,
     settings: Mapping[str, Any] | None = None,
+    *,
+    trackers: Sequence[Any] = (),
     **given: Any,
 ) -> dict[str, Any]:
     """Train a recipe, or resume where an earlier call in the same folder stopped.
@@ -64,6 +66,7 @@ def train(
             recipes`, or a Recipe.
         options: of the run, instead of keywords.
         settings: of a Recipe that is built already, to be recorded.
+        trackers: own ones, accelerate's `GeneralTracker`, beside those of `track`.
         **given: options of the run, see `Options`, and settings of the function, by the names of
             their flags: out (default: runs/ and the recipe's name; a built Recipe needs it), seed
             (0), workers, init_from, lr, ... Strings are taken for paths; `config` as `--config`.
@@ -85,12 +88,16 @@ def train(
             _, named = split_keywords("train", None, given)
             source = RecipeSource(seeded=False)
             options = replace(options or Options(), **named)
-            return _trained(recipe, options, settings or {}, source)
-        return _train_function(recipe, options, settings, given)
+            return _trained(recipe, options, settings or {}, source, trackers)
+        return _train_function(recipe, options, settings, given, trackers)
 
 
 def _train_function(
-    recipe: Any, options: Options | None, settings: Mapping[str, Any] | None, given: dict[str, Any]
+    recipe: Any,
+    options: Options | None,
+    settings: Mapping[str, Any] | None,
+    given: dict[str, Any],
+    trackers: Sequence[Any],
 ) -> dict[str, Any]:
     """Build a recipe, and train it."""
     recipe_file, source = as_recipe_file(recipe)
@@ -116,14 +123,18 @@ def _train_function(
     propose(recipe_file, values)
     seed_host(options.seed)
     built = build(recipe_file, values)
-    return _trained(built, options, {**values, **objects}, source)
+    return _trained(built, options, {**values, **objects}, source, trackers)
 
 
 def _trained(
-    recipe: Recipe, options: Options, settings: Mapping[str, Any], source: RecipeSource
+    recipe: Recipe,
+    options: Options,
+    settings: Mapping[str, Any],
+    source: RecipeSource,
+    trackers: Sequence[Any],
 ) -> dict[str, Any]:
     try:
-        return loop.train(recipe, options, settings, source)
+        return loop.train(recipe, options, settings, source, trackers)
     except Interrupted as stopped:
         if not is_interactive():
             raise

@@ -55,6 +55,8 @@ class Options:
     """timeout of a collective operation in seconds; the same command resumes the run after it"""
     precise_bn: int | None = None
     """precise BN: training images, in batches of 16, to re-estimate BatchNorm statistics from"""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """trackers that the rows of the log are sent to, beside the training"""
     keep_checkpoints: int = 2
     """number of newest checkpoints kept, beside the best and the one resumed from"""
     allow_schedule_change: bool = False

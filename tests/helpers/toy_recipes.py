@@ -384,6 +384,10 @@ RUNS = {
         lambda: everything(epochs=14),
         {"patience": 4, "log_every": 3, "checkpoint_every": 6},
     ),
+    "tracked": (
+        everything,
+        {"log_every": 1, "track": tuple(os.environ.get("TOY_TRACK", "tensorboard").split())},
+    ),
     "frozen": (frozen, {"micro_batch": 4, "checkpoint_every": 2, "keep_checkpoints": 9}),
     "frozen-for-good": (
         frozen_for_good,

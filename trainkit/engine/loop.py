@@ -6,7 +6,7 @@ training writes in reporting.py and checkpointing.py; how its parts are made in 
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,14 +14,16 @@ from trainkit.data.workers import worker_deaths_told
 from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.reporting import Reporter
-from trainkit.engine.run_opening import on_main_process, open_run
+from trainkit.engine.run_opening import Found, on_main_process, open_run
 from trainkit.engine.run_report import record_start, reporting_failure, write_report
 from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Interrupted, Stopped
+from trainkit.engine.tracking import tracked
 from trainkit.engine.training import Training
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 from trainkit.storage.recipe_source import RecipeSource
+from trainkit.storage.run_folder import RunFolder
 
 
 @lost_processes_told()
@@ -30,6 +32,7 @@ def train(
     options: Options,
     settings: Mapping[str, Any] | None = None,
     source: RecipeSource | None = None,
+    trackers: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train `recipe` in the folder `options.out`, or resume where an earlier call stopped.
 
@@ -40,6 +43,7 @@ def train(
         options: of the run.
         settings: the recipe's, kept in the folder.
         source: where the recipe came from, for what the folder keeps of it.
+        trackers: own ones, accelerate's `GeneralTracker`, beside those of `options.track`.
 
     Returns:
         The run's summary, as in summary.json.
@@ -53,50 +57,63 @@ def train(
     """
     begun = time.perf_counter()
     setup = Setup(recipe, options)
-    display = setup.display
     run, found = open_run(setup, settings or {}, source)
     if run.summary is not None:
-        display.note(_finished(run.folder, run.summary))
+        setup.display.note(_finished(run.folder, run.summary))
         run.close()
         return run.summary
 
     try:
-        if found.path is None:
-            setup.load_initial_weights()
-        training = Training(setup, run)
-        training.resume(found)
-        training.record.tidy(training.state)
-        reporter, checkpointer = training.reporter, training.checkpointer
-        if setup.accelerator.is_main_process:
-            reporter.warnings = setup.introduction.label_warnings()
-        for line in setup.introduction.unsaid(reporter.warnings):
-            display.note(f"warning: {line}")
-        plan = setup.plan
-        display.start(plan.total_steps, training.state.step, plan.order.steps_per_epoch)
-        record_start(reporter)
-        with (
-            reporting_failure(reporter),
-            training.stop,
-            worker_deaths_told(),
-            checkpointer.saving_on_error(),
-        ):
-            if found.path is None and setup.accelerator.is_main_process:
-                unrepeatable = setup.introduction.unrepeatable(options.seed, setup.workers)
-                if unrepeatable:
-                    display.note(f"warning: {unrepeatable}")
-            stopped_by = _train_to_the_end(training, begun)
-            if stopped_by:
-                _leave(stopped_by, checkpointer, reporter)
-            stopped_early = training.state.step != plan.total_steps and _ends_early(training)
-            if stopped_early:
-                checkpointer.save_rest()  # where a larger --patience resumes
-        summary = reporter.finish(stopped_early)
-        reporter.screen.end(stopped_early)
-        write_report(reporter)
-        return summary
+        with tracked(setup, run, settings or {}, source, trackers) as report_trackers:
+            return _train(setup, run, found, begun, report_trackers)
     finally:
-        display.stop()
+        setup.display.stop()
         run.close()
+
+
+def _train(
+    setup: Setup,
+    run: RunFolder,
+    found: Found,
+    begun: float,
+    report_trackers: Callable[[], None],
+) -> dict[str, Any]:
+    """Train in the open folder, from what was found in it, to the summary."""
+    display, options = setup.display, setup.options
+    if found.path is None:
+        setup.load_initial_weights()
+    training = Training(setup, run)
+    training.resume(found)
+    training.record.tidy(training.state)
+    reporter, checkpointer = training.reporter, training.checkpointer
+    reporter.after_row = report_trackers
+    if setup.accelerator.is_main_process:
+        reporter.warnings = setup.introduction.label_warnings()
+    for line in setup.introduction.unsaid(reporter.warnings):
+        display.note(f"warning: {line}")
+    plan = setup.plan
+    display.start(plan.total_steps, training.state.step, plan.order.steps_per_epoch)
+    record_start(reporter)
+    with (
+        reporting_failure(reporter),
+        training.stop,
+        worker_deaths_told(),
+        checkpointer.saving_on_error(),
+    ):
+        if found.path is None and setup.accelerator.is_main_process:
+            unrepeatable = setup.introduction.unrepeatable(options.seed, setup.workers)
+            if unrepeatable:
+                display.note(f"warning: {unrepeatable}")
+        stopped_by = _train_to_the_end(training, begun)
+        if stopped_by:
+            _leave(stopped_by, checkpointer, reporter)
+        stopped_early = training.state.step != plan.total_steps and _ends_early(training)
+        if stopped_early:
+            checkpointer.save_rest()  # where a larger --patience resumes
+    summary = reporter.finish(stopped_early)
+    reporter.screen.end(stopped_early)
+    write_report(reporter)
+    return summary
 
 
 def _finished(folder: Path, summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Reports a training: log, display, counters, bad images, failed writes, summary."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -59,6 +59,7 @@ class Reporter:
         self.failures = failures
         self.state = state
         self.stop = stop
+        self.after_row: Callable[[], None] = lambda: None
         self.warnings: list[str] = []  # about the training data, found before the first step
         self.write_error: OSError | None = None  # why the run's folder could not be written
         self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
@@ -138,6 +139,7 @@ class Reporter:
         row |= {name: count for name, count in counters.items() if count}
         self.log(row)
         self.screen.row(row, steps)
+        self.after_row()
         advice = self.throughput.advice(state)
         if advice is not None:
             self.note(advice)

@@ -15,6 +15,7 @@ from trainkit.engine.plan import TrainPlan
 from trainkit.engine.precise_bn import refuse_frozen
 from trainkit.engine.probe import refuse_lonely_values
 from trainkit.engine.results import require_free_names
+from trainkit.engine.trackers import require_installed
 from trainkit.errors import UserError
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -42,6 +43,7 @@ class Setup:
             UserError: settings that cannot work, or no training can run.
         """
         posix_locks()
+        require_installed(options.track)
         recipe = with_headline(recipe, options.headline)
         opened(recipe.train_data)  # a fault of it is reported before the processes connect
         self.recipe = recipe

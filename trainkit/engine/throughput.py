@@ -55,9 +55,9 @@ class Throughput:
             self._waited_since += waited_s
         return {
             "images_per_s": images_per_s,
-            "images_per_s_per_device": images_per_s / self.accelerator.num_processes,
-            "data_wait": waited_s / seconds,
-            "memory_gib": self._memory_gib(),
+            "images_per_s_per_device": round(images_per_s / self.accelerator.num_processes, 3),
+            "data_wait": round(waited_s / seconds, 4),
+            "memory_gib": round(self._memory_gib(), 4),
         }
 
     def advice(self, state: TrainState) -> str | None:

@@ -48,7 +48,9 @@ FILES = (
     "bad_images.txt", "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
     "results.csv", "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
     "train_batch.png", "train_batch.jpg", "val_predictions.jpg", "worst.jpg", "classes.jpg",
+    "trackers.json", "own_trackers.json", "trackers.log",
 )  # fmt: skip
+TRACKERS = ("tensorboard", "wandb")  # whatever these write there
 # wherever a person has looked into a folder
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
@@ -328,11 +330,13 @@ def _move_aside(folder: Path) -> Path:
 
 def _strays(folder: Path) -> list[str]:
     """What is in a run's folder and was not written by a training or a command."""
-    hidden = rf"\.lock|\.seen-[0-9a-f]+|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
+    hidden = (
+        rf"\.lock|\.trackers\.lock|\.seen-[0-9a-f]+"
+        rf"|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
+    )
+    names = (*FILES, *FOLDERS, *EVALUATIONS, *TRACKERS)
     own = [
-        path
-        for path in folder.iterdir()
-        if path.name in (*FILES, *FOLDERS, *EVALUATIONS) or re.fullmatch(hidden, path.name)
+        path for path in folder.iterdir() if path.name in names or re.fullmatch(hidden, path.name)
     ]
     found = [path for path in folder.iterdir() if path not in own]
     for name in FOLDERS:

@@ -1,0 +1,261 @@
+"""Trackers beside the training: what they get, once each, and that they stop or slow nothing."""
+
+import json
+import sqlite3
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from helpers.interruptions import go_on, start, wait_for
+from helpers.toy_recipes import everything, recognition, run
+from trainkit import Options, train
+from trainkit.data.seeding import seed_host
+from trainkit.engine import log_follower, tracking
+from trainkit.engine.log_follower import values_of
+from trainkit.engine.trackers import TRACKERS, flat, require_installed
+from trainkit.errors import MissingPackageError
+
+
+class Kept(GeneralTracker):
+    """An own tracker that keeps what it gets; `log` and `finish` may be made to misbehave."""
+
+    name = "kept"
+    requires_logging_directory = False
+
+    def __init__(self, on_log=lambda: None):
+        super().__init__()
+        self.settings, self.sent, self.finished, self.on_log = [], [], 0, on_log
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.settings.append(values)
+
+    def log(self, values, step=None, **_):
+        self.on_log()
+        self.sent.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_names_of_values_and_flat_settings():
+    row = {"event": "step", "step": 3, "epoch": 0.5, "loss": 1.5, "lr": 0.1, "grad_norm": None}
+    assert values_of(row) == {"epoch": 0.5, "train/loss": 1.5, "train/lr": 0.1}
+    row = {
+        "event": "evaluate", "step": 4, "epoch": 1.0, "best": 0.5, "best_step": 4, "split": "val",
+        "num_images": 13, "mIoU": 0.5, "ema_mIoU": 0.25, "val_loss": 2.0, "ema_val_loss": 3.0,
+        "IoU": {"cat": 0.5}, "val_loss_dice": 1.0,
+    }  # fmt: skip
+    assert values_of(row) == {
+        "epoch": 1.0, "val/best": 0.5, "val/mIoU": 0.5, "val/ema_mIoU": 0.25, "val/loss": 2.0,
+        "val/ema_loss": 3.0, "val/loss_dice": 1.0,
+    }  # fmt: skip
+    nested = {"lr": 0.1, "loss": ["ce", "dice"], "out": None, "options": {"seed": 3, "tf32": True}}
+    assert flat(nested) == {
+        "lr": 0.1, "loss": "['ce', 'dice']", "out": "None", "options.seed": 3, "options.tf32": True,
+    }  # fmt: skip
+
+
+def logged(folder):
+    """What a tracker is to get of a log, in its order."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], values_of(row)) for row in lines if row["event"] != "save"]
+
+
+def test_an_own_tracker_gets_each_row_once_over_a_resume(tmp_path):
+    """Of a run that early stopping ends, and a larger patience resumes."""
+    first, second, third = Kept(), Kept(), Kept()
+    options = {"workers": 0, "log_every": 3, "out": tmp_path / "run", "seed": 5}
+    for patience, tracker in ((2, first), (4, second)):
+        seed_host(5)
+        train(
+            everything(epochs=14),
+            Options(**options, patience=patience),
+            {"lr": 0.5},
+            trackers=[tracker],
+        )
+    assert first.sent + second.sent == logged(tmp_path / "run")
+    assert len(first.sent) > 5 and len(second.sent) > 3
+    (settings,) = first.settings
+    assert settings["lr"] == 0.5 and settings["options.patience"] == 2 and not second.settings
+    assert first.finished == second.finished == 1
+    seed_host(5)
+    fresh = Options(**options, patience=2, resume="never")
+    train(everything(epochs=14), fresh, {"lr": 0.5}, trackers=[third])
+    assert [step for step, _ in third.sent] == [step for step, _ in first.sent]
+    assert len(third.settings) == 1
+
+
+def test_one_that_fails_is_reported_once(tmp_path, capsys):
+    def fail():
+        raise ConnectionError("no route to host")
+
+    train(recognition(), Options(out=tmp_path, workers=0, log_every=1), trackers=[Kept(fail)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("no route to host") == 1
+    assert "tracker kept: failed: no route to host; the training continues without it" in printed
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 10
+
+
+def test_one_that_hangs_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tracking, "END_S", 0.5)
+    hanging = Kept(lambda: time.sleep(10_000))
+    begun = time.monotonic()
+    train(recognition(), Options(out=tmp_path, workers=0, log_every=1), trackers=[hanging])
+    assert time.monotonic() - begun < 60
+    assert "tracker kept did not end within" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 10 and not hanging.sent
+
+
+def test_of_too_many_rows_the_oldest_are_dropped(tmp_path, capsys, monkeypatch):
+    """One that takes its time with the first row, meanwhile all others come."""
+    monkeypatch.setattr(log_follower, "QUEUE", 4)
+    waiting = [1.0]
+    slow = Kept(lambda: time.sleep(waiting.pop() if waiting else 0))
+    train(recognition(), Options(out=tmp_path, workers=0, log_every=1), trackers=[slow])
+    expected = logged(tmp_path)
+    cursor = json.loads((tmp_path / "own_trackers.json").read_text())["kept"]
+    assert len(slow.sent) + cursor["dropped"] == len(expected) and cursor["dropped"] > 0
+    assert slow.sent[-4:] == expected[-4:] and slow.sent == [e for e in expected if e in slow.sent]
+    assert f"{cursor['dropped']} rows were dropped" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_missing_package_is_refused_before_anything_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainkit.engine.trackers.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r'pip install "trainkit\[wandb\]"'):
+        require_installed(("wandb",))
+    with pytest.raises(MissingPackageError, match="--track mlflow needs mlflow"):
+        train(recognition(), Options(out=tmp_path / "run", track=("mlflow",)))
+    assert not (tmp_path / "run").exists()
+
+
+def events(folder: Path) -> Counter:
+    """(name, step) of the scalars in all event files of a folder, and how often each is there."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: Counter = Counter()
+    for file in folder.glob("events.*"):
+        for event in EventFileLoader(str(file)).Load():
+            found.update((value.tag, event.step) for value in event.summary.value)
+    return found
+
+
+def expected_events(folder: Path) -> Counter:
+    """What is sent of a log: an evaluation's epoch has the name of a step's."""
+    return Counter((name, step) for step, values in logged(folder) for name in values)
+
+
+def test_tensorboard_is_read_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    run("tracked", tmp_path, track=("tensorboard",))
+    found = {key: n for key, n in events(tmp_path / "tensorboard").items() if "/" in key[0]}
+    assert found == {key: n for key, n in expected_events(tmp_path).items() if "/" in key[0]}
+    assert list((tmp_path / "tensorboard").glob("*/hparams.yml"))
+    run("tracked", tmp_path, resume="never", track=())  # its files are no strays
+
+
+def killed_and_resumed(folder: Path, name: str, monkeypatch, tmp_path: Path) -> dict:
+    """A run killed once the tracker has got some rows, and resumed; its cursor at the end."""
+    pytest.importorskip(name)
+    for variable, value in {
+        "TOY_TRACK": name, "WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(variable, value)
+
+    def sent(folder):
+        file = folder / "trackers.json"
+        return file.is_file() and json.loads(file.read_text())[name]["step"] >= 2
+
+    process = start(folder, "tracked", sleep=0.25)
+    wait_for(folder / "tracked", sent, process)
+    process.kill()
+    process.communicate()
+    before = json.loads((folder / "tracked/trackers.json").read_text())[name]
+    go_on(folder, "tracked")
+    after = json.loads((folder / "tracked/trackers.json").read_text())[name]
+    assert after["id"] == before["id"] and after["step"] == 12 > before["step"]
+    return after
+
+
+@pytest.mark.nightly
+def test_tensorboard_killed_and_resumed(tmp_path, monkeypatch):
+    killed_and_resumed(tmp_path, "tensorboard", monkeypatch, tmp_path)
+    found = events(tmp_path / "tracked/tensorboard")
+    expected = expected_events(tmp_path / "tracked")
+    assert {key for key in found if "/" in key[0]} == {key for key in expected if "/" in key[0]}
+    assert max(found[key] for key in found if "/" in key[0]) == 1
+    assert len(list((tmp_path / "tracked/tensorboard").glob("events.*"))) == 2
+
+
+def wandb_records(file: Path) -> Iterator[bytes]:
+    """The records of a .wandb file: a log of LevelDB, blocks of 32 KiB after 7 bytes of a head."""
+    data, place, record = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # no room for a head: zeros
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+@pytest.mark.nightly
+def test_wandb_killed_and_resumed(tmp_path, monkeypatch):
+    """The same id in both folders, and their steps are disjoint."""
+    cursor = killed_and_resumed(tmp_path, "wandb", monkeypatch, tmp_path)
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    parts = []
+    for folder in sorted((tmp_path / "tracked/wandb").glob("offline-run-*")):
+        (file,) = folder.glob("*.wandb")
+        assert file.name == f"run-{cursor['id']}.wandb"
+        records = [Record.FromString(data) for data in wandb_records(file)]
+        parts.append({each.history.step.num for each in records if each.HasField("history")})
+    assert len(parts) == 2 and all(parts) and not parts[0] & parts[1]
+    assert parts[0] | parts[1] == {step for step, _ in logged(tmp_path / "tracked")}
+
+
+@pytest.mark.nightly
+def test_mlflow_killed_and_resumed(tmp_path, monkeypatch):
+    cursor = killed_and_resumed(tmp_path, "mlflow", monkeypatch, tmp_path)
+    database = sqlite3.connect(tmp_path / "mlflow.db")
+    found = Counter(
+        database.execute("select key, step from metrics where run_uuid = ?", [cursor["id"]])
+    )
+    assert {key for key in found if "/" in key[0]} == {
+        key for key in expected_events(tmp_path / "tracked") if "/" in key[0]
+    }
+    assert max(n for key, n in found.items() if "/" in key[0]) == 1
+    (names,) = database.execute("select count(distinct run_uuid) from metrics").fetchall()
+    assert names == (1,)
+
+
+@pytest.mark.nightly
+def test_trackio_killed_and_resumed(tmp_path, monkeypatch):
+    cursor = killed_and_resumed(tmp_path, "trackio", monkeypatch, tmp_path)
+    (file,) = (tmp_path / "trackio").glob("*.db")
+    lines = sqlite3.connect(file).execute("select run_name, step, metrics from metrics").fetchall()
+    assert {name for name, *_ in lines} == {cursor["id"]}
+    found = Counter(
+        (name, step) for _, step, text in lines for name in json.loads(text) if "/" in name
+    )
+    expected = {key for key in expected_events(tmp_path / "tracked") if "/" in key[0]}
+    assert set(found) == expected and max(found.values()) == 1
+
+
+def test_all_four_have_their_extra():
+    text = (Path(__file__).parents[2] / "setup.cfg").read_text()
+    assert all(f"\n{name} =\n    {name}\n" in text for name in TRACKERS)

@@ -1,0 +1,192 @@
+"""Sends the rows of a run's log to a tracker, beside the training, which never waits for it."""
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit.engine.trackers import least_step, send_picture
+
+QUEUE = 1000  # rows that wait for a tracker; of more the oldest are dropped
+POLL_S = 0.2
+HANGS_S = 60.0  # without an answer, after which it is reported
+PICTURE_FILE = "val_predictions.jpg"
+NOT_SENT = ("event", "step", "epoch", "best_step", "num_images", "precise_bn", "seconds")
+
+
+class Cursors:
+    """trackers.json: of each tracker the run's id and the last steps sent; written before sending.
+
+    So a kill between the two loses a row of a tracker, and sends none twice.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._lock = threading.Lock()
+        self.content: dict[str, dict[str, Any]] = {}
+        if self._file.is_file():
+            self.content = json.loads(self._file.read_bytes())
+
+    def of(self, name: str) -> dict[str, Any] | None:
+        """That of a tracker; None where it has none of this run yet."""
+        return self.content.get(name)
+
+    def note(self, name: str, **changes: Any) -> None:
+        """Change and write that of a tracker, whole or not at all."""
+        with self._lock:
+            of_none = {"id": None, "step": 0, "evaluation": 0, "dropped": 0}
+            self.content[name] = {**of_none, **self.content.get(name, {}), **changes}
+            aside = self._file.with_name(f".{self._file.name}.writing-{os.getpid()}")
+            aside.write_text(json.dumps(self.content, indent=1) + "\n")
+            os.replace(aside, self._file)
+
+
+def values_of(row: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of a row by the names that trackers group them by: train/loss, val/mIoU."""
+    group = "train" if row["event"] == "step" else "val"
+    values: dict[str, int | float] = {"epoch": row["epoch"]}
+    for name, value in row.items():
+        if name not in NOT_SENT and type(value) in (int, float):
+            ema = "ema_" if name.startswith("ema_") else ""
+            values[f"{group}/{ema}{name.removeprefix(ema).removeprefix('val_')}"] = value
+    return values
+
+
+class LogFollower(threading.Thread):
+    """A thread that sends to one tracker what is in a log and was not sent yet.
+
+    Attributes:
+        busy_since: when the call of the tracker began that has not returned yet, on the clock of
+            `time.monotonic`; None where none is under way.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[dict[str, Any] | None], Any],
+        run: Path,
+        cursors: Cursors,
+        settings: Mapping[str, Any],
+        told: Callable[[str], None],
+    ):
+        """Prepare to follow.
+
+        Args:
+            name: of the tracker.
+            start: makes it, from its cursor, None on the first start of the run.
+            run: the folder whose log is followed.
+            cursors: of all trackers of the run.
+            settings: flat ones, sent on the first start alone.
+            told: called with what a person is to know, once for each kind of failure.
+        """
+        super().__init__(name=f"tracker {name}", daemon=True)
+        self.tracker_name = name
+        self.ending = threading.Event()  # send what there is, and end
+        self.aborted = threading.Event()  # send nothing more, and end
+        self.busy_since: float | None = None
+        self._start, self._settings, self._told = start, settings, told
+        self._run, self._cursors = run, cursors
+        self._log = run / "log.jsonl"
+        self._place = 0  # in the log, up to which rows were read
+        self._queue: deque[dict[str, Any]] = deque()
+        self._dropped = 0
+        self._failed = False
+        self._last_step = 0
+        self._least_step = 0
+        self._picture = self._picture_time()  # one from before this start was sent then
+
+    def run(self) -> None:
+        """Follow until it is to end."""
+        tracker = self._call(self._begin)
+        if tracker is None:
+            return
+        while not self.aborted.is_set():
+            ending = self.ending.is_set()  # before the last look into the log
+            self._read()
+            while self._queue and not self.aborted.is_set():
+                self._call(lambda: self._send(tracker))
+                self._read()
+            self._call(lambda: self._send_picture(tracker))
+            if ending:
+                break
+            self.ending.wait(POLL_S)
+        self._call(tracker.finish)
+        if self._dropped:
+            self._told(f"{self._dropped} rows were dropped, as it was slower than the training")
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns; None for an error, of which the first one is reported."""
+        self.busy_since = time.monotonic()
+        try:
+            return function()
+        except Exception as error:  # whatever a tracker raises: it ends no training
+            if not self._failed:
+                said = " ".join(str(error).split()) or type(error).__name__
+                self._told(f"failed: {said[:300]}; the training continues without it")
+            self._failed = True
+            return None
+        finally:
+            self.busy_since = None
+
+    def _begin(self) -> Any:
+        cursor = self._cursors.of(self.tracker_name)
+        self._least_step = least_step(self.tracker_name, cursor)
+        tracker = self._start(cursor)
+        if cursor is None:
+            tracker.store_init_configuration(dict(self._settings))
+            self._cursors.note(self.tracker_name)
+        self._last_step = self._sent()["step"]
+        self._dropped = self._sent()["dropped"]
+        return tracker
+
+    def _sent(self) -> dict[str, Any]:
+        cursor = self._cursors.of(self.tracker_name)
+        if cursor is None:
+            raise RuntimeError(f"tracker {self.tracker_name} was not begun")
+        return cursor
+
+    def _read(self) -> None:
+        """Take up the rows that are new in the log; drop the oldest of too many."""
+        if not self._log.is_file() or self._log.stat().st_size <= self._place:
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._place)
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]  # a row may be half written
+        self._place += len(data)
+        sent = self._sent()
+        for line in data.splitlines():
+            if not line.startswith((b'{"event": "step", ', b'{"event": "evaluate", ')):
+                continue
+            row = json.loads(line)
+            if row["step"] > sent["step" if row["event"] == "step" else "evaluation"]:
+                self._queue.append(row)
+        num_dropped = max(0, len(self._queue) - QUEUE)
+        for _ in range(num_dropped):
+            self._queue.popleft()
+        self._dropped += num_dropped
+
+    def _send(self, tracker: Any) -> None:
+        """Send the oldest row, noted before: none is sent twice."""
+        row = self._queue.popleft()
+        which = "step" if row["event"] == "step" else "evaluation"
+        changes = {which: row["step"], "dropped": self._dropped}
+        self._cursors.note(self.tracker_name, **changes)
+        step = max(row["step"], self._least_step)
+        tracker.log(values_of(row), step=step)
+        self._last_step = max(self._last_step, step)
+
+    def _send_picture(self, tracker: Any) -> None:
+        """Send the pictures of predictions where they are new, at a step that is not before."""
+        now = self._picture_time()
+        if now not in (None, self._picture):
+            self._picture = now
+            send_picture(tracker, self._run / PICTURE_FILE, self._last_step)
+
+    def _picture_time(self) -> int | None:
+        file = self._run / PICTURE_FILE
+        return file.stat().st_mtime_ns if file.is_file() else None
