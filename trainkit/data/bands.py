@@ -97,7 +97,7 @@ def read_pixels(
     if pixels.usual:
         return read_image(source, name, upright)
     return tv_tensors.Image(
-        read_with(source, lambda data: _conformed(_decoded(bytes(data), upright), pixels), name)
+        read_with(source, lambda data: _conformed(_decoded(data, upright), pixels), name)
     )
 
 

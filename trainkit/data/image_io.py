@@ -4,7 +4,6 @@ torchvision decodes JPEG, and the usual PNGs by png_decoder.py; pillow_decoder.p
 Images of other channels or bits than RGB of 8 bits are read by bands.py.
 """
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +100,7 @@ def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors
 
 
 def read_with(
-    source: Path | bytes, decode: Callable[[bytearray], Tensor], name: str | None = None
+    source: Path | bytes, decode: Callable[[bytes], Tensor], name: str | None = None
 ) -> Tensor:
     """What `decode` makes of a file's content, or of its bytes.
 
@@ -111,7 +110,7 @@ def read_with(
     return _read(source, name, decode)
 
 
-def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], Tensor]) -> Tensor:
+def _read(source: Path | bytes, name: str | None, decode: Callable[[bytes], Tensor]) -> Tensor:
     """Decode the content; whatever a decoder raises becomes an error that names the file."""
     try:
         return decode(_content(source))
@@ -125,17 +124,15 @@ def _read(source: Path | bytes, name: str | None, decode: Callable[[bytearray], 
         raise DataError(_unreadable(source, name, error)) from error
 
 
-def _content(source: Path | bytes) -> bytearray:
-    """Read what torch may share without a warning, without a copy in between."""
+def _content(source: Path | bytes) -> bytes:
+    """Read a file at once; bytes stay as they are."""
     if isinstance(source, bytes):
-        return bytearray(source)
+        return source
     with open(source, "rb", buffering=0) as file:
-        content = bytearray(os.fstat(file.fileno()).st_size)
-        del content[file.readinto(content) :]
-    return content
+        return file.read()
 
 
-def _decode(data: bytearray, upright: bool) -> Tensor:
+def _decode(data: bytes, upright: bool) -> Tensor:
     """Decode to RGB, uint8 (3, H, W), a view of (H, W, 3).
 
     torchvision decodes JPEG and the usual kinds of PNG, faster than Pillow does the rest. Where
@@ -143,7 +140,8 @@ def _decode(data: bytearray, upright: bool) -> Tensor:
     """
     if data.startswith(JPEG):
         require_jpeg_room(data)
-        return decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, upright)
+        shared = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # torch warns of bytes
+        return decode_image(shared, ImageReadMode.RGB, upright)
     if data.startswith(PNG) and notes() is None:
         decoded = decode_rgb(data)
         if decoded is not None:
@@ -182,7 +180,7 @@ def _note_range(highest: int) -> None:
         found.highest.append(highest)
 
 
-def _bits(image: ImageFile, data: bytearray) -> int:
+def _bits(image: ImageFile, data: bytes) -> int:
     """Bits of a channel of a pixel as stored: those of PNG and TIFF, 16 of PPM, else 8."""
     if data.startswith(PNG):
         return png_bits(data)
@@ -197,7 +195,7 @@ def _most(image: ImageFile) -> int:
     return settings[-1] if decoder in ("ppm", "ppm_plain") and isinstance(settings, tuple) else 255
 
 
-def _labels(data: bytearray) -> Tensor:
+def _labels(data: bytes) -> Tensor:
     if data.startswith(JPEG):
         raise _NotAMaskError(
             "saved as JPEG, which blurs labels: save it anew as grey or palette PNG"
@@ -236,7 +234,7 @@ def _labels(data: bytearray) -> Tensor:
     return torch.from_numpy(labels.astype(np.uint8 if image.mode in ("1", "L", "P") else np.int32))
 
 
-def _colors(data: bytearray) -> Tensor:
+def _colors(data: bytes) -> Tensor:
     if data.startswith(JPEG):
         raise _NotAMaskError(
             "saved as JPEG, which blurs the colours of labels: save it anew as PNG, from the"

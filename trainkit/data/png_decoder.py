@@ -76,7 +76,7 @@ def decode_deep_colour(data: bytes | bytearray) -> Tensor:
     if compression or filtering or interlaced > 1:
         raise UserError("the PNG's header is damaged: its pixels are stored in an unknown way")
     bare = _only_pixels(data)
-    content = hash(bytes(bare))
+    content = hash(bytes(data))
     if content not in _sound:
         rows = _checked_rows(bare)
         if rows is None:
@@ -149,9 +149,9 @@ def _only_pixels(data: bytes | bytearray) -> bytearray:
         elif kind != b"IEND":
             others += 1
         place = end
-    if kind == b"IEND" and not others and isinstance(data, bytearray):
-        return data
-    return bytearray(b"".join([*parts, _END]))
+    if kind == b"IEND" and not others:
+        return bytearray(data)
+    return bytearray().join([*parts, _END])
 
 
 def _checked_rows(data: bytearray) -> bytes | None:
@@ -187,6 +187,7 @@ def _with_stored(rows: bytes, data: bytearray) -> bytearray:
     """A PNG with the header of `data` whose rows are stored instead of deflated."""
     if len(rows) > _MAX_BYTES:
         return data
-    body = b"IDAT" + zlib.compress(rows, level=0)
-    length, checksum = struct.pack(">I", len(body) - 4), struct.pack(">I", zlib.crc32(body))
-    return bytearray(b"".join([data[:_HEADER_END], length, body, checksum, _END]))
+    pixels = zlib.compress(rows, level=0)
+    start = struct.pack(">I4s", len(pixels), b"IDAT")
+    checksum = struct.pack(">I", zlib.crc32(pixels, zlib.crc32(b"IDAT")))
+    return bytearray().join([data[:_HEADER_END], start, pixels, checksum, _END])
