@@ -29,7 +29,7 @@ def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return taken
 
 
-def told(name: str, seconds: list[float], unit: float = 1e-3) -> str:
+def in_words(name: str, seconds: list[float], unit: float = 1e-3) -> str:
     """A row: median, and the least and the most of the rounds, in ms, or where `unit` is 1 in s."""
     middle, least, most = (
         f"{value / unit:.2f}" for value in (median(seconds), min(seconds), max(seconds))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from _results import Results, add_option
-from _timing import interleaved, told, versions
+from _timing import in_words, interleaved, versions
 from safetensors.torch import save_file
 from torchvision.models import resnet18, resnet50
 
@@ -106,7 +106,7 @@ def main() -> None:
         print(f"{name}: pause {middle:.3f} s {spread}, {middle / plain:.2f} x torch.save")
     for name, seconds in of_parts.items():
         results.add(name, "by itself", "ms", [1e3 * each for each in seconds])
-        print(told(f"  {name}", seconds))
+        print(in_words(f"  {name}", seconds))
     results.write(arguments.results)
 
 

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 from _results import Results, add_option
-from _timing import interleaved, told, versions
+from _timing import in_words, interleaved, versions
 from torch import Tensor
 
 from trainkit.metrics.segmentation import MeanIoU
@@ -105,10 +105,8 @@ def main() -> None:
         for name, seconds in taken.items():
             milliseconds = [1e3 * each for each in seconds]
             results.add(name, title, "ms", milliseconds, median(seconds) / ours)
-            print(
-                f"{told(f'{title}, {name}', seconds)}, {median(seconds) / ours:.1f} x trainkit's"
-                " time"
-            )
+            ratio = median(seconds) / ours
+            print(f"{in_words(f'{title}, {name}', seconds)}, {ratio:.1f} x trainkit's time")
     results.write(asked.results)
 
 

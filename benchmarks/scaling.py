@@ -28,7 +28,7 @@ from statistics import median
 
 import torch
 from _results import Results, add_option
-from _timing import told, versions
+from _timing import in_words, versions
 from torch.utils.data import Dataset
 
 from trainkit import Options, Recipe, train
@@ -174,7 +174,7 @@ def growth(largest: int, rounds: int, steps: int, results: Results) -> None:
             "resume: from the call of train": from_call,
             "a step": of_step,
         }.items():
-            print(told(f"  {name}", seconds))
+            print(in_words(f"  {name}", seconds))
 
 
 def main() -> None:

@@ -109,18 +109,18 @@ def test_a_typed_recipe_passes_and_a_wrong_one_is_reported(tmp_path):
     (tmp_path / "wrong.py").write_text(wrong)
 
     # in the project's folder: mypy takes its configuration, and what it knows of the package
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-m", "mypy", tmp_path / "typed.py", tmp_path / "wrong.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 1, told.stdout + told.stderr
-    errors = [line for line in told.stdout.splitlines() if ": error: " in line]
-    assert not [line for line in errors if "typed.py" in line], told.stdout
-    assert sum("wrong.py" in line for line in errors) == len(WRONG), told.stdout
+    assert reported.returncode == 1, reported.stdout + reported.stderr
+    errors = [line for line in reported.stdout.splitlines() if ": error: " in line]
+    assert not [line for line in errors if "typed.py" in line], reported.stdout
+    assert sum("wrong.py" in line for line in errors) == len(WRONG), reported.stdout
     for _, message in WRONG.values():
-        assert any(message in line for line in errors), told.stdout
+        assert any(message in line for line in errors), reported.stdout
 
 
 def test_the_typed_recipe_is_one(tmp_path):

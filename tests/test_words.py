@@ -135,6 +135,18 @@ def test_words_of_the_field(place):
     assert not found, "\n".join(found)
 
 
+def test_tests_are_named_by_the_same_words():
+    old = (
+        "_(told|said|likeliest|figures|mistakes?|label_maps?|mathematics|looked_at|goe?s?_on)(_|$)"
+    )
+    names = [
+        name
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    ]
+    assert len(names) > 1000 and not [name for name in names if re.search(old, name)]
+
+
 def test_phrases_are_found_across_lines(tmp_path):
     (tmp_path / "page.md").write_text(
         "A loss that is\nno number.\n\nGoing on, label maps; a resume of a mask.\n"

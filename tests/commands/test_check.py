@@ -21,7 +21,7 @@ from trainkit.engine.plan import TrainPlan
 OPTIONS = Options(workers=0)
 
 
-def test_figures(tmp_path, monkeypatch):
+def test_results(tmp_path, monkeypatch):
     """A 3x3 convolution from 3 to 8 channels and a 1x1 one to 7, on 12x12; writes nothing."""
     monkeypatch.chdir(tmp_path)
     results = check(recognition(), Options(workers=0, micro_batch=3))["results"]
@@ -61,14 +61,14 @@ def test_it_begins_with_the_weights_of_init(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("build", [everything, segmentation])
-def test_all_that_is_remembered_goes_on(build):
+def test_all_state_is_resumed(build):
     assert check(build(), OPTIONS)["results"]["resume"] == "bit-equal"
 
 
 @pytest.mark.parametrize(
     "way", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp"]
 )
-def test_two_processes_go_on(tmp_path, way):
+def test_two_processes_resume(tmp_path, way):
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys; sys.path.insert(0, {str(TESTS)!r})
@@ -99,7 +99,7 @@ def test_a_model_with_a_memory_of_its_own_is_found():
         )
 
 
-def test_what_cannot_work_is_told_at_once():
+def test_what_cannot_work_is_reported_at_once():
     with pytest.raises(FloatingPointError, match=r"the loss is nan in step \d .gradient norm nan"):
         check(recognition(train_data=Planted(27, 11)), OPTIONS)
     data = Images(27)
@@ -114,14 +114,14 @@ def test_settings_that_do_nothing():
     options = Options(
         workers=0, micro_batch=99, log_every=10**4, evaluate_every=50, checkpoint_every=10**5
     )
-    told = "; ".join(check(recipe, options)["warnings"])
+    message = "; ".join(check(recipe, options)["warnings"])
     for words in (
         "--micro-batch 99 does nothing", "--log-every 10000 is more than the 2 steps",
         "--evaluate-every 50: the run", "--checkpoint-every 100000 is more",
         "drop_last leaves 12 of 27",
         "1 weights are not in the optimizer and will not change: extra",
     ):  # fmt: skip
-        assert words in told, (words, told)
+        assert words in message, (words, message)
     assert check(recognition(), Options(workers=0, log_every=2))["warnings"] == [
         "class 2 has no training image"
     ]
@@ -142,10 +142,10 @@ def test_batch_norm_under_a_schedule_free_optimizer():
         )
 
     assert warnings(norm=False) == warnings(norm=True, precise_bn=16) == []
-    (told,) = warnings(norm=True)
+    (message,) = warnings(norm=True)
     assert (
         "SGDScheduleFree evaluates other weights than it trains, and 1 batch norms (backbone.1)"
-        in told
+        in message
     )
 
 

@@ -94,14 +94,14 @@ def test_a_copy_of_a_recipe(tmp_path, monkeypatch, capsys):
     copy = Path("own/my_recipe.py")
     assert copy.read_text() == (ROOT / "recipes" / "seg_voc.py").read_text()
     assert "lr" in inspect.signature(load_recipe(copy)).parameters
-    for words, told in (
+    for words, message in (
         (("seg_voc", "own/my_recipe.py"), "own/my_recipe.py exists; give another name"),
         (("seg_voc", "mine"), "mine is no name of a Python file: end it with .py"),
         (("seg_voic", "x.py"), "no command, file or recipe seg_voic; did you mean seg_voc?"),
         (("a/seg_voic.py", "x.py"), "did you mean seg_voc, a recipe that comes with trainkit?"),
     ):
         assert main(["new", *words]) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "own", tmp_path / "own" / "my_recipe.py"]
 
 
@@ -131,7 +131,7 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "predictions" / "predictions.jsonl").read_text().count("\n") == 1
     assert main(["export", str(run), "--out", str(tmp_path / "w.safetensors")]) == 0
     capsys.readouterr()
-    for words, told in (
+    for words, message in (
         (("evaluate", tmp_path / "w.safetensors"),
             "lies in no run, so that its recipe is not known"),
         (("evaluate", run, "--weights", run), "is no recipe: leave it out"),
@@ -142,7 +142,7 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
         (("predict", run, "--out", "p", "--data", "y"), "--data is no option of predict: "),
     ):  # fmt: skip
         assert main([str(word) for word in words]) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_lines_of_a_paragraph_are_joined_in_the_help_of_a_recipe(tmp_path):
@@ -165,9 +165,9 @@ def test_the_recipe_of_an_older_trainkit_is_not_run(tmp_path, capsys):
         " import x\n"
     )
     assert main(["evaluate", str(tmp_path)]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "written for an older trainkit: it imports trainkit.models.segmenters" in told
-    assert f"trainkit evaluate RECIPE --weights {tmp_path}" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "written for an older trainkit: it imports trainkit.models.segmenters" in message
+    assert f"trainkit evaluate RECIPE --weights {tmp_path}" in message
     assert not Path("executed").exists()
 
 
@@ -234,7 +234,7 @@ def test_evaluate_takes_settings_from_the_run(trained, what):
     )
 
 
-def mistakes(folder):
+def user_errors(folder):
     """Words -> what the one message must hold."""
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "number.py").write_text("def recipe(lr: float = 0.1): return 3\n")
@@ -385,20 +385,20 @@ def mistakes(folder):
     }
 
 
-def test_mistakes_are_told_in_one_message(tmp_path, monkeypatch, capsys):
+def test_user_errors_are_reported_in_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    for words, message in mistakes(tmp_path).items():
+    for words, message in user_errors(tmp_path).items():
         try:
             code = main([str(word) for word in words])
         except SystemExit as stopped:  # tyro's way
             code = stopped.code
-        said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
-        assert code == 2 and message in said, (words, said)
+        shown = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+        assert code == 2 and message in shown, (words, shown)
     assert (tmp_path / "full" / "thesis.tex").read_text() == "..."
 
 
-def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
+def test_a_user_error_ends_the_process_with_2_and_no_traceback(tmp_path):
     done = trainkit(ROOT / "recipes" / "seg_ade20k.py", cwd=tmp_path, code=2)
     assert (
         done.stderr.startswith("no ADE20K at ")
@@ -407,7 +407,7 @@ def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
     )
 
 
-def test_a_bad_image_in_a_worker_is_told_in_one_message(tmp_path, monkeypatch):
+def test_a_bad_image_in_a_worker_is_reported_in_one_message(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     forked(SAMPLE, "--sample", "--epochs", 0.1, "--warmup-epochs", 0, "--workers", 0, cwd=tmp_path)
     image = next((tmp_path / "cache").rglob("train/car/*.jpg"))
@@ -439,11 +439,11 @@ def test_what_the_machine_lacks_ends_with_1(trained, monkeypatch, capsys):
         code = main([str(SAMPLE), *words])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
         code == 1
-        and "full/checkpoints/step-000000002 could not be written" in told
-        and "Traceback" not in told
+        and "full/checkpoints/step-000000002 could not be written" in message
+        and "Traceback" not in message
     )
 
 
@@ -469,7 +469,7 @@ def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path):
         assert "Traceback" in done.stderr and file in done.stderr and error in done.stderr
 
 
-def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
+def test_what_a_library_refuses_is_reported_in_one_message(tmp_path):
     """Also where the library lies below the recipe's folder, as in a virtual environment.
 
     The traceback is kept.
@@ -483,11 +483,11 @@ def test_what_a_library_refuses_is_told_in_one_message(tmp_path):
         " fail(lr)\n"
     )
     done = forked("broken.py", "--lr", "3", cwd=tmp_path, code=2)
-    told = (
+    message = (
         "fail of packages.helper, called in broken.py, line 3, does not take what it was given: not"
         " 3.0. The recipe"
     )
-    assert done.stderr.startswith(f"{told} was built with lr=3.0; TRAINKIT_TRACEBACK=1")
+    assert done.stderr.startswith(f"{message} was built with lr=3.0; TRAINKIT_TRACEBACK=1")
     assert done.stderr.count("\n") == 1
     done = forked("broken.py", cwd=tmp_path, code=1, TRAINKIT_TRACEBACK="1")
     assert "built with its own settings" in done.stderr and "in fail\n" in done.stderr
@@ -510,7 +510,7 @@ def recipe():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_package_that_reading_needs_is_told(tmp_path, workers):
+def test_a_package_that_reading_needs_is_reported(tmp_path, workers):
     """Of labels as MATLAB writes them, without scipy: an empty one is before the real one here."""
     (tmp_path / "empty" / "scipy").mkdir(parents=True)
     (tmp_path / "empty" / "scipy" / "__init__.py").write_text("")

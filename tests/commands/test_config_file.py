@@ -85,7 +85,7 @@ def test_another_runs_settings_but_not_its_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         ("learning_rate: 1\n", "run.yaml: there is no setting learning_rate"),
         ("batchsize: 1\n", "there is no setting batchsize; did you mean batch_size?"),
@@ -96,10 +96,10 @@ def test_another_runs_settings_but_not_its_folder(tmp_path, monkeypatch):
         ("lr: [1\n", "run.yaml cannot be read"),
     ],
 )
-def test_what_a_file_cannot_give_is_refused(tmp_path, content, told):
+def test_what_a_file_cannot_give_is_refused(tmp_path, content, message):
     file = tmp_path / "run.yaml"
     file.write_text(content)
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(message)):
         read("--config", file)
 
 

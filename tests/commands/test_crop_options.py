@@ -78,8 +78,8 @@ def test_where_no_crop_is_known_it_is_refused(tmp_path, capsys):
     words = ["--sample", *FAST, "--epochs", "0.2", "--warmup-epochs", "0"]
     assert main(["recog_cifar10", *words, "--out", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--crops", "ten", *FAST]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "crops is 'ten', and the validation images are not cut by trainkit.data" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "crops is 'ten', and the validation images are not cut by trainkit.data" in message
     (tmp_path / "a.png").write_bytes(b"")
     out = ("--out", str(tmp_path / "out"))
     words = ["predict", str(tmp_path / "run"), str(tmp_path / "a.png"), "--crops", "ten", *out]

@@ -110,12 +110,12 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
         "mask_size": [(7, str(files / "turned.png"))],
         "label": [(4, str(files / "strange.png"))],
     }
-    told = {
+    message = {
         fault["index"]: fault["what"] for faults in train["faults"].values() for fault in faults
     }
-    assert f"cannot read {scenes / 'annotations' / 'train' / 'torn-mask.png'}" in told[5]
-    assert "turned.png is 8x16 and its image" in told[7] and "is 16x8" in told[7]
-    assert "holds label 9 on 7 pixels; the 4 classes are 0 to 3" in told[4]
+    assert f"cannot read {scenes / 'annotations' / 'train' / 'torn-mask.png'}" in message[5]
+    assert "turned.png is 8x16 and its image" in message[7] and "is 16x8" in message[7]
+    assert "holds label 9 on 7 pixels; the 4 classes are 0 to 3" in message[4]
     assert not any(val["faults"].values())
 
     # 64, 100, 128, 144, 200, 200: also those at fault whose header can be read
@@ -148,8 +148,8 @@ def test_segmentation(scenes, tmp_path, monkeypatch, capsys):
         f"{100 * ignored:.1f} % of the train pixels are ignored (--mask-values says what classes"
         " are)" in shown
     )
-    assert shown.count("error: ") == 4 and all(what in shown for what in told.values())
-    assert f"error: {files / 'torn-mask.png'}: {told[5]}" in shown, (
+    assert shown.count("error: ") == 4 and all(what in shown for what in message.values())
+    assert f"error: {files / 'torn-mask.png'}: {message[5]}" in shown, (
         "the image too, where only the mask is named"
     )
     assert "4 errors, 6 warnings; all of it in here/doctor.json" in shown
@@ -235,7 +235,7 @@ def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     parquet(tmp_path / "p", "train", [0, 2, 2], ["PNG"] * 3, features)
     parquet(tmp_path / "p", "val", [1, 3], ["WEBP"] * 2, features)
-    told = [
+    message = [
         "--data",
         "p",
         "--label-column",
@@ -246,7 +246,7 @@ def test_parquet_with_a_label_outside_the_classes(tmp_path, monkeypatch):
         "--workers",
         "0",
     ]
-    assert main(["doctor", RECOG, *told]) == 2
+    assert main(["doctor", RECOG, *message]) == 2
     report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
     (fault,) = report["val"]["faults"]["label"]
     assert fault == {
@@ -388,7 +388,7 @@ def test_real_camvid(real_data, tmp_path, monkeypatch):
                     f"{name.rpartition('.')[0]}.*"
                 ):
                     shutil.copy(file, tmp_path / "few" / part / split)
-    told = [
+    message = [
         "--data",
         "few",
         "--classes",
@@ -401,7 +401,7 @@ def test_real_camvid(real_data, tmp_path, monkeypatch):
         "--workers",
         "2",
     ]
-    assert main(["doctor", SEG, *told]) == 0
+    assert main(["doctor", SEG, *message]) == 0
     report = json.loads((tmp_path / "runs" / "seg_folder-doctor" / "doctor.json").read_text())
     assert report["num_errors"] == 0 and [pair[1] for pair in report["in_both"]] == [
         f"few/images/val/{names[3]}"
@@ -413,7 +413,7 @@ def test_real_camvid(real_data, tmp_path, monkeypatch):
     assert pixels == 4 * width * height
 
 
-def test_mistakes(scenes, tmp_path, monkeypatch, capsys):
+def test_user_errors(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words(tmp_path / "nowhere")) == 2
     assert "no folder" in capsys.readouterr().err
@@ -451,7 +451,7 @@ def test_the_bar_and_the_lines():
 
 
 def test_faults_of_a_kind_share_a_line(tmp_path, monkeypatch, capsys):
-    """A label outside the classes in every mask is told once for each split, with its remedy."""
+    """A label outside the classes in every mask is reported once a split, with its remedy."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for kind in ("images", "annotations"):
@@ -474,7 +474,7 @@ def test_faults_of_a_kind_share_a_line(tmp_path, monkeypatch, capsys):
     assert main([*words, "--ignore", "11"]) == 0
 
 
-def test_why_a_transform_is_kept_is_said():
+def test_why_a_transform_is_kept_is_reported():
     class Always(Dataset):
         """Calls its transform, whatever it is."""
 

@@ -53,15 +53,18 @@ def test_safetensors_and_what_it_says_about_itself(tmp_path, capsys):
         "name": "images", "layout": "NCHW", "dtype": "float32", "colours": "RGB",
         "shape": ["batch", 3, "height", "width"],
     }  # fmt: skip
-    said = about["preprocessing"]
-    assert said["size"] == [16, 16] and "CenterCrop(size=(16, 16))" in said["transform"]
+    message = about["preprocessing"]
+    assert message["size"] == [16, 16] and "CenterCrop(size=(16, 16))" in message["transform"]
     # What the file says about reading an image is what the model is evaluated on.
     image = crop(16)(read_image(recipe.val_data.files[0])).double()
     mean, std = (
-        torch.tensor(said[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std")
+        torch.tensor(message[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std")
     )
     torch.testing.assert_close(
-        _images(recipe, 1)[0][0].double(), (image * said["scale"] - mean) / std, atol=1e-6, rtol=0
+        _images(recipe, 1)[0][0].double(),
+        (image * message["scale"] - mean) / std,
+        atol=1e-6,
+        rtol=0,
     )
     printed = capsys.readouterr().out
     assert "largest difference from the model on 4 images: 0" in printed
@@ -93,13 +96,13 @@ def test_program_of_a_network_that_takes_filled_images_alone(tmp_path, capsys):
     export(recipe, tmp_path / "w.pth", asked(tmp_path / "m.pt2", "torch-export"))
     extra = {"trainkit": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
-    said = json.loads(extra["trainkit"])["preprocessing"]
+    message = json.loads(extra["trainkit"])["preprocessing"]
     assert (
-        said["fill"]
+        message["fill"]
         == "0 after normalisation, at the bottom and on the right, to sides divisible by 32; what"
         " comes out is resized to that and cut to the image"
     )
-    assert said["size"] == [112, 77]
+    assert message["size"] == [112, 77]
     image = _images(recipe, 1)[0]
     assert image.shape == (1, 3, 112, 77)
     filled = F.pad(image, (0, 96 - 77, 0, 128 - 112))

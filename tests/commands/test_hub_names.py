@@ -132,17 +132,17 @@ def test_a_cache_that_was_damaged_later_is_refused(hub, tmp_path, capsys):
 
 
 def test_names_that_are_not_there_and_no_network(hub, tmp_path, capsys, monkeypatch):
-    def told() -> str:
+    def stderr() -> str:
         return " ".join(capsys.readouterr().err.split())
 
     assert predicted(tmp_path / "out", "me/nothing") == 2
-    assert "nothing at me/nothing, and no model of that name on the Hugging Face Hub" in told()
+    assert "nothing at me/nothing, and no model of that name on the Hugging Face Hub" in stderr()
     assert predicted(tmp_path / "out") == 0
     take_endpoint(monkeypatch, "http://127.0.0.1:9")  # nobody answers there
     assert predicted(tmp_path / "again") == 0, "the cache is enough"
-    told()
+    stderr()
     assert predicted(tmp_path / "out", "me/other") == 2
-    assert "it is not in the cache, and the Hub cannot be reached" in told()
+    assert "it is not in the cache, and the Hub cannot be reached" in stderr()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert predicted(tmp_path / "offline") == 0
     assert lines(tmp_path / "offline") == lines(Path("expected"))

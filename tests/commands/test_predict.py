@@ -92,7 +92,7 @@ def test_classes_with_probabilities(tmp_path, workers):
 
 
 @pytest.mark.parametrize("raw_ids", [RAW, [0, 9, 8, 7, 6, 5, 4], None])
-def test_label_maps(tmp_path, raw_ids):
+def test_segmentation_masks(tmp_path, raw_ids):
     recipe = with_masks(tmp_path, task=Segmentation(CLASSES, palette=PALETTE, raw_ids=raw_ids))
     out = tmp_path / "out"
     predict(recipe, weights_of(recipe, tmp_path), asked(tmp_path / "images", out=out, overlay=True))
@@ -142,7 +142,7 @@ def test_images_lie_as_the_datasets_do(tmp_path):
     assert not any(data.upright for data in (ADE20K, VOC, VOCAug, PascalContext, COCO))
 
 
-def test_images_are_looked_at_as_the_recipes_evaluations_do(tmp_path):
+def test_images_are_transformed_as_in_the_recipes_evaluations(tmp_path):
     """In windows of 16 every 8 of images with a long side of 24, flipped too, against a loop over
     them."""
     recipe = with_masks(tmp_path, inference=Inference(window=16, stride=8, flip=True))
@@ -212,7 +212,7 @@ def test_images_that_a_network_takes_filled_up_alone(tmp_path, looks):
 
 
 @pytest.mark.parametrize("shift", [-1, 0])
-def test_label_maps_of_ones_own_images(tmp_path, shift):
+def test_segmentation_masks_of_ones_own_images(tmp_path, shift):
     """seg_folder writes them as the masks have them."""
     for split in ("train", "val"):
         for i in range(2):
@@ -297,7 +297,7 @@ def test_a_large_folder_is_not_held_in_memory(tmp_path):
     assert watched.given == 1001 and watched.most <= 17
 
 
-def test_memory_that_runs_out_in_a_prediction_is_told(tmp_path):
+def test_oom_in_a_prediction_is_reported(tmp_path):
     """A window of more than a process can address."""
     recipe = with_masks(tmp_path, inference=Inference(window=10_000_000))
     with pytest.raises(
@@ -308,7 +308,7 @@ def test_memory_that_runs_out_in_a_prediction_is_told(tmp_path):
         )
 
 
-def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
+def test_unreadable_files_are_reported_at_the_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(RECIPE)
     recipe = with_classes(tmp_path / "x")
@@ -329,15 +329,15 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
         "0",
     ]
     assert main([*words, "--out", "photos/out"]) == 2
-    said = capsys.readouterr()
-    assert "12 of the files could not be read, the rest is done" in said.err
+    message = capsys.readouterr()
+    assert "12 of the files could not be read, the rest is done" in message.err
     assert (
-        said.err.count("cannot read photos/bad-") == 10
-        and "and 2 more in photos/out/unreadable.txt" in said.err
+        message.err.count("cannot read photos/bad-") == 10
+        and "and 2 more in photos/out/unreadable.txt" in message.err
     )
-    assert "18 images (14 jpg, 1 gif, 1 jpeg, 1 png, 1 webp" in said.out
-    assert "left out: 1 file (.txt)" in said.out
-    assert "photos/out: predictions of 6 images" in said.out
+    assert "18 images (14 jpg, 1 gif, 1 jpeg, 1 png, 1 webp" in message.out
+    assert "left out: 1 file (.txt)" in message.out
+    assert "photos/out: predictions of 6 images" in message.out
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert len((folder / "out" / "unreadable.txt").read_text().splitlines()) == 12
 
@@ -348,14 +348,16 @@ def test_unreadable_files_are_told_at_the_end(tmp_path, monkeypatch, capsys):
     (folder / "a.heic").write_bytes(b"no decoder for it")
     words[3] = "z"
     assert main([*words[:2], "--data", "z", *words[4:], "--out", "photos/out"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "left out: 2 files (1 .heic, 1 .txt)" in said, "and nothing of the output"
-    assert "warning: 1 image was left out (1 .heic): no decoder for them is installed here" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "left out: 2 files (1 .heic, 1 .txt)" in message, "and nothing of the output"
+    assert (
+        "warning: 1 image was left out (1 .heic): no decoder for them is installed here" in message
+    )
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert not (folder / "out" / "unreadable.txt").exists()
 
 
-def test_mistakes(tmp_path):
+def test_user_errors(tmp_path):
     recipe = with_masks(tmp_path)
     weights, images, out = weights_of(recipe, tmp_path), tmp_path / "images", tmp_path / "out"
     (tmp_path / "empty").mkdir()

@@ -53,7 +53,7 @@ def test_a_rate_is_proposed(changes, line):
         {"sample": True},
     ],
 )
-def test_nothing_is_said_where_the_rate_is_given_or_nothing_changed(changes):
+def test_nothing_is_reported_where_the_rate_is_given_or_nothing_changed(changes):
     assert lines(**changes) == []
 
 

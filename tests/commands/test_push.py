@@ -157,7 +157,7 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
             assert word.encode() not in content, (name, word)
 
 
-def test_figures_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights(
+def test_results_of_an_evaluation_stand_in_it_where_they_are_of_the_same_weights(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -324,11 +324,11 @@ def test_what_is_uploaded_is_what_a_folder_gets(tmp_path, monkeypatch, capsys, h
     )
 
 
-def test_mistakes(tmp_path, monkeypatch, capsys, hub):
+def test_user_errors(tmp_path, monkeypatch, capsys, hub):
     monkeypatch.chdir(tmp_path)
     run = trained(tmp_path)
 
-    def told(*words: str) -> str:
+    def stderr(*words: str) -> str:
         capsys.readouterr()
         try:
             code = main(["push", *words])
@@ -337,39 +337,39 @@ def test_mistakes(tmp_path, monkeypatch, capsys, hub):
         assert code == 2, words
         return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
-    assert "which run? `trainkit push RUN ...`" in told()
-    assert "nowhere is not a run: give the folder" in told("nowhere", "me/toy", "--folder", "pub")
-    assert "Missing from trainkit push runs/mine" in told("runs/mine")
+    assert "which run? `trainkit push RUN ...`" in stderr()
+    assert "nowhere is not a run: give the folder" in stderr("nowhere", "me/toy", "--folder", "pub")
+    assert "Missing from trainkit push runs/mine" in stderr("runs/mine")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    assert "not logged in to the Hugging Face Hub: log in with `hf auth login`" in told(
+    assert "not logged in to the Hugging Face Hub: log in with `hf auth login`" in stderr(
         "runs/mine", "me/toy"
     )
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
-    assert "'me/a/b' is no name on the Hub: give owner/name" in told("runs/mine", "me/a/b")
-    said = told("runs/mine", "me/toy")
+    assert "'me/a/b' is no name on the Hub: give owner/name" in stderr("runs/mine", "me/a/b")
+    shown = stderr("runs/mine", "me/toy")
     assert (
-        "the Hub refused me/toy: " in said
-        and "log in with `hf auth login`, or set HF_TOKEN" in said
+        "the Hub refused me/toy: " in shown
+        and "log in with `hf auth login`, or set HF_TOKEN" in shown
     )
-    assert "me/public is on the Hub already, and public: nothing was uploaded" in told(
+    assert "me/public is on the Hub already, and public: nothing was uploaded" in stderr(
         "runs/mine", "me/public", "--private"
     )
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "me/toy could not be uploaded, the Hub cannot be reached: ConnectError" in told(
+    assert "me/toy could not be uploaded, the Hub cannot be reached: ConnectError" in stderr(
         "runs/mine", "me/toy"
     )
-    assert "runs is not an empty folder; choose another with --folder" in told(
+    assert "runs is not an empty folder; choose another with --folder" in stderr(
         "runs/mine", "me/toy", "--folder", "runs"
     )
     for path in (run / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
-    assert "the run in runs/mine has no checkpoint yet" in told(
+    assert "the run in runs/mine has no checkpoint yet" in stderr(
         "runs/mine", "me/toy", "--folder", "pub"
     )
     (tmp_path / "step-000000004").rename(run / "checkpoints" / "step-000000004")
     (run / "recipe.py").unlink()
-    assert "runs/mine holds no recipe.py, and model.json does not say how its network" in told(
+    assert "runs/mine holds no recipe.py, and model.json does not say how its network" in stderr(
         "runs/mine", "me/toy", "--folder", "pub"
     )
     assert not (tmp_path / "pub").exists()

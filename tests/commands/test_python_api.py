@@ -293,7 +293,7 @@ def test_a_config_goes_behind_keywords(toy):
     assert settings["lr"] == 0.02 and settings["epochs"] == 0.5
 
 
-def test_a_script_that_trains_on_loading_is_told(toy, tmp_path):
+def test_a_script_that_trains_on_loading_is_reported(toy, tmp_path):
     """Its run is evaluated by the script itself, which must not train again."""
     script = tmp_path / "script.py"
     script.write_text(TOY + f"\nimport trainkit\ntrainkit.train(recipe, out='run', **{QUICK})\n")

@@ -93,7 +93,7 @@ def test_a_variant_has_the_sample_of_the_file_it_varies(tmp_path):
         ("recipe = 5", "has no function `recipe`"),
     ],
 )
-def test_what_cannot_be_a_recipe_is_told(tmp_path, code, message):
+def test_what_cannot_be_a_recipe_is_reported(tmp_path, code, message):
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(ValueError, match=message):
         load_recipe(tmp_path / "mine.py")
@@ -257,14 +257,14 @@ def test_a_metric_that_needs_images_is_refused_where_it_has_them(tmp_path):
         pass
 
     options = Options(out=tmp_path / "run", workers=0, log_every=1)
-    told = "metric Shares computes epoch, which the log needs for itself"
-    with pytest.raises(ValueError, match=told):
+    message = "metric Shares computes epoch, which the log needs for itself"
+    with pytest.raises(ValueError, match=message):
         train(
             recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Shares("epoch")])), options
         )
     assert not (tmp_path / "run").exists()
     late = Options(out=tmp_path / "late", workers=0, log_every=1)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         train(recognition(epochs=0.75, task=Own(7, extra_metrics=[Shares("epoch")])), late)
     assert (tmp_path / "late" / "log.jsonl").read_text()
     declared = recognition(epochs=0.75, task=Recognition(7, extra_metrics=[Declares("share")]))
@@ -362,6 +362,6 @@ def test_a_recipe_that_is_not_there(asked, answer, tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     for name in ("seg_voc.py", "recog_cars.py"):
         (tmp_path / "recipes" / name).touch()
-    with pytest.raises(MissingFileError) as told:
+    with pytest.raises(MissingFileError) as message:
         load_recipe(Path("recipes") / asked)
-    assert str(told.value) == f"no recipe at {Path('recipes') / asked}{answer}"
+    assert str(message.value) == f"no recipe at {Path('recipes') / asked}{answer}"

@@ -180,9 +180,9 @@ def test_colours_are_to_be_named(tmp_path, monkeypatch, capsys):
         (tmp_path / "my" / kind).mkdir(parents=True)
         Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "my" / kind / "0.png")
     assert main(["doctor", "my"]) == 2
-    told = "".join(capsys.readouterr())
-    assert "seg_folder --data my --classes ... --val-share 0.2" in told
-    assert "Colours of classes are given by --mask-colors FILE" in told
+    message = "".join(capsys.readouterr())
+    assert "seg_folder --data my --classes ... --val-share 0.2" in message
+    assert "Colours of classes are given by --mask-colors FILE" in message
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])

@@ -144,13 +144,13 @@ def test_damage_is_named_and_left_out(tmp_path):
     (folder / "shown/step-000000100/index.json").write_text("{")
     (folder / "train_batch.jpg").write_bytes(b"no picture")
     text = page(folder)
-    for told in (
+    for message in (
         "log.jsonl, line 3, is left out", "log.jsonl, line 5, is left out: it holds NaN",
         "step-000000100 is left out: step-000000100.npz cannot be read",
         "starts.jsonl, line 1, is left out", "results.json is damaged",
         "train_batch.jpg is left out", "index.json is left out",
     ):  # fmt: skip
-        assert told in text, told
+        assert message in text, message
     (loss,) = (c for c in embedded(text, "curve-data")["charts"] if c["name"] == "loss")
     assert loss["series"][0]["x"] == [10, 20, 40, 60, 70, 80, 90, 100]
 
@@ -165,19 +165,19 @@ def test_numbers_that_are_not_finite_are_gaps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({}, "ended without a word"),
         ({"stopped.json": {"signal": "SIGTERM", "step": 100}}, "stopped by SIGTERM after step 100"),
         ({"summary.json": None}, "finished: 100 steps"),
     ],
 )
-def test_how_it_ended(tmp_path, files, told):
+def test_how_it_ended(tmp_path, files, message):
     folder = run_folder(tmp_path / "one", finished="summary.json" in files)
     for name, content in files.items():
         if content is not None:
             write_json(folder / name, content)
-    assert told in page(folder)
+    assert message in page(folder)
 
 
 def test_a_run_under_way(tmp_path):
@@ -250,8 +250,8 @@ def test_a_training_and_an_evaluation_write_it(tmp_path, monkeypatch, capsys):
     assert not report.exists() and "report:" not in capsys.readouterr().out
     report.mkdir()  # which no file can replace
     assert main(evaluate) == 0
-    told = "warning: run/report.html was not written: Is a directory"
-    assert told in capsys.readouterr().out
+    message = "warning: run/report.html was not written: Is a directory"
+    assert message in capsys.readouterr().out
     report.rmdir()
     assert main(evaluate) == 0
     assert "trainkit evaluate</th>" in report.read_text()

@@ -62,8 +62,10 @@ def test_other_images_are_refused(two, capsys):
     np.savez(
         two[1] / "evaluations/step-000000100.npz", **{**arrays, "names": arrays["names"][::-1]}
     )
-    told = "refused: they were not measured on the same validation images (the names of the images"
-    assert told in text_of(capsys, *two)
+    message = (
+        "refused: they were not measured on the same validation images (the names of the images"
+    )
+    assert message in text_of(capsys, *two)
 
 
 def test_another_headline_is_not_compared(two, capsys):
@@ -111,16 +113,16 @@ def test_a_recipe_in_place_of_a_run(two, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["one", "nothing"], "no command, file or recipe nothing"),
         (["one", "missing/run"], "missing/run is neither a run nor a recipe"),
         (["one", "--text", "--out", "x.html"], "leave out --out, or --text"),
     ],
 )
-def test_what_cannot_be_compared(two, capsys, words, told):
+def test_what_cannot_be_compared(two, capsys, words, message):
     assert main(["report", *words]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_one_run_as_text(two, capsys):

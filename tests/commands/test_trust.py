@@ -55,7 +55,7 @@ def here(home, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def said(capsys) -> str:
+def stderr(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
@@ -91,9 +91,9 @@ def test_a_mark_is_of_one_folder_and_its_code(here, capsys, monkeypatch):
     """A copy, another user and code that was put there later ask for the flag."""
     copy = here / "copy"
     shutil.copytree("runs/mine", copy)
-    assert predicted(copy, here / "out") == 2 and "give --trust-recipe" in said(capsys)
+    assert predicted(copy, here / "out") == 2 and "give --trust-recipe" in stderr(capsys)
     assert main(["evaluate", str(copy), "--workers", "0"]) == 2
-    assert "give --trust-recipe" in said(capsys)
+    assert "give --trust-recipe" in stderr(capsys)
     assert predicted(copy, here / "out", "--trust-recipe") == 0
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(here / "elsewhere"))
@@ -111,7 +111,7 @@ def test_a_folder_without_settings_runs_no_code(here, capsys):
     (sent / "evil.py").write_text((sent / "recipe.py").read_text() + EVIL.format(here / "ran"))
     evil_network(sent, "evil.py")
     assert predicted(sent, here / "out") == 2
-    assert "its network is built by code of its own" in said(capsys)
+    assert "its network is built by code of its own" in stderr(capsys)
     with pytest.raises(UserError, match="give --trust-recipe"):
         trainkit.load(sent)
     assert not (here / "ran").exists()
@@ -158,7 +158,7 @@ def test_checkpoints_in_a_sent_folder_make_it_no_run_of_here(here, capsys):
         ["replay", str(sent), *out],
     ):
         assert main(words) == 2, words
-        assert "give --trust-recipe" in said(capsys), words
+        assert "give --trust-recipe" in stderr(capsys), words
     assert not (here / "ran").exists()
     assert main(["replay", str(sent), "--workers", "0", "--trust-recipe"]) == 2
     assert (here / "ran").exists(), "and then its report is damaged"
@@ -189,8 +189,8 @@ def test_a_recorded_metric_with_a_script_is_refused(here, capsys):
     more = ("--workers", "0", "--out", str(here / "e"))
     for words in ([str(sent)], given):
         assert main(["evaluate", *words, *more]) == 2
-        told = said(capsys)
-        assert f"has --metrics evaluate:{script}" in told and "give --trust-recipe" in told
+        message = stderr(capsys)
+        assert f"has --metrics evaluate:{script}" in message and "give --trust-recipe" in message
         assert not (here / "ran").exists()
     other = ("--metrics", "torchmetrics:F1Score:average=macro")
     assert main(["evaluate", str(sent), *more, *other]) == 0

@@ -52,7 +52,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def said(capsys, *words: object, code: int = 2) -> str:
+def stderr(capsys, *words: object, code: int = 2) -> str:
     assert main([str(word) for word in words]) == code
     return " ".join(capsys.readouterr().err.split())
 
@@ -67,15 +67,15 @@ def test_classes_of_other_names_are_refused(trained, tmp_path, capsys):
     for words in (("evaluate", *common),
                   ("predict", RECIPE, image, *common[1:], "--out", tmp_path / "out"),
                   ("export", *common, "--out", tmp_path / "w.safetensors")):  # fmt: skip
-        told = said(capsys, *words)
+        message = stderr(capsys, *words)
         assert (
             "has classes ['fly'] that the training folder has not, or the list of classes that was"
-            " given" in told
+            " given" in message
         )
-        told = said(capsys, *words, "--classes", "bee,cat,fly")
+        message = stderr(capsys, *words, "--classes", "bee,cat,fly")
         assert (
             "was trained on 3 classes, number 0 of them ant; those of the data now are 3, number 0"
-            " of them bee" in told
+            " of them bee" in message
         )
     assert not (tmp_path / "out").exists() and not (tmp_path / "w.safetensors").exists()
     check_same_classes(trained / "run", Recognition(["ant", "bee", "cat"]))
@@ -139,9 +139,9 @@ def test_some_of_the_classes_and_no_training_images(trained, tmp_path, capsys):
         part,
         *settings[:-2],
     )
-    assert "no train images in" in said(capsys, *words)
+    assert "no train images in" in stderr(capsys, *words)
     words = ("evaluate", RECIPE, "--weights", trained / "run", "--data", part, "--classes", "3")
-    assert "classes is 3: give the names of the classes" in said(capsys, *words)
+    assert "classes is 3: give the names of the classes" in stderr(capsys, *words)
 
 
 def test_weights_in_a_checkpoint_have_the_settings_of_its_run(trained):
@@ -161,20 +161,20 @@ def test_weights_may_be_read_by_others(trained):
 def test_where_nothing_can_be_written(trained, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     common = (RECIPE, "--data", trained / "my", "--model", "small")
-    told = said(
+    message = stderr(
         capsys, "evaluate", RECIPE, "--weights", trained / "run", "--out", tmp_path / "file"
     )
     assert (
-        "out is" in told
-        and "cannot hold results: File exists; choose another folder with --out" in told
+        "out is" in message
+        and "cannot hold results: File exists; choose another folder with --out" in message
     )
-    assert "cannot hold results" in said(capsys, "doctor", *common, "--out", tmp_path / "file")
-    told = said(capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path)
-    assert "which is a folder: name the file" in told
-    told = said(
+    assert "cannot hold results" in stderr(capsys, "doctor", *common, "--out", tmp_path / "file")
+    message = stderr(capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path)
+    assert "which is a folder: name the file" in message
+    message = stderr(
         capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path / "w.onnx"
     )
-    assert "and format safetensors, whose files are called *.safetensors" in told
+    assert "and format safetensors, whose files are called *.safetensors" in message
     assert (tmp_path / "file").read_text() == "mine" and os.listdir(tmp_path) == ["file"]
     require_room(tmp_path / "new" / "one")
     assert (tmp_path / "new" / "one").is_dir()
@@ -182,16 +182,16 @@ def test_where_nothing_can_be_written(trained, tmp_path, capsys):
 
 def test_photos_that_lie_in_the_folder_of_predictions(trained, tmp_path, capsys):
     photos = trained / "my" / "val" / "ant"
-    told = said(
+    message = stderr(
         capsys, "predict", RECIPE, photos, "--weights", trained / "run", "--out", trained / "my"
     )
-    assert "which holds all images of" in told and "choose another folder with --out" in told
+    assert "which holds all images of" in message and "choose another folder with --out" in message
 
 
 @pytest.mark.parametrize("name", ["lr", "weight-decay", "epochs"])
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_numbers_that_are_none(trained, tmp_path, capsys, name, value):
-    told = said(
+    message = stderr(
         capsys,
         RECIPE,
         "--data",
@@ -204,7 +204,7 @@ def test_numbers_that_are_none(trained, tmp_path, capsys, name, value):
         tmp_path / "o",
     )
     assert (
-        f"{name.replace('-', '_')} is {value}; it must be a finite number" in told
+        f"{name.replace('-', '_')} is {value}; it must be a finite number" in message
         and not (tmp_path / "o").exists()
     )
     with pytest.raises(ValueError, match="scales is nan"):
@@ -232,7 +232,7 @@ def test_files_that_torch_never_wrote(tmp_path, content):
         load_weights(tmp_path / "w.pth")
 
 
-def test_weights_that_are_no_numbers_are_told(trained, tmp_path, capsys):
+def test_non_finite_weights_are_reported(trained, tmp_path, capsys):
     (checkpoint,) = (trained / "run" / "checkpoints").glob("step-*")
     weights, _ = read_weights(checkpoint)
     first = next(name for name, value in weights.items() if value.is_floating_point())
@@ -252,12 +252,12 @@ def test_weights_that_are_no_numbers_are_told(trained, tmp_path, capsys):
     assert f"1 weights contain NaN/Inf ({first})" in capsys.readouterr().out
 
 
-def test_damaged_results_are_told_before_anything_is_published(trained, tmp_path, capsys):
+def test_damaged_results_are_reported_before_anything_is_published(trained, tmp_path, capsys):
     shutil.copytree(trained / "run", tmp_path / "run")
     for content in ("{", "[]", json.dumps({"top1": 1})):
         (tmp_path / "run" / "results.json").write_text(content)
-        told = said(capsys, "push", tmp_path / "run", "me/it", "--folder", tmp_path / "pub")
-        assert "results.json is damaged" in told and not (tmp_path / "pub").exists()
+        message = stderr(capsys, "push", tmp_path / "run", "me/it", "--folder", tmp_path / "pub")
+        assert "results.json is damaged" in message and not (tmp_path / "pub").exists()
 
 
 def test_pictures_of_more_than_eight_bits(tmp_path):

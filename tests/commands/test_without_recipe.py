@@ -227,9 +227,9 @@ def test_a_network_of_the_recipes_own_takes_its_code(here, tmp_path, capsys):
     code.write_text(code.read_text() + "\nPath('executed').touch()\n")
     capsys.readouterr()
     assert main(["predict", *words]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "its network is built by code of its own, in published/recog_cifar10/recog_" in told
-    assert "would run with all your rights. Read it, and give --trust-recipe" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "its network is built by code of its own, in published/recog_cifar10/recog_" in message
+    assert "would run with all your rights. Read it, and give --trust-recipe" in message
     code.write_text(code.read_text().replace("Path(", "__import__('pathlib').Path("))
     assert not Path("executed").exists()
     assert main(["predict", *words, "--trust-recipe"]) == 0 and Path("executed").exists()
@@ -272,8 +272,8 @@ def test_names_on_the_hub(hub, tmp_path, capsys, monkeypatch):
     )
     capsys.readouterr()
     assert main(["evaluate", "me/recog_folder", "--workers", "0"]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "me/recog_folder: evaluate takes the data, and the task, from its recipe, in " in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "me/recog_folder: evaluate takes the data, and the task, from its recipe, in " in message
     monkeypatch.setenv("TRAINS", "1")
     assert main(["evaluate", "me/recog_folder", "--workers", "0", "--trust-recipe"]) == 0
     assert sorted(hub.rglob("*")) == before, "nothing is written into the cache"
@@ -315,7 +315,7 @@ def test_what_has_no_description_is_predicted_by_its_recipe(here, tmp_path, caps
 
 def test_options_that_are_a_recipes_are_refused(here, tmp_path, capsys):
     words = ["predict", "runs/recog_folder", "photos", "--out", str(tmp_path)]
-    for more, told in (
+    for more, message in (
         (["--data", "x"], "--data is no option of predict: runs/recog_folder says itself"),
         (["--toop-k", "3"], "--toop-k is no option of predict: did you mean --top-k? "),
         (["--weights", "x"], "--weights is x, and runs/recog_folder is no recipe: leave it out"),
@@ -323,7 +323,7 @@ def test_options_that_are_a_recipes_are_refused(here, tmp_path, capsys):
         (["--as-stored"], "--as-stored is for segmentation"),
     ):
         assert main([*words, *more]) == 2
-        assert told in " ".join(capsys.readouterr().err.split()), more
+        assert message in " ".join(capsys.readouterr().err.split()), more
 
 
 def test_windows_and_flips_are_those_of_an_evaluation(here, tmp_path):
@@ -449,10 +449,10 @@ def test_a_checkpoint_and_a_published_folder_are_published(here, tmp_path):
 
 def test_failed_steps_are_of_a_run(here, capsys):
     (checkpoint,) = Path("runs/seg_folder/checkpoints").iterdir()
-    for place, told in (
+    for place, message in (
         (checkpoint, "no step of the run in runs/seg_folder is kept as failed"),
         ("published/seg_folder", "was published: failed steps stay in the run's own folder"),
         ("nowhere", "nowhere is not a run"),
     ):
         assert main(["replay", str(place)]) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())

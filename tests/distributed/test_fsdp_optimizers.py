@@ -270,18 +270,18 @@ def test_it_trains_as_in_one_process(found, name):
 
     Gradients of two halves are added up, which near nothing Adam's quotient makes larger.
     """
-    said, went = found[name]
-    assert said == "same"
+    message, went = found[name]
+    assert message == "same"
     words = went.split()
     assert float(words[1]) < 1e-3 and float(words[-1]) < 1e-4, went
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_train_otherwise_is_refused(found, name):
-    said, _ = found[name]
-    assert re.search(REFUSED[name], said) and said.endswith(
+    message, _ = found[name]
+    assert re.search(REFUSED[name], message) and message.endswith(
         "take AdamW or SGD, or launch without FSDP"
-    ), said
+    ), message
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -106,11 +106,11 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
         assert {name: again[name] for name in final} == final and again["precise_bn"] == 16
     capsys.readouterr()
     counted = results("run", "--precise-bn", "0")
-    told = (
+    message = (
         "batch norm has the statistics that training counted; the run's own evaluations had"
         " --precise-bn 16"
     )
-    assert told in " ".join(capsys.readouterr().out.split())
+    assert message in " ".join(capsys.readouterr().out.split())
     assert "precise_bn" not in counted and "precise" not in counted["protocol"]
     assert counted["ema_top1"] != final["ema_top1"]
     assert results("run", "--precise-bn", "0", "--no-there") == {
@@ -122,7 +122,7 @@ def test_evaluate_repeats_precise_statistics(tmp_path, monkeypatch, capsys):
         capsys.readouterr().err.split()
     )
     assert main(["export", "mine.py", "--weights", "run", "--out", "w.safetensors"]) == 0
-    assert told in " ".join(capsys.readouterr().out.split())
+    assert message in " ".join(capsys.readouterr().out.split())
     # Evaluations of before it stood in the log have it among the options.
     log = Path("run/log.jsonl")
     lines = [

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.interruptions import go_on, start
+from helpers.interruptions import resume, start
 from helpers.logs import assert_bit_equal, rows
 from helpers.toy_recipes import CLASSES, recognition, run
 from trainkit import Options, train
@@ -83,8 +83,10 @@ def test_it_stops_and_the_schedule_is_as_planned(stopped, tmp_path, capsys):
     assert [(row["step"], row["lr"], row["loss"]) for row in rows(stopped)] == rates[: STOP // 3]
     capsys.readouterr()
     run("patient", stopped)
-    said = capsys.readouterr().out
-    assert f"finished by early stopping, and a larger --patience resumes it ({STOP} steps)" in said
+    message = capsys.readouterr().out
+    assert (
+        f"finished by early stopping, and a larger --patience resumes it ({STOP} steps)" in message
+    )
     assert json.loads((stopped / "summary.json").read_text()) == summary
 
 
@@ -114,7 +116,7 @@ def test_killed_anywhere_it_ends_alike(tmp_path, stopped):
         process.communicate()
         killed += process.returncode == -9
     assert killed >= 4
-    go_on(tmp_path, "patient")
+    resume(tmp_path, "patient")
     assert json.loads((tmp_path / "patient/summary.json").read_text())["stopped_early_at"] == STOP
     assert_bit_equal(stopped, tmp_path / "patient")
 
@@ -124,12 +126,12 @@ def test_killed_between_its_last_row_and_the_summary(tmp_path, stopped):
     process.communicate()
     assert process.returncode == -9 and rows(tmp_path / "patient", "evaluate")[-1]["step"] == STOP
     assert not (tmp_path / "patient/summary.json").exists()
-    go_on(tmp_path, "patient")
+    resume(tmp_path, "patient")
     assert_bit_equal(stopped, tmp_path / "patient")
 
 
 def test_processes_agree(tmp_path):
-    go_on(tmp_path, "patient", processes=2)
+    resume(tmp_path, "patient", processes=2)
     summary = json.loads((tmp_path / "patient/summary.json").read_text())
     found = [row["ema_top1"] for row in rows(tmp_path / "patient", "evaluate")]
     first_best = found.index(max(found))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers.interruptions import go_on
+from helpers.interruptions import resume
 from helpers.logs import rows
 from helpers.network_recipes import in_windows
 from helpers.processes import TESTS, TOYS, Script, torchrun
@@ -173,8 +173,8 @@ def test_a_file_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     options = Options(out=tmp_path / "run", workers=0, allow_schedule_change=True)
     summary = train(segmentation(), options)
     assert summary["steps"] == 10
-    told = f"warning: {tmp_path}/run/evaluations cannot be written: Is a directory"
-    assert capsys.readouterr().out.count(told) == 1
+    message = f"warning: {tmp_path}/run/evaluations cannot be written: Is a directory"
+    assert capsys.readouterr().out.count(message) == 1
     assert (tmp_path / "run/evaluations/step-000000010.npz").is_file()
 
 
@@ -203,11 +203,11 @@ def test_the_table_of_results(tmp_path):
 @pytest.mark.parametrize("reads", [30, 45, 62, 75])
 def test_a_kill_anywhere_gives_the_same_files(tmp_path, reads):
     """Killed as an image is read, of a training, of an evaluation, or for what is shown."""
-    go_on(tmp_path / "whole", "all")
+    resume(tmp_path / "whole", "all")
     process = Script(TOYS, tmp_path / "killed", "all", TOY_READS=str(reads))
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    go_on(tmp_path / "killed", "all")
+    resume(tmp_path / "killed", "all")
     one, other = tmp_path / "whole/all", tmp_path / "killed/all"
     assert table(one) == table(other) and len(table(one)) == 3
     names = [sorted(p.name for p in (run / "evaluations").iterdir()) for run in (one, other)]

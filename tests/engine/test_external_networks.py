@@ -384,11 +384,11 @@ def test_precise_statistics_leave_frozen_ones_alone():
 def test_check_tells_statistics_of_frozen_layers_that_move():
     model = Pooled()
     model.stem.requires_grad_(False)
-    told = (
+    message = (
         "1 batch norms of frozen layers (stem.1) still count their statistics: freeze them with"
         " trainkit.freeze"
     )
-    assert any(told in line for line in check(of(model), options(None))["warnings"])
+    assert any(message in line for line in check(of(model), options(None))["warnings"])
     freeze(model.stem)
     assert not any("frozen" in line for line in check(of(model), options(None))["warnings"])
 
@@ -513,7 +513,7 @@ class Odd(Maps):
         return image[:, :11, : 5 + index % 4], target[:11, : 5 + index % 4]
 
 
-def test_filling_up_is_said_in_the_protocol(tmp_path):
+def test_filling_up_is_reported_in_the_protocol(tmp_path):
     recipe = of(
         Divisible(stride=4),
         segmentation,

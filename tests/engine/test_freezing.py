@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from helpers.interruptions import checkpoint_of, go_on, kill_all, start, wait_for
+from helpers.interruptions import checkpoint_of, kill_all, resume, start, wait_for
 from helpers.logs import assert_bit_equal, assert_same_training, rows, weights
 from helpers.toy_recipes import everything, frozen, recognition, run
 from trainkit import Options, train
@@ -27,7 +27,7 @@ UNFROZEN, STEPS = 6, 12
 @pytest.fixture(scope="module")
 def unstopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unstopped")
-    go_on(folder, "frozen", others=["frozen-for-good", "frozen-plain"])
+    resume(folder, "frozen", others=["frozen-for-good", "frozen-plain"])
     return folder
 
 
@@ -75,13 +75,13 @@ def test_killed_before_and_resumed_across_the_boundary(tmp_path, unstopped, step
     process = start(tmp_path, "frozen", sleep=0.02)
     wait_for(tmp_path / "frozen", checkpoint_of(step), process)
     kill_all(process)
-    assert "resuming from step-" in go_on(tmp_path, "frozen")
+    assert "resuming from step-" in resume(tmp_path, "frozen")
     assert_bit_equal(unstopped / "frozen", tmp_path / "frozen")
 
 
 def test_two_processes_train_as_one(tmp_path, unstopped):
     """DDP computes the gradients of what is frozen, too, and they are dropped."""
-    go_on(tmp_path, "frozen-plain", processes=2)
+    resume(tmp_path, "frozen-plain", processes=2)
     assert_same_training(unstopped / "frozen-plain", tmp_path / "frozen-plain")
 
 
@@ -152,11 +152,11 @@ def test_parts_by_name():
     assert len(two) == 1 + len(list(network.layer1.parameters()))
     dense = segmenter("fcn", 3, "small", False, aux=False)
     assert len(named_parts(dense, ["backbone"])) == len(list(dense.backbone.parameters()))
-    for names, told in (
+    for names, message in (
         (["layr1"], "freeze is layr1, and ResNet has no such part; did you mean layer1?"),
         (["backbone", "fc"], "freeze is backbone fc: that leaves nothing of the model to train"),
     ):
-        with pytest.raises(UserError, match=re.escape(told)):
+        with pytest.raises(UserError, match=re.escape(message)):
             named_parts(network, names)
     with pytest.raises(UserError, match="Linear does not say which part is its head"):
         named_parts(nn.Linear(2, 2), ["backbone"])

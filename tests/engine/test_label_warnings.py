@@ -58,7 +58,7 @@ class Labelled(Images):
         self.targets = torch.tensor(labels).repeat(num_images)[:num_images]
 
 
-def test_a_class_folder_without_images_is_told_once(tmp_path, capsys):
+def test_a_class_folder_without_images_is_reported_once(tmp_path, capsys):
     """And kept: with the line about it, and with what the run was trained on."""
     for number in range(CLASSES):
         (tmp_path / "data" / f"class-{number}").mkdir(parents=True)
@@ -68,16 +68,16 @@ def test_a_class_folder_without_images_is_told_once(tmp_path, capsys):
             tmp_path / "data" / f"class-{index % (CLASSES - 1)}" / f"{index}.png"
         )
     data = ClassFolder(tmp_path / "data")
-    told = f"1 of {CLASSES} classes has no image in {tmp_path / 'data'}: class-{CLASSES - 1}"
+    message = f"1 of {CLASSES} classes has no image in {tmp_path / 'data'}: class-{CLASSES - 1}"
     task = Recognition(data.classes)
     summary, _ = run(recognition(task=task, train_data=data, epochs=1), tmp_path / "run")
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        f"warning: train: {told}" in out
+        f"warning: train: {message}" in out
         and out.count("no image in") == 1
         and "no training image" not in out
     )
-    assert summary["warnings"][0] == told
+    assert summary["warnings"][0] == message
     assert summary["data"] == {
         "train": f"16 images of {CLASSES} classes (16 png)",
         "val": "13 images",
@@ -85,7 +85,7 @@ def test_a_class_folder_without_images_is_told_once(tmp_path, capsys):
     assert (
         check(recognition(task=task, train_data=data, epochs=1), Options(workers=0))[
             "warnings"
-        ].count(told)
+        ].count(message)
         == 1
     )
     assert capsys.readouterr().out.count("no image in") == 1
@@ -124,11 +124,14 @@ def test_a_metric_of_one_class_alone_chooses_no_best(tmp_path, capsys):
     (row,) = [row for row in rows if row["event"] == "evaluate"]
     assert row[WITHOUT] == ["fg"] and row["mIoU"] is not None
     assert row["best"] is None and summary["best"] == {"mIoU": None, "step": None}
-    told = (
+    message = (
         "class fg has no label in the validation data: mIoU is of one class alone, "
         "and no checkpoint is called best by"
     )
-    assert summary["warnings"] == [f"{told} it"] and f"warning: {told}" in capsys.readouterr().out
+    assert (
+        summary["warnings"] == [f"{message} it"]
+        and f"warning: {message}" in capsys.readouterr().out
+    )
     sound, rows = run(two_classes(), tmp_path / "sound")
     assert (
         sound["warnings"] == []
@@ -138,24 +141,24 @@ def test_a_metric_of_one_class_alone_chooses_no_best(tmp_path, capsys):
 
 
 def test_a_validation_split_without_any_label(tmp_path, capsys):
-    told = (
+    message = (
         "no validation image has a label: there is nothing to measure, and no checkpoint is called"
         " best"
     )
     summary, rows = run(two_classes(val_values=(255, 255)), tmp_path / "masks")
-    assert summary["warnings"] == [told] and summary["best"]["step"] is None
+    assert summary["warnings"] == [message] and summary["best"]["step"] is None
     assert next(row["mIoU"] for row in rows if row["event"] == "evaluate") is None
     recipe = recognition(val_data=Labelled(13, [-1]), epochs=1)
     summary, _ = run(recipe, tmp_path / "ids")
-    assert summary["warnings"][-1] == told and summary["best"]["step"] is None
-    assert capsys.readouterr().out.count(f"warning: {told}") == 2
+    assert summary["warnings"][-1] == message and summary["best"]["step"] is None
+    assert capsys.readouterr().out.count(f"warning: {message}") == 2
     results = evaluate(recipe, tmp_path / "ids", workers=0)
     assert (
         results["top1"] is None
         and "top1_95" not in results
         and results[WITHOUT] == [str(i) for i in range(7)]
     )
-    assert f"warning: {told}" in capsys.readouterr().out
+    assert f"warning: {message}" in capsys.readouterr().out
 
 
 def test_classes_that_an_evaluation_lacks_beside_others(tmp_path):
@@ -167,14 +170,14 @@ def test_classes_that_an_evaluation_lacks_beside_others(tmp_path):
         and f"ema_{WITHOUT}" not in row
         and row["best"] is not None
     )
-    told = summary["warnings"][-1]
+    message = summary["warnings"][-1]
     assert (
-        told
+        message
         == "4 of 7 classes (1, 3, 4, 6) have no label in the validation data: nothing measures them"
     )
     many = Recognition([f"c{number}" for number in range(40)])
-    (told,) = evaluation_warnings({WITHOUT: [f"c{number}" for number in range(9)]}, many)
-    assert told.startswith("9 of 40 classes (c0, c1, c2, c3, c4 and 4 more) have no label")
+    (message,) = evaluation_warnings({WITHOUT: [f"c{number}" for number in range(9)]}, many)
+    assert message.startswith("9 of 40 classes (c0, c1, c2, c3, c4 and 4 more) have no label")
 
 
 def test_intervals_without_a_valid_target_are_counted(tmp_path, capsys):
@@ -213,26 +216,26 @@ def test_an_interval_with_labels_in_its_first_step_alone_is_none_without_them(tm
     (tmp_path / "run" / "summary.json").unlink()
     assert train(two_classes(train_data=Half(16, first)), options)["warnings"] == []
     other = set(range(16)) - first
-    (told,) = train(
+    (message,) = train(
         two_classes(train_data=Half(16, other)),
         replace(options, out=tmp_path / "other", log_every=1),
     )["warnings"]
-    assert told.startswith("1 log intervals had no valid target")
+    assert message.startswith("1 log intervals had no valid target")
 
 
 @pytest.mark.parametrize("number", [3, 2 * NUM_MASKS])
-def test_masks_of_0_and_255_are_told_before_the_training(number, tmp_path, capsys):
+def test_masks_of_0_and_255_are_reported_before_the_training(number, tmp_path, capsys):
     mask = np.zeros((4, 6), np.uint8)
     mask[:2, :3] = 255
     data = folder_of_masks(tmp_path, [mask] * number)
-    (told,) = training_warnings(data, Segmentation(NAMES))
+    (message,) = training_warnings(data, Segmentation(NAMES))
     which = (
         "no training mask"
         if number == 3
         else f"none of {NUM_MASKS} sampled training masks ({number} there are)"
     )
     assert (
-        told
+        message
         == f"class fg has {which}, and label 255, which is ignored, stands on 25.0 % of the pixels."
         " Where it is a class, say which label each class has (seg_folder: --mask-values), or"
         " what is ignored (--ignore)"
@@ -240,11 +243,11 @@ def test_masks_of_0_and_255_are_told_before_the_training(number, tmp_path, capsy
     assert training_warnings(Subset(data, [0, 1]), Segmentation(NAMES))[0].startswith(
         "class fg has no training mask"
     )
-    assert training_warnings(Repeated(data, 3), Segmentation(NAMES)) == [told]
+    assert training_warnings(Repeated(data, 3), Segmentation(NAMES)) == [message]
 
 
 def test_a_mask_that_a_decoder_stumbles_over_is_left_to_the_training(tmp_path):
-    """Whatever Pillow raises in a dataset of one's own; a bug of the dataset is told."""
+    """Whatever Pillow raises in a dataset of one's own; a bug of the dataset is reported."""
     folder_of_masks(tmp_path, [np.full((4, 4), value, np.uint8) for value in (1, 0, 1)])
 
     class Own(MaskFolder):
@@ -257,15 +260,15 @@ def test_a_mask_that_a_decoder_stumbles_over_is_left_to_the_training(tmp_path):
         def read_labels(self, file):
             return super().read_labels(file, None)
 
-    (told,) = training_warnings(
+    (message,) = training_warnings(
         Own(tmp_path / "images", tmp_path / "masks", 2), Segmentation(NAMES)
     )
-    assert told.startswith("class bg has none of 2 sampled training masks (3 there are)")
+    assert message.startswith("class bg has none of 2 sampled training masks (3 there are)")
     with pytest.raises(TypeError):
         training_warnings(Mistaken(tmp_path / "images", tmp_path / "masks", 2), Segmentation(NAMES))
 
 
-def test_what_masks_looked_at_hold_otherwise(tmp_path):
+def test_what_the_other_masks_hold(tmp_path):
     mask = np.zeros((4, 6), np.uint8)
     lonely = mask.copy()
     lonely[0, 0] = 1
@@ -288,8 +291,8 @@ def test_what_masks_looked_at_hold_otherwise(tmp_path):
 def test_class_ids_at_hand_are_all_counted(kind):
     data = Labelled(90, [0, 1, 2, 4, 6, -1])
     data.targets = kind(data.targets.tolist() if kind is list else data.targets)
-    (told,) = training_warnings(data, Recognition(CLASSES))
-    assert told == "2 of 7 classes (3, 5) have no training image"
+    (message,) = training_warnings(data, Recognition(CLASSES))
+    assert message == "2 of 7 classes (3, 5) have no training image"
     assert training_warnings(Subset(data, [0, 1]), Recognition(CLASSES))[0].startswith(
         "5 of 7 classes (2, 3, 4, 5, 6)"
     )
@@ -298,8 +301,8 @@ def test_class_ids_at_hand_are_all_counted(kind):
 
 def test_the_training_tells_and_keeps_it(tmp_path, capsys):
     summary, _ = run(recognition(train_data=Labelled(27, [0, 1, 2, 3, 4, 5]), epochs=1), tmp_path)
-    told = "class 6 has no training image"
-    assert told in summary["warnings"] and f"warning: {told}" in capsys.readouterr().out
+    message = "class 6 has no training image"
+    assert message in summary["warnings"] and f"warning: {message}" in capsys.readouterr().out
 
 
 def test_the_doctor_says_how_much_is_ignored(tmp_path):
@@ -307,9 +310,10 @@ def test_the_doctor_says_how_much_is_ignored(tmp_path):
     mask[:2, :3] = 255
     data = folder_of_masks(tmp_path, [mask] * 2)
     report = examine(two_classes(train_data=data, val_data=data), 0, tmp_path / "doctor")
-    told = "; ".join(report["warnings"])
+    message = "; ".join(report["warnings"])
     assert (
-        "1 of 2 classes are in no train image: fg; 25.0 % of the train pixels are ignored" in told
+        "1 of 2 classes are in no train image: fg; 25.0 % of the train pixels are ignored"
+        in message
     )
 
 

@@ -101,7 +101,7 @@ def test_rows_of_any_length_add_up(tmp_path):
     "name",
     ["recognition-4", "recognition-3", "segmentation-4", "segmentation-3", "recognition-mixup-2"],
 )
-def test_passes_do_not_change_the_step(tmp_path, name):
+def test_micro_batches_do_not_change_the_step(tmp_path, name):
     whole = name.rpartition("-")[0]
     one, many = run(whole, tmp_path / "one"), run(name, tmp_path / "many")
     assert one.seen == many.seen
@@ -109,7 +109,7 @@ def test_passes_do_not_change_the_step(tmp_path, name):
 
 
 @pytest.mark.parametrize("build", [recognition, segmentation])
-def test_one_curve_for_all_passes(tmp_path, build):
+def test_one_curve_for_all_micro_batches(tmp_path, build):
     """Batches of 16 in passes of 16, 8, 4 and 3, with clipping, and an epoch's last batch of 11."""
     for size in (16, 8, 4, 3):
         seed_host(5)
@@ -228,7 +228,7 @@ def test_a_seed_decides_everything(tmp_path):
     assert [r["loss"] for r in rows(tmp_path / "0")] == [r["loss"] for r in rows(tmp_path / "1")]
 
 
-def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path):
+def test_an_interrupted_run_resumes_from_its_last_checkpoint(tmp_path):
     """Stopped by an error after step 5, the same call ends with the same weights, bit for bit."""
     run("dropout", tmp_path / "whole")
 

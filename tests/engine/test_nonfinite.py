@@ -39,12 +39,12 @@ def test_the_first_bad_step_is_named_and_kept(tmp_path, log_every):
     options = Options(out=tmp_path, workers=0, log_every=log_every, checkpoint_every=1)
     with pytest.raises(FloatingPointError) as caught:
         train(recognition(train_data=Planted(27, 11)), options)
-    told = str(caught.value)
-    assert f"the loss is nan in step {step} (gradient norm nan, lr " in told, told
+    message = str(caught.value)
+    assert f"the loss is nan in step {step} (gradient norm nan, lr " in message, message
     batch = TrainOrder(27, 8, 0).epoch(0)[8 * (step - 1) : 8 * step].tolist()
-    assert f"with images {batch[0]} (planted/{batch[0]}.png), {batch[1]} (planted/" in told
+    assert f"with images {batch[0]} (planted/{batch[0]}.png), {batch[1]} (planted/" in message
     folder = tmp_path / "failures" / f"step-{step:09d}"
-    assert f"Kept in {folder}: `trainkit replay {tmp_path}` runs the step again" in told
+    assert f"Kept in {folder}: `trainkit replay {tmp_path}` runs the step again" in message
     report = json.loads((folder / "report.json").read_text())
     assert [image["index"] for image in report["images"]] == batch and report["grad_norm"] == "nan"
     assert (
@@ -226,5 +226,5 @@ def test_replay_finds_the_image_and_the_layer(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"training {step - 1} steps from step 0 on" in shown and "fails again: loss nan" in shown
     assert main(["replay", str(run), "--step", "9"]) == 2 and main(["replay", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert "step 9 of" in told and "is not a run" in told
+    message = capsys.readouterr().err
+    assert "step 9 of" in message and "is not a run" in message

@@ -241,7 +241,7 @@ def test_an_optimizer_of_another_model_is_refused(tmp_path, accelerator):
         begun(recipe, accelerator, tmp_path)
 
 
-def test_no_gradient_at_all_is_told(tmp_path, accelerator):
+def test_no_gradient_at_all_is_reported(tmp_path, accelerator):
     class Apart(Small):
         def forward(self, x):
             return super().forward(x) + 0 * self.backbone(x).sum()

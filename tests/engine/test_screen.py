@@ -52,7 +52,7 @@ def test_best_and_last_stand_side_by_side(tmp_path, capsys):
     assert losses[2:4] == expected and expected[0] != expected[1]
 
 
-def test_a_save_that_takes_long_is_said(tmp_path, capsys, monkeypatch):
+def test_a_save_that_takes_long_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trainkit.engine.screen.LONG_SAVE_S", 0.0)
     train(recognition(epochs=1), Options(out=tmp_path, workers=0))
     assert "saved step 4: training paused 0." in capsys.readouterr().out

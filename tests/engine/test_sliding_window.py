@@ -218,8 +218,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(results["pixAcc"])
     accuracy = [value for value in results["accuracy"] if value is not None]
     assert sum(accuracy) / len(accuracy) == pytest.approx(results["mAcc"])
-    said = capsys.readouterr().out
-    shown = said[said.index("evaluation of run") :]
+    message = capsys.readouterr().out
+    shown = message[message.index("evaluation of run") :]
     assert f"mIoU_95 {100 * low:.2f} % to {100 * high:.2f} %" in shown
     names = [str(label) for label in range(len(results["IoU"]))]
     lines = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│")}

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from helpers.interruptions import go_on
+from helpers.interruptions import resume
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, Images, recognition
 from trainkit import Options, train
@@ -56,15 +56,15 @@ def test_a_row_says_how_long_data_were_waited_for(tmp_path, capsys, slow):
     assert middle > 0.6 if slow == "data" else middle < 0.4
     here = psutil.Process().memory_info().rss / 2**30
     assert all(here / 4 < row["memory_gib"] < here * 4 for row in found)
-    said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
-    assert len(said) == 1 or slow == "network"
-    for line in said if slow == "data" else ():
+    message = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert len(message) == 1 or slow == "network"
+    for line in message if slow == "data" else ():
         assert "of the first 100 steps" in line and "more --workers than 0" in line
         assert 60 <= int(line.split(" %")[0]) <= 100
 
 
-@pytest.mark.parametrize("waited_s, said", [(0.019, False), (0.021, True)])
-def test_advice_is_of_the_first_hundred_steps_alone(waited_s, said):
+@pytest.mark.parametrize("waited_s, message", [(0.019, False), (0.021, True)])
+def test_advice_is_of_the_first_hundred_steps_alone(waited_s, message):
     """More than a fifth of 0.1 s a step; the first row, which waits for workers, does not count."""
     state = TrainState(step=10, images=80, train_seconds=3.0)
     throughput = Throughput(Accelerator(cpu=True), workers=3)
@@ -78,12 +78,12 @@ def test_advice_is_of_the_first_hundred_steps_alone(waited_s, said):
         assert numbers["images_per_s"] == pytest.approx(80)
         assert numbers["data_wait"] == pytest.approx(waited_s / 0.1 if 0 < row < 11 else 1.0)
         lines.append(throughput.advice(state))
-    assert [number for number, line in enumerate(lines) if line] == ([10] if said else [])
-    if said:
+    assert [number for number, line in enumerate(lines) if line] == ([10] if message else [])
+    if message:
         assert lines[10].startswith("21 % of the time of the first 100 steps was waiting for data")
 
 
 def test_images_per_s_of_two_processes(tmp_path):
-    go_on(tmp_path, "recognition", processes=2)
+    resume(tmp_path, "recognition", processes=2)
     for row in rows(tmp_path / "recognition"):
         assert row["images_per_s_per_device"] == pytest.approx(row["images_per_s"] / 2, abs=1e-3)

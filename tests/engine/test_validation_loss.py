@@ -192,8 +192,8 @@ def test_a_task_of_ones_own(tmp_path, capsys):
     capsys.readouterr()
     train(recognition(task=Fails(CLASSES)), Options(out=tmp_path / "run", workers=0))
     assert all("val_loss" not in row for row in rows(tmp_path / "run", "evaluate"))
-    told = "no validation loss, as it cannot be computed: RuntimeError: no gradient here\n"
-    assert capsys.readouterr().out.count(told) == 1
+    message = "no validation loss, as it cannot be computed: RuntimeError: no gradient here\n"
+    assert capsys.readouterr().out.count(message) == 1
 
 
 def test_processes_do_not_change_it(tmp_path):

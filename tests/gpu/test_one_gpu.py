@@ -146,7 +146,7 @@ def test_no_step_waits_for_the_gpu(tmp_path, skip):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_passes_are_halved_where_memory_runs_out(tmp_path):
+def test_micro_batches_are_halved_on_oom(tmp_path):
     """A real limit of the allocator; bit for bit the run with smaller passes from the start."""
     total = torch.cuda.get_device_properties(0).total_memory
     gib = (torch.cuda.memory_reserved() + 3.5 * 2**30) / total
@@ -169,7 +169,7 @@ def peak_mib(work) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def test_label_maps_take_no_second_copy():
+def test_segmentation_masks_take_no_second_copy():
     """4 images of 150 classes at 512 x 512 in bfloat16: 300 MiB of logits."""
     logits = torch.randn(4, 150, 512, 512, device="cuda").bfloat16().requires_grad_()
     targets = torch.randint(150, (4, 512, 512), device="cuda")

@@ -91,10 +91,10 @@ def one_death(folder: Path, number: int) -> str:
         os._exit(0)
     os.close(writer)
     _, status = os.waitpid(child, 0)
-    told = os.read(reader, 200).decode()
+    message = os.read(reader, 200).decode()
     os.close(reader)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return told
+    return message
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def start(
     )
 
 
-def go_on(
+def resume(
     folder: Path, name: str, processes: int = 1, workers: int = 0, others: Sequence[str] = ()
 ) -> str:
     """Run it (and then others) to its end, at full speed; what it printed."""

@@ -60,9 +60,9 @@ def forked(
         errors = Path(folder) / "errors"
         script = Script(TESTS / "helpers" / "command.py", cwd or Path.cwd(), errors, *words, **env)
         printed = script.communicate()[0]
-        told = errors.read_text()
-    assert script.returncode == code, f"exit code {script.returncode}\n{printed}\n{told}"
-    return subprocess.CompletedProcess(words, code, printed, told)
+        message = errors.read_text()
+    assert script.returncode == code, f"exit code {script.returncode}\n{printed}\n{message}"
+    return subprocess.CompletedProcess(words, code, printed, message)
 
 
 def forked_script(*words: object, code: int = 0, **env: str) -> str:

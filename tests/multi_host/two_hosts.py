@@ -179,15 +179,15 @@ def main() -> None:
         seconds = time.monotonic() - begun
         check(all(code != 0 for code, _ in done), "with the cable pulled both end", done)
         check(seconds < 5 * TIMEOUT_S, f"in {seconds:.0f} s, of a timeout of {TIMEOUT_S} s", done)
-        told = [
+        message = [
             printed
             for _, printed in done
             if "lost the others" in printed and "The same command resumes" in printed
         ]
-        check(len(told) >= 1, "and say what happened", done)
+        check(len(message) >= 1, "and say what happened", done)
         print(
             "        "
-            + next(line for line in told[0].splitlines() if "lost the others" in line)[:200]
+            + next(line for line in message[0].splitlines() if "lost the others" in line)[:200]
         )
         check(not (folder / "cut" / "run" / "summary.json").exists(), "before the run was done")
 

@@ -97,7 +97,7 @@ def evaluated(name: str, run: Path, *more: str) -> dict:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_run_keeps_how_its_images_are_looked_at(runs, name, tmp_path):
+def test_the_run_keeps_its_inference_settings(runs, name, tmp_path):
     """What timm says of the network when it is evaluated, and whether weights are fetched then, is
     no matter."""
     run = copied(runs, name, tmp_path)
@@ -136,7 +136,7 @@ THEN = {  # what settings.json had, and how the images were looked at
 
 
 @pytest.mark.parametrize("name", THEN)
-def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_path, capsys):
+def test_older_runs_are_evaluated_as_they_were_trained(runs, data, name, tmp_path, capsys):
     """Evaluated, predicted and resumed with ImageNet's mean and std, or not resumed."""
     settings, protocol = THEN[name]
     run = as_then(copied(runs, name, tmp_path), **settings)
@@ -162,12 +162,16 @@ def test_older_runs_are_looked_at_as_they_were_trained(runs, data, name, tmp_pat
     assert results["calibration_error"] == expected["calibration_error"]
 
     assert main(command(name, data, tmp_path)) == 2
-    told = " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
     assert (
-        "was started with different settings" in told
-        and "mean was [0.485, 0.456, 0.406] and is [0.5, 0.5, 0.5]" in told
+        "was started with different settings" in message
+        and "mean was [0.485, 0.456, 0.406] and is [0.5, 0.5, 0.5]" in message
     )
-    assert "crop_fraction was" in told and "crop_mode" not in told and "no setting" not in told
+    assert (
+        "crop_fraction was" in message
+        and "crop_mode" not in message
+        and "no setting" not in message
+    )
     assert main(command(name, data, tmp_path, *given)) == 0
     assert (
         f"is finished ({json.loads((run / 'summary.json').read_text())['steps']} steps)"
@@ -220,12 +224,12 @@ def test_older_runs_of_pretrained_networks_had_their_own(runs, tmp_path):
 
 def test_a_run_is_not_resumed_with_other_input(runs, data, tmp_path, capsys):
     copied(runs, "recog_folder", tmp_path)
-    for flag, told in {
+    for flag, message in {
         "--std 1 1 1": "std was",
         "--crop-mode squash": "crop_mode was 'center' and is 'squash'",
     }.items():
         assert main(command("recog_folder", data, tmp_path, *flag.split())) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     # as it was
     assert main(command("recog_folder", data, tmp_path, "--mean", "0.5", "0.5", "0.5")) == 0
 

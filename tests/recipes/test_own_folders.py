@@ -45,8 +45,8 @@ def test_a_share_is_kept_by_resume_and_evaluate(here, capsys):
     # another division, and the same settings of another folder
     capsys.readouterr()
     assert main([*words, "--split-seed", "1"]) == 2
-    told = "".join(capsys.readouterr())
-    assert "train_data was 'lists" in told and "split_seed was 0 and is 1" in told
+    message = "".join(capsys.readouterr())
+    assert "train_data was 'lists" in message and "split_seed was 0 and is 1" in message
     shutil.move(here / "my" / val[0], here / "my" / "cat" / "renamed.png")
     shutil.move(here / "my" / val[1], here / "my" / "cat" / "renamed too.png")
     assert main(words) == 2

@@ -69,9 +69,9 @@ def test_classes(here, write, channels, bits, capsys):
     capsys.readouterr()
     other = ["--channels", str(channels + 1), "--out", "other"]
     assert main([*words, *TINY, *how, *other]) == 2
-    told = "".join(capsys.readouterr())
-    assert f"it has {channels} channels, and --channels is {channels + 1}" in told
-    assert "my/" in told
+    message = "".join(capsys.readouterr())
+    assert f"it has {channels} channels, and --channels is {channels + 1}" in message
+    assert "my/" in message
 
 
 def test_masks_of_bands(here):

@@ -295,23 +295,25 @@ def test_what_parity_names_is_there():
         for line in (ROOT / "docs" / "from-pytorch-encoding.md").read_text().splitlines()
         if " | " in line
     ]
-    told = " ".join(part for row in rows for part in re.findall("`(.*?)`", row))
+    message = " ".join(part for row in rows for part in re.findall("`(.*?)`", row))
     known = {name for path in FILES for name in inspect.signature(load_recipe(path)).parameters}
     kinds = (Options, EvaluateOptions, PredictOptions, ExportOptions)
     known |= {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    flags = set(re.findall(r"--([a-z-]+)", told))
+    flags = set(re.findall(r"--([a-z-]+)", message))
     assert (
         len(rows) > 40 and len(flags) > 40 and {flag.replace("-", "_") for flag in flags} <= known
     ), flags
-    recipes = set(re.findall(r"\b(?:recog|seg)_\w+", told))
+    recipes = set(re.findall(r"\b(?:recog|seg)_\w+", message))
     assert len(recipes) >= 10 and recipes <= {path.stem for path in FILES}
-    files = set(re.findall(r"[\w/]+\.py\b", told))
+    files = set(re.findall(r"[\w/]+\.py\b", message))
     assert len(files) >= 5 and all((ROOT / "trainkit" / file).is_file() for file in files), files
-    assert len(set(re.findall(r"\btrainkit\.[\w.]+", told))) >= 9  # test_docs.py finds each of them
+    assert (
+        len(set(re.findall(r"\btrainkit\.[\w.]+", message))) >= 9
+    )  # test_docs.py finds each of them
 
 
 @pytest.mark.parametrize(
-    "name, asked, told",
+    "name, asked, message",
     [
         (
             "seg_voc",
@@ -326,10 +328,10 @@ def test_what_parity_names_is_there():
         ("seg_cityscapes", {"se_weight": 0.2}, "se_weight is 0.2, and deeplabv3 has no"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(name, asked, told, tmp_path, monkeypatch):
+def test_settings_that_would_do_nothing_are_refused(name, asked, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     function = load_recipe(ROOT / "recipes" / f"{name}.py")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         build(function, {**function.sample_settings(), "sample": True, **asked})
 
 

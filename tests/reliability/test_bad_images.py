@@ -170,7 +170,7 @@ def test_all_images_bad_is_not_one_bad_image(tmp_path):
         train(recognition(train_data=data), Options(out=tmp_path, workers=0, on_bad_image="skip"))
 
 
-def test_a_mistake_in_the_code_is_not_a_bad_image(tmp_path):
+def test_an_internal_error_is_not_a_bad_image(tmp_path):
     class Mistaken(Images):
         def __getitem__(self, index):
             return self.imagse[index]
@@ -186,12 +186,12 @@ def test_labels_outside_the_classes(tmp_path):
     """Recognition and segmentation, named by the image; skipped where asked."""
     data = Images(27)
     data.targets[3] = 7
-    told = r"image 3 .number 3 of Images.: label 7 is outside the 7 classes 0 to 6"
-    with pytest.raises(ValueError, match=told):
+    message = r"image 3 .number 3 of Images.: label 7 is outside the 7 classes 0 to 6"
+    with pytest.raises(ValueError, match=message):
         train(recognition(train_data=data), Options(out=tmp_path / "a", workers=0))
     train(recognition(train_data=data), Options(out=tmp_path / "b", workers=0, on_bad_image="skip"))
     assert "label 7 is outside" in (tmp_path / "b" / "bad_images.txt").read_text()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         train(recognition(val_data=data), Options(out=tmp_path / "c", workers=0))
 
     class Stray(Maps):
@@ -262,13 +262,13 @@ class Deadly(Images):
 # torch raises anywhere in the main thread, also where another thread is being started, which then
 # has not come to be.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_killed_worker_is_told(tmp_path):
+def test_a_killed_worker_is_reported(tmp_path):
     """torch notices a death by a signal, which names it, or by itself; either may come first."""
-    told = (
+    message = (
         r"data-loading worker .pid \d+. died of SIGKILL: somebody, or the system, killed it"
         r" .*resumes from the last"
     )
-    with pytest.raises(ChildProcessError, match=told):
+    with pytest.raises(ChildProcessError, match=message):
         train(recognition(train_data=Deadly(27)), Options(out=tmp_path, workers=1, log_every=1))
     for text, words in {
         "DataLoader worker (pid 12) is killed by signal: Killed. ": (

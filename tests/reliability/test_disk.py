@@ -91,8 +91,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, background):
     options = Options(
         out=tmp_path / "run", workers=0, log_every=10, seed=5, async_checkpoint=background
     )
-    told = "checkpoint .*step-000000008 could not be written: .*File too large"
-    with disk_full(10**6), pytest.raises(OSError, match=told):
+    message = "checkpoint .*step-000000008 could not be written: .*File too large"
+    with disk_full(10**6), pytest.raises(OSError, match=message):
         train(training(Then(40, full)), options)
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert kept == ["step-000000004"] and verify(tmp_path / "run" / "checkpoints" / kept[0]) is None
@@ -102,7 +102,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, background):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_training_may_go_on_without_saving(tmp_path, capsys):
+def test_training_may_continue_without_saving(tmp_path, capsys):
     options = Options(
         out=tmp_path / "run", workers=0, log_every=5, seed=5, on_save_error="continue"
     )
@@ -307,7 +307,7 @@ def test_one_save_at_a_time(tmp_path):
 def test_no_error_of_a_save_is_overwritten(tmp_path, background):
     """Two saves fail before anybody asks, and the next one is written.
 
-    All three are told, in their order.
+    All three are reported, in their order.
     """
     folder = tmp_path / "checkpoints"
     writer = CheckpointWriter(folder, keep=5, background=background)
@@ -317,13 +317,13 @@ def test_no_error_of_a_save_is_overwritten(tmp_path, background):
     folder.mkdir()
     writer.save(3, {"w": torch.ones(3)}, {})
     writer.wait()
-    told = [str(writer.error()) for _ in range(3)]
+    message = [str(writer.error()) for _ in range(3)]
     assert (
-        "step-000000001 could not be written: No such file" in told[0]
-        and "step-000000002" in told[1]
+        "step-000000001 could not be written: No such file" in message[0]
+        and "step-000000002" in message[1]
     )
     assert (
-        told[2] == "None"
+        message[2] == "None"
         and [row["step"] for row in writer.written()] == [3]
         and writer.written() == []
     )

@@ -104,7 +104,7 @@ def test_doubtful_words_are_no_lack_of_memory_where_there_is_some():
         assert not is_out_of_memory(RuntimeError(text))
 
 
-def test_a_dead_worker_is_told_whatever_torch_raises():
+def test_a_dead_worker_is_reported_whatever_torch_raises():
     """By its exit code.
 
     The error is a real one, of reading from a connection whose other end is gone.
@@ -114,11 +114,11 @@ def test_a_dead_worker_is_told_whatever_torch_raises():
     workers._STARTED.add(worker)
     reader, writer = Pipe(duplex=False)
     writer.close()
-    told = (
+    message = (
         rf"data-loading worker .pid {worker.pid}. died with exit code 7\. The same command resumes"
     )
     try:
-        with pytest.raises(ChildProcessError, match=told), worker_deaths_told():
+        with pytest.raises(ChildProcessError, match=message), worker_deaths_told():
             reader.recv()
     finally:
         workers._STARTED.discard(worker)
@@ -132,7 +132,7 @@ def test_an_end_of_file_of_the_users_own_stays():
 
 
 @pytest.mark.parametrize(
-    "name, value, told",
+    "name, value, message",
     [
         ("RANK", "", "RANK is '' in the environment"),
         ("RANK", "1", "RANK is 1 in the environment and WORLD_SIZE is not set"),
@@ -141,12 +141,14 @@ def test_an_end_of_file_of_the_users_own_stays():
         ("MASTER_PORT", "\N{SUPERSCRIPT TWO}", "MASTER_PORT is '²' in the environment"),
     ],
 )
-def test_variables_of_a_launcher(monkeypatch, capsys, name, value, told):
+def test_variables_of_a_launcher(monkeypatch, capsys, name, value, message):
     assert faulty_variable() is None
     monkeypatch.setenv(name, value)
     assert main(["nowhere.py"]) == 2
     error = capsys.readouterr().err
-    assert told in error and "Unset it for a single process" in error and "no recipe" not in error
+    assert (
+        message in error and "Unset it for a single process" in error and "no recipe" not in error
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,9 +161,10 @@ def test_settings_beyond_all_limits(tmp_path, capsys, setting):
     )
     path.write_text(text.format(tests=str(TESTS)))
     assert main([str(path), setting, "--workers", "0", "--out", str(tmp_path / "run")]) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        setting[2:].split("=")[0].replace("-", "_") in told and len(told.strip().splitlines()) == 1
+        setting[2:].split("=")[0].replace("-", "_") in message
+        and len(message.strip().splitlines()) == 1
     )
     assert not (tmp_path / "run").exists()
 
@@ -180,11 +183,11 @@ def test_the_largest_settings_that_may_be():
 def test_names_with_a_nul(recipe, capsys, words):
     """From a list of names, or a caller of `main`: no command line can hold one."""
     assert main([word.format(recipe) for word in words] + ["--workers", "0"]) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        "a\\x00b" in told
-        and "holds a NUL character" in told
-        and len(told.strip().splitlines()) == 1
+        "a\\x00b" in message
+        and "holds a NUL character" in message
+        and len(message.strip().splitlines()) == 1
     )
 
 

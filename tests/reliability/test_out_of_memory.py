@@ -22,7 +22,7 @@ ALONE = (sys.executable, str(TOYS))
 
 
 @pytest.fixture(scope="module")
-def small_passes(tmp_path_factory):
+def small_micro_batches(tmp_path_factory):
     """The training with as much memory as it likes, in passes of 4 from the start."""
     folder = tmp_path_factory.mktemp("small-passes")
     forked_script(TOYS, folder, "hungry-4")
@@ -35,7 +35,7 @@ def assert_equal(one: Path, other: Path) -> None:
     assert [row["loss"] for row in rows(one)] == [row["loss"] for row in rows(other)]
 
 
-def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passes):
+def test_oom_halves_the_micro_batch_and_is_remembered(tmp_path, small_micro_batches):
     """Bit for bit the run in those passes from the start.
 
     Batch norm has not counted the step that failed.
@@ -56,19 +56,19 @@ def test_out_of_memory_halves_the_passes_and_is_remembered(tmp_path, small_passe
         "micro-batches of 4 images, as the run was out of memory (OOM) before" in printed
         and "out of memory in" not in printed
     )
-    assert_equal(tmp_path / "hungry", small_passes / "hungry-4")
+    assert_equal(tmp_path / "hungry", small_micro_batches / "hungry-4")
 
 
 def test_not_even_one_image(tmp_path):
     done = run(*ALONE, str(tmp_path), "hungry", TOY_MEMORY_GIB="0.9", code=1)
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith(
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(
         "MemoryError: out of memory in step 1 with a micro-batch of 2, the minimum"
     ), done.stderr
-    assert "smaller images, a smaller model" in told
+    assert "smaller images, a smaller model" in message
 
 
-def test_processes_agree_on_the_passes(tmp_path):
+def test_processes_agree_on_the_micro_batch(tmp_path):
     """One of two has little memory: both take smaller passes, and nobody waits for ever."""
     printed = torchrun(
         2, TOYS, tmp_path, "hungry", TOY_MEMORY_GIB="3.7", TOY_MEMORY_RANK="1"
@@ -88,14 +88,14 @@ def test_evaluations_say_what_to_do(tmp_path):
         Inference(window=10_000_000),
         Options(out=tmp_path / "run", workers=0, checkpoint_every=3),
     )
-    told = (
+    message = (
         r"out of memory in the evaluation: .*can't allocate memory.*Set a smaller eval_batch_size"
         r" in the recipe, or"
     )
-    with pytest.raises(MemoryError, match=told):
+    with pytest.raises(MemoryError, match=message):
         train(segmentation(inference=huge), options)
     last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     assert step_of(last) == 4, "where the evaluation was, one after the last that was due"
-    with pytest.raises(MemoryError, match=told):
+    with pytest.raises(MemoryError, match=message):
         evaluate(segmentation(inference=huge), last, workers=0)
     assert train(segmentation(), options)["final"]["num_images"] == 13

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from helpers.interruptions import checkpoint_of, go_on, kill_all, start, wait_for
+from helpers.interruptions import checkpoint_of, kill_all, resume, start, wait_for
 from helpers.logs import assert_bit_equal, rows
 from helpers.processes import PATIENCE, TOYS
 from helpers.toy_recipes import recognition, run
@@ -36,8 +36,8 @@ STEPS = 12  # of the run "all": 3 epochs of 4
 def unstopped(tmp_path_factory):
     """The runs, never stopped, in one process and in two."""
     folder = tmp_path_factory.mktemp("unstopped")
-    go_on(folder / "1", "all", others=["all-dense"])
-    go_on(folder / "2", "all", processes=2)
+    resume(folder / "1", "all", others=["all-dense"])
+    resume(folder / "2", "all", processes=2)
     return folder
 
 
@@ -49,7 +49,7 @@ def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
     wait_for(tmp_path / name, checkpoint_of(6), process)  # epoch 2 has steps 5 to 8
     kill_all(process)
     assert not (tmp_path / name / "summary.json").exists()
-    assert "resuming from step-" in go_on(tmp_path, name, processes, workers)
+    assert "resuming from step-" in resume(tmp_path, name, processes, workers)
     assert_bit_equal(unstopped / str(processes) / name, tmp_path / name)
 
 
@@ -69,7 +69,7 @@ def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
         list_checkpoints(tmp_path / "all" / "checkpoints")[-1].name == f"step-{stopped:09d}"
         and stopped < STEPS
     )
-    go_on(tmp_path, "all", processes)
+    resume(tmp_path, "all", processes)
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
@@ -120,7 +120,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path, unstopped):
     workers[-1].send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0 and "stopped by SIGTERM after step" in printed, printed
-    go_on(tmp_path, "all", 2)
+    resume(tmp_path, "all", 2)
     assert_bit_equal(unstopped / "2" / "all", tmp_path / "all")
 
 
@@ -135,7 +135,7 @@ def test_ended_during_an_evaluation(tmp_path, unstopped, number):
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == (143 if number == signal.SIGTERM else -9), printed
     assert rows(tmp_path / "all", "evaluate") == []
-    assert "resuming from step-000000004" in go_on(tmp_path, "all")
+    assert "resuming from step-000000004" in resume(tmp_path, "all")
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
@@ -147,7 +147,7 @@ def test_killed_right_after_an_evaluation(tmp_path, unstopped):
         process,
     )
     kill_all(process)
-    assert "\nepoch 1  " not in go_on(tmp_path, "all"), "it is not done again"
+    assert "\nepoch 1  " not in resume(tmp_path, "all"), "it is not done again"
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
@@ -177,7 +177,7 @@ def test_an_orphan_stops(tmp_path, unstopped):
     while training.is_running() and training.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end, "it lives on"
         time.sleep(0.02)
-    go_on(tmp_path, "all")
+    resume(tmp_path, "all")
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
@@ -278,7 +278,7 @@ def test_going_on_with_another_number_of_processes(tmp_path, before, after):
     wait_for(tmp_path / name, checkpoint_of(4), process)
     kill_all(process)
     done = int(list_checkpoints(tmp_path / name / "checkpoints")[-1].name[5:])
-    go_on(tmp_path, name, after)
+    resume(tmp_path, name, after)
     seen = [
         json.loads((tmp_path / name / f"seen-{rank}.json").read_text()) for rank in range(after)
     ]
@@ -289,7 +289,7 @@ def test_going_on_with_another_number_of_processes(tmp_path, before, after):
     assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in mine], rel=1e-5)
 
 
-def test_changes_that_do_not_touch_the_mathematics_are_told(tmp_path, capsys):
+def test_changes_that_do_not_affect_the_result_are_reported(tmp_path, capsys):
     options = Options(out=tmp_path, workers=0)
     train(recognition(), options, {"data": "here", "lr": 0.1})
     (tmp_path / "summary.json").unlink()
@@ -298,7 +298,7 @@ def test_changes_that_do_not_touch_the_mathematics_are_told(tmp_path, capsys):
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["data"] == "there"
 
 
-def test_rebase_goes_on_with_another_length(tmp_path):
+def test_a_schedule_change_resumes_with_another_length(tmp_path):
     options = Options(out=tmp_path, workers=0, log_every=1)
     train(recognition(epochs=2), options)
     with pytest.raises(ValueError, match="total_steps was 8 and is 12.*--allow-schedule-change"):
@@ -373,7 +373,7 @@ def test_rows_of_lost_steps_are_forgotten(tmp_path, cut):
 
 
 def test_a_row_about_a_late_save_keeps_no_lost_step(tmp_path):
-    """A checkpoint written in the background is told after rows of later steps."""
+    """A checkpoint written in the background is reported after rows of later steps."""
     folder = RunFolder(tmp_path)
     for event, step in (
         ("step", 10),

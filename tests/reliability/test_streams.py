@@ -56,10 +56,11 @@ def test_a_training_outlives_its_screen(tmp_path, monkeypatch, capsys, opened):
         summary = train(recognition(), Options(out=tmp_path, workers=0, log_every=1))
         print("by somebody else", flush=opened is not closed) if opened is not closed else None
         sys.stdout.close()
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert summary["steps"] == 10 and (tmp_path / "summary.json").exists()
     assert (
-        told == f"standard output cannot be written ({GONE[opened]}): nothing more is shown there\n"
+        message
+        == f"standard output cannot be written ({GONE[opened]}): nothing more is shown there\n"
     )
 
 

@@ -124,8 +124,8 @@ def trained(tmp_path_factory) -> Path:
 def test_what_windows_has_is_enough_for_all_but_training(trained):
     codes, errors = codes_of({**REFUSED, **RUNNING}, trained)
     assert codes == {**dict.fromkeys(REFUSED, 2), **dict.fromkeys(RUNNING, 0)}, errors
-    told = errors.split("## help\n")[0]
-    assert told.count("training takes Linux or macOS (on Windows: WSL)") == len(REFUSED), told
+    message = errors.split("## help\n")[0]
+    assert message.count("training takes Linux or macOS (on Windows: WSL)") == len(REFUSED), message
     assert "Traceback" not in errors, errors
     assert not (trained / "other").exists()
     assert (trained / "exported.safetensors").stat().st_size > 0
@@ -138,9 +138,9 @@ def test_replay_is_refused_before_its_recipe_is_built(trained):
     built.unlink()
     codes, errors = codes_of({"replay": ["replay", "failed", "--workers", "0"]}, trained)
     assert codes == {"replay": 2}, errors
-    told = errors.removeprefix("## replay\n")
-    assert "training takes Linux or macOS (on Windows: WSL)" in told, told
-    assert len(told.splitlines()) == 1, told
+    message = errors.removeprefix("## replay\n")
+    assert "training takes Linux or macOS (on Windows: WSL)" in message, message
+    assert len(message.splitlines()) == 1, message
     assert not built.exists()
 
     words = ("replay", trained / "failed", "--workers", 0)
@@ -186,5 +186,7 @@ def test_a_module_of_the_standard_library_is_no_package_to_install(tmp_path, cap
     """As of a recipe that is made for another system."""
     (tmp_path / "own.py").write_text("import winreg\n")
     assert main([str(tmp_path / "own.py"), "--help"]) == 2
-    told = capsys.readouterr().err
-    assert "needs the module winreg of Python's standard library" in told and "pip" not in told
+    message = capsys.readouterr().err
+    assert (
+        "needs the module winreg of Python's standard library" in message and "pip" not in message
+    )

@@ -47,9 +47,9 @@ def test_another_takes_the_place_of_one_that_never_begins(before):
     loader = Loader(DATA, batch_size=3, num_workers=2, patience_s=1.0)
     with pytest.warns(RuntimeWarning) as warned:
         read = [batch.tolist() for (batch,) in loader]
-    (told,) = [str(each.message) for each in warned if each.category is RuntimeWarning]
+    (message,) = [str(each.message) for each in warned if each.category is RuntimeWarning]
     assert read == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    found = re.match(r"data-loading worker \(pid (\d+)\) did not start within 1 s", told)
+    found = re.match(r"data-loading worker \(pid (\d+)\) did not start within 1 s", message)
     with pytest.raises(ProcessLookupError):
         os.kill(int(found[1]), 0)
 
@@ -121,7 +121,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("dies", [True, False])
-def test_a_connection_lost_to_a_dead_parent_is_not_told(tmp_path, dies):
+def test_a_connection_lost_to_a_dead_parent_is_not_reported(tmp_path, dies):
     script = tmp_path / "script.py"
     script.write_text(LOST_CONNECTION.format(dies=dies))
     running = Script(script)
@@ -139,7 +139,7 @@ from trainkit.data.workers import Loader
 def kill_the_first():
     if first:
         os.kill(first[0], signal.SIGKILL)
-        time.sleep(0.2)  # its end is told while this process forks
+        time.sleep(0.2)  # its end is reported while this process forks
 
 first = []
 os.register_at_fork(before=kill_the_first)

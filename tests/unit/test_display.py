@@ -125,7 +125,7 @@ def test_pairs_that_occur_are_shown_as_a_matrix_is(number):
     assert printed({"iou": ious, "confusion": pairs}, 80) == text and "confusion" in text
 
 
-def test_figures_without_a_matrix_and_a_display_that_is_not_active():
+def test_results_without_a_matrix_and_a_display_that_is_not_active():
     assert printed({"top1": 0.25, "by_class": [0.5, 0.0]}, 80) == "evaluation  top1 25.00 %\n"
     assert printed(FIGURES, 80, active=False) == ""
 

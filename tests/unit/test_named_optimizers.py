@@ -166,7 +166,7 @@ def test_others_by_name(name):
 
 
 @pytest.mark.parametrize(
-    "name, options, told",
+    "name, options, message",
     [
         ("adamw", {"momentum": 0.9}, "optimizer adamw has no momentum: leave --momentum out"),
         ("lion", {"momentum": 0.9}, "optimizer lion has no momentum"),
@@ -183,8 +183,8 @@ def test_others_by_name(name):
         ("timm:lyon", {}, "no optimizer of the name lyon; did you mean lion?"),
     ],
 )  # fmt: skip
-def test_an_option_that_an_optimizer_has_not_is_refused_by_name(name, options, told):
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_an_option_that_an_optimizer_has_not_is_refused_by_name(name, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         named_optimizer(name, groups(network()), 0.1, **options)
 
 

@@ -48,7 +48,7 @@ def test_every_schedule_has_a_name():
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, message",
     [
         ("cosine", "no schedule of the name cosine; did you mean cos?"),
         ("step", "schedule step needs every_epochs, in epochs: --schedule step:every_epochs=30"),
@@ -57,6 +57,6 @@ def test_every_schedule_has_a_name():
         ("cos:warmup_epochs=2", "warmup_epochs is given by --warmup-epochs"),
     ],
 )
-def test_a_schedule_that_cannot_be_named_is_refused(name, told):
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_schedule_that_cannot_be_named_is_refused(name, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         named_schedule(name)

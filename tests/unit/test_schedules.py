@@ -108,7 +108,7 @@ def test_last_step_is_never_a_division_by_zero():
         (lambda: schedules.multistep([3])(0, 10), "multistep is given in epochs"),
     ],
 )
-def test_mistakes(call, message):
+def test_user_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -311,6 +311,6 @@ def test_training_on_repeated_images(tmp_path):
         (lambda: train_images(8, lighting=0), "lighting is 0; it must be above 0"),
     ],
 )
-def test_mistakes(call, message):
+def test_user_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import Dataset, Subset
 
-from helpers.interruptions import checkpoint_of, go_on, kill_all, start, wait_for
+from helpers.interruptions import checkpoint_of, kill_all, resume, start, wait_for
 from helpers.logs import assert_bit_equal, assert_same_training
 from helpers.processes import ROOT
 from helpers.toy_recipes import CLASSES, Images, recognition
@@ -119,13 +119,13 @@ def test_images_on_a_device_are_augmented_anew():
 
 
 def test_a_killed_run_is_resumed_bit_for_bit(tmp_path):
-    go_on(tmp_path / "whole", "balanced", others=["balanced-plain"])
+    resume(tmp_path / "whole", "balanced", others=["balanced-plain"])
     process = start(tmp_path / "cut", "balanced", sleep=0.02)
     wait_for(tmp_path / "cut" / "balanced", checkpoint_of(4), process)
     kill_all(process)
-    assert "resuming from step-" in go_on(tmp_path / "cut", "balanced", workers=1)
+    assert "resuming from step-" in resume(tmp_path / "cut", "balanced", workers=1)
     assert_bit_equal(tmp_path / "whole" / "balanced", tmp_path / "cut" / "balanced")
-    go_on(tmp_path / "two", "balanced-plain", processes=2)
+    resume(tmp_path / "two", "balanced-plain", processes=2)
     assert_same_training(tmp_path / "whole" / "balanced-plain", tmp_path / "two" / "balanced-plain")
 
 

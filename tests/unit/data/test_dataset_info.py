@@ -59,24 +59,24 @@ def test_defaults():
 
 
 def wrapped():
-    told = Told()
+    message = Told()
     part = [3, 1, 8]
     return [
-        (told, told, range(10), "3.png"),
-        (Subset(told, part), told, part, "8.png"),
-        (Subset(Subset(told, part), [2, 0]), told, [8, 3], None),
-        (Repeated(told, 3), told, range(10), "3.png"),
-        (Repeated(Subset(told, part), 2), told, part, "3.png"),
-        (Subset(Repeated(told, 3), [12, 2, 25]), told, [2, 5], "5.png"),
-        (Stages(told, {0: None, 2: None}), told, range(10), "3.png"),
-        (OnDevice(told), told, range(10), "3.png"),
-        (LazyDataset(lambda: Subset(told, part)), told, part, "8.png"),
+        (message, message, range(10), "3.png"),
+        (Subset(message, part), message, part, "8.png"),
+        (Subset(Subset(message, part), [2, 0]), message, [8, 3], None),
+        (Repeated(message, 3), message, range(10), "3.png"),
+        (Repeated(Subset(message, part), 2), message, part, "3.png"),
+        (Subset(Repeated(message, 3), [12, 2, 25]), message, [2, 5], "5.png"),
+        (Stages(message, {0: None, 2: None}), message, range(10), "3.png"),
+        (OnDevice(message), message, range(10), "3.png"),
+        (LazyDataset(lambda: Subset(message, part)), message, part, "8.png"),
     ]
 
 
 @pytest.mark.parametrize("number", range(len(wrapped())))
 def test_what_stands_around_a_dataset_changes_nothing_that_it_says(number):
-    data, told, indices, name = wrapped()[number]
+    data, message, indices, name = wrapped()[number]
     info = DatasetInfo.of(data)
     assert (info.split, info.upright, info.label_values, info.classes) == (
         "val",
@@ -84,19 +84,19 @@ def test_what_stands_around_a_dataset_changes_nothing_that_it_says(number):
         [0, 7],
         ["a", "b"],
     )
-    assert info.transformed is info.innermost is told and info.num_classes == 2
+    assert info.transformed is info.innermost is message and info.num_classes == 2
     assert info.used_warnings == ["one is dark"] and info.used == "10 images of a fair"
-    assert list(indices_in(opened(data), told)) == list(indices)
+    assert list(indices_in(opened(data), message)) == list(indices)
     if name is not None:
         assert info.name_of(3 if len(data) > 3 else 2) == name
 
     other = Plain()
-    bare = put_in(opened(data), told, other)
+    bare = put_in(opened(data), message, other)
     assert [bare[i][1] for i in range(len(bare))] == [other[i][1] for i in indices]
     assert bare is other or bare.dataset is other
 
 
-def test_how_a_dataset_is_read_is_said_by_the_outermost_alone():
+def test_how_a_dataset_is_read_is_reported_by_the_outermost_alone():
     repeated = Repeated(Stages(Told(), {0: None, 4: None}), 3)
     info = DatasetInfo.of(repeated)
     assert (info.repeats, info.locality, info.fingerprint, info.final_epoch) == (
@@ -116,7 +116,7 @@ def test_an_inner_that_is_no_dataset_is_no_layer():
     assert list(layers(data)) == [data]
 
 
-def test_what_a_part_holds_is_said_with_the_whole():
+def test_what_a_part_holds_is_reported_with_the_whole():
     assert used(Repeated(Subset(Told(), [1, 2]), 2)) == "2 of 10 images of a fair"
     assert used(Subset(Plain(), [1, 2])) == "2 of 10 images"
 

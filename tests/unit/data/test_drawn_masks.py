@@ -304,8 +304,10 @@ def test_run_lengths_of_another_size(tmp_path):
     runs = {"size": [40, 30], "counts": [0, 60, 1140]}
     file = coco_file(tmp_path / "all.json", {"a.png": [(3, runs)]})
     picture(tmp_path / "a.png", 40, 30, 0)
-    told = r"all.json .*a.png has a height and width of \[30, 40\], and run lengths of \[40, 30\]"
-    with pytest.raises(UserError, match=told):
+    message = (
+        r"all.json .*a.png has a height and width of \[30, 40\], and run lengths of \[40, 30\]"
+    )
+    with pytest.raises(UserError, match=message):
         label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))
     coco_file(tmp_path / "all.json", {"a.png": [(3, {**runs, "size": [30, 40]})]})
     data = label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))

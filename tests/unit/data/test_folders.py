@@ -117,7 +117,7 @@ def test_files_that_systems_leave_behind(tmp_path):
     )
 
 
-def test_classes_without_images_and_images_without_a_decoder_are_told(tmp_path):
+def test_classes_without_images_and_images_without_a_decoder_are_reported(tmp_path):
     for number in range(3):
         picture(tmp_path / f"cat/{number}.jfif", "JPEG")
         (tmp_path / f"dog/{number}.heic").parent.mkdir(exist_ok=True)

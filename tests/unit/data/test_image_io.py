@@ -255,7 +255,7 @@ def test_every_bit_of_a_png():
 
 
 def test_a_jpeg_that_promises_too_much():
-    """A header of 12 GiB on a few bytes is told before any of that is taken.
+    """A header of 12 GiB on a few bytes is reported before any of that is taken.
 
     A blank image is none of these.
     """

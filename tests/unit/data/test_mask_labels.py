@@ -88,15 +88,15 @@ def test_numbers_stand_for_classes_in_their_order(kind, values, ignore, tmp_path
 def test_a_number_that_is_no_class_is_named_with_its_pixels(kind, tmp_path):
     mask = np.array([[0, 255, 255], [17, 17, 0]], np.uint8)
     data = stored(encoded(mask), tmp_path, kind, mask_values=(0, 255, 9))
-    told = (
+    message = (
         r"holds label 17 on 2 pixels; the classes are 0, 255, 9 \(--mask-values\), and nothing is"
         r" ignored"
     )
-    with pytest.raises(LabelError, match=told):
+    with pytest.raises(LabelError, match=message):
         data[0]
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"mask_values": (0, 1, 255), "label_shift": -1}, "label_shift is -1 beside mask_values"),
     ({"mask_colors": COLORS, "label_shift": -1},
         "label_shift is -1 beside mask_values or mask_colors"),
@@ -118,8 +118,8 @@ def test_a_number_that_is_no_class_is_named_with_its_pixels(kind, tmp_path):
     ({"mask_colors": COLORS, "ignore": (0,)},
         r"ignore is \(0,\) beside mask_colors: call ignored colours `ignore`"),
 ])  # fmt: skip
-def test_settings_that_contradict_each_other(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(ValueError, match=message):
         MaskDataset(3, **settings)
 
 
@@ -164,11 +164,11 @@ def test_a_colour_that_is_nearly_one_of_them_is_none(tmp_path):
     mask = painted(ids())
     mask[0, :4], mask[1, 0] = (128, 64, 127), (9, 8, 7)
     data = stored(encoded(mask), tmp_path, "folder", mask_colors=COLORS)
-    told = (
+    message = (
         "a.png holds 2 colours that mask_colors has not, on 5 of its pixels: 128 64 127 on 4"
         " pixels, 9 8 7 on 1 pixels; add lines `R G B name`"
     )
-    with pytest.raises(LabelError, match=told):
+    with pytest.raises(LabelError, match=message):
         data[0]
     noise = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     (tmp_path / "annotations" / "train" / "a.png").write_bytes(encoded(noise))
@@ -197,7 +197,7 @@ def test_a_table_of_colours(mark, end, tmp_path):
     assert read_mask_colors(str(tmp_path / "table.txt")) == COLORS
 
 
-@pytest.mark.parametrize("text, told", [
+@pytest.mark.parametrize("text, message", [
     ("1 2 3", r"table.txt, line 1 is '1 2 3'; it is three numbers and a name"),
     ("1 2 3 a\nroad 1 2 3", r"line 2 is 'road 1 2 3'"),
     ("1 2 3 a\n4 5 6 a", r"line 2: a has a colour already"),
@@ -205,9 +205,9 @@ def test_a_table_of_colours(mark, end, tmp_path):
     ("1 2 3 a\n1 2 3 ignore", r"a and ignore have one colour"),
     ("1 2 256 a", r"the colour of a is \(1, 2, 256\); it is three numbers from 0 to 255"),
 ])  # fmt: skip
-def test_a_table_that_is_none(text, told, tmp_path):
+def test_a_table_that_is_none(text, message, tmp_path):
     (tmp_path / "table.txt").write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_mask_colors(str(tmp_path / "table.txt"))
 
 
@@ -253,14 +253,14 @@ def folders(root, paint, split=("train", "val")) -> None:
 def test_a_run_keeps_its_numbers_and_predicts_in_them(tmp_path, capsys):
     folders(tmp_path / "data", lambda wanted: wanted * 255)
     recipe, run, out = str(ROOT / "recipes" / "seg_folder.py"), tmp_path / "run", tmp_path / "out"
-    told = ["--data", str(tmp_path / "data"), "--classes", "bg,fg"]
-    assert main([recipe, *told, "--mask-values", "0,255", *WORDS, "--out", str(run)]) == 0
+    message = ["--data", str(tmp_path / "data"), "--classes", "bg,fg"]
+    assert main([recipe, *message, "--mask-values", "0,255", *WORDS, "--out", str(run)]) == 0
     row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert row["num_classes"] == 2 and row["IoU"]["fg"] is not None
     settings = json.loads((run / "settings.json").read_text())
     assert settings["settings"]["mask_values"] == "0,255" and settings["label_values"] == [0, 255]
     # going on with other numbers is refused, and a prediction is of those of the run
-    assert main([recipe, *told, "--mask-values", "255,0", *WORDS, "--out", str(run)]) == 2
+    assert main([recipe, *message, "--mask-values", "255,0", *WORDS, "--out", str(run)]) == 2
     assert "label_values was [0, 255] and is [255, 0]" in " ".join(capsys.readouterr().err.split())
     images = str(tmp_path / "data" / "images" / "val")
     assert (
@@ -287,7 +287,9 @@ def test_a_run_keeps_its_numbers_and_predicts_in_them(tmp_path, capsys):
     assert found and found <= {0, 255}
     # without them 255 is the ignored label
     assert (
-        main([recipe, *told, "--mask-values", "0,1,255", *WORDS, "--out", str(tmp_path / "other")])
+        main(
+            [recipe, *message, "--mask-values", "0,1,255", *WORDS, "--out", str(tmp_path / "other")]
+        )
         == 2
     )
     assert "mask_values names 3 classes and there are 2" in " ".join(
@@ -329,10 +331,10 @@ def test_a_run_on_colours_predicts_in_them(tmp_path, capsys):
         assert shown <= set(two.colors)
     (tmp_path / "table.txt").write_text("10 20 31 bg\n200 100 0 fg\n")
     assert main([recipe, *words, "--out", str(tmp_path / "other")]) == 2
-    told = " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
     assert (
         "holds 1 colours that mask_colors has not, on 384 of its pixels: 10 20 30 on 384 pixels"
-        in told
+        in message
     )
 
 

@@ -147,6 +147,6 @@ def test_either_takes_both():
 @pytest.mark.parametrize(
     "make, message", [(lambda: Mixup(0, 4), "alpha is 0"), (lambda: Cutmix(1, 1), "at least 2")]
 )
-def test_mistakes(make, message):
+def test_user_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()

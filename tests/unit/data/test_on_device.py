@@ -93,13 +93,13 @@ def test_a_subset_is_augmented_too():
 
 def test_what_reads_one_image_at_a_time_is_refused():
     """It would be left out of the batches without a word."""
-    told = (
+    message = (
         "in which {0} has no part; give OnDevice's `augment` what is to change, or give {0} the"
         " dataset itself"
     )
-    with pytest.raises(ValueError, match=told.format("Stages")):
+    with pytest.raises(ValueError, match=message.format("Stages")):
         Stages(held(), {0: None})
-    with pytest.raises(ValueError, match=told.format("Repeated")):
+    with pytest.raises(ValueError, match=message.format("Repeated")):
         Repeated(held(), 2)
 
 
@@ -159,7 +159,7 @@ def test_images_of_one_size():
         OnDevice(Odd())
 
 
-def test_labels_outside_the_classes_are_told():
+def test_labels_outside_the_classes_are_reported():
     data = held()
     data.targets[3] = 9
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_labels_outside_the_classes_are_told():
         make_loader(data, 0, [[(0, 0)]], 0, CPU, Recognition(CLASSES).check)
 
 
-def test_a_training_goes_on_bit_equal(tmp_path):
+def test_a_training_resumes_bit_equal(tmp_path):
     """Stopped in the middle of an epoch, and with passes of another size within a tolerance."""
 
     def made():

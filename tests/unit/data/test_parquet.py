@@ -223,7 +223,7 @@ def test_an_evaluation_reads_each_group_once(cifar, groups_read):
     assert sorted(indices) == list(range(2300)) and len(read) <= 47 + 2 + 1
 
 
-def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_training_resumes_where_it_stopped(tmp_path, monkeypatch):
     """The same on two and three processes: test_processes.py."""
     monkeypatch.setenv("TOY_PARQUET", str(write_parquet(tmp_path)))
     whole = run("streamed", tmp_path / "whole")
@@ -388,17 +388,19 @@ def test_rows_without_an_image_or_a_label(tmp_path, monkeypatch, stream):
         HubMasks(tmp_path, "train", 2, mask_column="mask", **columns),
     )
     assert data[0][0].shape == (3, 4, 4) and maps[0][1].unique().tolist() == [1]
-    for each, index, told in (
+    for each, index, message in (
         (data, 1, "%s is null in the column 'image'; take the row out of the dataset"),
         (data, 3, "%s is null in the column 'image'"),
         (data, 4, "%s .a.png. is null in the column 'label'; take the row out of the dataset"),
         (maps, 1, "%s is null in the column 'image'"),
         (maps, 2, "%s is null in the column 'mask'; take the row out of the dataset"),
     ):
-        with pytest.raises(ValueError, match=told % (source % index)):
+        with pytest.raises(ValueError, match=message % (source % index)):
             each[index]
         _, _, faults = Reader(each, 0, replacement=lambda epoch, index: 0)[0, index]
-        assert len(faults) == 1 and re.search(f"^{index}, .*{told % (source % index)}", faults[0])
+        assert len(faults) == 1 and re.search(
+            f"^{index}, .*{message % (source % index)}", faults[0]
+        )
     assert data.name_of(1) == maps.name_of(1) == f"row 1 of {tmp_path} (train)"
     assert maps.mask_name(2) == f"mask of row 2 of {tmp_path} (train)"
 
@@ -437,11 +439,11 @@ def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
         ] == labels
         assert [int(train_data[index][1]) for index in range(3)] == [0, 1, 2]
     assert class_images(tmp_path / "named", "val", **how).classes == ["eel", "cat", "dog"]
-    told = (
+    message = (
         "other .val. has classes .'fox'. that the training data has not, or the list of classes"
         " that was given; give"
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         class_images(tmp_path / "other", "val", classes=["cat", "dog", "eel"], **how)
     fewer = HubImages(tmp_path / "other", "test", classes=["eel", "cat", "dog"], **how)
     assert int(fewer[0][1]) == 1 and fewer.classes == ["eel", "cat", "dog"]

@@ -130,7 +130,7 @@ def test_all_files_of_real_imagenet(real_data):
 
 
 def test_torchvisions_image_folder(real_data):
-    """Its class ids are plain ints; one outside the classes is told like any other."""
+    """Its class ids are plain ints; one outside the classes is reported like any other."""
     corner = v2.Compose([v2.PILToTensor(), v2.CenterCrop(9)])
     data, keys = ImageFolder(real_data / "imagenet_sample" / "val", corner), [[(0, 0), (0, 199)]]
     cpu = torch.device("cpu")

@@ -119,7 +119,7 @@ def test_minc(minc):
     )
 
 
-def test_minc_mistakes(minc, tmp_path):
+def test_user_errors_of_minc(minc, tmp_path):
     with pytest.raises(ValueError, match="split is 'val'; it is one of train, validate, test"):
         MINC(minc, "val")
     with pytest.raises(ValueError, match="number is 6; its splits are numbered 1 to 5"):
@@ -202,11 +202,11 @@ def cifar100(tmp_path, monkeypatch):
 
 
 def test_cifar100(cifar100):
-    told = (
+    message = (
         r"2 columns that could be the label .fine_label, coarse_label.; say which with label_column"
         r" .--label-column"
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         HubImages(cifar100, "train")
     fine = HubImages(cifar100, "train", label_column="fine_label")
     assert len(fine.classes) == 100 and [int(target) for _, target in fine] == [0, 19, 99, 50]

@@ -1,6 +1,6 @@
 """Randomness from outside.
 
-Generators that transforms hold are seeded for each image, and others are told.
+Generators that transforms hold are seeded for each image, and others are reported.
 """
 
 import functools
@@ -201,7 +201,7 @@ class Counter:
 @pytest.mark.parametrize(
     "how", [{"workers": 0}, {"workers": 1}, {"workers": 1, "in_process": True}]
 )
-def test_what_cannot_be_seeded_is_told_by_dataset_and_transform(transform, how):
+def test_what_cannot_be_seeded_is_reported_by_dataset_and_transform(transform, how):
     message = find_unrepeatable(Photos(transform()), 0, **how)
     assert message is not None
     assert "dataset Photos" in message and transform.__name__ in message and "photo-" in message, (

@@ -130,7 +130,7 @@ def test_a_read_depends_on_seed_epoch_and_index_alone():
         ((9, 8, 0, 1, 1, 2), "micro_batch is 1"),
     ],
 )
-def test_mistakes(arguments, message):
+def test_user_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         TrainOrder(*arguments)
 

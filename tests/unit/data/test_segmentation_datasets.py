@@ -291,15 +291,15 @@ def test_coco_paints_instances(tmp_path):
 
 def test_coco_is_read_once(tmp_path):
     coco_files(tmp_path, indent=1)
-    told = []
+    message = []
     data = COCO(
         tmp_path,
         "val",
         cache=tmp_path / "cache",
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: message.append((done, total)),
     )
     size = (tmp_path / "annotations/instances_val2017.json").stat().st_size
-    assert told[-1] == (size, size) and told == sorted(told) and len(told) > 3
+    assert message[-1] == (size, size) and message == sorted(message) and len(message) > 3
     again = COCO(
         tmp_path,
         "val",
@@ -312,9 +312,12 @@ def test_coco_is_read_once(tmp_path):
     assert np.array_equal(mask_of(copy), mask_of(data))
     coco_files(tmp_path)  # other bytes: read again
     COCO(
-        tmp_path, "val", cache=tmp_path / "cache", progress=lambda done, total: told.append("anew")
+        tmp_path,
+        "val",
+        cache=tmp_path / "cache",
+        progress=lambda done, total: message.append("anew"),
     )
-    assert told[-1] == "anew"
+    assert message[-1] == "anew"
 
 
 def test_faulty_coco(tmp_path):
@@ -349,12 +352,12 @@ def test_faulty_coco(tmp_path):
 def test_the_first_reading_is_shown(tmp_path, monkeypatch, capsys):
     coco_files(tmp_path, indent=1)
     monkeypatch.setattr(terminal, "LINE_S", -1)
-    for told in (True, False):
+    for message in (True, False):
         COCO(tmp_path, "val", cache=tmp_path / "cache")
         lines = [line for line in capsys.readouterr().out.splitlines() if ", characters: " in line]
         size = (tmp_path / "annotations/instances_val2017.json").stat().st_size
-        assert bool(lines) == told and (
-            not told or lines[-1].endswith(f"2017.json, characters: {size} of {size}")
+        assert bool(lines) == message and (
+            not message or lines[-1].endswith(f"2017.json, characters: {size} of {size}")
         )
     monkeypatch.setenv("RANK", "1")
     COCO(tmp_path, "val", cache=tmp_path / "another")
@@ -428,7 +431,7 @@ def test_label_shift(tmp_path):
     assert data.palette.tolist() == colour_map(3).tolist()
 
 
-def test_a_label_that_nobody_ignores_is_told(tmp_path):
+def test_a_label_that_nobody_ignores_is_reported(tmp_path):
     """255 where only 0 is ignored, and labels of 16 bits whose train id would be the ignored one's
     number."""
     photo(tmp_path / "images/a.jpg")

@@ -144,11 +144,11 @@ def test_sets_that_might_repeat_one_another_are_refused(tmp_path, names):
         HubImages(tmp_path, "train")
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     for number in (0, 2):
         write(tmp_path / f"train-0000{number}-of-00004.parquet", [0, 1])
-    told = f"2 of 4 parquet files of train are not in {tmp_path}: number 1, 3"
-    assert used_warnings(HubImages(tmp_path, "train")) == [told]
+    message = f"2 of 4 parquet files of train are not in {tmp_path}: number 1, 3"
+    assert used_warnings(HubImages(tmp_path, "train")) == [message]
 
 
 @pytest.mark.parametrize("stream", [None, 2])
@@ -171,7 +171,7 @@ def test_files_that_are_damaged_or_have_no_rows(tmp_path, stream):
 
 
 def test_folders_of_images_with_parquet_files_beside_them(tmp_path):
-    """Folders win where they hold an image, and the parquet files left out are told."""
+    """Folders win where they hold an image, and the parquet files left out are reported."""
     for name in ("train/meta.parquet", "val/any.parquet"):
         write(tmp_path / name, [0, 1])
     (tmp_path / "val" / "notes").mkdir()
@@ -179,17 +179,17 @@ def test_folders_of_images_with_parquet_files_beside_them(tmp_path):
     (tmp_path / "train" / "cat" / "a.png").write_bytes(png(3))
     data = class_images(tmp_path, "train")
     assert data.classes == ["cat"] and "left out: 1 file (.parquet)" in used(data)
-    told = (
+    message = (
         f"{tmp_path} has both folders of images and parquet files of train; the folders are taken,"
         " and not "
     )
-    assert used_warnings(data) == [told + "train/meta.parquet"]
+    assert used_warnings(data) == [message + "train/meta.parquet"]
     assert len(class_images(tmp_path, "val")) == 2
     for kind in ("images", "annotations"):
         (tmp_path / kind / "train").mkdir(parents=True)
         (tmp_path / kind / "train" / "a.png").write_bytes(png(1, 1))
     maps = label_maps(tmp_path, "train", 2)
-    assert len(maps) == 1 and used_warnings(maps) == [told + "train/meta.parquet"]
+    assert len(maps) == 1 and used_warnings(maps) == [message + "train/meta.parquet"]
 
 
 def test_a_folder_whose_name_is_a_pattern(tmp_path):
@@ -303,7 +303,7 @@ def test_files_whose_columns_differ_in_type(tmp_path):
     assert [int(label) for _, label in HubImages(tmp_path, "train", stream=2)] == [0, 1, 1, 0]
 
 
-def test_declared_classes_without_images_are_told(tmp_path):
+def test_declared_classes_without_images_are_reported(tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog", "eel"])})
     rows = {"image": [{"bytes": png(0), "path": None}] * 2, "label": [2, 0]}
     Table.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")

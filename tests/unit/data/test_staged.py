@@ -115,7 +115,7 @@ def test_sizes_that_cannot_be(text):
     assert sizes_by_epoch("128:0, 192:30") == {0: 128, 30: 192}
 
 
-def test_mistakes():
+def test_user_errors():
     with pytest.raises(ValueError, match=r"begin in epochs \[1, 3\]; one must be of epoch 0"):
         Stages(Cropped(27), {3: None, 1: None})
     with pytest.raises(ValueError, match="Images has no attribute `transform`"):

@@ -127,18 +127,18 @@ def test_a_stream_without_its_end(colour, bits, level):
 
 
 @pytest.mark.parametrize(
-    "place, value, told",
+    "place, value, message",
     [
         (26, 1, "stored in an unknown way"),
         (27, 1, "stored in an unknown way"),
         (28, 2, "stored in an unknown way"),
     ],
 )
-def test_unknown_ways_of_16_bit_colours(place, value, told):
+def test_unknown_ways_of_16_bit_colours(place, value, message):
     data = bytearray(png(stored(2, 16), 2, 16))
     data[place] = value
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_pixels(bytes(data), PixelSettings(3, 16))
 
 

@@ -150,7 +150,7 @@ def test_numbers_keep_their_value_and_floats_their_type():
 FIVE = Recognition(5)
 
 
-@pytest.mark.parametrize("target, told", [
+@pytest.mark.parametrize("target, message", [
     (np.int64(5), "label 5 is outside the 5 classes 0 to 4"),
     (torch.tensor(5, dtype=torch.uint8), "label 5 is outside"),
     (2.0, "target 2.0 is no class id: a whole number from 0 to 4"),
@@ -164,8 +164,8 @@ FIVE = Recognition(5)
     (torch.zeros(4), r"target of shape \(4,\) is neither a class id nor a row of 5 probabilities"),
     (torch.tensor([3]), r"target of shape \(1,\) is neither"),
 ])  # fmt: skip
-def test_what_recognition_cannot_take(target, told):
-    assert re.search(told, FIVE.check(target))
+def test_what_recognition_cannot_take(target, message):
+    assert re.search(message, FIVE.check(target))
 
 
 @pytest.mark.parametrize("target", [
@@ -241,13 +241,13 @@ def test_an_ignored_label_outside_the_masks_type_ends_a_training_before_its_firs
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("mask, told", [
+@pytest.mark.parametrize("mask, message", [
     (np.zeros((4, 4), np.float32), r"mask is torch.float32 of shape \(4, 4\); it is whole numbers"),
     (torch.zeros(1, 4, 4, dtype=torch.uint8), r"mask is torch.uint8 of shape \(1, 4, 4\)"),
     (3, r"of shape \(\)"), (None, "mask is None"),
 ])  # fmt: skip
-def test_what_is_no_mask(mask, told):
-    assert re.search(told, Segmentation(3).check(mask))
+def test_what_is_no_mask(mask, message):
+    assert re.search(message, Segmentation(3).check(mask))
 
 
 def test_numpy_masks_are_checked():
@@ -273,21 +273,21 @@ def test_a_network_with_other_outputs_than_classes_is_refused_at_the_first_batch
 ):
     model = network(outputs)
     recipe = build(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    told = f"the network has {outputs} outputs, and {name} has {CLASSES} classes"
-    with pytest.raises(ValueError, match=told):
+    message = f"the network has {outputs} outputs, and {name} has {CLASSES} classes"
+    with pytest.raises(ValueError, match=message):
         train(recipe, Options(out=tmp_path / "run", workers=0))
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         check(recipe, Options(workers=0))
     model.eval()
     images, targets = (
         torch.zeros(2, 3, 4, 4),
         torch.zeros((2, 4, 4) if build is segmentation else 2, dtype=torch.long),
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         recipe.task.predict(model(images), targets)
     if build is segmentation:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             recipe.task.scores(model(images), images)
 
 

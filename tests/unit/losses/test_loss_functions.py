@@ -152,6 +152,6 @@ def test_an_image_without_valid_pixels_is_no_nan():
         (lambda: Recognition(5, label_smoothing=1.0), "label_smoothing is 1.0"),
     ],
 )
-def test_mistakes(call, message):
+def test_user_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -84,7 +84,7 @@ def lovasz(image: int) -> tuple[float, float]:
     "criterion, reference",
     [(Focal(1.5, WEIGHT), focal), (OHEM(0.3), ohem), (Dice(), dice), (Lovasz(), lovasz)],
 )
-def test_label_maps(criterion, reference, dtype):
+def test_segmentation_masks(criterion, reference, dtype):
     task = Segmentation(5, loss=criterion)
     sums, counts = zip(*(reference(image) for image in range(3)))
     assert counts[2] == 0 and sums[2] == 0
@@ -95,7 +95,7 @@ def test_label_maps(criterion, reference, dtype):
 
 
 @pytest.mark.parametrize("criterion", OF_MAPS, ids=lambda criterion: criterion.name)
-def test_passes_change_nothing(criterion):
+def test_micro_batches_change_nothing(criterion):
     """Sum, count and gradient of a batch are those of its images one at a time."""
     whole = MAPS.clone().requires_grad_()
     total = criterion(whole, LABELS, 255)
@@ -273,7 +273,7 @@ def test_training_with_all_of_them(tmp_path, recipe, task):
         (lambda: BinaryCrossEntropy(threshold=1), "threshold is 1"),
     ],
 )
-def test_mistakes(call, message):
+def test_user_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -18,7 +18,7 @@ from trainkit.metrics.segmentation import MeanIoU
 @pytest.mark.parametrize(
     "shape", [(2, 5, 70, 90), (1, 150, 3, 7), (3, 2, 4097), (1, 1, 2, 2), (0, 4, 3, 3)]
 )
-def test_likeliest_is_argmax(shape, dtype):
+def test_the_most_probable_class_is_argmax(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(shape, generator=generator).to(dtype)
     # most pixels have several most probable classes
@@ -34,7 +34,7 @@ def test_likeliest_is_argmax(shape, dtype):
         assert torch.equal(confusion.argmax_labels(each), each.argmax(1))
 
 
-def test_likeliest_of_what_is_no_number():
+def test_the_most_probable_class_among_nans():
     scores = torch.randn(2, 6, 50, 60, generator=torch.Generator().manual_seed(1))
     scores[0, 2, 3, 4] = scores[0, 5, 3, 4] = scores[1, :, 7, 8] = float("nan")
     scores[0, :, 0, 0] = float("-inf")

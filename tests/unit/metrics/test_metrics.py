@@ -190,7 +190,7 @@ def test_combines_with_metrics_of_evaluate(tmp_path):
         (lambda: CalibrationError(0), "bins is 0; it must be at least 1"),
     ],
 )
-def test_mistakes(call, message):
+def test_user_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -229,7 +229,7 @@ def test_official_evaluation_of_real_ade20k_images(real_data):
     assert 0.6 < result["pixAcc"] < 0.8
 
 
-def test_figures_of_other_kinds_go_into_the_log(tmp_path):
+def test_results_of_other_kinds_go_into_the_log(tmp_path):
     """Numbers of NumPy and torch, arrays, and what is no number."""
 
     class Odd:

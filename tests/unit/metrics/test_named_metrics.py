@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics import functional
 
-from helpers.interruptions import go_on
+from helpers.interruptions import resume
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, recognition, segmentation
 from trainkit import Options, train
@@ -125,7 +125,7 @@ def segmented(*metrics):
 
 
 @pytest.mark.parametrize(
-    "task, told",
+    "task, message",
     [
         (
             lambda: Recognition(3, extra_metrics=[evaluate.load(str(LOCAL), keep_in_memory=True)]),
@@ -150,8 +150,8 @@ def segmented(*metrics):
         (segmented(f"evaluate:{LOCAL}:average=macro"), "give torchmetrics:NAME"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_computed_is_refused_before_the_first_step(task, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_computed_is_refused_before_the_first_step(task, message):
+    with pytest.raises(UserError, match=message):
         try_metrics(task())
 
 
@@ -165,8 +165,8 @@ def test_a_metric_that_is_not_there(monkeypatch, tmp_path):
 
 def test_on_two_processes_as_on_one(tmp_path):
     """Each process is given the labels of both, and torchmetrics does not add them up again."""
-    go_on(tmp_path / "1", "named-metrics")
-    go_on(tmp_path / "2", "named-metrics", processes=2)
+    resume(tmp_path / "1", "named-metrics")
+    resume(tmp_path / "2", "named-metrics", processes=2)
     one, two = (rows(tmp_path / each / "named-metrics", "evaluate") for each in "12")
     for mine, theirs in zip(one, two, strict=True):
         for name in ("F1Score_macro", "recall_macro"):

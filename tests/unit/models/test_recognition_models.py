@@ -201,7 +201,7 @@ def test_missing_pretrained_weights_are_explained(tmp_path, monkeypatch):
         fine_tuned("timm:resnet18", 10)
 
 
-def test_imagenets_recipe_looks_at_images_as_the_network_was_trained(tmp_path):
+def test_imagenets_recipe_transforms_images_as_the_network_was_trained(tmp_path):
     """timm's own mean, std, interpolation and crop, or those given; in the protocol too."""
     timm = pytest.importorskip("timm")
 

@@ -84,18 +84,18 @@ def test_a_paired_difference_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda arrays: {**arrays, "names": arrays["names"][::-1]}, "the names of the images"),
         (lambda arrays: {**arrays, "target": arrays["target"][::-1]}, "the true classes differ"),
     ],
 )
-def test_other_images_are_refused(tmp_path, change, told):
+def test_other_images_are_refused(tmp_path, change, message):
     one, other = run_folder(tmp_path / "a"), run_folder(tmp_path / "b")
     arrays = add_recognition(one)
     add_recognition(other)
     np.savez(other / "evaluations/step-000000100.npz", **change(arrays))
-    with pytest.raises(ImagesDiffer, match=told):
+    with pytest.raises(ImagesDiffer, match=message):
         paired_difference(evaluation(one), evaluation(other), "top1")
 
 

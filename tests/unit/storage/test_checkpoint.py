@@ -92,11 +92,11 @@ def test_the_manifest_tells_size_and_hash_of_each_file(tmp_path):
         set(data) == {"model.safetensors", "state.safetensors", "state.json"}
         and manifest["step"] == 4
     )
-    told = {
+    message = {
         name: {"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()}
         for name, each in data.items()
     }
-    assert manifest["files"] == told
+    assert manifest["files"] == message
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest"])
@@ -205,14 +205,14 @@ def test_a_manifest_of_any_content_is_damage(tmp_path):
     Nothing outside the folder is read.
     """
     path = whole(tmp_path)
-    told = []
+    message = []
     for text in manifests(path):
         (path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
-        told.append(checkpoint.verify(path))
+        message.append(checkpoint.verify(path))
     assert (
-        len(told) > 50
-        and all(told)
-        and not [line for line in told if "Error" in line and "File" not in line]
+        len(message) > 50
+        and all(message)
+        and not [line for line in message if "Error" in line and "File" not in line]
     )
     (path / "manifest.json").unlink()
     for make in (

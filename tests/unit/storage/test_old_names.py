@@ -161,9 +161,9 @@ def test_an_old_run_is_read_with_the_recipe_of_today(old_run, capsys):
     assert read_recorded(old_run)["options"]["keep_checkpoints"] == 2
     capsys.readouterr()
     assert main(["evaluate", "run"]) == 2, "its own recipe is not executed"
-    told = " ".join(capsys.readouterr().err.split())
-    assert "was written for an older trainkit: it imports trainkit.segmenting" in told
-    assert "trainkit evaluate RECIPE --weights run" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "was written for an older trainkit: it imports trainkit.segmenting" in message
+    assert "trainkit evaluate RECIPE --weights run" in message
 
 
 def test_an_old_run_is_resumed(old_run, capsys):

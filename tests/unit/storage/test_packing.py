@@ -32,7 +32,7 @@ def test_types_come_back(value):
 
 
 @pytest.mark.parametrize(
-    "state, told",
+    "state, message",
     [
         ({"tags": {1, 2}}, "state.optimizer.tags is of type set"),
         ({"rule": print}, "state.optimizer.rule is of type builtin_function_or_method"),
@@ -49,10 +49,10 @@ def test_types_come_back(value):
         ),
     ],
 )
-def test_what_cannot_be_held_is_named(state, told):
+def test_what_cannot_be_held_is_named(state, message):
     with pytest.raises(
         ValueError,
-        match=f"no checkpoint can hold this training: {told}.*Keep it out of the optimizer",
+        match=f"no checkpoint can hold this training: {message}.*Keep it out of the optimizer",
     ):
         require_savable(nn.Identity(), {"model": {}, "optimizer": state})
 
@@ -72,7 +72,7 @@ def with_buffer(buffer):
 
 
 @pytest.mark.parametrize(
-    "build, told",
+    "build, message",
     [
         (
             lambda: nn.Sequential(Kept(2, 2)),
@@ -92,10 +92,10 @@ def with_buffer(buffer):
         ),
     ],
 )
-def test_models_are_refused_before_the_first_step(tmp_path, build, told):
+def test_models_are_refused_before_the_first_step(tmp_path, build, message):
     model = build()
     recipe = recognition(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(ValueError, match=f"{told}.*persistent=False"):
+    with pytest.raises(ValueError, match=f"{message}.*persistent=False"):
         train(recipe, Options(out=tmp_path, workers=0))
     assert not (tmp_path / "log.jsonl").exists() and not list_checkpoints(tmp_path / "checkpoints")
 
@@ -113,7 +113,7 @@ def test_a_model_that_does_not_take_up_its_own_state_is_refused():
         require_savable(model, {"model": model.state_dict()})
 
 
-def test_state_that_a_step_makes_is_told_right_after_it(tmp_path):
+def test_state_that_a_step_makes_is_reported_right_after_it(tmp_path):
     class Odd(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)

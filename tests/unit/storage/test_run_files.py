@@ -80,7 +80,7 @@ def run(trained, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def told(capsys, *words) -> tuple[int, str]:
+def ended(capsys, *words) -> tuple[int, str]:
     capsys.readouterr()
     try:
         code = main([str(word) for word in words])
@@ -216,7 +216,7 @@ def test_a_log_that_is_none_is_not_cut(run, capsys):
     good = log.read_bytes()
     for end in (b"{}\n", b"5", b"my notes\n", b'{"event": "step", "step": null}\n'):
         log.write_bytes(good + end)
-        code, said = told(
+        code, shown = ended(
             capsys,
             "mine.py",
             "--workers",
@@ -229,9 +229,9 @@ def test_a_log_that_is_none_is_not_cut(run, capsys):
             "run",
         )
         line = good.count(b"\n") + 1
-        assert code == 2 and f"run/log.jsonl is damaged: line {line}: it" in said.replace(
+        assert code == 2 and f"run/log.jsonl is damaged: line {line}: it" in shown.replace(
             "step is", "it"
-        ), said
+        ), shown
         assert log.read_bytes() == good + end
     for end in (b'{"event": "st', b"\0" * 300, b'{"event": "evaluate", "step": 6, "epoch'):
         log.write_bytes(good + end)
@@ -267,12 +267,12 @@ def test_every_command_says_that_settings_are_damaged(run, capsys):
     for text in (*others, '{"editor.fontSize": 12}', "// a comment", whole[:90].decode()):
         (run / "settings.json").write_text(text)
         for words in random.Random(text).sample(COMMANDS, 4):
-            code, said = told(capsys, *words)
-            assert code == 2 and "run/settings.json is damaged, or not of trainkit: " in said, (
+            code, shown = ended(capsys, *words)
+            assert code == 2 and "run/settings.json is damaged, or not of trainkit: " in shown, (
                 words,
-                said,
+                shown,
             )
-            assert said.count("\n") == 1
+            assert shown.count("\n") == 1
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 
@@ -281,9 +281,9 @@ def test_settings_of_another_kind_are_not_given_to_the_recipe(run, capsys):
     for value in ("many", None, True, [], {}):
         changed = {**content, "settings": {**content["settings"], "epochs": value}}
         (run / "settings.json").write_text(json.dumps(changed))
-        code, said = told(capsys, *COMMANDS[2])
-        assert code == 2 and f"trained with epochs={value!r}, which " in said
-        assert "mine.py does not take: it is no float. Give the recipe it was trained with" in said
+        code, shown = ended(capsys, *COMMANDS[2])
+        assert code == 2 and f"trained with epochs={value!r}, which " in shown
+        assert "mine.py does not take: it is no float. Give the recipe it was trained with" in shown
 
 
 def test_recorded_settings_that_the_recipe_lost_are_refused_by_name(run, capsys):
@@ -293,10 +293,10 @@ def test_recorded_settings_that_the_recipe_lost_are_refused_by_name(run, capsys)
     )
     (run.parent / "other.py").write_text(renamed)
     for words in COMMANDS[2:6]:
-        code, said = told(capsys, *[word.replace("mine.py", "other.py") for word in words])
+        code, shown = ended(capsys, *[word.replace("mine.py", "other.py") for word in words])
         assert (
             code == 2
-            and "other.py does not have: epochs=1.5. Give the recipe it was trained with" in said
+            and "other.py does not have: epochs=1.5. Give the recipe it was trained with" in shown
         )
 
 
@@ -318,15 +318,15 @@ def test_a_resume_without_a_recorded_setting_is_refused_by_name(run, capsys):
     words = ("other.py", *COMMANDS[0][1:], "--checkpoint-every", "1", "--log-every", "1")
     for _ in range(2):
         before = [(run / name).read_bytes() for name in files]
-        code, said = told(capsys, *words)
+        code, shown = ended(capsys, *words)
         assert (
             code == 2
             and "started with settings that the recipe does not have any more: lr=0.1. Give it"
-            in said
+            in shown
         )
         assert [(run / name).read_bytes() for name in files] == before
         (run / "summary.json").unlink(missing_ok=True)
-    assert told(capsys, *words, "--resume", "never")[0] == 0 and (run.parent / "run.1").is_dir()
+    assert ended(capsys, *words, "--resume", "never")[0] == 0 and (run.parent / "run.1").is_dir()
     assert json.loads((run / "settings.json").read_text())["settings"] == {
         "rate": 0.1,
         "epochs": 1.5,
@@ -338,7 +338,7 @@ def test_a_resume_without_a_field_of_a_setting_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"does not have any more: crop\.stride=2\. Give"):
         require_all(recorded, {"lr": 0.2, "crop": Crop(), "plain": {"a": 1}, "new": 5}, tmp_path)
     require_all({"crop": {"side": 3}}, {"crop": Crop(), "more": Crop}, tmp_path)
-    require_all({"crop": {"side": 3}}, {"crop": None}, tmp_path)  # another value, which is told
+    require_all({"crop": {"side": 3}}, {"crop": None}, tmp_path)  # another value, which is reported
 
 
 def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):
@@ -357,9 +357,9 @@ def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):
         if (run / name).exists():
             (run / name).rename(kept)
         os.mkfifo(run / name)
-        code, said = told(capsys, *COMMANDS[0])
+        code, shown = ended(capsys, *COMMANDS[0])
         what = "folder" if name == "checkpoints" else "regular file"
-        assert code == 2 and f"run/{name} is not a {what}: move it elsewhere" in said
+        assert code == 2 and f"run/{name} is not a {what}: move it elsewhere" in shown
         (run / name).unlink()
         if kept.exists():
             kept.rename(run / name)
@@ -367,8 +367,8 @@ def test_files_of_other_kinds_stop_a_run_before_it_begins(run, capsys):
 
 def test_a_file_of_weights_is_no_fifo(run, capsys):
     os.mkfifo("weights.pth")
-    code, said = told(capsys, "evaluate", "mine.py", "--weights", "weights.pth", "--workers", "0")
-    assert code == 2 and "weights.pth is not a regular file" in said
+    code, shown = ended(capsys, "evaluate", "mine.py", "--weights", "weights.pth", "--workers", "0")
+    assert code == 2 and "weights.pth is not a regular file" in shown
 
 
 def test_bad_images_of_any_name(run):
@@ -394,26 +394,26 @@ def test_somebody_elses_settings_make_no_run(tmp_path, monkeypatch, capsys):
     for name, text in {"settings.json": '{"editor.fontSize": 12}', "thesis.tex": "..."}.items():
         (project / name).write_text(text)
     for more in ((), ("--resume", "never")):
-        code, said = told(capsys, "mine.py", "--workers", "0", "--out", "project", *more)
+        code, shown = ended(capsys, "mine.py", "--workers", "0", "--out", "project", *more)
         assert (
             code == 2
-            and "project/settings.json is damaged, or not of trainkit: it has no settings" in said
+            and "project/settings.json is damaged, or not of trainkit: it has no settings" in shown
         )
-        assert "--resume never" not in said
+        assert "--resume never" not in shown
     assert sorted(path.name for path in project.iterdir()) == ["settings.json", "thesis.tex"]
     save_file(recognition().model.state_dict(), project / "w.safetensors")
     assert not is_run(project)  # so that weights beside it are weights
     assert (
-        told(capsys, "evaluate", "mine.py", "--weights", "project/w.safetensors", "--workers", "0")[
-            0
-        ]
+        ended(
+            capsys, "evaluate", "mine.py", "--weights", "project/w.safetensors", "--workers", "0"
+        )[0]
         == 0
     )
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / ".lock").write_text("the only copy")
-    code, said = told(capsys, "mine.py", "--workers", "0", "--out", "hidden")
-    assert code == 2 and "trainkit did not write hidden/.lock" in said
+    code, shown = ended(capsys, "mine.py", "--workers", "0", "--out", "hidden")
+    assert code == 2 and "trainkit did not write hidden/.lock" in shown
     assert (hidden / ".lock").read_text() == "the only copy"
 
 
@@ -427,22 +427,22 @@ def test_only_a_runs_own_files_are_moved_aside(run, monkeypatch, capsys):
         "data",
     ):
         (run / foreign).mkdir()
-        code, said = told(capsys, *words, "run")
-        assert code == 2 and f"trainkit did not write {foreign} in it. Move that elsewhere" in said
+        code, shown = ended(capsys, *words, "run")
+        assert code == 2 and f"trainkit did not write {foreign} in it. Move that elsewhere" in shown
         assert not (run.parent / "run.1").exists()
         (run / foreign).rmdir()
     (run / ".DS_Store").touch()
     monkeypatch.chdir(run / "checkpoints")
     for place in ("..", "../../run"):
-        code, said = told(capsys, f"../../{words[0]}", *words[1:], place)
-        assert code == 2 and "cannot be moved aside: this command runs inside it" in said
+        code, shown = ended(capsys, f"../../{words[0]}", *words[1:], place)
+        assert code == 2 and "cannot be moved aside: this command runs inside it" in shown
     monkeypatch.chdir(run)
-    code, said = told(capsys, f"../{words[0]}", *words[1:], ".")
-    assert code == 2 and "cannot be moved aside: this command runs inside it" in said
+    code, shown = ended(capsys, f"../{words[0]}", *words[1:], ".")
+    assert code == 2 and "cannot be moved aside: this command runs inside it" in shown
     monkeypatch.chdir(run.parent)
     (run.parent / "link").symlink_to("run")
     (run.parent / "run.1").symlink_to("nowhere")
-    assert told(capsys, *words, "link") == (0, "")
+    assert ended(capsys, *words, "link") == (0, "")
     assert (
         json.loads((run / "summary.json").read_text())["steps"] == 3
         and (run.parent / "link").is_symlink()
@@ -459,19 +459,21 @@ def test_the_recipe_is_kept_whole(run, capsys):
     assert whole == (run.parent / "mine.py").read_bytes()
     for length in (0, 20, len(whole) - 1):
         (run / "recipe.py").write_bytes(whole[:length])
-        assert told(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes() == whole
+        assert ended(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes() == whole
     (run.parent / "mine.py").write_bytes(whole + b"# changed since\n")
     (run / "recipe.py").write_bytes(b"# as it ran\n" + whole)
-    assert told(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes().startswith(
+    assert ended(capsys, *COMMANDS[0])[0] == 0 and (run / "recipe.py").read_bytes().startswith(
         b"# as it ran"
     )
     (run / "recipe.py").write_bytes(whole[:-9] + b"(")
     for words in (COMMANDS[-2], ("evaluate", "run/recipe.py", "--weights", "run")):
-        code, said = told(capsys, *words)
+        code, shown = ended(capsys, *words)
         assert (
-            code == 2 and "run/recipe.py" in said and "is not Python: '(' was never closed" in said
+            code == 2
+            and "run/recipe.py" in shown
+            and "is not Python: '(' was never closed" in shown
         )
-        assert said.count("\n") == 1 and "a whole copy in its place" in said
+        assert shown.count("\n") == 1 and "a whole copy in its place" in shown
 
 
 def test_a_recipe_that_cannot_be_written_leaves_none(run, capsys, monkeypatch):
@@ -481,18 +483,18 @@ def test_a_recipe_that_cannot_be_written_leaves_none(run, capsys, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4500, limits[1]))
     try:
-        code, said = told(capsys, "big.py", "--workers", "0", "--out", "new")
+        code, shown = ended(capsys, "big.py", "--workers", "0", "--out", "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert code == 2 and "new cannot be written: File too large" in said
+    assert code == 2 and "new cannot be written: File too large" in shown
     assert not [
         path
         for path in (run.parent / "new").iterdir()
         if path.name.startswith((".recipe", "recipe"))
     ]
     # other total_steps
-    assert told(capsys, "big.py", "--workers", "0", "--epochs", "0.75", "--out", "new")[0] == 2
-    assert told(capsys, "big.py", "--workers", "0", "--out", "new")[0] == 0
+    assert ended(capsys, "big.py", "--workers", "0", "--epochs", "0.75", "--out", "new")[0] == 2
+    assert ended(capsys, "big.py", "--workers", "0", "--out", "new")[0] == 0
     assert (run.parent / "new" / "recipe.py").read_bytes() == (run.parent / "big.py").read_bytes()
 
 
@@ -504,7 +506,7 @@ def test_a_stray_among_the_checkpoints_stops_no_run(run, capsys):
     shutil.copytree(folder / "step-000000006", folder / "step-000000099")
     (folder / "step-000000012.keep").mkdir()
     (folder / "README").touch()
-    assert told(capsys, *COMMANDS[0])[0] == 0
+    assert ended(capsys, *COMMANDS[0])[0] == 0
     assert {"step-000000006.keep", "step-000000099", "step-000000012.keep", "README"} <= {
         p.name for p in folder.iterdir()
     }

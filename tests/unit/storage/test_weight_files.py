@@ -250,7 +250,7 @@ def quantized():
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (cyclic("state_dict"), "what it holds contains itself"),
         (two_in_a_circle(), "what it holds contains itself"),
@@ -268,8 +268,8 @@ def quantized():
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_is_no_weights(tmp_path, content, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_is_no_weights(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
         load_weights(saved(tmp_path, content))
 
 

@@ -196,11 +196,11 @@ def test_init_from_a_run_with_other_classes(tmp_path, capsys):
     train(second, Options(out=tmp_path / "second", workers=0, init_from=tmp_path / "first"))
     assert torch.equal(second.model.backbone[0].weight, first.model.backbone[0].weight)
     assert torch.equal(second.model.head.weight, head)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "starting from the weights in" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "starting from the weights in" in message
     assert (
         "left as they are, 2 of another shape: head.weight (file [7, 8, 1, 1], model [9, 8, 1, 1]),"
-        " head.bias" in said
+        " head.bias" in message
     )
 
 
@@ -293,23 +293,23 @@ def test_a_run_whose_names_changed_is_not_resumed(tmp_path, older):
     rewrite(path, names, format=None if older else 2)
     with pytest.raises(
         ValueError, match="cannot be resumed: it has net.backbone.0.bias, .* lacks backbone"
-    ) as told:
+    ) as message:
         train(recognition(epochs=2.5), Options(out=tmp_path, workers=0, allow_schedule_change=True))
-    assert ("An older trainkit named them so" in str(told.value)) == older and "--init-from" in str(
-        told.value
-    )
+    assert (
+        "An older trainkit named them so" in str(message.value)
+    ) == older and "--init-from" in str(message.value)
     assert fit(recognition().model, names).exact  # for evaluate, predict and export they fit
 
 
-def test_other_groups_of_an_older_run_are_told(tmp_path):
+def test_other_groups_of_an_older_run_are_reported(tmp_path):
     train(recognition(epochs=1.5), Options(out=tmp_path, workers=0))
     other = recognition(epochs=1.5)
     other.optimizer.param_groups[0]["lr"] = 0.2
-    for format, told in ((2, False), (None, True)):
+    for format, message in ((2, False), (None, True)):
         rewrite(last(tmp_path), format=format)
         with pytest.raises(ValueError, match="lrs was") as caught:
             train(other, Options(out=tmp_path, workers=0))
-        assert ("An older trainkit began it" in str(caught.value)) == told
+        assert ("An older trainkit began it" in str(caught.value)) == message
 
 
 def test_a_newer_format_is_not_read(tmp_path):
