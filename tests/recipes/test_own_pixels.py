@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
 import trainkit
 from helpers.image_files import mask
@@ -37,6 +40,26 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def exported_as_loaded(image, with_onnx):
+    """A program, and an ONNX file, give the logits of the model that predicts, for one image."""
+    model, info = trainkit.load("run")
+    seen = info.preprocess(image)
+    with torch.no_grad():
+        expected = model(seen)
+    expected = expected["out"] if isinstance(expected, dict) else expected
+    words = ["export", "run", "--images", "1", "--format"]
+    assert main([*words, "torch-export", "--out", "model.pt2"]) == 0
+    found = [torch.export.load("model.pt2").module()(seen)]
+    if with_onnx:
+        assert main([*words, "onnx", "--out", "model.onnx"]) == 0
+        session = onnxruntime.InferenceSession("model.onnx")
+        found.append(torch.from_numpy(session.run(None, {"images": seen.numpy()})[0]))
+    for logits in found:
+        if logits.shape[-2:] != expected.shape[-2:]:
+            expected = functional.interpolate(expected, logits.shape[-2:], mode="bilinear")
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "write, channels, bits", [(rgba, 4, 8), (grey_of_12_bits, 1, 16), (bands, 5, 16)]
 )
@@ -66,6 +89,7 @@ def test_classes(here, write, channels, bits, capsys):
     assert abs(float(seen.mean())) < 0.3 and 0.3 < float(seen.std()) < 1.2, "normalised"
     assert model(info.preprocess(images[0])).shape == (1, 2)
     assert main(["predict", "run", "my/cat", "--out", "found", "--workers", "0"]) == 0
+    exported_as_loaded(images[0], with_onnx=write is bands)
     capsys.readouterr()
     other = ["--channels", str(channels + 1), "--out", "other"]
     assert main([*words, *TINY, *how, *other]) == 2
@@ -87,5 +111,6 @@ def test_masks_of_bands(here):
     assert (
         main(["predict", "run", "my/images", "--out", "found", "--overlay", "--workers", "0"]) == 0
     )
+    exported_as_loaded(here / "my" / "images" / "0.png", with_onnx=False)
     assert main([*words, *NETWORK, *TINY, "--photometric", "--out", "other"]) == 2
     assert main([*words, *NETWORK, *TINY, "--mean", "0.5", "--out", "other"]) == 2

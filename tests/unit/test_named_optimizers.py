@@ -160,6 +160,8 @@ def test_others_by_name(name):
     }
     if name == "prodigy":
         with pytest.raises(RuntimeError, match="different lr"):  # it takes one rate for all groups
+            trained(lambda each: kinds[name](each, lr=0.02))
+        with pytest.raises(UserError, match="these have several: give --head-lr-mult 1"):
             trained(lambda each: named_optimizer(name, each, 0.02))
         return
     assert_equal_updates(name, lambda each: kinds[name](each, lr=0.02))

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainkit.errors import UserError
+
 # of ImageNet, per channel of images in [0, 1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WHOLE = (torch.uint8, torch.uint16)  # numbers that are normalised
 
 
 class ToDevice:
@@ -39,8 +42,17 @@ class ToDevice:
             images: (N, C, H, W), uint8 in [0, 255], uint16 in [0, 65535], or float as the model
                 wants them; several crops of each, (N, crops, C, H, W), become (N crops, C, H, W).
             targets: of the images.
+
+        Raises:
+            UserError: the images have other channels than mean and std are given for.
         """
         images = images.flatten(0, 1) if images.ndim == 5 else images
+        if images.dtype in WHOLE and images.shape[-3] != len(self.mean) != 1:
+            raise UserError(
+                f"images have {images.shape[-3]} channels, and mean has {len(self.mean)} values:"
+                " give the recipe mean and std with one for each channel, and a dataset of files an"
+                " attribute `pixels`, such as PixelSettings(channels=4) of trainkit.data.bands"
+            )
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = (

@@ -29,6 +29,7 @@ OTHERS = {
     "schedulefree_radam": ("schedulefree", "RAdamScheduleFree"),
     "schedulefree_sgd": ("schedulefree", "SGDScheduleFree"),
 }
+ONE_RATE = ("prodigy",)  # it would raise in the first step
 FUSED = ("SGD", "Adam", "AdamW")  # faster, on the CPU too
 USUAL_MOMENTUM = 0.9
 # Rates of these scale linearly with the batch; those of adaptive ones by its square root.
@@ -72,6 +73,11 @@ def named_optimizer(
     for option in given:
         if not _takes(build, option):
             raise UserError(f"optimizer {name} has no {option}: leave --{option} out")
+    if name.lower() in ONE_RATE and len({group.get("lr", lr) for group in groups}) > 1:
+        raise UserError(
+            f"optimizer {name} finds one rate for all parameters, and these have several: give"
+            " --head-lr-mult 1, and no --layer-decay"
+        )
     require_arguments("optimizer", name, arguments, build)
     reserved = sorted({"params", "lr", "weight_decay"} & arguments.keys())
     if reserved:

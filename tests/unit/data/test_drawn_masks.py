@@ -321,3 +321,17 @@ def test_masks_go_before_annotations(tmp_path):
     mask(tmp_path / "my" / "masks" / "train" / "a.png", 40, 30, [(1, 1200)])
     coco_file(tmp_path / "my" / "annotations" / "train.json", {"a.png": []})
     assert int(label_maps(tmp_path / "my", "train", CLASSES)[0][1].sum()) == 1200
+
+
+@pytest.mark.parametrize("layout", ["{kind}/{split}", "{split}/{kind}", "{kind}"])
+def test_labels_of_yolo_are_refused_in_one_message(tmp_path, layout):
+    for split in ("train", "val"):
+        images, labels = (tmp_path / layout.format(kind=kind, split=split)
+                          for kind in ("images", "labels"))  # fmt: skip
+        for folder in (images, labels):
+            folder.mkdir(parents=True, exist_ok=True)
+        picture(images / f"{split}.jpg", 8, 8, 0)
+        (labels / f"{split}.txt").write_text("0 0.5 0.5 0.1 0.2 0.3 0.4\n")
+    settings = SplitSettings(0.5) if layout == "{kind}" else SplitSettings()
+    with pytest.raises(UserError, match="as YOLO's boxes and polygons are written, which trainkit"):
+        label_maps(tmp_path, "train", 2, held_out=settings)

@@ -98,7 +98,21 @@ def _masks_of(folder: Path, layout: str, name: str) -> str:
             f"{folder / layout.format(kind=IMAGES, name=name)} has images, and their masks are not"
             f" there: looked for {', '.join(asked)} in {folder.resolve()}"
         )
-    return (filled or there)[0]
+    chosen = (filled or there)[0]
+    _require_no_yolo(folder, chosen)
+    return chosen
+
+
+def _require_no_yolo(folder: Path, labels: str) -> None:
+    """Raise UserError where a folder of masks holds text files and no image, as YOLO's labels."""
+    names = [name for listed in _files_below(folder / labels) for name in listed]
+    texts = sorted(name for name in names if extension(name) == ".txt")
+    if texts and not any(is_image(extension(name)) or extension(name) == ".json" for name in names):
+        raise UserError(
+            f"{folder / labels} holds text files such as {texts[0]}, as YOLO's boxes and polygons"
+            " are written, which trainkit does not read: export the dataset as COCO or as masks,"
+            " which the tool that wrote it, or one such as FiftyOne or Roboflow, does"
+        )
 
 
 def _require_undivided(folder: Path, splits: dict[str, str | None]) -> None:
