@@ -23,6 +23,7 @@ from trainkit.engine.state import TrainState
 from trainkit.recipe import Recipe
 from trainkit.storage import evaluation_files
 from trainkit.storage.results_table import ResultsTable
+from trainkit.storage.weight_links import WeightLinks
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -40,11 +41,18 @@ class EvaluationRecord:
         folder: of the run, or where results.json goes.
         note: shows a line.
         pictures: whether pictures are drawn too.
+        links: to the best and the last checkpoint of a run; None elsewhere.
     """
 
     def __init__(
-        self, evaluator: Evaluator, folder: Path, note: Callable[[str], None], pictures: bool
+        self,
+        evaluator: Evaluator,
+        folder: Path,
+        note: Callable[[str], None],
+        pictures: bool,
+        links: WeightLinks | None = None,
     ):
+        self.links = links
         self.evaluator, self.recipe, self.folder = evaluator, evaluator.recipe, folder
         self.note = note
         self.pictures = EvaluationPictures(evaluator, folder) if pictures else None
@@ -111,6 +119,10 @@ class EvaluationRecord:
             evaluation_files.keep_evaluations(self.folder, kept)
         with self._writing("results.csv"):
             self.table.write()
+        if self.links is not None:
+            self.links.update()
+            if self.links.fault is not None:
+                self._report(f"{self.folder}: {self.links.fault}")
 
     @cached_property
     def _names(self) -> np.ndarray | None:
@@ -144,7 +156,7 @@ class EvaluationRecord:
     def _report(self, told: str) -> None:
         if told not in self._reported:
             self._reported.add(told)
-            self.note(f"warning: {told}; continuing without")
+            self.note(f"warning: {told}; continuing without it")
 
 
 def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from trainkit.models.outputs import refusals_told
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.model_json import model_json
 from trainkit.storage.run_folder import RunFolder
+from trainkit.storage.weight_links import WeightLinks
 
 
 class Training:
@@ -46,6 +47,7 @@ class Training:
         reporter: writes log and display.
         checkpointer: saves and resumes.
         evaluator: measures the weights.
+        links: best.safetensors and last.safetensors.
         record: what evaluations leave in the folder, beside the log.
         early_stopping: when it ends before its last step.
     """
@@ -69,10 +71,15 @@ class Training:
         task_module = _prepare(setup)
         ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
         to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
+        self.state = state = TrainState()
+        self.links = WeightLinks(run.folder, recipe.ema is not None, lambda: state.best_step)
         writer = CheckpointWriter(
-            run.checkpoints, options.keep_checkpoints, options.async_checkpoint, model_json(recipe)
+            run.checkpoints,
+            options.keep_checkpoints,
+            options.async_checkpoint,
+            model_json(recipe),
+            self.links,
         )
-        self.state = TrainState()
         self.stop = StopFlag(accelerator.device, accelerator.num_processes)
         failures = FailureRecorder(setup, run, writer)
         self.reporter = Reporter(setup, run, writer, failures, self.state, self.stop)
@@ -93,7 +100,7 @@ class Training:
             on_bad_image=options.on_bad_image,
         )
         self.record = EvaluationRecord(
-            self.evaluator, run.folder, setup.display.note, options.pictures
+            self.evaluator, run.folder, setup.display.note, options.pictures, self.links
         )
         self.early_stopping = EarlyStopping.of(recipe, options)
         if self.stepper.others:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainkit import files
 from trainkit.storage import checkpoint
+from trainkit.storage.weight_links import WeightLinks
 
 
 class CheckpointWriter:
@@ -24,6 +25,7 @@ class CheckpointWriter:
         keep: newest ones that stay.
         background: whether a thread writes.
         model_json: content of model.json in each; None for no such file.
+        links: to the best and the last one; None for none.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class CheckpointWriter:
         keep: int,
         background: bool,
         model_json: Mapping[str, Any] | None = None,
+        links: WeightLinks | None = None,
     ):
+        self.links = links
         self.folder, self.keep, self.background = folder, keep, background
         self.model_json = model_json
         self._thread: Thread | None = None
@@ -104,6 +108,8 @@ class CheckpointWriter:
             "bytes": num_bytes,
         }
         self._written.append({"event": "save", **row})
+        if self.links is not None:
+            self.links.update()  # before the checkpoints that they leave are removed
         return True
 
     def _remove_older(self, step: int, protected: Iterable[Path]) -> None:

@@ -17,6 +17,7 @@ from trainkit.storage.recorded import is_run, read_recorded
 from trainkit.storage.run_files import read_manifest
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import input_of
+from trainkit.storage.weight_links import pointed
 from trainkit.tasks.base import Task
 
 COUNTED = (
@@ -167,10 +168,12 @@ def is_published(run: Path) -> bool:
 def find_weights(path: Path) -> tuple[Path, Path | None]:
     """The weights that `path` stands for, and the run they are of.
 
-    A run's best checkpoint, or `path` itself; also of a name on the Hub, see `located`. A folder
-    that `trainkit push` wrote has one file of weights and no checkpoints.
+    A run's best checkpoint, the one that its best.safetensors or last.safetensors stands for, or
+    `path` itself; also of a name on the Hub, see `located`. A folder that `trainkit push` wrote has
+    one file of weights and no checkpoints.
     """
     path = located(path)
+    path = pointed(path) or path
     if not (path.is_dir() or path.is_file()):  # to read a FIFO would wait for ever
         raise UserError(
             f"{path} is not a regular file: give a run folder, a checkpoint in it, or a weights"

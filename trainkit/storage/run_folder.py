@@ -21,7 +21,7 @@ from typing import Any
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, replace_file
 from trainkit.options import Options
-from trainkit.storage import evaluation_files
+from trainkit.storage import evaluation_files, weight_links
 from trainkit.storage.checked_json import read_regular
 from trainkit.storage.checkpoint import (
     is_checkpoint_name,
@@ -330,11 +330,12 @@ def _move_aside(folder: Path) -> Path:
 
 def _strays(folder: Path) -> list[str]:
     """What is in a run's folder and was not written by a training or a command."""
+    files = (*FILES, *weight_links.LINKS)
     hidden = (
         rf"\.lock|\.trackers\.lock|\.seen-[0-9a-f]+"
-        rf"|\.({'|'.join(map(re.escape, FILES))})\.writing-[0-9]+"
+        rf"|\.({'|'.join(map(re.escape, files))})\.writing-[0-9]+"
     )
-    names = (*FILES, *FOLDERS, *EVALUATIONS, *TRACKERS)
+    names = (*files, *FOLDERS, *EVALUATIONS, *TRACKERS)
     own = [
         path for path in folder.iterdir() if path.name in names or re.fullmatch(hidden, path.name)
     ]
