@@ -57,6 +57,8 @@ class Options:
     """precise BN: training images, in batches of 16, to re-estimate BatchNorm statistics from"""
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """trackers that the rows of the log are sent to, beside the training"""
+    profile: bool = False
+    """record steps 10 to 20: a trace for Perfetto in profile/, and a table of what they spend"""
     keep_checkpoints: int = 2
     """number of newest checkpoints kept, beside the best and the one resumed from"""
     allow_schedule_change: bool = False

@@ -153,8 +153,8 @@ class ResultTables:
         )[:CONFUSED]
         if mistaken:
             self.display.note("most frequent confusions (share of the true class):")
-            for part, right, called in mistaken:
-                self.display.note(f"  {right} for {called} {_percent(part)}")
+            for share, true, taken_for in mistaken:
+                self.display.note(f"  {true} for {taken_for} {_percent(share)}")
 
     @staticmethod
     def _per_class(

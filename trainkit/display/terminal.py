@@ -94,7 +94,11 @@ class Display:
 
     def advance(self, step: int) -> None:
         """Move the bar, a few times a second at most."""
-        if self._bar is not None and time.monotonic() - self._shown > REFRESH_S:
+        if (
+            self._bar is not None
+            and self._line is not None
+            and time.monotonic() - self._shown > REFRESH_S
+        ):
             self._shown = time.monotonic()
             self._line.advance(step)
             self._bar.update(self._bar.task_ids[0], completed=step, refresh=True)

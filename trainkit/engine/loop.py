@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch.profiler import record_function
+
 from trainkit.data.workers import worker_deaths_told
 from trainkit.distributed.accelerator import lost_processes_told
 from trainkit.engine.checkpointing import Checkpointer
+from trainkit.engine.profiling import BETWEEN, profiled
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.run_opening import Found, on_main_process, open_run
 from trainkit.engine.run_report import record_start, reporting_failure, write_report
@@ -137,6 +140,7 @@ def _train_to_the_end(training: Training, begun: float) -> int:
         return stopped_by
     first_step = state.step
     batches = plan.loader(first_step, plan.total_steps, setup.accelerator, setup.workers)
+    batches = profiled(batches, setup, training.reporter.run, training.stepper.task_module)
     training.stepper.start()
     throughput = training.reporter.throughput
     clock = time.perf_counter()
@@ -172,13 +176,15 @@ def _save_and_evaluate(training: Training) -> int:
     is_last = step == plan.total_steps
     save_every = options.checkpoint_every or steps_per_epoch
     if step and checkpointer.saved != step and (is_last or step % save_every == 0):
-        checkpointer.save()
+        with record_function(BETWEEN):
+            checkpointer.save()
     is_due = is_last or step % (options.evaluate_every * steps_per_epoch) == 0
     if not is_due or training.state.evaluated >= step:
         return 0
     reporter.read_unlogged()  # non-finite weights are not worth an evaluation
     steps, keep = (step, plan.total_steps), training.record.of_step(step, is_last)
-    results = training.evaluator.run(training.stop.agreed, steps, keep)
+    with record_function(BETWEEN):
+        results = training.evaluator.run(training.stop.agreed, steps, keep)
     if results is None:
         return training.stop.last_answer
     improved = reporter.evaluation(results, training.evaluator.loss_fault)

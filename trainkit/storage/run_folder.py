@@ -50,7 +50,7 @@ FILES = (
     "train_batch.png", "train_batch.jpg", "val_predictions.jpg", "worst.jpg", "classes.jpg",
     "trackers.json", "own_trackers.json", "trackers.log",
 )  # fmt: skip
-TRACKERS = ("tensorboard", "wandb")  # whatever these write there
+TRACKERS = ("tensorboard", "wandb", "profile")  # whatever trackers and profilers write there
 # wherever a person has looked into a folder
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
