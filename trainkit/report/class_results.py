@@ -130,7 +130,7 @@ def calibration(data: EvaluationData) -> dict[str, Any] | None:
                 "gap_y": round(TOP + SIDE_Y * (1 - high), 1),
                 "gap_height": round(SIDE_Y * (high - low), 1),
                 "title": (
-                    f"{each.count:,} images with a probability of {each.low:.2f} to"
+                    f"{each.num_images:,} images with a probability of {each.low:.2f} to"
                     f" {each.high:.2f}: {100 * each.accuracy:.1f} % are right, the mean"
                     f" probability is {100 * each.confidence:.1f} %"
                 ),

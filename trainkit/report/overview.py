@@ -211,7 +211,7 @@ def defaults_of(run: RunData) -> dict[str, Any]:
 def settings(run: RunData) -> dict[str, Any]:
     """The settings, those that differ from the recipe's defaults first."""
     defaults = defaults_of(run)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, value in run.settings.items():
         default = defaults.get(name, UNKNOWN)
         rows.append(
@@ -222,7 +222,7 @@ def settings(run: RunData) -> dict[str, Any]:
                 "changed": default is not UNKNOWN and default != value,
             }
         )
-    changed = sum(row["changed"] for row in rows)
+    changed = sum(bool(row["changed"]) for row in rows)
     rows.sort(key=lambda row: not row["changed"])
     note = "The defaults of the recipe are not known: the run's folder has no recipe.py."
     if defaults:

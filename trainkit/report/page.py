@@ -101,7 +101,7 @@ def render_comparison(subjects: Sequence[Subject]) -> bytes:
     comparison = compare(subjects)
     runs = [(subject.run, subject.name) for subject in subjects if subject.run is not None]
     empty = ("ending", "results", "settings", "repeat", "classes", "confusion", "calibration")
-    context = {
+    context: dict[str, Any] = {
         "title": ", ".join(comparison.names),
         "subtitle": "a comparison",
         "tiles": [],

@@ -119,8 +119,9 @@ def _defaults(module: Module, name: str, folders: list[Path], depth: int) -> dic
     function = module.functions[name]
     found: dict[str, Any] = {}
     for decorator in function.decorator_list:
-        called = decorator.func if isinstance(decorator, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id == "variant" and decorator.args:
+        if not (isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name)):
+            continue
+        if decorator.func.id == "variant" and decorator.args:
             base = decorator.args[0]
             if isinstance(base, ast.Name):
                 found |= _defaults(module, base.id, folders, depth + 1)

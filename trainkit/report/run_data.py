@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,7 +179,7 @@ def read_run(folder: Path, under_way: bool | None = None) -> RunData:
     _unless_damaged(run, lambda: read_memory(folder))
     for path in sorted(folder.glob("failures/step-*")):
         if re.fullmatch(r"step-\d+", path.name):
-            report = _unless_damaged(run, lambda path=path: read_report(path))
+            report = _unless_damaged(run, partial(read_report, path))
             run.failures += [report] if report is not None else []
     try:
         run.evaluation = find_evaluation(folder, run.best_step, run.faults)

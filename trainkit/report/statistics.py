@@ -15,7 +15,7 @@ class Bin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    num_images: int
     confidence: float
     """mean probability"""
     accuracy: float

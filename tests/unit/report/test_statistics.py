@@ -58,7 +58,7 @@ def test_the_calibration_error_is_that_of_torchmetrics(tmp_path):
     expected = metric(scores, torch.from_numpy(arrays["target"])).item()
     bins, error = reliability(evaluation(run))
     assert error == pytest.approx(expected, abs=1e-6)
-    assert sum(each.count for each in bins) == 500 and len(bins) == 8  # from 1/2 on
+    assert sum(each.num_images for each in bins) == 500 and len(bins) == 8  # from 1/2 on
 
 
 def test_a_paired_difference_by_hand(tmp_path):
