@@ -137,7 +137,8 @@ def _only_pixels(data: bytes | bytearray) -> bytearray:
 
     Of a PNG in colours a palette is a suggestion for poorer screens.
     """
-    parts: list[bytes | bytearray] = [data[:_HEADER_END]]
+    view = memoryview(data)
+    parts: list[bytes | memoryview] = [view[:_HEADER_END]]
     place, kind, others = _HEADER_END, b"", 0
     while kind != b"IEND" and place < len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -145,7 +146,7 @@ def _only_pixels(data: bytes | bytearray) -> bytearray:
         if kind == b"IHDR":
             raise UserError("the PNG is damaged: it has two headers")
         if kind == b"IDAT":
-            parts.append(data[place:end])
+            parts.append(view[place:end])
         elif kind != b"IEND":
             others += 1
         place = end
