@@ -20,7 +20,7 @@ from helpers.processes import TESTS, TOYS, forked_script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import recognition, run, segmentation
 from trainkit import Options, evaluate, train
-from trainkit.engine import loop
+from trainkit.engine import evaluation, loop
 from trainkit.options import EvaluateOptions
 from trainkit.storage.checkpoint import list_checkpoints
 
@@ -184,11 +184,11 @@ def test_an_evaluation_has_the_flags_of_a_training(tmp_path):
     recipe = recognition()
     plain = evaluate(recognition(), tmp_path, workers=0)
     asked = EvaluateOptions(tf32=True, channels_last=True)
-    flagged = evaluate(
+    flagged = evaluation.evaluate(  # not trainkit.evaluate, which leaves the process as it was
         recipe, tmp_path, workers=0, tf32=asked.tf32, channels_last=asked.channels_last
     )
     assert plain["top1"] == flagged["top1"] and torch.get_float32_matmul_precision() == "high"
     weight = recipe.model.backbone[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    evaluate(recognition(), tmp_path, workers=0)
+    evaluation.evaluate(recognition(), tmp_path, workers=0)
     assert torch.get_float32_matmul_precision() == "highest"

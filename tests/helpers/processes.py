@@ -29,9 +29,7 @@ PATIENCE = 240
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch", "torchvision.transforms.v2", "accelerate", "trainkit.engine.loop"]
-)
+FORKS.set_forkserver_preload(["torch", "torchvision.transforms.v2", "accelerate", "trainkit.api"])
 
 
 def run(
