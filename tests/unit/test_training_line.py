@@ -1,11 +1,12 @@
 """The line of a training: what stays on a narrow screen, and how long it still takes."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
-from trainkit.display.terminal import Display
+from trainkit.display.terminal import REFRESH_S, Display
 from trainkit.display.training_line import TrainingLine, clock_time
 
 ROW = {
@@ -68,6 +69,19 @@ def test_the_bar_of_a_terminal_says_it_all():
     display.stop()
     assert "step 30/90" in out.getvalue() and "454 images/s" in out.getvalue()
     assert "data wait 13 %" in out.getvalue() and "elapsed 0:0" in out.getvalue()
+
+
+def test_many_rows_a_second_are_drawn_a_few_times_a_second():
+    out = io.StringIO()
+    display = Display(console=Console(file=out, width=80, force_terminal=True, no_color=True))
+    display.start(90, 0, 20)
+    begun = time.monotonic()
+    for step in range(200):
+        display.row({**ROW, "step": step}, NOTES)
+    seconds = time.monotonic() - begun
+    assert 1 <= out.getvalue().count("images/s") <= 2 + seconds / REFRESH_S
+    display.stop()
+    assert "step 199/90" in out.getvalue()  # the last one is left on the screen
 
 
 def test_a_row_in_a_file_is_one_line():
