@@ -20,6 +20,7 @@ from helpers.run_folders import (
     write_json,
 )
 from trainkit.cli import main
+from trainkit.report.images import FOLDERS
 from trainkit.report.page import report_or_reason
 
 MOST_BYTES = 5_000_000
@@ -265,3 +266,17 @@ def test_a_training_without_a_report(tmp_path):
 def test_a_non_finite_training_has_a_report(tmp_path):
     assert main([RECOG, *SHORT, "--out", str(tmp_path / "run"), "--lr", "1e30"]) == 2
     assert "stopped: non-finite (NaN/Inf) in step" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/data/birds/val/wren/7.jpg", "wren/7.jpg"),
+        ("val/wren/7.jpg", "wren/7.jpg"),
+        ("wren/7.jpg", "wren/7.jpg"),
+        ("7.jpg", "7.jpg"),
+        ("row 3 of /a/b/c/set-1 (test)", "row 3 of c/set-1 (test)"),
+    ],
+)
+def test_names_of_images_are_short(name, shown):
+    assert FOLDERS.sub("", name) == shown

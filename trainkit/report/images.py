@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from trainkit.storage.checked_json import COUNT, STRING, Fault, load_json, requi
 
 BUDGET = 3_600_000  # bytes of all images as base64, so that a page stays under 5 MB
 LARGEST_SIDE = 1600  # of a picture; larger ones are made smaller
+# of a path all but its last two names
+FOLDERS = re.compile(r"(?:(?<=\s)|^)[^\s/]*/(?:[^\s/]+/)*(?=[^\s/]+/[^\s/]+)")
 PARTS = ("image", "target", "prediction", "error")
 TITLES = {
     "worst": ("The worst", "The validation images with the largest loss or the lowest IoU."),
@@ -161,6 +164,7 @@ def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, A
     if not sources:
         return None
     target, predicted = entry.get("target"), entry.get("predicted")
+    name = str(entry.get("name") or f"image {index}")
     measures = [
         (f"{name} {100 * entry[key]:.1f} %" if key != "loss" else f"{name} {number(entry[key])}")
         for key, name in (("loss", "loss"), ("iou", "IoU"), ("probability", "probability"))
@@ -168,7 +172,8 @@ def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, A
     ]
     return {
         "sources": sources,
-        "name": str(entry.get("name") or f"image {index}"),
+        "name": FOLDERS.sub("", name),
+        "whole_name": name,
         "target": None if target is None else str(target),
         "predicted": None if predicted is None else str(predicted),
         "wrong": target != predicted,
