@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from trainkit.commands.probability_file import ProbabilityFile
-from trainkit.data.palette import colour_map, save_coloured, save_grey, save_overlay, save_titled
+from trainkit.data.palette import (
+    class_colours,
+    colour_map,
+    save_coloured,
+    save_grey,
+    save_overlay,
+    save_titled,
+)
 from trainkit.errors import UserError
 from trainkit.models.outputs import resized
 from trainkit.options import PredictOptions
@@ -147,6 +154,7 @@ class MaskWriter:
         self.info, self.out, self.top_k = info, asked.out, asked.top_k
         self.overlay, self.probabilities = asked.overlay, asked.probabilities
         self.palette = colour_map(task.num_classes) if task.palette is None else task.palette
+        self.shown = class_colours(task.num_classes, task.palette)  # as in all pictures
         raw = np.arange(task.num_classes) if task.raw_ids is None else np.asarray(task.raw_ids)
         self.raw_ids = raw.astype(np.uint8 if raw.max() < 256 else np.uint16)
         self._lines = _opened(asked.out / "predictions.jsonl")
@@ -160,7 +168,7 @@ class MaskWriter:
             save_grey(_path(self.out, "raw", picture, ".png"), self.raw_ids[labels])
             if self.overlay:
                 path = _path(self.out, "overlay", picture, ".jpg")
-                save_overlay(path, _pixels(picture), labels, self.palette)
+                save_overlay(path, _pixels(picture), labels, self.shown)
             _write_line(self._lines, {"file": str(picture.file), "classes": row["classes"]})
         if self.probabilities:
             self._save_probabilities(pictures, outputs)

@@ -43,7 +43,7 @@ BEGINNING = r"""(?<![\w.~/\\])(?:      # where a word begins, not inside a path 
 )"""
 # a path of this machine
 PLACE = re.compile(rf"{BEGINNING} .*? (?= {BEGINNING} | $ )", re.VERBOSE | re.DOTALL)
-NO_METRICS = ("event", "step", "epoch", "best", "best_step")
+NO_METRICS = ("event", "step", "epoch", "best", "best_step", "seconds")
 
 
 def run(first: str, words: list[str]) -> int:

@@ -83,10 +83,11 @@ class EvaluationPictures:
         pixels = as_pixels(images[:most], recipe, raw[:most])
         labels = targets[:most].cpu().numpy()
         tiles = [self._tile(Shown(each, label, None)) for each, label in zip(pixels, labels)]
+        ignored = "; hatched: ignored" if self.of_masks else ""
         shape = " x ".join(str(length) for length in pixels.shape[1:3])
         page = pictures.sheet(
             f"First training batch: {len(tiles)} of {recipe.batch_size} images",
-            f"as the network gets them after augmentation, {shape} pixels{mixed}",
+            f"as the network gets them after augmentation, {shape} pixels{ignored}{mixed}",
             tiles,
             self._legend(labels if self.of_masks else ()),
         )
@@ -113,7 +114,7 @@ class EvaluationPictures:
             "fixed": (VALIDATION, "Predictions on validation images"),
             "worst": (WORST, "The worst validation images"),
         }
-        parts = "true mask | predicted mask" if self.of_masks else ""
+        parts = "true mask | predicted mask; hatched: ignored" if self.of_masks else ""
         for kind, (file, title) in headings.items():
             indices = kinds.get(kind)
             if not indices:

@@ -330,12 +330,9 @@ def _move_aside(folder: Path) -> Path:
 
 def _strays(folder: Path) -> list[str]:
     """What is in a run's folder and was not written by a training or a command."""
-    files = (*FILES, *weight_links.LINKS)
-    hidden = (
-        rf"\.lock|\.trackers\.lock|\.seen-[0-9a-f]+"
-        rf"|\.({'|'.join(map(re.escape, files))})\.writing-[0-9]+"
-    )
-    names = (*files, *FOLDERS, *EVALUATIONS, *TRACKERS)
+    names = (*FILES, *weight_links.LINKS, *FOLDERS, *EVALUATIONS, *TRACKERS)
+    any_name = "|".join(map(re.escape, names))
+    hidden = rf"\.lock|\.trackers\.lock|\.seen-[0-9a-f]+|\.({any_name})\.writing-[0-9]+"
     own = [
         path for path in folder.iterdir() if path.name in names or re.fullmatch(hidden, path.name)
     ]
