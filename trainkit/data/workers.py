@@ -164,7 +164,10 @@ class _SureForks(ForkContext):
         super().__init__()
         self.patience_s = patience_s
 
-    def Process(self, *arguments: Any, **settings: Any) -> _SureFork:
+    # of multiprocessing it is an attribute, a class
+    def Process(  # type: ignore[override]
+        self, *arguments: Any, **settings: Any
+    ) -> _SureFork:
         """Make a worker that has this long to start; the name is multiprocessing's."""
         process = _SureFork(*arguments, **settings)
         process.patience_s = self.patience_s
