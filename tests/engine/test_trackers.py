@@ -1,6 +1,7 @@
 """Trackers beside the training: what they get, once each, and that they stop or slow nothing."""
 
 import json
+import os
 import sqlite3
 import struct
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 
-from helpers.interruptions import go_on, start, wait_for
+from helpers.interruptions import resume, start, wait_for
 from helpers.toy_recipes import everything, recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
@@ -92,6 +94,45 @@ def test_an_own_tracker_gets_each_row_once_over_a_resume(tmp_path):
     train(everything(epochs=14), fresh, {"lr": 0.5}, trackers=[third])
     assert [step for step, _ in third.sent] == [step for step, _ in first.sent]
     assert len(third.settings) == 1
+
+
+class WithPictures(Kept):
+    """One that takes pictures too."""
+
+    def __init__(self):
+        super().__init__()
+        self.pictures = []
+
+    def log_images(self, values, step=None, **_):
+        self.pictures.append((step, {name: pixels.shape for name, pixels in values.items()}))
+
+
+def test_new_pictures_of_predictions_are_sent(tmp_path):
+    """One that lay there before is not; one is sent where it is new, at a step that is not over."""
+    (tmp_path / "log.jsonl").write_text("")
+    picture = tmp_path / "val_predictions.jpg"
+    Image.new("RGB", (8, 6)).save(picture)
+    tracker = WithPictures()
+    follower = log_follower.LogFollower(
+        "kept", lambda cursor: tracker, tmp_path, log_follower.Cursors(tmp_path / "own.json"), {},
+        pytest.fail,
+    )  # fmt: skip
+    follower.start()
+    row = {"event": "evaluate", "step": 7, "epoch": 1.0, "top1": 0.5}
+    for width, step in ((20, 7), (30, 9)):
+        with (tmp_path / "log.jsonl").open("a") as log:
+            log.write(json.dumps({**row, "step": step}) + "\n")
+        deadline = time.monotonic() + 60
+        while len(tracker.sent) < 1 + (step == 9) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        Image.new("RGB", (width, 6)).save(tmp_path / "new.jpg")
+        os.replace(tmp_path / "new.jpg", picture)
+        while len(tracker.pictures) < 1 + (step == 9) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    follower.ending.set()
+    follower.join(60)
+    shapes = [(7, {"val/predictions": (1, 6, 20, 3)}), (9, {"val/predictions": (1, 6, 30, 3)})]
+    assert tracker.pictures == shapes and tracker.finished == 1
 
 
 def test_one_that_fails_is_reported_once(tmp_path, capsys):
@@ -180,7 +221,7 @@ def killed_and_resumed(folder: Path, name: str, monkeypatch, tmp_path: Path) -> 
     process.kill()
     process.communicate()
     before = json.loads((folder / "tracked/trackers.json").read_text())[name]
-    go_on(folder, "tracked")
+    resume(folder, "tracked")
     after = json.loads((folder / "tracked/trackers.json").read_text())[name]
     assert after["id"] == before["id"] and after["step"] == 12 > before["step"]
     return after
