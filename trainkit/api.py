@@ -109,15 +109,15 @@ def _train_function(
     asked, named = split_keywords("train", recipe_file, given)
     values = resolved(recipe_file, asked, {})
     options = replace(options or Options(), **named)
-    if options.out is None:
-        options = replace(options, out=Path("runs") / _name(recipe_file, source))
+    out = options.out or Path("runs") / _name(recipe_file, source)
+    options = replace(options, out=out)
     objects = objects_in(values)
     call = {"recipe": _named(recipe), "keywords": plain({**given, **objects_in(given)})}
     source = replace(source, call=call)
     if objects:  # which settings.json cannot hold
         source = replace(source, file=None)
     lacks = _not_kept(source, objects)
-    if lacks and not (options.out / "settings.json").exists():
+    if lacks and not (out / "settings.json").exists():
         of_launcher().note(lacks)
     posix_locks()  # before a recipe that takes minutes to build
     propose(recipe_file, values)

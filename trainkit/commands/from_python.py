@@ -111,7 +111,8 @@ def split_keywords(
     signature = inspect.signature(recipe_file) if recipe_file else inspect.Signature()
     check_names(signature.parameters)
     hints = _hints(COMMANDS[command])
-    settings, options = {}, {}
+    settings: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     given = dict(given)
     if recipe_file is not None and given.get("config") is not None:
         others = {name for each in COMMANDS.values() for name in _hints(each)}
@@ -121,7 +122,7 @@ def split_keywords(
         if name in hints:
             options[name] = _typed(name, value, hints[name])
         elif isinstance(value, SharedSettings):  # by the names of its fields
-            settings |= {field.name: getattr(value, field.name) for field in fields(value)}
+            settings |= vars(value)
         elif name in signature.parameters:
             settings[name] = _typed(name, value, signature.parameters[name].annotation)
         else:

@@ -132,10 +132,10 @@ class RunFolder:
             (folder / "stopped.json").unlink(missing_ok=True)
             run.checkpoints.mkdir(exist_ok=True)
             flush(folder)
-            for name, content in source.files().items():
-                run._keep_code(name, content, again=bool(notes) or renamed)
+            for name, code in source.files().items():
+                run._keep_code(name, code, again=bool(notes) or renamed)
                 if source.file is not None:
-                    remember(folder, content, source.file)
+                    remember(folder, code, source.file)
         except Exception:
             run.close()
             raise
