@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.interruptions import go_on
+from helpers.interruptions import resume
 from helpers.logs import rows
 from helpers.processes import TOYS, Script
 from helpers.toy_recipes import RUNS, everything, recognition
@@ -107,7 +107,7 @@ def test_a_kill_leaves_none_that_leads_nowhere(tmp_path, reads):
     found = [name for name in (BEST, LAST) if os.path.lexists(tmp_path / "all" / name)]
     assert LAST in found
     assert all((pointed(tmp_path / "all" / name) / "manifest.json").is_file() for name in found)
-    go_on(tmp_path, "all")
+    resume(tmp_path, "all")
     best, last = best_and_last(tmp_path / "all")
     assert pointed(tmp_path / "all" / BEST) == best and pointed(tmp_path / "all" / LAST) == last
 
