@@ -103,7 +103,7 @@ def colour_map(num_colours: int) -> np.ndarray:
 def class_colours(num_classes: int, palette: Sequence[Colour] | None = None) -> np.ndarray:
     """The colour of each class in pictures, overlays and reports: uint8 (num_classes, 3).
 
-    They are the dataset's own where it has some. Those that could not be told from no colour, black
+    They are the dataset's own where it has some. Those that look like no colour, black
     and nearly black ones, of which a mask in an overlay would look like nothing found, and those
     that two classes share, are replaced.
 

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from trainkit.data.palette import class_colours
-from trainkit.data.seeding import MIX, fold, generators_kept, seed_step
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.label_warnings import names_of
 from trainkit.engine.shown_images import Shown, as_pixels, chosen, ious
@@ -28,7 +27,7 @@ WORST, CLASSES = "worst.jpg", "classes.jpg"
 NAMES = (TRAIN_BATCH, VALIDATION, WORST, CLASSES)
 FIXED = 8  # validation images that are shown at each evaluation
 LEAST, MOST = 4, 16  # of the worst and of the median ones
-IN_TRAINING = 16  # of so many images one is shown as worst, while a training goes on
+IN_TRAINING = 16  # in a training one of so many images is shown as worst
 THUMBNAIL = 256
 
 
@@ -62,25 +61,23 @@ class EvaluationPictures:
         fixed = sorted({total * place // FIXED for place in range(FIXED)})
         return {"fixed": fixed, **chosen(arrays, number)}
 
-    def first_batch(self, images: Tensor, targets: Tensor) -> None:
+    def first_batch(self, as_read: Tensor, images: Tensor, targets: Tensor) -> None:
         """Draw the first images of the first training batch as the network gets them.
 
         Args:
-            images: as read, this process's share.
-            targets: of the images.
+            as_read: this process's share of the images.
+            images: the same, mixed and normalised.
+            targets: of `images`.
         """
-        recipe, raw, mixed = self.recipe, images, ""
-        if recipe.mix is not None:
-            seed = self.evaluator.seed
-            with generators_kept():  # as the first step will mix them
-                moved = self.evaluator.to_device(images.clone(), targets)
-                seed_step(seed, 0, 0, MIX)
-                images, targets = recipe.mix(*moved, fold(seed, MIX, 0))
+        recipe, mixed = self.recipe, ""
+        if recipe.mix is None:
+            images = as_read
+        else:
             parts = getattr(recipe.mix, "mixings", (recipe.mix,))
             kinds = " or ".join(type(each).__name__ for each in parts)
             mixed = f"; mixed in pairs by {kinds}: the text says the share of each class"
         most = FIXED if self.of_masks else 2 * FIXED
-        pixels = as_pixels(images[:most], recipe, raw[:most])
+        pixels = as_pixels(images[:most], recipe, as_read[:most])
         labels = targets[:most].cpu().numpy()
         tiles = [self._tile(Shown(each, label, None)) for each, label in zip(pixels, labels)]
         ignored = "; hatched: ignored" if self.of_masks else ""

@@ -67,16 +67,17 @@ class EvaluationRecord:
         """The same for `trainkit evaluate`; None where the weights' step is not known."""
         return partial(self._keep, evaluation_files.EVALUATE, step, True)
 
-    def first_batch(self, images: Tensor, targets: Tensor) -> None:
-        """Draw the first training batch, before the first step.
+    def first_batch(self, as_read: Tensor, images: Tensor, targets: Tensor) -> None:
+        """Draw the first training batch, before the first update.
 
         Args:
-            images: as read, this process's share.
-            targets: of the images.
+            as_read: this process's share of the images.
+            images: the same as the network gets them: mixed and normalised.
+            targets: of `images`.
         """
         if self.pictures is not None and self.evaluator.accelerator.is_main_process:
             with self._drawing():
-                self.pictures.first_batch(images, targets)
+                self.pictures.first_batch(as_read, images, targets)
 
     def _keep(
         self,

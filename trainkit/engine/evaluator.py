@@ -25,7 +25,7 @@ from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.results import as_plain, without_reserved_names
 from trainkit.engine.sliding_window import SlidingWindowInferer
-from trainkit.engine.task_module import set_step, uncompiled
+from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.engine.validation_loss import ValidationLoss, loss_results
 from trainkit.errors import UserError, may_fail_alone, shortage_told
 from trainkit.inference import Inference
@@ -60,7 +60,9 @@ class Evaluator:
     @property
     def loss_fault(self) -> str | None:
         """Why an evaluation of this task has no validation loss, in words; None for no fault."""
-        return without_wrappers(self.task_module).loss_fault
+        module = without_wrappers(self.task_module)
+        assert isinstance(module, TaskModule)
+        return module.loss_fault
 
     @may_fail_alone()
     def run(

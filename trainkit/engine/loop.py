@@ -7,6 +7,7 @@ training writes in reporting.py and checkpointing.py; how its parts are made in 
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -147,7 +148,7 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     for step, (images, targets, bad_images) in enumerate(batches, first_step):
         throughput.waited_s += time.perf_counter() - clock
         if step == 0:
-            training.record.first_batch(images, targets)
+            training.stepper.show_batch = partial(training.record.first_batch, images)
         stats = training.stepper(step, images, targets)
         if step == first_step:  # the optimizer has made its state
             training.checkpointer.require_savable()

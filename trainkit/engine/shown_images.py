@@ -42,7 +42,7 @@ def chosen(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, list[int]
         number: of images of the first two kinds, at most.
 
     Returns:
-        Indices; no kind that cannot be told from the rows.
+        Indices; no kind that the rows do not show.
     """
     badness = _badness(arrays)
     if badness is None:

@@ -5,6 +5,7 @@ of micro-batches: the counts are summed over the processes before the first back
 mean of means occurs.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
 
@@ -93,6 +94,8 @@ class Stepper:
         self._rank = setup.accelerator.process_index
         self._changes_with_step = recipe.task.provides("at_step")
         self._prepares_targets = recipe.task.provides("prepare")
+        # called once, with the images and targets of the next step as the network gets them
+        self.show_batch: Callable[[Tensor, Tensor], None] | None = None
 
     def start(self) -> None:
         """Put the model into training mode, before the first step."""
@@ -125,6 +128,9 @@ class Stepper:
             self.frozen.at_step(step)
         self.snapshot.keep()
         images, targets = self._mixed(step, *self.to_device(images, targets))
+        if self.show_batch is not None:
+            self.show_batch(images, targets)
+            self.show_batch = None
         if self._prepares_targets:
             targets = self._prepared(step, images, targets)
         counts = self._counts(step, targets)  # (K,), of the batch

@@ -47,7 +47,7 @@ def write_evaluation(
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     content = io.BytesIO()
-    np.savez_compressed(content, **dict(arrays))
+    np.savez_compressed(content, allow_pickle=False, **dict(arrays))
     replace_file(folder / f"{name}.npz", content.getvalue())
     replace_file(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
 

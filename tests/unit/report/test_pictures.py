@@ -32,7 +32,7 @@ def test_no_colour_is_black_and_none_occurs_twice(palette):
         assert kept[own.max(1) >= 48].all() and not kept[0]
 
 
-def test_neighbours_among_many_classes_can_be_told_apart():
+def test_neighbours_among_many_classes_have_unlike_colours():
     colours = class_colours(150) / 255
     hues = [colorsys.rgb_to_hsv(*colour) for colour in colours]
     for one, other in zip(hues, hues[1:]):
