@@ -11,7 +11,7 @@ from helpers.logs import assert_bit_equal, rows
 from helpers.toy_recipes import CLASSES, recognition, run
 from trainkit import Options, train
 from trainkit.engine.early_stopping import EarlyStopping
-from trainkit.engine.headline import with_headline
+from trainkit.engine.metric_checks import with_headline
 from trainkit.errors import UserError
 from trainkit.storage.checkpoint import list_checkpoints
 from trainkit.storage.train_log import TrainLog
@@ -67,7 +67,7 @@ def test_an_evaluation_of_one_class_improves_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
-    run("patient", folder / "patient")
+    resume(folder, "patient")  # in a process of its own, with as many threads as the killed ones
     return folder / "patient"
 
 

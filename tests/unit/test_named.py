@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.toy_recipes import CLASSES, recognition
-from trainkit.engine.headline import with_headline
+from trainkit.engine.metric_checks import with_headline
 from trainkit.errors import UserError
 from trainkit.names.parsing import did_you_mean, parse_named, require_arguments
 from trainkit.tasks.recognition import Recognition

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainkit.data.dataset_info import DatasetInfo, SizedDataset, indices_in
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.cache import cached, short_hash
 from trainkit.data.datasets.segmentation import MaskDataset, MaskFiles
 from trainkit.errors import UserError
@@ -52,15 +52,14 @@ def count_classes(data: SizedDataset, num_classes: int) -> ClassCounts:
         DataError: a mask cannot be used.
     """
     info = DatasetInfo.of(data)
-    labelled = info.labelled
-    indices = indices_in(info.data, labelled)
-    if isinstance(labelled, MaskDataset):
-        if DatasetInfo.of(labelled).locality is not None:
-            raise UserError("the classes of streamed masks are not counted: leave --stream out")
+    labelled, indices = info.labelled, info.labelled_indices
+    of_masks = isinstance(labelled, MaskDataset)
+    what = "masks" if of_masks else "images"
+    ids = None if of_masks else class_ids(labelled)
+    if ids is None and DatasetInfo.of(labelled if of_masks else data).locality is not None:
+        raise UserError(f"the classes of streamed {what} are not counted: leave --stream out")
+    if of_masks:
         return _of_masks(labelled, indices, num_classes)
-    ids = class_ids(labelled)
-    if ids is None and info.locality is not None:
-        raise UserError("the classes of streamed images are not counted: leave --stream out")
     if ids is None:
         raise UserError(
             f"the classes of {type(labelled).__name__} are not at hand: give it an attribute"
@@ -90,6 +89,8 @@ def class_ids(data: Any) -> Tensor | None:
 
 
 def _of_masks(data: MaskDataset, indices: Sequence[int], num_classes: int) -> ClassCounts:
+    files = _mask_files(data, indices)
+
     def count(index: int) -> np.ndarray:
         ids = data.train_ids(data.labels_of(index).as_subclass(Tensor), index)
         return np.bincount(ids.numpy().ravel(), minlength=256)[:num_classes]
@@ -98,7 +99,6 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], num_classes: int) -> Cl
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return {"counts": np.stack(list(pool.map(count, indices))).astype(np.int32)}
 
-    files = _mask_files(data, indices)
     rows: Mapping[str, np.ndarray]
     if files is None or not isinstance(data, MaskFiles):
         rows = build()

@@ -248,6 +248,11 @@ class DatasetInfo:
         return next(having, self.innermost)
 
     @property
+    def labelled_indices(self) -> Sequence[int]:
+        """Which images of `labelled` are in the dataset; each once."""
+        return indices_in(self.data, self.labelled)
+
+    @property
     def targets(self) -> Any:
         """Attribute `targets`: the class id of each image; None."""
         return self._first("targets")

@@ -17,8 +17,8 @@ from trainkit.engine.evaluation_record import EvaluationRecord
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.introduction import Introduction
 from trainkit.engine.label_warnings import evaluation_warnings
-from trainkit.engine.metric_trial import try_metrics
-from trainkit.engine.results import require_free_names, show_results
+from trainkit.engine.metric_checks import require_free_names, try_metrics
+from trainkit.engine.results import show_results
 from trainkit.engine.task_module import TaskModule
 from trainkit.errors import MissingFileError, UserError
 from trainkit.recipe import Recipe

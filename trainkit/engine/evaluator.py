@@ -21,9 +21,10 @@ from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.engine.ema import EMA
 from trainkit.engine.image_rows import ImageRows, Measured, merged
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
+from trainkit.engine.metric_checks import without_reserved_names
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.precise_bn import PreciseBatchNorm
-from trainkit.engine.results import as_plain, without_reserved_names
+from trainkit.engine.results import as_plain
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.engine.validation_loss import ValidationLoss, loss_results

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainkit.data.class_counts import class_ids
-from trainkit.data.dataset_info import DatasetInfo, SizedDataset, indices_in
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.inventory import without_images
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.segmentation import MaskDataset
@@ -89,7 +89,7 @@ def training_warnings(data: SizedDataset, task: Task) -> list[str]:
         return []
     info = DatasetInfo.of(data)
     labelled = info.labelled
-    indices = indices_in(info.data, labelled)
+    indices = info.labelled_indices
     if isinstance(labelled, MaskDataset) and labelled.num_classes == len(names):
         if DatasetInfo.of(labelled).locality is not None or not len(indices):
             return []

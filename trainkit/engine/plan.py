@@ -13,7 +13,7 @@ from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import Balanced, Batches, TrainOrder
 from trainkit.data.to_device import ToDevice
-from trainkit.engine.headline import chosen
+from trainkit.engine.metric_checks import chosen
 from trainkit.engine.optimizer_state import group_values
 from trainkit.errors import UserError
 from trainkit.options import Options
@@ -43,7 +43,6 @@ class TrainPlan:
         """
         info = DatasetInfo.of(recipe.train_data)
         self.recipe = recipe
-        self.groups = group_values(recipe.optimizer)
         self._options = options
         self.order = order = TrainOrder(
             len(recipe.train_data),
@@ -57,6 +56,7 @@ class TrainPlan:
             locality=info.locality,
             balanced=_balanced(recipe),
         )
+        self.groups = group_values(recipe.optimizer)
         if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
             raise UserError(
                 f"epochs is {recipe.epochs:g}, of {order.steps_per_epoch} steps each: a run can"

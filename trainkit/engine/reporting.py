@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainkit import files
 from trainkit.data.datasets.inventory import used
-from trainkit.engine.headline import require_headline
 from trainkit.engine.label_warnings import evaluation_warnings, interval_warnings, ranks
+from trainkit.engine.metric_checks import require_headline
 from trainkit.engine.nonfinite import FailureRecorder, is_failure
 from trainkit.engine.screen import Screen
 from trainkit.engine.setup import Setup

@@ -8,13 +8,11 @@ from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import Sharding
-from trainkit.engine.headline import with_headline
 from trainkit.engine.introduction import Introduction
-from trainkit.engine.metric_trial import try_metrics
+from trainkit.engine.metric_checks import require_free_names, try_metrics, with_headline
 from trainkit.engine.plan import TrainPlan
 from trainkit.engine.precise_bn import refuse_frozen
 from trainkit.engine.probe import refuse_lonely_values
-from trainkit.engine.results import require_free_names
 from trainkit.engine.trackers import require_installed
 from trainkit.errors import UserError
 from trainkit.options import Options
@@ -45,6 +43,8 @@ class Setup:
         posix_locks()
         require_installed(options.track)
         recipe = with_headline(recipe, options.headline)
+        require_free_names(recipe.task)
+        try_metrics(recipe.task)
         opened(recipe.train_data)  # a fault of it is reported before the processes connect
         self.recipe = recipe
         self.options = options
@@ -54,21 +54,10 @@ class Setup:
         self.workers = choose_workers(options.workers, self.accelerator.num_processes)
         self.introduction = Introduction(recipe, self.display.note)
         refuse_lonely_values(self.plan)
-        require_free_names(recipe.task)
-        try_metrics(recipe.task)
-        self._require_freezable()
+        if recipe.frozen:
+            _require_freezable()
+            refuse_frozen(recipe, options.precise_bn)
         require_drawing_nothing(recipe.train_data, options.seed)
-
-    def _require_freezable(self) -> None:
-        """Raise UserError where a part cannot be frozen, or would be measured wrongly."""
-        if not self.recipe.frozen:
-            return
-        if Sharding.asked() is not None:
-            raise UserError(
-                "freeze does not work under FSDP, whose units are gathered and reduced whole:"
-                " launch without FSDP, or freeze for good with trainkit.freeze"
-            )
-        refuse_frozen(self.recipe, self.options.precise_bn)
 
     def silent(self, options: Options) -> "Setup":
         """Copy it with other options of what is read and written, and without a display."""
@@ -85,3 +74,12 @@ class Setup:
         if weights is not None:
             for line in start_from(self.recipe.model, weights, self.options.weights_key):
                 self.display.note(line)
+
+
+def _require_freezable() -> None:
+    """Raise UserError where no part can be frozen for some steps."""
+    if Sharding.asked() is not None:
+        raise UserError(
+            "freeze does not work under FSDP, whose units are gathered and reduced whole:"
+            " launch without FSDP, or freeze for good with trainkit.freeze"
+        )

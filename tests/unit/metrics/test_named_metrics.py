@@ -13,7 +13,7 @@ from helpers.interruptions import resume
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, recognition, segmentation
 from trainkit import Options, train
-from trainkit.engine.metric_trial import try_metrics
+from trainkit.engine.metric_checks import try_metrics
 from trainkit.errors import MissingFileError, UserError
 from trainkit.metrics.named import WithArguments, named_metric
 from trainkit.tasks.recognition import Recognition
