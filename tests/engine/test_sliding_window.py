@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -229,7 +230,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert iou is None or f"{100 * iou:.2f} %" in lines[name]
     wrong = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
     worst, called = divmod(int(wrong.argmax()), len(wrong))
-    assert f"(share of the true class): {worst} for {called} {100 * wrong.max():.2f} %" in shown
+    share = f"{100 * wrong.max():.2f} %"
+    assert re.search(rf"\(share of the true class\):\n +{worst} .*for {called} {share}", shown)
     assert main(["evaluate", *words, "--weights", "run", "--stride", "9"]) == 2
     assert "without a window" in capsys.readouterr().err
 

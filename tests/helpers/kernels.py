@@ -38,7 +38,7 @@ class Kernel:
 
         Args:
             code: of the cell.
-            interrupt_at: what it shows when it is to be interrupted.
+            interrupt_at: pattern of what it shows when it is to be interrupted.
         """
         asked = self.client.execute(code)
         outputs: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ class Kernel:
             elif kind in ("stream", "display_data", "execute_result", "error"):
                 outputs.append({"kind": kind, **content})
                 shown |= {place: outputs[-1]} if place else {}
-            if interrupt_at is not None and interrupt_at in text_of(outputs):
+            if interrupt_at is not None and re.search(interrupt_at, text_of(outputs)):
                 interrupt_at = None
                 self.manager.interrupt_kernel()
         raise TimeoutError(f"the cell did not end: {text_of(outputs)}")
