@@ -201,8 +201,9 @@ class ExportOptions(WeightsOptions):
 
     out: Path
     """the file to be written"""
-    format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
-    """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes"""
+    format: Literal["safetensors", "torch-export", "onnx"] | None = None
+    """the weights alone; a program that torch.export.load opens; a graph for ONNX runtimes;
+    default: by the file's suffix, .safetensors, .pt2 or .onnx"""
     half: bool = False
     """float16 weights; the metric is measured with both where the validation data can be opened"""
     images: int = 4

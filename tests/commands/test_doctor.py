@@ -417,6 +417,9 @@ def test_user_errors(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words(tmp_path / "nowhere")) == 2
     assert "no folder" in capsys.readouterr().err
+    (tmp_path / "photographs").mkdir()
+    assert main(["doctor", "fotographs"]) == 2
+    assert "did you mean photographs?" in capsys.readouterr().err
     assert main(words(scenes, "--workers", "-1")) == 2
     assert "workers is -1; it must be at least 0" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")

@@ -181,6 +181,13 @@ def test_command(tmp_path, monkeypatch, capsys):
     weights = str(weights_of(recipe, tmp_path))
     words = ["export", "mine.py", "--weights", weights, "--out", "m.safetensors"]
     assert main([*words, "--data", "y"]) == 0 and (tmp_path / "m.safetensors").is_file()
+    by_suffix = ["export", "mine.py", "--weights", weights, "--out"]
+    assert main([*by_suffix, "m.pt2", "--data", "s"]) == 0, "without --format"
+    torch.export.load(tmp_path / "m.pt2")
+    capsys.readouterr()
+    assert main([*by_suffix, "m.pt", "--data", "t"]) == 2
+    assert "format safetensors, whose files are called *.safetensors" in capsys.readouterr().err
+    assert main([*by_suffix, "m.pt2", "--data", "v", "--format", "safetensors"]) == 2
     torch.save({"net.x": torch.ones(1)}, tmp_path / "other.pth")
     words[3] = "other.pth"
     assert main([*words, "--data", "z"]) == 2

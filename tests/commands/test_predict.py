@@ -119,6 +119,13 @@ def test_segmentation_masks(tmp_path, raw_ids):
         seen |= set(labels.flatten().tolist())
     assert len(seen) > 2
     assert read_image(tmp_path / "images" / "b.jpg").shape == (3, 35, 32), "as it is seen upright"
+    legend = [line.split(",") for line in (out / "classes.csv").read_text().splitlines()]
+    assert legend[0] == ["class", "name", "raw", "colour", "overlay"]
+    for label, row in enumerate(legend[1:]):
+        colour = f"#{bytes(PALETTE[label]).hex()}"
+        raw = (raw_ids or range(CLASSES))[label]
+        assert row == [str(label), str(label), str(raw), colour, colour]
+    assert len(legend) == 1 + CLASSES
 
 
 def test_images_lie_as_the_datasets_do(tmp_path):

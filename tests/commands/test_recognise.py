@@ -49,12 +49,12 @@ def test_class_folders(tmp_path, folders, settings, what):
 @pytest.mark.parametrize(
     "pairs, share, what",
     [
-        ([("images", "masks")], True, "not divided: images with masks"),
-        ([("train/images", "train/labels")], True, "not divided: train/images with train/labels"),
+        ([("images", "masks")], True, "not divided: images/ with masks/"),
+        ([("train/images", "train/labels")], True, "not divided: train/images/ with train/labels/"),
         (
             [("images/train", "annotations/train"), ("images/val", "annotations/val")],
             False,
-            "divided: images/train with annotations/train, images/val with annotations/val",
+            "divided: images/train/ with annotations/train/, images/val/ with annotations/val/",
         ),
     ],
 )

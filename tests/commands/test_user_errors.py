@@ -172,7 +172,7 @@ def test_where_nothing_can_be_written(trained, tmp_path, capsys):
     message = stderr(capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path)
     assert "which is a folder: name the file" in message
     message = stderr(
-        capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path / "w.onnx"
+        capsys, "export", RECIPE, "--weights", trained / "run", "--out", tmp_path / "w.pth"
     )
     assert "and format safetensors, whose files are called *.safetensors" in message
     assert (tmp_path / "file").read_text() == "mine" and os.listdir(tmp_path) == ["file"]

@@ -42,6 +42,16 @@ def test_a_share_is_kept_by_resume_and_evaluate(here, capsys):
     assert main(["evaluate", "run", "--workers", "0"]) == 0
     assert json.loads((here / "run" / "results.json").read_text())["num_images"] == 4
 
+    # another length, whose schedule follows from it; a recipe of another kind
+    capsys.readouterr()
+    assert main([*words, "--epochs", "3"]) == 2
+    message = "".join(capsys.readouterr())
+    assert "epochs was " in message and "schedule was" not in message
+    assert main([*SEG_TINY, "--sample", "--out", "run"]) == 2
+    assert "run in run, of recog_folder and not of seg_folder, was started with" in "".join(
+        capsys.readouterr()
+    )
+
     # another division, and the same settings of another folder
     capsys.readouterr()
     assert main([*words, "--split-seed", "1"]) == 2

@@ -114,7 +114,7 @@ def test_skip_lists_and_counts(tmp_path, capsys):
         assert rows(folder)[-1]["bad_images"] == summary["bad_images"]
         seen.append(recipe.model.seen)
     assert seen[0] == seen[1] and len(seen[0]) == 54
-    assert capsys.readouterr().out.count("the next one in the order takes its place") == 4
+    assert capsys.readouterr().out.count("The next one in the order takes its place") == 4
     assert all(
         torch.equal(value, weights(tmp_path / "2")[name])
         for name, value in weights(tmp_path / "0").items()

@@ -56,9 +56,9 @@ def test_a_row_for_each_class_and_the_whole_matrix():
     ]
     assert lines[-4:] == [
         "most frequent confusions (share of the true class):",
-        "  [red]car for void 50.00 %",
-        "  [red]car for sky 25.00 %",
-        "  sky for [red]car 20.00 %",
+        "  [red]car taken for void 50.00 %",
+        "  [red]car taken for sky 25.00 %",
+        "  sky taken for [red]car 20.00 %",
     ]
 
 
@@ -75,7 +75,7 @@ def test_columns_stand_below_each_other():
 def test_a_matrix_that_is_too_wide_is_left_to_the_file(width, whole):
     confusion = [[int(row == column or column == 0) for column in range(11)] for row in range(11)]
     text = printed({"iou": [0.5] * 11, "confusion": confusion}, width)
-    assert ("percent of a class (row)" in text) == whole and "9 for 0 50.00 %" in text
+    assert ("percent of a class (row)" in text) == whole and "9 taken for 0 50.00 %" in text
     lines = text.splitlines()
     in_words = [line for line in lines if line.startswith(("0: ", "10: "))]
     assert in_words == ([] if whole else ["0: 0 100", "10: 10 50, 0 50"])
@@ -152,7 +152,7 @@ def test_an_interval_is_no_column_of_the_classes_where_there_are_two():
     ]
     assert rows == [["cat", "80.00 %"], ["dog", "70.00 %"]]
     assert "class │ accuracy" in text.replace("┃", "│") and "most frequent confusions" in text
-    assert text.endswith("  dog for cat 30.00 %\n  cat for dog 20.00 %\n")
+    assert text.endswith("  dog taken for cat 30.00 %\n  cat taken for dog 20.00 %\n")
 
 
 @pytest.mark.parametrize("value, shown", [

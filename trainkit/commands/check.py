@@ -24,6 +24,7 @@ from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded, seed_host
+from trainkit.display.result_tables import in_words
 from trainkit.display.wording import counted, duration
 from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
 from trainkit.distributed.fsdp import is_sharded, local, reshard
@@ -39,6 +40,7 @@ from trainkit.engine.step import Stepper
 from trainkit.engine.throughput import peak_memory_gib
 from trainkit.engine.training import Training
 from trainkit.errors import NonFiniteError, UserError
+from trainkit.metrics.base import declared
 from trainkit.models.freezing import frozen_statistics
 from trainkit.options import Options
 from trainkit.recipe import Recipe
@@ -55,7 +57,7 @@ def run(recipe: str, words: list[str]) -> int:
     """Try a recipe, a file or the name of one; the exit code."""
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
-    prog = f"trainkit check {path}"
+    prog = f"trainkit check {recipe}"
     settings, options = read_settings_and_options(recipe_file, "check", prog, words)
     posix_locks()  # before a recipe that takes minutes to build
     propose(recipe_file, settings)
@@ -147,10 +149,14 @@ def _in_words(results: dict[str, Any]) -> dict[str, str]:
         f"evaluation of {counted(results['evaluated_images'], 'image')}": results["evaluation"],
         "resume from a checkpoint": results["resume"],
         "length of the run": f"{steps}, {results['steps_per_epoch']:,} per epoch",
-        "speed": f"{results['images_per_s']:.3g} images/s (training alone {training_alone:.3g},"
-        f" reading alone {reading_alone:.3g})",
+        "speed": f"{_rate(results['images_per_s'])} images/s (training alone"
+        f" {_rate(training_alone)}, reading alone {_rate(reading_alone)})",
         "time of the whole run": duration(3600 * results["forecast_hours"]),
     }
+
+
+def _rate(images_per_s: float) -> str:
+    return f"{images_per_s:.3g}" if images_per_s < 1000 else f"{images_per_s:,.0f}"
 
 
 def _temporary_folder() -> Path:
@@ -195,6 +201,7 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
         for name, value in results.items()
         if isinstance(value, (int, float)) and not name.startswith("num_")
     }
+    percent = declared(recipe.task, "percent")
     return {
         "weights": sum(weight.numel() for weight in recipe.model.parameters()),
         "gflops_per_image": flops / 1e9,
@@ -203,7 +210,9 @@ def _try(training: Training, workers: int) -> dict[str, Any]:
         "peak_memory_gib": peak_memory_gib(accelerator),
         "losses": [round(loss, 4) for loss in (*losses, *more_losses)],
         "evaluated_images": num_images,
-        "evaluation": ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+        "evaluation": ", ".join(
+            f"{name} {in_words(name, value, percent)}" for name, value in numbers.items()
+        ),
         "resume": resumes,
         "steps_per_epoch": plan.order.steps_per_epoch,
         "total_steps": plan.total_steps,

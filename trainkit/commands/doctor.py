@@ -57,9 +57,9 @@ def run(recipe: str, words: list[str]) -> int:
     """
     if is_data(recipe):
         recipe, words = propose(Path(recipe), words)
-    path = find_recipe(recipe)
+    path = find_recipe(recipe, or_folders=True)
     recipe_file = load_recipe(path)
-    prog = f"trainkit doctor {path}"
+    prog = f"trainkit doctor {recipe}"
     settings, options = read_settings_and_options(recipe_file, "doctor", prog, words)
     if rank() != 0:
         return 0  # reading takes no launcher: one process does it all
@@ -325,7 +325,7 @@ def _show(report: dict[str, Any], display: Display) -> None:
         )
         for a, b in zip(train["classes"], val["classes"])
     ]
-    classes.sort(key=lambda row: (-row[1], row[0]))
+    classes.sort(key=lambda row: -row[1])  # alike ones stay in the order of their ids
     left_out = max(0, len(classes) - SHOWN_CLASSES)
     if left_out:
         classes[SHOWN_CLASSES // 2 : -SHOWN_CLASSES // 2] = [

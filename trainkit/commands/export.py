@@ -23,6 +23,7 @@ from trainkit.commands.export_formats import (
     Forward,
     HalfLogits,
     Logits,
+    format_of,
     require_half_range,
 )
 from trainkit.commands.half_metric import measured_in_half
@@ -71,19 +72,18 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
         CommandFailed: the file was not kept.
     """
     display = Display()
-    expected = SUFFIXES[asked.format]
+    written_as = asked.format or format_of(asked.out)
+    expected = SUFFIXES[written_as]
     if asked.out.suffix in {".pth", ".pt", *SUFFIXES.values()} - {expected}:
         raise UserError(
-            f"out is {asked.out}, and format {asked.format}, whose files are called *{expected}:"
+            f"out is {asked.out}, and format {written_as}, whose files are called *{expected}:"
             " give the one that is meant, with --out or --format"
         )
     if asked.out.is_dir():
         raise UserError(
             f"out is {asked.out}, which is a folder: name the file to be written, with --out"
         )
-    absent = (
-        [name for name in PACKAGES if find_spec(name) is None] if asked.format == "onnx" else []
-    )
+    absent = [name for name in PACKAGES if find_spec(name) is None] if written_as == "onnx" else []
     if absent:
         raise UserError(
             f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"'
@@ -114,7 +114,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
-            difference, tried = _written(model, written, images, aside, asked.format, about)
+            difference, tried = _written(model, written, images, aside, written_as, about)
         if not difference <= allowed:  # also where it is NaN
             raise CommandFailed(
                 f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g}"
@@ -125,7 +125,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
         aside.unlink(missing_ok=True)
     of = "images" if info.val_data is not None else "generated images"
     display.note(
-        f"{asked.out}: {asked.format}, {asked.out.stat().st_size / 2**20:.1f} MiB; input"
+        f"{asked.out}: {written_as}, {asked.out.stat().st_size / 2**20:.1f} MiB; input"
         f" {about['input']['shape']}; largest difference from the model on {tried} {of}:"
         f" {difference:.2g}"
     )

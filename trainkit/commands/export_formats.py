@@ -125,9 +125,15 @@ def _example(image: Tensor, free: tuple[str, ...]) -> Tensor:
     return torch.cat([image, image]) if "batch" in free else image
 
 
+WEIGHTS_ALONE = "safetensors"
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 FORMATS = {
     "safetensors": (_write_safetensors, _load_safetensors),
     "torch-export": (_write_program, _load_program),
     "onnx": (_write_onnx, _load_onnx),
 }
+
+
+def format_of(file: Path) -> str:
+    """The format that a file's suffix means; weights alone where it means none."""
+    return next((name for name, suffix in SUFFIXES.items() if suffix == file.suffix), WEIGHTS_ALONE)

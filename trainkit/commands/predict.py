@@ -16,6 +16,7 @@ from trainkit.commands.trained import read_model
 from trainkit.data.datasets.inventory import images_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
 from trainkit.display.terminal import Display
+from trainkit.display.wording import counted
 from trainkit.distributed.accelerator import start_accelerator, use_whole_host
 from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError
@@ -94,7 +95,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
             for picture, row in zip(alike, rows):
                 display.note(f"{picture.file}  {_shown(row)}")
     _list_faults(faults, asked.out)
-    display.note(f"{asked.out}: predictions of {len(pictures) - len(faults)} images")
+    display.note(f"{asked.out}: predictions of {counted(len(pictures) - len(faults), 'image')}")
     if faults:
         raise UserError(_unreadable(faults, asked.out))
 

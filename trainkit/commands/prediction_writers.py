@@ -141,7 +141,8 @@ class MaskWriter:
     colour/: PNG of mode P, class ids in the task's palette. raw/: grey PNG of the dataset's own
     labels, as benchmark servers take them. Where asked for, overlay/: the image half covered by the
     colours, and probabilities/: npz with "probabilities", float16 (C, H, W). `predictions.jsonl`
-    has a line for each image, with its largest classes.
+    has a line for each image, with its largest classes, and `classes.csv` one for each class, with
+    its name and its colours.
     """
 
     one_file_each = True
@@ -157,6 +158,7 @@ class MaskWriter:
         self.shown = class_colours(task.num_classes, task.palette)  # as in all pictures
         raw = np.arange(task.num_classes) if task.raw_ids is None else np.asarray(task.raw_ids)
         self.raw_ids = raw.astype(np.uint8 if raw.max() < 256 else np.uint16)
+        self._write_legend()
         self._lines = _opened(asked.out / "predictions.jsonl")
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
@@ -174,6 +176,15 @@ class MaskWriter:
             self._save_probabilities(pictures, outputs)
         return rows
 
+    def _write_legend(self) -> None:
+        """What a class is called, and what stands for it in each folder: classes.csv."""
+        with _opened(self.out / "classes.csv", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["class", "name", "raw", "colour", "overlay"])
+            for label, name in enumerate(self.info.classes):
+                colours = (_hexadecimal(each[label]) for each in (self.palette, self.shown))
+                rows.writerow([label, name, int(self.raw_ids[label]), *colours])
+
     def _save_probabilities(self, pictures: Sequence[Picture], outputs: Tensor) -> None:
         for picture, each in zip(pictures, outputs):
             probabilities = self.info.probabilities(
@@ -186,6 +197,11 @@ class MaskWriter:
     def close(self) -> None:
         """The masks are whole already."""
         self._lines.close()
+
+
+def _hexadecimal(colour: Sequence[int]) -> str:
+    """A colour (red, green, blue) as in HTML: #rrggbb."""
+    return "#" + "".join(f"{int(part):02x}" for part in colour)
 
 
 def _readable(file: Path) -> str:

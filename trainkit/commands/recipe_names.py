@@ -36,10 +36,14 @@ def known_recipes() -> dict[str, Path]:
     return {file.stem: file for file in files}
 
 
-def find_recipe(word: str) -> Path:
+def find_recipe(word: str, or_folders: bool = False) -> Path:
     """The file that a first word means: an existing file, else the recipe of that name.
 
     Looked for in ./recipes and among those that come with the package.
+
+    Args:
+        word: of the command line.
+        or_folders: a folder may have been meant as well.
 
     Raises:
         MissingFileError: there is none; it names the nearest.
@@ -51,13 +55,16 @@ def find_recipe(word: str) -> Path:
     if word in recipes:
         return recipes[word]
     beside = {file.stem: str(file) for file in Path().glob("*.py")}
-    near = nearest(word, [*recipes, *COMMANDS, *beside])
+    kinds = "command, file or recipe"
+    folders: list[str] = []
+    if or_folders:
+        kinds = f"folder, {kinds}"
+        folders = sorted(each.name for each in Path().iterdir() if each.is_dir())
+    near = nearest(word, [*recipes, *COMMANDS, *beside, *folders])
     if near is not None:
         meant = beside.get(near, near)
-        raise MissingFileError(f"no command, file or recipe {word}; did you mean {meant}?")
-    raise MissingFileError(
-        f"no command, file or recipe {word}; recipes: {', '.join(sorted(recipes)) or 'none'}"
-    )
+        raise MissingFileError(f"no {kinds} {word}; did you mean {meant}?")
+    raise MissingFileError(f"no {kinds} {word}; recipes: {', '.join(sorted(recipes)) or 'none'}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

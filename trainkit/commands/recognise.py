@@ -145,14 +145,14 @@ def _masks(folder: Path) -> Layout | None:
     val = mask_folders(folder, SPLITS["val"])
     if train is not None and val is not None:
         _, images, masks = train
-        what = f"images with masks, divided: {images} with {masks}, {val[1]} with {val[2]}"
+        what = f"images with masks, divided: {images}/ with {masks}/, {val[1]}/ with {val[2]}/"
         settings = {}
     else:
         pair = undivided_masks(folder) if val is None else None
         if pair is None:
             return None
         images, masks = pair
-        what, settings = f"images with masks, not divided: {images} with {masks}", SHARE
+        what, settings = f"images with masks, not divided: {images}/ with {masks}/", SHARE
     ids, hints = _ids(folder / masks)
     if settings:
         hints = [*hints, *_folders_hint(folder / images, 0)]

@@ -18,7 +18,7 @@ def run(recipe: str, words: list[str]) -> int:
     """Train a recipe, a file or the name of one; the exit code."""
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
-    settings, options = read_settings_and_options(recipe_file, "train", f"trainkit {path}", words)
+    settings, options = read_settings_and_options(recipe_file, "train", f"trainkit {recipe}", words)
     if options.out is None:
         options = replace(options, out=Path("runs") / path.stem)
     posix_locks()  # before a recipe that takes minutes to build

@@ -154,7 +154,7 @@ class ResultTables:
         if mistaken:
             self.display.note("most frequent confusions (share of the true class):")
             for share, true, taken_for in mistaken:
-                self.display.note(f"  {true} for {taken_for} {_percent(share)}")
+                self.display.note(f"  {true} taken for {taken_for} {_percent(share)}")
 
     @staticmethod
     def _per_class(

@@ -225,7 +225,7 @@ class Reporter:
             return
         with self.writing("bad_images.txt"):
             for line in self.run.list_bad_images(lines):
-                self.note(f"image {line}: the next one in the order takes its place")
+                self.note(f"image {line}. The next one in the order takes its place")
 
     def remember_micro_batch(self, micro_batch: int, alone: bool) -> None:
         """Have the run begin with micro-batches of so many images when it is resumed.

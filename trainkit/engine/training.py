@@ -59,7 +59,8 @@ class Training:
         self.recipe = recipe
         setup.introduction.say()
         setup.display.note(
-            f"{run.folder}: {setup.plan.total_steps} steps, {counted(recipe.epochs, 'epoch')} of"
+            f"{run.folder}: {counted(setup.plan.total_steps, 'step')},"
+            f" {counted(recipe.epochs, 'epoch')} of"
             f" {setup.plan.order.num_images} images in batches of {recipe.batch_size} on"
             f" {accelerator.num_processes} x {accelerator.device.type}, precision"
             f" {accelerator.mixed_precision.replace('no', 'fp32')}"

@@ -49,6 +49,8 @@ def compare_settings(
     if refused.keys() - allowed:
         if {"lr", "lrs"} <= changed.keys():
             del changed["lrs"]  # of each parameter group, which follow from it
+        if {"epochs", "schedule"} <= changed.keys():
+            del changed["schedule"]  # its multipliers, which follow from the length
         raise UserError(
             f"the run in {folder} was started with different settings:"
             f" {'; '.join(changed.values())}. For a run with the new settings give another"

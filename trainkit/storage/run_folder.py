@@ -120,7 +120,7 @@ class RunFolder:
                 renamed, earlier["settings"] = todays != earlier["settings"], todays
                 # from Python a run may be trained without them
                 if settings or source.file is not None:
-                    require_all(todays, settings, folder)
+                    require_all(todays, settings, folder, earlier["recipe"], source.file)
                 notes = run._resume(
                     earlier, plain(settings), now, options.allow_schedule_change, stays_stopped
                 )

@@ -77,18 +77,34 @@ def read_settings_as(
     return found
 
 
-def require_all(recorded: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> None:
+def require_all(
+    recorded: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    run: Path,
+    before: str | None = None,
+    now: Path | None = None,
+) -> None:
     """Check that no recorded setting of a run is missing, nor a field of a setting's dataclass.
 
+    Args:
+        recorded: settings of the run.
+        settings: those of the recipe as it is called.
+        run: its folder.
+        before: the file of the run's recipe.
+        now: the file of the recipe.
+
     Raises:
-        UserError: one is; the message has its name.
+        UserError: one is; the message has its name, and those of the recipes where they differ.
     """
     lost = _lost(recorded, settings)
     if lost:
+        of = ""
+        if before is not None and now is not None and Path(before).name != now.name:
+            of = f", of {Path(before).stem} and not of {now.stem},"
         raise UserError(
-            f"the run in {run} was started with settings that the recipe does not have any more:"
-            f" {', '.join(lost)}. Give it the settings back, which {run / 'recipe.py'} has, take"
-            " another folder with --out, where --init-from begins from this run's weights, or"
+            f"the run in {run}{of} was started with settings that the recipe does not have any"
+            f" more: {', '.join(lost)}. Give it the settings back, which {run / 'recipe.py'} has,"
+            " take another folder with --out, where --init-from begins from this run's weights, or"
             " --resume never to start afresh (this run is moved aside)"
         )
 

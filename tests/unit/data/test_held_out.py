@@ -268,6 +268,32 @@ def test_what_cannot_be_divided_is_refused(animals):
         class_images(animals / "train", "val", held_out=SplitSettings(0.2, group_by="folder"))
 
 
+def test_what_is_there_in_place_of_classes_or_masks_is_reported(animals):
+    asked = {"held_out": SplitSettings(0.25)}
+    for path, message in (
+        (animals.parent / f"{animals.name}s", f"no folder or list .*did you mean {animals}"),
+        (animals.parent / "else" / "where", "no folder or list .*where. --val-share"),
+        (animals / "cat" / "p0", r"/cat/p0 is none: 4 images lie in it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            class_images(path, "val", **asked)
+        with pytest.raises(UserError, match=message):
+            label_maps(path, "val", 2, **asked)
+    with pytest.raises(UserError, match="its folders are cat, dog.*take recog_folder"):
+        label_maps(animals, "val", 2, **asked)
+
+
+@pytest.mark.parametrize("masks", ["masks", "labels", "annotations"])
+def test_masks_are_not_taken_for_a_class(tmp_path, masks):
+    for kind in ("images", masks):
+        for number in range(4):
+            picture(tmp_path / kind / f"{number}.png", 8, 8, number)
+    with pytest.raises(UserError, match=f"images/ and {masks}/, .*: seg_folder trains on them"):
+        class_images(tmp_path, "val", held_out=SplitSettings(0.25))
+    (tmp_path / "images").rename(tmp_path / "photographs")
+    assert len(class_images(tmp_path, "val", held_out=SplitSettings(0.25))) == 2, "two classes"
+
+
 @pytest.fixture
 def alarm():
     """Fails a test that takes more than 20 seconds."""

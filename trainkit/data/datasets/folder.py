@@ -311,7 +311,7 @@ def read_classes(classes: str, colors: MaskColors | None = None) -> int | list[s
     if not names:
         raise UserError(
             "classes is empty: give how many there are, their names with commas, or a file"
-            " (--classes)"
+            " (--classes); trainkit doctor FOLDER says which ids its masks hold"
         )
     if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
         raise UserError(f"the class names in {classes} are not all UTF-8: save it as UTF-8")

@@ -1,10 +1,12 @@
 """Where in a folder the images of a split are, and their masks."""
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainkit.data.datasets.divided import SIDES, SPLITS
+from trainkit.data.datasets.inventory import some
 from trainkit.data.datasets.listing import identity
 from trainkit.data.file_names import extension, is_image, leftover
 from trainkit.errors import MissingFileError, UserError
@@ -33,6 +35,52 @@ def undivided_classes(folder: Path) -> Path | None:
     if splits["train"] is not None:
         return folder / splits["train"]
     return folder if class_folders(folder) else None
+
+
+def require_no_masks(folder: Path) -> None:
+    """Check that a folder of classes does not hold images and their masks, which pass for classes.
+
+    Raises:
+        UserError: it does.
+    """
+    masks = [f"{name}/" for name in MASKS if (folder / name).is_dir()]
+    if masks and (folder / IMAGES).is_dir():
+        raise UserError(
+            f"{folder} has {IMAGES}/ and {' and '.join(masks)}, images and their masks and no"
+            " classes: seg_folder trains on them. Where these are the names of classes, say so by"
+            " a list (path,label)"
+        )
+
+
+def nothing_to_divide(source: str | Path, asked: str, layout: str) -> UserError:
+    """The error for data that cannot be divided, with what was found in their place.
+
+    Args:
+        source: what was given as the data.
+        asked: the flags that ask for a division.
+        layout: what is divided, in words.
+    """
+    folder = Path(source)
+    takes = f"{asked} is for {layout} or a list (path.csv) with --data"
+    if not folder.exists():
+        beside = sorted(folder.parent.glob("*")) if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, [each.name for each in beside], n=1)
+        meant = f"; did you mean {folder.parent / near[0]}?" if near else "."
+        return MissingFileError(
+            f"no folder or list {folder.resolve()}{meant} {takes}: leave it out for a dataset on"
+            " the Hub (owner/name)"
+        )
+    number, there = 0, []
+    if folder.is_dir():
+        number = sum(is_image(extension(each.name)) for each in folder.iterdir())
+        there = class_folders(folder)
+    if number:
+        what = f": {number} images lie in it, without folders. The folder above it may be meant"
+    elif there and "masks" in layout:
+        what = f": its folders are {some(there)}. Where these are classes, take recog_folder"
+    else:
+        what = ": leave it out, or give another --data"
+    return UserError(f"{takes}, and {folder.resolve()} is none{what}")
 
 
 def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | None:

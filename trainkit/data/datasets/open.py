@@ -19,6 +19,8 @@ from trainkit.data.datasets.layouts import (
     class_folders,
     has_mask_folders,
     mask_folders,
+    nothing_to_divide,
+    require_no_masks,
     undivided_classes,
     undivided_masks,
 )
@@ -74,9 +76,10 @@ def class_images(
     if not _has_folder(folder, names):
         whole = of_lists(source, held_out, image_column=image_column, target_column=label_column)
     if whole is None and held_out.is_asked:
+        require_no_masks(folder)
         root = undivided_classes(folder) if folder.is_dir() else None
         if root is None:
-            raise _nothing_to_divide(source, held_out, "class folders")
+            raise nothing_to_divide(source, held_out.words, "class folders")
         whole = of_class_folders(root, held_out)
     if whole is not None:
         _require_no_stream(source, stream)
@@ -162,7 +165,7 @@ def label_maps(
     if whole is None and held_out.is_asked:
         pair = undivided_masks(folder) if folder.is_dir() else None
         if pair is None:
-            raise _nothing_to_divide(source, held_out, "images/ and masks/")
+            raise nothing_to_divide(source, held_out.words, "images/ and masks/")
         whole = of_mask_folders(folder, *pair, held_out)
     drawing = None if isinstance(classes, int) else partial(drawn_labels, names=list(classes))
     if whole is not None:
@@ -254,13 +257,6 @@ def _has_folder(folder: Path, names: Sequence[str]) -> bool:
 def _require_no_stream(where: str | Path, stream: int | None) -> None:
     if stream is not None:
         raise UserError(f"{where} has files of images: stream is for parquet files, leave it out")
-
-
-def _nothing_to_divide(source: str | Path, held_out: SplitSettings, layout: str) -> UserError:
-    return UserError(
-        f"{held_out.words} is for {layout} or a list (path.csv) with --data, and"
-        f" {Path(source).resolve()} is none: leave it out, or give another --data"
-    )
 
 
 def _has_classes(folder: Path) -> bool:
