@@ -46,6 +46,13 @@ def test_class_folders(tmp_path, folders, settings, what):
     assert not recognise(tmp_path).hints
 
 
+def test_a_dataset_among_the_folders(tmp_path):
+    for folder in ("photographs", "pets/cat", "pets/dog", "ships/one"):
+        pictures(tmp_path / folder, 2)
+    (hint,) = recognise(tmp_path).hints
+    assert hint.startswith(f"{tmp_path / 'pets'} holds folders") and "trainkit doctor" in hint
+
+
 @pytest.mark.parametrize(
     "pairs, share, what",
     [

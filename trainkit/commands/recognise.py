@@ -177,8 +177,10 @@ def _classes(folder: Path) -> Layout | None:
         return None
     else:
         root, what = folder, f"folders of {len(there)} classes ({some(there)}), not divided"
-    settings = {} if sides["val"] else SHARE
-    return Layout(what, "recog_folder", settings, _folders_hint(root, 1) if settings else [])
+    if sides["val"]:
+        return Layout(what, "recog_folder", {})
+    hints = _folders_hint(root, 1) or _other_level_hint(root)
+    return Layout(what, "recog_folder", SHARE, hints)
 
 
 def _lists(folder: Path) -> Layout | None:
@@ -264,6 +266,17 @@ def _folders_hint(root: Path, depth: int) -> list[str]:
     return [
         f"images lie in folders below {root}: where those of one folder belong together, as of a"
         " patient or a scene, add --group-by folder"
+    ]
+
+
+def _other_level_hint(root: Path) -> list[str]:
+    """Lines where a folder beside those of images holds folders, which may be a dataset itself."""
+    flat = {name.split(os.sep)[0] for name in image_files(root) if name.count(os.sep) == 1}
+    return [
+        f"{root / name} holds folders and no image itself: where they are classes or images and"
+        f" masks, trainkit doctor {root / name}"
+        for name in class_folders(root)
+        if name not in flat and len(class_folders(root / name)) > 1
     ]
 
 

@@ -62,9 +62,10 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> Backbone:
         return SmallResNet(strides=strides, dilations=dilations)
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)
     if name not in known:
+        near = nearest(name, ["small", *known])
         raise UserError(
-            f"no backbone {name!r}{nearest(name, known)}; there are small, {', '.join(known)},"
-            " timm:NAME"
+            f"no backbone {name!r}{f'{near} There' if near else '; there'} are small,"
+            f" {', '.join(known)}, timm:NAME"
         )
     try:
         net = torchvision.models.get_model(

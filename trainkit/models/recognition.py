@@ -221,9 +221,10 @@ def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) 
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
+        near = nearest(name, ["small", *known])
         raise UserError(
-            f"no model {name!r}{nearest(name, known)}; there are small, those of torchvision, and"
-            " timm:NAME"
+            f"no model {name!r}{f'{near} There' if near else '; there'} are small, those of"
+            " torchvision, and timm:NAME"
         )
     settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("vit_") and sizes:

@@ -1,7 +1,7 @@
 """What belongs to a trained model beside its weights, and predictions made with it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +42,7 @@ class ModelInfo:
     `trainkit.load` gives it with the model.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)  # of hundreds of lines
     task: Task
     transform: Callable[[Any], Any] | None
     """what an evaluation makes of an image that was read, uint8 (3, H, W); None: nothing"""

@@ -206,6 +206,7 @@ def test_labels_are_those_that_top1_takes():
 def test_predictions_of_ten_crops_are_written(tmp_path):
     outputs = torch.tensor([[4.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 1.0], [0, 0, 1], [0, 0, 1]])
     info = ModelInfo(model=nn.Identity(), task=Recognition(3), transform=None)
+    assert "Identity" not in repr(info) and "Recognition" in repr(info)
     writer = ClassWriter(info, PredictOptions(paths=(), out=tmp_path, top_k=1))
     writer.add([Picture(Path(name), Path(name)) for name in "ab"], outputs)
     writer.close()

@@ -30,8 +30,10 @@ def test_classifiers_by_name(name, parameters):
 
 
 def test_a_classifier_that_is_not_known(monkeypatch):
-    with pytest.raises(ValueError, match=r"no model 'resnet5'; did you mean resnet50\?"):
+    with pytest.raises(ValueError, match=r"no model 'resnet5'; did you mean resnet50\? There"):
         classifier("resnet5", 10)
+    with pytest.raises(ValueError, match=r"no model 'smal'; did you mean small\? There are small"):
+        classifier("smal", 10)
     with pytest.raises(ValueError, match=r"has no 'resnest5'; did you mean resnest50d"):
         classifier("timm:resnest5", 10)
     monkeypatch.setitem(sys.modules, "timm", None)  # as good as not installed
