@@ -475,6 +475,17 @@ def test_faults_of_a_kind_share_a_line(tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / "runs/seg_folder-doctor/doctor.json").read_text())
     assert len(report["train"]["faults"]["label"]) == 4, "each of them is in the file"
     assert main([*words, "--ignore", "11"]) == 0
+    table = capsys.readouterr().out.partition("train pixels")[2]
+    rows = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    assert rows == ["3", *(str(label) for label in range(11) if label != 3)], "ids as numbers"
+
+
+def test_a_wrong_option_is_answered_with_the_recipes_name(capsys):
+    for words in (["recog_folder"], ["check", "recog_folder"], ["doctor", "recog_folder"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--no-such-option", "1"])
+        shown = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+        assert f"trainkit {' '.join(words)} --help" in shown
 
 
 def test_why_a_transform_is_kept_is_reported():
