@@ -38,7 +38,8 @@ class Recognition(Task):
     Args:
         classes: how many, or their names in the order of their ids.
         label_smoothing: of the cross-entropy, in [0, 1).
-        extra_metrics: metrics of `evaluate`, given class ids (N,), and names such as
+        extra_metrics: of one's own, `trainkit.metrics.base.Counting`, given logits (N, C); of
+            `evaluate`, given class ids (N,); and names such as
             "torchmetrics:F1Score:average=macro", see `trainkit.metrics.named`.
         loss: one of trainkit.losses.pixelwise, or several, in place of cross-entropy.
         class_weights: of cross-entropy, one per class; None: all equal.

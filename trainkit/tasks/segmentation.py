@@ -43,8 +43,9 @@ class Segmentation(Task):
         aux_weight: factor of the loss of the output "aux" (logits like "out"); 0: off.
         se_weight: factor of the loss of the output "se" (one logit per class); 0: off.
         absent: see `MeanIoU`.
-        extra_metrics: metrics of `evaluate`, given masks, and names such as
-            "torchmetrics:F1Score:average=macro", which are computed from the confusion matrix.
+        extra_metrics: of one's own, `trainkit.metrics.base.Counting`, and of `evaluate`, both
+            given masks (N, H, W); and names such as "torchmetrics:F1Score:average=macro", which
+            are computed from the confusion matrix.
         loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary
             term takes the first.
         palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's
