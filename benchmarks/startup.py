@@ -113,7 +113,7 @@ def main() -> None:
     if asked.bare is not None:
         bare(asked.bare)
         return
-    from _timing import interleaved, told, versions
+    from _timing import in_words, interleaved, versions
 
     with tempfile.TemporaryDirectory() as folder:
         images, out, python = Path(folder) / "images", Path(folder) / "run", sys.executable
@@ -153,7 +153,9 @@ def main() -> None:
     )
     for name, seconds in taken.items():
         results.add(name, "seconds", "s", seconds, median(seconds) / bare_s)
-        print(f"{told(name, seconds, unit=1)}, {median(seconds) / bare_s:.2f} x bare Accelerate")
+        print(
+            f"{in_words(name, seconds, unit=1)}, {median(seconds) / bare_s:.2f} x bare Accelerate"
+        )
     results.write(asked.results)
 
 
