@@ -32,8 +32,8 @@ from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.small import SmallClassifier, SmallResNet
-from trainkit.rebuildable import rebuildable
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
+from trainkit.settings.rebuildable import rebuildable
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.

@@ -18,7 +18,7 @@ from recog_imagenet import SAMPLE as SAMPLE
 from recog_imagenet import recipe as bag_of_tricks
 
 from trainkit import Recipe
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 
 @variant(

@@ -29,8 +29,8 @@ from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.deepten import DeepTEN
-from trainkit.rebuildable import rebuildable
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
+from trainkit.settings.rebuildable import rebuildable
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.

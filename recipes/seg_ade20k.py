@@ -30,8 +30,8 @@ from trainkit.inference import Inference
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
+from trainkit.settings.variants import variant
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
-from trainkit.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.05, "head_lr_mult": 1.0,

@@ -18,7 +18,7 @@ from typing import Any
 from seg_ade20k import ade20k, segmentation
 
 from trainkit import Recipe
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"backbone": "small", "pretrained": False, "epochs": 5, "lr": 0.02, "batch_size": 8,

@@ -19,7 +19,7 @@ from seg_ade20k_encnet import SAMPLE as SAMPLE
 
 from trainkit import Recipe
 from trainkit.data.datasets.cityscapes import Cityscapes
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 
 @variant(

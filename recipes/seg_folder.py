@@ -36,7 +36,7 @@ from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
 SAMPLE = {"model": "lraspp", "backbone": "small", "pretrained": False, "epochs": 6, "lr": 0.05,

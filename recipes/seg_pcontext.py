@@ -20,7 +20,7 @@ from seg_ade20k_encnet import SAMPLE as SAMPLE
 
 from trainkit import Recipe
 from trainkit.data.datasets.pcontext import PascalContext
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 
 @variant(segmentation, data=Path("data/pcontext"), model="encnet", epochs=80, lr=0.001)

@@ -26,7 +26,7 @@ from seg_ade20k_encnet import SAMPLE as SAMPLE
 from trainkit import Recipe
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.errors import UserError
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 
 @variant(

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time these load on first use
-    from trainkit.api import evaluate, train
+    from trainkit.commands.api import evaluate, train
     from trainkit.models.freezing import freeze
     from trainkit.options import Options
     from trainkit.prediction.loading import load
@@ -21,10 +21,10 @@ __all__ = ["Options", "Recipe", "evaluate", "freeze", "load", "train"]
 _HOMES = {
     "Options": "trainkit.options",
     "Recipe": "trainkit.recipe",
-    "evaluate": "trainkit.api",
+    "evaluate": "trainkit.commands.api",
     "freeze": "trainkit.models.freezing",
     "load": "trainkit.prediction.loading",
-    "train": "trainkit.api",
+    "train": "trainkit.commands.api",
 }
 
 

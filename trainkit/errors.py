@@ -1,10 +1,11 @@
 """User errors, reported in one message, and internal errors, which keep their traceback."""
 
+import difflib
 import errno
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ContextDecorator, contextmanager
 from pathlib import Path
 
@@ -282,3 +283,12 @@ def shortage_told(work: str) -> Iterator[None]:
             " in the recipe, or look at less at once, with smaller scales, a smaller window or"
             " window_batch"
         ) from error
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest known one, else all of them."""
+    listed = list(known)
+    near = difflib.get_close_matches(word, listed, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(listed) or 'none'}"

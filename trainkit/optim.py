@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from trainkit.errors import UserError
-from trainkit.names.parsing import did_you_mean
+from trainkit.errors import UserError, did_you_mean
 
 # What embeddings of places and tokens are called in torchvision's, timm's and others' networks:
 # they never decay.

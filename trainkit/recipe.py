@@ -19,7 +19,7 @@ from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.models.outputs import size_divisor
-from trainkit.rebuildable import forget_if_changed
+from trainkit.settings.rebuildable import forget_if_changed
 from trainkit.tasks.base import Task, as_task, check_task
 
 

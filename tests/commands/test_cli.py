@@ -15,7 +15,7 @@ from helpers.processes import RECOG, ROOT, TESTS, forked, run, trainkit
 from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.commands.recipe_names import find_recipe
-from trainkit.shipped import shipped
+from trainkit.storage.shipped import shipped
 
 SAMPLE = ROOT / "recipes" / "recog_folder.py"
 

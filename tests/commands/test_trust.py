@@ -12,7 +12,7 @@ from helpers.image_files import picture
 from helpers.processes import ROOT
 from trainkit.cli import main
 from trainkit.errors import UserError
-from trainkit.shipped import shipped
+from trainkit.storage.shipped import shipped
 from trainkit.storage.trained_here import is_trained_here
 
 EVIL = "\n__import__('pathlib').Path(r'{}').touch()\n"

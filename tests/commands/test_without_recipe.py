@@ -28,7 +28,7 @@ from trainkit.options import PredictOptions
 from trainkit.prediction.images import Picture
 from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo, scored
-from trainkit.rebuildable import built_by
+from trainkit.settings.rebuildable import built_by
 from trainkit.storage.weights import read_weights
 from trainkit.tasks.base import Task
 
@@ -38,7 +38,7 @@ import os
 from pathlib import Path
 from {base} import *
 from {base} import recipe as original, SAMPLE
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 @variant(original)
 def recipe(**settings):

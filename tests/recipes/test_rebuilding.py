@@ -26,7 +26,7 @@ from trainkit.models.segmentation import segmenter
 from trainkit.models.small import SmallClassifier, SmallResNet, small_fcn, small_lraspp
 from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo
-from trainkit.rebuildable import built_by, rebuildable
+from trainkit.settings.rebuildable import built_by, rebuildable
 from trainkit.storage import checkpoint
 from trainkit.storage.model_json import FORMAT, model_json, read_model_json
 from trainkit.tasks.recognition import Recognition

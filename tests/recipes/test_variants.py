@@ -18,7 +18,7 @@ from trainkit.commands.recipe_file import RecipeFile, load_recipe
 from trainkit.errors import UserError
 from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings, ScheduleSettings, SharedSettings
-from trainkit.variants import variant
+from trainkit.settings.variants import variant
 
 FILES = sorted((ROOT / "recipes").glob("*.py"))
 EQUAL = 6  # lines that would be a part to share

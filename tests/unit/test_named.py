@@ -4,8 +4,8 @@ import pytest
 
 from helpers.toy_recipes import CLASSES, recognition
 from trainkit.engine.metric_checks import with_headline
-from trainkit.errors import UserError
-from trainkit.names.parsing import did_you_mean, parse_named, require_arguments
+from trainkit.errors import UserError, did_you_mean
+from trainkit.settings.parsing import parse_named, require_arguments
 from trainkit.tasks.recognition import Recognition
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from helpers.optimizers import TORCH
 from trainkit.errors import UserError
-from trainkit.names import optimizers as named_optimizers
-from trainkit.names.optimizers import OTHERS, is_adaptive, named_optimizer
+from trainkit.settings import optimizers as named_optimizers
+from trainkit.settings.optimizers import OTHERS, is_adaptive, named_optimizer
 
 SECOND_ORDER = "adahessian"
 OF_TIMM = [

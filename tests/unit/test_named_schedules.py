@@ -7,8 +7,8 @@ import pytest
 
 from trainkit import schedules
 from trainkit.errors import UserError
-from trainkit.names.parsing import parse_named
-from trainkit.names.schedules import CURVES, named_schedule
+from trainkit.settings.parsing import parse_named
+from trainkit.settings.schedules import CURVES, named_schedule
 
 NAMED = {
     "constant": schedules.constant(),

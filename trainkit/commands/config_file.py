@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from trainkit.errors import MissingFileError, UserError
-from trainkit.names.parsing import did_you_mean
+from trainkit.errors import MissingFileError, UserError, did_you_mean
 from trainkit.storage.old_names import renamed_options, renamed_settings
 from trainkit.storage.setting_values import typed
 

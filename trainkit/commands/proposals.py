@@ -8,8 +8,8 @@ from typing import Any
 from trainkit.commands.recipe_file import RecipeFile
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
-from trainkit.names.optimizers import is_adaptive
-from trainkit.names.parsing import parse_named
+from trainkit.settings.optimizers import is_adaptive
+from trainkit.settings.parsing import parse_named
 
 USUAL = 1e-3  # rate of Adam and its like
 

@@ -25,7 +25,6 @@ from trainkit.files import save_tensors
 from trainkit.options import PushOptions
 from trainkit.prediction.loading import Source
 from trainkit.report.plots import PLOTS
-from trainkit.shipped import same_shipped_recipe, shipped
 from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
 from trainkit.storage.hub_download import HUB_NAME, is_hub_name
 from trainkit.storage.lookup import find_weights, is_published, require_run
@@ -33,6 +32,7 @@ from trainkit.storage.model_json import read_model_json
 from trainkit.storage.recorded import TO_PUBLISH, read_recorded
 from trainkit.storage.run_files import MODEL_JSON, read_results
 from trainkit.storage.run_folder import RunFolder
+from trainkit.storage.shipped import same_shipped_recipe, shipped
 from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import read_weights
 

@@ -17,8 +17,8 @@ from trainkit.commands.recipe_names import instead_of
 from trainkit.data.spawning import load_file
 from trainkit.errors import MissingFileError, MissingPackageError, ReportedError, UserError
 from trainkit.recipe import Recipe
-from trainkit.shipped import shipped
-from trainkit.variants import flat_doc, flat_signature, packed
+from trainkit.settings.variants import flat_doc, flat_signature, packed
+from trainkit.storage.shipped import shipped
 
 
 class RecipeFile:

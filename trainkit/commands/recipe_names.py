@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from trainkit.commands import COMMANDS
 from trainkit.errors import MissingFileError
-from trainkit.shipped import shipped
+from trainkit.storage.shipped import shipped
 
 TASKS = {"recog": "recognition", "seg": "segmentation"}  # by the first part of a name
 SENTENCE_ENDS = re.compile(r"[.:](?:\s|$)")

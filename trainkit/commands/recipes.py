@@ -5,7 +5,7 @@ from pathlib import Path
 from trainkit.commands.arguments import read_options
 from trainkit.commands.recipe_names import described, known_recipes
 from trainkit.display.terminal import Display
-from trainkit.shipped import shipped
+from trainkit.storage.shipped import shipped
 
 
 def run(first: str, words: list[str]) -> int:

@@ -22,7 +22,6 @@ from trainkit.models.pretrained import without_pretrained
 from trainkit.prediction.loading import Source, trusted
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
-from trainkit.shipped import same_shipped_recipe
 from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.lookup import (
     find_weights,
@@ -35,6 +34,7 @@ from trainkit.storage.lookup import (
     run_of,
 )
 from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
+from trainkit.storage.shipped import same_shipped_recipe
 from trainkit.storage.trained_here import is_trained_here
 
 CODE = "evaluate:"  # a metric whose script is loaded from a path or from the Hub

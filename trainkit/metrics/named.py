@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.errors import MissingFileError, MissingPackageError, UserError
-from trainkit.names.parsing import did_you_mean, parse_named
+from trainkit.errors import MissingFileError, MissingPackageError, UserError, did_you_mean
+from trainkit.settings.parsing import parse_named
 
 TORCHMETRICS, EVALUATE = "torchmetrics", "evaluate"
 COUNTS = {"tp", "fp", "tn", "fn"}  # what torchmetrics keeps of F1, precision and their like

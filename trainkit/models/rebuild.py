@@ -13,7 +13,7 @@ from trainkit.errors import UserError
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import small_fcn, small_lraspp
-from trainkit.rebuildable import is_rebuildable
+from trainkit.settings.rebuildable import is_rebuildable
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "recognition.classifier": classifier,

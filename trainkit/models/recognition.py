@@ -17,7 +17,7 @@ from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
-from trainkit.rebuildable import rebuildable
+from trainkit.settings.rebuildable import rebuildable
 
 
 @rebuildable

@@ -15,7 +15,7 @@ from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.upernet import UPerNet
-from trainkit.rebuildable import rebuildable
+from trainkit.settings.rebuildable import rebuildable
 
 Segmenter = Literal["fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp"]
 

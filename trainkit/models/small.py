@@ -15,7 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from trainkit.errors import UserError
 from trainkit.models.base import Backbone
-from trainkit.rebuildable import rebuildable
+from trainkit.settings.rebuildable import rebuildable
 
 
 class Block(nn.Module):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from trainkit.data.dataset_info import DatasetInfo, put_in
 from trainkit.data.transforms.recognition import eval_transform
 from trainkit.errors import UserError
-from trainkit.rebuildable import built_by
 from trainkit.recipe import Recipe
+from trainkit.settings.rebuildable import built_by
 
 Crops = Literal["center", "ten"]
 BUILDER = "recognition.eval_transform"

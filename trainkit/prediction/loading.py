@@ -17,9 +17,9 @@ from trainkit.inference import Inference
 from trainkit.models.rebuild import NETWORKS, TRANSFORMS, network_from, transform_from
 from trainkit.prediction.foreign import require_usual
 from trainkit.prediction.model_info import ModelInfo
-from trainkit.shipped import same_shipped_recipe, shipped
 from trainkit.storage.lookup import find_weights, read_origin
 from trainkit.storage.model_json import FORMAT, read_model_json
+from trainkit.storage.shipped import same_shipped_recipe, shipped
 from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import take_weights
 from trainkit.tasks.base import Task

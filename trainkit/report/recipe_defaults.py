@@ -8,7 +8,7 @@ from typing import Any
 
 import trainkit
 from trainkit.errors import UserError
-from trainkit.shipped import shipped
+from trainkit.storage.shipped import shipped
 
 DEEPEST = 8  # recipes and constants that are imported from one another
 

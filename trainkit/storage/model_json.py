@@ -25,8 +25,8 @@ from torch import Tensor
 import trainkit
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.errors import UserError
-from trainkit.rebuildable import built_by
 from trainkit.recipe import Recipe
+from trainkit.settings.rebuildable import built_by
 from trainkit.storage.checked_json import (
     MAPPING,
     POSITIVE,

@@ -6,7 +6,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trainkit.data.transforms.ops import EvalTransform, Lighting, RandomResizedCrop, stacked
 from trainkit.errors import UserError
-from trainkit.rebuildable import rebuildable
+from trainkit.settings.rebuildable import rebuildable
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 CROP_MODES = ("center", "squash")  # of timm's

@@ -4,7 +4,7 @@ from torchvision.transforms import v2
 
 from trainkit.data.transforms.ops import EvalTransform, LongSide, RandomScaleCrop
 from trainkit.errors import UserError
-from trainkit.rebuildable import rebuildable
+from trainkit.settings.rebuildable import rebuildable
 
 
 def train_transform(

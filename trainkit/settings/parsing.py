@@ -1,13 +1,12 @@
 """What a setting names with arguments: NAME, or NAME:argument=value,argument=value."""
 
 import ast
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trainkit.errors import UserError
+from trainkit.errors import UserError, did_you_mean
 
 WITH_ARGUMENTS = re.compile(r"(?P<name>.*?):(?P<arguments>\s*[A-Za-z_]\w*\s*=.*)", re.DOTALL)
 
@@ -79,12 +78,3 @@ def require_arguments(
             raise UserError(
                 f"{setting} {name} does not take {argument}{did_you_mean(argument, known)}"
             )
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the nearest known one, else all of them."""
-    listed = list(known)
-    near = difflib.get_close_matches(word, listed, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(listed) or 'none'}"

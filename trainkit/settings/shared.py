@@ -1,8 +1,8 @@
 """Settings that all recipes share, as frozen dataclasses whose fields are flags of their own.
 
 A parameter `optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)` of `recipe` is given as
-`--lr`, and stands in settings.json as "lr": see `trainkit.variants.flat_signature`. What the
-docstring of `recipe` says about a field goes before what stands here.
+`--lr`, and stands in settings.json as "lr": see `trainkit.settings.variants.flat_signature`. What
+the docstring of `recipe` says about a field goes before what stands here.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import nn
 
 from trainkit.errors import UserError
-from trainkit.names.optimizers import named_optimizer
-from trainkit.names.schedules import named_schedule
 from trainkit.optim import named_parts, param_groups
+from trainkit.settings.optimizers import named_optimizer
+from trainkit.settings.schedules import named_schedule
 
 
 class SharedSettings:

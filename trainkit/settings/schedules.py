@@ -4,8 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from trainkit.errors import UserError
-from trainkit.names.parsing import did_you_mean, parse_named, require_arguments
+from trainkit.errors import UserError, did_you_mean
 from trainkit.schedules import (
     Schedule,
     constant,
@@ -17,6 +16,7 @@ from trainkit.schedules import (
     step,
     wsd,
 )
+from trainkit.settings.parsing import parse_named, require_arguments
 
 FUNCTIONS = (constant, cos, linear, multistep, one_cycle, poly, step, wsd)
 CURVES: dict[str, Callable[..., Schedule]] = {each.__name__: each for each in FUNCTIONS}

@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from trainkit.errors import MissingPackageError, UserError
-from trainkit.names.parsing import parse_named, require_arguments
+from trainkit.settings.parsing import parse_named, require_arguments
 
 # Name -> class, of torch's whose step takes one dense gradient of weights of any shape.
 TORCH = (

@@ -1,1 +1,0 @@
-"""Optimizers and schedules that a setting names, with arguments."""

@@ -1,0 +1,10 @@
+"""Settings of recipes: those that all share, optimizers and schedules by name, variants."""
+
+from trainkit.settings.shared import (
+    ClassSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    SharedSettings,
+)
+
+__all__ = ["ClassSettings", "OptimizerSettings", "ScheduleSettings", "SharedSettings"]
