@@ -50,7 +50,9 @@ def test_reading_is_compared(tmp_path):
     assert len(recorded["measurements"]) == 3 * len(rows)
 
 
-LONG = {"scaling", "startup"}  # interpreters of their own, again and again
+# interpreters of their own, again and again, or what takes over ten seconds at its tiniest
+LONG = {"compare_commits", "confusion_counts", "crash_recovery", "gpu", "input_pipeline", "memory"}
+LONG |= {"scaling", "startup"}
 
 
 @pytest.mark.parametrize(
