@@ -3,41 +3,23 @@
 import gzip
 import json
 import re
-import time
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from helpers.logs import assert_bit_equal
-from helpers.toy_recipes import CLASSES, Images, recognition, run
+from helpers.slow import SlowImages, SlowNet
+from helpers.toy_recipes import Images, recognition, run
 from trainkit import Options, train
 
 FORWARD_S, DATA_S = 0.02, 0.005  # of a step, of an image
 
 
-class Slow(Images):
-    def __getitem__(self, index):
-        time.sleep(DATA_S)
-        return super().__getitem__(index)
-
-
-class SlowNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, CLASSES)
-
-    def forward(self, x):
-        if self.training:
-            time.sleep(FORWARD_S)
-        return self.head(x.mean((2, 3)))
-
-
 def test_a_trace_and_a_table_by_kind(tmp_path, capsys):
     """Forward and reading take what they sleep; evaluations within the steps are apart."""
-    model = SlowNet()
+    model = SlowNet(FORWARD_S)
     recipe = replace(
-        recognition(train_data=Slow(24), epochs=9, val_data=Images(4, augment=False)),
+        recognition(train_data=SlowImages(24, DATA_S), epochs=9, val_data=Images(4, augment=False)),
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
     )

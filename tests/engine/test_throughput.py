@@ -1,17 +1,16 @@
 """What the log says of speed: images/s, waiting for data, memory."""
 
-import time
 from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from helpers.interruptions import resume
 from helpers.logs import rows
-from helpers.toy_recipes import CLASSES, Images, recognition
+from helpers.slow import SlowImages, SlowNet
+from helpers.toy_recipes import Images, recognition
 from trainkit import Options, train
 from trainkit.engine.state import TrainState
 from trainkit.engine.throughput import Throughput
@@ -19,27 +18,11 @@ from trainkit.engine.throughput import Throughput
 STEPS, PAUSE = 120, 0.01
 
 
-class Paused(Images):
-    def __getitem__(self, index):
-        time.sleep(PAUSE)
-        return super().__getitem__(index)
-
-
-class PausedNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, CLASSES)
-
-    def forward(self, x):
-        time.sleep(PAUSE)
-        return self.head(x.mean((2, 3)))
-
-
 @pytest.mark.parametrize("slow", ["data", "network"])
 def test_a_row_says_how_long_data_were_waited_for(tmp_path, capsys, slow):
     """Shares in both directions, by pauses that are known; and one line of advice where it is."""
-    model = PausedNet() if slow == "network" else nn.Sequential(nn.Flatten(), nn.Linear(432, 7))
-    data = (Paused if slow == "data" else Images)(STEPS, augment=False)
+    model = SlowNet(PAUSE if slow == "network" else 0)
+    data = SlowImages(STEPS, PAUSE if slow == "data" else 0, augment=False)
     recipe = replace(
         recognition(train_data=data, batch_size=1, epochs=1, val_data=Images(1, augment=False)),
         model=model,

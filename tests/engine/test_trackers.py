@@ -2,8 +2,13 @@
 
 import json
 import os
+import signal
+import site
 import sqlite3
 import struct
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +19,15 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from helpers.interruptions import resume, start, wait_for
+from helpers.processes import TOYS
 from helpers.toy_recipes import everything, recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
-from trainkit.engine import log_follower, tracking
-from trainkit.engine.log_follower import values_of
-from trainkit.engine.trackers import TRACKERS, flat, require_installed
-from trainkit.errors import MissingPackageError
+from trainkit.engine import log_follower
+from trainkit.engine.log_follower import QUEUE, values_of
+from trainkit.engine.stop_signal import Stopped
+from trainkit.engine.trackers import PICTURE, TRACKERS, flat
+from trainkit.storage.checkpoint import list_checkpoints
 
 
 class Kept(GeneralTracker):
@@ -146,47 +153,91 @@ def test_one_that_fails_is_reported_once(tmp_path, capsys):
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 10
 
 
-def test_one_that_hangs_is_left(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tracking, "END_S", 0.5)
+def test_one_that_hangs_is_left_after_a_signal(tmp_path, capsys):
+    """It hangs from the first row on, at which SIGTERM comes; the checkpoint is saved before."""
+
+    def hang():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10_000)
+
+    hanging, options = Kept(hang), Options(out=tmp_path, workers=0, log_every=1)
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        train(recognition(epochs=10_000), options, trackers=[hanging])
+    assert 5 <= time.monotonic() - begun < 60 and not hanging.sent
+    printed = capsys.readouterr().out
+    assert printed.index(", saved; run the same") < printed.index("did not end within 5 s")
+    assert list_checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.mark.nightly
+def test_one_that_hangs_at_the_end_is_left(tmp_path, capsys):
     hanging = Kept(lambda: time.sleep(10_000))
     begun = time.monotonic()
     train(recognition(), Options(out=tmp_path, workers=0, log_every=1), trackers=[hanging])
-    assert time.monotonic() - begun < 60
-    assert "tracker kept did not end within" in capsys.readouterr().out
+    assert 30 <= time.monotonic() - begun < 90
+    assert "tracker kept did not end within 30 s" in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 10 and not hanging.sent
 
 
-def test_of_too_many_rows_the_oldest_are_dropped(tmp_path, capsys, monkeypatch):
-    """One that takes its time with the first row, meanwhile all others come."""
-    monkeypatch.setattr(log_follower, "QUEUE", 4)
-    waiting = [1.0]
-    slow = Kept(lambda: time.sleep(waiting.pop() if waiting else 0))
-    train(recognition(), Options(out=tmp_path, workers=0, log_every=1), trackers=[slow])
-    expected = logged(tmp_path)
-    cursor = json.loads((tmp_path / "own_trackers.json").read_text())["kept"]
-    assert len(slow.sent) + cursor["dropped"] == len(expected) and cursor["dropped"] > 0
-    assert slow.sent[-4:] == expected[-4:] and slow.sent == [e for e in expected if e in slow.sent]
-    assert f"{cursor['dropped']} rows were dropped" in " ".join(capsys.readouterr().out.split())
+def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
+    """One that takes its time with the first row, meanwhile many others come."""
+    busy, come = threading.Event(), threading.Event()
+
+    def wait():
+        busy.set()
+        come.wait(60)
+
+    rows = [
+        {"event": "step", "step": step, "epoch": 0.5, "loss": 1.5} for step in range(1, QUEUE + 50)
+    ]
+    slow, told, cursors = Kept(wait), [], log_follower.Cursors(tmp_path / "own.json")
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:7]))
+    follower = log_follower.LogFollower(
+        "kept", lambda cursor: slow, tmp_path, cursors, {}, told.append
+    )
+    follower.start()
+    assert busy.wait(60)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write("".join(f"{json.dumps(row)}\n" for row in rows[7:]))
+    come.set()
+    follower.ending.set()
+    follower.join(60)
+    assert [step for step, _ in slow.sent] == [1, *range(50, QUEUE + 50)]
+    assert json.loads((tmp_path / "own.json").read_text())["kept"]["dropped"] == 48
+    assert told == ["48 rows were dropped, as it was slower than the training"]
 
 
-def test_a_missing_package_is_refused_before_anything_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainkit.engine.trackers.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r'pip install "trainkit\[wandb\]"'):
-        require_installed(("wandb",))
-    with pytest.raises(MissingPackageError, match="--track mlflow needs mlflow"):
-        train(recognition(), Options(out=tmp_path / "run", track=("mlflow",)))
-    assert not (tmp_path / "run").exists()
+def test_a_missing_package_is_refused_before_anything_else(tmp_path):
+    """In a process to which all installed packages but this one are there."""
+    name, packages = "mlflow", tmp_path / "packages"
+    packages.mkdir()
+    for folder in map(Path, site.getsitepackages()):
+        for package in folder.glob("*"):
+            if package.name != name and not (packages / package.name).exists():
+                (packages / package.name).symlink_to(package)
+    env = {
+        **os.environ, "TOY_TRACK": name,
+        "PYTHONPATH": os.pathsep.join([str(TOYS.parents[2]), str(packages)]),
+    }  # fmt: skip
+    process = subprocess.run(
+        [sys.executable, "-S", TOYS, tmp_path, "tracked"], env=env, capture_output=True, text=True
+    )
+    last = process.stderr.splitlines()[-1]
+    assert process.returncode and "MissingPackageError" in last
+    assert f'--track {name} needs {name}: pip install "trainkit[{name}]"' in last
+    assert not (tmp_path / "tracked").exists()
 
 
 def events(folder: Path) -> Counter:
-    """(name, step) of the scalars in all event files of a folder, and how often each is there."""
+    """(name, step) of the numbers in all event files of a folder, and how often each is there."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found: Counter = Counter()
     for file in folder.glob("events.*"):
         for event in EventFileLoader(str(file)).Load():
             found.update((value.tag, event.step) for value in event.summary.value)
-    return found
+    return Counter({key: times for key, times in found.items() if key[0] != PICTURE})
 
 
 def expected_events(folder: Path) -> Counter:
@@ -291,7 +342,10 @@ def test_trackio_killed_and_resumed(tmp_path, monkeypatch):
     lines = sqlite3.connect(file).execute("select run_name, step, metrics from metrics").fetchall()
     assert {name for name, *_ in lines} == {cursor["id"]}
     found = Counter(
-        (name, step) for _, step, text in lines for name in json.loads(text) if "/" in name
+        (name, step)
+        for _, step, text in lines
+        for name in json.loads(text)
+        if "/" in name and name != PICTURE
     )
     expected = {key for key in expected_events(tmp_path / "tracked") if "/" in key[0]}
     assert set(found) == expected and max(found.values()) == 1

@@ -19,11 +19,10 @@ from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 # Names beside the metrics in a row of the log, and in results.json.
-IN_ROWS = (
+RESERVED = frozenset((
     "event", "step", "epoch", "best", "best_step", "split", "protocol", "precise_bn", "num_images",
-    WITHOUT
-)  # fmt: skip
-RESERVED = frozenset((*IN_ROWS, "seconds", NAME, "checkpoint", "sha256", "settings"))
+    WITHOUT, "seconds", NAME, "checkpoint", "sha256", "settings",
+))  # fmt: skip
 DIRECTIONS = {"max": True, "min": False}
 
 
@@ -189,9 +188,7 @@ def _results_of_nothing(metric: Any) -> set[str] | None:
         warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
         try:
             return set(copy.deepcopy(metric).compute())
-        except (
-            Exception
-        ):  # whatever a foreign metric raises; an error is reported once it has images
+        except Exception:  # whatever a foreign metric raises; it is told once there are images
             return None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 from accelerate.utils import ProfileKwargs
@@ -70,9 +71,7 @@ def _recorded(
     batches: Iterable[Any], setup: Setup, run: RunFolder, task_module: nn.Module
 ) -> Iterator[Any]:
     reader = iter(batches)
-    for number, batch in zip(range(1, FIRST), reader):
-        del number
-        yield batch
+    yield from islice(reader, FIRST - 1)
     on_cuda = setup.accelerator.device.type == "cuda"
     asked = ProfileKwargs(
         activities=["cpu", "cuda"] if on_cuda else ["cpu"],
@@ -110,10 +109,11 @@ def milliseconds(profiler: Any, num_steps: int, of: str = "cpu_time_total") -> d
         num_steps: so many steps.
         of: which of the times of an event.
     """
+    events = profiler.key_averages()
 
     def total(name: str) -> float:
-        events = (each for each in profiler.key_averages() if each.key.startswith(name))
-        return sum(getattr(each, of) for each in events) / 1e3 / num_steps
+        times = (getattr(each, of) for each in events if each.key.startswith(name))
+        return sum(times) / 1e3 / num_steps
 
     forward = total(FORWARD)
     loss = total(TASK) - forward  # of both together

@@ -32,8 +32,8 @@ class Screen:
         """
         self.display = setup.display
         self.recipe = setup.recipe
-        self.options = setup.options
         self.plan = setup.plan
+        self.patience = setup.options.patience or 0
         self.run = run
         self.state = state
         self._percent = declared(setup.recipe.task, "percent")
@@ -113,7 +113,7 @@ class Screen:
             show_results(self.display, title, state.results, is_best, self.recipe)
             note(
                 f"stopped early after step {state.step} of {self.plan.total_steps}: no better"
-                f" {self.recipe.headline} in {counted(self.options.patience or 0, 'evaluation')};"
+                f" {self.recipe.headline} in {counted(self.patience, 'evaluation')};"
                 " the same command with a larger --patience resumes it"
             )
         self._best_and_last()

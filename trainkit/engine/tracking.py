@@ -15,7 +15,7 @@ from typing import Any
 
 from trainkit.engine.log_follower import Cursors, LogFollower
 from trainkit.engine.setup import Setup
-from trainkit.engine.trackers import flat, require_installed
+from trainkit.engine.trackers import flat
 from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.setting_values import plain
@@ -65,7 +65,6 @@ class Tracking:
     def _start_process(
         self, run: Path, names: tuple[str, ...], settings: Mapping[str, Any], project: str
     ) -> None:
-        require_installed(names)
         root = str(Path(__file__).resolve().parents[2])
         env = {
             name: value

@@ -12,10 +12,10 @@ import time
 import numpy as np
 import pytest
 
+from helpers.slow import slow_disk
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.folder import ClassFolder
 from trainkit.data.datasets.listing import ListingCache, Names, image_files
-from trainkit.display import terminal
 
 SCANNED: list[str] = []
 sys.addaudithook(
@@ -212,11 +212,24 @@ def test_ids_are_those_of_the_training_folder(root):
 
 
 def test_a_long_listing_is_shown(root, monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "LINE_S", -1)
-    listed(root)
-    assert f"listing {root}, classes: 4 of 4" in capsys.readouterr().out
-    listed(root)
+    """As a bar on a terminal, once it takes more than 0.2 s; what is cached is shown nowhere."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", "400")
+    with slow_disk("os.scandir", str(root / "empty"), 0.3):
+        listed(root)
+    printed = capsys.readouterr().out
+    assert f"listing {root}, classes" in printed and "4/4" in printed
+    with slow_disk("os.scandir", str(root / "empty"), 0.3):
+        listed(root)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.nightly
+def test_a_long_listing_has_lines_in_a_file(root, capsys):
+    """One after ten seconds."""
+    with slow_disk("os.scandir", str(root / "cat"), 10.1):
+        listed(root)
+    assert capsys.readouterr().out == f"listing {root}, classes: 3 of 4\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")

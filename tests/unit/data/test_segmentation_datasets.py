@@ -21,6 +21,7 @@ from helpers.segmentation_datasets import (
     string_of,
     voc_files,
 )
+from helpers.slow import slow_disk
 from trainkit.data.datasets import ade20k, cityscapes, coco, pcontext, voc
 from trainkit.data.datasets.cache import MappedArrays, cached
 from trainkit.data.datasets.cityscapes import Cityscapes
@@ -35,7 +36,6 @@ from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_m
 from trainkit.data.datasets.segmentation import colour_map
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.data.image_io import LabelError
-from trainkit.display import terminal
 
 TURNED = 6  # EXIF orientation 6: turn by 90 degrees to see it upright
 
@@ -353,17 +353,19 @@ def test_faulty_coco(tmp_path):
 
 
 def test_the_first_reading_is_shown(tmp_path, monkeypatch, capsys):
+    """As a bar on a terminal, once it takes more than 0.2 s."""
     coco_files(tmp_path, indent=1)
-    monkeypatch.setattr(terminal, "LINE_S", -1)
-    for message in (True, False):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", "400")
+    file = tmp_path / "annotations/instances_val2017.json"
+    with slow_disk("open", str(file), 0.3):
         COCO(tmp_path, "val", cache=tmp_path / "cache")
-        lines = [line for line in capsys.readouterr().out.splitlines() if ", characters: " in line]
-        size = (tmp_path / "annotations/instances_val2017.json").stat().st_size
-        assert bool(lines) == message and (
-            not message or lines[-1].endswith(f"2017.json, characters: {size} of {size}")
-        )
-    monkeypatch.setenv("RANK", "1")
-    COCO(tmp_path, "val", cache=tmp_path / "another")
+        printed = capsys.readouterr().out
+        assert f"reading {file}, characters" in printed and f"/{file.stat().st_size}" in printed
+        COCO(tmp_path, "val", cache=tmp_path / "cache")
+        assert capsys.readouterr().out == "", "it is cached"
+        monkeypatch.setenv("RANK", "1")
+        COCO(tmp_path, "val", cache=tmp_path / "another")
     assert capsys.readouterr().out == "", "the first process alone shows it"
 
 
