@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.processes import RECOG, ROOT, run
 from helpers.run_folders import (
@@ -104,12 +106,31 @@ def test_images_lie_in_the_page(tmp_path):
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_images_beyond_the_budget_are_left_out(tmp_path, monkeypatch):
+def test_images_beyond_the_budget_are_left_out(tmp_path):
+    """Of a whole strip: the room that a part of it would take is left to the others."""
     folder = run_folder(tmp_path / "one")
     add_pictures(folder, segmentation=True)
-    monkeypatch.setattr("trainkit.report.images.BUDGET", 1500)
+    noise = np.random.default_rng(0).integers(0, 256, (560, 780, 3), dtype=np.uint8)
+    shown = folder / "shown/step-000000100"
+    for part in ("image", "target", "prediction"):  # 1.7 MB each as base64; two would fit
+        Image.fromarray(noise).save(shown / f"0-{part}.webp", "PNG")
+    Image.fromarray(noise[:280]).save(shown / "1-image.webp", "PNG")
     text = page(folder)
-    assert "images are left out, to keep this page under 5 MB" in text
+    assert "Left out, to keep this page under 5 MB: 1 image." in text
+    assert text.count("data:image/webp;base64,") == 11
+    assert text.count("data:image/png;base64,") == 1 and len(text) < MOST_BYTES
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    folder = run_folder(tmp_path / "one")
+    add_pictures(folder, segmentation=True)
+    shown = folder / "shown/step-000000100"
+    (shown / "1-error.webp").write_bytes(b"no picture")
+    (folder / "train_batch.jpg").write_bytes(b"P5 20000 10000 255\n")  # a size, and no pixels
+    text = page(folder)
+    assert "1-error.webp is left out: it cannot be read" in text
+    assert "train_batch.jpg is left out: it cannot be read (Image size (200000000" in text
+    assert "under 5 MB" not in text and text.count("data:image/webp;base64,") == 12
 
 
 HOSTILE = "</script><script>alert(1)</script>\"'&\u2028\udce9"
@@ -157,7 +178,7 @@ def test_damage_is_named_and_left_out(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_gaps(tmp_path):
-    rows = [step_row(10), step_row(20, loss=None, grad_norm=None), step_row(30)]
+    rows = [step_row(10), step_row(20, loss=None, grad_norm=10**400), step_row(30)]
     folder = run_folder(tmp_path / "one", rows, finished=False)
     with (folder / "log.jsonl").open("a") as log:
         log.write('{"event": "step", "step": 40, "epoch": 4, "loss": 1e999, "lr": 1}\n')
@@ -220,16 +241,19 @@ def test_a_long_log(tmp_path):
     assert len(text) < 500_000
 
 
-def test_a_report_that_fails_is_one_line(tmp_path, monkeypatch):
-    folder = run_folder(tmp_path / "one")
+def test_a_report_that_fails_is_one_line(tmp_path):
+    folder = run_folder(tmp_path / "two\nlines")
     assert report_or_reason(folder) == f"report: {folder / 'report.html'}"
-
-    def fail(run):
-        raise RuntimeError("two\nlines")
-
-    monkeypatch.setattr("trainkit.report.page.render", fail)
-    expected = f"warning: {folder / 'report.html'} was not written: RuntimeError: two lines"
-    assert report_or_reason(folder) == expected
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()  # which no file can replace
+    written = f"warning: {tmp_path}/two lines/report.html was not written: "
+    assert report_or_reason(folder) == f"{written}Is a directory"
+    nested = []
+    for _ in range(900):  # deeper than Python calls itself
+        nested = [nested]
+    whole = json.loads((folder / "settings.json").read_text())
+    write_json(folder / "settings.json", {**whole, "settings": {"sizes": nested}})
+    assert report_or_reason(folder).startswith(f"{written}RecursionError: maximum recursion")
     (folder / "settings.json").write_text("{")
     assert "settings.json is damaged" in report_or_reason(folder)
 

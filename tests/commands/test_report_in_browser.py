@@ -21,13 +21,12 @@ DRIVER = shutil.which("chromedriver")
 
 @pytest.fixture(scope="module")
 def browser():
-    selenium = pytest.importorskip("selenium", reason="selenium drives the browser")
+    pytest.importorskip("selenium", reason="selenium drives the browser")
     if not CHROMIUM or not DRIVER:
         pytest.skip("no chromium with chromedriver: Debian has both (chromium, chromium-driver)")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
-    assert selenium
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -59,7 +58,8 @@ def opened(browser, page, width=1280, theme="light"):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get_log("browser"), browser.get_log("performance")
+    for kind in ("browser", "performance"):  # what was said of an earlier page
+        browser.get_log(kind)
     browser.get(page.as_uri())
     wait(browser, "return document.documentElement.hasAttribute('data-ready')")
     wait(browser, "return document.querySelectorAll('.plot svg').length > 3")
@@ -96,9 +96,11 @@ def test_everything_is_drawn(browser, reports, name, width, theme):
             chart.querySelector('.plot svg').getBoundingClientRect().width])""")
     assert found and all(count and drawn and wide > 150 for _, count, drawn, wide in found)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.execute_script(
-        "return [...document.images].every((image) => image.naturalWidth || image.loading)"
-    )
+    pictures = browser.execute_async_script("""
+        const done = arguments[arguments.length - 1], all = [...document.images];
+        for (const image of all) image.loading = "eager";
+        Promise.all(all.map((image) => image.decode())).then(() => done(all.length), done)""")
+    assert pictures == {"one": 5, "two": 17, "both": 0}[name]
     dark = sum(map(int, background(browser).strip("rgb()").split(",")[:3])) < 200
     assert dark == (theme == "dark")
 

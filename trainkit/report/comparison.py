@@ -23,7 +23,6 @@ from trainkit.report.wording import number, setting, shown, span
 
 MISSING = "not there"
 DATA = ("num_images", "classes", "label_values", "train_data", "drop_last", "input")
-LOWER_IS_BETTER = ("loss", "error")
 MOST_LINES = 400  # of a difference of code
 
 
@@ -272,7 +271,7 @@ def _verdict(first: Subject, other: Subject) -> Verdict:
             names, f"no paired bootstrap: {headline} does not follow from counts of each image",
             "unknown",
         )  # fmt: skip
-    return Verdict(names, _told(headline, found), _kind(headline, found))
+    return Verdict(names, _told(headline, found), _kind(found))
 
 
 def _told(headline: str, found: Difference) -> str:
@@ -288,12 +287,11 @@ def _signed(name: str, value: float) -> str:
     return text if value < 0 else f"+{text}"
 
 
-def _kind(headline: str, found: Difference) -> str:
+def _kind(found: Difference) -> str:
+    """Of a share or an IoU, which alone are compared: more is better."""
     if found.within_noise:
         return "noise"
-    higher = found.value > 0
-    lower_is_better = any(word in headline for word in LOWER_IS_BETTER)
-    return "better" if higher != lower_is_better else "worse"
+    return "better" if found.value > 0 else "worse"
 
 
 def _code(first: Subject, other: Subject) -> list[tuple[str, list[str]]]:

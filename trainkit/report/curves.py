@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainkit.report.run_data import RunData, metrics_of
+from trainkit.storage.checked_json import is_number
 
 STRETCHES = 600  # of a series that is thinned; a chart is about as many pixels wide
 COUNTERS = frozenset({"skipped_steps", "bad_images", "intervals_without_targets"})
@@ -169,10 +170,9 @@ def _series(
 ) -> list[dict[str, Any]]:
     """One series, or none where no row has a number of the name."""
     points = [(row["step"], row[name]) for row in rows if name in row]
-    numbers = [value if type(value) in (int, float) else None for _, value in points]
+    numbers = [value if is_number(value) else None for _, value in points]
     steps = np.array([step for step, _ in points], dtype=np.int64)
     values = np.array(numbers, dtype=np.float64)
-    values[~np.isfinite(values)] = np.nan
     if not np.isfinite(values).any():
         return []
     return [{"label": label, "run": run, "metric": name, **thinned(steps, values)}]

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trainkit.storage.checked_json import (
-    COUNT,
-    STRING,
-    Fault,
-    Kind,
-    load_json,
-    maybe,
-    or_none,
-    require,
-)
+from trainkit.storage import checked_json
+from trainkit.storage.checked_json import COUNT, STRING, Fault, Kind, maybe, or_none
 
 LIST = Kind("a list", lambda value: isinstance(value, list))
 DESCRIBED = {
@@ -47,6 +40,10 @@ PER_IMAGE: dict[str, dict[str, tuple[str, bool]]] = {
         "true_pixels": ("iu", True),
     },
 }
+# what numpy and zipfile raise for a damaged .npz; RuntimeError for bits that say it is encrypted
+UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 LARGEST_CONFUSION = 4096  # classes; a matrix of more would take much memory
 
 
@@ -160,8 +157,8 @@ def read_evaluation(file: Path) -> EvaluationData:
     Raises:
         Fault: one of them is damaged or missing.
     """
-    about = load_json(file)
-    require(about, DESCRIBED)
+    about = checked_json.load_json(file)
+    checked_json.require(about, DESCRIBED)
     arrays = _arrays(file.with_suffix(".npz"))
     num_classes = _num_classes(about, arrays)
     expected = {"ids": ("iu", False), "names": ("U", False), "loss": ("f", False)}
@@ -204,8 +201,9 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise Fault(f"{file.name} cannot be read ({str(error).splitlines()[0]})") from error
+    except UNREADABLE as error:
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise Fault(f"{file.name} cannot be read ({told})") from error
 
 
 def counts_of_headline(

@@ -2,14 +2,14 @@
 
 import base64
 import io
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from trainkit.display.wording import counted
 from trainkit.report.run_data import RunData
 from trainkit.report.wording import number
 from trainkit.storage.checked_json import COUNT, STRING, Fault, load_json, require
@@ -35,25 +35,39 @@ class Pictures:
         large: pictures that stand alone.
         groups: of validation images.
         notes: what was left out.
+        num_beyond: images that the page has no room for.
     """
 
     left: int
     large: list[dict[str, str]] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    num_beyond: int = 0
 
-    def take(self, file: Path) -> str | None:
-        """A picture as a data URI; None where it cannot be read, or does not fit any more."""
+    def take(self, files: list[Path]) -> list[str]:
+        """Pictures as data URIs: all, or none where one cannot be read or they do not fit."""
+        sources, size = [], 0
+        for file in files:
+            read = self._read(file)
+            if read is None:
+                return []
+            content, kind = read
+            source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+            size += len(source)
+            sources.append(source)
+        if size > self.left:
+            self.num_beyond += 1
+            return []
+        self.left -= size
+        return sources
+
+    def _read(self, file: Path) -> tuple[bytes, str] | None:
+        """Bytes and type of a picture; None, and a note, where it cannot be read."""
         try:
-            content, kind = _shrunk(file)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            return _shrunk(file)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             self.notes.append(f"{file.name} is left out: it cannot be read ({error}).")
             return None
-        size = 4 * math.ceil(len(content) / 3)
-        if size > self.left:
-            return None
-        self.left -= size
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _shrunk(file: Path) -> tuple[bytes, str]:
@@ -75,8 +89,7 @@ def pictures(run: RunData) -> Pictures | None:
     found = Pictures(left=BUDGET)
     batch = run.folder / "train_batch.jpg"
     if batch.is_file():
-        source = found.take(batch)
-        if source is not None:
+        for source in found.take([batch]):
             note = "As the network gets it: augmented, with its labels or masks."
             found.large.append(
                 {"title": "The first batch of training", "note": note, "source": source}
@@ -84,6 +97,10 @@ def pictures(run: RunData) -> Pictures | None:
     folder = _shown_folder(run)
     if folder is not None:
         _add_groups(found, folder)
+    if found.num_beyond:
+        found.notes.append(
+            f"Left out, to keep this page under 5 MB: {counted(found.num_beyond, 'image')}."
+        )
     return found if found.large or found.groups or found.notes else None
 
 
@@ -134,33 +151,24 @@ def _add_groups(found: Pictures, folder: Path) -> None:
     except Fault as error:
         found.notes.append(f"{folder.name}/index.json is left out: {error}.")
         return
-    left_out = 0
     for kind, (title, note) in TITLES.items():
         shown = []
         for entry in (each for each in entries if each["kind"] == kind):
             figure = _figure(found, folder, entry)
-            if figure is None:
-                left_out += 1
-            else:
+            if figure is not None:
                 shown.append(figure)
         if shown:
             wide = any(len(each["sources"]) > 1 for each in shown)
             if wide:
                 note += " Image, truth, prediction, and errors in red."
             found.groups.append({"title": title, "note": note, "images": shown, "wide": wide})
-    if left_out:
-        found.notes.append(f"{left_out} images are left out, to keep this page under 5 MB.")
 
 
 def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     """What is shown of an image; None where nothing is."""
     index = entry["index"]
-    sources = []
-    for part, file in _files(folder, index).items():
-        source = found.take(file)
-        if source is None:
-            return None
-        sources.append((source, part))
+    files = _files(folder, index)
+    sources = found.take(list(files.values()))
     if not sources:
         return None
     target, predicted = entry.get("target"), entry.get("predicted")
@@ -171,7 +179,7 @@ def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, A
         if isinstance(entry.get(key), float)
     ]
     return {
-        "sources": sources,
+        "sources": list(zip(sources, files)),
         "name": FOLDERS.sub("", name),
         "whole_name": name,
         "target": None if target is None else str(target),

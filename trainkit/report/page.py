@@ -69,7 +69,8 @@ def report_or_reason(folder: Path, under_way: bool | None = None) -> str:
     except Exception as error:  # whatever it is, the training or the evaluation is done
         kind = "" if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: "
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return f"warning: {folder / NAME} was not written: {kind}{' '.join(why.split())}"
+        # in one line, also where the folder's name has a line break
+        return " ".join(f"warning: {folder / NAME} was not written: {kind}{why}".split())
 
 
 def render(run: RunData) -> bytes:

@@ -315,7 +315,11 @@
     const count = given.names.length, sums = given.matrix.map((row) => row.reduce((a, b) => a + b, 0));
     let side = 0, left = 0, top = 0;
     function paint() {
-      const style = getComputedStyle(document.documentElement), of = (name) => style.getPropertyValue(name).trim();
+      const colors = {};  // of the theme, which only a computed style tells
+      for (const name of ["cell", "accent", "bad", "muted", "text", "on-color"]) {
+        canvas.style.color = `var(--${name})`;
+        colors[name] = getComputedStyle(canvas).color;
+      }
       const room = holder.clientWidth, brush = canvas.getContext("2d");
       if (!room) return;
       const size = 12;
@@ -340,7 +344,7 @@
         return text + "…";
       };
       brush.textBaseline = "middle";
-      brush.fillStyle = of("--muted");
+      brush.fillStyle = colors.muted;
       if (named) {
         given.names.forEach((name, number) => {
           brush.textAlign = "right";
@@ -358,14 +362,14 @@
         const share = sums[right] ? number / sums[right] : 0;
         const x = left + called * side, y = top + right * side;
         brush.globalAlpha = 1;
-        brush.fillStyle = of("--cell");
+        brush.fillStyle = colors.cell;
         brush.fillRect(x, y, side - gap, side - gap);
         brush.globalAlpha = share ? 0.04 + 0.96 * share ** 0.6 : 0;
-        brush.fillStyle = of(right === called ? "--accent" : "--bad");
+        brush.fillStyle = right === called ? colors.accent : colors.bad;
         brush.fillRect(x, y, side - gap, side - gap);
         if (side >= 26 && share >= 0.005) {
           brush.globalAlpha = 1;
-          brush.fillStyle = share ** 0.6 > 0.55 ? of("--on-color") : of("--text");
+          brush.fillStyle = share ** 0.6 > 0.55 ? colors["on-color"] : colors.text;
           brush.textAlign = "center";
           brush.font = "11px system-ui, sans-serif";
           brush.fillText(String(Math.round(100 * share)), x + (side - gap) / 2, y + (side - gap) / 2 + 1);

@@ -16,6 +16,7 @@ from trainkit.report.statistics import (
     paired_difference,
     reliability,
 )
+from trainkit.storage.checked_json import Fault
 
 
 def evaluation(run, name="step-000000100"):
@@ -81,6 +82,27 @@ def test_a_paired_difference_by_hand(tmp_path):
     assert not found.within_noise
     same = paired_difference(evaluation(one), evaluation(one), "top1")
     assert same == (0, 0, 0) and same.within_noise
+
+
+def test_a_damaged_evaluation_is_refused(tmp_path):
+    """Wherever a byte of it is another: read as it was, or refused."""
+    run = run_folder(tmp_path / "run")
+    arrays = add_recognition(run)
+    file = run / "evaluations/step-000000100.npz"
+    np.savez_compressed(file, **arrays)
+    whole = file.read_bytes()
+    draw = np.random.default_rng(0)
+    refused = 0
+    for place in draw.integers(0, len(whole), 400):
+        changed = bytearray(whole)
+        changed[place] ^= draw.integers(1, 256)
+        file.write_bytes(changed)
+        try:
+            evaluation(run)
+        except Fault as error:
+            assert "step-000000100.npz cannot be read (" in str(error)
+            refused += 1
+    assert refused > 300
 
 
 @pytest.mark.parametrize(
