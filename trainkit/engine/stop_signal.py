@@ -51,7 +51,7 @@ class StopFlag:
     def __init__(self, device: torch.device, num_processes: int):
         self.device, self.num_processes = device, num_processes
         self._number = 0
-        self._since = 0.0  # when the signal came
+        self._interrupted: float | None = None  # when the first SIGINT came
         self.last_answer = 0
         """what `agreed` said the last time"""
         self._launcher = launcher()
@@ -75,14 +75,13 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._number == signal.SIGINT and not self._passed_on():
-            raise KeyboardInterrupt
-        if not self._number:
-            self._number, self._since = number, time.monotonic()
-
-    def _passed_on(self) -> bool:
-        """Whether a second SIGINT is most likely the first, as the launcher passes it on."""
-        return self._launcher is not None and time.monotonic() - self._since < PASSED_ON_S
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is None:
+                self._interrupted = now
+            elif self._launcher is None or now - self._interrupted >= PASSED_ON_S:
+                raise KeyboardInterrupt
+        self.ask(number)
 
     def ask(self, number: int) -> None:
         """Stop as if the signal had come."""
