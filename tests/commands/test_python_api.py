@@ -271,6 +271,20 @@ def refusals(toy):
         (lambda: train(toy.recipe()), "which folder"),
         (lambda: train(toy.recipe(), out="x", lr=1.0), r"train\(recipe, lr=...\), not"),
         (lambda: train(toy.recipe, config="none.yaml"), "there is no file none.yaml"),
+        (lambda: train(toy.recipe(), out="x", config="none.yaml"), "there is no file none.yaml"),
+        (
+            lambda: train(toy.recipe, lr=0.3, optimizer=OptimizerSettings(lr=0.1)),
+            "lr is given twice, by itself and as a field",
+        ),
+        (
+            lambda: train(toy.recipe, optimizer=OptimizerSettings(lr=0.1), lr=0.3),
+            "lr is given twice, by itself and as a field",
+        ),
+        (
+            lambda: train(toy.recipe, schedule=ScheduleSettings(epochs=1)),
+            "warmup_epochs is no setting of toy_file.py",
+        ),
+        (lambda: train(toy.recipe(), out="x", optimizer=OptimizerSettings(lr=1.0)), "no option lr"),
         (lambda: evaluate("nothing"), "no command, file or recipe nothing"),
         (lambda: evaluate("runs/nothing/at/all"), "no checkpoint at runs/nothing/at/all"),
         (lambda: evaluate(toy.recipe), r"which weights\? evaluate\(recipe, weights=PATH\)"),
@@ -293,6 +307,12 @@ def test_a_config_goes_behind_keywords(toy):
     trainkit.train(toy.recipe, config="run.yaml", epochs=0.5, out="run")
     settings = settings_of("run")["settings"]
     assert settings["lr"] == 0.02 and settings["epochs"] == 0.5
+    Path("options.yaml").write_text("workers: 0\nlog-every: 3\n")
+    trainkit.train(toy.recipe(epochs=0.5), config="options.yaml", log_every=1, out="built")
+    options = settings_of("built")["options"]
+    assert options["workers"] == 0 and options["log_every"] == 1
+    with pytest.raises(UserError, match="run.yaml: there is no setting lr"):
+        trainkit.train(toy.recipe(), config="run.yaml", out="x")
 
 
 def test_a_script_that_trains_on_loading_is_reported(toy, tmp_path):

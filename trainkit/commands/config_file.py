@@ -11,7 +11,7 @@ import yaml
 
 from trainkit.errors import MissingFileError, UserError, did_you_mean
 from trainkit.storage.old_names import renamed_options, renamed_settings
-from trainkit.storage.setting_values import typed
+from trainkit.storage.setting_values import typed_as_any
 
 FLAG = "--config"
 NOT_OF_ANOTHER_RUN = ("out", "resume")  # of its folder
@@ -85,10 +85,7 @@ def _typed(path: Path, name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, str):
         with suppress(ValueError):
             tried.insert(1, float(value))
-    faults = []
-    for each in tried:
-        try:
-            return typed(each, annotation)
-        except (TypeError, ValueError) as error:
-            faults.append(str(error))
-    raise UserError(f"{path}: {name} is {value!r}: {faults[0]}")
+    try:
+        return typed_as_any(tried, annotation)
+    except UserError as error:
+        raise UserError(f"{path}: {name} is {value!r}: {error}") from error

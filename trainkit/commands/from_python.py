@@ -21,7 +21,7 @@ from trainkit.errors import UserError, did_you_mean
 from trainkit.options import EvaluateOptions, Options, check_finite, check_names
 from trainkit.settings import SharedSettings
 from trainkit.storage.recipe_source import RecipeSource
-from trainkit.storage.setting_values import typed
+from trainkit.storage.setting_values import typed_as_any
 
 COMMANDS: Mapping[str, type] = {"train": Options, "evaluate": EvaluateOptions}
 EMPTY = inspect.Parameter.empty
@@ -110,23 +110,29 @@ def split_keywords(
     signature = inspect.signature(recipe_file) if recipe_file else inspect.Signature()
     check_names(signature.parameters)
     hints = _hints(COMMANDS[command])
-    settings: dict[str, Any] = {}
-    options: dict[str, Any] = {}
     given = dict(given)
-    if recipe_file is not None and given.get("config") is not None:
+    config = given.pop("config", None)
+    in_file: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if config is not None:
         others = {name for each in COMMANDS.values() for name in _hints(each)}
-        settings, options = read_config(Path(given["config"]), signature, hints, others)
-    given.pop("config", None)
+        in_file, options = read_config(Path(config), signature, hints, others)
+    settings: dict[str, Any] = {}
     for name, value in given.items():
         if name in hints:
             options[name] = _typed(name, value, hints[name])
-        elif isinstance(value, SharedSettings):  # by the names of its fields
-            settings |= vars(value)
-        elif name in signature.parameters:
-            settings[name] = _typed(name, value, signature.parameters[name].annotation)
-        else:
-            raise _unknown(command, recipe_file, name, [*signature.parameters, *hints])
-    return settings, options
+            continue
+        held = vars(value) if isinstance(value, SharedSettings) else {name: value}
+        for each, inner in held.items():
+            if each not in signature.parameters:
+                raise _unknown(command, recipe_file, each, [*signature.parameters, *hints])
+            if each in settings:
+                raise UserError(
+                    f"{each} is given twice, by itself and as a field of another keyword: leave"
+                    " one out"
+                )
+            settings[each] = _typed(each, inner, signature.parameters[each].annotation)
+    return {**in_file, **settings}, options
 
 
 def _unknown(
@@ -208,10 +214,7 @@ def _typed(name: str, value: Any, annotation: Any) -> Any:
     if not isinstance(given, PLAIN) or not _is_plain(given):
         return value
     tried = [given, str(given)] if isinstance(given, PurePath) else [given]
-    faults = []
-    for each in tried:
-        try:
-            return typed(each, annotation)
-        except (TypeError, ValueError) as error:
-            faults.append(str(error))
-    raise UserError(f"{name} is {value!r}: {faults[0]}")
+    try:
+        return typed_as_any(tried, annotation)
+    except UserError as error:
+        raise UserError(f"{name} is {value!r}: {error}") from error

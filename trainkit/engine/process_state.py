@@ -1,13 +1,13 @@
 """What a training changes in its process, which a program of its own gets back as it was."""
 
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from trainkit.data.seeding import generators_kept
 
 
 @contextmanager
@@ -18,19 +18,13 @@ def process_state_kept() -> Iterator[None]:
     Accelerate's state is of the whole process, and decides precision and processes of whatever
     follows: it is forgotten where there was none, but in a group of processes.
     """
-    python, numpy, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     threads, path = torch.get_num_threads(), list(sys.path)
     had_state = bool(PartialState._shared_state)
     try:
-        yield
+        with generators_kept():
+            yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(host)
-        if device is not None:
-            torch.cuda.set_rng_state(device)
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = cudnn
         torch.set_num_threads(threads)

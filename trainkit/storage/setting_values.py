@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
@@ -155,6 +155,21 @@ def typed(value: Any, annotation: Any) -> Any:
     if issubclass(kind, Collection) and isinstance(value, list):
         return _of_collection(value, kind, arguments)
     return _of_class(value, kind)
+
+
+def typed_as_any(forms: Iterable[Any], annotation: Any) -> Any:
+    """The first of several forms of a value that an annotation takes.
+
+    Raises:
+        UserError: it takes none; the message is that of the first.
+    """
+    faults = []
+    for form in forms:
+        try:
+            return typed(form, annotation)
+        except (TypeError, ValueError) as error:
+            faults.append(str(error))
+    raise UserError(faults[0])
 
 
 def _of_class(value: Any, kind: type) -> Any:
