@@ -188,7 +188,7 @@ def _results_of_nothing(metric: Any) -> set[str] | None:
         warnings.simplefilter("ignore")  # such as NumPy's for the mean of nothing
         try:
             return set(copy.deepcopy(metric).compute())
-        except Exception:  # whatever a foreign metric raises; it is told once there are images
+        except Exception:  # of a foreign metric; reported once it has images
             return None
 
 

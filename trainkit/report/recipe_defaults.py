@@ -87,23 +87,34 @@ def _assign(module: Module, node: ast.Assign) -> None:
                     module.constants[name.id] = value
 
 
-def _elsewhere(module: Module, name: str, folders: list[Path]) -> tuple[Module, str]:
-    """The module that a name is imported from, and its name there."""
-    if name not in module.imported:
+def _elsewhere(
+    module: Module, name: str, folders: list[Path], depth: int = 0
+) -> tuple[Module, str]:
+    """The module that defines an imported name, and its name there."""
+    if name not in module.imported or depth > DEEPEST:
         raise Unknown(name)
     dotted, original = module.imported[name]
     parts = dotted.split(".")
     if parts[0] == "trainkit":
-        places = [Path(trainkit.__file__).parent.joinpath(*parts[1:]).with_suffix(".py")]
+        folders_of_it, parts = [Path(trainkit.__file__).parent], parts[1:]
     else:
-        places = [folder.joinpath(*parts).with_suffix(".py") for folder in folders]
+        folders_of_it = folders
+    packages = [folder.joinpath(*parts) for folder in folders_of_it]
+    places = [
+        place
+        for package in packages
+        for place in (package.with_suffix(".py"), package / "__init__.py")
+    ]
     place = next((each for each in places if each.is_file()), None)
     if place is None:
         raise Unknown(name)
     try:
-        return _parsed(place), original
+        found = _parsed(place)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Unknown(name) from error
+    if original in found.imported:  # passed on, as the `__init__.py` of a package does
+        return _elsewhere(found, original, folders, depth + 1)
+    return found, original
 
 
 def _defaults(module: Module, name: str, folders: list[Path], depth: int) -> dict[str, Any]:
