@@ -103,6 +103,30 @@ def test_a_checkpoint_is_measured_without_it(trained):
     assert_same_results(without_intervals(found), final)
 
 
+def test_an_image_that_one_process_cannot_show_keeps_none_waiting(tmp_path):
+    """All gather the parameters for its mask, so that the training ends, and says why."""
+    (tmp_path / "script.py").write_text(f"""
+import os, sys; sys.path.insert(0, {str(TESTS)!r})
+from pathlib import Path
+from helpers.toy_recipes import Maps, segmentation
+from trainkit import Options, train
+
+class Once(Maps):
+    given = set()
+    def __getitem__(self, index):
+        if os.environ["RANK"] == "1" and index in self.given:
+            raise OSError(f"{{index}} was read before")
+        self.given.add(index)
+        return super().__getitem__(index)
+
+recipe = segmentation(epochs=0.3, val_data=Once(13, augment=False))
+train(recipe, Options(out=Path(sys.argv[1]), workers=0, report=False))
+""")
+    done = torchrun(2, tmp_path / "script.py", tmp_path / "run", **FSDP, code=None)
+    assert done.returncode != 0 and "was read before" in done.stdout + done.stderr
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
 def test_each_process_holds_its_part(tmp_path):
     """Of weights, gradients' averages and the optimizer's state; and what cannot be is refused."""
     script = f"""

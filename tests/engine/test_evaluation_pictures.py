@@ -252,7 +252,14 @@ def test_evaluate_leaves_them_where_its_results_go(tmp_path):
     evaluate(everything(), tmp_path / "run", workers=0, out=tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"evaluations", "shown", "val_predictions.jpg", "worst.jpg"}
-    assert (tmp_path / "out/shown/evaluate/index.json").exists()
+    folder = tmp_path / "out/shown/evaluate"
+    assert (folder / "index.json").exists()
+    (folder / "99-image.webp").write_bytes(b"of an earlier evaluation")
+    (folder / "mine.txt").write_text("mine")
+    evaluate(everything(), tmp_path / "run", workers=0, out=tmp_path / "out")
+    entries = json.loads((folder / "index.json").read_text())
+    shown = {f"{entry['index']}-image.webp" for entry in entries}
+    assert {path.name for path in folder.iterdir()} == {*shown, "index.json", "mine.txt"}
 
 
 def test_a_mask_of_another_size_and_an_ignored_label_of_ones_own(tmp_path):

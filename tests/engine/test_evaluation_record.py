@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,16 @@ from trainkit import Options, evaluate, train
 from trainkit.data.to_device import ToDevice
 from trainkit.engine.ema import EMA
 from trainkit.errors import UserError
+from trainkit.metrics.base import PerImage
+from trainkit.metrics.recognition import TopK
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint import list_checkpoints
-from trainkit.storage.evaluation_files import keep_evaluations, name_of_step, strays
+from trainkit.storage.evaluation_files import (
+    keep_evaluations,
+    name_of_step,
+    strays,
+    write_evaluation,
+)
 from trainkit.tasks.recognition import Recognition
 
 
@@ -176,6 +184,47 @@ def test_a_file_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     message = f"warning: {tmp_path}/run/evaluations cannot be written: Is a directory"
     assert capsys.readouterr().out.count(message) == 1
     assert (tmp_path / "run/evaluations/step-000000010.npz").is_file()
+
+
+def test_what_rows_are_of_never_lies_beside_others(tmp_path):
+    """Also where the rows of a second evaluation cannot be written, or a kill comes before them."""
+    about = {"step": 1}
+    write_evaluation(tmp_path, "evaluate", {"ids": np.arange(2)}, about)
+    (tmp_path / "evaluations/evaluate.npz").unlink()
+    (tmp_path / "evaluations/evaluate.npz").mkdir()
+    with pytest.raises(OSError, match="evaluate.npz"):
+        write_evaluation(tmp_path, "evaluate", {"ids": np.arange(3)}, {"step": 2})
+    assert not (tmp_path / "evaluations/evaluate.json").exists()
+
+
+def test_a_recognition_of_several_rows_for_an_image(tmp_path):
+    """The rows of its files are of images, and its metric alone knows what to make of two."""
+
+    class Twice(Recognition):
+        rows_per_image = 2
+
+        def predict(self, outputs, targets):
+            return super().predict(outputs, targets).repeat_interleave(2, 0)
+
+        def metrics(self):
+            return [OfTwo()]
+
+        def thorough_metrics(self):
+            return []
+
+    class OfTwo(TopK):
+        def _count(self, predictions, references):
+            return super()._count(predictions[::2], references)
+
+        def per_image(self, name):
+            each = super().per_image(name)
+            return PerImage(lambda rows, ids: each.count(rows[::2], ids), each.statistic)
+
+    recipe = recognition()
+    one, _, expected = measured(recipe, tmp_path / "one")
+    arrays, _, results = measured(replace(recipe, task=Twice(CLASSES)), tmp_path / "two")
+    assert results["top1"] == expected["top1"] and "predicted" in one
+    assert arrays.keys() <= {"ids", "loss"} and len(arrays["ids"]) == 13
 
 
 def table(run: Path) -> list[dict[str, str]]:

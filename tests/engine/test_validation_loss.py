@@ -196,6 +196,80 @@ def test_a_task_of_ones_own(tmp_path, capsys):
     assert capsys.readouterr().out.count(message) == 1
 
 
+def test_a_fault_of_a_later_evaluation_is_told_too(tmp_path, capsys):
+    model = recognition().model
+
+    class Fails(Recognition):
+        def at_step(self, model, step, total_steps):
+            model.step = step
+
+        def losses(self, outputs, targets):
+            if not outputs.requires_grad and model.step > 4:
+                raise RuntimeError("no gradient here")
+            return super().losses(outputs, targets)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe = recognition(task=Fails(CLASSES), model=model, optimizer=optimizer)
+    train(recipe, Options(out=tmp_path, workers=0))
+    found = ["val_loss" in row for row in rows(tmp_path, "evaluate")]
+    assert found == [True, False, False]
+    message = "no validation loss, as it cannot be computed: RuntimeError: no gradient here\n"
+    assert capsys.readouterr().out.count(message) == 1
+
+
+class NeedsGradients(CrossEntropy):
+    """A loss of one's own that no evaluation can compute."""
+
+    def __call__(self, logits, targets, ignore):
+        if not logits.requires_grad:
+            raise RuntimeError("no gradient here")
+        return super().__call__(logits, targets, ignore)
+
+
+@pytest.mark.parametrize("inference", [None, Inference(window=8)])
+def test_a_loss_that_fails_ends_no_evaluation(tmp_path, capsys, inference):
+    """In windows as on whole images, and `evaluate` says so too."""
+    recipe = segmentation(task=Segmentation(CLASSES, loss=NeedsGradients()), epochs=0.3)
+    recipe = replace(recipe, inference=inference)
+    train(recipe, Options(out=tmp_path, workers=0))
+    found = evaluate(recipe, tmp_path, workers=0)
+    assert all("val_loss" not in row for row in [found, *rows(tmp_path, "evaluate")])
+    message = "no validation loss, as it cannot be computed: RuntimeError: no gradient here\n"
+    assert capsys.readouterr().out.count(message) == 2
+
+
+@pytest.mark.parametrize("inference", [None, Inference(window=8)])
+def test_prepared_targets_have_no_validation_loss(tmp_path, inference):
+    class Prepares(Segmentation):
+        def prepare(self, images, targets):
+            return targets
+
+    found = measured(segmentation(task=Prepares(CLASSES)), tmp_path, inference=inference)
+    assert "val_loss" not in found and found["mIoU"] >= 0
+
+
+def test_a_fault_of_another_process_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys; sys.path.insert(0, {str(TESTS)!r})
+from pathlib import Path
+from helpers.toy_recipes import CLASSES, recognition
+from trainkit import Options, train
+from trainkit.tasks.recognition import Recognition
+
+class Fails(Recognition):
+    def losses(self, outputs, targets):
+        if os.environ["RANK"] == "1" and not outputs.requires_grad:
+            raise RuntimeError("no gradient here")
+        return super().losses(outputs, targets)
+
+train(recognition(task=Fails(CLASSES)), Options(out=Path(sys.argv[1]), workers=0))
+""")
+    printed = torchrun(2, script, tmp_path / "run").stdout
+    assert printed.count("no validation loss, as it cannot be computed: RuntimeError") == 1
+    assert all("val_loss" not in row for row in rows(tmp_path / "run", "evaluate"))
+
+
 def test_processes_do_not_change_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""

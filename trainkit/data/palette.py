@@ -14,6 +14,7 @@ from trainkit.errors import UserError
 
 SHOWN_COLORS = 5  # of those that no table has
 Colour = tuple[int, int, int]
+BRIGHT = 4096  # colours chosen to be told apart
 DARKEST = 48  # the largest part of a colour that is taken for black, at most
 # For classes without colours of their own: blue, orange, green, ... of like lightness.
 FIRST_COLOURS: tuple[Colour, ...] = (
@@ -111,7 +112,7 @@ def class_colours(num_classes: int, palette: Sequence[Colour] | None = None) -> 
         num_classes: how many classes there are.
         palette: (red, green, blue) of each class, 0 to 255; None: colours chosen here.
     """
-    taken: list[Colour] = []
+    taken: dict[Colour, None] = {}  # in the order of ids
     spare = iter(_distinct())
     own = [tuple(map(int, colour)) for colour in palette] if palette is not None else []
     known = {colour for colour in own if max(colour) >= DARKEST}
@@ -119,18 +120,25 @@ def class_colours(num_classes: int, palette: Sequence[Colour] | None = None) -> 
         colour = own[place] if place < len(own) else (0, 0, 0)
         if max(colour) < DARKEST or colour in taken:
             colour = next(each for each in spare if each not in known and each not in taken)
-        taken.append((colour[0], colour[1], colour[2]))
-    return np.array(taken, dtype=np.uint8).reshape(-1, 3)
+        taken[colour[0], colour[1], colour[2]] = None
+    return np.array(list(taken), dtype=np.uint8).reshape(-1, 3)
 
 
 def _distinct() -> Iterator[Colour]:
-    """Bright colours that differ from their neighbours, the first ones chosen by eye."""
+    """Bright colours that differ from their neighbours, the first ones chosen by eye.
+
+    After some thousand, when the eye tells none apart, all that are not nearly black.
+    """
     yield from FIRST_COLOURS
-    for number in range(len(FIRST_COLOURS), 1 << 20):
+    for number in range(len(FIRST_COLOURS), BRIGHT):
         hue = number * 0.618034 % 1  # the golden ratio: any few in a row are far apart
         light, strong = (0.95, 0.75, 0.6)[number % 3], (0.75, 0.5, 0.9)[number // 3 % 3]
         red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, strong, light))
         yield red, green, blue
+    for number in range(1 << 24):
+        code = number * 7_919_351 % (1 << 24)  # odd, so that each code comes once
+        if max(code >> 16, code >> 8 & 255, code & 255) >= DARKEST:
+            yield code >> 16, code >> 8 & 255, code & 255
 
 
 def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour] | np.ndarray) -> None:

@@ -20,6 +20,7 @@ from trainkit.engine.label_warnings import evaluation_warnings
 from trainkit.engine.metric_checks import require_free_names, try_metrics
 from trainkit.engine.results import show_results
 from trainkit.engine.task_module import TaskModule
+from trainkit.engine.validation_loss import NO_LOSS
 from trainkit.errors import MissingFileError, UserError
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
@@ -115,6 +116,8 @@ def evaluate(
     show_results(display, f"evaluation of {weights}", results, False, recipe)
     for line in evaluation_warnings(results, recipe.task):
         display.note(f"warning: {line}")
+    if evaluator.loss_fault is not None:
+        display.note(f"warning: {NO_LOSS.format(evaluator.loss_fault)}")
     return results
 
 

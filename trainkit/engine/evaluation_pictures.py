@@ -204,9 +204,7 @@ class EvaluationPictures:
         found: Mapping[int, Shown],
         arrays: Mapping[str, np.ndarray],
     ) -> None:
-        folder = self.folder / evaluation_files.SHOWN / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / evaluation_files.INDEX).unlink(missing_ok=True)
+        folder = evaluation_files.empty_thumbnails(self.folder, name)
         entries = []
         written = set()
         for kind in ("worst", "median", "mistake"):

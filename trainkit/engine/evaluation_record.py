@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,22 @@ class EvaluationRecord:
             about = {"step": step, **describe(self.recipe, results, averaged)}
             with self._writing(evaluation_files.FOLDER):
                 evaluation_files.write_evaluation(self.folder, name, arrays, about)
-        # sharded parameters are gathered by all processes together
-        if self.pictures is None or not (is_main or is_sharded(self.evaluator.task_module)):
+        if self.pictures is None:
             return
-        with self._drawing():
+        # masks are predicted with sharded parameters, which all processes gather together
+        together = self.pictures.of_masks and is_sharded(self.evaluator.task_module)
+        if not (is_main or together):
+            return
+        # an error of one process alone is raised then: the others would wait for its part
+        with nullcontext() if together else self._drawing():
             kinds = self.pictures.indices(arrays, thorough)
             found = read_shown(self.evaluator, sorted(set().union(*kinds.values())))
-            if is_main:
-                when = "trainkit evaluate" if step is None else f"after step {step}"
-                split = results.get("split") or "validation"
-                what = f"{when}, {split}, {results['num_images']} images"
+            if not is_main:
+                return
+            when = "trainkit evaluate" if step is None else f"after step {step}"
+            split = results.get("split") or "validation"
+            what = f"{when}, {split}, {results['num_images']} images"
+            with self._drawing():
                 self.pictures.draw(name, kinds, found, arrays, what)
 
     def tidy(self, state: TrainState) -> None:

@@ -60,10 +60,17 @@ class Evaluator:
 
     @property
     def loss_fault(self) -> str | None:
-        """Why an evaluation of this task has no validation loss, in words; None for no fault."""
+        """Why an evaluation of this task has no validation loss, in words; None for no fault.
+
+        After an evaluation it is the same in all processes.
+        """
+        return self._module.loss_fault
+
+    @property
+    def _module(self) -> TaskModule:
         module = without_wrappers(self.task_module)
         assert isinstance(module, TaskModule)
-        return module.loss_fault
+        return module
 
     @may_fail_alone()
     def run(
@@ -193,7 +200,7 @@ class Evaluator:
         for metric in metrics:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= without_reserved_names(metric, metric.compute() | more)
-        results |= loss_results(recipe.task, gather_object([loss.totals()]))
+        results |= loss_results(recipe.task, self._totals(loss))
         if None in (results.get(recipe.task.headline), results.get(f"{recipe.task.headline}_95")):
             results.pop(f"{recipe.task.headline}_95", None)  # it has no interval
         results = as_plain(results)
@@ -202,6 +209,14 @@ class Evaluator:
         task_module.train(was_training)
         reshard(task_module)
         return results
+
+    def _totals(self, loss: ValidationLoss) -> list[dict[str, tuple[float, float]]]:
+        """Totals of the loss of every process; a fault that one had is from now on that of all."""
+        found = gather_object([(loss.totals(), self.loss_fault)])
+        faults = [fault for _, fault in found if fault is not None]
+        if faults:
+            self._module.loss_fault = faults[0]
+        return [totals for totals, _ in found]
 
     def _arrays(self, rows: ImageRows) -> dict[str, np.ndarray]:
         """The rows of all processes, and the confusion matrix where there is one."""
@@ -272,7 +287,7 @@ class Evaluator:
                 Measured(
                     predictions=task.from_scores(scores),
                     targets=targets,
-                    losses=task.score_losses(scores, targets),
+                    losses=self._module.score_losses(scores, targets),
                     indices=[waiting.pop(id(targets))],
                 )
                 for scores, targets in done

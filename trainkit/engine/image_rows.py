@@ -42,8 +42,10 @@ class ImageRows:
         self.task = task
         self.num_classes = task.known_num_classes or 0
         first = metrics[0] if metrics else None
+        one_each = task.rows_per_image == 1
+        self._of_classes = one_each and isinstance(task, Recognition)
         self.masks: MeanIoU | None = None  # counts pixels, image by image
-        if isinstance(task, Segmentation) and isinstance(first, MeanIoU):
+        if one_each and isinstance(task, Segmentation) and isinstance(first, MeanIoU):
             self.masks = first if num_images * self.num_classes <= MOST_COUNTS else None
         self.ids: list[int] = []
         self._parts: dict[str, list[Tensor]] = {}
@@ -54,12 +56,7 @@ class ImageRows:
         targets = found.targets
         is_ids = targets.ndim == 1 and not targets.is_floating_point()
         logits = found.predictions
-        if (
-            isinstance(self.task, Recognition)
-            and is_ids
-            and logits.ndim == 2
-            and logits.is_floating_point()
-        ):
+        if self._of_classes and is_ids and logits.ndim == 2 and logits.is_floating_point():
             self._add_classes(logits, targets.long())
             return
         losses = self._losses(found)

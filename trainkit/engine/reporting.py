@@ -18,6 +18,7 @@ from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepNumbers, StepStats, TrainState, read_steps
 from trainkit.engine.stop_signal import FAILED, StopFlag
 from trainkit.engine.throughput import Throughput
+from trainkit.engine.validation_loss import NO_LOSS
 from trainkit.errors import NonFiniteError
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.run_folder import RunFolder
@@ -68,6 +69,7 @@ class Reporter:
         self._bad_images: list[str] = []  # replaced in this process since they were last reported
         self.throughput = Throughput(setup.accelerator, setup.workers)
         self._evaluation_warned = False  # by the first evaluation of this process
+        self._fault_told = False
 
     def note(self, line: str) -> None:
         """Show a line."""
@@ -195,9 +197,10 @@ class Reporter:
         if not self._evaluation_warned:
             for line in evaluation_warnings(results, task):
                 self.note(f"warning: {line}")
-            if loss_fault is not None:
-                self.note(f"warning: no validation loss, as it cannot be computed: {loss_fault}")
         self._evaluation_warned = True
+        if loss_fault is not None and not self._fault_told:  # it may be of a later evaluation alone
+            self.note(f"warning: {NO_LOSS.format(loss_fault)}")
+            self._fault_told = True
         return improved
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Model and loss as one module."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from trainkit.distributed.unwrapping import without_compile
 from trainkit.errors import is_shortage
 from trainkit.models.outputs import run_padded, size_divisor
 from trainkit.tasks.base import Task, as_task
+
+Value = TypeVar("Value")
 
 
 class TaskModule(nn.Module):
@@ -39,20 +42,32 @@ class TaskModule(nn.Module):
         return (self.task.losses if self.training else self.task.predict)(outputs, targets)
 
     def _evaluated(self, outputs: Any, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `Task.evaluated` gives; without losses once they could not be computed.
+        """What `Task.evaluated` gives; without losses once they could not be computed."""
+        found = self._tried(self.task.evaluated, outputs, targets)
+        return (self.task.predict(outputs, targets), {}) if found is None else found
+
+    def score_losses(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What `Task.score_losses` gives; nothing once losses could not be computed."""
+        return self._tried(self.task.score_losses, scores, targets) or {}
+
+    def _tried(
+        self, compute: Callable[[Any, Tensor], Value], of: Any, targets: Tensor
+    ) -> Value | None:
+        """What computes losses in an evaluation; None once it failed.
 
         A network of one's own may return something else in evaluation mode, and losses of one's own
         may take what `prepare` makes of the targets: neither is to end a training.
         """
-        if self.loss_fault is None and not self.task.provides("prepare"):
-            try:
-                return self.task.evaluated(outputs, targets)
-            except Exception as error:
-                if is_shortage(error):
-                    raise
-                said = (str(error).splitlines() or [""])[0]
-                self.loss_fault = f"{type(error).__name__}: {said}"
-        return self.task.predict(outputs, targets), {}
+        if self.loss_fault is not None or self.task.provides("prepare"):
+            return None
+        try:
+            return compute(of, targets)
+        except Exception as error:
+            if is_shortage(error):
+                raise
+            said = (str(error).splitlines() or [""])[0]
+            self.loss_fault = f"{type(error).__name__}: {said}"
+            return None
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 from trainkit.tasks.base import Task
 
 NAME = "val_loss"
+NO_LOSS = "no validation loss, as it cannot be computed: {}"
 
 
 class ValidationLoss:

@@ -33,7 +33,7 @@ def name_of_step(step: int) -> str:
 def write_evaluation(
     run: Path, name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> None:
-    """Write the rows of all images, then what they are of.
+    """Write the rows of all images, then what they are of: never beside rows of something else.
 
     Args:
         run: folder that they go to.
@@ -46,10 +46,26 @@ def write_evaluation(
     """
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").unlink(missing_ok=True)
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **dict(arrays))
     replace_file(folder / f"{name}.npz", content.getvalue())
     replace_file(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+def empty_thumbnails(run: Path, name: str) -> Path:
+    """Make the folder of an evaluation's thumbnails, without those of an earlier one.
+
+    Raises:
+        OSError: it cannot be made, or one cannot be removed.
+    """
+    folder = run / SHOWN / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)  # first: it never lists what is gone
+    for path in _listed(folder):
+        if THUMBNAIL.fullmatch(path.name):
+            path.unlink()
+    return folder
 
 
 def keep_evaluations(run: Path, steps: Collection[int]) -> None:

@@ -32,6 +32,14 @@ def test_no_colour_is_black_and_none_occurs_twice(palette):
         assert kept[own.max(1) >= 48].all() and not kept[0]
 
 
+@pytest.mark.parametrize("number", [10_000, 30_000])
+def test_very_many_classes_have_a_colour_each(number):
+    """As of iNaturalist and ImageNet-21k: more than the eye tells apart."""
+    colours = class_colours(number, [(0, 0, 0), (66, 133, 244)])
+    assert len({tuple(colour) for colour in colours.tolist()}) == number
+    assert colours.max(1).min() >= 48 and colours[1].tolist() == [66, 133, 244]
+
+
 def test_neighbours_among_many_classes_have_unlike_colours():
     colours = class_colours(150) / 255
     hues = [colorsys.rgb_to_hsv(*colour) for colour in colours]
