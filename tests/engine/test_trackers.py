@@ -115,30 +115,48 @@ class WithPictures(Kept):
 
 
 def test_new_pictures_of_predictions_are_sent(tmp_path):
-    """One that lay there before is not; one is sent where it is new, at a step that is not over."""
-    (tmp_path / "log.jsonl").write_text("")
-    picture = tmp_path / "val_predictions.jpg"
-    Image.new("RGB", (8, 6)).save(picture)
-    tracker = WithPictures()
-    follower = log_follower.LogFollower(
-        "kept", lambda cursor: tracker, tmp_path, log_follower.Cursors(tmp_path / "own.json"), {},
-        pytest.fail,
-    )  # fmt: skip
-    follower.start()
-    row = {"event": "evaluate", "step": 7, "epoch": 1.0, "top1": 0.5}
-    for width, step in ((20, 7), (30, 9)):
+    """Once each over a resume, at a step that is not over, also to a tracker that begins late."""
+    row = {"event": "evaluate", "epoch": 1.0, "top1": 0.5}
+
+    def evaluate(step):
         with (tmp_path / "log.jsonl").open("a") as log:
             log.write(json.dumps({**row, "step": step}) + "\n")
-        deadline = time.monotonic() + 60
-        while len(tracker.sent) < 1 + (step == 9) and time.monotonic() < deadline:
-            time.sleep(0.01)
+
+    def draw(width):
         Image.new("RGB", (width, 6)).save(tmp_path / "new.jpg")
-        os.replace(tmp_path / "new.jpg", picture)
-        while len(tracker.pictures) < 1 + (step == 9) and time.monotonic() < deadline:
+        os.replace(tmp_path / "new.jpg", tmp_path / "val_predictions.jpg")
+
+    def follower_to(tracker):
+        return log_follower.LogFollower(
+            "kept", lambda cursor: tracker, tmp_path, log_follower.Cursors(tmp_path / "own.json"),
+            {}, pytest.fail,
+        )  # fmt: skip
+
+    evaluate(7)
+    draw(20)
+    expected = [(7, {"val/predictions": (1, 6, 20, 3)})]
+    for _ in "12":  # the first one begins after the evaluation, the second one with a resume
+        tracker = WithPictures()
+        follower = follower_to(tracker)
+        follower.ending.set()
+        follower.start()
+        follower.join(60)
+        assert tracker.pictures == expected and tracker.finished == 1
+        expected = []
+    tracker = WithPictures()
+    follower = follower_to(tracker)
+    follower.start()
+    deadline = time.monotonic() + 60
+    for number, (width, step) in enumerate(((30, 9), (40, 11)), start=1):
+        evaluate(step)
+        while len(tracker.sent) < number and time.monotonic() < deadline:
+            time.sleep(0.01)
+        draw(width)
+        while len(tracker.pictures) < number and time.monotonic() < deadline:
             time.sleep(0.01)
     follower.ending.set()
     follower.join(60)
-    shapes = [(7, {"val/predictions": (1, 6, 20, 3)}), (9, {"val/predictions": (1, 6, 30, 3)})]
+    shapes = [(9, {"val/predictions": (1, 6, 30, 3)}), (11, {"val/predictions": (1, 6, 40, 3)})]
     assert tracker.pictures == shapes and tracker.finished == 1
 
 
@@ -187,6 +205,8 @@ def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
     def wait():
         busy.set()
         come.wait(60)
+        if len(slow.sent) == 20:  # enough have been seen
+            follower.aborted.set()
 
     rows = [
         {"event": "step", "step": step, "epoch": 0.5, "loss": 1.5} for step in range(1, QUEUE + 50)
@@ -203,7 +223,7 @@ def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
     come.set()
     follower.ending.set()
     follower.join(60)
-    assert [step for step, _ in slow.sent] == [1, *range(50, QUEUE + 50)]
+    assert [step for step, _ in slow.sent] == [1, *range(50, 70)]
     assert json.loads((tmp_path / "own.json").read_text())["kept"]["dropped"] == 48
     assert told == ["48 rows were dropped, as it was slower than the training"]
 
@@ -237,6 +257,7 @@ def events(folder: Path) -> Counter:
     for file in folder.glob("events.*"):
         for event in EventFileLoader(str(file)).Load():
             found.update((value.tag, event.step) for value in event.summary.value)
+    assert max(step for name, step in found if name == PICTURE) == 12, "the last one at least"
     return Counter({key: times for key, times in found.items() if key[0] != PICTURE})
 
 

@@ -19,9 +19,10 @@ NOT_SENT = ("event", "step", "epoch", "best_step", "num_images", "precise_bn", "
 
 
 class Cursors:
-    """trackers.json: of each tracker the run's id and the last steps sent; written before sending.
+    """trackers.json: of each tracker the run's id, and the last steps and picture sent.
 
-    So a kill between the two loses a row of a tracker, and sends none twice.
+    Written before sending: so a kill between the two loses a row of a tracker, and sends none
+    twice.
     """
 
     def __init__(self, file: Path):
@@ -38,7 +39,7 @@ class Cursors:
     def note(self, name: str, **changes: Any) -> None:
         """Change and write that of a tracker, whole or not at all."""
         with self._lock:
-            of_none = {"id": None, "step": 0, "evaluation": 0, "dropped": 0}
+            of_none = {"id": None, "step": 0, "evaluation": 0, "picture": None, "dropped": 0}
             self.content[name] = {**of_none, **self.content.get(name, {}), **changes}
             aside = self._file.with_name(f".{self._file.name}.writing-{os.getpid()}")
             aside.write_text(json.dumps(self.content, indent=1) + "\n")
@@ -97,7 +98,6 @@ class LogFollower(threading.Thread):
         self._failed = False
         self._last_step = 0
         self._least_step = 0
-        self._picture = self._picture_time()  # one from before this start was sent then
 
     def run(self) -> None:
         """Follow until it is to end."""
@@ -139,8 +139,9 @@ class LogFollower(threading.Thread):
         if cursor is None:
             tracker.store_init_configuration(dict(self._settings))
             self._cursors.note(self.tracker_name)
-        self._last_step = self._sent()["step"]
-        self._dropped = self._sent()["dropped"]
+        sent = self._sent()
+        self._last_step = max(sent["step"], sent["evaluation"], self._least_step)
+        self._dropped = sent["dropped"]
         return tracker
 
     def _sent(self) -> dict[str, Any]:
@@ -182,11 +183,10 @@ class LogFollower(threading.Thread):
 
     def _send_picture(self, tracker: Any) -> None:
         """Send the pictures of predictions where they are new, at a step that is not before."""
-        now = self._picture_time()
-        if now not in (None, self._picture):
-            self._picture = now
-            send_picture(tracker, self._run / PICTURE_FILE, self._last_step)
-
-    def _picture_time(self) -> int | None:
         file = self._run / PICTURE_FILE
-        return file.stat().st_mtime_ns if file.is_file() else None
+        if not file.is_file():
+            return
+        time_of_change = file.stat().st_mtime_ns
+        if time_of_change != self._sent().get("picture"):  # absent: an earlier version's
+            self._cursors.note(self.tracker_name, picture=time_of_change)
+            send_picture(tracker, file, self._last_step)
