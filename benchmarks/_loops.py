@@ -74,12 +74,18 @@ class Timed(nn.Module):
 
 
 class Images(Dataset):
-    """Random images in memory, as floats: there is nothing to do but to hand them out."""
+    """Random images in memory, as floats: there is nothing to do but to hand them out.
+
+    Args:
+        num_images: how many.
+        size: pixels of a side.
+        draws_nothing: trainkit seeds nothing for them; commits before that attribute always do.
+    """
 
     classes = tuple(map(str, range(CLASSES)))
-    draws_nothing = True  # trainkit seeds nothing for them
 
-    def __init__(self, num_images: int, size: int):
+    def __init__(self, num_images: int, size: int, draws_nothing: bool = True):
+        self.draws_nothing = draws_nothing
         self.images = list(torch.randn(num_images, 3, size, size))
         self.labels = torch.randint(CLASSES, (num_images,)).tolist()
 
@@ -357,6 +363,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--ready", action="store_true")
+    parser.add_argument("--seeded", action="store_true", help="images may draw random numbers")
     parser.add_argument("--stamps", type=Path, required=True)
     asked = parser.parse_args()
     work = WORKS[asked.work]
@@ -364,7 +371,7 @@ def main() -> None:
         torch.set_num_threads(work.threads)
     torch.manual_seed(0)
     network = Timed(work.network(), Stamps(asked.stamps))
-    data = Images(work.epoch * asked.batch, work.size)
+    data = Images(work.epoch * asked.batch, work.size, draws_nothing=not asked.seeded)
     ready = Ready(list(DataLoader(data, asked.batch))) if asked.ready else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     job = Job(network, data, asked.batch, asked.steps, device, ready, work.threads == 1)

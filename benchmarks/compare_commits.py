@@ -5,7 +5,8 @@
     python benchmarks/compare_commits.py --before 1f9f3c5 --reads segment-jpeg segment-png
 
 Each commit is unpacked into a folder of its own and trains in a process of its own; all take turns
-of a fraction of a second, see step_overhead.py, which says what the works and loops are. What is
+of a fraction of a second, see step_overhead.py, which says what the works and loops are. Each image
+is seeded at all of them, also where a commit can leave that out (`draws_nothing`). What is
 read is that of input_pipeline.py, in one process with one thread; "anew" means that no image was
 read before, where a process remembers which ones are sound. Of reading the processor's time counts.
 """

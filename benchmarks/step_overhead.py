@@ -47,15 +47,19 @@ ONE_BY_ONE, READY = "trainkit_ready", "pytorch_accelerated"
 def start(
     work: str, loop: str, options: argparse.Namespace, folder: Path, side: Path | None = None
 ) -> Program:
-    """A process that trains with a loop; trainkit's is that of the folder `side`."""
-    name = loop if side is None else f"{side.name}-{loop}"
+    """A process that trains with a loop; trainkit's is that of the folder `side`.
+
+    Such a trainkit seeds every image, as commits do that know no `draws_nothing`.
+    """
     command = [sys.executable, str(Path(__file__).parent / "_loops.py"), "--work", work]
     command += ["--loop", loop, "--batch", str(options.batch), "--steps", str(options.steps)]
     command += ["--ready"] if options.ready else []
     environment = {"TMPDIR": str(folder)}
     if side is not None:
         environment["TRAINKIT_SIDE"] = str(side)
-    return Program(command, environment, folder / f"{name}.stamps")
+        command.append("--seeded")
+    # of its own: folders of two sides may have the same name
+    return Program(command, environment, Path(tempfile.mkdtemp(dir=folder)) / "stamps")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
