@@ -157,6 +157,11 @@ def _be_the_script(
     torch.seed()  # as each interpreter of its own would have another
     try:
         runpy.run_path(words[0], run_name="__main__")
+    except Exception:
+        # said before the functions of the exit, as an interpreter does: of several processes
+        # another may have ended by then, upon which this one is terminated
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
     finally:
         atexit._run_exitfuncs()  # which a forked process leaves out
 
