@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from helpers.hub_server import HubServer, running
+from helpers.hub_server import HubServer, Stored, running
 from helpers.processes import run as command
 from trainkit.cli import main
 
@@ -119,6 +119,15 @@ def test_what_is_not_the_hubs_is_refused(hub, tmp_path, capsys, name, change):
     bad.unlink()
     assert predicted(tmp_path / "then") == 0
     assert lines(tmp_path / "then") == lines(Path("expected"))
+
+
+def test_what_lies_deeper_is_compared_too(hub, tmp_path, capsys):
+    """As of a whole run that somebody uploaded, whose checkpoints are read."""
+    files = hub.models["me/model"]
+    content = files[WEIGHTS].content
+    files[f"checkpoints/step-000000001/{WEIGHTS}"] = Stored(content, True, content[:-2] + b"\n\n")
+    assert predicted(tmp_path / "out") == 2
+    assert "is not what the Hugging Face Hub has" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_cache_that_was_damaged_later_is_refused(hub, tmp_path, capsys):

@@ -59,7 +59,7 @@ def downloaded(name: str) -> Path:
             f"the download of {name} from the Hugging Face Hub broke off"
             f" ({type(error).__name__}: {error}): run the command again"
         ) from error
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.rglob("*")):  # a whole run may lie there, with its checkpoints
         _require_whole(file, name)
     return folder
 
