@@ -68,6 +68,34 @@ def test_what_a_report_says(tmp_path):
     assert {"loss", "top1"} <= {chart["name"] for chart in embedded(text, "curve-data")["charts"]}
 
 
+def test_an_interval_is_of_the_value_beside_it(tmp_path):
+    """`trainkit evaluate` of the best step, later and on other data, has another."""
+    folder = run_folder(tmp_path / "one")
+    add_recognition(folder)
+    assert "95 % interval" in page(folder)
+    arrays = add_recognition(folder, name="evaluate")
+    arrays["predicted"] = arrays["target"]
+    np.savez(folder / "evaluations/evaluate.npz", **arrays)
+    about = json.loads((folder / "evaluations/evaluate.json").read_text())
+    write_json(folder / "evaluations/evaluate.json", {**about, "step": 100, "split": "test"})
+    text = page(folder)
+    assert "There is no confusion" in text, "the later evaluation is shown"
+    assert "no interval: no evaluation of it image by image" in text
+
+
+def test_the_cost_of_starts_with_other_processes(tmp_path):
+    """The hours of each are not told, so that no product is the cost."""
+    folder = run_folder(tmp_path / "one")
+    start = {"step": 0, "when": "2026-01-02T03:04:05+00:00", "num_processes": 8, "device": "A100"}
+    start |= {"precision": "bf16", "machine": {}}
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    assert "16 GPU-h" in page(folder)
+    with (folder / "starts.jsonl").open("a") as starts:
+        starts.write(json.dumps({**start, "step": 50, "num_processes": 1}) + "\n")
+    text = page(folder)
+    assert "GPU-h" not in text and "2 h with 8, then 1 processes" in text
+
+
 def test_segmentation_has_the_colours_of_its_classes(tmp_path):
     rows = [step_row(10), evaluation_row(100, 0.5, 100, mIoU=0.5, pixAcc=0.8)]
     folder = run_folder(tmp_path / "one", rows)

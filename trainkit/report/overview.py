@@ -1,5 +1,6 @@
 """The parts of a report that every run has: the first look, results, settings, how to repeat it."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from trainkit.errors import UserError
 from trainkit.report.curves import bare
 from trainkit.report.recipe_defaults import read_defaults
 from trainkit.report.run_data import RunData, metrics_of
-from trainkit.report.statistics import headline_interval
+from trainkit.report.statistics import headline_interval, headline_value
 from trainkit.report.wording import number, setting, shown, span
 
 UNKNOWN = object()
@@ -67,16 +68,17 @@ def images_per_s(run: RunData) -> float | None:
 def interval_of(run: RunData) -> tuple[float, float] | None:
     """95 % interval of the headline metric of the best weights, where it follows from what is kept.
 
-    From the evaluation of the best step image by image, else from `trainkit evaluate`.
+    From the evaluation of the best step image by image, else from `trainkit evaluate`; each only
+    where it gives the same value, as it may be of another split, protocol, or weights.
     """
     headline = run.headline
-    if headline is None:
+    if headline is None or run.best is None:
         return None
     data = run.evaluation
     if data is not None and data.step == run.best_step:
-        found = headline_interval(data, bare(headline))
-        if found is not None:
-            return found
+        value = headline_value(data, bare(headline))
+        if value is not None and math.isclose(value, run.best, abs_tol=1e-5):
+            return headline_interval(data, bare(headline))
     told = (run.results or {}).get(f"{headline}_95")
     if isinstance(told, list) and len(told) == 2 and (run.results or {}).get(headline) == run.best:
         return tuple(told)
@@ -88,7 +90,7 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
     found = []
     if run.headline is not None:
         interval = interval_of(run)
-        more = "no interval: no evaluation image by image"
+        more = "no interval: no evaluation of it image by image"
         if interval is not None:
             more = f"95 % interval {shown(run.headline, list(interval))}"
         value = shown(run.headline, run.best)
@@ -122,6 +124,9 @@ def _cost(run: RunData, seconds: float) -> dict[str, Any]:
     hours = f"{seconds * processes / 3600:.3g}"
     if start is None:
         return _tile("cost", f"{hours} h", "hours times processes")
+    if any(each["num_processes"] != processes for each in run.starts):
+        each_start = ", then ".join(str(each["num_processes"]) for each in run.starts)
+        return _tile("cost", "not known", f"{span(seconds)} with {each_start} processes")
     if start["device"] == "cpu":
         return _tile("cost", "no GPU", f"{hours} h of CPU, times processes")
     return _tile("cost", f"{hours} GPU-h", f"{processes} × {start['device']}")

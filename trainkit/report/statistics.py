@@ -51,6 +51,15 @@ def headline_interval(data: EvaluationData, headline: str) -> tuple[float, float
     return float(low), float(high)
 
 
+def headline_value(data: EvaluationData, headline: str) -> float | None:
+    """The headline metric itself, from what is kept of each image; None as for its interval."""
+    found = counts_of_headline(data, headline)
+    if found is None or not len(found[0]):
+        return None
+    counts, statistic = found
+    return float(statistic(counts.sum(0)[None])[0])
+
+
 def different_images(one: EvaluationData, other: EvaluationData) -> str | None:
     """Why two evaluations are not of the same images in the same order; None where they are."""
     if one.num_images != other.num_images:
