@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv is None:  # a process of its own
-            keep_standard_streams(told=not {"-h", "--help"} & set(words))
+            keep_standard_streams(reported=not {"-h", "--help"} & set(words))
         return _run(words)
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C (SIGINT)", code=128 + signal.SIGINT)

@@ -112,7 +112,7 @@ def report_of(error: Exception) -> str | None:
     """
     if os.environ.get("TRAINKIT_TRACEBACK"):
         return None
-    told = limit_met(error) or _nul_told(error)
+    told = limit_met(error) or _nul_reported(error)
     if told is None and isinstance(error, (ReportedError, OSError, MemoryError)):
         told = message_of(error)
     return told
@@ -165,7 +165,7 @@ class may_fail_alone(ContextDecorator):
             error.of_one_process = True  # type: ignore[attr-defined]  # any exception takes a mark
 
 
-def _nul_told(error: Exception) -> str | None:
+def _nul_reported(error: Exception) -> str | None:
     """The name with a NUL character that the system refused, from the innermost call; else None."""
     if not (isinstance(error, ValueError) and "embedded null" in str(error)):
         return None
@@ -264,7 +264,7 @@ def _nearly_full() -> bool:
 
 
 @contextmanager
-def shortage_told(work: str) -> Iterator[None]:
+def shortage_reported(work: str) -> Iterator[None]:
     """Raise MemoryError with a remedy on out of memory (OOM) in work other than training.
 
     Args:

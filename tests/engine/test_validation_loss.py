@@ -248,7 +248,7 @@ def test_prepared_targets_have_no_validation_loss(tmp_path, inference):
     assert "val_loss" not in found and found["mIoU"] >= 0
 
 
-def test_a_fault_of_another_process_is_told(tmp_path):
+def test_a_fault_of_another_process_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 import os, sys; sys.path.insert(0, {str(TESTS)!r})

@@ -24,7 +24,7 @@ from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.loader import collate
 from trainkit.data.reader import Reader, name_of
 from trainkit.data.sampler import TrainOrder
-from trainkit.data.workers import worker_deaths_told
+from trainkit.data.workers import worker_deaths_reported
 from trainkit.errors import DataError
 from trainkit.tasks.recognition import Recognition
 
@@ -287,7 +287,7 @@ def test_a_killed_worker_is_reported(tmp_path):
             "died of SIGTERM: another process ended it"
         ),
     }.items():
-        with pytest.raises(ChildProcessError, match=words), worker_deaths_told():
+        with pytest.raises(ChildProcessError, match=words), worker_deaths_reported():
             raise RuntimeError(text)
 
 

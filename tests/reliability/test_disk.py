@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.logs import rows, weights
-from helpers.processes import TESTS, TOYS, Script, torchrun
+from helpers.processes import TESTS, Script, torchrun
 from helpers.toy_recipes import Images, recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
@@ -233,11 +233,29 @@ def test_a_disk_that_locks_no_files(tmp_path):
     )
 
 
+SLOW_TO_SAY = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from helpers.toy_recipes import run
+
+def say(*error):
+    time.sleep(1)  # as one that has trackers to close
+    sys.__excepthook__(*error)
+
+sys.excepthook = say
+run("recognition", Path({out!r}))
+"""
+
+
 def test_both_processes_stop_when_one_cannot_write(tmp_path):
-    begun = time.monotonic()
-    done = torchrun(2, TOYS, tmp_path, "recognition", TOY_FULL="10", code=1)
+    """The one that failed says why, though its launcher ends it when the other has ended."""
+    begun, out = time.monotonic(), tmp_path / "recognition"
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_TO_SAY.format(tests=str(TESTS), out=str(out)))
+    done = torchrun(2, script, TOY_FULL="10", code=1)
     assert "step-000000004 could not be written" in done.stdout and time.monotonic() - begun < 60
-    assert list_checkpoints(tmp_path / "recognition" / "checkpoints") == []
+    assert list_checkpoints(out / "checkpoints") == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")

@@ -17,7 +17,7 @@ from trainkit import Options, train
 from trainkit.cli import main
 from trainkit.data import workers
 from trainkit.data.reader import is_unusable
-from trainkit.data.workers import Loader, worker_deaths_told
+from trainkit.data.workers import Loader, worker_deaths_reported
 from trainkit.distributed.launcher import faulty_variable
 from trainkit.errors import SAID, is_out_of_memory, is_shortage, limit_met
 from trainkit.options import LONGEST_S, check_finite
@@ -73,7 +73,7 @@ def test_shared_memory_is_full():
         assert limit_met(error).startswith("shared memory is full") and not is_unusable(error)
         with (
             pytest.raises(OSError, match=r"enlarge /dev/shm .* fewer workers with --workers"),
-            worker_deaths_told(),
+            worker_deaths_reported(),
         ):
             raise error
 
@@ -118,7 +118,7 @@ def test_a_dead_worker_is_reported_whatever_torch_raises():
         rf"data-loading worker .pid {worker.pid}. died with exit code 7\. The same command resumes"
     )
     try:
-        with pytest.raises(ChildProcessError, match=message), worker_deaths_told():
+        with pytest.raises(ChildProcessError, match=message), worker_deaths_reported():
             reader.recv()
     finally:
         workers._STARTED.discard(worker)
@@ -127,7 +127,7 @@ def test_a_dead_worker_is_reported_whatever_torch_raises():
 def test_an_end_of_file_of_the_users_own_stays():
     iterator = iter(Loader(Images(4), 1, num_workers=1))
     assert len(list(iterator)) == 4
-    with pytest.raises(EOFError, match="mine"), worker_deaths_told():
+    with pytest.raises(EOFError, match="mine"), worker_deaths_reported():
         raise EOFError("mine")
 
 

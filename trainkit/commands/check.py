@@ -26,7 +26,7 @@ from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded, seed_host
 from trainkit.display.result_tables import in_words
 from trainkit.display.wording import counted, duration
-from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
+from trainkit.distributed.accelerator import lost_processes_reported, use_whole_host
 from trainkit.distributed.fsdp import is_sharded, local, reshard
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.nonfinite import is_failure
@@ -82,7 +82,7 @@ def read_one_of_each(recipe: Recipe) -> None:
             Seeded(data, 0)[EVALUATION, 0]
 
 
-@lost_processes_told()
+@lost_processes_reported()
 def check(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Read, train, save, resume and evaluate on a few batches, and show and return the results.
 

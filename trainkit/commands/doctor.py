@@ -28,7 +28,7 @@ from trainkit.commands.recipe_names import find_recipe
 from trainkit.commands.recognise import is_data, propose
 from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.reader import name_of
-from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
+from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
 from trainkit.display.wording import counted
 from trainkit.distributed.launcher import rank
@@ -145,7 +145,7 @@ def _look_through(
     faults: dict[str, list] = {kind: [] for kind in KINDS}
     warned, highest = [], []
     batches = Loader(examiner, batch_size=READ_AT_ONCE, num_workers=workers, collate_fn=list)
-    with worker_deaths_told():
+    with worker_deaths_reported():
         for batch in display.track(batches, len(data), f"reading {split}"):
             for image_report in batch:
                 digests[image_report.index] = image_report.digest or 0

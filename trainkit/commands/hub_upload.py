@@ -36,7 +36,7 @@ def open_repository(name: str, private: bool) -> str:
             f"not logged in to the Hugging Face Hub: {LOG_IN}; --folder DIR writes the files here"
             " instead"
         )
-    with _told(name):
+    with _errors_reported(name):
         full = HfApi().create_repo(name, private=private or None, exist_ok=True).repo_id
         public = private and not HfApi().repo_info(full).private
     if public:
@@ -53,7 +53,7 @@ def upload(folder: Path, repository: str) -> str:
     Raises:
         UserError: as `open_repository`.
     """
-    with _told(repository):
+    with _errors_reported(repository):
         message = "Weights, recipe, settings and metrics of a run of trainkit"
         return (
             HfApi()
@@ -63,7 +63,7 @@ def upload(folder: Path, repository: str) -> str:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _errors_reported(name: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from trainkit.commands.prediction_writers import make_writer
 from trainkit.commands.trained import read_model
 from trainkit.data.datasets.inventory import images_of
-from trainkit.data.workers import Loader, choose_workers, worker_deaths_told
+from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
 from trainkit.display.wording import counted
 from trainkit.distributed.accelerator import start_accelerator, use_whole_host
@@ -80,17 +80,17 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
         collate_fn=list,
     )
     require_room(asked.out)
-    with _told(asked.out):
+    with _write_errors_reported(asked.out):
         writer = make_writer(info, asked)
     faults: list[str] = []
-    with worker_deaths_told(), closing(writer):
+    with worker_deaths_reported(), closing(writer):
         if writer.one_file_each:
             _no_two_alike(found)
         batches = _without_faults(display.track(loader, len(pictures), "images"), faults)
         blocks = None if asked.probabilities else info.blocks(accelerator)
         results = scored(batches, info.infer(accelerator), info, blocks, accelerator.device)
         for alike, outputs in results:
-            with _told(asked.out):
+            with _write_errors_reported(asked.out):
                 rows = writer.add(alike, outputs)
             for picture, row in zip(alike, rows):
                 display.note(f"{picture.file}  {_shown(row)}")
@@ -166,7 +166,7 @@ def _no_two_alike(found: dict[Path, Path]) -> None:
 
 def _list_faults(faults: list[str], out: Path) -> None:
     """Write `unreadable.txt`, and remove one of an earlier call."""
-    with _told(out):
+    with _write_errors_reported(out):
         (out / FAULTS).unlink(missing_ok=True)
         if faults:
             lines = "".join(f"{' '.join(fault.split())}\n" for fault in faults)
@@ -181,7 +181,7 @@ def _unreadable(faults: list[str], out: Path) -> str:
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _write_errors_reported(out: Path) -> Iterator[None]:
     """Raise OSError that names the folder where it cannot be written."""
     try:
         yield

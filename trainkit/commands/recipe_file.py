@@ -140,7 +140,7 @@ def load_recipe(path: Path) -> RecipeFile:
             " whole copy in its place"
         ) from error
     try:
-        with _missing_module_told(path):
+        with _missing_module_reported(path):
             module = load_file(f"recipe_{path.stem}", path)
     except ReportedError:
         raise
@@ -164,7 +164,7 @@ def build(recipe: RecipeFile, settings: dict[str, Any]) -> Recipe:
             torch.optim does lr=-1.
     """
     try:
-        with _missing_module_told(recipe.path):
+        with _missing_module_reported(recipe.path):
             built = recipe(**settings)
     except ReportedError:
         raise
@@ -241,7 +241,7 @@ def _is_ours(file: str, recipe: Path) -> bool:
 
 
 @contextmanager
-def _missing_module_told(recipe: Path) -> Iterator[None]:
+def _missing_module_reported(recipe: Path) -> Iterator[None]:
     """Raise UserError with the remedy where a module cannot be found."""
     try:
         yield

@@ -14,7 +14,7 @@ from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.trained import check_recorded_code, code_of_run, require_recipe
 from trainkit.data.reader import name_of
 from trainkit.data.seeding import seed_host
-from trainkit.distributed.accelerator import lost_processes_told, use_whole_host
+from trainkit.distributed.accelerator import lost_processes_reported, use_whole_host
 from trainkit.engine.nonfinite import is_failure
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import read_steps
@@ -102,7 +102,7 @@ class Watch:
             hook.remove()
 
 
-@lost_processes_told()
+@lost_processes_reported()
 def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     """Run the step kept in `failure` again from the state before it; whether it fails again.
 

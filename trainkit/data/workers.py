@@ -126,7 +126,7 @@ class _SureFork(ForkProcess):
         for tried in range(TRIES):
             seconds = process.patience_s * 2**tried
             reader, process.begun = multiprocessing.Pipe(duplex=False)
-            with _born_with_the_signal_blocked(), _deaths_told_afterwards():
+            with _born_with_the_signal_blocked(), _deaths_reported_afterwards():
                 started = ForkProcess._Popen(process)
             begun = False
             try:
@@ -193,7 +193,7 @@ def _born_with_the_signal_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def _deaths_told_afterwards() -> Iterator[None]:
+def _deaths_reported_afterwards() -> Iterator[None]:
     """Context manager around a fork, in which Python prints and drops an error.
 
     Torch's handler of SIGCHLD raises one for a death.
@@ -212,7 +212,7 @@ def _deaths_told_afterwards() -> Iterator[None]:
 
 
 @contextmanager
-def worker_deaths_told() -> Iterator[None]:
+def worker_deaths_reported() -> Iterator[None]:
     """Context manager: report why a worker died, or which limit of the machine was reached.
 
     torch raises its own short error anywhere in the main thread, or the reading of the worker's

@@ -14,11 +14,11 @@ class LastingStream:
 
     Args:
         stream: the stream itself.
-        told: whether standard error reports the loss, once.
+        reported: whether standard error reports the loss, once.
     """
 
-    def __init__(self, stream: TextIO, told: bool = True):
-        self._stream, self._told, self._gone = stream, told, False
+    def __init__(self, stream: TextIO, reported: bool = True):
+        self._stream, self._reported, self._gone = stream, reported, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -59,25 +59,25 @@ class LastingStream:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
-        if self._told and descriptor != 2 and sys.stderr is not None:
+        if self._reported and descriptor != 2 and sys.stderr is not None:
             lasting(sys.stderr).write(
                 f"standard output cannot be written ({reason}): nothing more is shown there\n"
             )
 
 
-def lasting(stream: TextIO, told: bool = True) -> Any:
+def lasting(stream: TextIO, reported: bool = True) -> Any:
     """`stream`, made to outlive its reader."""
-    return stream if isinstance(stream, LastingStream) else LastingStream(stream, told)
+    return stream if isinstance(stream, LastingStream) else LastingStream(stream, reported)
 
 
-def keep_standard_streams(told: bool) -> None:
+def keep_standard_streams(reported: bool) -> None:
     """Make this process's output and error outlive their readers.
 
     Where one was closed before the start, what is opened next would get its number, and all that a
     library prints.
 
     Args:
-        told: whether a loss is reported.
+        reported: whether a loss is reported.
     """
     for descriptor in range(3):
         try:
@@ -85,7 +85,7 @@ def keep_standard_streams(told: bool) -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     if sys.stdout is not None:
-        sys.stdout = lasting(sys.stdout, told)
+        sys.stdout = lasting(sys.stdout, reported)
     if sys.stderr is not None:
         sys.stderr = lasting(sys.stderr)
 

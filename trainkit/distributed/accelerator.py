@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 
@@ -31,6 +31,7 @@ TRANSPORTS = (
     "gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Socket Timeout",
     "TCPStore", "client socket has failed", "Timed out waiting", "Broken pipe",
 )  # fmt: skip
+FAILURE_REPORTED = "trainkit: the process that failed has said why"  # a name in the group's store
 
 
 def computes_on_cpu() -> bool:
@@ -114,7 +115,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 @contextmanager
-def lost_processes_told() -> Iterator[None]:
+def lost_processes_reported() -> Iterator[None]:
     """Report where joining the other processes, or a collective operation with them, failed.
 
     Also while the group forms, and where an error of the training came only because the others
@@ -180,6 +181,34 @@ def _leave_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         time.sleep(0.1)
+
+
+def fail_first() -> None:
+    """Have `fail_last` of the others return when this process ends, by when it has said why."""
+    if dist.is_initialized():
+        atexit.register(_report_the_end)
+
+
+def fail_last(seconds: float = 10.0) -> None:
+    """Wait for the process that failed, before this one ends because of it.
+
+    A launcher terminates all processes when the first has ended with a failure, and the one that
+    failed may still be closing its trackers, its error unsaid.
+
+    Args:
+        seconds: waited at most, such as where the other's program goes on after the error.
+    """
+    with suppress(dist.DistError):  # it has waited long enough, or the store has ended meanwhile
+        _store().wait([FAILURE_REPORTED], timedelta(seconds=seconds))
+
+
+def _report_the_end() -> None:
+    with suppress(dist.DistError):  # the others have waited long enough
+        _store().set(FAILURE_REPORTED, "")
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()  # torch has no public name for it
 
 
 def _float8() -> list[AORecipeKwargs]:

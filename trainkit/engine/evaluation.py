@@ -8,9 +8,9 @@ import torch
 
 from trainkit.data.dataset_info import opened
 from trainkit.data.to_device import ToDevice
-from trainkit.data.workers import choose_workers, worker_deaths_told
+from trainkit.data.workers import choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
-from trainkit.distributed.accelerator import allow_tf32, lost_processes_told, start_accelerator
+from trainkit.distributed.accelerator import allow_tf32, lost_processes_reported, start_accelerator
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.ema import EMA
 from trainkit.engine.evaluation_record import EvaluationRecord
@@ -29,7 +29,7 @@ from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trai
 from trainkit.storage.weights import named_as, take_weights
 
 
-@lost_processes_told()
+@lost_processes_reported()
 def evaluate(
     recipe: Recipe,
     weights: Path,
@@ -108,7 +108,7 @@ def evaluate(
     if out is not None:
         step = step_of(weights) if is_checkpoint_name(weights.name) else None
         rows = EvaluationRecord(evaluator, out, display.note, pictures).of_command(step)
-    with worker_deaths_told():
+    with worker_deaths_reported():
         results = evaluator.run(steps=trained_steps(recipe.task, run, weights), keep=rows)
     assert results is not None  # nothing stops it
     if keep is not None and accelerator.is_main_process:

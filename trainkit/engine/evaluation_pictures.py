@@ -152,7 +152,7 @@ class EvaluationPictures:
                     lines.append((f"IoU {_percent(ious_of(arrays, index))}", INK))
             return Tile(images, lines)
         if index is None or arrays is None:
-            return Tile([image], [(self._told(shown.target), INK)])
+            return Tile([image], [(self._named_class(shown.target), INK)])
         if "predicted" not in arrays:
             loss = arrays["loss"][index] if "loss" in arrays else math.nan
             return Tile([image], [(f"loss {loss:.4g}", INK)])
@@ -163,7 +163,7 @@ class EvaluationPictures:
         lines.append((f"predicted {self._class(called)} {probability}", colour))
         return Tile([image], lines)
 
-    def _told(self, target: np.ndarray) -> str:
+    def _named_class(self, target: np.ndarray) -> str:
         """A target in words: a class, shares of classes, a number."""
         if target.ndim == 0 and target.dtype.kind in "iu":
             return self._class(int(target))

@@ -28,11 +28,11 @@ from trainkit.engine.results import as_plain
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.engine.validation_loss import ValidationLoss, loss_results
-from trainkit.errors import UserError, may_fail_alone, shortage_told
+from trainkit.errors import UserError, may_fail_alone, shortage_reported
 from trainkit.inference import Inference
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval
-from trainkit.models.outputs import refusals_told
+from trainkit.models.outputs import refusals_reported
 from trainkit.recipe import Recipe
 
 Keep = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], None]
@@ -103,7 +103,7 @@ class Evaluator:
             MemoryError: out of memory (OOM).
         """
         evaluated = nullcontext() if self.optimizer is None else evaluation_mode(self.optimizer)
-        with evaluated, shortage_told("the evaluation"), refusals_told(self.recipe.model):
+        with evaluated, shortage_reported("the evaluation"), refusals_reported(self.recipe.model):
             return self._of_all_weights(stop, steps, keep)
 
     def _of_all_weights(

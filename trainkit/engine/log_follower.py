@@ -72,7 +72,7 @@ class LogFollower(threading.Thread):
         run: Path,
         cursors: Cursors,
         settings: Mapping[str, Any],
-        told: Callable[[str], None],
+        note: Callable[[str], None],
     ):
         """Prepare to follow.
 
@@ -82,14 +82,14 @@ class LogFollower(threading.Thread):
             run: the folder whose log is followed.
             cursors: of all trackers of the run.
             settings: flat ones, sent on the first start alone.
-            told: called with what a person is to know, once for each kind of failure.
+            note: called with what a person is to know, once for each kind of failure.
         """
         super().__init__(name=f"tracker {name}", daemon=True)
         self.tracker_name = name
         self.ending = threading.Event()  # send what there is, and end
         self.aborted = threading.Event()  # send nothing more, and end
         self.busy_since: float | None = None
-        self._start, self._settings, self._told = start, settings, told
+        self._start, self._settings, self._note = start, settings, note
         self._run, self._cursors = run, cursors
         self._log = run / "log.jsonl"
         self._place = 0  # in the log, up to which rows were read
@@ -116,7 +116,7 @@ class LogFollower(threading.Thread):
             self.ending.wait(POLL_S)
         self._call(tracker.finish)
         if self._dropped:
-            self._told(f"{self._dropped} rows were dropped, as it was slower than the training")
+            self._note(f"{self._dropped} rows were dropped, as it was slower than the training")
 
     def _call(self, function: Callable[[], Any]) -> Any:
         """What `function` returns; None for an error, of which the first one is reported."""
@@ -126,7 +126,7 @@ class LogFollower(threading.Thread):
         except Exception as error:  # whatever a tracker raises: it ends no training
             if not self._failed:
                 said = " ".join(str(error).split()) or type(error).__name__
-                self._told(f"failed: {said[:300]}; the training continues without it")
+                self._note(f"failed: {said[:300]}; the training continues without it")
             self._failed = True
             return None
         finally:

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from torch.profiler import record_function
 
-from trainkit.data.workers import worker_deaths_told
-from trainkit.distributed.accelerator import lost_processes_told
+from trainkit.data.workers import worker_deaths_reported
+from trainkit.distributed.accelerator import fail_first, fail_last, lost_processes_reported
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.profiling import BETWEEN, profiled
 from trainkit.engine.reporting import Reporter
@@ -30,7 +30,7 @@ from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.run_folder import RunFolder
 
 
-@lost_processes_told()
+@lost_processes_reported()
 def train(
     recipe: Recipe,
     options: Options,
@@ -101,7 +101,7 @@ def _train(
     with (
         reporting_failure(reporter),
         training.stop,
-        worker_deaths_told(),
+        worker_deaths_reported(),
         checkpointer.saving_on_error(),
     ):
         if found.path is None and setup.accelerator.is_main_process:
@@ -206,7 +206,11 @@ def _ends_early(training: Training) -> bool:
 def _leave(number: int, checkpointer: Checkpointer, reporter: Reporter) -> NoReturn:
     """Save what is not saved, report how to resume, and exit with the signal's exit code."""
     if number == FAILED:
-        raise reporter.write_error or Stopped(FAILED)  # the process that failed says why
+        if reporter.write_error is not None:
+            fail_first()
+            raise reporter.write_error
+        fail_last()
+        raise Stopped(FAILED)
     checkpointer.save_rest()
     checkpointer.accelerator.wait_for_everyone()
     reporter.raise_write_error()

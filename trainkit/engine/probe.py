@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
-from trainkit.models.outputs import refusals_told
+from trainkit.models.outputs import refusals_reported
 
 ALLOWED = 1e-5  # of the largest output: what another kernel may change
 
@@ -63,7 +63,7 @@ def refuse_lonely_values(plan: TrainPlan) -> None:
     step, order = lonely_step(plan), plan.order
     if step is None or (plan.recipe.sync_batch_norm and order.num_processes > 1):
         return
-    with refusals_told(plan.recipe.model):
+    with refusals_reported(plan.recipe.model):
         name = _lonely_norm(plan)
     if name is not None:
         raise UserError(

@@ -69,7 +69,7 @@ class Reporter:
         self._bad_images: list[str] = []  # replaced in this process since they were last reported
         self.throughput = Throughput(setup.accelerator, setup.workers)
         self._evaluation_warned = False  # by the first evaluation of this process
-        self._fault_told = False
+        self._fault_reported = False
 
     def note(self, line: str) -> None:
         """Show a line."""
@@ -198,9 +198,10 @@ class Reporter:
             for line in evaluation_warnings(results, task):
                 self.note(f"warning: {line}")
         self._evaluation_warned = True
-        if loss_fault is not None and not self._fault_told:  # it may be of a later evaluation alone
+        # it may be of a later evaluation alone
+        if loss_fault is not None and not self._fault_reported:
             self.note(f"warning: {NO_LOSS.format(loss_fault)}")
-            self._fault_told = True
+            self._fault_reported = True
         return improved
 
     def log(self, row: Mapping[str, Any]) -> None:

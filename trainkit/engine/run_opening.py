@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from trainkit import files
 from trainkit.data.dataset_info import DatasetInfo
+from trainkit.distributed.accelerator import fail_first, fail_last
 from trainkit.engine.early_stopping import EarlyStopping
 from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
@@ -56,11 +57,13 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> 
             error = raised
     refusal = error if isinstance(error, UserError) else None
     value, refusal, failed = broadcast_object_list([value, refusal, error is not None])
-    if error is not None:
-        raise error
     if refusal is not None:
         raise refusal
+    if error is not None:
+        fail_first()
+        raise error
     if failed:
+        fail_last()
         raise Stopped(FAILED)
     return value
 

@@ -41,7 +41,7 @@ def main() -> None:
             out.write(json.dumps({"tracker": name, **what}) + "\n")
             out.flush()
 
-    def told(name: str, text: str) -> None:
+    def note(name: str, text: str) -> None:
         say(name, said=text)
 
     followers = [
@@ -51,7 +51,7 @@ def main() -> None:
             run,
             cursors,
             asked["settings"],
-            partial(told, name),
+            partial(note, name),
         )
         for name in asked["trackers"]
     ]
@@ -77,7 +77,7 @@ def main() -> None:
             since = follower.busy_since
             if since is not None and time.monotonic() - since > HANGS_S and name not in hanging:
                 hanging.add(name)
-                told(name, f"has not answered for {HANGS_S:.0f} s; the training does not wait")
+                note(name, f"has not answered for {HANGS_S:.0f} s; the training does not wait")
             if not follower.is_alive():
                 say(name, ended=True)
                 del left[name]

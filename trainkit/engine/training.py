@@ -28,7 +28,7 @@ from trainkit.engine.stop_signal import StopFlag
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
 from trainkit.models.freezing import FrozenPart
-from trainkit.models.outputs import refusals_told
+from trainkit.models.outputs import refusals_reported
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.model_json import model_json
 from trainkit.storage.run_folder import RunFolder
@@ -65,7 +65,7 @@ class Training:
             f" {accelerator.num_processes} x {accelerator.device.type}, precision"
             f" {accelerator.mixed_precision.replace('no', 'fp32')}"
         )
-        with refusals_told(recipe.model):
+        with refusals_reported(recipe.model):
             _convert_model(setup)
         allow_tf32(options.tf32)
         frozen = _frozen_part(setup)

@@ -152,7 +152,7 @@ def _cut(outputs: Any, filled: torch.Size, size: torch.Size) -> Any:
 
 
 @contextmanager
-def refusals_told(model: nn.Module) -> Iterator[None]:
+def refusals_reported(model: nn.Module) -> Iterator[None]:
     """Report where a network from outside does not take the images that it is given.
 
     Errors of the user's own network keep their traceback.
@@ -169,7 +169,7 @@ def refusals_told(model: nn.Module) -> Iterator[None]:
 
 
 def raise_refusal(model: nn.Module, error: Exception) -> None:
-    """Raise what `refusals_told` raises in place of an error; return where it is another one."""
+    """Raise what `refusals_reported` raises in place of an error; return where it is another."""
     if not isinstance(error, (AssertionError, ValueError, RuntimeError)):
         return
     told = " ".join(str(error).split())

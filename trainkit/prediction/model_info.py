@@ -20,10 +20,10 @@ from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import TaskModule, uncompiled
-from trainkit.errors import UserError, shortage_told
+from trainkit.errors import UserError, shortage_reported
 from trainkit.inference import Inference
 from trainkit.losses.functional import check_num_outputs
-from trainkit.models.outputs import main_logits, refusals_told, run_padded, size_divisor
+from trainkit.models.outputs import main_logits, refusals_reported, run_padded, size_divisor
 from trainkit.prediction.blocks import Blocks
 from trainkit.prediction.images import ImageLike, Picture, as_pixels, find_images
 from trainkit.prediction.results import largest_classes, predicted_mask, top_classes
@@ -285,7 +285,7 @@ def scored(
         for _, group in groupby(readable, key=lambda pair: pair[1].shape):
             pairs = list(group)
             alike = [picture for picture, _ in pairs]
-            with shortage_told("the prediction"), refusals_told(info.model):
+            with shortage_reported("the prediction"), refusals_reported(info.model):
                 if blocks is not None and _is_large(*pairs[0], blocks):
                     yield from (([picture], [blocks.mask(image)]) for picture, image in pairs)
                     continue

@@ -271,10 +271,10 @@ def _verdict(first: Subject, other: Subject) -> Verdict:
             names, f"no paired bootstrap: {headline} does not follow from counts of each image",
             "unknown",
         )  # fmt: skip
-    return Verdict(names, _told(headline, found), _kind(found))
+    return Verdict(names, _said(headline, found), _kind(found))
 
 
-def _told(headline: str, found: Difference) -> str:
+def _said(headline: str, found: Difference) -> str:
     low, high = (_signed(headline, each) for each in (found.low, found.high))
     text = f"{headline} {_signed(headline, found.value)}, 95 % interval {low} to {high}"
     if found.within_noise:

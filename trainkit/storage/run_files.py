@@ -253,8 +253,9 @@ def kept_rows(data: mmap, step: int) -> tuple[int, dict[str, Any] | None]:
         except Fault as error:
             raise UserError(f"line {data[:start].count(NEW_LINE) + 1}: {error}") from error
         if not kept:
-            told_late = row is not None and row["event"] == "save"  # a row about a step long past
-            kept = end if row is not None and row["step"] <= step and not told_late else 0
+            # a row about a step long past
+            reported_late = row is not None and row["event"] == "save"
+            kept = end if row is not None and row["step"] <= step and not reported_late else 0
         if kept and EVALUATION_BEGINS in line:
             evaluation = row
         end = start

@@ -111,7 +111,7 @@ def of_lists(
             return whole
         sides = _sides(rows, sides)
         spelt = rows.column(*columns[0], "--image-column")
-        require_one_side(whole.names, sides, lambda row: _told(rows, spelt, row))
+        require_one_side(whole.names, sides, lambda row: _place(rows, spelt, row))
         return with_sides(whole, sides)
     found = {} if not source.is_dir() else _lists_in(source)
     if not found:
@@ -129,12 +129,12 @@ def of_lists(
         [each for part in parts.values() for each in getattr(part, what)]
         for what in ("names", "targets", "classes")
     )
-    told = [
+    places = [
         (rows, rows.column(*columns[0], "--image-column"), row)
         for rows in lists.values()
         for row in range(len(rows.lines))
     ]
-    require_one_side(names, sides, lambda place: _told(*told[place]))
+    require_one_side(names, sides, lambda place: _place(*places[place]))
     return with_sides(Whole(source, names, targets, first.header, classes), sides)
 
 
@@ -195,7 +195,7 @@ def _require_one_target(rows: ImageList, names: Sequence[str], targets: Sequence
             )
 
 
-def _told(rows: ImageList, spelt: Sequence[str], row: int) -> str:
+def _place(rows: ImageList, spelt: Sequence[str], row: int) -> str:
     """Where an image stands, and how it is written there."""
     return f"{spelt[row]} in {rows.file}, line {rows.lines[row]}"
 
