@@ -196,7 +196,7 @@ def test_a_task_of_ones_own(tmp_path, capsys):
     assert capsys.readouterr().out.count(message) == 1
 
 
-def test_a_fault_of_a_later_evaluation_is_told_too(tmp_path, capsys):
+def test_a_fault_of_a_later_evaluation_is_reported_too(tmp_path, capsys):
     model = recognition().model
 
     class Fails(Recognition):

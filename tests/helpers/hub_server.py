@@ -82,7 +82,7 @@ class Answer(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0]
         listing = re.fullmatch(r"/api/models/(\w+/\w+)(?:/(revision|tree)/\w+)?", path)
-        one = re.fullmatch(rf"/(\w+/\w+)/resolve/(?:main|{COMMIT})/([\w.-]+)", path)
+        one = re.fullmatch(rf"/(\w+/\w+)/resolve/(?:main|{COMMIT})/([\w./-]+)", path)
         found = listing or one
         model = self.hub.models.get(found[1]) if found else None
         if model is None:

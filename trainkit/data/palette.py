@@ -14,7 +14,7 @@ from trainkit.errors import UserError
 
 SHOWN_COLORS = 5  # of those that no table has
 Colour = tuple[int, int, int]
-BRIGHT = 4096  # colours chosen to be told apart
+BRIGHT = 4096  # colours chosen to differ visibly
 DARKEST = 48  # the largest part of a colour that is taken for black, at most
 # For classes without colours of their own: blue, orange, green, ... of like lightness.
 FIRST_COLOURS: tuple[Colour, ...] = (

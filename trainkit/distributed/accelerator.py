@@ -196,7 +196,7 @@ def fail_last(seconds: float = 10.0) -> None:
     failed may still be closing its trackers, its error unsaid.
 
     Args:
-        seconds: waited at most, such as where the other's program goes on after the error.
+        seconds: waited at most, such as where the other's program catches the error.
     """
     with suppress(dist.DistError):  # it has waited long enough, or the store has ended meanwhile
         _store().wait([FAILURE_REPORTED], timedelta(seconds=seconds))

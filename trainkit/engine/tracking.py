@@ -97,13 +97,13 @@ class Tracking:
     def _start_threads(self, run: Path, own: Sequence[Any], settings: Mapping[str, Any]) -> None:
         cursors = Cursors(run / "own_trackers.json")  # the process writes trackers.json
         for tracker in own:
-            note = partial(self._note, tracker.name)
+            note = partial(self._note_of, tracker.name)
             start = partial(_start_own, tracker)
             follower = LogFollower(tracker.name, start, run, cursors, settings, note)
             follower.start()
             self._followers.append(follower)
 
-    def _note(self, name: str, text: str) -> None:
+    def _note_of(self, name: str, text: str) -> None:
         self._note(f"tracker {name}: {text}")
 
     def _tell(self, line: str) -> None:
@@ -134,7 +134,7 @@ class Tracking:
         for line in lines:
             message = json.loads(line)
             if "said" in message:
-                self._note(message["tracker"], message["said"])
+                self._note_of(message["tracker"], message["said"])
             else:
                 self._left.discard(message["tracker"])
 
