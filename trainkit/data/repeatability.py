@@ -5,8 +5,9 @@ generator inside a library, the clock, or a counter in the dataset.
 """
 
 import hashlib
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset, opened
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import is_unusable
-from trainkit.data.seeding import Seeded
+from trainkit.data.seeding import IMAGE, Seeded, seed_host
 from trainkit.data.spawning import forks
 from trainkit.data.workers import Loader
 from trainkit.distributed.host import usable_cores
@@ -35,17 +36,24 @@ class _Digests(Dataset):
         self.seeded = Seeded(data, seed)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[int, bytes]:
-        until = time.monotonic() + SECONDS
-        digests: dict[int, bytes] = {}
-        for index in indices:
-            try:
-                digests[index] = _digest(self.seeded[0, index])
-            except Exception as error:  # the training or the doctor says what is wrong with it
-                if not is_unusable(error):
-                    raise
-            if len(digests) > 1 and time.monotonic() > until:
-                break
-        return digests
+        return {index: _digest(item) for index, item in _read(self.seeded, indices)}
+
+
+def _read(seeded: Seeded, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yield each index with its item in epoch 0, at least two, until the time is over."""
+    until = time.monotonic() + SECONDS
+    num_read = 0
+    for index in indices:
+        try:
+            item = seeded[0, index]
+        except Exception as error:  # the training or the doctor says what is wrong with it
+            if not is_unusable(error):
+                raise
+        else:
+            num_read += 1
+            yield index, item
+        if num_read > 1 and time.monotonic() > until:
+            break
 
 
 def find_unrepeatable(
@@ -97,25 +105,40 @@ def find_unrepeatable(
 def require_drawing_nothing(data: SizedDataset, seed: int) -> None:
     """Hold data that declare `draws_nothing` to it.
 
-    Up to 16 images are read under two seeds: pixels and targets must be equal. Looking at the
-    generators would not find a read that draws and puts them back.
+    Up to 16 images are read under two seeds. No global generator may have moved, as one does also
+    where a transform changes an image in a thousand; and pixels and targets must be equal, which
+    finds a read that draws and puts the generator back. Generators that the data hold are no
+    matter: data that hold one are seeded whatever they declare, see `Seeded`.
 
     Raises:
-        DataError: an image differs.
+        DataError: an image draws random numbers.
     """
     data = opened(data)
     info = DatasetInfo.of(data)
     if not info.draws_nothing or isinstance(data, OnDevice):
         return
     indices = _spread(len(data))
-    once, again = (_Digests(data, each)[indices] for each in (seed, seed + 1))
-    unequal = [index for index in once if once[index] != again.get(index, once[index])]
-    if unequal:
+    once: dict[int, bytes] = {}
+    drawing: list[int] = []
+    for index, item in _read(Seeded(data, seed), indices):
+        once[index] = _digest(item)
+        left = _next_numbers()
+        seed_host(seed, IMAGE, 0, index)
+        if left != _next_numbers():
+            drawing.append(index)
+    again = _Digests(data, seed + 1)[indices]
+    drawing += [index for index in again if again[index] != once.get(index, again[index])]
+    if drawing:
         raise DataError(
-            f"{type(data).__name__} declares draws_nothing = True, and {len(unequal)} of"
-            f" {len(once)} training images differ when they are read under two seeds"
-            f" ({info.name_of(unequal[0])}): take the attribute away, so that each image is seeded"
+            f"{type(data).__name__} declares draws_nothing = True, and {len(set(drawing))} of"
+            f" {len(once)} training images draw random numbers when they are read"
+            f" ({info.name_of(drawing[0])}): take the attribute away, so that each image is seeded"
         )
+
+
+def _next_numbers() -> tuple[float, float, int]:
+    """What the global generators of the host give next."""
+    return random.random(), np.random.random(), int(torch.randint(2**62, ()))
 
 
 def _spread(length: int) -> list[int]:

@@ -148,13 +148,15 @@ class Seeded(Dataset):
     Args:
         data: the dataset.
         seed: of the run.
-        unless_declared: seed nothing for data that say of themselves that they draw nothing.
+        unless_declared: seed nothing for data that say of themselves that they draw nothing, and
+            hold no generator.
     """
 
     def __init__(self, data: SizedDataset, seed: int, unless_declared: bool = False):
         self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
-        self._seeds = not (unless_declared and DatasetInfo.of(data).draws_nothing)
         self.held = find_generators(data)
+        declared = unless_declared and DatasetInfo.of(data).draws_nothing
+        self._seeds = bool(self.held) or not declared
 
     def __len__(self) -> int:
         return len(self.data)

@@ -99,7 +99,11 @@ class Task:
         return []
 
     def check(self, target: Tensor) -> str | None:
-        """Say what is wrong with the target of one image, as read; None where it is valid."""
+        """Say what is wrong with the target of one image, as read; None where it is valid.
+
+        It must depend on the target alone: a worker does not ask again about a class id that it
+        found valid.
+        """
         return None
 
     def prepare(self, images: Tensor, targets: Tensor) -> Tensor:

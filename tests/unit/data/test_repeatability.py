@@ -340,6 +340,7 @@ class Wrapped(Dataset):
         lambda image: image * np.random.rand(),
         lambda image: image * random.random(),
         OwnGenerator(np.random.default_rng(3)),
+        v2.RandomHorizontalFlip(p=1e-6),  # which changes none of the 16
     ],
 )
 def test_data_that_declare_to_draw_nothing_are_held_to_it(draw):
@@ -347,6 +348,34 @@ def test_data_that_declare_to_draw_nothing_are_held_to_it(draw):
         require_drawing_nothing(Declared(draw), 5)
     require_drawing_nothing(Photos(draw), 5)  # which declare nothing
     require_drawing_nothing(Declared(torch.nn.Identity()), 5)
+
+
+class Flipped(Declared):
+    """Inherits the declaration, and adds a random transform."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return (image.flip(-1) if random.random() < 1e-6 else image), target
+
+
+def test_a_subclass_that_draws_now_and_then_is_held_to_what_it_inherits():
+    with pytest.raises(DataError, match="Flipped declares draws_nothing = True, and 16 of 16"):
+        require_drawing_nothing(Flipped(torch.nn.Identity()), 5)
+
+
+def test_data_that_hold_a_generator_are_seeded_whatever_they_declare():
+    def pixels(kind, seed):
+        flip = albumentations.Compose([albumentations.HorizontalFlip(p=0.5)])
+        keys = [[(0, index) for index in range(NUM_IMAGES)]]
+        loader = make_loader(
+            kind(flip, "array"), seed, keys, 0, torch.device("cpu"), unless_declared=True
+        )
+        ((images, *_),) = loader
+        return images
+
+    assert torch.equal(pixels(Declared, 5), pixels(Photos, 5))
+    assert torch.equal(pixels(Declared, 5), pixels(Declared, 5))
+    assert not torch.equal(pixels(Declared, 5), pixels(Declared, 6))
 
 
 def test_nothing_is_seeded_for_data_that_declare_to_draw_nothing():
