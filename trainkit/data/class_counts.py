@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,8 +88,6 @@ def class_ids(data: Any) -> Tensor | None:
 
 
 def _of_masks(data: MaskDataset, indices: Sequence[int], num_classes: int) -> ClassCounts:
-    files = _mask_files(data, indices)
-
     def count(index: int) -> np.ndarray:
         ids = data.train_ids(data.labels_of(index).as_subclass(Tensor), index)
         return np.bincount(ids.numpy().ravel(), minlength=256)[:num_classes]
@@ -99,24 +96,23 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], num_classes: int) -> Cl
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return {"counts": np.stack(list(pool.map(count, indices))).astype(np.int32)}
 
+    meaning = data.labels_mean()
     rows: Mapping[str, np.ndarray]
-    if files is None or not isinstance(data, MaskFiles):
-        rows = build()
-    else:
+    if isinstance(data, MaskFiles) and meaning is not None and _are_there(data, indices):
         names = None if data.draw is None else data.draw.keywords
-        how = repr((num_classes, data.labels_mean(), names))
-        rows = cached(f"mask-counts-v1-{short_hash(how.encode())}", files, build)
+        how = repr((num_classes, meaning, names))
+        files = [data.masks[index] for index in indices]
+        rows = cached(f"mask-counts-v2-{short_hash(how.encode())}", files, build)
+    else:
+        rows = build()
     table = torch.from_numpy(np.array(rows["counts"], dtype=np.int64))  # (N, C)
     has = table > 0
     return ClassCounts(table.sum(0), has.T.nonzero()[:, 1].contiguous(), has.sum(0))
 
 
-def _mask_files(data: MaskDataset, indices: Sequence[int]) -> list[Path] | None:
-    """The files that the masks are read from, by which their counts are kept; None for others."""
-    if not isinstance(data, MaskFiles):
-        return None
-    files = [data.masks[index] for index in indices]
-    return files if all(file.is_file() for file in files) else None
+def _are_there(data: MaskFiles, indices: Sequence[int]) -> bool:
+    """Whether all masks are files; reading one that is not says so."""
+    return all(data.masks[index].is_file() for index in indices)
 
 
 def opened_if_needed(data: SizedDataset | Callable[[], SizedDataset]) -> SizedDataset:

@@ -1,6 +1,7 @@
 """Classes counted, balanced by weights and by draws."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.data.sampler import Balanced, TrainOrder
 from trainkit.data.seeding import Seeded
-from trainkit.errors import UserError
+from trainkit.errors import DataError, UserError
 from trainkit.losses.class_weights import resolved_weights
 from trainkit.storage.run_changes import compare_settings
 from trainkit.tasks.recognition import Recognition
@@ -193,29 +194,35 @@ def test_masks_are_read_once_and_again_where_one_changed(tmp_path, monkeypatch):
             (tmp_path / kind).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / kind / f"{number}.png")
 
-    read = []
+    def counts(kind=MaskFolder, **settings):
+        return count_classes(kind(tmp_path / "i", tmp_path / "m", 3, **settings), 3)
 
-    class Counted(MaskFolder):
+    def swapped(labels):
+        return labels.to(torch.int32) ^ 1
+
+    class Swapped(MaskFolder):
         def labels_of(self, index):
-            read.append(index)
-            return super().labels_of(index)
-
-    def counts(**settings):
-        read.clear()
-        data = Counted(tmp_path / "i", tmp_path / "m", 3, **settings)
-        return count_classes(data, 3)
+            return super().labels_of(index) ^ 1
 
     first = counts()
-    assert first.targets.tolist() == [20, 20, 20] and sorted(read) == [0, 1, 2]
+    assert first.targets.tolist() == [20, 20, 20]
+    assert counts(ignore=(1,)).targets.tolist() == [20, 0, 20]
+    assert counts(mask_values=(2, 1, 0)).images.tolist() == [2, 1, 0]
+
+    mask = tmp_path / "m" / "2.png"
+    content, then = mask.read_bytes(), mask.stat()
+    mask.write_bytes(bytes(len(content)))
+    os.utime(mask, ns=(then.st_atime_ns, then.st_mtime_ns))  # nobody can tell
     again = counts()
-    assert read == [] and torch.equal(again.targets, first.targets)
+    assert torch.equal(again.targets, first.targets)
     assert torch.equal(again.images, first.images) and torch.equal(again.members, first.members)
-    assert counts(ignore=(1,)).targets.tolist() == [20, 0, 20] and len(read) == 3
-    assert counts(mask_values=(2, 1, 0)).images.tolist() == [2, 1, 0] and len(read) == 3
-    Image.fromarray(np.ones((4, 5), dtype=np.uint8)).save(
-        tmp_path / "m" / "2.png", compress_level=0
-    )
-    assert counts().targets.tolist() == [20, 40, 0] and len(read) == 3
+    for own in ({"kind": Swapped}, {"to_train_ids": swapped}):  # whose code may change
+        with pytest.raises(DataError, match=r"2\.png"):
+            counts(**own)
+    Image.fromarray(np.ones((4, 5), dtype=np.uint8)).save(mask, compress_level=0)
+    assert counts().targets.tolist() == [20, 40, 0]
+    for own in ({"kind": Swapped}, {"to_train_ids": swapped}):
+        assert counts(**own).targets.tolist() == [40, 20, 0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from trainkit.data.palette import MaskColors, color_code, colour_map, unknown_co
 from trainkit.errors import UserError
 
 LARGEST_VALUE = 65535  # of a grey mask
+OURS = "trainkit."  # modules
 
 
 class MaskDataset(Dataset):
@@ -163,10 +165,19 @@ class MaskDataset(Dataset):
         """
         raise NotImplementedError
 
-    def labels_mean(self) -> str:
-        """What decides which train id a label becomes, the same text in each process."""
+    def labels_mean(self) -> str | None:
+        """What decides which train id a label becomes, the same text in each process.
+
+        None where code from outside of trainkit does, which no text tells of.
+        """
+        codes: list[Any] = [type(self)]
+        if self.to_train_ids is not None and self.label_values is None:
+            codes.append(self.to_train_ids)
+        for code in codes:
+            if not (isinstance(code, (type, FunctionType)) and code.__module__.startswith(OURS)):
+                return None
         how = self._table, self.label_values, self.label_shift, self.ignore, self.mask_colors
-        return repr((type(self), *how))
+        return repr(([f"{code.__module__}.{code.__qualname__}" for code in codes], *how))
 
     def labels_of(self, index: int) -> Tensor:
         """The labels alone, as `read` gives them, which is faster where they are stored apart."""
