@@ -253,6 +253,9 @@ def test_the_most_probable_class_in_parts(at_once):
     whole = Segmentation(23).predict(logits[None], torch.empty(1, 17, 13))[0]
     assert torch.equal(predicted_mask(logits, (17, 13), at_once), whole.to(torch.uint8))
     assert torch.equal(predicted_mask(logits, (5, 6), at_once), logits.argmax(0).to(torch.uint8))
+    many = torch.randn(700, 5, 6, generator=torch.Generator().manual_seed(0))
+    mask = predicted_mask(many, (5, 6), at_once)
+    assert torch.equal(mask.long(), many.argmax(0)) and mask.max() > 255
 
 
 def test_palettes():
@@ -362,6 +365,22 @@ def test_unreadable_files_are_reported_at_the_end(tmp_path, monkeypatch, capsys)
     )
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert not (folder / "out" / "unreadable.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.jsonl", "probabilities.npz"])
+def test_last_lines_that_find_no_room_are_an_error(tmp_path, monkeypatch, capsys, name):
+    """Nothing is written before the files are closed; /dev/full says what a full disk says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    weights = weights_of(with_classes(tmp_path / "x"), tmp_path)
+    folder = photos(tmp_path / "photos")
+    (tmp_path / "out").mkdir()
+    full = f".{name}.writing" if name.endswith(".npz") else name
+    (tmp_path / "out" / full).symlink_to("/dev/full")
+    words = ["predict", "mine.py", "--data", "y", "--weights", str(weights), str(folder)]
+    assert main([*words, "--workers", "0", "--probabilities", "--out", "out"]) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "predictions cannot be written to out: No space left on device" in message
 
 
 def test_user_errors(tmp_path):

@@ -4,14 +4,14 @@ None is held longer than it takes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from trainkit.commands.prediction_writers import make_writer
+from trainkit.commands.prediction_writers import Writer, make_writer
 from trainkit.commands.trained import read_model
 from trainkit.data.datasets.inventory import images_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
@@ -83,7 +83,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
     with _write_errors_reported(asked.out):
         writer = make_writer(info, asked)
     faults: list[str] = []
-    with worker_deaths_reported(), closing(writer):
+    with worker_deaths_reported(), _closed_at_the_end(writer, asked.out):
         if writer.one_file_each:
             _no_two_alike(found)
         batches = _without_faults(display.track(loader, len(pictures), "images"), faults)
@@ -178,6 +178,16 @@ def _unreadable(faults: list[str], out: Path) -> str:
     more = f"\nand {len(faults) - SHOWN} more in {out / FAULTS}" if len(faults) > SHOWN else ""
     lines = "\n".join(faults[:SHOWN])
     return f"{len(faults)} of the files could not be read, the rest is done:\n{lines}{more}"
+
+
+@contextmanager
+def _closed_at_the_end(writer: Writer, out: Path) -> Iterator[None]:
+    """Close the writer, which writes the last lines."""
+    try:
+        yield
+    finally:
+        with _write_errors_reported(out):
+            writer.close()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -127,12 +127,12 @@ class ClassWriter:
         return rows
 
     def close(self) -> None:
-        """Close all files, also where the last of a line found no room."""
-        with suppress(OSError):
-            self._table.close()
-        self._lines.close()
-        if self._probabilities is not None:
-            self._probabilities.close()
+        """Close all files, also where the last lines of one find no room, which is raised then."""
+        with ExitStack() as files:
+            files.callback(self._table.close)
+            files.callback(self._lines.close)
+            if self._probabilities is not None:
+                files.callback(self._probabilities.close)
 
 
 class MaskWriter:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainkit.data.to_device import ToDevice
 from trainkit.inference import Inference
+from trainkit.prediction.results import mask_type
 
 SCORES_AT_ONCE = 1 << 26  # 256 MiB
 
@@ -42,15 +43,19 @@ class Blocks:
 
     @torch.inference_mode()
     def mask(self, image: Tensor) -> Tensor:
-        """The class of each pixel, uint8 (H, W), on the CPU; image: uint8 (3, H, W)."""
+        """The class of each pixel, of their `mask_type`, (H, W), on the CPU.
+
+        image: uint8 (3, H, W).
+        """
         height, width = image.shape[-2:]
-        found = torch.empty(height, width, dtype=torch.uint8)
+        kind = mask_type(self.num_classes)
+        found = torch.empty(height, width, dtype=kind)
         side = self._side()
         for top in range(0, height, side):
             for left in range(0, width, side):
                 bottom, right = min(top + side, height), min(left + side, width)
                 scores = self._scores(image, top, bottom, left, right)
-                found[top:bottom, left:right] = scores.argmax(0).to(torch.uint8).cpu()
+                found[top:bottom, left:right] = scores.argmax(0).to(kind).cpu()
         return found
 
     def _side(self) -> int:

@@ -115,9 +115,9 @@ class ModelInfo:
         Returns:
             For each image a dict with "file", None where it was given in memory. Recognition:
             "top", the most probable classes, each with "class", "name" and "probability".
-            Segmentation: "mask", class ids, uint8 (H, W), at the size of the image, and "classes",
-            the largest ones, each with "class", "name" and "share". Another task: what its
-            method `records` gives.
+            Segmentation: "mask", class ids (H, W), uint8 or of more than 256 classes int32, at the
+            size of the image, and "classes", the largest ones, each with "class", "name" and
+            "share". Another task: what its method `records` gives.
 
         Raises:
             UserError: an image cannot be read, or the task has no predictions to write.
@@ -277,7 +277,7 @@ def scored(
     """Run batch by batch: neighbours of one shape, and what `infer` gives for them.
 
     Pictures with a fault are left out. Of an image too large for scores, where `blocks` are given,
-    it is a list with its mask, uint8 (H, W). device: of the model.
+    it is a list with its mask (H, W). device: of the model.
     """
     to_device = info.to_device(device)
     for batch in batches:

@@ -10,13 +10,18 @@ from torch.nn import functional as F
 VALUES_AT_ONCE = 1 << 25  # logits held at an image's own size: 128 MiB
 
 
+def mask_type(num_classes: int) -> torch.dtype:
+    """The type of a mask's class ids: uint8, or int32 for more classes than it holds."""
+    return torch.uint8 if num_classes <= 256 else torch.int32
+
+
 def predicted_mask(
     logits: Tensor, size: tuple[int, int], values_at_once: int = VALUES_AT_ONCE
 ) -> Tensor:
-    """The class of each pixel at `size`, uint8 (H, W), from logits (C, h, w) resized bilinearly.
+    """The class of each pixel at `size`, (H, W), from logits (C, h, w) resized bilinearly.
 
-    As `resize(logits).argmax(0)`, a few classes at a time, at least one: 150 classes of a photo of
-    12 million pixels are 7 GB.
+    Of the `mask_type` of C classes. As `resize(logits).argmax(0)`, a few classes at a time, at
+    least one: 150 classes of a photo of 12 million pixels are 7 GB.
     """
     at_once = max(1, values_at_once // (size[0] * size[1]))
     best: Tensor | None = None
@@ -25,7 +30,7 @@ def predicted_mask(
         if part.shape[-2:] != size:
             part = F.interpolate(part, size, mode="bilinear", align_corners=False)
         values, classes = part[0].max(0)
-        classes = (classes + first).to(torch.uint8)
+        classes = (classes + first).to(mask_type(len(logits)))
         if best is None:
             best, chosen = values, classes
         else:
@@ -49,7 +54,7 @@ def top_classes(
 
 
 def largest_classes(mask: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The classes of a mask, uint8 (H, W), the largest first.
+    """The classes of a mask (H, W), the largest first.
 
     Returns:
         "class", "name" and "share" of the mask's pixels of each.
