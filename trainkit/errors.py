@@ -112,10 +112,10 @@ def report_of(error: Exception) -> str | None:
     """
     if os.environ.get("TRAINKIT_TRACEBACK"):
         return None
-    told = limit_met(error) or _nul_reported(error)
-    if told is None and isinstance(error, (ReportedError, OSError, MemoryError)):
-        told = message_of(error)
-    return told
+    message = limit_met(error) or _nul_reported(error)
+    if message is None and isinstance(error, (ReportedError, OSError, MemoryError)):
+        message = message_of(error)
+    return message
 
 
 def message_of(error: Exception) -> str:

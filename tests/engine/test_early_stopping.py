@@ -46,11 +46,10 @@ def test_evaluations_without_an_improvement(tmp_path, values, min_delta, number)
     assert stopping.num_without(log) == number and stopping.is_due(log) == (number >= 2)
     assert not replace(stopping, patience=None).is_due(log)
     # of a loss less is better
-    turned = log_of(tmp_path, [], "x")
-    turned.path.unlink(missing_ok=True)
-    log_of(tmp_path, [None if each is None else -each for each in values], "val_loss")
+    log.path.unlink(missing_ok=True)
+    log = log_of(tmp_path, [None if each is None else -each for each in values], "val_loss")
     of_loss = replace(stopping, recipe=with_headline(recognition(), "val_loss"))
-    assert of_loss.num_without(turned) == number
+    assert of_loss.num_without(log) == number
 
 
 def test_the_value_of_the_ema_weights_decides(tmp_path):
@@ -177,7 +176,7 @@ class Unstated:
 def test_which_metric_selects_the_best(asked, best_by):
     task = Recognition(CLASSES, extra_metrics=[Unstated()])
     refusals = {
-        "torchmetrics_like": "no metric of the task computes: there are",
+        "torchmetrics_like": "no metric of the task computes; there are",
         "IoU": "no metric of the task computes",
         "top2": "no metric of the task computes; did you mean top5",
         "spread": "nothing says whether more of it is better: give max:spread or min:spread",
@@ -207,12 +206,8 @@ def test_another_metric_decides_and_a_resume_keeps_it(tmp_path):
 def test_a_name_that_only_the_evaluation_lacks(tmp_path):
     class Late(Unstated):
         percent = ()
-        per_class = ()
-        counts = None
 
         def __init__(self):
-            import torch
-
             self.counts = torch.zeros(1, dtype=torch.int64)
 
         def add_batch(self, *, predictions, references):

@@ -16,6 +16,9 @@ from helpers.processes import TESTS, Script, torchrun
 from helpers.toy_recipes import Images, recognition, run
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
+from trainkit.engine.run_opening import open_run
+from trainkit.engine.setup import Setup
+from trainkit.engine.training import Training
 from trainkit.storage.checkpoint import list_checkpoints, verify
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 
@@ -167,6 +170,27 @@ def test_no_room_for_the_log(tmp_path):
 
     with pytest.raises(OSError, match="log.jsonl cannot be written: No space left on device"):
         train(training(Then(20, event)), Options(out=tmp_path, workers=0, log_every=1))
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_save_does_not_hide_that_the_log_lacks_a_row(tmp_path, policy):
+    """On a GPU two more steps are made before all processes stop, and one may be saved."""
+    options = Options(out=tmp_path, workers=0, on_save_error=policy)
+    setup = Setup(training(Images(27)), options)
+    run, found = open_run(setup, {}, None)
+    parts = Training(setup, run)
+    parts.resume(found)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    parts.reporter.log({"event": "step", "step": 1})
+    (tmp_path / "log.jsonl").unlink()
+    parts.checkpointer.save()
+    run.close()
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+    if policy == "stop":
+        with pytest.raises(OSError, match="log.jsonl cannot be written: No space left on device"):
+            parts.reporter.raise_write_error()
+    else:
+        assert parts.reporter.write_error is None
 
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])
@@ -335,13 +359,13 @@ def test_no_error_of_a_save_is_overwritten(tmp_path, background):
     folder.mkdir()
     writer.save(3, {"w": torch.ones(3)}, {})
     writer.wait()
-    message = [str(writer.error()) for _ in range(3)]
+    messages = [str(writer.error()) for _ in range(3)]
     assert (
-        "step-000000001 could not be written: No such file" in message[0]
-        and "step-000000002" in message[1]
+        "step-000000001 could not be written: No such file" in messages[0]
+        and "step-000000002" in messages[1]
     )
     assert (
-        message[2] == "None"
+        messages[2] == "None"
         and [row["step"] for row in writer.written()] == [3]
         and writer.written() == []
     )
@@ -349,7 +373,7 @@ def test_no_error_of_a_save_is_overwritten(tmp_path, background):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_save_that_cannot_be_is_not_passed_over(tmp_path, background):
-    """Weights of a type that no safetensors file holds: told in the training's own thread."""
+    """Weights of a type that no safetensors file holds: raised in the training's own thread."""
     writer = CheckpointWriter(tmp_path, keep=5, background=background)
     with pytest.raises(KeyError, match="complex128"):
         writer.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, {})

@@ -128,7 +128,7 @@ def lost_processes_reported() -> Iterator[None]:
         yield
     except (RuntimeError, OSError, ValueError) as error:
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        # told already
+        # reported already
         if processes == 1 or isinstance(error, (ChildProcessError, ConnectionError)):
             raise
         failed = next((each for each in causes(error) if _is_of_the_group(each)), None)

@@ -136,14 +136,14 @@ class EMA:
         ours = self._model.state_dict().keys()
         if strict and saved.keys() != ours:
             unknown, missing = sorted(saved.keys() - ours), sorted(ours - saved.keys())
-            told = [
+            differences = [
                 f"{len(names)} {kind} ({', '.join(names[:3])})"
                 for kind, names in (("unknown to the model", unknown), ("missing", missing))
                 if names
             ]
             raise UserError(
-                f"the EMA weights have other names than the model: {'; '.join(told)}. An earlier"
-                " version of trainkit wrote them, or the model is another one: they can be"
+                f"the EMA weights have other names than the model: {'; '.join(differences)}. An"
+                " earlier version of trainkit wrote them, or the model is another one: they can be"
                 " evaluated, and not be trained on. Begin another run from them with --init-from"
             )
         for names, average in zip(self._names, self.averages):

@@ -160,10 +160,10 @@ class EvaluationRecord:
         except OSError as error:
             self._report(f"{self.folder}/{name} cannot be written: {files.reason(error)}")
 
-    def _report(self, told: str) -> None:
-        if told not in self._reported:
-            self._reported.add(told)
-            self.note(f"warning: {told}; continuing without it")
+    def _report(self, message: str) -> None:
+        if message not in self._reported:
+            self._reported.add(message)
+            self.note(f"warning: {message}; continuing without it")
 
 
 def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class Evaluator:
 
     @property
     def loss_fault(self) -> str | None:
-        """Why an evaluation of this task has no validation loss, in words; None for no fault.
+        """Why the last evaluation has no validation loss, in words; None for no fault.
 
-        After an evaluation it is the same in all processes.
+        It is the same in all processes.
         """
         return self._module.loss_fault
 
@@ -102,6 +102,7 @@ class Evaluator:
             RuntimeError: not every image was seen exactly once.
             MemoryError: out of memory (OOM).
         """
+        self._module.loss_fault = None  # of an earlier one: a resume would not know of it
         evaluated = nullcontext() if self.optimizer is None else evaluation_mode(self.optimizer)
         with evaluated, shortage_reported("the evaluation"), refusals_reported(self.recipe.model):
             return self._of_all_weights(stop, steps, keep)

@@ -40,7 +40,7 @@ Value = TypeVar("Value")
 
 
 class _Differs(Exception):
-    """What the trial has found; told in all processes."""
+    """What the trial has found; reported in all processes."""
 
 
 def require_same_updates(optimizer: Optimizer, accelerator: Accelerator) -> None:
@@ -84,8 +84,8 @@ def _together(optimizer: Optimizer, stage: Callable[[], Value], amiss: str) -> V
     except _Differs as error:
         problem = str(error)
     except Exception as error:
-        told = str(error).splitlines() or [""]
-        problem = f"{type(error).__name__}: {told[0][:300]}"
+        first_line = (str(error).splitlines() or [""])[0]
+        problem = f"{type(error).__name__}: {first_line[:300]}"
         shortage = error if is_out_of_memory(error) else None
     found = gather_object([(problem, shortage is not None)])
     if shortage is not None:

@@ -58,12 +58,13 @@ def evaluation_warnings(results: Mapping[str, Any], task: Task) -> list[str]:
             "no validation image has a label: there is nothing to measure, and no checkpoint is"
             " called best"
         ]
-    told = f"{_classes(without, number)} no label in the validation data"
+    lacking = f"{_classes(without, number)} no label in the validation data"
     if not ranks(results, task):
         return [
-            f"{told}: {task.headline} is of one class alone, and no checkpoint is called best by it"
+            f"{lacking}: {task.headline} is of one class alone, and no checkpoint is called best by"
+            " it"
         ]
-    return [f"{told}: nothing measures {'it' if len(without) == 1 else 'them'}"]
+    return [f"{lacking}: nothing measures {'it' if len(without) == 1 else 'them'}"]
 
 
 def interval_warnings(num_intervals: int) -> list[str]:
@@ -137,17 +138,17 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], names: Sequence[str]) -
         if whole
         else f"of {num_read} sampled training masks ({len(indices)} there are)"
     )
-    told = f"{_classes(without, len(names))} {'no' if whole else 'none'} {masks}"
+    warning = f"{_classes(without, len(names))} {'no' if whole else 'none'} {masks}"
     if ignored and data.mask_colors is None:
         label, most = ignored.most_common(1)[0]
-        told += (
+        warning += (
             f", and label {label}, which is ignored, stands on {100 * most / counts.sum():.1f} %"
             " of the pixels. Where it is a class, say which label each class has (seg_folder:"
             " --mask-values), or what is ignored (--ignore)"
         )
     elif not whole:
-        told += "; trainkit doctor reads all"
-    return [told]
+        warning += "; trainkit doctor reads all"
+    return [warning]
 
 
 def _classes(without: Sequence[str], number: int) -> str:

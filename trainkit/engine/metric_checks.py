@@ -1,7 +1,6 @@
 """Checks of a task's metrics before the first step: their names, the headline, and a trial."""
 
 import copy
-import difflib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,7 @@ import torch
 
 from trainkit.engine.label_warnings import WITHOUT
 from trainkit.engine.validation_loss import NAME
-from trainkit.errors import ReportedError, UserError
+from trainkit.errors import ReportedError, UserError, did_you_mean
 from trainkit.metrics.base import declared, each_metric
 from trainkit.recipe import Recipe
 from trainkit.tasks.base import Task
@@ -51,9 +50,10 @@ def with_headline(recipe: Recipe, asked: str | None) -> Recipe:
     if any(name in getattr(metric, "per_class", ()) for metric in metrics):
         raise UserError(f"headline is {asked}: {name} has a value for each class, and must be one")
     if not is_loss and name not in known and all_known:
-        near = difflib.get_close_matches(name, known, n=1)
-        meant = f"; did you mean {near[0]}?" if near else f": there are {', '.join(sorted(known))}"
-        raise UserError(f"headline is {asked}, which no metric of the task computes{meant}")
+        raise UserError(
+            f"headline is {asked}, which no metric of the task computes"
+            f"{did_you_mean(name, sorted(known))}"
+        )
     higher = DIRECTIONS.get(direction)
     if higher is None:
         higher = False if is_loss else _stated(name, recipe, metrics, computed)

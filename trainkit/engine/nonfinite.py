@@ -73,7 +73,7 @@ class FailureRecorder:
 
     def keep(self, numbers: StepNumbers) -> str:
         """Save the failed step in the main process, while the others wait; what to report."""
-        told = (
+        message = (
             f"{self.describe(numbers)}. The same command meets it again: look at these images,"
             " leave such updates out with --on-nonfinite skip, or train with a lower learning rate"
             " in another folder (--out; --init-from takes weights along). "
@@ -82,14 +82,14 @@ class FailureRecorder:
             folder = self.run.folder / "failures" / f"step-{numbers.step:09d}"
             try:
                 self._write(numbers, folder)
-                told += (
+                message += (
                     f"Kept in {folder}: `trainkit replay {self.run.folder}` runs the step again and"
                     " says where it began"
                 )
             except (SafetensorError, *UNUSABLE) as error:
-                told += f"It could not be kept in {folder}: {reason(error)}"
+                message += f"It could not be kept in {folder}: {reason(error)}"
         self.accelerator.wait_for_everyone()
-        return told
+        return message
 
     def _write(self, numbers: StepNumbers, folder: Path) -> None:
         step = numbers.step

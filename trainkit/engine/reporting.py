@@ -212,7 +212,8 @@ class Reporter:
     def report_saves(self) -> None:
         """Log and show what was saved by now, or that it could not be."""
         for row in self.writer.written():
-            self.write_error = None  # of an earlier save; the run continued without it
+            if self.options.on_save_error == "continue":
+                self.write_error = None  # of an earlier save; the run continued without it
             self.log(row)
             self.screen.save(row)
         while (error := self.writer.error()) is not None:
@@ -249,8 +250,8 @@ class Reporter:
         try:
             yield
         except OSError as error:
-            told = f"{self.run.folder}/{name} cannot be written: {files.reason(error)}"
-            self.cannot_write(OSError(told))
+            message = f"{self.run.folder}/{name} cannot be written: {files.reason(error)}"
+            self.cannot_write(OSError(message))
 
     def cannot_write(self, error: OSError) -> None:
         """Stop all processes after the step, or continue without it: `--on-save-error`."""

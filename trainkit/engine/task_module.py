@@ -22,7 +22,8 @@ class TaskModule(nn.Module):
         self.model, self.task = model, as_task(task)
         if isinstance(self.task.given, nn.Module):
             self.given_task = self.task.given  # its buffers go where the model goes
-        self.loss_fault: str | None = None  # why there is no validation loss
+        # why the evaluation under way has no validation loss
+        self.loss_fault: str | None = None
         # of images' sides, in evaluations
         self.divisor = size_divisor(model) if self.task.is_dense else 1
 
