@@ -5,7 +5,6 @@ import platform
 import resource
 import shutil
 import subprocess
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -274,11 +273,11 @@ run("recognition", Path({out!r}))
 
 def test_both_processes_stop_when_one_cannot_write(tmp_path):
     """The one that failed says why, though its launcher ends it when the other has ended."""
-    begun, out = time.monotonic(), tmp_path / "recognition"
+    out = tmp_path / "recognition"
     script = tmp_path / "script.py"
     script.write_text(SLOW_TO_SAY.format(tests=str(TESTS), out=str(out)))
     done = torchrun(2, script, TOY_FULL="10", code=1)
-    assert "step-000000004 could not be written" in done.stdout and time.monotonic() - begun < 60
+    assert "step-000000004 could not be written" in done.stdout
     assert list_checkpoints(out / "checkpoints") == []
 
 
