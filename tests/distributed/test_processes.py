@@ -185,7 +185,7 @@ def test_the_readers_share_the_cores_of_their_host(monkeypatch):
 def test_an_error_of_ours_ends_all_processes(tmp_path):
     """The main process alone opens the folder.
 
-    Where that fails for a reason nobody thought of, the others are reported.
+    Where that fails for a reason nobody thought of, the others stop too.
     """
     script = tmp_path / "script.py"
     script.write_text(f"""
@@ -449,9 +449,9 @@ def test_the_others_say_that_one_is_gone(tmp_path, moment):
             time.sleep(0.01)
         processes[0].kill()
     printed = processes[-1].communicate()[0]
-    message = [line for line in printed.splitlines() if "lost the others" in line]
+    lines = [line for line in printed.splitlines() if "lost the others" in line]
     assert processes[-1].returncode == 1 and "Traceback" not in printed, printed
-    assert len(message) == 1 and message[0].startswith("process 1: process 1 of 2, on "), printed
+    assert len(lines) == 1 and lines[0].startswith("process 1: process 1 of 2, on "), printed
 
 
 def test_weights_without_a_part_in_the_loss(tmp_path):

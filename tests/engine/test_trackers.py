@@ -211,10 +211,10 @@ def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
     rows = [
         {"event": "step", "step": step, "epoch": 0.5, "loss": 1.5} for step in range(1, QUEUE + 50)
     ]
-    slow, told, cursors = Kept(wait), [], log_follower.Cursors(tmp_path / "own.json")
+    slow, notes, cursors = Kept(wait), [], log_follower.Cursors(tmp_path / "own.json")
     (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:7]))
     follower = log_follower.LogFollower(
-        "kept", lambda cursor: slow, tmp_path, cursors, {}, told.append
+        "kept", lambda cursor: slow, tmp_path, cursors, {}, notes.append
     )
     follower.start()
     assert busy.wait(60)
@@ -225,7 +225,7 @@ def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
     follower.join(60)
     assert [step for step, _ in slow.sent] == [1, *range(50, 70)]
     assert json.loads((tmp_path / "own.json").read_text())["kept"]["dropped"] == 48
-    assert told == ["48 rows were dropped, as it was slower than the training"]
+    assert notes == ["48 rows were dropped, as it was slower than the training"]
 
 
 def test_a_missing_package_is_refused_before_anything_else(tmp_path):

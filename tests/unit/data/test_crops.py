@@ -110,8 +110,8 @@ def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
             mean_difference(shown[inside], region.resize(size, Image.Resampling.BILINEAR)) <= MOST
         )
         nearest = nearest.resize(size, Image.Resampling.NEAREST)
-        message = np.ix_(untied(height, rows), untied(width, columns))
-        assert np.array_equal(ids[inside].numpy()[message], np.asarray(nearest)[message]), (
+        certain = np.ix_(untied(height, rows), untied(width, columns))
+        assert np.array_equal(ids[inside].numpy()[certain], np.asarray(nearest)[certain]), (
             "Pillow's labels"
         )
         assert set(ids.unique().tolist()) <= {3, 7, 200, 255}

@@ -33,7 +33,7 @@ class Plain(Dataset):
         return torch.full((3, 4, 4), index, dtype=torch.uint8), index % 2
 
 
-class Told(Plain):
+class Known(Plain):
     """Every optional attribute."""
 
     split, upright, label_values, classes = "val", False, [0, 7], ["a", "b"]
@@ -59,24 +59,24 @@ def test_defaults():
 
 
 def wrapped():
-    message = Told()
+    inner = Known()
     part = [3, 1, 8]
     return [
-        (message, message, range(10), "3.png"),
-        (Subset(message, part), message, part, "8.png"),
-        (Subset(Subset(message, part), [2, 0]), message, [8, 3], None),
-        (Repeated(message, 3), message, range(10), "3.png"),
-        (Repeated(Subset(message, part), 2), message, part, "3.png"),
-        (Subset(Repeated(message, 3), [12, 2, 25]), message, [2, 5], "5.png"),
-        (Stages(message, {0: None, 2: None}), message, range(10), "3.png"),
-        (OnDevice(message), message, range(10), "3.png"),
-        (LazyDataset(lambda: Subset(message, part)), message, part, "8.png"),
+        (inner, inner, range(10), "3.png"),
+        (Subset(inner, part), inner, part, "8.png"),
+        (Subset(Subset(inner, part), [2, 0]), inner, [8, 3], None),
+        (Repeated(inner, 3), inner, range(10), "3.png"),
+        (Repeated(Subset(inner, part), 2), inner, part, "3.png"),
+        (Subset(Repeated(inner, 3), [12, 2, 25]), inner, [2, 5], "5.png"),
+        (Stages(inner, {0: None, 2: None}), inner, range(10), "3.png"),
+        (OnDevice(inner), inner, range(10), "3.png"),
+        (LazyDataset(lambda: Subset(inner, part)), inner, part, "8.png"),
     ]
 
 
 @pytest.mark.parametrize("number", range(len(wrapped())))
 def test_what_stands_around_a_dataset_changes_nothing_that_it_says(number):
-    data, message, indices, name = wrapped()[number]
+    data, inner, indices, name = wrapped()[number]
     info = DatasetInfo.of(data)
     assert (info.split, info.upright, info.label_values, info.classes) == (
         "val",
@@ -84,20 +84,20 @@ def test_what_stands_around_a_dataset_changes_nothing_that_it_says(number):
         [0, 7],
         ["a", "b"],
     )
-    assert info.transformed is info.innermost is message and info.num_classes == 2
+    assert info.transformed is info.innermost is inner and info.num_classes == 2
     assert info.used_warnings == ["one is dark"] and info.used == "10 images of a fair"
-    assert list(indices_in(opened(data), message)) == list(indices)
+    assert list(indices_in(opened(data), inner)) == list(indices)
     if name is not None:
         assert info.name_of(3 if len(data) > 3 else 2) == name
 
     other = Plain()
-    bare = put_in(opened(data), message, other)
+    bare = put_in(opened(data), inner, other)
     assert [bare[i][1] for i in range(len(bare))] == [other[i][1] for i in indices]
     assert bare is other or bare.dataset is other
 
 
 def test_how_a_dataset_is_read_is_reported_by_the_outermost_alone():
-    repeated = Repeated(Stages(Told(), {0: None, 4: None}), 3)
+    repeated = Repeated(Stages(Known(), {0: None, 4: None}), 3)
     info = DatasetInfo.of(repeated)
     assert (info.repeats, info.locality, info.fingerprint, info.final_epoch) == (
         3,
@@ -117,20 +117,20 @@ def test_an_inner_that_is_no_dataset_is_no_layer():
 
 
 def test_what_a_part_holds_is_reported_with_the_whole():
-    assert used(Repeated(Subset(Told(), [1, 2]), 2)) == "2 of 10 images of a fair"
+    assert used(Repeated(Subset(Known(), [1, 2]), 2)) == "2 of 10 images of a fair"
     assert used(Subset(Plain(), [1, 2])) == "2 of 10 images"
 
 
 def test_images_augmented_on_the_device_are_not_as_stored():
-    held = OnDevice(Told(), [Flip()])
-    assert DatasetInfo.of(held).is_augmented and not DatasetInfo.of(OnDevice(Told())).is_augmented
-    assert recognition(val_data=OnDevice(Told())).protocol == "as stored"
+    held = OnDevice(Known(), [Flip()])
+    assert DatasetInfo.of(held).is_augmented and not DatasetInfo.of(OnDevice(Known())).is_augmented
+    assert recognition(val_data=OnDevice(Known())).protocol == "as stored"
     assert recognition(val_data=held).protocol == "as the validation data gives them"
     assert not DatasetInfo.of(Images(3)).is_augmented, "an attribute of a dataset's own"
 
 
 def test_a_copy_without_the_transform_leaves_the_dataset_alone():
-    data = Told()
+    data = Known()
     data.transform = torch.nn.Identity()
     assert without_transform(data).transform is None and data.transform is not None
 

@@ -253,14 +253,14 @@ def folders(root, paint, split=("train", "val")) -> None:
 def test_a_run_keeps_its_numbers_and_predicts_in_them(tmp_path, capsys):
     folders(tmp_path / "data", lambda wanted: wanted * 255)
     recipe, run, out = str(ROOT / "recipes" / "seg_folder.py"), tmp_path / "run", tmp_path / "out"
-    message = ["--data", str(tmp_path / "data"), "--classes", "bg,fg"]
-    assert main([recipe, *message, "--mask-values", "0,255", *WORDS, "--out", str(run)]) == 0
+    given = ["--data", str(tmp_path / "data"), "--classes", "bg,fg"]
+    assert main([recipe, *given, "--mask-values", "0,255", *WORDS, "--out", str(run)]) == 0
     row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert row["num_classes"] == 2 and row["IoU"]["fg"] is not None
     settings = json.loads((run / "settings.json").read_text())
     assert settings["settings"]["mask_values"] == "0,255" and settings["label_values"] == [0, 255]
     # going on with other numbers is refused, and a prediction is of those of the run
-    assert main([recipe, *message, "--mask-values", "255,0", *WORDS, "--out", str(run)]) == 2
+    assert main([recipe, *given, "--mask-values", "255,0", *WORDS, "--out", str(run)]) == 2
     assert "label_values was [0, 255] and is [255, 0]" in " ".join(capsys.readouterr().err.split())
     images = str(tmp_path / "data" / "images" / "val")
     assert (
@@ -287,9 +287,7 @@ def test_a_run_keeps_its_numbers_and_predicts_in_them(tmp_path, capsys):
     assert found and found <= {0, 255}
     # without them 255 is the ignored label
     assert (
-        main(
-            [recipe, *message, "--mask-values", "0,1,255", *WORDS, "--out", str(tmp_path / "other")]
-        )
+        main([recipe, *given, "--mask-values", "0,1,255", *WORDS, "--out", str(tmp_path / "other")])
         == 2
     )
     assert "mask_values names 3 classes and there are 2" in " ".join(

@@ -291,15 +291,15 @@ def test_coco_paints_instances(tmp_path):
 
 def test_coco_is_read_once(tmp_path):
     coco_files(tmp_path, indent=1)
-    message = []
+    reports = []
     data = COCO(
         tmp_path,
         "val",
         cache=tmp_path / "cache",
-        progress=lambda done, total: message.append((done, total)),
+        progress=lambda done, total: reports.append((done, total)),
     )
     size = (tmp_path / "annotations/instances_val2017.json").stat().st_size
-    assert message[-1] == (size, size) and message == sorted(message) and len(message) > 3
+    assert reports[-1] == (size, size) and reports == sorted(reports) and len(reports) > 3
     again = COCO(
         tmp_path,
         "val",
@@ -318,9 +318,9 @@ def test_coco_is_read_once(tmp_path):
         tmp_path,
         "val",
         cache=tmp_path / "cache",
-        progress=lambda done, total: message.append("anew"),
+        progress=lambda done, total: reports.append("anew"),
     )
-    assert message[-1] == "anew"
+    assert reports[-1] == "anew"
 
 
 def test_faulty_coco(tmp_path):

@@ -92,11 +92,11 @@ def test_the_manifest_tells_size_and_hash_of_each_file(tmp_path):
         set(data) == {"model.safetensors", "state.safetensors", "state.json"}
         and manifest["step"] == 4
     )
-    message = {
+    expected = {
         name: {"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()}
         for name, each in data.items()
     }
-    assert manifest["files"] == message
+    assert manifest["files"] == expected
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest"])
@@ -200,19 +200,19 @@ def manifests(path):
 
 
 def test_a_manifest_of_any_content_is_damage(tmp_path):
-    """Told as such, and passed over by a run, whatever it holds.
+    """Reported as such, and passed over by a run, whatever it holds.
 
     Nothing outside the folder is read.
     """
     path = whole(tmp_path)
-    message = []
+    faults = []
     for text in manifests(path):
         (path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
-        message.append(checkpoint.verify(path))
+        faults.append(checkpoint.verify(path))
     assert (
-        len(message) > 50
-        and all(message)
-        and not [line for line in message if "Error" in line and "File" not in line]
+        len(faults) > 50
+        and all(faults)
+        and not [line for line in faults if "Error" in line and "File" not in line]
     )
     (path / "manifest.json").unlink()
     for make in (

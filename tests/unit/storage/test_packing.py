@@ -1,4 +1,4 @@
-"""What a checkpoint can hold, and what it cannot: told before the first step, or right after it."""
+"""What a checkpoint can hold, and what is refused before the first step, or right after it."""
 
 import json
 

@@ -122,8 +122,8 @@ def test_what_others_put_there_stays(tmp_path, capsys):
         Options(out=run, workers=0, pictures=False, allow_schedule_change=True, **options),
     )
     assert (run / BEST).read_bytes() == b"weights of mine"
-    told = f"warning: {run}: best.safetensors is not of trainkit, and stays"
-    assert capsys.readouterr().out.count(told) == 1
+    message = f"warning: {run}: best.safetensors is not of trainkit, and stays"
+    assert capsys.readouterr().out.count(message) == 1
     assert pointed(run / LAST) == best_and_last(run)[1]
 
 

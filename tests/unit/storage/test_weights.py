@@ -294,11 +294,11 @@ def test_a_run_whose_names_changed_is_not_resumed(tmp_path, older):
     rewrite(path, names, format=None if older else 2)
     with pytest.raises(
         ValueError, match="cannot be resumed: it has net.backbone.0.bias, .* lacks backbone"
-    ) as message:
+    ) as caught:
         train(recognition(epochs=2.5), Options(out=tmp_path, workers=0, allow_schedule_change=True))
     assert (
-        "An older trainkit named them so" in str(message.value)
-    ) == older and "--init-from" in str(message.value)
+        "An older trainkit named them so" in str(caught.value)
+    ) == older and "--init-from" in str(caught.value)
     assert fit(recognition().model, names).exact  # for evaluate, predict and export they fit
 
 
@@ -306,11 +306,11 @@ def test_other_groups_of_an_older_run_are_reported(tmp_path):
     train(recognition(epochs=1.5), Options(out=tmp_path, workers=0))
     other = recognition(epochs=1.5)
     other.optimizer.param_groups[0]["lr"] = 0.2
-    for format, message in ((2, False), (None, True)):
+    for format, is_older in ((2, False), (None, True)):
         rewrite(last(tmp_path), format=format)
         with pytest.raises(ValueError, match="lrs was") as caught:
             train(other, Options(out=tmp_path, workers=0))
-        assert ("An older trainkit began it" in str(caught.value)) == message
+        assert ("An older trainkit began it" in str(caught.value)) == is_older
 
 
 def test_a_newer_format_is_not_read(tmp_path):
