@@ -302,6 +302,7 @@ def test_killed_while_safetensors_writes(tmp_path):
     """
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)  # those of the parent are not in a fork, which would wait for them
         write_checkpoint(tmp_path, 4, {"w": torch.zeros(100_000_000)}, {})
         os._exit(0)
     begun = time.monotonic()
