@@ -75,6 +75,8 @@ class Options:
     """write report.html into the run's folder at the end of the training"""
     pictures: bool = True
     """draw the first batch and predictions into the run's folder; --no-pictures: none"""
+    preview: int | None = None
+    """keep the predictions of so many fixed validation images at each evaluation, in preview/"""
 
     def __post_init__(self) -> None:
         for name in ("out", "init_from"):  # also given as strings, from Python
@@ -83,8 +85,13 @@ class Options:
         _require_at_least(self, {
             "workers": 0, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 1,
             "micro_batch": 1, "keep_checkpoints": 1, "precise_bn": 16, "timeout_s": 1,
-            "patience": 1, "min_delta": 0,
+            "patience": 1, "min_delta": 0, "preview": 1,
         })  # fmt: skip
+        if self.preview is not None and not self.pictures:
+            raise UserError(
+                f"preview is {self.preview} and pictures is False: its predictions are pictures;"
+                " leave --preview or --no-pictures out"
+            )
         if self.min_delta and self.patience is None:
             raise UserError(
                 f"min_delta is {self.min_delta:g} and patience is None: it says what counts as"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from helpers.processes import RECOG, ROOT, run
 from helpers.run_folders import (
     ROWS,
     add_pictures,
+    add_previews,
     add_recognition,
     add_segmentation,
     evaluation_row,
@@ -161,6 +163,55 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     assert "under 5 MB" not in text and text.count("data:image/webp;base64,") == 12
 
 
+def test_a_film_strip_of_the_same_images(tmp_path):
+    """A row for each image, a column for each evaluation, the best one marked."""
+    folder = run_folder(tmp_path / "one")
+    add_previews(folder, (50, 100))
+    text = page(folder)
+    assert text.count("data:image/webp;base64,") == 3, "each image once"
+    heads = re.findall(r"<th class=\"(\w*)\">(step [^<]*)<br><span>(epoch [^<]*)</span>", text)
+    assert heads == [("", "step 50", "epoch 5"), ("best", "step 100 (best)", "epoch 10")]
+    ranks = re.findall(r'class="rank( right)?" style="--share:(\d+%)"><span>(\w+)<', text)
+    first = [(" right", "50%", "cat"), ("", "50%", "dog")]
+    other = [("", "75%", "dog"), (" right", "25%", "cat")]
+    assert ranks == 2 * first + 4 * other
+    assert "evenly spaced" not in text
+
+
+def test_a_film_strip_of_masks_keeps_the_page_small(tmp_path):
+    """Of many evaluations those that there is room for: the first, the last and the best too."""
+    folder = run_folder(tmp_path / "one")
+    rows = [
+        *ROWS,
+        evaluation_row(41_000, 0.9, 41_000),
+        evaluation_row(100_000, 0.9, 41_000),
+    ]
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    add_previews(folder, range(1000, 101_000, 1000), segmentation=True)
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.webp", quality=90)
+    for file in folder.glob("preview/*/*-prediction.webp"):
+        shutil.copy(tmp_path / "noise.webp", file)
+    text = page(folder)
+    steps = re.findall(r">(step [0-9,]+)", text)
+    assert steps[0] == "step 1,000" and steps[-1] == "step 100,000" and "step 41,000" in steps
+    assert f"{len(steps)} of 100 evaluations, evenly spaced" in text and 5 < len(steps) < 40
+    assert 600_000 < len(text) < 1_700_000
+    assert text.count('alt="prediction"') == 3 * len(steps) and text.count('alt="truth"') == 3
+    assert "IoU 100 %" in text and "Left out, to keep" not in text
+
+
+def test_damaged_previews_are_named(tmp_path):
+    folder = run_folder(tmp_path / "one")
+    add_previews(folder, (50, 80, 100))
+    (folder / "preview/step-000000080/index.json").write_text('[{"index": "1"}]')
+    (folder / "preview/step-000000100/1-image.webp").write_bytes(b"no picture")
+    text = page(folder)
+    assert "preview/step-000000080/index.json is left out" in text
+    assert "1-image.webp is left out: it cannot be read" in text
+    assert text.count("<br><span>epoch") == 2 and "val/1.jpg" in text
+
+
 HOSTILE = "</script><script>alert(1)</script>\"'&\u2028\udce9"
 
 
@@ -245,13 +296,24 @@ def test_a_run_under_way(tmp_path):
     assert "under way" not in page(folder)
 
 
+def test_a_run_without_an_end_claims_no_more_than_it_knows(tmp_path):
+    """Its best is that so far, and its time that of its last evaluation."""
+    evaluated = evaluation_row(50, 0.5, 50, top1=0.5, seconds=120.0)
+    folder = run_folder(tmp_path / "one", [step_row(50), evaluated, step_row(60)], finished=False)
+    text = page(folder)
+    assert 'what">best top1 so far<' in text and "until step 50<" in text
+    assert "ended without a word (killed, or the machine failed), after step 60 of 100" in text
+    text = page(run_folder(tmp_path / "two"))
+    assert 'what">best top1<' in text and "so far" not in text and "100 steps<" in text
+
+
 def test_a_run_of_an_older_trainkit(tmp_path):
     """With settings and nothing else."""
     folder = tmp_path / "one"
     (folder / "checkpoints").mkdir(parents=True)
     write_json(folder / "settings.json", {"settings": {"lr": 1}, "seed": 0, "recipe": None})
     text = page(folder)
-    assert "The log has no rows yet" in text
+    assert "The log has no rows." in text
     assert "Left out, as the run's folder does not have it: results of an evaluation" in text
 
 

@@ -8,6 +8,7 @@ import pytest
 from helpers.run_folders import (
     ROWS,
     add_pictures,
+    add_previews,
     add_recognition,
     add_segmentation,
     run_folder,
@@ -103,6 +104,23 @@ def test_everything_is_drawn(browser, reports, name, width, theme):
     assert pictures == {"one": 5, "two": 17, "both": 0}[name]
     dark = sum(map(int, background(browser).strip("rgb()").split(",")[:3])) < 200
     assert dark == (theme == "dark")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_film_strip_scrolls_by_itself(browser, tmp_path, width):
+    """The page is as wide as the screen, and the images stay beside what is predicted of them."""
+    run = run_folder(tmp_path / "run")
+    add_previews(run, range(5, 105, 5), segmentation=True)
+    assert main(["report", str(run)]) == 0
+    opened(browser, run / "report.html", width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    left, moved, wide = browser.execute_script("""
+        const film = document.querySelector('.film'), image = film.querySelector('td img');
+        film.scrollLeft = 10000;
+        const last = [...film.querySelectorAll('tbody tr:first-child img')].pop();
+        return [image, last, film].map((each) => each.getBoundingClientRect())
+            .map((box, number) => number ? box.right : box.left)""")
+    assert 0 <= left < 80 and moved <= wide
 
 
 def test_hover_says_what_is_there(browser, reports):

@@ -1,6 +1,7 @@
 """Folders as a training leaves them, written by hand: for what reads runs and trains nothing."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,27 @@ def _write(
             "ignore": None,
         },
     )
+
+
+def add_previews(run: Path, steps: Iterable[int], segmentation: bool = False) -> None:
+    """What --preview leaves, of three images, after each of these steps."""
+    for step in steps:
+        folder = run / "preview" / f"step-{step:09d}"
+        folder.mkdir(parents=True)
+        index = []
+        for number in range(3):
+            entry = {"index": number, "name": f"val/{number}.jpg", "kind": "preview"}
+            if segmentation:
+                entry |= {"iou": step / 100_000, "loss": 1.0}
+            else:
+                ranking = [["dog", 0.75], ["cat", 0.25]] if number else [["cat", 0.5], ["dog", 0.5]]
+                entry |= {"target": "cat", "ranking": ranking}
+            index.append(entry)
+            for part in ("image", "target", "prediction") if segmentation else ("image",):
+                color = (40 * number, step % 256, 120)
+                Image.new("RGB", (96, 72), color).save(folder / f"{number}-{part}.webp")
+        write_json(folder / "index.json", index)
+        Image.new("RGB", (64, 48)).save(folder.with_suffix(".jpg"))
 
 
 def add_pictures(run: Path, name: str = "step-000000100", segmentation: bool = False) -> None:

@@ -387,6 +387,11 @@ RUNS = {
         everything,
         {"log_every": 1, "track": tuple(os.environ.get("TOY_TRACK", "tensorboard").split())},
     ),
+    "preview": (everything, {"preview": 5, "checkpoint_every": 2, "keep_checkpoints": 9}),
+    "preview-windows": (
+        lambda: averaged_with_norm(Inference(window=8, stride=4)),
+        {"preview": 5, "checkpoint_every": 2},
+    ),
     "frozen": (frozen, {"micro_batch": 4, "checkpoint_every": 2, "keep_checkpoints": 9}),
     "frozen-for-good": (
         frozen_for_good,

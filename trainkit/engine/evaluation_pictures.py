@@ -14,7 +14,7 @@ from torch import Tensor
 from trainkit.data.palette import class_colours
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.label_warnings import names_of
-from trainkit.engine.shown_images import Shown, as_pixels, chosen, ious
+from trainkit.engine.shown_images import Shown, as_pixels, chosen, fixed, ious
 from trainkit.files import replace_file
 from trainkit.report import pictures
 from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
@@ -28,7 +28,13 @@ NAMES = (TRAIN_BATCH, VALIDATION, WORST, CLASSES)
 FIXED = 8  # validation images that are shown at each evaluation
 LEAST, MOST = 4, 16  # of the worst and of the median ones
 IN_TRAINING = 16  # in a training one of so many images is shown as worst
-THUMBNAIL = 256
+THUMBNAIL, PREVIEW_THUMBNAIL = 256, 192  # longest sides, in pixels
+WIDTH, WIDE = 1000, 1400  # of a sheet, in pixels
+
+Kinds = Mapping[str, Sequence[int]]  # images by why they are shown
+# folder, kinds of images that it lists, and their longest side, of thumbnails
+SHOWN = (evaluation_files.SHOWN, ("worst", "median", "mistake"), THUMBNAIL)
+PREVIEW = (evaluation_files.PREVIEW, ("preview",), PREVIEW_THUMBNAIL)
 
 
 class EvaluationPictures:
@@ -37,10 +43,12 @@ class EvaluationPictures:
     Args:
         evaluator: that measures.
         folder: that the pictures go to.
+        preview: validation images whose predictions are kept at each evaluation; None: of none.
     """
 
-    def __init__(self, evaluator: Evaluator, folder: Path):
+    def __init__(self, evaluator: Evaluator, folder: Path, preview: int | None = None):
         self.evaluator, self.recipe, self.folder = evaluator, evaluator.recipe, folder
+        self.preview = preview
         task = self.recipe.task
         self.names = names_of(task)
         self.colours = class_colours(len(self.names), task.known_palette)
@@ -54,12 +62,16 @@ class EvaluationPictures:
             arrays: rows of all images.
             thorough: also of a small set as many as of a large one.
         """
-        if not (self.of_masks or self.of_classes):
-            return chosen(arrays, LEAST)
         total = len(self.recipe.val_data)
+        kept = {} if self.preview is None else {"preview": fixed(total, self.preview)}
+        if not (self.of_masks or self.of_classes):
+            return {**kept, **chosen(arrays, LEAST)}
         number = MOST if thorough else min(MOST // 2, max(LEAST, total // IN_TRAINING))
-        fixed = sorted({total * place // FIXED for place in range(FIXED)})
-        return {"fixed": fixed, **chosen(arrays, number)}
+        return {**kept, "fixed": fixed(total, FIXED), **chosen(arrays, number)}
+
+    def ranked(self, arrays: Mapping[str, np.ndarray], kinds: Kinds) -> Sequence[int]:
+        """Which images get a ranking of classes; `arrays` and `kinds` as in `draw`."""
+        return kinds.get("preview", ()) if "predicted" in arrays else ()
 
     def first_batch(self, as_read: Tensor, images: Tensor, targets: Tensor) -> None:
         """Draw the first images of the first training batch as the network gets them.
@@ -93,7 +105,7 @@ class EvaluationPictures:
     def draw(
         self,
         name: str,
-        kinds: Mapping[str, Sequence[int]],
+        kinds: Kinds,
         found: Mapping[int, Shown],
         arrays: Mapping[str, np.ndarray],
         what: str,
@@ -111,20 +123,28 @@ class EvaluationPictures:
             "fixed": (VALIDATION, "Predictions on validation images"),
             "worst": (WORST, "The worst validation images"),
         }
+        if "preview" in kinds:  # its thumbnails first: who sees the picture finds them
+            self._thumbnails(name, PREVIEW, kinds, found, arrays)
+            title = "Predictions on the same validation images"
+            headings["preview"] = (f"{evaluation_files.PREVIEW}/{name}.jpg", title)
         parts = "true mask | predicted mask; hatched: ignored" if self.of_masks else ""
         for kind, (file, title) in headings.items():
             indices = kinds.get(kind)
             if not indices:
                 continue
-            tiles = [self._tile(found[index], index, arrays) for index in indices]
+            kept = kind == "preview"
+            tiles = [self._tile(found[index], index, arrays, kept) for index in indices]
             masks = [
                 mask
                 for index in indices
                 for mask in (found[index].target, found[index].prediction)
                 if self.of_masks and mask is not None
             ]
-            subtitle = "; ".join(filter(None, (what, parts)))
-            self._save(file, pictures.sheet(title, subtitle, tiles, self._legend(masks)))
+            subtitle = "; ".join(
+                filter(None, (what, f"image | {parts}" if kept and parts else parts))
+            )
+            width = WIDE if kept and self.of_masks else WIDTH
+            self._save(file, pictures.sheet(title, subtitle, tiles, self._legend(masks), width))
         if "true_pixels" in arrays:
             page = pictures.class_bars(
                 f"Pixels of each class, {what}",
@@ -134,15 +154,19 @@ class EvaluationPictures:
                 arrays["predicted_pixels"].sum(0, dtype=np.int64),
             )
             self._save(CLASSES, page)
-        self._thumbnails(name, kinds, found, arrays)
+        self._thumbnails(name, SHOWN, kinds, found, arrays)
 
     def _tile(
-        self, shown: Shown, index: int | None = None, arrays: Mapping[str, np.ndarray] | None = None
+        self,
+        shown: Shown,
+        index: int | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        kept: bool = False,
     ) -> Tile:
         image = pictures.fitted(shown.pixels)
         lines: list[Line] = []
         if self.of_masks:
-            images = [image] if index is None else []
+            images = [image] if index is None or kept else []
             for labels in (shown.target, shown.prediction):
                 if labels is not None:
                     images.append(pictures.overlaid(image, self._marked(labels), self.colours))
@@ -158,6 +182,11 @@ class EvaluationPictures:
             return Tile([image], [(f"loss {loss:.4g}", INK)])
         target, called = int(arrays["target"][index]), int(arrays["predicted"][index])
         lines.append((self._class(target), INK))
+        if kept and shown.ranking:
+            for place, (label, share) in enumerate(shown.ranking):
+                colour = RIGHT if label == target else MUTED if place else WRONG
+                lines.append((f"{self._class(label)} {_percent(share)}", colour))
+            return Tile([image], lines)
         colour = RIGHT if target == called else WRONG
         probability = _percent(float(arrays["probability"][index]))
         lines.append((f"predicted {self._class(called)} {probability}", colour))
@@ -200,24 +229,30 @@ class EvaluationPictures:
     def _thumbnails(
         self,
         name: str,
-        kinds: Mapping[str, Sequence[int]],
+        shown_as: tuple[str, Sequence[str], int],
+        kinds: Kinds,
         found: Mapping[int, Shown],
         arrays: Mapping[str, np.ndarray],
     ) -> None:
-        folder = evaluation_files.empty_thumbnails(self.folder, name)
+        place, listed, side = shown_as
+        folder = evaluation_files.empty_thumbnails(self.folder, name, place)
         entries = []
         written = set()
-        for kind in ("worst", "median", "mistake"):
+        for kind in listed:
             for index in kinds.get(kind, ()):
-                entries.append(self._entry(kind, index, arrays))
+                entry = self._entry(kind, index, arrays)
+                if kind == "preview" and found[index].ranking:
+                    ranking = found[index].ranking
+                    entry["ranking"] = [[self._class(label), share] for label, share in ranking]
+                entries.append(entry)
                 if index not in written:
-                    self._thumbnail(folder, index, found[index])
+                    self._thumbnail(folder, index, found[index], side)
                     written.add(index)
         content = json.dumps(entries, indent=1, allow_nan=False) + "\n"
         replace_file(folder / evaluation_files.INDEX, content.encode())
 
-    def _thumbnail(self, folder: Path, index: int, shown: Shown) -> None:
-        side = THUMBNAIL if max(shown.pixels.shape) > THUMBNAIL // 2 else THUMBNAIL // 2
+    def _thumbnail(self, folder: Path, index: int, shown: Shown, side: int) -> None:
+        side = side if max(shown.pixels.shape) > side // 2 else side // 2
         image = pictures.fitted(shown.pixels, side)
         parts = {"image": image}
         if self.of_masks and shown.prediction is not None:

@@ -42,6 +42,7 @@ class EvaluationRecord:
         note: shows a line.
         pictures: whether pictures are drawn too.
         links: to the best and the last checkpoint of a run; None elsewhere.
+        preview: validation images whose predictions are kept at each evaluation; None: of none.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class EvaluationRecord:
         note: Callable[[str], None],
         pictures: bool,
         links: WeightLinks | None = None,
+        preview: int | None = None,
     ):
         self.links = links
         self.evaluator, self.recipe, self.folder = evaluator, evaluator.recipe, folder
         self.note = note
-        self.pictures = EvaluationPictures(evaluator, folder) if pictures else None
+        self.pictures = EvaluationPictures(evaluator, folder, preview) if pictures else None
         self.table = ResultsTable(folder)
         self._reported: set[str] = set()
 
@@ -98,14 +100,16 @@ class EvaluationRecord:
                 evaluation_files.write_evaluation(self.folder, name, arrays, about)
         if self.pictures is None:
             return
-        # masks are predicted with sharded parameters, which all processes gather together
-        together = self.pictures.of_masks and is_sharded(self.evaluator.task_module)
+        kinds = self.pictures.indices(arrays, thorough)
+        ranked = self.pictures.ranked(arrays, kinds)
+        # it is predicted with sharded parameters, which all processes gather together
+        predicts = self.pictures.of_masks or bool(ranked)
+        together = predicts and is_sharded(self.evaluator.task_module)
         if not (is_main or together):
             return
         # an error of one process alone is raised then: the others would wait for its part
         with nullcontext() if together else self._drawing():
-            kinds = self.pictures.indices(arrays, thorough)
-            found = read_shown(self.evaluator, sorted(set().union(*kinds.values())))
+            found = read_shown(self.evaluator, sorted(set().union(*kinds.values())), ranked)
             if not is_main:
                 return
             when = "trainkit evaluate" if step is None else f"after step {step}"
@@ -124,6 +128,8 @@ class EvaluationRecord:
         kept = {state.evaluated, state.best_step or 0}
         with self._writing(evaluation_files.FOLDER):
             evaluation_files.keep_evaluations(self.folder, kept)
+        with self._writing(evaluation_files.PREVIEW):
+            evaluation_files.keep_previews(self.folder, state.evaluated)
         with self._writing("results.csv"):
             self.table.write()
         if self.links is not None:

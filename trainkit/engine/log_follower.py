@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.engine.trackers import least_step, send_picture
+from trainkit.engine.trackers import PREVIEW, least_step, send_picture
+from trainkit.storage.evaluation_files import previews
 
 QUEUE = 1000  # rows that wait for a tracker; of more the oldest are dropped
 POLL_S = 0.2
@@ -19,7 +20,7 @@ NOT_SENT = ("event", "step", "epoch", "best_step", "num_images", "precise_bn", "
 
 
 class Cursors:
-    """trackers.json: of each tracker the run's id, and the last steps and picture sent.
+    """trackers.json: of each tracker the run's id, and the last steps and pictures sent.
 
     Written before sending: so a kill between the two loses a row of a tracker, and sends none
     twice.
@@ -39,7 +40,8 @@ class Cursors:
     def note(self, name: str, **changes: Any) -> None:
         """Change and write that of a tracker, whole or not at all."""
         with self._lock:
-            of_none = {"id": None, "step": 0, "evaluation": 0, "picture": None, "dropped": 0}
+            of_none = {"id": None, "step": 0, "evaluation": 0, "preview": 0}
+            of_none |= {"picture": None, "dropped": 0}
             self.content[name] = {**of_none, **self.content.get(name, {}), **changes}
             aside = self._file.with_name(f".{self._file.name}.writing-{os.getpid()}")
             aside.write_text(json.dumps(self.content, indent=1) + "\n")
@@ -98,6 +100,7 @@ class LogFollower(threading.Thread):
         self._failed = False
         self._last_step = 0
         self._least_step = 0
+        self._may_have_previews = True  # since the last look for them
 
     def run(self) -> None:
         """Follow until it is to end."""
@@ -110,6 +113,7 @@ class LogFollower(threading.Thread):
             while self._queue and not self.aborted.is_set():
                 self._call(lambda: self._send(tracker))
                 self._read()
+            self._call(lambda: self._send_previews(tracker))
             self._call(lambda: self._send_picture(tracker))
             if ending:
                 break
@@ -166,6 +170,8 @@ class LogFollower(threading.Thread):
             row = json.loads(line)
             if row["step"] > sent["step" if row["event"] == "step" else "evaluation"]:
                 self._queue.append(row)
+                if row["event"] == "evaluate":  # its preview was made before it
+                    self._may_have_previews = True
         num_dropped = max(0, len(self._queue) - QUEUE)
         for _ in range(num_dropped):
             self._queue.popleft()
@@ -180,6 +186,20 @@ class LogFollower(threading.Thread):
         step = max(row["step"], self._least_step)
         tracker.log(values_of(row), step=step)
         self._last_step = max(self._last_step, step)
+
+    def _send_previews(self, tracker: Any) -> None:
+        """Send what --preview made after steps that were not sent, each at its step."""
+        if not self._may_have_previews:
+            return
+        self._may_have_previews = False
+        for step, file in previews(self._run).items():
+            if self.aborted.is_set():
+                return
+            if step > self._sent().get("preview", 0):  # absent: an earlier version's
+                self._cursors.note(self.tracker_name, preview=step)
+                # W&B alone drops what is of a step before the last one
+                place = max(step, self._last_step) if tracker.name == "wandb" else step
+                send_picture(tracker, file, place, PREVIEW)
 
     def _send_picture(self, tracker: Any) -> None:
         """Send the pictures of predictions where they are new, at a step that is not before."""

@@ -1,6 +1,6 @@
 """The few validation images that are shown: which they are, read again, with their predictions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from trainkit.recipe import Recipe
 from trainkit.tasks.segmentation import Segmentation
 
 MISTAKES_OF_A_CLASS, MOST_MISTAKES = 3, 24
+RANKED = 3  # classes of an image that are named where its ranking is asked for
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Shown:
     """class id, probabilities (C,), or mask (H, W)"""
     prediction: np.ndarray | None
     """predicted mask (H, W); None where the rows of the evaluation say it, or nothing does"""
+    ranking: tuple[tuple[int, float], ...] = ()
+    """class ids and probabilities, the most probable first, where they were asked for"""
 
 
 def chosen(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, list[int]]:
@@ -89,7 +92,14 @@ def _mistakes(arrays: Mapping[str, np.ndarray], most: int) -> list[int]:
     return found
 
 
-def read_shown(evaluator: Evaluator, indices: Sequence[int]) -> dict[int, Shown]:
+def fixed(total: int, number: int) -> list[int]:
+    """So many of `total` images, evenly spaced, the same ones in every evaluation."""
+    return sorted({total * place // number for place in range(number)})
+
+
+def read_shown(
+    evaluator: Evaluator, indices: Sequence[int], ranked: Collection[int] = ()
+) -> dict[int, Shown]:
     """Read validation images once more, as the evaluation did, and predict masks of them.
 
     The model has the weights that are measured, and is in evaluation mode. No training is changed:
@@ -98,40 +108,54 @@ def read_shown(evaluator: Evaluator, indices: Sequence[int]) -> dict[int, Shown]
     Args:
         evaluator: that measured them.
         indices: of the images.
+        ranked: which of them, of a recognition, get their most probable classes.
 
     Returns:
-        The images by index. Of a model whose parameters are sharded, all processes call it.
+        The images by index. Of a model whose parameters are sharded, all processes call it where
+        anything is predicted.
     """
     with generators_kept(), torch.no_grad():
-        return dict(_read(evaluator, indices))
+        return dict(_read(evaluator, indices, ranked))
 
 
-def _read(evaluator: Evaluator, indices: Sequence[int]) -> Iterator[tuple[int, Shown]]:
+def _read(
+    evaluator: Evaluator, indices: Sequence[int], ranked: Collection[int]
+) -> Iterator[tuple[int, Shown]]:
     recipe = evaluator.recipe
     batches = [[(EVALUATION, index)] for index in indices]
     device = evaluator.accelerator.device
     loader = make_loader(recipe.val_data, evaluator.seed, batches, 0, device, recipe.task.own_check)
     for index, (images, targets, _) in zip(indices, loader):
         seed_step(evaluator.seed, EVALUATION - index, 0)
-        prediction = None
+        prediction: np.ndarray | None = None
+        ranking: tuple[tuple[int, float], ...] = ()
         if isinstance(recipe.task, Segmentation):
-            prediction = _predicted(evaluator, *evaluator.to_device(images, targets))
+            mask = _predicted(evaluator, *evaluator.to_device(images, targets))
+            prediction = mask.cpu().numpy()
+        elif index in ranked:
+            ranking = _ranking(_predicted(evaluator, *evaluator.to_device(images, targets)))
         pixels = as_pixels(images[:, 4] if images.ndim == 5 else images, recipe)
-        yield index, Shown(pixels[0], targets[0].cpu().numpy(), prediction)
+        yield index, Shown(pixels[0], targets[0].cpu().numpy(), prediction, ranking)
 
 
-def _predicted(evaluator: Evaluator, images: Tensor, targets: Tensor) -> np.ndarray:
-    """The predicted mask (H, W) of one image."""
+def _ranking(logits: Tensor) -> tuple[tuple[int, float], ...]:
+    """The most probable classes by their logits (C,)."""
+    top = logits.float().softmax(0).topk(min(RANKED, len(logits)))
+    return tuple(zip(top.indices.tolist(), top.values.tolist()))
+
+
+def _predicted(evaluator: Evaluator, images: Tensor, targets: Tensor) -> Tensor:
+    """What is predicted of one image: its mask (H, W), or its logits (C,)."""
     recipe = evaluator.recipe
     task_module: Any = uncompiled(evaluator.task_module, recipe.task)
     if recipe.inference is not None:
         black = evaluator.to_device.black
         inferer = SlidingWindowInferer(recipe.inference, task_module, evaluator.accelerator, black)
-        masks = recipe.task.from_scores(inferer.scores_of(images, targets))
+        found = recipe.task.from_scores(inferer.scores_of(images, targets))
     else:
         inner = task_module if is_sharded(task_module) else without_wrappers(task_module)
-        masks = inner(images, targets)
-    return masks[0].cpu().numpy()
+        found = inner(images, targets)
+    return found[0]
 
 
 def as_pixels(images: Tensor, recipe: Recipe, raw: Tensor | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ from uuid import uuid4
 from trainkit.errors import MissingPackageError
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-PICTURE = "val/predictions"
+PICTURE, PREVIEW = "val/predictions", "val/preview"
 
 
 def require_installed(names: tuple[str, ...]) -> None:
@@ -69,14 +69,14 @@ def identity_of(tracker: Any) -> str | None:
     return tracker.tracker.info.run_id if tracker.name == "mlflow" else None
 
 
-def send_picture(tracker: Any, file: Path, step: int) -> None:
+def send_picture(tracker: Any, file: Path, step: int, name: str = PICTURE) -> None:
     """Send an image file as the predictions of an evaluation; an own tracker may take none."""
     if tracker.name == "mlflow":
-        tracker.log_artifact(str(file), f"{PICTURE}/step-{step:09d}")
+        tracker.log_artifact(str(file), f"{name}/step-{step:09d}")
     elif tracker.name == "trackio":
         import trackio
 
-        tracker.log({PICTURE: trackio.Image(str(file))}, step=step)
+        tracker.log({name: trackio.Image(str(file))}, step=step)
     elif hasattr(tracker, "log_images"):
         import numpy as np
         from PIL import Image
@@ -84,7 +84,7 @@ def send_picture(tracker: Any, file: Path, step: int) -> None:
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))[None]  # (1, H, W, 3)
         more = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({PICTURE: pixels}, step=step, **more)
+        tracker.log_images({name: pixels}, step=step, **more)
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str | int | float | bool]:

@@ -101,7 +101,12 @@ class Training:
             on_bad_image=options.on_bad_image,
         )
         self.record = EvaluationRecord(
-            self.evaluator, run.folder, setup.display.note, options.pictures, self.links
+            self.evaluator,
+            run.folder,
+            setup.display.note,
+            options.pictures,
+            self.links,
+            options.preview,
         )
         self.early_stopping = EarlyStopping.of(recipe, options)
         if self.stepper.others:

@@ -219,7 +219,7 @@ def _results(subjects: Sequence[Subject]) -> list[Row]:
     told("network", [network_of(run) if run else "" for run in runs])
     told("best step", [number(run.best_step) if run and run.best_step else "" for run in runs])
     times = [seconds_of(run) if run else None for run in runs]
-    told("time", [span(seconds) if seconds is not None else "" for seconds in times])
+    told("time", [span(known[0]) if known is not None else "" for known in times])
     speeds = [images_per_s(run) if run else None for run in runs]
     told("images/s", [number(speed) if speed is not None else "" for speed in speeds])
     told("ended", [run.ending[1] if run else "" for run in runs])

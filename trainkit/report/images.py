@@ -10,15 +10,16 @@ from typing import Any
 from PIL import Image
 
 from trainkit.display.wording import counted
+from trainkit.report.film import film
 from trainkit.report.run_data import RunData
+from trainkit.report.thumbnails import entries_of, files_of
 from trainkit.report.wording import number
-from trainkit.storage.checked_json import COUNT, STRING, Fault, load_json, require
+from trainkit.storage.checked_json import Fault
 
 BUDGET = 3_600_000  # bytes of all images as base64, so that a page stays under 5 MB
 LARGEST_SIDE = 1600  # of a picture; larger ones are made smaller
 # of a path all but its last two names
 FOLDERS = re.compile(r"(?:(?<=\s)|^)[^\s/]*/(?:[^\s/]+/)*(?=[^\s/]+/[^\s/]+)")
-PARTS = ("image", "target", "prediction", "error")
 TITLES = {
     "worst": ("The worst", "The validation images with the largest loss or the lowest IoU."),
     "median": ("The median", "Images about which half of the others are better."),
@@ -34,6 +35,7 @@ class Pictures:
         left: bytes of images that the page still has room for.
         large: pictures that stand alone.
         groups: of validation images.
+        film: strip of the same validation images after each evaluation, see `film.film`.
         notes: what was left out.
         num_beyond: images that the page has no room for.
     """
@@ -43,6 +45,7 @@ class Pictures:
     groups: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     num_beyond: int = 0
+    film: dict[str, Any] | None = None
 
     def take(self, files: list[Path]) -> list[str]:
         """Pictures as data URIs: all, or none where one cannot be read or they do not fit."""
@@ -94,6 +97,7 @@ def pictures(run: RunData) -> Pictures | None:
             found.large.append(
                 {"title": "The first batch of training", "note": note, "source": source}
             )
+    found.film = film(run, found.take, found.notes)
     folder = _shown_folder(run)
     if folder is not None:
         _add_groups(found, folder)
@@ -101,7 +105,7 @@ def pictures(run: RunData) -> Pictures | None:
         found.notes.append(
             f"Left out, to keep this page under 5 MB: {counted(found.num_beyond, 'image')}."
         )
-    return found if found.large or found.groups or found.notes else None
+    return found if found.large or found.groups or found.film or found.notes else None
 
 
 def _shown_folder(run: RunData) -> Path | None:
@@ -114,40 +118,22 @@ def _shown_folder(run: RunData) -> Path | None:
     return max(folders, key=lambda folder: (folder / "index.json").stat().st_mtime, default=None)
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What index.json of thumbnails says of each image: at least "index" and "kind".
-
-    Raises:
-        Fault: it is damaged.
-    """
-    index = load_json(folder / "index.json")
-    for entry in index if isinstance(index, list) else [index]:
-        require(entry, {"index": COUNT, "kind": STRING})
-    return index if isinstance(index, list) else [index]
-
-
-def _files(folder: Path, index: int) -> dict[str, Path]:
-    """The thumbnails of an image that are there, by what they show."""
-    files = {part: folder / f"{index}-{part}.webp" for part in PARTS}
-    return {part: file for part, file in files.items() if file.is_file()}
-
-
 def shown_files(run: RunData) -> list[tuple[dict[str, Any], dict[str, Path]]]:
     """What is said of each image that is shown of a run, and its thumbnails; empty for none."""
     folder = _shown_folder(run)
     if folder is None:
         return []
     try:
-        entries = _entries(folder)
+        entries = entries_of(folder)
     except Fault:  # the report says what is wrong
         return []
-    return [(entry, _files(folder, entry["index"])) for entry in entries]
+    return [(entry, files_of(folder, entry["index"])) for entry in entries]
 
 
 def _add_groups(found: Pictures, folder: Path) -> None:
     """Add the validation images of a folder that an evaluation wrote."""
     try:
-        entries = _entries(folder)
+        entries = entries_of(folder)
     except Fault as error:
         found.notes.append(f"{folder.name}/index.json is left out: {error}.")
         return
@@ -167,7 +153,7 @@ def _add_groups(found: Pictures, folder: Path) -> None:
 def _figure(found: Pictures, folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     """What is shown of an image; None where nothing is."""
     index = entry["index"]
-    files = _files(folder, index)
+    files = files_of(folder, index)
     sources = found.take(list(files.values()))
     if not sources:
         return None

@@ -47,13 +47,18 @@ def subtitle(run: RunData) -> str:
     return " · ".join([*known, *task, dataset_of(run), network_of(run)])
 
 
-def seconds_of(run: RunData) -> float | None:
-    """Seconds of training so far, over all starts; None where nothing tells them."""
+def seconds_of(run: RunData) -> tuple[float, int] | None:
+    """Seconds of training, over all starts, and after which step; None where nothing tells them.
+
+    Of a run without an end they are known up to its last evaluation.
+    """
     if run.summary is not None:
-        return run.summary["seconds"]
-    told = [row.get("seconds") for row in run.evaluations]
-    known = [each for each in told if isinstance(each, (int, float)) and not isinstance(each, bool)]
-    return known[-1] if known else None
+        return run.summary["seconds"], run.summary["steps"]
+    for row in reversed(run.evaluations):
+        seconds = row.get("seconds")
+        if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
+            return seconds, row["step"]
+    return None
 
 
 def images_per_s(run: RunData) -> float | None:
@@ -94,13 +99,16 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
         if interval is not None:
             more = f"95 % interval {shown(run.headline, list(interval))}"
         value = shown(run.headline, run.best)
-        found.append(_tile(f"best {run.headline}", value, more, main=True))
+        so_far = "" if run.summary is not None else " so far"
+        found.append(_tile(f"best {run.headline}{so_far}", value, more, main=True))
         if run.best_step is not None:
             of = f"of {run.total_steps:,}" if run.total_steps else ""
             found.append(_tile("best step", f"{run.best_step:,}", of))
-    seconds = seconds_of(run)
+    told = seconds_of(run)
+    seconds, step = (None, None) if told is None else told
     if seconds is not None:
-        found.append(_tile("time", span(seconds), f"{run.last_step:,} steps"))
+        until = f"until step {step:,}" if step != run.last_step else f"{step:,} steps"
+        found.append(_tile("time", span(seconds), until))
     speed = images_per_s(run)
     if speed is not None:
         found.append(_tile("images/s", number(speed), "over all processes"))
@@ -128,7 +136,8 @@ def _cost(run: RunData, seconds: float) -> dict[str, Any]:
         each_start = ", then ".join(str(each["num_processes"]) for each in run.starts)
         return _tile("cost", "not known", f"{span(seconds)} with {each_start} processes")
     if start["device"] == "cpu":
-        return _tile("cost", "no GPU", f"{hours} h of CPU, times processes")
+        several = f", {processes} processes" if processes > 1 else ""
+        return _tile("cost", "no GPU", f"{hours} h on the CPU{several}")
     return _tile("cost", f"{hours} GPU-h", f"{processes} × {start['device']}")
 
 

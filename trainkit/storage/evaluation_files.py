@@ -2,7 +2,8 @@
 
 The name is step-<number> for an evaluation of the training, `evaluate` for that of the command. The
 .npz has a row for each validation image, the .json says what they are of, and shown/ has thumbnails
-of a few of them. Each file is whole or absent.
+of a few of them. With --preview, preview/<name>.jpg and preview/<name>/ show the same images after
+each evaluation of the training. Each file is whole or absent.
 """
 
 import io
@@ -17,7 +18,7 @@ import numpy as np
 
 from trainkit.files import replace_file
 
-FOLDER, SHOWN = "evaluations", "shown"
+FOLDER, SHOWN, PREVIEW = "evaluations", "shown", "preview"
 EVALUATE = "evaluate"  # name of the files that the command writes
 INDEX = "index.json"  # of the thumbnails, written last
 NAME = re.compile(r"step-[0-9]{9,18}")
@@ -53,13 +54,18 @@ def write_evaluation(
     replace_file(folder / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
 
 
-def empty_thumbnails(run: Path, name: str) -> Path:
+def empty_thumbnails(run: Path, name: str, kind: str = SHOWN) -> Path:
     """Make the folder of an evaluation's thumbnails, without those of an earlier one.
+
+    Args:
+        run: folder that they go to.
+        name: of the evaluation.
+        kind: SHOWN or PREVIEW.
 
     Raises:
         OSError: it cannot be made, or one cannot be removed.
     """
-    folder = run / SHOWN / name
+    folder = run / kind / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)  # first: it never lists what is gone
     for path in _listed(folder):
@@ -84,6 +90,36 @@ def keep_evaluations(run: Path, steps: Collection[int]) -> None:
     for path in _listed(run / SHOWN):
         if _is_old(path.name, kept) and holds_only_thumbnails(path):
             shutil.rmtree(path)
+
+
+def previews(run: Path) -> dict[int, Path]:
+    """The pictures of --preview, by the step that they were made after, in its order."""
+    paths = [path for path in _listed(run / PREVIEW) if path.suffix == ".jpg" and path.is_file()]
+    steps = {_preview_step(path): path for path in paths}
+    return {step: steps[step] for step in sorted(step for step in steps if step is not None)}
+
+
+def keep_previews(run: Path, last_step: int) -> None:
+    """Remove what --preview made after a later step than this, and what was left half written.
+
+    Files of other names stay, and so does a folder of thumbnails that holds one.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for path in _listed(run / PREVIEW):
+        step = _preview_step(path)
+        is_lost = step is not None and step > last_step
+        if path.is_file() and (is_lost or LEFT_OVER.fullmatch(path.name)):
+            path.unlink()
+        elif is_lost and holds_only_thumbnails(path):
+            shutil.rmtree(path)
+
+
+def _preview_step(path: Path) -> int | None:
+    """The step of a picture or a folder in preview/; None for what else lies there."""
+    name = path.name.removesuffix(".jpg")
+    return int(name.removeprefix("step-")) if NAME.fullmatch(name) else None
 
 
 def _is_old(name: str, kept: Collection[str]) -> bool:
@@ -117,5 +153,11 @@ def strays(run: Path) -> list[Path]:
     for path in _listed(run / SHOWN):
         of_ours = path.name == EVALUATE or NAME.fullmatch(path.name)
         if not (of_ours and holds_only_thumbnails(path)):
+            found.append(path)
+    for path in _listed(run / PREVIEW):
+        of_ours = _preview_step(path) is not None and (
+            path.is_file() if path.suffix else holds_only_thumbnails(path)
+        )
+        if not (of_ours or (path.is_file() and LEFT_OVER.fullmatch(path.name))):
             found.append(path)
     return found

@@ -42,7 +42,7 @@ from trainkit.storage.trained_here import remember
 
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "failures")
-EVALUATIONS = (evaluation_files.FOLDER, evaluation_files.SHOWN)
+EVALUATIONS = (evaluation_files.FOLDER, evaluation_files.SHOWN, evaluation_files.PREVIEW)
 FILES = (
     "recipe.py", "function.py", "settings.json", "log.jsonl", "summary.json", "stopped.json",
     "bad_images.txt", "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
