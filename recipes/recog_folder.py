@@ -21,9 +21,9 @@ from trainkit import Recipe
 from trainkit.data.bands import PixelSettings
 from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.held_out import SplitSettings
-from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
@@ -69,7 +69,8 @@ def recipe(
 
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the
-            Hub; with val_share one with <class>/, or a CSV or JSONL list of path and label
+            Hub; with val_share one with <class>/, a CSV or JSONL list of path and label, or parquet
+            files of one split
         image_column: the column of images, in parquet files with several, or of paths in a list
         label_column: the column of class ids, in parquet files with several, or of labels in a list
         stream: stream parquet files, so many row groups interleaved, such as 16; None: download
@@ -98,12 +99,11 @@ def recipe(
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data
-    columns = (image_column, label_column, stream, split, pixels)
+    images = ClassSource(source, image_column, label_column, stream, split, pixels)
     names: Sequence[str] | None = read_class_names(classes)
     pixels.require_each(mean=mean, std=std)
     if not pixels.usual and (mean is None or std is None):
-        seen = class_images(source, "train", None, names, *columns)
-        mean, std = mean_and_std(seen, mean, std)
+        mean, std = mean_and_std(images.open("train", None, names), mean, std)
     asked = {"crop_fraction": crop_fraction, "crop_mode": crop_mode, "mean": mean, "std": std}
     own = published_input(model, "bilinear", interpolation=interpolation, **asked)
     if not pixels.usual:
@@ -111,12 +111,12 @@ def recipe(
     resize = InterpolationMode(own["interpolation"])
     augment = train_transform(size, (0.25, 1.0), resize)
     look = eval_transform(size, own["crop_fraction"], resize, crop_mode=own["crop_mode"])
-    training = partial(class_images, source, "train", augment, names, *columns)
+    training = partial(images.open, "train", augment, names)
     train_data: SizedDataset = LazyDataset(training)
     if names is None:
         opened = training()
         train_data, names = opened, opened.classes
-    val_data = class_images(source, "val", look, names, *columns)
+    val_data = images.open("val", look, names)
     num_classes = len(names)
     pretrained = pretrained and model != "small"
     small = model == "small"

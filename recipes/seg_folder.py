@@ -31,7 +31,7 @@ from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import IGNORED, read_classes
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.mask_colors import read_mask_colors
-from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.data.to_device import MEAN, STD
@@ -66,8 +66,8 @@ def recipe(
 
     Args:
         data: folder with images/train, images/val, annotations/train, annotations/val, or with
-            parquet files, or a name on the Hub; with val_share one with images/ and masks/, or a
-            CSV or JSONL list of path and mask
+            parquet files, or a name on the Hub; with val_share one with images/ and masks/, a CSV
+            or JSONL list of path and mask, or parquet files of one split
         classes: how many, their names with commas between, or a text file with one name a line
         ignore: ids in the masks that count nowhere
         label_shift: added to the ids in the masks; -1 where they begin at 1 and 0 is to be ignored
@@ -94,18 +94,16 @@ def recipe(
         colors = None if mask_colors is None else read_mask_colors(mask_colors)
         values = None if mask_values is None else read_mask_values(mask_values)
         source, names = generated.mask_folder() if sample else (data, read_classes(classes, colors))
-        maps = partial(
-            label_maps, source, classes=names, ignore=ignore, label_shift=label_shift,
-            stream=stream, image_column=image_column, mask_column=mask_column, mask_values=values,
-            mask_colors=colors,
-            held_out=split, pixels=pixels,
+        maps = MaskSource(
+            source, names, ignore, label_shift, stream, image_column, mask_column, values, colors,
+            split, pixels,
         )  # fmt: skip
-        val_data = maps("val", transform=evaluation)
+        val_data = maps.open("val", evaluation)
         palette = None if colors is None else colors.palette
         about = SimpleNamespace(classes=names, palette=palette, raw_ids=val_data.raw_ids)
         num_classes = names if isinstance(names, int) else len(names)
         note = f"generated data: scenes of {num_classes} classes in {source}" if sample else None
-        train_data = LazyDataset(partial(maps, "train", transform=train))
+        train_data = LazyDataset(partial(maps.open, "train", train))
         used: dict[str, Any] = {"mean": mean or MEAN, "std": std or STD}
         if not pixels.usual:
             if mean is None or std is None:

@@ -25,7 +25,8 @@ from trainkit.data.datasets.layouts import (
 )
 from trainkit.data.datasets.listing import image_files
 from trainkit.data.datasets.lists import MASK, ImageList, is_list, list_in, read_list
-from trainkit.data.datasets.split_files import parquet_files
+from trainkit.data.datasets.split_files import all_parquet_files
+from trainkit.data.datasets.tables_to_open import named_splits
 from trainkit.data.image_io import read_mask
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
@@ -217,10 +218,14 @@ def _list(file: Path, rows: ImageList) -> Layout:
 
 
 def _tables(folder: Path) -> Layout | None:
-    if not any(parquet_files(folder, name).files for name in SPLITS["train"]):
-        return None
+    named = named_splits(folder)
     hint = "for a column of masks instead of class ids: trainkit seg_folder --classes ..."
-    return Layout("parquet files", "recog_folder", {}, [hint])
+    if len(named) > 1:
+        return Layout(f"parquet files of {' and '.join(named)}", "recog_folder", {}, [hint])
+    if not named and not all_parquet_files(folder).files:
+        return None
+    what = f"parquet files of {named[0] if named else 'one split'}, not divided"
+    return Layout(what, "recog_folder", SHARE, [hint])
 
 
 def _ids(folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 
 from trainkit import __version__
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset
+from trainkit.data.datasets.divided import ROWS, SIDES
+from trainkit.data.datasets.held_out import without_mount
 from trainkit.data.datasets.lists import paths_in
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
@@ -80,24 +82,51 @@ def check_not_trained_on(
 ) -> None:
     """Raises UserError where images that are held out now are among those that the run trained on.
 
-    It is seen by their names, in the run's train.csv and the `lists` of `val_data`, where `data`
-    among the settings is the run's.
+    It is seen by their names, in the run's train.csv and the `lists` of `val_data`. Where `data`
+    among the settings is not the run's, it is the run's that was moved if all names are the same;
+    of absolute paths counts what lies below their common folder. Rows that have numbers for names
+    are the run's where their contents have its hash.
     """
-    lists = DatasetInfo.of(val_data).lists
-    if run is None or not lists or not (run / "train.csv").is_file():
+    info = DatasetInfo.of(val_data)
+    if run is None or not info.lists or not (run / "train.csv").is_file():
         return
-    if read_recorded(run)["settings"].get("data") != plain(settings.get("data")):
+    recorded = read_recorded(run)
+    is_same_place = recorded["settings"].get("data") == plain(settings.get("data"))
+    before, now = _names(dict(_lists_of(run))), _names(info.lists)
+    rows = str(info.fingerprint).partition(ROWS)[2]
+    if rows != str(recorded.get("train_data")).partition(ROWS)[2]:
+        if not is_same_place:
+            return
+        raise UserError(
+            f"the rows of {settings.get('data')} are others than those that the run in {run} was"
+            " trained on, and have no file names: nothing says which of them it has seen. Give the"
+            " files, or the revision, that it was trained on"
+        )
+    if not is_same_place and {*before["train"], *before["val"]} != {*now["train"], *now["val"]}:
         return
-    trained_on = set(paths_in((run / "train.csv").read_bytes()))
-    now = paths_in(lists["val.csv"])
-    both = sum(path in trained_on for path in now)
+    trained_on = {*before["train"], *before["train"].values()}
+    both = sum(bool({*pair} & trained_on) for pair in now["val"].items())
     if both:
         raise UserError(
-            f"{both} of the {len(now)} images held out now are among those that the run in {run}"
-            f" trained on ({run / 'train.csv'}): {settings.get('data')} has changed, or"
+            f"{both} of the {len(now['val'])} images held out now are among those that the run in"
+            f" {run} trained on ({run / 'train.csv'}): {settings.get('data')} has changed, or"
             " --val-share, --split-seed, --group-by or --fold has. Give the run's settings and"
             f" images; {run / 'val.csv'} says which it held out"
         )
+
+
+def _lists_of(run: Path) -> Iterator[tuple[str, bytes]]:
+    for side in SIDES:
+        file = run / f"{side}.csv"
+        if file.is_file():
+            yield file.name, file.read_bytes()
+
+
+def _names(lists: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
+    """Of "train" and "val" the names below the common folder of both, and as they are listed."""
+    paths = {side: paths_in(lists.get(f"{side}.csv", b"")) for side in SIDES}
+    folders = {os.path.dirname(path) for listed in paths.values() for path in listed}
+    return {side: dict(zip(without_mount(each, folders), each)) for side, each in paths.items()}
 
 
 def check_same_classes(run: Path | None, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from trainkit.data.datasets.held_out import SplitSettings, held_out
 from trainkit.data.datasets.layouts import class_folders, has_mask_folders
 from trainkit.data.datasets.open import class_images, label_maps
 from trainkit.errors import UserError
+from trainkit.storage.run_settings import check_not_trained_on
 
 NAMES = [
     f"{name}/{i:03d}.jpg" for name, n in (("ant", 31), ("bee", 12), ("cow", 7)) for i in range(n)
@@ -357,3 +359,50 @@ def test_several_folders_of_masks(tmp_path):
     mask(tmp_path / "annotations" / "train" / "a.png", 4, 4, [(0, 16)])
     with pytest.raises(UserError, match="annotations/train and masks/train: nothing says which"):
         label_maps(tmp_path, "train", 2)
+
+
+@pytest.mark.parametrize("kind", ["class folders", "absolute paths"])
+def test_moved_images_are_those_that_were_trained_on(tmp_path, animals, kind):
+    """What an evaluation is refused for, as DatasetInfo and the run's own files say it."""
+
+    def source(folder):
+        if kind == "class folders":
+            return folder
+        rows = [f"{path},{path.parts[-3]}" for path in sorted(folder.rglob("*.png"))]
+        file = tmp_path / "lists of" / f"{folder.name}.csv"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(["path,label", *rows]))
+        return file
+
+    data = source(animals)
+    trained = class_images(data, "train", held_out=SplitSettings(0.25, 3))
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, content in trained.lists.items():
+        (run / name).write_bytes(content)
+    recorded = {"seed": 0, "recipe": None, "settings": {"data": str(data)}}
+    recorded["train_data"] = trained.fingerprint
+    (run / "settings.json").write_text(json.dumps(recorded))
+
+    def check(place, seed):
+        held_out = SplitSettings(0.25, seed)
+        val = class_images(place, "val", held_out=held_out)
+        check_not_trained_on(run, {"data": str(place)}, val)
+
+    check(data, 3)
+    with pytest.raises(UserError, match="of the 6 images held out now are among those that"):
+        check(data, 4)
+    moved = tmp_path / "another" / "disk"
+    moved.parent.mkdir()
+    animals.rename(moved)
+    place = source(moved)
+    check(place, 3)
+    with pytest.raises(UserError, match="of the 6 images held out now are among those that"):
+        check(place, 4)
+    if kind == "absolute paths":  # the list itself where it was
+        place = place.rename(data)
+        check(place, 3)
+        with pytest.raises(UserError, match="of the 6 images held out now are among those that"):
+            check(place, 4)
+    picture(moved / "dog" / "p1" / "new.png", 8, 8, 77)
+    check(source(moved), 4)  # other data, some of whose names are the same

@@ -74,6 +74,16 @@ def choose_label(source: str | Path, features: Mapping[str, Any], asked: str | N
     return _only(source, "label", named or called, features)
 
 
+def require_group(source: str | Path, features: Mapping[str, Any], asked: str) -> None:
+    """Check that a column can say which rows are of one group.
+
+    Raises:
+        UserError: there is no such column, or it holds no single values.
+    """
+    single = isinstance(features.get(asked), (Value, ClassLabel))
+    _known(source, features, asked, single and not is_image(features.get(asked)), "groups")
+
+
 def is_image(feature: Any) -> bool:
     """Whether a column holds images: of the Hub's type, structs of bytes and path, or bytes."""
     if isinstance(feature, Mapping):

@@ -21,6 +21,7 @@ from trainkit.data.file_names import composed, extension
 from trainkit.errors import UserError
 
 SIDES = ("train", "val")
+ROWS = ", rows "  # before the hash of their content, in a fingerprint
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
 
@@ -33,19 +34,21 @@ class Whole:
         names: of the images.
         targets: of each image the name of its class, or its mask's file.
         classes: of each image, what `held_out` goes by.
-        header: of the lists.
+        header: of the lists; without the second name they hold names alone.
         groups: of each image, where they are known.
         sides: "train" or "val" of each, where the data says it.
+        content: a hash of what the names do not say, of rows that have numbers alone.
     """
 
     root: Path
     names: Sequence[str]
     targets: Sequence[str]
-    header: tuple[str, str]
+    header: tuple[str, ...]
     classes: Sequence[str]
     groups: Sequence[str] | None = None
     sides: np.ndarray | None = None
     inventory: Inventory = field(default_factory=Inventory)
+    content: str = ""
 
     def divided(self, settings: SplitSettings) -> "Division":
         """Train and val, by `sides` or by what is asked for."""
@@ -86,12 +89,13 @@ class Division:
             targets = without_mount(self._masks, set(map(os.path.dirname, self._masks)))
             lists = _lists(whole.header, names, targets or whole.targets, self.sides)
         of = short_hash(b"".join(lists[f"{side}.csv"] for side in SIDES))
-        return f"lists {of} of {counts['train']} train and {counts['val']} val images"
+        rows = f"{ROWS}{whole.content}" if whole.content else ""
+        return f"lists {of} of {counts['train']} train and {counts['val']} val images{rows}"
 
     @property
     def _masks(self) -> Sequence[str]:
         """The files of masks; none where images have labels."""
-        return self.whole.targets if self.whole.header[1] == "mask" else ()
+        return self.whole.targets if "mask" in self.whole.header else ()
 
     def side(self, split: str) -> tuple[list[str], list[str]]:
         """Names and targets of "train" or "val"."""
@@ -195,16 +199,16 @@ class DividedMasks(MaskFiles):
 
 
 def _lists(
-    header: tuple[str, str], names: Sequence[str], targets: Sequence[str], sides: np.ndarray
+    header: tuple[str, ...], names: Sequence[str], targets: Sequence[str], sides: np.ndarray
 ) -> dict[str, bytes]:
     """The content of train.csv and val.csv."""
-    spelt = portable if header[1] == "mask" else composed
+    spelt = portable if "mask" in header else composed
     rows = sorted(
         (portable(name), spelt(target), side)
         for name, target, side in zip(names, targets, sides.tolist())
     )
     return {
-        f"{side}.csv": written(header, [row[:2] for row in rows if row[2] == side])
+        f"{side}.csv": written(header, [row[: len(header)] for row in rows if row[2] == side])
         for side in SIDES
     }
 

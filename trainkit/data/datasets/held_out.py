@@ -28,8 +28,8 @@ class SplitSettings(SharedSettings):
         val_share: share of each class that is held out for validation, such as 0.2, of data
             without a split of its own; None: it has train and val
         split_seed: decides which images are held out
-        group_by: "folder", or a column of a list such as patient: images of one group are never on
-            both sides; None: each image by itself
+        group_by: "folder", or a column of a list or of parquet files such as patient: images of
+            one group are never on both sides; None: each image by itself
         fold: cross-validation: hold out this of so many parts, such as 2/5; None: none
     """
 
@@ -68,6 +68,9 @@ class SplitSettings(SharedSettings):
         what = f"--fold {self.fold}" if self.fold else f"--val-share {self.val_share:g}"
         group = f" --group-by {self.group_by}" if self.group_by else ""
         return f"{what}{group} --split-seed {self.split_seed}"
+
+
+NO_SPLIT = SplitSettings()
 
 
 def held_out(

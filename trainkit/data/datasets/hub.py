@@ -8,80 +8,17 @@ from typing import Any
 import torch
 from datasets import ClassLabel
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from trainkit.data.bands import read_image_like
-from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.datasets.columns import choose_image, choose_image_and_mask, choose_label
-from trainkit.data.datasets.hub_tables import as_stored, load_rows
-from trainkit.data.datasets.inventory import images_of, no_image
+from trainkit.data.datasets.hub_tables import as_stored, load_rows, values_of
+from trainkit.data.datasets.inventory import no_image
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.parquet import ParquetTable
 from trainkit.data.datasets.segmentation import MaskDataset
-from trainkit.data.datasets.split_files import SplitFiles
+from trainkit.data.datasets.table_rows import TAKE_OUT, Rows
 from trainkit.data.image_io import read_image
-from trainkit.data.sampler import Locality
 from trainkit.errors import UserError
-
-TAKE_OUT = "take the row out of the dataset"
-
-
-class Rows(Dataset):
-    """Base of datasets whose images are a column of a table, `datasets`' or a streamed one."""
-
-    source: str
-    table: Any
-    image_column: str
-    files: SplitFiles | None = None
-
-    @property
-    def locality(self) -> Locality | None:
-        """The order for streamed files; None for others."""
-        return DatasetInfo.of(self.table).locality
-
-    @property
-    def fingerprint(self) -> str | None:
-        """A hash of streamed files, which may change where they are; None for others."""
-        return DatasetInfo.of(self.table).fingerprint
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def name_of(self, index: int) -> str:
-        """The image's row, and its file where the table holds one's name."""
-        return self.row_name(index, self.table[index][self.image_column])
-
-    def row_name(self, index: int, stored: dict[str, Any] | None) -> str:
-        """The row, and the file whose name is stored with one of its images."""
-        path = stored.get("path") if isinstance(stored, Mapping) else None
-        return f"row {index} of {self.source}" + (f" ({path})" if path else "")
-
-    def encoded(self, row: dict[str, Any], index: int, column: str) -> tuple[bytes | Path, str]:
-        """The bytes or the file of an image of row `index`, and its name.
-
-        Raises:
-            UserError: there are none.
-        """
-        stored = row[column]
-        name = self.row_name(index, stored)
-        held = stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
-        if not held:
-            raise UserError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
-        return Path(held) if isinstance(held, str) else held, name
-
-    def used_of(self, source: str | Path, num_classes: int) -> str:
-        """What the table holds, and from which files."""
-        where = f"({source})" if self.files is None else self.files.words(Path(source))
-        return f"{images_of(len(self), num_classes)} {where}"
-
-    @property
-    def used_warnings(self) -> list[str]:
-        """What a person should know before a training on it begins."""
-        return [*([] if self.files is None else self.files.warnings), *self.without_images()]
-
-    def without_images(self) -> list[str]:
-        """A line where classes have no image, as far as that is known."""
-        return []
 
 
 class HubImages(Rows):
@@ -102,6 +39,7 @@ class HubImages(Rows):
         classes: names in the order of class ids, which a validation split gets from the training
             split so that ids agree; None: the split's own, and of a column of strings its different
             ones, sorted. A column of plain numbers holds these ids already.
+        group_by: "folder", or the column of groups, where rows are to be divided (see `whole`).
 
     Raises:
         MissingFileError: there are no such files.
@@ -117,9 +55,11 @@ class HubImages(Rows):
         label_column: str | None = None,
         stream: int | None = None,
         classes: Sequence[str] | None = None,
+        group_by: str | None = None,
     ):
         self.source, self.split = f"{source} ({split})", split
         self.table, features, self.files = load_rows(source, split, stream)
+        self.read_groups(self.table, source, group_by)
         self.image_column = choose_image(source, features, image_column)
         self.label_column = choose_label(source, features, label_column)
         self.table = as_stored(self.table, [self.image_column, self.label_column], features)
@@ -133,13 +73,27 @@ class HubImages(Rows):
         self.transform = transform
         self.used = self.used_of(source, len(self.classes))
 
-    @cached_property
+    @property
     def targets(self) -> Tensor | None:
         """The class id of each image, -1 where it has none; None of streamed files."""
+        ids = self._all_targets
+        return ids if ids is None or self.chosen is None else ids[self.chosen]
+
+    @cached_property
+    def _all_targets(self) -> Tensor | None:
         if isinstance(self.table, ParquetTable):
             return None
-        labels = self.table[self.label_column]
+        labels = values_of(self.table, self.label_column)
         return torch.tensor([self.ids.get(label, -1) for label in labels], dtype=torch.int64)
+
+    def target_names(self) -> list[str]:
+        """See `Rows`; nothing where a row has no label."""
+        label = self.table.features[self.label_column]
+        names: dict[Any, str] = (
+            dict(enumerate(label.names)) if isinstance(label, ClassLabel) else {}
+        )
+        labels = ["" if each is None else each for each in values_of(self.table, self.label_column)]
+        return [str(names.get(each, each)) for each in labels]
 
     def _read_classes(self, labels: list[Any], classes: Sequence[str] | None) -> None:
         """`classes` and `ids` from the different labels of a column without class names."""
@@ -168,9 +122,12 @@ class HubImages(Rows):
         """See `Rows`; of streamed files it is known where their column of labels had to be read."""
         if isinstance(self.table, ParquetTable):
             found: set[int | None] = set(self.ids.values())
+        elif self.targets is not None and self.chosen is not None:
+            found = set(self.targets.tolist())
         else:
             found = {self.ids.get(label) for label in self.table.unique(self.label_column)}
-        return no_image(self.classes, found, self.source)
+        side = "" if self.chosen is None else f"{self.split} of "
+        return no_image(self.classes, found, f"{side}{self.source}")
 
     def _ids_of(self, names: Sequence[str]) -> list[int]:
         """The place among `classes` of each of the split's names."""
@@ -184,7 +141,7 @@ class HubImages(Rows):
         return [places[name] for name in names]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        row = self.table[index]
+        row = self.row(index)
         image = read_image(*self.encoded(row, index, self.image_column))
         label = row[self.label_column]
         if label is None:
@@ -213,6 +170,7 @@ class HubMasks(Rows, MaskDataset):
         label_shift: added to the other labels to get train ids: -1 where they begin with 1, and 0
             is ignored.
         stream: as for `HubImages`.
+        group_by: as for `HubImages`.
         **settings: mask_values and mask_colors, see `MaskDataset`.
 
     Raises:
@@ -231,6 +189,7 @@ class HubMasks(Rows, MaskDataset):
         ignore: Sequence[int] = (IGNORED,),
         label_shift: int = 0,
         stream: int | None = None,
+        group_by: str | None = None,
         **settings: Any,
     ):
         self.classes = (
@@ -241,6 +200,7 @@ class HubMasks(Rows, MaskDataset):
         )
         self.source, self.split = f"{source} ({split})", split
         table, features, self.files = load_rows(source, split, stream)
+        self.read_groups(table, source, group_by)
         self.image_column, self.mask_column = choose_image_and_mask(
             source, features, image_column, mask_column
         )
@@ -249,11 +209,11 @@ class HubMasks(Rows, MaskDataset):
 
     def mask_name(self, index: int) -> str:
         """The mask's column and row."""
-        return f"{self.mask_column} of {self.row_name(index, self.table[index][self.mask_column])}"
+        return f"{self.mask_column} of {self.row_name(index, self.row(index)[self.mask_column])}"
 
     def labels_of(self, index: int) -> Tensor:
         """See `MaskDataset`."""
-        return self._labels(self.table[index], index)
+        return self._labels(self.row(index), index)
 
     def _labels(self, row: dict[str, Any], index: int) -> Tensor:
         mask, name = self.encoded(row, index, self.mask_column)
@@ -261,7 +221,7 @@ class HubMasks(Rows, MaskDataset):
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
-        row = self.table[index]
+        row = self.row(index)
         image, name = self.encoded(row, index, self.image_column)
         labels = self._labels(row, index)
         return read_image_like(image, tuple(labels.shape), name=name), labels

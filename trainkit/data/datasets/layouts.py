@@ -61,15 +61,14 @@ def nothing_to_divide(source: str | Path, asked: str, layout: str) -> UserError:
         layout: what is divided, in words.
     """
     folder = Path(source)
-    takes = f"{asked} is for {layout} or a list (path.csv) with --data"
+    takes = (
+        f"{asked} is for {layout}, parquet files of one split, a list (path.csv), or a dataset on"
+        " the Hub (owner/name) with --data"
+    )
     if not folder.exists():
-        beside = sorted(folder.parent.glob("*")) if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, [each.name for each in beside], n=1)
-        meant = f"; did you mean {folder.parent / near[0]}?" if near else "."
-        return MissingFileError(
-            f"no folder or list {folder.resolve()}{meant} {takes}: leave it out for a dataset on"
-            " the Hub (owner/name)"
-        )
+        near = near_name(folder)
+        meant = "." if near is None else f"; did you mean {near}?"
+        return MissingFileError(f"no folder or list {folder.resolve()}{meant} {takes}")
     number, there = 0, []
     if folder.is_dir():
         number = sum(is_image(extension(each.name)) for each in folder.iterdir())
@@ -81,6 +80,13 @@ def nothing_to_divide(source: str | Path, asked: str, layout: str) -> UserError:
     else:
         what = ": leave it out, or give another --data"
     return UserError(f"{takes}, and {folder.resolve()} is none{what}")
+
+
+def near_name(path: Path) -> Path | None:
+    """What is beside `path`, which is not there, and has a similar name; None for nothing."""
+    beside = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, [each.name for each in beside], n=1)
+    return path.parent / near[0] if near else None
 
 
 def mask_folders(folder: Path, names: Sequence[str]) -> tuple[str, str, str] | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -26,6 +27,7 @@ from trainkit.display.terminal import of_launcher
 from trainkit.errors import UserError
 
 NUM_INTERLEAVED = 16  # number of interleaved row groups
+NUM_HASHED = 256  # images, by which others in their place are seen
 PAUSES_S = (1, 4)  # before a file that is not on this machine is tried again
 Result = TypeVar("Result")
 
@@ -187,6 +189,31 @@ class ParquetTable:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": OrderedDict()}
+
+
+def paths_and_digest(images: pa.ChunkedArray) -> tuple[list[str | None], str]:
+    """The path stored with each encoded image, and a hash that says whether they are the same ones.
+
+    The hash is of all images' numbers of bytes, and of the bytes of a few, as all of them may be
+    more than fits in memory.
+
+    Args:
+        images: structs of bytes and path, or bytes.
+    """
+    paths: list[str | None] = [None] * len(images)
+    if pa.types.is_struct(images.type):
+        names = [field.name for field in images.type]
+        fields = dict(zip(names, images.flatten()))
+        if "path" in fields:
+            paths = fields["path"].to_pylist()
+        images = fields["bytes"]
+    if not pa.types.is_binary(images.type):  # views have no lengths to ask for
+        images = images.cast(pa.large_binary())
+    sizes = pc.binary_length(images).fill_null(0).to_pylist()
+    found = hashlib.sha256(repr(sizes).encode())
+    for row in range(0, len(images), max(1, len(images) // NUM_HASHED)):
+        found.update(images[row].as_py() or b"")
+    return paths, found.hexdigest()[:16]
 
 
 def _is_local(file: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from trainkit.data.datasets.inventory import Inventory, some
 from trainkit.errors import UserError
 
+ALL = "all"  # the split of files that are named after none
 # folders below the given one; those of the Hub's datasets and of what it converts
 LAYOUTS = ("", "data", "default")
 # What may follow a split's name: a number, or a place among so many files and a hash, as the Hub
@@ -76,6 +77,18 @@ def parquet_files(folder: Path, split: str) -> SplitFiles:
         files.sort(key=lambda path: (numbers[path][1], path))
         _require_different(folder, split, [numbers[path][1] for path in files])
     return SplitFiles(files, left_out, _missing(list(numbers.values()), folder, split))
+
+
+def all_parquet_files(folder: Path) -> SplitFiles:
+    """All parquet files right in a folder, or in data/ or default/ below it, in order of names.
+
+    They are of one split, whatever they are called.
+    """
+    for layout in LAYOUTS:
+        files = _tables(folder / layout)
+        if files:
+            return SplitFiles(files)
+    return SplitFiles()
 
 
 def _require_different(folder: Path, split: str, places: Sequence[int]) -> None:
