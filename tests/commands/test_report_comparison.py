@@ -76,6 +76,17 @@ def test_another_headline_is_not_compared(two, capsys):
     assert "not compared: the headline is top1, and top5" in text_of(capsys, *two)
 
 
+def test_another_way_of_measuring_is_reported(two, capsys):
+    """Such as windows and scales, of which one of them may be the better."""
+    add_recognition(two[0])
+    add_recognition(two[1], seed=1)
+    assert "not by the weights alone" not in text_of(capsys, *two)
+    file = two[1] / "evaluations/step-000000100.json"
+    write_json(file, {**json.loads(file.read_text()), "protocol": "ten crops of 32"})
+    words = "; not by the weights alone: one was measured by as stored, two by ten crops of 32"
+    assert words in text_of(capsys, *two)
+
+
 def test_curves_over_each_other(two):
     add_recognition(two[0])
     add_recognition(two[1], seed=1)

@@ -156,9 +156,9 @@ def _differing(values: Sequence[Mapping[str, Any]]) -> list[Row]:
     names = dict.fromkeys(name for each in values for name in each)
     rows = []
     for name in names:
-        told = [each.get(name, MISSING) for each in values]
-        if any(value != told[0] for value in told[1:]):
-            rows.append(Row(name, [_short(value) for value in told]))
+        found = [each.get(name, MISSING) for each in values]
+        if any(value != found[0] for value in found[1:]):
+            rows.append(Row(name, [_short(value) for value in found]))
     return rows
 
 
@@ -170,9 +170,9 @@ def _short(value: Any) -> str:
 def _data(run: RunData) -> dict[str, Any]:
     """What is known of the data: names, numbers and hashes."""
     found = {name: run.recorded[name] for name in DATA if name in run.recorded}
-    told = (run.summary or {}).get("data")
-    if isinstance(told, dict):
-        found |= {f"{split} images": value for split, value in told.items()}
+    sizes = (run.summary or {}).get("data")
+    if isinstance(sizes, dict):
+        found |= {f"{split} images": value for split, value in sizes.items()}
     if run.evaluation is not None:
         found["validation images"] = run.evaluation.num_images
     return {"dataset": dataset_of(run), **found}
@@ -212,17 +212,17 @@ def _results(subjects: Sequence[Subject]) -> list[Row]:
             cells.append(text)
         rows.append(Row(name, cells))
 
-    def told(name: str, values: list[str]) -> None:
+    def add(name: str, values: list[str]) -> None:
         if any(values):
             rows.append(Row(name, values))
 
-    told("network", [network_of(run) if run else "" for run in runs])
-    told("best step", [number(run.best_step) if run and run.best_step else "" for run in runs])
+    add("network", [network_of(run) if run else "" for run in runs])
+    add("best step", [number(run.best_step) if run and run.best_step else "" for run in runs])
     times = [seconds_of(run) if run else None for run in runs]
-    told("time", [span(known[0]) if known is not None else "" for known in times])
+    add("time", [span(known[0]) if known is not None else "" for known in times])
     speeds = [images_per_s(run) if run else None for run in runs]
-    told("images/s", [number(speed) if speed is not None else "" for speed in speeds])
-    told("ended", [run.ending[1] if run else "" for run in runs])
+    add("images/s", [number(speed) if speed is not None else "" for speed in speeds])
+    add("ended", [run.ending[1] if run else "" for run in runs])
     return rows
 
 
@@ -271,7 +271,7 @@ def _verdict(first: Subject, other: Subject) -> Verdict:
             names, f"no paired bootstrap: {headline} does not follow from counts of each image",
             "unknown",
         )  # fmt: skip
-    return Verdict(names, _said(headline, found), _kind(found))
+    return Verdict(names, _said(headline, found) + _unlike(first, other), _kind(found))
 
 
 def _said(headline: str, found: Difference) -> str:
@@ -280,6 +280,18 @@ def _said(headline: str, found: Difference) -> str:
     if found.within_noise:
         return f"{text}: within noise (paired bootstrap over the same validation images)"
     return f"{text}: more than noise (paired bootstrap over the same validation images)"
+
+
+def _unlike(first: Subject, other: Subject) -> str:
+    """How two runs were measured, as the end of a sentence; empty where they were alike."""
+    ways = []
+    for subject in (first, other):
+        assert subject.run is not None and subject.run.evaluation is not None  # they are compared
+        ways.append((subject.name, subject.run.evaluation.about.get("protocol")))
+    (one, way), (two, other_way) = ways
+    if way == other_way:
+        return ""
+    return f"; not by the weights alone: {one} was measured by {way}, {two} by {other_way}"
 
 
 def _signed(name: str, value: float) -> str:
