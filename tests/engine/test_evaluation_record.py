@@ -153,13 +153,15 @@ def test_the_rows_are_of_the_weights_that_decide(tmp_path):
 def test_what_it_did_not_write_stays(tmp_path):
     train(segmentation(), Options(out=tmp_path, workers=0))
     folder = tmp_path / "evaluations"
-    for name in ("notes.txt", "step-7.npz", "step-000000002.json"):
+    half = ".evaluate.npz.writing-7", ".step-000000002.npz.writing-7"  # the command may write on
+    for name in ("notes.txt", "step-7.npz", "step-000000002.json", *half):
         (folder / name).write_text("mine")
     (tmp_path / "shown/step-000000002").mkdir(parents=True, exist_ok=True)
     (tmp_path / "shown/step-000000002/mine.txt").write_text("mine")
     keep_evaluations(tmp_path, {10})
     assert {path.name for path in folder.iterdir()} == {
         "notes.txt",
+        half[0],
         "step-7.npz",
         "step-000000010.json",
         "step-000000010.npz",

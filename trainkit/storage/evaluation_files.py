@@ -24,6 +24,8 @@ INDEX = "index.json"  # of the thumbnails, written last
 NAME = re.compile(r"step-[0-9]{9,18}")
 THUMBNAIL = re.compile(r"[0-9]+-(image|target|prediction|error)\.webp|index\.json")
 LEFT_OVER = re.compile(r"\..+\.writing-[0-9]+")  # by a process that died over it
+# by a training; what `trainkit evaluate` writes at this moment looks the same
+LEFT_OF_STEP = re.compile(rf"\.{NAME.pattern}{LEFT_OVER.pattern}")
 
 
 def name_of_step(step: int) -> str:
@@ -85,7 +87,7 @@ def keep_evaluations(run: Path, steps: Collection[int]) -> None:
     kept = {name_of_step(step) for step in steps}
     for path in _listed(run / FOLDER):
         is_old = path.suffix in (".npz", ".json") and _is_old(path.stem, kept)
-        if (is_old or LEFT_OVER.fullmatch(path.name)) and path.is_file():
+        if (is_old or LEFT_OF_STEP.fullmatch(path.name)) and path.is_file():
             path.unlink()
     for path in _listed(run / SHOWN):
         if _is_old(path.name, kept) and holds_only_thumbnails(path):

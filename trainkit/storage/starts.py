@@ -56,8 +56,13 @@ def add_start(run: Path, step: int, num_processes: int, device: str, precision: 
         "precision": precision,
         "machine": _machine(),
     }
-    with (run / NAME).open("a") as file:
-        file.write(json.dumps(start) + "\n")
+    file = run / NAME
+    before = file.read_bytes() if file.is_file() else b""
+    line = json.dumps(start) + "\n"
+    if before and not before.endswith(b"\n"):  # the last one was cut short as it was written
+        line = "\n" + line
+    with file.open("a") as starts:
+        starts.write(line)
 
 
 def read_starts(run: Path) -> tuple[list[dict[str, Any]], list[str]]:

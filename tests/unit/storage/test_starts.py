@@ -29,6 +29,15 @@ def test_a_damaged_start_is_named(tmp_path):
     ]
 
 
+def test_a_start_after_one_that_was_cut_short_is_kept(tmp_path):
+    add_start(tmp_path, step=0, num_processes=1, device="cpu", precision="no")
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('{"step": 2')  # as on a full disk
+    add_start(tmp_path, step=3, num_processes=1, device="cpu", precision="no")
+    starts, faults = read_starts(tmp_path)
+    assert [each["step"] for each in starts] == [0, 3] and len(faults) == 1
+
+
 def test_rows_of_a_log(tmp_path):
     """Sound ones are kept wherever the damage is; lines are parsed together, a thousand at once."""
     file = tmp_path / "log.jsonl"
