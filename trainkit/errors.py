@@ -130,6 +130,11 @@ def message_of(error: Exception) -> str:
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its kind where it has none, as a MemoryError."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def exit_code_of(error: Exception) -> int:
     """2 where the user is to set something right, 1 where the machine failed."""
     if limit_met(error) is not None:
@@ -279,7 +284,7 @@ def shortage_reported(work: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(
-            f"out of memory in {work}: {str(error).splitlines()[0]}. Set a smaller eval_batch_size"
+            f"out of memory in {work}: {first_line(error)}. Set a smaller eval_batch_size"
             " in the recipe, or look at less at once, with smaller scales, a smaller window or"
             " window_batch"
         ) from error

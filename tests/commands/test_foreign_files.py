@@ -99,9 +99,9 @@ def test_values_are_refused_by_name(sent, task, place, value):
     name = place.rpartition(".")[2]
     with pytest.raises(UserError) as error:
         trainkit.load(sent / task)
-    told = str(error.value)
+    message = str(error.value)
     inner = next(reversed(value)) if isinstance(value, dict) else name
-    assert inner in told and "damaged" in told
+    assert inner in message and "damaged" in message
 
 
 @pytest.mark.parametrize("task", ["recog_folder", "seg_folder"])
@@ -134,8 +134,8 @@ def test_a_files_own_place_is_not_published(home, sent, tmp_path, capsys):
     (run / "settings.json").write_text(json.dumps(settings))
     out = tmp_path / "out"
     assert main(["push", str(run), "me/it", "--folder", str(out)]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"recipe.py imports {secret / 'keys.py'}, and nothing in your cache says" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"recipe.py imports {secret / 'keys.py'}, and nothing in your cache says" in message
     assert not list(tmp_path.glob("out/keys.py"))
     shutil.copy(secret / "keys.py", run)
     shutil.rmtree(out, ignore_errors=True)

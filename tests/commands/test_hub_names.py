@@ -100,8 +100,8 @@ def test_a_download_that_breaks_off_is_resumed(hub, tmp_path):
 def test_a_download_that_always_breaks_off_ends_with_a_message(hub, tmp_path, capsys):
     hub.models["me/model"][WEIGHTS].cuts = 100
     assert predicted(tmp_path) == 1
-    told = capsys.readouterr().err
-    assert "the download of me/model from the Hugging Face Hub broke off" in told
+    message = capsys.readouterr().err
+    assert "the download of me/model from the Hugging Face Hub broke off" in message
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "model.json"])
@@ -111,10 +111,10 @@ def test_what_is_not_the_hubs_is_refused(hub, tmp_path, capsys, name, change):
     stored = hub.models["me/model"][name]
     stored.sent = change(stored.content)
     assert predicted(tmp_path / "first") == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"{name} of me/model is not what the Hugging Face Hub has" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{name} of me/model is not what the Hugging Face Hub has" in message
     bad = tmp_path / "cache" / "models--me--model" / "blobs" / stored.etag
-    assert f"Delete {bad}, and run the command again" in told
+    assert f"Delete {bad}, and run the command again" in message
     stored.sent = None
     bad.unlink()
     assert predicted(tmp_path / "then") == 0

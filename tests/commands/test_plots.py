@@ -20,9 +20,9 @@ def test_what_is_drawn(tmp_path, capsys, segmentation):
     (add_segmentation if segmentation else add_recognition)(folder)
     add_pictures(folder, segmentation=segmentation)
     assert main(["report", str(folder), "--plots"]) == 0
-    told = capsys.readouterr().out.replace("\n", "")
+    printed = capsys.readouterr().out.replace("\n", "")
     for name in PLOTS:
-        assert str(folder / name) in told
+        assert str(folder / name) in printed
         with Image.open(folder / name) as picture:
             drawn = np.asarray(picture.convert("RGB"))
         assert drawn.shape[1] >= 300 and len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1, name

@@ -64,8 +64,8 @@ def _as_arguments(options: type, positional: str | None = None, config: bool = F
             annotations[name] = POSITIONAL[kind]
     more: dict[str, Any] = {}
     if config:
-        told = tyro.conf.arg(help=CONFIG_HELP, help_behavior_hint=_default_hint)
-        annotations["config"] = Annotated[Path | None, told]
+        described = tyro.conf.arg(help=CONFIG_HELP, help_behavior_hint=_default_hint)
+        annotations["config"] = Annotated[Path | None, described]
         more["config"] = None
     members = {
         **more,

@@ -32,7 +32,7 @@ from trainkit.data.bands import WHITE, as_stored
 from trainkit.data.to_device import ToDevice
 from trainkit.display.terminal import Display
 from trainkit.engine.task_module import set_step
-from trainkit.errors import CommandFailed, UserError
+from trainkit.errors import CommandFailed, UserError, first_line
 from trainkit.files import reason
 from trainkit.models.outputs import fill_up, size_divisor
 from trainkit.options import ExportOptions
@@ -234,8 +234,9 @@ def _written(
             raise
         except Exception as error:  # exporters raise dozens of kinds for what a model cannot do
             if free == FREE[-1]:
-                told = str(error).strip().splitlines()[0]
-                raise UserError(f"{about['model']} cannot be written as {kind}: {told}") from error
+                raise UserError(
+                    f"{about['model']} cannot be written as {kind}: {first_line(error)}"
+                ) from error
     raise AssertionError("FREE is empty")
 
 

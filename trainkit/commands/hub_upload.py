@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from trainkit.errors import UserError
+from trainkit.errors import UserError, first_line
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, and take a token that may write"
 
@@ -69,7 +69,7 @@ def _errors_reported(name: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         remedy = f"; {LOG_IN}" if status in (401, 403) else ""
-        raise UserError(f"the Hub refused {name}: {str(error).splitlines()[0]}{remedy}") from error
+        raise UserError(f"the Hub refused {name}: {first_line(error)}{remedy}") from error
     except Exception as error:  # the network's errors come from several libraries
         raise UserError(
             f"{name} could not be uploaded, the Hub cannot be reached: {type(error).__name__}:"

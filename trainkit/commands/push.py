@@ -281,8 +281,8 @@ def _parsed(file: Path) -> ast.AST:
         MemoryError,
         RecursionError,
     ) as error:  # too many brackets are all of these
-        told = str(error).partition("\n")[0]
-        raise UserError(f"{file} is not Python: {told}. Put a whole copy in its place") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file} is not Python: {reason}. Put a whole copy in its place") from error
 
 
 def _dataset(recorded: dict[str, Any]) -> str | None:

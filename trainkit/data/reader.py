@@ -102,10 +102,12 @@ class Reader(Dataset):
                 if self.replacement is None:
                     if _ends_as_it_is(error):
                         raise
-                    told = str(error) if isinstance(error, ReportedError) else _naming(error, name)
+                    message = (
+                        str(error) if isinstance(error, ReportedError) else _naming(error, name)
+                    )
                     if self.remedy:
-                        told = f"{told.rstrip('.')}. {self.remedy}"
-                    raise DataError(told) from error
+                        message = f"{message.rstrip('.')}. {self.remedy}"
+                    raise DataError(message) from error
                 faults.append(
                     f"{index}, {error}" if name in str(error) else f"{index}, {name}: {error}"
                 )

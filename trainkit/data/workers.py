@@ -228,12 +228,12 @@ def worker_deaths_reported() -> Iterator[None]:
         if (limit := limit_met(error)) is not None:
             raise OSError(limit) from error
         try:
-            told = _death_behind(error)
+            message = _death_behind(error)
         except RuntimeError:  # torch raises it once for each death, anywhere in the main thread
-            told = _death_behind(error)
-        if told is None:
+            message = _death_behind(error)
+        if message is None:
             raise
-        raise ChildProcessError(told) from error
+        raise ChildProcessError(message) from error
 
 
 def _death_behind(error: BaseException) -> str | None:
@@ -285,26 +285,28 @@ def _cause_of_death(dead: dict[int, int], text: str) -> str:
         named = re.search(r"killed by signal: ([\w ]+)", text)
         known = {signal.strsignal(each): int(each) for each in signal.Signals}
         number = known.get(named.group(1).strip()) if named else None
-    told = f"data-loading worker (pid {' and '.join(map(str, pids))}) died"
+    message = f"data-loading worker (pid {' and '.join(map(str, pids))}) died"
     killer = None if number is None else signal.Signals(number).name  # Windows has few of them
     if killer is not None:
-        told += f" of {killer}"
+        message += f" of {killer}"
     elif code is not None:
-        told += f" with exit code {code}"
+        message += f" with exit code {code}"
     if killer == "SIGBUS":
-        told += ": shared memory is full. Enlarge /dev/shm, or start fewer workers with --workers"
+        message += (
+            ": shared memory is full. Enlarge /dev/shm, or start fewer workers with --workers"
+        )
     elif killer == "SIGSEGV":
-        told += ": a library crashed on an image. --workers 0 shows on which"
+        message += ": a library crashed on an image. --workers 0 shows on which"
     elif killer == "SIGTERM":
-        told += ": another process ended it"
+        message += ": another process ended it"
     elif killer == "SIGKILL" and _kills_for_memory() > _kills_before:
-        told += (
+        message += (
             ": the system killed a process meanwhile because it was out of memory (OOM). Start"
             " fewer workers with --workers, or read smaller images"
         )
     elif killer == "SIGKILL":
-        told += ": somebody, or the system, killed it (`dmesg` tells why where the system did)"
-    return f"{told}. The same command resumes from the last checkpoint"
+        message += ": somebody, or the system, killed it (`dmesg` tells why where the system did)"
+    return f"{message}. The same command resumes from the last checkpoint"
 
 
 def _kills_for_memory() -> int:

@@ -17,7 +17,7 @@ from accelerate.utils import AORecipeKwargs, parse_flag_from_env
 from trainkit.distributed.fsdp import kept_from_accelerate
 from trainkit.distributed.host import keep_freed_memory, use_all_cores
 from trainkit.distributed.launcher import end_with_launcher, rank
-from trainkit.errors import UserError, causes
+from trainkit.errors import UserError, causes, first_line
 
 REFUSED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": (
@@ -134,11 +134,10 @@ def lost_processes_reported() -> Iterator[None]:
         failed = next((each for each in causes(error) if _is_of_the_group(each)), None)
         if failed is None:
             raise
-        words = (str(failed) or type(failed).__name__).splitlines()[0]
         raise ConnectionError(
             f"process {rank()} of {processes}, on {socket.gethostname()}, lost the others: one has"
-            f" ended, or the network between them has ({words}). The same command resumes from the"
-            " last checkpoint"
+            f" ended, or the network between them has ({first_line(failed)}). The same command"
+            " resumes from the last checkpoint"
         ) from error
 
 

@@ -172,18 +172,18 @@ def raise_refusal(model: nn.Module, error: Exception) -> None:
     """Raise what `refusals_reported` raises in place of an error; return where it is another."""
     if not isinstance(error, (AssertionError, ValueError, RuntimeError)):
         return
-    told = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     name = type(model).__name__
-    if "Expected more than 1" in told and "when training" in told:
+    if "Expected more than 1" in message and "when training" in message:
         raise UserError(
             f"a batch norm or instance norm of {name} has one value per channel, of which there"
-            f" is no variance ({told}): a forward pass of one image, or images too small. Give"
+            f" is no variance ({message}): a forward pass of one image, or images too small. Give"
             " another batch_size or micro_batch that leaves no single image, drop_last=True in"
             " the recipe where it is the last batch of an epoch, or larger images"
         ) from error
-    if SIZES.search(told) and _raised_by_package(error):
+    if SIZES.search(message) and _raised_by_package(error):
         raise UserError(
-            f"{name} does not take images like these: {told}. Give the size that it is built"
+            f"{name} does not take images like these: {message}. Give the size that it is built"
             " for, or build it for this one (timm: img_size or dynamic_img_size); for"
             " segmentation its attribute size_divisor says what both sides must be divisible"
             " by, and evaluations fill images up to it"

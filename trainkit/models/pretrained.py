@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from trainkit.errors import UserError
+from trainkit.errors import UserError, first_line
 
 _WANTED = ContextVar("wanted", default=True)
 
@@ -81,7 +81,7 @@ def load_pretrained(
     except (URLError, OSError, RuntimeError, UnpicklingError) as error:
         raise UserError(
             f"cannot get the pretrained weights {weights} from {weights.url}"
-            f" ({str(error).splitlines()[0]}). Put the file at {file}, or start from random weights"
+            f" ({first_line(error)}). Put the file at {file}, or start from random weights"
             " with --no-pretrained"
         ) from error
     state = (

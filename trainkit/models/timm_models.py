@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from trainkit.errors import UserError
+from trainkit.errors import UserError, first_line
 from trainkit.models.pretrained import offline_where_unreachable, wanted
 
 
@@ -84,7 +84,7 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
         raise
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"cannot get the pretrained weights of {name} ({str(error).splitlines()[0]}). Fill the"
+            f"cannot get the pretrained weights of {name} ({first_line(error)}). Fill the"
             " Hugging Face cache where there is a network, or start from random weights with"
             " --no-pretrained"
         ) from error

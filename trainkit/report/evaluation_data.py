@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trainkit.errors import first_line
 from trainkit.storage import checked_json
 from trainkit.storage.checked_json import COUNT, STRING, Fault, Kind, maybe, or_none
 
@@ -202,8 +203,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except UNREADABLE as error:
-        told = (str(error) or type(error).__name__).splitlines()[0]
-        raise Fault(f"{file.name} cannot be read ({told})") from error
+        raise Fault(f"{file.name} cannot be read ({first_line(error)})") from error
 
 
 def counts_of_headline(

@@ -14,6 +14,7 @@ from trainkit.report.recipe_defaults import read_defaults
 from trainkit.report.run_data import RunData, metrics_of
 from trainkit.report.statistics import headline_interval, headline_value
 from trainkit.report.wording import number, setting, shown, span
+from trainkit.storage.checked_json import is_number
 
 UNKNOWN = object()
 NAMES_OF_NETWORKS = ("model", "network", "backbone", "encoder", "decoder")
@@ -56,7 +57,7 @@ def seconds_of(run: RunData) -> tuple[float, int] | None:
         return run.summary["seconds"], run.summary["steps"]
     for row in reversed(run.evaluations):
         seconds = row.get("seconds")
-        if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
+        if is_number(seconds):
             return seconds, row["step"]
     return None
 
@@ -65,8 +66,8 @@ def images_per_s(run: RunData) -> float | None:
     """Images per second over the whole run, else the median of the log's rows."""
     if run.summary is not None:
         return run.summary["images_per_s"]
-    told = [row.get("images_per_s") for row in run.steps]
-    known = [each for each in told if isinstance(each, (int, float)) and np.isfinite(each)]
+    values: list[Any] = [row.get("images_per_s") for row in run.steps]
+    known = [each for each in values if is_number(each)]
     return float(np.median(known)) if known else None
 
 
@@ -84,9 +85,10 @@ def interval_of(run: RunData) -> tuple[float, float] | None:
         value = headline_value(data, bare(headline))
         if value is not None and math.isclose(value, run.best, abs_tol=1e-5):
             return headline_interval(data, bare(headline))
-    told = (run.results or {}).get(f"{headline}_95")
-    if isinstance(told, list) and len(told) == 2 and (run.results or {}).get(headline) == run.best:
-        return tuple(told)
+    measured = run.results or {}
+    interval = measured.get(f"{headline}_95")
+    if isinstance(interval, list) and len(interval) == 2 and measured.get(headline) == run.best:
+        return tuple(interval)
     return None
 
 
@@ -127,8 +129,8 @@ def _tile(what: str, value: str, more: str, main: bool = False) -> dict[str, Any
 def _cost(run: RunData, seconds: float) -> dict[str, Any]:
     """GPU-hours; of a run without a GPU hours of its processes."""
     start = run.starts[-1] if run.starts else None
-    told = (run.summary or {}).get("num_processes", 1)
-    processes = start["num_processes"] if start is not None else told
+    summarized = (run.summary or {}).get("num_processes", 1)
+    processes = start["num_processes"] if start is not None else summarized
     hours = f"{seconds * processes / 3600:.3g}"
     if start is None:
         return _tile("cost", f"{hours} h", "hours times processes")
@@ -145,8 +147,8 @@ def warnings_of(run: RunData) -> list[str]:
     """What a reader of the report must know: damage, warnings of the training, skipped images."""
     found = list(run.faults)
     summary = run.summary or {}
-    told = summary.get("warnings", [])
-    found += [str(line) for line in told] if isinstance(told, list) else []
+    lines = summary.get("warnings", [])
+    found += [str(line) for line in lines] if isinstance(lines, list) else []
     found += [_failure(run, report) for report in run.failures]
     if summary.get("skipped_steps"):
         skipped = counted(summary["skipped_steps"], "step")
@@ -167,9 +169,9 @@ def _failure(run: RunData, report: dict[str, Any]) -> str:
     parts = (
         [f"{name} {value}" for name, value in losses.items()] if isinstance(losses, dict) else []
     )
-    told = ", ".join([*parts, f"gradient norm {report.get('grad_norm')}"])
+    values = ", ".join([*parts, f"gradient norm {report.get('grad_norm')}"])
     command = f"trainkit replay {shlex.quote(str(run.folder))} --step {report['step']}"
-    return f"step {report['step']:,} was not finite ({told}); `{command}` runs it again"
+    return f"step {report['step']:,} was not finite ({values}); `{command}` runs it again"
 
 
 def results(run: RunData) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import trainkit
-from trainkit.errors import UserError
+from trainkit.errors import UserError, first_line
 from trainkit.storage.shipped import shipped
 
 DEEPEST = 8  # recipes and constants that are imported from one another
@@ -55,7 +55,7 @@ def read_defaults(recipe: Path, beside: Path | None = None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{recipe} cannot be read: {error.strerror or error}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{recipe} is not Python: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{recipe} is not Python: {first_line(error)}") from error
     return _defaults(module, "recipe", folders, 0)
 
 

@@ -118,8 +118,8 @@ class CheckpointWriter:
                 self.folder, self.keep, {checkpoint.checkpoint_path(self.folder, step), *protected}
             )
         except OSError as error:
-            told = f"old checkpoints in {self.folder} cannot be removed: {files.reason(error)}"
-            self._errors.append(OSError(told))
+            message = f"old checkpoints in {self.folder} cannot be removed: {files.reason(error)}"
+            self._errors.append(OSError(message))
 
     def wait(self) -> None:
         """Wait until nothing is being written or removed."""

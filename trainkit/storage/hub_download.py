@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from trainkit.errors import MissingFileError, UserError
+from trainkit.errors import MissingFileError, UserError, first_line
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WANTED = ("*.json", "*.jsonl", "*.safetensors", "*.py", "README.md")  # no pickles
@@ -50,8 +50,8 @@ def downloaded(name: str) -> Path:
             " Hub cannot be reached: correct the name, or download it where there is a network"
         ) from error
     except HfHubHTTPError as error:
-        told = str(error).splitlines()[0]
-        raise UserError(f"the Hugging Face Hub does not give {name}: {told}") from error
+        reason = first_line(error)
+        raise UserError(f"the Hugging Face Hub does not give {name}: {reason}") from error
     except OSError:  # of the disk
         raise
     except Exception as error:  # of the HTTP library below, which is another in each version

@@ -110,10 +110,10 @@ def require_savable(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise UserError(
             f"no checkpoint can hold this training: {type(model).__name__} does not take up its own"
-            f" state dict, as a resume would have it: {told[:400]}"
+            f" state dict, as a resume would have it: {reason[:400]}"
         ) from error
 
 

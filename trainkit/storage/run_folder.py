@@ -248,10 +248,10 @@ class RunFolder:
         """Add to `bad_images.txt` those lines that it has not yet, and return them."""
         known = read_bad_images(self.folder)
         # Names may hold bytes that are no UTF-8; they are escaped.
-        told = (
+        shown = (
             " ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in lines
         )
-        new = [line for line in dict.fromkeys(told) if line not in known]
+        new = [line for line in dict.fromkeys(shown) if line not in known]
         with (self.folder / "bad_images.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in new)
         return new

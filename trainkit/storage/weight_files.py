@@ -97,14 +97,14 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
             " torch.save(model.state_dict(), ...), or with safetensors"
         ) from error
     except Exception as error:  # of a file cut short or damaged torch's reader raises many a kind
-        told = str(error).partition("\n")[0] or "it ends too soon"
+        reason = str(error).partition("\n")[0] or "it ends too soon"
         for kind, what in OTHER_KINDS.items():
-            if kind in told:
+            if kind in reason:
                 raise UserError(
                     f"{path} is {what}, which is not read: save model.state_dict() of it"
                 ) from error
         raise UserError(
-            f"{path} cannot be read as weights: {type(error).__name__}: {told}. Is it whole? Copy"
+            f"{path} cannot be read as weights: {type(error).__name__}: {reason}. Is it whole? Copy"
             " or download it again"
         ) from error
     named, lines = _chosen(content, path, key)

@@ -59,7 +59,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     See `_readings`.
     """
     ours = model.state_dict()
-    told, names = _best_reading(model, ours, weights)
+    reported, names = _best_reading(model, ours, weights)
     named = {new: weights[old] for old, new in names.items()}
     shared = [name for name in ours if name in named]
     shape_mismatches = [name for name in shared if not _in_shape(named[name], ours[name])]
@@ -82,7 +82,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
             for name in shape_mismatches
         ],
         [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
-        told,
+        reported,
     )
 
 
@@ -124,9 +124,9 @@ def _best_reading(
 ) -> tuple[str | None, dict[str, str]]:
     """The first of `_readings` by which most names and shapes fit."""
     best: tuple[int, str | None, dict[str, str]] = (-1, None, {})
-    for told, names in _readings(model, ours, list(weights)):
+    for reported, names in _readings(model, ours, list(weights)):
         fits = sum(new in ours and _in_shape(weights[old], ours[new]) for old, new in names.items())
-        best = (fits, told, names) if fits > best[0] else best
+        best = (fits, reported, names) if fits > best[0] else best
     return best[1:]
 
 

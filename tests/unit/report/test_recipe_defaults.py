@@ -37,5 +37,8 @@ def test_what_is_not_python_is_refused(tmp_path):
     (tmp_path / "one.py").write_text("def recipe(:")
     with pytest.raises(UserError, match="is not Python"):
         read_defaults(tmp_path / "one.py")
+    (tmp_path / "deep.py").write_text("x = " + 100_000 * "-" + "1")  # for which Python has no words
+    with pytest.raises(UserError, match="deep.py is not Python: MemoryError"):
+        read_defaults(tmp_path / "deep.py")
     with pytest.raises(UserError, match="cannot be read"):
         read_defaults(tmp_path / "none.py")

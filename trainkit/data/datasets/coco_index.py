@@ -83,7 +83,7 @@ def _build(
     classes = {category: place for place, category in enumerate(categories, start=1)}
     images: dict[int, tuple[str, int, int]] = {}
     objects: dict[int, list[tuple]] = {}
-    told = 0
+    reported = 0
     try:
         text = read_text(file)
         for key, element, end in elements(text):
@@ -91,9 +91,9 @@ def _build(
                 images[element["id"]] = element["file_name"], element["height"], element["width"]
             elif key == "annotations" and element["category_id"] in classes:
                 objects.setdefault(element["image_id"], []).append(_object(element, classes))
-            if progress is not None and end - told > len(text) // 200:
-                told = end
-                progress(told, len(text))
+            if progress is not None and end - reported > len(text) // 200:
+                reported = end
+                progress(reported, len(text))
         if not images:
             raise UserError("it has no images")
         _require_sizes(images, objects)
