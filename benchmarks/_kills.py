@@ -371,8 +371,8 @@ def one_run(
                 shutil.copytree(work, work.with_name(f"fault-{number}"), dirs_exist_ok=True)
                 break
         if not faults:
-            told = difference(story(folder), reference["story"])
-            faults += [f"not as never killed: {told}"] if told else []
+            differs = difference(story(folder), reference["story"])
+            faults += [f"not as never killed: {differs}"] if differs else []
             if faults:
                 shutil.copytree(work, work.with_name(f"fault-{number}"), dirs_exist_ok=True)
     finally:

@@ -84,8 +84,8 @@ def main() -> None:
         results.put(name, "checkpointed", "MiB", round(after))
         results.put(name, "bit-equal", "", "yes" if equal else "**no**")
         results.put(name, "blocks", "", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-        told = "equal" if equal else "UNEQUAL"
-        print(f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {told}  {dict(kinds)}", flush=True)
+        verdict = "equal" if equal else "UNEQUAL"
+        print(f"{name:40} {before:8.0f} MiB {after:8.0f} MiB  {verdict}  {dict(kinds)}", flush=True)
     results.write(asked.results)
 
 

@@ -440,8 +440,8 @@ def run(
         if report.exists()
         else {"faults": {"unreadable": []}, "warned": []}
     )
-    told = {Path(each["name"]).name for each in found["faults"]["unreadable"]}
-    for way, those in (("training", skipped), ("doctor", told)):
+    named = {Path(each["name"]).name for each in found["faults"]["unreadable"]}
+    for way, those in (("training", skipped), ("doctor", named)):
         unnamed += [
             f"{name}: {way}: {'not' if name in bad else 'wrongly'} called bad"
             for name in sorted(bad ^ those)
@@ -449,7 +449,7 @@ def run(
     counts.update(
         {
             "skipped by training": len(skipped),
-            "named by doctor": len(told),
+            "named by doctor": len(named),
             "warned": len(found["warned"]),
         }
     )
@@ -475,7 +475,7 @@ def main() -> int:
         for key, value in part.items():
             whole[key] += value
         print(f"{min(begin + asked.portion, asked.files)} files: {len(whole['crashes'])} crashes, "
-              f"{len(whole['unnamed'])} without a name or not told alike", flush=True)  # fmt: skip
+              f"{len(whole['unnamed'])} without a name or unlike reports", flush=True)  # fmt: skip
     versions = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

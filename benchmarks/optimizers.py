@@ -116,12 +116,12 @@ def main() -> None:
     equal = sum(each == "bit-equal" for each in found.values())
     refused = sum(each.startswith("refused") for each in found.values())
     versions = f"torch {torch.__version__.partition('+')[0]}, timm {timm.__version__}"
-    told = (
+    line = (
         f"{len(found)} optimizers and variants: {equal} bit-equal, {refused} refused by name at the"
         " start, "
     )
-    told += f"{len(found) - equal - refused} otherwise ({versions}, CPU)"
-    print(told)
+    line += f"{len(found) - equal - refused} otherwise ({versions}, CPU)"
+    print(line)
     results = Results("optimizers", "torch", "timm", "prodigyopt", "schedulefree")
     for name, what in found.items():
         results.put(name, "trained, killed, resumed", "", what)

@@ -118,7 +118,7 @@ def resumed(accelerator: Accelerator, build: Builder) -> str:
                 (parts / "summary.json").unlink()
             accelerator.wait_for_everyone()
             train(recipe(build), Options(out=parts, checkpoint_every=2, **options))
-        told = differs(whole, parts)
+        difference = differs(whole, parts)
     except ValueError as error:
         return f"refused: {error}"
     finally:
@@ -127,7 +127,7 @@ def resumed(accelerator: Accelerator, build: Builder) -> str:
             shutil.rmtree(place)
     if accelerator.is_main_process and f"resuming from step-{LEFT:09d}" not in shown.getvalue():
         return "NOT RESUMED"
-    return "bit-equal" if told is None else f"DIFFERENT: {told}"
+    return "bit-equal" if difference is None else f"DIFFERENT: {difference}"
 
 
 def main() -> None:
@@ -150,11 +150,11 @@ def main() -> None:
             sum(went.startswith(what) for _, went in found) for what in ("bit-equal", "refused")
         ]
         others = len(found) - sum(counts)
-        told = (
+        line = (
             f"{len(found)} optimizers: {counts[0]} bit-equal, {counts[1]} refused, {others}"
             " otherwise"
         )
-        print(told)
+        print(line)
         results = Results("sharded_resume", "torch", "timm", "prodigyopt", "schedulefree")
         results.head["command"] = "torchrun --nproc-per-node 2 benchmarks/sharded_resume.py"
         for name, went in found:

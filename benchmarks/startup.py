@@ -84,7 +84,7 @@ def write_images(folder: Path) -> None:
 
 
 def until_stepped(command: list[str]) -> None:
-    """Start the command, and end it when it has told of a step."""
+    """Start the command, and end it when it has reported a step."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

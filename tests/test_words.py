@@ -147,6 +147,12 @@ def test_tests_are_named_by_the_same_words():
     assert len(names) > 1000 and not [name for name in names if re.search(old, name)]
 
 
+@pytest.mark.parametrize("place", ["trainkit", "recipes", "tests", "benchmarks"])
+def test_no_variable_has_the_old_word_for_reported(place):
+    found = [file for file in texts(place) if file.suffix == ".py" and "told" in read(file)[1]]
+    assert texts(place) and not found
+
+
 def test_phrases_are_found_across_lines(tmp_path):
     (tmp_path / "page.md").write_text(
         "A loss that is\nno number.\n\nGoing on, label maps; a resume of a mask.\n"

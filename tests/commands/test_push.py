@@ -233,13 +233,13 @@ def test_a_folder_is_no_name_on_the_hub_wherever_it_is_pushed_from(tmp_path, mon
     """
     (tmp_path / "datasets" / "ade20k").mkdir(parents=True)
     (tmp_path / "elsewhere" / "owner" / "photos").mkdir(parents=True)
-    for data, told in (("datasets/ade20k", None), ("owner/photos", "owner/photos")):
+    for data, published in (("datasets/ade20k", None), ("owner/photos", "owner/photos")):
         monkeypatch.chdir(tmp_path)
         run = trained(tmp_path, "--data", data, "--resume", "never")
         monkeypatch.chdir(tmp_path / "elsewhere")
-        assert main(["push", str(run), "me/toy", "--folder", f"pub-{told}".replace("/", "-")]) == 0
-        pub = Path(f"pub-{told}".replace("/", "-"))
-        assert ModelCard.load(pub / "README.md").data.datasets == told
+        pub = Path(f"pub-{published}".replace("/", "-"))
+        assert main(["push", str(run), "me/toy", "--folder", str(pub)]) == 0
+        assert ModelCard.load(pub / "README.md").data.datasets == published
         assert str(tmp_path) not in (pub / "settings.json").read_text()
 
 

@@ -126,7 +126,7 @@ class Outer:
     size: Size = Size(1, 2)
     mode: Literal["a", 3] = "a"
     either: int | Path = 0
-    told: Annotated[tuple[float, Color], "told"] = (0.5, Color.BLUE)
+    both: Annotated[tuple[float, Color], "a note"] = (0.5, Color.BLUE)
 
 
 NUMBERS = st.floats(allow_nan=False)
@@ -137,7 +137,7 @@ OUTERS = st.builds(
     inner=st.none() | INNERS,
     by_epoch=st.dictionaries(st.integers(), NUMBERS),
     either=st.integers() | st.text().map(Path),
-    told=st.tuples(NUMBERS, st.sampled_from(Color)),
+    both=st.tuples(NUMBERS, st.sampled_from(Color)),
 )
 
 

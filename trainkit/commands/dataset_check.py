@@ -124,7 +124,7 @@ def untransformed(data: SizedDataset) -> tuple[SizedDataset, str | None]:
         return put_in(info.data, layer, layer), f"{name} cannot be read with transform = None"
     except Exception as error:
         if not is_unusable(error):
-            raise  # anything else is found again, and told, when all are read
+            raise  # anything else is found again, and reported, when all are read
     return put_in(info.data, layer, bare), None
 
 

@@ -106,8 +106,8 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
         if run.best_step is not None:
             of = f"of {run.total_steps:,}" if run.total_steps else ""
             found.append(_tile("best step", f"{run.best_step:,}", of))
-    told = seconds_of(run)
-    seconds, step = (None, None) if told is None else told
+    known = seconds_of(run)
+    seconds, step = (None, None) if known is None else known
     if seconds is not None:
         until = f"until step {step:,}" if step != run.last_step else f"{step:,} steps"
         found.append(_tile("time", span(seconds), until))

@@ -87,7 +87,7 @@ REPORT = {
     "channels_last": TRUTH,
     "tf32": TRUTH,
     "batch": maybe(STRING),
-    "static_graph": maybe(TRUTH),  # not told before these were
+    "static_graph": maybe(TRUTH),  # runs before these say nothing of them
     "activation_checkpointing": maybe(TRUTH),
     "init": maybe(Kind("a file of weights and its SHA-256", _is_init)),
 }

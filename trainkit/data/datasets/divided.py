@@ -227,14 +227,14 @@ def with_sides(whole: Whole, sides: Sequence[str]) -> Whole:
 
 
 def require_one_side(
-    names: Sequence[str], sides: Sequence[str], told: Callable[[int], str]
+    names: Sequence[str], sides: Sequence[str], where: Callable[[int], str]
 ) -> None:
     """Check that no image is in both train and val.
 
     Args:
         names: of the images, each in one spelling.
         sides: of each.
-        told: words for the image at a place, and where it is listed.
+        where: words for the image at a place, and where it is listed.
 
     Raises:
         UserError: one is.
@@ -247,5 +247,5 @@ def require_one_side(
         if sides[before] != side:
             raise UserError(
                 f"one image is in both {sides[before]} and {side}, and would be evaluated after it"
-                f" was trained on: {told(before)}, and {told(place)}; remove one"
+                f" was trained on: {where(before)}, and {where(place)}; remove one"
             )
