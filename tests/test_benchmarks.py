@@ -20,6 +20,7 @@ SMALL = {
     "memory": "--size 32 --rounds 1 --only loss,~bfloat16:~trainkit",
     "optimizers": "torch.optim.AdamW",
     "scaling": "--images 3 --gb 0.001 --rounds 1 --steps 10",
+    "reports": "--rows 200 --images 50 --rounds 1",
     "sliding_window": "--images 1 --rounds 1 --batches 1 4 --window 32",
     "startup": "--rounds 1",
     "step_overhead": "--work mlp --loops bare trainkit_held --seconds 1 --batch 4",

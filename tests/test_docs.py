@@ -68,6 +68,20 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def test_pictures_are_small_and_shown():
+    """Those of the docs are made by a program that stands beside them, and each is in a page."""
+    pictures = ROOT / "docs/pictures"
+    made = load_file("make_pictures", pictures / "make.py")
+    names = {f"{name}.webp" for name in (*made.DRAWN, *made.SHOTS)}
+    assert {path.name for path in pictures.glob("*.*")} == {"make.py", *names}
+    text = "".join(page.read_text() for page in PAGES)
+    for name in names:
+        with Image.open(pictures / name) as picture:
+            assert picture.format == "WEBP" and picture.width <= made.WIDEST
+        assert (pictures / name).stat().st_size < 100_000
+        assert f"pictures/{name})" in text, name
+
+
 def resolved(name: str) -> object:
     """trainkit.losses.pixelwise.Focal: the module, then what is in it."""
     module, rest = "trainkit", name.split(".")[1:]

@@ -75,7 +75,9 @@ def _spread(steps: Sequence[int], most: int, best: int | None) -> list[int]:
     chosen = {steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)}
     if best is not None and best in steps and best not in chosen:
         inner = [step for step in chosen if step not in (steps[0], steps[-1])]
-        chosen -= {min(inner, key=lambda step: abs(step - best))} if inner else set()
+        distances = {abs(step - best): step for step in inner}
+        if distances:
+            chosen.remove(distances[min(distances)])
         chosen.add(best)
     return sorted(chosen)
 

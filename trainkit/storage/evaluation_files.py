@@ -157,9 +157,8 @@ def strays(run: Path) -> list[Path]:
         if not (of_ours and holds_only_thumbnails(path)):
             found.append(path)
     for path in _listed(run / PREVIEW):
-        of_ours = _preview_step(path) is not None and (
-            path.is_file() if path.suffix else holds_only_thumbnails(path)
-        )
-        if not (of_ours or (path.is_file() and LEFT_OVER.fullmatch(path.name))):
+        is_whole = path.is_file() if path.suffix else holds_only_thumbnails(path)
+        is_preview = is_whole and _preview_step(path) is not None
+        if not (is_preview or (path.is_file() and LEFT_OVER.fullmatch(path.name))):
             found.append(path)
     return found
