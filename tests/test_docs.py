@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from helpers.logs import rows
 from helpers.processes import ROOT, forked
 from trainkit.cli import main
 from trainkit.data.spawning import load_file
+from trainkit.options import EvaluateOptions, Options
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables
@@ -107,6 +109,13 @@ def test_names_in_the_docs_are_there(page):
 def test_a_name_that_is_not_there_is_found():
     with pytest.raises(AttributeError):
         resolved("trainkit.losses.pixelwise.Nothing")
+
+
+@pytest.mark.parametrize("options", [Options, EvaluateOptions])
+def test_every_option_is_in_the_docs(options):
+    text = (ROOT / "docs/commands.md").read_text()
+    flags = [field.name.replace("_", "-") for field in fields(options)]
+    assert not [flag for flag in flags if not re.search(rf"`--(no-)?{flag}\b", text)]
 
 
 def test_the_recipe_of_the_docs_runs(tmp_path):
