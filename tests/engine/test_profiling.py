@@ -3,13 +3,10 @@
 import gzip
 import json
 import re
-from dataclasses import replace
-
-import torch
 
 from helpers.logs import assert_bit_equal
-from helpers.slow import SlowImages, SlowNet
-from helpers.toy_recipes import Images, recognition, run
+from helpers.slow import SlowImages, slow_recognition
+from helpers.toy_recipes import run
 from trainkit import Options, train
 
 FORWARD_S, DATA_S = 0.02, 0.005  # of a step, of an image
@@ -17,12 +14,7 @@ FORWARD_S, DATA_S = 0.02, 0.005  # of a step, of an image
 
 def test_a_trace_and_a_table_by_kind(tmp_path, capsys):
     """Forward and reading take what they sleep; evaluations within the steps are apart."""
-    model = SlowNet(FORWARD_S)
-    recipe = replace(
-        recognition(train_data=SlowImages(24, DATA_S), epochs=9, val_data=Images(4, augment=False)),
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
-    )
+    recipe = slow_recognition(SlowImages(24, DATA_S), FORWARD_S, epochs=9)
     train(recipe, Options(out=tmp_path, workers=0, profile=True))
     printed = capsys.readouterr().out
     (file,) = (tmp_path / "profile").iterdir()

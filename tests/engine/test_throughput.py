@@ -1,16 +1,12 @@
 """What the log says of speed: images/s, waiting for data, memory."""
 
-from dataclasses import replace
-
 import psutil
 import pytest
-import torch
 from accelerate import Accelerator
 
 from helpers.interruptions import resume
 from helpers.logs import rows
-from helpers.slow import SlowImages, SlowNet
-from helpers.toy_recipes import Images, recognition
+from helpers.slow import SlowImages, slow_recognition
 from trainkit import Options, train
 from trainkit.engine.state import TrainState
 from trainkit.engine.throughput import Throughput
@@ -21,13 +17,9 @@ STEPS, PAUSE = 120, 0.01
 @pytest.mark.parametrize("slow", ["data", "network"])
 def test_a_row_says_how_long_data_were_waited_for(tmp_path, capsys, slow):
     """Shares in both directions, by pauses that are known; and one line of advice where it is."""
-    model = SlowNet(PAUSE if slow == "network" else 0)
+    forward_s = PAUSE if slow == "network" else 0
     data = SlowImages(STEPS, PAUSE if slow == "data" else 0, augment=False)
-    recipe = replace(
-        recognition(train_data=data, batch_size=1, epochs=1, val_data=Images(1, augment=False)),
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
-    )
+    recipe = slow_recognition(data, forward_s, batch_size=1, epochs=1)
     train(recipe, Options(out=tmp_path, workers=0, log_every=10))
     found = rows(tmp_path)
     for row in found:

@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
-from helpers.toy_recipes import CLASSES, Images
+from helpers.toy_recipes import CLASSES, Images, recognition
+from trainkit import Recipe
 
 _WAITS: dict[str, tuple[str, float]] = {}
 
@@ -61,3 +63,13 @@ class SlowNet(nn.Module):
         if self.training:
             time.sleep(self.seconds)
         return self.head(x.mean((2, 3)))
+
+
+def slow_recognition(data: Images, forward_s: float, **changes) -> Recipe:
+    """A recognition by `SlowNet`, evaluated on few images."""
+    model = SlowNet(forward_s)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    val_data = Images(4, augment=False)
+    return recognition(
+        train_data=data, val_data=val_data, model=model, optimizer=optimizer, **changes
+    )
