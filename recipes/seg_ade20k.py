@@ -85,9 +85,10 @@ def segmentation(
 
     Args:
         data: the unpacked ADEChallengeData2016.zip
-        model: the network
+        model: the network; unet and those after it are segmentation_models_pytorch's
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains
-            on a laptop
+            on a laptop; of segmentation_models_pytorch's networks one of its encoders or
+            "timm:" and a name of timm's
         pretrained: start the backbone from published ImageNet weights
         lr: learning rate of the backbone, for 16 images a batch
         batch_size: images of one step, over all processes
@@ -98,7 +99,8 @@ def segmentation(
             head
         se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no
             such head
-        head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it
+        head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
+            segmentation_models_pytorch's networks
         loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: photometric distortion of training crops: brightness, contrast, saturation and
             hue

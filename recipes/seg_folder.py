@@ -83,7 +83,9 @@ def recipe(
             the training images
         std: of each channel; None: likewise
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with
-            lraspp), or "small", which has no published weights and trains on a laptop
+            lraspp), or "small", which has no published weights and trains on a laptop; of
+            segmentation_models_pytorch's networks one of its encoders or "timm:" and a name of
+            timm's
         lr: learning rate of the backbone
         long_side: long side of an image before the random scale of 0.5 to 2, and in evaluation
         head_lr_mult: factor of the learning rate outside the backbone, when it is pretrained

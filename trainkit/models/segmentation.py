@@ -14,10 +14,15 @@ from trainkit.models.encnet import EncNet
 from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
+from trainkit.models.smp_networks import DECODERS, smp_network
 from trainkit.models.upernet import UPerNet
 from trainkit.settings.rebuildable import rebuildable
 
-Segmenter = Literal["fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp"]
+Segmenter = Literal[
+    "fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp",
+    # of segmentation_models_pytorch
+    "unet", "unetplusplus", "fpn", "manet", "linknet", "pan", "deeplabv3plus", "segformer", "dpt",
+]  # fmt: skip
 
 MOBILE = "mobilenet_v3_large"  # torchvision dilates it for LR-ASPP alone
 
@@ -36,22 +41,27 @@ def segmenter(
 ) -> nn.Module:
     """Build the network `name` on a backbone by name, at stride 8, UPerNet at 32.
 
+    Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them.
+
     Args:
         name: of the network.
         num_classes: how many classes there are.
         backbone: see `trainkit.models.backbones`; of lraspp also "mobilenet_v3_large", as
-            torchvision has it.
+            torchvision has it; of segmentation_models_pytorch's networks one of its encoders, or
+            "timm:" and a name of timm's.
         pretrained: start the backbone from published ImageNet weights.
-        aux: an auxiliary FCN head on the last map but one, which lraspp does not have.
+        aux: an auxiliary FCN head on the last map but one, see `has_aux`.
         se: of EncNet: whether it predicts which classes occur.
         lateral: of EncNet: c2 and c3 beside c4.
         channels: width of the heads of EncNet, PSPNet and UPerNet; those of torchvision's FCN,
-            DeepLabV3 and LR-ASPP follow from the backbone.
+            DeepLabV3 and LR-ASPP follow from the backbone, and SMP's are its own.
         image_channels: of the images, to which published weights are adapted, see `take_channels`.
 
     Raises:
         UserError: the backbone is unknown, or its weights cannot be downloaded.
     """
+    if name in DECODERS:
+        return smp_network(name, num_classes, backbone, pretrained, image_channels)
     heads = {"aux": aux, "se": se, "lateral": lateral}
     network = _for_three_channels(name, num_classes, backbone, pretrained, channels, **heads)
     take_channels(network, image_channels, pretrained)
@@ -101,7 +111,7 @@ def _lraspp(num_classes: int, backbone: str, pretrained: bool) -> nn.Module:
 
 def has_aux(model: Segmenter) -> bool:
     """Whether the network can have an auxiliary head."""
-    return model != "lraspp"
+    return model != "lraspp" and model not in DECODERS
 
 
 def encoding_weight(model: Segmenter, asked: float | None) -> float:
