@@ -104,6 +104,44 @@ def test_values_are_refused_by_name(sent, task, place, value):
     assert inner in message and "damaged" in message
 
 
+@pytest.mark.parametrize(
+    "task, changed",
+    [
+        ("recog_folder", {"num_classes": 1_000_000, "name": "resnet50"}),  # 8 GB
+        ("recog_folder", {"num_classes": 1_000_000, "name": "vgg16"}),  # 16 GB
+        ("recog_folder", {"name": "timm:vit_large_patch16_224"}),  # 1.2 GB
+        ("seg_folder", {"name": "upernet", "channels": 65_536, "backbone": "resnet50"}),
+    ],
+)
+def test_a_network_far_larger_than_its_weights(sent, task, changed, capsys):
+    """Each value may be one of a network; it is refused before its memory is written."""
+    file = sent / task / "model.json"
+    content = json.loads(file.read_text())
+    content["network"]["arguments"] |= changed
+    file.write_text(json.dumps(content))
+    words = f"model.json of {sent / task} describes a network of more than"
+    with pytest.raises(UserError, match=words) as error:
+        trainkit.load(sent / task)
+    assert re.search(r"and its weights, .*model.safetensors, are \d.\d MiB", str(error.value))
+    if task == "seg_folder":
+        out = ["--out", str(sent / "out")]
+        for command in (["predict", str(sent / task), "photo.png"], ["export", str(sent / task)]):
+            assert main([*command, *out]) == 2
+            assert words in " ".join("".join(capsys.readouterr()).split())
+        assert not (sent / "out").exists()
+
+
+def test_an_evaluation_of_a_network_far_larger_than_its_weights(sent, capsys):
+    """Settings of a run from elsewhere, by which its recipe builds the network."""
+    file = sent / "recog_folder" / "settings.json"
+    content = json.loads(file.read_text())
+    content["settings"] |= {"model": "timm:vit_large_patch16_224"}
+    file.write_text(json.dumps(content))
+    assert main(["evaluate", str(sent / "recog_folder"), *FAST]) == 2
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert f"{file} describes a network of more than" in shown
+
+
 @pytest.mark.parametrize("task", ["recog_folder", "seg_folder"])
 def test_what_a_training_wrote_is_loaded(sent, task, tmp_path):
     trainkit.load(sent / task)

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from trainkit.commands.recipe_file import RecipeFile, build, load_recipe, module
 from trainkit.commands.recipe_names import find_recipe, nearest
 from trainkit.display.terminal import Display
 from trainkit.errors import MissingFileError, UserError
+from trainkit.models.building import no_larger_than
 from trainkit.models.pretrained import without_pretrained
 from trainkit.prediction.loading import Source, trusted
 from trainkit.prediction.model_info import ModelInfo
@@ -60,9 +61,15 @@ class Trained:
         """Build the recipe, without fetching published weights that the run replaces.
 
         Raises:
-            UserError: its classes are not those that the run was trained on.
+            UserError: its classes are not those that the run was trained on; or a run that was not
+                trained here has fewer weights than its settings ask for.
         """
-        with nullcontext() if self.partial else without_pretrained():
+        with ExitStack() as around:
+            if not self.partial:
+                around.enter_context(without_pretrained())
+            if not (self.partial or self.run is None or is_trained_here(self.run)):
+                told = str(self.run / "settings.json")
+                around.enter_context(no_larger_than(self.weights, told))
             recipe = build(self.recipe_file, self.settings)
         check_same_classes(self.run, recipe.task)
         check_not_trained_on(self.run, self.settings, recipe.val_data)

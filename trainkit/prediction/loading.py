@@ -14,6 +14,7 @@ from trainkit.data.bands import PixelSettings
 from trainkit.data.spawning import load_file
 from trainkit.errors import UserError
 from trainkit.inference import Inference
+from trainkit.models.building import no_larger_than
 from trainkit.models.rebuild import NETWORKS, TRANSFORMS, network_from, transform_from
 from trainkit.prediction.foreign import require_usual
 from trainkit.prediction.model_info import ModelInfo
@@ -92,7 +93,7 @@ class Source:
 
         Raises:
             UserError: model.json lacks something, or the network is of a recipe from elsewhere, and
-                `trust_recipe` is false.
+                `trust_recipe` is false; or its weights are too few for it.
         """
         if self.lacks is not None:
             raise UserError(f"{self.named} cannot be loaded without its recipe: {self.lacks}")
@@ -102,8 +103,10 @@ class Source:
         own = found["network"]["recipe"]
         code = None if own is None else self._code(own, trust_recipe)
         seen = found["inference"]
+        with no_larger_than(self.weights, f"model.json of {self.named}"):
+            network = network_from(found, code)
         return ModelInfo(
-            model=network_from(found, code),
+            model=network,
             task=_task_from(found["task"]),
             transform=transform_from(found),
             mean=found["mean"],
