@@ -26,6 +26,7 @@ from trainkit.data.seeding import seed_host
 from trainkit.engine.stop_signal import Stopped
 from trainkit.errors import MissingFileError, UserError
 from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.tasks.recognition import Recognition
 
 TOY = '''"""A toy."""
 from pathlib import Path
@@ -172,6 +173,17 @@ def test_evaluate_takes_a_run_a_function_or_a_recipe(toy):
     assert written["settings"]["lr"] == 0.05, "the run's"
     assert main(["evaluate", "run", "--workers", "0", "--eval-batch", "2"]) == 0
     assert json.loads(Path("run/results.json").read_text()) == written
+
+
+def test_a_recipe_with_other_classes_is_refused(toy):
+    """Built as the run's, but for the order of their names: class ids would mean others."""
+    names = [f"kind {number}" for number in range(toy_recipes.CLASSES)]
+    task = Recognition(names)
+    trainkit.train(toy_recipes.recognition(epochs=0.5, task=task), out="run", **QUICK)
+    assert trainkit.evaluate(toy_recipes.recognition(task=task), "run", workers=0)
+    other = toy_recipes.recognition(task=Recognition(names[::-1]))
+    with pytest.raises(UserError, match="class ids would be mapped to the wrong names"):
+        trainkit.evaluate(other, "run", workers=0)
 
 
 def test_a_run_of_no_file_says_so(toy, capsys):

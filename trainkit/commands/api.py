@@ -37,6 +37,7 @@ from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.lookup import find_weights, located
 from trainkit.storage.recipe_source import RecipeSource
+from trainkit.storage.run_settings import check_same_classes
 from trainkit.storage.setting_values import plain, read_settings_as
 
 RecipeLike = Recipe | Callable[..., Recipe] | str | Path
@@ -161,7 +162,8 @@ def evaluate(recipe: RecipeLike, weights: str | Path | None = None, **given: Any
         The metrics, as in results.json.
 
     Raises:
-        UserError: a keyword that is none of these; the weights do not fit the model.
+        UserError: a keyword that is none of these; the weights do not fit the model, or are of a
+            run with other classes.
         MissingFileError: there are no weights.
     """
     _refuse_while_loading("evaluate")
@@ -169,6 +171,7 @@ def evaluate(recipe: RecipeLike, weights: str | Path | None = None, **given: Any
         if isinstance(recipe, Recipe):
             _, named = split_keywords("evaluate", None, given)
             found, run = find_weights(_weights(recipe, weights))
+            check_same_classes(run, recipe.task)
             return measure(lambda: recipe, found, run, {}, EvaluateOptions(**named))
         trained, asked = _find_trained(recipe, weights, given)
         return measure(trained.build, trained.weights, trained.run, trained.settings, asked)

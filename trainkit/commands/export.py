@@ -27,19 +27,16 @@ from trainkit.commands.export_formats import (
     require_half_range,
 )
 from trainkit.commands.half_metric import measured_in_half
-from trainkit.commands.trained import read_model
+from trainkit.commands.trained import load_trained, read_model
 from trainkit.data.bands import WHITE, as_stored
 from trainkit.data.to_device import ToDevice
 from trainkit.display.terminal import Display
-from trainkit.engine.task_module import set_step
 from trainkit.errors import CommandFailed, UserError, first_line
 from trainkit.files import reason
 from trainkit.models.outputs import fill_up, size_divisor
 from trainkit.options import ExportOptions
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
-from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
-from trainkit.storage.weights import take_weights
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
 HALF_LIMIT = 0.02  # of the largest logit, in float16
@@ -89,11 +86,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
             f'ONNX takes {", ".join(absent)}, not installed here: pip install "trainkit[export]"'
         )
     info = _info(exported)
-    for line in take_weights(info.model, weights, asked.weights_key, asked.partial):
-        display.note(line)
-    if number := read_precise_bn(run_of(weights), weights):
-        display.note(COUNTED.format(number))
-    set_step(info.task, info.model, trained_steps(info.task, run_of(weights), weights))
+    load_trained(info, weights, asked, display)
     model = Logits(info.model.cpu().float()).eval()
     images = [fill_up(image, _divisor(info)) for image in _images(info, asked.images)]
     about = describe(info, weights)

@@ -12,13 +12,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from trainkit.commands.prediction_writers import Writer, make_writer
-from trainkit.commands.trained import read_model
+from trainkit.commands.trained import load_trained, read_model
 from trainkit.data.datasets.inventory import images_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
 from trainkit.display.wording import counted
 from trainkit.distributed.accelerator import start_accelerator, use_whole_host
-from trainkit.engine.task_module import set_step
 from trainkit.errors import UserError
 from trainkit.files import reason, require_room
 from trainkit.options import PredictOptions
@@ -27,8 +26,6 @@ from trainkit.prediction.images import Picture, Pictures, find_images
 from trainkit.prediction.model_info import ModelInfo, scored
 from trainkit.prediction.results import in_words
 from trainkit.recipe import Recipe
-from trainkit.storage.lookup import COUNTED, read_precise_bn, run_of, trained_steps
-from trainkit.storage.weights import take_weights
 
 FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
@@ -65,11 +62,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
     display.note(f"{images_of(len(found), None)} ({inventory.formats}){inventory.left_out_words}")
     for line in inventory.warnings:
         display.note(f"warning: {line}")
-    for line in take_weights(info.model, weights, asked.weights_key, asked.partial):
-        display.note(line)
-    if number := read_precise_bn(run_of(weights), weights):
-        display.note(COUNTED.format(number))
-    set_step(info.task, info.model, trained_steps(info.task, run_of(weights), weights))
+    load_trained(info, weights, asked, display)
     pictures = Pictures(
         list(found), list(found.values()), info.transform, asked.overlay, info.upright, info.pixels
     )

@@ -17,26 +17,32 @@ from trainkit.commands.arguments import (
 from trainkit.commands.recipe_file import RecipeFile, build, load_recipe, modules_gone
 from trainkit.commands.recipe_names import find_recipe, nearest
 from trainkit.display.terminal import Display
+from trainkit.engine.task_module import set_step
 from trainkit.errors import MissingFileError, UserError
 from trainkit.models.building import no_larger_than
 from trainkit.models.pretrained import without_pretrained
+from trainkit.options import WeightsOptions
 from trainkit.prediction.loading import Source, trusted
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
 from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.lookup import (
+    COUNTED,
     find_weights,
     is_published,
     located,
     read_class_names,
     read_input,
     read_origin,
+    read_precise_bn,
     read_settings,
     run_of,
+    trained_steps,
 )
 from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
 from trainkit.storage.shipped import same_shipped_recipe
 from trainkit.storage.trained_here import is_trained_here
+from trainkit.storage.weights import take_weights
 
 CODE = "evaluate:"  # a metric whose script is loaded from a path or from the Hub
 
@@ -152,6 +158,17 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
     weights, run = find_weights(source)
     check_recorded_code(run, recorded, settings, asked.trust_recipe)
     return Trained(recipe_file, settings, weights, run, on_hub, asked.partial), asked
+
+
+def load_trained(info: ModelInfo, weights: Path, asked: WeightsOptions, display: Display) -> None:
+    """Put weights into a model for a command that measures nothing, and report what differs."""
+    run = run_of(weights)
+    for line in take_weights(info.model, weights, asked.weights_key, asked.partial):
+        display.note(line)
+    precise_bn = read_precise_bn(run, weights)
+    if precise_bn:
+        display.note(COUNTED.format(precise_bn))
+    set_step(info.task, info.model, trained_steps(info.task, run, weights))
 
 
 def weights_twice(command: str, first: str, weights: Path) -> UserError:
