@@ -17,6 +17,7 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one lo
 
   trainkit RECIPE [--setting value ...]            train it, or resume where it stopped
   trainkit check RECIPE [--setting value ...]      try it on three batches, and estimate its cost
+  trainkit audit RECIPE [--setting value ...]      train a few steps again and compare every bit
   trainkit doctor RECIPE [--setting value ...]     read all its data once, and report its faults
   trainkit doctor FOLDER                           what images it holds, and how to train on them
   trainkit evaluate RUN                            measure a run on the validation images

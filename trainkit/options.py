@@ -320,13 +320,18 @@ def check_finite(values: Mapping[str, Any]) -> None:
                 )
 
 
-def check_names(settings: Iterable[str]) -> None:
+def check_names(settings: Iterable[str], command: type = Options) -> None:
     """Check that no setting of a recipe has the name of an option of a command that takes settings.
+
+    Args:
+        settings: names of the recipe's.
+        command: the options of the one that is run, whichever it is.
 
     Raises:
         UserError: one has.
     """
     commands = (
+        command,
         Options,
         EvaluateOptions,
         PredictOptions,

@@ -52,6 +52,7 @@ def test_help_without_torch():
 
 @pytest.mark.parametrize(("command", "flags"), [
     ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")),
+    ("audit", ("RECIPE", "--steps INT", "--json")),
     ("check", ("RECIPE", "--micro-batch")), ("doctor", ("RECIPE", "--workers")),
     ("evaluate", ("RUN", "--scales", "--weights {None}|PATH")),
     ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")),

@@ -4,6 +4,7 @@
 COMMANDS = {
     "train": "RECIPE",
     "check": "RECIPE",
+    "audit": "RECIPE",
     "doctor": "RECIPE",
     "evaluate": "RUN",
     "report": "RUN",

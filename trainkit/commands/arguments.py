@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
+from trainkit.commands.audit_options import AuditOptions
 from trainkit.commands.config_file import config_path, read_config
 from trainkit.errors import UserError
 from trainkit.options import (
@@ -89,6 +90,7 @@ def _checked(arguments: Any) -> Any:
 OPTIONS: dict[str, type] = {
     "train": _as_arguments(Options, config=True),
     "check": _as_arguments(Options, config=True),
+    "audit": _as_arguments(AuditOptions, config=True),
     "doctor": _as_arguments(DoctorOptions, config=True),
     "evaluate": _as_arguments(EvaluateOptions),
     "predict": _as_arguments(PredictOptions, positional="paths"),
@@ -99,7 +101,7 @@ OPTIONS: dict[str, type] = {
     "recipes": _as_arguments(RecipesOptions),
     "new": _as_arguments(NewOptions, positional="file"),
 }
-TAKE_SETTINGS = ("train", "check", "doctor", "evaluate", "predict", "export")
+TAKE_SETTINGS = ("train", "check", "audit", "doctor", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})
@@ -153,7 +155,7 @@ def read_settings_and_options(
         UserError: a setting has the name of an option of any command, or a number is not finite.
     """
     signature = inspect.signature(recipe_file)
-    check_names(signature.parameters)
+    check_names(signature.parameters, OPTIONS[command_name])
     asked_settings, asked_options = _from_file(command_name, signature, words)
     sampled = "--sample" in words or asked_settings.get("sample") is True
     samples = recipe_file.sample_settings() if sampled else {}

@@ -36,7 +36,7 @@ class _Digests(Dataset):
         self.seeded = Seeded(data, seed)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[int, bytes]:
-        return {index: _digest(item) for index, item in _read(self.seeded, indices)}
+        return {index: value_digest(item) for index, item in _read(self.seeded, indices)}
 
 
 def _read(seeded: Seeded, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -121,7 +121,7 @@ def require_drawing_nothing(data: SizedDataset, seed: int) -> None:
     once: dict[int, bytes] = {}
     drawing: list[int] = []
     for index, item in _read(Seeded(data, seed), indices):
-        once[index] = _digest(item)
+        once[index] = value_digest(item)
         left = _next_numbers()
         seed_host(seed, IMAGE, 0, index)
         if left != _next_numbers():
@@ -179,12 +179,16 @@ def _short(transform: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _digest(value: Any) -> bytes:
-    """A hash of any item: tensors and arrays by their bytes, others by how they print."""
+def value_digest(value: Any) -> bytes:
+    """Hash any item: tensors and arrays by their bytes, others by how they print.
+
+    Lists, tuples and dicts are hashed by what they hold: 16 bytes of BLAKE2b.
+    """
     hashed = hashlib.blake2b(digest_size=16)
     for part in _leaves(value):
         if isinstance(part, Tensor):
             # NumPy has no bfloat16
+            part = part.to_dense() if part.layout != torch.strided else part
             part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         elif not isinstance(part, (np.ndarray, bytes)):
             part = np.asarray(part)

@@ -6,7 +6,7 @@ training writes in reporting.py and checkpointing.py; how its parts are made in 
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +29,8 @@ from trainkit.recipe import Recipe
 from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.run_folder import RunFolder
 
+Watch = Callable[[Training, Iterable[Any]], Iterable[Any]]
+
 
 @lost_processes_reported()
 def train(
@@ -37,6 +39,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     source: RecipeSource | None = None,
     trackers: Sequence[Any] = (),
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` in the folder `options.out`, or resume where an earlier call stopped.
 
@@ -48,6 +51,7 @@ def train(
         settings: the recipe's, kept in the folder.
         source: where the recipe came from, for what the folder keeps of it.
         trackers: own ones, accelerate's `GeneralTracker`, beside those of `options.track`.
+        watch: passes the batches of the loop on, and sees what each step makes of them.
 
     Returns:
         The run's summary, as in summary.json.
@@ -69,7 +73,7 @@ def train(
 
     try:
         with tracked(setup, run, settings or {}, source, trackers) as report_trackers:
-            return _train(setup, run, found, begun, report_trackers)
+            return _train(setup, run, found, begun, report_trackers, watch)
     finally:
         setup.display.stop()
         run.close()
@@ -81,6 +85,7 @@ def _train(
     found: Found,
     begun: float,
     report_trackers: Callable[[], None],
+    watch: Watch | None,
 ) -> dict[str, Any]:
     """Train in the open folder, from what was found in it, to the summary."""
     display, options = setup.display, setup.options
@@ -108,7 +113,7 @@ def _train(
             unrepeatable = setup.introduction.unrepeatable(options.seed, setup.workers)
             if unrepeatable:
                 display.note(f"warning: {unrepeatable}")
-        stopped_by = _train_to_the_end(training, begun)
+        stopped_by = _train_to_the_end(training, begun, watch)
         if stopped_by:
             _leave(stopped_by, checkpointer, reporter)
         stopped_early = training.state.step != plan.total_steps and _ends_early(training)
@@ -127,11 +132,11 @@ def _finished(folder: Path, summary: Mapping[str, Any]) -> str:
     return f"{folder} is {how} ({summary['steps']} steps). To train again: --resume never"
 
 
-def _train_to_the_end(training: Training, begun: float) -> int:
+def _train_to_the_end(training: Training, begun: float, watch: Watch | None) -> int:
     """Train up to the last step, and log, evaluate and save where it is due.
 
-    `begun` is when this process began with the run, on the clock of `time.perf_counter`. Returns
-    the signal to stop for, or 0.
+    `begun` is when this process began with the run, on the clock of `time.perf_counter`; `watch` as
+    of `train`. Returns the signal to stop for, or 0.
     """
     setup, state = training.setup, training.state
     options, plan = setup.options, setup.plan
@@ -142,6 +147,8 @@ def _train_to_the_end(training: Training, begun: float) -> int:
     first_step = state.step
     batches = plan.loader(first_step, plan.total_steps, setup.accelerator, setup.workers)
     batches = profiled(batches, setup, training.reporter.run, training.stepper.task_module)
+    if watch is not None:
+        batches = watch(training, batches)
     training.stepper.start()
     throughput = training.reporter.throughput
     clock = time.perf_counter()
