@@ -20,7 +20,7 @@ from trainkit.commands.model_card import WEIGHTS, Published, model_card
 from trainkit.commands.plain_code import plain_code
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
-from trainkit.errors import MissingFileError, UserError
+from trainkit.errors import MissingFileError, UserError, first_line
 from trainkit.files import save_tensors
 from trainkit.options import PushOptions
 from trainkit.prediction.loading import Source
@@ -281,7 +281,7 @@ def _parsed(file: Path) -> ast.AST:
         MemoryError,
         RecursionError,
     ) as error:  # too many brackets are all of these
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{file} is not Python: {reason}. Put a whole copy in its place") from error
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.errors import MissingFileError, MissingPackageError, UserError, did_you_mean
+from trainkit.errors import (
+    MissingFileError,
+    MissingPackageError,
+    UserError,
+    did_you_mean,
+    first_line,
+)
 from trainkit.settings.parsing import parse_named
 
 TORCHMETRICS, EVALUATE = "torchmetrics", "evaluate"
@@ -203,11 +209,10 @@ def _loaded(name: str) -> Any:
     try:
         return evaluate.load(name, keep_in_memory=True)
     except (OSError, ImportError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         where = "it" if Path(name).exists() else "its script, which lies on the Hub,"
         raise MissingFileError(
-            f"metric evaluate:{name}: {where} cannot be loaded: {said}. Give the path of a metric's"
-            " folder, or torchmetrics:NAME"
+            f"metric evaluate:{name}: {where} cannot be loaded: {first_line(error)}. Give the"
+            " path of a metric's folder, or torchmetrics:NAME"
         ) from error
 
 

@@ -63,10 +63,8 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> Backbone:
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)
     if name not in known:
         near = nearest(name, ["small", *known])
-        raise UserError(
-            f"no backbone {name!r}{f'{near} There' if near else '; there'} are small,"
-            f" {', '.join(known)}, timm:NAME"
-        )
+        there = f"{near} There" if near else "; there"
+        raise UserError(f"no backbone {name!r}{there} are small, {', '.join(known)}, timm:NAME")
     try:
         net = torchvision.models.get_model(
             name, weights=None, replace_stride_with_dilation=DILATED[stride]

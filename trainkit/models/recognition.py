@@ -222,10 +222,8 @@ def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         near = nearest(name, ["small", *known])
-        raise UserError(
-            f"no model {name!r}{f'{near} There' if near else '; there'} are small, those of"
-            " torchvision, and timm:NAME"
-        )
+        there = f"{near} There" if near else "; there"
+        raise UserError(f"no model {name!r}{there} are small, those of torchvision, and timm:NAME")
     settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("vit_") and sizes:
         patch = int(name.rpartition("_")[2])

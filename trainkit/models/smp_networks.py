@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainkit.errors import UserError, did_you_mean, is_shortage
+from trainkit.errors import UserError, did_you_mean, first_line, is_shortage
 from trainkit.models.outputs import main_logits, size_divisor
 from trainkit.models.pretrained import offline_where_unreachable, wanted
 from trainkit.models.timm_models import timm_with
@@ -123,7 +123,7 @@ def _is_of_one_size(encoder: str) -> bool:
 def _refusal(name: str, encoder: str, error: Exception) -> Exception:
     if is_shortage(error):
         return error
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return UserError(
         f"{name} of segmentation_models_pytorch does not take the backbone {encoder} ({reason}):"
         " take another, such as resnet34, or of dpt timm:vit_small_patch16_dinov3"

@@ -38,7 +38,7 @@ def test_mean_of_three_values_is_one_message_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match="images have 4 channels, and mean has 3 values: give the"):
         train(of_four(), Options(out=tmp_path / "run", workers=0))
     log = tmp_path / "run" / "log.jsonl"
-    assert not log.exists() or '"train"' not in log.read_text()
+    assert not log.exists() or '"event": "step"' not in log.read_text()
 
 
 def test_four_values_are_taken(tmp_path):
