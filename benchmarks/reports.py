@@ -29,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--note", help="a few words about the runs or the machine")
     _results.add_option(parser)
     return parser.parse_args()
 
@@ -80,9 +81,8 @@ def written(run: Path, out: Path) -> tuple[float, float]:
 def main() -> None:
     """Write each report again and again, in turn."""
     asked = arguments()
-    results = _results.Results(
-        "reports-runs" if asked.runs else "reports", "torch", "pillow", rounds=asked.rounds
-    )
+    name = "reports-runs" if asked.runs else "reports"
+    results = _results.Results(name, "torch", "pillow", rounds=asked.rounds, note=asked.note)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.html"
         runs = {

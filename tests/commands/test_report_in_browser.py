@@ -13,6 +13,7 @@ from helpers.run_folders import (
     add_segmentation,
     run_folder,
     step_row,
+    write_json,
 )
 from trainkit.cli import main
 
@@ -121,6 +122,24 @@ def test_a_film_strip_scrolls_by_itself(browser, tmp_path, width):
         return [image, last, film].map((each) => each.getBoundingClientRect())
             .map((box, number) => number ? box.right : box.left)""")
     assert 0 <= left < 80 and moved <= wide
+
+
+def test_a_failure_after_the_last_row_is_marked_in_the_charts(browser, tmp_path):
+    """The log has no row of the step that failed."""
+    run = run_folder(tmp_path / "run", finished=False)
+    report = {
+        "step": 108, "num_processes": 1, "precision": "no", "checkpoint": None, "micro_batch": None,
+        "on_bad_image": "stop", "channels_last": False, "tf32": False, "grad_norm": "nan",
+    }  # fmt: skip
+    write_json(run / "failures/step-000000108/report.json", report)
+    assert main(["report", str(run)]) == 0
+    opened(browser, run / "report.html")
+    marks = browser.execute_script("""
+        return [...document.querySelectorAll('figure.chart')].map((chart) => {
+            const mark = chart.querySelector('.mark.failure'), axis = chart.querySelector('.axis');
+            const left = Number(axis.getAttribute('x1')), right = Number(axis.getAttribute('x2'));
+            return (Number(mark.getAttribute('x1')) - left) / (right - left)})""")
+    assert len(marks) > 3 and marks == pytest.approx([1.0] * len(marks))
 
 
 def test_hover_says_what_is_there(browser, reports):

@@ -122,6 +122,10 @@
       const left = 58, right = width - 12, top = 10, bottom = height - 24;
       let xs = [], ys = [];
       for (const series of this.spec.series) xs = xs.concat(places(series, series.x));
+      // a failure is of a step after the last row
+      data.runs.forEach((run, number) => {
+        xs = xs.concat(places({ run: number }, run.marks.map((mark) => mark.step)));
+      });
       let [low, high] = state.range || [xs.reduce((a, b) => Math.min(a, b), Infinity), xs.reduce((a, b) => Math.max(a, b), -Infinity)];
       if (low === high) { low -= 0.5; high += 0.5; }
       for (const series of this.series) {
