@@ -109,17 +109,18 @@ def test_masks_are_those_that_are_predicted(tmp_path):
     assert len(pictures) == 3
 
 
-@pytest.mark.parametrize("reads", [36, 52, 78])
-def test_a_kill_anywhere_gives_the_same_pictures(tmp_path, reads):
+def test_a_kill_anywhere_gives_the_same_pictures(tmp_path):
     """Killed as an image is read, of a training, of an evaluation, or of what is kept."""
-    resume(tmp_path / "whole", "preview")
-    process = Script(TOYS, tmp_path / "killed", "preview", TOY_READS=str(reads))
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    resume(tmp_path / "killed", "preview")
-    whole = contents(tmp_path / "whole/preview")
-    assert contents(tmp_path / "killed/preview") == whole
+    run("preview", tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
     assert len(whole) == 3 * (1 + 1 + len(KEPT))
+    for reads in (36, 52, 78):
+        folder = tmp_path / str(reads)
+        process = Script(TOYS, folder, "preview", TOY_READS=str(reads))
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        resume(folder, "preview")
+        assert contents(folder / "preview") == whole
 
 
 def test_what_lost_steps_left_is_removed(tmp_path):
