@@ -112,6 +112,8 @@ def no_decay(model: nn.Module) -> set[str]:
 def named_parts(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
     """The parameters of the parts of these names, which are to be frozen for a while.
 
+    Those that take no gradient are among them: a norm of the part that has no others is frozen too.
+
     Args:
         model: says by `backbone` or `head_names` which part is its head, see `param_groups`.
         names: "backbone", which is all but the head, or modules of `model`, such as "layer1".
@@ -132,11 +134,10 @@ def named_parts(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
                 f"{did_you_mean(name, parts)}"
             )
         chosen |= {id(parameter) for parameter in modules[name].parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    found = [parameter for parameter in trained if id(parameter) in chosen]
-    if len(found) == len(trained):
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    if not any(parameter.requires_grad for parameter in rest):
         raise UserError(f"freeze is {' '.join(names)}: that leaves nothing of the model to train")
-    return found
+    return [parameter for parameter in model.parameters() if id(parameter) in chosen]
 
 
 def _required_head(model: nn.Module) -> set[int]:

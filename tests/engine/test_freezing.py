@@ -10,14 +10,15 @@ from torchvision.models import resnet18
 
 from helpers.interruptions import checkpoint_of, kill_all, resume, start, wait_for
 from helpers.logs import assert_bit_equal, assert_same_training, rows, weights
-from helpers.toy_recipes import everything, frozen, recognition, run
-from trainkit import Options, train
+from helpers.toy_recipes import CLASSES, everything, frozen, recognition, run
+from trainkit import Options, freeze, train
 from trainkit.commands.check import check
 from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.segmentation import segmenter
-from trainkit.optim import named_parts
+from trainkit.optim import named_parts, param_groups
+from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings
 from trainkit.storage.checkpoint import list_checkpoints, load
 
@@ -180,6 +181,97 @@ def test_check_tries_a_frozen_part(unfreeze_epoch):
     found = check(replace(frozen(), unfreeze_epoch=unfreeze_epoch), Options(workers=0))
     assert found["results"]["resume"] == "bit-equal"
     assert not any("batch norms of frozen layers" in line for line in found["warnings"])
+
+
+def test_norms_whose_weights_took_no_gradient_before():
+    """They are of the frozen part, too, and take none when it is trained."""
+    network = resnet18(num_classes=3)
+    network.head_names = ("fc",)
+    fixed = [network.bn1, network.layer2[0].bn2]
+    for norm in fixed:
+        norm.requires_grad_(False)
+    built = OptimizerSettings(lr=0.1, freeze=("backbone",), unfreeze_epoch=2).build(network)
+    part = FrozenPart(network, built["frozen"], 3, False, built["optimizer"])
+    norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    images = torch.rand(4, 3, 32, 32)
+    before = [norm.running_mean.clone() for norm in norms]
+    for step in (0, 2, 3):
+        network.train()
+        part.at_step(step)
+        network(images)
+        assert {norm.training for norm in norms} == {step == 3} and network.fc.training
+        unchanged = [torch.equal(norm.running_mean, old) for norm, old in zip(norms, before)]
+        assert all(unchanged) if step < 3 else not any(unchanged)
+    taking = {name for name, each in network.named_parameters() if each.requires_grad}
+    assert taking == {
+        name
+        for name, _ in network.named_parameters()
+        if not name.startswith(("bn1", "layer2.0.bn2"))
+    }
+
+
+def test_a_part_that_took_no_gradient_at_all():
+    """Its batch norm is in evaluation mode until then."""
+    network = resnet18(num_classes=3)
+    network.layer1.requires_grad_(False)
+    built = OptimizerSettings(lr=0.1, freeze=("layer1",), unfreeze_epoch=2).build(network)
+    part = FrozenPart(network, built["frozen"], 3, False, built["optimizer"])
+    for step in (0, 3, 1):
+        part.at_step(step)
+        assert network.layer1[0].bn1.training == (step == 3) and network.layer2.training
+    assert not any(weight.requires_grad for weight in network.layer1.parameters())
+
+
+class Pooled(nn.Module):
+    """A backbone whose batch norm has one value per channel of each image."""
+
+    def __init__(self):
+        super().__init__()
+        pool, norm = nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)
+        self.backbone = nn.Sequential(pool, nn.Conv2d(3, 4, 1), norm, nn.Flatten())
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, images):
+        return self.head(self.backbone(images))
+
+
+def pooled(batch_size=1, epochs=0.4, for_good=False, **changes):
+    torch.manual_seed(1)
+    model = Pooled()
+    if for_good:
+        freeze(model.backbone)
+    optimizer = torch.optim.SGD(param_groups(model, 0.1, 1e-3), lr=0.1, momentum=0.9)
+    how = {"batch_size": batch_size, "epochs": epochs, "schedule": cos()}
+    return recognition(model=model, optimizer=optimizer, **how, **changes)
+
+
+@pytest.mark.parametrize("unfreeze_epoch", [None, 7])
+def test_a_batch_of_one_image_under_a_frozen_part(tmp_path, unfreeze_epoch):
+    """Its batch norm counts nothing, as that of a model frozen for good."""
+    part, whole = (Options(out=tmp_path / name, workers=0) for name in ("part", "whole"))
+    with pytest.raises(UserError, match="step 1 has a forward pass of one image"):
+        train(pooled(), part)
+    recipe = pooled()
+    backbone = list(recipe.model.backbone.parameters())
+    train(replace(recipe, frozen=backbone, unfreeze_epoch=unfreeze_epoch), part)
+    train(pooled(for_good=True), whole)
+    found = weights(part.out)
+    assert found["backbone.2.num_batches_tracked"] == 0 and equal(found, weights(whole.out))
+
+
+@pytest.mark.parametrize(
+    "batch_size, epochs, until, step", [(1, 0.4, 0.2, 6), (13, 3, 1.5, 6), (13, 3, 2.7, 9)]
+)
+def test_a_batch_of_one_image_once_the_part_is_trained(tmp_path, batch_size, epochs, until, step):
+    """27 images: the first step that would count one of them is named, and nothing is begun."""
+    recipe = pooled(batch_size, epochs)
+    backbone = list(recipe.model.backbone.parameters())
+    with pytest.raises(UserError, match=f"step {step} has a forward pass of one image .1 images"):
+        train(
+            replace(recipe, frozen=backbone, unfreeze_epoch=until),
+            Options(out=tmp_path / "run", workers=0),
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_part_of_an_epoch_freezes_a_step_at_least():

@@ -16,6 +16,7 @@ from trainkit.data.to_device import ToDevice
 from trainkit.engine.metric_checks import chosen
 from trainkit.engine.optimizer_state import group_values
 from trainkit.errors import UserError
+from trainkit.models.freezing import trained_by
 from trainkit.options import Options
 from trainkit.recipe import Recipe
 
@@ -80,10 +81,10 @@ class TrainPlan:
         return None if epoch is None else max(1, round(epoch * self.order.steps_per_epoch))
 
     def _frozen_in_words(self) -> str | None:
-        frozen = self.recipe.frozen
-        if not frozen:
+        if not self.recipe.frozen:
             return None
         until = "the end" if self.unfreeze_step is None else f"step {self.unfreeze_step}"
+        frozen = trained_by(self.recipe.optimizer, self.recipe.frozen)
         return f"{sum(weight.numel() for weight in frozen)} weights until {until}"
 
     def use_micro_batch(self, micro_batch: int) -> None:

@@ -3,7 +3,7 @@
 It shows what a conversion changes, and where one image is too few.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
 from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
+from trainkit.models.freezing import frozen_modules
 from trainkit.models.outputs import refusals_reported
 
 ALLOWED = 1e-5  # of the largest output: what another kernel may change
@@ -41,31 +42,48 @@ def unchanged(model: nn.Module, image: Tensor, option: str) -> Iterator[None]:
             )
 
 
-def lonely_step(plan: TrainPlan) -> int | None:
-    """A step in which some process has a forward pass of one image, also an uncounted one."""
+def lonely_step(plan: TrainPlan, since: int = 0) -> int | None:
+    """A step in which some process has a forward pass of one image, also an uncounted one.
+
+    Args:
+        plan: of the training.
+        since: the first step that counts, from 0.
+    """
     order = plan.order
     # the last batch of an epoch may be shorter
-    for step in (0, min(order.steps_per_epoch, plan.total_steps) - 1):
+    last_of_epoch = (since // order.steps_per_epoch + 1) * order.steps_per_epoch - 1
+    for step in (since, min(last_of_epoch, plan.total_steps - 1)):
+        if not since <= step < plan.total_steps:
+            continue
         if any(min(order.passes(step, process)) < 2 for process in range(order.num_processes)):
             return step
     return None
 
 
 def refuse_lonely_values(plan: TrainPlan) -> None:
-    """Check that no batch norm has one value per channel in the plan's `lonely_step`.
+    """Check that no batch norm has one value per channel in a `lonely_step` that trains it.
 
-    One value has no variance: torch refuses it in the middle of an epoch. Synchronised batch norm
-    counts the values of all processes.
+    What is frozen then is in evaluation mode, and counts none. One value has no variance: torch
+    refuses it in the middle of an epoch. Synchronised batch norm counts the values of all
+    processes.
 
     Raises:
         UserError: one has.
     """
-    step, order = lonely_step(plan), plan.order
-    if step is None or (plan.recipe.sync_batch_norm and order.num_processes > 1):
+    recipe, order = plan.recipe, plan.order
+    if recipe.sync_batch_norm and order.num_processes > 1:
         return
-    with refusals_reported(plan.recipe.model):
-        name = _lonely_norm(plan)
-    if name is not None:
+    frozen = frozen_modules(recipe.model, recipe.frozen)
+    cases = [(lonely_step(plan), frozen)]
+    if frozen and plan.unfreeze_step is not None:
+        cases.append((lonely_step(plan, plan.unfreeze_step), []))
+    for step, evaluating in cases:
+        if step is None:
+            continue
+        with refusals_reported(recipe.model):
+            name = _lonely_norm(plan, evaluating)
+        if name is None:
+            continue
         raise UserError(
             f"step {step + 1} has a forward pass of one image ({order.num_images_of(step)} images"
             f" in the batch, {order.num_processes} processes, micro_batch {order.micro_batch}), and"
@@ -75,12 +93,17 @@ def refuse_lonely_values(plan: TrainPlan) -> None:
         )
 
 
-def _lonely_norm(plan: TrainPlan) -> str | None:
-    """A batch norm that in training counts one value per channel of one image, by name."""
+def _lonely_norm(plan: TrainPlan, evaluating: Sequence[nn.Module]) -> str | None:
+    """A batch norm that in training counts one value per channel of one image, by name.
+
+    The modules `evaluating` are in evaluation mode then.
+    """
     found: list[str] = []
     model = plan.recipe.model
     modes = {module: module.training for module in model.modules()}
     model.train()
+    for module in evaluating:
+        module.eval()
     norms = [
         (name, module) for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)
     ]

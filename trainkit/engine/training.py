@@ -135,7 +135,8 @@ def _frozen_part(setup: Setup) -> FrozenPart | None:
     if not recipe.frozen:
         return None
     needs_gradients = setup.accelerator.num_processes > 1
-    return FrozenPart(recipe.model, recipe.frozen, setup.plan.unfreeze_step, needs_gradients)
+    until = setup.plan.unfreeze_step
+    return FrozenPart(recipe.model, recipe.frozen, until, needs_gradients, recipe.optimizer)
 
 
 def _convert_model(setup: Setup) -> None:

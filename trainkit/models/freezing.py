@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.optim import Optimizer
 
 from trainkit.errors import UserError
 
@@ -85,6 +86,7 @@ class FrozenPart:
         parameters: Sequence[nn.Parameter],
         until: int | None,
         needs_gradients: bool,
+        optimizer: Optimizer | None = None,
     ):
         """Keep the parameters that are frozen for a while.
 
@@ -92,13 +94,13 @@ class FrozenPart:
             model: that they are part of.
             parameters: that are frozen.
             until: the first step that trains them, counted from 0; None: none does.
+            optimizer: those that it has not are never trained; None: it has all of them.
             needs_gradients: whether all steps compute their gradients, and those before `until`
                 drop them, as DDP wants it, which waits for the same gradients in every step.
         """
-        self.parameters, self.until = list(parameters), until
+        self.parameters, self.until = trained_by(optimizer, parameters), until
         self.needs_gradients = needs_gradients and until is not None
-        frozen = {id(parameter) for parameter in self.parameters}
-        self.modules = list(_wholly_frozen(model, frozen))
+        self.modules = frozen_modules(model, parameters)
         if until is None:
             self._require_gradients(False)
 
@@ -108,7 +110,10 @@ class FrozenPart:
         for module in self.modules:
             if module.training != trained:
                 module.train(trained)
-        if not self.needs_gradients and self.parameters[0].requires_grad != trained:
+        first = next(iter(self.parameters), None)
+        if first is None or self.needs_gradients:
+            return
+        if first.requires_grad != trained:
             self._require_gradients(trained)
 
     def drop_gradients(self, step: int) -> None:
@@ -126,10 +131,25 @@ class FrozenPart:
             parameter.requires_grad_(required)
 
 
+def trained_by(
+    optimizer: Optimizer | None, parameters: Sequence[nn.Parameter]
+) -> list[nn.Parameter]:
+    """Those of the parameters that an optimizer has; all of them where it is None."""
+    if optimizer is None:
+        return list(parameters)
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    return [parameter for parameter in parameters if id(parameter) in held]
+
+
+def frozen_modules(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Module]:
+    """The outermost modules that have some of these parameters, and no others that are trained."""
+    return list(_wholly_frozen(model, {id(parameter) for parameter in parameters}))
+
+
 def _wholly_frozen(module: nn.Module, frozen: set[int]) -> Iterator[nn.Module]:
-    """The outermost modules that have parameters, all of them frozen."""
-    inside = [id(parameter) for parameter in module.parameters()]
-    if inside and frozen.issuperset(inside):
+    inside = list(module.parameters())
+    has_some = any(id(each) in frozen for each in inside)
+    if has_some and all(id(each) in frozen or not each.requires_grad for each in inside):
         yield module
         return
     for child in module.children():
