@@ -74,8 +74,8 @@ class Trained:
             if not self.partial:
                 around.enter_context(without_pretrained())
             if not (self.partial or self.run is None or is_trained_here(self.run)):
-                told = str(self.run / "settings.json")
-                around.enter_context(no_larger_than(self.weights, told))
+                settings_file = str(self.run / "settings.json")
+                around.enter_context(no_larger_than(self.weights, settings_file))
             recipe = build(self.recipe_file, self.settings)
         check_same_classes(self.run, recipe.task)
         check_not_trained_on(self.run, self.settings, recipe.val_data)

@@ -18,7 +18,7 @@ LEAST = 1024  # bytes that a module takes for each tensor, however small that is
 
 
 @contextmanager
-def no_larger_than(weights: Path, told: str) -> Iterator[None]:
+def no_larger_than(weights: Path, source: str) -> Iterator[None]:
     """Context manager: networks built in it are not much larger than the file of their weights.
 
     A layer that is too large is found after its memory was asked for, and before any of it is
@@ -26,7 +26,7 @@ def no_larger_than(weights: Path, told: str) -> Iterator[None]:
 
     Args:
         weights: a file, or a checkpoint's folder.
-        told: what says how large the network is, for the message.
+        source: what says how large the network is, for the message.
 
     Raises:
         UserError: parameters and buffers take more than `TIMES` the file's bytes and `SPARE`.
@@ -36,7 +36,7 @@ def no_larger_than(weights: Path, told: str) -> Iterator[None]:
     most = TIMES * stored + SPARE
     total = 0
     fault = (
-        f"{told} describes a network of more than %s, and its weights, {file}, are"
+        f"{source} describes a network of more than %s, and its weights, {file}, are"
         f" {stored / 2**20:,.1f} MiB: one of the two is damaged, or no training wrote it"
     )
 
