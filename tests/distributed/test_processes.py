@@ -182,6 +182,32 @@ def test_the_readers_share_the_cores_of_their_host(monkeypatch):
     assert choose_workers(3, 64) == 3 and choose_workers(None, 1, cores=1) == 1
 
 
+SLOW_REPORT = """
+import sys
+sys.path.insert(0, {tests!r})
+from helpers.nonfinite import Planted
+from helpers.slow import slow_disk
+from helpers.toy_recipes import recognition
+from trainkit.cli import main
+
+def recipe():
+    return recognition(train_data=Planted(27, 11))
+
+if __name__ == "__main__":
+    with slow_disk("os.rename", "report.html", 2.0):
+        sys.exit(main())
+"""
+
+
+def test_an_error_of_all_processes_is_reported_before_one_has_ended(tmp_path):
+    """The main process does it, after its report, and is terminated when another has ended."""
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(SLOW_REPORT.format(tests=str(TESTS)))
+    done = torchrun(2, script, script, "--out", out, "--workers", 0, code=2)
+    assert done.stdout.count("the loss is nan") == 1, done.stdout
+    assert (out / "report.html").is_file()
+
+
 def test_an_error_of_ours_ends_all_processes(tmp_path):
     """The main process alone opens the folder.
 

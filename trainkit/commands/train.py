@@ -8,12 +8,13 @@ from trainkit.commands.proposals import propose
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
-from trainkit.distributed.accelerator import use_whole_host
+from trainkit.distributed.accelerator import main_process_ends_first, use_whole_host
 from trainkit.engine.loop import train
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.recipe_source import RecipeSource
 
 
+@main_process_ends_first()
 def run(recipe: str, words: list[str]) -> int:
     """Train a recipe, a file or the name of one; the exit code."""
     path = find_recipe(recipe)

@@ -17,7 +17,7 @@ from accelerate.utils import AORecipeKwargs, parse_flag_from_env
 from trainkit.distributed.fsdp import kept_from_accelerate
 from trainkit.distributed.host import keep_freed_memory, use_all_cores
 from trainkit.distributed.launcher import end_with_launcher, rank
-from trainkit.errors import UserError, causes, first_line
+from trainkit.errors import ReportedError, UserError, causes, first_line, is_of_one_process
 
 REFUSED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": (
@@ -199,6 +199,24 @@ def fail_last(seconds: float = 10.0) -> None:
     """
     with suppress(dist.DistError):  # it has waited long enough, or the store has ended meanwhile
         _store().wait([FAILURE_REPORTED], timedelta(seconds=seconds))
+
+
+@contextmanager
+def main_process_ends_first() -> Iterator[None]:
+    """Have the main process end first of an error that all have: it alone reports such an error.
+
+    It may have trackers to close and a report to write before, and a launcher terminates it when
+    another process has ended.
+    """
+    try:
+        yield
+    except ReportedError as error:
+        if dist.is_initialized() and not is_of_one_process(error):
+            if rank() == 0:
+                fail_first()
+            else:
+                fail_last()
+        raise
 
 
 def _report_the_end() -> None:
