@@ -232,7 +232,7 @@ def _train(
         stats = stepper(step, images, targets)
         stepper.state.advance(num_images=0, seconds=0.0)
         reporter.step(stats, [])
-        rows.append(stats.row())
+        rows.append(stats.row)
     steps = read_steps(stepper.accelerator, rows, first_step + len(rows))
     for numbers in steps:
         if is_failure(numbers, stepper.accelerator):

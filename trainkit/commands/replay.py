@@ -153,7 +153,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     watch = Watch(recipe.model)
     stats = stepper(step, batch["images"][share], batch["targets"][share])
     watch.end()
-    (numbers,) = read_steps(accelerator, [stats.row()], step + 1)
+    (numbers,) = read_steps(accelerator, [stats.row], step + 1)
     failed = is_failure(numbers, accelerator)
     again = "fails again" if failed else "does not fail this time"
     display.note(f"step {step + 1} {again}: loss {numbers.loss}, gradient norm {numbers.grad_norm}")

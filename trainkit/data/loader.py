@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -109,5 +110,6 @@ def _stacked_images(images: list[Tensor]) -> Tensor:
 
 def _stacked_targets(targets: list[Any]) -> Any:
     if all(type(target) is int for target in targets):
-        return torch.tensor(targets)  # int64 (N,)
+        # int64 (N,); torch.tensor walks a list in three times the time
+        return torch.from_numpy(np.array(targets, np.int64))
     return default_collate([as_target(target) for target in targets])

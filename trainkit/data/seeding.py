@@ -153,7 +153,9 @@ class Seeded(Dataset):
     """
 
     def __init__(self, data: SizedDataset, seed: int, unless_declared: bool = False):
-        self.data, self.seed, self.read = data, seed, reads_in_epoch(data)
+        self.data, self.seed = data, seed
+        self._num_images = len(data)
+        self._in_epoch = DatasetInfo.of(data).in_epoch
         self.held = find_generators(data)
         declared = unless_declared and DatasetInfo.of(data).draws_nothing
         self._seeds = bool(self.held) or not declared
@@ -168,4 +170,5 @@ class Seeded(Dataset):
             for number, seed_held in enumerate(self.held):
                 seed_held(fold(self.seed, IMAGE, epoch, index, number))
         # a later draw of an image in an epoch has a seed of its own, see `sampler.Balanced`
-        return self.read(epoch, index % len(self.data))
+        image = index % self._num_images
+        return self.data[image] if self._in_epoch is None else self._in_epoch(epoch, image)

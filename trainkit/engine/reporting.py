@@ -63,7 +63,8 @@ class Reporter:
         self.after_row: Callable[[], None] = lambda: None
         self.warnings: list[str] = []  # about the training data, found before the first step
         self.write_error: OSError | None = None  # why the run's folder could not be written
-        self._rows: list[Tensor] = []  # (K + 1,) of each step since the last row of the log
+        # of each step since the last row of the log, see `read_steps`
+        self._rows: list[Sequence[Tensor]] = []
         # valid targets of each step since they were last counted, on the device: (K,) each
         self._counts: list[Tensor] = []
         self._bad_images: list[str] = []  # replaced in this process since they were last reported
@@ -83,7 +84,7 @@ class Reporter:
             bad_images: a line for each image that was replaced in this process's share of the
                 batch.
         """
-        self._rows.append(stats.row())
+        self._rows.append(stats.row)
         self._counts.append(stats.counts)
         self._bad_images += bad_images
         self.display.advance(self.state.step)
@@ -97,7 +98,8 @@ class Reporter:
         """
         self.throughput.resume(self.state)
         # summed over all processes, so one of them takes it up
-        self._rows = list(rows.to(self.accelerator.device) * self.accelerator.is_main_process)
+        mine = rows.to(self.accelerator.device) * self.accelerator.is_main_process
+        self._rows = [(row,) for row in mine]
 
     def read_unlogged(self) -> list[StepNumbers]:
         """Numbers of each step since the last row of the log; waits for the device.
@@ -118,11 +120,12 @@ class Reporter:
         self.report_bad_images()
         self.report_saves()
         good = [numbers for numbers in steps if numbers.is_finite]
-        for numbers in steps:
-            if is_failure(numbers, self.accelerator):
-                self.note(f"{self.failures.describe(numbers)}: its update was left out")
         state = self.state
-        state.skipped_steps += len(steps) - len(good)
+        if len(good) < len(steps):
+            state.skipped_steps += len(steps) - len(good)
+            for numbers in steps:
+                if is_failure(numbers, self.accelerator):
+                    self.note(f"{self.failures.describe(numbers)}: its update was left out")
         self._count_interval(len(steps))
         losses = [sum(column) / len(good) for column in zip(*(each.losses for each in good))]
         row: dict[str, Any] = {

@@ -72,9 +72,10 @@ class StepStats(NamedTuple):
     grad_norm: Tensor  # (1,)
     counts: Tensor  # (K,), valid targets of each loss in the whole batch
 
-    def row(self) -> Tensor:
-        """Losses and norm side by side: (K + 1,)."""
-        return torch.cat([self.losses, self.grad_norm])
+    @property
+    def row(self) -> tuple[Tensor, Tensor]:
+        """Losses and norm, which stand side by side in a row of `read_steps`: (K + 1,) together."""
+        return self.losses, self.grad_norm
 
 
 class StepNumbers(NamedTuple):
@@ -97,18 +98,19 @@ class StepNumbers(NamedTuple):
 
 
 def read_steps(
-    accelerator: Accelerator, rows: Sequence[Tensor], last_step: int
+    accelerator: Accelerator, rows: Sequence[Sequence[Tensor]], last_step: int
 ) -> list[StepNumbers]:
     """The numbers of the steps up to `last_step`, summed over the processes; waits for the device.
 
     Args:
         accelerator: of this process; all of them must call this together.
-        rows: `StepStats.row` of each step, (K + 1,).
+        rows: `StepStats.row` of each step, or another way to cut (K + 1,) into pieces.
         last_step: of the last row, counted from 1.
     """
     if not rows:
         return []
-    summed = accelerator.reduce(torch.stack(list(rows)), "sum").tolist()
+    pieces = torch.cat([piece for row in rows for piece in row])
+    summed = accelerator.reduce(pieces.view(len(rows), -1), "sum").tolist()
     first_step = last_step - len(summed) + 1
     return [
         StepNumbers(step, losses, grad_norm)

@@ -144,7 +144,7 @@ class Stepper:
             accelerator.scaler.unscale_(recipe.optimizer)
         weights, gradients = self._with_gradients(step)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        grad_norm = gathered(norm).detach().view(1).to(losses)
+        grad_norm = gathered(norm).view(1).to(losses)
         if self._num_processes > 1:
             grad_norm = grad_norm / self._num_processes
         stats = StepStats(losses, grad_norm, counts)
@@ -189,7 +189,7 @@ class Stepper:
         Out of memory, it is called again with smaller micro-batches. After an error no gradient is
         left.
         """
-        counts = counts + (counts <= 0)  # a batch without a valid target has loss 0
+        counts = torch.threshold(counts, 0, 1)  # a batch without a valid target has loss 0
         forward_backward = partial(self._forward_backward, step, images, targets, counts)
         try:
             while self._left_to_settle:
@@ -222,7 +222,7 @@ class Stepper:
                 part = slice(first, first + size) if size else slice(0, 1)
                 first += size
                 parts = images, targets
-                if size != len(images):  # else all of them, which need no views
+                if size != images.shape[0]:  # else all of them, which need no views
                     parts = images[part], targets[part]
                 if number == len(sizes) or self.options.static_graph:
                     syncing: AbstractContextManager = nullcontext()
@@ -230,8 +230,9 @@ class Stepper:
                     syncing = no_sync(accelerator, self.task_module)
                 with syncing:
                     terms = task_module(*parts) / counts  # (K,)
-                    terms = terms if size else terms * 0
-                    loss = terms if len(terms) == 1 else terms.sum()
+                    if not size:
+                        terms = terms * 0
+                    loss = terms if terms.numel() == 1 else terms.sum()
                     if self._num_processes > 1:  # the wrapper averages over them
                         loss = loss * self._num_processes
                     if accelerator.scaler is not None:
@@ -264,7 +265,7 @@ class Stepper:
         """Whether losses or norm are non-finite, a boolean on the device; None without skipping."""
         if self.options.on_nonfinite != "skip":
             return None
-        return ~self.accelerator.reduce(stats.row(), "sum").isfinite().all()
+        return ~self.accelerator.reduce(torch.cat(stats.row), "sum").isfinite().all()
 
     def _update(self, failed: Tensor | None) -> Tensor | None:
         """Make one optimizer update, unless `failed`: None for never, but what fp16's scaler says.
@@ -295,8 +296,9 @@ class Stepper:
         self.snapshot.restore_buffers()
 
     def _zero_gradients(self) -> None:
-        """Zero the gradients of all parameters; those that are not the optimizer's accumulate."""
-        self.recipe.optimizer.zero_grad()
+        """Drop the gradients of all parameters; those that are not the optimizer's accumulate."""
+        for weight in self.weights:
+            weight.grad = None
         for weight in self.others:
             weight.grad = None
 

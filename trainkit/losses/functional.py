@@ -5,6 +5,8 @@ mean taken here would be a mean of means. All are computed in float32 whatever t
 network.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trainkit.errors import UserError
+
+LOGITS_AT_ONCE = 1 << 19  # of a piece, 2 MiB in float32
+PIXELS_OF_A_GROUP = 128
 
 
 def cross_entropy_sum(
@@ -76,7 +81,7 @@ def cross_entropies(logits: Tensor, targets: Tensor, ignore: int = -1) -> Tensor
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each pixel, image by image in float32, without a second copy of all logits.
+    """Cross-entropy of each pixel, piece by piece in float32, without a second copy of all logits.
 
     What autograd keeps is the logits as they are; the softmax is computed again for the gradient.
     For 4 images of 150 classes at 512 x 512 in bfloat16 the peak is 0.7 GiB beside the logits,
@@ -90,10 +95,10 @@ class _PixelCrossEntropy(torch.autograd.Function):
         ids = torch.where(valid, targets, 0).long()
         normaliser = torch.empty(targets.shape, device=logits.device)  # (N, H, W)
         each = torch.empty_like(normaliser)
-        for image, wanted, counted, log_sum, out in zip(logits, ids, valid, normaliser, each):
-            image = image.float()  # (C, H, W)
-            torch.logsumexp(image, 0, out=log_sum)
-            out.copy_(torch.where(counted, log_sum - image.gather(0, wanted[None])[0], 0))
+        for piece, wanted, counted, log_sum, out in _pieces(logits, ids, valid, normaliser, each):
+            piece = piece.float()  # (C, n)
+            torch.logsumexp(piece, 0, out=log_sum)
+            out.copy_(torch.where(counted, log_sum - piece.gather(0, wanted[None])[0], 0))
         ctx.save_for_backward(logits, ids, valid, normaliser)
         return each
 
@@ -103,13 +108,29 @@ class _PixelCrossEntropy(torch.autograd.Function):
         """Compute (softmax - one-hot) x gradient (N, H, W), of valid pixels."""
         logits, ids, valid, normaliser = ctx.saved_tensors
         result = torch.empty_like(logits)
-        for image, wanted, counted, log_sum, factor, out in zip(
+        for piece, wanted, counted, log_sum, factor, out in _pieces(
             logits, ids, valid, normaliser, gradient, result
         ):
-            part = (image.float() - log_sum).exp_()  # (C, H, W)
+            part = (piece.float() - log_sum).exp_()  # (C, n)
             part.scatter_add_(0, wanted[None], torch.full_like(part[:1], -1.0))
             out.copy_(part.mul_(counted * factor))
         return result, None, None
+
+
+def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same rows of an image in each of `maps`, logits (N, C, H, W) the first.
+
+    On a CPU a piece fits into its cache, which takes half of the time for 150 classes; elsewhere,
+    and where torch compiles it, a piece is a whole image. No sum depends on that: torch adds up
+    pixels side by side in groups, and a piece holds whole ones.
+    """
+    num_classes, height, width = maps[0].shape[1:]
+    rows = height
+    if maps[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        least = PIXELS_OF_A_GROUP // math.gcd(width, PIXELS_OF_A_GROUP)
+        rows = max(1, LOGITS_AT_ONCE // (num_classes * width * least)) * least
+    for images in zip(*maps):
+        yield from zip(*(image.split(rows, dim=-2) for image in images))
 
 
 def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -> Tensor:
@@ -128,7 +149,9 @@ def num_valid(targets: Tensor, ignore: int = -1, weight: Tensor | None = None) -
     if targets.is_floating_point():
         return shares(targets).sum()
     if weight is None:
-        return is_valid(targets, ignore).sum().float()
+        # float32 counts exactly up to 2^24, and one operation less
+        dtype = torch.float32 if targets.numel() <= 2**24 else torch.int64
+        return is_valid(targets, ignore).sum(dtype=dtype).float()
     return _weights(targets, ignore, weight).sum().float()
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from helpers.loss_inputs import GENERATOR, LABELS, LOGITS, MAPS, log_softmax
 from trainkit.losses.functional import (
     class_presence,
+    cross_entropies,
     cross_entropy_sum,
     num_valid,
     presence_loss_sum,
@@ -65,6 +66,29 @@ def test_gradient_of_pixels(dtype, tolerance):
         (0.25 * F.cross_entropy(exact, LABELS, ignore_index=255, reduction="sum")).backward()
         assert maps.grad.dtype == dtype and maps.grad[2].count_nonzero() == 0
         torch.testing.assert_close(maps.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels last", "transposed"])
+def test_pixels_of_a_large_image_do_not_depend_on_its_pieces(layout):
+    logits = torch.randn(2, 19, 301, 517, generator=GENERATOR)
+    if layout == "channels last":
+        logits = logits.to(memory_format=torch.channels_last)
+    if layout == "transposed":
+        logits = logits.mT.contiguous().mT
+    targets = torch.randint(19, (2, 301, 517), generator=GENERATOR)
+    targets[0, 40:90] = 255
+    logits.requires_grad_()
+    each = cross_entropies(logits, targets, 255)
+    (each * torch.linspace(0, 1, 517)).sum().backward()
+
+    chosen = logits.detach().gather(1, targets.clamp(max=18)[:, None])[:, 0]
+    whole = torch.stack([image.logsumexp(0) for image in logits.detach()]) - chosen
+    assert torch.equal(each, torch.where(targets == 255, 0, whole))
+    other = logits.detach().clone().requires_grad_()
+    expected = F.cross_entropy(other, targets, ignore_index=255, reduction="none")
+    (expected * torch.linspace(0, 1, 517)).sum().backward()
+    assert torch.allclose(each, expected, atol=1e-5)
+    assert torch.allclose(logits.grad, other.grad, atol=1e-6)
 
 
 def test_pixels_keep_no_copy_of_the_logits():
