@@ -37,10 +37,10 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def sent(home, tmp_path, monkeypatch):
-    """Copies of the published folders."""
+    """Copies of the published folders, in one whose name has a sign that formats know."""
     monkeypatch.chdir(home)
-    shutil.copytree("published", tmp_path / "sent")
-    return tmp_path / "sent"
+    shutil.copytree("published", tmp_path / "sent%d")
+    return tmp_path / "sent%d"
 
 
 def put(folder: Path, place: str, value: object) -> None:

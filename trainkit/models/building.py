@@ -35,10 +35,12 @@ def no_larger_than(weights: Path, source: str) -> Iterator[None]:
     stored = file.stat().st_size if file.is_file() else 0
     most = TIMES * stored + SPARE
     total = 0
-    fault = (
-        f"{source} describes a network of more than %s, and its weights, {file}, are"
-        f" {stored / 2**20:,.1f} MiB: one of the two is damaged, or no training wrote it"
-    )
+
+    def fault(size: str) -> UserError:
+        return UserError(
+            f"{source} describes a network of more than {size}, and its weights, {file}, are"
+            f" {stored / 2**20:,.1f} MiB: one of the two is damaged, or no training wrote it"
+        )
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal total
@@ -46,7 +48,7 @@ def no_larger_than(weights: Path, source: str) -> Iterator[None]:
             return
         total += max(tensor.nbytes, LEAST)
         if total > most:
-            raise UserError(fault % f"{total / 2**20:,.0f} MiB")
+            raise fault(f"{total / 2**20:,.0f} MiB")
 
     hooks = (
         register_module_parameter_registration_hook(count),
@@ -57,7 +59,7 @@ def no_larger_than(weights: Path, source: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(fault % "there is memory here") from error
+        raise fault("there is memory here") from error
     finally:
         for hook in hooks:
             hook.remove()
