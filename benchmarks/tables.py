@@ -371,6 +371,15 @@ CLAIMS = [
         "ratio",
         " × bare PyTorch",
     ),
+    Claim(
+        "report of CamVid with 169 pictures in it, one file",
+        "reports-runs",
+        "CamVid, 101 validation images, 3 evaluations",
+        "size",
+        "value",
+        " MB",
+        ("<=", 5),
+    ),
 ]
 
 
