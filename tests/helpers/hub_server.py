@@ -1,8 +1,8 @@
-"""A server that gives models as the Hugging Face Hub does, over HTTP and from memory.
+"""A server that gives models and datasets as the Hugging Face Hub does, from memory.
 
-It answers what `huggingface_hub` asks for when it downloads: the model's commit, its files with
-their sizes and hashes, and the files themselves, also from a byte on. Of large files (LFS) the hash
-is a SHA-256, of others git's.
+It answers what `huggingface_hub` asks for when it downloads: the commit of a model or a dataset,
+its files with their sizes and hashes, and the files themselves, also from a byte on. Of large files
+(LFS) the hash is a SHA-256, of others git's.
 """
 
 import hashlib
@@ -81,12 +81,16 @@ class Answer(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.hub.asked.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0]
-        listing = re.fullmatch(r"/api/models/(\w+/\w+)(?:/(revision|tree)/\w+)?", path)
-        one = re.fullmatch(rf"/(\w+/\w+)/resolve/(?:main|{COMMIT})/([\w./-]+)", path)
+        listing = re.fullmatch(
+            r"/api/(?:models|datasets)/(\w+/\w+)(?:/(revision|tree)/\w+(/\w+)?)?", path
+        )
+        one = re.fullmatch(rf"/(?:datasets/)?(\w+/\w+)/resolve/(?:main|{COMMIT})/([\w./-]+)", path)
         found = listing or one
         model = self.hub.models.get(found[1]) if found else None
         if model is None:
             self._missing("RepoNotFound")
+        elif listing and listing[3]:  # a folder
+            self._missing("EntryNotFound")
         elif listing:
             self._listed(listing[1], model, is_tree=listing[2] == "tree")
         elif one[2] not in model:

@@ -3,13 +3,17 @@
 import csv
 import hashlib
 import io
+import json
 import random
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from helpers.hub_server import running
+from helpers.processes import run
 from trainkit.data.bands import PixelSettings
 from trainkit.data.class_counts import count_classes
 from trainkit.data.datasets.class_source import ClassSource
@@ -280,3 +284,48 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
     (folder / "validation.parquet").unlink()
     with pytest.raises(UserError, match="It has parquet files of train: hold out a part"):
         class_images(folder, "val")
+
+
+ON_THE_HUB = """
+import json
+from trainkit.data.datasets.class_source import ClassSource
+from trainkit.data.datasets.held_out import SplitSettings
+from trainkit.errors import UserError
+
+def shown(name, asked=SplitSettings(0.25, split_seed=3), **more):
+    source = ClassSource(name, held_out=asked, **more)
+    try:
+        val, train = source.open("val"), source.open("train")
+    except UserError as error:
+        return str(error)
+    numbers = [[int(data[i][0][0, 0, 0]) for i in range(len(data))] for data in (train, val)]
+    return [*numbers, val.fingerprint, val.name_of(0)]
+
+found = [shown("me/photos"), shown("me/tests"), shown("me/divided")]
+found.append(shown("me/photos", stream=4))
+found.append(shown("me/photos", SplitSettings()))
+print(json.dumps(found))
+"""
+
+
+def test_datasets_on_the_hub(tmp_path):
+    """Over HTTP, by the libraries' own code, in a process that takes the Hub for its server."""
+    write(tmp_path / "photos", rows(), [20, 27])
+    write(tmp_path / "tests", rows(), [NUM_ROWS], "test.parquet")
+    for name in ("train", "validation"):
+        write(tmp_path / "divided", rows(), [NUM_ROWS], f"{name}.parquet")
+    here = class_images(tmp_path / "photos", "val", held_out=SHARE).fingerprint
+    with running() as hub:
+        for name in ("photos", "tests", "divided"):
+            hub.add(f"me/{name}", tmp_path / name)
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        done = run(sys.executable, "-c", ON_THE_HUB, cwd=tmp_path, **env)
+    photos, tests, divided, streamed, plain = json.loads(done.stdout.splitlines()[-1])
+    train = sorted({*range(NUM_ROWS)} - HELD_OUT)
+    val = sorted(HELD_OUT)
+    assert photos == [train, val, here, f"row {val[0]} of me/photos (train)"]
+    assert tests == [train, val, here, f"row {val[0]} of me/tests (test)"]
+    assert "me/divided is divided already, it has train and validation" in divided
+    assert "so leave --stream out" in streamed
+    assert "me/photos has none of the splits val, validation, valid, test; it has train" in plain
+    assert "--val-share 0.2" in plain
