@@ -25,6 +25,7 @@ from trainkit.errors import UserError
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint import list_checkpoints
 from trainkit.storage.evaluation_files import name_of_step, previews, strays
+from trainkit.tasks.base import Task
 
 STEPS = [4, 8, 12]  # of the evaluations of three epochs
 KEPT = [0, 2, 5, 7, 10]  # of 13 images
@@ -220,6 +221,36 @@ def test_trackers_get_each_once_at_its_step(tmp_path):
     expected = [(step, "val/preview", 4) for step in STEPS]
     assert [each for each in first.sent if each[1] == "val/preview"] == expected
     assert [each for each in second.sent if each[1] == "val/preview"] == expected[2:]
+
+
+class Brightness(Task):
+    """A number for each image."""
+
+    terms, headline, higher_is_better = ("square",), "val_loss", False
+
+    def counts(self, targets):
+        return torch.tensor([float(len(targets))])
+
+    def losses(self, outputs, targets):
+        return (outputs.mean(1) - targets).square().sum()[None]
+
+    def predict(self, outputs, targets):
+        return outputs.mean(1)
+
+    def metrics(self):
+        return []
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_of_a_task_of_ones_own_images_and_what_is_known_of_them(tmp_path, together):
+    """Batches of several images have one loss, and none of each image."""
+    recipe = recognition(epochs=1, task=Brightness(), eval_batch_size=together)
+    train(recipe, Options(out=tmp_path, workers=0, preview=5))
+    found = index_of(tmp_path, 4)
+    assert [entry["index"] for entry in found] == KEPT
+    assert all((entry["loss"] is not None) == (together == 1) for entry in found)
+    assert list(previews(tmp_path)) == [4] and "ranking" not in found[0]
+    assert "The same validation images after each" in (tmp_path / "report.html").read_text()
 
 
 def test_what_cannot_be_is_refused():

@@ -178,8 +178,9 @@ class EvaluationPictures:
         if index is None or arrays is None:
             return Tile([image], [(self._named_class(shown.target), INK)])
         if "predicted" not in arrays:
-            loss = arrays["loss"][index] if "loss" in arrays else math.nan
-            return Tile([image], [(f"loss {loss:.4g}", INK)])
+            if "loss" in arrays:
+                lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
+            return Tile([image], lines)
         target, called = int(arrays["target"][index]), int(arrays["predicted"][index])
         lines.append((self._class(target), INK))
         if kept and shown.ranking:
