@@ -100,6 +100,7 @@ def test_rows_of_masks(tmp_path, batch):
     assert (hits / np.maximum(union, 1))[union > 0].mean() == pytest.approx(results["mIoU"])
     assert arrays["confusion"].tolist() == results["confusion"]
     assert about["task"] == "segmentation" and about["ignore"] == 255
+    assert about["absent"] == "skip"
 
 
 def test_processes_and_windows_do_not_change_them(tmp_path):

@@ -178,7 +178,7 @@ def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict
     kinds = {"recognition": Recognition, "segmentation": Segmentation}
     names = names_of(task)
     palette = class_colours(len(names), task.known_palette).tolist() if names else None
-    return {
+    about = {
         "task": next((name for name, kind in kinds.items() if isinstance(task, kind)), "other"),
         "split": results.get("split"),
         "protocol": results.get("protocol"),
@@ -189,3 +189,6 @@ def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict
         "palette": palette,
         "ignore": task.ignored_label,
     }
+    if isinstance(task, Segmentation):
+        about["absent"] = task.absent
+    return about

@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ DESCRIBED = {
     "classes": or_none(LIST),
     "palette": or_none(LIST),
     "ignore": maybe(or_none(Kind("a whole number", lambda value: type(value) is int))),
+    # of segmentation: what a class that occurs nowhere is in mIoU, see `MeanIoU`
+    "absent": maybe(Kind("skip or zero", lambda value: value in ("skip", "zero"))),
 }
 # names of arrays by task: the kind of their numbers, and whether they have a column for each class
 PER_IMAGE: dict[str, dict[str, tuple[str, bool]]] = {
@@ -230,7 +233,9 @@ def counts_of_headline(
             return None
         names = ("intersection", "true_pixels", "predicted_pixels")
         rows = np.concatenate([arrays[name] for name in names], 1).astype(np.float64)
-        return rows, _mean_iou if headline == "mIoU" else _pixel_accuracy
+        if headline == "pixAcc":
+            return rows, _pixel_accuracy
+        return rows, partial(_mean_iou, counts_absent=data.about.get("absent") == "zero")
     return None
 
 
@@ -239,11 +244,11 @@ def _share(sums: np.ndarray) -> np.ndarray:
     return sums[:, 1] / np.maximum(sums[:, 0], 1)
 
 
-def _mean_iou(sums: np.ndarray) -> np.ndarray:
-    """Mean over the classes that occur, of sums (B, 3 C)."""
+def _mean_iou(sums: np.ndarray, counts_absent: bool) -> np.ndarray:
+    """Mean over the classes that occur, or over all, of sums (B, 3 C)."""
     hits, references, predictions = np.split(sums, 3, axis=1)
     union = references + predictions - hits
-    counted = union > 0
+    counted = (union > 0) | counts_absent
     iou = hits / np.maximum(union, 1)
     return (iou * counted).sum(1) / np.maximum(counted.sum(1), 1)
 

@@ -1,11 +1,13 @@
 """Numbers of a report against those of an evaluation, torchmetrics and hand."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torchmetrics
 
-from helpers.run_folders import add_recognition, add_segmentation, run_folder
+from helpers.run_folders import add_recognition, add_segmentation, run_folder, write_json
 from trainkit.metrics.bootstrap import interval
 from trainkit.metrics.recognition import TopK
 from trainkit.metrics.segmentation import MeanIoU
@@ -45,6 +47,28 @@ def test_the_interval_of_the_mean_iou_is_that_of_an_evaluation(tmp_path):
         statistic = MeanIoU(3).per_image(metric).statistic
         expected = interval(rows, statistic)
         assert headline_interval(evaluation(run), metric) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_that_occurs_nowhere_counts_as_in_the_run(tmp_path):
+    """The first images have none of the third class; no image has any of a fourth one."""
+    run = run_folder(tmp_path / "run")
+    arrays = add_segmentation(run)
+    names = ("intersection", "true_pixels", "predicted_pixels")
+    for name in names:
+        arrays[name][:10, 2] = 0
+        arrays[name] = np.pad(arrays[name], ((0, 0), (0, 1)))
+    arrays["confusion"] = np.zeros((4, 4), dtype=np.int64)
+    np.savez(run / "evaluations/step-000000100.npz", **arrays)
+    rows = torch.from_numpy(np.concatenate([arrays[name] for name in names], 1)).long()
+    file = run / "evaluations/step-000000100.json"
+    about = {**json.loads(file.read_text()), "classes": ["a", "b", "c", "d"], "palette": None}
+    found = []
+    for absent in ("skip", "zero"):
+        write_json(file, {**about, "absent": absent})
+        statistic = MeanIoU(4, absent=absent).per_image("mIoU").statistic
+        found.append(headline_interval(evaluation(run), "mIoU"))
+        assert found[-1] == pytest.approx(interval(rows, statistic), abs=1e-12)
+    assert found[0][0] > found[1][1]
 
 
 def test_the_calibration_error_is_that_of_torchmetrics(tmp_path):
