@@ -4,7 +4,9 @@ Source: He et al., Deep Residual Learning, CVPR 2016, section 4.2 (SGD, batch 12
 pixels of padding, flip), with a cosine schedule over 200 epochs and the ResNet-18 with a 3x3 stem
 that is in common use for CIFAR.
 
-Launch: accelerate launch -m trainkit recipes/recog_cifar10.py --data /path/to/parquet/files
+Launch: trainkit recog_cifar10 --data /path/to/parquet/files
+
+On several processes: accelerate launch -m trainkit recog_cifar10 ...
 
 CIFAR-100: --data uoft-cs/cifar100 --label-column fine_label
 

@@ -3,7 +3,9 @@
 Source: common practice for fine-tuning: SGD at a tenth of the rate of training from scratch, head
 x10, cosine.
 
-Launch: accelerate launch -m trainkit recipes/recog_folder.py --data my_images
+Launch: trainkit recog_folder --data my_images
+
+On several processes: accelerate launch -m trainkit recog_folder ...
 
 Hardware and time: depends on your images.
 
@@ -44,6 +46,7 @@ SAMPLE = {
 
 def recipe(
     data: str = "data/my_images",
+    classes: tuple[str, ...] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     stream: int | None = None,
@@ -62,7 +65,6 @@ def recipe(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    classes: tuple[str, ...] | None = None,
     sample: bool = False,
 ) -> Recipe:
     """Your own images, one folder per class.
@@ -71,12 +73,15 @@ def recipe(
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the
             Hub; with val_share one with <class>/, a CSV or JSONL list of path and label, or parquet
             files of one split
+        classes: their names in the order of their ids, or a text file with one a line; None: those
+            of the training images. An evaluation takes those of the run, and needs no training
+            images then
         image_column: the column of images, in parquet files with several, or of paths in a list
         label_column: the column of class ids, in parquet files with several, or of labels in a list
         stream: stream parquet files, so many row groups interleaved, such as 16; None: download
             them first
-        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small
-            trains on a laptop
+        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; on a
+            laptop: --model small
         pretrained: start from published ImageNet weights, which small has not
         lr: peak learning rate of the backbone
         batch_size: images of one step, over all processes
@@ -93,9 +98,6 @@ def recipe(
         mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's; of other
             channels or 16 bits, that of the training images
         std: of each channel; None: likewise
-        classes: their names in the order of their ids, or a text file with one a line; None: those
-            of the training images. An evaluation takes those of the run, and needs no training
-            images then
         sample: train the small network on generated images in the same layout, in under a minute
     """
     source = generated.class_folder() if sample else data

@@ -4,7 +4,9 @@ Source: He et al., Bag of Tricks for Image Classification, CVPR 2019, as PyTorch
 SGD 0.2 for 512 images, cosine over 120 epochs after 5 of warm-up, label smoothing 0.1, mixup 0.2,
 no decay on norms and biases, last gamma of each residual block from 0.
 
-Launch: accelerate launch -m trainkit recipes/recog_imagenet.py --data /path/to/imagenet
+Launch: trainkit recog_imagenet --data /path/to/imagenet
+
+On several processes: accelerate launch -m trainkit recog_imagenet ...
 
 Hardware and time: not yet measured; the paper used eight V100 GPUs.
 

@@ -5,7 +5,9 @@ GPUs: SGD 0.8 for 2048 images, cosine over 270 epochs after 5 of warm-up, label 
 0.2, RandAugment, no decay on norms and biases, last gamma of each block from 0. Takes timm: pip
 install ".[timm]".
 
-Launch: accelerate launch -m trainkit recipes/recog_imagenet_resnest.py --data /path/to/imagenet
+Launch: trainkit recog_imagenet_resnest --data /path/to/imagenet
+
+On several processes: accelerate launch -m trainkit recog_imagenet_resnest ...
 
 Hardware and time: not yet measured; the authors used 32 GPUs.
 

@@ -5,7 +5,9 @@ PyTorch-Encoding trains it: SGD 0.004 for 512 images over 80 epochs, a tenth of 
 decay 5e-4, head x10, 32 codewords on 128 features, crops of 224; colours are changed until the rate
 drops.
 
-Launch: accelerate launch -m trainkit recipes/recog_minc.py --data /path/to/minc-2500
+Launch: trainkit recog_minc --data /path/to/minc-2500
+
+On several processes: accelerate launch -m trainkit recog_minc ...
 
 Hardware and time: not yet measured; the authors used four GPUs.
 

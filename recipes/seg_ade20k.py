@@ -4,7 +4,9 @@ Source: PyTorch-Encoding's FCN baseline (Zhang et al., Context Encoding for Sema
 CVPR 2018): SGD 0.01 per 16 images, head x10, poly 0.9, 120 epochs, auxiliary loss 0.2, long side
 520 x 0.5 to 2, crop 480.
 
-Launch: accelerate launch -m trainkit recipes/seg_ade20k.py --data /path/to/ADEChallengeData2016
+Launch: trainkit seg_ade20k --data /path/to/ADEChallengeData2016
+
+On several processes: accelerate launch -m trainkit seg_ade20k ...
 
 Hardware and time: not yet measured, the authors used four GPUs; with --sample under a minute on 2
 CPU cores.

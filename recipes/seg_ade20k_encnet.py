@@ -4,7 +4,9 @@ Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as 
 train_dist.py trains it at commit c1d9ec6: SGD 0.01 for 16 images, head x10, poly 0.9, 120 epochs,
 auxiliary and semantic-encoding loss 0.2 each. An earlier version (56391e3) has 180 epochs at 0.004.
 
-Launch: accelerate launch -m trainkit recipes/seg_ade20k_encnet.py --data /path/to/data
+Launch: trainkit seg_ade20k_encnet --data /path/to/data
+
+On several processes: accelerate launch -m trainkit seg_ade20k_encnet ...
 
 Hardware and time: not yet measured; the authors used four GPUs.
 

@@ -4,7 +4,9 @@ Source: PyTorch-Encoding's train_dist.py at commit c1d9ec6: SGD 0.01 for 16 imag
 0.9, 240 epochs, auxiliary loss 0.2; long side 2048 and crops of 768 are the usual ones for images
 of 2048 x 1024.
 
-Launch: accelerate launch -m trainkit recipes/seg_cityscapes.py --data /path/to/data
+Launch: trainkit seg_cityscapes --data /path/to/data
+
+On several processes: accelerate launch -m trainkit seg_cityscapes ...
 
 Hardware and time: not yet measured; crops of 768 in batches of 16 are for four GPUs and more.
 

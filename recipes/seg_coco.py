@@ -4,7 +4,9 @@ Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as 
 train_dist.py trains it, a first part of recipes/seg_voc.py: SGD 0.004 for 16 images, head x10, poly
 0.9, 30 epochs; images with fewer than 1,000 pixels of the classes are left out.
 
-Launch: accelerate launch -m trainkit recipes/seg_coco.py --data /path/to/data
+Launch: trainkit seg_coco --data /path/to/data
+
+On several processes: accelerate launch -m trainkit seg_coco ...
 
 Hardware and time: not yet measured; the authors used four GPUs.
 

@@ -8,7 +8,9 @@ files, or a name on the Hub, with a column of images and one of masks, do as wel
 
 Source: settings of recipes/seg_ade20k.py, for images of any kind.
 
-Launch: accelerate launch -m trainkit recipes/seg_folder.py --data my_images --classes road,car,sky
+Launch: trainkit seg_folder --data my_images --classes road,car,sky
+
+On several processes: accelerate launch -m trainkit seg_folder ...
 
 Hardware and time: `--model lraspp --backbone small` for 80 epochs of CamVid at 240x180: 16 minutes
 on 2 CPU cores.
@@ -82,6 +84,7 @@ def recipe(
         mean: of each channel in [0, 1]; None: ImageNet's, or of other channels or 16 bits that of
             the training images
         std: of each channel; None: likewise
+        model: the network; on a laptop: --model lraspp --backbone small --no-pretrained
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with
             lraspp), or "small", which has no published weights and trains on a laptop; of
             segmentation_models_pytorch's networks one of its encoders or "timm:" and a name of

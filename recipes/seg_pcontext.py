@@ -4,7 +4,9 @@ Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as 
 train_dist.py trains it: SGD 0.001 for 16 images, head x10, poly 0.9, 80 epochs, auxiliary and
 semantic-encoding loss 0.2 each, with lateral connections.
 
-Launch: accelerate launch -m trainkit recipes/seg_pcontext.py --data /path/to/data
+Launch: trainkit seg_pcontext --data /path/to/data
+
+On several processes: accelerate launch -m trainkit seg_pcontext ...
 
 Hardware and time: not yet measured; the authors used four GPUs.
 

@@ -1,15 +1,18 @@
 r"""EncNet on Pascal VOC 2012, 21 classes, through COCO and VOC-aug.
 
 Source: Zhang et al., Context Encoding for Semantic Segmentation, CVPR 2018, as PyTorch-Encoding
-trains it: COCO first (recipes/seg_coco.py), then VOC-aug at 0.001 for 80 epochs, then VOC at 0.0001
+trains it: COCO first (seg_coco), then VOC-aug at 0.001 for 80 epochs, then VOC at 0.0001
 for 50, each from the one before.
 
-    trainkit recipes/seg_coco.py --data /path/to/coco --backbone resnet101
-    trainkit recipes/seg_voc.py --init-from runs/seg_coco --out runs/voc_aug --backbone resnet101
-    trainkit recipes/seg_voc.py --init-from runs/voc_aug --no-augmented --split trainval \
-        --lr 0.0001 --epochs 50 --backbone resnet101
+    trainkit seg_coco --data /path/to/coco --backbone resnet101
+    trainkit seg_voc --init-from runs/seg_coco --out runs/voc_aug \
+        --backbone resnet101
+    trainkit seg_voc --init-from runs/voc_aug --no-augmented \
+        --split trainval --lr 0.0001 --epochs 50 --backbone resnet101
 
-Launch: accelerate launch -m trainkit recipes/seg_voc.py --data /path/to/data
+Launch: trainkit seg_voc --data /path/to/data
+
+On several processes: accelerate launch -m trainkit seg_voc ...
 
 Hardware and time: not yet measured; the authors used four GPUs.
 

@@ -8,35 +8,40 @@ from importlib import import_module
 
 from trainkit import __version__
 from trainkit.commands import COMMANDS
+from trainkit.commands.interruption import REPORTS, Interruptions, Terminated
 from trainkit.display.streams import keep_standard_streams
 from trainkit.distributed.launcher import end_with_launcher, faulty_variable, rank
 from trainkit.errors import exit_code_of, is_of_one_process, report_of
 
 HELP = """\
-trainkit trains a recipe, a Python file with a function `recipe(...)`, on one loop.
+trainkit trains a recipe, a Python file with a function `recipe(...)`, on one
+loop.
 
-  trainkit RECIPE [--setting value ...]            train it, or resume where it stopped
-  trainkit check RECIPE [--setting value ...]      try it on three batches, and estimate its cost
-  trainkit audit RECIPE [--setting value ...]      train a few steps again and compare every bit
-  trainkit doctor RECIPE [--setting value ...]     read all its data once, and report its faults
-  trainkit doctor FOLDER                           what images it holds, and how to train on them
-  trainkit evaluate RUN                            measure a run on the validation images
-  trainkit report RUN [RUN ...]                    what a run did, or what runs differ in: HTML
-  trainkit predict RUN IMAGES ... --out FOLDER     predictions of images, and of folders with images
-  trainkit export RUN --out FILE                   weights, a torch.export program or ONNX
-  trainkit push RUN OWNER/NAME                     upload weights, recipe and results to the Hub
-  trainkit replay RUN                              run a step again whose loss was not finite
-  trainkit recipes                                 the recipes that come with trainkit
-  trainkit new RECIPE FILE                         a copy of a recipe, to change
-  trainkit COMMAND --help                          the options of a command
-  trainkit RECIPE --help                           the settings of a recipe and the options of a run
+  trainkit RECIPE [--setting value ...]   train it, or resume where it stopped
+  trainkit check RECIPE [--setting ...]   try it on three batches; what it costs
+  trainkit audit RECIPE [--setting ...]   train a few steps twice: compare bits
+  trainkit doctor FOLDER                  what it holds, how to train on it
+  trainkit doctor RECIPE [--setting ...]  read all its data once; their faults
+  trainkit evaluate RUN                   measure it on the validation images
+  trainkit report RUN [RUN ...]           what it did, or what they differ in
+  trainkit predict RUN IMAGES ... --out FOLDER
+                                          predictions of images and folders
+  trainkit export RUN --out FILE          weights, torch.export program, ONNX
+  trainkit push RUN OWNER/NAME            upload it to the Hugging Face Hub
+  trainkit replay RUN                     repeat a step with a non-finite loss
+  trainkit recipes                        the recipes that come with trainkit
+  trainkit new RECIPE FILE                a copy of a recipe, to change
+  trainkit COMMAND --help                 the options of a command
+  trainkit RECIPE --help                  settings of a recipe, and options
 
-RECIPE is a file, or the name of one of `trainkit recipes`, such as seg_folder; `--sample` runs
-any of them on generated data in under a minute. RUN is the folder of a run, a checkpoint in it,
-a folder that push wrote, or the name of a model on the Hugging Face Hub (owner/name). For bare
-weights: trainkit evaluate RECIPE --weights FILE, and so for predict and export.
+RECIPE is a file, or the name of one of `trainkit recipes`, such as seg_folder;
+`--sample` runs any of them on generated data in under a minute. RUN is the
+folder of a run, a checkpoint in it, a folder that push wrote, or the name of a
+model on the Hugging Face Hub (owner/name). For bare weights:
+trainkit evaluate RECIPE --weights FILE, and so for predict and export.
 
-On several processes or with another precision: accelerate launch -m trainkit RECIPE ...
+On several processes or with another precision:
+accelerate launch -m trainkit RECIPE ...
 """
 HELP_FLAGS = (["--help"], ["-h"])
 FLAGS = ("--help", "--version")  # that come first
@@ -50,18 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 the machine failed, 2 something for the user to set right, 130
-        after Ctrl-C, wherever it arrives.
+        after Ctrl-C and 143 after SIGTERM, wherever they arrive.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    interruptions = None if argv is not None else Interruptions(_fail)  # of a process of its own
     try:
-        if argv is None:  # a process of its own
+        if interruptions is not None:
+            interruptions.begin()
             keep_standard_streams(reported=not {"-h", "--help"} & set(words))
         return _run(words)
     except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C (SIGINT)", code=128 + signal.SIGINT)
+        return _stopped_by(signal.SIGINT)
+    except Terminated:
+        return _stopped_by(signal.SIGTERM)
+    except Exception as error:
+        if interruptions is not None and interruptions.number is not None:
+            return _stopped_by(interruptions.number)  # a library raised its own in place of ours
+        return _report(error)
     finally:
-        if argv is None:  # a second Ctrl-C ends it at once, and says nothing
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if interruptions is not None:
+            interruptions.end()
 
 
 def _run(words: list[str]) -> int:
@@ -84,14 +97,20 @@ def _run(words: list[str]) -> int:
         return _fail(fault, from_all=True)
     if COMMANDS[command] and (not words or words[0].startswith("-")):
         return _fail(_first_missing(command, words))
-    try:
-        module = import_module(f"trainkit.commands.{command}")
-        return module.run(next(iter(words), ""), words[1:])
-    except Exception as error:
-        message = report_of(error)
-        if message is None:
-            raise
-        return _fail(message, from_all=is_of_one_process(error), code=exit_code_of(error))
+    module = import_module(f"trainkit.commands.{command}")
+    return module.run(next(iter(words), ""), words[1:])
+
+
+def _report(error: Exception) -> int:
+    """The exit code for an error, whose message is reported; one that is a bug goes on."""
+    message = report_of(error)
+    if message is None:
+        raise error
+    return _fail(message, from_all=is_of_one_process(error), code=exit_code_of(error))
+
+
+def _stopped_by(number: int) -> int:
+    return _fail(REPORTS[number], code=128 + number)
 
 
 def _first_missing(command: str, words: list[str]) -> str:
@@ -99,7 +118,8 @@ def _first_missing(command: str, words: list[str]) -> str:
     first = COMMANDS[command]
     near = difflib.get_close_matches(words[0], FLAGS, n=1) if words else []
     meant = f"; did you mean trainkit {near[0]}?" if near else "; see trainkit --help"
-    return f"which {first.lower()}? `trainkit {command} {first} ...` takes it first{meant}"
+    which = first.lower().replace("|", " or ")
+    return f"which {which}? `trainkit {command} {first} ...` takes it first{meant}"
 
 
 def _fail(message: str, from_all: bool = False, code: int = 2) -> int:

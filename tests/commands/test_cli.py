@@ -13,6 +13,7 @@ import pytest
 
 from helpers.processes import RECOG, ROOT, TESTS, forked, run, trainkit
 from trainkit.cli import main
+from trainkit.commands import COMMANDS
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.storage.shipped import shipped
@@ -53,8 +54,8 @@ def test_help_without_torch():
 @pytest.mark.parametrize(("command", "flags"), [
     ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")),
     ("audit", ("RECIPE", "--steps INT", "--json")),
-    ("check", ("RECIPE", "--micro-batch")), ("doctor", ("RECIPE", "--workers")),
-    ("evaluate", ("RUN", "--scales", "--weights {None}|PATH")),
+    ("check", ("RECIPE", "--micro-batch")), ("doctor", ("RECIPE|FOLDER", "--workers")),
+    ("evaluate", ("RUN", "--scales", "--weights PATH")),
     ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")),
     ("export", ("RUN", "--format")),
     ("push", ("RUN", "--license", "of the model on the Hugging Face Hub")),
@@ -180,9 +181,9 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
     for words in (
         "--epochs FLOAT passes over the training images (default: 120)",
         "--lr FLOAT learning rate of the backbone, for 16 images a batch (default: 0.01)",
-        "--seed {None}|INT" if command else "--seed INT", "--workers {None}|INT",
-        "--out {None}|PATH",
-        *(["--weights {None}|PATH"] if command else ["--resume {auto,never}", "--log-every INT",
+        "--seed INT" if command else "--seed INT", "--workers INT",
+        "--out PATH",
+        *(["--weights PATH"] if command else ["--resume {auto,never}", "--log-every INT",
             "--checkpoint-every"]), "--weights" if command else "--evaluate-every INT",
     ):  # fmt: skip
         assert words in text, words
@@ -190,8 +191,66 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
     assert titles == ["options", "Recipe settings", "Run options"]
     settings, options = text.split("Run options")
     assert "--epochs FLOAT" in settings and "--workers" not in settings
-    assert "--workers {None}|INT" in options and "--epochs" not in options
+    assert "--workers INT" in options and "--epochs" not in options
     assert "(default: None)" not in text, "what None means stands in the text of a flag"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize(
+    "words",
+    [(name,) for name in COMMANDS]
+    + [(), ("recog_folder",), ("seg_folder",), ("predict", "seg_voc"), ("check", "seg_coco")],
+    ids=lambda words: "-".join(words) or "trainkit",
+)
+def test_help_is_no_wider_than_the_terminal(words, columns, monkeypatch, capsys):
+    """No empty default stands in it, nor a None that need not be typed."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    try:
+        assert main([*words, "--help"]) == 0
+    except SystemExit as ended:  # of a recipe's
+        assert ended.code == 0
+    shown = capsys.readouterr().out
+    if words:
+        assert shown.startswith(f"usage: trainkit {' '.join(words)}")
+        widest = max(len(line) for line in shown.splitlines() if not line.startswith("    "))
+        assert widest <= columns
+    else:  # one text for all, imported without a library
+        assert max(map(len, shown.splitlines())) <= 80
+    for words in ("(default: )", "(default: '')", "{None", "None}|", "[FLOAT"):
+        assert words not in shown
+
+
+@pytest.mark.parametrize("name", ["recog_folder", "seg_folder"])
+def test_help_begins_with_the_data(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    listed = re.findall(r"^│ (--[\w-]+)", shown.split("Recipe settings")[1], flags=re.MULTILINE)
+    assert listed[:2] == ["--data", "--classes"]
+    assert re.search(r"on a\W+laptop: --model ", shown)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ("seg_folder", "--classes", "sky,", "building"),
+            "--classes takes one value, and sky, building are 2: write a list without spaces"
+            " (--classes sky,building), and a name that has one in quotes",
+        ),
+        (
+            ("seg_folder", "--classes", "sky", "traffic", "light", "--epochs", "1"),
+            "(--classes sky,traffic,light)",
+        ),
+        (("check", "seg_folder", "--mask-values", "0,", "255"), "(--mask-values 0,255)"),
+        (("recog_folder", "--data", "my", "photos"), "(--data my,photos), and a name that has one"),
+    ],
+)
+def test_a_list_with_spaces(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(list(words)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
 

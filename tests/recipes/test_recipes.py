@@ -42,7 +42,8 @@ def test_docstring_and_settings(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     for part in (
         "Source: ",
-        f"Launch: accelerate launch -m trainkit recipes/{path.name}",
+        f"Launch: trainkit {path.stem}",
+        f"accelerate launch -m trainkit {path.stem}",
         "Hardware and time: ",
         "Expected: ",
     ):

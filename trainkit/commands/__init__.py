@@ -5,7 +5,7 @@ COMMANDS = {
     "train": "RECIPE",
     "check": "RECIPE",
     "audit": "RECIPE",
-    "doctor": "RECIPE",
+    "doctor": "RECIPE|FOLDER",
     "evaluate": "RUN",
     "report": "RUN",
     "predict": "RUN",

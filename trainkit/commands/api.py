@@ -37,6 +37,7 @@ from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.lookup import find_weights, located
 from trainkit.storage.recipe_source import RecipeSource
+from trainkit.storage.recorded import is_run
 from trainkit.storage.run_settings import check_same_classes
 from trainkit.storage.setting_values import plain, read_settings_as
 
@@ -121,7 +122,8 @@ def _train_function(
     if lacks and not (out / "settings.json").exists():
         of_launcher().note(lacks)
     posix_locks()  # before a recipe that takes minutes to build
-    propose(recipe_file, values)
+    if options.resume == "never" or not is_run(out):  # a run keeps the rate it began with
+        propose(recipe_file, values)
     seed_host(options.seed)
     built = build(recipe_file, values)
     return _trained(built, options, {**values, **objects}, source, trackers)

@@ -6,9 +6,11 @@ Both are read by tyro.
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -17,6 +19,7 @@ import tyro
 
 from trainkit.commands.audit_options import AuditOptions
 from trainkit.commands.config_file import config_path, read_config
+from trainkit.commands.help_text import help_of, shown
 from trainkit.errors import UserError
 from trainkit.options import (
     DoctorOptions,
@@ -39,12 +42,8 @@ if TYPE_CHECKING:  # torch comes with it, and the help of a command goes without
 
 POSITIONAL: Any = tyro.conf.Positional  # of types that are known at run time alone
 
-
-def _default_hint(default: str) -> str:
-    """The default behind the help of a flag; nothing for None, which the help explains itself."""
-    return "" if default == "None" else f"(default: {default})"
-
-
+# what positional arguments are called in the help
+NAMES = {"paths": "IMAGES ...", "name": "OWNER/NAME", "others": "RUN ...", "file": "FILE"}
 CONFIG_HELP = (
     "settings and options from a YAML file, or from the settings.json of another run; what is given"
     " on the command line goes before"
@@ -60,13 +59,13 @@ def _as_arguments(options: type, positional: str | None = None, config: bool = F
     """
     annotations: dict[str, Any] = {}
     for name, kind in get_type_hints(options).items():
-        annotations[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint=_default_hint)]
-        if name == positional:
-            annotations[name] = POSITIONAL[kind]
+        is_positional = name == positional
+        annotations[name] = shown(kind, NAMES.get(name) if is_positional else None)
+        if is_positional:
+            annotations[name] = POSITIONAL[annotations[name]]
     more: dict[str, Any] = {}
     if config:
-        described = tyro.conf.arg(help=CONFIG_HELP, help_behavior_hint=_default_hint)
-        annotations["config"] = Annotated[Path | None, described]
+        annotations["config"] = Annotated[shown(Path | None), tyro.conf.arg(help=CONFIG_HELP)]
         more["config"] = None
     members = {
         **more,
@@ -87,19 +86,34 @@ def _checked(arguments: Any) -> Any:
     return options(**{name: value for name, value in vars(arguments).items() if name in names})
 
 
+# what a command takes beside its first argument without a flag
+POSITIONALS = {"predict": "paths", "push": "name", "report": "others", "new": "file"}
 OPTIONS: dict[str, type] = {
     "train": _as_arguments(Options, config=True),
     "check": _as_arguments(Options, config=True),
     "audit": _as_arguments(AuditOptions, config=True),
     "doctor": _as_arguments(DoctorOptions, config=True),
     "evaluate": _as_arguments(EvaluateOptions),
-    "predict": _as_arguments(PredictOptions, positional="paths"),
+    "predict": _as_arguments(PredictOptions, positional=POSITIONALS["predict"]),
     "export": _as_arguments(ExportOptions),
-    "push": _as_arguments(PushOptions, positional="name"),
+    "push": _as_arguments(PushOptions, positional=POSITIONALS["push"]),
     "replay": _as_arguments(ReplayOptions),
-    "report": _as_arguments(ReportOptions, positional="others"),
+    "report": _as_arguments(ReportOptions, positional=POSITIONALS["report"]),
     "recipes": _as_arguments(RecipesOptions),
-    "new": _as_arguments(NewOptions, positional="file"),
+    "new": _as_arguments(NewOptions, positional=POSITIONALS["new"]),
+}
+# what a command takes first, explained
+FIRST = {
+    "RECIPE": "RECIPE: a Python file, or the name of one of `trainkit recipes`.\n\n",
+    "RECIPE|FOLDER": (
+        "RECIPE: a Python file, or the name of one of `trainkit recipes`.\n\n"
+        "FOLDER: with images, or a list of them (.csv, .jsonl): says what it holds, and the command"
+        " that trains on it.\n\n"
+    ),
+    "RUN": (
+        "RUN: the folder of a run, a checkpoint in it, a folder that push wrote, or the name of a"
+        " model on the Hub (owner/name).\n\n"
+    ),
 }
 TAKE_SETTINGS = ("train", "check", "audit", "doctor", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
@@ -122,9 +136,13 @@ def read_options(command: str, prog: str, words: list[str]) -> Any:
 def show_help(command: str, first: str) -> None:
     """Write the options of a command; `first` is what it takes before them."""
     kind = OPTIONS[command]
-    parser = tyro.extras.get_parser(kind, prog=f"trainkit {command} {first}".rstrip())
-    more = WITH_SETTINGS if command in TAKE_SETTINGS else ""
-    sys.stdout.write(parser.format_help() + more)
+    text = help_of(
+        kind,
+        positional=NAMES.get(POSITIONALS.get(command, ""), ""),
+        prog=f"trainkit {command} {first}".rstrip(),
+        description=f"{FIRST.get(first, '')}{inspect.getdoc(kind)}",
+    )
+    sys.stdout.write(text + (WITH_SETTINGS if command in TAKE_SETTINGS else ""))
 
 
 def read_known_options(command: str, prog: str, words: list[str]) -> tuple[Any, list[str]]:
@@ -177,15 +195,18 @@ def read_settings_and_options(
     description = _joined(inspect.getdoc(recipe_file.module) or "")
     config = (tyro.conf.OmitArgPrefixes,)
     if asks_for_help(words):
-        parser = tyro.extras.get_parser(command, prog=prog, description=description, config=config)
+        positional = NAMES.get(POSITIONALS.get(command_name, ""), "")
+        text = help_of(command, positional, prog=prog, description=description, config=config)
         # tyro calls every group options
         title = f"{SETTINGS} options "
-        shown = parser.format_help().replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1)
-        sys.stdout.write(shown)
+        sys.stdout.write(text.replace(title, f"{SETTINGS} ".ljust(len(title), "─"), 1))
         raise SystemExit(0)
     flags = [name for name, each in signature.parameters.items() if each.annotation is bool]
     flags += [name for name, kind in get_type_hints(OPTIONS[command_name]).items() if kind is bool]
     _check_flags_without_value(flags, words)
+    if command_name not in POSITIONALS:
+        kinds = {name: each.annotation for name, each in signature.parameters.items()}
+        _check_one_value({**kinds, **get_type_hints(OPTIONS[command_name])}, words)
     settings, arguments = tyro.cli(
         command, prog=prog, description=description, args=words, config=config
     )
@@ -226,6 +247,27 @@ def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> No
             )
 
 
+def _check_one_value(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Raise UserError where more words follow a flag that takes a text, as in a list with spaces.
+
+    Args:
+        kinds: annotation of each setting and option.
+        words: of the command line.
+    """
+    flags = {f"--{name}".replace("_", "-"): kind for name, kind in kinds.items()}
+    for place, word in enumerate(words):
+        kind = flags.get(word.replace("_", "-"))
+        if kind not in (str, str | None):
+            continue
+        values = list(takewhile(lambda each: not each.startswith("--"), words[place + 1 :]))
+        if len(values) > 1:
+            one = ",".join(value.strip(",") for value in values)
+            raise UserError(
+                f"{word} takes one value, and {' '.join(values)} are {len(values)}: write a list"
+                f" without spaces ({word} {shlex.quote(one)}), and a name that has one in quotes"
+            )
+
+
 def _joined(text: str) -> str:
     """The text with each paragraph on one line, for tyro to wrap; indented ones stay.
 
@@ -247,9 +289,8 @@ def _collector(recipe_file: RecipeFile, defaults: Mapping[str, Any]) -> Callable
         changed = parameter.replace(default=defaults[name]) if name in defaults else parameter
         parameters.append(changed)
     annotations = {name: each.annotation for name, each in signature.parameters.items()}
-    hint = tyro.conf.arg(help_behavior_hint=_default_hint)
     types = {
-        name: Annotated[each, hint]
+        name: shown(each)
         for name, each in annotations.items()
         if each is not inspect.Parameter.empty
     }

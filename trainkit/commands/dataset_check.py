@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from trainkit.tasks.base import Task
 
 UNEVEN = 3  # times as many of one class as of another: weights are suggested
 LISTED_WEIGHTS = 30
+STRIDE = 8  # pixels; sizes that are proposed are multiples of it
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,41 @@ def median_and_extreme_sizes(sizes: np.ndarray) -> dict[str, list[int]]:
         name: known[place].tolist()
         for name, place in (("smallest", 0), ("median", len(known) // 2), ("largest", -1))
     }
+
+
+def suggested_size(sizes: Mapping[str, Sequence[int]], settings: Mapping[str, Any]) -> str:
+    """A line that proposes the recipe's settings of size where its images are smaller than these.
+
+    Args:
+        sizes: see `median_and_extreme_sizes`, of the training images.
+        settings: of the recipe; "size", or "long_side" and "crop", decide.
+    """
+    if "median" not in sizes:
+        return ""
+    width, height = sizes["median"]
+    if {"long_side", "crop"} <= settings.keys():
+        long_side, crop = max(width, height), settings["crop"]
+        if long_side >= settings["long_side"]:
+            return ""
+        fitting = _multiple(crop * long_side / settings["long_side"])
+        now = f"long_side is {settings['long_side']} and crop {crop}"
+        proposed = f"--long-side {long_side} --crop {fitting}"
+    elif isinstance(settings.get("size"), int):
+        if min(width, height) >= settings["size"]:
+            return ""
+        now = f"size is {settings['size']}"
+        proposed = f"--size {_multiple(min(width, height))}"
+    else:
+        return ""
+    return (
+        f"the median image has {width}x{height} pixels, and {now}: they would be enlarged;"
+        f" {proposed} costs less time and memory"
+    )
+
+
+def _multiple(length: float) -> int:
+    """The largest multiple of STRIDE up to a length, as networks halve images several times."""
+    return max(1, int(length) // STRIDE) * STRIDE
 
 
 def equal_digests(digests: np.ndarray) -> list[list[int]]:

@@ -10,8 +10,9 @@ that, too.
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from trainkit.commands.dataset_check import (
     Examiner,
     equal_digests,
     median_and_extreme_sizes,
+    suggested_size,
     suggested_weights,
 )
 from trainkit.commands.recipe_file import build, load_recipe
@@ -45,6 +47,7 @@ KINDS = {
 }
 # What differs between two faults of a kind: a path, a row of a table, a number of pixels.
 NAME_OR_COUNT = re.compile(r"\S*[/\\]\S*|\S+\[\d+\]|\b\d+(?= pixels)|\b\d+x\d+\b")
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 READ_AT_ONCE = 16  # images between two messages of a worker
 # on screen; doctor.json has all
 SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
@@ -66,13 +69,12 @@ def run(recipe: str, words: list[str]) -> int:
     if "pretrained" in settings:
         settings["pretrained"] = False  # the network is not used, so nothing is downloaded for it
     out = options.out or Path("runs") / f"{path.stem}-doctor"
-    takes_weights = "class_weights" in settings
-    report = examine(build(recipe_file, settings), options.workers, out, takes_weights)
+    report = examine(build(recipe_file, settings), options.workers, out, settings)
     return 2 if report["num_errors"] else 0
 
 
 def examine(
-    recipe: Recipe, workers: int | None, out: Path, takes_weights: bool = False
+    recipe: Recipe, workers: int | None, out: Path, settings: Mapping[str, Any] = NO_SETTINGS
 ) -> dict[str, Any]:
     """Read both splits, show what was found, and write it to `out`/doctor.json.
 
@@ -80,7 +82,7 @@ def examine(
         recipe: its data are read, its task says what a target may be.
         workers: reading processes, 0 for none.
         out: the folder that doctor.json is written into.
-        takes_weights: whether the recipe has a setting class_weights, to be suggested.
+        settings: of the recipe, such as class_weights and size, for which values are proposed.
 
     Returns:
         "num_errors", "warnings" (lines), "in_both" (pairs of names), "class_weights" (what balances
@@ -117,13 +119,14 @@ def examine(
     unrepeatable = introduction.unrepeatable(0, choose_workers(workers, 1), in_process=True)
     if unrepeatable:
         warnings.append(unrepeatable)
-    weights, hint = suggested_weights(splits["train"]["classes"], takes_weights)
+    weights, hint = suggested_weights(splits["train"]["classes"], "class_weights" in settings)
     found = {"warnings": warnings, "in_both": in_both, "class_weights": weights}
     report = {"num_errors": errors, **found, **splits}
     (out / "doctor.json").write_text(json.dumps(report, indent=1))
     _show(report, display)
-    if hint:
-        display.note(hint)
+    for line in (hint, suggested_size(splits["train"]["sizes"], settings)):
+        if line:
+            display.note(line)
     display.note(
         f"{counted(errors, 'error')}, {counted(len(warnings), 'warning')};"
         f" all of it in {out / 'doctor.json'}"

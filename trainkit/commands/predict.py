@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from trainkit.commands.prediction_writers import Writer, make_writer
+from trainkit.commands.prediction_writers import Writer, earlier_tables, keep_tables, make_writer
 from trainkit.commands.trained import load_trained, read_model
 from trainkit.data.datasets.inventory import images_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
@@ -43,7 +43,8 @@ def run(first: str, words: list[str]) -> int:
 def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> None:
     """Write predictions of the images at `asked.paths` into `asked.out`, and show a line for each.
 
-    In the order of the files, each read as validation images are.
+    In the order of the files, each read as validation images are. Tables get their names at the
+    end: after an interrupt those of an earlier call stay, and *.partial has the lines so far.
 
     Args:
         model: what was trained.
@@ -73,6 +74,11 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
         collate_fn=list,
     )
     require_room(asked.out)
+    if earlier := earlier_tables(asked.out):
+        display.note(
+            f"{asked.out} has predictions of an earlier call: {' and '.join(earlier)} will be"
+            " replaced, and images and masks in its folders stay unless they are written again"
+        )
     with _write_errors_reported(asked.out):
         writer = make_writer(info, asked)
     faults: list[str] = []
@@ -87,6 +93,8 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
                 rows = writer.add(alike, outputs)
             for picture, row in zip(alike, rows):
                 display.note(f"{picture.file}  {_shown(row)}")
+    with _write_errors_reported(asked.out):
+        keep_tables(asked.out)
     _list_faults(faults, asked.out)
     display.note(f"{asked.out}: predictions of {counted(len(pictures) - len(faults), 'image')}")
     if faults:

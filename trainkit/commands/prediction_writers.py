@@ -30,6 +30,9 @@ from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 DRAWN = 3  # classes on a photograph
+# what has a line for each image, called so when all lines are in it
+TABLES = ("predictions.jsonl", "predictions.csv", "probabilities.npz")
+PARTIAL = ".partial"  # behind the name of a table until then
 
 
 class Writer(Protocol):
@@ -45,12 +48,26 @@ class Writer(Protocol):
         """All was written."""
 
 
+def earlier_tables(out: Path) -> list[str]:
+    """Names of the tables that an earlier call has left in the folder."""
+    return [name for name in TABLES if (out / name).exists()]
+
+
+def keep_tables(out: Path) -> None:
+    """Give the tables their names, in place of those of an earlier call: all images are in them."""
+    for name in TABLES:
+        if _partial(out / name).exists():
+            _partial(out / name).replace(out / name)
+
+
 def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
-    """The writer for the model's task.
+    """The writer for the model's task; `keep_tables` is to be called after its `close`.
 
     Raises:
         UserError: the task is of another kind, without a method `records`.
     """
+    for name in TABLES:
+        _partial(asked.out / name).unlink(missing_ok=True)  # of a call that was interrupted
     if isinstance(info.task, Recognition):
         return ClassWriter(info, asked)
     if isinstance(info.task, Segmentation):
@@ -73,7 +90,7 @@ class RecordWriter:
                 " --probabilities and --overlay"
             )
         self.info, self.top_k, self.one_file_each = info, asked.top_k, False
-        self._lines = _opened(asked.out / "predictions.jsonl")
+        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
         """One line for each image."""
@@ -100,9 +117,11 @@ class ClassWriter:
         self.overlay = asked.overlay
         self._probabilities: ProbabilityFile | None = None
         if asked.probabilities:
-            self._probabilities = ProbabilityFile(asked.out / "probabilities.npz", info.classes)
-        self._lines = _opened(asked.out / "predictions.jsonl")
-        self._table = _opened(asked.out / "predictions.csv", newline="")
+            self._probabilities = ProbabilityFile(
+                _partial(asked.out / "probabilities.npz"), info.classes
+            )
+        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
+        self._table = _opened(_partial(asked.out / "predictions.csv"), newline="")
         self._rows = csv.writer(self._table)
         ranks = range(1, self.top_k + 1)
         self._rows.writerow(
@@ -159,7 +178,7 @@ class MaskWriter:
         raw = np.arange(task.num_classes) if task.raw_ids is None else np.asarray(task.raw_ids)
         self.raw_ids = raw.astype(np.uint8 if raw.max() < 256 else np.uint16)
         self._write_legend()
-        self._lines = _opened(asked.out / "predictions.jsonl")
+        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
         """Two to four files for each image, and a line; masks at each image's own size."""
@@ -197,6 +216,10 @@ class MaskWriter:
     def close(self) -> None:
         """The masks are whole already."""
         self._lines.close()
+
+
+def _partial(table: Path) -> Path:
+    return table.with_name(table.name + PARTIAL)
 
 
 def _hexadecimal(colour: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from trainkit.distributed.accelerator import main_process_ends_first, use_whole_
 from trainkit.engine.loop import train
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.recipe_source import RecipeSource
+from trainkit.storage.recorded import is_run
 
 
 @main_process_ends_first()
@@ -20,10 +21,11 @@ def run(recipe: str, words: list[str]) -> int:
     path = find_recipe(recipe)
     recipe_file = load_recipe(path)
     settings, options = read_settings_and_options(recipe_file, "train", f"trainkit {recipe}", words)
-    if options.out is None:
-        options = replace(options, out=Path("runs") / path.stem)
+    out = options.out or Path("runs") / path.stem
+    options = replace(options, out=out)
     posix_locks()  # before a recipe that takes minutes to build
-    propose(recipe_file, settings)
+    if options.resume == "never" or not is_run(out):  # a run keeps the rate it began with
+        propose(recipe_file, settings)
     seed_host(options.seed)
     built = build(recipe_file, settings)
     use_whole_host()

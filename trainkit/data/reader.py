@@ -100,7 +100,7 @@ class Reader(Dataset):
                     raise
                 name = name_of(self.seeded.data, index)
                 if self.replacement is None:
-                    if _ends_as_it_is(error):
+                    if _ends_as_it_is(error) and not (self.remedy and isinstance(error, DataError)):
                         raise
                     message = (
                         str(error) if isinstance(error, ReportedError) else _naming(error, name)

@@ -15,7 +15,7 @@ from trainkit import files
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.palette import class_colours
 from trainkit.distributed.fsdp import is_sharded
-from trainkit.engine.evaluation_pictures import EvaluationPictures
+from trainkit.engine.evaluation_pictures import TRAIN_BATCH, EvaluationPictures
 from trainkit.engine.evaluator import Evaluator, Keep
 from trainkit.engine.label_warnings import names_of
 from trainkit.engine.shown_images import read_shown
@@ -80,6 +80,7 @@ class EvaluationRecord:
         if self.pictures is not None and self.evaluator.accelerator.is_main_process:
             with self._drawing():
                 self.pictures.first_batch(as_read, images, targets)
+                self.note(f"{self.folder / TRAIN_BATCH}: the first batch as the network gets it")
 
     def _keep(
         self,

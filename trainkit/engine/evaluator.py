@@ -35,6 +35,11 @@ from trainkit.metrics.bootstrap import interval
 from trainkit.models.outputs import refusals_reported
 from trainkit.recipe import Recipe
 
+REMEDY = (
+    "An evaluation skips no image, with --on-bad-image skip neither: its metrics are of all"
+    " validation images (num_images). Repair the file, or take it out of them; trainkit doctor"
+    " finds all that are unusable"
+)
 Keep = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], None]
 
 
@@ -244,6 +249,7 @@ class Evaluator:
                 self.workers,
                 accelerator.device,
                 recipe.task.own_check,
+                remedy=REMEDY,
             )
         )
         if recipe.inference is not None:

@@ -52,11 +52,12 @@ def variant(base: Callable, /, **defaults: Any) -> Callable[[Callable], Callable
                 f"variant: {base.__name__} has no settings {', '.join(unknown)}; it has"
                 f" {', '.join(settings)}"
             )
-        parameters = [
+        # its own first, such as the dataset: so --help lists them
+        parameters = [each.replace(kind=KEYWORD) for each in own.values()]
+        parameters += [
             each.replace(default=defaults.get(name, each.default), kind=KEYWORD)
             for name, each in settings.items()
         ]
-        parameters += [each.replace(kind=KEYWORD) for each in own.values()]
         returns = inspect.signature(function, eval_str=True).return_annotation
         signature = inspect.Signature(parameters, return_annotation=returns)
 

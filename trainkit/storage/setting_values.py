@@ -138,7 +138,7 @@ def typed(value: Any, annotation: Any) -> Any:
         return _of_union(value, arguments)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"it is none of {', '.join(map(repr, arguments))}")
+            raise UserError(f"it must be one of {', '.join(map(repr, arguments))}")
         return value
     kind = origin or annotation
     if not isinstance(kind, type):
@@ -155,6 +155,21 @@ def typed(value: Any, annotation: Any) -> Any:
     if issubclass(kind, Collection) and isinstance(value, list):
         return _of_collection(value, kind, arguments)
     return _of_class(value, kind)
+
+
+IN_WORDS: dict[Any, str] = {
+    float: "a number", int: "a whole number", bool: "true or false", str: "text", Path: "a path",
+    type(None): "None", tuple: "a list", list: "a list", set: "a list", dict: "a mapping",
+}  # fmt: skip
+
+
+def _described(kind: Any) -> str:
+    """A type in words."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    origin = get_origin(kind) or kind
+    return IN_WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
 
 
 def typed_as_any(forms: Iterable[Any], annotation: Any) -> Any:
@@ -175,12 +190,12 @@ def typed_as_any(forms: Iterable[Any], annotation: Any) -> Any:
 def _of_class(value: Any, kind: type) -> Any:
     """A value of a class itself; a whole number where a float is asked for becomes one."""
     if isinstance(value, bool) and kind is not bool:
-        raise UserError(f"it is no {kind.__name__}")
+        raise UserError(f"it must be {_described(kind)}")
     if kind is float and isinstance(value, int):
         return float(value)
     if isinstance(value, kind):
         return value
-    raise UserError(f"it is no {kind.__name__}")
+    raise UserError(f"it must be {_described(kind)}")
 
 
 def _of_union(value: Any, kinds: tuple) -> Any:
@@ -199,16 +214,14 @@ def _of_union(value: Any, kinds: tuple) -> Any:
     if len(found) > 1 and all(map(is_dataclass, found)):
         raise UserError(f"it may be {' or '.join(type(each).__name__ for each in found)}")
     if not found:
-        raise UserError(
-            f"it is none of {', '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}"
-        )
+        raise UserError(f"it must be {' or '.join(dict.fromkeys(map(_described, kinds)))}")
     return found[0]
 
 
 def _of_dataclass(value: Any, kind: type) -> Any:
     """Make a dataclass of every recorded field; those added since have their defaults."""
     if not isinstance(value, dict):
-        raise UserError(f"it is no {kind.__name__}")
+        raise UserError(f"it must be {_described(kind)}")
     known = {field.name: field for field in fields(kind) if field.init}
     gone = sorted(value.keys() - known.keys())
     lacks = [
@@ -225,7 +238,7 @@ def _of_dataclass(value: Any, kind: type) -> Any:
 
 def _of_enum(value: Any, kind: type[Enum]) -> Any:
     if not isinstance(value, str) or value not in kind.__members__:
-        raise UserError(f"it is no {kind.__name__}")
+        raise UserError(f"it must be {_described(kind)}")
     return kind[value]
 
 
@@ -236,7 +249,7 @@ def _of_collection(value: list, kind: type, arguments: tuple) -> Any:
             raise UserError(f"{kind.__name__} has {len(kind._fields)} values")
         return kind(*(typed(item, hints[name]) for name, item in zip(kind._fields, value)))
     if issubclass(kind, str):
-        raise UserError("it is no str")
+        raise UserError("it must be text")
     if issubclass(kind, tuple) and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             raise UserError(f"it has {len(value)} values, and needs {len(arguments)}")

@@ -283,7 +283,10 @@ def test_settings_of_another_kind_are_not_given_to_the_recipe(run, capsys):
         (run / "settings.json").write_text(json.dumps(changed))
         code, shown = ended(capsys, *COMMANDS[2])
         assert code == 2 and f"trained with epochs={value!r}, which " in shown
-        assert "mine.py does not take: it is no float. Give the recipe it was trained with" in shown
+        assert (
+            "mine.py does not take: it must be a number. Give the recipe it was trained with"
+            in shown
+        )
 
 
 def test_recorded_settings_that_the_recipe_lost_are_refused_by_name(run, capsys):

@@ -332,7 +332,9 @@ def read_class_names(classes: Sequence[str] | None) -> list[str] | None:
     """
     if classes is None:
         return None
-    names = read_classes(classes[0]) if len(classes) == 1 else list(classes)
+    # those of a list with commas and spaces have their comma yet
+    several = [name.rstrip(",") for name in classes if name != ","]
+    names = read_classes(classes[0]) if len(classes) == 1 else several
     if not names:
         raise UserError(
             "classes is empty: give the names of the classes, or a text file with one a line"
