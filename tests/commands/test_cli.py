@@ -245,9 +245,15 @@ def test_help_begins_with_the_data(name, capsys):
         ),
         (("check", "seg_folder", "--mask-values", "0,", "255"), "(--mask-values 0,255)"),
         (("recog_folder", "--data", "my", "photos"), "(--data my,photos), and a name that has one"),
+        (("recog_folder", "--val-share", "20%"), "--val-share is '20%': it must be a number"),
+        (("recog_folder", "--lr=fast"), "--lr is 'fast': it must be a number"),
+        (("check", "recog_folder", "--workers", "two"), "--workers is 'two': it must be a whole"),
+        (("recog_folder", "my_photos"), "my_photos is given without a flag: settings and options"),
+        (("check", "seg_folder", "x y"), "have one, such as --data 'x y'"),
+        (("train", "."), "no recipe at ., which is a folder; trainkit doctor . says how to train"),
     ],
 )
-def test_a_list_with_spaces(words, message, tmp_path, monkeypatch, capsys):
+def test_values_that_are_none_of_a_setting(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(list(words)) == 2
     assert message in " ".join(capsys.readouterr().err.split())
@@ -264,7 +270,10 @@ def test_training_says_what_it_does(trained):
     run = folder / "runs" / "recog_folder"
     assert "finished: 8 steps in about " in done.stdout
     assert "best top1: runs/recog_folder/checkpoints/step-000000008\n" in done.stdout
-    assert "next: trainkit evaluate runs/recog_folder; trainkit predict " in done.stdout
+    assert "next: trainkit evaluate runs/recog_folder\n      trainkit predict " in done.stdout
+    assert (
+        "runs/recog_folder/train_batch.jpg: the first batch as the network gets it" in done.stdout
+    )
     assert (run / "recipe.py").read_text() == SAMPLE.read_text()
     settings = json.loads((run / "settings.json").read_text())
     assert settings["settings"]["epochs"] == 0.5 and settings["settings"]["model"] == "small"
@@ -335,7 +344,7 @@ def user_errors(folder):
         ("empty.py",): "empty.py has no function `recipe`",
         ("number.py",): "recipe(...) returned int",
         (ade, "--epoch", "3"): "Perhaps you meant: --epochs",
-        (ade, "--epochs", "many"): "could not convert string to float: 'many'",
+        (ade, "--epochs", "many"): "--epochs is 'many': it must be a number",
         (ade, "--sample", "yes"): "--sample takes no value, and yes follows it",
         (ade,): "no ADE20K at",
         (

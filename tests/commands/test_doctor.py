@@ -25,7 +25,7 @@ from helpers.image_files import mask, picture
 from helpers.processes import RECOG, ROOT, SEG
 from helpers.toy_recipes import CLASSES, Images, recognition
 from trainkit.cli import main
-from trainkit.commands.dataset_check import untransformed
+from trainkit.commands.dataset_check import suggested_size, untransformed
 from trainkit.commands.doctor import examine
 from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.datasets.repeated import Repeated
@@ -510,3 +510,26 @@ def test_why_a_transform_is_kept_is_reported():
 
     assert untransformed(Without())[1] == "it has no attribute `transform`"
     assert untransformed(Always())[1] == "Always cannot be read with transform = None"
+
+
+@pytest.mark.parametrize(
+    "median, settings, proposed",
+    [
+        ([240, 180], {"long_side": 520, "crop": 480}, "--long-side 240 --crop 216 costs less"),
+        ([180, 240], {"long_side": 520, "crop": 480, "size": 3}, "--long-side 240 --crop 216"),
+        ([640, 480], {"long_side": 520, "crop": 480}, None),
+        (
+            [320, 120],
+            {"size": 224},
+            "320x120 pixels, and size is 224: they would be enlarged; --size",
+        ),
+        ([320, 120], {"size": 224}, "--size 120 costs less"),
+        ([320, 224], {"size": 224}, None),
+        ([5, 5], {"size": 224}, "--size 8 "),
+        ([32, 32], {}, None),
+    ],
+)
+def test_sizes_of_small_images_are_proposed(median, settings, proposed):
+    line = suggested_size({"smallest": [1, 1], "median": median, "largest": [9, 9]}, settings)
+    assert proposed in line if proposed else line == ""
+    assert suggested_size({}, settings) == "", "no image could be read"

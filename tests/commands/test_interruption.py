@@ -7,11 +7,15 @@ import sys
 import time
 
 import pytest
+import torch
+from PIL import Image
 
+from helpers import toy_recipes
 from helpers.interruptions import wait_for
 from helpers.processes import PATIENCE, ROOT, Script
 
 REPORTS = {signal.SIGINT: "stopped by Ctrl-C (SIGINT)", signal.SIGTERM: "stopped by SIGTERM"}
+PHOTOS = 2000  # more than are predicted before the signal comes
 STALLED_S = 600  # far more than a test waits
 RECIPE = f'''
 import os
@@ -56,6 +60,8 @@ def _deaf():
 def recipe(stalled: str = "asleep"):
     """A toy that is never built."""
     Path("stalled-" + os.environ.get("RANK", "0")).touch()
+    if stalled == "not":
+        return toy_recipes.recognition()
     {{"asleep": _asleep, "waiting": _waiting, "swallowing": _swallowing, "deaf": _deaf}}[stalled]()
     return toy_recipes.recognition()
 
@@ -135,6 +141,34 @@ def test_a_signal_that_comes_twice(folder, number):
     printed = process.communicate()[0]
     assert process.returncode == 128 + number, printed
     assert printed.splitlines() == [REPORTS[number]]
+
+
+@pytest.mark.parametrize("number", REPORTS)
+def test_predictions_of_an_earlier_call_stay(folder, number):
+    """Until all images are in the new ones."""
+    with torch.no_grad():
+        torch.save(toy_recipes.recognition().model.state_dict(), folder / "weights.pth")
+    Image.new("RGB", (500, 400)).save(folder / "photos/0.png")
+    for count in range(1, PHOTOS):
+        os.link(folder / "photos/0.png", folder / f"photos/{count}.png")
+    (folder / "written").mkdir()
+    for name in ("predictions.jsonl", "predictions.csv"):
+        (folder / "written" / name).write_text("of an earlier call\n")
+    words = ["predict", "stalled.py", "photos", "--stalled", "not", "--weights", "weights.pth"]
+    process = Script(
+        folder / "stalled.py", *words, "--workers", "0", "--probabilities", "--out", "written"
+    )
+    partial = folder / "written/predictions.jsonl.partial"
+    wait_for(folder, lambda _: partial.exists(), process)
+    os.kill(process.pid, number)
+    printed = process.communicate()[0]
+    assert process.returncode == 128 + number, printed
+    assert printed.splitlines()[-1] == REPORTS[number] and "Traceback" not in printed
+    kept = {file.name: file.read_text() for file in (folder / "written").glob("*.[cj]s*[vl]")}
+    assert set(kept) == {"predictions.jsonl", "predictions.csv"}
+    assert set(kept.values()) == {"of an earlier call\n"}
+    assert not (folder / "written/probabilities.npz").exists()
+    assert len(partial.read_text().splitlines()) < PHOTOS
 
 
 def test_an_ignored_signal_stays_ignored(folder):

@@ -347,7 +347,8 @@ def test_unreadable_files_are_reported_at_the_end(tmp_path, monkeypatch, capsys)
     )
     assert "18 images (14 jpg, 1 gif, 1 jpeg, 1 png, 1 webp" in message.out
     assert "left out: 1 file (.txt)" in message.out
-    assert "photos/out: predictions of 6 images" in message.out
+    written = "photos/out: predictions of 6 images: predictions.csv, predictions.jsonl"
+    assert written in message.out and "earlier call" not in message.out
     assert len((folder / "out" / "predictions.jsonl").read_text().splitlines()) == 6
     assert len((folder / "out" / "unreadable.txt").read_text().splitlines()) == 12
 
@@ -360,6 +361,10 @@ def test_unreadable_files_are_reported_at_the_end(tmp_path, monkeypatch, capsys)
     assert main([*words[:2], "--data", "z", *words[4:], "--out", "photos/out"]) == 0
     message = " ".join(capsys.readouterr().out.split())
     assert "left out: 2 files (1 .heic, 1 .txt)" in message, "and nothing of the output"
+    assert (
+        "photos/out has predictions of an earlier call: predictions.jsonl and predictions.csv will"
+        " be replaced" in message
+    )
     assert (
         "warning: 1 image was left out (1 .heic): no decoder for them is installed here" in message
     )

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from helpers.processes import ROOT
+from trainkit.cli import main
 from trainkit.commands.proposals import proposals
 from trainkit.commands.recipe_file import load_recipe
 
@@ -70,3 +71,14 @@ def test_adaptive_optimizers_by_the_square_root(tmp_path):
     assert line.endswith("for those of 16 the square root rule proposes --lr 0.002")
     (tmp_path / "other.py").write_text("def recipe(batch_size: int = 64):\n    pass\n")
     assert proposals(load_recipe(tmp_path / "other.py"), {"batch_size": 8}) == []
+
+
+def test_a_run_that_is_there_keeps_its_rate(tmp_path, capsys):
+    """Nothing is proposed for it: a changed rate would be refused."""
+    words = ["recog_folder", "--sample", "--epochs", "0.1", "--warmup-epochs", "0", "--workers"]
+    words += ["0", "--batch-size", "16", "--no-report", "--no-pictures", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "rule proposes --lr" in " ".join(capsys.readouterr().out.split())
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "is finished" in shown and "proposes" not in shown

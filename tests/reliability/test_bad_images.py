@@ -25,6 +25,7 @@ from trainkit.data.loader import collate
 from trainkit.data.reader import Reader, name_of
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import worker_deaths_reported
+from trainkit.engine import evaluator, plan
 from trainkit.errors import DataError
 from trainkit.tasks.recognition import Recognition
 
@@ -156,9 +157,24 @@ def test_without_skip_it_stops_and_keeps_what_was_done(tmp_path):
 def test_a_bad_validation_image_stops_and_takes_no_step_with_it(tmp_path):
     """An evaluation leaves nothing out; the epoch before it is saved."""
     data = Torn(13)
-    with pytest.raises(ValueError, match="cannot read image-3.jpg"):
+    told = "image-3.jpg: it is torn. An evaluation skips no image, with --on-bad-image skip neither"
+    with pytest.raises(ValueError, match=told):
         train(recognition(val_data=data), Options(out=tmp_path, workers=0, on_bad_image="skip"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000004"]
+
+
+@pytest.mark.parametrize("remedy", [evaluator.REMEDY, plan.REMEDY])
+def test_the_message_of_a_damaged_file_names_the_option(tmp_path, remedy):
+    """Also where the message is trainkit's own."""
+    for name in ("a/0.jpg", "b/0.jpg"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    (tmp_path / "a/0.jpg").write_bytes((tmp_path / "b/0.jpg").read_bytes()[:200])
+    reader = Reader(ClassFolder(tmp_path), seed=0, remedy=remedy)
+    with pytest.raises(DataError) as raised:
+        reader[0, 0]
+    assert "a/0.jpg" in str(raised.value) and str(raised.value).endswith(f". {remedy}")
+    assert "--on-bad-image skip" in remedy and "trainkit doctor" in remedy
 
 
 def test_all_images_bad_is_not_one_bad_image(tmp_path):

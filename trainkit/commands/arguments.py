@@ -118,6 +118,12 @@ FIRST = {
 TAKE_SETTINGS = ("train", "check", "audit", "doctor", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
+NUMBERS: dict[Any, tuple[type, str]] = {
+    int: (int, "a whole number"),
+    int | None: (int, "a whole number"),
+    float: (float, "a number"),
+    float | None: (float, "a number"),
+}
 HELP_FLAGS = frozenset({"-h", "--help"})
 TRUTH_VALUES = frozenset({"true", "false", "1", "0", "yes", "no", "on", "off"})
 NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
@@ -206,7 +212,7 @@ def read_settings_and_options(
     _check_flags_without_value(flags, words)
     if command_name not in POSITIONALS:
         kinds = {name: each.annotation for name, each in signature.parameters.items()}
-        _check_one_value({**kinds, **get_type_hints(OPTIONS[command_name])}, words)
+        _check_values({**kinds, **get_type_hints(OPTIONS[command_name])}, words)
     settings, arguments = tyro.cli(
         command, prog=prog, description=description, args=words, config=config
     )
@@ -247,25 +253,40 @@ def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> No
             )
 
 
-def _check_one_value(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Raise UserError where more words follow a flag that takes a text, as in a list with spaces.
+def _check_values(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Raise UserError for a word without a flag, several for one value, and what is no number.
 
     Args:
         kinds: annotation of each setting and option.
         words: of the command line.
     """
     flags = {f"--{name}".replace("_", "-"): kind for name, kind in kinds.items()}
+    if words and not words[0].startswith("-"):
+        meant = f", such as --data {shlex.quote(words[0])}" if "data" in kinds else ""
+        raise UserError(f"{words[0]} is given without a flag: settings and options have one{meant}")
     for place, word in enumerate(words):
-        kind = flags.get(word.replace("_", "-"))
-        if kind not in (str, str | None):
-            continue
+        flag, equals, value = word.partition("=")
         values = list(takewhile(lambda each: not each.startswith("--"), words[place + 1 :]))
-        if len(values) > 1:
-            one = ",".join(value.strip(",") for value in values)
+        kind = flags.get(flag.replace("_", "-"))
+        if kind in (str, str | None) and not equals and len(values) > 1:
+            one = ",".join(each.strip(",") for each in values)
             raise UserError(
-                f"{word} takes one value, and {' '.join(values)} are {len(values)}: write a list"
-                f" without spaces ({word} {shlex.quote(one)}), and a name that has one in quotes"
+                f"{flag} takes one value, and {' '.join(values)} are {len(values)}: write a list"
+                f" without spaces ({flag} {shlex.quote(one)}), and a name that has one in quotes"
             )
+        if kind in NUMBERS and (equals or values):
+            _check_number(flag, value if equals else values[0], kind)
+
+
+def _check_number(flag: str, value: str, kind: Any) -> None:
+    """Raise UserError where a value is no number of this kind; None where the kind has it."""
+    number, what = NUMBERS[kind]
+    if value == "None" and kind is not number:
+        return
+    try:
+        number(value)
+    except ValueError as error:
+        raise UserError(f"{flag} is {value!r}: it must be {what}") from error
 
 
 def _joined(text: str) -> str:

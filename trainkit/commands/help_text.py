@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 import textwrap
 import types
 from contextlib import redirect_stdout, suppress
@@ -15,7 +16,7 @@ import tyro
 NONE = type(None)
 VALUES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 NARROWEST = 40  # columns
-BOX = "╭"
+BOX = "╭"  # lines within boxes of ASCII are indented
 
 
 def shown(kind: Any, name: str | None = None) -> Any:
@@ -40,9 +41,13 @@ def help_of(kind: Any, positional: str = "", **settings: Any) -> str:
         positional: see `in_width`.
         **settings: of `tyro.cli`.
     """
-    with redirect_stdout(io.StringIO()) as written, suppress(SystemExit):
+    # tyro draws boxes as the encoding allows
+    encoding = sys.stdout.encoding or "ascii"
+    written = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace", newline="")
+    with redirect_stdout(written), suppress(SystemExit):
         tyro.cli(kind, args=["--help"], **settings)
-    return in_width(written.getvalue(), positional)
+    written.seek(0)
+    return in_width(written.read(), positional)
 
 
 def in_width(help_text: str, positional: str = "") -> str:

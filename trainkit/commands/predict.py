@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from trainkit.commands.prediction_writers import Writer, earlier_tables, keep_tables, make_writer
+from trainkit.commands.prediction_writers import Writer, keep_tables, make_writer, tables_in
 from trainkit.commands.trained import load_trained, read_model
 from trainkit.data.datasets.inventory import images_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
@@ -74,7 +74,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
         collate_fn=list,
     )
     require_room(asked.out)
-    if earlier := earlier_tables(asked.out):
+    if earlier := tables_in(asked.out):
         display.note(
             f"{asked.out} has predictions of an earlier call: {' and '.join(earlier)} will be"
             " replaced, and images and masks in its folders stay unless they are written again"
@@ -96,7 +96,10 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
     with _write_errors_reported(asked.out):
         keep_tables(asked.out)
     _list_faults(faults, asked.out)
-    display.note(f"{asked.out}: predictions of {counted(len(pictures) - len(faults), 'image')}")
+    display.note(
+        f"{asked.out}: predictions of {counted(len(pictures) - len(faults), 'image')}:"
+        f" {', '.join(writer.written)}"
+    )
     if faults:
         raise UserError(_unreadable(faults, asked.out))
 

@@ -40,6 +40,8 @@ class Writer(Protocol):
 
     one_file_each: bool
     """whether each image has a file of its own, called like it"""
+    written: list[str]
+    """names of its tables and folders"""
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
         """Write what the model said about some images, see `ModelInfo.infer`, and return it."""
@@ -48,8 +50,8 @@ class Writer(Protocol):
         """All was written."""
 
 
-def earlier_tables(out: Path) -> list[str]:
-    """Names of the tables that an earlier call has left in the folder."""
+def tables_in(out: Path) -> list[str]:
+    """Names of the tables in the folder."""
     return [name for name in TABLES if (out / name).exists()]
 
 
@@ -90,6 +92,7 @@ class RecordWriter:
                 " --probabilities and --overlay"
             )
         self.info, self.top_k, self.one_file_each = info, asked.top_k, False
+        self.written = ["predictions.jsonl"]
         self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
@@ -115,6 +118,9 @@ class ClassWriter:
         self.info, self.out, self.one_file_each = info, asked.out, asked.overlay
         self.top_k = min(asked.top_k, len(info.classes))
         self.overlay = asked.overlay
+        self.written = ["predictions.csv", "predictions.jsonl"]
+        self.written += ["overlay/"] if asked.overlay else []
+        self.written += ["probabilities.npz"] if asked.probabilities else []
         self._probabilities: ProbabilityFile | None = None
         if asked.probabilities:
             self._probabilities = ProbabilityFile(
@@ -177,6 +183,9 @@ class MaskWriter:
         self.shown = class_colours(task.num_classes, task.palette)  # as in all pictures
         raw = np.arange(task.num_classes) if task.raw_ids is None else np.asarray(task.raw_ids)
         self.raw_ids = raw.astype(np.uint8 if raw.max() < 256 else np.uint16)
+        self.written = ["colour/", "raw/", "classes.csv", "predictions.jsonl"]
+        self.written += ["overlay/"] if asked.overlay else []
+        self.written += ["probabilities/"] if asked.probabilities else []
         self._write_legend()
         self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
 

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +78,10 @@ def instead_of(path: Path) -> str:
 
     The file of the nearest name beside it, else a recipe of the package, else all files there.
     """
+    if path.is_dir():
+        return (
+            f", which is a folder; trainkit doctor {shlex.quote(str(path))} says how to train on it"
+        )
     beside = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
     by_name = {other.stem: str(other) for other in beside}
     recipes = known_recipes()

@@ -125,10 +125,9 @@ class Screen:
         note(f"{which}: {checkpoint_path(self.run.checkpoints, step)}")
         if (run / "recipe.py").is_file():
             name = shlex.quote(str(run))
-            note(
-                f"next: trainkit evaluate {name}; trainkit predict {name} IMAGES --out FOLDER;"
-                f" trainkit export {name} --out model.onnx"
-            )
+            note(f"next: trainkit evaluate {name}")
+            note(f"      trainkit predict {name} IMAGES --out FOLDER")
+            note(f"      trainkit export {name} --out model.onnx")
 
     def _best_and_last(self) -> None:
         """Show both in two columns, where they differ."""
