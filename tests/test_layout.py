@@ -24,7 +24,7 @@ LIBRARIES = {
         "display.terminal",
         "display.training_line",
     },
-    "tyro": {"commands.arguments"},
+    "tyro": {"commands.arguments", "commands.help_text"},
     "datasets": {
         "data.datasets.columns",
         "data.datasets.hub",

@@ -471,7 +471,7 @@ def test_faults_of_a_kind_share_a_line(tmp_path, monkeypatch, capsys):
     assert shown.count("error: ") == 2 and shown.count("holds label 11") == 2
     assert "error: 4 of 4 train images, such as data/images/train/0.png" in shown
     assert "ignore it (--ignore 11)" in shown and "8 errors, 0 warnings" in shown
-    assert shown.count("12x10") == 6 and "not read" not in shown
+    assert shown.count("12x10") == 7 and "not read" not in shown
     report = json.loads((tmp_path / "runs/seg_folder-doctor/doctor.json").read_text())
     assert len(report["train"]["faults"]["label"]) == 4, "each of them is in the file"
     assert main([*words, "--ignore", "11"]) == 0

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import toy_recipes
 from helpers.interruptions import wait_for
-from helpers.processes import PATIENCE, ROOT, Script
+from helpers.processes import PATIENCE, RECOG, ROOT, TESTS, Script
+from trainkit.models.recognition import classifier
 
 REPORTS = {signal.SIGINT: "stopped by Ctrl-C (SIGINT)", signal.SIGTERM: "stopped by SIGTERM"}
 PHOTOS = 2000  # more than are predicted before the signal comes
@@ -60,8 +60,6 @@ def _deaf():
 def recipe(stalled: str = "asleep"):
     """A toy that is never built."""
     Path("stalled-" + os.environ.get("RANK", "0")).touch()
-    if stalled == "not":
-        return toy_recipes.recognition()
     {{"asleep": _asleep, "waiting": _waiting, "swallowing": _swallowing, "deaf": _deaf}}[stalled]()
     return toy_recipes.recognition()
 
@@ -146,27 +144,25 @@ def test_a_signal_that_comes_twice(folder, number):
 @pytest.mark.parametrize("number", REPORTS)
 def test_predictions_of_an_earlier_call_stay(folder, number):
     """Until all images are in the new ones."""
-    with torch.no_grad():
-        torch.save(toy_recipes.recognition().model.state_dict(), folder / "weights.pth")
+    torch.save(classifier("small", 8).state_dict(), folder / "weights.pth")
     Image.new("RGB", (500, 400)).save(folder / "photos/0.png")
     for count in range(1, PHOTOS):
         os.link(folder / "photos/0.png", folder / f"photos/{count}.png")
     (folder / "written").mkdir()
     for name in ("predictions.jsonl", "predictions.csv"):
         (folder / "written" / name).write_text("of an earlier call\n")
-    words = ["predict", "stalled.py", "photos", "--stalled", "not", "--weights", "weights.pth"]
-    process = Script(
-        folder / "stalled.py", *words, "--workers", "0", "--probabilities", "--out", "written"
-    )
+    words = ["predict", RECOG, "photos", "--sample", "--weights", "weights.pth", "--workers", "0"]
+    command = [TESTS / "helpers/command.py", folder, folder / "errors"]
+    process = Script(*command, *words, "--probabilities", "--out", "written")
     partial = folder / "written/predictions.jsonl.partial"
     wait_for(folder, lambda _: partial.exists(), process)
     os.kill(process.pid, number)
     printed = process.communicate()[0]
-    assert process.returncode == 128 + number, printed
-    assert printed.splitlines()[-1] == REPORTS[number] and "Traceback" not in printed
-    kept = {file.name: file.read_text() for file in (folder / "written").glob("*.[cj]s*[vl]")}
-    assert set(kept) == {"predictions.jsonl", "predictions.csv"}
-    assert set(kept.values()) == {"of an earlier call\n"}
+    said = (folder / "errors").read_text()
+    assert process.returncode == 128 + number, printed + said
+    assert said.splitlines() == [REPORTS[number]]
+    for name in ("predictions.jsonl", "predictions.csv"):
+        assert (folder / "written" / name).read_text() == "of an earlier call\n"
     assert not (folder / "written/probabilities.npz").exists()
     assert len(partial.read_text().splitlines()) < PHOTOS
 

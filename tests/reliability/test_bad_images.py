@@ -157,8 +157,10 @@ def test_without_skip_it_stops_and_keeps_what_was_done(tmp_path):
 def test_a_bad_validation_image_stops_and_takes_no_step_with_it(tmp_path):
     """An evaluation leaves nothing out; the epoch before it is saved."""
     data = Torn(13)
-    told = "image-3.jpg: it is torn. An evaluation skips no image, with --on-bad-image skip neither"
-    with pytest.raises(ValueError, match=told):
+    message = (
+        "image-3.jpg: it is torn. An evaluation skips no image, with --on-bad-image skip neither"
+    )
+    with pytest.raises(ValueError, match=message):
         train(recognition(val_data=data), Options(out=tmp_path, workers=0, on_bad_image="skip"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000004"]
 

@@ -145,10 +145,11 @@ def show_help(command: str, first: str) -> None:
     text = help_of(
         kind,
         positional=NAMES.get(POSITIONALS.get(command, ""), ""),
+        more=WITH_SETTINGS if command in TAKE_SETTINGS else "",
         prog=f"trainkit {command} {first}".rstrip(),
         description=f"{FIRST.get(first, '')}{inspect.getdoc(kind)}",
     )
-    sys.stdout.write(text + (WITH_SETTINGS if command in TAKE_SETTINGS else ""))
+    sys.stdout.write(text)
 
 
 def read_known_options(command: str, prog: str, words: list[str]) -> tuple[Any, list[str]]:
@@ -254,7 +255,7 @@ def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> No
 
 
 def _check_values(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Raise UserError for a word without a flag, several for one value, and what is no number.
+    """Raise UserError for a word without a flag, several for one value, and no number for one.
 
     Args:
         kinds: annotation of each setting and option.
@@ -279,7 +280,7 @@ def _check_values(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
 
 
 def _check_number(flag: str, value: str, kind: Any) -> None:
-    """Raise UserError where a value is no number of this kind; None where the kind has it."""
+    """Raise UserError where no such number can be read from a value; None where the kind has it."""
     number, what = NUMBERS[kind]
     if value == "None" and kind is not number:
         return

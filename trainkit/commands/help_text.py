@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import shutil
 import sys
@@ -33,21 +34,22 @@ def shown(kind: Any, name: str | None = None) -> Any:
     return Annotated[kind, tyro.conf.arg(**hints)]
 
 
-def help_of(kind: Any, positional: str = "", **settings: Any) -> str:
+def help_of(kind: Any, positional: str = "", more: str = "", **settings: Any) -> str:
     """The help of a type or function, as tyro formats it, in the width of the terminal.
 
     Args:
         kind: what `tyro.cli` takes.
         positional: see `in_width`.
+        more: what stands below it.
         **settings: of `tyro.cli`.
     """
-    # tyro draws boxes as the encoding allows
-    encoding = sys.stdout.encoding or "ascii"
+    # tyro draws boxes as the encoding allows, which it knows by this name
+    encoding = codecs.lookup(sys.stdout.encoding or "ascii").name
     written = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace", newline="")
     with redirect_stdout(written), suppress(SystemExit):
         tyro.cli(kind, args=["--help"], **settings)
     written.seek(0)
-    return in_width(written.read(), positional)
+    return in_width(written.read(), positional) + wrapped(more, _columns())
 
 
 def in_width(help_text: str, positional: str = "") -> str:
@@ -57,13 +59,17 @@ def in_width(help_text: str, positional: str = "") -> str:
         help_text: as tyro formats it.
         positional: what the usage ends with, where its flags are left out for its length.
     """
-    width = max(NARROWEST, shutil.get_terminal_size().columns)
+    width = _columns()
     head, box, rest = help_text.partition(BOX)
     usage, _, description = head.partition("\n")
     before, flag, _ = usage.partition("[-h]")
     if len(usage) > width and flag:
         usage = f"{before}[-h] [OPTIONS] {positional}".rstrip()
     return "\n".join([usage, wrapped(description, width)]) + box + rest
+
+
+def _columns() -> int:
+    return max(NARROWEST, shutil.get_terminal_size().columns)
 
 
 def wrapped(text: str, width: int) -> str:
