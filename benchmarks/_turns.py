@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 MOST = 2_000_000  # steps that a file of stamps has room for
 WARM_UP = 300  # steps before a program first waits for its turn
@@ -52,7 +54,10 @@ def read_stamps(file: Path) -> np.ndarray:
 
 
 class Program:
-    """A program with a terminal for its screen, stopped but for its turns."""
+    """A program with a terminal for its screen, stopped but for its turns.
+
+    So are the processes that it has started by its first turn, such as those of trackers.
+    """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], stamps: Path):
         self.stamps = stamps
@@ -67,6 +72,7 @@ class Program:
             env=os.environ | {"TERM": "xterm-256color"} | environment,
             start_new_session=True,
         )
+        self._processes = [self._process.pid]
         os.close(its)
         self._screen.start()
 
@@ -83,7 +89,14 @@ class Program:
                 self._screen.join(1)
                 sys.exit(b"".join(self._shown).decode(errors="replace"))
             time.sleep(0.05)
-        self._process.send_signal(signal.SIGSTOP)
+        started = psutil.Process(self._process.pid).children(recursive=True)
+        self._processes = [self._process.pid, *(each.pid for each in started)]
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def _has_room(self) -> bool:
         return self.stamps.exists() and self.stamps.stat().st_size > 0
@@ -94,14 +107,14 @@ class Program:
     def take_turn(self, seconds: float) -> tuple[float, float]:
         """Run for a while; when that was."""
         begun = time.perf_counter()
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         time.sleep(seconds)
-        self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         return begun, time.perf_counter()
 
     def end(self) -> None:
         if self.runs():
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
 
 
