@@ -380,12 +380,13 @@ def test_last_lines_that_find_no_room_are_an_error(tmp_path, monkeypatch, capsys
     weights = weights_of(with_classes(tmp_path / "x"), tmp_path)
     folder = photos(tmp_path / "photos")
     (tmp_path / "out").mkdir()
-    full = f".{name}.writing" if name.endswith(".npz") else name
+    full = f".{name}.partial.writing" if name.endswith(".npz") else f"{name}.partial"
     (tmp_path / "out" / full).symlink_to("/dev/full")
     words = ["predict", "mine.py", "--data", "y", "--weights", str(weights), str(folder)]
     assert main([*words, "--workers", "0", "--probabilities", "--out", "out"]) == 1
     message = " ".join(capsys.readouterr().err.split())
     assert "predictions cannot be written to out: No space left on device" in message
+    assert not (tmp_path / "out" / name).exists()
 
 
 def test_user_errors(tmp_path):

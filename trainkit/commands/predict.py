@@ -94,7 +94,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
             for picture, row in zip(alike, rows):
                 display.note(f"{picture.file}  {_shown(row)}")
     with _write_errors_reported(asked.out):
-        keep_tables(asked.out)
+        keep_tables(asked.out, writer.written)
     _list_faults(faults, asked.out)
     display.note(
         f"{asked.out}: predictions of {counted(len(pictures) - len(faults), 'image')}:"

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -55,11 +55,18 @@ def tables_in(out: Path) -> list[str]:
     return [name for name in TABLES if (out / name).exists()]
 
 
-def keep_tables(out: Path) -> None:
-    """Give the tables their names, in place of those of an earlier call: all images are in them."""
+def keep_tables(out: Path, written: Collection[str]) -> None:
+    """Give the tables their names, in place of those of an earlier call: all images are in them.
+
+    Args:
+        out: the folder.
+        written: names of tables, see `Writer`; partial ones of others are removed.
+    """
     for name in TABLES:
-        if _partial(out / name).exists():
+        if name in written:
             _partial(out / name).replace(out / name)
+        else:
+            _partial(out / name).unlink(missing_ok=True)
 
 
 def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
@@ -68,8 +75,6 @@ def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
     Raises:
         UserError: the task is of another kind, without a method `records`.
     """
-    for name in TABLES:
-        _partial(asked.out / name).unlink(missing_ok=True)  # of a call that was interrupted
     if isinstance(info.task, Recognition):
         return ClassWriter(info, asked)
     if isinstance(info.task, Segmentation):

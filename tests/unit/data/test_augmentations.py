@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, Images, Net, recognition
 from trainkit import Options, train
-from trainkit.commands.prediction_writers import ClassWriter
+from trainkit.commands.prediction_writers import ClassWriter, keep_tables
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.mixup import Mixup
 from trainkit.data.reader import name_of
@@ -210,6 +210,7 @@ def test_predictions_of_ten_crops_are_written(tmp_path):
     writer = ClassWriter(info, PredictOptions(paths=(), out=tmp_path, top_k=1))
     writer.add([Picture(Path(name), Path(name)) for name in "ab"], outputs)
     writer.close()
+    keep_tables(tmp_path, writer.written)
     lines = [
         json.loads(line)["top"][0]
         for line in (tmp_path / "predictions.jsonl").read_text().splitlines()
