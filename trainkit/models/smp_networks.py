@@ -60,7 +60,7 @@ def smp_network(
 
 def _library(name: str) -> ModuleType:
     try:
-        import segmentation_models_pytorch  # type: ignore[import-untyped]
+        import segmentation_models_pytorch
     except ModuleNotFoundError as error:
         raise UserError(
             f'model {name} needs segmentation_models_pytorch: pip install "trainkit[smp]"'
