@@ -24,8 +24,8 @@ from torchvision.transforms import InterpolationMode
 from trainkit import Recipe
 from trainkit.data.dataset_info import ClassDataset, LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.folder import read_class_names
-from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
@@ -54,7 +54,7 @@ def _training_images(
     repeats: int,
 ) -> ClassDataset:
     """Opened when a training begins; an evaluation needs none."""
-    images = class_images(source, "train", augment[0], names, stream=stream)
+    images = ClassSource(source, stream=stream).open("train", augment[0], names)
     return Repeated(images if len(augment) == 1 else Stages(images, augment), repeats)
 
 
@@ -155,7 +155,7 @@ def recipe(
     look = eval_transform(
         eval_size or size, own["crop_fraction"], resize, ten_crop, own["crop_mode"]
     )
-    val_data = class_images(source, "val", look, names, stream=stream)
+    val_data = ClassSource(source, stream=stream).open("val", look, names)
     num_classes = len(names)
     network = classifier(
         model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size]

@@ -24,8 +24,8 @@ from torch import nn
 from trainkit import Recipe
 from trainkit.data.dataset_info import ClassDataset, LazyDataset
 from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.minc import MINC
-from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
@@ -99,8 +99,8 @@ def recipe(
     val_data: ClassDataset
     if sample:
         source = generated.class_folder()
-        open_training = partial(class_images, source, "train")
-        val_data = class_images(source, "val", evaluation)
+        open_training = partial(ClassSource(source).open, "train")
+        val_data = ClassSource(source).open("val", evaluation)
     else:
         open_training = partial(MINC, data, "train", split)
         val_data = MINC(data, "test", split, evaluation)

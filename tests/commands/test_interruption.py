@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from helpers.interruptions import wait_for
-from helpers.processes import PATIENCE, RECOG, ROOT, TESTS, Script
+from helpers.processes import PATIENCE, RECOG, ROOT, TESTS, Script, in_own_session
 from trainkit.models.recognition import classifier
 
 REPORTS = {signal.SIGINT: "stopped by Ctrl-C (SIGINT)", signal.SIGTERM: "stopped by SIGTERM"}
@@ -205,15 +205,7 @@ def test_below_a_launcher(folder, name, number, to_group):
     """The line comes once; a traceback is the launcher's own, without a file of trainkit."""
     launch = [sys.executable, "-m", *LAUNCHERS[name], "-m", "trainkit"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    process = subprocess.Popen(
-        [*launch, "stalled.py"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = in_own_session(*launch, "stalled.py", PYTHONPATH=path)
     try:
         for rank in range(2 if name == "torchrun" else 1):
             wait_for(folder, has_stalled(rank), process)

@@ -47,6 +47,20 @@ def run(
     return done
 
 
+def in_own_session(*words: str, **env: str) -> subprocess.Popen:
+    """Start a command in a process group of its own, as a terminal does, with Ctrl-C as usual."""
+    return subprocess.Popen(
+        words,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # what runs in the background of a shell ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def trainkit(*words: str, **kwargs) -> subprocess.CompletedProcess:
     """`python -m trainkit ...` in a process of its own."""
     return run(sys.executable, "-m", "trainkit", *map(str, words), **kwargs)

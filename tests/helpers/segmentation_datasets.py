@@ -7,7 +7,7 @@ import scipy.io
 from PIL import Image
 
 from helpers.image_files import blocks, labels_png, photo
-from trainkit.data.datasets.segmentation import colour_map
+from trainkit.data.palette import colour_map
 
 
 def voc_files(root, lists, **photos):

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 
 from helpers.interruptions import checkpoint_of, kill_all, wait_for
-from helpers.processes import PATIENCE, TOYS, Script
+from helpers.processes import PATIENCE, TOYS, Script, in_own_session
 from trainkit.storage.checkpoint import list_checkpoints
 
 STUCK_S = 600  # far more than the test waits
@@ -73,17 +72,7 @@ def test_a_terminals_ctrl_c_below_torchrun_is_one(tmp_path):
     """Every process of the group gets it, and torchrun sends it again to those that it started."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [sys.executable, *launcher, str(TOYS), str(tmp_path), "all"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.1", "TOY_WORKERS": "0"}
-    process = subprocess.Popen(
-        words,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # what runs in the background of a shell ignores it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = in_own_session(*words, TOY_SLEEP="0.1", TOY_WORKERS="0")
     try:
         wait_for(tmp_path / "all", checkpoint_of(2), process)
         os.killpg(process.pid, signal.SIGINT)

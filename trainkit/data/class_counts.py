@@ -13,7 +13,8 @@ from torch import Tensor
 
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.datasets.cache import cached, short_hash
-from trainkit.data.datasets.segmentation import MaskDataset, MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
+from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.errors import UserError
 
 

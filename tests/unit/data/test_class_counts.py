@@ -22,8 +22,8 @@ from trainkit.cli import main
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.data.class_counts import class_ids, count_classes
 from trainkit.data.datasets import synthetic
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.folder import MaskFolder
-from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.data.sampler import Balanced, TrainOrder
@@ -239,14 +239,14 @@ def test_parquet_files_are_balanced(tmp_path, monkeypatch, labels, kind):
     features = Features({"image": ImageFeature(), "label": kind})
     table = Table.from_dict({"image": images, "label": labels}, features)
     table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    data = class_images(tmp_path, "train")
+    data = ClassSource(tmp_path).open("train")
     found = count_classes(data, 3)
     assert found.targets.tolist() == [1, 1, 3] and found.images.tolist() == [1, 3, 0, 2, 4]
     assert [int(data[at][1]) for at in range(5)] == [2, 0, 2, 1, 2]
     weights = resolved_weights("auto", data, 3)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=[2, 0, 2, 1, 2])
     assert weights == pytest.approx(expected, rel=1e-5)
-    streamed = class_images(tmp_path, "train", stream=2)
+    streamed = ClassSource(tmp_path, stream=2).open("train")
     with pytest.raises(UserError, match="leave --stream out"):
         count_classes(streamed, 3)
 

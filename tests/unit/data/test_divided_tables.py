@@ -19,7 +19,6 @@ from trainkit.data.class_counts import count_classes
 from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.mask_source import MaskSource
-from trainkit.data.datasets.open import class_images, label_maps
 from trainkit.errors import UserError
 
 NAMES = ("ant", "bee", "cow")
@@ -119,7 +118,7 @@ HELD_OUT = {int(key) for key in by_hand([*map(str, range(NUM_ROWS))], CLASSES, 3
 )
 def test_rows_by_number_however_they_are_spread_over_files(tmp_path, sizes, name):
     folder = write(tmp_path / "my", rows(), sizes, name)
-    sides = {side: class_images(folder, side, held_out=SHARE) for side in ("train", "val")}
+    sides = {side: ClassSource(folder, held_out=SHARE).open(side) for side in ("train", "val")}
     val = numbers(sides["val"])
     assert val == sorted(HELD_OUT) and numbers(sides["train"]) == sorted(
         {*range(NUM_ROWS)} - HELD_OUT
@@ -144,7 +143,7 @@ def test_rows_by_number_however_they_are_spread_over_files(tmp_path, sizes, name
 def test_the_fingerprint_is_of_the_rows_and_not_of_the_files(tmp_path):
     def fingerprint(name, sizes, order=None, columns=None):
         folder = write(tmp_path / name, columns or rows(), sizes, order=order)
-        return class_images(folder, "val", held_out=SHARE).fingerprint
+        return ClassSource(folder, held_out=SHARE).open("val").fingerprint
 
     first = fingerprint("a", [NUM_ROWS])
     assert fingerprint("b", [7, 40]) == first
@@ -170,7 +169,7 @@ def test_rows_by_the_paths_of_their_images(tmp_path, kind):
     order = random.Random(1).sample(range(NUM_ROWS), NUM_ROWS)
     plain = write(tmp_path / "plain", rows(paths), [40, 7])
     turned = write(tmp_path / "turned", rows(paths), [3, 44], order=order)
-    val, other = (class_images(each, "val", held_out=SHARE) for each in (plain, turned))
+    val, other = (ClassSource(each, held_out=SHARE).open("val") for each in (plain, turned))
     if kind == "paths":
         held_out = by_hand([paths(row) for row in range(NUM_ROWS)], CLASSES, 3, 0.25)
         assert {paths(row) for row in numbers(val)} == held_out
@@ -193,11 +192,11 @@ def test_groups(tmp_path):
         of[group] = min({*own}, key=lambda name: (-own.count(name), name))
     held_out = by_hand([*of], [*of.values()], 0, 0.25)
     settings = SplitSettings(0.25, group_by="patient")
-    train, val = (class_images(folder, side, held_out=settings) for side in ("train", "val"))
+    train, val = (ClassSource(folder, held_out=settings).open(side) for side in ("train", "val"))
     assert {groups[row] for row in numbers(val)} == held_out
     assert {groups[row] for row in numbers(train)} == {*groups} - held_out
     settings = SplitSettings(0.25, group_by="folder")
-    train, val = (class_images(folder, side, held_out=settings) for side in ("train", "val"))
+    train, val = (ClassSource(folder, held_out=settings).open(side) for side in ("train", "val"))
     scenes = [{row // 4 for row in numbers(data)} for data in (train, val)]
     assert len(scenes[1]) == 3 and not scenes[0] & scenes[1], "of 12 folders"
     settings = SplitSettings(0.3, group_by="patient")
@@ -260,7 +259,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
 
     def refused(words, source=folder, settings=SHARE, **more):
         with pytest.raises(UserError, match=words):
-            class_images(source, "train", held_out=settings, **more)
+            ClassSource(source, held_out=settings, **more).open("train")
 
     refused("stream is 4 and --val-share 0.25 --split-seed 3 is given", stream=4)
     refused("channels is 4", pixels=PixelSettings(4))
@@ -279,11 +278,11 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
     write(folder, rows(), [NUM_ROWS], "validation.parquet")
     refused("my is divided already, it has train and validation: leave --val-share")
     with pytest.raises(UserError, match="is divided already, it has train and validation"):
-        label_maps(folder, "val", 2, image_column="image", mask_column="image", held_out=SHARE)
-    assert len(class_images(folder, "train")) == NUM_ROWS
+        MaskSource(folder, 2, image_column="image", mask_column="image", held_out=SHARE).open("val")
+    assert len(ClassSource(folder).open("train")) == NUM_ROWS
     (folder / "validation.parquet").unlink()
     with pytest.raises(UserError, match="It has parquet files of train: hold out a part"):
-        class_images(folder, "val")
+        ClassSource(folder).open("val")
 
 
 ON_THE_HUB = """
@@ -314,7 +313,7 @@ def test_datasets_on_the_hub(tmp_path):
     write(tmp_path / "tests", rows(), [NUM_ROWS], "test.parquet")
     for name in ("train", "validation"):
         write(tmp_path / "divided", rows(), [NUM_ROWS], f"{name}.parquet")
-    here = class_images(tmp_path / "photos", "val", held_out=SHARE).fingerprint
+    here = ClassSource(tmp_path / "photos", held_out=SHARE).open("val").fingerprint
     with running() as hub:
         for name in ("photos", "tests", "divided"):
             hub.add(f"me/{name}", tmp_path / name)

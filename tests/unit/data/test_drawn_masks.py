@@ -10,7 +10,7 @@ from helpers.image_files import mask, picture
 from trainkit.data.datasets.coco_style import categories_of
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.labelme import labelme_labels
-from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.data.datasets.rle import polygon_to_mask, to_grid
 from trainkit.data.image_io import LabelError
 from trainkit.errors import DataError, MissingFileError, UserError
@@ -146,7 +146,7 @@ def test_folders_of_labelme(tmp_path, layout):
         labelme(tmp_path / "my" / name[1] / f"{place}.json", [("cat", "polygon", points)])
     settings = SplitSettings() if "split" in layout else SHARE
     train, val = (
-        label_maps(tmp_path / "my", s, CLASSES, held_out=settings) for s in ("train", "val")
+        MaskSource(tmp_path / "my", CLASSES, held_out=settings).open(s) for s in ("train", "val")
     )
     assert (len(train), len(val)) == (6, 2)
     for data in (train, val):
@@ -203,7 +203,7 @@ def test_coco_style_masks_are_those_of_pycocotools(tmp_path):
         images[f"{place}.png"] = objects
         picture(tmp_path / "my" / "images" / f"{place}.png", 40, 30, place)
     coco_file(tmp_path / "my" / "annotations" / "instances_default.json", images)
-    sides = [label_maps(tmp_path / "my", s, CLASSES, held_out=SHARE) for s in ("train", "val")]
+    sides = [MaskSource(tmp_path / "my", CLASSES, held_out=SHARE).open(s) for s in ("train", "val")]
     assert [len(data) for data in sides] == [3, 1]
     ids = {3: 1, 8: 2, 9: 255}  # cow is none of the classes
     for data in sides:
@@ -235,21 +235,23 @@ def test_folders_of_coco_style(tmp_path, layout):
         for place in places:
             picture(tmp_path / "my" / folder / f"{place}.png", 40, 30, place)
         coco_file(tmp_path / "my" / file, {f"{place}.png": square for place in places})
-    train, val = (label_maps(tmp_path / "my", split, CLASSES) for split in ("train", "val"))
+    train, val = (MaskSource(tmp_path / "my", CLASSES).open(split) for split in ("train", "val"))
     assert [(len(data), int((data[0][1] == 1).sum())) for data in (train, val)] == [
         (3, 81),
         (2, 81),
     ]
     assert {val.name_of(index).name for index in (0, 1)} == {"3.png", "4.png"}
     with pytest.raises(UserError, match="is divided already"):
-        label_maps(tmp_path / "my", "train", CLASSES, held_out=SHARE)
+        MaskSource(tmp_path / "my", CLASSES, held_out=SHARE).open("train")
     with pytest.raises(UserError, match="no category cta; it has cat, dog, cow: correct --classes"):
-        label_maps(tmp_path / "my", "train", ["background", "cta"])[0]
+        MaskSource(tmp_path / "my", ["background", "cta"]).open("train")[0]
     with pytest.raises(UserError, match="has classes by their names: name them in --classes"):
-        label_maps(tmp_path / "my", "train", 3)
+        MaskSource(tmp_path / "my", 3).open("train")
     with pytest.raises(UserError, match="leave --mask-values"):
-        label_maps(tmp_path / "my", "train", CLASSES, mask_values=[0, 1, 2])
-    assert "count nowhere" in label_maps(tmp_path / "my", "val", ["cat", "dog"]).used_warnings[0]
+        MaskSource(tmp_path / "my", CLASSES, mask_values=[0, 1, 2]).open("train")
+    assert (
+        "count nowhere" in MaskSource(tmp_path / "my", ["cat", "dog"]).open("val").used_warnings[0]
+    )
 
 
 def test_one_image_in_two_files_of_coco_style(tmp_path):
@@ -259,23 +261,23 @@ def test_one_image_in_two_files_of_coco_style(tmp_path):
     for split, places in (("train", (0, 1, 2)), ("val", (2, 3, 4))):
         coco_file(tmp_path / f"{split}.json", {f"{place}.png": square for place in places})
     with pytest.raises(UserError, match="2.png in .*train.json, and .*2.png in .*val.json; remove"):
-        label_maps(tmp_path, "train", CLASSES)
+        MaskSource(tmp_path, CLASSES).open("train")
 
 
 def test_faulty_coco_style(tmp_path):
     file = coco_file(tmp_path / "my" / "annotations.json", {"a.png": [(3, [])]})
     with pytest.raises(UserError, match="1 of 1 objects in .* have no outline"):
-        label_maps(tmp_path / "my", "val", CLASSES, held_out=SHARE)
+        MaskSource(tmp_path / "my", CLASSES, held_out=SHARE).open("val")
     file = coco_file(tmp_path / "other" / "all.json", {"a.png": [(3, [[0, 0, 9, 0, 9, 9]])]})
     with pytest.raises(MissingFileError, match=r"a.png of .*all.json is in none of"):
-        label_maps(file, "val", CLASSES, held_out=SHARE)
+        MaskSource(file, CLASSES, held_out=SHARE).open("val")
     picture(tmp_path / "other" / "a.png", 40, 30, 0)
     with pytest.raises(UserError, match="has all images: hold out a part"):
-        label_maps(file, "val", CLASSES)
-    assert len(label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))) == 1
+        MaskSource(file, CLASSES).open("val")
+    assert len(MaskSource(file, CLASSES, held_out=SplitSettings(1.0)).open("val")) == 1
     file.write_text('{"images": []}')
     with pytest.raises(UserError, match="has no categories"):
-        label_maps(file, "val", CLASSES, held_out=SHARE)
+        MaskSource(file, CLASSES, held_out=SHARE).open("val")
 
 
 def test_more_than_255_categories(tmp_path):
@@ -294,7 +296,7 @@ def test_more_than_255_categories(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(content))
     picture(tmp_path / "a.png", 40, 30, 0)
     names = ["background", "c300", "c257", "c256", "c255"]
-    data = label_maps(tmp_path / "all.json", "val", names, held_out=SplitSettings(1.0))
+    data = MaskSource(tmp_path / "all.json", names, held_out=SplitSettings(1.0)).open("val")
     labels = data[0][1].numpy()
     assert [int((labels == label).sum()) for label in (1, 2, 3, 4)] == [81, 49, 25, 9]
 
@@ -308,9 +310,9 @@ def test_run_lengths_of_another_size(tmp_path):
         r"all.json .*a.png has a height and width of \[30, 40\], and run lengths of \[40, 30\]"
     )
     with pytest.raises(UserError, match=message):
-        label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))
+        MaskSource(file, CLASSES, held_out=SplitSettings(1.0)).open("val")
     coco_file(tmp_path / "all.json", {"a.png": [(3, {**runs, "size": [30, 40]})]})
-    data = label_maps(file, "val", CLASSES, held_out=SplitSettings(1.0))
+    data = MaskSource(file, CLASSES, held_out=SplitSettings(1.0)).open("val")
     labels = data[0][1].numpy()
     assert (labels[:, :2] == 1).all() and labels.sum() == 60
 
@@ -320,7 +322,7 @@ def test_masks_go_before_annotations(tmp_path):
     picture(tmp_path / "my" / "images" / "train" / "a.png", 40, 30, 0)
     mask(tmp_path / "my" / "masks" / "train" / "a.png", 40, 30, [(1, 1200)])
     coco_file(tmp_path / "my" / "annotations" / "train.json", {"a.png": []})
-    assert int(label_maps(tmp_path / "my", "train", CLASSES)[0][1].sum()) == 1200
+    assert int(MaskSource(tmp_path / "my", CLASSES).open("train")[0][1].sum()) == 1200
 
 
 @pytest.mark.parametrize("layout", ["{kind}/{split}", "{split}/{kind}", "{kind}"])
@@ -334,4 +336,4 @@ def test_labels_of_yolo_are_refused_in_one_message(tmp_path, layout):
         (labels / f"{split}.txt").write_text("0 0.5 0.5 0.1 0.2 0.3 0.4\n")
     settings = SplitSettings(0.5) if layout == "{kind}" else SplitSettings()
     with pytest.raises(UserError, match="as YOLO's boxes and polygons are written, which trainkit"):
-        label_maps(tmp_path, "train", 2, held_out=settings)
+        MaskSource(tmp_path, 2, held_out=settings).open("train")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from helpers.image_files import mask, picture
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.divided import Whole
 from trainkit.data.datasets.held_out import SplitSettings, held_out
 from trainkit.data.datasets.layouts import class_folders, has_mask_folders
-from trainkit.data.datasets.open import class_images, label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.errors import UserError
 from trainkit.storage.run_settings import check_not_trained_on
 
@@ -230,7 +231,9 @@ def files(data):
 
 def test_class_folders_without_a_split(animals):
     settings = SplitSettings(0.25, 3)
-    sides = {split: class_images(animals, split, held_out=settings) for split in ("train", "val")}
+    sides = {
+        split: ClassSource(animals, held_out=settings).open(split) for split in ("train", "val")
+    }
     assert [len(sides[split]) for split in sides] == [18, 6]
     names = sorted(str(path.relative_to(animals)) for path in animals.rglob("*.png"))
     want = share_by_hand(names, [name.split(os.sep)[0] for name in names], 3, 0.25)
@@ -244,8 +247,8 @@ def test_class_folders_without_a_split(animals):
     assert sides["val"].used.startswith("6 of 24 images of 2 classes by --val-share 0.25")
 
     settings = SplitSettings(fold="1/3", group_by="folder")
-    val = class_images(animals, "val", held_out=settings)
-    train = class_images(animals, "train", held_out=settings)
+    val = ClassSource(animals, held_out=settings).open("val")
+    train = ClassSource(animals, held_out=settings).open("train")
     patients = [{name.split("/")[1] for name in files(data)} for data in (train, val)]
     assert len(patients[1]) == 1 and not patients[0] & patients[1], "of both classes"
 
@@ -253,21 +256,21 @@ def test_class_folders_without_a_split(animals):
 def test_what_cannot_be_divided_is_refused(animals):
     settings = SplitSettings(0.25)
     with pytest.raises(UserError, match="hold out a part of them for validation with --val-share"):
-        class_images(animals, "train")
+        ClassSource(animals).open("train")
     (animals / "train").mkdir()
     for name in ("cat", "dog"):
         (animals / name).rename(animals / "train" / name)
     with pytest.raises(UserError, match="It has images of train: hold out"):
-        class_images(animals, "val")
-    assert len(class_images(animals, "val", held_out=settings)) == 6, "of train/"
+        ClassSource(animals).open("val")
+    assert len(ClassSource(animals, held_out=settings).open("val")) == 6, "of train/"
     picture(animals / "val" / "cat" / "x.png", 8, 8, 0)
     with pytest.raises(UserError, match="divided already, it has train and val"):
-        class_images(animals, "train", held_out=settings)
+        ClassSource(animals, held_out=settings).open("train")
     with pytest.raises(UserError, match="group_by is patient, a column of a list"):
-        class_images(animals / "train", "val", held_out=SplitSettings(0.2, group_by="patient"))
+        ClassSource(animals / "train", held_out=SplitSettings(0.2, group_by="patient")).open("val")
     picture(animals / "train" / "cat" / "loose.png", 8, 8, 0)
     with pytest.raises(UserError, match="1 of 25 images of .* lie in no folder of their group"):
-        class_images(animals / "train", "val", held_out=SplitSettings(0.2, group_by="folder"))
+        ClassSource(animals / "train", held_out=SplitSettings(0.2, group_by="folder")).open("val")
 
 
 def test_what_is_there_in_place_of_classes_or_masks_is_reported(animals):
@@ -278,11 +281,11 @@ def test_what_is_there_in_place_of_classes_or_masks_is_reported(animals):
         (animals / "cat" / "p0", r"/cat/p0 is none: 4 images lie in it"),
     ):
         with pytest.raises(UserError, match=message):
-            class_images(path, "val", **asked)
+            ClassSource(path, **asked).open("val")
         with pytest.raises(UserError, match=message):
-            label_maps(path, "val", 2, **asked)
+            MaskSource(path, 2, **asked).open("val")
     with pytest.raises(UserError, match="its folders are cat, dog.*take recog_folder"):
-        label_maps(animals, "val", 2, **asked)
+        MaskSource(animals, 2, **asked).open("val")
 
 
 @pytest.mark.parametrize("masks", ["masks", "labels", "annotations"])
@@ -291,9 +294,9 @@ def test_masks_are_not_taken_for_a_class(tmp_path, masks):
         for number in range(4):
             picture(tmp_path / kind / f"{number}.png", 8, 8, number)
     with pytest.raises(UserError, match=f"images/ and {masks}/, .*: seg_folder trains on them"):
-        class_images(tmp_path, "val", held_out=SplitSettings(0.25))
+        ClassSource(tmp_path, held_out=SplitSettings(0.25)).open("val")
     (tmp_path / "images").rename(tmp_path / "photographs")
-    assert len(class_images(tmp_path, "val", held_out=SplitSettings(0.25))) == 2, "two classes"
+    assert len(ClassSource(tmp_path, held_out=SplitSettings(0.25)).open("val")) == 2, "two classes"
 
 
 @pytest.fixture
@@ -322,7 +325,7 @@ def test_links_to_a_folder_above(animals):
     assert not has_mask_folders(animals / "notes")
     (animals / "linked").symlink_to(animals / "cat", target_is_directory=True)
     assert class_folders(animals) == ["cat", "dog", "linked"], "other links are followed"
-    val = class_images(animals, "val", held_out=SplitSettings(0.25))
+    val = ClassSource(animals, held_out=SplitSettings(0.25)).open("val")
     assert len(val) == 9 and val.classes == ["cat", "dog", "linked"]
 
 
@@ -338,7 +341,9 @@ def test_images_with_masks(tmp_path, masks, layout):
             write(file, 4, 4, place if write is picture else [(place, 16)])
     flat = layout == "{kind}"
     settings = SplitSettings(0.25, group_by="folder") if flat else SplitSettings()
-    train, val = (label_maps(tmp_path, split, 8, held_out=settings) for split in ("train", "val"))
+    train, val = (
+        MaskSource(tmp_path, 8, held_out=settings).open(split) for split in ("train", "val")
+    )
     assert (len(train), len(val)) == (6, 2)
     for data in (train, val):
         for index in range(len(data)):
@@ -347,7 +352,7 @@ def test_images_with_masks(tmp_path, masks, layout):
         assert len({val.name_of(index).parent.name for index in (0, 1)}) == 1
         assert train.lists["val.csv"].startswith(b"path,mask\nimages/s")
         with pytest.raises(UserError, match="It has images/: hold out"):
-            label_maps(tmp_path, "train", 8)
+            MaskSource(tmp_path, 8).open("train")
 
 
 def test_several_folders_of_masks(tmp_path):
@@ -355,10 +360,10 @@ def test_several_folders_of_masks(tmp_path):
     (tmp_path / "labels" / "train").mkdir(parents=True)
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 1 1")  # boxes
     mask(tmp_path / "masks" / "train" / "a.png", 4, 4, [(1, 16)])
-    assert len(label_maps(tmp_path, "train", 2)) == 1
+    assert len(MaskSource(tmp_path, 2).open("train")) == 1
     mask(tmp_path / "annotations" / "train" / "a.png", 4, 4, [(0, 16)])
     with pytest.raises(UserError, match="annotations/train and masks/train: nothing says which"):
-        label_maps(tmp_path, "train", 2)
+        MaskSource(tmp_path, 2).open("train")
 
 
 @pytest.mark.parametrize("kind", ["class folders", "absolute paths"])
@@ -375,7 +380,7 @@ def test_moved_images_are_those_that_were_trained_on(tmp_path, animals, kind):
         return file
 
     data = source(animals)
-    trained = class_images(data, "train", held_out=SplitSettings(0.25, 3))
+    trained = ClassSource(data, held_out=SplitSettings(0.25, 3)).open("train")
     run = tmp_path / "run"
     run.mkdir()
     for name, content in trained.lists.items():
@@ -386,7 +391,7 @@ def test_moved_images_are_those_that_were_trained_on(tmp_path, animals, kind):
 
     def check(place, seed):
         held_out = SplitSettings(0.25, seed)
-        val = class_images(place, "val", held_out=held_out)
+        val = ClassSource(place, held_out=held_out).open("val")
         check_not_trained_on(run, {"data": str(place)}, val)
 
     check(data, 3)

@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from helpers.image_files import mask, picture
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.lists import read_list
-from trainkit.data.datasets.open import class_images, label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.errors import MissingFileError, UserError
 
 SHARE = SplitSettings(0.25)
@@ -52,7 +53,7 @@ def found(data):
 )
 def test_path_and_label(folder, name, delimiter):
     file = write(folder / name, rows(), delimiter)
-    train, val = (class_images(file, split, held_out=SHARE) for split in ("train", "val"))
+    train, val = (ClassSource(file, held_out=SHARE).open(split) for split in ("train", "val"))
     assert train.classes == val.classes == ["even", "odd"]
     assert (len(train), len(val)) == (6, 2) and Counter(found(val).values()) == {
         "even": 1,
@@ -66,7 +67,7 @@ def test_path_and_label(folder, name, delimiter):
 def test_path_and_mask(folder, name):
     content = [{"path": row["path"], "mask": f"marks/m{i}.png"} for i, row in enumerate(rows())]
     file = write(folder / name, content)
-    sides = [label_maps(file, split, 2, held_out=SHARE) for split in ("train", "val")]
+    sides = [MaskSource(file, 2, held_out=SHARE).open(split) for split in ("train", "val")]
     assert [len(data) for data in sides] == [6, 2]
     for data in sides:
         for index in range(len(data)):
@@ -75,62 +76,64 @@ def test_path_and_mask(folder, name):
 
 def test_the_same_division_in_any_order_and_of_a_windows_list(folder):
     content = rows()
-    there = class_images(write(folder / "a.csv", content), "val", held_out=SHARE)
-    turned = class_images(write(folder / "b.csv", content[::-1]), "val", held_out=SHARE)
+    there = ClassSource(write(folder / "a.csv", content), held_out=SHARE).open("val")
+    turned = ClassSource(write(folder / "b.csv", content[::-1]), held_out=SHARE).open("val")
     windows = [row | {"path": row["path"].replace("/", "\\")} for row in content]
-    other = class_images(write(folder / "c.csv", windows), "val", held_out=SHARE)
+    other = ClassSource(write(folder / "c.csv", windows), held_out=SHARE).open("val")
     assert found(there) == found(turned) == found(other)
     assert there.fingerprint == turned.fingerprint == other.fingerprint
     relabelled = write(folder / "d.csv", [content[0] | {"label": "odd"}, *content[1:]])
-    assert class_images(relabelled, "val", held_out=SHARE).fingerprint != there.fingerprint
+    assert ClassSource(relabelled, held_out=SHARE).open("val").fingerprint != there.fingerprint
 
 
 def test_a_column_of_groups(folder):
     file = write(folder / "a.csv", rows(patient=lambda i: f"p{i // 2}"))
     settings = SplitSettings(fold="1/4", group_by="patient")
-    val = class_images(file, "val", held_out=settings)
-    train = class_images(file, "train", held_out=settings)
+    val = ClassSource(file, held_out=settings).open("val")
+    train = ClassSource(file, held_out=settings).open("train")
     patients = [{i // 2 for i in found(data)} for data in (train, val)]
     assert len(patients[1]) == 1 and not patients[0] & patients[1]
     with pytest.raises(UserError, match="no column scene; its first line names 'path', 'label'"):
-        class_images(file, "val", held_out=SplitSettings(0.2, group_by="scene"))
+        ClassSource(file, held_out=SplitSettings(0.2, group_by="scene")).open("val")
 
 
 def test_a_column_of_splits(folder):
     words = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
     file = write(folder / "a.csv", rows(split=lambda i: words[i]))
-    assert sorted(found(class_images(file, "train"))) == [0, 1, 2, 3]
-    assert sorted(found(class_images(file, "val"))) == [4, 5], "test is val where there is no val"
+    assert sorted(found(ClassSource(file).open("train"))) == [0, 1, 2, 3]
+    assert sorted(found(ClassSource(file).open("val"))) == [4, 5], (
+        "test is val where there is no val"
+    )
     with pytest.raises(UserError, match="has a column split: leave --val-share 0.25"):
-        class_images(file, "train", held_out=SHARE)
+        ClassSource(file, held_out=SHARE).open("train")
     file = write(folder / "b.csv", rows(split=lambda i: words[i].replace("valid", "train")))
-    assert sorted(found(class_images(file, "val"))) == [6, 7]
+    assert sorted(found(ClassSource(file).open("val"))) == [6, 7]
     file = write(folder / "c.csv", rows(split=lambda i: "other"))
     with pytest.raises(UserError, match="c.csv, line 2: split is 'other'; it is one of train"):
-        class_images(file, "val")
+        ClassSource(file).open("val")
 
 
 def test_lists_of_splits_in_a_folder(folder):
     content = rows()
     write(folder / "train.jsonl", content[:5])
     write(folder / "val.csv", content[5:])
-    train, val = (class_images(folder, split) for split in ("train", "val"))
+    train, val = (ClassSource(folder).open(split) for split in ("train", "val"))
     assert sorted(found(train)) == [0, 1, 2, 3, 4] and sorted(found(val)) == [5, 6, 7]
     assert train.lists["val.csv"].count(b"\n") == 4 and train.fingerprint == val.fingerprint
     with pytest.raises(UserError, match="train.jsonl, val.csv, lists of its splits: leave"):
-        class_images(folder, "val", held_out=SHARE)
+        ClassSource(folder, held_out=SHARE).open("val")
     (folder / "train.jsonl").unlink()
-    alone = class_images(folder, "val", classes=["odd", "even"])  # as an evaluation reads it
+    alone = ClassSource(folder).open("val", classes=["odd", "even"])  # as an evaluation reads it
     assert found(alone) == found(val) and alone.classes == ["odd", "even"]
     with pytest.raises(UserError, match="of classes odd, which are not among those"):
-        class_images(folder, "val", classes=["even", "else"])
+        ClassSource(folder).open("val", classes=["even", "else"])
 
 
 def test_class_ids(folder):
     file = write(folder / "a.csv", rows(label=lambda i: 10 if i % 2 else 9))
-    assert class_images(file, "val", held_out=SHARE).classes == ["9", "10"], "by number"
+    assert ClassSource(file, held_out=SHARE).open("val").classes == ["9", "10"], "by number"
     file = write(folder / "b.jsonl", rows(label=lambda i: i % 2))
-    val = class_images(file, "val", held_out=SHARE, classes=["even", "odd"])
+    val = ClassSource(file, held_out=SHARE).open("val", classes=["even", "odd"])
     assert all(name == ("even", "odd")[i % 2] for i, name in found(val).items())
 
 
@@ -140,9 +143,9 @@ def test_class_names_that_are_numbers_are_no_ids(folder, labels):
     file = write(folder / "a.csv", rows(label=lambda i: labels[i % len(labels)]))
     with pytest.raises(UserError, match="images .* are of classes (0|9), which are not among"):
         for split in ("train", "val"):
-            class_images(file, split, held_out=SHARE, classes=["1", "2", "3"])
+            ClassSource(file, held_out=SHARE).open(split, classes=["1", "2", "3"])
     file = write(folder / "b.csv", rows(label=lambda i: i % 2 + 1))
-    val = class_images(file, "val", held_out=SHARE, classes=["1", "2", "3"])
+    val = ClassSource(file, held_out=SHARE).open("val", classes=["1", "2", "3"])
     assert all(name == str(i % 2 + 1) for i, name in found(val).items())
 
 
@@ -150,7 +153,7 @@ def test_labels_are_ids_on_both_sides_or_on_none(folder):
     content = rows(label=lambda i: "even" if i < 4 else i % 2, split=lambda i: "tv"[i >= 4])
     content = [row | {"split": {"t": "train", "v": "val"}[row["split"]]} for row in content]
     with pytest.raises(UserError, match="val images .* are of classes 0, 1, which are not among"):
-        class_images(write(folder / "a.csv", content), "val", classes=["even", "odd"])
+        ClassSource(write(folder / "a.csv", content)).open("val", classes=["even", "odd"])
 
 
 SPELLINGS = ["{}", "./{}", "pictures/../{}", "pictures//{name}", "{root}/{}", "{root}/./{}"]
@@ -163,19 +166,19 @@ def spelt(how, root, name):
 
 @pytest.mark.parametrize("how", SPELLINGS)
 def test_a_path_in_any_spelling(folder, how):
-    want = class_images(write(folder / "a.csv", rows()), "val", held_out=SHARE)
+    want = ClassSource(write(folder / "a.csv", rows()), held_out=SHARE).open("val")
     other = rows(path=lambda i: spelt(how, folder, f"{i}.png"))
-    got = class_images(write(folder / "b.csv", other), "val", held_out=SHARE)
+    got = ClassSource(write(folder / "b.csv", other), held_out=SHARE).open("val")
     assert found(got) == found(want) and len(got) == 2
     assert got.fingerprint == want.fingerprint and got.lists == want.lists
     # one image in two spellings is on one side, and has one label
     twice = write(folder / "c.csv", [*rows(), *other])
-    sides = [class_images(twice, split, held_out=SHARE) for split in ("train", "val")]
+    sides = [ClassSource(twice, held_out=SHARE).open(split) for split in ("train", "val")]
     assert [len(data) for data in sides] == [12, 4]
     assert not found(sides[0]).keys() & found(sides[1]).keys()
     one = [{**rows()[0], "label": "even"}, {**other[0], "label": "odd"}]
     with pytest.raises(UserError, match="0.png is even in line 2 and odd in line 3"):
-        class_images(write(folder / "d.csv", one), "val", held_out=SHARE)
+        ClassSource(write(folder / "d.csv", one), held_out=SHARE).open("val")
 
 
 def test_two_dots_behind_a_link(folder):
@@ -212,11 +215,11 @@ def test_paths_outside_of_the_lists_folder(folder):
 def test_a_mask_in_two_spellings_is_one(folder):
     content = [{"path": f"pictures/{i}.png", "mask": f"marks/m{i}.png"} for i in range(8)]
     more = {"path": "./pictures/0.png", "mask": "marks/./m0.png"}
-    data = label_maps(write(folder / "a.csv", [*content, more]), "train", 2, held_out=SHARE)
-    assert len(data) + len(label_maps(folder / "a.csv", "val", 2, held_out=SHARE)) == 9
+    data = MaskSource(write(folder / "a.csv", [*content, more]), 2, held_out=SHARE).open("train")
+    assert len(data) + len(MaskSource(folder / "a.csv", 2, held_out=SHARE).open("val")) == 9
     other = write(folder / "b.csv", [*content, {**more, "mask": "marks/m1.png"}])
     with pytest.raises(UserError, match="m0.png in line 2 and marks/m1.png in line 10"):
-        label_maps(other, "train", 2, held_out=SHARE)
+        MaskSource(other, 2, held_out=SHARE).open("train")
 
 
 @pytest.mark.parametrize("how", SPELLINGS)
@@ -228,9 +231,9 @@ def test_one_image_on_both_sides_is_refused(folder, how):
     words = "pictures/3.png in .*train.csv, line 5, and .*3.png in .*val.csv, line 5; remove one"
     for split in ("train", "val"):
         with pytest.raises(UserError, match=words):
-            class_images(folder, split)
+            ClassSource(folder).open(split)
     write(folder / "val.csv", content[5:])
-    assert len(class_images(folder, "val")) == 3
+    assert len(ClassSource(folder).open("val")) == 3
 
 
 def test_one_image_on_both_sides_of_a_column(folder):
@@ -239,9 +242,9 @@ def test_one_image_on_both_sides_of_a_column(folder):
     more = {**content[1], "path": "./pictures/1.png", "split": "val"}
     file = write(folder / "a.csv", [*content, more])
     with pytest.raises(UserError, match="line 3, and ./pictures/1.png in .*a.csv, line 10; remove"):
-        class_images(file, "train")
+        ClassSource(file).open("train")
     more["split"] = "test"  # which nothing is evaluated on
-    assert len(class_images(write(folder / "b.csv", [*content, more]), "val")) == 2
+    assert len(ClassSource(write(folder / "b.csv", [*content, more])).open("val")) == 2
 
 
 def test_the_lists_are_the_same_in_any_form_of_the_letters(folder):
@@ -250,7 +253,7 @@ def test_the_lists_are_the_same_in_any_form_of_the_letters(folder):
     assert apart != content
     for settings in (SHARE, SplitSettings(fold="2/3")):
         here, there = (
-            class_images(write(folder / name, each), "val", held_out=settings)
+            ClassSource(write(folder / name, each), held_out=settings).open("val")
             for name, each in (("a.csv", content), ("b.csv", apart))
         )
         assert found(here) == found(there) and here.classes == there.classes
@@ -261,9 +264,9 @@ def test_columns_by_name(folder):
     renamed = [{"photo": row["path"], "what": row["label"], "label": "x"} for row in rows()]
     file = write(folder / "a.csv", renamed)
     names = {"image_column": "photo", "label_column": "what"}
-    assert class_images(file, "val", held_out=SHARE, **names).classes == ["even", "odd"]
+    assert ClassSource(file, held_out=SHARE, **names).open("val").classes == ["even", "odd"]
     with pytest.raises(UserError, match="no column path or image or .*--image-column"):
-        class_images(file, "val", held_out=SHARE)
+        ClassSource(file, held_out=SHARE).open("val")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,7 @@ def test_columns_by_name(folder):
 def test_damaged_csv(folder, text, words):
     (folder / "a.csv").write_text(text)
     with pytest.raises(UserError, match=words):
-        class_images(folder / "a.csv", "val", held_out=SHARE)
+        ClassSource(folder / "a.csv", held_out=SHARE).open("val")
 
 
 def test_damaged_json_lines(folder):
@@ -297,8 +300,8 @@ def test_damaged_json_lines(folder):
 def test_files_that_are_not_there(folder):
     file = write(folder / "a.csv", rows(path=lambda i: f"pictures/{i + 3}.png"))
     with pytest.raises(MissingFileError, match=r"3 of 8 files .* pictures/8.png, pictures/9.png"):
-        class_images(file, "val", held_out=SHARE)
+        ClassSource(file, held_out=SHARE).open("val")
     with pytest.raises(MissingFileError, match="no list .*none.csv"):
-        class_images(folder / "none.csv", "val", held_out=SHARE)
+        ClassSource(folder / "none.csv", held_out=SHARE).open("val")
     with pytest.raises(UserError, match="has no column split .* --val-share 0.2"):
-        class_images(write(folder / "b.csv", rows()), "val")
+        ClassSource(write(folder / "b.csv", rows())).open("val")

@@ -17,7 +17,7 @@ from trainkit.data.datasets.cityscapes import CLASSES as CITYSCAPES
 from trainkit.data.datasets.folder import MaskFolder, read_classes
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.mask_colors import read_mask_colors
-from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.data.datasets.segmentation import MaskDataset, read_mask_values
 from trainkit.data.datasets.voc import PALETTE
 from trainkit.data.image_io import LabelError, read_color_mask
@@ -62,7 +62,7 @@ def stored(mask: bytes, folder, kind: str, **settings) -> MaskDataset:
         for name, content in (("images", image), ("annotations", mask)):
             (folder / name / "train").mkdir(parents=True)
             (folder / name / "train" / "a.png").write_bytes(content)
-    return label_maps(folder, "train", 3, **settings)
+    return MaskSource(folder, 3, **settings).open("train")
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])

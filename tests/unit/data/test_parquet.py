@@ -26,8 +26,8 @@ from helpers.toy_recipes import Images, recognition, run, streamed, write_parque
 from trainkit import Options, train
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.dataset_info import opened
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.hub import HubImages, HubMasks
-from trainkit.data.datasets.open import class_images
 from trainkit.data.datasets.parquet import ParquetTable
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.loader import make_loader
@@ -431,20 +431,20 @@ def test_ids_are_those_of_the_training_split(tmp_path, monkeypatch, stream):
         table.to_parquet(tmp_path / folder / f"{split}.parquet")
     how = {"stream": stream, "label_column": "label"}
     for folder, labels in (("named", [2, 0, 1, 1, -1]), ("numbers", [2, 1])):
-        train_data = class_images(tmp_path / folder, "train", **how)
-        val_data = class_images(tmp_path / folder, "val", classes=train_data.classes, **how)
+        train_data = ClassSource(tmp_path / folder, **how).open("train")
+        val_data = ClassSource(tmp_path / folder, **how).open("val", classes=train_data.classes)
         assert val_data.classes == train_data.classes
         assert [
             int(target) for _, target in (val_data[index] for index in range(len(val_data)))
         ] == labels
         assert [int(train_data[index][1]) for index in range(3)] == [0, 1, 2]
-    assert class_images(tmp_path / "named", "val", **how).classes == ["eel", "cat", "dog"]
+    assert ClassSource(tmp_path / "named", **how).open("val").classes == ["eel", "cat", "dog"]
     message = (
         "other .val. has classes .'fox'. that the training data has not, or the list of classes"
         " that was given; give"
     )
     with pytest.raises(ValueError, match=message):
-        class_images(tmp_path / "other", "val", classes=["cat", "dog", "eel"], **how)
+        ClassSource(tmp_path / "other", **how).open("val", classes=["cat", "dog", "eel"])
     fewer = HubImages(tmp_path / "other", "test", classes=["eel", "cat", "dog"], **how)
     assert int(fewer[0][1]) == 1 and fewer.classes == ["eel", "cat", "dog"]
     assert re.search("of 3 classes ha.* no image in .*other .test.: eel", *fewer.used_warnings)
@@ -460,11 +460,11 @@ def test_what_cannot_be_counted(cifar, tmp_path):
     with pytest.raises(
         ValueError, match="train has files of images: stream is for parquet files, leave it out"
     ):
-        class_images(tmp_path, "train", stream=4)
+        ClassSource(tmp_path, stream=4).open("train")
     with pytest.raises(
         ValueError, match="num_interleaved is 0; give the number of interleaved row groups"
     ):
-        class_images(cifar, "train", stream=0)
+        ClassSource(cifar, stream=0).open("train")
     for name in ("train_data", "val_data"):
         with pytest.raises(
             ValueError, match=f"{name} is of type Endless, a stream without length or index: each"

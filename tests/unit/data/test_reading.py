@@ -13,9 +13,9 @@ from torchvision.transforms import v2
 
 from trainkit.data.datasets import synthetic
 from trainkit.data.datasets.ade20k import ADE20K, CLASSES, to_train_ids
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.folder import ClassFolder, FileList, MaskFolder
 from trainkit.data.datasets.hub import HubImages
-from trainkit.data.datasets.open import class_images
 from trainkit.data.image_io import read_image, read_mask
 from trainkit.data.loader import make_loader
 from trainkit.data.on_device import OnDevice
@@ -115,11 +115,11 @@ def test_class_folder(here):
     assert len(ClassFolder(root / "train")) == 25
     (root / "val" / "unicorn").mkdir()
     with pytest.raises(ValueError, match="classes .'unicorn'. that the training folder has not"):
-        class_images(root, "val", classes=train.classes)
+        ClassSource(root).open("val", classes=train.classes)
     with pytest.raises(FileNotFoundError, match="looked for train/<class>/"):
-        class_images(here, "train")
+        ClassSource(here).open("train")
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
-        class_images(here / "nowhere", "train")
+        ClassSource(here / "nowhere").open("train")
 
 
 def test_all_files_of_real_imagenet(real_data):
@@ -150,7 +150,7 @@ def test_parquet(here):
             torch.equal(data[index][0], memory[index][0])
             and data[index][1] == memory[index][1] == index % 8
         )
-    assert len(class_images(root, "val")) == 8
+    assert len(ClassSource(root).open("val")) == 8
     with pytest.raises(FileNotFoundError, match=r"no dev\*.parquet in .* .it holds: test-00000"):
         HubImages(root, "dev")
     with pytest.raises(

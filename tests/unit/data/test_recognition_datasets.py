@@ -15,10 +15,10 @@ from helpers.processes import ROOT
 from helpers.recognition_datasets import CATEGORIES, GREY, RGB, X, minc_files
 from trainkit.cli import main
 from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.folder import ClassFolder
 from trainkit.data.datasets.hub import HubImages
 from trainkit.data.datasets.minc import MINC
-from trainkit.data.datasets.open import class_images
 
 
 def write_kinds(folder):
@@ -74,7 +74,7 @@ def test_imagenet_with_every_kind_of_file(tmp_path):
         Image.fromarray(RGB).save(tmp_path / "train" / "n01443537" / name, "JPEG")
     (tmp_path / "train" / "n01443537" / ".hidden.JPEG").write_bytes(b"")
     (tmp_path / "train" / "n01443537" / "notes.txt").write_text("no image")
-    data = class_images(tmp_path, "train")
+    data = ClassSource(tmp_path).open("train")
     assert isinstance(data, ClassFolder) and data.classes == ["n01440764", "n01443537"]
     assert [data.name_of(index).name for index in range(6)] == sorted(expected)
     assert (
@@ -211,10 +211,10 @@ def test_cifar100(cifar100):
     fine = HubImages(cifar100, "train", label_column="fine_label")
     assert len(fine.classes) == 100 and [int(target) for _, target in fine] == [0, 19, 99, 50]
     assert fine[2][0][:, 4, 4].tolist() == [99, 198, 5]
-    coarse = class_images(cifar100, "val", label_column="coarse_label")
+    coarse = ClassSource(cifar100, label_column="coarse_label").open("val")
     assert len(coarse.classes) == 20 and [int(target) for _, target in coarse] == [19, 0]
     with pytest.raises(ValueError, match="no column 'picture'"):
-        class_images(cifar100, "train", image_column="picture", label_column="fine_label")
+        ClassSource(cifar100, image_column="picture", label_column="fine_label").open("train")
 
 
 def test_cifar100_in_the_recipes(cifar100):

@@ -30,12 +30,12 @@ from trainkit.data.datasets.folder import FileList, MaskFolder
 from trainkit.data.datasets.hub import HubMasks
 from trainkit.data.datasets.label_tables import look_up
 from trainkit.data.datasets.listing import image_files
-from trainkit.data.datasets.open import label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.data.datasets.pcontext import PascalContext
 from trainkit.data.datasets.rle import decode_counts, polygon_to_mask, runs_to_mask, to_grid
-from trainkit.data.datasets.segmentation import colour_map
 from trainkit.data.datasets.voc import VOC, VOCAug
 from trainkit.data.image_io import LabelError
+from trainkit.data.palette import colour_map
 
 TURNED = 6  # EXIF orientation 6: turn by 90 degrees to see it upright
 
@@ -487,9 +487,9 @@ def test_masks_through_datasets(tmp_path):
     ):
         HubMasks(tmp_path, "validation", 4, mask_column="mask")
     table.to_parquet(tmp_path / "train.parquet")
-    same = label_maps(tmp_path, "val", ["a", "b", "c"], label_shift=-1)
+    same = MaskSource(tmp_path, ["a", "b", "c"], label_shift=-1).open("val")
     assert same.split == "validation" and np.array_equal(mask_of(same), mask_of(data))
-    assert len(label_maps(tmp_path, "train", 4, stream=2)) == 2
+    assert len(MaskSource(tmp_path, 4, stream=2).open("train")) == 2
     (tmp_path / "half").mkdir()
     table.select_columns(["image"]).to_parquet(tmp_path / "half/validation.parquet")
     with pytest.raises(
@@ -502,16 +502,16 @@ def test_where_images_with_masks_are_looked_for(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no val images in .*: looked for images/val/, .* val\*.parquet"
     ):
-        label_maps(tmp_path, "val", 3)
+        MaskSource(tmp_path, 3).open("val")
     with pytest.raises(FileNotFoundError, match="give one with images/train, images/val"):
-        label_maps(tmp_path / "nowhere", "train", 3)
+        MaskSource(tmp_path / "nowhere", 3).open("train")
     for kind in ("images", "annotations"):
         (tmp_path / kind / "train").mkdir(parents=True)
         labels_png(tmp_path / kind / "train" / "0.png", blocks(0, 1, 2, 1))
-    data = label_maps(tmp_path, "train", 2, ignore=(2,))
+    data = MaskSource(tmp_path, 2, ignore=(2,)).open("train")
     assert data.split == "train" and np.array_equal(mask_of(data), blocks(0, 1, 255, 1))
     with pytest.raises(ValueError, match="stream is for parquet files, leave it out"):
-        label_maps(tmp_path, "train", 2, stream=4)
+        MaskSource(tmp_path, 2, stream=4).open("train")
 
 
 def test_a_list_of_files_costs_its_names_and_four_bytes(tmp_path):

@@ -16,9 +16,10 @@ from datasets import Dataset as Table
 from datasets import Image as ImageFeature
 from torchvision.io import encode_png
 
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.hub import HubImages, HubMasks
 from trainkit.data.datasets.inventory import used, used_warnings
-from trainkit.data.datasets.open import class_images, label_maps
+from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.data.datasets.split_files import parquet_files
 
 SPLITS = ("train", "training", "val", "validation", "valid", "test")
@@ -77,7 +78,7 @@ def test_layouts(tmp_path, names, taken, others):
         each for each in others if each != "pretrain"
     }
     for stream in (None, 2):
-        data = class_images(tmp_path, "train", stream=stream)
+        data = ClassSource(tmp_path, stream=stream).open("train")
         assert len(data) == 2 * taken and data.classes == ["0", "1"]
         assert used(data).startswith(f"{2 * taken} images of 2 classes ({names[0]}")
         assert ("left out: 4 parquet files" in used(data)) == bool(others)
@@ -177,18 +178,18 @@ def test_folders_of_images_with_parquet_files_beside_them(tmp_path):
     (tmp_path / "val" / "notes").mkdir()
     (tmp_path / "train" / "cat").mkdir()
     (tmp_path / "train" / "cat" / "a.png").write_bytes(png(3))
-    data = class_images(tmp_path, "train")
+    data = ClassSource(tmp_path).open("train")
     assert data.classes == ["cat"] and "left out: 1 file (.parquet)" in used(data)
     message = (
         f"{tmp_path} has both folders of images and parquet files of train; the folders are taken,"
         " and not "
     )
     assert used_warnings(data) == [message + "train/meta.parquet"]
-    assert len(class_images(tmp_path, "val")) == 2
+    assert len(ClassSource(tmp_path).open("val")) == 2
     for kind in ("images", "annotations"):
         (tmp_path / kind / "train").mkdir(parents=True)
         (tmp_path / kind / "train" / "a.png").write_bytes(png(1, 1))
-    maps = label_maps(tmp_path, "train", 2)
+    maps = MaskSource(tmp_path, 2).open("train")
     assert len(maps) == 1 and used_warnings(maps) == [message + "train/meta.parquet"]
 
 
@@ -224,7 +225,7 @@ def test_images_without_the_hubs_types(tmp_path, kind, stream):
     read = [(int(image.unique()), int(target)) for image, target in read]
     assert read == [(10, 2), (20, 0), (30, 1)]
     pair = {"image_column": "image", "mask_column": "mask"} if kind.split()[-1] == "bytes" else {}
-    maps = label_maps(tmp_path, "train", 3, stream=stream, **pair)
+    maps = MaskSource(tmp_path, 3, stream=stream, **pair).open("train")
     read = [maps[index] for index in range(3)]
     read = [(int(image.unique()), int(mask.unique())) for image, mask in read]
     assert read == [(10, 0), (20, 1), (30, 2)]
@@ -252,11 +253,11 @@ def test_string_labels(tmp_path, kind, stream):
     train, val = [draw.choice(NAMES) for _ in range(60)], [*NAMES[:4], None]
     write(tmp_path / "train.parquet", train, kind)
     write(tmp_path / "val.parquet", val, kind)
-    data = class_images(tmp_path, "train", stream=stream)
+    data = ClassSource(tmp_path, stream=stream).open("train")
     assert data.classes == sorted(set(train)) and len(data.classes) == len(NAMES)
     assert [data.classes[data[index][1]] for index in range(60)] == train
     assert not data.used_warnings
-    other = class_images(tmp_path, "val", classes=data.classes, stream=stream)
+    other = ClassSource(tmp_path, stream=stream).open("val", classes=data.classes)
     assert other.classes == data.classes
     assert [other.classes[other[index][1]] for index in range(4)] == val[:4]
     with pytest.raises(ValueError, match="is null in the column 'label'"):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.label_tables import IGNORED, label_table, look_up
-from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.datasets.source_files import require
 from trainkit.errors import MissingFileError, UserError
 

@@ -16,7 +16,7 @@ from trainkit.data.datasets.inventory import Inventory, images_of, no_image, som
 from trainkit.data.datasets.lists import (
     written,
 )
-from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.file_names import composed, extension
 from trainkit.errors import UserError
 

@@ -13,7 +13,7 @@ from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
 from trainkit.data.datasets.inventory import Inventory, images_of, no_image, some
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.listing import ListingCache, Names, class_files, list_images
-from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.file_names import EXTENSIONS, composed, stem
 from trainkit.data.palette import MaskColors
 from trainkit.data.text_files import is_file, read_lines

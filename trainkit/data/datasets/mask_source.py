@@ -19,7 +19,7 @@ from trainkit.data.datasets.layouts import (
     nothing_to_divide,
     undivided_masks,
 )
-from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.datasets.split_files import parquet_files
 from trainkit.data.datasets.tables_to_open import (
     require_divisible_rows,

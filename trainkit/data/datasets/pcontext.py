@@ -19,8 +19,9 @@ from torch import Tensor
 
 from trainkit.data.datasets.folder import FileList
 from trainkit.data.datasets.label_tables import label_table, look_up
-from trainkit.data.datasets.segmentation import MaskFiles, colour_map
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.datasets.source_files import read_mat, read_names, require, require_files
+from trainkit.data.palette import colour_map
 from trainkit.data.text_files import read_lines
 from trainkit.errors import UserError
 

@@ -11,7 +11,7 @@ from trainkit.data.bands import PixelSettings, read_pixels
 from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.datasets.cache import cached
 from trainkit.data.datasets.folder import ClassFiles
-from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.display.terminal import of_launcher
 from trainkit.errors import UserError
 

@@ -10,7 +10,7 @@ from trainkit.data.datasets.folder import ClassFiles
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.inventory import some
 from trainkit.data.datasets.layouts import HOLD_OUT, mask_folders, near_name
-from trainkit.data.datasets.segmentation import MaskFiles
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.datasets.split_files import ALL, all_parquet_files, parquet_files
 from trainkit.errors import MissingFileError, UserError
 

@@ -21,8 +21,9 @@ import numpy as np
 from torch import Tensor
 
 from trainkit.data.datasets.folder import FileList
-from trainkit.data.datasets.segmentation import MaskFiles, colour_map
+from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.datasets.source_files import read_mat, read_names, require, require_files
+from trainkit.data.palette import colour_map
 from trainkit.errors import UserError
 
 SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
