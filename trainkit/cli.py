@@ -18,10 +18,10 @@ trainkit trains a recipe, a Python file with a function `recipe(...)`, on one
 loop.
 
   trainkit RECIPE [--setting value ...]   train it, or resume where it stopped
-  trainkit check RECIPE [--setting ...]   try it on three batches; what it costs
-  trainkit audit RECIPE [--setting ...]   train a few steps twice: compare bits
+  trainkit check RECIPE [--setting ...]   try it on three batches, forecast cost
+  trainkit audit RECIPE [--setting ...]   train a few steps twice, compare bits
   trainkit doctor FOLDER                  what it holds, how to train on it
-  trainkit doctor RECIPE [--setting ...]  read all its data once; their faults
+  trainkit doctor RECIPE [--setting ...]  read all its data, report its faults
   trainkit evaluate RUN                   measure it on the validation images
   trainkit report RUN [RUN ...]           what it did, or what they differ in
   trainkit predict RUN IMAGES ... --out FOLDER
