@@ -53,7 +53,8 @@ def test_reading_is_compared(tmp_path):
 
 # interpreters of their own, again and again, or what takes over ten seconds at its tiniest
 LONG = {"compare_commits", "confusion_counts", "crash_recovery", "gpu", "input_pipeline", "memory"}
-LONG |= {"scaling", "startup"}
+LONG |= {"scaling", "startup", "step_overhead", "checkpoint", "damaged_images", "optimizers"}
+LONG |= {"activation_checkpointing", "sliding_window"}
 
 
 @pytest.mark.parametrize(

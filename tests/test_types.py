@@ -99,6 +99,7 @@ WRONG = {  # in place of what stands above; what mypy says then
 }
 
 
+@pytest.mark.nightly
 def test_a_typed_recipe_passes_and_a_wrong_one_is_reported(tmp_path):
     pytest.importorskip("mypy", reason="mypy is not installed")
     (tmp_path / "typed.py").write_text(TYPED)

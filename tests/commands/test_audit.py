@@ -32,6 +32,7 @@ def audited(*words: str, code: int, fault: str = "none") -> dict:
     return {each["name"]: each for each in found["comparisons"]}
 
 
+@pytest.mark.nightly
 def test_an_optimizer_whose_state_is_not_saved(tmp_path, capfd):
     """Killed after step 3, and resumed from step 2 by another process; all else is equal."""
     found = audited("--out", "kept", code=1, fault="optimizer")

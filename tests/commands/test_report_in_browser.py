@@ -19,6 +19,7 @@ from trainkit.cli import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

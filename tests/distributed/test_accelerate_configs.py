@@ -78,6 +78,7 @@ def test_two_cpu_processes_really_start_as_two(tmp_path):
     assert {path.name for path in folder.glob("seen-*.json")} == {"seen-0.json", "seen-1.json"}
 
 
+@pytest.mark.nightly
 def test_the_slurm_script_saves_and_queues_again(tmp_path):
     """The real script, launcher, processes and signal.
 

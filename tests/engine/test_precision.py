@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -39,8 +40,11 @@ def plain(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("processes", [1, 2])
+CASES: list[Any] = [(processes, way) for processes in (1, 2) for way in WAYS]
+CASES[CASES.index((2, "compiled"))] = pytest.param(2, "compiled", marks=pytest.mark.nightly)
+
+
+@pytest.mark.parametrize("processes, way", CASES)
 def test_it_is_the_same_training(tmp_path, plain, way, processes):
     """Losses and evaluations within what the precision leaves; weights under their own names."""
     if processes == 1:

@@ -156,6 +156,7 @@ def test_a_run_with_previews_is_moved_aside(tmp_path):
     assert list(previews(tmp_path / "run.1")) == [4] and not previews(tmp_path / "run")
 
 
+@pytest.mark.nightly
 def test_processes_with_sharded_parameters_keep_the_same(tmp_path):
     """All take part in the predictions, which are those that the evaluation measured."""
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",

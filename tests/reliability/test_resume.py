@@ -181,7 +181,8 @@ def test_an_orphan_stops(tmp_path, unstopped):
     assert_bit_equal(unstopped / "1" / "all", tmp_path / "all")
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("rank", [0, 1])
 def test_the_launcher_restarts_the_group(tmp_path, unstopped, rank):
     """One of two processes dies.
 
@@ -240,7 +241,7 @@ def test_no_image_of_a_passed_batch_is_read_again(tmp_path):
     assert_bit_equal(tmp_path / "whole", folder)
 
 
-@pytest.mark.parametrize("name", ["all", "all-dense"])
+@pytest.mark.parametrize("name", ["all", pytest.param("all-dense", marks=pytest.mark.nightly)])
 def test_going_on_from_every_step(tmp_path, name):
     """Inside an epoch, on its boundary, before, during and right after an evaluation."""
     run(name, tmp_path / "whole", checkpoint_every=1, keep_checkpoints=20)

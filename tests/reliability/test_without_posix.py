@@ -121,6 +121,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_what_windows_has_is_enough_for_all_but_training(trained):
     codes, errors = codes_of({**REFUSED, **RUNNING}, trained)
     assert codes == {**dict.fromkeys(REFUSED, 2), **dict.fromkeys(RUNNING, 0)}, errors
