@@ -71,10 +71,15 @@ class Interruptions:
         threading.Thread(target=self._watch, args=(read_end,), daemon=True).start()
 
     def end(self) -> None:
-        """Let the next signal end the process at once, without a word."""
+        """Let the next signal end the process at once, without a word.
+
+        But for a second SIGTERM, which may come while the interpreter ends: the exit code is to be
+        that of the first.
+        """
         self._over.set()
         for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+            if not number == self.number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         for each in self._before:
