@@ -153,14 +153,17 @@ def _required_head(model: nn.Module) -> set[int]:
 def depths(model: nn.Module) -> dict[str, int]:
     """The layer of each parameter by name, from 0 at the input; the head is the last.
 
-    timm's networks define it by `group_matcher`, and are numbered as timm.optim numbers them. In
-    others layers follow each other in the order of registration. A block is a layer: a module with
-    several weights, such as a Bottleneck, a transformer's block or a ConvNeXt's. What comes before
-    the first block is layer 0, as is what a module holds itself (position embeddings, class
-    tokens). A single weight between blocks, such as a downsampling, belongs to the block after it,
-    and one after the last block to that; a norm belongs to what comes after it. Where there are no
-    blocks, each weight is a layer.
+    A network defines it by a method `parameter_depths`, which returns this, or as timm's do by
+    `group_matcher`; those are numbered as timm.optim numbers them. In others layers follow each
+    other in the order of registration. A block is a layer: a module with several weights, such as a
+    Bottleneck, a transformer's block or a ConvNeXt's. What comes before the first block is layer 0,
+    as is what a module holds itself (position embeddings, class tokens). A single weight between
+    blocks, such as a downsampling, belongs to the block after it, and one after the last block to
+    that; a norm belongs to what comes after it. Where there are no blocks, each weight is a layer.
     """
+    own_depths = getattr(model, "parameter_depths", None)
+    if own_depths is not None:
+        return own_depths()
     trunk = model
     backbone = getattr(model, "backbone", None)
     if not hasattr(model, "head_names") and isinstance(backbone, nn.Module):

@@ -5,6 +5,8 @@ workers or processes cannot change what an image looks like.
 
 - The augmentation of image i in epoch e draws from generators seeded by (seed, e, i).
 - The model's own randomness (dropout) in step s draws from generators seeded by (seed, s, process).
+- What a task draws for one image of a batch, see `Task.at_images`, is seeded by (seed, s, position
+  of the image in the batch over all processes).
 """
 
 import random
@@ -20,7 +22,8 @@ from torch.utils.data import Dataset
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.generators import find_generators
 
-ORDER, IMAGE, STEP, MIX, DRAW, PREPARE = range(6)  # streams of random numbers that must not meet
+# streams of random numbers that must not meet
+ORDER, IMAGE, STEP, MIX, DRAW, PREPARE, POSITION = range(7)
 
 HAS_MPS = torch.backends.mps.is_available()
 
@@ -110,9 +113,19 @@ def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:
     """
     folded = _folded(_folded(_before((seed, stream)), step), process)
     _seed_host(folded)
+    _seed_device(folded)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators of host and current device alone; nothing waits for the device."""
+    torch.default_generator.manual_seed(seed)
+    _seed_device(seed)
+
+
+def _seed_device(seed: int) -> None:
     generator = _device_generator()
     if generator is not None:
-        generator.manual_seed(folded)
+        generator.manual_seed(seed)
 
 
 def _device_generator() -> torch.Generator | None:

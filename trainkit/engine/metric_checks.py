@@ -14,6 +14,7 @@ from trainkit.errors import ReportedError, UserError, did_you_mean
 from trainkit.metrics.base import declared, each_metric
 from trainkit.recipe import Recipe
 from trainkit.tasks.base import Task
+from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -132,7 +133,7 @@ def try_metrics(task: Task) -> None:
     Raises:
         UserError: one cannot be computed, or computes what another one does.
     """
-    if type(task.given) not in (Recognition, Segmentation):
+    if type(task.given) not in (Recognition, Segmentation, MaskClassification):
         return  # what the labels of another task are, it alone knows
     taken = dict.fromkeys(declared(task, "percent") | declared(task, "per_class"), "the task")
     for metric in (one for each in task.metrics() for one in each_metric(each)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
 
-from trainkit.data.seeding import MIX, PREPARE, fold, seed_step
+from trainkit.data.seeding import MIX, POSITION, PREPARE, fold, seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
 from trainkit.distributed.unwrapping import without_compile
@@ -25,7 +25,7 @@ from trainkit.engine.reporting import Reporter
 from trainkit.engine.rollback import StepSnapshot
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepStats, TrainState
-from trainkit.engine.task_module import set_step
+from trainkit.engine.task_module import set_images, set_step
 from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import raise_refusal
@@ -94,6 +94,7 @@ class Stepper:
         self._rank = setup.accelerator.process_index
         self._changes_with_step = recipe.task.provides("at_step")
         self._prepares_targets = recipe.task.provides("prepare")
+        self._draws_by_image = recipe.task.provides("at_images")
         # called once, with the images and targets of the next step as the network gets them
         self.show_batch: Callable[[Tensor, Tensor], None] | None = None
 
@@ -214,6 +215,7 @@ class Stepper:
         accelerator = self.accelerator
         # 0: a padding sample that counts nowhere
         sizes = self.plan.order.passes(step, self._rank)
+        begin = self.plan.order.share(step, self._rank).start if self._draws_by_image else 0
         seed_step(self.options.seed, step, self._rank)
         losses: list[Tensor] = []  # (K,) of each micro-batch
         first = 0
@@ -221,6 +223,10 @@ class Stepper:
             for number, size in enumerate(sizes, 1):
                 part = slice(first, first + size) if size else slice(0, 1)
                 first += size
+                if self._draws_by_image:
+                    positions = range(begin + part.start, begin + part.stop)
+                    seed = fold(self.options.seed, POSITION, step)
+                    set_images(self.recipe.task, self.recipe.model, seed, positions)
                 parts = images, targets
                 if size != images.shape[0]:  # else all of them, which need no views
                     parts = images[part], targets[part]

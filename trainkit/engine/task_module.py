@@ -1,6 +1,6 @@
 """Model and loss as one module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +76,12 @@ def set_step(task: Task, model: nn.Module, steps: tuple[int, int] | None) -> Non
     """Call a task's `at_step` with (steps done, total_steps); None: leave it as it is."""
     if steps is not None:
         task.at_step(model, *steps)
+
+
+@torch.no_grad()
+def set_images(task: Task, model: nn.Module, seed: int, positions: Sequence[int]) -> None:
+    """Call a task's `at_images` before a forward pass of a training step."""
+    task.at_images(model, seed, positions)
 
 
 def uncompiled(prepared: nn.Module, task: Task) -> nn.Module:

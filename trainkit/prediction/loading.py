@@ -24,10 +24,11 @@ from trainkit.storage.shipped import same_shipped_recipe, shipped
 from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import take_weights
 from trainkit.tasks.base import Task
+from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
-TASKS = {"Recognition": Recognition, "Segmentation": Segmentation}
+TASKS = {each.__name__: each for each in (Recognition, Segmentation, MaskClassification)}
 # of training, and of evaluations of the validation data
 NOT_REBUILT = ("loss", "extra_metrics")
 

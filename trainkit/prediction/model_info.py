@@ -176,7 +176,9 @@ class ModelInfo:
         """Of each class, from what `infer` gave for `number` images: (N, C), or (N, C, h, w)."""
         if isinstance(self.task, Recognition):
             return self.task.predict(outputs, torch.empty(number)).softmax(1)
-        return outputs if self.inference is not None else outputs.softmax(1)
+        if self.inference is None:
+            return outputs.softmax(1)
+        return self.task.probabilities(outputs) if isinstance(self.task, Segmentation) else outputs
 
     def infer(self, accelerator: Accelerator | None = None) -> Infer:
         """What takes images of one shape, normalised, to logits (N, C) or (N, C, h, w), float32.

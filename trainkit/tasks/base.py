@@ -167,6 +167,19 @@ class Task:
             total_steps: steps of the whole run.
         """
 
+    def at_images(self, model: nn.Module, seed: int, positions: Sequence[int]) -> None:
+        """Take up which images the next forward pass of a training step is of.
+
+        A task that draws random numbers for an image, such as points at which a loss is measured,
+        seeds them by `fold(seed, position)`: then neither micro-batches nor the number of processes
+        change them. Called without gradients, and never in evaluations.
+
+        Args:
+            model: the network.
+            seed: of the step.
+            positions: of the images in the batch over all processes, counted from 0.
+        """
+
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
         """Scores of each pixel, for a dense task alone.
 

@@ -226,6 +226,10 @@ class Segmentation(Task):
         check_num_outputs(logits, self.num_classes, type(self).__name__)
         return resized(logits, images.shape[-2:]).float().softmax(1)
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Probabilities (N, C, H, W) of merged `scores`, which are such already."""
+        return scores
+
     def from_scores(self, scores: Tensor) -> Tensor:
         """Predicted masks (N, H, W) from probabilities (N, C, H, W)."""
         return argmax_labels(scores)
