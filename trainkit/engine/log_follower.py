@@ -5,7 +5,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trainkit.engine.trackers import PREVIEW, least_step, send_picture
 from trainkit.storage.evaluation_files import previews
 
 QUEUE = 1000  # rows that wait for a tracker; of more the oldest are dropped
+BATCH = 32  # rows that are noted as sent together, before they are
 POLL_S = 0.2
 HANGS_S = 60.0  # without an answer, after which it is reported
 PICTURE_FILE = "val_predictions.jpg"
@@ -22,8 +24,8 @@ NOT_SENT = ("event", "step", "epoch", "best_step", "num_images", "precise_bn", "
 class Cursors:
     """trackers.json: of each tracker the run's id, and the last steps and pictures sent.
 
-    Written before sending: so a kill between the two loses a row of a tracker, and sends none
-    twice.
+    Written before sending: so a kill between the two loses the last rows of a tracker, and sends
+    none twice.
     """
 
     def __init__(self, file: Path):
@@ -111,7 +113,7 @@ class LogFollower(threading.Thread):
             ending = self.ending.is_set()  # before the last look into the log
             self._read()
             while self._queue and not self.aborted.is_set():
-                self._call(lambda: self._send(tracker))
+                self._send_rows(tracker, self._call(self._next_rows) or [])
                 self._read()
             self._call(lambda: self._send_previews(tracker))
             self._call(lambda: self._send_picture(tracker))
@@ -177,15 +179,33 @@ class LogFollower(threading.Thread):
             self._queue.popleft()
         self._dropped += num_dropped
 
-    def _send(self, tracker: Any) -> None:
-        """Send the oldest row, noted before: none is sent twice."""
-        row = self._queue.popleft()
-        which = "step" if row["event"] == "step" else "evaluation"
-        changes = {which: row["step"], "dropped": self._dropped}
+    def _next_rows(self) -> list[dict[str, Any]]:
+        """Take the oldest rows, noted as sent before they are: none is sent twice.
+
+        Noted together, since a row may come every few milliseconds, and a file takes as long.
+        """
+        rows = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+        changes = {"dropped": self._dropped}
+        for row in rows:
+            changes["step" if row["event"] == "step" else "evaluation"] = row["step"]
         self._cursors.note(self.tracker_name, **changes)
-        step = max(row["step"], self._least_step)
-        tracker.log(values_of(row), step=step)
-        self._last_step = max(self._last_step, step)
+        return rows
+
+    def _send_rows(self, tracker: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        for place, row in enumerate(rows):
+            if self.aborted.is_set():
+                self._call(partial(self._note_unsent, rows[place:]))
+                return
+            step = max(row["step"], self._least_step)
+            self._call(partial(tracker.log, values_of(row), step=step))
+            self._last_step = max(self._last_step, step)
+
+    def _note_unsent(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A resumed run sends them."""
+        changes = {}
+        for row in reversed(rows):  # the first one of a kind decides
+            changes["step" if row["event"] == "step" else "evaluation"] = row["step"] - 1
+        self._cursors.note(self.tracker_name, **changes)
 
     def _send_previews(self, tracker: Any) -> None:
         """Send what --preview made after steps that were not sent, each at its step."""
