@@ -53,6 +53,7 @@ def recipe(
     split: SplitSettings = SplitSettings(),
     pixels: PixelSettings = PixelSettings(),
     model: str = "resnet50",
+    model_args: tuple[str, ...] = (),
     pretrained: bool = True,
     batch_size: int = 64,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, head_lr_mult=10.0),
@@ -80,8 +81,10 @@ def recipe(
         label_column: the column of class ids, in parquet files with several, or of labels in a list
         stream: stream parquet files, so many row groups interleaved, such as 16; None: download
             them first
-        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; on a
-            laptop: --model small
+        model: a network of torchvision, such as convnext_tiny, "timm:" and a name of timm, or "hf:"
+            and a type, folder or name on the Hub of transformers; on a laptop: --model small
+        model_args: of transformers' networks: arguments of their configuration, such as
+            hidden_size=384
         pretrained: start from published ImageNet weights, which small has not
         lr: peak learning rate of the backbone
         batch_size: images of one step, over all processes
@@ -123,9 +126,9 @@ def recipe(
     pretrained = pretrained and model != "small"
     small = model == "small"
     network = (
-        classifier(model, num_classes, image_channels=pixels.channels)
+        classifier(model, num_classes, image_channels=pixels.channels, model_args=model_args)
         if small
-        else fine_tuned(model, num_classes, pretrained, [size], pixels.channels)
+        else fine_tuned(model, num_classes, pretrained, [size], pixels.channels, model_args)
     )
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     weights = resolved_weights(per_class.class_weights, train_data, num_classes)

@@ -61,6 +61,7 @@ def _training_images(
 def recipe(
     data: str = "data/imagenet",
     model: str = "resnet50",
+    model_args: tuple[str, ...] = (),
     batch_size: int = 512,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.2),
     schedule: ScheduleSettings = ScheduleSettings(epochs=120, warmup_epochs=5),
@@ -95,8 +96,10 @@ def recipe(
     Args:
         data: folder with train/<class>/ and val/<class>/, or with parquet files, or a name on the
             Hub
-        model: a network of torchvision, such as convnext_tiny, or "timm:" and a name of timm; small
-            trains on a laptop
+        model: a network of torchvision, such as convnext_tiny, "timm:" and a name of timm, or "hf:"
+            and a type, folder or name on the Hub of transformers; small trains on a laptop
+        model_args: of transformers' networks: arguments of their configuration, such as
+            hidden_size=384
         lr: peak learning rate, for 512 images a batch
         batch_size: images of one step, over all processes
         weight_decay: of all parameters but biases and those of normalisation layers
@@ -158,7 +161,12 @@ def recipe(
     val_data = ClassSource(source, stream=stream).open("val", look, names)
     num_classes = len(names)
     network = classifier(
-        model, num_classes, stochastic_depth, drop_block, [*sizes.values(), eval_size or size]
+        model,
+        num_classes,
+        stochastic_depth,
+        drop_block,
+        [*sizes.values(), eval_size or size],
+        model_args=model_args,
     )
     weights = resolved_weights(per_class.class_weights, train_data, num_classes)
     return Recipe(

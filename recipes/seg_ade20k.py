@@ -30,7 +30,15 @@ from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.inference import Inference
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
-from trainkit.models.segmentation import Segmenter, encoding_weight, has_aux, segmenter
+from trainkit.models.outputs import check_only_size
+from trainkit.models.segmentation import (
+    Segmenter,
+    auxiliary_weight,
+    encoding_weight,
+    has_aux,
+    published_pixels,
+    segmenter,
+)
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.settings.variants import variant
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
@@ -58,7 +66,8 @@ def segmentation(
     *,
     lateral: bool,
     data: Path = Path("data/ADEChallengeData2016"),
-    model: Segmenter = "fcn",
+    model: Segmenter | str = "fcn",
+    model_args: tuple[str, ...] = (),
     backbone: str = "resnet50",
     pretrained: bool = True,
     batch_size: int = 16,
@@ -87,22 +96,26 @@ def segmentation(
 
     Args:
         data: the unpacked ADEChallengeData2016.zip
-        model: the network; unet and those after it are segmentation_models_pytorch's
+        model: the network; unet and those after it are segmentation_models_pytorch's, "hf:" and a
+            type, folder or name on the Hub are transformers', such as hf:segformer_b0 to b5
+        model_args: of transformers' networks: arguments of their configuration, such as
+            depths=3,4,6,3
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains
             on a laptop; of segmentation_models_pytorch's networks one of its encoders or
-            "timm:" and a name of timm's
-        pretrained: start the backbone from published ImageNet weights
+            "timm:" and a name of timm's; transformers' have their own
+        pretrained: start the backbone from published ImageNet weights; transformers' networks from
+            the weights of their name or folder
         lr: learning rate of the backbone, for 16 images a batch
         batch_size: images of one step, over all processes
         long_side: long side of an image before the random scale, and in evaluation
         crop: side of the training crop
         head_lr_mult: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such
-            head
+            head; transformers' networks have the factor of their configuration
         se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no
             such head
         head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
-            segmentation_models_pytorch's networks
+            networks of segmentation_models_pytorch and transformers
         loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
         photometric: photometric distortion of training crops: brightness, contrast, saturation and
             hue
@@ -130,7 +143,11 @@ def segmentation(
         lateral=lateral,
         channels=head_channels,
         image_channels=len(opened.mean),
+        model_args=model_args,
     )
+    check_only_size(network, crop, eval_window[0] if eval_window else eval_crop)
+    aux_weight = auxiliary_weight(network, aux_weight)
+    pixels = {} if "mean" in opened.input else published_pixels(network)
     weights = resolved_weights(per_class.class_weights, opened.train, num_classes, dense=True)
     return Recipe(
         task=Segmentation.of(
@@ -150,10 +167,10 @@ def segmentation(
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
         sampler=per_class.sampler,
-        input={**opened.input, **recorded_weights(per_class.class_weights, weights)},
+        input={**opened.input, **pixels, **recorded_weights(per_class.class_weights, weights)},
         note=opened.note,
-        mean=opened.mean,
-        std=opened.std,
+        mean=pixels.get("mean", opened.mean),
+        std=pixels.get("std", opened.std),
     )
 
 

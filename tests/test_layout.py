@@ -34,6 +34,7 @@ LIBRARIES = {
     "huggingface_hub": {
         "commands.hub_upload",
         "commands.model_card",
+        "models.hf_files",
         "models.pretrained",
         "storage.hub_download",
     },

@@ -34,7 +34,8 @@ def test_all_are_found():
         "recog_minc",
     ]
     more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
-    assert [path.stem for path in FILES] == [*recognition, "seg_ade20k", "seg_ade20k_encnet", *more]
+    ade20k = ["seg_ade20k", "seg_ade20k_encnet", "seg_ade20k_segformer"]
+    assert [path.stem for path in FILES] == [*recognition, *ade20k, *more]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -186,6 +186,7 @@ def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
 PUBLISHED = {  # optimizer and schedule of each; nesterov is SGD with it
     "recog_cifar10": ("nesterov", "cos"),
     "recog_minc": ("sgd", "multistep"),
+    "seg_ade20k_segformer": ("adamw", "poly:power=1.0"),
     **dict.fromkeys(("recog_folder", "recog_imagenet", "recog_imagenet_resnest"), ("sgd", "cos")),
 }
 

@@ -11,6 +11,8 @@ import torchvision
 from safetensors import safe_open
 from torch import nn
 
+from trainkit.models.hf_networks import is_hf
+
 SEGMENTATION = torchvision.models.segmentation
 LONG = "F.resize(image, [max(1, round(n * ({side} / max(image.shape)))) for n in image.shape[1:]])"
 CUT = "F.center_crop(F.resize(image, [{short}], F.InterpolationMode.{mode}), [{size}])"
@@ -57,6 +59,8 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
 def _network(function: str, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
     """The library and the call that build the network; None where none does."""
     number = int(arguments["num_classes"])
+    if is_hf(arguments.get("name", "")):  # its configuration is no line of Python
+        return None
     if function in ("recognition.classifier", "recognition.fine_tuned"):
         name = arguments["name"]
         if name.startswith("timm:"):

@@ -20,6 +20,7 @@ from trainkit.display.terminal import Display
 from trainkit.engine.task_module import set_step
 from trainkit.errors import MissingFileError, UserError
 from trainkit.models.building import no_larger_than
+from trainkit.models.hf_config import recorded_networks
 from trainkit.models.pretrained import without_pretrained
 from trainkit.options import WeightsOptions
 from trainkit.prediction.loading import Source, trusted
@@ -39,6 +40,7 @@ from trainkit.storage.lookup import (
     run_of,
     trained_steps,
 )
+from trainkit.storage.model_json import read_model_json
 from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
 from trainkit.storage.shipped import same_shipped_recipe
 from trainkit.storage.trained_here import is_trained_here
@@ -73,6 +75,7 @@ class Trained:
         with ExitStack() as around:
             if not self.partial:
                 around.enter_context(without_pretrained())
+                around.enter_context(recorded_networks(self._network))
             if not (self.partial or self.run is None or is_trained_here(self.run)):
                 settings_file = str(self.run / "settings.json")
                 around.enter_context(no_larger_than(self.weights, settings_file))
@@ -80,6 +83,12 @@ class Trained:
         check_same_classes(self.run, recipe.task)
         check_not_trained_on(self.run, self.settings, recipe.val_data)
         return recipe
+
+    def _network(self) -> Mapping[str, Any] | None:
+        """What model.json beside the weights says about their network; None where there is none."""
+        folder = self.weights if self.weights.is_dir() else self.weights.parent
+        described = read_model_json(folder)
+        return None if described is None else described["network"]
 
 
 def read_model(command: str, first: str, words: list[str]) -> tuple[ModelInfo | Recipe, Path, Any]:

@@ -120,6 +120,31 @@ def size_divisor(model: nn.Module) -> int:
     return least
 
 
+def check_only_size(model: nn.Module, crop: int, window: int | None) -> None:
+    """Check that a segmenter that takes images of one size gets no others.
+
+    A network says so by an attribute `image_size`: height and width.
+
+    Args:
+        model: any network.
+        crop: side of the images in training.
+        window: side of the windows or crops of an evaluation; None for whole images.
+
+    Raises:
+        UserError: it gets others.
+    """
+    only = getattr(model, "image_size", None)
+    if only is None or (crop, crop) == only == (window, window):
+        return
+    height, width = only
+    said = "whole images" if window is None else f"windows of {window}"
+    raise UserError(
+        f"{type(model).__name__} takes images of {height} x {width} alone, and crop is {crop} and"
+        f" an evaluation has {said}: give --crop {height} and --eval-window {height}"
+        f" {2 * height // 3}, or build it for another size (--model-args image_size=SIDE)"
+    )
+
+
 def fill_up(images: Tensor, divisor: int) -> Tensor:
     """Pad images (N, C, H, W) at the bottom and on the right to sides divisible by `divisor`.
 

@@ -36,6 +36,17 @@ def wanted() -> bool:
 
 
 @contextmanager
+def offline() -> Iterator[None]:
+    """Context manager: huggingface_hub takes what is in its cache, and asks nobody."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
 def offline_where_unreachable() -> Iterator[None]:
     """Context manager: huggingface_hub takes what is in its cache where its host has no address.
 

@@ -1,6 +1,6 @@
 """Networks for recognition by name: torchvision's and timm's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.recognition import CROP_MODES
 from trainkit.errors import UserError
+from trainkit.models.hf_networks import hf_classifier, hf_images, is_hf
 from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
@@ -28,6 +29,8 @@ def classifier(
     drop_block: float | None = None,
     sizes: Sequence[int] = (),
     image_channels: int = 3,
+    model_args: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the network `name` with random weights, for images (N, image_channels, H, W).
 
@@ -35,8 +38,9 @@ def classifier(
 
     Args:
         name: one of torchvision's for recognition, such as "resnet50", "resnext50_32x4d",
-            "convnext_tiny", "vit_b_16" or "efficientnet_b0", "timm:" and a name of timm's, or
-            "small" (`SmallClassifier`, for two CPU cores).
+            "convnext_tiny", "vit_b_16" or "efficientnet_b0", "timm:" and a name of timm's, "hf:"
+            and one of transformers' (see `trainkit.models.hf_networks`), or "small"
+            (`SmallClassifier`, for two CPU cores).
         num_classes: number of outputs.
         stochastic_depth: rate at which the last block is left out, the others in proportion; None:
             as published.
@@ -45,6 +49,8 @@ def classifier(
         sizes: sides of the images in training and evaluation, for a network with a fixed input size
             (a vision transformer).
         image_channels: of the images, see `take_channels`.
+        model_args: of transformers' networks: arguments of their configuration.
+        config: of transformers' networks: what was found for the name when it was first built.
 
     Raises:
         UserError: the name is unknown, timm is missing, or the network lacks what is asked for.
@@ -57,6 +63,15 @@ def classifier(
             raise UserError(
                 f"{what} is {rate}; it must be in [0, 1), or None for the network as published"
             )
+    _check_model_args(name, model_args)
+    if is_hf(name):
+        for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
+            if rate is not None:
+                raise UserError(
+                    f"{what} is {rate}, and {name} is of transformers: leave it out, or set what"
+                    " its configuration has, such as --model-args drop_path_rate=0.1"
+                )
+        return hf_classifier(name, num_classes, False, sizes, image_channels, model_args, config)
     if name.startswith("timm:"):
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
@@ -96,10 +111,13 @@ def fine_tuned(
     pretrained: bool = True,
     sizes: Sequence[int] = (),
     image_channels: int = 3,
+    model_args: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the network `name` with a new last layer, named in its attribute `head_names`.
 
-    All parts keep the names they have in torchvision or timm, so that weights fit from there to
+    Those of transformers keep a published head for as many classes. All parts keep the names they
+    have in torchvision, timm or transformers, so that weights fit from there to
     here and back, but for the last layer where the classes differ.
 
     Args:
@@ -109,11 +127,18 @@ def fine_tuned(
             ImageNet, downloaded once; `published_input` says for which images they are.
         sizes: as for `classifier`; position embeddings are resized.
         image_channels: of the images, to which published weights are adapted, see `take_channels`.
+        model_args: as for `classifier`.
+        config: as for `classifier`.
 
     Raises:
         UserError: the name is unknown, the network does not end in a linear layer, or its weights
             cannot be downloaded.
     """
+    _check_model_args(name, model_args)
+    if is_hf(name):
+        return hf_classifier(
+            name, num_classes, pretrained, sizes, image_channels, model_args, config
+        )
     if name.startswith("timm:"):
         network = timm_network(name, pretrained, sizes, num_classes=num_classes)
         # timm keeps the published layer, of other classes
@@ -148,8 +173,10 @@ def fine_tuned(
 def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[str, Any]:
     """mean, std, interpolation, crop_fraction and crop_mode of images for the network `name`.
 
-    They do not depend on where its weights come from. timm has them for its networks; others have
-    ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see `eval_transform`.
+    They do not depend on where its weights come from. timm has them for its networks, and
+    transformers' in a file beside their configuration, which is not read where all are asked for;
+    others have ImageNet's mean and std, `usual_interpolation`, 0.875 and "center", see
+    `eval_transform`.
 
     Args:
         name: as for `classifier`.
@@ -171,13 +198,24 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
                 "interpolation": known.interpolation,
             }
             found |= {"crop_fraction": known.crop_pct, "crop_mode": known.crop_mode}
-    found |= {setting: value for setting, value in asked.items() if value is not None}
+    asked = {setting: value for setting, value in asked.items() if value is not None}
+    if is_hf(name) and not found.keys() <= asked.keys():
+        found |= hf_images(name)
+    found |= asked
     if found["crop_mode"] not in CROP_MODES:
         raise UserError(
             f"timm trained {name} with crop_mode {found['crop_mode']!r}, and here are"
             f" {' and '.join(CROP_MODES)}: give one of them, or take another network"
         )
     return found
+
+
+def _check_model_args(name: str, model_args: Sequence[str]) -> None:
+    if model_args and not is_hf(name):
+        raise UserError(
+            f"model_args is {' '.join(model_args)}, and {name} takes none: they are of networks of"
+            " transformers (hf:...)"
+        )
 
 
 class DropBlock(DropBlock2d):
@@ -223,7 +261,9 @@ def _torchvision(name: str, num_classes: int | None, sizes: Sequence[int] = ()) 
     if name not in known:
         near = nearest(name, ["small", *known])
         there = f"{near} There" if near else "; there"
-        raise UserError(f"no model {name!r}{there} are small, those of torchvision, and timm:NAME")
+        raise UserError(
+            f"no model {name!r}{there} are small, those of torchvision, timm:NAME and hf:NAME"
+        )
     settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if name.startswith("vit_") and sizes:
         patch = int(name.rpartition("_")[2])

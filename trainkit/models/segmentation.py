@@ -1,6 +1,7 @@
 """Segmentation networks by name, for the recipes' setting `model`."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torchvision.models import get_model, get_model_weights
@@ -8,9 +9,10 @@ from torchvision.models.segmentation import FCN, LRASPP, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
-from trainkit.errors import UserError
+from trainkit.errors import UserError, did_you_mean
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.encnet import EncNet
+from trainkit.models.hf_networks import hf_segmenter, is_hf
 from trainkit.models.image_channels import take_channels
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
@@ -29,7 +31,7 @@ MOBILE = "mobilenet_v3_large"  # torchvision dilates it for LR-ASPP alone
 
 @rebuildable
 def segmenter(
-    name: Segmenter,
+    name: Segmenter | str,
     num_classes: int,
     backbone: str = "resnet50",
     pretrained: bool = True,
@@ -38,10 +40,13 @@ def segmenter(
     lateral: bool = False,
     channels: int = 512,
     image_channels: int = 3,
+    model_args: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the network `name` on a backbone by name, at stride 8, UPerNet at 32.
 
-    Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them.
+    Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them, and
+    "hf:..." as transformers has it, see `trainkit.models.hf_networks`.
 
     Args:
         name: of the network.
@@ -56,10 +61,22 @@ def segmenter(
         channels: width of the heads of EncNet, PSPNet and UPerNet; those of torchvision's FCN,
             DeepLabV3 and LR-ASPP follow from the backbone, and SMP's are its own.
         image_channels: of the images, to which published weights are adapted, see `take_channels`.
+        model_args: of transformers' networks: arguments of their configuration.
+        config: of transformers' networks: what was found for the name when it was first built.
 
     Raises:
-        UserError: the backbone is unknown, or its weights cannot be downloaded.
+        UserError: name or backbone are unknown, or its weights cannot be downloaded.
     """
+    if is_hf(name):
+        return hf_segmenter(name, num_classes, pretrained, aux, image_channels, model_args, config)
+    known = get_args(Segmenter)
+    if name not in known:
+        raise UserError(f"no model {name!r}{did_you_mean(name, known)}")
+    if model_args:
+        raise UserError(
+            f"model_args is {' '.join(model_args)}, and {name} takes none: they are of networks of"
+            " transformers (hf:...)"
+        )
     if name in DECODERS:
         return smp_network(name, num_classes, backbone, pretrained, image_channels)
     heads = {"aux": aux, "se": se, "lateral": lateral}
@@ -69,7 +86,7 @@ def segmenter(
 
 
 def _for_three_channels(
-    name: Segmenter,
+    name: str,
     num_classes: int,
     backbone: str,
     pretrained: bool,
@@ -109,12 +126,27 @@ def _lraspp(num_classes: int, backbone: str, pretrained: bool) -> nn.Module:
     return network
 
 
-def has_aux(model: Segmenter) -> bool:
+def has_aux(model: Segmenter | str) -> bool:
     """Whether the network can have an auxiliary head."""
     return model != "lraspp" and model not in DECODERS
 
 
-def encoding_weight(model: Segmenter, asked: float | None) -> float:
+def auxiliary_weight(network: nn.Module, asked: float) -> float:
+    """Factor of the auxiliary loss: as asked, or as the network's configuration says.
+
+    Args:
+        network: of `segmenter`; those of transformers have an attribute `aux_weight`.
+        asked: the recipe's.
+    """
+    return getattr(network, "aux_weight", asked)
+
+
+def published_pixels(network: nn.Module) -> dict[str, Any]:
+    """Mean and std of the images that a network was trained on, where it says so; else nothing."""
+    return getattr(network, "published_input", {})
+
+
+def encoding_weight(model: Segmenter | str, asked: float | None) -> float:
     """Factor of the semantic-encoding loss: as asked, else 0.2 of EncNet as published, else 0.
 
     Args:

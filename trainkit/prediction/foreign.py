@@ -92,15 +92,13 @@ def _is_a_list(kind: Any) -> bool:
 
 def _items(value: Any) -> list[Any]:
     """The value, or what is in it, at any depth."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if not isinstance(value, (list, tuple)):
-        return [value]
-    found, waiting = [], list(value)
+    found, waiting = [], [value]
     while waiting:
         each = waiting.pop()
         if isinstance(each, (list, tuple)):
             waiting.extend(each)
+        elif isinstance(each, Mapping):
+            waiting.extend(each.values())
         else:
             found.append(each)
     return found

@@ -20,7 +20,9 @@ def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
 
     Args:
         function: gives the same for the same arguments, but for the values of weights. Its
-            arguments are plain: numbers, strings, None, and lists of these.
+            arguments are plain: numbers, strings, None, and lists and mappings of these. What it
+            looks up elsewhere, such as on the Hub, it returns in an attribute `looked_up`, by the
+            names of arguments that it takes in its place.
 
     Raises:
         UserError: by a call whose arguments JSON cannot hold.
@@ -38,6 +40,8 @@ def rebuildable(function: Callable[Given, Built]) -> Callable[Given, Built]:
         bound = signature.bind(*positional, **named)
         bound.apply_defaults()
         arguments = {each: _plain(each, value) for each, value in bound.arguments.items()}
+        found = getattr(built, "looked_up", {})
+        arguments |= {each: _plain(each, value) for each, value in found.items()}
         built.built_by = {"function": name, "recipe": recipe, "arguments": arguments}
         built.as_built = structure(built)
         return built
@@ -102,9 +106,11 @@ def _plain(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, (list, tuple)):
         return [_plain(name, item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(name, item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UserError(
         f"{name} is of type {type(value).__name__}, which model.json cannot hold: a function with"
-        " @rebuildable takes numbers, strings, None, and lists of these"
+        " @rebuildable takes numbers, strings, None, and lists and mappings of these"
     )
