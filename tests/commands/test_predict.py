@@ -452,7 +452,7 @@ def test_models_with_several_outputs_and_other_tasks(tmp_path):
     other.val_data.transform = v2.Identity()
     torch.save(other.model.state_dict(), tmp_path / "o.pth")
     with pytest.raises(
-        ValueError, match="task Other: predictions are written for Recognition and Segmentation"
+        ValueError, match="task Other: predictions are written for Recognition, MultiLabel and"
     ):
         predict(other, tmp_path / "o.pth", asked(file, out=tmp_path / "out"))
 

@@ -40,10 +40,55 @@ def layout_of(source):
     ],
 )
 def test_class_folders(tmp_path, folders, settings, what):
-    for folder in folders:
-        pictures(tmp_path / folder, 2)
+    for number, folder in enumerate(folders):
+        pictures(tmp_path / folder, 2, 2 * number)
     assert layout_of(tmp_path) == ("recog_folder", settings, what)
     assert not recognise(tmp_path).hints
+
+
+def test_class_folders_that_share_images(tmp_path):
+    for folder in ("cat", "dog"):
+        pictures(tmp_path / folder, 2)  # the same under the same names
+    what = "folders of 2 classes (cat, dog), not divided, which share images"
+    assert layout_of(tmp_path) == ("recog_multilabel", {"--val-share": "0.2"}, what)
+
+
+@pytest.mark.parametrize("name, text, what", [
+    ("all.csv", "path,label\n0.png,cat;dog\n1.png,\n", "2 rows, any number of labels each"),
+    ("all.csv", 'path,label\n0.png,"cat, dog"\n1.png,dog\n2.png,cat\n', "3 rows, any number"),
+    ("all.csv", "path,tags\n0.png,cat\n1.png,dog\n", "2 rows, any number of labels each"),
+    ("all.csv", "path,cat,dog,age\n0.png,1,0,3\n1.png,0,-1,4\n", "a column for each of 2 classes"),
+    ("all.jsonl", '{"path": "0.png", "label": ["cat"]}\n{"path": "1.png", "label": []}\n',
+        "2 rows, any number of labels each"),
+])  # fmt: skip
+def test_lists_of_any_number_of_labels(tmp_path, name, text, what):
+    (tmp_path / name).write_text(text)
+    recipe, settings, found = layout_of(tmp_path / name)
+    assert (recipe, settings) == ("recog_multilabel", {"--val-share": "0.2"}) and what in found
+
+
+def test_names_with_commas_are_no_two_labels(tmp_path):
+    text = 'path,label\n0.png,"tench, Tinca tinca"\n1.png,"goldfish, Carassius auratus"\n'
+    (tmp_path / "all.csv").write_text(text)
+    assert layout_of(tmp_path / "all.csv")[0] == "recog_folder"
+
+
+def test_doctor_examines_any_number_of_labels(tmp_path, capsys):
+    """It says the command, counts images of each class, and takes no label for none."""
+    pictures(tmp_path, 10)
+    cells = ["cat;dog", "cat", "", "?dog;?cat", "dog"] * 2
+    rows = "".join(f"{place}.png,{cell}\n" for place, cell in enumerate(cells))
+    (tmp_path / "all.csv").write_text(f"path,label\n{rows}")
+    out = tmp_path / "out"
+    words = ["doctor", str(tmp_path / "all.csv"), "--workers", "0", "--out", str(out)]
+    assert main(words) == 0
+    command = f"trainkit recog_multilabel --data {tmp_path / 'all.csv'} --val-share 0.2"
+    assert command in " ".join(capsys.readouterr().out.split())
+    report = json.loads((out / "doctor.json").read_text())
+    both = [report[side] for side in ("train", "val")]
+    assert sum(len(part["unlabelled"]) for part in both) == 2
+    images = [{row["name"]: row["images"] for row in part["classes"]} for part in both]
+    assert sum(part.get("cat", 0) for part in images) == 4
 
 
 def test_a_dataset_among_the_folders(tmp_path):

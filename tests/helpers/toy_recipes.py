@@ -30,9 +30,11 @@ from trainkit.data.datasets.staged import Stages
 from trainkit.data.mixup import Mixup
 from trainkit.data.seeding import seed_host
 from trainkit.inference import Inference
+from trainkit.losses.multilabel import AsymmetricLoss, BCEWithLogits
 from trainkit.optim import param_groups
 from trainkit.schedules import cos, poly
 from trainkit.storage.checkpoint import Snapshot, write
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -86,6 +88,20 @@ class Maps(Images):
         share = float(torch.rand((), generator=generator)) ** 2
         target[torch.rand(target.shape, generator=generator) > share] = 255
         return image, target
+
+
+class Labels(Images):
+    """The same with a multi-hot row: the class, maybe the next one, or none; a part is unknown."""
+
+    def __getitem__(self, index: int):
+        image, target = super().__getitem__(index)
+        generator = torch.Generator().manual_seed(index)
+        row = torch.zeros(CLASSES, dtype=torch.int8)
+        if index % 5:
+            row[target] = 1
+            row[(target + 1) % CLASSES] = int(torch.rand((), generator=generator) < 0.5)
+        row[torch.rand(CLASSES, generator=generator) < 0.2] = -1
+        return image, row
 
 
 class Torn(Images):
@@ -150,6 +166,17 @@ def segmentation(num_images: int = 27, batch_size: int = 8, **changes) -> Recipe
         "clip_norm": 0.5,
     }
     return Recipe(**{**values, **changes})
+
+
+def labels(**changes) -> Recipe:
+    """Any number of classes per image, with two losses, and averaged weights."""
+    values = {
+        "task": MultiLabel(CLASSES, [AsymmetricLoss(), BCEWithLogits(factor=0.5)]),
+        "train_data": Labels(27),
+        "val_data": Labels(13, augment=False),
+        "ema": 0.9,
+    }
+    return recognition(**{**values, **changes})
 
 
 class Cropped(Images):
@@ -341,6 +368,10 @@ RUNS = {
     "recognition": (recognition, {}),
     "recognition-4": (recognition, {"micro_batch": 4}),
     "recognition-3": (recognition, {"micro_batch": 3}),
+    "labels": (labels, {}),
+    "labels-3": (labels, {"micro_batch": 3}),
+    "labels-mixup": (lambda: labels(mix=Mixup(0.4, CLASSES)), {"checkpoint_every": 2}),
+    "labels-mixup-2": (lambda: labels(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),
     "growing": (growing, {}),
     "recognition-mixup": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {}),
     "recognition-mixup-2": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),

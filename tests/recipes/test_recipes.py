@@ -32,6 +32,7 @@ def test_all_are_found():
         "recog_imagenet",
         "recog_imagenet_resnest",
         "recog_minc",
+        "recog_multilabel",
     ]
     more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
     ade20k = ["seg_ade20k", "seg_ade20k_encnet", "seg_ade20k_segformer"]

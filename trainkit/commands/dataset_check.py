@@ -36,7 +36,7 @@ class ImageReport:
     Attributes:
         digest: 8 bytes of a hash of its file, or of its pixels where it has none.
         size: (width, height).
-        counts: pixels of each label, or 0 of the image's one class.
+        counts: pixels of each label, or 0 of the image's one class, or of each of several.
         ignored: pixels that are never counted.
         notes: what decoders warned of.
         highest: the highest value of an image of 16 bits.
@@ -156,8 +156,11 @@ def _digest(content: bytes) -> int:
 
 def _counted(target: Tensor, ignore: int | None) -> dict[str, Any]:
     """`counts` and `ignored` of an ImageReport; nothing for targets that are no class ids."""
-    if target.is_floating_point() or target.ndim not in (0, 2):
+    if target.is_floating_point() or target.ndim not in (0, 1, 2):
         return {}
+    if target.ndim == 1:  # multi-hot; of no class is a valid negative, and no image without label
+        present = (target > 0).nonzero()[:, 0].tolist()
+        return {"counts": dict.fromkeys(present, 0)} if present or (target < 0).all() else {}
     if target.ndim == 0:
         return {"counts": {int(target): 0} if target >= 0 and target != ignore else {}}
     valid = target >= 0 if ignore is None else (target >= 0) & (target != ignore)

@@ -10,7 +10,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 WEIGHTS = "model.safetensors"
 # by the metric that only such a task has
-PIPELINES = {"top1": "image-classification", "mIoU": "image-segmentation"}
+PIPELINES = {
+    "top1": "image-classification",
+    "mAP": "image-classification",
+    "mIoU": "image-segmentation",
+}
 METRICS = {"top1": "accuracy", "mIoU": "mean_iou"}  # the Hub's names
 
 

@@ -39,8 +39,9 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
     opened = 'Image.open("photo.jpg")'
     if described["upright"]:
         opened = f"ImageOps.exif_transpose({opened})"
-    dense = described["task"]["type"] == "Segmentation"
-    last = '["out"].argmax(1))  # class ids' if dense else ".softmax(1))"
+    kind = described["task"]["type"]
+    activation = ".sigmoid())" if kind == "MultiLabel" else ".softmax(1))"
+    last = '["out"].argmax(1))  # class ids' if kind == "Segmentation" else activation
     return [
         f"import {library}",
         "from PIL import Image, ImageOps" if described["upright"] else "from PIL import Image",

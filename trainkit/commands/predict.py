@@ -26,6 +26,8 @@ from trainkit.prediction.images import Picture, Pictures, find_images
 from trainkit.prediction.model_info import ModelInfo, scored
 from trainkit.prediction.results import in_words
 from trainkit.recipe import Recipe
+from trainkit.storage.lookup import read_thresholds, run_of
+from trainkit.tasks.multilabel import MultiLabel
 
 FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
@@ -57,6 +59,7 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
         UserError: at the end, with the names of files that could not be read.
     """
     info = _as_asked(ModelInfo.of(model) if isinstance(model, Recipe) else model, asked)
+    info = _with_thresholds(info, weights, asked)
     found, inventory = find_images(asked.paths, asked.out)
     accelerator = _one_process()
     display = Display()
@@ -128,6 +131,26 @@ def _as_asked(info: ModelInfo, asked: PredictOptions) -> ModelInfo:
     return replace(info, inference=inference, transform=transform)
 
 
+def _with_thresholds(info: ModelInfo, weights: Path, asked: PredictOptions) -> ModelInfo:
+    """With the threshold that is asked for, else those found on the validation images.
+
+    Raises UserError where one is asked for, and the task has none.
+    """
+    is_asked = asked.threshold is not None
+    if not isinstance(info.task, MultiLabel):
+        if is_asked:
+            raise UserError(
+                f"--threshold is of the task MultiLabel, any number of classes per image, and this"
+                f" is {type(info.task.given).__name__}: leave it out"
+            )
+        return info
+    if asked.threshold is not None and not 0 <= asked.threshold <= 1:
+        raise UserError(f"threshold is {asked.threshold}; it must be in [0, 1] (--threshold)")
+    if is_asked:
+        return replace(info, thresholds=[asked.threshold] * info.task.num_classes)
+    return replace(info, thresholds=read_thresholds(info.task, run_of(weights), weights))
+
+
 def _one_process() -> Accelerator:
     """The accelerator of this process. Raises UserError where there are several."""
     accelerator = start_accelerator()
@@ -150,7 +173,9 @@ def _without_faults(
 
 def _shown(row: dict[str, Any]) -> str:
     """What was found in an image, in a line."""
-    classes = row.get("top", row.get("classes"))
+    if row.get("labels") == []:
+        return "no class above its threshold"
+    classes = row.get("top", row.get("labels", row.get("classes")))
     if classes is not None:
         return in_words(classes, CLASSES_SHOWN)
     return ", ".join(f"{name} {value}" for name, value in row.items())

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainkit.commands.probability_file import ProbabilityFile
+from trainkit.data.datasets.label_sets import encoded
 from trainkit.data.palette import (
     class_colours,
     colour_map,
@@ -26,6 +27,7 @@ from trainkit.options import PredictOptions
 from trainkit.prediction.images import Picture
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.prediction.results import in_words
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -77,13 +79,15 @@ def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
     """
     if isinstance(info.task, Recognition):
         return ClassWriter(info, asked)
+    if isinstance(info.task, MultiLabel):
+        return LabelWriter(info, asked)
     if isinstance(info.task, Segmentation):
         return MaskWriter(info, asked)
     if info.task.provides("records"):
         return RecordWriter(info, asked)
     raise UserError(
-        f"task {type(info.task.given).__name__}: predictions are written for Recognition and"
-        " Segmentation, what is derived from them, and tasks with a method `records`"
+        f"task {type(info.task.given).__name__}: predictions are written for Recognition,"
+        " MultiLabel and Segmentation, what is derived from them, and tasks with a method `records`"
     )
 
 
@@ -119,6 +123,8 @@ class ClassWriter:
     `probabilities.npz`: "files" and "probabilities", float32 (N, C), and the names of "classes".
     """
 
+    named = "top"  # the classes in what is said of an image
+
     def __init__(self, info: ModelInfo, asked: PredictOptions):
         self.info, self.out, self.one_file_each = info, asked.out, asked.overlay
         self.top_k = min(asked.top_k, len(info.classes))
@@ -134,27 +140,33 @@ class ClassWriter:
         self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
         self._table = _opened(_partial(asked.out / "predictions.csv"), newline="")
         self._rows = csv.writer(self._table)
-        ranks = range(1, self.top_k + 1)
-        self._rows.writerow(
-            ["file", *(f"{what}_{rank}" for rank in ranks for what in ("class", "probability"))]
-        )
+        self._rows.writerow(["file", *self._columns()])
 
     def add(self, pictures: Sequence[Picture], outputs: Tensor) -> list[dict[str, Any]]:
         """One line for each image; outputs: logits (N, C), or of several crops of each."""
         rows = self.info.records(pictures, outputs, self.top_k)
-        for picture, row in zip(pictures, rows):
-            top = row["top"]
+        probabilities = self.info.probabilities(outputs, len(pictures)).cpu().numpy()
+        for picture, row, of_classes in zip(pictures, rows, probabilities):
             _write_line(self._lines, {"file": str(picture.file), **row})
-            cells = (cell for each in top for cell in (each["name"], f"{each['probability']:.6f}"))
-            self._rows.writerow([picture.file, *cells])
+            self._rows.writerow([picture.file, *self._cells(row, of_classes)])
             if self.overlay:
                 path = _path(self.out, "overlay", picture, ".jpg")
-                save_titled(path, _pixels(picture), in_words(top, DRAWN).split(", "))
+                words = in_words(row[self.named], DRAWN).split(", ")
+                save_titled(path, _pixels(picture), words)
         if self._probabilities is not None:
-            probabilities = self.info.probabilities(outputs, len(pictures)).cpu().numpy()
             files = [_readable(picture.file) for picture in pictures]
             self._probabilities.add(files, probabilities)
         return rows
+
+    def _columns(self) -> list[str]:
+        """Names of the table's columns after the file."""
+        ranks = range(1, self.top_k + 1)
+        return [f"{what}_{rank}" for rank in ranks for what in ("class", "probability")]
+
+    def _cells(self, row: Mapping[str, Any], probabilities: np.ndarray) -> list[str]:
+        """The columns of an image; probabilities: (C,)."""
+        top = row[self.named]
+        return [cell for each in top for cell in (each["name"], f"{each['probability']:.6f}")]
 
     def close(self) -> None:
         """Close all files, also where the last lines of one find no room, which is raised then."""
@@ -163,6 +175,23 @@ class ClassWriter:
             files.callback(self._lines.close)
             if self._probabilities is not None:
                 files.callback(self._probabilities.close)
+
+
+class LabelWriter(ClassWriter):
+    """The same of any number of classes per image: those above their thresholds.
+
+    predictions.csv has them in a column "label", as lists of images have them, and a column for
+    each class with its probability.
+    """
+
+    named = "labels"
+
+    def _columns(self) -> list[str]:
+        return ["label", *self.info.classes]
+
+    def _cells(self, row: Mapping[str, Any], probabilities: np.ndarray) -> list[str]:
+        label = encoded(each["name"] for each in row[self.named])
+        return [label, *(f"{probability:.6f}" for probability in probabilities.tolist())]
 
 
 class MaskWriter:

@@ -15,6 +15,7 @@ from trainkit.commands.recipe_names import known_recipes
 from trainkit.data.datasets.coco_style import categories_of, coco_files
 from trainkit.data.datasets.divided import SPLITS
 from trainkit.data.datasets.inventory import some
+from trainkit.data.datasets.label_sets import several_labels, share_images
 from trainkit.data.datasets.labelme import BACKGROUND, UNCOUNTED, shape_labels
 from trainkit.data.datasets.layouts import (
     IMAGES,
@@ -41,6 +42,7 @@ WHITE = 255
 # networks that need no weights from elsewhere: reading the data takes none
 SMALL = {
     "recog_folder": ["--model", "small"],
+    "recog_multilabel": ["--model", "small"],
     "seg_folder": ["--model", "lraspp", "--backbone", "small", "--no-pretrained"],
 }
 
@@ -118,7 +120,7 @@ def recognise(source: Path) -> Layout:
     if not source.exists():
         raise MissingFileError(f"no folder or list {source.resolve()}")
     if is_list(source):
-        return _list(source, read_list(source))
+        return _list(source, read_list(source, keep_lists=True))
     annotations = coco_files(source)
     if annotations and not has_mask_folders(source):
         return _coco(annotations)
@@ -178,6 +180,9 @@ def _classes(folder: Path) -> Layout | None:
         return None
     else:
         root, what = folder, f"folders of {len(there)} classes ({some(there)}), not divided"
+    if share_images(root):
+        shared = f"{what}, which share images"
+        return Layout(shared, "recog_multilabel", {} if sides["val"] else SHARE)
     if sides["val"]:
         return Layout(what, "recog_folder", {})
     hints = _folders_hint(root, 1) or _other_level_hint(root)
@@ -194,7 +199,7 @@ def _lists(folder: Path) -> Layout | None:
         raise UserError(
             f"{folder} has {names} alone: give it by itself, trainkit doctor {lists[0]}"
         )
-    layout = _list(lists[0], read_list(lists[0]))
+    layout = _list(lists[0], read_list(lists[0], keep_lists=True))
     settings = {name: value for name, value in layout.settings.items() if name in CLASSES}
     hints = layout.hints[: len(settings) > 0]
     return Layout(f"lists of images: {names}", layout.recipe, settings, hints)
@@ -210,6 +215,10 @@ def _list(file: Path, rows: ImageList) -> Layout:
         settings = settings | {"--group-by": groups[0]}
         hints.append(f"rows of one {groups[0]} are kept on one side by --group-by {groups[0]}")
     what = f"a list of {len(rows.lines):,} images with {'masks' if masks else 'labels'}"
+    several = None if masks else several_labels(rows)
+    if several is not None:
+        what = f"a list of {len(rows.lines):,} rows, {several}"
+        return Layout(what, "recog_multilabel", settings, hints)
     if not masks:
         return Layout(what, "recog_folder", settings, hints)
     known = next(columns[name] for name in MASK if name in columns)

@@ -37,6 +37,19 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
     return one_hot(targets.long().clamp(min=0), num_classes).float() * (targets >= 0)[:, None]
 
 
+def _mixed(targets: Tensor, num_classes: int, weight: float) -> Tensor:
+    """Targets mixed with their neighbours': float32 (N, num_classes).
+
+    Of multi-hot rows, whole numbers, it is -1, not known, where it is so of either image.
+    """
+    if targets.ndim > 1 and not targets.is_floating_point():
+        unknown = (targets < 0) | (_pair(targets) < 0)
+        present = targets.clamp(min=0).float()
+        return torch.where(unknown, -1.0, torch.lerp(_pair(present), present, weight))
+    targets = soft_targets(targets, num_classes)
+    return torch.lerp(_pair(targets), targets, weight)
+
+
 @dataclass(frozen=True)
 class _OfPairs:
     """The settings of `Mixup` and `Cutmix`, checked."""
@@ -73,17 +86,16 @@ class Mixup(_OfPairs):
 
         Args:
             images: (N, C, H, W), float.
-            targets: class ids (N,) or probabilities (N, num_classes).
+            targets: class ids (N,), probabilities (N, num_classes), or multi-hot rows of whole
+                numbers (N, num_classes), negative where nothing is known.
             seed: of this step.
 
         Returns:
             Mixed images and soft targets.
         """
         weight = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
-        targets = soft_targets(targets, self.num_classes)
-        return torch.lerp(_pair(images), images, weight), torch.lerp(
-            _pair(targets), targets, weight
-        )
+        mixed = _mixed(targets, self.num_classes, weight)
+        return torch.lerp(_pair(images), images, weight), mixed
 
 
 class Cutmix(_OfPairs):
@@ -115,8 +127,7 @@ class Cutmix(_OfPairs):
         mixed = images.clone()
         mixed[..., top:bottom, left:right] = _pair(images)[..., top:bottom, left:right]
         weight = 1.0 - (bottom - top) * (right - left) / (height * width)
-        targets = soft_targets(targets, self.num_classes)
-        return mixed, torch.lerp(_pair(targets), targets, weight)
+        return mixed, _mixed(targets, self.num_classes, weight)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class ResultTables:
         for name, value in shown.items():
             table.add_row(name, value)
         for name, values in results.items():
-            if _bare(name) in per_class and values and "confusion" not in results:
+            listed = "confusion" in results or "positives" in results  # class by class, below
+            if _bare(name) in per_class and values and not listed:
                 table.add_row(f"{name} per class", self._per_class(values, form[name]))
         self.display.console.print(table)
         self._classes(results, per_class, form)
@@ -69,7 +70,7 @@ class ResultTables:
     ) -> None:
         """Show a row for each class, and the confusions, where the results hold them."""
         confusion = results.get("confusion", ())
-        number = len(confusion)
+        number = len(confusion) or len(results.get("positives") or ())  # of any number per image
         if isinstance(confusion, Mapping):  # of many classes: the pairs that occur
             of_classes = [results[name] or () for name in results if _bare(name) in per_class]
             number = max(map(len, of_classes), default=0)
@@ -101,7 +102,8 @@ class ResultTables:
         if len(rows) < len(names):
             title = f"{len(rows)} of {len(names)} classes, lowest first"
         self.display.grid(title, ["class", *found], rows)
-        self._confusion(names, _called(confusion, len(names)), order)
+        if confusion:
+            self._confusion(names, _called(confusion, len(names)), order)
 
     def _confusion(
         self, names: Sequence[str], counts: Sequence[Mapping[int, int]], order: Iterable[int]

@@ -19,6 +19,7 @@ from trainkit.files import replace_file
 from trainkit.report import pictures
 from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
 from trainkit.storage import evaluation_files
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -53,7 +54,7 @@ class EvaluationPictures:
         self.names = names_of(task)
         self.colours = class_colours(len(self.names), task.known_palette)
         self.of_masks = isinstance(task, Segmentation)
-        self.of_classes = isinstance(task, Recognition)
+        self.of_classes = isinstance(task, (Recognition, MultiLabel))
 
     def indices(self, arrays: Mapping[str, np.ndarray], thorough: bool) -> dict[str, list[int]]:
         """Which images an evaluation shows, by kind.
@@ -177,6 +178,10 @@ class EvaluationPictures:
             return Tile(images, lines)
         if index is None or arrays is None:
             return Tile([image], [(self._named_class(shown.target), INK)])
+        if "score" in arrays:
+            truth, found = self._named_labels(index, arrays)
+            lines.append((truth, INK))
+            lines.append((f"predicted {found}", RIGHT if truth == found else WRONG))
         if "predicted" not in arrays:
             if "loss" in arrays:
                 lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
@@ -197,6 +202,8 @@ class EvaluationPictures:
         """A target in words: a class, shares of classes, a number."""
         if target.ndim == 0 and target.dtype.kind in "iu":
             return self._class(int(target))
+        if target.ndim == 1 and isinstance(self.recipe.task, MultiLabel):
+            return self._labels(target)
         if target.ndim == 1 and len(target) == len(self.names):
             order = (-target).argsort(kind="stable")[:2]
             shares = [
@@ -204,6 +211,21 @@ class EvaluationPictures:
             ]
             return ", ".join(f"{self._class(label)} {_percent(share)}" for label, share in shares)
         return np.array2string(target, precision=3, threshold=6, separator=", ")
+
+    def _labels(self, shares: np.ndarray) -> str:
+        """The classes of an image (C,), with their shares where it was mixed with another."""
+        words = [
+            self.names[label] + ("" if share == 1 else f" {_percent(share)}")
+            for label, share in enumerate(shares.tolist())
+            if share > 0
+        ]
+        return ", ".join(words) or "of no class"
+
+    def _named_labels(self, index: int, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
+        """The classes that an image is of, and those with a probability above 0.5."""
+        target = arrays["target"][index]
+        called = (arrays["score"][index] > 0) & (target >= 0)
+        return self._labels(target), self._labels(called.astype(np.int8))
 
     def _class(self, label: int) -> str:
         if label < 0:
@@ -272,6 +294,8 @@ class EvaluationPictures:
             "loss": _number(arrays["loss"][index]) if "loss" in arrays else None,
             "iou": ious_of(arrays, index) if "intersection" in arrays else None,
         }
+        if "score" in arrays:
+            entry["target"], entry["predicted"] = self._named_labels(index, arrays)
         if "predicted" in arrays:
             entry["target"] = self._class(int(arrays["target"][index]))
             entry["predicted"] = self._class(int(arrays["predicted"][index]))

@@ -24,6 +24,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage import evaluation_files
 from trainkit.storage.results_table import ResultsTable
 from trainkit.storage.weight_links import WeightLinks
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -176,7 +177,11 @@ class EvaluationRecord:
 def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
     """What the rows of an evaluation are of, as its JSON file says it."""
     task = recipe.task
-    kinds = {"recognition": Recognition, "segmentation": Segmentation}
+    kinds = {
+        "recognition": Recognition,
+        "segmentation": Segmentation,
+        "multilabel": MultiLabel,
+    }
     names = names_of(task)
     palette = class_colours(len(names), task.known_palette).tolist() if names else None
     about = {

@@ -86,8 +86,9 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Evaluate the current weights, and the EMA weights where there are any.
 
-        Metrics with `counts` are summed over the processes once, at the end. Others, from
-        `evaluate`, get the plain labels of all processes batch by batch.
+        Metrics with `counts` are summed over the processes once, at the end, and those that need
+        all images gathered (`Gathered`). Others, from `evaluate`, get the plain labels of all
+        processes batch by batch.
 
         Args:
             stop: called after each batch; the evaluation ends early where it returns something
@@ -158,7 +159,10 @@ class Evaluator:
             metrics = [*metrics, *recipe.task.thorough_metrics()]
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
-        others = [metric for metric in single if not hasattr(metric, "counts")]
+        gathered = [metric for metric in single if hasattr(metric, "take_up")]
+        others = [
+            metric for metric in single if not hasattr(metric, "counts") and metric not in gathered
+        ]
         # A metric of the recipe's own need not know its images one by one; the result then has no
         # interval.
         known = [
@@ -175,7 +179,7 @@ class Evaluator:
         for found in self._batches(task_module):
             for each in found:
                 num_images += len(each.targets)
-                _count(each, [*counting, *images], rows)
+                _count(each, [*counting, *gathered, *images], rows)
                 loss.add(each.losses, each.targets)
             if others:
                 _add_gathered(
@@ -189,8 +193,7 @@ class Evaluator:
         )
         if num_images != len(recipe.val_data):
             raise RuntimeError(f"the evaluation saw {num_images} images of {len(recipe.val_data)}")
-        for metric in counting:
-            metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
+        self._put_together([*counting, *gathered])
         results: dict[str, Any] = {"num_images": num_images}
         for each in images:
             counts = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
@@ -215,6 +218,15 @@ class Evaluator:
         task_module.train(was_training)
         reshard(task_module)
         return results
+
+    def _put_together(self, metrics: Sequence[Any]) -> None:
+        """Give the metrics of each process what those of all of them counted, or kept."""
+        for metric in metrics:
+            if hasattr(metric, "take_up"):
+                metric.take_up(gather_object([metric.parts()]))
+            else:
+                counts = metric.counts.to(self.accelerator.device)
+                metric.counts = self.accelerator.reduce(counts, "sum")
 
     def _totals(self, loss: ValidationLoss) -> list[dict[str, tuple[float, float]]]:
         """Totals of the loss of every process; a fault that one had is from now on that of all."""

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.metrics.ranking import MOST_PAIRS
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.base import Task
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -44,6 +46,8 @@ class ImageRows:
         first = metrics[0] if metrics else None
         one_each = task.rows_per_image == 1
         self._of_classes = one_each and isinstance(task, Recognition)
+        self._of_labels = one_each and isinstance(task, MultiLabel)
+        self._of_labels &= num_images * self.num_classes <= MOST_PAIRS
         self.masks: MeanIoU | None = None  # counts pixels, image by image
         if one_each and isinstance(task, Segmentation) and isinstance(first, MeanIoU):
             self.masks = first if num_images * self.num_classes <= MOST_COUNTS else None
@@ -59,6 +63,10 @@ class ImageRows:
         if self._of_classes and is_ids and logits.ndim == 2 and logits.is_floating_point():
             self._add_classes(logits, targets.long())
             return
+        if self._of_labels and logits.ndim == 2:
+            self._put("score", logits.float())
+            known = (targets > 0).to(torch.int8) - (targets < 0).to(torch.int8)
+            self._put("target", known)
         losses = self._losses(found)
         if losses is not None:
             self._put("loss", losses)
@@ -116,7 +124,8 @@ def merged(parts: Sequence[Mapping[str, np.ndarray]], num_classes: int) -> dict[
 
     Returns:
         The rows by name, without those that a process lacks; counts of masks as "intersection",
-        "predicted_pixels" and "true_pixels", int32 (n, C); "confusion" of a recognition.
+        "predicted_pixels" and "true_pixels", int32 (n, C); "confusion" of a recognition; of any
+        number of classes per image "score", logits, and "target", (n, C).
     """
     parts = [part for part in parts if len(part["ids"])]
     names = [name for name in parts[0] if all(name in part for part in parts)]
@@ -127,7 +136,7 @@ def merged(parts: Sequence[Mapping[str, np.ndarray]], num_classes: int) -> dict[
         columns = rows.pop("counts")  # (n, 3, C)
         for place, name in enumerate(("intersection", "predicted_pixels", "true_pixels")):
             rows[name] = columns[:, place]
-    if "target" in rows and num_classes <= LARGEST_CONFUSION:
+    if "predicted" in rows and num_classes <= LARGEST_CONFUSION:
         target, predicted = rows["target"], rows["predicted"]
         known = (target >= 0) & (target < num_classes) & (predicted < num_classes)
         cells = target[known] * num_classes + predicted[known]

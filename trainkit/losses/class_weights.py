@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from torch import Tensor
+
 from trainkit.data.class_counts import count_classes, opened_if_needed
 from trainkit.data.dataset_info import SizedDataset
 
@@ -48,6 +50,19 @@ def resolved_weights(
     counts = count_classes(opened_if_needed(train_data), num_classes)
     found = balanced(counts.targets.tolist(), POWERS[dense])
     return tuple(float(f"{weight:.6g}") for weight in found)
+
+
+def positive_weights(targets: Tensor) -> tuple[float, ...]:
+    """Negatives / positives of each class, to six digits; 1 for a class that lacks either.
+
+    Args:
+        targets: multi-hot rows (N, C), negative where nothing is known.
+    """
+    present = (targets > 0).sum(0).tolist()
+    absent = (targets == 0).sum(0).tolist()
+    return tuple(
+        float(f"{no / yes:.6g}") if yes and no else 1.0 for yes, no in zip(present, absent)
+    )
 
 
 def recorded_weights(

@@ -5,9 +5,10 @@ is one reduction at the end. The classes work without the `evaluate` package and
 into `evaluate.combine([...])` with any of its metrics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,6 +86,60 @@ class Counting:
         self.counts = self.counts.cpu()
         results = self._results()
         self.reset()
+        return results
+
+
+class Gathered:
+    """Base class of metrics that need all images at once, such as one that ranks them.
+
+    A subclass has a `name`, and defines `_kept` and `_results`. Tensors stay on their device until
+    the end of an evaluation; then every process gets those of all processes, once.
+    """
+
+    name: str
+    percent: tuple[str, ...] = ()
+    """as of `Counting`"""
+    per_class: tuple[str, ...] = ()
+    higher_is_better: bool | tuple[str, ...] | None = None
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, ...]] = []
+        self._gathered: tuple[np.ndarray, ...] | None = None  # of all processes, () for no image
+
+    def _kept(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, ...]:
+        """What is kept of a batch, tensors with a row for each image."""
+        raise NotImplementedError
+
+    def _results(self) -> dict:
+        """Results by name, from `all_kept`."""
+        raise NotImplementedError
+
+    def add_batch(self, *, predictions: Tensor, references: Tensor, **_: object) -> None:
+        """Keep one batch; waits for nothing."""
+        self._batches.append(self._kept(torch.as_tensor(predictions), torch.as_tensor(references)))
+
+    def parts(self) -> tuple[np.ndarray, ...] | None:
+        """What this process kept, on the CPU; None for no image. Waits for the device."""
+        if not self._batches:
+            return None
+        return tuple(torch.cat(column).cpu().numpy() for column in zip(*self._batches))
+
+    def take_up(self, parts: Sequence[tuple[np.ndarray, ...] | None]) -> None:
+        """Replace what was kept by the `parts` of all processes."""
+        known = [part for part in parts if part is not None]
+        self._batches = []
+        self._gathered = tuple(np.concatenate(column) for column in zip(*known))
+
+    def all_kept(self) -> tuple[np.ndarray, ...] | None:
+        """What was kept since the last `compute`, a row for each image; None for no image."""
+        return self.parts() if self._gathered is None else self._gathered or None
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **_: object) -> dict:
+        """Results over all images since the last `compute`, which are then forgotten."""
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        results = self._results()
+        self._batches, self._gathered = [], None
         return results
 
 

@@ -20,6 +20,7 @@ from trainkit.errors import (
 from trainkit.settings.parsing import parse_named
 
 TORCHMETRICS, EVALUATE = "torchmetrics", "evaluate"
+IGNORED = -1  # in rows of several classes for each image
 COUNTS = {"tp", "fp", "tn", "fn"}  # what torchmetrics keeps of F1, precision and their like
 
 
@@ -58,9 +59,15 @@ class Suffixed(WithArguments):
 class TorchMetric:
     """A metric of torchmetrics, given the labels of all processes: it adds up nothing itself."""
 
-    def __init__(self, name: str, arguments: Mapping[str, Any], num_classes: int):
+    def __init__(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        num_classes: int,
+        usual: Mapping[str, Any] | None = None,
+    ):
         self.name, self.key = f"{TORCHMETRICS}:{name}", _key(name, arguments)
-        self.metric = _torchmetric(name, arguments, num_classes)
+        self.metric = _torchmetric(name, arguments, num_classes, usual)
         self.higher_is_better = self.metric.higher_is_better
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
@@ -129,6 +136,28 @@ def named_metrics(metrics: Sequence[Any], num_classes: int) -> list[Any]:
     return [named_metric(each, num_classes) if isinstance(each, str) else each for each in metrics]
 
 
+def multilabel_metrics(metrics: Sequence[Any], num_classes: int) -> list[Any]:
+    """`named_metrics` of several classes for each image, which are given probabilities (N, C).
+
+    Raises:
+        UserError: as for `named_metric`; or one of `evaluate` is named, which takes single labels.
+    """
+    return [
+        _multilabel_metric(each, num_classes) if isinstance(each, str) else each for each in metrics
+    ]
+
+
+def _multilabel_metric(text: str, num_classes: int) -> TorchMetric:
+    library, name, arguments = _parsed(text)
+    if library == EVALUATE:
+        raise UserError(
+            f"metric {text} is given single labels, and each image has any number of classes: give"
+            " torchmetrics:NAME"
+        )
+    usual = {"task": "multilabel", "num_labels": num_classes, "ignore_index": IGNORED}
+    return TorchMetric(name, arguments, num_classes, usual)
+
+
 def named_metric(text: str, num_classes: int) -> TorchMetric | Suffixed:
     """The metric that `text` names, for one label per image.
 
@@ -176,7 +205,13 @@ def _parsed(text: str) -> tuple[str, str, dict[str, Any]]:
     return library, name, arguments
 
 
-def _torchmetric(name: str, arguments: Mapping[str, Any], num_classes: int) -> Any:
+def _torchmetric(
+    name: str,
+    arguments: Mapping[str, Any],
+    num_classes: int,
+    usual: Mapping[str, Any] | None = None,
+) -> Any:
+    """A metric of torchmetrics; `usual`: arguments that it gets where it takes them."""
     try:
         from torchmetrics import classification
     except ModuleNotFoundError as error:
@@ -190,7 +225,8 @@ def _torchmetric(name: str, arguments: Mapping[str, Any], num_classes: int) -> A
         )
     kind = getattr(classification, name)
     parameters = inspect.signature(kind).parameters
-    usual = {"task": "multiclass", "num_classes": num_classes}
+    if usual is None:
+        usual = {"task": "multiclass", "num_classes": num_classes}
     usual = {option: value for option, value in usual.items() if option in parameters}
     try:
         # each process has the labels of all: summing over processes would count them again

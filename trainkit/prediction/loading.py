@@ -18,17 +18,20 @@ from trainkit.models.building import no_larger_than
 from trainkit.models.rebuild import NETWORKS, TRANSFORMS, network_from, transform_from
 from trainkit.prediction.foreign import require_usual
 from trainkit.prediction.model_info import ModelInfo
-from trainkit.storage.lookup import find_weights, read_origin
+from trainkit.storage.lookup import find_weights, read_origin, read_thresholds
 from trainkit.storage.model_json import FORMAT, read_model_json
 from trainkit.storage.shipped import same_shipped_recipe, shipped
 from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import take_weights
 from trainkit.tasks.base import Task
 from trainkit.tasks.mask_classification import MaskClassification
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
-TASKS = {each.__name__: each for each in (Recognition, Segmentation, MaskClassification)}
+TASKS = {
+    each.__name__: each for each in (Recognition, MultiLabel, Segmentation, MaskClassification)
+}
 # of training, and of evaluations of the validation data
 NOT_REBUILT = ("loss", "extra_metrics")
 
@@ -106,9 +109,10 @@ class Source:
         seen = found["inference"]
         with no_larger_than(self.weights, f"model.json of {self.named}"):
             network = network_from(found, code)
+        task = _task_from(found["task"])
         return ModelInfo(
             model=network,
-            task=_task_from(found["task"]),
+            task=task,
             transform=transform_from(found),
             mean=found["mean"],
             std=found["std"],
@@ -116,6 +120,7 @@ class Source:
             upright=found["upright"],
             inference=None if seen is None else _inference_from(seen),
             batch_size=found["batch_size"],
+            thresholds=read_thresholds(task, self.run, self.weights),
         )
 
     def require_usual(self) -> None:

@@ -26,9 +26,15 @@ from trainkit.losses.functional import check_num_outputs
 from trainkit.models.outputs import main_logits, refusals_reported, run_padded, size_divisor
 from trainkit.prediction.blocks import Blocks
 from trainkit.prediction.images import ImageLike, Picture, as_pixels, find_images
-from trainkit.prediction.results import largest_classes, predicted_mask, top_classes
+from trainkit.prediction.results import (
+    called,
+    largest_classes,
+    predicted_mask,
+    top_classes,
+)
 from trainkit.recipe import MEAN, STD, Recipe
 from trainkit.tasks.base import Task
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -57,6 +63,8 @@ class ModelInfo:
     """windows, scales and flips of an evaluation (segmentation)"""
     batch_size: int = 1
     """images of one forward pass"""
+    thresholds: Sequence[float | None] | None = None
+    """of `MultiLabel`: the probability of each class above which it is called, None for 0.5"""
     val_data: SizedDataset | None = None
     """where a recipe opened it"""
 
@@ -115,6 +123,8 @@ class ModelInfo:
         Returns:
             For each image a dict with "file", None where it was given in memory. Recognition:
             "top", the most probable classes, each with "class", "name" and "probability".
+            Of any number of classes per image (`MultiLabel`) "labels", likewise, all those above
+            their thresholds.
             Segmentation: "mask", class ids (H, W), uint8 or of more than 256 classes int32, at the
             size of the image, and "classes", the largest ones, each with "class", "name" and
             "share". Another task: what its method `records` gives.
@@ -153,6 +163,9 @@ class ModelInfo:
             probabilities = self.probabilities(outputs, len(pictures))
             rows = top_classes(probabilities, self.classes, top_k)
             return [{"top": row} for row in rows]
+        if isinstance(self.task, MultiLabel):
+            probabilities = self.probabilities(outputs, len(pictures))
+            return [{"labels": row} for row in called(probabilities, self.classes, self.thresholds)]
         if isinstance(self.task, Segmentation):
             masks = self._masks(pictures, outputs)
             return [
@@ -162,9 +175,9 @@ class ModelInfo:
         if self.task.provides("records"):
             return self.task.records(outputs, [picture.size for picture in pictures])
         raise UserError(
-            f"task {type(self.task.given).__name__}: predictions are written for Recognition and"
-            " Segmentation, what is derived from them, and tasks with a method `records`, see"
-            " trainkit.tasks.base.Task"
+            f"task {type(self.task.given).__name__}: predictions are written for Recognition,"
+            " MultiLabel and Segmentation, what is derived from them, and tasks with a method"
+            " `records`, see trainkit.tasks.base.Task"
         )
 
     def _masks(self, pictures: Sequence[Picture], outputs: Tensor | list[Tensor]) -> list[Tensor]:
@@ -176,6 +189,8 @@ class ModelInfo:
         """Of each class, from what `infer` gave for `number` images: (N, C), or (N, C, h, w)."""
         if isinstance(self.task, Recognition):
             return self.task.predict(outputs, torch.empty(number)).softmax(1)
+        if isinstance(self.task, MultiLabel):
+            return self.task.predict(outputs, torch.empty(number)).sigmoid()
         if self.inference is None:
             return outputs.softmax(1)
         return self.task.probabilities(outputs) if isinstance(self.task, Segmentation) else outputs
@@ -220,7 +235,7 @@ class ModelInfo:
 
     def _outputs(self, model: nn.Module, images: Tensor) -> Any:
         outputs = run_padded(model, images, size_divisor(self.model) if self.task.is_dense else 1)
-        if not isinstance(self.task, (Recognition, Segmentation)):
+        if not isinstance(self.task, (Recognition, Segmentation, MultiLabel)):
             return outputs
         logits = main_logits(outputs)
         check_num_outputs(logits, self.task.num_classes, type(self.task).__name__)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainkit.tasks.multilabel import called_classes
+
 VALUES_AT_ONCE = 1 << 25  # logits held at an image's own size: 128 MiB
 
 
@@ -51,6 +53,25 @@ def top_classes(
         ]
         for row_ids, row in zip(ids, values)
     ]
+
+
+def called(
+    probabilities: Tensor, names: Sequence[str], thresholds: Sequence[float | None] | None
+) -> list[list[dict[str, Any]]]:
+    """For each row (N, C) the classes above their thresholds, the most probable first.
+
+    thresholds: see `trainkit.tasks.multilabel.called_classes`. Returns "class", "name" and
+    "probability" of each.
+    """
+    rows = []
+    above = called_classes(probabilities, thresholds)
+    for values, chosen in zip(probabilities.tolist(), above.tolist()):
+        ids = [index for index, is_called in enumerate(chosen) if is_called]
+        ids.sort(key=lambda index: -values[index])
+        rows.append(
+            [{"class": index, "name": names[index], "probability": values[index]} for index in ids]
+        )
+    return rows
 
 
 def largest_classes(mask: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
 """The parts of a report about classes: accuracy or IoU of each, confusions, calibration."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from trainkit.metrics.ranking import average_precisions
 from trainkit.report.evaluation_data import EvaluationData
 from trainkit.report.run_data import RunData
 from trainkit.report.statistics import BINS, reliability
@@ -39,6 +41,27 @@ def class_evaluation(run: RunData) -> tuple[list[str], np.ndarray, list[str], st
     return [str(name) for name in names], matrix, [], "by trainkit evaluate"
 
 
+def of_labels(run: RunData) -> dict[str, Any] | None:
+    """Average precision of each class beside its images, of any number of classes per image.
+
+    As `classes` gives it; None where no evaluation image by image has the scores.
+    """
+    data = run.evaluation
+    if data is None or data.task != "multilabel" or not {"score", "target"} <= data.arrays.keys():
+        return None
+    scores, targets = data.arrays["score"], data.arrays["target"]
+    found = average_precisions(scores, targets)
+    values = [None if value is None or not math.isfinite(value) else value for value in found]
+    where = "by trainkit evaluate" if data.step is None else f"after step {data.step:,}"
+    return {
+        "title": "Average precision of each class",
+        "metric": "AP",
+        "sizes": "images",
+        "note": f"{number(len(values))} classes, the lowest first; measured {where}.",
+        "rows": _rows(data.class_names, values, (targets > 0).sum(0).tolist(), data.palette),
+    }
+
+
 def classes(
     names: Sequence[str], matrix: np.ndarray, palette: Sequence[str], task: str, where: str
 ) -> dict[str, Any]:
@@ -48,10 +71,26 @@ def classes(
     hits = matrix.diagonal()
     denominator = of_class + called - hits if is_segmentation else of_class
     values = [hit / total if total else None for hit, total in zip(hits, denominator)]
-    most = max(int(of_class.max()), 1)
+    return {
+        "title": "IoU of each class" if is_segmentation else "Accuracy of each class",
+        "metric": "IoU" if is_segmentation else "accuracy",
+        "sizes": "pixels" if is_segmentation else "images",
+        "note": f"{number(len(names))} classes, the lowest first; measured {where}.",
+        "rows": _rows(names, values, of_class.tolist(), palette),
+    }
+
+
+def _rows(
+    names: Sequence[str],
+    values: Sequence[float | None],
+    sizes: Sequence[int],
+    palette: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row for each class, the lowest value first."""
+    most = max(max(sizes, default=0), 1)
     rows = []
     for index in sorted(range(len(names)), key=lambda each: _rank(values[each])):
-        value, size = values[index], int(of_class[index])
+        value, size = values[index], int(sizes[index])
         rows.append(
             {
                 "name": names[index],
@@ -64,13 +103,7 @@ def classes(
                 "share": round(100 * size / most, 2),
             }
         )
-    return {
-        "title": "IoU of each class" if is_segmentation else "Accuracy of each class",
-        "metric": "IoU" if is_segmentation else "accuracy",
-        "sizes": "pixels" if is_segmentation else "images",
-        "note": f"{number(len(names))} classes, the lowest first; measured {where}.",
-        "rows": rows,
-    }
+    return rows
 
 
 def _rank(value: float | None) -> tuple[bool, float]:

@@ -26,7 +26,8 @@ TITLES = {
 # results that are fractions in [0, 1] and shown as percent; what others are is not known here
 PERCENT = frozenset({
     "top1", "top5", "mIoU", "pixAcc", "mAcc", "fwIoU", "calibration_error", "accuracy", "IoU",
-    "macro_precision", "macro_recall", "macro_f1", "data_wait",
+    "macro_precision", "macro_recall", "macro_f1", "data_wait", "mAP", "AP", "micro_f1",
+    "macro_f1_best",
 })  # fmt: skip
 MACRO = ("macro_precision", "macro_recall", "macro_f1")
 

@@ -43,6 +43,7 @@ PER_IMAGE: dict[str, dict[str, tuple[str, bool]]] = {
         "predicted_pixels": ("iu", True),
         "true_pixels": ("iu", True),
     },
+    "multilabel": {"score": ("f", True), "target": ("i", True)},
 }
 # what numpy and zipfile raise for a damaged .npz; RuntimeError for bits that say it is encrypted
 UNREADABLE = (
@@ -67,7 +68,7 @@ class EvaluationData:
 
     @property
     def task(self) -> str:
-        """Recognition, segmentation, or other."""
+        """Recognition, segmentation, multilabel, or other."""
         return self.about["task"]
 
     @property
@@ -90,6 +91,8 @@ class EvaluationData:
         """In the order of ids; numbers where the classes have no names; empty for no classes."""
         if self.about["classes"]:
             return [str(name) for name in self.about["classes"]]
+        if "score" in self.arrays and self.task == "multilabel":
+            return [str(number) for number in range(self.arrays["score"].shape[1])]
         confusion = self.confusion
         return [] if confusion is None else [str(number) for number in range(len(confusion))]
 
@@ -184,7 +187,7 @@ def _num_classes(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> int:
     named = len(about["classes"] or ())
     confusion = arrays.get("confusion")
     if confusion is None:
-        wide = arrays.get("intersection")
+        wide = arrays.get("score" if about["task"] == "multilabel" else "intersection")
         return named or (wide.shape[-1] if wide is not None and wide.ndim == 2 else 0)
     size = len(confusion) if confusion.ndim == 2 else -1
     if (

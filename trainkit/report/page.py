@@ -156,6 +156,7 @@ def _classes(run: RunData) -> dict[str, Any]:
         names, matrix, palette, where = evaluated
         found["classes"] = class_results.classes(names, matrix, palette, run.task, where)
         found["confusion"] = class_results.confusion(names, matrix, run.task)
+    found["classes"] = found["classes"] or class_results.of_labels(run)
     if run.evaluation is not None:
         found["calibration"] = class_results.calibration(run.evaluation)
     return found

@@ -115,12 +115,14 @@ class RunData:
 
     @property
     def task(self) -> str:
-        """Recognition, segmentation, or other."""
+        """Recognition, segmentation, multilabel, or other."""
         if self.evaluation is not None:
             return self.evaluation.task
         names = {name.removeprefix("ema_") for row in self.evaluations for name in metrics_of(row)}
         if "mIoU" in names:
             return "segmentation"
+        if "mAP" in names and "thresholds" in self.evaluations[-1]:
+            return "multilabel"
         return "recognition" if "top1" in names else "other"
 
     @property

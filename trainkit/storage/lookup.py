@@ -1,11 +1,13 @@
 """Resolves a path on the command line: a run, its best checkpoint, a failed step, its settings."""
 
 import difflib
+from collections.abc import Sequence
 from inspect import Signature
 from pathlib import Path
 from typing import Any
 
 from trainkit.errors import MissingFileError, UserError
+from trainkit.storage.checked_json import is_number
 from trainkit.storage.checkpoint import (
     MANIFEST,
     checkpoint_path,
@@ -14,7 +16,7 @@ from trainkit.storage.checkpoint import (
 )
 from trainkit.storage.hub_download import downloaded, is_hub_name
 from trainkit.storage.recorded import is_run, read_recorded
-from trainkit.storage.run_files import read_manifest
+from trainkit.storage.run_files import read_manifest, read_results
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import input_of
 from trainkit.storage.weight_links import pointed
@@ -117,6 +119,31 @@ def read_precise_bn(run: Path | None, weights: Path) -> int | None:
     )
     asked = read_recorded(run).get("options", {}).get("precise_bn")
     return asked if row is None else row.get("precise_bn", asked)
+
+
+def read_thresholds(task: Task, run: Path | None, weights: Path) -> list[float | None] | None:
+    """The best threshold of each class in the training's evaluation of `weights`.
+
+    It is in the log's row of that evaluation, and in results.json of a published folder.
+
+    Returns:
+        One per class, in the order of their ids, None where the class had no positive; None where
+        nothing is known.
+    """
+    if run is None:
+        return None
+    row = None
+    if is_published(run):
+        row = read_results(run)
+    elif is_checkpoint_name(weights.name):
+        row = RunFolder(run).log.last_evaluation(step_of(weights))
+    found = (row or {}).get("ema_thresholds", (row or {}).get("thresholds"))
+    classes = task.known_classes
+    if isinstance(found, dict) and isinstance(classes, Sequence):
+        found = [found.get(str(name)) for name in classes]
+    if not isinstance(found, list) or len(found) != task.known_num_classes:
+        return None
+    return [float(each) if is_number(each) else None for each in found]
 
 
 def trained_steps(task: Task, run: Path | None, weights: Path) -> tuple[int, int] | None:

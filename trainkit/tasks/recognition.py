@@ -126,8 +126,8 @@ class Recognition(Task):
             return (
                 f"target is a row of {self.num_classes} numbers, {int((target > 0).sum())} of them"
                 " above 0 (multi-hot), and Recognition is of one class for each image. Give its"
-                " class id, or probabilities that sum to 1; several classes for an image take a"
-                " task of their own (trainkit.tasks.base.Task)"
+                " class id, or probabilities that sum to 1; for several classes per image there is"
+                " the task MultiLabel (trainkit.tasks.multilabel; trainkit recog_multilabel)"
             )
         if not float(target.min()) >= 0:
             return f"target holds {float(target.min())}: probabilities are not below 0"

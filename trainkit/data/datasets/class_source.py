@@ -116,8 +116,12 @@ class ClassSource:
     def _divided_files(self) -> Division | None:
         """Files of images that are divided here; None where there are none."""
         folder = Path(self.source)
-        columns = {"image_column": self.image_column, "target_column": self.label_column}
-        whole = of_lists(self.source, self.held_out, **columns, masks=False)
+        whole = of_lists(
+            self.source,
+            self.held_out,
+            image_column=self.image_column,
+            target_column=self.label_column,
+        )
         if whole is None and self.held_out.is_asked:
             require_no_masks(folder)
             there = folder.is_dir() and class_folders(folder)

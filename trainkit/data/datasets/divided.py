@@ -148,7 +148,7 @@ class DividedClasses(ClassFiles):
         names, labels = division.side(split)
         labels = [composed(label) for label in labels]
         found = {composed(label) for label in division.whole.targets}
-        known = _in_order(found) if classes is None else list(classes)
+        known = in_order(found) if classes is None else list(classes)
         ids = {composed(name): target for target, name in enumerate(known)}
         numbers = {str(target): target for target in range(len(known))}
         if found <= numbers.keys() and not any(name.isdecimal() for name in ids):
@@ -213,7 +213,8 @@ def _lists(
     }
 
 
-def _in_order(names: set[str]) -> list[str]:
+def in_order(names: set[str]) -> list[str]:
+    """Names in alphabetical order, or by number where all are numbers."""
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)

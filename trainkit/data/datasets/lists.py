@@ -20,6 +20,7 @@ IMAGE = ("path", "image", "image_path", "file_name", "filename", "file", "img", 
 LABEL = ("label", "class", "class_name", "category", "target")
 MASK = ("mask", "mask_path", "annotation", "segmentation", "label", "label_path")
 SPLIT = ("split", "subset")
+LABEL_SETS = "labels of each image"  # the column that `label_sets.LabelLists` adds
 DELIMITERS = (",", ";", "\t")
 
 
@@ -93,11 +94,15 @@ def list_in(folder: Path, split: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_list(file: Path) -> ImageList:
+def read_list(file: Path, keep_lists: bool = False) -> ImageList:
     """The list in a CSV file with a line of names, or in one of JSON lines.
 
     Values are text, without blanks at their ends; numbers of JSON are written as they are. A CSV's
     columns are separated by commas, semicolons or tabs, whichever its first line has most of.
+
+    Args:
+        file: the list.
+        keep_lists: lists in JSON lines are kept as JSON; else there is nothing in their place.
 
     Raises:
         MissingFileError: it is not there.
@@ -107,7 +112,11 @@ def read_list(file: Path) -> ImageList:
     if not file.is_file():
         raise MissingFileError(f"no list {file.resolve()}")
     text = read_text(file)
-    rows = _csv_rows(file, text) if file.suffix.lower() in (".csv", ".tsv") else _json(file, text)
+    rows = (
+        _csv_rows(file, text)
+        if file.suffix.lower() in (".csv", ".tsv")
+        else _json(file, text, keep_lists)
+    )
     rows = list(rows)
     if not rows:
         raise UserError(f"{file} names no images: put a row for each, such as path,label")
@@ -153,7 +162,7 @@ def _csv_rows(file: Path, text: str) -> Iterable[tuple[int, dict[str, str]]]:
         raise UserError(f"{file}, line {reader.line_num}: {error}; correct it") from error
 
 
-def _json(file: Path, text: str) -> Iterable[tuple[int, dict[str, str]]]:
+def _json(file: Path, text: str, keep_lists: bool) -> Iterable[tuple[int, dict[str, str]]]:
     for number, line in enumerate(text.split("\n"), 1):  # a string may hold U+2028
         if not line.strip():
             continue
@@ -163,11 +172,13 @@ def _json(file: Path, text: str) -> Iterable[tuple[int, dict[str, str]]]:
             raise UserError(f"{file}, line {number} is no JSON: {error}; correct it") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number} is no JSON object such as {{'path': ...}}")
-        yield number, {str(name): _text(value) for name, value in row.items()}
+        yield number, {str(name): _text(value, keep_lists) for name, value in row.items()}
 
 
-def _text(value: object) -> str:
+def _text(value: object, keep_lists: bool) -> str:
     """A JSON value as a cell of a table; nothing for null and for what is no single value."""
+    if keep_lists and isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
     if value is None or isinstance(value, (list, dict)):
         return ""
     return str(value).strip()

@@ -161,8 +161,13 @@ class MaskSource:
         folder = Path(self.source)
         whole = self._of_coco
         if whole is None:
-            columns = {"image_column": self.image_column, "target_column": self.mask_column}
-            whole = of_lists(self.source, self.held_out, **columns, masks=True)
+            whole = of_lists(
+                self.source,
+                self.held_out,
+                image_column=self.image_column,
+                target_column=self.mask_column,
+                masks=True,
+            )
         if whole is None and self.held_out.is_asked:
             pair = undivided_masks(folder) if folder.is_dir() else None
             if pair is None and self._split_to_divide is not None:

@@ -24,6 +24,7 @@ from trainkit.data.datasets.cache import default_folder
 from trainkit.data.datasets.folder import MaskFolder
 from trainkit.errors import UserError
 
+VISIBLE = 60  # pixels of a thing that make it a label of the image
 VERSION = 1  # of the scenes: a folder of another version is not taken for this one's
 
 
@@ -149,6 +150,30 @@ def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path
     return _written("class_folder", f"{num_train}-{num_val}-{size}", write)
 
 
+def label_list(num_train: int = 240, num_val: int = 60) -> Path:
+    """Generate images/ and train.csv and val.csv of path and label: the things in each scene.
+
+    One scene in eight has none, and its label is empty.
+    """
+
+    def write(root: Path) -> None:
+        images = _made(root / "images")
+        for split, count in (("train", num_train), ("val", num_val)):
+            lines = ["path,label"]
+            for index in range(count):
+                random = np.random.default_rng([VERSION, 17, len(split), index])
+                image, mask = scene(random, (96, 120), things=0 if index % 8 == 7 else None)
+                name = f"{split}_{index:04d}.jpg"
+                image.save(images / name, quality=90)
+                seen, pixels = np.unique(np.asarray(mask), return_counts=True)
+                large = seen[pixels >= VISIBLE]
+                labels = [name for thing, name in THING_NAMES.items() if thing in large]
+                lines.append(f"images/{name},{';'.join(labels)}")
+            (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+    return _written("label_list", f"{num_train}-{num_val}", write)
+
+
 def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
     """Generate train-*.parquet and test-*.parquet with image and label, as CIFAR-10 on the Hub."""
 
@@ -185,9 +210,9 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
 
 
 def scene(
-    random: np.random.Generator, long_side: tuple[int, int]
+    random: np.random.Generator, long_side: tuple[int, int], things: int | None = None
 ) -> tuple[Image.Image, Image.Image]:
-    """Draw an image and its mask (mode L) in ADE20K's file ids."""
+    """Draw an image and its mask (mode L) in ADE20K's file ids; things: how many; None: 3 to 5."""
     long, short = int(random.integers(*long_side)), int(random.integers(64, 92))
     width, height = (long, short) if random.random() < 0.7 else (short, long)
     mask = Image.new("L", (width, height), int(random.choice(list(BACK))))
@@ -195,7 +220,7 @@ def scene(
     horizon, tilt = random.uniform(0.4, 0.65) * height, random.uniform(-0.08, 0.08) * height
     ground = [(0, horizon - tilt), (width, horizon + tilt), (width, height), (0, height)]
     draw.polygon(ground, fill=int(random.choice(list(GROUND))))
-    for _ in range(int(random.integers(3, 6))):
+    for _ in range(int(random.integers(3, 6)) if things is None else things):
         side = random.uniform(0.4, 0.75) * short
         centre = random.uniform(0, width), random.uniform(0.35, 0.95) * height
         _draw_thing(draw, random, int(random.choice(list(THINGS))), centre, side)

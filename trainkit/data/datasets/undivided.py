@@ -1,6 +1,6 @@
 """Finds all images of a dataset: of class folders, of images with masks, or of lists."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from trainkit.data.datasets.listing import class_files
 from trainkit.data.datasets.lists import (
     IMAGE,
     LABEL,
+    LABEL_SETS,
     MASK,
     ImageList,
     is_list,
@@ -78,6 +79,7 @@ def of_lists(
     image_column: str | None = None,
     target_column: str | None = None,
     masks: bool = False,
+    read: Callable[[Path], ImageList] = read_list,
 ) -> Whole | None:
     """What a list names, or those of the splits in a folder; None where `source` is neither.
 
@@ -87,6 +89,7 @@ def of_lists(
         image_column: the column of paths; None: one of `lists.IMAGE`.
         target_column: the column of labels or masks; None: one of `lists.LABEL` or `lists.MASK`.
         masks: targets are masks' paths, and not labels.
+        read: reads a list; of one that `label_sets.LabelLists` reads, targets are sets of labels.
 
     Raises:
         UserError: a list is no list, is to be divided a second time, or is not divided at all; an
@@ -95,7 +98,7 @@ def of_lists(
     source = Path(source)
     columns = (IMAGE, image_column), (MASK if masks else LABEL, target_column), masks
     if is_list(source):
-        rows = read_list(source)
+        rows = read(source)
         sides = rows.sides()
         if sides is None and not settings.is_asked:
             raise UserError(
@@ -121,7 +124,7 @@ def of_lists(
             f"{source} has {some(file.name for file in found.values())}, lists of its splits:"
             f" leave {settings.words} out, or give one list with --data"
         )
-    lists = {side: read_list(file) for side, file in found.items()}
+    lists = {side: read(file) for side, file in found.items()}
     parts = {side: _whole(rows, settings, *columns) for side, rows in lists.items()}
     sides = [side for side, part in parts.items() for _ in part.names]
     first = next(iter(parts.values()))
@@ -169,7 +172,11 @@ def _whole(
     masks: bool,
 ) -> Whole:
     names = rows.files(rows.column(*image, "--image-column"))
-    targets = rows.column(*target, "--mask-column" if masks else "--label-column")
+    several = LABEL_SETS in rows.columns
+    if several:
+        targets = rows.columns[LABEL_SETS]
+    else:
+        targets = rows.column(*target, "--mask-column" if masks else "--label-column")
     if masks:
         targets = rows.files(targets)
     _require_one_target(rows, names, targets)
@@ -179,7 +186,7 @@ def _whole(
     elif settings.group_by is not None:
         groups = rows.column((), settings.group_by, "--group-by")
     header = ("path", "mask" if masks else "label")
-    classes: Sequence[str] = [""] * len(names) if masks else targets
+    classes: Sequence[str] = [""] * len(names) if masks or several else targets
     return Whole(rows.root, names, targets, header, classes, groups)
 
 
