@@ -250,6 +250,16 @@ def test_help_begins_with_the_data(name, capsys):
         (("check", "recog_folder", "--workers", "two"), "--workers is 'two': it must be a whole"),
         (("recog_folder", "my_photos"), "my_photos is given without a flag: settings and options"),
         (("check", "seg_folder", "x y"), "have one, such as --data 'x y'"),
+        (
+            ("recog_folder", "--data", "my", "-lr", "0.1"),
+            "-lr has one hyphen: settings and",
+        ),
+        (("check", "seg_folder", "-epoch", "1"), "two, --epoch; did you mean --epochs?"),
+        (("seg_folder", "--modle=small"), "--modle is no option; did you mean --model?"),
+        (("seg_folder", "--model", "small"), "it is built on: --backbone small"),
+        (("seg_folder", "--model", "fcnn"), "--model has no choice 'fcnn'; did you mean fcn?"),
+        (("recog_folder", "--resume"), "--resume has no value: it is one of auto, never"),
+        (("recog_folder", "--device", "cuda"), "--device is no option: a GPU is used where"),
         (("train", "."), "no recipe at ., which is a folder; trainkit doctor . says how to train"),
     ],
 )
@@ -258,6 +268,29 @@ def test_values_that_are_none_of_a_setting(words, message, tmp_path, monkeypatch
     assert main(list(words)) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("evaluate", "runs"), "; in it are the runs runs/recog_folder"),
+        (("evaluate", "recog_folder"), "; did you mean runs/recog_folder?"),
+        (("report", "recog_folder"), "; did you mean runs/recog_folder?"),
+        (("replay", "runs"), "; in it are the runs runs/recog_folder"),
+        (
+            ("doctor", "runs/recog_folder"),
+            "is a run: give its data, or a recipe; `trainkit report runs/recog_folder` shows a run",
+        ),
+        (
+            ("seg_folder", "--config", "runs/recog_folder/settings.json"),
+            "names are no settings here (label_column, label_smoothing, ",
+        ),
+    ],
+)
+def test_a_run_meant_by_another_word(words, message, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained[0])
+    assert main(list(words)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_training_says_what_it_does(trained):
@@ -450,7 +483,11 @@ def user_errors(folder):
             "--out",
             "notes.txt/run",
         ): "notes.txt/run cannot be written: Not a directory",
-        (SAMPLE, "--on-nonfinite", "ignore"): "invalid choice 'ignore'",
+        (
+            SAMPLE,
+            "--on-nonfinite",
+            "ignore",
+        ): "no choice 'ignore'; there are stop, skip",
     }
 
 

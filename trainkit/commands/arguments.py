@@ -6,11 +6,9 @@ Both are read by tyro.
 from __future__ import annotations
 
 import inspect
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -20,7 +18,7 @@ import tyro
 from trainkit.commands.audit_options import AuditOptions
 from trainkit.commands.config_file import config_path, read_config
 from trainkit.commands.help_text import help_of, shown
-from trainkit.errors import UserError
+from trainkit.commands.word_checks import check_flags, check_flags_without_value, check_values
 from trainkit.options import (
     DoctorOptions,
     EvaluateOptions,
@@ -118,14 +116,7 @@ FIRST = {
 TAKE_SETTINGS = ("train", "check", "audit", "doctor", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
-NUMBERS: dict[Any, tuple[type, str]] = {
-    int: (int, "a whole number"),
-    int | None: (int, "a whole number"),
-    float: (float, "a number"),
-    float | None: (float, "a number"),
-}
 HELP_FLAGS = frozenset({"-h", "--help"})
-TRUTH_VALUES = frozenset({"true", "false", "1", "0", "yes", "no", "on", "off"})
 NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -210,10 +201,12 @@ def read_settings_and_options(
         raise SystemExit(0)
     flags = [name for name, each in signature.parameters.items() if each.annotation is bool]
     flags += [name for name, kind in get_type_hints(OPTIONS[command_name]).items() if kind is bool]
-    _check_flags_without_value(flags, words)
+    check_flags_without_value(flags, words)
+    kinds = {name: each.annotation for name, each in signature.parameters.items()}
+    kinds |= get_type_hints(OPTIONS[command_name])
+    check_flags(kinds, words)
     if command_name not in POSITIONALS:
-        kinds = {name: each.annotation for name, each in signature.parameters.items()}
-        _check_values({**kinds, **get_type_hints(OPTIONS[command_name])}, words)
+        check_values(kinds, words)
     settings, arguments = tyro.cli(
         command, prog=prog, description=description, args=words, config=config
     )
@@ -239,55 +232,6 @@ def _hints(options: type) -> dict[str, Any]:
         for field in fields(options)
         if field.name != "config"
     }
-
-
-def _check_flags_without_value(names: Sequence[str], words: Sequence[str]) -> None:
-    """Raise UserError where a flag that is given as --name or --no-name has a value."""
-    flags = {f"--{name}".replace("_", "-") for name in names}
-    for word, following in zip(words, [*words[1:], ""]):
-        flag, _, value = word.replace("_", "-").partition("=")
-        value = value or following
-        if flag in flags and value.lower() in TRUTH_VALUES:
-            off = f"--no-{flag.removeprefix('--')}"
-            raise UserError(
-                f"{flag} takes no value, and {value} follows it: {flag} turns it on, {off} off"
-            )
-
-
-def _check_values(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Raise UserError for a word without a flag, several for one value, and no number for one.
-
-    Args:
-        kinds: annotation of each setting and option.
-        words: of the command line.
-    """
-    flags = {f"--{name}".replace("_", "-"): kind for name, kind in kinds.items()}
-    if words and not words[0].startswith("-"):
-        meant = f", such as --data {shlex.quote(words[0])}" if "data" in kinds else ""
-        raise UserError(f"{words[0]} is given without a flag: settings and options have one{meant}")
-    for place, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        values = list(takewhile(lambda each: not each.startswith("--"), words[place + 1 :]))
-        kind = flags.get(flag.replace("_", "-"))
-        if kind in (str, str | None) and not equals and len(values) > 1:
-            one = ",".join(each.strip(",") for each in values)
-            raise UserError(
-                f"{flag} takes one value, and {' '.join(values)} are {len(values)}: write a list"
-                f" without spaces ({flag} {shlex.quote(one)}), and a name that has one in quotes"
-            )
-        if kind in NUMBERS and (equals or values):
-            _check_number(flag, value if equals else values[0], kind)
-
-
-def _check_number(flag: str, value: str, kind: Any) -> None:
-    """Raise UserError where no such number can be read from a value; None where the kind has it."""
-    number, what = NUMBERS[kind]
-    if value == "None" and kind is not number:
-        return
-    try:
-        number(value)
-    except ValueError as error:
-        raise UserError(f"{flag} is {value!r}: it must be {what}") from error
 
 
 def _joined(text: str) -> str:

@@ -14,6 +14,7 @@ from trainkit.storage.old_names import renamed_options, renamed_settings
 from trainkit.storage.setting_values import typed_as_any
 
 FLAG = "--config"
+NAMED = 5  # unknown names in a message, at most
 NOT_OF_ANOTHER_RUN = ("out", "resume")  # of its folder
 
 
@@ -48,14 +49,24 @@ def read_config(
         UserError: it cannot be read, or has a name or a value that is not taken.
     """
     settings, given = {}, {}
-    for name, value in _content(path, signature).items():
+    content = _content(path, signature)
+    known = [*signature.parameters, *options]
+    unknown = [str(name) for name in content if name not in known and name not in others]
+    if len(unknown) > 1:
+        more = ", ..." if len(unknown) > NAMED else ""
+        raise UserError(
+            f"{path}: {len(unknown)} of its {len(content)} names are no settings here"
+            f" ({', '.join(unknown[:NAMED])}{more}): is it of another recipe?"
+        )
+    if unknown:
+        raise UserError(
+            f"{path}: there is no setting {unknown[0]}{did_you_mean(unknown[0], known)}"
+        )
+    for name, value in content.items():
         if name in signature.parameters:
             settings[name] = _typed(path, name, value, signature.parameters[name].annotation)
         elif name in options:
             given[name] = _typed(path, name, value, options[name])
-        elif name not in others:
-            known = [*signature.parameters, *options]
-            raise UserError(f"{path}: there is no setting {name}{did_you_mean(str(name), known)}")
     return settings, given
 
 

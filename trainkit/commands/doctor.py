@@ -27,7 +27,7 @@ from trainkit.commands.dataset_check import (
 )
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
-from trainkit.commands.recognise import is_data, propose
+from trainkit.commands.recognise import is_data, propose, refuse_run
 from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.reader import name_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
@@ -58,6 +58,7 @@ def run(recipe: str, words: list[str]) -> int:
 
     the exit code: 2 where there are errors.
     """
+    refuse_run(Path(recipe))
     if is_data(recipe):
         recipe, words = propose(Path(recipe), words)
     path = find_recipe(recipe, or_folders=True)

@@ -32,6 +32,7 @@ from trainkit.data.image_io import read_mask
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.errors import DataError, MissingFileError, UserError
+from trainkit.storage.recorded import is_run, read_recorded
 
 SHARE = {"--val-share": "0.2"}
 UNKNOWN = "..."
@@ -70,6 +71,18 @@ class Layout:
             left.pop("--mask-values", None)
             left.pop("--classes", None)
         return ["--data", str(source), *(word for pair in left.items() for word in pair), *given]
+
+
+def refuse_run(named: Path) -> None:
+    """Raise UserError for a run, whose lists and pictures look like data."""
+    if not is_run(named):
+        return
+    settings = read_recorded(named)["settings"]
+    data = None if settings.get("sample") is True else settings.get("data")
+    given = "its data" if data is None else f"its data, {data}"
+    raise UserError(
+        f"{named} is a run: give {given}, or a recipe; `trainkit report {named}` shows a run"
+    )
 
 
 def is_data(word: str) -> bool:

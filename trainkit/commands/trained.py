@@ -41,6 +41,7 @@ from trainkit.storage.lookup import (
     trained_steps,
 )
 from trainkit.storage.model_json import read_model_json
+from trainkit.storage.recorded import meant_run
 from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
 from trainkit.storage.shipped import same_shipped_recipe
 from trainkit.storage.trained_here import is_trained_here
@@ -150,7 +151,7 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
         if asked is not None and source is None:
             raise UserError(
                 f"which weights? `{prog} --weights PATH` takes a run, a checkpoint or a file of"
-                " weights"
+                f" weights{meant_run(Path(first))}"
             )
     else:
         if asked is not None and asked.weights is not None:
@@ -210,7 +211,9 @@ def recipe_of_run(named: Path, command: str, trust_recipe: bool) -> Path:
         what = "lies in no run" if run is None else f"is of a run without recipe.py ({run})"
         if command == "evaluate":
             given += f"; in Python: trainkit.evaluate(recipe, weights={str(named)!r})"
-        raise MissingFileError(f"{weights} {what}, so that its recipe is not known; {given}")
+        raise MissingFileError(
+            f"{weights} {what}, so that its recipe is not known; {given}{meant_run(weights)}"
+        )
     file = run / "recipe.py"
     if gone := modules_gone(file):
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from trainkit.errors import MissingFileError, UserError
 from trainkit.report.evaluation_data import EvaluationData, find_evaluation
-from trainkit.storage.recorded import is_run, read_recorded
+from trainkit.storage.recorded import is_run, meant_run, read_recorded
 from trainkit.storage.run_files import (
     read_memory,
     read_report,
@@ -170,6 +170,7 @@ def read_run(folder: Path, under_way: bool | None = None) -> RunData:
     if not is_run(folder):
         raise MissingFileError(
             f"{folder} is not a run: give the folder that the training wrote (its --out)"
+            f"{meant_run(folder)}"
         )
     run = RunData(folder, read_recorded(folder))
     run.rows, faults = read_rows(folder / "log.jsonl")

@@ -15,7 +15,7 @@ from trainkit.storage.checkpoint import (
     step_of,
 )
 from trainkit.storage.hub_download import downloaded, is_hub_name
-from trainkit.storage.recorded import is_run, read_recorded
+from trainkit.storage.recorded import is_run, meant_run, read_recorded
 from trainkit.storage.run_files import read_manifest, read_results
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.run_settings import input_of
@@ -39,6 +39,7 @@ def require_run(folder: Path) -> None:
     if not (folder / "settings.json").is_file():
         raise MissingFileError(
             f"{folder} is not a run: give the folder that the training wrote (its --out)"
+            f"{meant_run(folder)}"
         )
 
 

@@ -20,6 +20,7 @@ from trainkit.storage.checked_json import (
 )
 from trainkit.storage.old_names import renamed_kept, renamed_options
 
+MOST_NAMED = 5  # runs in a message
 RECORDED = {
     "settings": MAPPING,
     "seed": Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**64),
@@ -76,6 +77,17 @@ def is_run(folder: Path) -> bool:
     except Fault:
         return True
     return isinstance(content, dict) and not content.keys().isdisjoint(RECORDED)
+
+
+def meant_run(named: Path) -> str:
+    """The end of a message about what is no run: those in it, or the one of that name in runs/."""
+    below = [each for each in named.glob("*") if is_run(each)] if named.is_dir() else []
+    if below:
+        newest = sorted(below, key=lambda run: (run / "settings.json").stat().st_mtime)[::-1]
+        more = f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else ""
+        return f"; in it are the runs {', '.join(map(str, newest[:MOST_NAMED]))}{more}"
+    run = Path("runs") / named
+    return f"; did you mean {run}?" if is_run(run) else ""
 
 
 def _is_call(value: Any) -> bool:
