@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from torch import nn
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.segmentation import FCN, LRASPP, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from trainkit.errors import UserError, did_you_mean
+from trainkit.models.backbones import RESNETS
 from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.encnet import EncNet
 from trainkit.models.hf_networks import hf_segmenter, is_hf
@@ -71,7 +72,7 @@ def segmenter(
         return hf_segmenter(name, num_classes, pretrained, aux, image_channels, model_args, config)
     known = get_args(Segmenter)
     if name not in known:
-        raise UserError(f"no model {name!r}{did_you_mean(name, known)}")
+        raise UserError(f"no model {name!r}{_meant(name, known)}")
     if model_args:
         raise UserError(
             f"model_args is {' '.join(model_args)}, and {name} takes none: they are of networks of"
@@ -83,6 +84,14 @@ def segmenter(
     network = _for_three_channels(name, num_classes, backbone, pretrained, channels, **heads)
     take_channels(network, image_channels, pretrained)
     return network
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """What a name that is none of a network may mean, as the end of a message."""
+    if name == "small" or name.startswith("timm:") or name in list_models(include=RESNETS):
+        head = "lraspp" if name == "small" else "fcn"
+        return f": it is a backbone, so give --model {head} --backbone {name}"
+    return did_you_mean(name, [*known, "hf:NAME"])
 
 
 def _for_three_channels(

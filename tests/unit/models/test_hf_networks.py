@@ -293,8 +293,18 @@ def test_without_the_auxiliary_head():
         ("hf:segformer", ["num_labels=3"], "has num_labels, which the data says"),
         ("hf:upernet", ["backbone_config.depth=3"], "has depth, which resnet does not take"),
         ("hf:upernet", ["backbone_config.model_type=resnett"], "no such type; did you mean resn"),
-        ("hf:dpt", ["patch_size=8", "image_size=64"], "returns logits of 128 x 128 for images of"),
+        (
+            "hf:dpt",
+            [*TINY["dpt"].split(), "patch_size=8"],
+            "returns logits of 128 x 128 for images",
+        ),
         ("unett", [], "no model 'unett'; did you mean unet"),
+        (
+            "small",
+            [],
+            "no model 'small': it is a backbone, so give --model lraspp --backbone small",
+        ),
+        ("resnet50", [], "it is a backbone, so give --model fcn --backbone resnet50"),
         ("unet", ["depth=3"], "model_args is depth=3, and unet takes none"),
     ],
 )
