@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trainkit.files import replace_file
 from trainkit.report import pictures
 from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
 from trainkit.storage import evaluation_files
-from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -30,6 +31,7 @@ FIXED = 8  # validation images that are shown at each evaluation
 LEAST, MOST = 4, 16  # of the worst and of the median ones
 IN_TRAINING = 16  # in a training one of so many images is shown as worst
 THUMBNAIL, PREVIEW_THUMBNAIL = 256, 192  # longest sides, in pixels
+TEXT_WIDTH, MOST_LINES = 21, 3  # characters, lines of a text below a tile
 WIDTH, WIDE = 1000, 1400  # of a sheet, in pixels
 
 Kinds = Mapping[str, Sequence[int]]  # images by why they are shown
@@ -177,11 +179,11 @@ class EvaluationPictures:
                     lines.append((f"IoU {_percent(ious_of(arrays, index))}", INK))
             return Tile(images, lines)
         if index is None or arrays is None:
-            return Tile([image], [(self._named_class(shown.target), INK)])
+            return Tile([image], _wrapped(self._named_class(shown.target), INK))
         if "score" in arrays:
             truth, found = self._named_labels(index, arrays)
-            lines.append((truth, INK))
-            lines.append((f"predicted {found}", RIGHT if truth == found else WRONG))
+            lines += _wrapped(truth, INK)
+            lines += _wrapped(f"predicted {found}", RIGHT if truth == found else WRONG)
         if "predicted" not in arrays:
             if "loss" in arrays:
                 lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
@@ -215,16 +217,18 @@ class EvaluationPictures:
     def _labels(self, shares: np.ndarray) -> str:
         """The classes of an image (C,), with their shares where it was mixed with another."""
         words = [
-            self.names[label] + ("" if share == 1 else f" {_percent(share)}")
+            self.names[label] + ("" if share >= 0.995 else f" {_percent(share)}")
             for label, share in enumerate(shares.tolist())
-            if share > 0
+            if share >= 0.005
         ]
         return ", ".join(words) or "of no class"
 
     def _named_labels(self, index: int, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
-        """The classes that an image is of, and those with a probability above 0.5."""
+        """The classes that an image is of, and those above the thresholds of the evaluation."""
         target = arrays["target"][index]
-        called = (arrays["score"][index] > 0) & (target >= 0)
+        thresholds = arrays.get("thresholds", THRESHOLD)
+        probabilities = np.exp(-np.logaddexp(0, -arrays["score"][index].astype(np.float64)))
+        called = (probabilities > thresholds) & (target >= 0)
         return self._labels(target), self._labels(called.astype(np.int8))
 
     def _class(self, label: int) -> str:
@@ -306,6 +310,14 @@ class EvaluationPictures:
         content = io.BytesIO()
         page.save(content, "JPEG", quality=88)
         replace_file(self.folder / name, content.getvalue())
+
+
+def _wrapped(text: str, colour: tuple[int, int, int]) -> list[Line]:
+    """A text in lines below a tile, of which the last may be cut off."""
+    lines = textwrap.wrap(text, TEXT_WIDTH)
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1 :] = [" ".join(lines[MOST_LINES - 1 :])]
+    return [(line, colour) for line in lines]
 
 
 def ious_of(arrays: Mapping[str, np.ndarray], index: int) -> float | None:

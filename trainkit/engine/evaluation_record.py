@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage import evaluation_files
 from trainkit.storage.results_table import ResultsTable
 from trainkit.storage.weight_links import WeightLinks
-from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -93,6 +93,8 @@ class EvaluationRecord:
     ) -> None:
         """Write the rows of an evaluation and draw pictures of it; called in all processes."""
         is_main = self.evaluator.accelerator.is_main_process
+        if "score" in arrays and "thresholds" in results:
+            arrays = {**arrays, "thresholds": known_thresholds(results["thresholds"])}
         if is_main:
             if self._names is not None:
                 arrays = {**arrays, "names": self._names}
@@ -172,6 +174,12 @@ class EvaluationRecord:
         if message not in self._reported:
             self._reported.add(message)
             self.note(f"warning: {message}; continuing without it")
+
+
+def known_thresholds(found: Mapping[str, float | None] | Sequence[float | None]) -> np.ndarray:
+    """The threshold of each class, 0.5 where none was found: float64 (C,)."""
+    values = found.values() if isinstance(found, Mapping) else found
+    return np.array([THRESHOLD if each is None else each for each in values], dtype=np.float64)
 
 
 def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
