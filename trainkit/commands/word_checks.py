@@ -92,7 +92,7 @@ def check_values(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
                 f" without spaces ({flag} {shlex.quote(one)}), and a name that has one in quotes"
             )
         if get_origin(kind) is Literal:
-            _check_choice(flag, given, get_args(kind), flags)
+            _check_choice(flag, given, get_args(kind))
         if kind in NUMBERS and given:
             _check_number(flag, given[0], kind)
 
@@ -101,19 +101,14 @@ def _flag(name: str) -> str:
     return f"--{name}".replace("_", "-")
 
 
-def _check_choice(
-    flag: str, given: Sequence[str], choices: Sequence[Any], flags: Mapping[str, Any]
-) -> None:
+def _check_choice(flag: str, given: Sequence[str], choices: Sequence[Any]) -> None:
     """Raise UserError where no choice is given, or what is none."""
     listed = ", ".join(map(str, choices))
     if not given:
         raise UserError(f"{flag} has no value: it is one of {listed}")
     if given[0] in map(str, choices):
         return
-    meant = did_you_mean(given[0], map(str, choices))
-    if flag == "--model" and "--backbone" in flags and "there are" in meant:
-        meant += f"; of the network that it is built on: --backbone {given[0]}"
-    raise UserError(f"{flag} has no choice {given[0]!r}{meant}")
+    raise UserError(f"{flag} has no choice {given[0]!r}{did_you_mean(given[0], map(str, choices))}")
 
 
 def _check_number(flag: str, value: str, kind: Any) -> None:
