@@ -224,6 +224,32 @@ def test_trackers_get_each_once_at_its_step(tmp_path):
     assert [each for each in second.sent if each[1] == "val/preview"] == expected[2:]
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("wandb", "run/wandb/offline-run-*/files/media/images/val/preview_*.png"),
+        ("mlflow", "mlruns/*/*/artifacts/val/preview/step-*/*.jpg"),
+        ("trackio", "trackio/media/run/*/*/*.jpg"),
+    ],
+)
+def test_what_the_stores_of_trackers_hold(name, places, tmp_path, monkeypatch):
+    pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)  # where MLflow puts files
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run("preview", tmp_path / "run", track=(name,))
+    kept = {pixels_of(path) for path in previews(tmp_path / "run").values()}
+    sent = [pixels_of(path) for path in tmp_path.glob(places)]
+    assert len(kept) == 3 and all(sent.count(pixels) == 1 for pixels in kept)
+
+
+def pixels_of(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
+
+
 class Brightness(Task):
     """A number for each image."""
 

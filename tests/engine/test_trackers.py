@@ -278,6 +278,7 @@ def test_tensorboard_is_read_back(tmp_path):
 def killed_and_resumed(folder: Path, name: str, monkeypatch, tmp_path: Path) -> dict:
     """A run killed once the tracker has got some rows, and resumed; its cursor at the end."""
     pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)  # where MLflow puts pictures
     for variable, value in {
         "TOY_TRACK": name, "WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
