@@ -28,8 +28,10 @@ from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
+from trainkit.errors import UserError
 from trainkit.inference import Inference
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
+from trainkit.models.mask_networks import segments_by_masks
 from trainkit.models.outputs import check_only_size
 from trainkit.models.segmentation import (
     Segmenter,
@@ -41,6 +43,7 @@ from trainkit.models.segmentation import (
 )
 from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
 from trainkit.settings.variants import variant
+from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
 
 # What --sample changes; a setting given beside it still wins.
@@ -97,12 +100,14 @@ def segmentation(
     Args:
         data: the unpacked ADEChallengeData2016.zip
         model: the network; unet and those after it are segmentation_models_pytorch's, "hf:" and a
-            type, folder or name on the Hub are transformers', such as hf:segformer_b0 to b5
+            type, folder or name on the Hub are transformers', such as hf:segformer_b0 to b5, and
+            hf:mask2former, hf:eomt and hf:eomt_dinov3, which segment by masks
         model_args: of transformers' networks: arguments of their configuration, such as
             depths=3,4,6,3
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, or "small", which trains
             on a laptop; of segmentation_models_pytorch's networks one of its encoders or
-            "timm:" and a name of timm's; transformers' have their own
+            "timm:" and a name of timm's; transformers' have their own, but for EoMT, which takes a
+            DINOv2 or DINOv3 of timm
         pretrained: start the backbone from published ImageNet weights; transformers' networks from
             the weights of their name or folder
         lr: learning rate of the backbone, for 16 images a batch
@@ -149,14 +154,24 @@ def segmentation(
     aux_weight = auxiliary_weight(network, aux_weight)
     pixels = {} if "mean" in opened.input else published_pixels(network)
     weights = resolved_weights(per_class.class_weights, opened.train, num_classes, dense=True)
-    return Recipe(
-        task=Segmentation.of(
+    if segments_by_masks(network):
+        if loss != ("cross_entropy",) or weights is not None:
+            raise UserError(
+                f"model {model} has losses of its own: leave loss and class_weights out"
+            )
+        task: Segmentation = MaskClassification.for_network(
+            network, opened.about, extra_metrics=per_class.metrics
+        )
+    else:
+        task = Segmentation.of(
             opened.about,
             loss=named_losses(loss, weights),
             aux_weight=aux_weight,
             se_weight=se_weight,
             extra_metrics=per_class.metrics,
-        ),
+        )
+    return Recipe(
+        task=task,
         model=network,
         train_data=opened.train,
         val_data=opened.val,

@@ -42,8 +42,9 @@ class Recipe:
     """index -> (image, target), each measured exactly once"""
     optimizer: Optimizer
     """over the model's parameters; each group's lr is what the schedule multiplies"""
-    schedule: Callable[..., float]
-    """from trainkit.schedules: (step, total_steps, steps_per_epoch) -> multiplier"""
+    schedule: Callable[..., float] | Sequence[Callable[..., float]]
+    """from trainkit.schedules: (step, total_steps, steps_per_epoch) -> multiplier; or a list, one
+    for each of the optimizer's groups"""
     epochs: float
     """passes over train_data; fractions allowed"""
     batch_size: int
@@ -93,6 +94,7 @@ class Recipe:
             )
         if self.sampler not in ("shuffle", "balanced"):
             raise UserError(f"sampler is {self.sampler!r}; it is 'shuffle' or 'balanced'")
+        _check_schedules(self)
         _check_frozen(self)
         forget_if_changed(self.model)
         if callable(self.train_data):
@@ -169,6 +171,16 @@ class Recipe:
             )
         bare = without_transform(info.transformed)
         return replace(self, val_data=put_in(self.val_data, info.transformed, bare))
+
+
+def _check_schedules(recipe: Recipe) -> None:
+    """Raise UserError for a list of schedules that does not fit the optimizer's groups."""
+    groups = recipe.optimizer.param_groups
+    if isinstance(recipe.schedule, Sequence) and len(recipe.schedule) != len(groups):
+        raise UserError(
+            f"schedule is a list of {len(recipe.schedule)}, and the optimizer has {len(groups)}"
+            " groups: give one for all, or one for each group"
+        )
 
 
 def _check_frozen(recipe: Recipe) -> None:

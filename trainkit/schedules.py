@@ -218,6 +218,38 @@ def multistep(
     return _warmed_up(curve, warmup_epochs, warmup_steps)
 
 
+def delayed(schedule: Schedule, steps: int) -> Schedule:
+    """Multiplier 0 for some steps, then a schedule over those that remain.
+
+    For a pretrained part that is to wait until the new one is warmed up.
+
+    Args:
+        schedule: one of this module's.
+        steps: how long it waits, at least 0.
+
+    Raises:
+        UserError: `steps` is negative; by the schedule: the run is shorter.
+
+    Source:
+        Kerssies et al., 2025, EoMT: `delayed(poly(warmup_steps=1000), 500)` for the encoder, beside
+        `poly(warmup_steps=500)` for what is new.
+    """
+    if steps < 0:
+        raise UserError(f"delayed: steps is {steps}; it cannot be negative")
+
+    def after(step: int, total_steps: int, steps_per_epoch: float | None = None) -> float:
+        if steps > total_steps:
+            raise UserError(
+                f"a schedule waits {steps} steps, and the whole run has {total_steps}: let it wait"
+                " less, or train for more epochs"
+            )
+        # also to refuse a warm-up longer than what remains before the first step
+        multiplier = schedule(max(0, step - steps), total_steps - steps, steps_per_epoch)
+        return 0.0 if step < steps else multiplier
+
+    return after
+
+
 def _scheduled(
     curve: Callable[[float], float], warmup_epochs: float, warmup_steps: float
 ) -> Schedule:

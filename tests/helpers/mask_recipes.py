@@ -16,7 +16,9 @@ from helpers.toy_recipes import CLASSES, Maps
 from trainkit import Options, Recipe, train
 from trainkit.data.seeding import seed_host
 from trainkit.inference import Inference
-from trainkit.models.mask_networks import build_mask_network
+from trainkit.models.hf_config import found
+from trainkit.models.mask_networks import finish_mask_network, mask_network_class
+from trainkit.models.segmentation import segmenter
 from trainkit.optim import param_groups
 from trainkit.schedules import poly
 from trainkit.tasks.mask_classification import MaskClassification
@@ -26,36 +28,42 @@ QUERIES = 5  # fewer than there are classes in some images
 POINTS = 48
 
 
-def config(kind: str, num_classes: int = CLASSES, **changes: Any) -> Any:
-    """The configuration of a network that trains in a second; it has no dropout."""
-    from transformers import AutoConfig
+# Type of transformers -> --model-args of a network that trains in a second, without dropout
+OF_ALL = f"num_queries={QUERIES} train_num_points={POINTS}"
+VIT = (
+    f"{OF_ALL} hidden_size=16 num_hidden_layers=4 num_attention_heads=2 num_blocks=2"
+    f" image_size={SIDE} patch_size=16 num_register_tokens=1 num_upscale_blocks=1"
+)
+TINY = {
+    "mask2former": f"{OF_ALL} backbone_config.embed_dim=8 backbone_config.depths=1,1,1,1"
+    " backbone_config.num_heads=1,1,2,2 backbone_config.window_size=2"
+    f" backbone_config.image_size={SIDE} backbone_config.drop_path_rate=0"
+    " backbone_config.out_features=stage1,stage2,stage3,stage4"
+    " feature_size=32 mask_feature_size=32 hidden_dim=32 encoder_feedforward_dim=16"
+    " dim_feedforward=16 encoder_layers=1 decoder_layers=3 num_attention_heads=2",
+    "eomt": VIT,
+    "eomt_dinov3": f"{VIT} intermediate_size=32",
+}
 
-    of_both = {"num_labels": num_classes, "num_queries": QUERIES, "train_num_points": POINTS}
-    if kind == "mask2former":
-        body = AutoConfig.for_model(
-            "swin", embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
-            image_size=SIDE, drop_path_rate=0.0,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )  # fmt: skip
-        small = {
-            "backbone_config": body, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
-            "encoder_feedforward_dim": 16, "dim_feedforward": 16, "encoder_layers": 1,
-            "decoder_layers": 3, "num_attention_heads": 2,
-        }  # fmt: skip
-    else:
-        small = {
-            "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "num_blocks": 2,
-            "image_size": SIDE, "patch_size": 16, "num_register_tokens": 1,
-            "num_upscale_blocks": 1,
-        }  # fmt: skip
-        if kind == "eomt_dinov3":
-            small["intermediate_size"] = 32
-    return AutoConfig.for_model(kind, **{**of_both, **small, **changes})
+
+def config(kind: str, num_classes: int = CLASSES, **changes: Any) -> Any:
+    """The configuration of the tiny network of a type."""
+    settings = found(f"hf:{kind}", TINY[kind].split()).config
+    for name, value in {"num_labels": num_classes, **changes}.items():
+        setattr(settings, name, value)
+    return settings
+
+
+def built(settings: Any) -> Any:
+    """The network of a configuration, with random weights."""
+    network = mask_network_class(settings.model_type)(settings)
+    finish_mask_network(network)
+    return network
 
 
 def masks(kind: str, **changes: Any) -> Recipe:
     """Images of 64 pixels in windows of that size; EoMT's masked attention fades."""
-    network = build_mask_network(config(kind))
+    network = segmenter(f"hf:{kind}", CLASSES, pretrained=False, model_args=TINY[kind].split())
     values = {
         "task": MaskClassification(CLASSES, num_queries=QUERIES, num_points=POINTS),
         "model": network,

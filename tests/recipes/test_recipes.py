@@ -20,6 +20,7 @@ from trainkit.cli import main
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.dataset_info import opened
 from trainkit.data.seeding import seed_host
+from trainkit.errors import UserError
 from trainkit.options import EvaluateOptions, ExportOptions, Options, PredictOptions
 
 FILES = sorted((ROOT / "recipes").rglob("*.py"))
@@ -35,7 +36,7 @@ def test_all_are_found():
         "recog_multilabel",
     ]
     more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
-    ade20k = ["seg_ade20k", "seg_ade20k_encnet", "seg_ade20k_segformer"]
+    ade20k = ["seg_ade20k", "seg_ade20k_encnet", "seg_ade20k_eomt", "seg_ade20k_segformer"]
     assert [path.stem for path in FILES] == [*recognition, *ade20k, *more]
 
 
@@ -234,8 +235,13 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
     )
 
 
+BY_MASKS = ROOT / "recipes" / "seg_ade20k_eomt.py"  # whose losses and windows are its own
+
+
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if path.stem.startswith("seg_")], ids=lambda path: path.stem
+    "path",
+    [path for path in FILES if path.stem.startswith("seg_") and path != BY_MASKS],
+    ids=lambda path: path.stem,
 )
 def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -261,6 +267,33 @@ def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch
     names = [type(step).__name__ for step in steps]
     assert names == ["RandomScaleCrop", "RandomPhotometricDistort"]
     assert steps[0].cat_max_ratio == 0.5 and steps[0].hflip_prob == 0.5
+
+
+def test_the_recipe_of_mask_classification(tmp_path, monkeypatch):
+    """Its encoder waits for the new layers, its windows are of the crops' size."""
+    monkeypatch.chdir(tmp_path)
+    function = load_recipe(BY_MASKS)
+
+    def made(**asked):
+        return build(function, {**function.sample_settings(), **asked, "sample": True})
+
+    recipe = made(warmup_steps=(500, 1000))
+    assert recipe.protocol == "short side 96, windows of 96 every 64, scale 1"
+    assert recipe.task.terms == ("class", "mask", "dice") and recipe.model.image_size == (96, 96)
+    waiting = {id(weight) for weight in recipe.model.encoder_parameters()}
+    for group, curve in zip(recipe.optimizer.param_groups, recipe.schedule, strict=True):
+        kinds = {id(weight) in waiting for weight in group["params"]}
+        assert len(kinds) == 1
+        found = [curve(step, 4000) for step in (250, 500, 1000, 1500)]
+        decayed = (1 - 1000 / 3500) ** 0.9
+        assert found == pytest.approx(
+            [0, 0, 0.5, 1] if kinds == {True} else [0.5, 1, (1 - 500 / 3500) ** 0.9, decayed]
+        )
+    assert made(warmup_epochs=0.5).schedule(5, 100, 20) == 0.5
+    with pytest.raises(UserError, match="has losses of its own: leave loss and class_weights out"):
+        made(loss=("focal",))
+    with pytest.raises(UserError, match="96 x 96 alone, and crop is 96 and an evaluation has win"):
+        made(eval_window=(48, 32))
 
 
 def test_class_weights_repeats_and_layer_decay_are_settings(tmp_path, monkeypatch):

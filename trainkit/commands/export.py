@@ -33,7 +33,7 @@ from trainkit.data.to_device import ToDevice
 from trainkit.display.terminal import Display
 from trainkit.errors import CommandFailed, UserError, first_line
 from trainkit.files import reason
-from trainkit.models.outputs import fill_up, size_divisor
+from trainkit.models.outputs import fill_up, only_window, size_divisor
 from trainkit.options import ExportOptions
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
@@ -89,6 +89,8 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     load_trained(info, weights, asked, display)
     model = Logits(info.model.cpu().float()).eval()
     images = [fill_up(image, _divisor(info)) for image in _images(info, asked.images)]
+    if info.task.is_dense:
+        images = [only_window(info.model, image) for image in images]
     about = describe(info, weights)
     with torch.no_grad():
         logits = model(images[0])

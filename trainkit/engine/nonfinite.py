@@ -109,7 +109,10 @@ class FailureRecorder:
                 term: str(loss) for term, loss in zip(self.recipe.task.terms, numbers.losses)
             },
             "grad_norm": str(numbers.grad_norm),
-            "lrs": [group["lr"] * self.plan.multiplier(step - 1) for group in self.plan.groups],
+            "lrs": [
+                group["lr"] * multiplier
+                for group, multiplier in zip(self.plan.groups, self.plan.multipliers(step - 1))
+            ],
             "images": [
                 {"index": index, "name": name_of(self.recipe.train_data, index)}
                 for _, index in keys

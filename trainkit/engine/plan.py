@@ -1,6 +1,6 @@
 """Plans before the first step how long a run is, the images of each step, and its rates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,11 +64,25 @@ class TrainPlan:
                 f" have up to {MOST_STEPS:,} steps, and must have some"
             )
         self.total_steps = max(1, round(recipe.epochs * order.steps_per_epoch))
-        self.multiplier(0)  # a warm-up longer than the run is refused here
+        self.multipliers(0)  # a warm-up longer than the run is refused here
 
     def multiplier(self, step: int) -> float:
-        """Factor of every group's learning rate in `step`."""
-        return self.recipe.schedule(step, self.total_steps, self.order.steps_per_epoch)
+        """Factor of the first group's learning rate in `step`, of all where there is one curve."""
+        first, *_ = self._schedules
+        return first(step, self.total_steps, self.order.steps_per_epoch)
+
+    def multipliers(self, step: int) -> list[float]:
+        """Factor of each group's learning rate in `step`."""
+        found = [
+            schedule(step, self.total_steps, self.order.steps_per_epoch)
+            for schedule in self._schedules
+        ]
+        return found if len(found) > 1 else found * len(self.groups)
+
+    @property
+    def _schedules(self) -> Sequence[Callable[..., float]]:
+        schedule = self.recipe.schedule
+        return schedule if isinstance(schedule, Sequence) else [schedule]
 
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
@@ -134,6 +148,13 @@ class TrainPlan:
             unless_declared=True,
         )
 
+    def _curves(self) -> list[Any]:
+        """Nine points of the schedule, or of each group's where the groups have their own."""
+        steps = [self.total_steps * part // 8 for part in range(9)]
+        if not isinstance(self.recipe.schedule, Sequence):
+            return [self.multiplier(step) for step in steps]
+        return [list(curve) for curve in zip(*map(self.multipliers, steps))]
+
     def resume_invariants(self) -> dict[str, Any]:
         """Settings that affect the result, which a resume must keep.
 
@@ -149,7 +170,7 @@ class TrainPlan:
             "label_values": self.recipe.label_values,
             "train_data": DatasetInfo.of(self.recipe.train_data).fingerprint,
             "total_steps": self.total_steps,
-            "schedule": [self.multiplier(self.total_steps * part // 8) for part in range(9)],
+            "schedule": self._curves(),
             "model": f"{type(self.recipe.model).__name__} of {_num_weights(self.recipe)} weights",
             "ema": self.recipe.ema,
             "headline": None if self.recipe.best_by is None else chosen(self.recipe.best_by),

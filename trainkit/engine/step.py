@@ -158,8 +158,8 @@ class Stepper:
         return stats
 
     def _set_learning_rates(self, step: int) -> None:
-        multiplier = self.plan.multiplier(step)
-        for group, asked in zip(self.recipe.optimizer.param_groups, self.plan.groups):
+        groups = self.recipe.optimizer.param_groups
+        for group, asked, multiplier in zip(groups, self.plan.groups, self.plan.multipliers(step)):
             set_lr(group, asked["lr"] * multiplier)
 
     def _mixed(self, step: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -198,7 +198,8 @@ def _built(
         plain |= {"image_mean": list(pixels["mean"]), "image_std": list(pixels["std"])}
     if not (pretrained and wanted()):
         return _from_config(kind, name, plain, num_classes), plain
-    network = _from_weights(kind, name, source, num_classes)
+    auto = getattr(transformers_of(name), kind.auto)
+    network = from_weights(auto, name, source, num_classes)
     if pixels.get("bgr"):
         _swap_red_and_blue(network, name)
     _finish(network, name, plain)
@@ -225,14 +226,24 @@ def _from_config(kind: Kind, name: str, plain: Mapping[str, Any], num_classes: i
     _require_head(kind, types_of(kind, name), name, config.model_type)
     config.num_labels = num_classes
     auto = getattr(transformers_of(name), kind.auto)
-    with refusals_of(name), offline(), _quiet():
+    with refusals_of(name), offline(), quiet():
         network = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     _finish(network, name, plain)
     return network
 
 
-def _from_weights(kind: Kind, name: str, source: Found, num_classes: int) -> Any:
-    """The network with published weights; what they lack is said, or refused."""
+def from_weights(auto: Any, name: str, source: Found, num_classes: int) -> Any:
+    """Build the network with published weights; what they lack is shown, or refused.
+
+    Args:
+        auto: transformers' class that has `from_pretrained`.
+        name: of the network, for messages.
+        source: what was found for it.
+        num_classes: how many classes there are.
+
+    Raises:
+        UserError: there are no weights, or they lack more than the head.
+    """
     if source.files is None:
         near = " or hf:segformer_b0" if source.config.model_type == "segformer" else ""
         raise UserError(
@@ -241,9 +252,8 @@ def _from_weights(kind: Kind, name: str, source: Found, num_classes: int) -> Any
             " weights"
         )
     source.config.num_labels = num_classes
-    auto = getattr(transformers_of(name), kind.auto)
     try:
-        with offline_where_unreachable(), _quiet():
+        with offline_where_unreachable(), quiet():
             network, loaded = auto.from_pretrained(
                 source.files,
                 config=source.config,
@@ -259,14 +269,20 @@ def _from_weights(kind: Kind, name: str, source: Found, num_classes: int) -> Any
             " random weights with --no-pretrained"
         ) from error
     network.train()
-    network.head_names = _head_names(network, name)
+    if getattr(network, "head_names", None) is None:
+        network.head_names = _head_names(network, name)
     _say_what_is_new(network, name, source, loaded, num_classes)
     return network
 
 
 def _finish(network: Any, name: str, plain: Mapping[str, Any]) -> None:
-    """Say which parts are the head, and what the images are like that it was trained on."""
+    """Say which parts are the head, and what images it was trained on."""
     network.head_names = _head_names(network, name)
+    say_pixels(network, plain)
+
+
+def say_pixels(network: Any, plain: Mapping[str, Any]) -> None:
+    """Say in `published_input` what the images are like that a network was trained on."""
     network.published_input = {}
     if "image_mean" in plain:
         network.published_input = {
@@ -331,7 +347,7 @@ def _swap_red_and_blue(network: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Context manager: transformers shows no bars and no warnings; what matters is said here."""
     log = import_module("transformers.utils.logging")
     before, bars = log.get_verbosity(), log.is_progress_bar_enabled()

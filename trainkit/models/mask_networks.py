@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainkit.data.seeding import fold, generators_kept, seed_torch
@@ -93,7 +93,12 @@ class _MaskNetwork:
 
 class _Mask2Former(_MaskNetwork):
     last_layer = 0
-    head_names = ("class_predictor", "model.transformer_module", "model.pixel_level_module.decoder")
+    head_names = (
+        "class_predictor",
+        "criterion",
+        "model.transformer_module",
+        "model.pixel_level_module.decoder",
+    )
 
     def _layers(self, images: Tensor) -> list[Layer]:
         found = self.original_forward(
@@ -116,7 +121,7 @@ class MaskedAttention(_MaskNetwork):
         image_size: height and width of the images that it takes.
     """
 
-    head_names = ("query", "upscale_block", "mask_head", "class_predictor")
+    head_names = ("query", "upscale_block", "mask_head", "class_predictor", "criterion")
     image_size: tuple[int, int]
     attn_mask_probs: Any
     config: Any
@@ -130,6 +135,12 @@ class MaskedAttention(_MaskNetwork):
         self._at = 0  # which block is masked next
         self._probabilities = (1.0,) * config.num_blocks
         self.register_load_state_dict_post_hook(MaskedAttention._read_probabilities)  # type: ignore[attr-defined]
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that a pretrained encoder brings."""
+        own: Any = self
+        for part in (own.embeddings, own.layers, own.layernorm):
+            yield from part.parameters()
 
     def parameter_depths(self) -> dict[str, int]:
         """The layer of each parameter for layer-wise learning-rate decay.
@@ -283,11 +294,9 @@ def mask_network_class(kind: str) -> Any:
     return type(library.__name__, (ours, library), members)
 
 
-def build_mask_network(config: Any) -> Any:
-    """The network of a configuration of transformers, with random weights."""
-    network = mask_network_class(config.model_type)(config)
-    finish_mask_network(network)
-    return network
+def segments_by_masks(network: nn.Module) -> bool:
+    """Whether a network is for `trainkit.tasks.mask_classification.MaskClassification`."""
+    return isinstance(network, _MaskNetwork)
 
 
 def finish_mask_network(network: Any) -> None:

@@ -145,6 +145,19 @@ def check_only_size(model: nn.Module, crop: int, window: int | None) -> None:
     )
 
 
+def only_window(model: nn.Module, images: Tensor) -> Tensor:
+    """The first window of images (N, C, H, W) for a segmenter that takes images of one size alone.
+
+    Smaller images are padded with 0, the mean colour; all stay as they are for other networks.
+    """
+    only = getattr(model, "image_size", None)
+    if not isinstance(only, tuple):
+        return images
+    height, width = only
+    bottom, right = (max(0, side - have) for side, have in zip(only, images.shape[-2:]))
+    return F.pad(images, (0, right, 0, bottom))[..., :height, :width]
+
+
 def fill_up(images: Tensor, divisor: int) -> Tensor:
     """Pad images (N, C, H, W) at the bottom and on the right to sides divisible by `divisor`.
 

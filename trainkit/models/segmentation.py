@@ -15,6 +15,7 @@ from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.encnet import EncNet
 from trainkit.models.hf_networks import hf_segmenter, is_hf
 from trainkit.models.image_channels import take_channels
+from trainkit.models.mask_building import is_mask_network, mask_network
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.smp_networks import DECODERS, smp_network
@@ -47,14 +48,15 @@ def segmenter(
     """Build the network `name` on a backbone by name, at stride 8, UPerNet at 32.
 
     Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them, and
-    "hf:..." as transformers has it, see `trainkit.models.hf_networks`.
+    "hf:..." as transformers has it, see `trainkit.models.hf_networks` and, of those that segment by
+    masks, `trainkit.models.mask_building`.
 
     Args:
         name: of the network.
         num_classes: how many classes there are.
         backbone: see `trainkit.models.backbones`; of lraspp also "mobilenet_v3_large", as
             torchvision has it; of segmentation_models_pytorch's networks one of its encoders, or
-            "timm:" and a name of timm's.
+            "timm:" and a name of timm's; of EoMT a DINOv2 or DINOv3 of timm.
         pretrained: start the backbone from published ImageNet weights.
         aux: an auxiliary FCN head on the last map but one, see `has_aux`.
         se: of EncNet: whether it predicts which classes occur.
@@ -68,6 +70,11 @@ def segmenter(
     Raises:
         UserError: name or backbone are unknown, or its weights cannot be downloaded.
     """
+    if is_mask_network(name, model_args, config):
+        encoder = backbone if backbone.startswith("timm:") else None
+        return mask_network(
+            name, num_classes, encoder, pretrained, image_channels, model_args, config
+        )
     if is_hf(name):
         return hf_segmenter(name, num_classes, pretrained, aux, image_channels, model_args, config)
     known = get_args(Segmenter)

@@ -7,12 +7,11 @@ import pytest
 import torch
 import transformers
 
-from helpers.mask_recipes import CLASSES, QUERIES, SIDE, config
+from helpers.mask_recipes import CLASSES, QUERIES, SIDE, built, config
 from trainkit.data.seeding import fold
 from trainkit.errors import UserError
 from trainkit.models.mask_networks import (
     MASK_NETWORKS,
-    build_mask_network,
     class_scores,
     mask_probabilities,
 )
@@ -25,7 +24,7 @@ TASK = MaskClassification(CLASSES, num_queries=QUERIES)
 
 def network(kind: str, **changes):
     torch.manual_seed(0)
-    return build_mask_network(config(kind, **changes))
+    return built(config(kind, **changes))
 
 
 def library(kind: str, ours, **changes):

@@ -223,6 +223,24 @@ class LongSide(v2.Transform):
         return functional.resize(inpt, size, antialias=True)
 
 
+class ShortSide(v2.Transform):
+    """Resize the image so that its short side is `short_side`, and leave the mask untouched.
+
+    Args:
+        short_side: in pixels.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, short_side: int):
+        super().__init__()
+        self.short_side = short_side
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize the image bilinearly with antialiasing."""
+        return functional.resize(inpt, [self.short_side], antialias=True)
+
+
 class EvalTransform(v2.Compose):
     """The transform of an evaluation.
 

@@ -2,7 +2,12 @@
 
 from torchvision.transforms import v2
 
-from trainkit.data.transforms.ops import EvalTransform, LongSide, RandomScaleCrop
+from trainkit.data.transforms.ops import (
+    EvalTransform,
+    LongSide,
+    RandomScaleCrop,
+    ShortSide,
+)
 from trainkit.errors import UserError
 from trainkit.settings.rebuildable import rebuildable
 
@@ -43,25 +48,30 @@ def train_transform(
 
 
 @rebuildable
-def eval_transform(long_side: int | None, crop: int | None = None) -> EvalTransform:
-    """Resize the long side to `long_side`; the mask stays as stored, for predictions to match.
+def eval_transform(
+    long_side: int | None, crop: int | None = None, short_side: int | None = None
+) -> EvalTransform:
+    """Resize the long or the short side; the mask stays as stored, for predictions to match.
 
     Args:
         long_side: in pixels; None leaves the image as it is.
         crop: short side to it and centre crop of it, image and mask alike, which leaves out most of
             the borders: the metrics of older code, which are not comparable with those of whole
             images.
+        short_side: in pixels, in place of `long_side`.
 
     Raises:
         UserError: a side is not above 0.
     """
-    _check_sides(long_side=long_side, crop=crop)
+    _check_sides(long_side=long_side, crop=crop, short_side=short_side)
     if crop is not None:
         return EvalTransform(
             [v2.Resize(crop), v2.CenterCrop(crop)],
             f"centre crop of {crop} of image and mask",
             whole=False,
         )
+    if short_side is not None:
+        return EvalTransform([ShortSide(short_side)], f"short side {short_side}")
     return (
         EvalTransform([v2.Identity()], "as stored")
         if long_side is None
