@@ -52,7 +52,7 @@ SEGFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
 # Of the data, or of whoever wrote the file, and not of the network. Code, and kernels that run as
 # code, are never taken from a file.
 LEFT_OUT = frozenset({
-    "_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "id2label",
+    "_name_or_path", "auto_map", "custom_pipelines", "dtype", "id2label",
     "label2id", "num_labels", "problem_type", "quantization_config", "torch_dtype",
     "transformers_version", "attn_implementation", "experts_implementation",
 })  # fmt: skip

@@ -75,6 +75,14 @@ def sides_of(size: Any) -> tuple[int, int] | None:
     return None
 
 
+def sized_config(config: Any) -> Any:
+    """The configuration, or that of its vision part, that has an image_size; else None."""
+    for each in (config, getattr(config, "vision_config", None)):
+        if sides_of(getattr(each, "image_size", None)) is not None:
+            return each
+    return None
+
+
 def trial_sizes(network: Any) -> list[tuple[int, int]]:
     """Sizes that a segmenter must take: of a square, and of another shape."""
     only = getattr(network, "image_size", None)

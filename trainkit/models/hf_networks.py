@@ -29,6 +29,7 @@ from trainkit.models.hf_fitting import (
     keep_logits,
     refusals_of,
     sides_of,
+    sized_config,
     take_image_channels,
     take_sizes,
     takes_keyword,
@@ -151,7 +152,8 @@ def hf_classifier(
     )
     take_image_channels(network, image_channels, pretrained)
     network.looked_up = {"config": plain}
-    built_for = sides_of(getattr(network.config, "image_size", None))
+    sized = sized_config(network.config)
+    built_for = None if sized is None else sides_of(sized.image_size)
     other = built_for is not None and any((side, side) != built_for for side in sizes)
     if other and takes_keyword(network, "interpolate_pos_encoding"):
         network.register_forward_pre_hook(interpolating, with_kwargs=True)
@@ -190,8 +192,8 @@ def _built(
     _require_head(kind, types, name, source.config.model_type)
     if not aux and hasattr(source.config, "use_auxiliary_head"):
         source.config.use_auxiliary_head = False
-    if source.files is None and len(set(sizes)) == 1 and _sizes_are_open(source.config, model_args):
-        source.config.image_size = sizes[0]
+    if source.files is None and len(set(sizes)) == 1:
+        _build_for(source.config, sizes[0], model_args)
     pixels = published_pixels(name, source.files)
     plain = plain_config(source.config)
     if pixels:
@@ -206,10 +208,12 @@ def _built(
     return network, plain
 
 
-def _sizes_are_open(config: Any, model_args: Sequence[str]) -> bool:
-    """Whether a type is built for one size that nobody has asked for."""
-    asked = any(text.strip().startswith("image_size") for text in model_args)
-    return isinstance(getattr(config, "image_size", None), (int, list, tuple)) and not asked
+def _build_for(config: Any, side: int, model_args: Sequence[str]) -> None:
+    """Set the size that a type is built for, where it is built for one and none is asked for."""
+    sized = sized_config(config)
+    asked = any("image_size" in text.partition("=")[0] for text in model_args)
+    if sized is not None and not asked:
+        sized.image_size = side if isinstance(sized.image_size, int) else [side, side]
 
 
 def _require_head(kind: Kind, types: Sequence[str], name: str, model_type: str) -> None:
@@ -225,6 +229,7 @@ def _from_config(kind: Kind, name: str, plain: Mapping[str, Any], num_classes: i
     config = config_of(plain)
     _require_head(kind, types_of(kind, name), name, config.model_type)
     config.num_labels = num_classes
+    config.architectures = config.architectures or []  # else of several classes none is chosen
     auto = getattr(transformers_of(name), kind.auto)
     with refusals_of(name), offline(), quiet():
         network = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
@@ -292,12 +297,17 @@ def say_pixels(network: Any, plain: Mapping[str, Any]) -> None:
 
 
 def _head_names(network: Any, name: str) -> tuple[str, ...]:
-    """The parts that are not the network's body, which is its largest or as transformers says."""
+    """The parts that are not the network's body, or where transformers names none, come after it.
+
+    That is called backbone, or is the largest.
+    """
     parts = dict(network.named_children())
     body = getattr(network, "base_model_prefix", "")
     if body not in parts:
         largest = max(parts, key=lambda each: _size(parts[each]))
         body = "backbone" if "backbone" in parts else largest
+        after = list(parts).index(body)
+        parts = dict(list(parts.items())[after:])
     head = tuple(each for each, part in parts.items() if each != body and _size(part))
     if not head:
         raise UserError(

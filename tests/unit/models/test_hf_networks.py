@@ -379,6 +379,11 @@ def test_a_missing_library_is_named(monkeypatch):
 CLASSIFIERS = {
     "vit": "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=32"
     " patch_size=8",
+    "deit": "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=32"
+    " patch_size=8",
+    "clip": "vision_config.hidden_size=16 vision_config.num_hidden_layers=2"
+    " vision_config.num_attention_heads=2 vision_config.intermediate_size=32"
+    " vision_config.patch_size=8",
     "convnext": "hidden_sizes=8,8,16,16 depths=1,1,1,1 drop_path_rate=0",
     "swin": "embed_dim=8 depths=1,1 num_heads=1,2 window_size=2 drop_path_rate=0",
     "resnet": "embedding_size=8 hidden_sizes=8,8 depths=1,1 layer_type=basic",
@@ -396,7 +401,7 @@ def test_classifiers(kind, tmp_path):
     theirs = own(network, "AutoModelForImageClassification")
     images = torch.randn(3, 3, 64, 64)
     labels = torch.tensor([0, 4, 2])
-    assert type(network) is type(theirs)
+    assert type(network) is type(theirs) and network.head_names == ("classifier",)
     ours = F.cross_entropy(main_logits(network.eval()(images)), labels)
     ours.backward()
     loss = theirs.eval()(images, labels=labels).loss
