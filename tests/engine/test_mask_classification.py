@@ -6,13 +6,23 @@ import pytest
 import torch
 
 from helpers.logs import assert_bit_equal, assert_same_training
-from helpers.mask_recipes import RUNS, run
+from helpers.mask_recipes import RUNS, SIDE, masks, run
 from helpers.processes import TESTS, torchrun
+from trainkit.commands.export import export
 from trainkit.models.mask_networks import mask_probabilities
+from trainkit.options import ExportOptions
+from trainkit.prediction.model_info import ModelInfo
 from trainkit.storage.checkpoint import list_checkpoints, load
+from trainkit.storage.weights import take_weights
 
 SCRIPT = TESTS / "helpers" / "mask_recipes.py"
 KINDS = ("mask2former", "eomt", "eomt_dinov3")
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+    "FSDP_MIN_NUM_PARAMS": "100",
+}
 TOGETHER = ("mask2former", "eomt-1")
 SPLIT = [name for name, (kind, _) in RUNS.items() if name != kind]
 
@@ -43,6 +53,14 @@ def test_processes_do_not_change_the_training(alone, together, name):
     assert_same_training(alone / name, together / name)
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_parameters_do_not_change_the_training(alone, tmp_path, kind):
+    """FSDP2 with units so small that queries and projections would be some of their own."""
+    torchrun(2, SCRIPT, tmp_path, kind, **FSDP)
+    assert_same_training(alone / kind, tmp_path / kind)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resume_is_bit_equal(alone, tmp_path, kind):
     """Killed after step 3 of 6, where EoMT's attention is masked at times."""
@@ -69,3 +87,35 @@ def test_masking_fades_with_the_step_and_is_never_averaged(alone, kind):
         expected = torch.tensor(mask_probabilities(2, step - 1, 6))
         torch.testing.assert_close(model["attn_mask_probs"], expected)
         torch.testing.assert_close(state["ema"]["averages"]["attn_mask_probs"], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_average_the_scores_of_images(alone, kind):
+    """Of an image as large as a window they are the network's own, and so are the masks."""
+    recipe = masks(kind)
+    take_weights(recipe.model, list_checkpoints(alone / kind / "checkpoints")[-1])
+    info = ModelInfo.of(recipe, for_other_images=False)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (1, 3, SIDE, SIDE + 20), dtype=torch.uint8, generator=generator)
+    images = info.to_device()(pixels, torch.zeros(1))[0]
+    recipe.model.eval()
+    with torch.no_grad():
+        scores = info.infer()(images)
+        left, right = (
+            recipe.task.scores(recipe.model(part), part)
+            for part in (images[..., :SIDE], images[..., 20:])
+        )
+    torch.testing.assert_close(scores[..., :20], left[..., :20])
+    torch.testing.assert_close(scores[..., SIDE:], right[..., SIDE - 20 :])
+    torch.testing.assert_close(scores[..., 20:SIDE], (left[..., 20:] + right[..., :-20]) / 2)
+    probabilities = info.probabilities(scores, 1)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, SIDE, SIDE + 20))
+
+
+def test_eomt_is_exported_for_images_of_its_size(alone, tmp_path, capsys):
+    """Of larger images a window of it is taken to try the file on."""
+    recipe = masks("eomt", ema=None)
+    weights = list_checkpoints(alone / "eomt" / "checkpoints")[-1]
+    asked = ExportOptions(out=tmp_path / "m.pt2", images=2)
+    export(recipe, weights, asked)
+    assert f"input ['batch', 3, {SIDE}, {SIDE}]" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from trainkit.models.rebuild import network_from, transform_from
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import SmallClassifier, SmallResNet, small_fcn, small_lraspp
-from trainkit.prediction.loading import Source
+from trainkit.prediction.loading import Source, _task_from
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.settings.rebuildable import built_by, rebuildable
 from trainkit.storage import checkpoint
@@ -58,7 +58,9 @@ CROSS_ENTROPY = {
 def same_outputs(network, twin) -> None:
     """Strictly the same names, and bit-equal outputs once the weights are loaded."""
     twin.load_state_dict(network.state_dict())
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    only = getattr(network, "image_size", None)  # of EoMT
+    sides = only if isinstance(only, tuple) else (64, 64)
+    images = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         outputs, others = (each.eval()(images) for each in (network, twin))
     outputs, others = (each if isinstance(each, dict) else {"": each} for each in (outputs, others))
@@ -129,7 +131,10 @@ def test_the_network_of_every_recipe_is_rebuilt(path, tmp_path, monkeypatch):
         for name in ("raw_ids", "palette"):
             known = getattr(recipe.task, name)
             assert described[name] == (None if known is None else np.asarray(known).tolist())
-        assert described["task"]["arguments"]["loss"] == [CROSS_ENTROPY]
+        loss = CROSS_ENTROPY if path.stem == "seg_ade20k_eomt" else [CROSS_ENTROPY]
+        assert described["task"]["arguments"]["loss"] == loss
+        rebuilt = _task_from(described["task"])
+        assert type(rebuilt) is type(recipe.task) and rebuilt.terms == recipe.task.terms
 
 
 def test_checkpoints_have_it_and_it_is_hashed_and_published(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -24,6 +25,11 @@ from trainkit.distributed.unwrapping import without_compile
 from trainkit.errors import UserError
 
 VARIABLE = "ACCELERATE_USE_FSDP"
+
+
+# Modules whose weight others may read without calling them: queries, and what MultiheadAttention
+# ends with.
+READ = (nn.Embedding, NonDynamicallyQuantizableLinear)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class Sharding:
         for module in reversed(list(root.modules())):
             inside = sum(taken.get(child, 0) for child in module.children())
             free = sum(weight.numel() for weight in module.parameters()) - inside
-            called = type(module).forward is not nn.Module.forward  # a ModuleList is not
+            # a ModuleList is not
+            called = type(module).forward is not nn.Module.forward and not isinstance(module, READ)
             by_size = self.least is not None and free >= self.least and called
             if module is not root and free and (by_size or type(module).__name__ in self.classes):
                 found.append(module)
