@@ -198,6 +198,18 @@ def test_the_task_of_the_docs_learns(tmp_path):
     assert rows(tmp_path / "run", "evaluate")[-1]["error"] < 1 / 48 / 10
 
 
+def test_the_ordinal_task_of_the_docs_learns(tmp_path):
+    """One grade for all would be 1.2 off, and a fifth right."""
+    page = (ROOT / "docs/tasks.md").read_text()
+    blocks = re.findall(r"```python\n(\"\"\"(?:The mean|Brightness).*?)```", page, re.DOTALL)
+    for name, code in zip(("brightness", "grades"), blocks, strict=True):
+        (tmp_path / f"{name}.py").write_text(code)
+    words = ["--out", str(tmp_path / "run"), "--workers", "0", "--evaluate-every", "60"]
+    assert main([str(tmp_path / "grades.py"), *words]) == 0
+    found = rows(tmp_path / "run", "evaluate")[-1]
+    assert found["grades_off"] < 0.3 and found["right"] > 0.7
+
+
 @pytest.fixture(scope="module")
 def leaves(tmp_path_factory):
     """The example of docs/extending.md, each block in its file, trained on 24 images."""
