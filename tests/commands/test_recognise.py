@@ -91,6 +91,19 @@ def test_doctor_examines_any_number_of_labels(tmp_path, capsys):
     assert sum(part.get("cat", 0) for part in images) == 4
 
 
+@pytest.mark.parametrize("pairs, settings, what", [
+    (["images", "depth"], {"--val-share": "0.2"}, "images with maps of numbers, not divided"),
+    (["images/train", "height/train", "images/val", "height/val"], {},
+        "images with maps of numbers, divided"),
+    (["train/images", "train/depth"], {"--val-share": "0.2"},
+        "images with maps of numbers, not divided"),
+])  # fmt: skip
+def test_images_with_maps(tmp_path, pairs, settings, what):
+    for folder in pairs:
+        pictures(tmp_path / folder, 2)
+    assert layout_of(tmp_path) == ("depth_folder", settings, what)
+
+
 def test_a_dataset_among_the_folders(tmp_path):
     for folder in ("photographs", "pets/cat", "pets/dog", "ships/one"):
         pictures(tmp_path / folder, 2)

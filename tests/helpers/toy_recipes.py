@@ -30,10 +30,12 @@ from trainkit.data.datasets.staged import Stages
 from trainkit.data.mixup import Mixup
 from trainkit.data.seeding import seed_host
 from trainkit.inference import Inference
+from trainkit.losses.dense_regression import L1, ScaleInvariantLog
 from trainkit.losses.multilabel import AsymmetricLoss, BCEWithLogits
 from trainkit.optim import param_groups
 from trainkit.schedules import cos, poly
 from trainkit.storage.checkpoint import Snapshot, write
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -102,6 +104,17 @@ class Labels(Images):
             row[(target + 1) % CLASSES] = int(torch.rand((), generator=generator) < 0.5)
         row[torch.rand(CLASSES, generator=generator) < 0.2] = -1
         return image, row
+
+
+class Depths(Images):
+    """The same with a map of numbers, of which a part is not known; of one image nothing is."""
+
+    def __getitem__(self, index: int):
+        image, _ = super().__getitem__(index)
+        generator = torch.Generator().manual_seed(index)
+        values = image.float().mean(0) / 50 + 0.2
+        values[torch.rand(values.shape, generator=generator) < index % 4 / 4] = torch.nan
+        return image, torch.full_like(values, torch.nan) if index == 5 else values
 
 
 class Torn(Images):
@@ -177,6 +190,20 @@ def labels(**changes) -> Recipe:
         "ema": 0.9,
     }
     return recognition(**{**values, **changes})
+
+
+def depths(inference: Inference | None = None, **changes) -> Recipe:
+    """A number for each pixel, with two losses; the network gives its logarithm."""
+    recipe = segmentation(
+        task=DenseRegression([ScaleInvariantLog(), L1(factor=0.1)], "log", limits=(0.1, 9.0)),
+        train_data=Depths(27),
+        val_data=Depths(13, augment=False),
+        inference=inference,
+        **changes,
+    )
+    recipe.model.head = nn.Conv2d(8, 1, 1)
+    groups = param_groups(recipe.model, 0.02, 1e-3)
+    return replace(recipe, optimizer=torch.optim.AdamW(groups, lr=0.02))
 
 
 class Cropped(Images):
@@ -372,6 +399,9 @@ RUNS = {
     "labels-3": (labels, {"micro_batch": 3}),
     "labels-mixup": (lambda: labels(mix=Mixup(0.4, CLASSES)), {"checkpoint_every": 2}),
     "labels-mixup-2": (lambda: labels(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),
+    "depths": (depths, {"checkpoint_every": 2}),
+    "depths-3": (depths, {"micro_batch": 3}),
+    "depths-windows": (lambda: depths(Inference((1.0,), flip=True, window=8, stride=4)), {}),
     "growing": (growing, {}),
     "recognition-mixup": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {}),
     "recognition-mixup-2": (lambda: recognition(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),

@@ -27,6 +27,7 @@ FILES = sorted((ROOT / "recipes").rglob("*.py"))
 
 
 def test_all_are_found():
+    own = ["depth_folder"]
     recognition = [
         "recog_cifar10",
         "recog_folder",

@@ -178,6 +178,8 @@ def _shown(row: dict[str, Any]) -> str:
     classes = row.get("top", row.get("labels", row.get("classes")))
     if classes is not None:
         return in_words(classes, CLASSES_SHOWN)
+    if "values" in row:
+        return f"{row['least']:.4g} to {row['largest']:.4g}, mean {row['mean']:.4g}"
     return ", ".join(f"{name} {value}" for name, value in row.items())
 
 

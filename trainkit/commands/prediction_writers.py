@@ -9,13 +9,16 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trainkit.commands.probability_file import ProbabilityFile
 from trainkit.data.datasets.label_sets import encoded
 from trainkit.data.palette import (
+    RAMP,
     class_colours,
     colour_map,
+    levels,
     save_coloured,
     save_grey,
     save_overlay,
@@ -27,6 +30,7 @@ from trainkit.options import PredictOptions
 from trainkit.prediction.images import Picture
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.prediction.results import in_words
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -83,6 +87,8 @@ def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
         return LabelWriter(info, asked)
     if isinstance(info.task, Segmentation):
         return MaskWriter(info, asked)
+    if isinstance(info.task, DenseRegression):
+        return ValueWriter(info, asked)
     if info.task.provides("records"):
         return RecordWriter(info, asked)
     raise UserError(
@@ -258,6 +264,49 @@ class MaskWriter:
 
     def close(self) -> None:
         """The masks are whole already."""
+        self._lines.close()
+
+
+class ValueWriter:
+    """Writes maps of numbers at each image's own size, below two folders.
+
+    raw/: PNG of 16 bits in steps of the task's `scale`, or .npy of float32 where it has none.
+    colour/: from dark blue to yellow over the task's limits, or from the least to the largest
+    value. `predictions.jsonl` has a line for each image with its least, mean and largest value.
+    """
+
+    one_file_each = True
+
+    def __init__(self, info: ModelInfo, asked: PredictOptions):
+        task = info.task
+        assert isinstance(task, DenseRegression)
+        if asked.probabilities or asked.overlay:
+            raise UserError(
+                "dense regression has no --probabilities and no --overlay: leave it out"
+            )
+        self.info, self.out, self.task = info, asked.out, task
+        self.written = ["colour/", "raw/", "predictions.jsonl"]
+        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
+
+    def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
+        """Two files for each image, and a line."""
+        rows = self.info.records(pictures, outputs, 1)
+        for picture, row in zip(pictures, rows):
+            values = row["values"].float().cpu().numpy()
+            low, high = self.task.limits or (row["least"], row["largest"])
+            colours = RAMP[levels(values, low, high)]
+            Image.fromarray(colours).save(_path(self.out, "colour", picture, ".png"))
+            if self.task.scale is None:
+                np.save(_path(self.out, "raw", picture, ".npy"), values)
+            else:
+                steps = np.rint(values.astype(np.float64) / self.task.scale).clip(0, 65535)
+                save_grey(_path(self.out, "raw", picture, ".png"), steps.astype(np.uint16))
+            plain = {name: value for name, value in row.items() if name != "values"}
+            _write_line(self._lines, {"file": str(picture.file), **plain})
+        return rows
+
+    def close(self) -> None:
+        """The maps are whole already."""
         self._lines.close()
 
 

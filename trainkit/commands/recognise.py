@@ -28,6 +28,7 @@ from trainkit.data.datasets.listing import image_files
 from trainkit.data.datasets.lists import MASK, ImageList, is_list, list_in, read_list
 from trainkit.data.datasets.split_files import all_parquet_files
 from trainkit.data.datasets.tables_to_open import named_splits
+from trainkit.data.datasets.value_maps import holds_maps
 from trainkit.data.image_io import read_mask
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
@@ -44,6 +45,7 @@ WHITE = 255
 SMALL = {
     "recog_folder": ["--model", "small"],
     "recog_multilabel": ["--model", "small"],
+    "depth_folder": ["--model", "lraspp", "--backbone", "small", "--no-pretrained"],
     "seg_folder": ["--model", "lraspp", "--backbone", "small", "--no-pretrained"],
 }
 
@@ -139,7 +141,7 @@ def recognise(source: Path) -> Layout:
         return _coco(annotations)
     if not source.is_dir():
         raise UserError(f"{source} is neither a folder nor a list (.csv, .jsonl)")
-    for look in (_masks, _classes, _lists, _tables):
+    for look in (_maps, _masks, _classes, _lists, _tables):
         found = look(source)
         if found is not None:
             return found
@@ -154,6 +156,15 @@ def _coco(files: dict[str, Path]) -> Layout:
     what = f"images with objects of {len(names)} categories in {some(map(str, files.values()))}"
     settings = {} if "val" in files else SHARE
     return Layout(what, "seg_folder", {"--classes": ",".join(["background", *names])} | settings)
+
+
+def _maps(folder: Path) -> Layout | None:
+    has_val = holds_maps(folder)
+    if has_val is None:
+        return None
+    what = f"images with maps of numbers, {'divided' if has_val else 'not divided'}"
+    hint = "--scale says what one step of the maps is worth, such as 0.001 of millimetres"
+    return Layout(what, "depth_folder", {} if has_val else SHARE, [hint])
 
 
 def _masks(folder: Path) -> Layout | None:

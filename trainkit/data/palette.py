@@ -148,6 +148,28 @@ def save_coloured(path: Path, labels: np.ndarray, palette: Sequence[Colour] | np
     image.save(path)
 
 
+# dark blue to yellow, by way of green: colours of viridis, and between them straight lines
+_ANCHORS = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58",
+            "b5de2b", "fde725")  # fmt: skip
+
+
+def _ramp() -> np.ndarray:
+    anchors = np.array([[int(each[at : at + 2], 16) for at in (0, 2, 4)] for each in _ANCHORS])
+    places = np.linspace(0, len(anchors) - 1, 256)
+    columns = [np.interp(places, range(len(anchors)), column) for column in anchors.T]
+    return np.stack(columns, 1).round().astype(np.uint8)
+
+
+RAMP = _ramp()  # uint8 (256, 3)
+
+
+def levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Places of values in `RAMP`: int64 of their shape, 0 for `low`, 255 for `high`; -1 for NaN."""
+    known = np.isfinite(values)
+    share = (np.where(known, values, low) - low) / max(high - low, 1e-12)
+    return np.where(known, np.rint(255 * share.clip(0, 1)), -1).astype(np.int64)
+
+
 def save_grey(path: Path, labels: np.ndarray) -> None:
     """Write labels, uint8 or uint16 (H, W), as a grey PNG of 8 or 16 bits."""
     Image.fromarray(labels).save(path)

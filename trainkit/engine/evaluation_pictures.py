@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from trainkit.data.palette import class_colours
+from trainkit.data.palette import RAMP, class_colours, levels
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.label_warnings import names_of
 from trainkit.engine.shown_images import Shown, as_pixels, chosen, fixed, ious
@@ -20,6 +19,7 @@ from trainkit.files import replace_file
 from trainkit.report import pictures
 from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
 from trainkit.storage import evaluation_files
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -31,7 +31,6 @@ FIXED = 8  # validation images that are shown at each evaluation
 LEAST, MOST = 4, 16  # of the worst and of the median ones
 IN_TRAINING = 16  # in a training one of so many images is shown as worst
 THUMBNAIL, PREVIEW_THUMBNAIL = 256, 192  # longest sides, in pixels
-TEXT_WIDTH, MOST_LINES = 21, 3  # characters, lines of a text below a tile
 WIDTH, WIDE = 1000, 1400  # of a sheet, in pixels
 
 Kinds = Mapping[str, Sequence[int]]  # images by why they are shown
@@ -54,8 +53,9 @@ class EvaluationPictures:
         self.preview = preview
         task = self.recipe.task
         self.names = names_of(task)
-        self.colours = class_colours(len(self.names), task.known_palette)
-        self.of_masks = isinstance(task, Segmentation)
+        self.of_maps = isinstance(task, DenseRegression)
+        self.of_masks = self.of_maps or isinstance(task, Segmentation)
+        self.colours = RAMP if self.of_maps else class_colours(len(self.names), task.known_palette)
         self.of_classes = isinstance(task, (Recognition, MultiLabel))
 
     def indices(self, arrays: Mapping[str, np.ndarray], thorough: bool) -> dict[str, list[int]]:
@@ -101,7 +101,7 @@ class EvaluationPictures:
             f"First training batch: {len(tiles)} of {recipe.batch_size} images",
             f"as the network gets them after augmentation, {shape} pixels{ignored}{mixed}",
             tiles,
-            self._legend(labels if self.of_masks else ()),
+            self._legend(labels if self.of_masks and not self.of_maps else ()),
         )
         self._save(TRAIN_BATCH, page)
 
@@ -131,6 +131,7 @@ class EvaluationPictures:
             title = "Predictions on the same validation images"
             headings["preview"] = (f"{evaluation_files.PREVIEW}/{name}.jpg", title)
         parts = "true mask | predicted mask; hatched: ignored" if self.of_masks else ""
+        parts = parts.replace("mask", "values") if self.of_maps else parts
         for kind, (file, title) in headings.items():
             indices = kinds.get(kind)
             if not indices:
@@ -141,7 +142,7 @@ class EvaluationPictures:
                 mask
                 for index in indices
                 for mask in (found[index].target, found[index].prediction)
-                if self.of_masks and mask is not None
+                if self.of_masks and mask is not None and not self.of_maps
             ]
             subtitle = "; ".join(
                 filter(None, (what, f"image | {parts}" if kept and parts else parts))
@@ -172,18 +173,21 @@ class EvaluationPictures:
             images = [image] if index is None or kept else []
             for labels in (shown.target, shown.prediction):
                 if labels is not None:
-                    images.append(pictures.overlaid(image, self._marked(labels), self.colours))
+                    marked = self._marked(labels, shown.target)
+                    images.append(pictures.overlaid(image, marked, self.colours, self._cover))
             if index is not None and arrays is not None:
                 lines.append((f"{self._named(index, arrays)}", MUTED))
+                if self.of_maps and "loss" in arrays:
+                    lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
                 if "intersection" in arrays:
                     lines.append((f"IoU {_percent(ious_of(arrays, index))}", INK))
             return Tile(images, lines)
         if index is None or arrays is None:
-            return Tile([image], _wrapped(self._named_class(shown.target), INK))
+            return Tile([image], pictures.wrapped(self._named_class(shown.target), INK))
         if "score" in arrays:
             truth, found = self._named_labels(index, arrays)
-            lines += _wrapped(truth, INK)
-            lines += _wrapped(f"predicted {found}", RIGHT if truth == found else WRONG)
+            lines += pictures.wrapped(truth, INK)
+            lines += pictures.wrapped(f"predicted {found}", RIGHT if truth == found else WRONG)
         if "predicted" not in arrays:
             if "loss" in arrays:
                 lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
@@ -239,8 +243,15 @@ class EvaluationPictures:
     def _named(self, index: int, arrays: Mapping[str, np.ndarray]) -> str:
         return str(arrays["names"][index]) if "names" in arrays else f"image {index}"
 
-    def _marked(self, labels: np.ndarray) -> np.ndarray:
-        """A mask in which what is ignored is -1."""
+    @property
+    def _cover(self) -> float:
+        return 1.0 if self.of_maps else pictures.COVER
+
+    def _marked(self, labels: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """A mask in which what is ignored is -1; of values their colours, by the target's range."""
+        if self.of_maps:
+            known = target[np.isfinite(target)]
+            return levels(labels, *((known.min(), known.max()) if known.size else (0.0, 1.0)))
         labels = labels.astype(np.int64)
         return np.where(labels == self.recipe.task.ignored_label, -1, labels)
 
@@ -283,10 +294,13 @@ class EvaluationPictures:
         image = pictures.fitted(shown.pixels, side)
         parts = {"image": image}
         if self.of_masks and shown.prediction is not None:
-            target, prediction = self._marked(shown.target), shown.prediction
-            parts["target"] = pictures.overlaid(image, target, self.colours)
-            parts["prediction"] = pictures.overlaid(image, prediction, self.colours)
-            parts["error"] = pictures.error_map(image, target, prediction)
+            target, prediction = self._marked(shown.target, shown.target), shown.prediction
+            if self.of_maps:
+                prediction = self._marked(prediction, shown.target)
+            parts["target"] = pictures.overlaid(image, target, self.colours, self._cover)
+            parts["prediction"] = pictures.overlaid(image, prediction, self.colours, self._cover)
+            if not self.of_maps:
+                parts["error"] = pictures.error_map(image, target, prediction)
         for part, picture in parts.items():
             picture.save(folder / f"{index}-{part}.webp", quality=80, method=0)
 
@@ -310,14 +324,6 @@ class EvaluationPictures:
         content = io.BytesIO()
         page.save(content, "JPEG", quality=88)
         replace_file(self.folder / name, content.getvalue())
-
-
-def _wrapped(text: str, colour: tuple[int, int, int]) -> list[Line]:
-    """A text in lines below a tile, of which the last may be cut off."""
-    lines = textwrap.wrap(text, TEXT_WIDTH)
-    if len(lines) > MOST_LINES:
-        lines[MOST_LINES - 1 :] = [" ".join(lines[MOST_LINES - 1 :])]
-    return [(line, colour) for line in lines]
 
 
 def ious_of(arrays: Mapping[str, np.ndarray], index: int) -> float | None:

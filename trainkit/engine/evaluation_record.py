@@ -24,6 +24,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage import evaluation_files
 from trainkit.storage.results_table import ResultsTable
 from trainkit.storage.weight_links import WeightLinks
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -189,6 +190,7 @@ def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict
         "recognition": Recognition,
         "segmentation": Segmentation,
         "multilabel": MultiLabel,
+        "dense_regression": DenseRegression,
     }
     names = names_of(task)
     palette = class_colours(len(names), task.known_palette).tolist() if names else None

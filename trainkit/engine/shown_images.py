@@ -17,6 +17,7 @@ from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import uncompiled
 from trainkit.recipe import Recipe
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.segmentation import Segmentation
 
 MISTAKES_OF_A_CLASS, MOST_MISTAKES = 3, 24
@@ -32,7 +33,7 @@ class Shown:
     target: np.ndarray
     """class id, probabilities (C,), or mask (H, W)"""
     prediction: np.ndarray | None
-    """predicted mask (H, W); None where the rows of the evaluation say it, or nothing does"""
+    """predicted mask, or values (H, W); None where the evaluation's rows say it, or nothing does"""
     ranking: tuple[tuple[int, float], ...] = ()
     """class ids and probabilities, the most probable first, where they were asked for"""
 
@@ -129,7 +130,7 @@ def _read(
         seed_step(evaluator.seed, EVALUATION - index, 0)
         prediction: np.ndarray | None = None
         ranking: tuple[tuple[int, float], ...] = ()
-        if isinstance(recipe.task, Segmentation):
+        if isinstance(recipe.task, (Segmentation, DenseRegression)):
             mask = _predicted(evaluator, *evaluator.to_device(images, targets))
             prediction = mask.cpu().numpy()
         elif index in ranked:

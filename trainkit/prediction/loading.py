@@ -24,13 +24,15 @@ from trainkit.storage.shipped import same_shipped_recipe, shipped
 from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import take_weights
 from trainkit.tasks.base import Task
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 TASKS = {
-    each.__name__: each for each in (Recognition, MultiLabel, Segmentation, MaskClassification)
+    each.__name__: each
+    for each in (Recognition, MultiLabel, Segmentation, MaskClassification, DenseRegression)
 }
 # of training, and of evaluations of the validation data
 NOT_REBUILT = ("loss", "extra_metrics")

@@ -30,10 +30,12 @@ from trainkit.prediction.results import (
     called,
     largest_classes,
     predicted_mask,
+    predicted_values,
     top_classes,
 )
 from trainkit.recipe import MEAN, STD, Recipe
 from trainkit.tasks.base import Task
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -127,7 +129,8 @@ class ModelInfo:
             their thresholds.
             Segmentation: "mask", class ids (H, W), uint8 or of more than 256 classes int32, at the
             size of the image, and "classes", the largest ones, each with "class", "name" and
-            "share". Another task: what its method `records` gives.
+            "share". Dense regression: "values", float32 (H, W), and their "least", "mean" and
+            "largest". Another task: what its method `records` gives.
 
         Raises:
             UserError: an image cannot be read, or the task has no predictions to write.
@@ -171,6 +174,12 @@ class ModelInfo:
             return [
                 {"mask": mask, "classes": largest_classes(mask, self.classes)[:top_k]}
                 for mask in masks
+            ]
+        if isinstance(self.task, DenseRegression):
+            limits = self.task.limits
+            return [
+                predicted_values(each, picture.size, limits)
+                for each, picture in zip(outputs, pictures)
             ]
         if self.task.provides("records"):
             return self.task.records(outputs, [picture.size for picture in pictures])
@@ -235,6 +244,8 @@ class ModelInfo:
 
     def _outputs(self, model: nn.Module, images: Tensor) -> Any:
         outputs = run_padded(model, images, size_divisor(self.model) if self.task.is_dense else 1)
+        if isinstance(self.task, DenseRegression):
+            return self.task.scores(outputs, images)
         if not isinstance(self.task, (Recognition, Segmentation, MultiLabel)):
             return outputs
         logits = main_logits(outputs)

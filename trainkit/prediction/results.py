@@ -41,6 +41,22 @@ def predicted_mask(
     return chosen
 
 
+def predicted_values(
+    values: Tensor, size: tuple[int, int], limits: tuple[float, float] | None
+) -> dict[str, Any]:
+    """The values (1, h, w) of an image at `size`, within `limits`, and what they are on the whole.
+
+    Returns:
+        "values", float32 (H, W), "least", "mean" and "largest".
+    """
+    found = values[None]
+    if found.shape[-2:] != size:
+        found = F.interpolate(found, size, mode="bilinear", align_corners=False)
+    found = found[0, 0] if limits is None else found[0, 0].clamp(*limits)
+    numbers = {"least": found.min(), "mean": found.double().mean(), "largest": found.max()}
+    return {"values": found, **{name: float(number) for name, number in numbers.items()}}
+
+
 def top_classes(
     probabilities: Tensor, names: Sequence[str], top_k: int
 ) -> list[list[dict[str, Any]]]:

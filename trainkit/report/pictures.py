@@ -5,6 +5,7 @@ mask is laid over the image in the colours of `trainkit.data.palette.class_colou
 is hatched.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -17,6 +18,7 @@ MARGIN, TEXT, TITLE = 8, 14, 19  # pixels
 PAPER, INK, MUTED, STRIP = (255, 255, 255), (25, 28, 33), (105, 112, 122), (240, 242, 245)
 RIGHT, WRONG = (20, 125, 60), (200, 30, 45)
 COVER = 0.55  # share of a class's colour in an overlay
+TEXT_WIDTH, MOST_LINES = 21, 3  # characters, lines of a text below a tile
 LEGEND = 40  # classes in it, at most
 Colour = tuple[int, int, int]
 Line = tuple[str, Colour]
@@ -53,6 +55,14 @@ def fitted(pixels: np.ndarray, side: int = SIDE) -> Image.Image:
 def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
     width, height = (max(1, round(length * factor)) for length in size)
     return width, height
+
+
+def wrapped(text: str, colour: Colour) -> list[Line]:
+    """A text in lines below a tile, of which the last may be cut off."""
+    lines = textwrap.wrap(text, TEXT_WIDTH)
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1 :] = [" ".join(lines[MOST_LINES - 1 :])]
+    return [(line, colour) for line in lines]
 
 
 def labels_of_size(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -80,6 +80,7 @@ def of_lists(
     target_column: str | None = None,
     masks: bool = False,
     read: Callable[[Path], ImageList] = read_list,
+    known_targets: Sequence[str] | None = None,
 ) -> Whole | None:
     """What a list names, or those of the splits in a folder; None where `source` is neither.
 
@@ -90,13 +91,16 @@ def of_lists(
         target_column: the column of labels or masks; None: one of `lists.LABEL` or `lists.MASK`.
         masks: targets are masks' paths, and not labels.
         read: reads a list; of one that `label_sets.LabelLists` reads, targets are sets of labels.
+        known_targets: names of the column of targets, in place of `lists.LABEL` or `lists.MASK`.
 
     Raises:
         UserError: a list is no list, is to be divided a second time, or is not divided at all; an
             image is on both sides.
     """
     source = Path(source)
-    columns = (IMAGE, image_column), (MASK if masks else LABEL, target_column), masks
+    if known_targets is None:
+        known_targets = MASK if masks else LABEL
+    columns = (IMAGE, image_column), (known_targets, target_column), masks
     if is_list(source):
         rows = read(source)
         sides = rows.sides()

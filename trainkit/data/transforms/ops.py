@@ -128,7 +128,7 @@ class RandomScaleCrop(v2.Transform):
         long_side: int,
         crop: int,
         scale: tuple[float, float],
-        ignore: int,
+        ignore: float,
         cat_max_ratio: float | None = None,
         tries: int = 10,
         hflip_prob: float = 0.0,

@@ -1,0 +1,133 @@
+"""A number for each pixel, such as depth or height, on your own images with maps of numbers.
+
+The layout is images/{train,val} and depth/{train,val}, maps named as their images: PNG of 16 bits,
+TIFF or npy. NYU Depth v2 in this layout, with PNG in millimetres: --scale 0.001 --limits 0.001 10.
+
+Source: Eigen et al., Depth Map Prediction from a Single Image using a Multi-Scale Deep Network,
+NeurIPS 2014, for the loss and the metrics; settings of recipes/seg_folder.py else.
+
+Launch: trainkit depth_folder --data my_images --scale 0.001
+
+On several processes: accelerate launch -m trainkit depth_folder ...
+
+Hardware and time: depends on your images.
+
+Expected: depends on your images; not yet measured on a public set.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from trainkit import Recipe
+from trainkit.data.dataset_info import LazyDataset
+from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.held_out import SplitSettings
+from trainkit.data.datasets.value_maps import ValueMapSource
+from trainkit.data.transforms.dense_regression import train_transform
+from trainkit.data.transforms.segmentation import eval_transform
+from trainkit.inference import Inference
+from trainkit.losses.base import Criterion
+from trainkit.losses.dense_regression import L1, Huber, ScaleInvariantLog
+from trainkit.models.segmentation import segmenter
+from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.tasks.dense_regression import DenseRegression
+
+# What --sample changes; a setting given beside it still wins.
+SAMPLE = {
+    "model": "lraspp",
+    "backbone": "small",
+    "pretrained": False,
+    "epochs": 6,
+    "lr": 0.003,
+    "batch_size": 8,
+    "long_side": 112,
+    "crop": 88,
+    "scale": 0.001,
+    "limits": (0.1, 20.0),
+}
+
+
+def recipe(
+    data: str = "data/my_images",
+    scale: float = 1.0,
+    invalid: float | None = 0.0,
+    limits: tuple[float, float] | None = None,
+    image_column: str | None = None,
+    map_column: str | None = None,
+    split: SplitSettings = SplitSettings(),
+    model: str = "deeplabv3",
+    backbone: str = "resnet50",
+    pretrained: bool = True,
+    batch_size: int = 16,
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=1e-4, weight_decay=0.01, optimizer="adamw", head_lr_mult=10.0
+    ),
+    schedule: ScheduleSettings = ScheduleSettings(epochs=60, schedule="poly", warmup_epochs=1),
+    loss: Literal["silog", "l1", "huber"] = "silog",
+    output: Literal["log", "linear"] = "log",
+    variance_focus: float = 0.5,
+    delta: float = 1.0,
+    long_side: int = 640,
+    crop: int = 480,
+    photometric: bool = False,
+    eval_window: tuple[int, int] | None = None,
+    eval_flip: bool = False,
+    sample: bool = False,
+) -> Recipe:
+    """Own images with depth, height or other numbers.
+
+    Args:
+        data: folder with images/train, images/val, depth/train and depth/val (or height, maps,
+            targets); with val_share one with images/ and depth/, or a CSV or JSONL list of path and
+            depth
+        scale: value of one step of the stored numbers, such as 0.001 for millimetres in metres;
+            predictions are written as PNG in the same steps
+        invalid: stored number that says that nothing is known; None: none but NaN
+        limits: least and largest value; targets beyond count nowhere, predictions are kept within
+        image_column: of paths, in a list
+        map_column: of the maps' paths, in a list
+        model: the network, see seg_folder; on a laptop: --model lraspp --backbone small
+            --no-pretrained
+        backbone: see seg_folder
+        pretrained: start the backbone from published ImageNet weights
+        lr: peak learning rate of the backbone
+        head_lr_mult: factor of the learning rate outside the backbone, when it is pretrained
+        batch_size: images of one step, over all processes
+        loss: silog: scale-invariant error of logarithms; l1; huber
+        output: log: the network gives the logarithm of the value, which is positive then; linear:
+            the value, for heights and others that may be negative
+        variance_focus: of silog, in [0, 1]; 0: the mean square of the logarithms' differences
+        delta: of huber, in the unit of the values
+        long_side: long side of an image before the random scale of 1 to 1.5, and in evaluation
+        crop: side of the crops in training
+        photometric: distort brightness, contrast, saturation and hue of the crops
+        eval_window: side and stride of windows in evaluation, such as 480 320; None: whole images
+        eval_flip: also predict the flipped image in evaluation, and average
+        sample: train a small network on generated scenes in the same layout, in under a minute
+    """
+    source = generated.depth_folder() if sample else data
+    maps = ValueMapSource(source, image_column, map_column, scale, invalid, split)
+    losses: dict[str, Criterion] = {
+        "silog": ScaleInvariantLog(variance_focus),
+        "l1": L1(),
+        "huber": Huber(delta),
+    }
+    network = segmenter(model, 1, backbone, pretrained, aux=False, se=False)
+    inference = Inference.windows(eval_window)
+    if eval_flip:
+        inference = replace(inference or Inference(), flip=True)
+    optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
+    return Recipe(
+        task=DenseRegression(losses[loss], output, limits, scale),
+        model=network,
+        train_data=LazyDataset(
+            partial(maps.open, "train", train_transform(long_side, crop, photometric=photometric))
+        ),
+        val_data=maps.open("val", eval_transform(long_side)),
+        **optimizer.build(network, decay_vectors=False),
+        **schedule.build(),
+        batch_size=batch_size,
+        inference=inference,
+        note=f"generated data: scenes with depth in {source}" if sample else None,
+    )

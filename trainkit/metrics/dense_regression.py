@@ -1,0 +1,93 @@
+"""Errors of a number for each pixel: RMSE, MAE, AbsRel and the shares within a factor."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainkit.errors import UserError
+from trainkit.metrics.base import Gathered
+from trainkit.metrics.bootstrap import interval
+
+FACTOR = 1.25  # of delta1; its square and cube of delta2 and delta3
+
+
+class MapErrors(Gathered):
+    """{"rmse", "mae", "abs_rel", "delta1", "delta2", "delta3"} over all valid pixels of the split.
+
+    rmse and mae are in the unit of the targets. abs_rel is the mean of |error| / target, delta1 the
+    share of pixels whose prediction and target differ by a factor below 1.25 (its square, its
+    cube): of pixels with a target above 0; None where there is none. Predictions are (N, H, W),
+    references likewise, NaN where nothing is known. Sums of each image, in float64, are kept; their
+    sum is exact, whatever the order of images and processes.
+
+    Args:
+        headline: of which `details` gives the interval.
+
+    Source:
+        Eigen et al., 2014, whose means are over all pixels of the test images.
+    """
+
+    name = "map_errors"
+    percent = ("delta1", "delta2", "delta3", "abs_rel")
+    higher_is_better = ("delta1", "delta2", "delta3")
+
+    def __init__(self, headline: str = "rmse"):
+        super().__init__()
+        self.headline = headline
+
+    def _kept(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, ...]:
+        if predictions.shape != references.shape or predictions.ndim != 3:
+            raise UserError(
+                f"MapErrors: predictions are {tuple(predictions.shape)} and references"
+                f" {tuple(references.shape)}; both must be (N, H, W)"
+            )
+        found, wanted = predictions.double().flatten(1), references.double().flatten(1)
+        valid = wanted.isfinite()
+        positive = valid & (wanted > 0)
+        error = torch.where(valid, found - wanted, 0)
+        safe = torch.where(positive, wanted, 1)
+        guess = torch.where(positive, found, 1)
+        # a prediction that is not above 0 is within no factor
+        ratio = torch.where(guess > 0, torch.maximum(guess / safe, safe / guess), torch.inf)
+        columns = [valid, error.abs(), error.square(), positive, error.abs() / safe * positive]
+        columns += [positive & (ratio < FACTOR**power) for power in (1, 2, 3)]
+        return (torch.stack([each.double().sum(1) for each in columns], 1),)  # (N, 8)
+
+    def _rows(self) -> np.ndarray:
+        kept = self.all_kept()
+        return np.zeros((0, 8)) if kept is None else kept[0]
+
+    def _results(self) -> dict:
+        sums = np.array([math.fsum(column) for column in self._rows().T])
+        return {name: _value(name, sums) for name in _PLACES}
+
+    def details(self) -> dict:
+        """The 95 % interval of the headline metric, by the bootstrap over images."""
+        rows = self._rows()
+        if self.headline not in _PLACES:
+            return {}
+
+        def statistic(sums: Tensor) -> Tensor:
+            above, below = _PLACES[self.headline]
+            found = sums[:, above] / sums[:, below].clamp(min=1)
+            return found.sqrt() if self.headline == "rmse" else found
+
+        return {f"{self.headline}_95": interval(torch.from_numpy(rows), statistic)}
+
+
+# the columns of sums whose quotient is a result
+_PLACES = {
+    "rmse": (2, 0), "mae": (1, 0), "abs_rel": (4, 3), "delta1": (5, 3), "delta2": (6, 3),
+    "delta3": (7, 3),
+}  # fmt: skip
+
+
+def _value(name: str, sums: np.ndarray) -> Any:
+    above, below = _PLACES[name]
+    if not sums[below]:
+        return None
+    found = float(sums[above] / sums[below])
+    return math.sqrt(found) if name == "rmse" else found
