@@ -38,7 +38,7 @@ def test_all_are_found():
     ]
     more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
     ade20k = ["seg_ade20k", "seg_ade20k_encnet", "seg_ade20k_eomt", "seg_ade20k_segformer"]
-    assert [path.stem for path in FILES] == [*recognition, *ade20k, *more]
+    assert [path.stem for path in FILES] == [*own, *recognition, *ade20k, *more]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
