@@ -18,6 +18,7 @@ from trainkit.models.segmentation import auxiliary_weight, segmenter
 from trainkit.optim import param_groups
 from trainkit.tasks.segmentation import Segmentation
 
+LR = 1e-3
 VIT = "hidden_size=16 num_hidden_layers=4 num_attention_heads=2 intermediate_size=32"
 # Type of transformers -> --model-args
 TINY = {
@@ -75,7 +76,7 @@ class Odd(Larger):
 def recipe(kind: str, num_images: int = 8, **changes) -> Recipe:
     """Two steps an epoch; evaluated at sides that no patch divides, where the type takes those."""
     network = tiny(kind)
-    groups = param_groups(network, 0.01, 1e-3, head_lr_mult=2.0)
+    groups = param_groups(network, LR, 1e-3, head_lr_mult=2.0)
     only = getattr(network, "image_size", None)
     train_data, val_data = Larger(num_images), Odd(3, augment=False)
     if only is not None:
@@ -83,7 +84,7 @@ def recipe(kind: str, num_images: int = 8, **changes) -> Recipe:
     values = {
         "task": Segmentation(CLASSES, aux_weight=auxiliary_weight(network, 0.2)),
         "model": network,
-        "optimizer": torch.optim.SGD(groups, lr=0.01, momentum=0.9),
+        "optimizer": torch.optim.SGD(groups, lr=LR, momentum=0.9),
         "train_data": train_data,
         "val_data": val_data,
         "batch_size": 4,
@@ -100,8 +101,8 @@ def without_norms(kind: str) -> Recipe:
     for module in built.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             freeze(module)
-    groups = param_groups(built.model, 0.01, 1e-3, head_lr_mult=2.0)
-    return replace(built, optimizer=torch.optim.SGD(groups, lr=0.01, momentum=0.9))
+    groups = param_groups(built.model, LR, 1e-3, head_lr_mult=2.0)
+    return replace(built, optimizer=torch.optim.SGD(groups, lr=LR, momentum=0.9))
 
 
 def run(kind: str, out: Path, **options) -> None:
