@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from helpers.logs import assert_bit_equal, assert_same_training
-from helpers.mask_recipes import RUNS, SIDE, masks, run
+from helpers.mask_recipes import CLASSES, RUNS, SIDE, masks, run
 from helpers.processes import TESTS, torchrun
 from trainkit.commands.export import export
+from trainkit.engine.task_module import TaskModule
 from trainkit.models.mask_networks import mask_probabilities
 from trainkit.options import ExportOptions
 from trainkit.prediction.model_info import ModelInfo
@@ -119,3 +120,21 @@ def test_eomt_is_exported_for_images_of_its_size(alone, tmp_path, capsys):
     asked = ExportOptions(out=tmp_path / "m.pt2", images=2)
     export(recipe, weights, asked)
     assert f"input ['batch', 3, {SIDE}, {SIDE}]" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+def test_a_compiled_step_of_eomt_is_the_same_and_compiled_once():
+    recipe = masks("eomt")
+    module = TaskModule(recipe.model, recipe.task).train()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(module, backend="aot_eager")
+    images = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(CLASSES, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
+    frames = []
+    for step in range(5):  # attention is masked always, at times, and never
+        recipe.task.at_step(recipe.model, step, 6)
+        recipe.task.at_images(recipe.model, step, range(3))
+        torch.testing.assert_close(compiled(images, targets), module(images, targets))
+        frames.append(torch._dynamo.utils.counters["frames"]["total"])
+    assert frames[-1] == frames[0] > 0

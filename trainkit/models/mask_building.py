@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainkit.errors import UserError
 from trainkit.models.hf_config import (
@@ -18,7 +18,13 @@ from trainkit.models.hf_config import (
 from trainkit.models.hf_fitting import refusals_of, take_image_channels
 from trainkit.models.hf_input import published_pixels
 from trainkit.models.hf_networks import from_weights, quiet, say_pixels
-from trainkit.models.mask_encoders import encoder_settings, load_encoder, timm_encoder
+from trainkit.models.mask_encoders import (
+    encoder_settings,
+    load_encoder,
+    mapped,
+    timm_encoder,
+)
+from trainkit.models.mask_encoders_hf import hf_encoder, hf_mapped, hf_settings
 from trainkit.models.mask_networks import MASK_NETWORKS, finish_mask_network, mask_network_class
 from trainkit.models.pretrained import offline, wanted
 
@@ -54,7 +60,8 @@ def mask_network(
             DINOv2, "hf:eomt_dinov3", a folder or a name on the Hub.
         num_classes: how many classes there are; a head for another number is made anew.
         backbone: of a type of EoMT: "timm:" and the name of a DINOv2 or DINOv3 of timm, whose sizes
-            and weights the encoder has, with patches of patch_size (16); None: as the configuration
+            and weights the encoder has, with patches of patch_size (16); "hf:" and a folder or name
+            on the Hub of one of transformers, with its own patches; None: as the configuration
             says.
         pretrained: start from published weights, of the name or of the backbone.
         image_channels: of the images, to which published weights are adapted.
@@ -96,7 +103,7 @@ def mask_network(
     else:
         network = _from_config(name, plain, num_classes)
         if published and encoder is not None:
-            load_encoder(network, encoder)
+            load_encoder(network, _weights_of(encoder, backbone, network))
     take_image_channels(network, image_channels, published)
     return _finished(network, plain)
 
@@ -104,7 +111,7 @@ def mask_network(
 def _encoder(
     name: str, source: Found, backbone: str, published: bool, model_args: Sequence[str]
 ) -> Any:
-    """Build timm's encoder, and put its sizes into the configuration that was found.
+    """Build an encoder, and put its sizes into the configuration that was found.
 
     Without published weights its weights take no memory.
     """
@@ -115,14 +122,17 @@ def _encoder(
             f"backbone is {backbone}, and {name} has an encoder of its own: leave it out, or take"
             " hf:eomt or hf:eomt_dinov3"
         )
-    if config.image_size % config.patch_size:
-        raise UserError(
-            f"image_size is {config.image_size}, and {name} has patches of {config.patch_size}"
-            " pixels: give a multiple of that"
-        )
+    of_timm = backbone.startswith("timm:")
+    if of_timm:
+        _require_whole_patches(name, config.image_size, config.patch_size)
     with torch.device("cpu" if published else "meta"):
-        encoder = timm_encoder(kind, backbone, published, config.image_size, config.patch_size)
-    settings = encoder_settings(kind, encoder)
+        if of_timm:
+            encoder = timm_encoder(kind, backbone, published, config.image_size, config.patch_size)
+        else:
+            encoder = hf_encoder(kind, backbone, published)
+    settings = (encoder_settings if of_timm else hf_settings)(kind, encoder)
+    if not of_timm:
+        _require_whole_patches(name, config.image_size, settings["patch_size"])
     twice = settings.keys() & {text.partition("=")[0].strip() for text in model_args}
     if twice:
         raise UserError(
@@ -131,6 +141,23 @@ def _encoder(
     for setting, value in settings.items():
         setattr(config, setting, value)
     return encoder
+
+
+def _require_whole_patches(name: str, image_size: int, patch_size: int) -> None:
+    if image_size % patch_size:
+        raise UserError(
+            f"image_size is {image_size}, and {name} has patches of {patch_size} pixels: give a"
+            " multiple of that"
+        )
+
+
+def _weights_of(encoder: Any, backbone: str | None, network: Any) -> dict[str, Tensor]:
+    """The weights of an encoder by EoMT's names."""
+    kind = network.config.model_type
+    if backbone is not None and backbone.startswith("timm:"):
+        return mapped(kind, encoder.state_dict())
+    side = network.config.image_size // network.config.patch_size
+    return hf_mapped(kind, encoder.state_dict(), side * side)
 
 
 def _from_config(name: str, plain: Mapping[str, Any], num_classes: int) -> Any:

@@ -82,24 +82,25 @@ def encoder_settings(kind: str, encoder: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load_encoder(network: nn.Module, encoder: nn.Module) -> None:
-    """Load the weights of timm's encoder into EoMT; all but queries and heads come from it.
+def load_encoder(network: nn.Module, found: dict[str, Tensor]) -> None:
+    """Load the weights of an encoder into EoMT; all but queries and heads come from it.
+
+    Args:
+        network: takes them.
+        found: by EoMT's names, see `mapped`.
 
     Raises:
         UserError: there is a weight on either side that the other one has no place for.
     """
-    config: Any = network.config
-    found = mapped(config.model_type, encoder.state_dict())
     state = network.state_dict()
     ours = {name for name in state if name.startswith(("embeddings.", "layers.", "layernorm."))}
     # DINOv3 of timm may have no biases of queries and values, or zeros
-    for name in ours - found.keys():
-        if name.endswith(("q_proj.bias", "v_proj.bias")):
-            found[name] = torch.zeros_like(state[name])
+    absent = [each for each in ours - found.keys() if each.endswith(("q_proj.bias", "v_proj.bias"))]
+    found = {**found, **{name: torch.zeros_like(state[name]) for name in absent}}
     wrong = [name for name in found.keys() & ours if found[name].shape != state[name].shape]
     if ours != found.keys() or wrong:
         raise UserError(
-            f"{type(encoder).__name__} of timm does not fit {type(network).__name__}:"
+            f"the backbone does not fit {type(network).__name__}:"
             f" {', '.join(sorted([*(ours ^ found.keys()), *wrong])[:4])}"
         )
     network.load_state_dict({**state, **found})

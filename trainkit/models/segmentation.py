@@ -56,7 +56,8 @@ def segmenter(
         num_classes: how many classes there are.
         backbone: see `trainkit.models.backbones`; of lraspp also "mobilenet_v3_large", as
             torchvision has it; of segmentation_models_pytorch's networks one of its encoders, or
-            "timm:" and a name of timm's; of EoMT a DINOv2 or DINOv3 of timm.
+            "timm:" and a name of timm's; of EoMT a DINOv2 or DINOv3 of timm or
+            transformers ("hf:NAME").
         pretrained: start the backbone from published ImageNet weights.
         aux: an auxiliary FCN head on the last map but one, see `has_aux`.
         se: of EncNet: whether it predicts which classes occur.
@@ -71,7 +72,7 @@ def segmenter(
         UserError: name or backbone are unknown, or its weights cannot be downloaded.
     """
     if is_mask_network(name, model_args, config):
-        encoder = backbone if backbone.startswith("timm:") else None
+        encoder = backbone if backbone.startswith(("timm:", "hf:")) else None
         return mask_network(
             name, num_classes, encoder, pretrained, image_channels, model_args, config
         )

@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from helpers.mask_recipes import built
 from trainkit.errors import UserError
-from trainkit.models.mask_encoders import encoder_settings, load_encoder, timm_encoder
+from trainkit.models.mask_encoders import encoder_settings, load_encoder, mapped, timm_encoder
 from trainkit.models.segmentation import segmenter
 
 SIDE = 48
@@ -35,7 +35,7 @@ def test_an_encoder_gives_the_same_in_eomt(name, kind):
     sizes = {"image_size": SIDE, "patch_size": 16, "num_blocks": 1, "num_queries": 3}
     settings = {**sizes, **encoder_settings(kind, encoder)}
     network = built(AutoConfig.for_model(kind, num_labels=2, **settings)).eval()
-    load_encoder(network, encoder)
+    load_encoder(network, mapped(kind, encoder.state_dict()))
     images = torch.randn(2, 3, SIDE, SIDE)
     tokens = network.embeddings(images)
     positions = {}
@@ -57,8 +57,52 @@ def test_a_weight_without_a_place_is_refused():
             "eomt", num_labels=2, image_size=SIDE, num_blocks=1, num_queries=3, **settings
         )
     )
-    with pytest.raises(UserError, match="VisionTransformer of timm does not fit Eomt.*: layers.1"):
-        load_encoder(network, encoder)
+    with pytest.raises(UserError, match="the backbone does not fit Eomt.*: layers.1"):
+        load_encoder(network, mapped("eomt", encoder.state_dict()))
+
+
+HF = {
+    "dinov2": "eomt",
+    "dinov2_with_registers": "eomt",
+    "dinov2, gated": "eomt",
+    "dinov3_vit": "eomt_dinov3",
+    "dinov3_vit, gated": "eomt_dinov3",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), HF.items())
+@torch.no_grad()
+def test_an_encoder_of_transformers_gives_the_same_in_eomt(name, kind, tmp_path):
+    """From a folder; of images of another size than it was trained on, positions interpolated."""
+    torch.manual_seed(0)
+    family, _, gated = name.partition(", ")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+    more = {"intermediate_size": 48, "num_register_tokens": 2} if family == "dinov3_vit" else {}
+    if gated:
+        more |= {"use_swiglu_ffn": True} if kind == "eomt" else {"use_gated_mlp": True}
+    settings = AutoConfig.for_model(family, image_size=32, **sizes, **more)
+    encoder = AutoModel.from_config(settings).eval()
+    for weight in encoder.parameters():
+        weight.add_(0.05 * torch.randn_like(weight))
+    encoder.save_pretrained(tmp_path)
+    arguments = [f"image_size={SIDE}", "num_queries=3", "num_blocks=1"]
+    network = segmenter(f"hf:{kind}", 2, f"hf:{tmp_path}", model_args=arguments).eval()
+    images = torch.randn(2, 3, SIDE, SIDE)
+    tokens = network.embeddings(images)
+    positions = {}
+    if kind == "eomt_dinov3":
+        positions = {"position_embeddings": network.rope_embeddings(images)}
+    for layer in network.layers:
+        tokens = layer(tokens, attention_mask=None, **positions)
+    expected = encoder(images).last_hidden_state
+    torch.testing.assert_close(network.layernorm(tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_of_another_type_is_refused():
+    with pytest.raises(UserError, match="takes dinov2 or dinov2_with_registers.* of type vit"):
+        segmenter("hf:eomt", 2, "hf:vit", False)
+    with pytest.raises(UserError, match="image_size is 640, and hf:eomt has patches of 14"):
+        segmenter("hf:eomt", 2, "hf:dinov2", False)
 
 
 def test_another_family_is_refused():
