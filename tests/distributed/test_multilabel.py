@@ -8,14 +8,14 @@ from helpers.logs import assert_bit_equal, rows, weights
 from helpers.processes import TOYS, torchrun
 from helpers.toy_recipes import run
 
-PAIRS = {"labels": "labels-3", "labels-mixup": "labels-mixup-2"}
+NAMES = ("labels-mixup", "labels-mixup-2")  # the same training, the second in micro-batches
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Each training in this process."""
     folder = tmp_path_factory.mktemp("alone")
-    for name in (*PAIRS, *PAIRS.values()):
+    for name in NAMES:
         run(name, folder / name)
     return folder
 
@@ -23,7 +23,7 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    torchrun(2, TOYS, folder, *PAIRS)
+    torchrun(2, TOYS, folder, NAMES[0])
     return folder
 
 
@@ -46,10 +46,10 @@ def assert_one_curve(one, other):
                 assert theirs[name] == value, name
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_micro_batches_and_processes_change_nothing(alone, together, name):
-    assert_one_curve(alone / name, alone / PAIRS[name])
-    assert_one_curve(alone / name, together / name)
+def test_micro_batches_and_processes_change_nothing(alone, together):
+    first, second = NAMES
+    assert_one_curve(alone / first, alone / second)
+    assert_one_curve(alone / first, together / first)
 
 
 def test_resumed_bit_equal(tmp_path):

@@ -395,8 +395,6 @@ RUNS = {
     "recognition": (recognition, {}),
     "recognition-4": (recognition, {"micro_batch": 4}),
     "recognition-3": (recognition, {"micro_batch": 3}),
-    "labels": (labels, {}),
-    "labels-3": (labels, {"micro_batch": 3}),
     "labels-mixup": (lambda: labels(mix=Mixup(0.4, CLASSES)), {"checkpoint_every": 2}),
     "labels-mixup-2": (lambda: labels(mix=Mixup(0.4, CLASSES)), {"micro_batch": 2}),
     "depths": (depths, {"checkpoint_every": 2}),
