@@ -18,6 +18,7 @@ from trainkit.cli import main
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.transforms.recognition import CROP_MODES, eval_transform
 from trainkit.models.recognition import published_input
+from trainkit.models.segmentation import segmenter
 
 timm = pytest.importorskip("timm")
 HALF, IMAGENET = (
@@ -297,3 +298,11 @@ def test_networks_of_a_fixed_size_are_built_for_the_size_asked_for(data, size):
     })  # fmt: skip
     image, _ = recipe.val_data[0]
     assert image.shape == (3, size, size) and recipe.model(image[None] / 255).shape == (1, 2)
+
+
+def test_a_size_of_segformer_needs_no_file(monkeypatch):
+    """Its pixels are ImageNet's, by the usual settings, and random weights are built offline."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert published_input("hf:segformer_b0", "bilinear") == published_input("small", "bilinear")
+    network = segmenter("hf:segformer_b0", 150, pretrained=False)
+    assert sum(each.numel() for each in network.parameters()) == 3_752_694  # as published

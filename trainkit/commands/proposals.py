@@ -44,7 +44,7 @@ def proposals(recipe_file: RecipeFile, settings: Mapping[str, Any]) -> list[str]
                 f"lr {lr:g} is the recipe's for {own['optimizer']}; {optimizer} takes another"
                 f" one{usual}: give --lr"
             )
-        elif batch_size != own["batch_size"]:
+        elif batch_size > 0 and batch_size != own["batch_size"]:
             factor = batch_size / own["batch_size"]
             rule = "square root" if is_adaptive(optimizer) else "linear"
             scaled = lr * (math.sqrt(factor) if is_adaptive(optimizer) else factor)

@@ -145,6 +145,11 @@ def found(name: str, model_args: Sequence[str] = (), known: Sequence[str] = ()) 
     return Found(config_of(_merged(plain, given)), num_classes, folder)
 
 
+def is_segformer_size(name: str) -> bool:
+    """Whether the network `name` is one of `SEGFORMERS`."""
+    return name.removeprefix(PREFIX) in SEGFORMERS
+
+
 def files_of(name: str, known: Sequence[str] = ()) -> str | None:
     """The folder, or the name on the Hub, with the files of the network `name`.
 

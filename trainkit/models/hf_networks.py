@@ -19,6 +19,7 @@ from trainkit.models.hf_config import (
     config_of,
     files_of,
     found,
+    is_segformer_size,
     plain_config,
     recorded_config,
     transformers_of,
@@ -169,6 +170,8 @@ def hf_images(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such network, or the file cannot be had.
     """
+    if is_segformer_size(name):
+        return {}
     said = published_images(name, files_of(name, [*types_of(RECOGNITION, name), *SEGFORMERS]))
     return {key: value for key, value in said.items() if key != "bgr"}
 
@@ -194,7 +197,8 @@ def _built(
         source.config.use_auxiliary_head = False
     if source.files is None and len(set(sizes)) == 1:
         _build_for(source.config, sizes[0], model_args)
-    pixels = published_pixels(name, source.files)
+    # of the sizes of SegFormer they are ImageNet's, which is the usual one: no file is read for it
+    pixels = {} if is_segformer_size(name) else published_pixels(name, source.files)
     plain = plain_config(source.config)
     if pixels:
         plain |= {"image_mean": list(pixels["mean"]), "image_std": list(pixels["std"])}
