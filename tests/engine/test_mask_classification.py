@@ -123,6 +123,7 @@ def test_eomt_is_exported_for_images_of_its_size(alone, tmp_path, capsys):
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's compiler itself
 def test_a_compiled_step_of_eomt_is_the_same_and_compiled_once():
     recipe = masks("eomt")
     module = TaskModule(recipe.model, recipe.task).train()
@@ -135,6 +136,6 @@ def test_a_compiled_step_of_eomt_is_the_same_and_compiled_once():
     for step in range(5):  # attention is masked always, at times, and never
         recipe.task.at_step(recipe.model, step, 6)
         recipe.task.at_images(recipe.model, step, range(3))
-        torch.testing.assert_close(compiled(images, targets), module(images, targets))
+        assert torch.equal(compiled(images, targets), module(images, targets))
         frames.append(torch._dynamo.utils.counters["frames"]["total"])
     assert frames[-1] == frames[0] > 0
