@@ -44,6 +44,7 @@ def test_every_schedule_has_a_name():
         and value.__module__ == schedules.__name__
         and not name.startswith(("_", "named"))
     }
+    public.remove("delayed")  # takes another schedule, for one of the optimizer's groups
     assert public == set(CURVES) == {name.partition(":")[0] for name in NAMED}
 
 
