@@ -241,7 +241,7 @@ def _largest_difference(
 ) -> tuple[float, int]:
     """The largest difference of logits over images of a shape that the file takes, and how many.
 
-    With free axes also over three images at once, and over one of another size.
+    With free axes also over three images at once, and over some of other sizes.
     """
     first = images[0]
     batches = [image for image in images if "height" in free or image.shape == first.shape]
@@ -249,9 +249,7 @@ def _largest_difference(
     if "batch" in free:
         batches.append(torch.cat([first, first.flip(-1), first]))
     if "height" in free:
-        batches.append(
-            F.interpolate(first, (first.shape[2] + 64, first.shape[3] + 32), mode="bilinear")
-        )
+        batches += _of_other_sizes(model, first)
     differences = []
     for batch in batches:
         expected, found = model(batch), run(batch)
@@ -262,6 +260,23 @@ def _largest_difference(
             )
         differences.append((found.float() - expected).abs().max())
     return float(torch.stack(differences).max()), tried  # NaN, where one of them is
+
+
+def _of_other_sizes(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """The image in other sizes, and one whose sides leave another rest, where the model takes it.
+
+    Padding that depends on the rest, as TensorFlow's, is written for the sides of the example.
+    """
+    height, width = image.shape[2:]
+    like, odd = (
+        F.interpolate(image, (height + more[0], width + more[1]), mode="bilinear")
+        for more in ((64, 32), (37, 21))
+    )
+    try:
+        model(odd)
+    except (RuntimeError, ValueError, AssertionError):  # no file need take what the model does not
+        return [like]
+    return [like, odd]
 
 
 @contextmanager
