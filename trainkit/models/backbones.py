@@ -17,6 +17,7 @@ from trainkit.models.base import Backbone
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
 from trainkit.models.timm_models import nearest, timm_network, timm_with
+from trainkit.models.vision_transformers import is_vision_transformer, vision_transformer
 
 RESNETS = ("resnet*", "resnext*", "wide_resnet*")  # torchvision's names
 
@@ -32,8 +33,14 @@ SMALL = {
 }
 
 
-def backbone(name: str, pretrained: bool = True, stride: int = 8) -> Backbone:
+def backbone(
+    name: str, pretrained: bool = True, stride: int = 8, last_alone: bool = False
+) -> Backbone:
     """Build a module from images (N, 3, H, W) to the maps after its last four stages.
+
+    Of a vision transformer of timm, such as "timm:vit_base_patch14_reg4_dinov2", these are the maps
+    after some of its blocks, all at the stride of its patches; its position embeddings are
+    interpolated to the images.
 
     The images' mean and std stay the recipe's: some of timm's weights want others than ImageNet's.
 
@@ -44,12 +51,18 @@ def backbone(name: str, pretrained: bool = True, stride: int = 8) -> Backbone:
         pretrained: start from published ImageNet weights (torchvision's IMAGENET1K_V1, timm's
             default), downloaded once.
         stride: image pixels per step of the last map, 8, 16 or 32; below 32 the last stages dilate.
+            A vision transformer has that of its patches.
+        last_alone: of a vision transformer: the map after its last block, normalised, in place of
+            four evenly spaced ones.
 
     Raises:
-        UserError: there is no such network, it cannot dilate, or its weights cannot be downloaded.
+        UserError: there is no such network, it cannot dilate, it takes images of one size alone, or
+            its weights cannot be downloaded.
     """
     if stride not in DILATED:
         raise UserError(f"backbone: stride is {stride}; it must be 8, 16 or 32")
+    if is_vision_transformer(name):
+        return vision_transformer(name, pretrained, last_alone)
     if name.startswith("timm:"):
         return _timm(name, pretrained, stride)
     if name == "small":

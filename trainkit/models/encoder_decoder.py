@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.fcn import FCNHead
 
 from trainkit.models.base import Backbone
+from trainkit.models.outputs import fill_up
 
 
 class DenseModel(nn.Module):
@@ -31,16 +32,28 @@ class DenseModel(nn.Module):
         self.backbone = backbone
         self.head = head
         self.aux_head = FCNHead(backbone.channels[-2], num_classes) if aux else None
+        self.patch_size: int = getattr(backbone, "patch_size", 1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the head's outputs and "aux" of images (N, 3, H, W), maps resized to (H, W)."""
-        maps = self.backbone(images)
+        """Return the head's outputs and "aux" of images (N, 3, H, W), maps resized to (H, W).
+
+        Images that patches do not divide are padded, and the maps are resized to that and cut.
+        """
+        height, width = images.shape[-2:]
+        filled = fill_up(images, self.patch_size)
+        maps = self.backbone(filled)
         outputs = OrderedDict(self.head(maps))
         if self.aux_head is not None:
             outputs["aux"] = self.aux_head(maps["c3"])
-        size = images.shape[-2:]
-        return OrderedDict(
+        size = filled.shape[-2:]
+        resized = OrderedDict(
             (name, resize(each, size) if each.ndim == 4 else each) for name, each in outputs.items()
+        )
+        if filled is images:
+            return resized
+        return OrderedDict(
+            (name, each[..., :height, :width] if each.ndim == 4 else each)
+            for name, each in resized.items()
         )
 
 

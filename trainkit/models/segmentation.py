@@ -15,19 +15,22 @@ from trainkit.models.backbones import backbone as named_backbone
 from trainkit.models.encnet import EncNet
 from trainkit.models.hf_networks import hf_segmenter, is_hf
 from trainkit.models.image_channels import take_channels
+from trainkit.models.linear import Linear
 from trainkit.models.mask_building import is_mask_network, mask_network
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.smp_networks import DECODERS, smp_network
 from trainkit.models.upernet import UPerNet
+from trainkit.models.vision_transformers import is_vision_transformer
 from trainkit.settings.rebuildable import rebuildable
 
 Segmenter = Literal[
-    "fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp",
+    "fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp", "linear",
     # of segmentation_models_pytorch
     "unet", "unetplusplus", "fpn", "manet", "linknet", "pan", "deeplabv3plus", "segformer", "dpt",
 ]  # fmt: skip
 
+ON_TRANSFORMERS = ("linear", "upernet")  # of ours; SMP's dpt takes its own
 MOBILE = "mobilenet_v3_large"  # torchvision dilates it for LR-ASPP alone
 
 
@@ -45,7 +48,10 @@ def segmenter(
     model_args: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the network `name` on a backbone by name, at stride 8, UPerNet at 32.
+    """Build the network `name` on a backbone by name, at stride 8, UPerNet and linear at 32.
+
+    On a vision transformer of timm they are at the stride of its patches: UPerNet with the pyramid
+    that BEiT makes of four of its maps, linear, DINOv2's protocol, on its last one alone.
 
     Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them, and
     "hf:..." as transformers has it, see `trainkit.models.hf_networks` and, of those that segment by
@@ -113,9 +119,18 @@ def _for_three_channels(
     se: bool,
     lateral: bool,
 ) -> nn.Module:
+    if is_vision_transformer(backbone) and name not in ON_TRANSFORMERS:
+        raise UserError(
+            f"{name} takes maps of several sizes, and backbone {backbone} has maps of one: take"
+            f" {', '.join(ON_TRANSFORMERS)} or dpt on it, or another backbone"
+        )
     if name == "lraspp":
         return _lraspp(num_classes, backbone, pretrained)
-    body = named_backbone(backbone, pretrained, 32 if name == "upernet" else 8)
+    body = named_backbone(
+        backbone, pretrained, 32 if name in ON_TRANSFORMERS else 8, name == "linear"
+    )
+    if name == "linear":
+        return Linear(body, num_classes)
     if name == "encnet":
         return EncNet(body, num_classes, channels, aux=aux, se=se, lateral=lateral)
     if name in ("pspnet", "upernet"):
@@ -145,7 +160,7 @@ def _lraspp(num_classes: int, backbone: str, pretrained: bool) -> nn.Module:
 
 def has_aux(model: Segmenter | str) -> bool:
     """Whether the network can have an auxiliary head."""
-    return model != "lraspp" and model not in DECODERS
+    return model not in ("lraspp", "linear", *DECODERS)
 
 
 def auxiliary_weight(network: nn.Module, asked: float) -> float:

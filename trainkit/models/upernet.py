@@ -1,7 +1,8 @@
-"""UPerNet, its semantic segmentation part.
+"""UPerNet, its semantic segmentation part, also on a plain vision transformer.
 
 Source:
-    Xiao et al., 2018, Unified Perceptual Parsing for Scene Understanding.
+    Xiao et al., 2018, Unified Perceptual Parsing for Scene Understanding. On a vision transformer:
+    Bao et al., 2022, BEiT; He et al., 2022, MAE.
 """
 
 import torch
@@ -11,6 +12,7 @@ from torchvision.ops import Conv2dNormActivation
 from trainkit.models.base import Backbone
 from trainkit.models.encoder_decoder import DenseModel, resize
 from trainkit.models.pspnet import PyramidPooling
+from trainkit.models.vision_transformers import ViTMaps
 
 
 class UPerHead(nn.Module):
@@ -43,6 +45,57 @@ class UPerHead(nn.Module):
         return {"out": self.classify(self.fuse(torch.cat(levels, 1)))}
 
 
+class MultiLevel(nn.Module):
+    """Four maps of one size and width -> 4, 2, 1 and 1/2 times as large, as BEiT and MAE make them.
+
+    By two transposed convolutions with batch norm and GELU between them, by one, as it is, and by
+    the largest of 2x2. An odd side keeps its last row or column.
+
+    Args:
+        channels: of each map.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.ConvTranspose2d(channels, channels, 2, 2),
+                    nn.BatchNorm2d(channels),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(channels, channels, 2, 2),
+                ),
+                nn.ConvTranspose2d(channels, channels, 2, 2),
+                nn.Identity(),
+                nn.MaxPool2d(2, 2, ceil_mode=True),
+            ]
+        )
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return maps of the same names, c1 to c4, of other sizes."""
+        return {
+            name: level(maps[name]) for name, level in zip(("c1", "c2", "c3", "c4"), self.levels)
+        }
+
+
+class ViTUPerHead(UPerHead):
+    """`UPerHead` on four maps of one size, of which `MultiLevel` makes a pyramid.
+
+    Args:
+        in_channels: channels of c1 to c4, all alike.
+        num_classes: how many classes there are.
+        channels: width of the head.
+    """
+
+    def __init__(self, in_channels: tuple[int, ...], num_classes: int, channels: int):
+        super().__init__(in_channels, num_classes, channels)
+        self.pyramid = MultiLevel(in_channels[0])
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return logits "out" (N, num_classes, h, w) at four times the size of the maps."""
+        return super().forward(self.pyramid(maps))
+
+
 class UPerNet(DenseModel):
     """A feature pyramid on all maps of `backbone`.
 
@@ -54,6 +107,5 @@ class UPerNet(DenseModel):
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, channels: int = 512, aux: bool = True):
-        super().__init__(
-            backbone, UPerHead(backbone.channels, num_classes, channels), num_classes, aux
-        )
+        head = ViTUPerHead if isinstance(backbone, ViTMaps) else UPerHead
+        super().__init__(backbone, head(backbone.channels, num_classes, channels), num_classes, aux)
