@@ -357,6 +357,7 @@ def test_code_in_a_configuration_is_not_taken(tmp_path):
     assert network_from(described).config._attn_implementation in ("eager", "sdpa")
 
 
+@pytest.mark.nightly
 def test_a_name_on_the_hub_offline_is_one_message(tmp_path):
     script = (
         "from trainkit.models.segmentation import segmenter\n"
