@@ -93,9 +93,9 @@ def recipe(
     metrics: tuple[str, ...] = (),
     size: int = 224,
     smallest_crop: float = 0.5,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
     crop_fraction: float | None = None,
     crop_mode: Literal["center", "squash"] | None = None,
-    interpolation: Literal["bilinear", "bicubic"] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     sample: bool = False,
@@ -135,11 +135,11 @@ def recipe(
         size: side of the crop in training and in evaluation
         smallest_crop: share of the image that a training crop has at least: small ones lack what
             their labels say
+        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or
+            bilinear
         crop_fraction: of the sides, that the crop of an evaluation takes; None: 1, for labels may
             be of things at the border
         crop_mode: center, or squash: an evaluation resizes both sides alike; None: squash
-        interpolation: of pixels, in training and in evaluation; None: timm's of its network, or
-            bilinear
         mean: of each channel in [0, 1]; None: timm's of its network, or ImageNet's; of other
             channels or 16 bits, that of the training images
         std: of each channel; None: likewise

@@ -23,7 +23,7 @@ class LinearHead(nn.Module):
         self.norm = nn.BatchNorm2d(in_channels)
         self.classify = nn.Conv2d(in_channels, num_classes, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]  # it has one
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return logits "out" at the size of the map."""
