@@ -109,7 +109,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
-            difference, tried = _written(model, written, images, aside, written_as, about)
+            difference, tried = _written(model, written, images, aside, written_as, about, allowed)
         if not difference <= allowed:  # also where it is NaN
             raise CommandFailed(
                 f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g}"
@@ -209,11 +209,14 @@ def _written(
     path: Path,
     kind: str,
     about: dict[str, Any],
+    allowed: float,
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it.
 
-    `written` is the model as it is written, or in float16. Returns what `_largest_difference`
-    gives. Raises UserError where it cannot be written at all.
+    Fewer are left free also where the file's logits differ by more than `allowed`: what a network
+    does with the sides of its images may be written for those of the example. `written` is the
+    model as it is written, or in float16. Returns what `_largest_difference` gives. Raises
+    UserError where it cannot be written at all.
     """
     write, load = FORMATS[kind]
     for free in FREE:
@@ -224,7 +227,9 @@ def _written(
         about["input"]["shape"] = shape
         try:
             write(written, images[0], free, path, json.dumps(about))
-            return _largest_difference(model, load(path, written), images, free)
+            found = _largest_difference(model, load(path, written), images, free)
+            if found[0] <= allowed or free == FREE[-1]:
+                return found
         except (OSError, MemoryError):
             raise
         except Exception as error:  # exporters raise dozens of kinds for what a model cannot do

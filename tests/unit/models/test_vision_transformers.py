@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trainkit.commands.export import _written
+from trainkit.commands.export_formats import Logits
 from trainkit.errors import UserError
 from trainkit.models.outputs import size_divisor
 from trainkit.models.rebuild import network_from
@@ -147,3 +149,17 @@ def test_bands_and_other_backbones():
 def test_what_does_not_fit_is_refused(model, backbone, match):
     with pytest.raises(UserError, match=match):
         segmenter(model, 3, backbone, pretrained=False)
+
+
+@pytest.mark.nightly
+def test_an_onnx_file_is_of_the_sides_that_it_is_right_for(tmp_path):
+    """The exporter writes the interpolation of position embeddings for the example's sides."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    network = segmenter("linear", 3, "timm:vit_tiny_patch16_224", pretrained=False).eval()
+    images = [torch.randn(1, 3, 96, 128) for _ in range(2)]
+    about = {"model": "Linear", "input": {}}
+    model = Logits(network).eval()
+    difference, tried = _written(model, model, images, tmp_path / "m.onnx", "onnx", about, 1e-3)
+    assert (difference <= 1e-3, tried) == (True, 2)
+    assert about["input"]["shape"] == ["batch", 3, 96, 128]
