@@ -60,7 +60,11 @@ def test_all_packages_are_named():
 def test_a_recipe_says_what_it_trains_on_what(file):
     """In the first sentence of its docstring, from which `trainkit recipes` takes it."""
     about = described(file)
-    assert about.task in ("recognition", "segmentation") and about.networks and about.dataset
+    assert (
+        about.task in ("recognition", "segmentation", "regression")
+        and about.networks
+        and about.dataset
+    )
 
 
 def test_a_recipe_that_says_nothing_is_listed_by_its_name(tmp_path):

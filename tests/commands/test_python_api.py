@@ -322,7 +322,9 @@ def test_a_config_goes_behind_keywords(toy):
     trainkit.train(toy.recipe(epochs=0.5), config="options.yaml", log_every=1, out="built")
     options = settings_of("built")["options"]
     assert options["workers"] == 0 and options["log_every"] == 1
-    with pytest.raises(UserError, match="run.yaml: there is no setting lr"):
+    with pytest.raises(
+        UserError, match=r"run.yaml: 2 of its 4 names are no settings here \(lr, epochs\)"
+    ):
         trainkit.train(toy.recipe(), config="run.yaml", out="x")
 
 

@@ -12,7 +12,11 @@ from trainkit.commands import COMMANDS
 from trainkit.errors import MissingFileError
 from trainkit.storage.shipped import shipped
 
-TASKS = {"recog": "recognition", "seg": "segmentation"}  # by the first part of a name
+TASKS = {
+    "recog": "recognition",
+    "seg": "segmentation",
+    "depth": "regression",
+}  # by the first part of a name
 SENTENCE_ENDS = re.compile(r"[.:](?:\s|$)")
 
 

@@ -124,8 +124,8 @@ def test_timm_backbones(name, stride, channels):
             "does not dilate to stride 8 in timm .*; take another",
         ),
         (
-            ("vit_tiny_patch16_224", False, 32),
-            r"has maps of strides \[16, 16, 16\]; wanted are four",
+            ("pit_ti_224", False, 32),
+            r"has maps of strides \[8, 16, 32\]; wanted are four",
         ),
         (("seresnet18", True, 32), "cannot get the pretrained weights of timm:seresnet18"),
     ],
