@@ -82,3 +82,7 @@ def test_a_run_that_is_there_keeps_its_rate(tmp_path, capsys):
     assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "is finished" in shown and "proposes" not in shown
+
+
+def test_nothing_is_proposed_for_a_batch_size_that_is_refused():
+    assert len(lines(batch_size=32)) == 1 and lines(batch_size=0) == []
