@@ -17,7 +17,8 @@ from trainkit.models.hf_config import (
 )
 from trainkit.models.hf_fitting import refusals_of, take_image_channels
 from trainkit.models.hf_input import published_pixels
-from trainkit.models.hf_networks import from_weights, quiet, say_pixels
+from trainkit.models.hf_networks import say_pixels
+from trainkit.models.hf_weights import from_weights, quiet
 from trainkit.models.mask_encoders import (
     encoder_settings,
     load_encoder,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trainkit.errors import UserError, first_line
 from trainkit.models.hf_config import found
-from trainkit.models.hf_networks import quiet
+from trainkit.models.hf_weights import quiet
 from trainkit.models.pretrained import offline, offline_where_unreachable
 
 # Type of EoMT -> types of encoders

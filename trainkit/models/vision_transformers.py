@@ -11,10 +11,11 @@ from trainkit.models.base import Backbone
 from trainkit.models.timm_models import timm_network, timm_with
 
 # timm's modules whose networks have maps of one size after each block, and interpolate their
-# position embeddings to each image (dynamic_img_size).
-DYNAMIC = ("deit", "eva", "vision_transformer")
+# position embeddings to each image where they are asked to (dynamic_img_size), or as they are.
+DYNAMIC = ("deit", "eva", "vision_transformer", "vision_transformer_hybrid")
+ANY_SIZE = ("vision_transformer_sam", "xcit")
 # Those that are built for one size: relative positions, or embeddings that stay as they are.
-ONE_SIZE = ("beit", "cait", "vision_transformer_relpos", "vision_transformer_sam", "xcit")
+ONE_SIZE = ("beit", "cait", "vision_transformer_relpos")
 MAPS = 4  # of an evenly spaced pyramid
 
 
@@ -34,7 +35,7 @@ def is_vision_transformer(name: str) -> bool:
             " timm:vit_small_patch14_reg4_dinov2, timm:vit_small_patch16_dinov3 or"
             " timm:eva02_small_patch14_224"
         )
-    return bool(timm.models.is_model_in_modules(short, DYNAMIC))
+    return bool(timm.models.is_model_in_modules(short, (*DYNAMIC, *ANY_SIZE)))
 
 
 class ViTMaps(Backbone):
@@ -81,7 +82,11 @@ def vision_transformer(name: str, pretrained: bool, last_alone: bool) -> ViTMaps
     Raises:
         UserError: the weights cannot be had, or it has fewer than four blocks.
     """
-    net = timm_network(name, pretrained, dynamic_img_size=True)
+    timm, short = timm_with(name)
+    asked: dict[str, Any] = (
+        {"dynamic_img_size": True} if timm.models.is_model_in_modules(short, DYNAMIC) else {}
+    )
+    net = timm_network(name, pretrained, **asked)
     depth = len(net.blocks)
     if depth < MAPS:
         raise UserError(f"backbone {name} has {depth} blocks; it takes {MAPS} at least")
