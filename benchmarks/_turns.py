@@ -129,6 +129,19 @@ class Taken:
     """of the processor's time, as `means`: what others do on the machine changes it less"""
 
 
+def together(taken: Sequence[Taken]) -> Taken:
+    """Several processes of one program as one: means over the processes.
+
+    Processes of the same code differ by some percent, for as long as they run (where their memory
+    lies, what order their sets have); one alone says nothing of less than that.
+    """
+    return Taken(
+        means=np.mean([each.means for each in taken], axis=0).tolist(),
+        median=float(np.mean([each.median for each in taken])),
+        cpu=np.mean([each.cpu for each in taken], axis=0).tolist(),
+    )
+
+
 def take_turns(programs: Mapping[str, Program], seconds: float, turn: float) -> dict[str, Taken]:
     """What a step of each program takes. One that was stopped between two turns is left out."""
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}

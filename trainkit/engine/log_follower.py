@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainkit.engine.trackers import PREVIEW, least_step, send_picture
+from trainkit.engine.trackers import PREVIEW, least_step, send_picture, send_rows
 from trainkit.storage.evaluation_files import previews
 
 QUEUE = 1000  # rows that wait for a tracker; of more the oldest are dropped
@@ -192,13 +192,15 @@ class LogFollower(threading.Thread):
         return rows
 
     def _send_rows(self, tracker: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        for place, row in enumerate(rows):
+        at_once = BATCH if tracker.name == "mlflow" else 1
+        for place in range(0, len(rows), at_once):
             if self.aborted.is_set():
                 self._call(partial(self._note_unsent, rows[place:]))
                 return
-            step = max(row["step"], self._least_step)
-            self._call(partial(tracker.log, values_of(row), step=step))
-            self._last_step = max(self._last_step, step)
+            part = rows[place : place + at_once]
+            sent = [(values_of(row), max(row["step"], self._least_step)) for row in part]
+            self._call(partial(send_rows, tracker, sent))
+            self._last_step = max(self._last_step, *(step for _, step in sent))
 
     def _note_unsent(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A resumed run sends them."""
