@@ -140,6 +140,19 @@ def named_parts(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if id(parameter) in chosen]
 
 
+def last_layer(model: nn.Module) -> set[int]:
+    """Ids of the parameters that adaptive gradient clipping leaves as they are.
+
+    They are those of the layers that `head_names` names or timm's `get_classifier` gives; where
+    these are not single layers, such as a decoder, or are not named, the model's last two
+    parameters, as timm has it.
+    """
+    parts = _head_parts(model)
+    if not parts or any(list(part.children()) for part in parts):
+        return {id(parameter) for parameter in list(model.parameters())[-2:]}
+    return {id(parameter) for part in parts for parameter in part.parameters()}
+
+
 def _required_head(model: nn.Module) -> set[int]:
     head = _head(model)
     if head is None:
@@ -186,25 +199,27 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 def _head(model: nn.Module) -> set[int] | None:
     """Ids of the head's parameters; None where the model does not define its head."""
-    parts: list[nn.Module] = []
-    names = getattr(model, "head_names", None)
     backbone = getattr(model, "backbone", None)
-    get_classifier = getattr(model, "get_classifier", None)
-    if names is not None:
-        parts = [model.get_submodule(name) for name in names]
-    elif isinstance(backbone, nn.Module):
+    if getattr(model, "head_names", None) is None and isinstance(backbone, nn.Module):
         in_backbone = {id(parameter) for parameter in backbone.parameters()}
         return {id(parameter) for parameter in model.parameters()} - in_backbone
-    elif get_classifier is not None:
-        found = get_classifier()
-        parts = [
-            each
-            for each in (found if isinstance(found, (tuple, list)) else [found])
-            if each is not None
-        ]
-    else:
+    parts = _head_parts(model)
+    if parts is None:
         return None
     return {id(parameter) for part in parts for parameter in part.parameters()}
+
+
+def _head_parts(model: nn.Module) -> list[nn.Module] | None:
+    """The modules that `head_names` names or `get_classifier` gives; None without either."""
+    names = getattr(model, "head_names", None)
+    if names is not None:
+        return [model.get_submodule(name) for name in names]
+    get_classifier = getattr(model, "get_classifier", None)
+    if get_classifier is None:
+        return None
+    found = get_classifier()
+    listed = found if isinstance(found, (tuple, list)) else [found]
+    return [each for each in listed if each is not None]
 
 
 def _numbers(trunk: nn.Module, head: set[int] | None) -> dict[int, int]:

@@ -57,6 +57,10 @@ class Recipe:
     """mixup or cutmix from trainkit.data.mixup"""
     clip_norm: float | None = None
     """largest norm of the gradient; larger ones are scaled down to it"""
+    clip_value: float | None = None
+    """largest size of each value of the gradient; larger ones are set to it"""
+    clip_agc: float | None = None
+    """adaptive gradient clipping: largest ratio of the norms of gradient and weights, by output"""
     ema: float | None = None
     """decay of the weights' EMA, which is evaluated beside them and decides which is best"""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
@@ -84,10 +88,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "eval_batch_size"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(
-                f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping"
-            )
+        _check_clipping(self)
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(
                 f"ema is {self.ema}; it must be between 0 and 1, such as 0.9998, or None for none"
@@ -171,6 +172,18 @@ class Recipe:
             )
         bare = without_transform(info.transformed)
         return replace(self, val_data=put_in(self.val_data, info.transformed, bare))
+
+
+def _check_clipping(recipe: Recipe) -> None:
+    """Raise UserError for a limit of the gradient that is none, or for more than one."""
+    names = ("clip_norm", "clip_value", "clip_agc")
+    given = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
+    for name, limit in given.items():
+        if not limit > 0:
+            raise UserError(f"{name} is {limit}; it must be above 0, or None for no clipping")
+    if len(given) > 1:
+        listed = " and ".join(f"{name} is {limit:g}" for name, limit in given.items())
+        raise UserError(f"{listed}: gradients are clipped in one way; give None for the others")
 
 
 def _check_schedules(recipe: Recipe) -> None:

@@ -300,12 +300,15 @@ def test_an_optimizer_that_cannot_be_sharded_is_refused(tmp_path):
 
 
 PROBE = """
-import sys; sys.path.insert(0, {tests!r})
+import os, sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
 from helpers.toy_recipes import recognition
 from trainkit import Options, train
 from trainkit.data.seeding import seed_host
+
+
+CLIPPED = {{"agc": {{"clip_agc": 0.01}}, "by_value": {{"clip_value": 0.002}}}}
 
 
 def probe(folder, frozen):
@@ -317,7 +320,18 @@ def probe(folder, frozen):
     train(recipe, Options(out=Path(folder), seed=5, workers=0, log_every=1))
 
 
+def clipped(folder, changes):
+    seed_host(5)
+    in_one_process = "RANK" not in os.environ
+    options = Options(
+        out=Path(folder), seed=5, workers=0, log_every=1, micro_batch=8 if in_one_process else 3
+    )
+    train(recognition(**changes), options)
+
+
 if __name__ == "__main__":
+    for name, changes in CLIPPED.items():
+        clipped(sys.argv[1] + "/" + name, changes)
     probe(sys.argv[1] + "/trained", frozen=False)
     probe(sys.argv[1] + "/frozen", frozen=True)
 """
@@ -326,7 +340,8 @@ if __name__ == "__main__":
 def test_a_linear_probe_is_that_of_one_process(tmp_path):
     """With a backbone that gets gradients all the same, and with a frozen one.
 
-    Clipped, under DDP and FSDP.
+    Clipped by the norm, under DDP and FSDP; and whole trainings clipped by AGC and by value, in
+    two processes in micro-batches.
     """
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(tests=str(TESTS)))
@@ -335,9 +350,13 @@ def test_a_linear_probe_is_that_of_one_process(tmp_path):
     torchrun(2, script, tmp_path / "fsdp", **FSDP)
     norms = [row["grad_norm"] for row in rows(tmp_path / "one" / "frozen")]
     assert max(norms) > 0.05, "clipping does something"
+    last = {kind: rows(tmp_path / "one" / kind)[-1]["loss"] for kind in ("agc", "by_value")}
+    assert last["agc"] != pytest.approx(last["by_value"], rel=1e-3), "clipping does something"
     for many in ("ddp", "fsdp"):
         for kind in ("trained", "frozen"):
             assert_same_training(tmp_path / "one" / "frozen", tmp_path / many / kind)
             found = [row["grad_norm"] for row in rows(tmp_path / many / kind)]
             assert found == pytest.approx(norms, rel=1e-5), (many, kind)
+        for kind in ("agc", "by_value"):
+            assert_same_training(tmp_path / "one" / kind, tmp_path / many / kind)
     assert_bit_equal(tmp_path / "one" / "frozen", tmp_path / "one" / "trained")

@@ -70,7 +70,8 @@ def test_a_variant_has_the_settings_of_its_base_flat_and_with_its_own_defaults()
     found = {name: each.default for name, each in inspect.signature(voc).parameters.items()}
     assert found == {
         "data": "here", "lr": 0.5, "weight_decay": 1e-4, "head_lr_mult": 10.0, "layer_decay": 1.0,
-        "clip_norm": None, "ema": None, "optimizer": "sgd", "momentum": None, "betas": None,
+        "clip_norm": None, "clip_value": None, "clip_agc": None, "ema": None, "optimizer": "sgd",
+        "momentum": None, "betas": None,
         "freeze": (), "unfreeze_epoch": None, "base": 112, "epochs": 3, "warmup_epochs": 0,
         "schedule": "cos", "split": "train",
     }  # fmt: skip

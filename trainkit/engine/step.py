@@ -12,12 +12,12 @@ from functools import partial, reduce
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_
 
 from trainkit.data.seeding import MIX, POSITION, PREPARE, fold, seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
 from trainkit.distributed.unwrapping import without_compile
+from trainkit.engine.clipping import clipper
 from trainkit.engine.ema import EMA
 from trainkit.engine.oom import OomFallback
 from trainkit.engine.optimizer_state import of_torch, set_lr, trained_and_others
@@ -75,6 +75,7 @@ class Stepper:
         self.state = state
         # the optimizer's in the order of the model; others that get gradients all the same
         self.weights, self.others = trained_and_others(task_module, recipe.optimizer)
+        self.clip = clipper(recipe)
         self.snapshot = StepSnapshot(
             recipe.model,
             recipe.optimizer,
@@ -149,8 +150,8 @@ class Stepper:
         if self._num_processes > 1:
             grad_norm = grad_norm / self._num_processes
         stats = StepStats(losses, grad_norm, counts)
-        if recipe.clip_norm is not None:
-            clip_grads_with_norm_(weights, recipe.clip_norm, norm)
+        if self.clip is not None:
+            self.clip(weights, norm)
         skipped = self._update(self._is_to_skip(stats))
         self._zero_gradients()
         if self.ema is not None:

@@ -32,6 +32,11 @@ class OptimizerSettings(SharedSettings):
             1: none
         clip_norm: largest norm of the gradient, to which larger ones are scaled down; None for no
             clipping
+        clip_value: largest size of each value of the gradient, in place of clip_norm; None for no
+            clipping
+        clip_agc: adaptive gradient clipping, in place of clip_norm: largest ratio of the norms of
+            gradient and weights, such as 0.01, of each output of a layer but the last; None for
+            none
         ema: decay of a moving average of the weights, such as 0.9999; None for none
         optimizer: sgd, nesterov, adamw or another of torch's, schedulefree, prodigy, or one of
             timm's by its name, such as lion, lamb, muon; further arguments after a colon:
@@ -49,6 +54,8 @@ class OptimizerSettings(SharedSettings):
     head_lr_mult: float = 1.0
     layer_decay: float = 1.0
     clip_norm: float | None = None
+    clip_value: float | None = None
+    clip_agc: float | None = None
     ema: float | None = None
     optimizer: str = "sgd"
     momentum: float | None = None
@@ -57,7 +64,7 @@ class OptimizerSettings(SharedSettings):
     unfreeze_epoch: float | None = None
 
     def build(self, model: nn.Module, decay_vectors: bool = True) -> dict[str, Any]:
-        """The fields of a `Recipe` that follow: optimizer, clip_norm, ema and frozen.
+        """The fields of a `Recipe` that follow: optimizer, clipping, ema and frozen.
 
             Recipe(..., **optimizer.build(model))
 
@@ -90,6 +97,8 @@ class OptimizerSettings(SharedSettings):
         return {
             "optimizer": optimizer,
             "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "clip_agc": self.clip_agc,
             "ema": self.ema,
             "frozen": named_parts(model, self.freeze) if self.freeze else (),
             "unfreeze_epoch": self.unfreeze_epoch,
