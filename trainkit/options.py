@@ -1,8 +1,7 @@
 """Options of the commands, beside the recipe's own settings."""
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,6 @@ from trainkit.errors import UserError
 from trainkit.inference import Inference
 
 LONGEST_S = 2**31 // 1000  # of waiting for other processes: torch counts it in milliseconds
-LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,15 @@ class Options:
     """timeout of a collective operation in seconds; the same command resumes the run after it"""
     precise_bn: int | None = None
     """precise BN: training images, in batches of 16, to re-estimate BatchNorm statistics from"""
+    teacher: Path | None = None
+    """knowledge distillation: a run (its best checkpoint), a checkpoint, or owner/name on the Hub,
+    of the same classes"""
+    distill: float | None = None
+    """weight of the teacher's probabilities, from 0 to 1, against the labels; default: 0.5"""
+    temperature: float | None = None
+    """that softens the probabilities of teacher and student; default: 2"""
+    trust_recipe: bool = False
+    """run code of a teacher that was not trained here, if it is not one of trainkit's recipes"""
     track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """trackers that the rows of the log are sent to, beside the training"""
     profile: bool = False
@@ -79,7 +86,7 @@ class Options:
     """keep the predictions of so many fixed validation images at each evaluation, in preview/"""
 
     def __post_init__(self) -> None:
-        for name in ("out", "init_from"):  # also given as strings, from Python
+        for name in ("out", "init_from", "teacher"):  # also given as strings, from Python
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)))
         _require_at_least(self, {
@@ -97,6 +104,7 @@ class Options:
                 f"min_delta is {self.min_delta:g} and patience is None: it says what counts as"
                 " better for --patience, which is to be given too"
             )
+        _check_distillation(self)
         if self.timeout_s > LONGEST_S:
             raise UserError(
                 f"timeout_s is {self.timeout_s}; it can be up to {LONGEST_S}, which is"
@@ -298,53 +306,18 @@ def _require_at_least(options: Any, least: Mapping[str, int]) -> None:
             raise UserError(f"{name} is {value}; it must be at least {number}")
 
 
-def check_finite(values: Mapping[str, Any]) -> None:
-    """Check that the numbers among settings and options are finite and within float32.
-
-    Args:
-        values: settings or options by name; dataclasses, lists and tuples are searched.
-
-    Raises:
-        UserError: a number is NaN, infinite or beyond the range of float32; the message has its
-            name.
-    """
-    for name, value in values.items():
-        if is_dataclass(value):
-            check_finite(
-                {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)}
+def _check_distillation(options: Options) -> None:
+    """Raise UserError for a weight or a temperature that cannot be, or that is of no teacher."""
+    for name in ("distill", "temperature"):
+        if getattr(options, name) is not None and options.teacher is None:
+            raise UserError(
+                f"{name} is {getattr(options, name):g} and teacher is None: give --teacher too, a"
+                " run, a checkpoint or a name on the Hub"
             )
-        for each in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(each, float) and not math.isfinite(each):
-                raise UserError(f"{name} is {each}; it must be a finite number")
-            if isinstance(each, float) and abs(each) > LARGEST:
-                raise UserError(
-                    f"{name} is {each}; it must be between -{LARGEST} and {LARGEST}, as float32 is"
-                )
-
-
-def check_names(settings: Iterable[str], command: type = Options) -> None:
-    """Check that no setting of a recipe has the name of an option of a command that takes settings.
-
-    Args:
-        settings: names of the recipe's.
-        command: the options of the one that is run, whichever it is.
-
-    Raises:
-        UserError: one has.
-    """
-    commands = (
-        command,
-        Options,
-        EvaluateOptions,
-        PredictOptions,
-        ExportOptions,
-        ReplayOptions,
-        DoctorOptions,
-    )
-    options = {field.name for each in commands for field in fields(each)} | {"config"}
-    taken = sorted(options & set(settings))
-    if taken:
+    if options.distill is not None and not 0 <= options.distill <= 1:
         raise UserError(
-            f"the recipe has settings named like options of trainkit: {', '.join(taken)}. Name them"
-            f" otherwise, such as my_{taken[0]}: no command line could tell the two apart"
+            f"distill is {options.distill:g}; it must be from 0 (labels alone) to 1 (the teacher"
+            " alone)"
         )
+    if options.temperature is not None and options.temperature <= 0:
+        raise UserError(f"temperature is {options.temperature:g}; it must be above 0, such as 2")

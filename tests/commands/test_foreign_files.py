@@ -14,7 +14,7 @@ from trainkit.cli import main
 from trainkit.commands.model_card import _code, _table
 from trainkit.commands.plain_code import _network
 from trainkit.errors import UserError
-from trainkit.prediction.foreign import require_usual
+from trainkit.storage.foreign import require_usual
 
 FAST = ("--workers", "0")
 

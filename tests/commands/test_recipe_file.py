@@ -20,10 +20,10 @@ from helpers.processes import TESTS
 from helpers.toy_recipes import Images, in_blocks, recognition
 from trainkit import Options, train
 from trainkit.cli import main
+from trainkit.commands.option_checks import check_finite
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.engine.metric_checks import RESERVED, require_free_names
 from trainkit.errors import MissingFileError
-from trainkit.options import check_finite
 from trainkit.storage.setting_values import plain, read_settings_as, typed
 from trainkit.tasks.recognition import Recognition
 

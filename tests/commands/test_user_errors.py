@@ -12,9 +12,9 @@ from PIL import Image
 
 from helpers.processes import ROOT
 from trainkit.cli import main
+from trainkit.commands.option_checks import check_finite
 from trainkit.data.image_io import read_image
 from trainkit.files import require_room
-from trainkit.options import check_finite
 from trainkit.storage.lookup import find_weights, read_settings
 from trainkit.storage.run_settings import check_same_classes
 from trainkit.storage.weight_files import load_weights

@@ -505,6 +505,8 @@ def run(name: str, out: Path, **changes) -> Net:
     seed_host(5)
     recipe = build()
     limit_memory()
+    if "TOY_TEACHER" in os.environ:
+        changes["teacher"] = os.environ["TOY_TEACHER"]
     if "TOY_EVALUATIONS" in os.environ:
         die_after_an_evaluation(out / "log.jsonl", int(os.environ["TOY_EVALUATIONS"]))
     if "TOY_BEGUN" in os.environ:

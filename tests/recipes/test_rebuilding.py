@@ -24,11 +24,12 @@ from trainkit.models.rebuild import network_from, transform_from
 from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import SmallClassifier, SmallResNet, small_fcn, small_lraspp
-from trainkit.prediction.loading import Source, _task_from
+from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.settings.rebuildable import built_by, rebuildable
 from trainkit.storage import checkpoint
 from trainkit.storage.model_json import FORMAT, model_json, read_model_json
+from trainkit.storage.stored_model import task_from
 from trainkit.tasks.recognition import Recognition
 
 FILES = sorted((ROOT / "recipes").glob("*.py"))
@@ -135,7 +136,7 @@ def test_the_network_of_every_recipe_is_rebuilt(path, tmp_path, monkeypatch):
             assert described[name] == (None if known is None else np.asarray(known).tolist())
         loss = CROSS_ENTROPY if path.stem == "seg_ade20k_eomt" else [CROSS_ENTROPY]
         assert described["task"]["arguments"]["loss"] == loss
-        rebuilt = _task_from(described["task"])
+        rebuilt = task_from(described["task"])
         assert type(rebuilt) is type(recipe.task) and rebuilt.terms == recipe.task.terms
 
 

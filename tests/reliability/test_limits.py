@@ -15,12 +15,13 @@ from helpers.processes import TESTS, Script
 from helpers.toy_recipes import Images, recognition
 from trainkit import Options, train
 from trainkit.cli import main
+from trainkit.commands.option_checks import check_finite
 from trainkit.data import workers
 from trainkit.data.reader import is_unusable
 from trainkit.data.workers import Loader, worker_deaths_reported
 from trainkit.distributed.launcher import faulty_variable
 from trainkit.errors import SAID, is_out_of_memory, is_shortage, limit_met
-from trainkit.options import LONGEST_S, check_finite
+from trainkit.options import LONGEST_S
 
 RECIPE = """
 import sys; sys.path.insert(0, {tests!r})

@@ -18,6 +18,7 @@ import tyro
 from trainkit.commands.audit_options import AuditOptions
 from trainkit.commands.config_file import config_path, read_config
 from trainkit.commands.help_text import help_of, shown
+from trainkit.commands.option_checks import check_finite, check_names
 from trainkit.commands.word_checks import check_flags, check_flags_without_value, check_values
 from trainkit.options import (
     DoctorOptions,
@@ -30,8 +31,6 @@ from trainkit.options import (
     RecipesOptions,
     ReplayOptions,
     ReportOptions,
-    check_finite,
-    check_names,
 )
 from trainkit.storage.setting_values import read_settings_as
 

@@ -15,10 +15,11 @@ import numpy as np
 from torch import nn
 
 from trainkit.commands.config_file import read_config
+from trainkit.commands.option_checks import check_finite, check_names
 from trainkit.commands.recipe_file import RecipeFile, innermost, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.errors import UserError, did_you_mean
-from trainkit.options import EvaluateOptions, Options, check_finite, check_names
+from trainkit.options import EvaluateOptions, Options
 from trainkit.settings import SharedSettings
 from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.setting_values import typed_as_any

@@ -49,6 +49,7 @@ def run(first: str, words: list[str]) -> int:
     settings, _ = read_settings_and_options(recipe_file, "replay", prog, [], recorded)
     check_recorded_code(path, recorded, settings, asked.trust_recipe)
     report = read_report(failure)
+    taught = report.get("teacher") or {}
     options = Options(
         seed=seed,
         workers=asked.workers,
@@ -58,6 +59,10 @@ def run(first: str, words: list[str]) -> int:
         tf32=report["tf32"],
         static_graph=report.get("static_graph", False),
         activation_checkpointing=report.get("activation_checkpointing", False),
+        teacher=taught.get("named"),
+        distill=taught.get("distill"),
+        temperature=taught.get("temperature"),
+        trust_recipe=asked.trust_recipe,
     )
     seed_host(seed)
     recipe = build(recipe_file, settings)
@@ -118,6 +123,12 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
     if "batch" in report:
         raise UserError(f"{failure} holds no batch: it {report['batch']}")
     setup = Setup(recipe, options)
+    taught = setup.distillation
+    if taught is not None and taught.sha256 != report["teacher"]["sha256"]:
+        raise UserError(
+            f"the run was trained with the teacher in {options.teacher}, which has changed since"
+            " (SHA-256 differs): put the one there that it was trained with"
+        )
     accelerator, display, plan = setup.accelerator, setup.display, setup.plan
     if "init" in report:
         for line in _start_as_then(recipe, report["init"]):

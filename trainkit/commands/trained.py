@@ -23,7 +23,7 @@ from trainkit.models.building import no_larger_than
 from trainkit.models.hf_config import recorded_networks
 from trainkit.models.pretrained import without_pretrained
 from trainkit.options import WeightsOptions
-from trainkit.prediction.loading import Source, trusted
+from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
 from trainkit.storage.hub_download import is_hub_name
@@ -44,6 +44,7 @@ from trainkit.storage.model_json import read_model_json
 from trainkit.storage.recorded import meant_run
 from trainkit.storage.run_settings import check_not_trained_on, check_same_classes
 from trainkit.storage.shipped import same_shipped_recipe
+from trainkit.storage.stored_model import trusted
 from trainkit.storage.trained_here import is_trained_here
 from trainkit.storage.weights import take_weights
 

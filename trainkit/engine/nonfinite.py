@@ -49,6 +49,8 @@ class FailureRecorder:
             writer: of the checkpoints from which they can be replayed.
         """
         self.recipe = setup.recipe
+        self.terms = setup.terms
+        self.distillation = setup.distillation
         self.options = setup.options
         self.accelerator = setup.accelerator
         self.plan = setup.plan
@@ -105,9 +107,7 @@ class FailureRecorder:
         report: dict[str, Any] = {
             "step": step,
             "epoch": self.plan.epoch(step - 1),
-            "losses": {
-                term: str(loss) for term, loss in zip(self.recipe.task.terms, numbers.losses)
-            },
+            "losses": {term: str(loss) for term, loss in zip(self.terms, numbers.losses)},
             "grad_norm": str(numbers.grad_norm),
             "lrs": [
                 group["lr"] * multiplier
@@ -138,6 +138,8 @@ class FailureRecorder:
                 "sha256": digest(weights),
                 "weights_key": self.options.weights_key,
             }
+        if self.distillation is not None:
+            report["teacher"] = self.distillation.as_recorded
         reader = Reader(
             self.recipe.train_data, self.options.seed, replacement=self.plan.replacement
         )

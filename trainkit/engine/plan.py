@@ -129,10 +129,15 @@ class TrainPlan:
 
     def first_image(self, device: torch.device) -> Tensor:
         """The first training image as the model gets it: (1, C, H, W)."""
+        return self.first_images(device)[1]
+
+    def first_images(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The first training image as it is read, and as the model gets it: (1, C, H, W) each."""
         key, *_ = self.order.keys(0)
         images, targets, _ = next(iter(self._loader([[key]], device, workers=0)))
         recipe, channels_last = self.recipe, self._options.channels_last
-        return ToDevice(device, recipe.mean, recipe.std, channels_last)(images, targets)[0]
+        to_device = ToDevice(device, recipe.mean, recipe.std, channels_last)
+        return images, to_device(images, targets)[0]
 
     def _loader(self, batches: Iterable, device: torch.device, workers: int) -> Iterable[Any]:
         """Training images by (epoch, index)."""

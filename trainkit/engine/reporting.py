@@ -50,6 +50,7 @@ class Reporter:
             stop: that is set where the run's folder cannot be written.
         """
         self.recipe = setup.recipe
+        self.terms = setup.terms
         self.options = setup.options
         self.accelerator = setup.accelerator
         self.plan = setup.plan
@@ -138,7 +139,7 @@ class Reporter:
             **self.throughput.row(state),
         }
         if len(losses) > 1:
-            row |= {f"loss_{term}": loss for term, loss in zip(self.recipe.task.terms, losses)}
+            row |= {f"loss_{term}": loss for term, loss in zip(self.terms, losses)}
         names = ("skipped_steps", "bad_images", "intervals_without_targets")
         counters = {name: getattr(state, name) for name in names}
         row |= {name: count for name, count in counters.items() if count}

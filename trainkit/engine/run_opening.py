@@ -82,7 +82,7 @@ def open_run(
         UserError: this training may not have the folder, or cannot write it.
     """
     options, accelerator = setup.options, setup.accelerator
-    resume_invariants = setup.plan.resume_invariants()
+    resume_invariants = setup.resume_invariants
     lists = DatasetInfo.of(setup.recipe.train_data).lists
 
     def open_here() -> tuple[RunFolder, Found, Path]:

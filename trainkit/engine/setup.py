@@ -1,6 +1,7 @@
 """Sets up a command that trains, before the model is changed."""
 
 import copy
+from typing import Any
 
 from trainkit.data.dataset_info import opened
 from trainkit.data.repeatability import require_drawing_nothing
@@ -8,6 +9,7 @@ from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.distributed.fsdp import Sharding
+from trainkit.engine.distillation import Distillation
 from trainkit.engine.introduction import Introduction
 from trainkit.engine.metric_checks import require_free_names, try_metrics, with_headline
 from trainkit.engine.plan import TrainPlan
@@ -31,6 +33,7 @@ class Setup:
         display: of the main process.
         plan: steps, order and learning rates of the run.
         workers: data-loading workers of this process.
+        distillation: from the teacher that the options name, or None.
         introduction: what is said of the data before the first step.
     """
 
@@ -46,6 +49,7 @@ class Setup:
         require_free_names(recipe.task)
         try_metrics(recipe.task)
         opened(recipe.train_data)  # a fault of it is reported before the processes connect
+        self.distillation = Distillation.asked(recipe, options)
         self.recipe = recipe
         self.options = options
         self.accelerator = start_accelerator(options.static_graph, options.timeout_s)
@@ -53,6 +57,12 @@ class Setup:
         self.plan = TrainPlan(recipe, options, self.accelerator.num_processes)
         self.workers = choose_workers(options.workers, self.accelerator.num_processes)
         self.introduction = Introduction(recipe, self.display.note)
+        if self.distillation is not None:
+            self.distillation.begin(
+                self.accelerator.device, *self.plan.first_images(self.accelerator.device)
+            )
+            for line in self.distillation.notes:
+                self.display.note(line)
         refuse_lonely_values(self.plan)
         if recipe.frozen:
             _require_freezable()
@@ -67,6 +77,18 @@ class Setup:
         changed.introduction = Introduction(self.recipe, changed.display.note)
         changed.workers = choose_workers(options.workers, self.accelerator.num_processes)
         return changed
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the loss's terms."""
+        return self.recipe.task.terms if self.distillation is None else self.distillation.terms
+
+    @property
+    def resume_invariants(self) -> dict[str, Any]:
+        """What a resume must keep, see `TrainPlan.resume_invariants`."""
+        if self.distillation is None:
+            return {**self.plan.resume_invariants(), "teacher": None}
+        return {**self.plan.resume_invariants(), **self.distillation.resume_invariants}
 
     def load_initial_weights(self) -> None:
         """Load the weights of `--init-from` where there is one; call it before a `Training`."""

@@ -93,6 +93,7 @@ class Stepper:
         # what does not change is asked for once, as a property of accelerate's takes 0.3 us
         self._num_processes = setup.accelerator.num_processes
         self._rank = setup.accelerator.process_index
+        self._count = (recipe.task if setup.distillation is None else setup.distillation).counts
         self._changes_with_step = recipe.task.provides("at_step")
         self._prepares_targets = recipe.task.provides("prepare")
         self._draws_by_image = recipe.task.provides("at_images")
@@ -177,7 +178,7 @@ class Stepper:
 
     def _counts(self, step: int, targets: Tensor) -> Tensor:
         """Valid targets of each loss in the whole batch: (K,)."""
-        counts = self.recipe.task.counts(targets)
+        counts = self._count(targets)
         if self._num_processes == 1:
             return counts
         # a padding sample, counted nowhere

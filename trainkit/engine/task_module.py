@@ -1,7 +1,7 @@
 """Model and loss as one module."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,26 @@ from trainkit.errors import is_shortage
 from trainkit.models.outputs import run_padded, size_divisor
 from trainkit.tasks.base import Task, as_task
 
+if TYPE_CHECKING:
+    from trainkit.engine.distillation import Distillation
+
 Value = TypeVar("Value")
 
 
 class TaskModule(nn.Module):
     """Model and task as one module, so that only sums or predictions leave accelerate's wrapper."""
 
-    def __init__(self, model: nn.Module, task: Task):
+    def __init__(self, model: nn.Module, task: Task, distillation: "Distillation | None" = None):
+        """Join model and task.
+
+        Args:
+            model: that is trained or evaluated.
+            task: what its outputs mean.
+            distillation: from a teacher, in training; it is no module, so that none of the
+                teacher's weights are this module's.
+        """
         super().__init__()
+        self.distillation = distillation
         self.model, self.task = model, as_task(task)
         if isinstance(self.task.given, nn.Module):
             self.given_task = self.task.given  # its buffers go where the model goes
@@ -33,6 +45,10 @@ class TaskModule(nn.Module):
         Without targets the task's scores, which sliding-window inference averages. `with_losses`,
         in evaluation: the predictions, and the task's loss sums by term, see `Task.evaluated`.
         """
+        # without gradients the model runs for its statistics alone (precise BN)
+        learns = self.training and torch.is_grad_enabled()
+        if learns and self.distillation is not None and targets is not None:
+            return self.distillation.losses(self.model, images, targets)
         outputs = (
             self.model(images) if self.training else run_padded(self.model, images, self.divisor)
         )

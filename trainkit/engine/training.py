@@ -158,7 +158,7 @@ def _convert_model(setup: Setup) -> None:
 def _prepare(setup: Setup) -> nn.Module:
     """Model and task as one module, and the optimizer, wrapped for processes and precision."""
     optimizer = setup.recipe.optimizer
-    task_module: nn.Module = TaskModule(setup.recipe.model, setup.recipe.task)
+    task_module: nn.Module = TaskModule(setup.recipe.model, setup.recipe.task, setup.distillation)
     require_supported(optimizer, task_module)
     require_same_updates(optimizer, setup.accelerator)
     task_module = prepare(setup.accelerator, task_module, optimizer)

@@ -95,7 +95,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
         ids = torch.where(valid, targets, 0).long()
         normaliser = torch.empty(targets.shape, device=logits.device)  # (N, H, W)
         each = torch.empty_like(normaliser)
-        for piece, wanted, counted, log_sum, out in _pieces(logits, ids, valid, normaliser, each):
+        for piece, wanted, counted, log_sum, out in pieces(logits, ids, valid, normaliser, each):
             piece = piece.float()  # (C, n)
             torch.logsumexp(piece, 0, out=log_sum)
             out.copy_(torch.where(counted, log_sum - piece.gather(0, wanted[None])[0], 0))
@@ -108,7 +108,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
         """Compute (softmax - one-hot) x gradient (N, H, W), of valid pixels."""
         logits, ids, valid, normaliser = ctx.saved_tensors
         result = torch.empty_like(logits)
-        for piece, wanted, counted, log_sum, factor, out in _pieces(
+        for piece, wanted, counted, log_sum, factor, out in pieces(
             logits, ids, valid, normaliser, gradient, result
         ):
             part = (piece.float() - log_sum).exp_()  # (C, n)
@@ -117,7 +117,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
         return result, None, None
 
 
-def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same rows of an image in each of `maps`, logits (N, C, H, W) the first.
 
     On a CPU a piece fits into its cache, which takes half of the time for 150 classes; elsewhere,

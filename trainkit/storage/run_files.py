@@ -19,6 +19,7 @@ from trainkit.storage.checked_json import (
     Kind,
     NotJSON,
     is_count,
+    is_number,
     load_json,
     maybe,
     or_none,
@@ -61,6 +62,15 @@ def _is_init(value: Any) -> bool:
     )
 
 
+def _is_teacher(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("named"), str)
+        and _is_sha256(value.get("sha256"))
+        and all(is_number(value.get(name)) for name in ("distill", "temperature"))
+    )
+
+
 def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
@@ -89,6 +99,7 @@ REPORT = {
     "batch": maybe(STRING),
     "static_graph": maybe(TRUTH),  # runs before these say nothing of them
     "activation_checkpointing": maybe(TRUTH),
+    "teacher": maybe(Kind("a teacher and its SHA-256", _is_teacher)),
     "init": maybe(Kind("a file of weights and its SHA-256", _is_init)),
 }
 

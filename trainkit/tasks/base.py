@@ -180,6 +180,31 @@ class Task:
             positions: of the images in the batch over all processes, counted from 0.
         """
 
+    def distillation_count(self, targets: Tensor) -> Tensor:
+        """Count what `distillation_loss` is divided by: float (), of this process's share.
+
+        Args:
+            targets: as for `counts`.
+        """
+        raise NotImplementedError
+
+    def distillation_loss(
+        self, outputs: Any, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """Sum over valid targets of the distance to a teacher (`--teacher`).
+
+        Args:
+            outputs: what the model returned.
+            teacher: logits of a trained model of the same classes, in the same order, for the same
+                images.
+            targets: as for `losses`.
+            temperature: that both are softened by.
+
+        Returns:
+            float32 (), with gradients.
+        """
+        raise NotImplementedError
+
     def scores(self, outputs: Any, images: Tensor) -> Tensor:
         """Scores of each pixel, for a dense task alone.
 

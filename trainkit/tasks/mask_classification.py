@@ -13,6 +13,7 @@ from trainkit.losses.mask_classification import TERMS, MaskLoss
 from trainkit.metrics.confusion import argmax_labels
 from trainkit.models.mask_networks import MaskedAttention
 from trainkit.models.outputs import main_logits, resized
+from trainkit.tasks.base import Task
 from trainkit.tasks.segmentation import Segmentation
 
 LOSS = 1  # beside the stream of a network's own draws for an image
@@ -65,6 +66,9 @@ class MaskClassification(Segmentation):
     anneal: bool = True
 
     terms = TERMS
+    # in training there are logits of queries, and none of pixels
+    distillation_count = Task.distillation_count
+    distillation_loss = Task.distillation_loss
 
     def __post_init__(self) -> None:
         super().__post_init__()

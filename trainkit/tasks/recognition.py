@@ -16,7 +16,8 @@ from trainkit.losses.base import (
     side_by_side,
     weighted,
 )
-from trainkit.losses.functional import check_num_outputs
+from trainkit.losses.distillation import distillation_sum
+from trainkit.losses.functional import check_num_outputs, num_valid
 from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.named import named_metrics
 from trainkit.metrics.recognition import CalibrationError, MacroAverages, TopK
@@ -152,6 +153,17 @@ class Recognition(Task):
         return side_by_side(
             [weighted(each, each(outputs, targets, IGNORED)) for each in self._criteria]
         )
+
+    def distillation_count(self, targets: Tensor) -> Tensor:
+        """See `Task`: images with a class, whatever the weight of their classes."""
+        return num_valid(_one_ignored(targets), IGNORED)
+
+    def distillation_loss(
+        self, outputs: Any, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """See `Task`: T² KL(teacher || student) of the images that have a class."""
+        targets = _one_ignored(targets)
+        return distillation_sum(class_logits(outputs), teacher, targets, IGNORED, temperature)
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """The logits (N, C), whose softmax are the probabilities.

@@ -16,7 +16,13 @@ from trainkit.losses.base import (
     side_by_side,
     weighted,
 )
-from trainkit.losses.functional import check_ignore, check_num_outputs, presence_loss_sum
+from trainkit.losses.distillation import distillation_sum
+from trainkit.losses.functional import (
+    check_ignore,
+    check_num_outputs,
+    num_valid,
+    presence_loss_sum,
+)
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz
 from trainkit.metrics.confusion import argmax_labels
@@ -175,6 +181,18 @@ class Segmentation(Task):
         if "se" in terms:
             sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
         return side_by_side([sums[term] for term in terms])
+
+    def distillation_count(self, targets: Tensor) -> Tensor:
+        """See `Task`: valid pixels."""
+        return num_valid(targets, self.ignore)
+
+    def distillation_loss(
+        self, outputs: Any, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """See `Task`: T² KL(teacher || student) of valid pixels, both at the targets' size."""
+        logits = resized_to_targets(main_logits(outputs), targets)
+        teacher = resized(teacher, targets.shape[-2:])
+        return distillation_sum(logits, teacher, targets, self.ignore, temperature)
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Predicted masks (N, H, W) at the targets' size, to which the logits are resized."""
