@@ -2,7 +2,8 @@
 
 Results of docs/scale.md.
 
-    python benchmarks/scaling.py                    # orders up to 10^8 images, a checkpoint of 1 GB
+    python benchmarks/scaling.py           # orders up to 10^10 images, a checkpoint of 1 GB
+    python benchmarks/scaling.py --tables order host
     python benchmarks/scaling.py --images 5 --gb 0.01 --rounds 1 --steps 20
 
 The last table is of real trainings of a tiny network on 10^3 images and more, each a process of its
@@ -38,6 +39,8 @@ from trainkit.schedules import cos
 from trainkit.storage import checkpoint
 from trainkit.tasks.recognition import Recognition
 
+TABLES = ("order", "host", "checkpoint", "runs")
+
 
 def seconds(work: Callable[[], object], rounds: int = 5) -> float:
     """Median of so many rounds."""
@@ -49,23 +52,76 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
     return median(taken)
 
 
-def orders(largest: int, results: Results) -> None:
-    """An epoch's order: its memory, and how long it takes to draw."""
-    for exponent in range(3, largest + 1):
-        order = TrainOrder(10**exponent, 1024, seed=0)
-        drawn = seconds(lambda order=order: order.epoch(0), 3)
-        mib = 4 * 10**exponent / 2**20  # int32
-        results.put(f"10^{exponent} images", "order of an epoch", "MiB", mib)
-        results.put(f"10^{exponent} images", "time to draw it", "s", drawn)
+def orders(largest: int, rounds: int, results: Results) -> None:
+    """An epoch's order, drawn whole and computed: memory, first batch, and each further step.
+
+    Each case is a fork of its own, for the last of so many processes, with 64 images of each batch.
+    """
+    cases = [
+        (exponent, version, processes)
+        for exponent in (6, 8, 10)
+        for version in (1, 2)
+        for processes in (1, 512, 1024)
+        if exponent <= max(6, largest) and (version == 2 or exponent < 10)  # 37 GiB
+    ]
+    found: dict[tuple[int, int, int], list[tuple[float, ...]]] = {case: [] for case in cases}
+    for _, case in product(range(rounds), cases):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(writer, json.dumps(of_order(*case)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            found[case].append(tuple(json.loads(stream.read())))
+        os.waitpid(child, 0)
+    for (exponent, version, processes), measured in found.items():
+        row = f"10^{exponent} images, {'drawn' if version == 1 else 'computed'}"
+        memory, first, step = zip(*measured)
+        if processes == 1:
+            results.add(row, "memory of each process", "MiB", memory)
+            results.add(row, "first batch of an epoch", "s", first)
+        words = f"step, {processes:,} process{'es' if processes > 1 else ''}"
+        results.add(row, words, "us", step)
         print(
-            f"order of 10^{exponent} images: {mib:10.1f} MiB in each process, drawn in {drawn:8.4f}"
-            " s per epoch"
+            f"{row}, {words:22} {median(memory):8.2f} MiB, first batch {median(first):9.6f} s,"
+            f" {median(step):7.1f} us"
         )
+
+
+def of_order(exponent: int, version: int, processes: int) -> tuple[float, float, float]:
+    """MiB that are needed at most, seconds to the first batch, and us of a step after it."""
+    steps = 256
+    order = TrainOrder(10**exponent, 64 * processes, 0, processes, micro_batch=32, version=version)
+    start = min(1000, order.steps_per_epoch // 2)  # resumed in the middle
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    begun = time.perf_counter()
+    batches = order.batches(start, start + steps, processes - 1)
+    next(batches)
+    first = time.perf_counter() - begun
+    taken = time.perf_counter()
+    for step in range(start + 1, start + steps):
+        order.passes(step, processes - 1)
+        order.share(step, processes - 1)
+        next(batches)
+    taken = time.perf_counter() - taken
+    return resident("VmHWM") - before, first, 1e6 * taken / (steps - 1)
+
+
+def resident(name: str) -> float:
+    """MiB of this process, as Linux counts them."""
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    )
+    return int(line.split()[1]) / 2**10
 
 
 def host_work(results: Results) -> None:
     """Arithmetic of one step in one process: its share of the batch, its passes, its keys."""
-    for processes in (1, 8, 64, 512):
+    for processes in (1, 8, 64, 512, 1024):
         order = TrainOrder(10**6, 64 * processes, 0, processes, micro_batch=32)
 
         def step(order: TrainOrder = order, processes: int = processes) -> None:
@@ -182,7 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=8, help="largest power of ten")
+    parser.add_argument("--tables", nargs="*", choices=TABLES, default=TABLES, help="which")
+    parser.add_argument("--images", type=int, default=10, help="largest power of ten")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the checkpoint")
     parser.add_argument("--rounds", type=int, default=5, help="of trainings")
     parser.add_argument("--steps", type=int, default=100, help="of each training in each round")
@@ -193,15 +250,20 @@ def main() -> None:
         stopped_training(asked.train, 10**asked.images, asked.steps)
         return
     print(versions("torch"))
-    order, host = Results("scaling-order", "torch"), Results("scaling-host", "torch")
-    saved = Results("scaling-checkpoint", "torch")
     note = f"rounds of {asked.steps} steps"
-    runs = Results("scaling-runs", "torch", rounds=asked.rounds, note=note)
-    orders(asked.images, order)
-    host_work(host)
-    saving(asked.gb, saved)
-    growth(min(7, asked.images), asked.rounds, asked.steps, runs)
-    for results in (order, host, saved, runs):
+    for name in asked.tables:
+        rounds = asked.rounds if name in ("order", "runs") else None
+        results = Results(
+            f"scaling-{name}", "torch", rounds=rounds, note=note if name == "runs" else None
+        )
+        if name == "order":
+            orders(asked.images, asked.rounds, results)
+        elif name == "host":
+            host_work(results)
+        elif name == "checkpoint":
+            saving(asked.gb, results)
+        else:
+            growth(min(7, asked.images), asked.rounds, asked.steps, results)
         results.write(asked.results)
 
 

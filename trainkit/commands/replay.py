@@ -26,6 +26,7 @@ from trainkit.storage.checked_json import Fault, read_regular
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.lookup import find_failure, read_seed, read_settings, run_of
+from trainkit.storage.recorded import read_order
 from trainkit.storage.run_files import read_report
 from trainkit.storage.run_folder import RunFolder
 from trainkit.storage.weights import start_from
@@ -130,6 +131,7 @@ def replay(recipe: Recipe, options: Options, failure: Path) -> bool:
             " (SHA-256 differs): put the one there that it was trained with"
         )
     accelerator, display, plan = setup.accelerator, setup.display, setup.plan
+    plan.use_order(read_order(failure.parent.parent))
     if "init" in report:
         for line in _start_as_then(recipe, report["init"]):
             display.note(line)

@@ -5,6 +5,7 @@ s is a seek.
 
 - Epoch e's order is a permutation drawn from (seed, e); batch b of it is the slice [b B, (b + 1)
   B). It is uniform, or for data that is read in groups a `Locality`'s.
+- Of many images it is computed for the places that a process reads, see `TrainOrder.version`.
 - A process takes its contiguous slice of each batch, split again into the micro-batches of gradient
   accumulation.
 """
@@ -12,13 +13,19 @@ s is a seek.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
+import numpy as np
 import torch
 
+from trainkit.data.computed_order import ComputedOrder
 from trainkit.data.seeding import ORDER, fold
 from trainkit.errors import UserError
 
 EVALUATION = -1  # the "epoch" of an evaluation
+DRAWN, COMPUTED = 1, 2  # versions of the order
+MOST_DRAWN = 2**22  # images whose order is drawn whole in a new run: 16 MiB, 0.05 s an epoch
+AT_ONCE = 4096  # images whose places are computed together, for a share of some steps
 
 
 def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
@@ -27,12 +34,14 @@ def split(num_images: int, parts: int, unit: int = 1) -> list[int]:
     Only the last non-empty part may hold a broken unit. Parts are empty where there are too few
     units.
     """
-    units = -(-num_images // unit)
-    ends = [
-        min(num_images, unit * (units // parts * i + min(i, units % parts)))
-        for i in range(1, parts + 1)
-    ]
-    return [end - start for start, end in zip([0, *ends], ends)]
+    ends = [_end(num_images, parts, unit, number) for number in range(parts + 1)]
+    return [end - start for start, end in zip(ends, ends[1:])]
+
+
+def _end(num_images: int, parts: int, unit: int, number: int) -> int:
+    """Images of the first `number` of these parts."""
+    whole, rest = divmod(-(-num_images // unit), parts)
+    return min(num_images, unit * (whole * number + min(number, rest)))
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,10 @@ class TrainOrder:
         repeats: how often an image is in a batch (see `trainkit.data.datasets.repeated`): index i +
             k n is then copy k of image i of n.
         locality: of data that is stored in groups.
+        balanced: draws with replacement.
+        version: how a uniform order is made. 1: `torch.randperm`, whole in each process. 2: a
+            `ComputedOrder`, of the places asked for alone. A run keeps its version; a new one has
+            `newest_version`.
 
     Raises:
         UserError: a value is out of range, or they do not fit together.
@@ -142,8 +155,14 @@ class TrainOrder:
     repeats: int = 1
     locality: Locality | None = None
     balanced: Balanced | None = None
+    version: int = DRAWN
 
     def __post_init__(self) -> None:
+        if self.version not in (DRAWN, COMPUTED):
+            raise UserError(
+                f"the run's settings.json has order {self.version}, and this trainkit knows"
+                f" {DRAWN} and {COMPUTED}: resume it with the version that began it, or a newer one"
+            )
         if self.num_images < 1:
             raise UserError("train_data is empty: there is nothing to train on")
         if self.batch_size < self.unit * self.num_processes:
@@ -167,6 +186,17 @@ class TrainOrder:
         whole, rest = divmod(self.num_images, self.batch_size)
         return whole if self.drop_last and whole else whole + bool(rest)
 
+    @property
+    def newest_version(self) -> int:
+        """The version of a new run: 2 above 2^22 different images in a uniform order, else 1."""
+        is_uniform = self.locality is None and self.balanced is None
+        many = self.num_images // self.repeats > MOST_DRAWN
+        return COMPUTED if is_uniform and many else DRAWN
+
+    @property
+    def _is_computed(self) -> bool:
+        return self.version == COMPUTED and self.locality is None and self.balanced is None
+
     def num_images_of(self, step: int) -> int:
         """Images in the batch of `step`, over all processes."""
         return min(self.batch_size, self.num_images - step % self.steps_per_epoch * self.batch_size)
@@ -179,11 +209,17 @@ class TrainOrder:
         num_images = self.num_images_of(step)
         if self.num_processes == 1 and self.micro_batch is None:
             return [num_images]
-        shares = split(num_images, self.num_processes, self.unit)
-        if self.micro_batch is None or self.micro_batch >= max(shares):
-            return [shares[process]]
-        num_passes = -(-max(shares) // (self.micro_batch // self.unit * self.unit))
-        return split(shares[process], num_passes, self.unit)
+        share = self._part(num_images, process)
+        largest = self._part(num_images, 0).stop
+        if self.micro_batch is None or self.micro_batch >= largest:
+            return [share.stop - share.start]
+        num_passes = -(-largest // (self.micro_batch // self.unit * self.unit))
+        return split(share.stop - share.start, num_passes, self.unit)
+
+    def _part(self, num_images: int, process: int) -> slice:
+        """A process's part of so many images, as `split` has it, in constant time."""
+        sizes = num_images, self.num_processes, self.unit
+        return slice(_end(*sizes, process), _end(*sizes, process + 1))
 
     def epoch(self, epoch: int) -> torch.Tensor:
         """The permutation of an epoch: image indices (num_images,), int32 where that holds them.
@@ -192,6 +228,8 @@ class TrainOrder:
         `repeats` a batch has its images once, then once more: neighbours, which mixing pairs, are
         not copies.
         """
+        if self._is_computed:
+            return torch.from_numpy(self._computed(epoch).at(np.arange(self.num_images)))
         generator = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
         if self.balanced is not None:
             return self.balanced.draw(self.num_images, generator)
@@ -208,8 +246,19 @@ class TrainOrder:
             [batch + distinct * copy for batch in batches for copy in range(self.repeats)]
         )
 
+    def indices(self, epoch: int, places: np.ndarray) -> list[int]:
+        """The image indices at `places` of an epoch's order, int64 (P,)."""
+        if self._is_computed:
+            return self._computed(epoch).at(places).tolist()
+        return self.epoch(epoch)[torch.from_numpy(places)].tolist()
+
+    def _computed(self, epoch: int) -> ComputedOrder:
+        return ComputedOrder(self.num_images, self.batch_size, self.repeats, self.seed, epoch)
+
     def replacement(self, epoch: int, index: int) -> int:
         """The image after `index` in the order of `epoch`; after the last comes the first."""
+        if self._is_computed:
+            return self._computed(epoch).after(index)
         order = self.epoch(epoch)
         place = int((order == index).nonzero())
         return int(order[(place + 1) % self.num_images])
@@ -219,9 +268,8 @@ class TrainOrder:
         num_images = self.num_images_of(step)
         if self.num_processes == 1:
             return slice(0, num_images)
-        shares = split(num_images, self.num_processes, self.unit)
-        begin = sum(shares[:process])
-        return slice(begin, begin + shares[process]) if shares[process] else slice(0, 1)
+        part = self._part(num_images, process)
+        return part if part.stop > part.start else slice(0, 1)
 
     def keys(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, index) keys of the whole batch of `step`, over all processes."""
@@ -234,15 +282,34 @@ class TrainOrder:
         processes do the same forward passes; `passes` gives 0 for it, and the loop counts it
         nowhere.
         """
-        order, known = torch.empty(0), None
-        for step in range(start, stop):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != known:
-                order, known = self.epoch(epoch), epoch
-            share = self.share(step, process)
-            first = batch * self.batch_size
-            indices = order[first + share.start : first + share.stop]
-            yield [(epoch, index) for index in indices.tolist()]
+        while start < stop:
+            epoch, batch = divmod(start, self.steps_per_epoch)
+            end = min(stop, start - batch + self.steps_per_epoch)
+            for indices in self._shares(epoch, range(start, end), process):
+                yield [(epoch, index) for index in indices]
+            start = end
+
+    def _shares(self, epoch: int, steps: range, process: int) -> Iterator[list[int]]:
+        """The indices that `process` reads in each of these steps of an epoch."""
+        if not self._is_computed:
+            order = self.epoch(epoch)
+            for step in steps:
+                yield order[self._place_of_share(step, process)].tolist()
+            return
+        computed, share = self._computed(epoch), self.share(steps.start, process)
+        together = max(1, AT_ONCE // (share.stop - share.start))
+        for begin in range(0, len(steps), together):
+            slices = [self._place_of_share(step, process) for step in steps[begin:][:together]]
+            places = np.concatenate([np.arange(each.start, each.stop) for each in slices])
+            indices = iter(computed.at(places).tolist())
+            for each in slices:
+                yield list(islice(indices, each.stop - each.start))
+
+    def _place_of_share(self, step: int, process: int) -> slice:
+        """Where in its epoch's order `process` reads in a step."""
+        share = self.share(step, process)
+        first = step % self.steps_per_epoch * self.batch_size
+        return slice(first + share.start, first + share.stop)
 
 
 class Batches:

@@ -26,6 +26,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint import is_checkpoint_name, step_of
 from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps
+from trainkit.storage.recorded import read_order
 from trainkit.storage.weights import named_as, take_weights
 
 
@@ -102,6 +103,7 @@ def evaluate(
         workers=choose_workers(workers, accelerator.num_processes),
         ema=_load_ema(recipe, weights),
         precise_bn=precise_bn,
+        order=None if run is None else read_order(run),
         thorough=True,
     )
     rows = None

@@ -58,6 +58,8 @@ class Evaluator:
     """that trains the weights, and may evaluate other ones than it trains"""
     precise_bn: int | None = None
     """training images to re-estimate BatchNorm statistics from; None: keep those of training"""
+    order: int | None = None
+    """version of the order they are the first of; None: that of a new run"""
     on_bad_image: str = "stop"
     """for these training images, as in training: "stop", or "skip" for the next in the order"""
     thorough: bool = False

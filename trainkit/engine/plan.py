@@ -11,7 +11,7 @@ from torch import Tensor
 from trainkit.data.class_counts import count_classes
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.loader import make_loader
-from trainkit.data.sampler import Balanced, Batches, TrainOrder
+from trainkit.data.sampler import DRAWN, Balanced, Batches, TrainOrder
 from trainkit.data.to_device import ToDevice
 from trainkit.engine.metric_checks import chosen
 from trainkit.engine.optimizer_state import group_values
@@ -45,7 +45,7 @@ class TrainPlan:
         info = DatasetInfo.of(recipe.train_data)
         self.recipe = recipe
         self._options = options
-        self.order = order = TrainOrder(
+        order = TrainOrder(
             len(recipe.train_data),
             recipe.batch_size,
             options.seed,
@@ -57,6 +57,7 @@ class TrainPlan:
             locality=info.locality,
             balanced=_balanced(recipe),
         )
+        self.order = order = replace(order, version=order.newest_version)
         self.groups = group_values(recipe.optimizer)
         if not 0 < recipe.epochs * order.steps_per_epoch <= MOST_STEPS:
             raise UserError(
@@ -107,6 +108,10 @@ class TrainPlan:
         Steps and images stay the same.
         """
         self.order = replace(self.order, micro_batch=micro_batch)
+
+    def use_order(self, version: int) -> None:
+        """Take the order of a run that began with this version, see `TrainOrder.version`."""
+        self.order = replace(self.order, version=version)
 
     @property
     def replacement(self) -> Callable[[int, int], int] | None:
@@ -166,7 +171,7 @@ class TrainPlan:
         The schedule is kept as nine points of its curve.
         """
         locality = self.order.locality
-        return {
+        kept = {
             "num_images": self.order.num_images,
             "batch_size": self.recipe.batch_size,
             "drop_last": self.recipe.drop_last,
@@ -184,6 +189,9 @@ class TrainPlan:
             "input": dict(self.recipe.input),
             "lrs": [float(group["lr"]) for group in self.recipe.optimizer.param_groups],
         }
+        if self.order.version != DRAWN:  # which runs have that record none
+            kept["order"] = self.order.version
+        return kept
 
 
 def _balanced(recipe: Recipe) -> Balanced | None:

@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 
@@ -122,32 +125,34 @@ class PreciseBatchNorm:
     def _order(self) -> TrainOrder:
         data = self.recipe.train_data
         info = DatasetInfo.of(data)
-        return TrainOrder(
+        order = TrainOrder(
             len(data),
             self.recipe.batch_size,
             self.evaluator.seed,
             repeats=info.repeats,
             locality=info.locality,
         )
+        return replace(order, version=self.evaluator.order or order.newest_version)
 
     def _passes(self) -> list[list[int]]:
         """Images of each pass, the same for any number of processes."""
-        order = self._order.epoch(self._epoch)
-        if len(order) < PASS:
-            return [order.tolist()]
-        num_passes = max(1, min(self.num_images, len(order)) // PASS)
+        order = self._order
+        if order.num_images < PASS:
+            return [order.indices(self._epoch, np.arange(order.num_images))]
+        num_passes = max(1, min(self.num_images, order.num_images) // PASS)
         if self.recipe.sync_batch_norm:  # all processes make each pass together
             num_passes = (
                 -(-num_passes // self.accelerator.num_processes) * self.accelerator.num_processes
             )
-        places = torch.arange(num_passes * PASS) % len(order)
-        if self._order.locality is not None:
+        places = torch.arange(num_passes * PASS) % order.num_images
+        if order.locality is not None:
             places = places[
                 torch.randperm(
                     len(places), generator=torch.Generator().manual_seed(self.evaluator.seed)
                 )
             ]
-        return order[places].view(num_passes, PASS).tolist()
+        indices = iter(order.indices(self._epoch, places.numpy()))
+        return [list(islice(indices, PASS)) for _ in range(num_passes)]
 
 
 def refuse_frozen(recipe: Recipe, num_images: int | None) -> None:

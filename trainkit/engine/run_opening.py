@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from trainkit import files
 from trainkit.data.dataset_info import DatasetInfo
+from trainkit.data.sampler import DRAWN
 from trainkit.distributed.accelerator import fail_first, fail_last
 from trainkit.engine.early_stopping import EarlyStopping
 from trainkit.engine.setup import Setup
@@ -22,6 +23,7 @@ from trainkit.engine.stop_signal import FAILED, Stopped
 from trainkit.errors import UserError
 from trainkit.storage import checkpoint
 from trainkit.storage.recipe_source import RecipeSource
+from trainkit.storage.recorded import read_order
 from trainkit.storage.run_files import read_memory
 from trainkit.storage.run_folder import RunFolder
 
@@ -35,6 +37,8 @@ class Found:
 
     path: Path | None = None
     """the checkpoint"""
+    order: int = DRAWN
+    """version of the run's order of training images, see `TrainOrder.version`"""
     evaluation: dict[str, Any] | None = None
     """the log's row of the last one"""
     memory: dict[str, Any] | None = None
@@ -82,16 +86,18 @@ def open_run(
         UserError: this training may not have the folder, or cannot write it.
     """
     options, accelerator = setup.options, setup.accelerator
-    resume_invariants = setup.resume_invariants
     lists = DatasetInfo.of(setup.recipe.train_data).lists
 
     def open_here() -> tuple[RunFolder, Found, Path]:
+        recorded = options.out is not None and (options.out / "settings.json").is_file()
+        if options.out is not None and recorded and options.resume != "never":
+            setup.plan.use_order(read_order(options.out))
         try:
             run, notes = RunFolder.open(
                 options,
                 settings,
                 source,
-                resume_invariants,
+                setup.resume_invariants,
                 EarlyStopping.of(setup.recipe, options).is_due,
             )
         except OSError as error:
@@ -105,7 +111,8 @@ def open_run(
             mark = run.folder / f".seen-{uuid4().hex}"
             if accelerator.num_processes > 1:
                 mark.touch()
-            return run, Found(path, evaluation, read_memory(run.folder)), mark
+            order = setup.plan.order.version
+            return run, Found(path, order, evaluation, read_memory(run.folder)), mark
         except OSError as error:
             run.close()
             raise _unwritable(options.out, error) from error
@@ -114,6 +121,7 @@ def open_run(
             raise
 
     run, found, mark = on_main_process(accelerator, open_here)
+    setup.plan.use_order(found.order)
     if accelerator.num_processes > 1:
         _all_see(accelerator, run, mark)
     return run, found

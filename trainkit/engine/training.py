@@ -98,6 +98,7 @@ class Training:
             ema=ema,
             optimizer=recipe.optimizer,
             precise_bn=options.precise_bn,
+            order=setup.plan.order.version,
             on_bad_image=options.on_bad_image,
         )
         self.record = EvaluationRecord(

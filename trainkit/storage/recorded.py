@@ -10,6 +10,7 @@ from trainkit.errors import UserError
 from trainkit.storage.checked_json import (
     COUNT,
     MAPPING,
+    POSITIVE,
     STRING,
     Fault,
     Kind,
@@ -27,6 +28,7 @@ RECORDED = {
     "recipe": or_none(STRING),
     "input": maybe(MAPPING),
     "options": maybe(MAPPING),
+    "order": maybe(POSITIVE),
     "call": maybe(Kind("a recipe with keywords", lambda value: _is_call(value))),
 }
 TO_PUBLISH = {
@@ -63,6 +65,14 @@ def read_recorded(folder: Path, needs: Mapping[str, Kind] = MappingProxyType({})
     if "options" in content:
         content["options"] = renamed_options(content["options"])
     return renamed_kept(content)
+
+
+def read_order(folder: Path) -> int:
+    """Version of the order of a run's training images, see `TrainOrder.version`.
+
+    Runs that record none have 1.
+    """
+    return read_recorded(folder).get("order", 1)
 
 
 def is_run(folder: Path) -> bool:
