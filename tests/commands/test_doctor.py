@@ -210,8 +210,10 @@ def test_class_folders(tmp_path, monkeypatch, capsys):
     assert report["in_both"] == [
         [str(data / "train" / "cat" / "1.jpg"), str(data / "val" / "dog" / "other-name.jpg")]
     ]
-    assert report["warnings"][0] == "1 of 3 classes are in no val image: [eel]"
+    line = f"val: 1 of 3 classes has no image in {data / 'val'}: [eel]"
+    assert report["warnings"][0] == line and len(report["warnings"]) == 2
     shown = capsys.readouterr().out
+    assert shown.count(line) == 1
     assert "│ [eel]" in shown and "train pixels" not in shown
 
 

@@ -9,6 +9,9 @@ from PIL import Image
 from helpers.image_files import mask, picture
 from trainkit.cli import main
 from trainkit.commands.recognise import recognise
+from trainkit.data.datasets.class_source import ClassSource
+from trainkit.data.datasets.held_out import SplitSettings
+from trainkit.data.datasets.label_set_source import LabelSetSource
 from trainkit.errors import UserError
 from trainkit.losses.class_weights import balanced
 
@@ -225,6 +228,47 @@ def test_a_folder_and_the_command_for_it(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["doctor", "my", "--workers", "0", "--fold", "1/3"]) == 0
     assert "recog_folder --data my --fold 1/3\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("divided", [False, True])
+def test_an_empty_folder_is_named_once_and_classes_are_as_in_training(
+    divided, shared, tmp_path, capsys
+):
+    """It is a class where a split says so, of images of one class; else it is named as none."""
+    data = tmp_path / "my"
+    for split in ("train", "val") if divided else ("",):
+        for name in ("cat", "dog"):
+            pictures(data / split / name, 4, first=0 if shared else len(list(data.rglob("*.png"))))
+    empty = data / "train" / "owl" if divided else data / "owl"
+    empty.mkdir()
+    layout = recognise(data)
+    assert layout.recipe == ("recog_multilabel" if shared else "recog_folder")
+    source = (LabelSetSource if shared else ClassSource)(
+        data, held_out=SplitSettings() if divided else SplitSettings(0.25)
+    )
+    is_class = divided and not shared
+    assert source.open("train").classes == (["cat", "dog", "owl"] if is_class else ["cat", "dog"])
+    assert layout.what.startswith(f"folders of {2 + is_class} classes")
+    assert main(["doctor", str(data), "--workers", "0", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    reported = (
+        f"warning: train: 1 of 3 classes has no image in {data / 'train'}: owl"
+        if is_class
+        else f"warning: train: {empty} has no image, and is no class"
+    )
+    assert shown.count(reported) == 1 and shown.count("has no image") == 1 + is_class
+    last = shown.splitlines()[-1]
+    assert last.startswith(f"to train on it: trainkit {layout.recipe} --data {data}")
+
+
+def test_no_command_where_a_fault_stops_it(tmp_path, capsys):
+    pictures(tmp_path / "my" / "cat", 4)
+    pictures(tmp_path / "my" / "dog", 4, first=4)
+    (tmp_path / "my" / "dog" / "6.png").write_bytes(b"torn")
+    assert main(["doctor", str(tmp_path / "my"), "--workers", "0", "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr().out
+    assert "error: cannot read" in shown and "to train on it" not in shown
 
 
 def test_masks_and_their_weights(tmp_path, monkeypatch, capsys):

@@ -27,7 +27,9 @@ from trainkit.engine.label_warnings import (
     evaluation_warnings,
     training_warnings,
 )
+from trainkit.engine.one_class import refuse_one_class
 from trainkit.engine.plan import TrainPlan
+from trainkit.errors import UserError
 from trainkit.metrics.recognition import TopK
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.optim import param_groups
@@ -244,6 +246,49 @@ def test_masks_of_0_and_255_are_reported_before_the_training(number, tmp_path, c
         "class fg has no training mask"
     )
     assert training_warnings(Repeated(data, 3), Segmentation(NAMES)) == [message]
+
+
+@pytest.mark.parametrize(
+    ("label", "number", "found", "both"),
+    [
+        (0, 3, "labels 0 and 255 alone (3 of 3 were read)", "0,255"),
+        (1, 2, "labels 1 and 255 alone (2 of 2 were read)", "1,255"),
+        (255, 3, "label 255 alone (3 of 3 were read)", "0,255"),
+        (0, 257, "labels 0 and 255 alone (256 of 257 were read)", "0,255"),
+    ],
+)
+def test_masks_with_one_class_beside_255_are_refused(label, number, found, both, tmp_path, capsys):
+    mask = np.full((4, 6), label, np.uint8)
+    mask[:2, :3] = 255
+    data = folder_of_masks(tmp_path / "data", [mask] * number)
+    recipe = two_classes(train_data=data)
+    with pytest.raises(UserError) as refused:
+        train(recipe, Options(out=tmp_path / "run", workers=0))
+    assert f"the training masks hold {found}, and 255 counts nowhere unless" in str(refused.value)
+    assert f"--classes background,object --mask-values {both}. Where it" in str(refused.value)
+    assert "to be ignored: --mask-values 0,1." in str(refused.value)
+    assert not (tmp_path / "run").exists()
+    report = examine(recipe, 0, tmp_path / "doctor")
+    assert report["num_errors"] == 1 and report["refusal"] == str(refused.value)
+    assert f"error: {refused.value}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_class_beside_255_where_it_is_asked_for(tmp_path):
+    """By mask_values, or by ignored labels of one's own; a second class anywhere is enough."""
+    mask = np.zeros((4, 6), np.uint8)
+    mask[:2, :3] = 255
+    refuse_one_class(folder_of_masks(tmp_path / "none", [mask * 0]))  # 255 is nowhere
+    folder = tmp_path / "some"
+    lonely = mask.copy()
+    lonely[3, 3] = 1
+    refuse_one_class(folder_of_masks(folder, [mask, mask, lonely]))
+    (folder / "masks" / "002.png").unlink()
+    (folder / "images" / "002.png").unlink()
+    files = folder / "images", folder / "masks", 2
+    with pytest.raises(UserError, match="hold labels 0 and 255 alone"):
+        refuse_one_class(MaskFolder(*files))
+    for said in ({"mask_values": (0, 255)}, {"mask_values": (0, 1)}, {"ignore": (255, 7)}):
+        refuse_one_class(MaskFolder(*files, **said))
 
 
 def test_a_mask_that_a_decoder_stumbles_over_is_left_to_the_training(tmp_path):

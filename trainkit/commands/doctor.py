@@ -8,7 +8,6 @@ that, too.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,32 +24,26 @@ from trainkit.commands.dataset_check import (
     suggested_size,
     suggested_weights,
 )
+from trainkit.commands.doctor_report import KINDS, show, some_of, warnings_of
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.commands.recognise import is_data, propose, refuse_run
 from trainkit.data.dataset_info import SizedDataset
+from trainkit.data.datasets.inventory import without_images
 from trainkit.data.reader import name_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
 from trainkit.display.wording import counted
 from trainkit.distributed.launcher import rank
 from trainkit.engine.introduction import Introduction
+from trainkit.engine.one_class import why_one_class
 from trainkit.errors import UserError
 from trainkit.files import require_room
 from trainkit.recipe import Recipe
 from trainkit.tasks.base import Task
 
-KINDS = {
-    "unreadable": "cannot be read",
-    "mask_size": "mask of another size",
-    "label": "label outside the classes",
-}
-# What differs between two faults of a kind: a path, a row of a table, a number of pixels.
-NAME_OR_COUNT = re.compile(r"\S*[/\\]\S*|\S+\[\d+\]|\b\d+(?= pixels)|\b\d+x\d+\b")
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 READ_AT_ONCE = 16  # images between two messages of a worker
-# on screen; doctor.json has all
-SHOWN_FAULTS, SHOWN_WARNINGS, SHOWN_CLASSES, SHOWN_NAMES = 20, 40, 30, 3
 
 
 def run(recipe: str, words: list[str]) -> int:
@@ -59,8 +52,9 @@ def run(recipe: str, words: list[str]) -> int:
     the exit code: 2 where there are errors.
     """
     refuse_run(Path(recipe))
+    command = None
     if is_data(recipe):
-        recipe, words = propose(Path(recipe), words)
+        recipe, words, command = propose(Path(recipe), words)
     path = find_recipe(recipe, or_folders=True)
     recipe_file = load_recipe(path)
     prog = f"trainkit doctor {recipe}"
@@ -71,7 +65,11 @@ def run(recipe: str, words: list[str]) -> int:
         settings["pretrained"] = False  # the network is not used, so nothing is downloaded for it
     out = options.out or Path("runs") / f"{path.stem}-doctor"
     report = examine(build(recipe_file, settings), options.workers, out, settings)
-    return 2 if report["num_errors"] else 0
+    if report["num_errors"]:
+        return 2
+    if command is not None:
+        Display().note(f"to train on it: {command}")
+    return 0
 
 
 def examine(
@@ -86,8 +84,9 @@ def examine(
         settings: of the recipe, such as class_weights and size, for which values are proposed.
 
     Returns:
-        "num_errors", "warnings" (lines), "in_both" (pairs of names), "class_weights" (what balances
-        the classes of the training images; None: nothing needs it), and for "train" and "val" each:
+        "num_errors", "refusal" (why a training refuses all the data; None: it does not), "warnings"
+        (lines), "in_both" (pairs of names), "class_weights" (what balances the classes of the
+        training images; None: nothing needs it), and for "train" and "val" each:
         num_images; as_stored (without transforms) and kept_transform (why not); faults, by
         kind, of index, name and what; warned, the same of images at which a decoder warned;
         sixteen_bit (num_images that have 16 bits a channel, highest value); sizes (width, height);
@@ -103,7 +102,7 @@ def examine(
     if len(recipe.train_data) == 0:
         raise UserError("train_data is empty: it has no images")
     introduction = Introduction(recipe, display.note)
-    introduction.say()
+    introduction.say(with_warnings=False)
     splits, digests = {}, {}
     for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):
         splits[split], digests[split] = _look_through(
@@ -111,20 +110,25 @@ def examine(
         )
     in_both = _in_both(recipe, digests)
     errors = sum(len(faults) for report in splits.values() for faults in report["faults"].values())
-    warnings = [line for split, report in splits.items() for line in _warnings(report, split)]
+    refusal = why_one_class(recipe.train_data)
+    errors += refusal is not None
+    warnings = introduction.data_warnings()
+    for split, data in (("train", recipe.train_data), ("val", recipe.val_data)):
+        warnings += warnings_of(splits[split], split, reported=bool(without_images(data)))
     if in_both:
         warnings.append(
             f"{counted(len(in_both), 'image')} in both train and val:"
-            f" {_some([b for _, b in in_both])}"
+            f" {some_of([b for _, b in in_both])}"
         )
     unrepeatable = introduction.unrepeatable(0, choose_workers(workers, 1), in_process=True)
     if unrepeatable:
         warnings.append(unrepeatable)
     weights, hint = suggested_weights(splits["train"]["classes"], "class_weights" in settings)
     found = {"warnings": warnings, "in_both": in_both, "class_weights": weights}
+    found["refusal"] = refusal
     report = {"num_errors": errors, **found, **splits}
     (out / "doctor.json").write_text(json.dumps(report, indent=1))
-    _show(report, display)
+    show(report, display)
     for line in (hint, suggested_size(splits["train"]["sizes"], settings)):
         if line:
             display.note(line)
@@ -227,121 +231,3 @@ def _in_both(recipe: Recipe, digests: dict[str, np.ndarray]) -> list[list[str]]:
         [name_of(recipe.train_data, index), name_of(recipe.val_data, val_index)]
         for index, val_index in pairs
     ]
-
-
-def _warnings(report: dict[str, Any], split: str) -> list[str]:
-    """What would spoil a training without stopping it, a line each."""
-    lines = []
-    if not report["as_stored"]:
-        lines.append(
-            f"{split} was checked after its transform, not as it is stored:"
-            f" {report['kept_transform']}"
-        )
-    lines += [f"{each['name']}: {each['what']}" for each in report["warned"]]
-    many, highest = report["sixteen_bit"].values()
-    if many and highest < 2**15:
-        lines.append(
-            f"{many} {split} images have 16 bits a channel and values up to {highest} only: their"
-            f" upper 8 bits are read (65535 becomes 255), {highest // 256 + 1} levels of these;"
-            " read all 16 with --bits 16, or save them scaled to 0 to 65535, or with 8 bits"
-        )
-    unused = [row["name"] for row in report["classes"] if not row["images"]]
-    if unused:
-        lines.append(
-            f"{len(unused)} of {len(report['classes'])} classes are in no {split} image:"
-            f" {_some(unused)}"
-        )
-        pixels = sum(row["pixels"] or 0 for row in report["classes"])
-        if report["ignored_pixels"]:
-            share = report["ignored_pixels"] / (pixels + report["ignored_pixels"])
-            lines.append(
-                f"{100 * share:.1f} % of the {split} pixels are ignored (--mask-values says what"
-                " classes are)"
-            )
-    if report["unlabelled"]:
-        lines.append(
-            f"{counted(len(report['unlabelled']), f'{split} image')} without a label:"
-            f" {_some(report['unlabelled'])}"
-        )
-    if report["repeated"]:
-        names = [" = ".join(same) for same in report["repeated"]]
-        lines.append(f"{counted(len(names), f'{split} image')} more than once: {_some(names)}")
-    return lines
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN_NAMES
-    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _fault_lines(report: dict[str, Any], split: str) -> list[str]:
-    """The faults of a split in words; those that differ in file and number of pixels share one."""
-    alike: dict[str, list[str]] = {}
-    for kind in KINDS:
-        for fault in report["faults"][kind]:
-            words = fault["what"]
-            if fault["name"] not in words:
-                words = f"{fault['name']}: {words}"
-            alike.setdefault(NAME_OR_COUNT.sub("", words), []).append(words)
-    lines = []
-    for same in alike.values():
-        if len(same) == 1:
-            lines.append(same[0])
-        else:
-            lines.append(f"{len(same)} of {report['num_images']} {split} images, such as {same[0]}")
-    more = len(lines) - SHOWN_FAULTS
-    return lines[:SHOWN_FAULTS] + ([f"and {more} more in {split}"] if more > 0 else [])
-
-
-def _show(report: dict[str, Any], display: Display) -> None:
-    """Statistics and classes as tables, then errors and warnings as lines."""
-    train, val = report["train"], report["val"]
-    rows: list[tuple[Any, ...]] = [("images", train["num_images"], val["num_images"])]
-    for name in ("smallest", "median", "largest"):
-        rows.append(
-            (
-                name,
-                *(
-                    "x".join(map(str, each["sizes"].get(name, ["not read"])))
-                    for each in (train, val)
-                ),
-            )
-        )
-    one_class = any(row["pixels"] is None for row in (*train["classes"], *val["classes"]))
-    for kind, words in KINDS.items():
-        if kind != "mask_size" or not one_class:  # images of one class have no masks
-            rows.append((words, *(len(each["faults"][kind]) for each in (train, val))))
-    if any(each["sixteen_bit"]["num_images"] for each in (train, val)):
-        rows.append(("of 16 bits", *(each["sixteen_bit"]["num_images"] for each in (train, val))))
-        rows.append(
-            (
-                "highest value in them",
-                *(each["sixteen_bit"]["highest"] or 0 for each in (train, val)),
-            )
-        )
-    display.grid("data", ("", "train", "val"), rows)
-    classes = [
-        (
-            a["name"],
-            a["images"],
-            b["images"],
-            *(() if a["pixels"] is None else (a["pixels"], b["pixels"])),
-        )
-        for a, b in zip(train["classes"], val["classes"])
-    ]
-    classes.sort(key=lambda row: -row[1])  # alike ones stay in the order of their ids
-    left_out = max(0, len(classes) - SHOWN_CLASSES)
-    if left_out:
-        classes[SHOWN_CLASSES // 2 : -SHOWN_CLASSES // 2] = [
-            (f"({left_out} more)", *[""] * (len(classes[0]) - 1))
-        ]
-    heads = ("class", "train images", "val images", "train pixels", "val pixels")
-    if classes:
-        display.grid("classes", heads[: len(classes[0])], classes)
-    for split in ("train", "val"):
-        for line in _fault_lines(report[split], split):
-            display.note(f"error: {line}")
-    for line in report["warnings"][:SHOWN_WARNINGS]:
-        display.note(f"warning: {line}")
-    if len(report["warnings"]) > SHOWN_WARNINGS:
-        display.note(f"warning: and {len(report['warnings']) - SHOWN_WARNINGS} more")

@@ -20,6 +20,7 @@ from trainkit.data.datasets.labelme import BACKGROUND, UNCOUNTED, shape_labels
 from trainkit.data.datasets.layouts import (
     IMAGES,
     class_folders,
+    folders_in,
     has_mask_folders,
     mask_folders,
     undivided_masks,
@@ -93,29 +94,30 @@ def is_data(word: str) -> bool:
     return path.is_dir() and word not in known_recipes() or (is_list(path) and path.is_file())
 
 
-def propose(source: Path, words: list[str]) -> tuple[str, list[str]]:
-    """Show what a folder or a list holds, and the command that trains on it.
+def propose(source: Path, words: list[str]) -> tuple[str, list[str], str]:
+    """Show what a folder or a list holds.
 
     Returns:
-        The recipe's name, and the words by which it examines the data.
+        The recipe's name, the words by which it examines the data, and the command that trains on
+        it, which is shown where no fault stops it.
 
     Raises:
         UserError: it is no layout, or leaves open what the classes are.
     """
     layout = recognise(source)
     own = layout.words(source, words)
+    command = shlex.join(["trainkit", layout.recipe, *_without_options(own)])
     if rank() == 0:
-        command = shlex.join(["trainkit", layout.recipe, *_without_options(own)])
-        for line in (f"{source}: {layout.what}", *layout.hints, f"to train on it: {command}"):
+        for line in (f"{source}: {layout.what}", *layout.hints):
             Display().note(line)
     if UNKNOWN in own:
         raise UserError(
             "the masks do not say which classes there are: give --classes, and --mask-colors FILE"
-            " where colours stand for them, to examine the data"
+            f" where colours stand for them, to examine the data; it is trained on by {command}"
         )
     # what is said on the command line goes before what is proposed
     small = [] if {"--model", "--backbone"} & set(words) else SMALL[layout.recipe]
-    return layout.recipe, [*small, *own]
+    return layout.recipe, [*small, *own], command
 
 
 def _without_options(words: Sequence[str]) -> list[str]:
@@ -194,11 +196,11 @@ def _classes(folder: Path) -> Layout | None:
         classes = class_folders(root)
         if not classes:
             return None
-        divided = (
-            f"divided: {sides['train'][0]}/ and {sides['val'][0]}/"
-            if sides["val"]
-            else (f"in {sides['train'][0]}/ alone")
-        )
+        divided = f"in {sides['train'][0]}/ alone"
+        if sides["val"]:
+            divided = f"divided: {sides['train'][0]}/ and {sides['val'][0]}/"
+            if not share_images(root):  # as `ClassFolder`: an empty one is a class, with a warning
+                classes = folders_in(root)
         what = f"folders of {len(classes)} classes ({some(classes)}), {divided}"
     elif sides["val"] or len(there) < 2 or IMAGES in there:
         return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from trainkit.data.dataset_info import LazyDataset
+from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets.inventory import used, used_warnings
 from trainkit.data.repeatability import find_unrepeatable
 from trainkit.engine.label_warnings import training_warnings
@@ -22,15 +22,31 @@ class Introduction:
         self._recipe = recipe
         self._note = note
 
-    def say(self) -> None:
-        """Say what the data are; train_data that is not open yet is passed over."""
+    def say(self, with_warnings: bool = True) -> None:
+        """Say what the data are; train_data that is not open yet is passed over.
+
+        Args:
+            with_warnings: and what `data_warnings` says of each.
+        """
         if self._recipe.note:
             self._note(self._recipe.note)
-        for name, data in (("train", self._recipe.train_data), ("val", self._recipe.val_data)):
-            if not isinstance(data, LazyDataset) or data.is_open:
-                self._note(f"{name}: {used(data)}")
+        for name, data in self._open_data():
+            self._note(f"{name}: {used(data)}")
+            if with_warnings:
                 for line in used_warnings(data):
                     self._note(f"warning: {name}: {line}")
+
+    def data_warnings(self) -> list[str]:
+        """What the datasets warn of themselves, such as classes without an image."""
+        return [
+            f"{name}: {line}" for name, data in self._open_data() for line in used_warnings(data)
+        ]
+
+    def _open_data(self) -> list[tuple[str, SizedDataset]]:
+        both = ("train", self._recipe.train_data), ("val", self._recipe.val_data)
+        return [
+            (name, data) for name, data in both if not isinstance(data, LazyDataset) or data.is_open
+        ]
 
     def label_warnings(self) -> list[str]:
         """Warnings about classes that no training target is of, see `training_warnings`."""

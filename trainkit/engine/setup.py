@@ -12,6 +12,7 @@ from trainkit.distributed.fsdp import Sharding
 from trainkit.engine.distillation import Distillation
 from trainkit.engine.introduction import Introduction
 from trainkit.engine.metric_checks import require_free_names, try_metrics, with_headline
+from trainkit.engine.one_class import refuse_one_class
 from trainkit.engine.plan import TrainPlan
 from trainkit.engine.precise_bn import refuse_frozen
 from trainkit.engine.probe import refuse_lonely_values
@@ -49,6 +50,7 @@ class Setup:
         require_free_names(recipe.task)
         try_metrics(recipe.task)
         opened(recipe.train_data)  # a fault of it is reported before the processes connect
+        refuse_one_class(recipe.train_data)
         self.distillation = Distillation.asked(recipe, options)
         self.recipe = recipe
         self.options = options

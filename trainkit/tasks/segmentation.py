@@ -83,7 +83,10 @@ class Segmentation(Task):
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise UserError(f"Segmentation: {self.num_classes} classes; there must be at least 2")
+            raise UserError(
+                f"the number of classes is {self.num_classes}; there must be at least 2, and what"
+                " is no object is one too: --classes background,object"
+            )
         if 0 <= self.ignore < self.num_classes:
             raise UserError(
                 f"ignore is {self.ignore}, one of the {self.num_classes} classes; map the ignored"

@@ -38,6 +38,7 @@ class Whole:
         groups: of each image, where they are known.
         sides: "train" or "val" of each, where the data says it.
         content: a hash of what the names do not say, of rows that have numbers alone.
+        empty: folders beside those of the classes that hold no image, and are no classes.
     """
 
     root: Path
@@ -49,6 +50,7 @@ class Whole:
     sides: np.ndarray | None = None
     inventory: Inventory = field(default_factory=Inventory)
     content: str = ""
+    empty: Sequence[str] = ()
 
     def divided(self, settings: SplitSettings) -> "Division":
         """Train and val, by `sides` or by what is asked for."""
@@ -118,6 +120,8 @@ class Division:
         """Give a dataset of one side the attributes that tell of the division."""
         data.split, data.fingerprint, data.lists = split, self.fingerprint, self.lists
         data.used, data.used_warnings = self.used(names, classes), self.whole.inventory.warnings
+        if split == "train" and self.whole.empty:
+            data.used_warnings = [*data.used_warnings, _no_classes(self.whole)]
 
 
 class DividedClasses(ClassFiles):
@@ -170,6 +174,15 @@ class DividedClasses(ClassFiles):
         """A line where classes have no image."""
         where = f"{self.split} of {self._root}"
         return no_image(self.classes, set(self.targets.tolist()), where)
+
+
+def _no_classes(whole: Whole) -> str:
+    if len(whole.empty) == 1:
+        return f"{whole.root / whole.empty[0]} has no image, and is no class"
+    return (
+        f"{len(whole.empty)} folders in {whole.root} have no image, and are no classes:"
+        f" {some(whole.empty)}"
+    )
 
 
 class DividedMasks(MaskFiles):

@@ -5,6 +5,7 @@ import filecmp
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,10 @@ def of_shared_folders(folder: Path, settings: SplitSettings) -> Whole | None:
     for part in list(parts.values())[1:]:
         inventory.left_out.update(part.inventory.left_out)
     whole = Whole(folder, names, targets, ("path", "label"), [""] * len(names), inventory=inventory)
-    return with_sides(whole, sides)
+    classes = names_in(targets)
+    empty = [name for part in parts.values() for name in part.empty]
+    empty = [name for name in empty if composed(os.path.basename(name)) not in classes]
+    return replace(with_sides(whole, sides), empty=empty)
 
 
 def share_images(root: Path) -> bool:
@@ -325,6 +329,7 @@ def _shared(root: Path, relative_to: Path, settings: SplitSettings) -> Whole:
         [""] * len(places),
         groups_of_folders(settings, list(places), root),
         inventory=inventory,
+        empty=[before + label for label, count in zip(found, counts) if not count],
     )
 
 

@@ -21,6 +21,11 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(each.name for each in _folders(folder) if _holds_images(each))
 
 
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, with or without an image, as `class_files` finds them."""
+    return sorted(each.name for each in _folders(folder))
+
+
 def undivided_classes(folder: Path) -> Path | None:
     """The folder of class folders to be divided: `folder`, or train/ where there is no val.
 

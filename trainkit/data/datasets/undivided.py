@@ -27,7 +27,8 @@ from trainkit.errors import UserError
 def of_class_folders(root: Path, settings: SplitSettings) -> Whole:
     """The class folders in `root`, which are not divided.
 
-    With --group-by folder a group is what lies in folders of one name below the class folders.
+    A folder without an image is no class. With --group-by folder a group is what lies in folders of
+    one name below the class folders.
     """
     found, counts, files, inventory = class_files(root)
     require_different(root, found)
@@ -35,7 +36,9 @@ def of_class_folders(root: Path, settings: SplitSettings) -> Whole:
     labels = np.repeat(np.array(found, dtype=object), counts).tolist()
     below = [name.removeprefix(label)[1:] for name, label in zip(names, labels)]
     groups = groups_of_folders(settings, below, root)
-    return Whole(root, names, labels, ("path", "label"), labels, groups, inventory=inventory)
+    empty = [name for name, count in zip(found, counts) if not count]
+    header = "path", "label"
+    return Whole(root, names, labels, header, labels, groups, inventory=inventory, empty=empty)
 
 
 def of_mask_folders(root: Path, images: str, masks: str, settings: SplitSettings) -> Whole:
