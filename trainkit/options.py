@@ -22,7 +22,8 @@ class Options:
     workers: int | None = None
     """data-loading workers per process (0: none); default: its share of the cores, up to 8"""
     resume: Literal["auto", "never"] = "auto"
-    """auto: resume from the last checkpoint. never: start afresh; an older run is moved aside"""
+    """auto: resume from the last checkpoint, or start. never: start at step 0; the folder of an
+    older run is renamed to OUT.1, or the next number that is free, with all that is in it"""
     init_from: Path | None = None
     """start from weights of a run or file, but for layers with a shape mismatch; not on a resume"""
     weights_key: str | None = None
@@ -70,6 +71,8 @@ class Options:
     """number of newest checkpoints kept, beside the best and the one resumed from"""
     allow_schedule_change: bool = False
     """resume with a different length or learning-rate schedule"""
+    allow_change: tuple[str, ...] = ()
+    """resume with other values of these settings of the recipe, such as clip_norm, from there on"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """non-finite (NaN/Inf) loss or gradient: stop and save the step to failures/, or skip it"""
     on_bad_image: Literal["stop", "skip"] = "stop"

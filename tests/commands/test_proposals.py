@@ -25,10 +25,16 @@ def lines(name="recog_imagenet", **changes):
         (
             {"batch_size": 128},
             "lr 0.2 is the recipe's for batches of 512; for those of 128 the linear rule proposes"
-            " --lr 0.05",
+            " 0.05, which is not applied: give --lr 0.05",
         ),
-        ({"batch_size": 2048, "optimizer": "nesterov"}, "the linear rule proposes --lr 0.8"),
-        ({"optimizer": "adamw"}, "for sgd; adamw takes another one, 0.001 being usual"),
+        (
+            {"batch_size": 2048, "optimizer": "nesterov"},
+            "the linear rule proposes 0.8, which is not applied: give --lr 0.8",
+        ),
+        (
+            {"optimizer": "adamw"},
+            "for sgd, and is used; adamw takes another one, 0.001 being usual",
+        ),
         (
             {"optimizer": "schedulefree", "lr": 0.002},
             "schedulefree is made for --schedule constant, and the schedule is cos",
@@ -68,7 +74,9 @@ def test_adaptive_optimizers_by_the_square_root(tmp_path):
     recipe_file = load_recipe(tmp_path / "adam.py")
     own = {name: each.default for name, each in inspect.signature(recipe_file).parameters.items()}
     (line,) = proposals(recipe_file, {**own, "batch_size": 16})
-    assert line.endswith("for those of 16 the square root rule proposes --lr 0.002")
+    assert line.endswith(
+        "for those of 16 the square root rule proposes 0.002, which is not applied: give --lr 0.002"
+    )
     (tmp_path / "other.py").write_text("def recipe(batch_size: int = 64):\n    pass\n")
     assert proposals(load_recipe(tmp_path / "other.py"), {"batch_size": 8}) == []
 
@@ -78,7 +86,7 @@ def test_a_run_that_is_there_keeps_its_rate(tmp_path, capsys):
     words = ["recog_folder", "--sample", "--epochs", "0.1", "--warmup-epochs", "0", "--workers"]
     words += ["0", "--batch-size", "16", "--no-report", "--no-pictures", "--out", str(tmp_path)]
     assert main(words) == 0
-    assert "rule proposes --lr" in " ".join(capsys.readouterr().out.split())
+    assert "rule proposes 0.025, which is not applied" in " ".join(capsys.readouterr().out.split())
     assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "is finished" in shown and "proposes" not in shown
@@ -86,3 +94,10 @@ def test_a_run_that_is_there_keeps_its_rate(tmp_path, capsys):
 
 def test_nothing_is_proposed_for_a_batch_size_that_is_refused():
     assert len(lines(batch_size=32)) == 1 and lines(batch_size=0) == []
+
+
+def test_nothing_is_proposed_where_the_settings_are_refused(tmp_path, capsys):
+    words = ["recog_folder", "--sample", "--batch-size", "16", "--workers", "0"]
+    assert main([*words, "--headline", "top9", "--out", str(tmp_path / "run")]) == 2
+    out, err = capsys.readouterr()
+    assert "proposes" not in out and "top9" in err

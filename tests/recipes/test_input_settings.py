@@ -19,6 +19,7 @@ from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.data.transforms.recognition import CROP_MODES, eval_transform
 from trainkit.models.recognition import published_input
 from trainkit.models.segmentation import segmenter
+from trainkit.storage.run_changes import ADDED
 
 timm = pytest.importorskip("timm")
 HALF, IMAGENET = (
@@ -70,11 +71,13 @@ def change(run: Path, edit) -> Path:
 
 
 def as_then(run: Path, **settings) -> Path:
-    """The run as trainkit wrote it before it kept how images are looked at, and before checkpoints
-    had a format."""
+    """The run as trainkit wrote it before it kept how images are looked at and evaluated, and
+    before checkpoints had a format."""
 
     def edit(content):
         del content["input"]
+        for name in ADDED:
+            del content[name]
         content["settings"] = {
             n: v for n, v in content["settings"].items() if n not in INPUT
         } | settings

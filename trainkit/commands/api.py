@@ -14,7 +14,7 @@ from trainkit.commands.from_python import (
     resolved,
     split_keywords,
 )
-from trainkit.commands.proposals import propose
+from trainkit.commands.proposals import proposals
 from trainkit.commands.recipe_file import RecipeFile, build, load_recipe
 from trainkit.commands.trained import (
     Trained,
@@ -37,7 +37,6 @@ from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.lookup import find_weights, located
 from trainkit.storage.recipe_source import RecipeSource
-from trainkit.storage.recorded import is_run
 from trainkit.storage.run_settings import check_same_classes
 from trainkit.storage.setting_values import plain, read_settings_as
 
@@ -122,11 +121,10 @@ def _train_function(
     if lacks and not (out / "settings.json").exists():
         of_launcher().note(lacks)
     posix_locks()  # before a recipe that takes minutes to build
-    if options.resume == "never" or not is_run(out):  # a run keeps the rate it began with
-        propose(recipe_file, values)
     seed_host(options.seed)
     built = build(recipe_file, values)
-    return _trained(built, options, {**values, **objects}, source, trackers)
+    advice = proposals(recipe_file, values)
+    return _trained(built, options, {**values, **objects}, source, trackers, advice)
 
 
 def _trained(
@@ -135,9 +133,10 @@ def _trained(
     settings: Mapping[str, Any],
     source: RecipeSource,
     trackers: Sequence[Any],
+    advice: Sequence[str] = (),
 ) -> dict[str, Any]:
     try:
-        return loop.train(recipe, options, settings, source, trackers)
+        return loop.train(recipe, options, settings, source, trackers, advice=advice)
     except Interrupted as stopped:
         if not is_interactive():
             raise

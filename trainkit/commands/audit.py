@@ -80,13 +80,13 @@ def run(recipe: str, words: list[str]) -> int:
         require_room(asked.out)
     if asked.json is not None and not asked.json.parent.is_dir():
         raise UserError(f"json is {asked.json}, and there is no folder {asked.json.parent}")
-    propose(recipe_file, settings)
     display = Display()
     with tempfile.TemporaryDirectory(prefix="trainkit-audit-") as folder:
         auditor = Auditor(path, words, asked, Path(folder), display)
         comparisons = auditor.compare()
     steps = auditor.steps
     _show(display, f"{path.name}: {steps} steps, compared with the first training", comparisons)
+    propose(recipe_file, settings)
     kept = all(each.equal is not False for each in comparisons)
     if asked.json is not None:
         content = {

@@ -60,7 +60,6 @@ def run(recipe: str, words: list[str]) -> int:
     prog = f"trainkit check {recipe}"
     settings, options = read_settings_and_options(recipe_file, "check", prog, words)
     posix_locks()  # before a recipe that takes minutes to build
-    propose(recipe_file, settings)
     if settings.get("pretrained") is True:  # bad data is reported before a download
         seed_host(options.seed)
         read_one_of_each(build(recipe_file, {**settings, "pretrained": False}))
@@ -68,6 +67,7 @@ def run(recipe: str, words: list[str]) -> int:
     built = build(recipe_file, settings)
     use_whole_host()
     check(built, options)
+    propose(recipe_file, settings)
     return 0
 
 

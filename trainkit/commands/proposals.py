@@ -15,7 +15,10 @@ USUAL = 1e-3  # rate of Adam and its like
 
 
 def propose(recipe_file: RecipeFile, settings: Mapping[str, Any]) -> None:
-    """Show the proposals for these settings in the main process; nothing is changed."""
+    """Show the proposals for these settings in the main process; nothing is changed.
+
+    After the checks of a command, whose refusal would end it.
+    """
     display = Display(rank() == 0)
     for line in proposals(recipe_file, settings):
         display.note(line)
@@ -41,8 +44,8 @@ def proposals(recipe_file: RecipeFile, settings: Mapping[str, Any]) -> list[str]
                 f", {USUAL:g} being usual for Adam and its like" if is_adaptive(optimizer) else ""
             )
             lines.append(
-                f"lr {lr:g} is the recipe's for {own['optimizer']}; {optimizer} takes another"
-                f" one{usual}: give --lr"
+                f"lr {lr:g} is the recipe's for {own['optimizer']}, and is used; {optimizer} takes"
+                f" another one{usual}: give --lr"
             )
         elif batch_size > 0 and batch_size != own["batch_size"]:
             factor = batch_size / own["batch_size"]
@@ -50,7 +53,8 @@ def proposals(recipe_file: RecipeFile, settings: Mapping[str, Any]) -> list[str]
             scaled = lr * (math.sqrt(factor) if is_adaptive(optimizer) else factor)
             lines.append(
                 f"lr {lr:g} is the recipe's for batches of {own['batch_size']}; for those of"
-                f" {batch_size} the {rule} rule proposes --lr {scaled:.3g}"
+                f" {batch_size} the {rule} rule proposes {scaled:.3g}, which is not applied: give"
+                f" --lr {scaled:.3g}"
             )
     schedule = settings.get("schedule", "constant")
     free = parse_named("optimizer", optimizer)[0].startswith("schedulefree")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainkit.commands.arguments import read_settings_and_options
-from trainkit.commands.proposals import propose
+from trainkit.commands.proposals import proposals
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.data.seeding import seed_host
@@ -12,7 +12,6 @@ from trainkit.distributed.accelerator import main_process_ends_first, use_whole_
 from trainkit.engine.loop import train
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.recipe_source import RecipeSource
-from trainkit.storage.recorded import is_run
 
 
 @main_process_ends_first()
@@ -24,10 +23,9 @@ def run(recipe: str, words: list[str]) -> int:
     out = options.out or Path("runs") / path.stem
     options = replace(options, out=out)
     posix_locks()  # before a recipe that takes minutes to build
-    if options.resume == "never" or not is_run(out):  # a run keeps the rate it began with
-        propose(recipe_file, settings)
     seed_host(options.seed)
     built = build(recipe_file, settings)
     use_whole_host()
-    train(built, options, settings, RecipeSource(file=path))
+    advice = proposals(recipe_file, settings)
+    train(built, options, settings, RecipeSource(file=path), advice=advice)
     return 0

@@ -40,6 +40,7 @@ def train(
     source: RecipeSource | None = None,
     trackers: Sequence[Any] = (),
     watch: Watch | None = None,
+    advice: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `recipe` in the folder `options.out`, or resume where an earlier call stopped.
 
@@ -52,6 +53,7 @@ def train(
         source: where the recipe came from, for what the folder keeps of it.
         trackers: own ones, accelerate's `GeneralTracker`, beside those of `options.track`.
         watch: passes the batches of the loop on, and sees what each step makes of them.
+        advice: lines about the settings, shown before the first step of a run that begins.
 
     Returns:
         The run's summary, as in summary.json.
@@ -73,7 +75,7 @@ def train(
 
     try:
         with tracked(setup, run, settings or {}, source, trackers) as report_trackers:
-            return _train(setup, run, found, begun, report_trackers, watch)
+            return _train(setup, run, found, begun, report_trackers, watch, advice)
     finally:
         setup.display.stop()
         run.close()
@@ -86,6 +88,7 @@ def _train(
     begun: float,
     report_trackers: Callable[[], None],
     watch: Watch | None,
+    advice: Sequence[str],
 ) -> dict[str, Any]:
     """Train in the open folder, from what was found in it, to the summary."""
     display, options = setup.display, setup.options
@@ -100,6 +103,9 @@ def _train(
         reporter.warnings = setup.introduction.label_warnings()
     for line in setup.introduction.unsaid(reporter.warnings):
         display.note(f"warning: {line}")
+    if found.path is None:
+        for line in advice:
+            display.note(line)
     plan = setup.plan
     display.start(plan.total_steps, training.state.step, plan.order.steps_per_epoch)
     record_start(reporter)

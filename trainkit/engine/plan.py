@@ -188,6 +188,11 @@ class TrainPlan:
             "sampler": None if self.order.balanced is None else self.order.balanced.name,
             "input": dict(self.recipe.input),
             "lrs": [float(group["lr"]) for group in self.recipe.optimizer.param_groups],
+            # by which the best checkpoint was chosen, and is to be
+            "evaluation_protocol": self.recipe.protocol,
+            "evaluation_split": self.recipe.split,
+            "evaluation_images": len(self.recipe.val_data),
+            "precise_bn": self._options.precise_bn,
         }
         if self.order.version != DRAWN:  # which runs have that record none
             kept["order"] = self.order.version

@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import platform
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,38 +20,19 @@ from typing import Any
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, replace_file
 from trainkit.options import Options
-from trainkit.storage import evaluation_files, weight_links
 from trainkit.storage.checked_json import read_regular
-from trainkit.storage.checkpoint import (
-    is_checkpoint_name,
-    list_checkpoints,
-    step_of,
-    verify,
-)
+from trainkit.storage.checkpoint import list_checkpoints, step_of, steps_done, verify
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.old_names import renamed_settings
 from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.recorded import read_recorded
-from trainkit.storage.run_changes import compare_settings
+from trainkit.storage.run_changes import Change, compare_settings
+from trainkit.storage.run_contents import LOCK, check_kinds, move_aside
 from trainkit.storage.run_files import read_bad_images, read_summary
 from trainkit.storage.run_settings import surroundings
 from trainkit.storage.setting_values import plain, require_all
 from trainkit.storage.train_log import TrainLog
 from trainkit.storage.trained_here import remember
-
-LOCK = ".lock"
-FOLDERS = ("checkpoints", "failures")
-EVALUATIONS = (evaluation_files.FOLDER, evaluation_files.SHOWN, evaluation_files.PREVIEW)
-FILES = (
-    "recipe.py", "function.py", "settings.json", "log.jsonl", "summary.json", "stopped.json",
-    "bad_images.txt", "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
-    "results.csv", "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
-    "train_batch.png", "train_batch.jpg", "val_predictions.jpg", "worst.jpg", "classes.jpg",
-    "trackers.json", "own_trackers.json", "trackers.log",
-)  # fmt: skip
-TRACKERS = ("tensorboard", "wandb", "profile")  # whatever trackers and profilers write there
-# wherever a person has looked into a folder
-LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 class RunFolder:
@@ -97,10 +77,12 @@ class RunFolder:
         if folder is None:
             raise UserError('which folder? Name that of the run, such as out="runs/streets"')
         source = source or RecipeSource()
-        run, notes, renamed = cls(folder), [], False
+        run, renamed = cls(folder), False
+        notes: list[str] = []
+        changes: list[dict[str, Any]] = []
         recorded = folder / "settings.json"
         now = {**plain(resume_invariants), "seed": options.seed}
-        _check_kinds(folder)
+        check_kinds(folder)
         began = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
         if began:
             if not recorded.is_file():
@@ -111,7 +93,7 @@ class RunFolder:
         try:
             run._take_lock()
             if began and options.resume == "never":
-                notes = [f"the run in {folder} was moved to {_move_aside(folder)}"]
+                notes = [f"the run in {folder} was moved to {move_aside(folder)}"]
                 run.close()
                 run._take_lock()
             elif began:
@@ -121,13 +103,14 @@ class RunFolder:
                 # from Python a run may be trained without them
                 if settings or source.file is not None:
                     require_all(todays, settings, folder, earlier["recipe"], source.file)
-                notes = run._resume(
-                    earlier, plain(settings), now, options.allow_schedule_change, stays_stopped
-                )
+                changed = run._resume(earlier, plain(settings), now, options, stays_stopped)
+                notes = [f"changed since this run began: {change}" for change in changed]
+                changes = [*earlier.get("changes", []), *run._recorded(changed)]
             # the first thing in a new folder: it makes it a run
             if notes or renamed or not recorded.is_file():
                 content = {"settings": plain(settings), **now, "options": plain(asdict(options))}
                 content |= {**surroundings(source.file, settings), **source.recorded()}
+                content |= {"changes": changes} if changes else {}
                 run.write(recorded.name, content)
             (folder / "stopped.json").unlink(missing_ok=True)
             run.checkpoints.mkdir(exist_ok=True)
@@ -153,24 +136,35 @@ class RunFolder:
         recorded: dict[str, Any],
         settings: dict[str, Any],
         now: dict[str, Any],
-        allow_schedule_change: bool,
+        options: Options,
         stays_stopped: Callable[[TrainLog], bool],
-    ) -> list[str]:
-        """What changed since the run began, a line each; a run that has more to do is unfinished.
+    ) -> list[Change]:
+        """What changed since the run began; a run that has more to do is unfinished.
 
-        Raises UserError for a change of settings that affect the result.
+        Raises UserError for a change that is refused.
         """
-        changed, affects_result = compare_settings(
-            self.folder, recorded, settings, now, allow_schedule_change
+        _check_initial_weights(self.folder, recorded, options)
+        found = compare_settings(
+            self.folder,
+            recorded,
+            settings,
+            now,
+            options.allow_schedule_change,
+            options.allow_change,
         )
         summary = self.summary
         ended = summary is not None and (
             summary.get("stopped_early_at") is None or stays_stopped(self.log)
         )
-        if ended and not affects_result:
+        if ended and not found.reopens:
             return []  # it is finished: nothing will be trained with the changed settings
         (self.folder / "summary.json").unlink(missing_ok=True)
-        return [f"changed since this run began: {change}" for change in changed]
+        return found.changes
+
+    def _recorded(self, changes: Iterable[Change]) -> list[dict[str, Any]]:
+        """Changes as settings.json holds them, with the step that the run resumes from, if any."""
+        step = steps_done(self.checkpoints)
+        return [change.recorded(step) for change in changes if step]
 
     def _take_lock(self) -> None:
         """Own the folder until `close` or the end of this process, however it ends.
@@ -278,73 +272,13 @@ class RunFolder:
                 replace_file(self.folder / name, content)
 
 
-def _check_kinds(folder: Path) -> None:
-    """Raise UserError where a name of ours is taken by a folder, a FIFO or a device."""
-    for name in (*FILES, LOCK):
-        if os.path.lexists(folder / name) and not (folder / name).is_file():
-            raise UserError(
-                f"{folder / name} is not a regular file: move it elsewhere, or choose another --out"
-            )
-    lock = folder / LOCK
-    is_new = not (folder / "settings.json").exists()
-    if (
-        is_new
-        and lock.is_file()
-        and lock.stat().st_size
-        and not lock.read_bytes().startswith(b"process ")
-    ):
+def _check_initial_weights(folder: Path, recorded: Mapping[str, Any], options: Options) -> None:
+    """Raise UserError where a run is resumed with initial weights that it did not begin with."""
+    before, now = recorded.get("options", {}).get("init_from"), plain(options.init_from)
+    if now is not None and now != before and steps_done(folder / "checkpoints"):
+        began = "without --init-from" if before is None else f"with --init-from {before}"
         raise UserError(
-            f"trainkit did not write {lock}: move it elsewhere, or choose another --out"
+            f"the run in {folder} began {began}, and is resumed with --init-from {now}: initial"
+            " weights are those of step 0. For a run that begins with these give another folder"
+            " with --out; to resume this one leave --init-from out"
         )
-    for name in (*FOLDERS, *EVALUATIONS):
-        if os.path.lexists(folder / name) and not (folder / name).is_dir():
-            raise UserError(
-                f"{folder / name} is not a folder: move it elsewhere, or choose another --out"
-            )
-
-
-def _move_aside(folder: Path) -> Path:
-    """Rename a run's folder to the first of `folder`.1, .2, ... that is free.
-
-    Raises UserError where the system refuses it.
-    """
-    place = folder.resolve()
-    if Path.cwd().is_relative_to(place):
-        raise UserError(
-            f"the run in {folder} cannot be moved aside: this command runs inside it, in"
-            f" {Path.cwd()}. Run it from elsewhere, or choose another folder with --out"
-        )
-    strays = _strays(place)
-    if strays:
-        more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
-        raise UserError(
-            f"the run in {folder} is not moved aside: trainkit did not write"
-            f" {', '.join(strays[:4])}{more} in it. Move that elsewhere, or choose another folder"
-            " with --out"
-        )
-    number = 1
-    while os.path.lexists(aside := place.with_name(f"{place.name}.{number}")):
-        number += 1
-    return place.rename(aside)
-
-
-def _strays(folder: Path) -> list[str]:
-    """What is in a run's folder and was not written by a training or a command."""
-    names = (*FILES, *weight_links.LINKS, *FOLDERS, *EVALUATIONS, *TRACKERS)
-    any_name = "|".join(map(re.escape, names))
-    hidden = rf"\.lock|\.trackers\.lock|\.seen-[0-9a-f]+|\.({any_name})\.writing-[0-9]+"
-    own = [
-        path for path in folder.iterdir() if path.name in names or re.fullmatch(hidden, path.name)
-    ]
-    found = [path for path in folder.iterdir() if path not in own]
-    for name in FOLDERS:
-        inside = (folder / name).iterdir() if (folder / name).is_dir() else ()
-        found += [
-            path
-            for path in inside
-            if not is_checkpoint_name(re.sub(r"^\.(writing|removing)-", "", path.name))
-        ]
-    found += evaluation_files.strays(folder)
-    return sorted(
-        str(path.relative_to(folder)) for path in found if path.name not in LEFT_BY_SYSTEMS
-    )

@@ -296,4 +296,4 @@ def test_a_resume_with_auto_weights_is_refused_where_there_were_none(tmp_path, b
     now = {"input": {"mean": [0.5], "class_weights": [0.5, 4.5]}, "total_steps": 9}
     recorded["total_steps"] = 9
     with pytest.raises(UserError, match="class_weights was "):
-        compare_settings(tmp_path, recorded, {"class_weights": "auto"}, now, False)
+        compare_settings(tmp_path, recorded, {"class_weights": "auto"}, now)
