@@ -1,5 +1,6 @@
 """What a data-loading worker does with signals, and where the training process has died."""
 
+import gc
 import os
 import signal
 import sys
@@ -17,6 +18,10 @@ GROUPS_SIGNALS = {
 
 def prepare_worker(_: int) -> None:
     """Set signals and errors of this process, a worker, before it reads; torch gives its number."""
+    # What the parent has is never collected here: file systems of fsspec close their connections
+    # then, and take them out of the parent's epoll, which a fork shares. The parent's next read of
+    # a remote file would wait for its timeout of 300 s.
+    gc.freeze()
     _outlive_the_signal()
     _leave_a_dead_parent_untold()
 

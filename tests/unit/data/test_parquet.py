@@ -1,7 +1,9 @@
 """Parquet files read where they lie: the rows, the order, what is read of them and when."""
 
+import gc
 import os
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -296,6 +298,26 @@ def server(cifar):
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+class CollectingTable(ParquetTable):
+    """Has the process that reads a row collect its garbage first."""
+
+    def __getitem__(self, index: int) -> dict:
+        gc.collect()
+        return super().__getitem__(index)
+
+
+def test_workers_leave_the_parents_connections_open(cifar, server):
+    names = sorted(path.name for path in cifar.glob("train*"))
+    addresses = [f"{server.url}/{name}" for name in names]
+    data = HubImages(cifar, "train", stream=4)
+    there = CollectingTable(addresses, num_interleaved=4, pauses_s=(0, 0))
+    data.table = there.select_columns(data.table.columns)
+    batches(data, 0, 2, 1, 2)
+    begun = time.monotonic()
+    assert there[2299]
+    assert time.monotonic() - begun < 60, "it waits 300 s for a connection that is closed"
 
 
 def test_files_elsewhere_are_read_as_they_are_needed(cifar, server):
