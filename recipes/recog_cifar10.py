@@ -18,7 +18,7 @@ Expected: resnet18 not yet measured with this code; published for this network: 
 of 512). small with `--epochs 8 --warmup-epochs 1`: top1 82.27 %, on images stored as JPEG.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -26,10 +26,12 @@ from torch import nn
 from torchvision.models import resnet18
 
 from trainkit import Recipe
-from trainkit.data.dataset_info import LazyDataset, SizedDataset
+from trainkit.data.dataset_info import ClassDataset, LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.hub import HubImages
+from trainkit.data.datasets.packed import PackedImages, require_plain
+from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.mixup import Mixup
 from trainkit.data.on_device import Flip, OnDevice, PadCrop
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
@@ -92,7 +94,11 @@ def recipe(
     """
     source = generated.parquet() if sample else data
     names: Sequence[str] | None = read_class_names(classes)
+    images: Callable[..., ClassDataset]
     images = partial(HubImages, source, label_column=label_column)
+    if is_packed(source):
+        require_plain(source, label_column=label_column)
+        images = partial(PackedImages, source)
     train_data: SizedDataset = LazyDataset(lambda: augmented(images("train", classes=names)))
     if names is None:
         train_images = images("train")

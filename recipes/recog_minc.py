@@ -26,6 +26,8 @@ from trainkit.data.dataset_info import ClassDataset, LazyDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.minc import MINC
+from trainkit.data.datasets.packed import PackedImages
+from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.datasets.staged import Stages
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
@@ -101,6 +103,9 @@ def recipe(
         source = generated.class_folder()
         open_training = partial(ClassSource(source).open, "train")
         val_data = ClassSource(source).open("val", evaluation)
+    elif is_packed(data):
+        open_training = partial(PackedImages, data, "train")
+        val_data = PackedImages(data, "test", evaluation)
     else:
         open_training = partial(MINC, data, "train", split)
         val_data = MINC(data, "test", split, evaluation)

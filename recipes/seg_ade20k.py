@@ -26,6 +26,8 @@ from trainkit import Recipe
 from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
+from trainkit.data.datasets.packed import PackedMasks
+from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.errors import UserError
@@ -191,11 +193,19 @@ def segmentation(
 
 def ade20k(data: Path, sample: bool, train: Callable, evaluation: Callable) -> Opened:
     """ADE20K, or generated scenes in its layout."""
+    if is_packed(data) and not sample:
+        return packed(ADE20K, data, train, evaluation)
     data = generated.ade20k() if sample else data
     val_data = ADE20K(data, "validation", evaluation)
     note = f"generated data, not ADE20K: scenes of 16 of the 150 classes in {data}"
     train_data = LazyDataset(partial(ADE20K, data, "training", train))
     return Opened(ADE20K, train_data, val_data, note if sample else None)
+
+
+def packed(dataset: Any, data: Path, train: Callable, evaluation: Callable) -> Opened:
+    """What `trainkit pack` wrote of a dataset."""
+    train_data = LazyDataset(partial(PackedMasks, data, "train", train, dataset.classes))
+    return Opened(dataset, train_data, PackedMasks(data, "val", evaluation, dataset.classes))
 
 
 def opener(
@@ -213,6 +223,8 @@ def opener(
         if sample:
             pair = generated.masks(len(dataset.classes), train, evaluation)
             return Opened(dataset, *pair, f"generated data, not {title}: scenes of 16 classes")
+        if is_packed(data):
+            return packed(dataset, data, train, evaluation)
         train_data = partial(train_class or dataset, data, split, train, **train_settings)
         return Opened(dataset, LazyDataset(train_data), dataset(data, "val", evaluation))
 

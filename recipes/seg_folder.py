@@ -18,9 +18,10 @@ on 2 CPU cores.
 Expected: depends on your images; CamVid as above: mIoU 0.585 (docs/results.md has the command).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,7 @@ from trainkit.data.datasets.folder import IGNORED, read_classes
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.mask_source import MaskSource
+from trainkit.data.datasets.packed_format import is_packed, read_manifest
 from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.data.to_device import MEAN, STD
@@ -98,13 +100,21 @@ def recipe(
     def open_data(data: str, sample: bool, train: Callable, evaluation: Callable) -> Opened:
         colors = None if mask_colors is None else read_mask_colors(mask_colors)
         values = None if mask_values is None else read_mask_values(mask_values)
-        source, names = generated.mask_folder() if sample else (data, read_classes(classes, colors))
+        packed = is_packed(data) and not sample
+        source: str | Path
+        names: int | Sequence[str]
+        if sample:
+            source, names = generated.mask_folder()
+        elif packed and not classes and colors is None:
+            source, names = data, read_manifest(data).classes
+        else:
+            source, names = data, read_classes(classes, colors)
         maps = MaskSource(
             source, names, ignore, label_shift, stream, image_column, mask_column, values, colors,
             split, pixels,
         )  # fmt: skip
         val_data = maps.open("val", evaluation)
-        palette = None if colors is None else colors.palette
+        palette = val_data.palette if packed or colors is not None else None
         about = SimpleNamespace(classes=names, palette=palette, raw_ids=val_data.raw_ids)
         num_classes = names if isinstance(names, int) else len(names)
         note = f"generated data: scenes of {num_classes} classes in {source}" if sample else None

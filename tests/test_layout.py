@@ -38,7 +38,7 @@ LIBRARIES = {
         "models.pretrained",
         "storage.hub_download",
     },
-    "pyarrow": {"data.datasets.parquet"},
+    "pyarrow": {"data.datasets.pack_shards", "data.datasets.parquet"},
 }
 
 

@@ -22,6 +22,7 @@ loop.
   trainkit audit RECIPE [--setting ...]   train a few steps twice, compare bits
   trainkit doctor FOLDER                  what it holds, how to train on it
   trainkit doctor RECIPE [--setting ...]  read all its data, report its faults
+  trainkit pack RECIPE --out FOLDER       its data, once, for fast reading
   trainkit evaluate RUN                   measure it on the validation images
   trainkit report RUN [RUN ...]           what it did, or what they differ in
   trainkit predict RUN IMAGES ... --out FOLDER

@@ -147,6 +147,8 @@ class Recipe:
         if info.transformed is not None and not info.is_augmented:
             plain = words[0] if info.transform is not None else "as stored"
             words = [getattr(info.transform, "label", plain)]
+        if info.re_encoded is not None:
+            words.append(f"images {info.re_encoded}")
         if (tuple(self.mean), tuple(self.std)) != (MEAN, STD):
             words += [
                 f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}"

@@ -55,6 +55,7 @@ def test_help_without_torch():
     ("train", ("RECIPE", "--resume {auto,never}", "--log-every INT")),
     ("audit", ("RECIPE", "--steps INT", "--json")),
     ("check", ("RECIPE", "--micro-batch")), ("doctor", ("RECIPE|FOLDER", "--workers")),
+    ("pack", ("RECIPE", "--out PATH", "--encoding {original,jpeg,png,webp,raw}", "masks are")),
     ("evaluate", ("RUN", "--scales", "--weights PATH")),
     ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")),
     ("export", ("RUN", "--format")),

@@ -6,6 +6,7 @@ COMMANDS = {
     "check": "RECIPE",
     "audit": "RECIPE",
     "doctor": "RECIPE|FOLDER",
+    "pack": "RECIPE",
     "evaluate": "RUN",
     "report": "RUN",
     "predict": "RUN",

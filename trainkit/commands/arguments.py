@@ -19,6 +19,7 @@ from trainkit.commands.audit_options import AuditOptions
 from trainkit.commands.config_file import config_path, read_config
 from trainkit.commands.help_text import help_of, shown
 from trainkit.commands.option_checks import check_finite, check_names
+from trainkit.commands.pack_options import PackOptions
 from trainkit.commands.word_checks import check_flags, check_flags_without_value, check_values
 from trainkit.options import (
     DoctorOptions,
@@ -90,6 +91,7 @@ OPTIONS: dict[str, type] = {
     "check": _as_arguments(Options, config=True),
     "audit": _as_arguments(AuditOptions, config=True),
     "doctor": _as_arguments(DoctorOptions, config=True),
+    "pack": _as_arguments(PackOptions, config=True),
     "evaluate": _as_arguments(EvaluateOptions),
     "predict": _as_arguments(PredictOptions, positional=POSITIONALS["predict"]),
     "export": _as_arguments(ExportOptions),
@@ -112,7 +114,7 @@ FIRST = {
         " model on the Hub (owner/name).\n\n"
     ),
 }
-TAKE_SETTINGS = ("train", "check", "audit", "doctor", "evaluate", "predict", "export")
+TAKE_SETTINGS = ("train", "check", "audit", "doctor", "pack", "evaluate", "predict", "export")
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})

@@ -30,6 +30,7 @@ from trainkit.commands.recipe_names import find_recipe
 from trainkit.commands.recognise import is_data, propose, refuse_run
 from trainkit.data.dataset_info import SizedDataset
 from trainkit.data.datasets.inventory import without_images
+from trainkit.data.datasets.packed_format import is_packed, require_unchanged
 from trainkit.data.reader import name_of
 from trainkit.data.workers import Loader, choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
@@ -63,6 +64,8 @@ def run(recipe: str, words: list[str]) -> int:
         return 0  # reading takes no launcher: one process does it all
     if "pretrained" in settings:
         settings["pretrained"] = False  # the network is not used, so nothing is downloaded for it
+    if isinstance(data := settings.get("data"), (str, Path)) and is_packed(data):
+        require_unchanged(data)
     out = options.out or Path("runs") / f"{path.stem}-doctor"
     report = examine(build(recipe_file, settings), options.workers, out, settings)
     if report["num_errors"]:

@@ -27,6 +27,7 @@ from trainkit.data.datasets.layouts import (
 )
 from trainkit.data.datasets.listing import image_files
 from trainkit.data.datasets.lists import MASK, ImageList, is_list, list_in, read_list
+from trainkit.data.datasets.packed_format import SEGMENTATION, is_packed, read_manifest
 from trainkit.data.datasets.split_files import all_parquet_files
 from trainkit.data.datasets.tables_to_open import named_splits
 from trainkit.data.datasets.value_maps import holds_maps
@@ -141,6 +142,8 @@ def recognise(source: Path) -> Layout:
     annotations = coco_files(source)
     if annotations and not has_mask_folders(source):
         return _coco(annotations)
+    if is_packed(source):
+        return _packed(source)
     if not source.is_dir():
         raise UserError(f"{source} is neither a folder nor a list (.csv, .jsonl)")
     for look in (_maps, _masks, _classes, _lists, _tables):
@@ -158,6 +161,16 @@ def _coco(files: dict[str, Path]) -> Layout:
     what = f"images with objects of {len(names)} categories in {some(map(str, files.values()))}"
     settings = {} if "val" in files else SHARE
     return Layout(what, "seg_folder", {"--classes": ",".join(["background", *names])} | settings)
+
+
+def _packed(folder: Path) -> Layout:
+    manifest = read_manifest(folder)
+    what = f"what trainkit pack wrote of the data of {manifest.recipe}, for {manifest.task}"
+    hints = [f"its recipe takes it too: trainkit {manifest.recipe} --data {folder}"]
+    if manifest.encoding.changed is not None:
+        hints.append(f"images are not the originals, but {manifest.encoding.changed}")
+    recipe = "seg_folder" if manifest.task == SEGMENTATION else "recog_folder"
+    return Layout(what, recipe, {}, hints)
 
 
 def _maps(folder: Path) -> Layout | None:

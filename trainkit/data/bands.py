@@ -71,6 +71,13 @@ class PixelSettings(SharedSettings):
                 )
 
     @property
+    def given(self) -> dict[str, int | None]:
+        """The settings by name; None where they are as usual."""
+        usual = {"channels": 3, "bits": 8}
+        values = {name: getattr(self, name) for name in usual}
+        return {name: None if value == usual[name] else value for name, value in values.items()}
+
+    @property
     def usual(self) -> bool:
         """Whether images are red, green and blue of 8 bits."""
         return self.channels == 3 and self.bits == 8

@@ -8,6 +8,7 @@ and read here alone. A wrapper has the wrapped dataset as `inner`, as torch's `S
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset, IterableDataset, Subset
@@ -204,6 +205,11 @@ class DatasetInfo:
         return self._first("upright", True)
 
     @property
+    def re_encoded(self) -> str | None:
+        """Attribute `re_encoded`: how images differ from their originals, in words; None."""
+        return self._first("re_encoded")
+
+    @property
     def label_values(self) -> list[int] | None:
         """Attribute `label_values`: the values of the classes in masks, kept by a resume; None."""
         return self._first("label_values")
@@ -286,6 +292,19 @@ class DatasetInfo:
             return str(data.name_of(index))
         files = getattr(data, "samples", None) or getattr(data, "imgs", None)
         return str(files[index][0]) if files else f"number {index} of {type(data).__name__}"
+
+    def image_bytes(self, index: int) -> bytes | None:
+        """The bytes of an image as they are stored; None where they are in no file.
+
+        A dataset has a method `image_bytes(index)` for it, where images are not files by its names.
+        """
+        data: Any = self.data
+        while isinstance(data, Subset):
+            data, index = data.dataset, data.indices[index]
+        if hasattr(data, "image_bytes"):
+            return data.image_bytes(index)
+        file = Path(DatasetInfo(data).name_of(index))
+        return file.read_bytes() if file.is_file() else None
 
     def _first(self, name: str, default: Any = None) -> Any:
         for layer in layers(self.data):

@@ -18,6 +18,8 @@ from trainkit.data.datasets.layouts import (
     undivided_classes,
 )
 from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.packed import PackedImages, require_plain
+from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.datasets.split_files import parquet_files
 from trainkit.data.datasets.tables_to_open import (
     require_divisible_rows,
@@ -45,7 +47,8 @@ class ClassSource:
         source: a folder with <split>/<class>/<image>, one with <class>/<image> or a list of paths
             and labels, of which `held_out` says what is "val", a folder with such lists (train.csv,
             val.csv), a folder with parquet files (`parquet_files` says how they are named), or a
-            dataset's name on the Hub; of these two `held_out` divides the only split.
+            dataset's name on the Hub; of these two `held_out` divides the only split. Or a folder
+            that `trainkit pack` wrote.
         image_column: see `HubImages`; class folders have none.
         label_column: see `HubImages`; class folders have none.
         stream: see `HubImages`; class folders have none.
@@ -84,6 +87,8 @@ class ClassSource:
             UserError: it has other classes than `classes`, or cannot be divided.
         """
         folder, names = Path(self.source), SPLITS[split]
+        if is_packed(folder):
+            return self._packed(split, transform, classes)
         if self.held_out.is_asked or not _has_folder(folder, names):
             if self._divided_files is not None:
                 require_no_stream(self.source, self.stream)
@@ -111,6 +116,17 @@ class ClassSource:
         require_hub_name(self.source, "train/<class>/ and val/<class>/")
         require_usual(self.source, self.pixels)
         return _from_datasets(self.source, names, transform, *columns)
+
+    def _packed(
+        self,
+        split: str,
+        transform: Callable[[Any], Any] | None,
+        classes: Sequence[str] | None,
+    ) -> PackedImages:
+        """One split of what `trainkit pack` wrote."""
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        require_plain(self.source, **columns, **self.held_out.given, **self.pixels.given)
+        return PackedImages(self.source, split, transform, classes, self.stream)
 
     @cached_property
     def _divided_files(self) -> Division | None:

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class SplitSettings(SharedSettings):
     def is_asked(self) -> bool:
         """Whether a part is to be held out."""
         return self.val_share is not None or self.fold is not None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings by name that say how data is divided; None where they are not given."""
+        return {name: getattr(self, name) for name in ("val_share", "fold", "group_by")}
 
     @property
     def words(self) -> str:

@@ -20,6 +20,8 @@ from trainkit.data.datasets.layouts import (
     undivided_masks,
 )
 from trainkit.data.datasets.mask_files import MaskFiles
+from trainkit.data.datasets.packed import PackedMasks, require_plain
+from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.datasets.split_files import parquet_files
 from trainkit.data.datasets.tables_to_open import (
     require_divisible_rows,
@@ -49,8 +51,8 @@ class MaskSource:
         source: a folder with images and masks as `mask_folders` finds them, or with a file of
             COCO's kind (`coco_files`), one with images/ and
             masks/ or a list of paths and masks, of which `held_out` says what is "val", a folder
-            with such lists, a folder with parquet files as in `ClassSource`, or a dataset's name
-            on the Hub.
+            with such lists, a folder with parquet files as in `ClassSource`, a dataset's name
+            on the Hub, or a folder that `trainkit pack` wrote.
         classes: how many, or their names.
         ignore: see `MaskDataset`.
         label_shift: see `MaskDataset`.
@@ -81,7 +83,7 @@ class MaskSource:
 
     def open(
         self, split: str, transform: Callable[..., Any] | None = None
-    ) -> "MaskFolder | DividedMasks | HubMasks":
+    ) -> "MaskFolder | DividedMasks | HubMasks | PackedMasks":
         """Open one split: index -> (image, mask), as `MaskFolder` gives them.
 
         Args:
@@ -93,6 +95,8 @@ class MaskSource:
             UserError: a setting does not fit the data, or it cannot be divided.
         """
         folder, names = Path(self.source), SPLITS[split]
+        if is_packed(folder):
+            return self._packed(split, transform)
         there = self._own_split(names)
         if there is None:
             if self._divided_files is not None:
@@ -127,6 +131,21 @@ class MaskSource:
         require_hub_name(self.source, layout)
         require_usual(self.source, self.pixels)
         return self._from_datasets(names, transform)
+
+    def _packed(self, split: str, transform: Callable[..., Any] | None) -> PackedMasks:
+        """One split of what `trainkit pack` wrote, whose masks hold train ids."""
+        require_plain(
+            self.source,
+            image_column=self.image_column,
+            mask_column=self.mask_column,
+            mask_values=self.mask_values,
+            mask_colors=self.mask_colors,
+            ignore=None if tuple(self.ignore) == (IGNORED,) else self.ignore,
+            label_shift=self.label_shift or None,
+            **self.held_out.given,
+            **self.pixels.given,
+        )
+        return PackedMasks(self.source, split, transform, self.classes, self.stream)
 
     @property
     def _num_classes(self) -> int:

@@ -161,6 +161,11 @@ class Rows(Dataset):
             raise UserError(f"{name} is null in the column {column!r}; {TAKE_OUT}")
         return Path(held) if isinstance(held, str) else held, name
 
+    def image_bytes(self, index: int) -> bytes:
+        """The bytes of an image as they are stored."""
+        held, _ = self.encoded(self.row(index), index, self.image_column)
+        return held.read_bytes() if isinstance(held, Path) else held
+
     def used_of(self, source: str | Path, num_classes: int) -> str:
         """What the table holds, and from which files."""
         where = f"({source})" if self.files is None else self.files.words(Path(source))
