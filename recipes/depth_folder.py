@@ -15,7 +15,7 @@ Hardware and time: depends on your images.
 Expected: depends on your images; not yet measured on a public set.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Literal
 
@@ -30,7 +30,7 @@ from trainkit.inference import Inference
 from trainkit.losses.base import Criterion
 from trainkit.losses.dense_regression import L1, Huber, ScaleInvariantLog
 from trainkit.models.segmentation import segmenter
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import OptimizerSettings, OrientationSettings, ScheduleSettings
 from trainkit.tasks.dense_regression import DenseRegression
 
 # What --sample changes; a setting given beside it still wins.
@@ -71,6 +71,7 @@ def recipe(
     long_side: int = 640,
     crop: int = 480,
     photometric: bool = False,
+    orientation: OrientationSettings = OrientationSettings(),
     eval_window: tuple[int, int] | None = None,
     eval_flip: bool = False,
     sample: bool = False,
@@ -118,12 +119,11 @@ def recipe(
     if eval_flip:
         inference = replace(inference or Inference(), flip=True)
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
+    train = train_transform(long_side, crop, photometric=photometric, **asdict(orientation))
     return Recipe(
         task=DenseRegression(losses[loss], output, limits, scale),
         model=network,
-        train_data=LazyDataset(
-            partial(maps.open, "train", train_transform(long_side, crop, photometric=photometric))
-        ),
+        train_data=LazyDataset(partial(maps.open, "train", train)),
         val_data=maps.open("val", eval_transform(long_side)),
         **optimizer.build(network, decay_vectors=False),
         **schedule.build(),

@@ -30,7 +30,12 @@ from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.recognition import classifier, fine_tuned, published_input
-from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
+from trainkit.settings import (
+    ClassSettings,
+    OptimizerSettings,
+    OrientationSettings,
+    ScheduleSettings,
+)
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -66,6 +71,7 @@ def recipe(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    orientation: OrientationSettings = OrientationSettings(),
     sample: bool = False,
 ) -> Recipe:
     """Your own images, one folder per class.
@@ -114,7 +120,7 @@ def recipe(
     if not pixels.usual:
         own |= asdict(pixels)
     resize = InterpolationMode(own["interpolation"])
-    augment = train_transform(size, (0.25, 1.0), resize)
+    augment = train_transform(size, (0.25, 1.0), resize, **asdict(orientation))
     look = eval_transform(size, own["crop_fraction"], resize, crop_mode=own["crop_mode"])
     training = partial(images.open, "train", augment, names)
     train_data: SizedDataset = LazyDataset(training)

@@ -15,6 +15,7 @@ ResNet-50-D.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,12 @@ from trainkit.data.mixup import by_turns
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.recognition import classifier, published_input
-from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
+from trainkit.settings import (
+    ClassSettings,
+    OptimizerSettings,
+    OrientationSettings,
+    ScheduleSettings,
+)
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
@@ -71,9 +77,11 @@ def recipe(
     cutmix: float | None = None,
     rand_augment: tuple[int, int] | None = None,
     trivial_augment: bool = False,
+    auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None,
     jitter: tuple[float, ...] | None = None,
     lighting: float | None = None,
     erase: float | None = None,
+    orientation: OrientationSettings = OrientationSettings(),
     repeats: int = 1,
     stochastic_depth: float | None = None,
     drop_block: float | None = None,
@@ -109,6 +117,7 @@ def recipe(
             none
         rand_augment: number and magnitude of RandAugment, such as 2 9
         trivial_augment: use TrivialAugment instead of RandAugment
+        auto_augment: AutoAugment's policy, found on one of the three, in place of both
         jitter: strengths of colour jitter: brightness, contrast, saturation and hue, such as 0.4
             0.4 0.4
         lighting: strength of PCA lighting, such as 0.1
@@ -142,11 +151,11 @@ def recipe(
     own = published_input(model, "bicubic", interpolation=interpolation, **asked)
     resize, extras = (
         InterpolationMode(own["interpolation"]),
-        (rand_augment, trivial_augment, jitter, lighting, erase),
+        (rand_augment, trivial_augment, jitter, lighting, erase, auto_augment),
     )
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
     augment = {
-        epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras)
+        epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras, **asdict(orientation))
         for epoch, side in sizes.items()
     }
     names: Sequence[str] | None = read_class_names(classes)

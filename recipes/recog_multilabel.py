@@ -35,7 +35,7 @@ from trainkit.losses.base import Criterion
 from trainkit.losses.class_weights import positive_weights
 from trainkit.losses.multilabel import AsymmetricLoss, BCEWithLogits, SigmoidFocal
 from trainkit.models.recognition import classifier, fine_tuned, published_input
-from trainkit.settings import OptimizerSettings, ScheduleSettings
+from trainkit.settings import OptimizerSettings, OrientationSettings, ScheduleSettings
 from trainkit.tasks.multilabel import MultiLabel
 
 # What --sample changes; a setting given beside it still wins.
@@ -98,6 +98,7 @@ def recipe(
     crop_mode: Literal["center", "squash"] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    orientation: OrientationSettings = OrientationSettings(),
     sample: bool = False,
 ) -> Recipe:
     """Your own images, each of any number of classes.
@@ -165,7 +166,7 @@ def recipe(
     if not pixels.usual:
         own |= dataclasses.asdict(pixels)
     resize = InterpolationMode(own["interpolation"])
-    augment = train_transform(size, (smallest_crop, 1.0), resize)
+    augment = train_transform(size, (smallest_crop, 1.0), resize, **dataclasses.asdict(orientation))
     look = eval_transform(size, own["crop_fraction"], resize, crop_mode=own["crop_mode"])
     training = partial(images.open, "train", augment, names)
     train_data: SizedDataset = LazyDataset(training)

@@ -17,6 +17,7 @@ DeepLabV3 none with a ResNet (81.2 %, 45.1 % with ResNeSt-50).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -43,7 +44,12 @@ from trainkit.models.segmentation import (
     published_pixels,
     segmenter,
 )
-from trainkit.settings import ClassSettings, OptimizerSettings, ScheduleSettings
+from trainkit.settings import (
+    ClassSettings,
+    OptimizerSettings,
+    OrientationSettings,
+    ScheduleSettings,
+)
 from trainkit.settings.variants import variant
 from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.segmentation import Loss, Segmentation, named_losses
@@ -87,6 +93,7 @@ def segmentation(
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
     cat_max_ratio: float | None = None,
+    orientation: OrientationSettings = OrientationSettings(),
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
     eval_crop: int | None = None,
@@ -134,7 +141,13 @@ def segmentation(
             images
         sample: train a small network on generated scenes, in under a minute
     """
-    train = train_transform(long_side, crop, photometric=photometric, cat_max_ratio=cat_max_ratio)
+    train = train_transform(
+        long_side,
+        crop,
+        photometric=photometric,
+        cat_max_ratio=cat_max_ratio,
+        **asdict(orientation),
+    )
     opened = open_data(data, sample, train, eval_transform(long_side, eval_crop))
     classes = opened.about.classes
     num_classes = classes if isinstance(classes, int) else len(classes)

@@ -3,8 +3,15 @@
 from trainkit.settings.shared import (
     ClassSettings,
     OptimizerSettings,
+    OrientationSettings,
     ScheduleSettings,
     SharedSettings,
 )
 
-__all__ = ["ClassSettings", "OptimizerSettings", "ScheduleSettings", "SharedSettings"]
+__all__ = [
+    "ClassSettings",
+    "OptimizerSettings",
+    "OrientationSettings",
+    "ScheduleSettings",
+    "SharedSettings",
+]

@@ -125,6 +125,20 @@ class ClassSettings(SharedSettings):
 
 
 @dataclass(frozen=True)
+class OrientationSettings(SharedSettings):
+    """Further orientations of training images that have no top, such as aerial or medical ones.
+
+    Attributes:
+        vflip: probability that top and bottom change sides in training, such as 0.5
+        rotate90: probability of a turn by 90, 180 or 270 degrees in training; 0.75: all directions
+            alike
+    """
+
+    vflip: float = 0.0
+    rotate90: float = 0.0
+
+
+@dataclass(frozen=True)
 class ScheduleSettings(SharedSettings):
     """How long a training is, and how its learning rate changes.
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
 from trainkit.data.transforms.ops import EvalTransform, Lighting, RandomResizedCrop, stacked
+from trainkit.data.transforms.orientation import orientations
 from trainkit.errors import UserError
 from trainkit.settings.rebuildable import rebuildable
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
+POLICIES = tuple(policy.value for policy in AutoAugmentPolicy)
 CROP_MODES = ("center", "squash")  # of timm's
 
 
@@ -21,6 +23,9 @@ def train_transform(
     jitter: Sequence[float] | None = None,
     lighting: float | None = None,
     erase: float | None = None,
+    auto_augment: AutoAugmentPolicy | str | None = None,
+    vflip: float = 0.0,
+    rotate90: float = 0.0,
 ) -> v2.Transform:
     """A random crop resized to `size`, flip, and what else is asked for, in the order below.
 
@@ -34,45 +39,36 @@ def train_transform(
             left out.
         lighting: see `Lighting`; 0.1 in the paper.
         erase: probability that a rectangle is filled with ImageNet's mean colour.
+        auto_augment: AutoAugment's policy, found on imagenet, cifar10 or svhn.
+        vflip: probability that top and bottom change sides.
+        rotate90: probability of a turn by 90, 180 or 270 degrees.
 
     Returns:
         uint8 (3, H, W) -> uint8 (3, size, size).
 
     Raises:
-        UserError: a value is out of range, or both RandAugment and TrivialAugment are asked for.
+        UserError: a value is out of range, or two of RandAugment, TrivialAugment and AutoAugment
+            are asked for.
 
     Source:
-        Cubuk et al., 2020, RandAugment; Müller and Hutter, 2021, TrivialAugment; Zhong et al.,
-        2020, Random Erasing.
+        Cubuk et al., 2019, AutoAugment, and 2020, RandAugment; Müller and Hutter, 2021,
+        TrivialAugment; Zhong et al., 2020, Random Erasing.
     """
     _check_side(size)
     if not 0 < scale[0] <= scale[1]:
         raise UserError(
             f"scale is {scale}; give two shares of the image's area above 0, the smaller one first"
         )
-    if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
-        raise UserError(
-            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their"
-            f" magnitude, 0 to {MAGNITUDES - 1}, such as 2 9"
-        )
     if jitter is not None and not 1 <= len(jitter) <= 4:
         raise UserError(
             f"jitter is {jitter}; give one to four: of brightness, contrast, saturation and hue"
         )
-    if rand_augment is not None and trivial_augment:
-        raise UserError(
-            f"rand_augment is {rand_augment} and trivial_augment is True; choose one of them"
-        )
-    steps = [
+    steps: list[v2.Transform] = [
         RandomResizedCrop(size, scale=scale, interpolation=interpolation),
         v2.RandomHorizontalFlip(),
     ]
-    if rand_augment is not None:
-        steps.append(
-            v2.RandAugment(*rand_augment, interpolation=InterpolationMode.BILINEAR)
-        )  # no bicubic turns tensors
-    if trivial_augment:
-        steps.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
+    steps += orientations(vflip, rotate90)
+    steps += _policy(rand_augment, trivial_augment, auto_augment)
     if jitter is not None:
         steps.append(v2.ColorJitter(*jitter))
     if lighting is not None:
@@ -80,6 +76,37 @@ def train_transform(
     if erase is not None:
         steps.append(v2.RandomErasing(erase, value=[124, 116, 104]))
     return v2.Compose(steps)
+
+
+def _policy(
+    rand_augment: tuple[int, int] | None,
+    trivial_augment: bool,
+    auto_augment: AutoAugmentPolicy | str | None,
+) -> list[v2.Transform]:
+    """The one of the three that is asked for, as a list; an empty one for none."""
+    if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
+        raise UserError(
+            f"rand_augment is {rand_augment}; give how many changes, at least 1, and their"
+            f" magnitude, 0 to {MAGNITUDES - 1}, such as 2 9"
+        )
+    asked = {
+        "rand_augment": rand_augment,
+        "trivial_augment": trivial_augment or None,
+        "auto_augment": auto_augment,
+    }
+    chosen = [f"{name} is {value}" for name, value in asked.items() if value is not None]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)}; choose one of them")
+    bilinear = InterpolationMode.BILINEAR  # no bicubic turns tensors
+    if rand_augment is not None:
+        return [v2.RandAugment(*rand_augment, interpolation=bilinear)]
+    if trivial_augment:
+        return [v2.TrivialAugmentWide(interpolation=bilinear)]
+    if auto_augment is None:
+        return []
+    if auto_augment not in POLICIES:
+        raise UserError(f"auto_augment is {auto_augment!r}; it is one of {', '.join(POLICIES)}")
+    return [v2.AutoAugment(AutoAugmentPolicy(auto_augment), interpolation=bilinear)]
 
 
 @rebuildable

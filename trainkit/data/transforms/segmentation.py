@@ -8,6 +8,7 @@ from trainkit.data.transforms.ops import (
     RandomScaleCrop,
     ShortSide,
 )
+from trainkit.data.transforms.orientation import orientations
 from trainkit.errors import UserError
 from trainkit.settings.rebuildable import rebuildable
 
@@ -19,6 +20,8 @@ def train_transform(
     ignore: int = 255,
     photometric: bool = False,
     cat_max_ratio: float | None = None,
+    vflip: float = 0.0,
+    rotate90: float = 0.0,
 ) -> v2.Transform:
     """Long side to long_side times a random scale, random crop, flip, of image and mask.
 
@@ -32,19 +35,24 @@ def train_transform(
         photometric: distort brightness, contrast, saturation and hue, and swap channels, of the
             crop, each with probability 0.5.
         cat_max_ratio: largest share of one class in a crop, see `RandomScaleCrop`.
+        vflip: probability that top and bottom change sides.
+        rotate90: probability of a turn by 90, 180 or 270 degrees.
 
     Returns:
         (image (3, H, W), mask (H, W)) -> (image (3, crop, crop), mask (crop, crop)).
 
     Raises:
-        UserError: a side is not above 0.
+        UserError: a side is not above 0, or a value is out of range.
 
     Source:
         Photometric distortion: Liu et al., 2016, SSD, as torchvision has it.
     """
     _check_sides(long_side=long_side, crop=crop)
     scaled = RandomScaleCrop(long_side, crop, scale, ignore, cat_max_ratio, hflip_prob=0.5)
-    return v2.Compose([scaled, v2.RandomPhotometricDistort()]) if photometric else scaled
+    further = orientations(vflip, rotate90)
+    if photometric:
+        further.append(v2.RandomPhotometricDistort())
+    return v2.Compose([scaled, *further]) if further else scaled
 
 
 @rebuildable
