@@ -27,6 +27,7 @@ from trainkit import Recipe
 from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
 from trainkit.data.datasets.ade20k import ADE20K
+from trainkit.data.datasets.composed import composed
 from trainkit.data.datasets.packed import PackedMasks
 from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.to_device import MEAN, STD
@@ -93,6 +94,8 @@ def segmentation(
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
     cat_max_ratio: float | None = None,
+    mosaic: float = 0.0,
+    copy_paste: float = 0.0,
     orientation: OrientationSettings = OrientationSettings(),
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
@@ -135,6 +138,9 @@ def segmentation(
             hue
         cat_max_ratio: largest share of one class in a training crop, which is else drawn again,
             such as 0.75; None: any
+        mosaic: probability that a training image is put together from four crops, such as 0.5
+        copy_paste: probability that half of the classes of another training image are pasted into
+            one, such as 0.5
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
         eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
         eval_crop: evaluate centre crops of this side, as older code does; None for both: whole
@@ -188,7 +194,7 @@ def segmentation(
     return Recipe(
         task=task,
         model=network,
-        train_data=opened.train,
+        train_data=composed(opened.train, mosaic, copy_paste),
         val_data=opened.val,
         **optimizer.build(network),
         **schedule.build(),
