@@ -89,7 +89,6 @@ def recipe(
         image_column: of paths, in a list
         map_column: of the maps' paths, in a list
         model: the network, see seg_folder; on a laptop: --model lraspp --backbone small
-            --no-pretrained
         backbone: see seg_folder
         pretrained: start the backbone from published ImageNet weights
         lr: peak learning rate of the backbone
@@ -114,6 +113,7 @@ def recipe(
         "l1": L1(),
         "huber": Huber(delta),
     }
+    pretrained = pretrained and backbone != "small"
     network = segmenter(model, 1, backbone, pretrained, aux=False, se=False)
     inference = Inference.windows(eval_window)
     if eval_flip:

@@ -86,7 +86,7 @@ def recipe(
         mean: of each channel in [0, 1]; None: ImageNet's, or of other channels or 16 bits that of
             the training images
         std: of each channel; None: likewise
-        model: the network; on a laptop: --model lraspp --backbone small --no-pretrained
+        model: the network; on a laptop: --model lraspp --backbone small
         backbone: of torchvision's ResNets, "timm:" and a name of timm's, mobilenet_v3_large (with
             lraspp), or "small", which has no published weights and trains on a laptop; of
             segmentation_models_pytorch's networks one of its encoders or "timm:" and a name of
@@ -133,6 +133,7 @@ def recipe(
             f"photometric is for RGB of 8 bits, and channels is {pixels.channels}, bits"
             f" {pixels.bits}: leave --photometric out"
         )
+    pretrained = pretrained and settings["backbone"] != "small"
     if not pretrained:
         settings["optimizer"] = replace(settings["optimizer"], head_lr_mult=1.0)
     # `open_data` takes a name on the Hub too

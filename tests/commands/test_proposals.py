@@ -8,6 +8,7 @@ from helpers.processes import ROOT
 from trainkit.cli import main
 from trainkit.commands.proposals import proposals
 from trainkit.commands.recipe_file import load_recipe
+from trainkit.commands.starting_weights import starting_weights
 
 
 def lines(name="recog_imagenet", **changes):
@@ -101,3 +102,18 @@ def test_nothing_is_proposed_where_the_settings_are_refused(tmp_path, capsys):
     assert main([*words, "--headline", "top9", "--out", str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()
     assert "proposes" not in out and "top9" in err
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"model": "small", "pretrained": True}, True),
+        ({"model": "lraspp", "backbone": "small", "pretrained": True}, True),
+        ({"model": "lraspp", "backbone": "small", "pretrained": False}, False),
+        ({"model": "resnet50", "pretrained": True}, False),
+        ({"model": "small"}, False),
+    ],
+)
+def test_random_weights_in_place_of_published_ones_are_reported(settings, expected):
+    line = "small has no published weights: it starts from random ones"
+    assert starting_weights(settings) == ([line] if expected else [])

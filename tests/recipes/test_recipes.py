@@ -422,3 +422,19 @@ def test_a_recipe_is_the_same_in_every_process(tmp_path, monkeypatch):
         seed_host(seed)
         models.append(build(function, settings).model.state_dict()["head.2.weight"])
     assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+@pytest.mark.parametrize("name", ["seg_folder", "depth_folder"])
+def test_a_small_network_starts_at_random_whether_or_not_it_is_asked_to(name):
+    """Nobody published weights of it: one learning rate for all of it, as of --no-pretrained."""
+    recipe_file = load_recipe(ROOT / "recipes" / f"{name}.py")
+    sample = {**recipe_file.sample_settings(), "sample": True, "head_lr_mult": 10.0}
+    built = []
+    for pretrained in (True, False):
+        seed_host(0)
+        built.append(build(recipe_file, {**sample, "pretrained": pretrained}))
+    weights, same = (recipe.model.state_dict() for recipe in built)
+    assert weights.keys() == same.keys()
+    assert all(torch.equal(weights[key], same[key]) for key in weights)
+    rates = [[group["lr"] for group in recipe.optimizer.param_groups] for recipe in built]
+    assert rates[0] == rates[1] and len(set(rates[0])) == 1

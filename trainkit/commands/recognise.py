@@ -47,8 +47,8 @@ WHITE = 255
 SMALL = {
     "recog_folder": ["--model", "small"],
     "recog_multilabel": ["--model", "small"],
-    "depth_folder": ["--model", "lraspp", "--backbone", "small", "--no-pretrained"],
-    "seg_folder": ["--model", "lraspp", "--backbone", "small", "--no-pretrained"],
+    "depth_folder": ["--model", "lraspp", "--backbone", "small"],
+    "seg_folder": ["--model", "lraspp", "--backbone", "small"],
 }
 
 

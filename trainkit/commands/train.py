@@ -7,6 +7,7 @@ from trainkit.commands.arguments import read_settings_and_options
 from trainkit.commands.proposals import proposals
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
+from trainkit.commands.starting_weights import starting_weights
 from trainkit.data.seeding import seed_host
 from trainkit.distributed.accelerator import main_process_ends_first, use_whole_host
 from trainkit.engine.loop import train
@@ -26,6 +27,6 @@ def run(recipe: str, words: list[str]) -> int:
     seed_host(options.seed)
     built = build(recipe_file, settings)
     use_whole_host()
-    advice = proposals(recipe_file, settings)
+    advice = starting_weights(settings) + proposals(recipe_file, settings)
     train(built, options, settings, RecipeSource(file=path), advice=advice)
     return 0

@@ -49,7 +49,7 @@ def backbone(
             "resnet50" or "resnext101_32x8d", or "timm:" and a name of timm's, such as
             "timm:resnest50d".
         pretrained: start from published ImageNet weights (torchvision's IMAGENET1K_V1, timm's
-            default), downloaded once.
+            default), downloaded once; small has none, and starts from random ones.
         stride: image pixels per step of the last map, 8, 16 or 32; below 32 the last stages dilate.
             A vision transformer has that of its patches.
         last_alone: of a vision transformer: the map after its last block, normalised, in place of
@@ -66,11 +66,6 @@ def backbone(
     if name.startswith("timm:"):
         return _timm(name, pretrained, stride)
     if name == "small":
-        if pretrained:
-            raise UserError(
-                "backbone 'small' has no published weights; start from random ones with"
-                " --no-pretrained"
-            )
         strides, dilations = SMALL[stride]
         return SmallResNet(strides=strides, dilations=dilations)
     known = torchvision.models.list_models(module=torchvision.models, include=RESNETS)

@@ -12,7 +12,7 @@ from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.errors import UserError, first_line
 from trainkit.models.hf_config import Found
-from trainkit.models.pretrained import offline_where_unreachable
+from trainkit.models.pretrained import START_AT_RANDOM, offline_where_unreachable
 
 
 def from_weights(auto: Any, name: str, source: Found, num_classes: int) -> Any:
@@ -48,8 +48,8 @@ def from_weights(auto: Any, name: str, source: Found, num_classes: int) -> Any:
     except OSError as error:
         raise UserError(
             f"cannot get the weights of {name} ({first_line(error)}). Fill the Hugging Face cache"
-            " where there is a network, put model.safetensors beside its config.json, or start from"
-            " random weights with --no-pretrained"
+            " where there is a network, put model.safetensors beside its config.json, or"
+            f" {START_AT_RANDOM}"
         ) from error
     network.train()
     if getattr(network, "head_names", None) is None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from trainkit.errors import UserError, first_line
 from trainkit.models.hf_config import found
 from trainkit.models.hf_weights import quiet
-from trainkit.models.pretrained import offline, offline_where_unreachable
+from trainkit.models.pretrained import START_AT_RANDOM, offline, offline_where_unreachable
 
 # Type of EoMT -> types of encoders
 FAMILIES = {"eomt": ("dinov2", "dinov2_with_registers"), "eomt_dinov3": ("dinov3_vit",)}
@@ -59,7 +59,7 @@ def hf_encoder(kind: str, name: str, pretrained: bool) -> Any:
     except OSError as error:
         raise UserError(
             f"cannot get the weights of {name} ({first_line(error)}). Fill the Hugging Face cache"
-            " where there is a network, or start from random weights with --no-pretrained"
+            f" where there is a network, or {START_AT_RANDOM}"
         ) from error
 
 

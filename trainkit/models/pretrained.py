@@ -17,6 +17,10 @@ from torchvision.models import WeightsEnum
 
 from trainkit.errors import UserError, first_line
 
+START_AT_RANDOM = (
+    "start from random weights with --no-pretrained; a small network needs no published ones:"
+    " --model small for classes, --model lraspp --backbone small for masks"
+)
 _WANTED = ContextVar("wanted", default=True)
 
 
@@ -92,8 +96,7 @@ def load_pretrained(
     except (URLError, OSError, RuntimeError, UnpicklingError) as error:
         raise UserError(
             f"cannot get the pretrained weights {weights} from {weights.url}"
-            f" ({first_line(error)}). Put the file at {file}, or start from random weights"
-            " with --no-pretrained"
+            f" ({first_line(error)}). Put the file at {file}, or {START_AT_RANDOM}"
         ) from error
     state = (
         {key: value for key, value in state.items() if not key.startswith(skip)} if skip else state

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainkit.errors import UserError, did_you_mean, first_line, is_shortage
 from trainkit.models.outputs import main_logits, size_divisor
-from trainkit.models.pretrained import offline_where_unreachable, wanted
+from trainkit.models.pretrained import START_AT_RANDOM, offline_where_unreachable, wanted
 from trainkit.models.timm_models import timm_with
 
 # Of SMP's others trainkit has networks of the same names, at other strides: DeepLabV3, PSPNet,
@@ -103,7 +103,7 @@ def _built(
         raise UserError(
             f"cannot get the weights {weights} of the encoder {encoder}"
             f" ({str(error).splitlines()[0]}). Fill the Hugging Face cache where there is a"
-            " network, or start from random weights with --no-pretrained"
+            f" network, or {START_AT_RANDOM}"
         ) from error
     except Exception as error:  # of two libraries, for encoders that a decoder does not take
         raise _refusal(name, encoder, error) from error

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from trainkit.errors import UserError, first_line
-from trainkit.models.pretrained import offline_where_unreachable, wanted
+from trainkit.models.pretrained import START_AT_RANDOM, offline_where_unreachable, wanted
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -85,6 +85,5 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"cannot get the pretrained weights of {name} ({first_line(error)}). Fill the"
-            " Hugging Face cache where there is a network, or start from random weights with"
-            " --no-pretrained"
+            f" Hugging Face cache where there is a network, or {START_AT_RANDOM}"
         ) from error

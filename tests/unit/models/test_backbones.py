@@ -78,10 +78,6 @@ def test_torchvisions_models_take_the_backbones():
         (("resnet50", False, 4), "stride is 4; it must be 8, 16 or 32"),
         (("resnet5O", False), "no backbone 'resnet5O'; did you mean resnet50?"),
         (("vgg", False), r"no backbone 'vgg'; there are small, resnet101, .*, timm:NAME"),
-        (
-            ("small", True),
-            "'small' has no published weights; start from random ones with --no-pretrained",
-        ),
     ],
 )
 def test_backbones_that_there_are_not(arguments, message):
