@@ -186,7 +186,10 @@ def test_command(tmp_path, monkeypatch, capsys):
     torch.export.load(tmp_path / "m.pt2")
     capsys.readouterr()
     assert main([*by_suffix, "m.pt", "--data", "t"]) == 2
-    assert "format safetensors, whose files are called *.safetensors" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "out is m.pt, and its suffix is of no format" in message
+    assert ".safetensors (safetensors), .pt2 (torch-export), .onnx (onnx)" in message
+    assert "format safetensors" not in message, "none was given"
     assert main([*by_suffix, "m.pt2", "--data", "v", "--format", "safetensors"]) == 2
     torch.save({"net.x": torch.ones(1)}, tmp_path / "other.pth")
     words[3] = "other.pth"

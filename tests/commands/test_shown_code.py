@@ -80,6 +80,7 @@ def test_model_cards(here, name, monkeypatch, capsys, tmp_path):
     card = (here / "hub" / name / "README.md").read_text()
     assert f"trainkit predict me/{name} my_photos --out predictions\n" in card
     loaded, plain = BLOCK.findall(card)
+    assert "Neither torchvision nor timm" not in card
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / f"models--me--{name}"
@@ -108,13 +109,21 @@ def test_model_cards(here, name, monkeypatch, capsys, tmp_path):
     assert len(plain.strip().splitlines()) <= 12
 
 
-def test_a_network_of_trainkits_own_has_no_plain_code(tmp_path, monkeypatch):
+def test_a_network_of_trainkits_own_has_no_plain_code(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--sample", "--workers", "0", "--epochs", "0.1", "--warmup-epochs", "0"]
     assert main(["recog_folder", *words]) == 0
     assert main(["push", "runs/recog_folder", "me/small", "--folder", "published"]) == 0
     (loaded,) = BLOCK.findall(Path("published/README.md").read_text())
     assert 'trainkit.load("me/small")' in loaded
+    hint = "Neither torchvision nor timm has this network: without trainkit take a file that needs"
+    assert hint in Path("published/README.md").read_text()
+    capsys.readouterr()
+    assert main(["export", "runs/recog_folder", "--out", "model.safetensors"]) == 0
+    assert (
+        "neither torchvision nor timm has this network (SmallClassifier): trainkit.load takes"
+        " the run, and .pt2 or .onnx" in capsys.readouterr().out
+    )
 
 
 def test_no_code_without_trainkit_for_windows(here):

@@ -19,14 +19,16 @@ from trainkit.commands.export_formats import (
     FORMATS,
     INPUT,
     OUTPUT,
-    SUFFIXES,
+    WEIGHTS_ALONE,
     Forward,
     HalfLogits,
     Logits,
     format_of,
     require_half_range,
+    require_suffix,
 )
 from trainkit.commands.half_metric import measured_in_half
+from trainkit.commands.plain_code import library_and_call
 from trainkit.commands.trained import load_trained, read_model
 from trainkit.data.bands import WHITE, as_stored
 from trainkit.data.to_device import ToDevice
@@ -37,6 +39,7 @@ from trainkit.models.outputs import fill_up, only_window, size_divisor
 from trainkit.options import ExportOptions
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
+from trainkit.settings.rebuildable import built_by
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
 HALF_LIMIT = 0.02  # of the largest logit, in float16
@@ -70,12 +73,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     """
     display = Display()
     written_as = asked.format or format_of(asked.out)
-    expected = SUFFIXES[written_as]
-    if asked.out.suffix in {".pth", ".pt", *SUFFIXES.values()} - {expected}:
-        raise UserError(
-            f"out is {asked.out}, and format {written_as}, whose files are called *{expected}:"
-            " give the one that is meant, with --out or --format"
-        )
+    require_suffix(asked.out, asked.format)
     if asked.out.is_dir():
         raise UserError(
             f"out is {asked.out}, which is a folder: name the file to be written, with --out"
@@ -123,6 +121,20 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
         f"{asked.out}: {written_as}, {asked.out.stat().st_size / 2**20:.1f} MiB; input"
         f" {about['input']['shape']}; largest difference from the model on {tried} {of}:"
         f" {difference:.2g}"
+    )
+    if written_as == WEIGHTS_ALONE and not asked.half:
+        display.note(_taken_by(info.model, asked.out))
+
+
+def _taken_by(model: nn.Module, weights: Path) -> str:
+    """Who else takes the weights, in words."""
+    found = library_and_call(built_by(model), weights)
+    if found is not None:
+        library, call = found
+        return f"{library} takes them: {call}.load_state_dict(...)"
+    return (
+        f"neither torchvision nor timm has this network ({type(model).__name__}): trainkit.load"
+        " takes the run, and .pt2 or .onnx in place of .safetensors is a file that needs no code"
     )
 
 

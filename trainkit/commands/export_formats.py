@@ -158,3 +158,25 @@ FORMATS = {
 def format_of(file: Path) -> str:
     """The format that a file's suffix means; weights alone where it means none."""
     return next((name for name, suffix in SUFFIXES.items() if suffix == file.suffix), WEIGHTS_ALONE)
+
+
+def require_suffix(file: Path, asked: str | None) -> None:
+    """Raise UserError where a file's suffix is that of another format.
+
+    Args:
+        file: to be written.
+        asked: the format that was given; None: the suffix says it.
+    """
+    if asked is None:
+        if file.suffix in ("", *SUFFIXES.values()):
+            return
+        known = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
+        raise UserError(
+            f"out is {file}, and its suffix is of no format: a file's suffix says how it is"
+            f" written, {known}"
+        )
+    if file.suffix in {".pth", ".pt", *SUFFIXES.values()} - {SUFFIXES[asked]}:
+        raise UserError(
+            f"out is {file}, and format {asked}, whose files are called *{SUFFIXES[asked]}:"
+            " give the one that is meant, with --out or --format"
+        )

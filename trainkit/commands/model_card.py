@@ -56,6 +56,8 @@ class Published:
     """names of PNG files beside it, see `trainkit.report.plots`"""
     plain: Sequence[str] | None = None
     """lines of Python that use it without trainkit"""
+    own_network: bool = False
+    """neither torchvision nor timm takes the weights"""
 
 
 def model_card(run: Published) -> ModelCard:
@@ -200,6 +202,11 @@ def _from_python(run: Published) -> list[str]:
         )
     if run.plain is not None:
         parts += ["The same without trainkit:", _code(*run.plain, language="python")]
+    if run.own_network:
+        parts.append(
+            "Neither torchvision nor timm has this network: without trainkit take a file that"
+            f" needs no code, of `trainkit export {run.name} --out model.onnx`."
+        )
     return parts
 
 

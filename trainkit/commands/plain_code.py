@@ -30,9 +30,9 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
         return None
     if (described.get("channels", 3), described.get("bits", 8)) != (3, 8):
         return None
-    found = _network(described["network"]["function"], described["network"]["arguments"])
+    found = library_and_call(described["network"], weights)
     prepared = _prepared(described["transform"])
-    if found is None or prepared is None or not _fits(*found, weights):
+    if found is None or prepared is None:
         return None
     library, call = found
     mean, std = ([round(each, 6) for each in described[name]] for name in ("mean", "std"))
@@ -57,11 +57,26 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
     ]
 
 
+def library_and_call(network: Mapping[str, Any] | None, weights: Path) -> tuple[str, str] | None:
+    """Who takes the weights: "torchvision" or "timm", and the call that builds the network there.
+
+    None where neither has it.
+
+    Args:
+        network: model.json's.
+        weights: a safetensors file.
+    """
+    if network is None:
+        return None
+    found = _network(network["function"], network["arguments"])
+    return found if found is not None and _fits(*found, weights) else None
+
+
 def _network(function: str, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
     """The library and the call that build the network; None where none does."""
-    number = int(arguments["num_classes"])
     if is_hf(arguments.get("name", "")):  # its configuration is no line of Python
         return None
+    number = int(arguments.get("num_classes", 0))
     if function in ("recognition.classifier", "recognition.fine_tuned"):
         name = arguments["name"]
         if name.startswith("timm:"):

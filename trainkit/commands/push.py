@@ -17,7 +17,7 @@ from typing import Any
 from trainkit.commands.arguments import read_options
 from trainkit.commands.hub_upload import open_repository, upload
 from trainkit.commands.model_card import WEIGHTS, Published, model_card
-from trainkit.commands.plain_code import plain_code
+from trainkit.commands.plain_code import library_and_call, plain_code
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.errors import MissingFileError, UserError, first_line
@@ -148,7 +148,12 @@ def _used_from_python(folder: Path) -> dict[str, Any]:
     own = described["network"]["recipe"]
     code = None if own is None else folder / own
     trust = code is not None and code.is_file() and same_shipped_recipe(code) is None
-    return {"loads": True, "trust": trust, "plain": plain_code(described, folder / WEIGHTS)}
+    return {
+        "loads": True,
+        "trust": trust,
+        "plain": plain_code(described, folder / WEIGHTS),
+        "own_network": library_and_call(described["network"], folder / WEIGHTS) is None,
+    }
 
 
 def _published(

@@ -7,7 +7,7 @@ SMALL = "small"  # networks and backbones of our own, which nobody published wei
 
 
 def starting_weights(settings: Mapping[str, Any]) -> list[str]:
-    """A line on the weights that a training with these settings of a recipe starts from; or none."""
+    """A line where these settings of a recipe ask for weights that there are not; or none."""
     networks = settings.get("model"), settings.get("backbone")
     if settings.get("pretrained") is not True or SMALL not in networks:
         return []
