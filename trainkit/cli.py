@@ -28,6 +28,8 @@ loop.
   trainkit predict RUN IMAGES ... --out FOLDER
                                           predictions of images and folders
   trainkit export RUN --out FILE          weights, torch.export program, ONNX
+  trainkit average RUN [RUN ...] --out FOLDER
+                                          mean of weights (SWA, model soups)
   trainkit push RUN OWNER/NAME            upload it to the Hugging Face Hub
   trainkit replay RUN                     repeat a step with a non-finite loss
   trainkit recipes                        the recipes that come with trainkit

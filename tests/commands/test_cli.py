@@ -59,6 +59,7 @@ def test_help_without_torch():
     ("evaluate", ("RUN", "--scales", "--weights PATH")),
     ("predict", ("RUN", "--out PATH", "--overlay", "images, and folders with images")),
     ("export", ("RUN", "--format")),
+    ("average", ("RUN", "--out PATH", "--last", "RUN ...")),
     ("push", ("RUN", "--license", "of the model on the Hugging Face Hub")),
     ("replay", ("RUN", "--step")), ("new", ("RECIPE", "the Python file to be written")),
     ("recipes", ("[-h]",)),

@@ -11,6 +11,7 @@ COMMANDS = {
     "report": "RUN",
     "predict": "RUN",
     "export": "RUN",
+    "average": "RUN",
     "push": "RUN",
     "replay": "RUN",
     "recipes": "",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import tyro
 
 from trainkit.commands.audit_options import AuditOptions
+from trainkit.commands.average_options import AverageOptions
 from trainkit.commands.config_file import config_path, read_config
 from trainkit.commands.help_text import help_of, shown
 from trainkit.commands.option_checks import check_finite, check_names
@@ -85,7 +86,13 @@ def _checked(arguments: Any) -> Any:
 
 
 # what a command takes beside its first argument without a flag
-POSITIONALS = {"predict": "paths", "push": "name", "report": "others", "new": "file"}
+POSITIONALS = {
+    "predict": "paths",
+    "average": "others",
+    "push": "name",
+    "report": "others",
+    "new": "file",
+}
 OPTIONS: dict[str, type] = {
     "train": _as_arguments(Options, config=True),
     "check": _as_arguments(Options, config=True),
@@ -95,6 +102,7 @@ OPTIONS: dict[str, type] = {
     "evaluate": _as_arguments(EvaluateOptions),
     "predict": _as_arguments(PredictOptions, positional=POSITIONALS["predict"]),
     "export": _as_arguments(ExportOptions),
+    "average": _as_arguments(AverageOptions, positional=POSITIONALS["average"]),
     "push": _as_arguments(PushOptions, positional=POSITIONALS["push"]),
     "replay": _as_arguments(ReplayOptions),
     "report": _as_arguments(ReportOptions, positional=POSITIONALS["report"]),
@@ -114,7 +122,9 @@ FIRST = {
         " model on the Hub (owner/name).\n\n"
     ),
 }
-TAKE_SETTINGS = ("train", "check", "audit", "doctor", "pack", "evaluate", "predict", "export")
+TAKE_SETTINGS = (
+    "train", "check", "audit", "doctor", "pack", "evaluate", "predict", "export", "average"
+)  # fmt: skip
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})

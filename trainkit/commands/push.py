@@ -97,7 +97,7 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
     if run is None:
         raise MissingFileError(f"{source} is of no run: give the folder that the training wrote")
     recorded, evaluated = read_recorded(run, TO_PUBLISH), read_results(run)
-    recipes = _recipes(source, run, recorded["recipe"])
+    recipes = recipe_files(source, run, recorded["recipe"])
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(read_weights(weights)[0], folder / WEIGHTS, {"format": "pt"})
@@ -224,7 +224,7 @@ def _name_of_recipe(recorded: dict[str, Any], run: Path) -> str:
     return recorded["call"]["recipe"] if "call" in recorded else run.resolve().name
 
 
-def _recipes(source: Path, run: Path, origin: str | None) -> dict[str, Path]:
+def recipe_files(source: Path, run: Path, origin: str | None) -> dict[str, Path]:
     """The recipe's file and those that it imports, by their published names.
 
     Those lie beside its original, or are recipes that come with the package. A run from Python
