@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from helpers.processes import RECOG, ROOT, TESTS, forked, run, trainkit
 from trainkit.cli import main
 from trainkit.commands import COMMANDS
+from trainkit.commands.arguments import OPTIONS
+from trainkit.commands.names_elsewhere import ELSEWHERE, name_here
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.commands.recipe_names import find_recipe
 from trainkit.storage.shipped import shipped
@@ -146,6 +149,7 @@ def test_commands_take_a_run(trained, tmp_path, monkeypatch, capsys):
         (("evaluate", "no/where/run"), "no checkpoint at no/where/run: give a run folder"),
         (("evaluate", "runs/recog_foldr"), "did you mean runs/recog_folder?"),
         (("predict", run, "--out", "p", "--data", "y"), "--data is no option of predict: "),
+        (("predict", run, "--out", "p", "--conf", "1"), "--conf is no option of predict: here it"),
     ):  # fmt: skip
         assert main([str(word) for word in words]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
@@ -263,6 +267,19 @@ def test_help_begins_with_the_data(name, capsys):
         (("recog_folder", "--on-nonfinite", "skp"), "has no choice 'skp'; did you mean skip?"),
         (("recog_folder", "--resume"), "--resume has no value: it is one of auto, never"),
         (("recog_folder", "--device", "cuda"), "--device is no option: a GPU is used where"),
+        (("recog_folder", "--learning-rate", "1"), "--learning-rate is no option: here it is --lr"),
+        (
+            ("recog_folder", "--batchsize=8"),
+            "--batchsize is no option: here it is --batch-size, the",
+        ),
+        (("seg_folder", "--max_epochs", "9"), "--max_epochs is no option: here it is --epochs"),
+        (("seg_folder", "--img-size", "9"), "--img-size is no option: here it is --crop"),
+        (("recog_folder", "--img-size", "9"), "--img-size is no option: here it is --size"),
+        (
+            ("check", "seg_folder", "--amp"),
+            "--amp is no option: the launcher chooses the precision",
+        ),
+        (("doctor", "seg_folder", "--num-workers", "2"), "no option: here it is --workers"),
         (("train", "."), "no recipe at ., which is a folder; trainkit doctor . says how to train"),
     ],
 )
@@ -271,6 +288,24 @@ def test_values_that_are_none_of_a_setting(words, message, tmp_path, monkeypatch
     assert main(list(words)) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ours, others", ELSEWHERE.items())
+def test_names_of_other_programs_lead_to_ours(ours, others):
+    """Which is a flag somewhere; where a command has none such, or the other name, nothing is."""
+    kinds = [each for kind in OPTIONS.values() for each in fields(kind)]
+    known = {each.name for each in kinds}
+    for name in ("recog_folder", "seg_folder"):
+        for setting in inspect.signature(load_recipe(find_recipe(name))).parameters.values():
+            kind = setting.annotation
+            known |= {each.name for each in fields(kind)} if is_dataclass(kind) else {setting.name}
+    assert ours.removeprefix("--").removeprefix("no-").replace("-", "_") in known
+    assert len(set(others)) == len(others)
+    for other in others:
+        for flag in (f"--{other}", f"--{other.replace('-', '_')}"):
+            assert name_here(flag, ["--out-of", ours]).startswith(f"here it is {ours}")
+            assert name_here(flag, [ours, f"--{other}"]) is None
+            assert "here it is" not in str(name_here(flag, ["--out-of"]))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from trainkit.commands.arguments import (
     read_known_options,
     read_settings_and_options,
 )
+from trainkit.commands.names_elsewhere import name_here
 from trainkit.commands.recipe_file import RecipeFile, build, load_recipe, modules_gone
 from trainkit.commands.recipe_names import find_recipe, nearest
 from trainkit.display.terminal import Display
@@ -124,6 +125,9 @@ def _options_alone(command: str, first: str, words: list[str]) -> Any:
     if asked.weights is not None:
         raise weights_twice(command, first, asked.weights)
     if unknown:
+        here = name_here(unknown[0].partition("=")[0], flags(command))
+        if here is not None:
+            raise UserError(f"{unknown[0]} is no option of {command}: {here}")
         near = nearest(unknown[0].lstrip("-"), [flag.lstrip("-") for flag in flags(command)])
         meant = f"did you mean --{near}? " if near is not None else ""
         raise UserError(

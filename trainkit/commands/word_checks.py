@@ -3,10 +3,11 @@
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from typing import Any, Literal, get_args, get_origin
 
+from trainkit.commands.names_elsewhere import name_here
 from trainkit.errors import UserError, did_you_mean
 
 NUMBERS: dict[Any, tuple[type, str]] = {
@@ -33,7 +34,8 @@ def check_flags(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
         words: of the command line.
     """
     flags = [_flag(name) for name in kinds]
-    nested = any(is_dataclass(kind) for kind in kinds.values())  # whose fields are flags too
+    groups = [kind for kind in kinds.values() if is_dataclass(kind)]  # whose fields are flags too
+    every = {*flags, *(_flag(field.name) for group in groups for field in fields(group))}
     for word in words:
         flag, equals, _ = word.partition("=")
         given = ONE_HYPHEN.fullmatch(flag)
@@ -43,12 +45,15 @@ def check_flags(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
             raise UserError(f"{flag} has one hyphen: settings and options have two, {meant}{near}")
         if flag in FLAGS_OF_OTHERS and flag not in flags:
             raise UserError(f"{flag} is no option: {FLAGS_OF_OTHERS[flag]}")
+        here = name_here(flag, every)
+        if here is not None:
+            raise UserError(f"{flag} is no option: {here}")
         near = did_you_mean(flag, flags)
         if (
             equals
             and flag.replace("_", "-") not in flags
             and "there are" not in near
-            and not nested
+            and not groups
         ):
             raise UserError(f"{flag} is no option{near}")  # tyro looks at the whole word
 
