@@ -22,6 +22,7 @@ from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
 from trainkit.errors import MissingFileError, UserError, first_line
 from trainkit.files import save_tensors
+from trainkit.metrics.resampling import NO_INTERVAL
 from trainkit.options import PushOptions
 from trainkit.prediction.loading import Source
 from trainkit.report.plots import PLOTS
@@ -176,7 +177,9 @@ def _published(
     is_measured = evaluated is not None and evaluated["sha256"] == digest(weights)
     # what was published may be of the training's own evaluation, which has no intervals
     if is_published(run):
-        is_measured = is_measured and any(name.endswith("_95") for name in evaluated or ())
+        is_measured = is_measured and any(
+            name.endswith(("_95", NO_INTERVAL)) for name in evaluated or ()
+        )
     if is_measured and evaluated is not None:
         measured = _of_weights(evaluated, averaged)
     dataset = asked.dataset or _dataset(recorded)

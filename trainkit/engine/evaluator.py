@@ -31,7 +31,8 @@ from trainkit.engine.validation_loss import ValidationLoss, loss_results
 from trainkit.errors import UserError, may_fail_alone, shortage_reported
 from trainkit.inference import Inference
 from trainkit.metrics.base import each_metric
-from trainkit.metrics.bootstrap import interval
+from trainkit.metrics.bootstrap import interval_of
+from trainkit.metrics.resampling import NO_INTERVAL
 from trainkit.models.outputs import refusals_reported
 from trainkit.recipe import Recipe
 
@@ -199,10 +200,7 @@ class Evaluator:
         results: dict[str, Any] = {"num_images": num_images}
         for each in images:
             counts = torch.cat([part for part in gather_object([each.rows()]) if len(part)])
-            results |= {
-                f"{recipe.task.headline}_95": interval(counts, each.statistic),
-                **each.details(counts),
-            }
+            results |= interval_of(recipe.task.headline, counts, each) | each.details(counts)
         arrays = self._arrays(rows) if rows is not None else {}
         for metric in counting:
             if hasattr(metric, "class_counts"):
@@ -212,9 +210,7 @@ class Evaluator:
             more = metric.details() if self.thorough and hasattr(metric, "details") else {}
             results |= without_reserved_names(metric, metric.compute() | more)
         results |= loss_results(recipe.task, self._totals(loss))
-        if None in (results.get(recipe.task.headline), results.get(f"{recipe.task.headline}_95")):
-            results.pop(f"{recipe.task.headline}_95", None)  # it has no interval
-        results = as_plain(results)
+        results = as_plain(_without_missing_interval(results, recipe.task.headline))
         if keep is not None:
             keep(arrays, results)
         task_module.train(was_training)
@@ -319,6 +315,16 @@ class Evaluator:
         for number, batch in enumerate(loader):
             seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
             yield batch
+
+
+def _without_missing_interval(results: dict[str, Any], headline: str) -> dict[str, Any]:
+    """The results without an interval that is None, or of a metric that is."""
+    left_out = []
+    if results.get(headline) is None:
+        left_out = [f"{headline}_95", NO_INTERVAL]
+    elif results.get(f"{headline}_95") is None:
+        left_out = [f"{headline}_95"]
+    return {name: value for name, value in results.items() if name not in left_out}
 
 
 def _count(found: Measured, metrics: Sequence[Any], rows: ImageRows | None) -> None:

@@ -150,6 +150,8 @@ class PerImage:
         count: predictions and references of a batch -> int64 (N, S).
         statistic: sums (B, S) -> metric (B,); None where that is another's.
         details: further results from the rows of all images.
+        is_share: each image counts or not, in the first column, and is a hit or not, in the second;
+            the metric is hits over images that count.
     """
 
     def __init__(
@@ -157,8 +159,10 @@ class PerImage:
         count: Callable[[Tensor, Tensor], Tensor],
         statistic: Callable[[Tensor], Tensor] | None,
         details: Callable[[Tensor], dict] = lambda rows: {},
+        is_share: bool = False,
     ):
         self.count, self.statistic, self.details = count, statistic, details
+        self.is_share = is_share
         self._rows: list[Tensor] = []
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:

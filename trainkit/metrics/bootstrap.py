@@ -1,12 +1,14 @@
 """Confidence interval of a metric by the bootstrap over images."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainkit.metrics.resampling import in_order, resamples
+from trainkit.metrics.base import PerImage
+from trainkit.metrics.resampling import bounds_or_reason, in_order, resamples
 
 
 def interval(
@@ -37,3 +39,17 @@ def interval(
         torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     )
     return low, high
+
+
+def interval_of(headline: str, rows: Tensor, images: PerImage) -> dict[str, Any]:
+    """The result of `interval` for a metric, by its name; see `bounds_or_reason`.
+
+    Args:
+        headline: the metric.
+        rows: of all images of all processes.
+        images: how they were counted.
+    """
+    share = None
+    if images.is_share and len(rows):
+        share = int(rows[:, 1].sum()), int(rows[:, 0].sum())
+    return bounds_or_reason(f"{headline}_95", interval(rows, images.statistic), share)

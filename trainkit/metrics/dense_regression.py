@@ -10,6 +10,7 @@ from torch import Tensor
 from trainkit.errors import UserError
 from trainkit.metrics.base import Gathered
 from trainkit.metrics.bootstrap import interval
+from trainkit.metrics.resampling import bounds_or_reason
 
 FACTOR = 1.25  # of delta1; its square and cube of delta2 and delta3
 
@@ -75,7 +76,7 @@ class MapErrors(Gathered):
             found = sums[:, above] / sums[:, below].clamp(min=1)
             return found.sqrt() if self.headline == "rmse" else found
 
-        return {f"{self.headline}_95": interval(torch.from_numpy(rows), statistic)}
+        return bounds_or_reason(f"{self.headline}_95", interval(torch.from_numpy(rows), statistic))
 
 
 # the columns of sums whose quotient is a result

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, Gathered
 from trainkit.metrics.ranking import average_precisions, best_thresholds, mean_interval
+from trainkit.metrics.resampling import bounds_or_reason
 
 Classes = int | Sequence[str]
 
@@ -114,7 +115,8 @@ class MultiLabelAveragePrecision(Gathered):
         """The interval "mAP_95", see `mean_interval`, and "positives", images of each class."""
         scores, targets = self._pairs()
         positives = (targets > 0).sum(0).tolist()
-        return {"mAP_95": mean_interval(scores, targets), "positives": self._by_name(positives)}
+        bounds = bounds_or_reason("mAP_95", mean_interval(scores, targets))
+        return {**bounds, "positives": self._by_name(positives)}
 
     def _by_name(self, values: Sequence[Any]) -> Any:
         return list(values) if isinstance(self.classes, int) else dict(zip(self.classes, values))

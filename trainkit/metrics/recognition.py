@@ -89,7 +89,8 @@ class TopK(Counting):
         def share(sums: Tensor) -> Tensor:
             return sums[:, 1] / sums[:, 0].clamp(min=1)
 
-        return PerImage(count, share if name in of_name else None, self._details)
+        statistic = share if name in of_name else None
+        return PerImage(count, statistic, self._details, is_share=name in of_name)
 
     def _details(self, rows: Tensor) -> dict:
         """Accuracy of each class, None where it does not occur, and the confusion matrix."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from trainkit.display.wording import counted
 from trainkit.errors import UserError
+from trainkit.metrics.resampling import NO_INTERVAL, SAME
 from trainkit.report.curves import bare
 from trainkit.report.recipe_defaults import read_defaults
 from trainkit.report.run_data import RunData, metrics_of
@@ -97,7 +98,7 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
     found = []
     if run.headline is not None:
         interval = interval_of(run)
-        more = "no interval: no evaluation of it image by image"
+        more = f"no interval: {_why_no_interval(run)}"
         if interval is not None:
             more = f"95 % interval {shown(run.headline, list(interval))}"
         value = shown(run.headline, run.best)
@@ -120,6 +121,16 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
     if memory is not None:
         found.append(_tile("peak memory", f"{memory:.1f} GiB", "of a process"))
     return found
+
+
+def _why_no_interval(run: RunData) -> str:
+    data, headline = run.evaluation, bare(run.headline or "")
+    if data is not None and data.step == run.best_step:
+        value = headline_value(data, headline)
+        is_same = value is not None and headline_interval(data, headline) is None
+        if is_same:
+            return SAME
+    return (run.results or {}).get(NO_INTERVAL, "no evaluation of it image by image")
 
 
 def _tile(what: str, value: str, more: str, main: bool = False) -> dict[str, Any]:

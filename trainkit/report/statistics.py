@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainkit.metrics.resampling import in_order, resamples
+from trainkit.metrics.resampling import bounds_or_reason, in_order, resamples
 from trainkit.report.evaluation_data import EvaluationData, counts_of_headline
 
 BINS = 15  # of the calibration error, as in trainkit.metrics.recognition.CalibrationError
@@ -39,7 +39,8 @@ def headline_interval(data: EvaluationData, headline: str) -> tuple[float, float
     """95 % bootstrap interval of the headline metric over the images, as `trainkit evaluate` has.
 
     Returns:
-        None where there are no images, or the metric does not follow from what is kept of each.
+        None where there are no images, the metric does not follow from what is kept of each, or all
+        have the same score.
     """
     found = counts_of_headline(data, headline)
     if found is None or not len(found[0]):
@@ -47,8 +48,11 @@ def headline_interval(data: EvaluationData, headline: str) -> tuple[float, float
     counts, statistic = found
     counts = counts[in_order(counts)]
     values = np.concatenate([statistic(times @ counts) for times in resamples(len(counts))])
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = np.quantile(values, [0.025, 0.975]).tolist()
+    share = None
+    if data.task == "recognition":
+        share = int(counts[:, 1].sum()), int(counts[:, 0].sum())
+    return bounds_or_reason(headline, (low, high), share).get(headline)
 
 
 def headline_value(data: EvaluationData, headline: str) -> float | None:
