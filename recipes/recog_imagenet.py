@@ -42,14 +42,8 @@ from trainkit.settings import (
 from trainkit.tasks.recognition import Recognition
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {
-    "model": "small",
-    "epochs": 6,
-    "lr": 0.05,
-    "batch_size": 32,
-    "warmup_epochs": 1,
-    "size": 56,
-}
+SAMPLE = {"model": "small", "epochs": 6, "lr": 0.05, "batch_size": 32, "warmup_epochs": 1,
+          "size": 56}  # fmt: skip
 
 
 def _training_images(
