@@ -133,7 +133,7 @@ def segmentation(
             such head
         head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
             networks of segmentation_models_pytorch and transformers
-        loss: cross_entropy, focal, ohem, dice, lovasz, or several of them
+        loss: cross_entropy, focal, ohem, dice, tversky, lovasz, or several of them
         photometric: photometric distortion of training crops: brightness, contrast, saturation and
             hue
         cat_max_ratio: largest share of one class in a training crop, which is else drawn again,

@@ -1,4 +1,4 @@
-"""Region-based segmentation losses: Dice and Lovasz-softmax, image by image.
+"""Region-based segmentation losses: Dice, Tversky and Lovasz-softmax, image by image.
 
 They are chosen like those of trainkit.losses.pixelwise, and most often combined with one of them.
 """
@@ -61,6 +61,64 @@ class Dice:
             min=1e-12
         )
         return torch.where(sizes > 0, 1 - dice, 0).sum()
+
+    def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
+        """Pairs of an image and a class present in it."""
+        return class_presence(targets, num_classes, ignore).sum()
+
+
+@dataclass(frozen=True)
+class Tversky:
+    """Tversky loss of each image and each class in its labels: Dice with a price for each error.
+
+    It is 1 - (tp + smooth) / (tp + alpha fp + beta fn + smooth).
+
+    Here tp = sum(p g), fp = sum(p (1 - g)) and fn = sum((1 - p) g), of probabilities p and g of 0
+    or 1, summed over the valid pixels of the image. Classes that an image's labels lack are not
+    counted, as in `Dice`.
+
+    Args:
+        alpha: price of false positives, at least 0.
+        beta: price of false negatives, at least 0; above alpha small parts are found sooner.
+        smooth: added to both sides of the ratio, at least 0.
+        factor: weight of this loss beside others.
+
+    Raises:
+        UserError: a value is out of range.
+
+    Source:
+        Salehi et al., 2017, Tversky Loss Function for Image Segmentation, whose 0.3 and 0.7 are the
+        defaults.
+    """
+
+    alpha: float = 0.3
+    beta: float = 0.7
+    smooth: float = 1.0
+    factor: float = 1.0
+
+    name = "tversky"
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "smooth"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"Tversky: {name} is {getattr(self, name)}; it must be at least 0")
+
+    def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+        """See `Criterion`."""
+        check_maps(self, logits)
+        return _image_by_image(self._of_image, logits, targets, ignore)
+
+    def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
+        """Sum over the classes of one image: logits (C, H, W), target (H, W)."""
+        # (H, W), (C, H, W)
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
+        p = logits.float().softmax(0) * valid
+        sizes = members.sum((1, 2))  # (C,)
+        hits = torch.where(members, p, 0).sum((1, 2))
+        wrong, missed = p.sum((1, 2)) - hits, sizes - hits
+        whole = hits + self.alpha * wrong + self.beta * missed + self.smooth
+        ratio = (hits + self.smooth) / whole.clamp(min=1e-12)
+        return torch.where(sizes > 0, 1 - ratio, 0).sum()
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
         """Pairs of an image and a class present in it."""

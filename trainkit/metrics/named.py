@@ -185,7 +185,7 @@ def from_confusion(text: str, num_classes: int) -> FromConfusion:
         UserError: there is none of that name, or it does not follow from a confusion matrix.
         MissingPackageError: torchmetrics is not installed.
     """
-    library, name, arguments = _parsed(text)
+    library, name, arguments = _parsed(text, "dice, boundary_iou, ")
     if library == EVALUATE:
         raise UserError(
             f"metric {text} is given single labels, and segmentation has a confusion matrix: give"
@@ -194,13 +194,14 @@ def from_confusion(text: str, num_classes: int) -> FromConfusion:
     return FromConfusion(name, arguments, num_classes)
 
 
-def _parsed(text: str) -> tuple[str, str, dict[str, Any]]:
+def _parsed(text: str, others: str = "") -> tuple[str, str, dict[str, Any]]:
+    """Library, name and arguments; `others` are names besides, for the message."""
     named, arguments = parse_named("metrics", text)
     library, _, name = named.partition(":")
     if library not in (TORCHMETRICS, EVALUATE) or not name:
         raise UserError(
-            f"metric {text} is unknown: give torchmetrics:NAME or evaluate:PATH_OR_NAME, such as"
-            " torchmetrics:F1Score:average=macro"
+            f"metric {text} is unknown: give {others}torchmetrics:NAME or evaluate:PATH_OR_NAME,"
+            " such as torchmetrics:F1Score:average=macro"
         )
     return library, name, arguments
 

@@ -31,7 +31,8 @@ class MeanIoU(Counting):
         absent: "skip", or "zero": a class that occurs nowhere scores 0 and is counted, as in the
             official ADE20K script and PyTorch-Encoding; on a full split there is no difference.
         class_names: names for "IoU" and the details.
-        derived: further results from the confusion matrix (C, C), a row for each reference.
+        derived: further results from the confusion matrix (C, C), a row for each reference; what
+            they have as `percent`, `per_class` and `higher_is_better` counts as this metric's.
 
     Raises:
         UserError: `absent` is another word, there is not one name for each class, or, by `compute`,
@@ -58,6 +59,10 @@ class MeanIoU(Counting):
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.class_names = list(class_names) if class_names is not None else None
         self.derived = tuple(derived)
+        for stated in ("percent", "per_class", "higher_is_better"):
+            further = [name for each in derived for name in getattr(each, stated, None) or ()]
+            if further:
+                setattr(self, stated, (*getattr(self, stated), *further))
         # as `count_pairs` says
         self.counts = torch.zeros((num_classes + 2) * (num_classes + 1), dtype=torch.int64)
 
@@ -152,3 +157,53 @@ class MeanIoU(Counting):
         counts = self.confusion().cpu().flatten()
         cells = counts.nonzero()[:, 0]
         return details_of_classes(cells, counts[cells], self.num_classes, self.class_names)
+
+
+class DiceOfClasses:
+    """The Dice score of each class and their mean, from the confusion matrix of a split.
+
+    2 tp / (2 tp + fp + fn), which is the F1 score of a class's pixels over the whole split; not the
+    mean over images.
+
+    Args:
+        absent: see `MeanIoU`, of classes that occur in neither prediction nor reference.
+        class_names: names for "Dice".
+    """
+
+    name = "dice"
+    percent = ("mDice", "Dice")
+    per_class = ("Dice",)
+    higher_is_better = ("mDice",)
+
+    def __init__(self, absent: str = "skip", class_names: Sequence[str] | None = None):
+        self.absent, self.class_names = absent, class_names
+
+    def __call__(self, confusion: Tensor) -> dict[str, Any]:
+        """Results from pixels of each (reference, prediction) pair: int64 (C, C)."""
+        hits, sizes = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+        return mean_and_each("Dice", 2 * hits, sizes, self.absent == "zero", self.class_names)
+
+
+def mean_and_each(
+    name: str,
+    numerator: Tensor,
+    denominator: Tensor,
+    counts_absent: bool,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Ratios of the classes under `name`, None where it is 0 / 0, and their mean under "m" + it.
+
+    Args:
+        name: of the results.
+        numerator: int64 (C,).
+        denominator: int64 (C,).
+        counts_absent: whether 0 / 0 counts as 0 instead.
+        class_names: of the classes; None: a list.
+    """
+    counted = (denominator > 0) | counts_absent
+    ratio = numerator.double() / denominator.clamp(min=1)
+    each = [value if here else None for value, here in zip(ratio.tolist(), counted.tolist())]
+    return {
+        f"m{name}": ratio[counted].mean().item() if counted.any() else None,
+        name: each if class_names is None else dict(zip(class_names, each)),
+    }

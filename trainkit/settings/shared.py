@@ -115,8 +115,8 @@ class ClassSettings(SharedSettings):
         sampler: shuffle: each training image once an epoch; balanced: as many draws with
             replacement, of all classes alike
         metrics: further ones, such as torchmetrics:F1Score:average=macro or
-            evaluate:PATH_OR_NAME:average=macro; for segmentation those of torchmetrics that follow
-            from the confusion matrix
+            evaluate:PATH_OR_NAME:average=macro; for segmentation dice, boundary_iou and those of
+            torchmetrics that follow from the confusion matrix
     """
 
     metrics: tuple[str, ...] = ()

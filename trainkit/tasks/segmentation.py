@@ -24,14 +24,15 @@ from trainkit.losses.functional import (
     presence_loss_sum,
 )
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
-from trainkit.losses.region import Dice, Lovasz
+from trainkit.losses.region import Dice, Lovasz, Tversky
+from trainkit.metrics.boundary import BoundaryIoU
 from trainkit.metrics.confusion import argmax_labels
 from trainkit.metrics.named import from_confusion
-from trainkit.metrics.segmentation import MeanIoU
+from trainkit.metrics.segmentation import DiceOfClasses, MeanIoU
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
 from trainkit.tasks.base import Task
 
-Loss = Literal["cross_entropy", "focal", "ohem", "dice", "lovasz"]
+Loss = Literal["cross_entropy", "focal", "ohem", "dice", "tversky", "lovasz"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Segmentation(Task):
         se_weight: factor of the loss of the output "se" (one logit per class); 0: off.
         absent: see `MeanIoU`.
         extra_metrics: of one's own, `trainkit.metrics.base.Counting`, and of `evaluate`, both
-            given masks (N, H, W); and names such as "torchmetrics:F1Score:average=macro", which
-            are computed from the confusion matrix.
+            given masks (N, H, W); and names: "dice", "boundary_iou", and such as
+            "torchmetrics:F1Score:average=macro", which are computed from the confusion matrix.
         loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary
             term takes the first.
         palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's
@@ -262,9 +263,17 @@ class Segmentation(Task):
     def metrics(self) -> list:
         """MeanIoU, then the recipe's own."""
         names = None if isinstance(self.classes, int) else list(self.classes)
-        by_name = [each for each in self.extra_metrics if isinstance(each, str)]
-        others = [each for each in self.extra_metrics if not isinstance(each, str)]
-        derived = [from_confusion(each, self.num_classes) for each in by_name]
+        derived: list[Callable[[Tensor], dict[str, Any]]] = []
+        others: list[Any] = []
+        for each in self.extra_metrics:
+            if each == DiceOfClasses.name:
+                derived.append(DiceOfClasses(self.absent, names))
+            elif each == BoundaryIoU.name:
+                others.append(BoundaryIoU(self.num_classes, self.ignore, class_names=names))
+            elif isinstance(each, str):
+                derived.append(from_confusion(each, self.num_classes))
+            else:
+                others.append(each)
         return [MeanIoU(self.num_classes, self.ignore, self.absent, names, derived), *others]
 
 
@@ -286,7 +295,7 @@ def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -
     Raises:
         UserError: `weight` is given, and none of the losses takes it.
     """
-    kinds: tuple[Any, ...] = (CrossEntropy, Focal, OHEM, Dice, Lovasz)
+    kinds: tuple[Any, ...] = (CrossEntropy, Focal, OHEM, Dice, Tversky, Lovasz)
     known = {each.name: each for each in kinds}
     weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
     if weight is not None and not weighted & set(names):

@@ -14,7 +14,7 @@ from trainkit import Options, train
 from trainkit.errors import UserError
 from trainkit.losses.functional import cross_entropies
 from trainkit.losses.pixelwise import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
-from trainkit.losses.region import Dice, Lovasz
+from trainkit.losses.region import Dice, Lovasz, Tversky
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -29,6 +29,7 @@ OF_MAPS = [
     Focal(0.5, WEIGHT),
     OHEM(0.3),
     Dice(),
+    Tversky(),
     Lovasz(),
 ]
 
@@ -61,6 +62,18 @@ def dice(image: int) -> tuple[float, float]:
     return total, len(present)
 
 
+def tversky(image: int) -> tuple[float, float]:
+    """With a price of 0.2 for false positives and of 0.9 for false negatives, and 0.5 as smooth."""
+    present, total = {c for _, c in pixels(image)}, 0.0
+    for c in present:
+        pairs = [(math.exp(logs[c]), label == c) for logs, label in pixels(image)]
+        hits = sum(p for p, here in pairs if here)
+        wrong = sum(p for p, here in pairs if not here)
+        missed = sum(1 - p for p, here in pairs if here)
+        total += 1 - (hits + 0.5) / (hits + 0.2 * wrong + 0.9 * missed + 0.5)
+    return total, len(present)
+
+
 def lovasz(image: int) -> tuple[float, float]:
     """The extension from its definition: errors in falling order, times each one's 1 - IoU."""
     present, losses = {c for _, c in pixels(image)}, []
@@ -82,7 +95,13 @@ def lovasz(image: int) -> tuple[float, float]:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 @pytest.mark.parametrize(
     "criterion, reference",
-    [(Focal(1.5, WEIGHT), focal), (OHEM(0.3), ohem), (Dice(), dice), (Lovasz(), lovasz)],
+    [
+        (Focal(1.5, WEIGHT), focal),
+        (OHEM(0.3), ohem),
+        (Dice(), dice),
+        (Tversky(0.2, 0.9, smooth=0.5), tversky),
+        (Lovasz(), lovasz),
+    ],
 )
 def test_segmentation_masks(criterion, reference, dtype):
     task = Segmentation(5, loss=criterion)
@@ -92,6 +111,21 @@ def test_segmentation_masks(criterion, reference, dtype):
     assert task.losses(MAPS, labels).tolist() == pytest.approx([sum(sums)], rel=1e-5)
     assert task.counts(labels).tolist() == [sum(counts)]
     assert task.losses(MAPS.bfloat16(), labels).dtype == task.counts(labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("alpha, beta", [(0.3, 0.7), (0.9, 0.0)])
+def test_tversky_is_smps(alpha, beta):
+    """Its mean over all classes of an image, of which those that are absent have no part.
+
+    With equal prices of a half it is the Dice loss of probabilities that are not squared.
+    """
+    from segmentation_models_pytorch.losses import TverskyLoss
+
+    theirs = TverskyLoss("multiclass", smooth=1.0, alpha=alpha, beta=beta, ignore_index=255)
+    for image in range(2):
+        ours = Tversky(alpha, beta)(MAPS[image : image + 1], LABELS[image : image + 1], 255)
+        found = theirs(MAPS[image : image + 1], LABELS[image : image + 1].long())
+        assert ours.item() == pytest.approx(5 * found.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("criterion", OF_MAPS, ids=lambda criterion: criterion.name)
@@ -199,7 +233,7 @@ def test_several_losses_and_the_auxiliary_one():
 
 def test_regions_keep_no_float32_copy_of_all_logits():
     """What autograd holds of a batch is its logits, as they came, and its labels."""
-    for criterion in (Dice(), Lovasz()):
+    for criterion in (Dice(), Tversky(), Lovasz()):
         kept = {}
 
         def pack(tensor, kept=kept):
@@ -223,7 +257,8 @@ def losses_of_run(folder, recipe, **options):
         (
             segmentation,
             Segmentation(
-                CLASSES, loss=[CrossEntropy(range(CLASSES)), Focal(), OHEM(), Dice(), Lovasz()]
+                CLASSES,
+                loss=[CrossEntropy(range(CLASSES)), Focal(), OHEM(), Dice(), Tversky(), Lovasz()],
             ),
         ),
         (
@@ -269,6 +304,7 @@ def test_training_with_all_of_them(tmp_path, recipe, task):
         (lambda: Focal(gamma=-1), "gamma is -1"),
         (lambda: OHEM(keep=0), "keep is 0"),
         (lambda: Dice(smooth=-1), "smooth is -1"),
+        (lambda: Tversky(beta=math.nan), "Tversky: beta is nan; it must be at least 0"),
         (lambda: CrossEntropy(label_smoothing=1), "label_smoothing is 1"),
         (lambda: BinaryCrossEntropy(threshold=1), "threshold is 1"),
     ],
