@@ -36,6 +36,7 @@ def recipe(lr: float = 0.05) -> Recipe:
         train_data=Images(27, augment=False),
         val_data=val_data,
         epochs=2,
+        ema=0.5,
     )
 """
 
@@ -60,7 +61,7 @@ def test_checkpoints_of_a_run(run, tmp_path, capsys):
 
     model, info = trainkit.load(out)
     found = model.state_dict()
-    read = [load(path)[0] for path in checkpoints]
+    read = [load(path)[1]["ema"]["averages"] for path in checkpoints]  # EMA weights
     statistics = [name for name in found if name.endswith(("running_mean", "running_var"))]
     for name, value in found.items():
         if name.endswith("num_batches_tracked"):
@@ -89,7 +90,7 @@ def test_checkpoints_of_a_run(run, tmp_path, capsys):
 
     # what was measured is what other commands measure
     about = json.loads((out / "average.json").read_text())
-    logged = {row["step"]: row["top1"] for row in rows(run, "evaluate")}
+    logged = {row["step"]: row["ema_top1"] for row in rows(run, "evaluate")}
     assert about["inputs"][-1]["top1"] == logged[8] and about["precise_bn"] == 1024
     results = trainkit.evaluate(str(out), workers=0)
     assert results["top1"] == about["average"] and results["num_images"] == 13

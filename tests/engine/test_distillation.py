@@ -170,6 +170,8 @@ def test_resumed_bit_equal_and_only_with_the_same_teacher(tmp_path):
     other = write_teacher(tmp_path / "other", seed=2)
     refused("teacher was '[0-9a-f]{64}' and is '[0-9a-f]{64}'", teacher=other)
     refused("distill was 0.4 and is 0.5", distill=None)
+    recorded = json.loads((stopped / "settings.json").read_text())
+    assert recorded["teacher_classes"] == CLASSES
     refused("temperature was 2.0 and is 3.0", temperature=3.0)
     refused("teacher was '[0-9a-f]{64}' and is None", teacher=None, distill=None)
     folder.rename(tmp_path / "moved")  # the same one in another place

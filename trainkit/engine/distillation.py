@@ -55,6 +55,8 @@ class Distillation:
         _require_distillable(recipe.task)
         stored = StoredModel.at(options.teacher)
         network, task = stored.network(options.trust_recipe), stored.task()
+        classes = task.known_classes
+        self._classes = classes if isinstance(classes, int | None) else list(classes)
         self._class_order = _class_order(task, recipe.task, self._named)
         _require_same_pixels(stored.known(), recipe, self._named)
         self.notes = take_weights(network, stored.weights)
@@ -89,10 +91,9 @@ class Distillation:
     @property
     def resume_invariants(self) -> dict[str, Any]:
         """What a resume must keep of it, see `TrainPlan.resume_invariants`."""
-        classes = self._task.known_classes
         return {
             "teacher": self.sha256,
-            "teacher_classes": classes if isinstance(classes, int | None) else list(classes),
+            "teacher_classes": self._classes,
             "distill": self.weight,
             "temperature": self.temperature,
         }
