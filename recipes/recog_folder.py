@@ -28,6 +28,7 @@ from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.errors import UserError
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
 from trainkit.models.recognition import classifier, fine_tuned, published_input
 from trainkit.settings import (
@@ -65,6 +66,7 @@ def recipe(
     schedule: ScheduleSettings = ScheduleSettings(epochs=20, warmup_epochs=1),
     per_class: ClassSettings = ClassSettings(),
     label_smoothing: float = 0.1,
+    lora: int | None = None,
     size: int = 224,
     crop_fraction: float | None = None,
     crop_mode: Literal["center", "squash"] | None = None,
@@ -96,6 +98,8 @@ def recipe(
         batch_size: images of one step, over all processes
         weight_decay: of all parameters but biases and those of normalisation layers
         label_smoothing: share of the target spread over all classes
+        lora: rank of low-rank adapters (LoRA), such as 16, that are trained with the last layer,
+            while the rest is frozen; None: all is trained
         head_lr_mult: factor of the last layer's learning rate, when the rest is pretrained
         size: side of the crop in training and in evaluation
         crop_fraction: of the short side, that the crop of an evaluation takes; None: timm's of its
@@ -131,10 +135,14 @@ def recipe(
     num_classes = len(names)
     pretrained = pretrained and model != "small"
     small = model == "small"
+    if small and lora is not None:
+        raise UserError(f"lora is {lora}, and model small takes no adapters: leave it out")
     network = (
         classifier(model, num_classes, image_channels=pixels.channels, model_args=model_args)
         if small
-        else fine_tuned(model, num_classes, pretrained, [size], pixels.channels, model_args)
+        else fine_tuned(
+            model, num_classes, pretrained, [size], pixels.channels, model_args, lora=lora
+        )
     )
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     weights = resolved_weights(per_class.class_weights, train_data, num_classes)

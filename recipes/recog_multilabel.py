@@ -90,6 +90,7 @@ def recipe(
     clip: float = 0.05,
     mixup: float | None = None,
     cutmix: float | None = None,
+    lora: int | None = None,
     metrics: tuple[str, ...] = (),
     size: int = 224,
     smallest_crop: float = 0.5,
@@ -131,6 +132,8 @@ def recipe(
         mixup: alpha of mixup; None for none
         cutmix: alpha of cutmix; mixup or cutmix is chosen per batch where both are given; None for
             none
+        lora: rank of low-rank adapters (LoRA), such as 16, that are trained with the last layer,
+            while the rest is frozen; None: all is trained
         metrics: further ones of torchmetrics, such as torchmetrics:HammingDistance
         head_lr_mult: factor of the last layer's learning rate, when the rest is pretrained
         size: side of the crop in training and in evaluation
@@ -178,10 +181,12 @@ def recipe(
     val_data = images.open("val", look, names)
     num_classes = len(names)
     pretrained = pretrained and model != "small"
+    if model == "small" and lora is not None:
+        raise UserError(f"lora is {lora}, and model small takes no adapters: leave it out")
     network = (
         classifier(model, num_classes, image_channels=pixels.channels)
         if model == "small"
-        else fine_tuned(model, num_classes, pretrained, [size], pixels.channels)
+        else fine_tuned(model, num_classes, pretrained, [size], pixels.channels, lora=lora)
     )
     optimizer = optimizer if pretrained else dataclasses.replace(optimizer, head_lr_mult=1.0)
     criterion = _loss(loss, weights, label_smoothing, gamma_neg, gamma_pos, clip)

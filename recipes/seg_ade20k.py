@@ -90,6 +90,7 @@ def segmentation(
     crop: int = 480,
     aux_weight: float = 0.2,
     se_weight: float | None = None,
+    lora: int | None = None,
     head_channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
@@ -131,6 +132,8 @@ def segmentation(
             head; transformers' networks have the factor of their configuration
         se_weight: factor of the semantic-encoding loss of EncNet; None: 0.2 as published; 0 for no
             such head
+        lora: rank of low-rank adapters (LoRA), such as 16, that are trained with the heads, while
+            the rest is frozen; None: all is trained
         head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
             networks of segmentation_models_pytorch and transformers
         loss: cross_entropy, focal, ohem, dice, tversky, lovasz, or several of them
@@ -170,6 +173,7 @@ def segmentation(
         channels=head_channels,
         image_channels=len(opened.mean),
         model_args=model_args,
+        lora=lora,
     )
     check_only_size(network, crop, eval_window[0] if eval_window else eval_crop)
     aux_weight = auxiliary_weight(network, aux_weight)

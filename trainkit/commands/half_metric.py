@@ -46,7 +46,7 @@ def _recipe(first: str, words: list[str]) -> Recipe:
     """The recipe of a run, with its validation data. Raises UserError where that is not there."""
     assert not is_recipe(first)
     trained, _ = read_trained("export", first, words)
-    return trained.build()
+    return trained.build(merge=True)
 
 
 @torch.no_grad()

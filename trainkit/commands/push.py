@@ -26,6 +26,7 @@ from trainkit.metrics.resampling import NO_INTERVAL
 from trainkit.options import PushOptions
 from trainkit.prediction.loading import Source
 from trainkit.report.plots import PLOTS
+from trainkit.storage.adapters import ADAPTER_FILES
 from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
 from trainkit.storage.hub_download import HUB_NAME, is_hub_name
 from trainkit.storage.lookup import find_weights, is_published, require_run
@@ -102,6 +103,9 @@ def _write(source: Path, asked: PushOptions, folder: Path) -> None:
     log = run / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(read_weights(weights)[0], folder / WEIGHTS, {"format": "pt"})
+    for name in ADAPTER_FILES:
+        if (weights / name).is_file():
+            shutil.copyfile(weights / name, folder / name)
     for name, path in recipes.items():
         shutil.copyfile(path, folder / name)
     if log.is_file():

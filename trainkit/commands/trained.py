@@ -22,6 +22,7 @@ from trainkit.engine.task_module import set_step
 from trainkit.errors import MissingFileError, UserError
 from trainkit.models.building import no_larger_than
 from trainkit.models.hf_config import recorded_networks
+from trainkit.models.lora import merged
 from trainkit.models.pretrained import without_pretrained
 from trainkit.options import WeightsOptions
 from trainkit.prediction.loading import Source
@@ -68,14 +69,19 @@ class Trained:
     partial: bool = False
     """weights that do not fit are left out"""
 
-    def build(self) -> Recipe:
+    def build(self, merge: bool = False) -> Recipe:
         """Build the recipe, without fetching published weights that the run replaces.
+
+        Args:
+            merge: without adapters (LoRA), which are merged into the weights as these are loaded.
 
         Raises:
             UserError: its classes are not those that the run was trained on; or a run that was not
                 trained here has fewer weights than its settings ask for.
         """
         with ExitStack() as around:
+            if merge:
+                around.enter_context(merged())
             if not self.partial:
                 around.enter_context(without_pretrained())
                 around.enter_context(recorded_networks(self._network))
@@ -116,7 +122,7 @@ def read_model(command: str, first: str, words: list[str]) -> tuple[ModelInfo | 
         if not asks_for_help(words):
             Display().note(f"the recipe is called, and its data opened: {source.lacks}")
     trained, asked = read_trained(command, first, words)
-    return trained.build(), trained.weights, asked
+    return trained.build(merge=True), trained.weights, asked
 
 
 def _options_alone(command: str, first: str, words: list[str]) -> Any:

@@ -1,6 +1,6 @@
 """An exponential moving average of a model's weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +28,27 @@ class EMA:
         UserError: a parameter is not in `model.state_dict()`, whose names the average has.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(
+        self, model: nn.Module, decay: float, trained: Iterable[nn.Parameter] | None = None
+    ):
+        """Begin with the weights as they are.
+
+        Args:
+            model: whose weights are averaged.
+            decay: d, at most.
+            trained: the parameters that change, such as the optimizer's; others are their own
+                average. None: all may.
+        """
+        changing = None if trained is None else set(map(id, trained))
         self.decay = decay
         self.count: int | Tensor = 0  # steps that were taken up
         self._model = model
         averaged: list[Tensor] = [
-            weight for weight in model.parameters() if _has_mean(weight) and weight.isfinite().all()
+            weight
+            for weight in model.parameters()
+            if (changing is None or id(weight) in changing)
+            and _has_mean(weight)
+            and weight.isfinite().all()
         ]
         averaged += [
             buffer

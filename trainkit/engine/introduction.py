@@ -30,6 +30,9 @@ class Introduction:
         """
         if self._recipe.note:
             self._note(self._recipe.note)
+        adapters = getattr(self._recipe.model, "adapters", None)
+        if adapters is not None:
+            self._note(adapters.label)
         for name, data in self._open_data():
             self._note(f"{name}: {used(data)}")
             if with_warnings:

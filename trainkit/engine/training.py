@@ -70,7 +70,8 @@ class Training:
         allow_tf32(options.tf32)
         frozen = _frozen_part(setup)
         task_module = _prepare(setup)
-        ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema)
+        trained = (each for group in recipe.optimizer.param_groups for each in group["params"])
+        ema = None if recipe.ema is None else EMA(recipe.model, recipe.ema, trained)
         to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
         self.state = state = TrainState()
         self.links = WeightLinks(run.folder, recipe.ema is not None, lambda: state.best_step)
@@ -80,6 +81,7 @@ class Training:
             options.async_checkpoint,
             model_json(recipe),
             self.links,
+            getattr(recipe.model, "adapters", None),
         )
         self.stop = StopFlag(accelerator.device, accelerator.num_processes)
         failures = FailureRecorder(setup, run, writer)

@@ -50,6 +50,8 @@ def network_from(model_json: Mapping[str, Any], recipe: ModuleType | None = None
     arguments = dict(network["arguments"])
     if "pretrained" in arguments:  # the weights come from the checkpoint
         arguments["pretrained"] = False
+    if "lora" in arguments:  # its adapters are merged into the weights that are loaded
+        arguments["lora"] = None
     if network["recipe"] is None:
         return _built(_function(NETWORKS, network["function"]), network, arguments)
     function = getattr(recipe, network["function"], None)

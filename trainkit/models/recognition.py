@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
@@ -15,6 +16,7 @@ from trainkit.data.transforms.recognition import CROP_MODES
 from trainkit.errors import UserError
 from trainkit.models.hf_networks import hf_classifier, hf_images, is_hf
 from trainkit.models.image_channels import take_channels
+from trainkit.models.lora import add_adapters
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
 from trainkit.models.timm_models import nearest, timm_network, timm_with
@@ -113,6 +115,7 @@ def fine_tuned(
     image_channels: int = 3,
     model_args: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    lora: int | None = None,
 ) -> nn.Module:
     """Build the network `name` with a new last layer, named in its attribute `head_names`.
 
@@ -129,11 +132,31 @@ def fine_tuned(
         image_channels: of the images, to which published weights are adapted, see `take_channels`.
         model_args: as for `classifier`.
         config: as for `classifier`.
+        lora: rank of adapters that are trained beside the last layer, and nothing else is, see
+            `trainkit.models.lora.add_adapters`; None: all is trained.
 
     Raises:
-        UserError: the name is unknown, the network does not end in a linear layer, or its weights
-            cannot be downloaded.
+        UserError: the name is unknown, the network does not end in a linear layer, its weights
+            cannot be downloaded, or it takes no adapters.
     """
+    network = _with_new_head(
+        name, num_classes, pretrained, sizes, image_channels, model_args, config
+    )
+    images = torch.zeros(1, image_channels, sizes[0], sizes[0]) if sizes else None
+    add_adapters(network, lora, images)
+    return network
+
+
+def _with_new_head(
+    name: str,
+    num_classes: int,
+    pretrained: bool,
+    sizes: Sequence[int],
+    image_channels: int,
+    model_args: Sequence[str],
+    config: Mapping[str, Any] | None,
+) -> Any:
+    """The network of `fine_tuned`, without adapters."""
     _check_model_args(name, model_args)
     if is_hf(name):
         return hf_classifier(

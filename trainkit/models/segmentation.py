@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.segmentation import FCN, LRASPP, DeepLabV3
@@ -16,10 +17,11 @@ from trainkit.models.encnet import EncNet
 from trainkit.models.hf_networks import hf_segmenter, is_hf
 from trainkit.models.image_channels import take_channels
 from trainkit.models.linear import Linear
+from trainkit.models.lora import add_adapters
 from trainkit.models.mask_building import is_mask_network, mask_network
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
-from trainkit.models.smp_networks import DECODERS, smp_network
+from trainkit.models.smp_networks import DECODERS, TRIAL_SIDE, smp_network
 from trainkit.models.upernet import UPerNet
 from trainkit.models.vision_transformers import is_vision_transformer
 from trainkit.settings.rebuildable import rebuildable
@@ -47,6 +49,7 @@ def segmenter(
     image_channels: int = 3,
     model_args: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    lora: int | None = None,
 ) -> nn.Module:
     """Build the network `name` on a backbone by name, at stride 8, UPerNet and linear at 32.
 
@@ -73,17 +76,48 @@ def segmenter(
         image_channels: of the images, to which published weights are adapted, see `take_channels`.
         model_args: of transformers' networks: arguments of their configuration.
         config: of transformers' networks: what was found for the name when it was first built.
+        lora: rank of adapters that are trained beside the heads, and nothing else is, see
+            `trainkit.models.lora.add_adapters`; None: all is trained.
 
     Raises:
-        UserError: name or backbone are unknown, or its weights cannot be downloaded.
+        UserError: name or backbone are unknown, its weights cannot be downloaded, or it takes no
+            adapters.
     """
+    if lora is not None and is_mask_network(name, model_args, config):
+        raise UserError(
+            f"lora is {lora}, and {name} segments by masks: its decoder has no part that could stay"
+            " as it is. Leave lora out, or take another network"
+        )
+    heads = {"aux": aux, "se": se, "lateral": lateral}
+    network = _without_adapters(
+        name, num_classes, backbone, pretrained, channels, image_channels, model_args, config, heads
+    )
+    side = getattr(network, "image_size", None) or (TRIAL_SIDE, TRIAL_SIDE)
+    add_adapters(network, lora, torch.zeros(1, image_channels, *side))
+    return network
+
+
+def _without_adapters(
+    name: str,
+    num_classes: int,
+    backbone: str,
+    pretrained: bool,
+    channels: int,
+    image_channels: int,
+    model_args: Sequence[str],
+    config: Mapping[str, Any] | None,
+    heads: Mapping[str, bool],
+) -> nn.Module:
+    """The network of `segmenter`, without adapters."""
     if is_mask_network(name, model_args, config):
         encoder = backbone if backbone.startswith(("timm:", "hf:")) else None
         return mask_network(
             name, num_classes, encoder, pretrained, image_channels, model_args, config
         )
     if is_hf(name):
-        return hf_segmenter(name, num_classes, pretrained, aux, image_channels, model_args, config)
+        return hf_segmenter(
+            name, num_classes, pretrained, heads["aux"], image_channels, model_args, config
+        )
     known = get_args(Segmenter)
     if name not in known:
         raise UserError(f"no model {name!r}{_meant(name, known)}")
@@ -94,7 +128,6 @@ def segmenter(
         )
     if name in DECODERS:
         return smp_network(name, num_classes, backbone, pretrained, image_channels)
-    heads = {"aux": aux, "se": se, "lateral": lateral}
     network = _for_three_channels(name, num_classes, backbone, pretrained, channels, **heads)
     take_channels(network, image_channels, pretrained)
     return network

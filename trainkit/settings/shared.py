@@ -77,9 +77,12 @@ class OptimizerSettings(SharedSettings):
 
         Raises:
             UserError: `head_lr_mult` or `layer_decay` is not 1, and the model does not say which
-                parts these are of; there is no such optimizer, or it has no such option; there is
-                nothing of the name that is to be frozen.
+                parts these are of; it has adapters, and `layer_decay` or `freeze` is asked for;
+                there is no such optimizer, or it has no such option; there is nothing of the name
+                that is to be frozen.
         """
+        if getattr(model, "adapters", None) is not None:
+            self._require_no_other_freezing()
         groups = param_groups(
             model,
             self.lr,
@@ -103,6 +106,19 @@ class OptimizerSettings(SharedSettings):
             "frozen": named_parts(model, self.freeze) if self.freeze else (),
             "unfreeze_epoch": self.unfreeze_epoch,
         }
+
+    def _require_no_other_freezing(self) -> None:
+        """Raise UserError for what does not hold where adapters and head alone are trained."""
+        if self.freeze:
+            raise UserError(
+                f"freeze is {' '.join(self.freeze)}, and with lora all but the adapters and the"
+                " head is frozen for the whole run: leave one of the two out"
+            )
+        if self.layer_decay != 1:
+            raise UserError(
+                f"layer_decay is {self.layer_decay}, and with lora the layers themselves are"
+                " frozen: leave one of the two out"
+            )
 
 
 @dataclass(frozen=True)

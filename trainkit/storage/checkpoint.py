@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safetensors` and
 `state.json` (everything else: tensors, and the structure they sit in), `model.json` (how the
-network is rebuilt; earlier versions wrote none), and `manifest.json` with the size and SHA-256 of
-each, and the format (1 where it gives none). It is written aside, flushed to the disk and renamed;
+network is rebuilt; earlier versions wrote none), of a network with adapters (LoRA) peft's two files
+of these, and `manifest.json` with the size and SHA-256 of each, and the format (1 where it gives
+none). It is written aside, flushed to the disk and renamed;
 older ones go only after.
 """
 
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
+from trainkit.models.lora import Adapters
+from trainkit.storage.adapters import ADAPTER, ADAPTER_CONFIG, ADAPTER_FILES, AdapterFiles
 from trainkit.storage.checked_json import Fault
 from trainkit.storage.packing import pack, unpack
 from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, read_manifest
@@ -61,6 +64,8 @@ class Snapshot:
     structure: Any
     model_json: Mapping[str, Any] | None = None
     """what it takes to rebuild the network; None: not written"""
+    adapter: AdapterFiles | None = None
+    """the network's adapters (LoRA), as peft reads them; None: not written"""
 
     @classmethod
     def of(
@@ -69,6 +74,7 @@ class Snapshot:
         state: dict[str, Any],
         copy: bool = True,
         model_json: Mapping[str, Any] | None = None,
+        adapters: Adapters | None = None,
     ) -> "Snapshot":
         """Take a snapshot.
 
@@ -78,10 +84,13 @@ class Snapshot:
             copy: also what is on the CPU; without, nothing may change until the snapshot is
                 written.
             model_json: content of model.json; None for no such file.
+            adapters: that the network has, see `trainkit.models.lora`; None for none.
         """
         tensors: dict[str, Tensor] = {}
         structure = pack(state, tensors, "state")
-        return cls(_on_cpu(model, copy), _on_cpu(tensors, copy), structure, model_json)
+        model, tensors = _on_cpu(model, copy), _on_cpu(tensors, copy)
+        adapter = None if adapters is None else AdapterFiles.of(adapters, model, tensors)
+        return cls(model, tensors, structure, model_json, adapter)
 
 
 def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
@@ -133,6 +142,11 @@ def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
         if snapshot.model_json is not None:
             (folder / MODEL_JSON).write_text(json.dumps(snapshot.model_json, indent=1))
             described[MODEL_JSON] = pool.submit(_described, folder / MODEL_JSON)
+        if snapshot.adapter is not None:
+            save_tensors(snapshot.adapter.tensors, folder / ADAPTER, {"format": "pt"})
+            (folder / ADAPTER_CONFIG).write_text(json.dumps(snapshot.adapter.config, indent=1))
+            for name in ADAPTER_FILES:
+                described[name] = pool.submit(_described, folder / name)
         for name in described:
             flush(folder / name)
         return {name: each.result() for name, each in described.items()}
@@ -174,7 +188,7 @@ def _holds_only_ours(folder: Path) -> bool:
 
 
 def _is_ours(name: str, begun: bool) -> bool:
-    return name in (*CHECKPOINT_FILES, MANIFEST, MODEL_JSON) or (
+    return name in (*CHECKPOINT_FILES, MANIFEST, MODEL_JSON, *ADAPTER_FILES) or (
         begun and BEGUN.fullmatch(name) is not None
     )
 

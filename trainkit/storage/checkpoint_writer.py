@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from trainkit import files
+from trainkit.models.lora import Adapters
 from trainkit.storage import checkpoint
 from trainkit.storage.weight_links import WeightLinks
 
@@ -26,6 +27,7 @@ class CheckpointWriter:
         background: whether a thread writes.
         model_json: content of model.json in each; None for no such file.
         links: to the best and the last one; None for none.
+        adapters: that the network has; None for none.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class CheckpointWriter:
         background: bool,
         model_json: Mapping[str, Any] | None = None,
         links: WeightLinks | None = None,
+        adapters: Adapters | None = None,
     ):
-        self.links = links
+        self.links, self.adapters = links, adapters
         self.folder, self.keep, self.background = folder, keep, background
         self.model_json = model_json
         self._thread: Thread | None = None
@@ -60,7 +63,11 @@ class CheckpointWriter:
         begun = time.perf_counter()
         self.wait()
         snapshot = checkpoint.Snapshot.of(
-            model, state, copy=self.background, model_json=self.model_json
+            model,
+            state,
+            copy=self.background,
+            model_json=self.model_json,
+            adapters=self.adapters,
         )
         if self.background:
             pause = time.perf_counter() - begun

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainkit.distributed.fsdp import part
 from trainkit.errors import UserError
 from trainkit.storage import checkpoint
+from trainkit.storage.adapters import fitted
 from trainkit.storage.lookup import find_weights
 from trainkit.storage.weight_files import load_weights
 
@@ -56,10 +57,12 @@ class Fit:
 def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     """Match names, shapes and types, the file's names read in the way that fits most of them.
 
-    See `_readings`.
+    See `_readings`. Adapters (LoRA) that the model has not are merged into their layers.
     """
     ours = model.state_dict()
+    weights, merging = fitted(ours, weights)
     reported, names = _best_reading(model, ours, weights)
+    reported = ", and ".join(each for each in (merging, reported) if each) or None
     named = {new: weights[old] for old, new in names.items()}
     shared = [name for name in ours if name in named]
     shape_mismatches = [name for name in shared if not _in_shape(named[name], ours[name])]
@@ -89,6 +92,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
 def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors by the names that `fit` reads them by, in the model's shapes."""
     ours = model.state_dict()
+    weights, _ = fitted(ours, weights)
     _, names = _best_reading(model, ours, weights)
     found = {new: weights[old] for old, new in names.items()}
     return {
