@@ -10,6 +10,7 @@ from helpers.processes import ROOT, run
 
 SMALL = {
     "activation_checkpointing": "--networks mobilenet_v3_small --images 2",
+    "all_networks": "--only hf:resnet --no-onnx",
     "checkpoint": "--rounds 1 --small",
     "compare_commits": "--before . --works mlp --loops trainkit_held --seconds 1 --batch 4",
     "confusion_counts": "--size 32 --classes 5 --rounds 1",
@@ -54,7 +55,7 @@ def test_reading_is_compared(tmp_path):
 # interpreters of their own, again and again, or what takes over ten seconds at its tiniest
 LONG = {"compare_commits", "confusion_counts", "crash_recovery", "gpu", "input_pipeline", "memory"}
 LONG |= {"scaling", "startup", "step_overhead", "checkpoint", "damaged_images", "optimizers"}
-LONG |= {"activation_checkpointing", "sliding_window"}
+LONG |= {"activation_checkpointing", "all_networks", "sliding_window"}
 
 
 @pytest.mark.parametrize(
