@@ -16,6 +16,8 @@ from PIL import Image
 from helpers.logs import rows
 from helpers.processes import ROOT, forked
 from trainkit.cli import main
+from trainkit.data.reader import Reader
+from trainkit.data.seeding import IMAGE, fold
 from trainkit.data.spawning import load_file
 from trainkit.options import EvaluateOptions, Options
 
@@ -259,3 +261,39 @@ def test_the_loss_of_the_docs_is_a_sum_over_valid_targets(leaves, monkeypatch):
     assert loss.count(targets, -1, 2) == 2
     masks = loss(logits.T[None, :, None], torch.tensor([[[0, 1, 255]]], dtype=torch.uint8), 255)
     assert masks.item() == pytest.approx(np.log(2) + 0.5 + np.log(4 / 3) + 0.25)
+
+
+def test_the_albumentations_of_the_docs_are_seeded_by_image(tmp_path):
+    """Pixels are those that the pipeline itself gives under the image's seed, masks with images."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    (block,) = re.findall(r"  ```python\n(  # flowers\.py\n.*?)  ```", text, flags=re.DOTALL)
+    (tmp_path / "flowers.py").write_text(re.sub("^  ", "", block, flags=re.MULTILINE))
+    draw = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):  # the third is smaller than the crop
+        labels = draw.integers(0, 3, (40 if number == 2 else 70, 64), dtype=np.uint8)
+        photo = np.stack([labels * 80, draw.integers(0, 255, labels.shape), labels], -1)
+        Image.fromarray(photo.astype(np.uint8)).save(tmp_path / f"images/{number}.png")
+        Image.fromarray(labels).save(tmp_path / f"masks/{number}.png")
+    data = load_file("flowers", tmp_path / "flowers.py").training_images(tmp_path)
+    reader = Reader(data, seed=5)
+    first = [reader[epoch, index] for epoch in (0, 1) for index in range(4)]
+    again = [reader[epoch, index] for epoch in (1, 0) for index in (3, 2, 1, 0)]
+    for (image, mask, _), (image_again, mask_again, _) in zip(first, reversed(again)):
+        assert torch.equal(image, image_again) and torch.equal(mask, mask_again)
+        assert image.dtype == mask.dtype == torch.uint8 and image.shape[1:] == mask.shape == (
+            48,
+            48,
+        )
+        assert set(mask.unique().tolist()) <= {0, 1, 2, 255}
+        # the blue channel is the label: neither noise nor another place; but for its brightness
+        shown = mask != 255
+        assert all(len(image[2][shown & (mask == label)].unique()) <= 2 for label in range(3))
+    assert (first[2][1] == 255).sum() >= 8 * 48
+    stored, labels = data.read(1)
+    pipeline = data.transform.pipeline
+    pipeline.set_random_seed(fold(5, IMAGE, 1, 1, 0) & 0x7FFFFFFF)
+    found = pipeline(image=stored.permute(1, 2, 0).numpy(), mask=labels.numpy())
+    assert np.array_equal(first[5][0].permute(1, 2, 0), found["image"])
+    assert np.array_equal(first[5][1], found["mask"])
