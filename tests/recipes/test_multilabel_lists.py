@@ -84,12 +84,15 @@ def test_predictions_need_no_data(trained, tmp_path, capsys):
         shutil.copy(photo, tmp_path / "photos")
     words = [str(tmp_path / "photos"), "--workers", "0", "--out"]
     assert main(["predict", str(run), *words, str(tmp_path / "p"), "--probabilities"]) == 0
+    shown = capsys.readouterr().out
     lines = [json.loads(line) for line in lines_of(tmp_path / "p" / "predictions.jsonl")]
     table = list(csv.DictReader(lines_of(tmp_path / "p" / "predictions.csv")))
     kept = np.load(tmp_path / "p" / "probabilities.npz")
     assert table[0].keys() == {"file", "label", "green", "red"}
     best_step = log_rows(run)[-1]["best_step"]
     best = next(row for row in log_rows(run) if row["step"] == best_step)
+    used = ", ".join(f"{name} {best['thresholds'][name]:.2f}" for name in ("green", "red"))
+    assert f"thresholds: {used} (the best F1 of each on the validation images;" in shown
     for line, row, probabilities in zip(lines, table, kept["probabilities"], strict=True):
         called = {each["name"] for each in line["labels"]}
         above = {
@@ -102,6 +105,7 @@ def test_predictions_need_no_data(trained, tmp_path, capsys):
     assert any(line["labels"] for line in lines) and not all(line["labels"] for line in lines)
 
     assert main(["predict", str(run), *words, str(tmp_path / "q"), "--threshold", "0"]) == 0
+    assert "threshold of each class: 0 (--threshold)" in capsys.readouterr().out
     lines = [json.loads(line) for line in lines_of(tmp_path / "q" / "predictions.jsonl")]
     assert all(len(line["labels"]) == 2 for line in lines)
     assert main(["predict", str(run), *words, str(tmp_path / "q"), "--threshold", "2"]) == 2

@@ -27,11 +27,12 @@ from trainkit.prediction.model_info import ModelInfo, scored
 from trainkit.prediction.results import in_words
 from trainkit.recipe import Recipe
 from trainkit.storage.lookup import read_thresholds, run_of
-from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
 
 FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
 CLASSES_SHOWN = 3  # of an image, on the screen
+THRESHOLDS_SHOWN = 8  # of classes, by name
 
 
 def run(first: str, words: list[str]) -> int:
@@ -99,6 +100,8 @@ def predict(model: ModelInfo | Recipe, weights: Path, asked: PredictOptions) -> 
     with _write_errors_reported(asked.out):
         keep_tables(asked.out, writer.written)
     _list_faults(faults, asked.out)
+    if isinstance(info.task, MultiLabel):
+        display.note(_thresholds_in_words(info, asked))
     display.note(
         f"{asked.out}: predictions of {counted(len(pictures) - len(faults), 'image')}:"
         f" {', '.join(writer.written)}"
@@ -149,6 +152,24 @@ def _with_thresholds(info: ModelInfo, weights: Path, asked: PredictOptions) -> M
     if is_asked:
         return replace(info, thresholds=[asked.threshold] * info.task.num_classes)
     return replace(info, thresholds=read_thresholds(info.task, run_of(weights), weights))
+
+
+def _thresholds_in_words(info: ModelInfo, asked: PredictOptions) -> str:
+    """Above which probability an image is said to be of a class, and where that is from."""
+    found = info.thresholds
+    if asked.threshold is not None:
+        return f"threshold of each class: {asked.threshold:g} (--threshold)"
+    if found is None:
+        return (
+            f"threshold of each class: {THRESHOLD:g} (no evaluation of these weights is recorded)"
+        )
+    values = [THRESHOLD if each is None else each for each in found]
+    where = "the best F1 of each on the validation images; --threshold sets one for all"
+    if len(values) > THRESHOLDS_SHOWN:
+        least, largest = min(values), max(values)
+        return f"thresholds of {len(values)} classes: {least:.2f} to {largest:.2f} ({where})"
+    named = ", ".join(f"{name} {each:.2f}" for name, each in zip(info.classes, values))
+    return f"thresholds: {named} ({where})"
 
 
 def _one_process() -> Accelerator:

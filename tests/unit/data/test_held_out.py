@@ -278,7 +278,10 @@ def test_what_is_there_in_place_of_classes_or_masks_is_reported(animals):
     for path, message in (
         (animals.parent / f"{animals.name}s", f"no folder or list .*did you mean {animals}"),
         (animals.parent / "else" / "where", "no folder or list .*where. --val-share"),
-        (animals / "cat" / "p0", r"/cat/p0 is none: 4 images lie in it"),
+        (
+            animals / "cat" / "p0",
+            "/cat/p0 has 4 images and no labels: give (a folder for each class|images/ and)",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             ClassSource(path, **asked).open("val")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers.image_files import picture
+from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.label_set_source import LabelSetSource
 from trainkit.data.datasets.label_sets import decoded, encoded
@@ -186,6 +187,28 @@ def test_more_that_is_refused(folder):
     (folder / "train.csv").write_text("path,labels\n0.png,cat\n1.png,bird\n")
     with pytest.raises(MissingFileError, match="no val images in .*: hold out a part"):
         LabelSetSource(folder).open("val")
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("path,labels\n0.png,cat\n1.png,dog\n", "any number of labels each"),
+        ("path,label\n0.png,cat;dog\n1.png,dog\n", "any number of labels each"),
+        ("path,cat,dog\n0.png,1,0\n1.png,0,1\n", "a column for each of 2 classes"),
+    ],
+)
+def test_lists_of_several_labels_for_one_class_each(folder, text, what):
+    (folder / "all.csv").write_text(text)
+    source = ClassSource(folder / "all.csv", held_out=SplitSettings(0.5))
+    with pytest.raises(UserError, match=f"all.csv gives its images {what}: recog_multilabel"):
+        source.open("val")
+
+
+def test_one_column_of_a_list_of_several_labels(folder):
+    """Named by --label-column, it holds one class each, whatever is in it."""
+    (folder / "all.csv").write_text("path,label\n0.png,cat;dog\n1.png,dog\n2.png,dog\n")
+    source = ClassSource(folder / "all.csv", None, "label", held_out=SplitSettings(0.5))
+    assert source.open("train").classes == ["cat;dog", "dog"]
 
 
 def test_multi_hot_rows():

@@ -11,6 +11,7 @@ from trainkit.data.dataset_info import ClassDataset
 from trainkit.data.datasets.divided import SPLITS, DividedClasses, Division
 from trainkit.data.datasets.folder import ClassFolder
 from trainkit.data.datasets.held_out import NO_SPLIT, SplitSettings
+from trainkit.data.datasets.label_sets import several_labels
 from trainkit.data.datasets.layouts import (
     class_folders,
     nothing_to_divide,
@@ -18,6 +19,7 @@ from trainkit.data.datasets.layouts import (
     undivided_classes,
 )
 from trainkit.data.datasets.listing import image_files
+from trainkit.data.datasets.lists import ImageList, read_list
 from trainkit.data.datasets.packed import PackedImages, require_plain
 from trainkit.data.datasets.packed_format import is_packed
 from trainkit.data.datasets.split_files import parquet_files
@@ -33,7 +35,7 @@ from trainkit.data.datasets.tables_to_open import (
 )
 from trainkit.data.datasets.undivided import of_class_folders, of_lists
 from trainkit.data.file_names import leftover
-from trainkit.errors import MissingFileError
+from trainkit.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:  # `datasets` takes a second to import
     from trainkit.data.datasets.hub import HubImages
@@ -137,6 +139,7 @@ class ClassSource:
             self.held_out,
             image_column=self.image_column,
             target_column=self.label_column,
+            read=_read_one_label if self.label_column is None else read_list,
         )
         if whole is None and self.held_out.is_asked:
             require_no_masks(folder)
@@ -165,6 +168,18 @@ class ClassSource:
     @cached_property
     def _divided_rows(self) -> Division:
         return self._all_rows(None).whole().divided(self.held_out)
+
+
+def _read_one_label(file: Path) -> ImageList:
+    """A list with one label for each image. Raises UserError where there may be several."""
+    rows = read_list(file, keep_lists=True)
+    several = several_labels(rows)
+    if several is not None:
+        raise UserError(
+            f"{file} gives its images {several}: recog_multilabel trains on it. Where each image is"
+            " of one class alone, name the column of classes with --label-column"
+        )
+    return rows
 
 
 def _has_folder(folder: Path, names: Sequence[str]) -> bool:

@@ -318,7 +318,8 @@ def _shared(root: Path, relative_to: Path, settings: SplitSettings) -> Whole:
                 raise UserError(
                     f"{root / name} and {root / other} have one name and are two images: an image"
                     f" of several classes lies in the folder of each under its name. Rename one, or"
-                    f" say by a list (path,label) which classes each has"
+                    f" say by a list (path,label) which classes each has; of images of one class"
+                    " each trains recog_folder"
                 )
     before = "" if root == relative_to else f"{os.path.relpath(root, relative_to)}{os.sep}"
     return Whole(

@@ -79,7 +79,12 @@ def nothing_to_divide(source: str | Path, asked: str, layout: str) -> UserError:
         number = sum(is_image(extension(each.name)) for each in folder.iterdir())
         there = class_folders(folder)
     if number:
-        what = f": {number} images lie in it, without folders. The folder above it may be meant"
+        how = "images/ and masks/" if "masks" in layout else "a folder for each class"
+        return UserError(
+            f"{folder.resolve()} has {number} images and no labels: give {how}, or a list"
+            f" ({'path,mask' if 'masks' in layout else 'path,label'}), of which {asked} holds out a"
+            " part. The folder above it may be meant"
+        )
     elif there and "masks" in layout:
         what = f": its folders are {some(there)}. Where these are classes, take recog_folder"
     else:
@@ -179,7 +184,8 @@ def _require_undivided(folder: Path, splits: dict[str, str | None]) -> None:
     if splits["val"] is not None:
         raise UserError(
             f"{folder} is divided already, it has {' and '.join(there)}: leave --val-share and"
-            " --fold out, or give with --data a folder or a list that is not divided"
+            " --fold out (of a run that was trained with one: --val-share None, --fold None), or"
+            " give with --data a folder or a list that is not divided"
         )
 
 

@@ -12,6 +12,7 @@ from trainkit.data.datasets.inventory import some
 from trainkit.data.datasets.layouts import HOLD_OUT, mask_folders, near_name
 from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.datasets.split_files import ALL, all_parquet_files, parquet_files
+from trainkit.data.file_names import extension, is_image
 from trainkit.errors import MissingFileError, UserError
 
 Files = TypeVar("Files", bound=ClassFiles | MaskFiles)
@@ -144,6 +145,9 @@ def what_to_do(folder: Path, found: Sequence[str]) -> str:
         return f". It has parquet files of {tables[0]}: {HOLD_OUT}"
     if found:
         return f". Its folders are {some(found)}: where these are classes, {HOLD_OUT}"
+    number = sum(is_image(extension(each.name)) for each in folder.iterdir())
+    if number:
+        return f". {number} images lie in it, and nothing says what is on them"
     return ""
 
 
