@@ -17,6 +17,7 @@ SMALL = {
     "crash_recovery": "--kills 1 --parallel 1 --settings recognition-1-ddp",
     "damaged_images": "--files 104",
     "gpu": "resnet50 --loops trainkit --rounds 1 --steps 3 --batch 2 --size 32",
+    "index_reads": "--images 1000 --workers 0 2 --rounds 1",
     "input_pipeline": "--images 16 --batch 4 --rounds 1 --cases train segment-jpeg",
     "memory": "--size 32 --rounds 1 --only loss,~bfloat16:~trainkit",
     "optimizers": "torch.optim.AdamW",
@@ -55,7 +56,7 @@ def test_reading_is_compared(tmp_path):
 # interpreters of their own, again and again, or what takes over ten seconds at its tiniest
 LONG = {"compare_commits", "confusion_counts", "crash_recovery", "gpu", "input_pipeline", "memory"}
 LONG |= {"scaling", "startup", "step_overhead", "checkpoint", "damaged_images", "optimizers"}
-LONG |= {"activation_checkpointing", "all_networks", "sliding_window"}
+LONG |= {"activation_checkpointing", "all_networks", "index_reads", "sliding_window"}
 
 
 @pytest.mark.parametrize(

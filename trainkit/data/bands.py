@@ -87,7 +87,7 @@ USUAL = PixelSettings()
 
 
 def read_pixels(
-    source: Path | bytes, pixels: PixelSettings, upright: bool = True, name: str | None = None
+    source: str | Path | bytes, pixels: PixelSettings, upright: bool = True, name: str | None = None
 ) -> Tensor:
     """Read an image, with its EXIF orientation applied unless `upright` is False.
 
@@ -109,7 +109,7 @@ def read_pixels(
 
 
 def read_image_like(
-    source: Path | bytes,
+    source: str | Path | bytes,
     size: tuple[int, ...],
     upright: bool = True,
     name: str | None = None,

@@ -44,7 +44,7 @@ class _NotAMaskError(DataError):
 
 
 def read_image(
-    source: Path | bytes, name: str | None = None, upright: bool = True
+    source: str | Path | bytes, name: str | None = None, upright: bool = True
 ) -> tv_tensors.Image:
     """Read an RGB image, with its EXIF orientation applied unless `upright` is False.
 
@@ -65,7 +65,7 @@ def read_image(
     return tv_tensors.Image(_read(source, name, lambda data: _decode(data, upright)))
 
 
-def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
+def read_mask(source: str | Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     """Read a segmentation mask: palette indices or grey values as stored, never colours.
 
     Args:
@@ -82,7 +82,7 @@ def read_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     return tv_tensors.Mask(_read(source, name, _labels))
 
 
-def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors.Mask:
+def read_color_mask(source: str | Path | bytes, name: str | None = None) -> tv_tensors.Mask:
     """Read the colours of a mask as labels 65536 R + 256 G + B; palette indices mean their colours.
 
     Args:
@@ -100,7 +100,7 @@ def read_color_mask(source: Path | bytes, name: str | None = None) -> tv_tensors
 
 
 def read_with(
-    source: Path | bytes, decode: Callable[[bytes], Tensor], name: str | None = None
+    source: str | Path | bytes, decode: Callable[[bytes], Tensor], name: str | None = None
 ) -> Tensor:
     """What `decode` makes of a file's content, or of its bytes.
 
@@ -110,7 +110,9 @@ def read_with(
     return _read(source, name, decode)
 
 
-def _read(source: Path | bytes, name: str | None, decode: Callable[[bytes], Tensor]) -> Tensor:
+def _read(
+    source: str | Path | bytes, name: str | None, decode: Callable[[bytes], Tensor]
+) -> Tensor:
     """Decode the content; whatever a decoder raises becomes an error that names the file."""
     try:
         return decode(_content(source))
@@ -124,7 +126,7 @@ def _read(source: Path | bytes, name: str | None, decode: Callable[[bytes], Tens
         raise DataError(_unreadable(source, name, error)) from error
 
 
-def _content(source: Path | bytes) -> bytes:
+def _content(source: str | Path | bytes) -> bytes:
     """Read a file at once; bytes stay as they are."""
     if isinstance(source, bytes):
         return source
@@ -265,11 +267,11 @@ def _whole(labels: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _name(source: Path | bytes) -> str:
+def _name(source: str | Path | bytes) -> str:
     return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _unreadable(source: Path | bytes, name: str | None, error: Exception) -> str:
+def _unreadable(source: str | Path | bytes, name: str | None, error: Exception) -> str:
     if isinstance(error, MemoryError):
         reason = "it does not fit into memory"
     else:

@@ -4,6 +4,7 @@ What is left out is said.
 """
 
 import os
+import pickle
 import random
 import tempfile
 import unicodedata
@@ -12,15 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from trainkit.data import file_names
-from trainkit.data.datasets.folder import ClassFolder, MaskFolder, read_class_names, read_classes
+from trainkit.data.datasets.folder import (
+    ClassFolder,
+    FileList,
+    MaskFolder,
+    read_class_names,
+    read_classes,
+)
 from trainkit.data.datasets.inventory import Inventory, used, used_warnings
 from trainkit.data.datasets.listing import ListingCache, image_files
 from trainkit.data.datasets.source_files import read_names, require_files
+from trainkit.data.seeding import Seeded
 from trainkit.data.text_files import read_lines
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -397,3 +406,38 @@ def test_names_as_another_locale_reads_them():
             == unicodedata.normalize("NFC", name)
         )
     assert file_names.composed("\ud83d") == "\ud83d"
+
+
+def test_a_path_is_the_same_as_a_string(tmp_path):
+    """Below a folder, where files are named from elsewhere, and in names of any bytes."""
+    names = ["a/1.png", "b c/ä.png", os.fsdecode(b"\xff/2.png"), "/elsewhere/3.png"]
+    for root in (tmp_path, Path(), Path("here"), Path("../there/.")):
+        files = FileList(root, names)
+        for each in (files, pickle.loads(pickle.dumps(files))):
+            assert [each.path(index) for index in range(4)] == [str(path) for path in each]
+        with pytest.raises(IndexError):
+            files.path(4)
+
+
+def test_images_that_nothing_changes_are_not_seeded(tmp_path):
+    """They are equal either way; a transform, or a class that reads otherwise, is seeded."""
+    for number in range(3):
+        picture(tmp_path / f"{'ab'[number % 2]}/{number}.png")
+
+    class Otherwise(ClassFolder):
+        def __getitem__(self, index):
+            image, target = super().__getitem__(index)
+            return image, target + int(torch.randint(1, (1,)))
+
+    data = ClassFolder(tmp_path)
+    assert data.draws_nothing and not Otherwise(tmp_path).draws_nothing
+    assert not ClassFolder(tmp_path, lambda image: image).draws_nothing
+    plain, seeded = Seeded(data, 3, unless_declared=True), Seeded(data, 3)
+    for index in range(3):
+        before = torch.get_rng_state()
+        image, target = plain[1, index]
+        assert torch.equal(torch.get_rng_state(), before) and type(target) is int
+        assert torch.equal(image, seeded[1, index][0]) and target == seeded[1, index][1]
+        assert not torch.equal(torch.get_rng_state(), before)
+    data.targets = 1 - data.targets
+    assert [data[index][1] for index in range(3)] == data.targets.tolist() == [1, 1, 0]

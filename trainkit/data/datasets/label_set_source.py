@@ -101,7 +101,7 @@ class LabelSets(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_pixels(self.files[index], self.pixels)
+        image = read_pixels(self.files.path(index), self.pixels)
         if self.transform is not None:
             image = self.transform(image)
         return as_stored(image, self.pixels).as_subclass(Tensor), self.targets[index]

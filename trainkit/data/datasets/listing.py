@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from trainkit.data.datasets.inventory import Inventory
 from trainkit.data.file_names import EXTENSIONS, extension, image_extensions, is_image, leftover
 from trainkit.display.terminal import of_launcher
 
+ENCODING, ENCODING_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 VERSION = 3  # of what the arrays mean
 
 
@@ -35,6 +37,11 @@ class Names(Sequence[str]):
 
     def __init__(self, characters: np.ndarray, ends: np.ndarray):
         self.characters, self.ends = characters, ends
+        # which give their items in a third of the arrays' time
+        self._characters, self._ends = characters.data, ends.data
+
+    def __reduce__(self) -> tuple[type["Names"], tuple[np.ndarray, np.ndarray]]:
+        return Names, (self.characters, self.ends)
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Names":
@@ -50,10 +57,10 @@ class Names(Sequence[str]):
 
     # no slices: nothing takes a part of a million names
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        if not 0 <= index < len(self):
+        if not 0 <= index < len(self._ends):
             raise IndexError(index)
-        begin = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.characters[begin : self.ends[index]].tobytes())
+        begin = self._ends[index - 1] if index else 0
+        return str(self._characters[begin : self._ends[index]], ENCODING, ENCODING_ERRORS)
 
 
 def image_files(folder: Path) -> list[str]:
