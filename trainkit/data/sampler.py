@@ -24,7 +24,7 @@ from trainkit.errors import UserError
 
 EVALUATION = -1  # the "epoch" of an evaluation
 DRAWN, COMPUTED = 1, 2  # versions of the order
-MOST_DRAWN = 2**22  # images whose order is drawn whole in a new run: 16 MiB, 0.05 s an epoch
+MOST_DRAWN = 2**22  # images whose order is drawn whole in a new run: 16 MiB, under 0.1 s an epoch
 AT_ONCE = 4096  # images whose places are computed together, for a share of some steps
 
 

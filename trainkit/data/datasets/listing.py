@@ -57,7 +57,7 @@ class Names(Sequence[str]):
 
     # no slices: nothing takes a part of a million names
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        if not 0 <= index < len(self._ends):
+        if index < 0:  # too large ones are refused below
             raise IndexError(index)
         begin = self._ends[index - 1] if index else 0
         return str(self._characters[begin : self._ends[index]], ENCODING, ENCODING_ERRORS)
