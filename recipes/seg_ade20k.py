@@ -30,6 +30,7 @@ from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.datasets.composed import composed
 from trainkit.data.datasets.packed import PackedMasks
 from trainkit.data.datasets.packed_format import is_packed
+from trainkit.data.mixup import CutmixMasks
 from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.errors import UserError
@@ -97,6 +98,7 @@ def segmentation(
     cat_max_ratio: float | None = None,
     mosaic: float = 0.0,
     copy_paste: float = 0.0,
+    cutmix: float | None = None,
     orientation: OrientationSettings = OrientationSettings(),
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
@@ -144,6 +146,7 @@ def segmentation(
         mosaic: probability that a training image is put together from four crops, such as 0.5
         copy_paste: probability that half of the classes of another training image are pasted into
             one, such as 0.5
+        cutmix: alpha of cutmix, a box of another image and its mask; 1 is usual; None: none
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
         eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
         eval_crop: evaluate centre crops of this side, as older code does; None for both: whole
@@ -200,6 +203,7 @@ def segmentation(
         model=network,
         train_data=composed(opened.train, mosaic, copy_paste),
         val_data=opened.val,
+        mix=CutmixMasks(cutmix) if cutmix is not None else None,
         **optimizer.build(network),
         **schedule.build(),
         batch_size=batch_size,

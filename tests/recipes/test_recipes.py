@@ -198,6 +198,7 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
         "--cat-max-ratio",
         "0.9",
         *("--mosaic", "0.5", "--copy-paste", "0.5", "--vflip", "0.5", "--rotate90", "0.75"),
+        *("--cutmix", "1"),
         "--epochs",
         "0.2",
         "--out",

@@ -50,6 +50,13 @@ def _mixed(targets: Tensor, num_classes: int, weight: float) -> Tensor:
     return torch.lerp(_pair(targets), targets, weight)
 
 
+def _check_alpha(name: str, alpha: float) -> None:
+    if alpha <= 0:
+        raise UserError(
+            f"{name}: alpha is {alpha}; it must be above 0 (pass no mixing to turn it off)"
+        )
+
+
 @dataclass(frozen=True)
 class _OfPairs:
     """The settings of `Mixup` and `Cutmix`, checked."""
@@ -59,10 +66,7 @@ class _OfPairs:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.alpha <= 0:
-            raise UserError(
-                f"{name}: alpha is {self.alpha}; it must be above 0 (pass no mixing to turn it off)"
-            )
+        _check_alpha(name, self.alpha)
         if self.num_classes < 2:
             raise UserError(f"{name}: num_classes is {self.num_classes}; it must be at least 2")
 
@@ -117,17 +121,68 @@ class Cutmix(_OfPairs):
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """See `Mixup`."""
-        random = np.random.default_rng(seed)
-        side = np.sqrt(1.0 - random.beta(self.alpha, self.alpha))
         height, width = images.shape[-2:]
-        y, x = random.integers(height), random.integers(width)
-        top, bottom = (int(np.clip(y + sign * side * height / 2, 0, height)) for sign in (-1, 1))
-        left, right = (int(np.clip(x + sign * side * width / 2, 0, width)) for sign in (-1, 1))
-
-        mixed = images.clone()
-        mixed[..., top:bottom, left:right] = _pair(images)[..., top:bottom, left:right]
+        top, bottom, left, right = _box(height, width, self.alpha, seed)
+        mixed = _with_box(images, top, bottom, left, right)
         weight = 1.0 - (bottom - top) * (right - left) / (height * width)
         return mixed, _mixed(targets, self.num_classes, weight)
+
+
+@dataclass(frozen=True)
+class CutmixMasks:
+    """Cutmix of images with segmentation masks: a box of the partner replaces image and mask.
+
+    Labels stay whole, ignored ones too, so that each loss counts the targets that it sees.
+
+    Args:
+        alpha: see `Cutmix`.
+
+    Raises:
+        UserError: `alpha` is out of range.
+
+    Source:
+        French et al., 2020, Semi-supervised semantic segmentation needs strong, varied
+        perturbations, after CutMix.
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_alpha("CutmixMasks", self.alpha)
+
+    def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Mix each image and mask with its neighbour.
+
+        Args:
+            images: (N, C, H, W).
+            targets: (N, H, W).
+            seed: of this step.
+        """
+        if targets.shape[-2:] != images.shape[-2:]:
+            raise UserError(
+                f"CutmixMasks: targets are {tuple(targets.shape)} and images"
+                f" {tuple(images.shape)}; it mixes masks of the images' size"
+            )
+        height, width = images.shape[-2:]
+        box = _box(height, width, self.alpha, seed)
+        return _with_box(images, *box), _with_box(targets, *box)
+
+
+def _box(height: int, width: int, alpha: float, seed: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of the box of a batch."""
+    random = np.random.default_rng(seed)
+    side = np.sqrt(1.0 - random.beta(alpha, alpha))
+    y, x = random.integers(height), random.integers(width)
+    top, bottom = (int(np.clip(y + sign * side * height / 2, 0, height)) for sign in (-1, 1))
+    left, right = (int(np.clip(x + sign * side * width / 2, 0, width)) for sign in (-1, 1))
+    return top, bottom, left, right
+
+
+def _with_box(whole: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Images or masks (N, ..., H, W) with a box of their partners."""
+    mixed = whole.clone()
+    mixed[..., top:bottom, left:right] = _pair(whole)[..., top:bottom, left:right]
+    return mixed
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ class EvaluationPictures:
         else:
             parts = getattr(recipe.mix, "mixings", (recipe.mix,))
             kinds = " or ".join(type(each).__name__ for each in parts)
-            mixed = f"; mixed in pairs by {kinds}: the text says the share of each class"
+            mixed = f"; mixed in pairs by {kinds}"
+            if not self.of_masks:
+                mixed += ": the text says the share of each class"
         most = FIXED if self.of_masks else 2 * FIXED
         pixels = as_pixels(images[:most], recipe, as_read[:most])
         labels = targets[:most].cpu().numpy()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helpers.logs import rows
-from helpers.toy_recipes import CLASSES, Images, recognition
+from helpers.toy_recipes import CLASSES, Images, recognition, segmentation
 from trainkit import Options, train
-from trainkit.data.mixup import Cutmix, Either, Mixup
+from trainkit.data.mixup import Cutmix, CutmixMasks, Either, Mixup
 from trainkit.losses.pixelwise import BinaryCrossEntropy, Focal
 from trainkit.tasks.recognition import Recognition
 
@@ -46,6 +46,35 @@ def test_cutmix_weighs_targets_by_area():
             torch.testing.assert_close(targets[i], expected)
         shares.append(targets[0].max().item())
     assert len(set(shares)) > 10, "the box changes from batch to batch"
+
+
+def test_masks_are_mixed_with_their_images_and_labels_stay():
+    """The box is that of Cutmix under the same seed; void moves with it."""
+    masks = torch.randint(4, (7, 8, 10), generator=torch.Generator().manual_seed(2))
+    masks[:, :2] = 255
+    boxes = set()
+    for seed in range(20):
+        images, labels = CutmixMasks(1.0)(IMAGES, masks.to(torch.uint8), seed)
+        assert torch.equal(images, Cutmix(1.0, 4)(IMAGES, TARGETS, seed)[0])
+        assert labels.dtype == torch.uint8
+        for i, j in enumerate(PARTNERS):
+            own = (images[i] == IMAGES[i]).all(0)
+            assert torch.equal(labels[i].long(), torch.where(own, masks[i], masks[j]))
+        boxes.add(int(own.sum()) if i != j else int((images[0] == IMAGES[0]).sum()))
+    assert len(boxes) > 8
+
+
+def test_training_with_mixed_masks(tmp_path):
+    """One curve for batches of 8 and micro-batches of 3, in pairs; another without mixing."""
+    curves = []
+    for name, mix, micro_batch in (("8", 1.0, None), ("3", 1.0, 3), ("plain", None, None)):
+        torch.manual_seed(0)
+        changes = {"mix": CutmixMasks(mix), "epochs": 0.8} if mix else {"epochs": 0.8}
+        options = Options(out=tmp_path / name, workers=0, log_every=1, micro_batch=micro_batch)
+        train(segmentation(**changes), options)
+        curves.append([row["loss"] for row in rows(tmp_path / name)])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert curves[0] != pytest.approx(curves[2], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +174,13 @@ def test_either_takes_both():
 
 
 @pytest.mark.parametrize(
-    "make, message", [(lambda: Mixup(0, 4), "alpha is 0"), (lambda: Cutmix(1, 1), "at least 2")]
+    "make, message",
+    [
+        (lambda: Mixup(0, 4), "alpha is 0"),
+        (lambda: Cutmix(1, 1), "at least 2"),
+        (lambda: CutmixMasks(0), "CutmixMasks: alpha is 0"),
+        (lambda: CutmixMasks()(IMAGES, TARGETS, 0), "it mixes masks of the images' size"),
+    ],
 )
 def test_user_errors(make, message):
     with pytest.raises(ValueError, match=message):
