@@ -10,13 +10,15 @@ timm's backbones) and `classifiers` (timm's, two of each of its modules, the sma
 
 With random weights and two small images each: built; a step, saved as a training saves it, loaded
 into a network that is built anew, and the second step bit-equal to that without the stop; evaluated
-on images of 67 x 93, or in windows where a network takes one size; exported to ONNX with the logits
-that the network has. What is done is written after each network, so that the same command goes on.
+at odd sides, those of training + 3 and + 29, or in windows or at one size where a network takes no
+other; exported to ONNX with the logits that the network has. What is done is written after each
+network: the same command does the rest.
 """
 
 import argparse
 import contextlib
 import json
+import re
 import signal
 import tempfile
 import time
@@ -37,7 +39,7 @@ from trainkit.inference import Inference
 from trainkit.models.mask_building import is_mask_network
 from trainkit.models.outputs import fill_up, only_window, size_divisor
 from trainkit.models.recognition import fine_tuned
-from trainkit.models.segmentation import segmenter
+from trainkit.models.segmentation import has_aux, segmenter
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.storage import checkpoint
 from trainkit.tasks.mask_classification import MaskClassification
@@ -45,7 +47,12 @@ from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 CLASSES = 5
-SIDE, ODD = 64, (67, 93)
+SIDE = 64
+# parts of names -> side that the network takes at least, or alone
+SIDES = {
+    "pan ": 128, "halonet": 256, "crossvit": 240, "efficientformer": 224, "inception_": 128,
+    "eva02": 56, "maxvit": 256,
+}  # fmt: skip
 SECONDS = 150  # of one network, after which it is given up
 LARGEST = 60_000_000  # parameters
 WORDS = (
@@ -145,7 +152,7 @@ HF = {
     "mobilevit": "hidden_sizes=16,24,32 neck_hidden_sizes=8,8,16,16,24,24,32 num_attention_heads=2",
     "regnet": "embedding_size=8 hidden_sizes=8,8,16,16 depths=1,1,1,1 groups_width=4",
     "poolformer": "hidden_sizes=8,8,16,16 depths=1,1,1,1",
-    "pvt_v2": "hidden_sizes=8,8,16,16 depths=1,1,1,1",
+    "pvt_v2": "hidden_sizes=8,16,40,64 depths=1,1,1,1",
 }
 
 
@@ -158,11 +165,23 @@ class Case:
     build: Callable[[], nn.Module]
     dense: bool
 
+    @property
+    def side(self) -> int:
+        """Of its images in training."""
+        known = [side for part, side in SIDES.items() if part in self.name]
+        return known[0] if known else SIDE
+
+    @property
+    def odd(self) -> tuple[int, int]:
+        """Height and width of its image in evaluation."""
+        return self.side + 3, self.side + 29
+
     def task(self, network: Any) -> Any:
         if self.kind == "masks":
             return MaskClassification(CLASSES, num_queries=QUERIES, num_points=POINTS)
         if self.dense:
-            return Segmentation(CLASSES, aux_weight=getattr(network, "aux_weight", 0.4))
+            usual = 0.4 if has_aux(self.name.partition(" ")[0]) else 0.0
+            return Segmentation(CLASSES, aux_weight=getattr(network, "aux_weight", usual))
         return Recognition(CLASSES)
 
 
@@ -206,7 +225,8 @@ def _hf(kind: str, arguments: str) -> Callable[[], nn.Module]:
 
 
 def _timm(name: str) -> Callable[[], nn.Module]:
-    return lambda: fine_tuned(f"timm:{name}", CLASSES, False, [SIDE])
+    side = next((side for part, side in SIDES.items() if part in name), SIDE)
+    return lambda: fine_tuned(f"timm:{name}", CLASSES, False, [side])
 
 
 def classifiers() -> list[str]:
@@ -232,7 +252,7 @@ def images_and_targets(case: Case, network: nn.Module, seed: int) -> tuple[Tenso
     only = getattr(network, "image_size", None) if case.dense else None
     known = getattr(network, "patch_embed", None)
     built_for = getattr(known, "img_size", None) if not case.dense else None
-    sides = tuple(only or built_for or (SIDE, SIDE))
+    sides = tuple(only or built_for or (case.side, case.side))
     images = torch.randn(2, 3, *sides, generator=generator)
     shape = (2, *sides) if case.dense else (2,)
     return images, torch.randint(CLASSES, shape, generator=generator)
@@ -289,20 +309,20 @@ def resumed(case: Case, folder: Path) -> nn.Module:
 def evaluated(case: Case, network: nn.Module) -> str:
     """At which sides predictions were made."""
     task = case.task(network)
-    images = torch.randn(1, 3, *ODD, generator=torch.Generator().manual_seed(5))
+    images = torch.randn(1, 3, *case.odd, generator=torch.Generator().manual_seed(5))
     only = getattr(network, "image_size", None) if case.dense else None
     if only is not None or case.kind == "masks":
-        side = (only or (SIDE, SIDE))[0]
+        side = (only or (case.side, case.side))[0]
         info = ModelInfo(network, task, None, inference=Inference(window=side, stride=side // 2))
         scores = info.infer()(images)
-        assert tuple(scores.shape[-2:]) == ODD
+        assert tuple(scores.shape[-2:]) == case.odd
         return f"windows of {side}"
     module = TaskModule(network, task).eval()
-    targets = torch.zeros(1, *ODD, dtype=torch.long) if case.dense else torch.zeros(1).long()
+    targets = torch.zeros(1, *case.odd, dtype=torch.long) if case.dense else torch.zeros(1).long()
     try:
         module(images, targets)
-        return f"{ODD[0]} x {ODD[1]}"
-    except (UserError, RuntimeError, AssertionError, ValueError):
+        return f"{case.odd[0]} x {case.odd[1]}"
+    except (UserError, RuntimeError, AssertionError, ValueError, IndexError):
         if case.dense:
             raise
     images, targets = images_and_targets(case, network, 3)
@@ -378,7 +398,8 @@ def tried(case: Case, onnx: bool) -> dict[str, str]:
             except TimeoutError:
                 raise
             except Exception as error:  # of any library: it is what is to be found out
-                found[part] = f"FAILED: {type(error).__name__}: {first_line(error)}"[:300]
+                said = re.sub(r"\x1b\[\d+m", "", first_line(error))  # colours of torch's exporter
+                found[part] = f"FAILED: {type(error).__name__}: {said}"[:300]
     return found
 
 
@@ -397,6 +418,9 @@ def main() -> None:
     torch.set_num_threads(1)
     results = Results("all_networks", "torch", "torchvision", "timm", "transformers",
                       "segmentation-models-pytorch", "onnxruntime")  # fmt: skip
+    # the file holds what all calls found
+    results.head["command"] = "python benchmarks/all_networks.py"
+    results.head["note"] = "over several calls, with --only"
     file = asked.results / "all_networks.json"
     known: dict[str, dict[str, str]] = {}
     if file.is_file():
