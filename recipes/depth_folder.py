@@ -68,6 +68,7 @@ def recipe(
     output: Literal["log", "linear"] = "log",
     variance_focus: float = 0.5,
     delta: float = 1.0,
+    metrics: tuple[str, ...] = (),
     long_side: int = 640,
     crop: int = 480,
     photometric: bool = False,
@@ -99,6 +100,8 @@ def recipe(
             the value, for heights and others that may be negative
         variance_focus: of silog, in [0, 1]; 0: the mean square of the logarithms' differences
         delta: of huber, in the unit of the values
+        metrics: further ones of torchmetrics, such as torchmetrics:R2Score or
+            torchmetrics:MeanAbsolutePercentageError
         long_side: long side of an image before the random scale of 1 to 1.5, and in evaluation
         crop: side of the crops in training
         photometric: distort brightness, contrast, saturation and hue of the crops
@@ -121,7 +124,7 @@ def recipe(
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     train = train_transform(long_side, crop, photometric=photometric, **asdict(orientation))
     return Recipe(
-        task=DenseRegression(losses[loss], output, limits, scale),
+        task=DenseRegression(losses[loss], output, limits, scale, metrics),
         model=network,
         train_data=LazyDataset(partial(maps.open, "train", train)),
         val_data=maps.open("val", eval_transform(long_side)),

@@ -92,6 +92,7 @@ def recipe(
     cutmix: float | None = None,
     lora: int | None = None,
     metrics: tuple[str, ...] = (),
+    sampler: Literal["shuffle", "balanced"] = "shuffle",
     size: int = 224,
     smallest_crop: float = 0.5,
     interpolation: Literal["bilinear", "bicubic"] | None = None,
@@ -135,6 +136,9 @@ def recipe(
         lora: rank of low-rank adapters (LoRA), such as 16, that are trained with the last layer,
             while the rest is frozen; None: all is trained
         metrics: further ones of torchmetrics, such as torchmetrics:HammingDistance
+        sampler: shuffle: each training image once an epoch; balanced: as many draws with
+            replacement, of a class, all alike, and then of one of its images: rare labels are seen
+            more often, and images without a label never
         head_lr_mult: factor of the last layer's learning rate, when the rest is pretrained
         size: side of the crop in training and in evaluation
         smallest_crop: share of the image that a training crop has at least: small ones lack what
@@ -196,6 +200,7 @@ def recipe(
         train_data=train_data,
         val_data=val_data,
         batch_size=batch_size,
+        sampler=sampler,
         eval_batch_size=32,
         **optimizer.build(network, decay_vectors=False),
         **schedule.build(),

@@ -166,7 +166,7 @@ def test_the_optimizer_is_built_as_given():
     assert schedule["schedule"](1, 100, 10) == cos(warmup_epochs=2)(1, 100, 10) == 1 / 20
 
 
-# of images of several classes, which cannot be drawn by their class
+# of images of several classes, which have other weights
 SEVERAL_CLASSES = ("recog_multilabel",)
 NUMBERS = ("depth_folder",)  # of which a metric of classes knows nothing
 
@@ -179,19 +179,17 @@ def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
     asked = {"clip_norm": 2.0, "ema": 0.5, "warmup_epochs": 0.25, "epochs": 2}
     asked |= {"optimizer": "lion", "betas": (0.5, 0.6), "schedule": "poly:power=2"}
     has_labels = path.stem not in NUMBERS
+    metric = "torchmetrics:F1Score" if has_labels else "torchmetrics:R2Score"
+    asked["metrics"] = (metric,)
     if has_labels:
-        asked["metrics"] = ("torchmetrics:F1Score",)
-    one_class = has_labels and path.stem not in SEVERAL_CLASSES
-    if one_class:
         asked["sampler"] = "balanced"
     recipe = function(**{**function.sample_settings(), **asked, "sample": True})
     assert (recipe.clip_norm, recipe.ema, recipe.epochs) == (2.0, 0.5, 2)
     assert recipe.schedule(1, 80, 40) == pytest.approx(0.1)
     assert recipe.schedule(45, 80, 40) == pytest.approx(0.25)  # half of what is after the warm-up
     assert type(recipe.optimizer).__name__ == "Lion"
-    if has_labels:
-        assert recipe.task.extra_metrics == ("torchmetrics:F1Score",)
-    assert recipe.sampler == ("balanced" if one_class else "shuffle")
+    assert recipe.task.extra_metrics == (metric,)
+    assert recipe.sampler == ("balanced" if has_labels else "shuffle")
     assert all(group["betas"] == (0.5, 0.6) for group in recipe.optimizer.param_groups)
     assert torch.is_tensor(next(recipe.model.parameters()))
 
@@ -218,9 +216,11 @@ def test_what_a_recipe_has_published_stays_its_default(path):
     for name in ("momentum", "betas", "ema"):
         assert parameters[name].default is None
     assert parameters["clip_norm"].default == (0.01 if path.stem == "seg_ade20k_eomt" else None)
+    assert parameters["metrics"].default == ()
+    if path.stem not in NUMBERS:
+        assert parameters["sampler"].default == "shuffle"
     if path.stem not in (*SEVERAL_CLASSES, *NUMBERS):
         assert parameters["class_weights"].default is None
-        assert parameters["sampler"].default == "shuffle"
 
 
 def test_the_drop_of_minc_is_that_of_its_schedule_alone(tmp_path, monkeypatch):

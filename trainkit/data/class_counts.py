@@ -41,10 +41,11 @@ class ClassCounts:
 
 
 def count_classes(data: SizedDataset, num_classes: int) -> ClassCounts:
-    """Count the classes of a dataset: class ids that it has at hand, or masks, which are all read.
+    """Count the classes of a dataset: by targets that it has at hand, or masks, which are all read.
 
     Args:
-        data: with an attribute `targets`, or of masks of `trainkit.data`; also inside a `Subset`.
+        data: with an attribute `targets`, class ids or multi-hot rows of integers, or of masks of
+            `trainkit.data`; also inside a `Subset`.
         num_classes: ids outside 0 to num_classes - 1 count nowhere.
 
     Raises:
@@ -55,6 +56,9 @@ def count_classes(data: SizedDataset, num_classes: int) -> ClassCounts:
     labelled, indices = info.labelled, info.labelled_indices
     of_masks = isinstance(labelled, MaskDataset)
     what = "masks" if of_masks else "images"
+    label_sets = None if of_masks else _label_sets(labelled)
+    if label_sets is not None:
+        return _of_table((label_sets[torch.as_tensor(indices)] > 0).long())
     ids = None if of_masks else class_ids(labelled)
     if ids is None and DatasetInfo.of(labelled if of_masks else data).locality is not None:
         raise UserError(f"the classes of streamed {what} are not counted: leave --stream out")
@@ -106,7 +110,22 @@ def _of_masks(data: MaskDataset, indices: Sequence[int], num_classes: int) -> Cl
         rows = cached(f"mask-counts-v2-{short_hash(how.encode())}", files, build)
     else:
         rows = build()
-    table = torch.from_numpy(np.array(rows["counts"], dtype=np.int64))  # (N, C)
+    return _of_table(torch.from_numpy(np.array(rows["counts"], dtype=np.int64)))
+
+
+def _label_sets(data: Any) -> Tensor | None:
+    """Multi-hot rows (N, C), negative where nothing is known, that `targets` holds; else None."""
+    rows = DatasetInfo.of(data).targets
+    if not isinstance(rows, (np.ndarray, Tensor)):
+        return None
+    rows = torch.as_tensor(rows)
+    if rows.ndim != 2 or rows.is_floating_point() or len(rows) != len(data):
+        return None
+    return rows.cpu()
+
+
+def _of_table(table: Tensor) -> ClassCounts:
+    """Of how much of each class each image has, (N, C)."""
     has = table > 0
     return ClassCounts(table.sum(0), has.T.nonzero()[:, 1].contiguous(), has.sum(0))
 

@@ -14,6 +14,7 @@ from trainkit.errors import ReportedError, UserError, did_you_mean
 from trainkit.metrics.base import declared, each_metric
 from trainkit.recipe import Recipe
 from trainkit.tasks.base import Task
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -128,16 +129,17 @@ def require_free_names(task: Task) -> None:
 def try_metrics(task: Task) -> None:
     """Compute each metric from elsewhere once, on a copy of it, so that no epoch ends in an error.
 
-    A metric from elsewhere has no `counts`, and gets plain labels: here one of each class.
+    A metric from elsewhere has no `counts`, and gets plain labels: here one of each class, or
+    values where pixels have such.
 
     Raises:
         UserError: one cannot be computed, or computes what another one does.
     """
-    if type(task.given) not in (Recognition, Segmentation, MaskClassification):
+    if type(task.given) not in (Recognition, Segmentation, MaskClassification, DenseRegression):
         return  # what the labels of another task are, it alone knows
     taken = dict.fromkeys(declared(task, "percent") | declared(task, "per_class"), "the task")
     for metric in (one for each in task.metrics() for one in each_metric(each)):
-        if not hasattr(metric, "counts"):
+        if not (hasattr(metric, "counts") or hasattr(metric, "take_up")):
             computed = _computed(metric, task)
             without_reserved_names(metric, dict.fromkeys(computed))
             for name in computed:
@@ -151,6 +153,9 @@ def try_metrics(task: Task) -> None:
 
 def _computed(metric: Any, task: Task) -> list[str]:
     labels = torch.arange(task.known_num_classes or 2)
+    if isinstance(task.given, DenseRegression):
+        low, high = task.given.limits or (1.0, 2.0)
+        labels = torch.linspace(low, high, 8)
     if task.is_dense:
         labels = labels[None, None]  # one mask of one row
     tried = copy.deepcopy(metric)

@@ -3,9 +3,10 @@
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +84,47 @@ class TorchMetric:
         return {self.key: value}
 
 
+class ValueMetric:
+    """A metric of torchmetrics for regression, of all pixels whose value is known.
+
+    It is given the maps of all processes, and computes in float64.
+
+    Args:
+        name: in torchmetrics.regression.
+        arguments: of the metric.
+        limits: least and largest value of a reference that counts; None: none.
+    """
+
+    def __init__(
+        self, name: str, arguments: Mapping[str, Any], limits: tuple[float, float] | None = None
+    ):
+        self.name, self.key = f"{TORCHMETRICS}:{name}", _key(name, arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused below
+            self.metric = _torchmetric(name, arguments, of="regression").set_dtype(torch.float64)
+        self.low, self.high = (-torch.inf, torch.inf) if limits is None else limits
+        self.higher_is_better = self.metric.higher_is_better
+        if any(isinstance(state, list) for state in self.metric._defaults.values()):
+            raise UserError(
+                f"metric {self.name} keeps every pixel of the validation images in memory: take one"
+                " that keeps sums, such as torchmetrics:R2Score, torchmetrics:PearsonCorrCoef"
+            )
+
+    def add_batch(self, *, predictions: Any, references: Any) -> None:
+        """Take up maps (N, H, W); references are NaN where nothing is known."""
+        found = torch.as_tensor(predictions).double()
+        wanted = torch.as_tensor(references).double()
+        known = wanted.isfinite() & (wanted >= self.low) & (wanted <= self.high)
+        if known.any():
+            self.metric.update(found[known], wanted[known])
+
+    def compute(self) -> dict[str, Any]:
+        """Its result over all batches since the last `compute`."""
+        value = self.metric.compute()
+        self.metric.reset()
+        return {self.key: value}
+
+
 class FromConfusion:
     """A metric of torchmetrics that follows from a confusion matrix, and is computed from one."""
 
@@ -147,6 +189,26 @@ def multilabel_metrics(metrics: Sequence[Any], num_classes: int) -> list[Any]:
     ]
 
 
+def value_metrics(metrics: Sequence[Any], limits: tuple[float, float] | None = None) -> list[Any]:
+    """The same metrics, with those that are names made: see `ValueMetric`.
+
+    Raises:
+        UserError: there is none of that name, or it is of labels, or keeps every pixel.
+        MissingPackageError: torchmetrics is not installed.
+    """
+    return [_value_metric(each, limits) if isinstance(each, str) else each for each in metrics]
+
+
+def _value_metric(text: str, limits: tuple[float, float] | None) -> ValueMetric:
+    library, name, arguments = _parsed(text)
+    if library == EVALUATE:
+        raise UserError(
+            f"metric {text} is given labels, and each pixel has a number: give torchmetrics:NAME,"
+            " such as torchmetrics:R2Score"
+        )
+    return ValueMetric(name, arguments, limits)
+
+
 def _multilabel_metric(text: str, num_classes: int) -> TorchMetric:
     library, name, arguments = _parsed(text)
     if library == EVALUATE:
@@ -209,22 +271,22 @@ def _parsed(text: str, others: str = "") -> tuple[str, str, dict[str, Any]]:
 def _torchmetric(
     name: str,
     arguments: Mapping[str, Any],
-    num_classes: int,
+    num_classes: int = 0,
     usual: Mapping[str, Any] | None = None,
+    of: Literal["classification", "regression"] = "classification",
 ) -> Any:
     """A metric of torchmetrics; `usual`: arguments that it gets where it takes them."""
     try:
-        from torchmetrics import classification
+        from torchmetrics import classification, regression
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"metric torchmetrics:{name} needs torchmetrics: pip install torchmetrics"
         ) from error
-    if name not in classification.__all__:
-        known = sorted(each for each in classification.__all__ if each[0].isupper())
-        raise UserError(
-            f"torchmetrics has no classification metric {name}{did_you_mean(name, known)}"
-        )
-    kind = getattr(classification, name)
+    package = classification if of == "classification" else regression
+    if name not in package.__all__:
+        known = sorted(each for each in package.__all__ if each[0].isupper())
+        raise UserError(f"torchmetrics has no {of} metric {name}{did_you_mean(name, known)}")
+    kind = getattr(package, name)
     parameters = inspect.signature(kind).parameters
     if usual is None:
         usual = {"task": "multiclass", "num_classes": num_classes}

@@ -14,6 +14,7 @@ from trainkit.losses.base import CheckedCriteria, Criterion, side_by_side, weigh
 from trainkit.losses.dense_regression import L1, MapLoss
 from trainkit.losses.functional import check_num_outputs
 from trainkit.metrics.dense_regression import MapErrors
+from trainkit.metrics.named import value_metrics
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
 from trainkit.tasks.base import Task
 
@@ -36,7 +37,8 @@ class DenseRegression(Task):
             the nearer one where they are measured and written; None: none.
         scale: value of one step of 16-bit PNG, in which predictions are then written; None: they
             are written as .npy.
-        extra_metrics: of one's own, `trainkit.metrics.base.Counting`, given values (N, H, W).
+        extra_metrics: of one's own, `trainkit.metrics.base.Counting`, given values (N, H, W), or
+            names, such as torchmetrics:R2Score: see `trainkit.metrics.named.ValueMetric`.
 
     Raises:
         UserError: the losses cannot be used, or a value is out of range.
@@ -161,7 +163,7 @@ class DenseRegression(Task):
 
     def metrics(self) -> list:
         """Make the errors of values, then the recipe's own."""
-        return [_OfKnown(self), *self.extra_metrics]
+        return [_OfKnown(self), *value_metrics(self.extra_metrics, self.limits)]
 
 
 class _OfKnown(MapErrors):

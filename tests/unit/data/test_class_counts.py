@@ -297,3 +297,22 @@ def test_a_resume_with_auto_weights_is_refused_where_there_were_none(tmp_path, b
     recorded["total_steps"] = 9
     with pytest.raises(UserError, match="class_weights was "):
         compare_settings(tmp_path, recorded, {"class_weights": "auto"}, now)
+
+
+class LabelSets(Images):
+    """Images of any number of classes each, as multi-hot rows; -1 where nothing is known."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.targets = torch.tensor([[1, 1, 0], [0, 1, -1], [0, 0, 0], [1, 0, -1]])
+
+
+def test_label_sets_are_counted_and_drawn_by_their_classes():
+    """An image of two classes is of both, one of none is not drawn; so are the images of a part."""
+    counts = count_classes(LabelSets(), 3)
+    assert counts.targets.tolist() == counts.members.tolist() == [2, 2, 0]
+    assert counts.images.tolist() == [0, 3, 0, 1]
+    assert count_classes(Subset(LabelSets(), [1, 0]), 3).images.tolist() == [1, 0, 1]
+    drawn = Balanced(counts.images, counts.members).draw(100_000, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn % 100_000, minlength=4) / 100_000
+    assert shares.tolist() == pytest.approx([0.5, 0.25, 0, 0.25], abs=0.01)

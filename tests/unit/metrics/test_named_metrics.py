@@ -16,6 +16,7 @@ from trainkit import Options, train
 from trainkit.engine.metric_checks import try_metrics
 from trainkit.errors import MissingFileError, UserError
 from trainkit.metrics.named import WithArguments, named_metric
+from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -181,3 +182,39 @@ def test_segmentation_trains_with_them(tmp_path):
     train(recipe, Options(out=tmp_path / "run", workers=0))
     (results,) = rows(tmp_path / "run", "evaluate")
     assert results["F1Score_micro"] == pytest.approx(results["pixAcc"])
+
+
+@pytest.mark.parametrize("name", ["R2Score", "PearsonCorrCoef", "MeanAbsolutePercentageError"])
+def test_a_metric_of_values_is_of_known_pixels_within_the_limits(name):
+    """Against torchmetrics' own function, given these pixels alone."""
+    generator = torch.Generator().manual_seed(0)
+    wanted = 0.5 + 4 * torch.rand(3, 5, 7, generator=generator)
+    found = wanted + 0.3 * torch.randn(wanted.shape, generator=generator)
+    wanted[:, 0] = torch.nan
+    known = wanted.isfinite() & (wanted >= 1) & (wanted <= 4)
+    task = DenseRegression(limits=(1.0, 4.0), extra_metrics=[f"torchmetrics:{name}"])
+    try_metrics(task)
+    metric = task.metrics()[-1]
+    for one, other in zip(found, wanted):
+        metric.add_batch(predictions=one[None].numpy(), references=other[None].numpy())
+    reference = {
+        "R2Score": functional.r2_score,
+        "PearsonCorrCoef": functional.pearson_corrcoef,
+        "MeanAbsolutePercentageError": functional.mean_absolute_percentage_error,
+    }[name]
+    expected = reference(found[known].double(), wanted[known].double()).item()
+    assert metric.compute()[name].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("evaluate:mse", "is given labels, and each pixel has a number"),
+    ("torchmetrics:F1Score", "torchmetrics has no regression metric F1Score"),
+    ("torchmetrics:R2Scor", "did you mean R2Score?"),
+    ("torchmetrics:SpearmanCorrCoef", "keeps every pixel of the validation images"),
+    ("torchmetrics:R2Score:adjust=1", "does not take its arguments"),
+    ("torchmetrics:CosineSimilarity", "keeps every pixel"),
+    ("torchmetrics:KLDivergence", "cannot be computed"),
+])  # fmt: skip
+def test_metrics_that_are_none_of_values(name, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        try_metrics(DenseRegression(extra_metrics=[name]))
