@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, vgg11
+from torchvision.ops import StochasticDepth
 
 from helpers.interruptions import checkpoint_of, kill_all, resume, start, wait_for
 from helpers.logs import assert_bit_equal, assert_same_training, rows, weights
@@ -16,12 +17,16 @@ from trainkit.commands.check import check
 from trainkit.engine.plan import TrainPlan
 from trainkit.errors import UserError
 from trainkit.models.freezing import FrozenPart
+from trainkit.models.recognition import fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.optim import named_parts, param_groups
 from trainkit.schedules import cos
 from trainkit.settings import OptimizerSettings
 from trainkit.storage.checkpoint import list_checkpoints, load
 
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+DropPath = timm.layers.DropPath
 UNFROZEN, STEPS = 6, 12
 
 
@@ -277,3 +282,107 @@ def test_a_batch_of_one_image_once_the_part_is_trained(tmp_path, batch_size, epo
 def test_a_part_of_an_epoch_freezes_a_step_at_least():
     recipe = replace(frozen(), unfreeze_epoch=0.01)
     assert TrainPlan(recipe, Options(workers=0), 1).unfreeze_step == 1
+
+
+def timm_vit():
+    rates = {"drop_rate": 0.5, "pos_drop_rate": 0.5, "proj_drop_rate": 0.5, "drop_path_rate": 0.5}
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **size, **rates)
+
+
+def timm_convnext():
+    sizes = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
+    return timm.create_model(
+        "convnext_atto", num_classes=3, drop_rate=0.5, drop_path_rate=0.5, **sizes
+    )
+
+
+def hf_vit():
+    size = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 48}  # fmt: skip
+    rates = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    network = transformers.ViTForImageClassification(
+        transformers.ViTConfig(num_labels=3, **size, **rates)
+    )
+    network.head_names = ("classifier",)
+    return network
+
+
+def of_torchvision(name):
+    return lambda: fine_tuned(name, 3, pretrained=False)
+
+
+# network -> modules without parameters beside the head that drop, with what is before the head
+FAMILIES = {
+    "alexnet": (of_torchvision("alexnet"), []),
+    "mobilenet_v3_small": (of_torchvision("mobilenet_v3_small"), ["classifier.2"]),
+    "efficientnet_b0": (of_torchvision("efficientnet_b0"), ["classifier.0"]),
+    "resnet18": (of_torchvision("resnet18"), []),
+    "timm vit": (timm_vit, ["head_drop"]),
+    "timm convnext": (timm_convnext, ["head.drop"]),
+    "transformers vit": (hf_vit, []),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_frozen_backbone_computes_the_same_each_time(name):
+    """And the head alone learns: every other weight and statistic stays, bit for bit."""
+    build, dropping = FAMILIES[name]
+    torch.manual_seed(0)
+    network = build()
+    weights_of_backbone = named_parts(network, ["backbone"])
+    part = FrozenPart(network, weights_of_backbone, None, False)
+    network.train()
+    part.at_step(0)
+    kinds = (nn.Dropout, StochasticDepth, DropPath)
+    active = {path for path, each in network.named_modules() if isinstance(each, kinds)}
+    active = {path for path in active if network.get_submodule(path).training}
+    assert sorted(active) == dropping
+    features = []
+
+    def keep(module, inputs, output):
+        features.append(getattr(output, "last_hidden_state", output).detach().clone())
+
+    taken = part.modules[-1].register_forward_hook(keep)
+    before = {path: value.clone() for path, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e4)
+    side = 32 if "vit" in name else 64
+    images = torch.rand(2, 3, side, side)
+    for _ in range(2):
+        optimizer.zero_grad()
+        outputs = network(images)
+        getattr(outputs, "logits", outputs).logsumexp(1).sum().backward()
+        optimizer.step()
+    taken.remove()
+    assert torch.equal(*features)
+    after = network.state_dict()
+    changed = {path for path, was in before.items() if not torch.equal(was, after[path])}
+    stay = {id(weight) for weight in weights_of_backbone}
+    assert changed == {path for path, each in network.named_parameters() if id(each) not in stay}
+
+
+def test_dropouts_of_vgg_by_name():
+    """Between frozen layers of its classifier: not; before the new layer: as ever."""
+    with torch.device("meta"):
+        network = vgg11(num_classes=3)
+    network.head_names = ("classifier.6",)
+    part = FrozenPart(network, named_parts(network, ["backbone"]), 3, False)
+    for step, expected in ((0, [False, True]), (3, [True, True]), (1, [False, True])):
+        network.train()
+        part.at_step(step)
+        assert [network.classifier[place].training for place in (2, 5)] == expected
+
+
+def test_modules_without_parameters_beside_parts_of_other_names():
+    """Those after a layer that is trained see other features in each step anyway."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Dropout(),
+        nn.Conv2d(4, 4, 1), nn.Dropout(), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1),
+    )  # fmt: skip
+    for places, evaluating in (([0, 3], [0, 1, 2, 3, 5]), ([0], [0, 1]), ([3], [3])):
+        weights = [weight for place in places for weight in model[place].parameters()]
+        part = FrozenPart(model, weights, 3, False)
+        model.train()
+        part.at_step(0)
+        assert [place for place, each in enumerate(model) if not each.training] == evaluating
+        part.at_step(3)

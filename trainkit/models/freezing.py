@@ -76,8 +76,9 @@ def _stay_evaluating(module: nn.Module, mode: bool = True) -> nn.Module:
 class FrozenPart:
     """Parameters that are not trained before a step, or never: a pure function of the step.
 
-    The optimizer has them from the start. In the steps before, they have no gradient, and modules
-    all of whose parameters are frozen are in evaluation mode: batch norm keeps its statistics.
+    The optimizer has them from the start. In the steps before, they have no gradient, and the
+    `frozen_modules` are in evaluation mode: batch norm keeps its statistics, and nothing is
+    dropped.
     """
 
     def __init__(
@@ -142,15 +143,50 @@ def trained_by(
 
 
 def frozen_modules(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Module]:
-    """The outermost modules that have some of these parameters, and no others that are trained."""
-    return list(_wholly_frozen(model, {id(parameter) for parameter in parameters}))
+    """The modules that are in evaluation mode while these parameters are frozen.
+
+    They are the outermost modules that have some of the parameters, and no others that are trained;
+    and modules without parameters that lie beside these, in the order of registration: with nothing
+    but frozen parameters before them, and a frozen one after them, such as the dropout between two
+    frozen layers of VGG's classifier, or that of position embeddings. A dropout between the last
+    frozen layer and the head is the head's, and drops; what holds statistics there, a batch norm
+    without parameters, is not.
+    """
+    frozen = {id(parameter) for parameter in parameters}
+    found: list[nn.Module] = []
+    between: list[nn.Module] = []  # without parameters, and not known to be before a frozen one
+    only_frozen = bool(frozen)
+    for module, weights in _parts(model, frozen):
+        if weights and not all(_stays(weight, frozen) for weight in weights):
+            only_frozen, between = False, []
+        elif weights:
+            found += between
+            between = []
+            if module is not None and any(id(weight) in frozen for weight in weights):
+                found.append(module)
+        elif module is not None and only_frozen:
+            has_state = next(module.buffers(), None) is not None
+            (found if has_state else between).append(module)
+    return found
 
 
-def _wholly_frozen(module: nn.Module, frozen: set[int]) -> Iterator[nn.Module]:
+def _parts(
+    module: nn.Module, frozen: set[int]
+) -> Iterator[tuple[nn.Module | None, list[nn.Parameter]]]:
+    """The outermost modules all or none of whose parameters stay as they are, and these.
+
+    None stands for the parameters of a module around them.
+    """
     inside = list(module.parameters())
-    has_some = any(id(each) in frozen for each in inside)
-    if has_some and all(id(each) in frozen or not each.requires_grad for each in inside):
-        yield module
+    if len({_stays(weight, frozen) for weight in inside}) < 2:
+        yield module, inside
         return
+    own = list(module.parameters(recurse=False))
+    if own:
+        yield None, own
     for child in module.children():
-        yield from _wholly_frozen(child, frozen)
+        yield from _parts(child, frozen)
+
+
+def _stays(weight: nn.Parameter, frozen: set[int]) -> bool:
+    return id(weight) in frozen or not weight.requires_grad
