@@ -22,7 +22,9 @@ from helpers.toy_recipes import Net, everything
 from trainkit.cli import main
 from trainkit.commands.push import without_places
 from trainkit.storage import checkpoint
+from trainkit.storage.lookup import trained_steps
 from trainkit.storage.weights import read_weights, start_from
+from trainkit.tasks.mask_classification import MaskClassification
 
 RECIPE = '''"""A toy."""
 from beside import make
@@ -107,6 +109,10 @@ def test_what_is_published(tmp_path, monkeypatch, averaged):
         len(start_from(everything().model if averaged else Net(False), pub / "model.safetensors"))
         == 1
     )
+
+    # for a task that changes with the step
+    steps = row["best_step"], json.loads((run / "settings.json").read_text())["total_steps"]
+    assert trained_steps(MaskClassification(3), pub, pub / "model.safetensors") == steps
 
     # Measured again by the card's command, without a setting: the very metrics of the run.
     expected = {name: row[f"ema_{name}" if averaged else name] for name in ("top1", "top5")}

@@ -1,15 +1,24 @@
 """Trainings of mask classification: one curve for any split of a batch, and exact resumes."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from torchvision import tv_tensors
 
+import trainkit
 from helpers.logs import assert_bit_equal, assert_same_training
 from helpers.mask_recipes import CLASSES, RUNS, SIDE, masks, run
 from helpers.processes import TESTS, torchrun
+from helpers.toy_recipes import Maps
+from trainkit import Options, train
 from trainkit.commands.export import export
+from trainkit.data.seeding import seed_host
+from trainkit.data.transforms.segmentation import eval_transform
 from trainkit.engine.task_module import TaskModule
+from trainkit.errors import UserError
 from trainkit.models.mask_networks import mask_probabilities
 from trainkit.options import ExportOptions
 from trainkit.prediction.model_info import ModelInfo
@@ -139,3 +148,36 @@ def test_a_compiled_step_of_eomt_is_the_same_and_compiled_once():
         assert torch.equal(compiled(images, targets), module(images, targets))
         frames.append(torch._dynamo.utils.counters["frames"]["total"])
     assert frames[-1] == frames[0] > 0
+
+
+class Whole(Maps):
+    """Images and masks with a transform, as folders of files have it."""
+
+    def __init__(self, num_images: int, transform):
+        super().__init__(num_images, augment=False, size=SIDE)
+        self.transform = transform
+
+    def __getitem__(self, index: int):
+        image, target = super().__getitem__(index)
+        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(target))
+
+
+def test_a_loaded_checkpoint_has_the_masking_of_its_step(tmp_path):
+    """As its evaluation had it, though it was written before that; a published folder too."""
+    seed_host(5)
+    recipe = masks("eomt", ema=None, val_data=Whole(3, eval_transform(SIDE, SIDE)))
+    options = Options(out=tmp_path / "run", workers=0, pictures=False, report=False)
+    train(recipe, replace(options, checkpoint_every=2, keep_checkpoints=9))
+    for step in (2, 4, 6):
+        folder = tmp_path / "run" / "checkpoints" / f"step-{step:09d}"
+        network, info = trainkit.load(folder)
+        assert network.attn_mask_probs.tolist() == pytest.approx(mask_probabilities(2, step, 6))
+        by_hand = masks("eomt").model
+        take_weights(by_hand, folder)
+        info.task.at_step(by_hand, step, 6)
+        images = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = info.task.scores(by_hand.eval()(images), images)
+            assert torch.equal(info.task.scores(network(images), images), expected)
+    with pytest.raises(UserError, match="nothing says of which step the weights in .* are"):
+        trainkit.load(shutil.copytree(folder, tmp_path / "alone"))

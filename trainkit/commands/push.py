@@ -27,9 +27,15 @@ from trainkit.options import PushOptions
 from trainkit.prediction.loading import Source
 from trainkit.report.plots import PLOTS
 from trainkit.storage.adapters import ADAPTER_FILES
-from trainkit.storage.checkpoint import digest, is_checkpoint_name, step_of
+from trainkit.storage.checkpoint import digest
 from trainkit.storage.hub_download import HUB_NAME, is_hub_name
-from trainkit.storage.lookup import find_weights, is_published, require_run
+from trainkit.storage.lookup import (
+    PUBLISHED_STEP,
+    find_weights,
+    is_published,
+    require_run,
+    step_of_weights,
+)
 from trainkit.storage.model_json import read_model_json
 from trainkit.storage.recorded import TO_PUBLISH, read_recorded
 from trainkit.storage.run_files import MODEL_JSON, read_results
@@ -171,7 +177,7 @@ def _published(
 ) -> Published:
     """The content of the card, from results.json and the hash of the published file of weights."""
     averaged = recorded.get("ema") is not None and (weights.is_dir() or is_published(run))
-    step = _step(run, weights)
+    step = step_of_weights(run, weights)
     row = RunFolder(run).log.last_evaluation(step) or {}
     metrics = _of_weights(
         {name: value for name, value in row.items() if name not in NO_METRICS}, averaged
@@ -188,7 +194,7 @@ def _published(
         measured = _of_weights(evaluated, averaged)
     dataset = asked.dataset or _dataset(recorded)
     command = shlex.join(_shortened(word) for word in shlex.split(recorded["command"]))
-    recorded = {**without_places(recorded), "command": command}
+    recorded = {**without_places(recorded), "command": command, PUBLISHED_STEP: step}
     about = {"checkpoint": WEIGHTS, "sha256": sha256, "settings": recorded["settings"]}
     return Published(
         name=asked.name,
@@ -205,15 +211,6 @@ def _published(
         dataset=dataset,
         license=asked.license,
     )
-
-
-def _step(run: Path, weights: Path) -> int | None:
-    """The step that weights are of; of published ones the best that the log tells of, if any."""
-    folder = weights if weights.is_dir() else weights.parent
-    if is_checkpoint_name(folder.name):
-        return step_of(folder)
-    last = RunFolder(run).log.last_evaluation()
-    return None if last is None else last["best_step"] or last["step"]
 
 
 def _of_weights(row: dict[str, Any], averaged: bool) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from trainkit.data.bands import PixelSettings
+from trainkit.engine.task_module import set_step
 from trainkit.inference import Inference
 from trainkit.models.rebuild import transform_from
 from trainkit.prediction.model_info import ModelInfo
-from trainkit.storage.lookup import read_thresholds
+from trainkit.storage.lookup import read_thresholds, trained_steps
 from trainkit.storage.stored_model import StoredModel, bound
 from trainkit.storage.weights import take_weights
 
@@ -66,11 +67,13 @@ def load(
 
     Raises:
         MissingFileError: nothing is there.
-        UserError: the network or its task cannot be built without the recipe.
+        UserError: the network or its task cannot be built without the recipe, or the task changes
+            with the step, which is not known of these weights.
     """
     found = Source.at(Path(source))
     info = found.info(trust_recipe)
     take_weights(info.model, found.weights)
+    set_step(info.task, info.model, trained_steps(info.task, found.run, found.weights))
     info.model.to(device).eval()
     return info.model, info
 

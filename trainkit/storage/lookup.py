@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import MissingFileError, UserError
-from trainkit.storage.checked_json import is_number
+from trainkit.storage.checked_json import is_count, is_number
 from trainkit.storage.checkpoint import (
     MANIFEST,
     checkpoint_path,
@@ -22,6 +22,7 @@ from trainkit.storage.run_settings import input_of
 from trainkit.storage.weight_links import pointed
 from trainkit.tasks.base import Task
 
+PUBLISHED_STEP = "published_step"  # in settings.json of a published folder: that of its weights
 COUNTED = (
     "batch norm has the statistics that training counted; the run's own evaluations had"
     " --precise-bn {}"
@@ -160,13 +161,34 @@ def trained_steps(task: Task, run: Path | None, weights: Path) -> tuple[int, int
     if not task.provides("at_step"):
         return None
     total = read_recorded(run).get("total_steps") if run is not None else None
-    if total is None or not (weights / MANIFEST).is_file():
+    step = None
+    if (weights / MANIFEST).is_file():
+        step = read_manifest(weights)["step"]
+    elif run is not None and is_published(run):
+        step = step_of_weights(run, weights)
+    if total is None or step is None:
         raise UserError(
             f"task {type(task.given).__name__} changes with the step (at_step), and nothing says of"
             f" which step the weights in {weights} are: give a run folder, or a checkpoint in it"
             " (RUN/checkpoints/step-*)"
         )
-    return read_manifest(weights)["step"], total
+    return step, total
+
+
+def step_of_weights(run: Path, weights: Path) -> int | None:
+    """The step that weights of a run are of.
+
+    That of published ones is recorded; of those that earlier versions published it is the best that
+    the log tells of. None where nothing says.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    if is_checkpoint_name(folder.name):
+        return step_of(folder)
+    recorded = read_recorded(run).get(PUBLISHED_STEP)
+    if is_count(recorded):
+        return recorded
+    last = RunFolder(run).log.last_evaluation()
+    return None if last is None else last["best_step"] or last["step"]
 
 
 def located(path: Path) -> Path:
