@@ -124,9 +124,10 @@ class EvaluationPictures:
             arrays: rows of all images.
             what: which evaluation it is, for the headings.
         """
+        measured = "the lowest IoU" if "intersection" in arrays else "the highest loss"
         headings = {
             "fixed": (VALIDATION, "Predictions on validation images"),
-            "worst": (WORST, "The worst validation images"),
+            "worst": (WORST, f"The worst validation images, {measured} first"),
         }
         if "preview" in kinds:  # its thumbnails first: who sees the picture finds them
             self._thumbnails(name, PREVIEW, kinds, found, arrays)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainkit.errors import UserError
+from trainkit.storage.adapters import MATRIX
 from trainkit.storage.checkpoint import digest
 from trainkit.storage.model_json import read_model_json
 from trainkit.storage.recorded import read_recorded
@@ -31,11 +32,17 @@ def average(models: Sequence[StoredModel]) -> dict[str, Tensor]:
         numbers, which must be equal, and batch norm's counters are those of the last model.
 
     Raises:
-        UserError: names, shapes, types or whole numbers differ, or a weight is NaN/Inf.
+        UserError: names, shapes, types or whole numbers differ, a weight is NaN/Inf, or they are
+            of adapters (LoRA).
     """
     first, *others = models
     last, _ = read_weights(first.weights)
     _require_finite(last, first)
+    if any(MATRIX.fullmatch(name) for name in last):
+        raise UserError(
+            f"{first.named} was trained with --lora, and the mean of adapters is not that of the"
+            " weights they make: average runs that were trained whole"
+        )
     kinds = {name: (tuple(value.shape), value.dtype) for name, value in last.items()}
     sums = {name: value.to(_wide(value)) for name, value in last.items() if _is_averaged(value)}
     whole = {name: value for name, value in last.items() if not _is_averaged(value)}

@@ -86,3 +86,12 @@ def test_models_of_other_networks_classes_and_images_are_refused_by_name(tmp_pat
         require_alike(models(first, again))
     other = write_teacher(tmp_path / "other", classes=["a", "b", "c"], seed=5)
     require_alike(models(first, other))
+
+
+def test_adapters_have_no_average(tmp_path):
+    matrices = {f"0.lora_{which}.default.weight": torch.ones(2, 2) for which in "AB"}
+    folders = [
+        change(write_teacher(tmp_path / str(seed), seed=seed), **matrices) for seed in range(2)
+    ]
+    with pytest.raises(UserError, match="was trained with --lora, and the mean of adapters"):
+        average(models(*folders))

@@ -199,7 +199,8 @@ def existing(root: Path, paths: Sequence[str], file: Path) -> list[str]:
     if missing:
         raise MissingFileError(
             f"{len(missing)} of {len(paths)} files that {file} names are not there:"
-            f" {some(missing)}. Paths are relative to {root.resolve()}"
+            f" {some(missing)}. Paths are relative to {root.resolve()}, where the list lies:"
+            " move it to the folder that they begin in, or write them whole"
         )
     return [path for path in found if path is not None]
 
