@@ -4,6 +4,7 @@ Trainkit against the loader of torchvision's references, which works on Pillow i
 
     python benchmarks/input_pipeline.py                                   # four minutes, two cores
     python benchmarks/input_pipeline.py --cases train evaluate --workers 0
+    python benchmarks/input_pipeline.py --cases train evaluate segment-jpeg --workers 0 --packed
     python benchmarks/input_pipeline.py --images 16 --batch 4 --rounds 1  # to see that it runs
 
 Each way of reading is a process of its own with one thread and `--workers` data-loading workers;
@@ -12,7 +13,8 @@ Photos and masks are those of the folder that TRAINKIT_DATA names, and generated
 sizes where it is not set. "decoding alone" is torchvision's decoder of JPEG with nothing after it:
 what no way that decodes whole images can pass. "regions" is what trainkit would take if
 nvImageCodec (nvidia-nvimgcodec-cu12, on the CPU) decoded no more than the crop; it and timm's
-create_loader are shown where they are installed.
+create_loader are shown where they are installed. With --packed trainkit also reads the same images
+packed (`trainkit pack`): as files' bytes, and as raw pixels, photos with a short side of 256.
 """
 
 import argparse
@@ -43,12 +45,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from _peers import CROP, SHORT, TO_FLOAT, ReferencePairs, RegionPairs, RegionPhotos, timms
 from _results import Results, add_option
 
+from trainkit import Recipe
+from trainkit.commands.pack import pack
+from trainkit.commands.pack_options import PackOptions
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.datasets.packed import PackedImages, PackedMasks
 from trainkit.data.image_io import read_image
 from trainkit.data.loader import make_loader
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.data.transforms.segmentation import train_transform as train_pairs
 from trainkit.distributed.accelerator import use_whole_host
+from trainkit.schedules import cos
+from trainkit.tasks.base import Task
+from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 SIZES = {"segment-jpeg": (683, 512), "segment-png": (240, 180), "segment-png-large": (480, 360)}
 ROWS = {
@@ -56,6 +66,8 @@ ROWS = {
     "timm": "timm create_loader",
     "regions": "trainkit's crops of regions decoded by nvImageCodec",
     "decoding": "decoding alone",
+    "packed": "trainkit, packed: the files' bytes",
+    "packed raw": "trainkit, packed: raw pixels, photos of short side 256",
 }
 COLUMNS = {
     "train": "photos, training",
@@ -65,6 +77,7 @@ COLUMNS = {
     "segment-png-large": "480 x 360, PNG + PNG",
 }
 CASES = ["train", "evaluate", *SIZES]
+PACKED = tempfile.TemporaryDirectory()  # where the packed folders are
 
 
 def long_side(size: tuple[int, int]) -> int:
@@ -108,6 +121,44 @@ def is_installed(name: str) -> bool:
         return False
 
 
+def with_packed(
+    ways: dict[str, Callable[[Path], Dataset]], case: str
+) -> dict[str, Callable[[Path], Dataset]]:
+    """Those that are compared with a packed folder, and the two ways of it."""
+    ways = {way: ways[way] for way in ("references", "trainkit")}
+    kind = PackedImages if case in ("train", "evaluate") else PackedMasks
+    for way, encoding in (("packed", "original"), ("packed raw", "raw")):
+        ways[way] = lambda root, encoding=encoding: kind(
+            Path(PACKED.name) / f"{case}-{encoding}", "train", ways["trainkit"](root).transform
+        )
+    return ways
+
+
+def pack_all(case: str, root: Path) -> None:
+    """Pack the images of a case, in both ways."""
+    photos_alone = case in ("train", "evaluate")
+    if photos_alone:
+        data: Dataset = ClassFolder(root)
+        task: Task = Recognition(data.classes)
+    else:
+        data = MaskFolder(root / "images", root / "masks", 254)
+        task = Segmentation(254)
+    layer = torch.nn.Linear(1, 1)
+    recipe = Recipe(
+        task=task,
+        model=layer,
+        train_data=data,
+        val_data=data,
+        optimizer=torch.optim.SGD(layer.parameters(), lr=1),
+        schedule=cos,
+        epochs=1,
+        batch_size=1,
+    )
+    for encoding, side in (("original", None), ("raw", 256 if photos_alone else None)):
+        out = Path(PACKED.name) / f"{case}-{encoding}"
+        pack(recipe, PackOptions(out=out, encoding=encoding, short_side=side, workers=0), case)
+
+
 def ways_of(case: str) -> dict[str, Callable[[Path], Dataset]]:
     """Name -> what makes the dataset of a folder."""
     if case == "train":
@@ -127,10 +178,11 @@ def serve(
 
     Read the images in its order, and send back the milliseconds an image took.
     """
-    if way in ("trainkit", "regions"):
+    if way in ("trainkit", "regions", "packed", "packed raw"):
         use_whole_host()
     torch.set_num_threads(1)
-    data, part = ways_of(case)[way](root), 1 if case in ("train", "evaluate") else 4
+    ways = with_packed(ways_of(case), case) if asked.packed else ways_of(case)
+    data, part = ways[way](root), 1 if case in ("train", "evaluate") else 4
     num_images, batch = asked.images // part, asked.batch // part
     while (number := pipe.recv()) is not None:
         torch.manual_seed(number)
@@ -156,7 +208,8 @@ def serve(
 def race(case: str, root: Path, asked: argparse.Namespace, workers: int) -> dict[str, list[float]]:
     """Milliseconds an image, by way and round, the first round left out."""
     fork, servers = get_context("fork"), {}
-    for way in ways_of(case):
+    ways = with_packed(ways_of(case), case) if asked.packed else ways_of(case)
+    for way in ways:
         here, there = fork.Pipe()
         process = fork.Process(target=serve, args=(case, way, root, asked, workers, there))
         process.start()
@@ -253,11 +306,13 @@ def difference(root: Path) -> float:
     return float(np.mean(found))
 
 
-def of_case(case: str, workers: int, rounds: int, results: dict[str, Results]) -> Results:
+def of_case(
+    case: str, workers: int, rounds: int, results: dict[str, Results], packed: bool
+) -> Results:
     """The file of a case's measurements: one for photos and pairs, and for a number of workers."""
     how = {0: "one_core", 1: "one_worker", 2: "two_workers"}.get(workers, f"{workers}_workers")
     kind = "" if case in ("train", "evaluate") else "segmentation-"
-    name = f"input_pipeline-{kind}{how}"
+    name = f"input_pipeline-{'packed-' if packed else kind}{how}"
     if name not in results:
         libraries = ("torch", "torchvision", "pillow", "timm", "nvidia-nvimgcodec-cu12")
         results[name] = Results(name, *libraries, rounds=rounds, baseline=ROWS["references"])
@@ -280,6 +335,7 @@ def main() -> None:
         "--batch", type=int, default=64, help="photos of a batch; a quarter of it for segmentation"
     )
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--packed", action="store_true", help="packed folders instead of others")
     add_option(parser)
     asked = parser.parse_args()
     if asked.batch < 4 or asked.images < 2 * asked.batch:
@@ -298,7 +354,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in asked.cases:
             root = prepare(case, Path(folder))
-            if case == "train":
+            if asked.packed:
+                pack_all(case, root)
+            elif case == "train":
                 gap = Results("input_pipeline-difference", "torch", "torchvision", "pillow")
                 row = "training crops against Pillow's of the same regions"
                 gap.put(row, "mean difference", "grey levels", difference(root))
@@ -307,7 +365,7 @@ def main() -> None:
             for workers in asked.workers:
                 taken = race(case, root, asked, workers)
                 first = median(taken["references"])
-                recorded = of_case(case, workers, asked.rounds, results)
+                recorded = of_case(case, workers, asked.rounds, results, asked.packed)
                 for way, each in taken.items():
                     row = ROWS.get(way, way)
                     recorded.add(row, COLUMNS[case], "ms", each, first / median(each))
