@@ -29,6 +29,7 @@ from trainkit.data.transforms.segmentation import eval_transform
 from trainkit.inference import Inference
 from trainkit.losses.base import Criterion
 from trainkit.losses.dense_regression import L1, Huber, ScaleInvariantLog
+from trainkit.models.pretrained import has_published_weights
 from trainkit.models.segmentation import segmenter
 from trainkit.settings import OptimizerSettings, OrientationSettings, ScheduleSettings
 from trainkit.tasks.dense_regression import DenseRegression
@@ -116,7 +117,7 @@ def recipe(
         "l1": L1(),
         "huber": Huber(delta),
     }
-    pretrained = pretrained and backbone != "small"
+    pretrained = pretrained and has_published_weights(model, backbone)
     network = segmenter(model, 1, backbone, pretrained, aux=False, se=False)
     inference = Inference.windows(eval_window)
     if eval_flip:

@@ -40,6 +40,7 @@ from trainkit.data.datasets.pixel_statistics import mean_and_std
 from trainkit.data.datasets.segmentation import read_mask_values
 from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
+from trainkit.models.pretrained import has_published_weights
 from trainkit.settings.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
@@ -133,7 +134,7 @@ def recipe(
             f"photometric is for RGB of 8 bits, and channels is {pixels.channels}, bits"
             f" {pixels.bits}: leave --photometric out"
         )
-    pretrained = pretrained and settings["backbone"] != "small"
+    pretrained = pretrained and has_published_weights(settings["model"], settings["backbone"])
     if not pretrained:
         settings["optimizer"] = replace(settings["optimizer"], head_lr_mult=1.0)
     # `open_data` takes a name on the Hub too

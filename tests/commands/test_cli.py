@@ -19,6 +19,7 @@ from trainkit.commands.arguments import OPTIONS
 from trainkit.commands.names_elsewhere import ELSEWHERE, name_here
 from trainkit.commands.recipe_file import load_recipe
 from trainkit.commands.recipe_names import find_recipe
+from trainkit.commands.word_checks import check_flags
 from trainkit.storage.shipped import shipped
 
 SAMPLE = ROOT / "recipes" / "recog_folder.py"
@@ -680,3 +681,8 @@ def test_settings_of_the_first_run_are_kept(trained):
         code=2,
     )
     assert "lr was 0.05 and is 0.3" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("value", sorted({name for names in ELSEWHERE.values() for name in names}))
+def test_names_of_other_programs_are_values_too(value):
+    check_flags({"data": str, "out": str}, ["--data", value, "--out", value])

@@ -112,6 +112,7 @@ def test_nothing_is_proposed_where_the_settings_are_refused(tmp_path, capsys):
         ({"model": "lraspp", "backbone": "small", "pretrained": False}, False),
         ({"model": "resnet50", "pretrained": True}, False),
         ({"model": "small"}, False),
+        ({"model": "hf:network", "backbone": "small", "pretrained": True}, False),
     ],
 )
 def test_random_weights_in_place_of_published_ones_are_reported(settings, expected):

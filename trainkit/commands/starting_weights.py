@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-SMALL = "small"  # networks and backbones of our own, which nobody published weights of
+from trainkit.models.pretrained import SMALL, has_published_weights
 
 
 def starting_weights(settings: Mapping[str, Any]) -> list[str]:
     """A line where these settings of a recipe ask for weights that there are not; or none."""
-    networks = settings.get("model"), settings.get("backbone")
-    if settings.get("pretrained") is not True or SMALL not in networks:
+    model, backbone = settings.get("model"), settings.get("backbone")
+    if settings.get("pretrained") is not True or not isinstance(model, str):
         return []
-    return ["small has no published weights: it starts from random ones"]
+    if has_published_weights(model, backbone):
+        return []
+    return [f"{SMALL} has no published weights: it starts from random ones"]

@@ -45,7 +45,7 @@ def check_flags(kinds: Mapping[str, Any], words: Sequence[str]) -> None:
             raise UserError(f"{flag} has one hyphen: settings and options have two, {meant}{near}")
         if flag in FLAGS_OF_OTHERS and flag not in flags:
             raise UserError(f"{flag} is no option: {FLAGS_OF_OTHERS[flag]}")
-        here = name_here(flag, every)
+        here = name_here(flag, every) if flag.startswith("--") else None  # else it is a value
         if here is not None:
             raise UserError(f"{flag} is no option: {here}")
         near = did_you_mean(flag, flags)

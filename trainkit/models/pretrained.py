@@ -21,6 +21,7 @@ START_AT_RANDOM = (
     "start from random weights with --no-pretrained; a small network needs no published ones:"
     " --model small for classes, --model lraspp --backbone small for masks"
 )
+SMALL = "small"  # networks and backbones of our own, which nobody published weights of
 _WANTED = ContextVar("wanted", default=True)
 
 
@@ -32,6 +33,16 @@ def without_pretrained() -> Iterator[None]:
         yield
     finally:
         _WANTED.reset(token)
+
+
+def has_published_weights(model: str, backbone: str | None = None) -> bool:
+    """Whether a network by name has weights that somebody published, as small ones have not.
+
+    Args:
+        model: of a recipe's setting; those of transformers have a body of their own.
+        backbone: that the others are built on, where there is one.
+    """
+    return model.startswith("hf:") or SMALL not in (model, backbone)
 
 
 def wanted() -> bool:

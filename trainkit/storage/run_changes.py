@@ -56,6 +56,7 @@ def compare_settings(
     now: Mapping[str, Any],
     allow_schedule_change: bool = False,
     allow_change: Collection[str] = (),
+    was_evaluated: bool = True,
 ) -> Changes:
     """What changed since a run began, and may.
 
@@ -71,6 +72,8 @@ def compare_settings(
         now: what a resume must keep, see `TrainPlan.resume_invariants`, and the seed.
         allow_schedule_change: length and schedule may have changed.
         allow_change: settings that may have changed.
+        was_evaluated: whether the run has been; else the evaluation may become another one, as
+            after an OOM in the first.
 
     Raises:
         UserError: something else has changed, or the run has done more steps than it is to have.
@@ -85,7 +88,7 @@ def compare_settings(
         )
     done = steps_done(folder / "checkpoints")
     may_change = PLACES | set(allow_change) if done else set(own)
-    may_stay: frozenset[str] = frozenset() if done else ADDED
+    may_stay = frozenset() if done and was_evaluated else ADDED
     if allow_schedule_change:
         may_change |= OF_SCHEDULE
         may_stay |= FROM_SCHEDULE
@@ -94,11 +97,10 @@ def compare_settings(
         for name, change in own.items()
         if name not in may_change and ABSENT not in (change.before, change.now)
     }
-    for name, change in kept.items():
-        if name not in may_stay:
-            refused.setdefault(name, change)
+    must_stay = {name: change for name, change in kept.items() if name not in may_stay}
+    refused = {**must_stay, **refused}
     if refused:
-        raise _refusal(folder, refused, kept)
+        raise _refusal(folder, refused, must_stay)
     if done > now["total_steps"]:
         raise UserError(
             f"the run in {folder} has done {done} steps, and is to have"

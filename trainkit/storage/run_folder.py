@@ -151,6 +151,7 @@ class RunFolder:
             now,
             options.allow_schedule_change,
             options.allow_change,
+            bool(self.log.evaluations()),
         )
         summary = self.summary
         ended = summary is not None and (
