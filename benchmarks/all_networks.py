@@ -418,12 +418,11 @@ def main() -> None:
     torch.set_num_threads(1)
     results = Results("all_networks", "torch", "torchvision", "timm", "transformers",
                       "segmentation-models-pytorch", "onnxruntime")  # fmt: skip
-    # the file holds what all calls found
-    results.head["command"] = "python benchmarks/all_networks.py"
-    results.head["note"] = "over several calls, with --only"
     file = asked.results / "all_networks.json"
     known: dict[str, dict[str, str]] = {}
-    if file.is_file():
+    if file.is_file():  # it holds what all calls found
+        results.head["command"] = "python benchmarks/all_networks.py"
+        results.head["note"] = "over several calls, with --only"
         for row in json.loads(file.read_text())["measurements"]:
             known.setdefault(row["row"], {})[row["column"]] = row["value"]
     begun, number = time.monotonic(), 0

@@ -9,6 +9,7 @@ import random
 import tempfile
 import unicodedata
 from collections import Counter
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.image_files import photo
 from trainkit.data import file_names
 from trainkit.data.datasets.folder import (
     ClassFolder,
@@ -441,3 +443,16 @@ def test_images_that_nothing_changes_are_not_seeded(tmp_path):
         assert not torch.equal(torch.get_rng_state(), before)
     data.targets = 1 - data.targets
     assert [data[index][1] for index in range(3)] == data.targets.tolist() == [1, 1, 0]
+
+
+def test_classes_are_kept_when_a_spawned_worker_gets_the_data(tmp_path):
+    """What starts it moves tensors into memory that is shared, and frees their own."""
+    for number in range(30):
+        photo(tmp_path / "train" / f"{number % 3}" / f"{number}.jpg")
+    data = ClassFolder(tmp_path / "train")
+    expected = [data[index][1] for index in range(30)]
+    sent = pickle.loads(ForkingPickler.dumps(data))
+    assert [sent[index][1] for index in range(30)] == expected
+    assert [data[index][1] for index in range(30)] == expected
+    data.targets[4] = 2
+    assert data[4][1] == 2

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from helpers.image_files import labels_png, mask, photo, picture
-from helpers.processes import Script
+from helpers.processes import TESTS, Script
 from helpers.toy_recipes import recognition
 from trainkit.cli import main
 from trainkit.commands.pack import pack
@@ -247,8 +247,9 @@ def test_a_file_that_changed_since_is_written_again(classes, tmp_path):
 def test_killed_and_packed_again(classes, tmp_path):
     """Killed at once, and with more and more files written; the end is always the same."""
     words = ("recog_folder", "--data", classes, "--model", "small", "--shard-images", 1)
-    wanted = content(packed(recognised(classes), tmp_path / "whole", shard_images=1))
-    out, command = tmp_path / "out", "tests/helpers/command.py"
+    assert main(["pack", *map(str, words), "--out", str(tmp_path / "whole")]) == 0
+    wanted = content(tmp_path / "whole")
+    out, command = tmp_path / "out", TESTS / "helpers" / "command.py"
     for written in (0, 1, 4, 9):
         script = Script(command, tmp_path, tmp_path / "errors", "pack", *words, "--out", out)
         while script.poll() is None and len(list(out.glob("*.parquet"))) < written:

@@ -69,12 +69,14 @@ class ClassFiles(Dataset):
     @property
     def targets(self) -> Tensor:
         """The class id of each file: int64 (N,)."""
-        return self._targets
+        return torch.from_numpy(self._ids)
 
     @targets.setter
     def targets(self, targets: Tensor) -> None:
         """Take other ones, such as those of fewer classes."""
-        self._targets, self._ids = targets, targets.numpy()  # which gives a number in less time
+        # NumPy gives a number in less time. A copy: what starts a spawned worker moves a tensor's
+        # memory, and a view would read what was freed.
+        self._ids = targets.numpy().copy()
 
     @property
     def draws_nothing(self) -> bool:
