@@ -119,9 +119,8 @@ def test_tversky_is_smps(alpha, beta):
 
     With equal prices of a half it is the Dice loss of probabilities that are not squared.
     """
-    from segmentation_models_pytorch.losses import TverskyLoss
-
-    theirs = TverskyLoss("multiclass", smooth=1.0, alpha=alpha, beta=beta, ignore_index=255)
+    library = pytest.importorskip("segmentation_models_pytorch.losses")
+    theirs = library.TverskyLoss("multiclass", smooth=1.0, alpha=alpha, beta=beta, ignore_index=255)
     for image in range(2):
         ours = Tversky(alpha, beta)(MAPS[image : image + 1], LABELS[image : image + 1], 255)
         found = theirs(MAPS[image : image + 1], LABELS[image : image + 1].long())
