@@ -28,7 +28,7 @@ from torchvision.models import resnet18
 from trainkit import Recipe
 from trainkit.data.dataset_info import ClassDataset, LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
-from trainkit.data.datasets.folder import read_class_names
+from trainkit.data.datasets.class_names import read_class_names
 from trainkit.data.datasets.hub import HubImages
 from trainkit.data.datasets.packed import PackedImages, require_plain
 from trainkit.data.datasets.packed_format import is_packed

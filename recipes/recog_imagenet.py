@@ -25,8 +25,8 @@ from torchvision.transforms import InterpolationMode
 from trainkit import Recipe
 from trainkit.data.dataset_info import ClassDataset, LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
+from trainkit.data.datasets.class_names import read_class_names
 from trainkit.data.datasets.class_source import ClassSource
-from trainkit.data.datasets.folder import read_class_names
 from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns

@@ -24,7 +24,7 @@ from trainkit import Recipe
 from trainkit.data.bands import PixelSettings
 from trainkit.data.dataset_info import LazyDataset, SizedDataset
 from trainkit.data.datasets import synthetic as generated
-from trainkit.data.datasets.folder import read_class_names
+from trainkit.data.datasets.class_names import read_class_names
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.label_set_source import LabelSets, LabelSetSource
 from trainkit.data.datasets.pixel_statistics import mean_and_std

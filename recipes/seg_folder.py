@@ -31,8 +31,9 @@ from trainkit import Recipe
 from trainkit.data.bands import PixelSettings
 from trainkit.data.dataset_info import LazyDataset
 from trainkit.data.datasets import synthetic as generated
-from trainkit.data.datasets.folder import IGNORED, read_classes
+from trainkit.data.datasets.class_names import read_classes
 from trainkit.data.datasets.held_out import SplitSettings
+from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.mask_source import MaskSource
 from trainkit.data.datasets.packed_format import is_packed, read_manifest

@@ -57,7 +57,8 @@ class Distillation:
         network, task = stored.network(options.trust_recipe), stored.task()
         classes = task.known_classes
         self._classes = classes if isinstance(classes, int | None) else list(classes)
-        self._class_order = _class_order(task, recipe.task, self._named)
+        order = _class_order(task, recipe.task, self._named)
+        self._class_order = None if order is None else torch.tensor(order)
         _require_same_pixels(stored.known(), recipe, self._named)
         self.notes = take_weights(network, stored.weights)
         counted = read_precise_bn(stored.run, stored.weights)
@@ -121,6 +122,8 @@ class Distillation:
             UserError: the teacher does not take them, or not by its own normalisation.
         """
         self.teacher.to(device)
+        if self._class_order is not None:
+            self._class_order = self._class_order.to(device)  # once, not with each batch
         if self._rescaling is not None:
             if read.is_floating_point():
                 raise UserError(

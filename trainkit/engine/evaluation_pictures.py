@@ -14,7 +14,7 @@ from torch import Tensor
 from trainkit.data.palette import RAMP, class_colours, levels
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.label_warnings import names_of
-from trainkit.engine.shown_images import Shown, as_pixels, chosen, fixed, ious
+from trainkit.engine.shown_images import Shown, as_pixels, chosen, fixed, iou_of
 from trainkit.files import replace_file
 from trainkit.report import pictures
 from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
@@ -183,7 +183,7 @@ class EvaluationPictures:
                 if self.of_maps and "loss" in arrays:
                     lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
                 if "intersection" in arrays:
-                    lines.append((f"IoU {_percent(ious_of(arrays, index))}", INK))
+                    lines.append((f"IoU {_percent(iou_of(arrays, index))}", INK))
             return Tile(images, lines)
         if index is None or arrays is None:
             return Tile([image], pictures.wrapped(self._named_class(shown.target), INK))
@@ -313,7 +313,7 @@ class EvaluationPictures:
             "name": self._named(index, arrays),
             "kind": kind,
             "loss": _number(arrays["loss"][index]) if "loss" in arrays else None,
-            "iou": ious_of(arrays, index) if "intersection" in arrays else None,
+            "iou": iou_of(arrays, index) if "intersection" in arrays else None,
         }
         if "score" in arrays:
             entry["target"], entry["predicted"] = self._named_labels(index, arrays)
@@ -327,15 +327,6 @@ class EvaluationPictures:
         content = io.BytesIO()
         page.save(content, "JPEG", quality=88)
         replace_file(self.folder / name, content.getvalue())
-
-
-def ious_of(arrays: Mapping[str, np.ndarray], index: int) -> float | None:
-    """The mean IoU of an image over the classes in it; None where there is none."""
-    rows = {name: values[index : index + 1] for name, values in arrays.items() if name in _COUNTS}
-    return _number(ious(rows)[0])
-
-
-_COUNTS = ("intersection", "predicted_pixels", "true_pixels")
 
 
 def _number(value: Any) -> float | None:

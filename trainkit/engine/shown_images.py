@@ -21,6 +21,7 @@ from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.segmentation import Segmentation
 
 MISTAKES_OF_A_CLASS, MOST_MISTAKES = 3, 24
+_COUNTS = ("intersection", "predicted_pixels", "true_pixels")
 RANKED = 3  # classes of an image that are named where its ranking is asked for
 
 
@@ -68,6 +69,13 @@ def ious(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     known = union > 0
     sums = np.where(known, hits / np.maximum(union, 1), 0).sum(1)
     return np.where(known.any(1), sums / np.maximum(known.sum(1), 1), np.nan)
+
+
+def iou_of(arrays: Mapping[str, np.ndarray], index: int) -> float | None:
+    """That of one image; None where no class is in it."""
+    rows = {name: arrays[name][index : index + 1] for name in _COUNTS}
+    value = float(ious(rows)[0])
+    return None if np.isnan(value) else value
 
 
 def _badness(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -15,8 +15,36 @@ from trainkit.losses.base import check_maps
 from trainkit.losses.functional import class_presence, is_valid
 
 
+class PresentClasses:
+    """A loss of each image and each class in its labels, of which the others are not counted."""
+
+    name: str
+    factor: float
+
+    def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+        """See `Criterion`."""
+        check_maps(self, logits)
+        return _image_by_image(self._of_image, logits, targets, ignore)
+
+    def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
+        """Sum over the classes of one image: logits (C, H, W), target (H, W)."""
+        # (H, W), (C, H, W)
+        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
+        p = logits.float().softmax(0) * valid
+        sizes = members.sum((1, 2))  # (C,)
+        return torch.where(sizes > 0, self._of_classes(p, members, sizes), 0).sum()
+
+    def _of_classes(self, p: Tensor, members: Tensor, sizes: Tensor) -> Tensor:
+        """Losses (C,) by probabilities and members (C, H, W), and the members' numbers (C,)."""
+        raise NotImplementedError
+
+    def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
+        """Pairs of an image and a class present in it."""
+        return class_presence(targets, num_classes, ignore).sum()
+
+
 @dataclass(frozen=True)
-class Dice:
+class Dice(PresentClasses):
     """Dice loss of each image and each class in its labels.
 
     It is 1 - (2 sum(p g) + smooth) / (sum(p^2) + sum(g) + smooth).
@@ -45,30 +73,16 @@ class Dice:
         if self.smooth < 0:
             raise UserError(f"Dice: smooth is {self.smooth}; it must be at least 0")
 
-    def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-        """See `Criterion`."""
-        check_maps(self, logits)
-        return _image_by_image(self._of_image, logits, targets, ignore)
-
-    def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
-        """Sum over the classes of one image: logits (C, H, W), target (H, W)."""
-        # (H, W), (C, H, W)
-        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
-        p = logits.float().softmax(0) * valid
-        sizes = members.sum((1, 2))  # (C,)
+    def _of_classes(self, p: Tensor, members: Tensor, sizes: Tensor) -> Tensor:
         overlap = torch.where(members, p, 0).sum((1, 2))
         dice = (2 * overlap + self.smooth) / (p.square().sum((1, 2)) + sizes + self.smooth).clamp(
             min=1e-12
         )
-        return torch.where(sizes > 0, 1 - dice, 0).sum()
-
-    def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
-        """Pairs of an image and a class present in it."""
-        return class_presence(targets, num_classes, ignore).sum()
+        return 1 - dice
 
 
 @dataclass(frozen=True)
-class Tversky:
+class Tversky(PresentClasses):
     """Tversky loss of each image and each class in its labels: Dice with a price for each error.
 
     It is 1 - (tp + smooth) / (tp + alpha fp + beta fn + smooth).
@@ -103,26 +117,11 @@ class Tversky:
             if not getattr(self, name) >= 0:
                 raise UserError(f"Tversky: {name} is {getattr(self, name)}; it must be at least 0")
 
-    def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
-        """See `Criterion`."""
-        check_maps(self, logits)
-        return _image_by_image(self._of_image, logits, targets, ignore)
-
-    def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
-        """Sum over the classes of one image: logits (C, H, W), target (H, W)."""
-        # (H, W), (C, H, W)
-        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
-        p = logits.float().softmax(0) * valid
-        sizes = members.sum((1, 2))  # (C,)
+    def _of_classes(self, p: Tensor, members: Tensor, sizes: Tensor) -> Tensor:
         hits = torch.where(members, p, 0).sum((1, 2))
         wrong, missed = p.sum((1, 2)) - hits, sizes - hits
         whole = hits + self.alpha * wrong + self.beta * missed + self.smooth
-        ratio = (hits + self.smooth) / whole.clamp(min=1e-12)
-        return torch.where(sizes > 0, 1 - ratio, 0).sum()
-
-    def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
-        """Pairs of an image and a class present in it."""
-        return class_presence(targets, num_classes, ignore).sum()
+        return 1 - (hits + self.smooth) / whole.clamp(min=1e-12)
 
 
 @dataclass(frozen=True)

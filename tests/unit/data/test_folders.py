@@ -21,12 +21,11 @@ from PIL import Image
 
 from helpers.image_files import photo
 from trainkit.data import file_names
+from trainkit.data.datasets.class_names import read_class_names, read_classes
 from trainkit.data.datasets.folder import (
     ClassFolder,
     FileList,
     MaskFolder,
-    read_class_names,
-    read_classes,
 )
 from trainkit.data.datasets.inventory import Inventory, used, used_warnings
 from trainkit.data.datasets.listing import ListingCache, image_files

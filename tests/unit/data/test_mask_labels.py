@@ -14,7 +14,8 @@ from PIL import Image
 from helpers.processes import ROOT
 from trainkit.cli import main
 from trainkit.data.datasets.cityscapes import CLASSES as CITYSCAPES
-from trainkit.data.datasets.folder import MaskFolder, read_classes
+from trainkit.data.datasets.class_names import read_classes
+from trainkit.data.datasets.folder import MaskFolder
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.mask_colors import read_mask_colors
 from trainkit.data.datasets.mask_source import MaskSource
