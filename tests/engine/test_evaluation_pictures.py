@@ -16,7 +16,7 @@ from trainkit import Options, evaluate, train
 from trainkit.data.mixup import Cutmix, Mixup
 from trainkit.data.palette import class_colours
 from trainkit.engine.evaluation_pictures import NAMES
-from trainkit.engine.shown_images import chosen
+from trainkit.engine.shown_images import chosen, worst_by
 from trainkit.inference import Inference
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
@@ -187,6 +187,23 @@ def test_which_images_are_shown():
     assert found == {"worst": [3, 4], "median": [4, 0], "mistake": [0, 3]}
     assert chosen(arrays, 16)["mistake"] == [0, 3, 4], "three of a class, ignored ones none"
     assert chosen({"ids": np.arange(3)}, 4) == {}
+    assert worst_by(arrays) == "the highest loss"
+
+
+def test_of_several_labels_the_most_wrong_come_first():
+    """By the thresholds of the evaluation; of as many wrong ones the highest loss comes first."""
+    odds = np.log(np.array([[3, 1 / 3, 3], [1 / 3, 3, 3], [3, 3, 1 / 3], [3, 3, 3], [3, 3, 3]]))
+    arrays = {
+        "score": odds.astype(np.float32),  # probabilities of 0.75 and 0.25
+        "target": np.array([[1, 0, 1], [1, 0, 1], [1, 0, -1], [1, 0, 1], [0, -1, 1]], np.int8),
+        "loss": np.array([9, 1, 0.5, 0.7, 0.6], dtype=np.float32),
+    }
+    assert chosen(arrays, 5)["worst"] == [1, 3, 4, 2, 0], "2, 1, 1, 1 and no wrong labels"
+    assert worst_by(arrays) == "the most wrong labels"
+    stricter = {**arrays, "thresholds": np.array([0.8, 0.8, 0.5])}
+    assert chosen(stricter, 5)["worst"] == [0, 1, 3, 2, 4], "1, 1, 1, 1 and 0"
+    masks = {name: np.ones((1, 2), np.int32) for name in ("intersection", "true_pixels")}
+    assert worst_by(masks) == "the lowest IoU"
 
 
 def test_a_picture_that_cannot_be_drawn_ends_nothing(tmp_path, capsys):

@@ -171,3 +171,29 @@ def require_jpeg_room(data: bytes | bytearray) -> None:
                 )
             return
         place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
+def may_be_cut_short(head: bytes, tail: bytes, size: int) -> bool:
+    """Whether a file lacks the end that its format asks for; whole ones with an appendix do too.
+
+    Args:
+        head: its first 16 bytes.
+        tail: its last 64 bytes.
+        size: in bytes.
+
+    Returns:
+        True also where the format is unknown; False for a TIFF, whose end says nothing.
+    """
+    if len(head) < 16:
+        return True
+    if head.startswith(JPEG):
+        return not tail.rstrip(b"\0").endswith(b"\xff\xd9")
+    if head.startswith(PNG):
+        return tail[-8:-4] != b"IEND"
+    if head.startswith(b"RIFF"):  # WebP
+        return size < 8 + int.from_bytes(head[4:8], "little")
+    if head.startswith(b"BM"):
+        return size < int.from_bytes(head[2:6], "little")
+    if head.startswith(b"GIF8"):
+        return not tail.endswith(b";")
+    return not head.startswith((b"II*\0", b"MM\0*"))

@@ -14,13 +14,21 @@ from torch import Tensor
 from trainkit.data.palette import RAMP, class_colours, levels
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.label_warnings import names_of
-from trainkit.engine.shown_images import Shown, as_pixels, chosen, fixed, iou_of
+from trainkit.engine.shown_images import (
+    Shown,
+    as_pixels,
+    chosen,
+    fixed,
+    iou_of,
+    labels_called,
+    worst_by,
+)
 from trainkit.files import replace_file
 from trainkit.report import pictures
 from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
 from trainkit.storage import evaluation_files
 from trainkit.tasks.dense_regression import DenseRegression
-from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
+from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -124,10 +132,9 @@ class EvaluationPictures:
             arrays: rows of all images.
             what: which evaluation it is, for the headings.
         """
-        measured = "the lowest IoU" if "intersection" in arrays else "the highest loss"
         headings = {
             "fixed": (VALIDATION, "Predictions on validation images"),
-            "worst": (WORST, f"The worst validation images, {measured} first"),
+            "worst": (WORST, f"The worst validation images, {worst_by(arrays)} first"),
         }
         if "preview" in kinds:  # its thumbnails first: who sees the picture finds them
             self._thumbnails(name, PREVIEW, kinds, found, arrays)
@@ -232,11 +239,8 @@ class EvaluationPictures:
 
     def _named_labels(self, index: int, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
         """The classes that an image is of, and those above the thresholds of the evaluation."""
-        target = arrays["target"][index]
-        thresholds = arrays.get("thresholds", THRESHOLD)
-        probabilities = np.exp(-np.logaddexp(0, -arrays["score"][index].astype(np.float64)))
-        called = (probabilities > thresholds) & (target >= 0)
-        return self._labels(target), self._labels(called.astype(np.int8))
+        called = labels_called(arrays, index)
+        return self._labels(arrays["target"][index]), self._labels(called.astype(np.int8))
 
     def _class(self, label: int) -> str:
         if label < 0:

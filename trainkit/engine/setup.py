@@ -16,6 +16,7 @@ from trainkit.engine.one_class import refuse_one_class
 from trainkit.engine.plan import TrainPlan
 from trainkit.engine.precise_bn import refuse_frozen
 from trainkit.engine.probe import refuse_lonely_values
+from trainkit.engine.torn_files import refuse_torn
 from trainkit.engine.trackers import require_installed
 from trainkit.errors import UserError
 from trainkit.options import Options
@@ -51,6 +52,7 @@ class Setup:
         try_metrics(recipe.task)
         opened(recipe.train_data)  # a fault of it is reported before the processes connect
         refuse_one_class(recipe.train_data)
+        refuse_torn(recipe.val_data, options.seed)
         self.distillation = Distillation.asked(recipe, options)
         self.recipe = recipe
         self.options = options

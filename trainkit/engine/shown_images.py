@@ -18,6 +18,7 @@ from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import uncompiled
 from trainkit.recipe import Recipe
 from trainkit.tasks.dense_regression import DenseRegression
+from trainkit.tasks.multilabel import THRESHOLD
 from trainkit.tasks.segmentation import Segmentation
 
 MISTAKES_OF_A_CLASS, MOST_MISTAKES = 3, 24
@@ -49,17 +50,22 @@ def chosen(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, list[int]
     Returns:
         Indices; no kind that the rows do not show.
     """
-    badness = _badness(arrays)
-    if badness is None:
+    order = _worst_first(arrays)
+    if order is None:
         return {}
-    order = (-badness).argsort(kind="stable")
-    order = order[~np.isnan(badness[order])]
     number = min(number, len(order))
     middle = max(0, (len(order) - number) // 2)
     found = {"worst": order[:number].tolist(), "median": order[middle : middle + number].tolist()}
     if "predicted" in arrays:
         found["mistake"] = _mistakes(arrays, MOST_MISTAKES if number >= 16 else number)
     return found
+
+
+def worst_by(arrays: Mapping[str, np.ndarray]) -> str:
+    """What the worst images are sorted by, for headings."""
+    if "intersection" in arrays:
+        return "the lowest IoU"
+    return "the most wrong labels" if "score" in arrays else "the highest loss"
 
 
 def ious(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -78,11 +84,32 @@ def iou_of(arrays: Mapping[str, np.ndarray], index: int) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _badness(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """What is large where an image is measured badly; NaN where it is not measured."""
-    if "intersection" in arrays:
-        return -ious(arrays)
-    return arrays.get("loss")
+def labels_called(arrays: Mapping[str, np.ndarray], index: int | slice) -> np.ndarray:
+    """Which classes images are said to be of, by the thresholds of the evaluation: bool (..., C).
+
+    A class that counts nowhere in an image is none of them.
+    """
+    scores = arrays["score"][index].astype(np.float64)
+    probabilities = np.exp(-np.logaddexp(0, -scores))
+    thresholds = arrays.get("thresholds", THRESHOLD)
+    return (probabilities > thresholds) & (arrays["target"][index] >= 0)
+
+
+def _worst_first(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Indices of the images that are measured; None where nothing says which is worse.
+
+    Masks by their IoU; of any number of classes per image those with the most wrong labels first,
+    and of as many the one with the highest loss; others by their loss.
+    """
+    badness = -ious(arrays) if "intersection" in arrays else arrays.get("loss")
+    if badness is None:
+        return None
+    order = (-badness).argsort(kind="stable")
+    order = order[~np.isnan(badness[order])]
+    if "score" in arrays:
+        wrong = (labels_called(arrays, slice(None)) != (arrays["target"] > 0)).sum(1)
+        order = order[(-wrong[order]).argsort(kind="stable")]
+    return order
 
 
 def _mistakes(arrays: Mapping[str, np.ndarray], most: int) -> list[int]:

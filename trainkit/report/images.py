@@ -21,7 +21,10 @@ LARGEST_SIDE = 1600  # of a picture; larger ones are made smaller
 # of a path all but its last two names
 FOLDERS = re.compile(r"(?:(?<=\s)|^)[^\s/]*/(?:[^\s/]+/)*(?=[^\s/]+/[^\s/]+)")
 TITLES = {
-    "worst": ("The worst", "The validation images with the largest loss or the lowest IoU."),
+    "worst": (
+        "The worst",
+        "The validation images with the largest loss, the most wrong labels or the lowest IoU.",
+    ),
     "median": ("The median", "Images about which half of the others are better."),
     "mistake": ("The most confident mistakes", "Of each class, at most a few."),
 }

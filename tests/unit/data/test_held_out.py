@@ -280,7 +280,8 @@ def test_what_is_there_in_place_of_classes_or_masks_is_reported(animals):
         (animals.parent / "else" / "where", "no folder or list .*where. --val-share"),
         (
             animals / "cat" / "p0",
-            "/cat/p0 has 4 images and no labels: give (a folder for each class|images/ and)",
+            "/cat/p0 has 4 images and no labels: give (a folder for each class|images/ and)"
+            ".*`trainkit predict` takes images without labels$",
         ),
     ):
         with pytest.raises(UserError, match=message):

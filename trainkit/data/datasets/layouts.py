@@ -82,8 +82,8 @@ def nothing_to_divide(source: str | Path, asked: str, layout: str) -> UserError:
         how = "images/ and masks/" if "masks" in layout else "a folder for each class"
         return UserError(
             f"{folder.resolve()} has {number} images and no labels: give {how}, or a list"
-            f" ({'path,mask' if 'masks' in layout else 'path,label'}), of which {asked} holds out a"
-            " part. The folder above it may be meant"
+            f" ({'path,mask' if 'masks' in layout else 'path,label'}). The folder above it may be"
+            " meant; `trainkit predict` takes images without labels"
         )
     elif there and "masks" in layout:
         what = f": its folders are {some(there)}. Where these are classes, take recog_folder"
