@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainkit.engine.trackers import PREVIEW, least_step, send_picture, send_rows
+from trainkit.engine.trackers import PREVIEW, TAKE_SEVERAL, least_step, send_picture, send_rows
 from trainkit.storage.evaluation_files import previews
 
 QUEUE = 1000  # rows that wait for a tracker; of more the oldest are dropped
@@ -192,7 +192,7 @@ class LogFollower(threading.Thread):
         return rows
 
     def _send_rows(self, tracker: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        at_once = BATCH if tracker.name == "mlflow" else 1
+        at_once = BATCH if tracker.name in TAKE_SEVERAL else 1
         for place in range(0, len(rows), at_once):
             if self.aborted.is_set():
                 self._call(partial(self._note_unsent, rows[place:]))

@@ -10,6 +10,7 @@ from uuid import uuid4
 from trainkit.errors import MissingPackageError
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+TAKE_SEVERAL = ("tensorboard", "mlflow")  # rows in one call, see `send_rows`
 PICTURE, PREVIEW = "val/predictions", "val/preview"
 
 
@@ -73,17 +74,23 @@ def identity_of(tracker: Any) -> str | None:
 def send_rows(tracker: Any, rows: Sequence[tuple[Mapping[str, float], int]]) -> None:
     """Send the values of several steps, in their order.
 
-    MLflow takes up to 1,000 values in one call, which costs it what a call of one row does; the
-    others take a row a call.
+    MLflow takes up to 1,000 values in one call, which costs it what a call of one row does;
+    TensorBoard's file is flushed once, and has one event for a row. The others take a row a call.
 
     Args:
         tracker: one that was started.
         rows: each row's values by name, and its step.
     """
-    if tracker.name != "mlflow":
+    if tracker.name == "mlflow":
+        _send_to_mlflow(tracker, rows)
+    elif tracker.name == "tensorboard":
+        _send_to_tensorboard(tracker, rows)
+    else:
         for values, step in rows:
             tracker.log(dict(values), step=step)
-        return
+
+
+def _send_to_mlflow(tracker: Any, rows: Sequence[tuple[Mapping[str, float], int]]) -> None:
     import mlflow
     from mlflow.entities import Metric
     from mlflow.utils.validation import MAX_METRICS_PER_BATCH
@@ -95,6 +102,15 @@ def send_rows(tracker: Any, rows: Sequence[tuple[Mapping[str, float], int]]) -> 
     for first in range(0, len(metrics), MAX_METRICS_PER_BATCH):
         part = metrics[first : first + MAX_METRICS_PER_BATCH]
         mlflow.MlflowClient().log_batch(tracker.tracker.info.run_id, metrics=part)
+
+
+def _send_to_tensorboard(tracker: Any, rows: Sequence[tuple[Mapping[str, float], int]]) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    for values, step in rows:
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        tracker.writer.file_writer.add_summary(Summary(value=shown), step)
+    tracker.writer.flush()
 
 
 def send_picture(tracker: Any, file: Path, step: int, name: str = PICTURE) -> None:
