@@ -14,7 +14,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    ways: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each way in each round; a round before them, which is not counted, warms up.
 
     A single round goes without: it shows that everything runs, and no more.
@@ -22,10 +26,10 @@ def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(0 if rounds > 1 else 1, rounds + 1):
         for name, work in ways.items():
-            begun = time.perf_counter()
+            begun = clock()
             work()
             if number:
-                taken[name].append(time.perf_counter() - begun)
+                taken[name].append(clock() - begun)
     return taken
 
 

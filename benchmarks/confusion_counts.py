@@ -1,24 +1,30 @@
 """From logits to segmentation masks to confusion counts.
 
-Trainkit, torchvision's reference training and torchmetrics.
+Trainkit, torch and torchvision's reference training, torchmetrics and OpenCV.
 
     python benchmarks/confusion_counts.py                 # [4, 512, 512], 150 classes
     python benchmarks/confusion_counts.py --patch 32      # labels in patches of 32 x 32
+    python benchmarks/confusion_counts.py --threads 1 --processor-time    # on a busy machine
     python benchmarks/confusion_counts.py --size 64 --rounds 1
 
-A tenth of the pixels is ignored. torchmetrics takes `pip install ".[benchmarks]"`; its row is left
-out where it is missing. All counts are compared.
+A tenth of the pixels is ignored. torchmetrics takes `pip install ".[benchmarks]"`, OpenCV
+`pip install opencv-python-headless`; a row is left out where its library is missing. All masks and
+counts are compared. The ways of a table run in turn, round after round.
 """
 
 import argparse
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from statistics import median
 
+import numpy as np
 import torch
 from _results import Results, add_option
 from _timing import in_words, interleaved, versions
 from torch import Tensor
 
+from trainkit.metrics.confusion import argmax_labels
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.segmentation import Segmentation
 
@@ -52,8 +58,17 @@ def of_torchmetrics(predictions: Tensor, targets: Tensor, classes: int) -> Tenso
     return metric.confmat
 
 
+def of_opencv(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """As OpenCV's histogram of two channels counts; float32, exact below 2^24."""
+    import cv2
+
+    maps = [each.numpy().astype(np.uint8).reshape(-1, 1) for each in (targets, predictions)]
+    found = cv2.calcHist(maps, [0, 1], None, [classes, classes], [0, classes, 0, classes])
+    return torch.from_numpy(found).long()
+
+
 def main() -> None:
-    """Two tables: from masks, and from logits."""
+    """Tables: logits to masks, masks to counts, logits to counts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,8 +77,15 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--patch", type=int, default=1, help="pixels of one label, down and across")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, help="of torch and trainkit; default: all cores")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of this process, in place of the clock's"
+    )
     add_option(parser)
     asked = parser.parse_args()
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    clock = time.process_time if asked.processor_time else time.perf_counter
     torch.manual_seed(0)
     logits = torch.randn(asked.images, asked.classes, asked.size, asked.size)
     few = -(-asked.size // asked.patch)
@@ -75,14 +97,23 @@ def main() -> None:
     counters = {
         "torchvision references": of_references,
         "torchmetrics": of_torchmetrics,
+        "OpenCV": of_opencv,
         "trainkit": of_trainkit,
     }
-    if find_spec("torchmetrics") is None:
-        del counters["torchmetrics"]
+    for name, module in (("torchmetrics", "torchmetrics"), ("OpenCV", "cv2")):
+        if find_spec(module) is None:
+            del counters[name]
+    last = logits.contiguous(memory_format=torch.channels_last)
     print(f"{versions('torch', 'torchmetrics')}; {torch.get_num_threads()} threads")
 
     task = Segmentation(asked.classes, IGNORE)
-    tables = {
+    tables: dict[str, dict[str, Callable[[], Tensor]]] = {
+        "logits to segmentation masks": {
+            "torch, NCHW": lambda: logits.argmax(1),
+            "torch, channels_last": lambda: last.argmax(1),
+            "trainkit": lambda: argmax_labels(logits),
+            "trainkit, channels_last": lambda: argmax_labels(last),
+        },
         "segmentation masks to counts": {
             name: lambda count=count: count(predictions, targets, asked.classes)
             for name, count in counters.items()
@@ -100,7 +131,7 @@ def main() -> None:
     for title, ways in tables.items():
         counts = [work() for work in ways.values()]
         assert all(torch.equal(counts[0], other) for other in counts[1:]), title
-        taken = interleaved(ways, asked.rounds)
+        taken = interleaved(ways, asked.rounds, clock)
         ours = median(taken["trainkit"])
         for name, seconds in taken.items():
             milliseconds = [1e3 * each for each in seconds]

@@ -1,55 +1,108 @@
 """Class ids from scores, and confusion counts: equal to plain torch's, faster on a CPU.
 
-Memory bandwidth is the limit on a CPU. Scores are taken in pieces that fit into its cache, without
-boolean indexing.
+Memory bandwidth is the limit on a CPU: scores and ids are taken in pieces that fit into its cache,
+by NumPy, which takes more of them at a time than torch does, and in as many threads as torch has.
 """
 
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SCORES_AT_ONCE = 1 << 12  # pixels, whose scores of 150 classes are 2.4 MB
-LABELS_AT_ONCE = 1 << 20  # pixels, 4 MiB as int32
+SCORES_AT_ONCE = 1 << 15  # pixels, whose scores of one class are 128 KiB
+FEW_PIXELS = 1 << 8  # of an image: calls of NumPy for each class would take longer than copying
+IDS_AT_ONCE = 1 << 14  # pixels, 128 KiB as int64
+LABELS_AT_ONCE = 1 << 20  # pixels, 8 MiB as int64
 LARGEST_TABLE = 1 << 20  # cells
+WORTH_THREADS = 1 << 18  # pixels, half a millisecond
 
 
 def argmax_labels(scores: Tensor) -> Tensor:
     """The most probable class of each image or pixel, as `scores.argmax(1)` has it.
 
-    Torch goes along the classes, which lie far apart, one pixel after the other. The largest score,
-    whether each score is that one, and of these the first class are steps over whole rows of
-    pixels.
+    Torch goes along the classes one pixel after the other. Where they lie side by side (channels
+    last), NumPy takes 16 at a time; where they lie apart, the largest score so far is kept, and
+    class after class compared with it, over a whole row of pixels.
 
     Args:
         scores: (N, C, ...).
 
     Returns:
-        int64 (N, ...), the first class of the largest score.
+        int64 (N, ...), the first class of the largest score; NaN counts as the largest.
     """
-    lies_well = scores.device.type != "cpu" or scores.stride(1) == 1  # on a GPU, or channels last
     if (
-        lies_well
+        scores.device.type != "cpu"
         or not scores.is_floating_point()
         or not scores.numel()
         or torch.compiler.is_compiling()
     ):
         return scores.argmax(1)
-    num_classes, flat = scores.shape[1], scores.detach().flatten(2)
-    chosen = torch.empty(flat.shape[0], flat.shape[2], dtype=torch.int64)
-    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    # above 0, and most for the first
-    order = torch.arange(num_classes, 0, -1, dtype=dtype)[:, None]
-    # the system would page fresh memory in each time
-    room = torch.empty(num_classes, SCORES_AT_ONCE, dtype=dtype)
-    for image, classes in zip(flat, chosen):
-        for piece, out in zip(image.split(SCORES_AT_ONCE, 1), classes.split(SCORES_AT_ONCE)):
-            piece = piece.to(dtype)  # exact: it is no narrower than the scores
-            largest = piece.amax(0)
-            found = torch.eq(piece, largest, out=room[:, : len(out)]).mul_(order).amax(0)
-            # nothing equals NaN, which counts as the largest score
-            out.copy_(num_classes - found if found.all() else piece.argmax(0))
-    return chosen.view(scores.shape[0], *scores.shape[2:])
+    scores = scores.detach()
+    chosen = torch.empty(scores.shape[0], *scores.shape[2:], dtype=torch.int64)
+    if scores.stride(1) == 1 or scores.shape[2:].numel() < FEW_PIXELS:
+        rows = scores.movedim(1, -1).reshape(-1, scores.shape[1])  # (pixels, C)
+        parts = chosen.view(-1).split(SCORES_AT_ONCE)
+        _in_threads(_choose_in_rows, rows.split(SCORES_AT_ONCE), parts)
+        return chosen
+    pieces: list[Tensor] = []
+    places: list[Tensor] = []
+    for image, classes in zip(scores.flatten(2), chosen.flatten(1)):
+        pieces += image.split(SCORES_AT_ONCE, 1)
+        places += classes.split(SCORES_AT_ONCE)
+    _in_threads(_choose_in_columns, pieces, places)
+    return chosen
+
+
+def _in_threads(work: Callable[..., Any], *columns: Sequence) -> list[Any]:
+    """What `work` gives for each row of the columns, in any order, in torch's number of threads."""
+    rows = list(zip(*columns))
+    threads = min(torch.get_num_threads(), len(rows))
+
+    def share(first: int) -> list[Any]:
+        return [work(*row) for row in rows[first::threads]]
+
+    if threads == 1:
+        return share(0)
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(share, first) for first in range(1, threads)]
+        found = share(0)
+        for other in others:
+            found += other.result()
+    return found
+
+
+def _as_numpy_has_them(scores: Tensor) -> np.ndarray:
+    """Scores in a type of NumPy's that holds them exactly, and that it is fast with."""
+    wide = scores.dtype in (torch.float32, torch.float64)
+    return (scores if wide else scores.to(torch.float32)).numpy()
+
+
+def _choose_in_rows(scores: Tensor, chosen: Tensor) -> None:
+    """Write the classes of scores (P, C) into int64 (P,)."""
+    np.argmax(_as_numpy_has_them(scores), axis=1, out=chosen.numpy())
+
+
+def _choose_in_columns(scores: Tensor, chosen: Tensor) -> None:
+    """Write the classes of scores (C, P) into int64 (P,)."""
+    first, *others = _as_numpy_has_them(scores)
+    kind = np.min_scalar_type(len(others))
+    best, found = first.copy(), np.zeros(len(first), kind)
+    is_larger, candidates = np.empty(len(first), bool), np.empty(len(first), kind)
+    as_numbers = is_larger.view(np.uint8)
+    for number, each in zip(np.arange(1, len(others) + 1, dtype=kind), others):
+        np.greater(each, best, out=is_larger)
+        np.maximum(each, best, out=best)
+        np.multiply(as_numbers, number, out=candidates)
+        np.maximum(found, candidates, out=found)
+    if np.isnan(best).any():  # which nothing is larger than
+        chosen.copy_(scores.argmax(0))
+    else:
+        chosen.numpy()[:] = found
 
 
 def count_pairs(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:
@@ -81,7 +134,7 @@ class _Kept(threading.local):
 
     def __init__(self) -> None:
         with torch.inference_mode(False):  # whichever mode the first batch is counted in
-            self.room = torch.empty(2, LABELS_AT_ONCE, dtype=torch.int32, device="cpu")
+            self.room = torch.empty(LABELS_AT_ONCE, dtype=torch.int64, device="cpu")
 
 
 _kept = _Kept()
@@ -90,42 +143,79 @@ _kept = _Kept()
 def _count_as_they_are(
     predictions: Tensor, references: Tensor, num_classes: int, ignore: int
 ) -> Tensor | None:
-    """Count from a table with a row for each value that a reference may have, the ignored ones too.
+    """Count in a table with a row for each value that a reference may have, the ignored ones too.
 
-    None where an id has no place in it, or the ignored one is so far from the classes that it would
-    be large.
+    Its sides are powers of two: then the bits of all ids together say whether one has no place in
+    it. None where one has not, or where the ignored id is so far from the classes that the table
+    would be large.
     """
-    low, high = min(0, ignore), max(num_classes - 1, ignore)
-    if (high - low + 1) * num_classes > LARGEST_TABLE:
+    lowest = min(0, ignore)
+    row_bits = (max(num_classes - 1, ignore) - lowest).bit_length()
+    column_bits = (num_classes - 1).bit_length()
+    if 1 << (row_bits + column_bits) > LARGEST_TABLE:
         return None
-    size = (high - low + 1) * num_classes
-    table: Tensor | None = None
-    # Summed up as int32, far below 2^31 for LARGEST_TABLE: most CPUs do not multiply several int64
-    # at a time.
-    room = _kept.room
-    for columns, rows in zip(predictions.split(LABELS_AT_ONCE), references.split(LABELS_AT_ONCE)):
-        columns, rows = columns.long(), rows.long()
-        if not (_within(columns, 0, num_classes - 1) and _within(rows, low, high)):
+    ids = [
+        (each.long() if each.is_floating_point() else each).numpy()
+        for each in (predictions, references)
+    ]
+    table = torch.zeros(1 << (row_bits + column_bits), dtype=torch.int64)
+    for first in range(0, len(ids[0]), LABELS_AT_ONCE):
+        columns, rows = (each[first : first + LABELS_AT_ONCE] for each in ids)
+        parts = torch.get_num_threads() if len(rows) >= WORTH_THREADS else 1
+        # torch counts int32, in one thread, faster than NumPy int64
+        room = _kept.room if parts > 1 else _kept.room.view(torch.int32)
+        cells = room[: len(rows)].numpy()
+        found = _in_threads(
+            partial(_table_of, lowest=lowest, row_bits=row_bits, column_bits=column_bits),
+            *(np.array_split(each, parts) for each in (columns, rows, cells)),
+        )
+        for part in found:
+            if part is None:
+                return None
+            table += part
+    table = table.view(1 << row_bits, 1 << column_bits)
+    whole = torch.zeros(num_classes + 2, 1 << column_bits, dtype=torch.int64)
+    whole[:num_classes] = table[-lowest : num_classes - lowest]
+    if not 0 <= ignore < num_classes:
+        whole[num_classes] = table[ignore - lowest]
+    whole[-1] = table.sum(0) - whole.sum(0)
+    beyond = whole[:, num_classes:].sum(1, keepdim=True)
+    return torch.cat([whole[:, :num_classes], beyond], 1)
+
+
+def _table_of(
+    columns: np.ndarray,
+    rows: np.ndarray,
+    cells: np.ndarray,
+    lowest: int,
+    row_bits: int,
+    column_bits: int,
+) -> Tensor | None:
+    """Count the pixels of each cell of the table, int64; None where one has none.
+
+    Args:
+        columns: predictions.
+        rows: references.
+        cells: room for as many, int32 or int64.
+        lowest: the reference of the first row.
+        row_bits: of a row's number.
+        column_bits: of a column's number.
+    """
+    kind, size = cells.dtype, 1 << (row_bits + column_bits)
+    for begin in range(0, len(rows), IDS_AT_ONCE):
+        piece = slice(begin, begin + IDS_AT_ONCE)
+        row, column, cell = rows[piece], columns[piece], cells[piece]
+        if lowest:
+            row = np.subtract(row, lowest, dtype=np.int64)
+        if int(np.bitwise_or.reduce(row)) >> row_bits:
             return None
-        cells, rows = room[0, : len(rows)].copy_(columns), room[1, : len(rows)].copy_(rows)
-        cells.add_(rows.sub_(low) if low else rows, alpha=num_classes)
-        piece = torch.bincount(cells, minlength=size)
-        table = piece if table is None else table.add_(piece)
-    assert table is not None  # no pixels are one piece, an empty one
-    table = table.view(-1, num_classes)
-    counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
-    counts[:num_classes, :-1] = table[-low : num_classes - low]
-    counts[num_classes, :-1] = table[ignore - low]
-    counts[-1, :-1] = table.sum(0) - counts[:, :-1].sum(0)
-    return counts
-
-
-def _within(ids: Tensor, low: int, high: int) -> bool:
-    """Whether all are from `low` to `high`; True for no ids."""
-    if not len(ids):
-        return True
-    least, most = map(int, ids.aminmax())
-    return low <= least and most <= high
+        if int(np.bitwise_or.reduce(column)) >> column_bits:
+            return None
+        np.left_shift(row, column_bits, out=cell, dtype=kind, casting="unsafe")
+        np.bitwise_or(cell, column, out=cell, dtype=kind, casting="unsafe")
+    if kind == np.int32:
+        return torch.bincount(torch.from_numpy(cells), minlength=size)
+    return torch.from_numpy(np.bincount(cells, minlength=size))
 
 
 def _cells(predictions: Tensor, references: Tensor, num_classes: int, ignore: int) -> Tensor:

@@ -44,6 +44,59 @@ def test_the_most_probable_class_among_nans():
     assert torch.equal(confusion.argmax_labels(last), scores.argmax(1))
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 200, 256, 257])
+def test_masks_of_any_size_and_layout(classes):
+    """Cut out of a larger tensor too, and of few pixels; the last class may be the largest."""
+    generator = torch.Generator().manual_seed(classes)
+    for size in ((2, 1, 1), (1, 3, 5), (2, 17, 19)):
+        images, height, width = size
+        scores = torch.randint(-3, 4, (images, classes, height + 2, width + 3), generator=generator)
+        scores[..., 0, 0] = torch.arange(classes)
+        for dtype in (torch.float32, torch.bfloat16):
+            each = scores.to(dtype)
+            last = each.contiguous(memory_format=torch.channels_last)
+            for layout in (each, last, each.transpose(-1, -2)):
+                for part in (layout, layout[..., 2:, 3:], layout[:, 1:], layout.flip(1)):
+                    assert torch.equal(confusion.argmax_labels(part), part.argmax(1))
+                    with torch.inference_mode():
+                        assert torch.equal(confusion.argmax_labels(part), part.argmax(1))
+
+
+def test_pieces_of_masks_in_threads(threads):
+    """Of several pieces an image, one of them with NaN."""
+    scores = torch.randn(2, 3, 300, 301, generator=torch.Generator().manual_seed(0))
+    assert scores[0, 0].numel() > 2 * confusion.SCORES_AT_ONCE
+    scores[1, 1, 150, 7] = float("nan")
+    for each in (scores, scores.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(confusion.argmax_labels(each), scores.argmax(1))
+
+
+def test_pieces_of_counts_in_threads(threads):
+    """More pixels than the table is summed of at once, and ids that have no place in the last."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randint(5, (2, confusion.LABELS_AT_ONCE + 301_001), generator=generator)
+    maps[1, ::3] = 255
+    assert maps.shape[1] > confusion.WORTH_THREADS
+    for beyond in (None, 7, 8, -1, 2**40):
+        if beyond is not None:
+            maps[0, -1] = beyond
+        predictions, references = maps
+        cells = confusion._cells(predictions, references, 5, 255)
+        expected = confusion._count_in_place(cells, 42).view(7, 6)
+        assert torch.equal(confusion.count_pairs(predictions, references, 5, 255), expected)
+        expected = confusion._count_in_place(confusion._cells(references, predictions, 5, 9), 42)
+        found = confusion.count_pairs(references, predictions, 5, 9)
+        assert torch.equal(found, expected.view(7, 6))
+
+
 def test_counts_of_several_threads_are_their_own():
     """The memory that stays from batch to batch is each thread's own."""
     generator = torch.Generator().manual_seed(2)
