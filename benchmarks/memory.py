@@ -1,6 +1,6 @@
 """What a training step takes beside its weights.
 
-The loss of a segmentation mask, and a ResNet's activations.
+The loss of a segmentation mask, a ResNet's activations, and what LoRA leaves out of a ViT's step.
 
     python benchmarks/memory.py                  # the table of docs/results.md
     python benchmarks/memory.py --size 64        # the same, small
@@ -28,6 +28,7 @@ from torchvision.models import resnet50
 from trainkit.distributed.accelerator import use_whole_host
 from trainkit.engine.activation_checkpointing import checkpoint_activations
 from trainkit.losses.functional import cross_entropy_sum
+from trainkit.models.recognition import fine_tuned
 
 IGNORE = 255
 
@@ -62,6 +63,24 @@ def activations(way: str, size: int) -> Callable[[], None]:
     return work
 
 
+def adapters(rank: int | None, size: int) -> Callable[[], None]:
+    """Two steps of AdamW with a ViT-S and 10 classes, 8 images of 224, trained whole or by LoRA."""
+    side = max(32, size * 7 // 16)
+    model = fine_tuned("timm:vit_small_patch16_224", 10, False, [side], lora=rank).train()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    images, targets = torch.randn(8, 3, side, side), torch.arange(8)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()  # imports torch's compiler
+
+    def work() -> None:
+        for _ in range(2):  # the second one beside the optimizer's state
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), targets).backward()
+            optimizer.step()
+
+    return work
+
+
 WAYS = {
     "loss, bfloat16: F.cross_entropy": lambda size: pixels("torch", torch.bfloat16, size),
     "loss, bfloat16: trainkit": lambda size: pixels("trainkit", torch.bfloat16, size),
@@ -69,6 +88,8 @@ WAYS = {
     "loss, float32: trainkit": lambda size: pixels("trainkit", torch.float32, size),
     "ResNet-50: all activations kept": lambda size: activations("kept", size // 2),
     "ResNet-50: --activation-checkpointing": lambda size: activations("checkpointed", size // 2),
+    "ViT-S: all trained": lambda size: adapters(None, size),
+    "ViT-S: --lora 16": lambda size: adapters(16, size),
 }
 
 
@@ -132,6 +153,7 @@ def main() -> None:
     parts = {
         "loss": Results("memory-loss", "torch"),
         "ResNet-50": Results("memory-resnet50", "torch", rounds=asked.rounds),
+        "ViT-S": Results("memory-lora", "torch", "timm", "peft"),
     }
     for way in [each for each in WAYS if each in chosen]:
         size = ["--size", str(asked.size), "--rounds", str(asked.rounds)]
@@ -140,9 +162,11 @@ def main() -> None:
         print(printed, end="")
         mib, seconds = (float(each) for each in re.findall(r"([\d.]+) (?:MiB|s)\b", printed))
         kind, _, program = way.partition(": ")
-        if kind == "ResNet-50":
-            parts["ResNet-50"].put(program, "peak", "MiB", mib)
-            parts["ResNet-50"].put(program, "time of forward and backward", "s", seconds)
+        if kind == "ViT-S":
+            parts[kind].put(program, "peak of a step", "MiB", mib)
+        elif kind == "ResNet-50":
+            parts[kind].put(program, "peak", "MiB", mib)
+            parts[kind].put(program, "time of forward and backward", "s", seconds)
         else:
             row = f"4 x 150 x {asked.size} x {asked.size}, {kind.removeprefix('loss, ')}"
             parts["loss"].put(row, program, "MiB", mib)
