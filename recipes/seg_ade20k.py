@@ -30,7 +30,7 @@ from trainkit.data.datasets.ade20k import ADE20K
 from trainkit.data.datasets.composed import composed
 from trainkit.data.datasets.packed import PackedMasks
 from trainkit.data.datasets.packed_format import is_packed
-from trainkit.data.mixup import CutmixMasks
+from trainkit.data.mixup import masks_by_turns
 from trainkit.data.to_device import MEAN, STD
 from trainkit.data.transforms.segmentation import eval_transform, train_transform
 from trainkit.errors import UserError
@@ -98,6 +98,7 @@ def segmentation(
     cat_max_ratio: float | None = None,
     mosaic: float = 0.0,
     copy_paste: float = 0.0,
+    mixup: float | None = None,
     cutmix: float | None = None,
     orientation: OrientationSettings = OrientationSettings(),
     sync_batch_norm: bool = True,
@@ -138,7 +139,8 @@ def segmentation(
             the rest is frozen; None: all is trained
         head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
             networks of segmentation_models_pytorch and transformers
-        loss: cross_entropy, focal, ohem, dice, tversky, lovasz, or several of them
+        loss: cross_entropy, focal, ohem, dice, tversky, lovasz, boundary (beside others, such
+            as dice boundary), or several of them
         photometric: photometric distortion of training crops: brightness, contrast, saturation and
             hue
         cat_max_ratio: largest share of one class in a training crop, which is else drawn again,
@@ -146,6 +148,8 @@ def segmentation(
         mosaic: probability that a training image is put together from four crops, such as 0.5
         copy_paste: probability that half of the classes of another training image are pasted into
             one, such as 0.5
+        mixup: alpha of mixup, each image with another and the losses of both masks, such as 0.4;
+            None: none
         cutmix: alpha of cutmix, a box of another image and its mask; 1 is usual; None: none
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
         eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
@@ -187,6 +191,11 @@ def segmentation(
             raise UserError(
                 f"model {model} has losses of its own: leave loss and class_weights out"
             )
+        if mixup is not None:
+            raise UserError(
+                f"mixup is {mixup}, and model {model} segments by masks of one image: leave mixup"
+                " out, or take cutmix"
+            )
         task: Segmentation = MaskClassification.for_network(
             network, opened.about, extra_metrics=per_class.metrics
         )
@@ -203,7 +212,7 @@ def segmentation(
         model=network,
         train_data=composed(opened.train, mosaic, copy_paste),
         val_data=opened.val,
-        mix=CutmixMasks(cutmix) if cutmix is not None else None,
+        mix=masks_by_turns(mixup, cutmix),
         **optimizer.build(network),
         **schedule.build(),
         batch_size=batch_size,

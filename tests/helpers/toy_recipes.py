@@ -27,11 +27,13 @@ from torchvision.transforms import v2
 
 from trainkit import Options, Recipe, freeze, train
 from trainkit.data.datasets.staged import Stages
-from trainkit.data.mixup import Mixup
+from trainkit.data.mixup import Mixup, MixupMasks
 from trainkit.data.seeding import seed_host
 from trainkit.inference import Inference
+from trainkit.losses.boundary import Boundary
 from trainkit.losses.dense_regression import L1, ScaleInvariantLog
 from trainkit.losses.multilabel import AsymmetricLoss, BCEWithLogits
+from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.optim import param_groups
 from trainkit.schedules import cos, poly
 from trainkit.storage.checkpoint import Snapshot, write
@@ -390,6 +392,11 @@ def in_blocks() -> Recipe:
     )
 
 
+def mixed_masks() -> Recipe:
+    task = Segmentation(CLASSES, loss=[CrossEntropy(), Boundary()])
+    return segmentation(mix=MixupMasks(0.4), task=task)
+
+
 # Name -> recipe and options. A batch of 8 leaves a last one of 3 from 27 images, and of 1 from 25.
 RUNS = {
     "recognition": (recognition, {}),
@@ -407,6 +414,8 @@ RUNS = {
     "segmentation": (segmentation, {}),
     "segmentation-4": (segmentation, {"micro_batch": 4}),
     "segmentation-3": (segmentation, {"micro_batch": 3}),
+    "segmentation-mixup": (mixed_masks, {"checkpoint_every": 2}),
+    "segmentation-mixup-2": (mixed_masks, {"micro_batch": 2}),
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
     "batch-norm-averaged": (averaged_with_norm, {}),

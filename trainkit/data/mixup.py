@@ -6,6 +6,7 @@ are never parted (`TrainOrder.unit`), mixing gives the same images for any numbe
 workers and micro-batches. The last image of an odd batch stays as it is.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +169,88 @@ class CutmixMasks:
         return _with_box(images, *box), _with_box(targets, *box)
 
 
+@dataclass(frozen=True)
+class MixupMasks:
+    """Mixup of images with segmentation masks: w x1 + (1 - w) x2, w ~ Beta(alpha, alpha).
+
+    Both masks stay whole, and each loss is w times that of the image's own and 1 - w times that of
+    its partner's. What is ignored of one is so for that one alone: `Segmentation` counts the valid
+    targets of both by the same weights.
+
+    Args:
+        alpha: see `Mixup`.
+
+    Raises:
+        UserError: `alpha` is out of range.
+
+    Source:
+        Zhang et al., 2018, mixup; with masks Panfilov et al., 2019, Improving Robustness of Deep
+        Learning Based Knee MRI Segmentation: Mixup and Adversarial Domain Adaptation.
+    """
+
+    alpha: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check_alpha("MixupMasks", self.alpha)
+
+    def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Mix each image with its neighbour.
+
+        Args:
+            images: (N, C, H, W), float.
+            targets: masks (N, H, W), of integers below 2^24.
+            seed: of this step.
+
+        Returns:
+            Mixed images, and the masks of both as `mixed_masks` reads them: float32 (N, 3, H, W),
+            an image's own, its partner's, and the weight.
+        """
+        if targets.ndim != 3 or targets.is_floating_point():
+            raise UserError(
+                f"MixupMasks: targets are {targets.dtype} {tuple(targets.shape)}; it mixes images"
+                " with masks of class ids (N, H, W)"
+            )
+        weight = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
+        own = targets.float()
+        both = torch.stack([own, _pair(own), torch.full_like(own, weight)], 1)
+        return torch.lerp(_pair(images), images, weight), both
+
+
+def mixed_masks(targets: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """Masks and the weight of each, of what `MixupMasks` made or of masks as they are.
+
+    Args:
+        targets: masks (N, H, W), or what `MixupMasks` made of them, (N, 3, H, W).
+
+    Returns:
+        The masks and None; of mixed ones twice masks (N, H, W), int32, and their weight, of all
+        images alike: float32 ().
+    """
+    if targets.ndim != 4:
+        return [(targets, None)]
+    own, partners, weights = targets.unbind(1)
+    weight = weights[:1, :1, :1].sum()  # of no images 0
+    return [(own.int(), weight), (partners.int(), 1 - weight)]
+
+
+def heavier_masks(targets: Tensor) -> Tensor:
+    """Of what `MixupMasks` made (N, 3, H, W): the masks (N, H, W) of the larger weight, int32."""
+    own, partners, weights = targets.unbind(1)
+    return torch.where(weights >= 0.5, own, partners).int()
+
+
+def weighted_sum(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Sum of what was computed of each of `mixed_masks`, by its weight."""
+    (total, weight), *others = parts
+    if weight is None:
+        return total
+    total = weight * total
+    for value, share in others:
+        assert share is not None  # of mixed masks all have one
+        total = total + share * value
+    return total
+
+
 def _box(height: int, width: int, alpha: float, seed: int) -> tuple[int, int, int, int]:
     """Top, bottom, left and right of the box of a batch."""
     random = np.random.default_rng(seed)
@@ -189,7 +272,7 @@ def _with_box(whole: Tensor, top: int, bottom: int, left: int, right: int) -> Te
 class Either:
     """One of several mixings per batch, each as likely."""
 
-    mixings: tuple[Mixup | Cutmix, ...]
+    mixings: Sequence[Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]]
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """See `Mixup`."""
@@ -211,3 +294,22 @@ def by_turns(num_classes: int, mixup: float | None, cutmix: float | None) -> Eit
     alphas = ((Mixup, mixup), (Cutmix, cutmix))
     mixings = tuple(kind(alpha, num_classes) for kind, alpha in alphas if alpha is not None)
     return Either(mixings) if mixings else None
+
+
+def masks_by_turns(
+    mixup: float | None, cutmix: float | None
+) -> Either | MixupMasks | CutmixMasks | None:
+    """Mixup or cutmix of images with masks, of these alphas, by chance where both are given.
+
+    Args:
+        mixup: alpha of mixup; None for none.
+        cutmix: alpha of cutmix; None for none.
+
+    Returns:
+        None where neither is given.
+    """
+    alphas = ((MixupMasks, mixup), (CutmixMasks, cutmix))
+    mixings = [kind(alpha) for kind, alpha in alphas if alpha is not None]
+    if len(mixings) > 1:
+        return Either(tuple(mixings))
+    return mixings[0] if mixings else None

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from trainkit.data.mixup import heavier_masks
 from trainkit.data.palette import RAMP, class_colours, levels
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.label_warnings import names_of
@@ -99,7 +100,10 @@ class EvaluationPictures:
             parts = getattr(recipe.mix, "mixings", (recipe.mix,))
             kinds = " or ".join(type(each).__name__ for each in parts)
             mixed = f"; mixed in pairs by {kinds}"
-            if not self.of_masks:
+            if self.of_masks and targets.ndim == 4:
+                targets = heavier_masks(targets)
+                mixed += ": the mask is that of the image with the larger weight"
+            elif not self.of_masks:
                 mixed += ": the text says the share of each class"
         most = FIXED if self.of_masks else 2 * FIXED
         pixels = as_pixels(images[:most], recipe, as_read[:most])

@@ -128,6 +128,11 @@ class MaskClassification(Segmentation):
 
     def counts(self, targets: Tensor) -> Tensor:
         """Count what each term is divided by: weights of queries, and matched binary masks."""
+        if targets.ndim != 3:
+            raise UserError(
+                f"MaskClassification: targets are {tuple(targets.shape)} and not masks (N, H, W);"
+                " mixup of masks has no matched ones: leave it out, or take CutmixMasks"
+            )
         return self._loss.counts(targets, self.ignore)
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:

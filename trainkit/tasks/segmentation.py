@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainkit.data.mixup import mixed_masks, weighted_sum
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
 from trainkit.losses.base import (
@@ -16,6 +17,7 @@ from trainkit.losses.base import (
     side_by_side,
     weighted,
 )
+from trainkit.losses.boundary import Boundary
 from trainkit.losses.distillation import distillation_sum
 from trainkit.losses.functional import (
     check_ignore,
@@ -32,7 +34,7 @@ from trainkit.metrics.segmentation import DiceOfClasses, MeanIoU
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
 from trainkit.tasks.base import Task
 
-Loss = Literal["cross_entropy", "focal", "ohem", "dice", "tversky", "lovasz"]
+Loss = Literal["cross_entropy", "focal", "ohem", "dice", "tversky", "lovasz", "boundary"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Segmentation(Task):
     Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as
     torchvision's models return, or as "logits" as those of transformers do; where they are smaller
     than the targets they are resized to them, in training too. Targets: segmentation masks (N, H,
-    W), of any integer type.
+    W), of any integer type; in training also what `trainkit.data.mixup.MixupMasks` makes of them.
 
     Args:
         classes: how many, or their names in the order of their ids.
@@ -53,8 +55,8 @@ class Segmentation(Task):
         extra_metrics: of one's own, `trainkit.metrics.base.Counting`, and of `evaluate`, both
             given masks (N, H, W); and names: "dice", "boundary_iou", and such as
             "torchmetrics:F1Score:average=macro", which are computed from the confusion matrix.
-        loss: one of trainkit.losses.pixelwise or trainkit.losses.region, or several; the auxiliary
-            term takes the first.
+        loss: one of trainkit.losses.pixelwise, trainkit.losses.region or trainkit.losses.boundary,
+            or several; the auxiliary term takes the first.
         palette: (red, green, blue) of each class in predictions, 0 to 255; None: Pascal VOC's
             colour map.
         raw_ids: the label of each class in the dataset's own files, which predictions are written
@@ -151,6 +153,10 @@ class Segmentation(Task):
 
     def counts(self, targets: Tensor) -> Tensor:
         """Count what each loss divides by: valid pixels, and images times classes for "se"."""
+        parts = mixed_masks(targets)
+        return weighted_sum([(self._counts(masks), weight) for masks, weight in parts])
+
+    def _counts(self, targets: Tensor) -> Tensor:
         criteria = self._criteria
         counts = {
             each.name: each.count(targets, self.ignore, self.num_classes) for each in criteria
@@ -176,19 +182,27 @@ class Segmentation(Task):
         for key in used:
             check_num_outputs(outputs[key], self.num_classes, type(self).__name__)
         maps = {key: resized_to_targets(outputs[key], targets) for key in used - {"se"}}
-        criteria = self._criteria
+        if "se" in used:
+            maps["se"] = outputs["se"]
+        parts = mixed_masks(targets)
+        return weighted_sum([(self._sums(maps, masks), weight) for masks, weight in parts])
+
+    def _sums(self, maps: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """Sum each term, weighted, of outputs of the masks' size, and of "se": float32 (K,)."""
+        criteria, terms = self._criteria, self.terms
         sums = {
             each.name: weighted(each, each(maps["out"], targets, self.ignore)) for each in criteria
         }
         if "aux" in terms:
             sums["aux"] = self.aux_weight * criteria[0](maps["aux"], targets, self.ignore)
         if "se" in terms:
-            sums["se"] = self.se_weight * presence_loss_sum(outputs["se"], targets, self.ignore)
+            sums["se"] = self.se_weight * presence_loss_sum(maps["se"], targets, self.ignore)
         return side_by_side([sums[term] for term in terms])
 
     def distillation_count(self, targets: Tensor) -> Tensor:
         """See `Task`: valid pixels."""
-        return num_valid(targets, self.ignore)
+        parts = mixed_masks(targets)
+        return weighted_sum([(num_valid(masks, self.ignore), weight) for masks, weight in parts])
 
     def distillation_loss(
         self, outputs: Any, teacher: Tensor, targets: Tensor, temperature: float
@@ -196,7 +210,11 @@ class Segmentation(Task):
         """See `Task`: T² KL(teacher || student) of valid pixels, both at the targets' size."""
         logits = resized_to_targets(main_logits(outputs), targets)
         teacher = resized(teacher, targets.shape[-2:])
-        return distillation_sum(logits, teacher, targets, self.ignore, temperature)
+        parts = [
+            (distillation_sum(logits, teacher, masks, self.ignore, temperature), weight)
+            for masks, weight in mixed_masks(targets)
+        ]
+        return weighted_sum(parts)
 
     def predict(self, outputs: Any, targets: Tensor) -> Tensor:
         """Predicted masks (N, H, W) at the targets' size, to which the logits are resized."""
@@ -295,7 +313,7 @@ def named_losses(names: Sequence[Loss], weight: Sequence[float] | None = None) -
     Raises:
         UserError: `weight` is given, and none of the losses takes it.
     """
-    kinds: tuple[Any, ...] = (CrossEntropy, Focal, OHEM, Dice, Tversky, Lovasz)
+    kinds: tuple[Any, ...] = (CrossEntropy, Focal, OHEM, Dice, Tversky, Lovasz, Boundary)
     known = {each.name: each for each in kinds}
     weighted = {each.name for each in (CrossEntropy, Focal)} if weight is not None else set()
     if weight is not None and not weighted & set(names):

@@ -10,9 +10,21 @@ import torch
 from helpers.logs import rows
 from helpers.toy_recipes import CLASSES, Images, recognition, segmentation
 from trainkit import Options, train
-from trainkit.data.mixup import Cutmix, CutmixMasks, Either, Mixup
-from trainkit.losses.pixelwise import BinaryCrossEntropy, Focal
+from trainkit.data.mixup import (
+    Cutmix,
+    CutmixMasks,
+    Either,
+    Mixup,
+    MixupMasks,
+    heavier_masks,
+    masks_by_turns,
+    mixed_masks,
+)
+from trainkit.losses.pixelwise import BinaryCrossEntropy, CrossEntropy, Focal
+from trainkit.losses.region import Dice
+from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.recognition import Recognition
+from trainkit.tasks.segmentation import Segmentation
 
 IMAGES = torch.rand(7, 3, 8, 10, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 3, 1, 1, 2, 0, 3])
@@ -64,12 +76,78 @@ def test_masks_are_mixed_with_their_images_and_labels_stay():
     assert len(boxes) > 8
 
 
-def test_training_with_mixed_masks(tmp_path):
+MASKS = torch.randint(4, (7, 8, 10), generator=torch.Generator().manual_seed(2))
+MASKS[0, :2], MASKS[3, 4:], MASKS[5] = 255, 255, 255
+LOGITS = torch.randn(7, 4, 8, 10, generator=torch.Generator().manual_seed(3))
+
+
+def test_mixup_of_masks_by_hand():
+    """Cross-entropy of soft masks in float64, each mask's ignored pixels left out by themselves."""
+    images, targets = MixupMasks(0.4)(IMAGES, MASKS.to(torch.uint8), seed=11)
+    assert torch.equal(images, Mixup(0.4, 4)(IMAGES, TARGETS, seed=11)[0])
+    w = np.random.default_rng(11).beta(0.4, 0.4)
+    logs = LOGITS.numpy().astype(np.float64)
+    logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+    loss = count = 0.0
+    for i, j in enumerate(PARTNERS):
+        soft = np.zeros((4, 8, 10))  # of which an ignored mask has no share
+        for share, mask in ((w, MASKS[i].numpy()), (1 - w, MASKS[j].numpy())):
+            soft += share * (np.arange(4)[:, None, None] == mask)
+        loss -= (soft * logs[i]).sum()
+        count += soft.sum()
+    task = Segmentation(4)
+    assert task.losses(LOGITS, targets).item() == pytest.approx(loss, rel=1e-5)
+    assert task.counts(targets).item() == pytest.approx(count, rel=1e-6)
+    assert task.distillation_count(targets).item() == pytest.approx(count, rel=1e-6)
+    teacher = LOGITS.flip(0)
+    assert task.distillation_loss(LOGITS, teacher, targets, 2.0).item() == pytest.approx(
+        w * task.distillation_loss(LOGITS, teacher, MASKS, 2.0).item()
+        + (1 - w) * task.distillation_loss(LOGITS, teacher, MASKS[PARTNERS], 2.0).item(),
+        rel=1e-5,
+    )
+    heavier = MASKS if w >= 0.5 else MASKS[PARTNERS]
+    assert torch.equal(heavier_masks(targets).long(), heavier)
+
+
+def test_losses_of_mixed_masks_are_the_mixed_losses():
+    """Of all terms, and their gradients; parts of a batch add up to it."""
+    task = Segmentation(4, loss=[Focal(), Dice()], aux_weight=0.4, se_weight=0.2)
+    w = np.random.default_rng(5).beta(0.4, 0.4)
+    targets = MixupMasks(0.4)(IMAGES, MASKS, 5)[1]
+    logits = LOGITS.clone().requires_grad_()
+    outputs = {"out": logits, "aux": logits[..., ::2, ::2], "se": logits.mean((2, 3))}
+    terms = task.losses(outputs, targets)
+    expected = w * task.losses(outputs, MASKS) + (1 - w) * task.losses(outputs, MASKS[PARTNERS])
+    torch.testing.assert_close(terms, expected)
+    (ours,) = torch.autograd.grad(terms.sum(), logits, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(ours, theirs)
+    counts = w * task.counts(MASKS) + (1 - w) * task.counts(MASKS[PARTNERS])
+    torch.testing.assert_close(task.counts(targets), counts)
+    parts = [{name: each[a:b] for name, each in outputs.items()} for a, b in ((0, 3), (3, 7))]
+    summed = task.losses(parts[0], targets[:3]) + task.losses(parts[1], targets[3:])
+    torch.testing.assert_close(summed, terms)
+    torch.testing.assert_close(task.counts(targets[:3]) + task.counts(targets[3:]), counts)
+    assert task.counts(targets[:0]).tolist() == [0, 0, 0, 0]
+
+
+def test_masks_stay_as_they_are_without_mixup():
+    (masks, weight), *others = mixed_masks(MASKS)
+    assert masks is MASKS and weight is None and not others
+    assert masks_by_turns(None, None) is None
+    assert masks_by_turns(0.4, None) == MixupMasks(0.4)
+    assert masks_by_turns(None, 1.0) == CutmixMasks(1.0)
+    assert masks_by_turns(0.4, 1.0) == Either((MixupMasks(0.4), CutmixMasks(1.0)))
+
+
+@pytest.mark.parametrize("kind", [CutmixMasks, MixupMasks])
+def test_training_with_mixed_masks(tmp_path, kind):
     """One curve for batches of 8 and micro-batches of 3, in pairs; another without mixing."""
     curves = []
     for name, mix, micro_batch in (("8", 1.0, None), ("3", 1.0, 3), ("plain", None, None)):
         torch.manual_seed(0)
-        changes = {"mix": CutmixMasks(mix), "epochs": 0.8} if mix else {"epochs": 0.8}
+        changes = {"mix": kind(mix), "epochs": 0.8} if mix else {"epochs": 0.8}
+        changes["task"] = Segmentation(CLASSES, loss=[CrossEntropy(), Dice()])
         options = Options(out=tmp_path / name, workers=0, log_every=1, micro_batch=micro_batch)
         train(segmentation(**changes), options)
         curves.append([row["loss"] for row in rows(tmp_path / name)])
@@ -78,16 +156,22 @@ def test_training_with_mixed_masks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mix", [Mixup(0.4, 4), Cutmix(1.0, 4), Either((Mixup(0.4, 4), Cutmix(1.0, 4)))]
+    "mix, read",
+    [
+        (Mixup(0.4, 4), TARGETS),
+        (Cutmix(1.0, 4), TARGETS),
+        (Either((Mixup(0.4, 4), Cutmix(1.0, 4))), TARGETS),
+        (MixupMasks(0.4), MASKS),
+    ],
 )
-def test_parts_are_mixed_as_the_whole(mix):
+def test_parts_are_mixed_as_the_whole(mix, read):
     """Shares of processes and passes are cut between pairs, and the weight is the batch's."""
-    images, targets = mix(IMAGES, TARGETS, 5)
-    parts = [mix(IMAGES[a:b], TARGETS[a:b], 5) for a, b in ((0, 2), (2, 6), (6, 7))]
+    images, targets = mix(IMAGES, read, 5)
+    parts = [mix(IMAGES[a:b], read[a:b], 5) for a, b in ((0, 2), (2, 6), (6, 7))]
     assert torch.equal(images, torch.cat([part[0] for part in parts]))
     assert torch.equal(targets, torch.cat([part[1] for part in parts]))
-    assert torch.equal(mix(IMAGES, TARGETS, 5)[0], images) and not torch.equal(
-        mix(IMAGES, TARGETS, 6)[0], images
+    assert torch.equal(mix(IMAGES, read, 5)[0], images) and not torch.equal(
+        mix(IMAGES, read, 6)[0], images
     )
 
 
@@ -180,6 +264,12 @@ def test_either_takes_both():
         (lambda: Cutmix(1, 1), "at least 2"),
         (lambda: CutmixMasks(0), "CutmixMasks: alpha is 0"),
         (lambda: CutmixMasks()(IMAGES, TARGETS, 0), "it mixes masks of the images' size"),
+        (lambda: MixupMasks(-1), "MixupMasks: alpha is -1"),
+        (lambda: MixupMasks()(IMAGES, TARGETS, 0), r"it mixes images with masks of class ids"),
+        (
+            lambda: MaskClassification(4).counts(MixupMasks()(IMAGES, MASKS, 0)[1]),
+            "mixup of masks has no matched ones",
+        ),
     ],
 )
 def test_user_errors(make, message):

@@ -12,6 +12,7 @@ from helpers.loss_inputs import LABELS, LOGITS, MAPS, log_softmax
 from helpers.toy_recipes import CLASSES, recognition, segmentation
 from trainkit import Options, train
 from trainkit.errors import UserError
+from trainkit.losses.boundary import Boundary
 from trainkit.losses.functional import cross_entropies
 from trainkit.losses.pixelwise import OHEM, BinaryCrossEntropy, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz, Tversky
@@ -31,6 +32,7 @@ OF_MAPS = [
     Dice(),
     Tversky(),
     Lovasz(),
+    Boundary(),
 ]
 
 
@@ -257,7 +259,15 @@ def losses_of_run(folder, recipe, **options):
             segmentation,
             Segmentation(
                 CLASSES,
-                loss=[CrossEntropy(range(CLASSES)), Focal(), OHEM(), Dice(), Tversky(), Lovasz()],
+                loss=[
+                    CrossEntropy(range(CLASSES)),
+                    Focal(),
+                    OHEM(),
+                    Dice(),
+                    Tversky(),
+                    Lovasz(),
+                    Boundary(),
+                ],
             ),
         ),
         (
