@@ -23,7 +23,7 @@ loop.
   trainkit doctor FOLDER                  what it holds, how to train on it
   trainkit doctor RECIPE [--setting ...]  read all its data, report its faults
   trainkit pack RECIPE --out FOLDER       its data, once, for fast reading
-  trainkit evaluate RUN                   measure it on the validation images
+  trainkit evaluate RUN [RUN ...]         measure it on the validation images
   trainkit report RUN [RUN ...]           what it did, or what they differ in
   trainkit predict RUN IMAGES ... --out FOLDER
                                           predictions of images and folders

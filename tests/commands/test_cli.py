@@ -197,7 +197,8 @@ def test_help_of_a_recipe_touches_nothing(tmp_path, command):
     ):  # fmt: skip
         assert words in text, words
     titles = re.findall(r"╭─ ([\w ]+?) ─", done.stdout)
-    assert titles == ["options", "Recipe settings", "Run options"]
+    positional = ["positional arguments"] if command else []
+    assert titles == [*positional, "options", "Recipe settings", "Run options"]
     settings, options = text.split("Run options")
     assert "--epochs FLOAT" in settings and "--workers" not in settings
     assert "--workers INT" in options and "--epochs" not in options

@@ -25,7 +25,7 @@ from trainkit.data.loader import collate
 from trainkit.data.reader import Reader, name_of
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import worker_deaths_reported
-from trainkit.engine import evaluator, plan
+from trainkit.engine import forward_passes, plan
 from trainkit.errors import DataError
 from trainkit.tasks.recognition import Recognition
 
@@ -165,7 +165,7 @@ def test_a_bad_validation_image_stops_and_takes_no_step_with_it(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000004"]
 
 
-@pytest.mark.parametrize("remedy", [evaluator.REMEDY, plan.REMEDY])
+@pytest.mark.parametrize("remedy", [forward_passes.REMEDY, plan.REMEDY])
 def test_the_message_of_a_damaged_file_names_the_option(tmp_path, remedy):
     """Also where the message is trainkit's own."""
     for name in ("a/0.jpg", "b/0.jpg"):

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from itertools import dropwhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -18,13 +19,13 @@ import tyro
 from trainkit.commands.audit_options import AuditOptions
 from trainkit.commands.average_options import AverageOptions
 from trainkit.commands.config_file import config_path, read_config
+from trainkit.commands.evaluate_options import EvaluateCommandOptions
 from trainkit.commands.help_text import help_of, shown
 from trainkit.commands.option_checks import check_finite, check_names
 from trainkit.commands.pack_options import PackOptions
 from trainkit.commands.word_checks import check_flags, check_flags_without_value, check_values
 from trainkit.options import (
     DoctorOptions,
-    EvaluateOptions,
     ExportOptions,
     NewOptions,
     Options,
@@ -87,6 +88,7 @@ def _checked(arguments: Any) -> Any:
 
 # what a command takes beside its first argument without a flag
 POSITIONALS = {
+    "evaluate": "others",
     "predict": "paths",
     "average": "others",
     "push": "name",
@@ -99,7 +101,7 @@ OPTIONS: dict[str, type] = {
     "audit": _as_arguments(AuditOptions, config=True),
     "doctor": _as_arguments(DoctorOptions, config=True),
     "pack": _as_arguments(PackOptions, config=True),
-    "evaluate": _as_arguments(EvaluateOptions),
+    "evaluate": _as_arguments(EvaluateCommandOptions, positional=POSITIONALS["evaluate"]),
     "predict": _as_arguments(PredictOptions, positional=POSITIONALS["predict"]),
     "export": _as_arguments(ExportOptions),
     "average": _as_arguments(AverageOptions, positional=POSITIONALS["average"]),
@@ -216,7 +218,9 @@ def read_settings_and_options(
     kinds = {name: each.annotation for name, each in signature.parameters.items()}
     kinds |= get_type_hints(OPTIONS[command_name])
     check_flags(kinds, words)
-    if command_name not in POSITIONALS:
+    if command_name == "evaluate":  # runs, and then what has a flag
+        check_values(kinds, list(dropwhile(lambda word: not word.startswith("-"), words)))
+    elif command_name not in POSITIONALS:
         check_values(kinds, words)
     settings, arguments = tyro.cli(
         command, prog=prog, description=description, args=words, config=config

@@ -1,33 +1,42 @@
-"""trainkit evaluate: measures a run, a checkpoint or a file of weights on validation images."""
+"""trainkit evaluate: measures runs, checkpoints or files of weights on validation images."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from trainkit.commands.evaluate_several import run_several
+from trainkit.commands.measurement import Measurement
+from trainkit.commands.recipe_file import RecipeFile, load_recipe
 from trainkit.commands.trained import read_trained
-from trainkit.data.seeding import seed_host
-from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import use_whole_host
-from trainkit.distributed.launcher import rank
 from trainkit.engine.evaluation import evaluate
-from trainkit.files import require_room
 from trainkit.options import EvaluateOptions
-from trainkit.prediction.crops import with_crops
 from trainkit.recipe import Recipe
-from trainkit.report.page import report_or_reason
-from trainkit.storage.checkpoint import digest
-from trainkit.storage.lookup import read_precise_bn, read_seed
-from trainkit.storage.recorded import is_run
-from trainkit.storage.run_folder import RunFolder
-from trainkit.storage.setting_values import plain
 
-RESULTS = "results.json"
+
+class LoadedOnce:
+    """Loads recipes' files; of those that say the same the first alone."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, RecipeFile] = {}
+
+    def __call__(self, path: Path) -> RecipeFile:
+        """See `load_recipe`."""
+        if not path.is_file():
+            return load_recipe(path)  # which reports it
+        code = path.read_bytes()
+        if code not in self._known:
+            self._known[code] = load_recipe(path)
+        return self._known[code]
 
 
 def run(first: str, words: list[str]) -> int:
     """Measure what the words name, and write results.json; the exit code."""
-    trained, asked = read_trained("evaluate", first, words)
+    load = LoadedOnce()
+    trained, asked = read_trained("evaluate", first, words, load=load)
+    if asked.others:
+        return run_several(first, words, trained, asked, load)
     if asked.out is None and not trained.is_on_hub:
         asked = replace(asked, out=trained.run)
     use_whole_host()
@@ -54,51 +63,9 @@ def measure(
     Returns:
         The metrics.
     """
-    seed = read_seed(run) if asked.seed is None else asked.seed
-    precise_bn = asked.precise_bn
-    if precise_bn is None:
-        precise_bn = read_precise_bn(run, weights)
-    out = asked.out
-
-    seed_host(seed)
-    recipe = build()
-    if asked.as_stored:
-        recipe = recipe.as_stored()
-    recipe = with_crops(recipe, asked.crops)
-    recipe = replace(recipe, inference=asked.inference(recipe.inference))
-    if asked.eval_batch is not None:
-        recipe = replace(recipe, eval_batch_size=asked.eval_batch)
-    if out is not None:
-        require_room(out)
-
-    def keep(results: dict[str, Any]) -> None:
-        if out is not None:
-            write_results(out, weights, settings, results)
-
-    results = evaluate(
-        recipe,
-        weights,
-        seed=seed,
-        workers=asked.workers,
-        precise_bn=precise_bn or None,
-        weights_key=asked.weights_key,
-        channels_last=asked.channels_last,
-        tf32=asked.tf32,
-        partial=asked.partial,
-        keep=keep,
-        out=out,
-        pictures=asked.pictures,
-    )
-    if out is not None and rank() == 0:
-        if asked.report and is_run(out):
-            Display().note(report_or_reason(out))
-        Display().note(f"results: {out / RESULTS}")
+    measurement = Measurement(build, weights, run, settings, asked)
+    recipe, how = measurement.recipe(), measurement.how
+    options = {field.name: getattr(how, field.name) for field in fields(how)}
+    results = evaluate(recipe, weights, keep=measurement.write, **options)
+    measurement.finish()
     return results
-
-
-def write_results(
-    folder: Path, weights: Path, settings: Mapping[str, Any], results: Mapping[str, Any]
-) -> None:
-    """Write `results.json`, the metrics of an evaluation and of what, into an existing folder."""
-    of = {"checkpoint": str(weights), "sha256": digest(weights), "settings": plain(settings)}
-    RunFolder(folder).write(RESULTS, {**of, **results})

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +144,24 @@ def _options_alone(command: str, first: str, words: list[str]) -> Any:
     return asked
 
 
-def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, Any]:
+def read_trained(
+    command: str,
+    first: str,
+    words: list[str],
+    weights: Path | None = None,
+    load: Callable[[Path], RecipeFile] = load_recipe,
+) -> tuple[Trained, Any]:
     """What `trainkit COMMAND RUN` or `trainkit COMMAND RECIPE --weights FILE` names, with options.
 
     RUN: a run's folder, of which the best checkpoint is taken, a checkpoint in it, or a folder that
     `trainkit push` wrote. Its recipe.py and its settings say which model it is.
+
+    Args:
+        command: its name.
+        first: RUN or RECIPE.
+        words: that follow.
+        weights: of a recipe, in place of those among the words.
+        load: reads a recipe's file.
 
     Raises:
         MissingFileError: there is nothing of that name.
@@ -157,8 +170,8 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
     prog = f"trainkit {command} {first}"
     asked = None if asks_for_help(words) else read_known_options(command, prog, words)[0]
     if is_recipe(first):
-        recipe_file = load_recipe(find_recipe(first))
-        source = None if asked is None else asked.weights
+        recipe_file = load(find_recipe(first))
+        source = weights or (None if asked is None else asked.weights)
         if asked is not None and source is None:
             raise UserError(
                 f"which weights? `{prog} --weights PATH` takes a run, a checkpoint or a file of"
@@ -169,7 +182,7 @@ def read_trained(command: str, first: str, words: list[str]) -> tuple[Trained, A
             raise weights_twice(command, first, asked.weights)
         source = Path(first)
         trust = asked is not None and asked.trust_recipe
-        recipe_file = load_recipe(recipe_of_run(source, command, trust))
+        recipe_file = load(recipe_of_run(source, command, trust))
     on_hub = source is not None and not source.exists() and is_hub_name(source)
     if source is not None and on_hub:
         source = located(source)

@@ -89,17 +89,29 @@ def _seed_host(seed: int) -> None:
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Context manager: what is drawn inside changes no later draw from the global generators."""
-    host, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    generator = _device_generator()
-    device = None if generator is None else generator.get_state()
+    before = GeneratorStates()
     try:
         yield
     finally:
-        random.setstate(host)
-        np.random.set_state(arrays)
-        torch.set_rng_state(tensors)
-        if generator is not None and device is not None:
-            generator.set_state(device)
+        before.restore()
+
+
+class GeneratorStates:
+    """States of the global generators, of the host and of the current device, as they are now."""
+
+    def __init__(self) -> None:
+        self.host, self.arrays = random.getstate(), np.random.get_state()
+        self.tensors = torch.get_rng_state()
+        self.generator = _device_generator()
+        self.device = None if self.generator is None else self.generator.get_state()
+
+    def restore(self) -> None:
+        """Set the generators to these states."""
+        random.setstate(self.host)
+        np.random.set_state(self.arrays)
+        torch.set_rng_state(self.tensors)
+        if self.generator is not None and self.device is not None:
+            self.generator.set_state(self.device)
 
 
 def seed_step(seed: int, step: int, process: int, stream: int = STEP) -> None:

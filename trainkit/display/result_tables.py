@@ -176,6 +176,11 @@ class ResultTables:
         return grid
 
 
+def width_of(head: str, cells: Sequence[str]) -> int:
+    """Columns of the screen that a column of a table takes, with its border."""
+    return max(map(cell_len, [head, *cells])) + 3
+
+
 def _called(confusion: Any, num_classes: int) -> list[dict[int, int]]:
     """For each class of the references, how often which class was predicted."""
     if not isinstance(confusion, Mapping):

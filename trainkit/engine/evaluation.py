@@ -1,10 +1,12 @@
 """Evaluates weights that were trained, for the command and for Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from accelerate import Accelerator
 
 from trainkit.data.dataset_info import opened
 from trainkit.data.to_device import ToDevice
@@ -14,20 +16,122 @@ from trainkit.distributed.accelerator import allow_tf32, lost_processes_reported
 from trainkit.distributed.fsdp import prepare
 from trainkit.engine.ema import EMA
 from trainkit.engine.evaluation_record import EvaluationRecord
-from trainkit.engine.evaluator import Evaluator
+from trainkit.engine.evaluator import Evaluator, Results, ended
 from trainkit.engine.introduction import Introduction
 from trainkit.engine.label_warnings import evaluation_warnings
 from trainkit.engine.metric_checks import require_free_names, try_metrics
 from trainkit.engine.results import show_results
 from trainkit.engine.task_module import TaskModule
 from trainkit.engine.validation_loss import NO_LOSS
-from trainkit.errors import MissingFileError, UserError
+from trainkit.errors import MissingFileError, UserError, may_fail_alone
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint import is_checkpoint_name, step_of
 from trainkit.storage.lookup import COUNTED, find_weights, read_precise_bn, trained_steps
 from trainkit.storage.recorded import read_order
 from trainkit.storage.weights import named_as, take_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How weights are measured; see `evaluate`."""
+
+    seed: int = 0
+    workers: int | None = None
+    precise_bn: int | None = None
+    weights_key: str | None = None
+    channels_last: bool = False
+    tf32: bool = False
+    partial: bool = False
+    out: Path | None = None
+    pictures: bool = True
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe whose model has the weights that are measured; nothing has been read of its data."""
+
+    recipe: Recipe
+    weights: Path
+    """a checkpoint folder or a file"""
+    run: Path | None
+    """the run that they are of"""
+    how: How
+
+    @classmethod
+    def of(cls, recipe: Recipe, weights: Path, how: How, note: Callable[[str], None]) -> Self:
+        """Load weights into the recipe's model, and say through `note` what differs.
+
+        Raises:
+            UserError: the weights do not fit the model.
+            MissingFileError: there are none, or no training images that are needed.
+        """
+        weights, run = find_weights(Path(weights))
+        require_free_names(recipe.task)
+        try_metrics(recipe.task)
+        if how.precise_bn is not None:
+            _require_training_images(recipe)
+        if how.channels_last:
+            recipe.model.to(memory_format=torch.channels_last)
+        for line in take_weights(
+            recipe.model, weights, how.weights_key, how.partial, averaged=False
+        ):
+            note(line)
+        state = recipe.model.state_dict()
+        unsound = [name for name, value in state.items() if not value.isfinite().all()]
+        if unsound:
+            note(f"{len(unsound)} weights contain NaN/Inf ({unsound[0]}): results are meaningless")
+        return cls(recipe, weights, run, how)
+
+    def evaluator(self, accelerator: Accelerator, note: Callable[[str], None]) -> Evaluator:
+        """What measures the model, on the device; it is introduced through `note`."""
+        recipe, how = self.recipe, self.how
+        task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
+        Introduction(recipe, note).say()
+        if how.precise_bn is None and (number := read_precise_bn(self.run, self.weights)):
+            note(COUNTED.format(number))
+        device = accelerator.device
+        return Evaluator(
+            recipe=recipe,
+            task_module=task_module,
+            accelerator=accelerator,
+            to_device=ToDevice(device, recipe.mean, recipe.std, how.channels_last),
+            seed=how.seed,
+            workers=choose_workers(how.workers, accelerator.num_processes),
+            ema=self.averages(),
+            precise_bn=how.precise_bn,
+            order=None if self.run is None else read_order(self.run),
+            thorough=True,
+        )
+
+    def averages(self) -> EMA | None:
+        """The EMA weights; None where the recipe has none, or the weights are a file's.
+
+        Raises:
+            UserError: the recipe has EMA weights, and the checkpoint none.
+        """
+        return _load_ema(self.recipe, self.weights)
+
+    def by_batches(self, evaluator: Evaluator, note: Callable[[str], None]) -> Results:
+        """The evaluation, which writes a row of each image, and pictures, where `out` is given."""
+        rows = None
+        if self.how.out is not None:
+            record = EvaluationRecord(evaluator, self.how.out, note, self.how.pictures)
+            rows = record.of_command(self.step)
+        steps = trained_steps(self.recipe.task, self.run, self.weights)
+        return evaluator.by_batches(steps=steps, keep=rows)
+
+    @property
+    def step(self) -> int | None:
+        """The training step of a checkpoint; None where its name does not say it."""
+        return step_of(self.weights) if is_checkpoint_name(self.weights.name) else None
+
+    def warnings(self, evaluator: Evaluator, results: Mapping[str, Any]) -> list[str]:
+        """What to say about results, a line each."""
+        lines = list(evaluation_warnings(results, self.recipe.task))
+        if evaluator.loss_fault is not None:
+            lines.append(NO_LOSS.format(evaluator.loss_fault))
+        return [f"warning: {line}" for line in lines]
 
 
 @lost_processes_reported()
@@ -72,54 +176,31 @@ def evaluate(
         UserError: the weights do not fit the model.
         MissingFileError: there are none.
     """
-    weights, run = find_weights(Path(weights))
-    require_free_names(recipe.task)
-    try_metrics(recipe.task)
-    if precise_bn is not None:
-        _require_training_images(recipe)
+    how = How(
+        seed=seed,
+        workers=workers,
+        precise_bn=precise_bn,
+        weights_key=weights_key,
+        channels_last=channels_last,
+        tf32=tf32,
+        partial=partial,
+        out=out,
+        pictures=pictures,
+    )
     accelerator = start_accelerator()
     allow_tf32(tf32)
-    if channels_last:
-        recipe.model.to(memory_format=torch.channels_last)
     display = Display(accelerator.is_main_process)
-    for line in take_weights(recipe.model, weights, weights_key, partial, averaged=False):
-        display.note(line)
-    state = recipe.model.state_dict()
-    unsound = [name for name, value in state.items() if not value.isfinite().all()]
-    if unsound:
-        display.note(
-            f"{len(unsound)} weights contain NaN/Inf ({unsound[0]}): results are meaningless"
-        )
-    task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
-    Introduction(recipe, display.note).say()
-    if precise_bn is None and (number := read_precise_bn(run, weights)):
-        display.note(COUNTED.format(number))
-    evaluator = Evaluator(
-        recipe=recipe,
-        task_module=task_module,
-        accelerator=accelerator,
-        to_device=ToDevice(accelerator.device, recipe.mean, recipe.std, channels_last),
-        seed=seed,
-        workers=choose_workers(workers, accelerator.num_processes),
-        ema=_load_ema(recipe, weights),
-        precise_bn=precise_bn,
-        order=None if run is None else read_order(run),
-        thorough=True,
-    )
-    rows = None
-    if out is not None:
-        step = step_of(weights) if is_checkpoint_name(weights.name) else None
-        rows = EvaluationRecord(evaluator, out, display.note, pictures).of_command(step)
-    with worker_deaths_reported():
-        results = evaluator.run(steps=trained_steps(recipe.task, run, weights), keep=rows)
+    loaded = Loaded.of(recipe, weights, how, display.note)
+    evaluator = loaded.evaluator(accelerator, display.note)
+    passes = loaded.by_batches(evaluator, display.note)
+    with worker_deaths_reported(), may_fail_alone():
+        results = ended(passes)
     assert results is not None  # nothing stops it
     if keep is not None and accelerator.is_main_process:
         keep(results)
-    show_results(display, f"evaluation of {weights}", results, False, recipe)
-    for line in evaluation_warnings(results, recipe.task):
-        display.note(f"warning: {line}")
-    if evaluator.loss_fault is not None:
-        display.note(f"warning: {NO_LOSS.format(evaluator.loss_fault)}")
+    show_results(display, f"evaluation of {loaded.weights}", results, False, recipe)
+    for line in loaded.warnings(evaluator, results):
+        display.note(line)
     return results
 
 

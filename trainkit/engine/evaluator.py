@@ -1,6 +1,6 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,36 +12,29 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit.data.loader import make_loader
-from trainkit.data.sampler import EVALUATION, evaluation_batches
-from trainkit.data.seeding import seed_step
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import agree_on_buffers, reshard
 from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.engine.ema import EMA
+from trainkit.engine.forward_passes import forward_passes
 from trainkit.engine.image_rows import ImageRows, Measured, merged
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.metric_checks import without_reserved_names
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.results import as_plain
-from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.engine.task_module import TaskModule, set_step, uncompiled
 from trainkit.engine.validation_loss import ValidationLoss, loss_results
-from trainkit.errors import UserError, may_fail_alone, shortage_reported
-from trainkit.inference import Inference
+from trainkit.errors import may_fail_alone, shortage_reported
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval_of
 from trainkit.metrics.resampling import NO_INTERVAL
 from trainkit.models.outputs import refusals_reported
 from trainkit.recipe import Recipe
 
-REMEDY = (
-    "An evaluation skips no image, with --on-bad-image skip neither: its metrics are of all"
-    " validation images (num_images). Repair the file, or take it out of them; trainkit doctor"
-    " finds all that are unusable"
-)
 Keep = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], None]
+Results = Generator[None, None, dict[str, Any] | None]
+"""pauses after each forward pass, and returns the results"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,9 @@ class Evaluator:
     """for these training images, as in training: "stop", or "skip" for the next in the order"""
     thorough: bool = False
     """also compute a 95 % bootstrap interval of the headline metric, and the metrics' details"""
+    reading: Callable[[Callable[[], Iterable]], Iterable] | None = None
+    """given what makes a loader: batches that are read once for several evaluators; None: it is
+    made"""
 
     @property
     def loss_fault(self) -> str | None:
@@ -72,10 +68,11 @@ class Evaluator:
 
         It is the same in all processes.
         """
-        return self._module.loss_fault
+        return self.module.loss_fault
 
     @property
-    def _module(self) -> TaskModule:
+    def module(self) -> TaskModule:
+        """Model and task, without what prepares them for processes and precision."""
         module = without_wrappers(self.task_module)
         assert isinstance(module, TaskModule)
         return module
@@ -111,14 +108,23 @@ class Evaluator:
             RuntimeError: not every image was seen exactly once.
             MemoryError: out of memory (OOM).
         """
-        self._module.loss_fault = None  # of an earlier one: a resume would not know of it
+        return ended(self.by_batches(stop, steps, keep))
+
+    def by_batches(
+        self,
+        stop: Callable[[], int] = lambda: 0,
+        steps: tuple[int, int] | None = None,
+        keep: Keep | None = None,
+    ) -> Results:
+        """The same as a generator, which pauses after each forward pass: several can take turns."""
+        self.module.loss_fault = None  # of an earlier one: a resume would not know of it
         evaluated = nullcontext() if self.optimizer is None else evaluation_mode(self.optimizer)
         with evaluated, shortage_reported("the evaluation"), refusals_reported(self.recipe.model):
-            return self._of_all_weights(stop, steps, keep)
+            return (yield from self._of_all_weights(stop, steps, keep))
 
     def _of_all_weights(
         self, stop: Callable[[], int], steps: tuple[int, int] | None, keep: Keep | None
-    ) -> dict[str, Any] | None:
+    ) -> Results:
         batch_norm = PreciseBatchNorm(self)
 
         def kept(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> None:
@@ -128,13 +134,13 @@ class Evaluator:
         asked = None if keep is None else kept
         set_step(self.recipe.task, self.recipe.model, steps)
         with batch_norm.estimated():
-            results = self._measure(stop, asked if self.ema is None else None)
+            results = yield from self._measure(stop, asked if self.ema is None else None)
         if results is not None and self.ema is not None:
             with self.ema.swapped():
                 # it may write into what is averaged
                 set_step(self.recipe.task, self.recipe.model, steps)
                 with batch_norm.estimated():
-                    averaged = self._measure(stop, asked)
+                    averaged = yield from self._measure(stop, asked)
             if averaged is None:
                 return None
             of_the_data = ("num_images", WITHOUT)
@@ -154,7 +160,7 @@ class Evaluator:
         return how
 
     @torch.no_grad()
-    def _measure(self, stop: Callable[[], int], keep: Keep | None) -> dict[str, Any] | None:
+    def _measure(self, stop: Callable[[], int], keep: Keep | None) -> Results:
         recipe, accelerator = self.recipe, self.accelerator
         task_module = uncompiled(self.task_module, recipe.task)
         metrics = recipe.task.metrics()
@@ -179,7 +185,7 @@ class Evaluator:
             rows = ImageRows(recipe.task, counting, len(recipe.val_data))
         task_module.eval()
         agree_on_buffers(task_module)
-        for found in self._batches(task_module):
+        for found in forward_passes(self, task_module):
             for each in found:
                 num_images += len(each.targets)
                 _count(each, [*counting, *gathered, *images], rows)
@@ -191,6 +197,7 @@ class Evaluator:
             if stop():
                 reshard(task_module)
                 return None
+            yield
         num_images = int(
             accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum")
         )
@@ -231,7 +238,7 @@ class Evaluator:
         found = gather_object([(loss.totals(), self.loss_fault)])
         faults = [fault for _, fault in found if fault is not None]
         if faults:
-            self._module.loss_fault = faults[0]
+            self.module.loss_fault = faults[0]
         return [totals for totals, _ in found]
 
     def _arrays(self, rows: ImageRows) -> dict[str, np.ndarray]:
@@ -241,80 +248,14 @@ class Evaluator:
             arrays["confusion"] = rows.masks.confusion().cpu().numpy()
         return arrays
 
-    def _batches(self, task_module: nn.Module) -> Iterator[list[Measured]]:
-        """Yield what is known of the images that each forward pass finished.
 
-        There are as many passes in every process.
-        """
-        recipe, accelerator = self.recipe, self.accelerator
-        together = 1 if recipe.inference is not None else recipe.eval_batch_size
-        batches, valid = evaluation_batches(
-            len(recipe.val_data), together, accelerator.process_index, accelerator.num_processes
-        )
-        loader = self._seeded(
-            make_loader(
-                recipe.val_data,
-                self.seed,
-                batches,
-                self.workers,
-                accelerator.device,
-                recipe.task.own_check,
-                remedy=REMEDY,
-            )
-        )
-        if recipe.inference is not None:
-            yield from self._in_windows(task_module, recipe.inference, loader, batches, valid)
-            return
-        for (images, targets, _), keys, count in zip(loader, batches, valid):
-            images, targets = self.to_device(images, targets)
-            # beyond `count`: a padding sample, see evaluation_batches
-            predictions, losses = task_module(images, targets, with_losses=True)
-            rows = recipe.task.rows_per_image
-            if len(predictions) != rows * len(targets):
-                raise UserError(
-                    f"task {type(recipe.task.given).__name__}: predict gave {len(predictions)} rows"
-                    f" for {len(targets)} images, and rows_per_image is {rows}"
-                )
-            indices = [index for _, index in keys]
-            yield [Measured(predictions, targets, losses, indices)] if count else []
-
-    def _in_windows(
-        self,
-        task_module: nn.Module,
-        inference: Inference,
-        loader: Iterator,
-        batches: Sequence[list[tuple[int, int]]],
-        valid: Sequence[int],
-    ) -> Iterator[list[Measured]]:
-        """The same of images that are seen in windows, which may be finished in another order."""
-        task = self.recipe.task
-        waiting: dict[int, int] = {}  # index of each image, by the identity of its targets
-
-        def read() -> Iterator[tuple[Tensor, Tensor]]:
-            for (images, targets, _), keys, count in zip(loader, batches, valid):
-                if count:
-                    images, targets = self.to_device(images, targets)
-                    ((_, waiting[id(targets)]),) = keys
-                    yield images, targets
-
-        black = self.to_device.black
-        inferer = SlidingWindowInferer(inference, task_module, self.accelerator, black)
-        for done in inferer.infer(read()):
-            yield [
-                Measured(
-                    predictions=task.from_scores(scores),
-                    targets=targets,
-                    losses=self._module.score_losses(scores, targets),
-                    indices=[waiting.pop(id(targets))],
-                )
-                for scores, targets in done
-            ]
-
-    def _seeded(self, loader: Iterable) -> Iterator:
-        """Yield the batches of a loader, and seed what a model may draw from after each."""
-        for number, batch in enumerate(loader):
-            seed_step(self.seed, EVALUATION - number, self.accelerator.process_index)
-            yield batch
+def ended(results: Results) -> dict[str, Any] | None:
+    """What a generator returns, which is run to its end."""
+    while True:
+        try:
+            next(results)
+        except StopIteration as end:
+            return end.value
 
 
 def _without_missing_interval(results: dict[str, Any], headline: str) -> dict[str, Any]:

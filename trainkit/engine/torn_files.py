@@ -11,7 +11,7 @@ from trainkit.data.image_headers import may_be_cut_short
 from trainkit.data.reader import Reader
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import generators_kept
-from trainkit.engine.evaluator import REMEDY
+from trainkit.engine.forward_passes import REMEDY
 
 NUM_IMAGES = 1024  # at most, spread over the set
 HEAD, TAIL = 16, 64  # bytes

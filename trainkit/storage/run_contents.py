@@ -16,7 +16,7 @@ FILES = (
     "bad_images.txt", "memory.json", "train.csv", "val.csv", "results.json", "doctor.json",
     "results.csv", "starts.jsonl", "report.html", "curves.png", "confusion.png", "predictions.png",
     "train_batch.png", "train_batch.jpg", "val_predictions.jpg", "worst.jpg", "classes.jpg",
-    "trackers.json", "own_trackers.json", "trackers.log",
+    "comparison.json", "trackers.json", "own_trackers.json", "trackers.log",
 )  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "profile")  # whatever trackers and profilers write there
 # wherever a person has looked into a folder

@@ -31,6 +31,7 @@ from trainkit.storage.checked_json import (
 
 MANIFEST = "manifest.json"
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
+COMPARISON = "comparison.json"  # of an evaluation of several runs
 MODEL_JSON = "model.json"  # not in checkpoints of earlier versions
 EVALUATION_BEGINS, NEW_LINE = b'{"event": "evaluate", ', b"\n"
 ROW_BEGINS = b'{"event": "'  # each row of log.jsonl
