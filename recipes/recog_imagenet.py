@@ -31,8 +31,10 @@ from trainkit.data.datasets.repeated import Repeated
 from trainkit.data.datasets.staged import Stages, sizes_by_epoch
 from trainkit.data.mixup import by_turns
 from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.errors import UserError
 from trainkit.losses.class_weights import recorded_weights, resolved_weights
-from trainkit.models.recognition import classifier, published_input
+from trainkit.losses.pixelwise import BinaryCrossEntropy
+from trainkit.models.recognition import classifier, fine_tuned, published_input
 from trainkit.settings import (
     ClassSettings,
     OptimizerSettings,
@@ -58,23 +60,45 @@ def _training_images(
     return Repeated(images if len(augment) == 1 else Stages(images, augment), repeats)
 
 
+def _task(
+    names: Sequence[str],
+    loss: str,
+    label_smoothing: float,
+    bce_threshold: float | None,
+    class_weights: Sequence[float] | None,
+    metrics: Sequence[str],
+) -> Recognition:
+    if loss == "cross_entropy":
+        if bce_threshold is not None:
+            raise UserError(
+                f"bce_threshold is {bce_threshold}, and loss is {loss}: give --loss bce"
+            )
+        return Recognition(names, label_smoothing, metrics, class_weights=class_weights)
+    bce = BinaryCrossEntropy(bce_threshold, label_smoothing)
+    return Recognition(names, extra_metrics=metrics, loss=bce, class_weights=class_weights)
+
+
 def recipe(
     data: str = "data/imagenet",
     model: str = "resnet50",
     model_args: tuple[str, ...] = (),
+    pretrained: bool = False,
     batch_size: int = 512,
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.2),
     schedule: ScheduleSettings = ScheduleSettings(epochs=120, warmup_epochs=5),
     per_class: ClassSettings = ClassSettings(),
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy",
+    bce_threshold: float | None = None,
     label_smoothing: float = 0.1,
     mixup: float | None = 0.2,
     cutmix: float | None = None,
     rand_augment: tuple[int, int] | None = None,
     trivial_augment: bool = False,
-    auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None,
+    auto_augment: str | None = None,
     jitter: tuple[float, ...] | None = None,
     lighting: float | None = None,
     erase: float | None = None,
+    erase_with: Literal["mean", "noise"] = "mean",
     orientation: OrientationSettings = OrientationSettings(),
     repeats: int = 1,
     stochastic_depth: float | None = None,
@@ -102,20 +126,26 @@ def recipe(
             and a type, folder or name on the Hub of transformers; small trains on a laptop
         model_args: of transformers' networks: arguments of their configuration, such as
             hidden_size=384
+        pretrained: start from published weights but for the last layer, which small has not
         lr: peak learning rate, for 512 images a batch
         batch_size: images of one step, over all processes
         weight_decay: of all parameters but biases and those of normalisation layers
+        loss: cross_entropy, or bce: binary cross-entropy of every class
+        bce_threshold: of bce: targets above it, after smoothing, become 1 and others 0, so that
+            both images of a mixup are wholly present, such as 0.2; None leaves them
         label_smoothing: share of the target spread over all classes
         mixup: alpha of mixup; None for none
         cutmix: alpha of cutmix; mixup or cutmix is chosen per batch where both are given; None for
             none
         rand_augment: number and magnitude of RandAugment, such as 2 9
         trivial_augment: use TrivialAugment instead of RandAugment
-        auto_augment: AutoAugment's policy, found on one of the three, in place of both
+        auto_augment: AutoAugment's policy, found on imagenet, cifar10 or svhn, in place of both; or
+            a policy of timm's, such as rand-m9-mstd0.5-inc1, or 3a, the 3-Augment of DeiT III
         jitter: strengths of colour jitter: brightness, contrast, saturation and hue, such as 0.4
             0.4 0.4
         lighting: strength of PCA lighting, such as 0.1
         erase: probability of random erasing
+        erase_with: mean, which is ImageNet's colour, or noise of each pixel
         repeats: repeated augmentation: copies of an image in its batch; divide epochs by it
         stochastic_depth: rate at which the last block is left out, the others less often; None: as
             published
@@ -149,7 +179,14 @@ def recipe(
     )
     sizes = {0: size} if image_sizes is None else sizes_by_epoch(image_sizes)
     augment = {
-        epoch: train_transform(side, (smallest_crop, 1.0), resize, *extras, **asdict(orientation))
+        epoch: train_transform(
+            side,
+            (smallest_crop, 1.0),
+            resize,
+            *extras,
+            **asdict(orientation),
+            erase_with=erase_with,
+        )
         for epoch, side in sizes.items()
     }
     names: Sequence[str] | None = read_class_names(classes)
@@ -163,17 +200,20 @@ def recipe(
     )
     val_data = ClassSource(source, stream=stream).open("val", look, names)
     num_classes = len(names)
-    network = classifier(
-        model,
-        num_classes,
-        stochastic_depth,
-        drop_block,
-        [*sizes.values(), eval_size or size],
-        model_args=model_args,
-    )
+    sides = [*sizes.values(), eval_size or size]
+    if pretrained and model != "small":
+        if drop_block is not None:
+            raise UserError(f"drop_block is {drop_block}, and a pretrained network has none")
+        network = fine_tuned(
+            model, num_classes, True, sides, 3, model_args, stochastic_depth=stochastic_depth
+        )
+    else:
+        network = classifier(
+            model, num_classes, stochastic_depth, drop_block, sides, model_args=model_args
+        )
     weights = resolved_weights(per_class.class_weights, train_data, num_classes)
     return Recipe(
-        task=Recognition(names, label_smoothing, per_class.metrics, class_weights=weights),
+        task=_task(names, loss, label_smoothing, bce_threshold, weights, per_class.metrics),
         model=network,
         train_data=train_data,
         mix=by_turns(num_classes, mixup, cutmix),

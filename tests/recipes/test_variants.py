@@ -200,6 +200,16 @@ PUBLISHED = {  # optimizer and schedule of each; nesterov is SGD with it
     "depth_folder": ("adamw", "poly"),
     "seg_ade20k_eomt": ("adamw", "poly"),
     "seg_ade20k_segformer": ("adamw", "poly:power=1.0"),
+    "recog_imagenet_convnextv2": ("adamw", "cos"),
+    **dict.fromkeys(
+        (
+            "recog_imagenet_a1",
+            "recog_imagenet_a2",
+            "recog_imagenet_a3",
+            "recog_imagenet_deit3",
+        ),
+        ("lamb", "cos"),
+    ),
     **dict.fromkeys(
         ("recog_folder", "recog_imagenet", "recog_imagenet_resnest", "recog_multilabel"),
         ("sgd", "cos"),
@@ -213,8 +223,10 @@ def test_what_a_recipe_has_published_stays_its_default(path):
     named = parameters["optimizer"].default, parameters["schedule"].default
     assert named == PUBLISHED.get(path.stem, ("sgd", "poly"))
     assert parameters["freeze"].default == ()
-    for name in ("momentum", "betas", "ema"):
+    for name in ("momentum", "betas"):
         assert parameters[name].default is None
+    ema = 0.9999 if path.stem == "recog_imagenet_convnextv2" else None
+    assert parameters["ema"].default == ema
     assert parameters["clip_norm"].default == (0.01 if path.stem == "seg_ade20k_eomt" else None)
     assert parameters["metrics"].default == ()
     if path.stem not in NUMBERS:

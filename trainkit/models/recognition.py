@@ -61,28 +61,17 @@ def classifier(
         DropBlock: Ghiasi et al., 2018. Stochastic depth: Huang et al., 2016.
     """
     for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
-        if rate is not None and not 0 <= rate < 1:
-            raise UserError(
-                f"{what} is {rate}; it must be in [0, 1), or None for the network as published"
-            )
+        _check_rate(what, rate)
     _check_model_args(name, model_args)
     if is_hf(name):
         for what, rate in (("stochastic_depth", stochastic_depth), ("drop_block", drop_block)):
             if rate is not None:
-                raise UserError(
-                    f"{what} is {rate}, and {name} is of transformers: leave it out, or set what"
-                    " its configuration has, such as --model-args drop_path_rate=0.1"
-                )
+                raise _no_rate_of_hf(what, rate, name)
         return hf_classifier(name, num_classes, False, sizes, image_channels, model_args, config)
     if name.startswith("timm:"):
         asked = {"drop_path_rate": stochastic_depth, "drop_block_rate": drop_block}
         asked = {setting: rate for setting, rate in asked.items() if rate is not None}
-        try:
-            network = timm_network(name, False, sizes, num_classes=num_classes, **asked)
-        except TypeError as error:
-            raise UserError(
-                f"{name} does not take {' and '.join(asked)} in timm ({error})"
-            ) from error
+        network = _of_timm(name, False, sizes, num_classes, asked)
         take_channels(network, image_channels, pretrained=False)
         return network
     if name == "small":
@@ -116,6 +105,7 @@ def fine_tuned(
     model_args: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     lora: int | None = None,
+    stochastic_depth: float | None = None,
 ) -> nn.Module:
     """Build the network `name` with a new last layer, named in its attribute `head_names`.
 
@@ -134,14 +124,23 @@ def fine_tuned(
         config: as for `classifier`.
         lora: rank of adapters that are trained beside the last layer, and nothing else is, see
             `trainkit.models.lora.add_adapters`; None: all is trained.
+        stochastic_depth: as for `classifier`.
 
     Raises:
         UserError: the name is unknown, the network does not end in a linear layer, its weights
             cannot be downloaded, or it takes no adapters.
     """
+    _check_rate("stochastic_depth", stochastic_depth)
+    drops: dict[str, Any] = {}
+    if stochastic_depth is not None and name.startswith("timm:"):
+        drops["drop_path_rate"] = stochastic_depth
+    elif stochastic_depth is not None and is_hf(name):
+        raise _no_rate_of_hf("stochastic_depth", stochastic_depth, name)
     network = _with_new_head(
-        name, num_classes, pretrained, sizes, image_channels, model_args, config
+        name, num_classes, pretrained, sizes, image_channels, model_args, config, drops
     )
+    if stochastic_depth is not None and not drops:
+        _leave_out(network, name, stochastic_depth)
     images = torch.zeros(1, image_channels, sizes[0], sizes[0]) if sizes else None
     add_adapters(network, lora, images)
     return network
@@ -155,6 +154,7 @@ def _with_new_head(
     image_channels: int,
     model_args: Sequence[str],
     config: Mapping[str, Any] | None,
+    drops: Mapping[str, Any],
 ) -> Any:
     """The network of `fine_tuned`, without adapters."""
     _check_model_args(name, model_args)
@@ -163,7 +163,7 @@ def _with_new_head(
             name, num_classes, pretrained, sizes, image_channels, model_args, config
         )
     if name.startswith("timm:"):
-        network = timm_network(name, pretrained, sizes, num_classes=num_classes)
+        network = _of_timm(name, pretrained, sizes, num_classes, drops)
         # timm keeps the published layer, of other classes
         if num_classes == network.pretrained_cfg["num_classes"]:
             network.reset_classifier(num_classes)
@@ -231,6 +231,32 @@ def published_input(name: str, usual_interpolation: str, **asked: Any) -> dict[s
             f" {' and '.join(CROP_MODES)}: give one of them, or take another network"
         )
     return found
+
+
+def _check_rate(what: str, rate: float | None) -> None:
+    if rate is not None and not 0 <= rate < 1:
+        raise UserError(
+            f"{what} is {rate}; it must be in [0, 1), or None for the network as published"
+        )
+
+
+def _no_rate_of_hf(what: str, rate: float, name: str) -> UserError:
+    return UserError(
+        f"{what} is {rate}, and {name} is of transformers: leave it out, or set what its"
+        " configuration has, such as --model-args drop_path_rate=0.1"
+    )
+
+
+def _of_timm(
+    name: str, pretrained: bool, sizes: Sequence[int], num_classes: int, rates: Mapping[str, Any]
+) -> Any:
+    """The network of timm with these rates of what is left out in training."""
+    try:
+        return timm_network(name, pretrained, sizes, num_classes=num_classes, **rates)
+    except TypeError as error:
+        if not rates:
+            raise
+        raise UserError(f"{name} does not take {' and '.join(rates)} in timm ({error})") from error
 
 
 def _check_model_args(name: str, model_args: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from trainkit.data.to_device import MEAN, STD
 from trainkit.errors import UserError
 
 
@@ -254,6 +255,32 @@ class EvalTransform(v2.Compose):
     def __init__(self, steps: Sequence[v2.Transform], label: str, whole: bool = True):
         super().__init__(steps)
         self.label, self.whole = label, whole
+
+
+class NoiseErasing(v2.RandomErasing):
+    """Random erasing with noise of each pixel, of ImageNet's mean and standard deviation.
+
+    uint8 images end at 0 and 255, which cuts the noise off at two deviations. timm's mode "pixel"
+    fills in such noise after normalisation.
+
+    Args:
+        p: probability.
+
+    Source:
+        Zhong et al., 2020, Random Erasing; `timm.data.random_erasing` with mode "pixel".
+    """
+
+    def __init__(self, p: float):
+        super().__init__(p, value=0.0)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the rectangle, and what fills it."""
+        found = super().make_params(flat_inputs)
+        if found["v"] is None:  # no rectangle fits
+            return found
+        mean, std = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        noise = torch.randn(3, found["h"], found["w"])
+        return {**found, "v": (mean + std * noise).round().clamp(0, 255).to(torch.uint8)}
 
 
 class Lighting(v2.Transform):

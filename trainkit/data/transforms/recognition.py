@@ -1,17 +1,26 @@
 """Transforms of recognition: training and evaluation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
-from trainkit.data.transforms.ops import EvalTransform, Lighting, RandomResizedCrop, stacked
+from trainkit.data.transforms.ops import (
+    EvalTransform,
+    Lighting,
+    NoiseErasing,
+    RandomResizedCrop,
+    stacked,
+)
 from trainkit.data.transforms.orientation import orientations
+from trainkit.data.transforms.timm_policies import TimmPolicy, is_of_timm, names
 from trainkit.errors import UserError
 from trainkit.settings.rebuildable import rebuildable
 
 MAGNITUDES = 31  # of torchvision's RandAugment, from 0
 POLICIES = tuple(policy.value for policy in AutoAugmentPolicy)
 CROP_MODES = ("center", "squash")  # of timm's
+ERASED_WITH = ("mean", "noise")
 
 
 def train_transform(
@@ -26,6 +35,7 @@ def train_transform(
     auto_augment: AutoAugmentPolicy | str | None = None,
     vflip: float = 0.0,
     rotate90: float = 0.0,
+    erase_with: str = "mean",
 ) -> v2.Transform:
     """A random crop resized to `size`, flip, and what else is asked for, in the order below.
 
@@ -39,9 +49,11 @@ def train_transform(
             left out.
         lighting: see `Lighting`; 0.1 in the paper.
         erase: probability that a rectangle is filled with ImageNet's mean colour.
-        auto_augment: AutoAugment's policy, found on imagenet, cifar10 or svhn.
+        auto_augment: AutoAugment's policy, found on imagenet, cifar10 or svhn, or a policy of
+            timm's, see `TimmPolicy`.
         vflip: probability that top and bottom change sides.
         rotate90: probability of a turn by 90, 180 or 270 degrees.
+        erase_with: "mean", or "noise" of each pixel in place of the mean colour.
 
     Returns:
         uint8 (3, H, W) -> uint8 (3, size, size).
@@ -63,17 +75,21 @@ def train_transform(
         raise UserError(
             f"jitter is {jitter}; give one to four: of brightness, contrast, saturation and hue"
         )
-    steps: list[v2.Transform] = [
+    steps: list[Any] = [
         RandomResizedCrop(size, scale=scale, interpolation=interpolation),
         v2.RandomHorizontalFlip(),
     ]
     steps += orientations(vflip, rotate90)
-    steps += _policy(rand_augment, trivial_augment, auto_augment)
+    steps += _policy(rand_augment, trivial_augment, auto_augment, size, interpolation)
     if jitter is not None:
         steps.append(v2.ColorJitter(*jitter))
     if lighting is not None:
         steps.append(Lighting(lighting))
-    if erase is not None:
+    if erase_with not in ERASED_WITH:
+        raise UserError(f"erase_with is {erase_with!r}; it must be {' or '.join(ERASED_WITH)}")
+    if erase is not None and erase_with == "noise":
+        steps.append(NoiseErasing(erase))
+    elif erase is not None:
         steps.append(v2.RandomErasing(erase, value=[124, 116, 104]))
     return v2.Compose(steps)
 
@@ -82,7 +98,9 @@ def _policy(
     rand_augment: tuple[int, int] | None,
     trivial_augment: bool,
     auto_augment: AutoAugmentPolicy | str | None,
-) -> list[v2.Transform]:
+    size: int,
+    interpolation: InterpolationMode,
+) -> list[Any]:
     """The one of the three that is asked for, as a list; an empty one for none."""
     if rand_augment is not None and not (rand_augment[0] > 0 and 0 <= rand_augment[1] < MAGNITUDES):
         raise UserError(
@@ -104,8 +122,10 @@ def _policy(
         return [v2.TrivialAugmentWide(interpolation=bilinear)]
     if auto_augment is None:
         return []
+    if is_of_timm(str(auto_augment)):
+        return [TimmPolicy(str(auto_augment), size, interpolation)]
     if auto_augment not in POLICIES:
-        raise UserError(f"auto_augment is {auto_augment!r}; it is one of {', '.join(POLICIES)}")
+        raise UserError(f"auto_augment is {auto_augment!r}; it is one of {names(POLICIES)}")
     return [v2.AutoAugment(AutoAugmentPolicy(auto_augment), interpolation=bilinear)]
 
 
