@@ -29,6 +29,7 @@ from trainkit.data.transforms.segmentation import eval_transform
 from trainkit.inference import Inference
 from trainkit.losses.base import Criterion
 from trainkit.losses.dense_regression import L1, Huber, ScaleInvariantLog
+from trainkit.models.outputs import check_only_size
 from trainkit.models.pretrained import has_published_weights
 from trainkit.models.segmentation import segmenter
 from trainkit.settings import OptimizerSettings, OrientationSettings, ScheduleSettings
@@ -118,7 +119,8 @@ def recipe(
         "huber": Huber(delta),
     }
     pretrained = pretrained and has_published_weights(model, backbone)
-    network = segmenter(model, 1, backbone, pretrained, aux=False, se=False)
+    network = segmenter(model, 1, backbone, pretrained, aux=False, se=False, image_size=crop)
+    check_only_size(network, crop, eval_window[0] if eval_window else None)
     inference = Inference.windows(eval_window)
     if eval_flip:
         inference = replace(inference or Inference(), flip=True)

@@ -92,6 +92,8 @@ def segmentation(
     aux_weight: float = 0.2,
     se_weight: float | None = None,
     lora: int | None = None,
+    out_indices: tuple[int, ...] | None = None,
+    stochastic_depth: float | None = None,
     head_channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
@@ -137,6 +139,11 @@ def segmentation(
             such head
         lora: rank of low-rank adapters (LoRA), such as 16, that are trained with the heads, while
             the rest is frozen; None: all is trained
+        out_indices: of linear, upernet and dpt on a vision transformer of timm: its blocks whose
+            maps the head takes, such as -4 -3 -2 -1, which linear concatenates; None: the last one
+            for linear, four evenly spaced ones for the others
+        stochastic_depth: of a backbone of timm: rate at which its last block is left out (drop
+            path), the others in proportion; None: as timm has it
         head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
             networks of segmentation_models_pytorch and transformers
         loss: cross_entropy, focal, ohem, dice, tversky, lovasz, boundary (beside others, such
@@ -181,6 +188,9 @@ def segmentation(
         image_channels=len(opened.mean),
         model_args=model_args,
         lora=lora,
+        out_indices=out_indices,
+        image_size=crop,
+        stochastic_depth=stochastic_depth,
     )
     check_only_size(network, crop, eval_window[0] if eval_window else eval_crop)
     aux_weight = auxiliary_weight(network, aux_weight)

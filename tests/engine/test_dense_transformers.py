@@ -14,7 +14,10 @@ from trainkit.storage.checkpoint import list_checkpoints
 
 pytest.importorskip("timm")
 
-HEADS = ["linear", pytest.param("upernet", marks=pytest.mark.nightly)]
+HEADS = [
+    "linear",
+    *(pytest.param(head, marks=pytest.mark.nightly) for head in ("upernet", "linear4", "maxvit")),
+]
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -46,7 +49,7 @@ def test_a_frozen_backbone_stays_as_it_is(head, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("head", ["linear", "upernet"])
+@pytest.mark.parametrize("head", ["linear", "upernet", "linear4", "maxvit"])
 def test_processes_and_micro_batches_do_not_change_the_training(head, tmp_path):
     script = TESTS / "helpers" / "vit_recipes.py"
     run(without_norms(head), tmp_path / "one")

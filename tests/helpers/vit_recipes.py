@@ -1,4 +1,7 @@
-"""Recipes with a dense head on a tiny vision transformer of timm.
+"""Recipes with a dense head on a tiny vision transformer of timm, or on one of its pyramids.
+
+HEAD is linear, upernet, linear4 (on the last four blocks), or maxvit (UPerNet on a network for
+images of one size, evaluated in windows).
 
 Run as a script it trains one of them in the processes it is started in:
 
@@ -18,6 +21,7 @@ from helpers.hf_recipes import Larger, Odd
 from helpers.toy_recipes import CLASSES, segmentation
 from trainkit import Options, Recipe, freeze, train
 from trainkit.data.seeding import seed_host
+from trainkit.inference import Inference
 from trainkit.models.segmentation import segmenter
 from trainkit.settings import OptimizerSettings
 from trainkit.tasks.segmentation import Segmentation
@@ -28,12 +32,23 @@ BACKBONE = "timm:test_vit"  # patches of 16
 def network(head: str) -> nn.Module:
     """The same in each call."""
     seed_host(0)
-    return segmenter(head, CLASSES, BACKBONE, pretrained=False, channels=16)
+    name = {"linear4": "linear", "maxvit": "upernet"}.get(head, head)
+    body = "timm:test_maxvit" if head == "maxvit" else BACKBONE
+    return segmenter(
+        name,
+        CLASSES,
+        body,
+        pretrained=False,
+        channels=16,
+        out_indices=(-4, -3, -2, -1) if head == "linear4" else None,
+        image_size=64,
+    )
 
 
 def recipe(head: str, model: nn.Module | None = None, **settings) -> Recipe:
     """Two steps an epoch; evaluated on images of 67 x 93."""
     model = network(head) if model is None else model
+    windows = {"inference": Inference(window=64, stride=40)} if head == "maxvit" else {}
     given = {
         "optimizer": "adamw",
         "lr": 1e-3,
@@ -44,12 +59,13 @@ def recipe(head: str, model: nn.Module | None = None, **settings) -> Recipe:
     }
     return segmentation(
         **{
-            "task": Segmentation(CLASSES, aux_weight=0.4 if head == "upernet" else 0.0),
+            "task": Segmentation(CLASSES, aux_weight=0.0 if "linear" in head else 0.4),
             "model": model,
             "train_data": Larger(8),
             "val_data": Odd(3, augment=False),
             "batch_size": 4,
             "epochs": 2,
+            **windows,
             **OptimizerSettings(**given).build(model),
         }
     )

@@ -5,7 +5,7 @@ A backbone has `channels`, those of its last four stages, and returns the maps u
 for.
 """
 
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import torchvision.models
@@ -16,7 +16,8 @@ from trainkit.errors import UserError
 from trainkit.models.base import Backbone
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallResNet, named_maps
-from trainkit.models.timm_models import nearest, timm_network, timm_with
+from trainkit.models.timm_backbones import timm_pyramid
+from trainkit.models.timm_models import nearest
 from trainkit.models.vision_transformers import is_vision_transformer, vision_transformer
 
 RESNETS = ("resnet*", "resnext*", "wide_resnet*")  # torchvision's names
@@ -34,13 +35,22 @@ SMALL = {
 
 
 def backbone(
-    name: str, pretrained: bool = True, stride: int = 8, last_alone: bool = False
+    name: str,
+    pretrained: bool = True,
+    stride: int = 8,
+    last_alone: bool = False,
+    out_indices: Sequence[int] | None = None,
+    image_size: int | None = None,
+    stochastic_depth: float | None = None,
 ) -> Backbone:
     """Build a module from images (N, 3, H, W) to the maps after its last four stages.
 
     Of a vision transformer of timm, such as "timm:vit_base_patch14_reg4_dinov2", these are the maps
     after some of its blocks, all at the stride of its patches; its position embeddings are
     interpolated to the images.
+
+    One of timm's that takes images of one size alone (BEiT, CaiT, MaxViT) is built for image_size,
+    and has an attribute of this name.
 
     The images' mean and std stay the recipe's: some of timm's weights want others than ImageNet's.
 
@@ -54,17 +64,28 @@ def backbone(
             A vision transformer has that of its patches.
         last_alone: of a vision transformer: the map after its last block, normalised, in place of
             four evenly spaced ones.
+        out_indices: of a vision transformer: the blocks in their place, counted from 0 or, below
+            0, from the end.
+        image_size: side of the images of one that takes one size alone; None: the published one.
+        stochastic_depth: of timm's: rate at which the last block is left out (drop path), the
+            others in proportion; None: as timm has it.
 
     Raises:
-        UserError: there is no such network, it cannot dilate, it takes images of one size alone, or
-            its weights cannot be downloaded.
+        UserError: there is no such network, it cannot dilate, it does not take such images, its
+            weights cannot be downloaded, or it lacks what is asked for.
     """
     if stride not in DILATED:
         raise UserError(f"backbone: stride is {stride}; it must be 8, 16 or 32")
+    asked = _timm_settings(name, stochastic_depth)
     if is_vision_transformer(name):
-        return vision_transformer(name, pretrained, last_alone)
+        return vision_transformer(name, pretrained, last_alone, out_indices, image_size, asked)
+    if out_indices is not None:
+        raise UserError(
+            f"out_indices is {' '.join(map(str, out_indices))}, and backbone {name} is no plain"
+            " vision transformer of timm, of whose blocks some could be chosen: leave it out"
+        )
     if name.startswith("timm:"):
-        return _timm(name, pretrained, stride)
+        return timm_pyramid(name, pretrained, stride, image_size, asked)
     if name == "small":
         strides, dilations = SMALL[stride]
         return SmallResNet(strides=strides, dilations=dilations)
@@ -90,6 +111,23 @@ def backbone(
     return ResNetMaps(net)
 
 
+def _timm_settings(name: str, stochastic_depth: float | None) -> dict[str, Any]:
+    """Further arguments of timm's networks."""
+    if stochastic_depth is None:
+        return {}
+    if not 0 <= stochastic_depth < 1:
+        raise UserError(
+            f"stochastic_depth is {stochastic_depth}; it must be in [0, 1), or None for the"
+            " network as published"
+        )
+    if not name.startswith("timm:"):
+        raise UserError(
+            f"stochastic_depth is {stochastic_depth}, and backbone {name} has none: leave it out,"
+            " or take one of timm's, such as timm:convnext_tiny"
+        )
+    return {"drop_path_rate": stochastic_depth}
+
+
 class ResNetMaps(Backbone):
     """A torchvision ResNet without pooling and classifier.
 
@@ -112,57 +150,3 @@ class ResNetMaps(Backbone):
             if name.startswith("layer"):
                 maps.append(x)
         return named_maps(maps)
-
-
-class TimmMaps(Backbone):
-    """The last four maps of a timm network built with features_only, always (N, C, H, W).
-
-    size_divisor: what the sides of its images must be divisible by.
-    """
-
-    def __init__(self, net: Any, size_divisor: int = 1):
-        super().__init__()
-        self.net = net
-        self.size_divisor = size_divisor
-        self.channels = tuple(net.feature_info.channels()[-4:])
-        self.channels_last = str(getattr(net, "output_fmt", "")).endswith("NHWC")  # Swin's maps
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) -> the maps, see `named_maps`."""
-        maps = self.net(x)[-4:]
-        return named_maps(
-            [each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else maps
-        )
-
-
-def _timm(name: str, pretrained: bool, stride: int) -> TimmMaps:
-    # many networks do not even know the word
-    dilated = {} if stride == 32 else {"output_stride": stride}
-    try:
-        net, divisor = _of_any_size(name, pretrained, features_only=True, **dilated)
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"backbone {name} does not dilate to stride {stride} in timm ({error}); take another,"
-            " or a network at stride 32 such as upernet"
-        ) from error
-    strides = net.feature_info.reduction()
-    if len(strides) < 4 or strides[-1] != stride:
-        raise UserError(
-            f"backbone {name} has maps of strides {strides}; wanted are four, the last of stride"
-            f" {stride}"
-        )
-    return TimmMaps(net, divisor)
-
-
-def _of_any_size(name: str, pretrained: bool, **settings: Any) -> tuple[Any, int]:
-    """A network for images of any size, where it is built for one (Swin), and its size divisor.
-
-    One that timm builds for a single size says so when it gets another.
-    """
-    timm, short = timm_with(name)
-    known = timm.models.get_pretrained_cfg(short)
-    if known is not None and known.fixed_input_size:
-        with suppress(TypeError):
-            net = timm_network(name, pretrained, dynamic_img_size=True, **settings)
-            return net, net.feature_info.reduction()[0]  # a patch
-    return timm_network(name, pretrained, **settings), 1

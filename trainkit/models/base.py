@@ -10,7 +10,9 @@ class Backbone(nn.Module):
 
     channels: of these maps, first to last.
     patch_size: pixels, by which the sides of images must be divisible; 1: any sides.
+    image_size: height and width of the images, where it takes no others.
     """
 
     channels: tuple[int, ...]
     patch_size: int = 1
+    image_size: tuple[int, int] | None = None

@@ -138,10 +138,12 @@ def check_only_size(model: nn.Module, crop: int, window: int | None) -> None:
         return
     height, width = only
     said = "whole images" if window is None else f"windows of {window}"
+    # of transformers; ours are built for the crop
+    other = ", or build it for another size (--model-args image_size=SIDE)"
     raise UserError(
         f"{type(model).__name__} takes images of {height} x {width} alone, and crop is {crop} and"
         f" an evaluation has {said}: give --crop {height} and --eval-window {height}"
-        f" {2 * height // 3}, or build it for another size (--model-args image_size=SIDE)"
+        f" {2 * height // 3}{other if hasattr(model, 'config') else ''}"
     )
 
 

@@ -19,7 +19,7 @@ from trainkit.models.image_channels import take_channels
 from trainkit.models.lora import add_adapters
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.small import SmallClassifier, SmallResNet
-from trainkit.models.timm_models import nearest, timm_network, timm_with
+from trainkit.models.timm_models import nearest, timm_classifier, timm_with
 from trainkit.settings.rebuildable import rebuildable
 
 
@@ -252,7 +252,7 @@ def _of_timm(
 ) -> Any:
     """The network of timm with these rates of what is left out in training."""
     try:
-        return timm_network(name, pretrained, sizes, num_classes=num_classes, **rates)
+        return timm_classifier(name, pretrained, sizes, num_classes, **rates)
     except TypeError as error:
         if not rates:
             raise

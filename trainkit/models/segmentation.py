@@ -50,11 +50,15 @@ def segmenter(
     model_args: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     lora: int | None = None,
+    out_indices: Sequence[int] | None = None,
+    image_size: int | None = None,
+    stochastic_depth: float | None = None,
 ) -> nn.Module:
     """Build the network `name` on a backbone by name, at stride 8, UPerNet and linear at 32.
 
     On a vision transformer of timm they are at the stride of its patches: UPerNet with the pyramid
-    that BEiT makes of four of its maps, linear, DINOv2's protocol, on its last one alone.
+    that BEiT makes of four of its maps, linear, DINOv2's protocol, on its last one alone, or on
+    several, concatenated.
 
     Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them, and
     "hf:..." as transformers has it, see `trainkit.models.hf_networks` and, of those that segment by
@@ -78,10 +82,17 @@ def segmenter(
         config: of transformers' networks: what was found for the name when it was first built.
         lora: rank of adapters that are trained beside the heads, and nothing else is, see
             `trainkit.models.lora.add_adapters`; None: all is trained.
+        out_indices: of linear, upernet and dpt on a vision transformer of timm: its blocks whose
+            maps the head takes, counted from 0 or, below 0, from the end; linear takes any number,
+            the others four. None: the last one for linear, four evenly spaced ones for upernet, and
+            SMP's for dpt.
+        image_size: side of the images of a backbone of timm's that takes one size alone, see
+            `trainkit.models.backbones`, as the network's attribute of this name then says.
+        stochastic_depth: of a backbone of timm's: rate of its last block; None: as timm has it.
 
     Raises:
-        UserError: name or backbone are unknown, its weights cannot be downloaded, or it takes no
-            adapters.
+        UserError: name or backbone are unknown, its weights cannot be downloaded, it takes no
+            adapters, or it lacks what else is asked for.
     """
     if lora is not None and is_mask_network(name, model_args, config):
         raise UserError(
@@ -89,8 +100,22 @@ def segmenter(
             " as it is. Leave lora out, or take another network"
         )
     heads = {"aux": aux, "se": se, "lateral": lateral}
+    body = {
+        "out_indices": out_indices,
+        "image_size": image_size,
+        "stochastic_depth": stochastic_depth,
+    }
     network = _without_adapters(
-        name, num_classes, backbone, pretrained, channels, image_channels, model_args, config, heads
+        name,
+        num_classes,
+        backbone,
+        pretrained,
+        channels,
+        image_channels,
+        model_args,
+        config,
+        heads,
+        body,
     )
     side = getattr(network, "image_size", None) or (TRIAL_SIDE, TRIAL_SIDE)
     add_adapters(network, lora, torch.zeros(1, image_channels, *side))
@@ -107,8 +132,10 @@ def _without_adapters(
     model_args: Sequence[str],
     config: Mapping[str, Any] | None,
     heads: Mapping[str, bool],
+    body: Mapping[str, Any],
 ) -> nn.Module:
     """The network of `segmenter`, without adapters."""
+    _check_body(name, body)
     if is_mask_network(name, model_args, config):
         encoder = backbone if backbone.startswith(("timm:", "hf:")) else None
         return mask_network(
@@ -127,10 +154,35 @@ def _without_adapters(
             " transformers (hf:...)"
         )
     if name in DECODERS:
-        return smp_network(name, num_classes, backbone, pretrained, image_channels)
-    network = _for_three_channels(name, num_classes, backbone, pretrained, channels, **heads)
+        return smp_network(
+            name, num_classes, backbone, pretrained, image_channels, body["out_indices"]
+        )
+    network = _for_three_channels(name, num_classes, backbone, pretrained, channels, body, **heads)
     take_channels(network, image_channels, pretrained)
+    only = getattr(network.backbone, "image_size", None)
+    if only is not None:
+        network.image_size = only
     return network
+
+
+def _check_body(name: str, body: Mapping[str, Any]) -> None:
+    """Refuse settings of a backbone that the network cannot have."""
+    chosen, rate = body["out_indices"], body["stochastic_depth"]
+    if chosen is not None and name not in (*ON_TRANSFORMERS, "dpt"):
+        raise UserError(
+            f"out_indices is {' '.join(map(str, chosen))}, and {name} takes none: they are of"
+            f" {', '.join(ON_TRANSFORMERS)} and dpt on a vision transformer of timm. Leave it out"
+        )
+    if chosen is not None and name != "linear" and len(chosen) != 4:
+        raise UserError(
+            f"out_indices is {' '.join(map(str, chosen))}, and {name} takes the maps of four blocks"
+        )
+    if rate is not None and (name in DECODERS or is_hf(name)):
+        its_own = ": set what its configuration has, such as --model-args drop_path_rate=0.1"
+        raise UserError(
+            f"stochastic_depth is {rate}, and {name} takes none here"
+            f"{its_own if is_hf(name) else ': leave it out'}"
+        )
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -147,6 +199,7 @@ def _for_three_channels(
     backbone: str,
     pretrained: bool,
     channels: int,
+    asked: Mapping[str, Any],
     *,
     aux: bool,
     se: bool,
@@ -158,10 +211,9 @@ def _for_three_channels(
             f" {', '.join(ON_TRANSFORMERS)} or dpt on it, or another backbone"
         )
     if name == "lraspp":
-        return _lraspp(num_classes, backbone, pretrained)
-    body = named_backbone(
-        backbone, pretrained, 32 if name in ON_TRANSFORMERS else 8, name == "linear"
-    )
+        return _lraspp(num_classes, backbone, pretrained, asked)
+    stride = 32 if name in ON_TRANSFORMERS else 8
+    body = named_backbone(backbone, pretrained, stride, name == "linear", **asked)
     if name == "linear":
         return Linear(body, num_classes)
     if name == "encnet":
@@ -177,10 +229,12 @@ def _for_three_channels(
     return DeepLabV3(body, head, aux_head)
 
 
-def _lraspp(num_classes: int, backbone: str, pretrained: bool) -> nn.Module:
+def _lraspp(
+    num_classes: int, backbone: str, pretrained: bool, asked: Mapping[str, Any]
+) -> nn.Module:
     """Build torchvision's Lite R-ASPP, sharpened by the map at stride 4 (MobileNet: 8)."""
     if backbone != MOBILE:
-        body = named_backbone(backbone, pretrained, 8)
+        body = named_backbone(backbone, pretrained, 8, **asked)
         return LRASPP(body, body.channels[0], body.channels[-1], num_classes)
     network = get_model(
         f"lraspp_{MOBILE}", weights=None, weights_backbone=None, num_classes=num_classes

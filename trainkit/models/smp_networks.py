@@ -1,6 +1,7 @@
 """Networks of segmentation_models_pytorch (SMP) by name: a decoder on one of its encoders."""
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from types import ModuleType
@@ -32,7 +33,12 @@ TRIAL_SIDE = 128  # pixels: PAN pools the last map, at stride 16, three times mo
 
 
 def smp_network(
-    name: str, num_classes: int, encoder: str, pretrained: bool, image_channels: int
+    name: str,
+    num_classes: int,
+    encoder: str,
+    pretrained: bool,
+    image_channels: int,
+    out_indices: Sequence[int] | None = None,
 ) -> nn.Module:
     """Build the network as SMP has it, with its names of weights; its head is all but `encoder`.
 
@@ -43,13 +49,16 @@ def smp_network(
         pretrained: start the encoder from published weights: ImageNet's, else the first ones that
             SMP lists for it.
         image_channels: of the images, to which SMP and timm adapt the weights.
+        out_indices: of dpt: the four blocks that it takes; None: SMP's, which are evenly spaced.
 
     Raises:
         UserError: SMP, the encoder or its weights are missing, or the decoder does not take it.
     """
     library = _library(name)
     weights = "imagenet" if encoder.startswith("timm:") else _published(library, name, encoder)
-    arguments = {"classes": num_classes, "in_channels": image_channels}
+    arguments: dict[str, Any] = {"classes": num_classes, "in_channels": image_channels}
+    if out_indices is not None:
+        arguments["encoder_output_indices"] = list(out_indices)
     network = _built(
         library, name, encoder, weights if pretrained and wanted() else None, arguments
     )

@@ -87,3 +87,20 @@ def timm_network(name: str, pretrained: bool, sizes: Sequence[int] = (), **setti
             f"cannot get the pretrained weights of {name} ({first_line(error)}). Fill the"
             f" Hugging Face cache where there is a network, or {START_AT_RANDOM}"
         ) from error
+
+
+def timm_classifier(
+    name: str, pretrained: bool, sizes: Sequence[int], num_classes: int, **settings: Any
+) -> Any:
+    """`timm_network` with so many classes.
+
+    Raises:
+        UserError: as there, or the network has no classifier.
+    """
+    network = timm_network(name, pretrained, sizes, num_classes=num_classes, **settings)
+    if not hasattr(network, "get_classifier"):
+        timm, short = timm_with(name)
+        whole = short.rpartition("_")[0]
+        other = f"timm:{whole}, or another network" if timm.is_model(whole) else "another network"
+        raise UserError(f"{name} is an encoder without a classifier in timm: take {other}")
+    return network

@@ -144,8 +144,7 @@ def test_bands_and_other_backbones():
     [
         ("fcn", "timm:vit_tiny_patch16_224", "fcn takes maps of several sizes"),
         ("lraspp", "timm:vit_tiny_patch16_224", "lraspp takes maps of several sizes"),
-        ("linear", "timm:beit_base_patch16_224", "is built for images of one size in timm"),
-        ("upernet", "timm:cait_xxs24_224", "is built for images of one size in timm"),
+        ("encnet", "timm:beit_base_patch16_224", "encnet takes maps of several sizes"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, backbone, match):
