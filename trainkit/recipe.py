@@ -50,7 +50,7 @@ class Recipe:
     batch_size: int
     """images of one optimizer step, over all processes"""
     eval_batch_size: int = 1
-    """images per forward pass of an evaluation, per process; above 1 they must be of one shape"""
+    """images per forward pass of an evaluation, per process, of one shape; see `data.buckets`"""
     inference: Inference | None = None
     """windows, scales and flips of an evaluation (segmentation); None: each image once, whole"""
     mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None

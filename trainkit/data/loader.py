@@ -1,6 +1,6 @@
 """Batches from a dataset, read by data-loading workers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from trainkit.data.buckets import kind_of
 from trainkit.data.dataset_info import SizedDataset, opened
 from trainkit.data.on_device import OnDevice
 from trainkit.data.reader import Reader
@@ -27,6 +28,7 @@ def make_loader(
     replacement: Callable[[int, int], int] | None = None,
     remedy: str = "",
     unless_declared: bool = False,
+    by_kind: bool = False,
 ) -> Iterable[Any]:
     """Make a loader of the (epoch, index) keys in `batches`: images, targets, faults.
 
@@ -42,6 +44,7 @@ def make_loader(
         replacement: see `Reader`.
         remedy: see `Reader`.
         unless_declared: see `Seeded`.
+        by_kind: a batch may hold images of unlike shapes: it is what `collate_by_kind` makes of it.
     """
     data = opened(data)
     held = isinstance(data, OnDevice)
@@ -50,12 +53,12 @@ def make_loader(
     reader = Reader(data, seed, check, replacement, remedy, unless_declared)
     pins = device.type == "cuda" and not held
     if (held or workers == 0) and not pins:
-        return OwnBatches(reader, batches)
+        return OwnBatches(reader, batches, by_kind)
     return Loader(
         reader,
         batch_sampler=batches,
         num_workers=0 if held else workers,
-        collate_fn=collate,
+        collate_fn=collate_by_kind if by_kind else collate,
         pin_memory=pins,
     )
 
@@ -66,14 +69,16 @@ class OwnBatches:
     Args:
         reader: of examples.
         batches: lists of its keys.
+        by_kind: see `make_loader`.
     """
 
-    def __init__(self, reader: Reader, batches: Iterable):
+    def __init__(self, reader: Reader, batches: Iterable, by_kind: bool = False):
         self.reader, self.batches = reader, batches
+        self._collate: Callable[[Any], Any] = collate_by_kind if by_kind else collate
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    def __iter__(self) -> Iterator[Any]:
         for keys in self.batches:
-            yield collate(self.reader.__getitems__(keys))
+            yield self._collate(self.reader.__getitems__(keys))
 
 
 def collate(
@@ -93,6 +98,27 @@ def collate(
     return _stacked_images(images), _stacked_targets(targets), list(chain.from_iterable(faults))
 
 
+def collate_by_kind(
+    rows: list[tuple] | tuple[Tensor, Tensor, list[str]],
+) -> list[tuple[Tensor, Tensor, list[int]]]:
+    """Stack (image, target, faults) rows of unlike shapes, those that are alike together.
+
+    Returns:
+        Images, targets and their places among the rows, of each kind, that of the first row first.
+    """
+    if isinstance(rows, tuple):
+        images, targets, _ = rows
+        return [(images, targets, list(range(len(targets))))]
+    places: dict[Hashable, list[int]] = {}
+    for place, (image, target, _) in enumerate(rows):
+        places.setdefault((kind_of(image), kind_of(target)), []).append(place)
+    found = []
+    for alike in places.values():
+        images, targets, _ = collate([rows[place] for place in alike])
+        found.append((images, targets, alike))
+    return found
+
+
 def _stacked_images(images: list[Tensor]) -> Tensor:
     try:
         if all(image.ndim == 3 and image.stride(0) == 1 for image in images):
@@ -104,7 +130,7 @@ def _stacked_images(images: list[Tensor]) -> Tensor:
             raise
         raise UserError(
             f"images of one batch have unlike shapes {sorted(map(tuple, shapes))[:4]}; crop them to"
-            " one size in the transform, or evaluate one at a time with eval_batch_size=1"
+            " one size in the transform"
         ) from error
 
 

@@ -87,10 +87,12 @@ class OneReading:
         return map(_own, self._open[number].pop())
 
 
-def _own(batch: tuple) -> tuple:
+def _own(batch: list[tuple]) -> list[tuple]:
     """A batch that a network may write into: whole numbers are copied when they are normalised."""
-    images, targets, faults = batch
-    return images if images.dtype in WHOLE else images.clone(), targets.clone(), faults
+    return [
+        (images if images.dtype in WHOLE else images.clone(), targets.clone(), places)
+        for images, targets, places in batch
+    ]
 
 
 def taking_turns(
@@ -98,8 +100,8 @@ def taking_turns(
 ) -> list[dict[str, Any]]:
     """The results of evaluations whose recipes read alike, each as it would be alone.
 
-    After each forward pass the next evaluation has its turn, with random numbers of its own. All
-    processes go round in the same order.
+    After what each does with a batch that was read the next one has its turn, with random numbers
+    of its own. All processes go round in the same order.
 
     Args:
         evaluators: that measure, each a model of its own.

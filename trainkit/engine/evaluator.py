@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,15 @@ from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import agree_on_buffers, reshard
 from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.engine.ema import EMA
-from trainkit.engine.forward_passes import forward_passes
+from trainkit.engine.evaluation_module import EvaluationModule
+from trainkit.engine.forward_passes import ForwardPasses
 from trainkit.engine.image_rows import ImageRows, Measured, merged
 from trainkit.engine.label_warnings import WITHOUT, classes_without_targets
 from trainkit.engine.metric_checks import without_reserved_names
 from trainkit.engine.optimizer_state import evaluation_mode
 from trainkit.engine.precise_bn import PreciseBatchNorm
 from trainkit.engine.results import as_plain
-from trainkit.engine.task_module import TaskModule, set_step, uncompiled
+from trainkit.engine.task_module import TaskModule, set_step
 from trainkit.engine.validation_loss import ValidationLoss, loss_results
 from trainkit.errors import may_fail_alone, shortage_reported
 from trainkit.metrics.base import each_metric
@@ -34,7 +36,7 @@ from trainkit.recipe import Recipe
 
 Keep = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], None]
 Results = Generator[None, None, dict[str, Any] | None]
-"""pauses after each forward pass, and returns the results"""
+"""pauses after each turn, and returns the results"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class Evaluator:
         """
         return self.module.loss_fault
 
+    @cached_property
+    def runner(self) -> EvaluationModule:
+        """What evaluations call."""
+        is_dense = self.recipe.task.is_dense
+        return EvaluationModule(self.task_module, self.accelerator, is_dense)
+
     @property
     def module(self) -> TaskModule:
         """Model and task, without what prepares them for processes and precision."""
@@ -91,7 +99,7 @@ class Evaluator:
         processes batch by batch.
 
         Args:
-            stop: called after each batch; the evaluation ends early where it returns something
+            stop: called after each turn; the evaluation ends early where it returns something
                 other than 0.
             steps: training steps of the weights and total steps, for `Task.at_step`; None: it has
                 been called.
@@ -116,7 +124,7 @@ class Evaluator:
         steps: tuple[int, int] | None = None,
         keep: Keep | None = None,
     ) -> Results:
-        """The same as a generator, which pauses after each forward pass: several can take turns."""
+        """The same as a generator, which pauses after each turn: several can take turns."""
         self.module.loss_fault = None  # of an earlier one: a resume would not know of it
         evaluated = nullcontext() if self.optimizer is None else evaluation_mode(self.optimizer)
         with evaluated, shortage_reported("the evaluation"), refusals_reported(self.recipe.model):
@@ -159,10 +167,16 @@ class Evaluator:
             how["precise_bn"] = self.precise_bn
         return how
 
-    @torch.no_grad()
     def _measure(self, stop: Callable[[], int], keep: Keep | None) -> Results:
+        # What a network keeps of a pass in inference mode, such as a table of positions, could not
+        # be trained with afterwards; FSDP2 counts the versions of its tensors.
+        trains = self.optimizer is not None or self.runner.is_sharded
+        mode = torch.no_grad() if trains else torch.inference_mode()
+        return mode(self._measured)(stop, keep)  # which does not last while the generator pauses
+
+    def _measured(self, stop: Callable[[], int], keep: Keep | None) -> Results:
         recipe, accelerator = self.recipe, self.accelerator
-        task_module = uncompiled(self.task_module, recipe.task)
+        task_module = self.task_module
         metrics = recipe.task.metrics()
         if self.thorough:
             metrics = [*metrics, *recipe.task.thorough_metrics()]
@@ -185,15 +199,16 @@ class Evaluator:
             rows = ImageRows(recipe.task, counting, len(recipe.val_data))
         task_module.eval()
         agree_on_buffers(task_module)
-        for found in forward_passes(self, task_module):
-            for each in found:
+        for turn in ForwardPasses(self).turns():
+            labels = []
+            for each in turn:
                 num_images += len(each.targets)
                 _count(each, [*counting, *gathered, *images], rows)
                 loss.add(each.losses, each.targets)
+                if others:
+                    labels.append((recipe.task.labels(each.predictions), each.targets))
             if others:
-                _add_gathered(
-                    others, [(recipe.task.labels(each.predictions), each.targets) for each in found]
-                )
+                _add_gathered(others, labels)
             if stop():
                 reshard(task_module)
                 return None

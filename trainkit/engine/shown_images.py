@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +10,8 @@ from torch import Tensor
 from trainkit.data.loader import make_loader
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import generators_kept, seed_step
-from trainkit.distributed.fsdp import is_sharded
-from trainkit.distributed.unwrapping import without_wrappers
 from trainkit.engine.evaluator import Evaluator
 from trainkit.engine.sliding_window import SlidingWindowInferer
-from trainkit.engine.task_module import uncompiled
 from trainkit.recipe import Recipe
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import THRESHOLD
@@ -183,14 +179,14 @@ def _ranking(logits: Tensor) -> tuple[tuple[int, float], ...]:
 def _predicted(evaluator: Evaluator, images: Tensor, targets: Tensor) -> Tensor:
     """What is predicted of one image: its mask (H, W), or its logits (C,)."""
     recipe = evaluator.recipe
-    task_module: Any = uncompiled(evaluator.task_module, recipe.task)
     if recipe.inference is not None:
-        black = evaluator.to_device.black
-        inferer = SlidingWindowInferer(recipe.inference, task_module, evaluator.accelerator, black)
+        black, layout = evaluator.to_device.black, evaluator.to_device.format
+        inferer = SlidingWindowInferer(
+            recipe.inference, evaluator.runner, evaluator.accelerator, black, layout
+        )
         found = recipe.task.from_scores(inferer.scores_of(images, targets))
     else:
-        inner = task_module if is_sharded(task_module) else without_wrappers(task_module)
-        found = inner(images, targets)
+        found = evaluator.runner(images, targets)
     return found[0]
 
 

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainkit.distributed.fsdp import is_sharded
-from trainkit.distributed.unwrapping import without_wrappers
+from trainkit.distributed.fsdp import most_of_all
+from trainkit.engine.evaluation_module import EvaluationModule
 from trainkit.inference import Inference
 
 
@@ -57,47 +57,72 @@ class SlidingWindowInferer:
     """Runs a model over images by inference settings, in step with the other processes."""
 
     inference: Inference
-    task_module: (
-        nn.Module
-    )  # as prepared; in evaluation mode it gives scores where it gets no targets
+    task_module: nn.Module | EvaluationModule
+    """as prepared; in evaluation mode it gives scores where it gets no targets"""
     accelerator: Accelerator
-    black: Tensor  # (C, 1, 1): what images are filled up with, as the model sees it
+    black: Tensor
+    """(C, 1, 1): what images are filled up with, as the model sees it"""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """of what the model gets"""
+
+    def __post_init__(self) -> None:
+        given = self.task_module
+        self._module = (
+            given
+            if isinstance(given, EvaluationModule)
+            else EvaluationModule(given, self.accelerator, is_dense=True)
+        )
 
     def infer(
         self, samples: Iterable[tuple[Tensor, Tensor]]
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield after each pass the images that it finished, as scores and targets.
+        """Yield after each sample the images that are finished by then, as scores and targets.
 
         Args:
             samples: images (1, 3, h, w) and targets (1, H, W).
 
         Yields:
-            Scores (1, C, H, W) at the size of their targets, and these. All processes make as many
-            passes: those with nothing left give empty lists.
+            Scores (1, C, H, W) at the size of their targets, and these; after the last sample once
+            more.
         """
-        batches = self._batches(samples)
-        filler = self.black[None].expand(1, -1, 64, 64)
-        while True:
-            batch = next(batches, None)
-            if not int(
-                self.accelerator.reduce(
-                    torch.tensor(float(batch is not None), device=self.black.device), "sum"
-                )
-            ):
-                return
-            if batch is not None:
-                pixels = torch.stack([window.pixels for window in batch])
-                filler = pixels[:1]
-                done = [
-                    self._add(window, scores)
-                    for window, scores in zip(batch, self._forward(pixels))
-                ]
-                finished = [each for each in done if each is not None]
-                yield [(total / len(self.inference.scales), targets) for total, targets in finished]
-            else:
-                if is_sharded(self.task_module):
-                    self._forward(filler)  # the others gather its weights
-                yield []
+        for finished in self.turns(samples):
+            yield list(finished)
+
+    def turns(
+        self, samples: Iterable[tuple[Tensor, Tensor | None]]
+    ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        """As `infer`, with each turn to be gone through before the next one is asked for.
+
+        Only with sharded parameters processes agree on how many passes they make in a turn.
+
+        Args:
+            samples: as many in every process; without targets those that do not count.
+        """
+        waiting: defaultdict[torch.Size, list[_Window]] = defaultdict(list)
+        filler = None
+        for images, targets in samples:
+            if self._module.is_sharded:
+                filler = next(self._windows(images, images)).pixels[None]
+            ready = () if targets is None else self._full(waiting, images, targets)
+            yield self._passes(ready, filler)
+        yield self._passes(waiting.values(), filler)
+
+    def _passes(
+        self, batches: Iterable[list[_Window]], filler: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run batches of windows; yield each image that is finished, its scores and targets."""
+        together = 0
+        if self._module.is_sharded:
+            batches = list(batches)
+            together = most_of_all(len(batches), self.black.device) - len(batches)
+        for batch in batches:
+            given = self._forward(torch.stack([window.pixels for window in batch]))
+            for window, scores in zip(batch, given):
+                done = self._add(window, scores)
+                if done is not None:
+                    yield done[0] / len(self.inference.scales), done[1]
+        for _ in range(together):  # the others gather the weights of this process
+            self._forward(filler)
 
     def scores_of(self, images: Tensor, targets: Tensor) -> Tensor:
         """The scores of one image, without the other processes; with sharded parameters, with all.
@@ -109,33 +134,37 @@ class SlidingWindowInferer:
         Returns:
             (1, C, H, W).
         """
-        for batch in self._batches([(images, targets)]):
+        waiting: defaultdict[torch.Size, list[_Window]] = defaultdict(list)
+        for batch in (*self._full(waiting, images, targets), *waiting.values()):
             given = self._forward(torch.stack([window.pixels for window in batch]))
             for window, scores in zip(batch, given):
                 done = self._add(window, scores)
         assert done is not None  # the last window of the image
         return done[0] / len(self.inference.scales)
 
-    def _forward(self, pixels: Tensor) -> Tensor:
+    def _forward(self, pixels: Tensor | None) -> Tensor:
         """Run (N, 3, h, w) -> scores (N, C, h, w)."""
-        if is_sharded(self.task_module):
-            return self.task_module(pixels, None)
-        # past DDP, as the processes' passes are not of one kind
-        return without_wrappers(self.task_module)(pixels, None)
+        assert pixels is not None  # of a process that has read an image
+        return self._module(pixels.contiguous(memory_format=self.memory_format), None)
 
-    def _batches(self, samples: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[_Window]]:
-        """Yield windows of one shape, as many as fit into a pass, of as few images as possible."""
+    def _full(
+        self,
+        waiting: defaultdict[torch.Size, list[_Window]],
+        images: Tensor,
+        targets: Tensor,
+    ) -> Iterator[list[_Window]]:
+        """Add the windows of an image, and yield those that fill a pass, of one shape each.
+
+        As few images as possible wait for a part of their windows.
+        """
         most = self.inference.window_batch
-        waiting: defaultdict[torch.Size, list[_Window]] = defaultdict(list)
-        for images, targets in samples:
-            for window in self._windows(images, targets):
-                line = waiting[window.pixels.shape]
-                line.append(window)
-                if len(line) == most:
-                    yield waiting.pop(window.pixels.shape)
-            if sum(map(len, waiting.values())) > 2 * most:  # images of many shapes
-                yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-        yield from waiting.values()
+        for window in self._windows(images, targets):
+            line = waiting[window.pixels.shape]
+            line.append(window)
+            if len(line) == most:
+                yield waiting.pop(window.pixels.shape)
+        if sum(map(len, waiting.values())) > 2 * most:  # images of many shapes
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
 
     def _windows(self, images: Tensor, targets: Tensor) -> Iterator[_Window]:
         """All windows of an image, at all scales, flipped too."""

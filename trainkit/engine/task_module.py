@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainkit.distributed.unwrapping import without_compile
 from trainkit.errors import is_shortage
 from trainkit.models.outputs import run_padded, size_divisor
 from trainkit.tasks.base import Task, as_task
@@ -98,11 +97,3 @@ def set_step(task: Task, model: nn.Module, steps: tuple[int, int] | None) -> Non
 def set_images(task: Task, model: nn.Module, seed: int, positions: Sequence[int]) -> None:
     """Call a task's `at_images` before a forward pass of a training step."""
     task.at_images(model, seed, positions)
-
-
-def uncompiled(prepared: nn.Module, task: Task) -> nn.Module:
-    """The prepared module, without torch.compile where a task takes images of any size.
-
-    Each size would be compiled.
-    """
-    return without_compile(prepared) if task.is_dense else prepared

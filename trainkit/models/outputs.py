@@ -3,7 +3,7 @@
 import math
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def fill_up(images: Tensor, divisor: int) -> Tensor:
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
 
-def run_padded(model: nn.Module, images: Tensor, divisor: int) -> Any:
+def run_padded(model: Callable[[Tensor], Any], images: Tensor, divisor: int) -> Any:
     """Run a model that takes only sides divisible by `divisor` on images of any size (N, C, H, W).
 
     Outputs (N, C, h, w) of padded images are resized to them and cut to the size of the images.

@@ -18,8 +18,9 @@ from trainkit.data.bands import USUAL, WHITE, PixelSettings, as_stored
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.to_device import ToDevice
 from trainkit.distributed.fsdp import prepare
+from trainkit.engine.evaluation_module import EvaluationModule
 from trainkit.engine.sliding_window import SlidingWindowInferer
-from trainkit.engine.task_module import TaskModule, uncompiled
+from trainkit.engine.task_module import TaskModule
 from trainkit.errors import UserError, shortage_reported
 from trainkit.inference import Inference
 from trainkit.losses.functional import check_num_outputs
@@ -213,8 +214,9 @@ class ModelInfo:
         """
         prepared = partial(prepare, accelerator) if accelerator is not None else nn.Module.eval
         if self.inference is None:
-            model = uncompiled(prepared(self.model), self.task).eval()
-            return partial(self._outputs, model)
+            model = prepared(self.model).eval()
+            called = EvaluationModule(model, accelerator, self.task.is_dense)
+            return partial(self._outputs, called)
         to_device = self.to_device(None if accelerator is None else accelerator.device)
         inferer = SlidingWindowInferer(
             self.inference,
@@ -242,7 +244,7 @@ class ModelInfo:
         to_device = self.to_device(None if accelerator is None else accelerator.device)
         return Blocks(seen, prepared.eval(), to_device, self.task.num_classes)
 
-    def _outputs(self, model: nn.Module, images: Tensor) -> Any:
+    def _outputs(self, model: EvaluationModule, images: Tensor) -> Any:
         outputs = run_padded(model, images, size_divisor(self.model) if self.task.is_dense else 1)
         if isinstance(self.task, DenseRegression):
             return self.task.scores(outputs, images)
