@@ -81,6 +81,8 @@ class Options:
     """failure to write to the run's folder: stop after the step, or train on without saving"""
     async_checkpoint: bool = False
     """write checkpoints in the background; a kill may lose the steps taken during the writing"""
+    checkpoint_format: Literal["full", "sharded"] = "full"
+    """full: one process writes whole tensors. sharded: under FSDP each process writes its part"""
     report: bool = True
     """write report.html into the run's folder at the end of the training"""
     pictures: bool = True

@@ -19,16 +19,12 @@ from helpers.logs import (
     rows,
     without_intervals,
 )
-from helpers.processes import ROOT, TESTS, TOYS, forked_script, torchrun
+from helpers.processes import FSDP, ROOT, TESTS, TOYS, forked_script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import everything, run
 from trainkit import evaluate
 from trainkit.distributed.fsdp import Sharding, prepare
 from trainkit.storage.checkpoint import list_checkpoints
-
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
-        "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from safetensors import torch as safetensors
 
 from trainkit.storage import checkpoint
 
+real_fsync, real_save_file = os.fsync, safetensors.save_file
 OPERATIONS = {
     "open",
     "os.mkdir",
@@ -99,7 +100,6 @@ def one_death(folder: Path, number: int) -> str:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1]) / "checkpoints"
-    real_fsync, real_save_file = os.fsync, safetensors.save_file
     torch.set_num_threads(1)
     number, died = 0, True
     while died:

@@ -22,6 +22,10 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 TOYS = TESTS / "helpers" / "toy_recipes.py"
 SEG, RECOG = str(ROOT / "recipes" / "seg_folder.py"), str(ROOT / "recipes" / "recog_folder.py")
+# what accelerate_configs/fsdp2.yaml says, for networks as small as those of the tests
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+        "FSDP_MIN_NUM_PARAMS": "100"}  # fmt: skip
 # seconds, after which what a test waits for is held to hang: machines differ tenfold, and are
 # shared
 PATIENCE = 240

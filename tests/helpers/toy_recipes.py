@@ -533,6 +533,8 @@ if __name__ == "__main__":
     if "TOY_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["TOY_THREADS"]))
     changes = {"workers": int(os.environ.get("TOY_WORKERS", 0))}
+    changes["checkpoint_format"] = os.environ.get("TOY_FORMAT", "full")
+    changes["async_checkpoint"] = "TOY_ASYNC" in os.environ
     for each in names:
         net = run(each, Path(folder) / each, **changes)
         rank = os.environ.get("RANK", "0")

@@ -123,6 +123,7 @@ def _train_as_asked(trial: Trial) -> None:
         track=(),
         profile=False,
         async_checkpoint=False,
+        checkpoint_format="full",
         report=False,
         pictures=False,
         **trial.options,

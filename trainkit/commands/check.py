@@ -104,7 +104,14 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         own_run = RunFolder(folder, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
             own_run.checkpoints.mkdir()
-        quiet = replace(options, out=folder, workers=0, async_checkpoint=False, precise_bn=None)
+        quiet = replace(
+            options,
+            out=folder,
+            workers=0,
+            async_checkpoint=False,
+            checkpoint_format="full",
+            precise_bn=None,
+        )
         frozen = frozen_statistics(recipe.model)
         results = _try(Training(setup.silent(quiet), own_run), setup.workers)
     finally:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -248,6 +248,14 @@ def most_of_all(number: int, device: torch.device) -> int:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether this process holds some of its rows, and the others the rest, in their order."""
+    if not isinstance(tensor, DTensor):
+        return False
+    assert tensor.placements == (Shard(0),), f"sharded as {tensor.placements}, not by rows alone"
+    return True
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Checkpointer:
         self.resumed_from = 0  # step of the checkpoint that this process resumed from
 
     def save(self) -> None:
-        """Write a checkpoint in the main process, then remove older ones.
+        """Write a checkpoint, in the main process or each process its part; remove older ones.
 
         All processes call it together.
         """
@@ -71,10 +71,11 @@ class Checkpointer:
         )
         with evaluation_mode(self.recipe.optimizer) as in_training:
             state = {**self._state(in_training), "unlogged": unlogged}
-            model, state = whole(
-                (self.recipe.model.state_dict(), state), keep=self.accelerator.is_main_process
-            )
-            if self.accelerator.is_main_process:
+            model, is_main = self.recipe.model.state_dict(), self.accelerator.is_main_process
+            is_sharded = self.writer.shards.count is not None
+            if not is_sharded:
+                model, state = whole((model, state), keep=is_main)
+            if is_sharded or is_main:
                 kept = (self.resumed_from, self.state.best_step)
                 folder = self.writer.folder
                 protected = [checkpoint.checkpoint_path(folder, each) for each in kept if each]

@@ -47,6 +47,7 @@ class Setup:
         """
         posix_locks()
         require_installed(options.track)
+        _require_shards(options)
         recipe = with_headline(recipe, options.headline)
         require_free_names(recipe.task)
         try_metrics(recipe.task)
@@ -100,6 +101,15 @@ class Setup:
         if weights is not None:
             for line in start_from(self.recipe.model, weights, self.options.weights_key):
                 self.display.note(line)
+
+
+def _require_shards(options: Options) -> None:
+    """Raise UserError where checkpoints are to be sharded and weights are not."""
+    if options.checkpoint_format == "sharded" and Sharding.asked() is None:
+        raise UserError(
+            "checkpoint_format is sharded, and without FSDP each process holds all weights: launch"
+            " with accelerate_configs/fsdp2.yaml, or leave --checkpoint-format out"
+        )
 
 
 def _require_freezable() -> None:

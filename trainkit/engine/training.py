@@ -29,6 +29,7 @@ from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import refusals_reported
+from trainkit.storage.checkpoint_shards import ALONE, Shards
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.model_json import model_json
 from trainkit.storage.run_folder import RunFolder
@@ -75,6 +76,7 @@ class Training:
         to_device = ToDevice(accelerator.device, recipe.mean, recipe.std, options.channels_last)
         self.state = state = TrainState()
         self.links = WeightLinks(run.folder, recipe.ema is not None, lambda: state.best_step)
+        sharded = options.checkpoint_format == "sharded"
         writer = CheckpointWriter(
             run.checkpoints,
             options.keep_checkpoints,
@@ -82,6 +84,7 @@ class Training:
             model_json(recipe),
             self.links,
             getattr(recipe.model, "adapters", None),
+            Shards.of_all(options.timeout_s) if sharded else ALONE,
         )
         self.stop = StopFlag(accelerator.device, accelerator.num_processes)
         failures = FailureRecorder(setup, run, writer)

@@ -31,14 +31,14 @@ def no_larger_than(weights: Path, source: str) -> Iterator[None]:
     Raises:
         UserError: parameters and buffers take more than `TIMES` the file's bytes and `SPARE`.
     """
-    file = weights / "model.safetensors" if weights.is_dir() else weights
-    stored = file.stat().st_size if file.is_file() else 0
+    files = list(weights.glob("model*.safetensors")) if weights.is_dir() else [weights]
+    stored = sum(file.stat().st_size for file in files if file.is_file())
     most = TIMES * stored + SPARE
     total = 0
 
     def fault(size: str) -> UserError:
         return UserError(
-            f"{source} describes a network of more than {size}, and its weights, {file}, are"
+            f"{source} describes a network of more than {size}, and its weights, {weights}, are"
             f" {stored / 2**20:,.1f} MiB: one of the two is damaged, or no training wrote it"
         )
 

@@ -4,8 +4,9 @@ A checkpoint is a folder `step-<number>` with `model.safetensors`, `state.safete
 `state.json` (everything else: tensors, and the structure they sit in), `model.json` (how the
 network is rebuilt; earlier versions wrote none), of a network with adapters (LoRA) peft's two files
 of these, and `manifest.json` with the size and SHA-256 of each, and the format (1 where it gives
-none). It is written aside, flushed to the disk and renamed;
-older ones go only after.
+none). In a sharded one each process's tensors are in files of their own, see `checkpoint_shards`,
+and the manifest counts the processes ("shards"). It is written aside, flushed to the disk and
+renamed; older ones go only after.
 """
 
 import hashlib
@@ -13,10 +14,8 @@ import json
 import re
 import shutil
 import stat
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,25 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
-from trainkit.models.lora import Adapters
-from trainkit.storage.adapters import ADAPTER, ADAPTER_CONFIG, ADAPTER_FILES, AdapterFiles
+from trainkit.storage.adapters import ADAPTER, ADAPTER_CONFIG, ADAPTER_FILES
 from trainkit.storage.checked_json import Fault
-from trainkit.storage.packing import pack, unpack
-from trainkit.storage.run_files import CHECKPOINT_FILES, MANIFEST, MODEL_JSON, read_manifest
+from trainkit.storage.checkpoint_shards import (
+    ALONE,
+    SHARD,
+    Shards,
+    file_name,
+    file_names,
+    read_tensors,
+)
+from trainkit.storage.checkpoint_snapshot import Snapshot
+from trainkit.storage.packing import unpack
+from trainkit.storage.run_files import MANIFEST, MODEL_JSON, STRUCTURE, read_manifest
 
 # 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted
 # as timm does. Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a
 # run of it is resumed where no name and no group has changed.
 FORMAT = 2
+SHARDED_FORMAT = 3  # the same in files of several processes, which earlier versions cannot read
 BEGUN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # how safetensors calls a file until it is whole
 
 
@@ -55,101 +63,84 @@ def is_checkpoint_name(name: str) -> bool:
     return digits is not None and name == f"step-{int(digits[1]):09d}"
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What goes into a checkpoint, on the CPU; once copied, training may continue meanwhile."""
-
-    model: dict[str, Tensor]
-    tensors: dict[str, Tensor]
-    structure: Any
-    model_json: Mapping[str, Any] | None = None
-    """what it takes to rebuild the network; None: not written"""
-    adapter: AdapterFiles | None = None
-    """the network's adapters (LoRA), as peft reads them; None: not written"""
-
-    @classmethod
-    def of(
-        cls,
-        model: dict[str, Tensor],
-        state: dict[str, Any],
-        copy: bool = True,
-        model_json: Mapping[str, Any] | None = None,
-        adapters: Adapters | None = None,
-    ) -> "Snapshot":
-        """Take a snapshot.
-
-        Args:
-            model: the state dict.
-            state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
-            copy: also what is on the CPU; without, nothing may change until the snapshot is
-                written.
-            model_json: content of model.json; None for no such file.
-            adapters: that the network has, see `trainkit.models.lora`; None for none.
-        """
-        tensors: dict[str, Tensor] = {}
-        structure = pack(state, tensors, "state")
-        model, tensors = _on_cpu(model, copy), _on_cpu(tensors, copy)
-        adapter = None if adapters is None else AdapterFiles.of(adapters, model, tensors)
-        return cls(model, tensors, structure, model_json, adapter)
-
-
-def write(folder: Path, step: int, snapshot: Snapshot) -> Path:
+def write(folder: Path, step: int, snapshot: Snapshot, shards: Shards = ALONE) -> Path:
     """Write the checkpoint of `step` into `folder`, which exists, and return its path.
 
+    Where several processes write, all call it; it is there once the first of them has returned.
+
     Raises:
-        OSError: that failed; what was there before still is.
+        OSError: that failed, in whichever process; what was there before still is.
     """
     final, aside = checkpoint_path(folder, step), folder / f".writing-step-{step:09d}"
     try:
-        _clear(folder)
-        aside.mkdir()
-        manifest = {"format": FORMAT, "step": step, "files": _put(snapshot, aside)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        flush(aside / MANIFEST)
-        flush(aside)
-        if final.exists():  # of the same step, passed over because it is damaged
-            if not _holds_only_ours(final):
-                raise OSError(
-                    "in its place is a folder with files that trainkit did not write; move it"
-                    " elsewhere"
-                )
-            final.rename(folder / f".removing-{final.name}")
-        aside.rename(final)
-        flush(folder)
+        shards.together(lambda: _begin(folder, aside) if shards.is_main else None)
+        files = shards.together(lambda: _put(snapshot, aside, shards))
+        if shards.is_main:
+            _finish(aside, final, files, shards.count)
     except (OSError, SafetensorError) as error:
-        if _holds_only_ours(aside):  # a full disk has room again for what is whole
+        # a full disk has room again for what is whole
+        if shards.is_main and _holds_only_ours(aside):
             shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written: {reason(error)}") from error
     return final
 
 
-def _put(snapshot: Snapshot, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write the snapshot's files and flush them; return their sizes and SHA-256.
+def _begin(folder: Path, aside: Path) -> None:
+    _clear(folder)
+    aside.mkdir()
+
+
+def _finish(
+    aside: Path, final: Path, files: Iterable[Mapping[str, Any]], count: int | None
+) -> None:
+    """Name the files of all processes in the manifest, and rename the folder into place."""
+    described = {name: each for written in files for name, each in written.items()}
+    manifest = {"format": FORMAT, "step": step_of(final), "files": described}
+    if count is not None:
+        manifest |= {"format": SHARDED_FORMAT, "shards": count}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    flush(aside / MANIFEST)
+    flush(aside)
+    if final.exists():  # of the same step, passed over because it is damaged
+        if not _holds_only_ours(final):
+            raise OSError(
+                "in its place is a folder with files that trainkit did not write; move it elsewhere"
+            )
+        final.rename(final.with_name(f".removing-{final.name}"))
+    aside.rename(final)
+    flush(final.parent)
+
+
+def _put(snapshot: Snapshot, folder: Path, shards: Shards) -> dict[str, dict[str, Any]]:
+    """Write this process's files and flush them; return their sizes and SHA-256.
 
     Hashing takes longer than writing. Each file is hashed in a thread beside the writing of the
     next one and beside the disk.
     """
     with ThreadPoolExecutor() as pool:
         described = {}
-        for name, tensors in (
-            ("model.safetensors", snapshot.model),
-            ("state.safetensors", snapshot.tensors),
-        ):
+        for kind, tensors in (("model", snapshot.model), ("state", snapshot.tensors)):
+            name = file_name(kind, shards.rank, shards.count)
             save_tensors(tensors, folder / name)
             described[name] = pool.submit(_described, folder / name)
-        (folder / "state.json").write_text(json.dumps(snapshot.structure))
-        described["state.json"] = pool.submit(_described, folder / "state.json")
-        if snapshot.model_json is not None:
-            (folder / MODEL_JSON).write_text(json.dumps(snapshot.model_json, indent=1))
-            described[MODEL_JSON] = pool.submit(_described, folder / MODEL_JSON)
-        if snapshot.adapter is not None:
-            save_tensors(snapshot.adapter.tensors, folder / ADAPTER, {"format": "pt"})
-            (folder / ADAPTER_CONFIG).write_text(json.dumps(snapshot.adapter.config, indent=1))
-            for name in ADAPTER_FILES:
-                described[name] = pool.submit(_described, folder / name)
+        for name in _put_once(snapshot, folder) if shards.is_main else ():
+            described[name] = pool.submit(_described, folder / name)
         for name in described:
             flush(folder / name)
         return {name: each.result() for name, each in described.items()}
+
+
+def _put_once(snapshot: Snapshot, folder: Path) -> Iterator[str]:
+    """Write the files that one process writes for all, and yield their names."""
+    (folder / STRUCTURE).write_text(json.dumps(snapshot.structure))
+    yield STRUCTURE
+    if snapshot.model_json is not None:
+        (folder / MODEL_JSON).write_text(json.dumps(snapshot.model_json, indent=1))
+        yield MODEL_JSON
+    if snapshot.adapter is not None:
+        save_tensors(snapshot.adapter.tensors, folder / ADAPTER, {"format": "pt"})
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(snapshot.adapter.config, indent=1))
+        yield from ADAPTER_FILES
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
@@ -188,8 +179,11 @@ def _holds_only_ours(folder: Path) -> bool:
 
 
 def _is_ours(name: str, begun: bool) -> bool:
-    return name in (*CHECKPOINT_FILES, MANIFEST, MODEL_JSON, *ADAPTER_FILES) or (
-        begun and BEGUN.fullmatch(name) is not None
+    once = (*file_names(None), STRUCTURE, MANIFEST, MODEL_JSON, *ADAPTER_FILES)
+    return (
+        name in once
+        or SHARD.fullmatch(name) is not None
+        or (begun and BEGUN.fullmatch(name) is not None)
     )
 
 
@@ -229,10 +223,10 @@ def _manifest_fault(path: Path) -> str | None:
         manifest = read_manifest(path)
     except Fault as error:
         return f"{MANIFEST} is damaged: {error}"
-    if manifest.get("format", 1) > FORMAT:
+    if manifest.get("format", 1) > SHARDED_FORMAT:
         return (
             f"{MANIFEST} is of format {manifest['format']}, of a newer trainkit; this one reads up"
-            f" to {FORMAT}"
+            f" to {SHARDED_FORMAT}"
         )
     # a copy is called as one likes
     if is_checkpoint_name(path.name) and manifest["step"] != step_of(path):
@@ -266,22 +260,31 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if reason:
         raise UserError(f"checkpoint {path} is damaged: {reason}")
     try:
-        tensors = in_memory(path / "state.safetensors")
-        state = unpack(json.loads((path / "state.json").read_bytes()), tensors)
-        return in_memory(path / "model.safetensors"), state
+        count = read_manifest(path).get("shards")
+        tensors = read_tensors(path, "state", count)
+        state = unpack(json.loads((path / STRUCTURE).read_bytes()), tensors)
+        return read_tensors(path, "model", count), state
     except (
         SafetensorError,
         ValueError,
         TypeError,
         KeyError,
-        RecursionError,
+        RuntimeError,
     ) as error:  # as hashed, but not by us
         raise UserError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the weights at `path`, a checkpoint or a file, which identifies them."""
-    return _described(path / "model.safetensors" if path.is_dir() else path)["sha256"]
+    """SHA-256 of the weights at `path`, a checkpoint or a file, which identifies them.
+
+    Of a sharded checkpoint it is that of its files of weights one after the other.
+    """
+    return _sha256(weight_files(path) if path.is_dir() else [path])
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of weights of the checkpoint at `path`: one, or of a sharded one each rank's."""
+    return sorted(path.glob("model*.safetensors"))
 
 
 def in_memory(path: Path) -> dict[str, Tensor]:
@@ -289,23 +292,14 @@ def in_memory(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def _on_cpu(tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor]:
-    """Tensors that share no memory with each other, which safetensors would refuse.
-
-    With `copy`, nor with those given.
-    """
-    here = {
-        name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()
-    }
-    places = Counter(tensor.untyped_storage().data_ptr() for tensor in here.values())
-    return {
-        n: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for n, t in here.items()
-    }
-
-
 def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256([path])}
+
+
+def _sha256(files: Iterable[Path]) -> str:
     digest, room = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(room):
-            digest.update(room[:count])
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    for each in files:
+        with each.open("rb", buffering=0) as file:
+            while count := file.readinto(room):
+                digest.update(room[:count])
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainkit import files
 from trainkit.models.lora import Adapters
 from trainkit.storage import checkpoint
+from trainkit.storage.checkpoint_shards import ALONE, Shards
 from trainkit.storage.weight_links import WeightLinks
 
 
@@ -28,6 +29,8 @@ class CheckpointWriter:
         model_json: content of model.json in each; None for no such file.
         links: to the best and the last one; None for none.
         adapters: that the network has; None for none.
+        shards: which part of each checkpoint this process writes; whole ones by default. Only the
+            first of several processes has errors and rows of the log, and removes what is older.
     """
 
     def __init__(
@@ -38,10 +41,11 @@ class CheckpointWriter:
         model_json: Mapping[str, Any] | None = None,
         links: WeightLinks | None = None,
         adapters: Adapters | None = None,
+        shards: Shards = ALONE,
     ):
         self.links, self.adapters = links, adapters
         self.folder, self.keep, self.background = folder, keep, background
-        self.model_json = model_json
+        self.model_json, self.shards = model_json, shards
         self._thread: Thread | None = None
         # Deques, which one thread fills while the other takes out what is there: nothing is
         # overwritten unread.
@@ -58,7 +62,8 @@ class CheckpointWriter:
     ) -> None:
         """Write model and state, in the background copies, as the checkpoint of `step`.
 
-        `protected` ones stay.
+        `protected` ones stay. Where several processes write, all of them call it, with what they
+        hold.
         """
         begun = time.perf_counter()
         self.wait()
@@ -68,6 +73,7 @@ class CheckpointWriter:
             copy=self.background,
             model_json=self.model_json,
             adapters=self.adapters,
+            shards=self.shards,
         )
         if self.background:
             pause = time.perf_counter() - begun
@@ -100,12 +106,15 @@ class CheckpointWriter:
     def _write(
         self, step: int, snapshot: checkpoint.Snapshot, begun: float, pause: float | None
     ) -> bool:
-        """Write it; whether it is there."""
+        """Write it; whether it is there, for this process to tell of it."""
         try:
-            path = checkpoint.write(self.folder, step, snapshot)
+            path = checkpoint.write(self.folder, step, snapshot, self.shards)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
         except OSError as error:
-            self._errors.append(error)
+            if self.shards.is_main:
+                self._errors.append(error)
+            return False
+        if not self.shards.is_main:
             return False
         seconds = time.perf_counter() - begun
         row = {

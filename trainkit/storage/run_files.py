@@ -28,9 +28,10 @@ from trainkit.storage.checked_json import (
     require,
     short,
 )
+from trainkit.storage.checkpoint_shards import file_names
 
 MANIFEST = "manifest.json"
-CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
+STRUCTURE = "state.json"
 COMPARISON = "comparison.json"  # of an evaluation of several runs
 MODEL_JSON = "model.json"  # not in checkpoints of earlier versions
 EVALUATION_BEGINS, NEW_LINE = b'{"event": "evaluate", ', b"\n"
@@ -108,17 +109,25 @@ REPORT = {
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read manifest.json of a checkpoint: "step", "files" (name -> "bytes", "sha256"), "format".
 
+    Of a sharded one also "shards", how many processes wrote it.
+
     Raises:
         Fault: it cannot be read, or describes other files than a checkpoint has.
     """
     content = load_json(folder / MANIFEST)
-    require(content, {"step": COUNT, "files": MAPPING, "format": maybe(POSITIVE)})
+    require(
+        content,
+        {"step": COUNT, "files": MAPPING, "format": maybe(POSITIVE), "shards": maybe(POSITIVE)},
+    )
     for name, described in content["files"].items():
         if not _is_file_name(name):
             raise Fault(f"it names {short(name)}, which is no file of the checkpoint")
         if not _is_description(described):
             raise Fault(f"it does not give size and SHA-256 of {name}, but {short(described)}")
-    missing = [name for name in CHECKPOINT_FILES if name not in content["files"]]
+    count = content.get("shards")
+    if (count or 0) > len(content["files"]):
+        raise Fault(f"it names {len(content['files'])} files of {count} shards")
+    missing = [name for name in (*file_names(count), STRUCTURE) if name not in content["files"]]
     if missing:
         raise Fault(f"it does not name {', '.join(missing)}")
     return content

@@ -16,6 +16,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from trainkit.errors import UserError
 from trainkit.storage.checkpoint import in_memory
+from trainkit.storage.checkpoint_shards import SHARD
 
 # where trainers keep the weights
 NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")
@@ -73,6 +74,11 @@ def load_weights(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
         UserError: the file cannot be read, holds objects of other kinds, no weights, several sets
             of which none is known, or none called `key`.
     """
+    if SHARD.fullmatch(path.name):
+        raise UserError(
+            f"{path} is one process's part of a sharded checkpoint: give its folder, {path.parent},"
+            " or write whole weights into a file with trainkit export"
+        )
     if path.suffix == ".safetensors":
         if key is not None:
             raise UserError(

@@ -1,9 +1,9 @@
 """best.safetensors and last.safetensors at a run's top, which say which checkpoint they are of.
 
 Each is a relative link to the checkpoint's file of weights, which moves with the run, and which
-other programs read. Where the file system has no links, or where EMA weights decide which is best
-and the checkpoint's file holds the raw ones, it is a small JSON file that names the checkpoint: no
-program takes it for weights.
+other programs read. Where the file system has no links, where EMA weights decide which is best and
+the checkpoint's file holds the raw ones, and where several files hold them (a sharded checkpoint),
+it is a small JSON file that names the checkpoint: no program takes it for weights.
 """
 
 import json
@@ -15,7 +15,12 @@ from typing import Any
 
 from trainkit.errors import MissingFileError
 from trainkit.files import reason, replace_file
-from trainkit.storage.checkpoint import checkpoint_path, is_checkpoint_name, list_checkpoints
+from trainkit.storage.checkpoint import (
+    checkpoint_path,
+    is_checkpoint_name,
+    list_checkpoints,
+    weight_files,
+)
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 LINKS = (BEST, LAST)
@@ -57,12 +62,12 @@ class WeightLinks:
         if os.path.lexists(path) and not _is_ours(path):
             self.fault = f"{name} is not of trainkit, and stays"
             return
-        if checkpoint is None or not (checkpoint / WEIGHTS).is_file():
+        if checkpoint is None or not weight_files(checkpoint):
             path.unlink(missing_ok=True)
             return
         target = Path(checkpoint.parent.name, checkpoint.name)
-        if self.averaged:
-            self._describe(path, target, "ema")
+        if self.averaged or not (checkpoint / WEIGHTS).is_file():
+            self._describe(path, target, "ema" if self.averaged else "raw")
             return
         if path.is_symlink() and Path(os.readlink(path)) == target / WEIGHTS:
             return
