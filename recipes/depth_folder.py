@@ -1,7 +1,8 @@
 """A number for each pixel, such as depth or height, on your own images with maps of numbers.
 
 The layout is images/{train,val} and depth/{train,val}, maps named as their images: PNG of 16 bits,
-TIFF or npy. NYU Depth v2 in this layout, with PNG in millimetres: --scale 0.001 --limits 0.001 10.
+TIFF or npy. NYU Depth v2 in this layout, with PNG in millimetres, by the protocol of Eigen et al.:
+--scale 0.001 --limits 0.001 10 --eval-region nyu_eigen.
 
 Source: Eigen et al., Depth Map Prediction from a Single Image using a Multi-Scale Deep Network,
 NeurIPS 2014, for the loss and the metrics; settings of recipes/seg_folder.py else.
@@ -29,6 +30,7 @@ from trainkit.data.transforms.segmentation import eval_transform
 from trainkit.inference import Inference
 from trainkit.losses.base import Criterion
 from trainkit.losses.dense_regression import L1, Huber, ScaleInvariantLog
+from trainkit.metrics.dense_regression import Region
 from trainkit.models.outputs import check_only_size
 from trainkit.models.pretrained import has_published_weights
 from trainkit.models.segmentation import segmenter
@@ -77,6 +79,8 @@ def recipe(
     orientation: OrientationSettings = OrientationSettings(),
     eval_window: tuple[int, int] | None = None,
     eval_flip: bool = False,
+    eval_region: Region | None = None,
+    median_scaling: bool = False,
     sample: bool = False,
 ) -> Recipe:
     """Own images with depth, height or other numbers.
@@ -109,6 +113,10 @@ def recipe(
         photometric: distort brightness, contrast, saturation and hue of the crops
         eval_window: side and stride of windows in evaluation, such as 480 320; None: whole images
         eval_flip: also predict the flipped image in evaluation, and average
+        eval_region: part of each map that is measured: nyu_eigen, rows 45 to 470 and columns 41 to
+            600 of NYU Depth v2; kitti_eigen or kitti_garg, of KITTI; None: all of it
+        median_scaling: measure predictions times median(target) / median(prediction) of each image,
+            for networks that do not know the scale
         sample: train a small network on generated scenes in the same layout, in under a minute
     """
     source = generated.depth_folder() if sample else data
@@ -127,7 +135,9 @@ def recipe(
     optimizer = optimizer if pretrained else replace(optimizer, head_lr_mult=1.0)
     train = train_transform(long_side, crop, photometric=photometric, **asdict(orientation))
     return Recipe(
-        task=DenseRegression(losses[loss], output, limits, scale, metrics),
+        task=DenseRegression(
+            losses[loss], output, limits, scale, metrics, eval_region, median_scaling
+        ),
         model=network,
         train_data=LazyDataset(partial(maps.open, "train", train)),
         val_data=maps.open("val", eval_transform(long_side)),

@@ -1,4 +1,4 @@
-"""Mixed masks: one curve for micro-batches and processes; resumed bit-equal."""
+"""Overlapping classes, mixed masks: one curve in micro-batches and processes; resumed bit-equal."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from helpers.logs import assert_bit_equal, rows, weights
 from helpers.processes import TOYS, torchrun
 from helpers.toy_recipes import run
 
-NAMES = ("segmentation-mixup",)
+NAMES = ("segmentation-mixup", "overlapping")
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from trainkit.schedules import cos, poly
 from trainkit.storage.checkpoint import Snapshot, write
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -206,6 +207,33 @@ def depths(inference: Inference | None = None, **changes) -> Recipe:
     recipe.model.head = nn.Conv2d(8, 1, 1)
     groups = param_groups(recipe.model, 0.02, 1e-3)
     return replace(recipe, optimizer=torch.optim.AdamW(groups, lr=0.02))
+
+
+class Overlaps(Maps):
+    """A mask of each of three classes, where the image's channel of that number is light.
+
+    Nothing is known of the last one in the first rows.
+    """
+
+    def __getitem__(self, index):
+        image, _ = super().__getitem__(index)
+        masks = (image > torch.tensor([90, 110, 130]).view(-1, 1, 1)).to(torch.int8)
+        masks[2, : index % 4] = -1
+        return image, masks
+
+
+def overlapping(inference: Inference | None = None, **changes) -> Recipe:
+    """Overlapping classes by binary cross-entropy and Dice."""
+    recipe = segmentation(
+        task=MultiLabelSegmentation(3),
+        train_data=Overlaps(27),
+        val_data=Overlaps(13, augment=False),
+        inference=inference,
+        **changes,
+    )
+    recipe.model.head = nn.Conv2d(8, 3, 1)
+    groups = param_groups(recipe.model, 0.05, 1e-3)
+    return replace(recipe, optimizer=torch.optim.AdamW(groups, lr=0.05))
 
 
 class Cropped(Images):
@@ -414,6 +442,14 @@ RUNS = {
     "segmentation": (segmentation, {}),
     "segmentation-4": (segmentation, {"micro_batch": 4}),
     "segmentation-3": (segmentation, {"micro_batch": 3}),
+    "overlapping": (
+        lambda: overlapping(Inference((1.0,), flip=True, window=8, stride=4)),
+        {"checkpoint_every": 2},
+    ),
+    "overlapping-2": (
+        lambda: overlapping(Inference((1.0,), flip=True, window=8, stride=4)),
+        {"micro_batch": 2},
+    ),
     "segmentation-mixup": (mixed_masks, {"checkpoint_every": 2}),
     "segmentation-mixup-2": (mixed_masks, {"micro_batch": 2}),
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),

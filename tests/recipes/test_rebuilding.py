@@ -132,10 +132,11 @@ def test_the_network_of_every_recipe_is_rebuilt(path, tmp_path, monkeypatch):
         assert described["size"] == side and described["interpolation"] in ("bilinear", "bicubic")
     elif path.stem.startswith("seg"):
         for name in ("raw_ids", "palette"):
-            known = getattr(recipe.task, name)
+            known = getattr(recipe.task, name, None)
             assert described[name] == (None if known is None else np.asarray(known).tolist())
         loss = CROSS_ENTROPY if path.stem == "seg_ade20k_eomt" else [CROSS_ENTROPY]
-        assert described["task"]["arguments"]["loss"] == loss
+        if path.stem != "seg_multilabel":
+            assert described["task"]["arguments"]["loss"] == loss
         rebuilt = task_from(described["task"])
         assert type(rebuilt) is type(recipe.task) and rebuilt.terms == recipe.task.terms
 

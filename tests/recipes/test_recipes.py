@@ -41,7 +41,7 @@ def test_all_are_found():
         "recog_minc",
         "recog_multilabel",
     ]
-    more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_pcontext", "seg_voc"]
+    more = ["seg_cityscapes", "seg_coco", "seg_folder", "seg_multilabel", "seg_pcontext", "seg_voc"]
     ade20k = ["seg_ade20k", "seg_ade20k_encnet", "seg_ade20k_eomt", "seg_ade20k_segformer"]
     assert [path.stem for path in FILES] == [*own, *recognition, *ade20k, *more]
 
@@ -247,11 +247,16 @@ def test_settings_of_segmentation(tmp_path, monkeypatch, capsys):
 
 
 BY_MASKS = ROOT / "recipes" / "seg_ade20k_eomt.py"  # whose losses and windows are its own
+OVERLAPPING = ROOT / "recipes" / "seg_multilabel.py"  # whose losses are others
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if path.stem.startswith("seg_") and path != BY_MASKS],
+    [
+        path
+        for path in FILES
+        if path.stem.startswith("seg_") and path not in (BY_MASKS, OVERLAPPING)
+    ],
     ids=lambda path: path.stem,
 )
 def test_segmentation_recipes_have_the_same_settings(path, tmp_path, monkeypatch):

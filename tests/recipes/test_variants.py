@@ -167,8 +167,9 @@ def test_the_optimizer_is_built_as_given():
 
 
 # of images of several classes, which have other weights
-SEVERAL_CLASSES = ("recog_multilabel",)
+SEVERAL_CLASSES = ("recog_multilabel", "seg_multilabel")
 NUMBERS = ("depth_folder",)  # of which a metric of classes knows nothing
+UNSAMPLED = (*NUMBERS, "seg_multilabel")  # whose images are of no one class
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -181,7 +182,7 @@ def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
     has_labels = path.stem not in NUMBERS
     metric = "torchmetrics:F1Score" if has_labels else "torchmetrics:R2Score"
     asked["metrics"] = (metric,)
-    if has_labels:
+    if path.stem not in UNSAMPLED:
         asked["sampler"] = "balanced"
     recipe = function(**{**function.sample_settings(), **asked, "sample": True})
     assert (recipe.clip_norm, recipe.ema, recipe.epochs) == (2.0, 0.5, 2)
@@ -189,7 +190,7 @@ def test_every_recipe_takes_the_shared_settings(path, tmp_path, monkeypatch):
     assert recipe.schedule(45, 80, 40) == pytest.approx(0.25)  # half of what is after the warm-up
     assert type(recipe.optimizer).__name__ == "Lion"
     assert recipe.task.extra_metrics == (metric,)
-    assert recipe.sampler == ("balanced" if has_labels else "shuffle")
+    assert recipe.sampler == ("shuffle" if path.stem in UNSAMPLED else "balanced")
     assert all(group["betas"] == (0.5, 0.6) for group in recipe.optimizer.param_groups)
     assert torch.is_tensor(next(recipe.model.parameters()))
 
@@ -229,7 +230,7 @@ def test_what_a_recipe_has_published_stays_its_default(path):
     assert parameters["ema"].default == ema
     assert parameters["clip_norm"].default == (0.01 if path.stem == "seg_ade20k_eomt" else None)
     assert parameters["metrics"].default == ()
-    if path.stem not in NUMBERS:
+    if path.stem not in UNSAMPLED:
         assert parameters["sampler"].default == "shuffle"
     if path.stem not in (*SEVERAL_CLASSES, *NUMBERS):
         assert parameters["class_weights"].default is None

@@ -156,8 +156,12 @@ def _digest(content: bytes) -> int:
 
 def _counted(target: Tensor, ignore: int | None) -> dict[str, Any]:
     """`counts` and `ignored` of an ImageReport; nothing for targets that are no class ids."""
-    if target.is_floating_point() or target.ndim not in (0, 1, 2):
+    if target.is_floating_point() or target.ndim not in (0, 1, 2, 3):
         return {}
+    if target.ndim == 3:  # a mask for each class
+        sizes = (target > 0).sum((1, 2)).tolist()
+        counts = {label: size for label, size in enumerate(sizes) if size}
+        return {"counts": counts, "ignored": int((target < 0).all(0).sum())}
     if target.ndim == 1:  # multi-hot; of no class is a valid negative, and no image without label
         present = (target > 0).nonzero()[:, 0].tolist()
         return {"counts": dict.fromkeys(present, 0)} if present or (target < 0).all() else {}

@@ -43,6 +43,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage.setting_values import plain
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 
 LOCK = ".lock"
 ABOUT = ("task", "classes", "raw_ids", "palette", "upright")  # of a source, in the manifest
@@ -133,7 +134,8 @@ def pack(
 def _source(recipe: Recipe) -> Source:
     """The data to be packed. Raises UserError where it is not of one of the two tasks."""
     kind = type(recipe.task.given).__name__
-    if isinstance(recipe.task, (MultiLabel, DenseRegression)) or recipe.task.known_classes is None:
+    others = (MultiLabel, MultiLabelSegmentation, DenseRegression)
+    if isinstance(recipe.task, others) or recipe.task.known_classes is None:
         raise UserError(
             f"pack is for recognition (an image and a class id) and segmentation (an image and a"
             f" mask), and the recipe's task is {kind}"

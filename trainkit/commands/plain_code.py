@@ -41,7 +41,11 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
         opened = f"ImageOps.exif_transpose({opened})"
     kind = described["task"]["type"]
     activation = ".sigmoid())" if kind == "MultiLabel" else ".softmax(1))"
-    last = '["out"].argmax(1))  # class ids' if kind == "Segmentation" else activation
+    ends = {
+        "Segmentation": '["out"].argmax(1))  # class ids',
+        "MultiLabelSegmentation": '["out"].sigmoid())  # a mask of each class',
+    }
+    last = ends.get(kind, activation)
     return [
         f"import {library}",
         "from PIL import Image, ImageOps" if described["upright"] else "from PIL import Image",

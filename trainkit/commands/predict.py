@@ -28,6 +28,7 @@ from trainkit.prediction.results import in_words
 from trainkit.recipe import Recipe
 from trainkit.storage.lookup import read_thresholds, run_of
 from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 
 FAULTS = "unreadable.txt"
 SHOWN = 10  # unreadable files named on the screen
@@ -140,17 +141,20 @@ def _with_thresholds(info: ModelInfo, weights: Path, asked: PredictOptions) -> M
     Raises UserError where one is asked for, and the task has none.
     """
     is_asked = asked.threshold is not None
-    if not isinstance(info.task, MultiLabel):
+    if not isinstance(info.task, (MultiLabel, MultiLabelSegmentation)):
         if is_asked:
             raise UserError(
-                f"--threshold is of the task MultiLabel, any number of classes per image, and this"
-                f" is {type(info.task.given).__name__}: leave it out"
+                f"--threshold is of the tasks MultiLabel and MultiLabelSegmentation, any number of"
+                f" classes per image or pixel, and this is {type(info.task.given).__name__}: leave"
+                " it out"
             )
         return info
     if asked.threshold is not None and not 0 <= asked.threshold <= 1:
         raise UserError(f"threshold is {asked.threshold}; it must be in [0, 1] (--threshold)")
     if is_asked:
         return replace(info, thresholds=[asked.threshold] * info.task.num_classes)
+    if isinstance(info.task, MultiLabelSegmentation):
+        return info
     return replace(info, thresholds=read_thresholds(info.task, run_of(weights), weights))
 
 
@@ -197,6 +201,8 @@ def _shown(row: dict[str, Any]) -> str:
     if row.get("labels") == []:
         return "no class above its threshold"
     classes = row.get("top", row.get("labels", row.get("classes")))
+    if classes == []:
+        return "of no class"
     if classes is not None:
         return in_words(classes, CLASSES_SHOWN)
     if "values" in row:

@@ -1,17 +1,26 @@
 """Writes predictions: classes with probabilities, or masks in colour and in the data's ids."""
 
 import csv
-import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from trainkit.commands.class_mask_writer import ClassMaskWriter
+from trainkit.commands.prediction_files import (
+    hexadecimal,
+    opened,
+    partial,
+    path_of,
+    pixels,
+    readable,
+    write_line,
+)
 from trainkit.commands.probability_file import ProbabilityFile
 from trainkit.data.datasets.label_sets import encoded
 from trainkit.data.palette import (
@@ -32,13 +41,13 @@ from trainkit.prediction.model_info import ModelInfo
 from trainkit.prediction.results import in_words
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 DRAWN = 3  # classes on a photograph
 # what has a line for each image, called so when all lines are in it
 TABLES = ("predictions.jsonl", "predictions.csv", "probabilities.npz")
-PARTIAL = ".partial"  # behind the name of a table until then
 
 
 class Writer(Protocol):
@@ -70,9 +79,9 @@ def keep_tables(out: Path, written: Collection[str]) -> None:
     """
     for name in TABLES:
         if name in written:
-            _partial(out / name).replace(out / name)
+            partial(out / name).replace(out / name)
         else:
-            _partial(out / name).unlink(missing_ok=True)
+            partial(out / name).unlink(missing_ok=True)
 
 
 def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
@@ -87,6 +96,8 @@ def make_writer(info: ModelInfo, asked: PredictOptions) -> Writer:
         return LabelWriter(info, asked)
     if isinstance(info.task, Segmentation):
         return MaskWriter(info, asked)
+    if isinstance(info.task, MultiLabelSegmentation):
+        return ClassMaskWriter(info, asked)
     if isinstance(info.task, DenseRegression):
         return ValueWriter(info, asked)
     if info.task.provides("records"):
@@ -108,13 +119,13 @@ class RecordWriter:
             )
         self.info, self.top_k, self.one_file_each = info, asked.top_k, False
         self.written = ["predictions.jsonl"]
-        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
+        self._lines = opened(partial(asked.out / "predictions.jsonl"))
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
         """One line for each image."""
         rows = self.info.records(pictures, outputs, self.top_k)
         for picture, row in zip(pictures, rows, strict=True):
-            _write_line(self._lines, {"file": str(picture.file), **row})
+            write_line(self._lines, {"file": str(picture.file), **row})
         return rows
 
     def close(self) -> None:
@@ -141,10 +152,10 @@ class ClassWriter:
         self._probabilities: ProbabilityFile | None = None
         if asked.probabilities:
             self._probabilities = ProbabilityFile(
-                _partial(asked.out / "probabilities.npz"), info.classes
+                partial(asked.out / "probabilities.npz"), info.classes
             )
-        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
-        self._table = _opened(_partial(asked.out / "predictions.csv"), newline="")
+        self._lines = opened(partial(asked.out / "predictions.jsonl"))
+        self._table = opened(partial(asked.out / "predictions.csv"), newline="")
         self._rows = csv.writer(self._table)
         self._rows.writerow(["file", *self._columns()])
 
@@ -153,14 +164,14 @@ class ClassWriter:
         rows = self.info.records(pictures, outputs, self.top_k)
         probabilities = self.info.probabilities(outputs, len(pictures)).cpu().numpy()
         for picture, row, of_classes in zip(pictures, rows, probabilities):
-            _write_line(self._lines, {"file": str(picture.file), **row})
+            write_line(self._lines, {"file": str(picture.file), **row})
             self._rows.writerow([picture.file, *self._cells(row, of_classes)])
             if self.overlay:
-                path = _path(self.out, "overlay", picture, ".jpg")
+                path = path_of(self.out, "overlay", picture, ".jpg")
                 words = in_words(row[self.named], DRAWN).split(", ")
-                save_titled(path, _pixels(picture), words)
+                save_titled(path, pixels(picture), words)
         if self._probabilities is not None:
-            files = [_readable(picture.file) for picture in pictures]
+            files = [readable(picture.file) for picture in pictures]
             self._probabilities.add(files, probabilities)
         return rows
 
@@ -227,30 +238,30 @@ class MaskWriter:
         self.written += ["overlay/"] if asked.overlay else []
         self.written += ["probabilities/"] if asked.probabilities else []
         self._write_legend()
-        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
+        self._lines = opened(partial(asked.out / "predictions.jsonl"))
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
         """Two to four files for each image, and a line; masks at each image's own size."""
         rows = self.info.records(pictures, outputs, self.top_k)
         for picture, row in zip(pictures, rows):
             labels = row["mask"].cpu().numpy()
-            save_coloured(_path(self.out, "colour", picture, ".png"), labels, self.palette)
-            save_grey(_path(self.out, "raw", picture, ".png"), self.raw_ids[labels])
+            save_coloured(path_of(self.out, "colour", picture, ".png"), labels, self.palette)
+            save_grey(path_of(self.out, "raw", picture, ".png"), self.raw_ids[labels])
             if self.overlay:
-                path = _path(self.out, "overlay", picture, ".jpg")
-                save_overlay(path, _pixels(picture), labels, self.shown)
-            _write_line(self._lines, {"file": str(picture.file), "classes": row["classes"]})
+                path = path_of(self.out, "overlay", picture, ".jpg")
+                save_overlay(path, pixels(picture), labels, self.shown)
+            write_line(self._lines, {"file": str(picture.file), "classes": row["classes"]})
         if self.probabilities:
             self._save_probabilities(pictures, outputs)
         return rows
 
     def _write_legend(self) -> None:
         """What a class is called, and what stands for it in each folder: classes.csv."""
-        with _opened(self.out / "classes.csv", newline="") as file:
+        with opened(self.out / "classes.csv", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["class", "name", "raw", "colour", "overlay"])
             for label, name in enumerate(self.info.classes):
-                colours = (_hexadecimal(each[label]) for each in (self.palette, self.shown))
+                colours = (hexadecimal(each[label]) for each in (self.palette, self.shown))
                 rows.writerow([label, name, int(self.raw_ids[label]), *colours])
 
     def _save_probabilities(self, pictures: Sequence[Picture], outputs: Tensor) -> None:
@@ -259,7 +270,7 @@ class MaskWriter:
                 resized(each[None], torch.Size(picture.size)), number=1
             )
             half = probabilities[0].to(torch.float16).cpu().numpy()
-            path = _path(self.out, "probabilities", picture, ".npz")
+            path = path_of(self.out, "probabilities", picture, ".npz")
             np.savez_compressed(path, probabilities=half)
 
     def close(self) -> None:
@@ -286,7 +297,7 @@ class ValueWriter:
             )
         self.info, self.out, self.task = info, asked.out, task
         self.written = ["colour/", "raw/", "predictions.jsonl"]
-        self._lines = _opened(_partial(asked.out / "predictions.jsonl"))
+        self._lines = opened(partial(asked.out / "predictions.jsonl"))
 
     def add(self, pictures: Sequence[Picture], outputs: Any) -> list[dict[str, Any]]:
         """Two files for each image, and a line."""
@@ -295,55 +306,16 @@ class ValueWriter:
             values = row["values"].float().cpu().numpy()
             low, high = self.task.limits or (row["least"], row["largest"])
             colours = RAMP[levels(values, low, high)]
-            Image.fromarray(colours).save(_path(self.out, "colour", picture, ".png"))
+            Image.fromarray(colours).save(path_of(self.out, "colour", picture, ".png"))
             if self.task.scale is None:
-                np.save(_path(self.out, "raw", picture, ".npy"), values)
+                np.save(path_of(self.out, "raw", picture, ".npy"), values)
             else:
                 steps = np.rint(values.astype(np.float64) / self.task.scale).clip(0, 65535)
-                save_grey(_path(self.out, "raw", picture, ".png"), steps.astype(np.uint16))
+                save_grey(path_of(self.out, "raw", picture, ".png"), steps.astype(np.uint16))
             plain = {name: value for name, value in row.items() if name != "values"}
-            _write_line(self._lines, {"file": str(picture.file), **plain})
+            write_line(self._lines, {"file": str(picture.file), **plain})
         return rows
 
     def close(self) -> None:
         """The maps are whole already."""
         self._lines.close()
-
-
-def _partial(table: Path) -> Path:
-    return table.with_name(table.name + PARTIAL)
-
-
-def _hexadecimal(colour: Sequence[int]) -> str:
-    """A colour (red, green, blue) as in HTML: #rrggbb."""
-    return "#" + "".join(f"{int(part):02x}" for part in colour)
-
-
-def _readable(file: Path) -> str:
-    """A file's name, with marks for bytes of it that are no UTF-8."""
-    return str(file).encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _opened(file: Path, newline: str | None = None) -> TextIO:
-    """Open a file to write lines to.
-
-    Bytes of a file's name that are no UTF-8 are escaped (backslashreplace), which JSON reads as
-    Python's name of it.
-    """
-    return file.open("w", encoding="utf-8", errors="backslashreplace", newline=newline)
-
-
-def _write_line(lines: TextIO, row: dict[str, Any]) -> None:
-    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _pixels(picture: Picture) -> np.ndarray:
-    """The image at its own size, uint8 (H, W, 3)."""
-    assert picture.original is not None
-    return picture.original.permute(1, 2, 0).numpy()
-
-
-def _path(out: Path, kind: str, picture: Picture, suffix: str) -> Path:
-    path = out / kind / picture.name.with_suffix(suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -108,6 +108,15 @@ def read_pixels(
     )
 
 
+def read_channels(source: str | Path | bytes) -> Tensor:
+    """Read all channels of a file as they are stored, whatever they mean: (C, H, W).
+
+    Raises:
+        DataError: the file cannot be read; the message names it.
+    """
+    return read_with(source, lambda data: _decoded(data, upright=False))
+
+
 def read_image_like(
     source: str | Path | bytes,
     size: tuple[int, ...],

@@ -26,16 +26,16 @@ from trainkit.engine.shown_images import (
 )
 from trainkit.files import replace_file
 from trainkit.report import pictures
-from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile
+from trainkit.report.pictures import INK, MUTED, RIGHT, WRONG, Line, Tile, as_colour, as_percent
 from trainkit.storage import evaluation_files
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
-TRAIN_BATCH, VALIDATION = "train_batch.jpg", "val_predictions.jpg"
-WORST, CLASSES = "worst.jpg", "classes.jpg"
-NAMES = (TRAIN_BATCH, VALIDATION, WORST, CLASSES)
+NAMES = ("train_batch.jpg", "val_predictions.jpg", "worst.jpg", "classes.jpg")
+TRAIN_BATCH, VALIDATION, WORST, CLASSES = NAMES
 FIXED = 8  # validation images that are shown at each evaluation
 LEAST, MOST = 4, 16  # of the worst and of the median ones
 IN_TRAINING = 16  # in a training one of so many images is shown as worst
@@ -63,7 +63,8 @@ class EvaluationPictures:
         task = self.recipe.task
         self.names = names_of(task)
         self.of_maps = isinstance(task, DenseRegression)
-        self.of_masks = self.of_maps or isinstance(task, Segmentation)
+        self.overlap = isinstance(task, MultiLabelSegmentation)
+        self.of_masks = self.of_maps or self.overlap or isinstance(task, Segmentation)
         self.colours = RAMP if self.of_maps else class_colours(len(self.names), task.known_palette)
         self.of_classes = isinstance(task, (Recognition, MultiLabel))
 
@@ -100,7 +101,7 @@ class EvaluationPictures:
             parts = getattr(recipe.mix, "mixings", (recipe.mix,))
             kinds = " or ".join(type(each).__name__ for each in parts)
             mixed = f"; mixed in pairs by {kinds}"
-            if self.of_masks and targets.ndim == 4:
+            if self.of_masks and not self.overlap and targets.ndim == 4:
                 targets = heavier_masks(targets)
                 mixed += ": the mask is that of the image with the larger weight"
             elif not self.of_masks:
@@ -187,14 +188,13 @@ class EvaluationPictures:
             images = [image] if index is None or kept else []
             for labels in (shown.target, shown.prediction):
                 if labels is not None:
-                    marked = self._marked(labels, shown.target)
-                    images.append(pictures.overlaid(image, marked, self.colours, self._cover))
+                    images.append(self._overlaid(image, labels, shown.target))
             if index is not None and arrays is not None:
                 lines.append((f"{self._named(index, arrays)}", MUTED))
                 if self.of_maps and "loss" in arrays:
                     lines.append((f"loss {arrays['loss'][index]:.4g}", INK))
                 if "intersection" in arrays:
-                    lines.append((f"IoU {_percent(iou_of(arrays, index))}", INK))
+                    lines.append((f"IoU {as_percent(iou_of(arrays, index))}", INK))
             return Tile(images, lines)
         if index is None or arrays is None:
             return Tile([image], pictures.wrapped(self._named_class(shown.target), INK))
@@ -211,10 +211,10 @@ class EvaluationPictures:
         if kept and shown.ranking:
             for place, (label, share) in enumerate(shown.ranking):
                 colour = RIGHT if label == target else MUTED if place else WRONG
-                lines.append((f"{self._class(label)} {_percent(share)}", colour))
+                lines.append((f"{self._class(label)} {as_percent(share)}", colour))
             return Tile([image], lines)
         colour = RIGHT if target == called else WRONG
-        probability = _percent(float(arrays["probability"][index]))
+        probability = as_percent(float(arrays["probability"][index]))
         lines.append((f"predicted {self._class(called)} {probability}", colour))
         return Tile([image], lines)
 
@@ -229,13 +229,13 @@ class EvaluationPictures:
             shares = [
                 (int(label), float(target[label])) for label in order if target[label] >= 0.005
             ]
-            return ", ".join(f"{self._class(label)} {_percent(share)}" for label, share in shares)
+            return ", ".join(f"{self._class(label)} {as_percent(share)}" for label, share in shares)
         return np.array2string(target, precision=3, threshold=6, separator=", ")
 
     def _labels(self, shares: np.ndarray) -> str:
         """The classes of an image (C,), with their shares where it was mixed with another."""
         words = [
-            self.names[label] + ("" if share >= 0.995 else f" {_percent(share)}")
+            self.names[label] + ("" if share >= 0.995 else f" {as_percent(share)}")
             for label, share in enumerate(shares.tolist())
             if share >= 0.005
         ]
@@ -263,17 +263,26 @@ class EvaluationPictures:
         if self.of_maps:
             known = target[np.isfinite(target)]
             return levels(labels, *((known.min(), known.max()) if known.size else (0.0, 1.0)))
-        labels = labels.astype(np.int64)
-        return np.where(labels == self.recipe.task.ignored_label, -1, labels)
+        return np.where(labels == self.recipe.task.ignored_label, -1, labels.astype(np.int64))
+
+    def _overlaid(self, image: Image.Image, labels: np.ndarray, target: np.ndarray) -> Image.Image:
+        """An image under a mask, under masks that overlap, or as values."""
+        if self.overlap:
+            return pictures.overlaid_masks(image, labels, self.colours)
+        marked = self._marked(labels, target)
+        return pictures.overlaid(image, marked, self.colours, self._cover)
 
     def _legend(self, masks: Sequence[np.ndarray] | np.ndarray) -> list[Line]:
         """Names and colours of the classes in some masks, the largest first."""
         counts = np.zeros(len(self.names), dtype=np.int64)
         for labels in masks:
+            if self.overlap:
+                counts += (labels > 0).sum((1, 2))
+                continue
             valid = labels[(labels >= 0) & (labels < len(counts))].ravel()
             counts += np.bincount(valid.astype(np.int64), minlength=len(counts))
         order = [label for label in (-counts).argsort(kind="stable").tolist() if counts[label]]
-        return [(self.names[label], _colour(self.colours[label])) for label in order]
+        return [(self.names[label], as_colour(self.colours[label])) for label in order]
 
     def _thumbnails(
         self,
@@ -305,13 +314,13 @@ class EvaluationPictures:
         image = pictures.fitted(shown.pixels, side)
         parts = {"image": image}
         if self.of_masks and shown.prediction is not None:
-            target, prediction = self._marked(shown.target, shown.target), shown.prediction
-            if self.of_maps:
-                prediction = self._marked(prediction, shown.target)
-            parts["target"] = pictures.overlaid(image, target, self.colours, self._cover)
-            parts["prediction"] = pictures.overlaid(image, prediction, self.colours, self._cover)
+            target, prediction = shown.target, shown.prediction
+            parts["target"] = self._overlaid(image, target, target)
+            parts["prediction"] = self._overlaid(image, prediction, target)
             if not self.of_maps:
-                parts["error"] = pictures.error_map(image, target, prediction)
+                draw = pictures.error_of_masks if self.overlap else pictures.error_map
+                marked = target if self.overlap else self._marked(target, target)
+                parts["error"] = draw(image, marked, prediction)
         for part, picture in parts.items():
             picture.save(folder / f"{index}-{part}.webp", quality=80, method=0)
 
@@ -339,12 +348,3 @@ class EvaluationPictures:
 
 def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.0f} %"
-
-
-def _colour(value: np.ndarray) -> tuple[int, int, int]:
-    red, green, blue = (int(part) for part in value)
-    return red, green, blue

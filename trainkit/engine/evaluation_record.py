@@ -26,6 +26,7 @@ from trainkit.storage.results_table import ResultsTable
 from trainkit.storage.weight_links import WeightLinks
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import THRESHOLD, MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -186,9 +187,9 @@ def known_thresholds(found: Mapping[str, float | None] | Sequence[float | None])
 def describe(recipe: Recipe, results: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
     """What the rows of an evaluation are of, as its JSON file says it."""
     task = recipe.task
-    kinds = {
+    kinds: dict[str, Any] = {
         "recognition": Recognition,
-        "segmentation": Segmentation,
+        "segmentation": (Segmentation, MultiLabelSegmentation),
         "multilabel": MultiLabel,
         "dense_regression": DenseRegression,
     }

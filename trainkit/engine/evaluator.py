@@ -31,6 +31,7 @@ from trainkit.errors import may_fail_alone, shortage_reported
 from trainkit.metrics.base import each_metric
 from trainkit.metrics.bootstrap import interval_of
 from trainkit.metrics.resampling import NO_INTERVAL
+from trainkit.metrics.segmentation import MeanIoU
 from trainkit.models.outputs import refusals_reported
 from trainkit.recipe import Recipe
 
@@ -259,7 +260,7 @@ class Evaluator:
     def _arrays(self, rows: ImageRows) -> dict[str, np.ndarray]:
         """The rows of all processes, and the confusion matrix where there is one."""
         arrays = merged(gather_object([rows.arrays()]), self.recipe.task.known_num_classes or 0)
-        if rows.masks is not None:
+        if isinstance(rows.masks, MeanIoU):
             arrays["confusion"] = rows.masks.confusion().cpu().numpy()
         return arrays
 

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.metrics.overlapping import OverlappingIoU
 from trainkit.metrics.ranking import MOST_PAIRS
 from trainkit.metrics.segmentation import MeanIoU
 from trainkit.tasks.base import Task
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -48,9 +50,13 @@ class ImageRows:
         self._of_classes = one_each and isinstance(task, Recognition)
         self._of_labels = one_each and isinstance(task, MultiLabel)
         self._of_labels &= num_images * self.num_classes <= MOST_PAIRS
-        self.masks: MeanIoU | None = None  # counts pixels, image by image
-        if one_each and isinstance(task, Segmentation) and isinstance(first, MeanIoU):
-            self.masks = first if num_images * self.num_classes <= MOST_COUNTS else None
+        # counts pixels, image by image
+        self.masks: MeanIoU | OverlappingIoU | None = None
+        if one_each and num_images * self.num_classes <= MOST_COUNTS:
+            if isinstance(task, Segmentation) and isinstance(first, MeanIoU):
+                self.masks = first
+            if isinstance(task, MultiLabelSegmentation) and isinstance(first, OverlappingIoU):
+                self.masks = first
         self.ids: list[int] = []
         self._parts: dict[str, list[Tensor]] = {}
 
@@ -75,14 +81,19 @@ class ImageRows:
         """Have the metric `masks` count a forward pass, and keep each image's part."""
         metric = self.masks
         assert metric is not None  # of masks alone
+        if isinstance(metric, OverlappingIoU):
+            metric.add_batch(predictions=found.predictions, references=found.targets)
+            counts = metric.of_images(found.predictions, found.targets)
+            self._put("counts", counts.unflatten(1, (3, -1)).int())
+            return
         for image, target in zip(found.predictions.split(1), found.targets.split(1)):
             before = metric.counts
             metric.add_batch(predictions=image, references=target)
             cells = metric.counts - before.to(metric.counts.device)
             size = self.num_classes
             confusion = cells.view(size + 2, size + 1)[:size, :size]
-            counts = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
-            self._put("counts", torch.stack(counts)[None].int())
+            parts = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
+            self._put("counts", torch.stack(parts)[None].int())
 
     def _add_classes(self, logits: Tensor, targets: Tensor) -> None:
         logs = logits.float().log_softmax(1)

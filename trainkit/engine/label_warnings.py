@@ -17,6 +17,7 @@ from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.data.reader import is_unusable
 from trainkit.tasks.base import Task
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 
 # of an evaluation's results: names of classes, where there are such
 WITHOUT = "classes_without_targets"
@@ -47,9 +48,9 @@ def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
 def ranks(results: Mapping[str, Any], task: Task) -> bool:
     """Whether an evaluation can tell which weights are better: its targets are of two classes.
 
-    Of any number of classes per image, one is enough: it has positives and negatives.
+    Of any number of classes per image or pixel, one is enough: it has positives and negatives.
     """
-    needed = 1 if isinstance(task, MultiLabel) else 2
+    needed = 1 if isinstance(task, (MultiLabel, MultiLabelSegmentation)) else 2
     return WITHOUT not in results or len(names_of(task)) - len(results[WITHOUT]) >= needed
 
 

@@ -16,6 +16,7 @@ from trainkit.recipe import Recipe
 from trainkit.tasks.base import Task
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.mask_classification import MaskClassification
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -135,7 +136,8 @@ def try_metrics(task: Task) -> None:
     Raises:
         UserError: one cannot be computed, or computes what another one does.
     """
-    if type(task.given) not in (Recognition, Segmentation, MaskClassification, DenseRegression):
+    kinds = (Recognition, Segmentation, MaskClassification, DenseRegression, MultiLabelSegmentation)
+    if type(task.given) not in kinds:
         return  # what the labels of another task are, it alone knows
     taken = dict.fromkeys(declared(task, "percent") | declared(task, "per_class"), "the task")
     for metric in (one for each in task.metrics() for one in each_metric(each)):
@@ -156,7 +158,10 @@ def _computed(metric: Any, task: Task) -> list[str]:
     if isinstance(task.given, DenseRegression):
         low, high = task.given.limits or (1.0, 2.0)
         labels = torch.linspace(low, high, 8)
-    if task.is_dense:
+    if isinstance(task.given, MultiLabelSegmentation):
+        labels = labels % 2
+        labels = labels[None, :, None, None]  # of one pixel
+    elif task.is_dense:
         labels = labels[None, None]  # one mask of one row
     tried = copy.deepcopy(metric)
     try:

@@ -15,6 +15,7 @@ from trainkit.engine.sliding_window import SlidingWindowInferer
 from trainkit.recipe import Recipe
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import THRESHOLD
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.segmentation import Segmentation
 
 MISTAKES_OF_A_CLASS, MOST_MISTAKES = 3, 24
@@ -29,9 +30,10 @@ class Shown:
     pixels: np.ndarray
     """uint8 (H, W, 3)"""
     target: np.ndarray
-    """class id, probabilities (C,), or mask (H, W)"""
+    """class id, probabilities (C,), mask (H, W), or masks (C, H, W)"""
     prediction: np.ndarray | None
-    """predicted mask, or values (H, W); None where the evaluation's rows say it, or nothing does"""
+    """predicted mask or masks, or values (H, W); None where the evaluation's rows say it, or
+    nothing does"""
     ranking: tuple[tuple[int, float], ...] = ()
     """class ids and probabilities, the most probable first, where they were asked for"""
 
@@ -161,7 +163,7 @@ def _read(
         seed_step(evaluator.seed, EVALUATION - index, 0)
         prediction: np.ndarray | None = None
         ranking: tuple[tuple[int, float], ...] = ()
-        if isinstance(recipe.task, (Segmentation, DenseRegression)):
+        if isinstance(recipe.task, (Segmentation, MultiLabelSegmentation, DenseRegression)):
             mask = _predicted(evaluator, *evaluator.to_device(images, targets))
             prediction = mask.cpu().numpy()
         elif index in ranked:

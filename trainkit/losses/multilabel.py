@@ -1,8 +1,9 @@
-"""Losses of images with any number of classes: a sigmoid for each (image, class) pair.
+"""Losses of images or pixels with any number of classes: a sigmoid for each pair with a class.
 
 Targets are rows (N, C): 1 where an image is of a class, 0 where it is not, shares between them as
-mixup makes them, and below 0 where nothing is known, which counts nowhere. Each loss is the sum
-over the valid pairs, and its count is their number: the mean over pairs, and not over images.
+mixup makes them, and below 0 where nothing is known, which counts nowhere; or masks (N, C, H, W)
+which say the same of pixels. Each loss is the sum over the valid pairs, and its count is their
+number: the mean over pairs, and not over images.
 """
 
 from abc import abstractmethod
@@ -18,7 +19,10 @@ from trainkit.errors import UserError
 
 
 class PairLoss:
-    """Base class of losses of (image, class) pairs; a subclass defines `name` and `pairs`."""
+    """Base class of losses of pairs of image or pixel and class.
+
+    A subclass defines `name` and `pairs`.
+    """
 
     name: ClassVar[str]
 
@@ -27,24 +31,25 @@ class PairLoss:
         """The loss of each pair.
 
         Args:
-            logits: float32 (N, C).
-            targets: float32 (N, C) in [0, 1].
+            logits: float32 (N, C) or (N, C, H, W).
+            targets: float32 in [0, 1], in the same shape.
 
         Returns:
-            float32 (N, C).
+            float32 in the same shape.
         """
         raise NotImplementedError
 
     def of_images(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The sum over the valid pairs of each image: float32 (N,)."""
-        if logits.ndim != 2 or logits.shape != targets.shape:
+        if logits.ndim not in (2, 4) or logits.shape != targets.shape:
             raise UserError(
-                f"{type(self).__name__} is a loss of several classes for each image: the targets"
-                f" are {tuple(targets.shape)} and the logits {tuple(logits.shape)}, and both must"
-                " be (N, C)"
+                f"{type(self).__name__} is a loss of several classes for each image or pixel: the"
+                f" targets are {tuple(targets.shape)} and the logits {tuple(logits.shape)}, and"
+                " both must be (N, C), or (N, C, H, W)"
             )
         each = self.pairs(logits.float(), targets.float().clamp(min=0))
-        return torch.where(targets >= 0, each, 0).sum(1)
+        each = torch.where(targets >= 0, each, 0)
+        return each.sum(1) if each.ndim == 2 else each.flatten(1).sum(1)
 
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`; all negative targets are ignored."""
@@ -91,6 +96,7 @@ class BCEWithLogits(PairLoss):
         if self.pos_weight is not None:
             weight = torch.tensor(tuple(self.pos_weight), dtype=torch.float32)
             weight = weight.to(logits.device, non_blocking=True)
+            weight = weight.view(-1, *[1] * (logits.ndim - 2))  # (C,) or (C, 1, 1)
         return F.binary_cross_entropy_with_logits(
             logits, targets, reduction="none", pos_weight=weight
         )

@@ -1,6 +1,9 @@
 """Region-based segmentation losses: Dice, Tversky and Lovasz-softmax, image by image.
 
 They are chosen like those of trainkit.losses.pixelwise, and most often combined with one of them.
+Dice and Tversky take masks (N, C, H, W) too, one of each class, as overlapping classes have them:
+1, 0, or below 0 where it is not known. Then a class's probability is its sigmoid, and not its part
+in the softmax.
 """
 
 from collections.abc import Callable
@@ -27,10 +30,13 @@ class PresentClasses:
         return _image_by_image(self._of_image, logits, targets, ignore)
 
     def _of_image(self, logits: Tensor, target: Tensor, ignore: int) -> Tensor:
-        """Sum over the classes of one image: logits (C, H, W), target (H, W)."""
-        # (H, W), (C, H, W)
-        valid, members = is_valid(target, ignore), _members(target, ignore, len(logits))
-        p = logits.float().softmax(0) * valid
+        """Sum over the classes of one image: logits (C, H, W), target (H, W) or (C, H, W)."""
+        if target.ndim == 3:
+            members = target > 0
+            p = torch.where(target >= 0, logits.float().sigmoid(), 0)
+        else:
+            members = _members(target, ignore, len(logits))  # (C, H, W)
+            p = logits.float().softmax(0) * is_valid(target, ignore)
         sizes = members.sum((1, 2))  # (C,)
         return torch.where(sizes > 0, self._of_classes(p, members, sizes), 0).sum()
 
@@ -40,6 +46,8 @@ class PresentClasses:
 
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
         """Pairs of an image and a class present in it."""
+        if targets.ndim == 4:
+            return (targets > 0).flatten(2).any(2).sum().float()
         return class_presence(targets, num_classes, ignore).sum()
 
 

@@ -1,7 +1,7 @@
 """Errors of a number for each pixel: RMSE, MAE, AbsRel and the shares within a factor."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,81 @@ from trainkit.metrics.bootstrap import interval
 from trainkit.metrics.resampling import bounds_or_reason
 
 FACTOR = 1.25  # of delta1; its square and cube of delta2 and delta3
+
+
+Region = Literal["nyu_eigen", "kitti_eigen", "kitti_garg"]
+REGIONS: tuple[Region, ...] = ("nyu_eigen", "kitti_eigen", "kitti_garg")
+NYU_SIZE = 480, 640  # height and width of its maps
+# top, bottom, left and right, as shares of height and width, cut to whole pixels
+_SHARES = {
+    "kitti_eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+    "kitti_garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+
+
+def region_of(name: Region, height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns of a map that a published protocol measures.
+
+    Args:
+        name: nyu_eigen: rows 45 to 470 and columns 41 to 600 of NYU Depth v2's 480 x 640 pixels;
+            kitti_eigen, kitti_garg: of KITTI's images of any size.
+        height: of the map.
+        width: of the map.
+
+    Raises:
+        UserError: the map is of another size than NYU Depth v2's.
+
+    Source:
+        Eigen et al., 2014; Garg et al., 2016; numbers as in the evaluation code of BTS (Lee et al.,
+        2019) and Monodepth2 (Godard et al., 2019).
+    """
+    if name == "nyu_eigen":
+        if (height, width) != NYU_SIZE:
+            raise UserError(
+                f"eval_region is nyu_eigen, of maps of {NYU_SIZE[1]}x{NYU_SIZE[0]} pixels, and one"
+                f" is {width}x{height}: give NYU Depth v2 at its own size, or leave eval_region out"
+            )
+        return slice(45, 471), slice(41, 601)
+    top, bottom, left, right = _SHARES[name]
+    return slice(int(top * height), int(bottom * height)), slice(
+        int(left * width), int(right * width)
+    )
+
+
+def within_region(maps: Tensor, name: Region | None) -> Tensor:
+    """Maps (N, H, W), NaN outside of the region; None: as they are."""
+    if name is None:
+        return maps
+    rows, columns = region_of(name, *maps.shape[-2:])
+    kept = torch.full_like(maps, torch.nan)
+    kept[..., rows, columns] = maps[..., rows, columns]
+    return kept
+
+
+def scaled_by_median(predictions: Tensor, references: Tensor) -> Tensor:
+    """Predictions (N, H, W), each map times median(reference) / median(prediction).
+
+    The medians are of the valid pixels of the map, of an even number the mean of the two in the
+    middle. A map without one, or whose median is not above 0, stays as it is.
+
+    Source:
+        Zhou et al., 2017, Unsupervised Learning of Depth and Ego-Motion from Video.
+    """
+    scaled = []
+    for found, wanted in zip(predictions.double(), references.double()):
+        valid = wanted.isfinite()
+        own, theirs = _median(found[valid]), _median(wanted[valid])
+        usable = own > 0  # not of NaN
+        scaled.append(found * torch.where(usable, theirs / own, 1.0))
+    return torch.stack(scaled) if scaled else predictions.double()
+
+
+def _median(values: Tensor) -> Tensor:
+    """The median of values (n,), NaN of none."""
+    if not len(values):
+        return values.new_tensor(torch.nan)
+    ordered = values.sort().values
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
 class MapErrors(Gathered):

@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +102,8 @@ class ValueMetric:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below
             self.metric = _torchmetric(name, arguments, of="regression").set_dtype(torch.float64)
+        # what is measured of predictions and references, where a task says so
+        self.prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self.low, self.high = (-torch.inf, torch.inf) if limits is None else limits
         self.higher_is_better = self.metric.higher_is_better
         if any(isinstance(state, list) for state in self.metric._defaults.values()):
@@ -112,8 +114,10 @@ class ValueMetric:
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """Take up maps (N, H, W); references are NaN where nothing is known."""
-        found = torch.as_tensor(predictions).double()
-        wanted = torch.as_tensor(references).double()
+        found, wanted = torch.as_tensor(predictions), torch.as_tensor(references)
+        if self.prepare is not None and wanted.ndim == 3:  # and not in a trial
+            found, wanted = self.prepare(found, wanted)
+        found, wanted = found.double(), wanted.double()
         known = wanted.isfinite() & (wanted >= self.low) & (wanted <= self.high)
         if known.any():
             self.metric.update(found[known], wanted[known])

@@ -32,12 +32,14 @@ from trainkit.prediction.results import (
     largest_classes,
     predicted_mask,
     predicted_values,
+    records_of_masks,
     top_classes,
 )
 from trainkit.recipe import MEAN, STD, Recipe
 from trainkit.tasks.base import Task
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -67,7 +69,8 @@ class ModelInfo:
     batch_size: int = 1
     """images of one forward pass"""
     thresholds: Sequence[float | None] | None = None
-    """of `MultiLabel`: the probability of each class above which it is called, None for 0.5"""
+    """of `MultiLabel`: the probability of each class above which it is called, None for 0.5; of
+    `MultiLabelSegmentation`: above which a pixel is of it, None for the task's threshold"""
     val_data: SizedDataset | None = None
     """where a recipe opened it"""
 
@@ -130,7 +133,8 @@ class ModelInfo:
             their thresholds.
             Segmentation: "mask", class ids (H, W), uint8 or of more than 256 classes int32, at the
             size of the image, and "classes", the largest ones, each with "class", "name" and
-            "share". Dense regression: "values", float32 (H, W), and their "least", "mean" and
+            "share"; of overlapping classes (`MultiLabelSegmentation`) "masks", uint8 (C, H, W), and
+            "classes". Dense regression: "values", float32 (H, W), and their "least", "mean" and
             "largest". Another task: what its method `records` gives.
 
         Raises:
@@ -176,12 +180,16 @@ class ModelInfo:
                 {"mask": mask, "classes": largest_classes(mask, self.classes)[:top_k]}
                 for mask in masks
             ]
+        if isinstance(self.task, MultiLabelSegmentation):
+            usual = self.task.threshold
+            limits = self.thresholds or [None] * self.task.num_classes
+            known = [usual if each is None else each for each in limits]
+            sizes = [picture.size for picture in pictures]
+            return records_of_masks(outputs, sizes, known, self.classes, top_k)
         if isinstance(self.task, DenseRegression):
-            limits = self.task.limits
-            return [
-                predicted_values(each, picture.size, limits)
-                for each, picture in zip(outputs, pictures)
-            ]
+            within = self.task.limits
+            pairs = zip(outputs, pictures)
+            return [predicted_values(each, picture.size, within) for each, picture in pairs]
         if self.task.provides("records"):
             return self.task.records(outputs, [picture.size for picture in pictures])
         raise UserError(
@@ -201,6 +209,8 @@ class ModelInfo:
             return self.task.predict(outputs, torch.empty(number)).softmax(1)
         if isinstance(self.task, MultiLabel):
             return self.task.predict(outputs, torch.empty(number)).sigmoid()
+        if isinstance(self.task, MultiLabelSegmentation):  # `infer` gave probabilities
+            return outputs
         if self.inference is None:
             return outputs.softmax(1)
         return self.task.probabilities(outputs) if isinstance(self.task, Segmentation) else outputs
@@ -208,6 +218,7 @@ class ModelInfo:
     def infer(self, accelerator: Accelerator | None = None) -> Infer:
         """What takes images of one shape, normalised, to logits (N, C) or (N, C, h, w), float32.
 
+        Of overlapping classes, to probabilities.
         Where an evaluation looks in windows, at scales or flipped, to probabilities at the size of
         the images; of a task of another kind to what the model returns. accelerator: what the
         model is prepared by; None: it runs where it is.
@@ -246,7 +257,7 @@ class ModelInfo:
 
     def _outputs(self, model: EvaluationModule, images: Tensor) -> Any:
         outputs = run_padded(model, images, size_divisor(self.model) if self.task.is_dense else 1)
-        if isinstance(self.task, DenseRegression):
+        if isinstance(self.task, (DenseRegression, MultiLabelSegmentation)):
             return self.task.scores(outputs, images)
         if not isinstance(self.task, (Recognition, Segmentation, MultiLabel)):
             return outputs

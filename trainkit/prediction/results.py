@@ -1,6 +1,6 @@
 """What a model says of an image, as classes with probabilities or shares of the image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,47 @@ def predicted_mask(
             better = values > best
             best, chosen = torch.where(better, values, best), torch.where(better, classes, chosen)
     return chosen
+
+
+def predicted_masks(
+    probabilities: Tensor, size: tuple[int, int], thresholds: Sequence[float]
+) -> Tensor:
+    """Masks of overlapping classes at `size`, uint8 (C, H, W), from probabilities (C, h, w).
+
+    These are resized bilinearly, class by class. thresholds: of each class.
+    """
+    masks = torch.empty((len(probabilities), *size), dtype=torch.uint8, device=probabilities.device)
+    for each, threshold, mask in zip(probabilities, thresholds, masks):
+        part = each[None, None]
+        if part.shape[-2:] != size:
+            part = F.interpolate(part, size, mode="bilinear", align_corners=False)
+        mask.copy_(part[0, 0] > threshold)
+    return masks
+
+
+def records_of_masks(
+    probabilities: Iterable[Tensor],
+    sizes: Iterable[tuple[int, int]],
+    thresholds: Sequence[float],
+    names: Sequence[str],
+    top_k: int,
+) -> list[dict[str, Any]]:
+    """Of each image "masks", see `predicted_masks`, and "classes", the `top_k` largest."""
+    found = [predicted_masks(each, size, thresholds) for each, size in zip(probabilities, sizes)]
+    return [{"masks": masks, "classes": shares_of_masks(masks, names)[:top_k]} for masks in found]
+
+
+def shares_of_masks(masks: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The classes of masks (C, H, W) that have a pixel, the largest first, as `largest_classes`.
+
+    Shares may sum to more than 1.
+    """
+    counts = masks.flatten(1).sum(1, dtype=torch.int64)
+    return [
+        {"class": index, "name": names[index], "share": int(counts[index]) / masks[0].numel()}
+        for index in counts.argsort(descending=True, stable=True).tolist()
+        if counts[index]
+    ]
 
 
 def predicted_values(

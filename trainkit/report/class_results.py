@@ -62,6 +62,29 @@ def of_labels(run: RunData) -> dict[str, Any] | None:
     }
 
 
+def of_masks(run: RunData) -> dict[str, Any] | None:
+    """IoU of each class beside its pixels, where there is no confusion: of overlapping classes.
+
+    As `classes` gives it; None where no evaluation image by image has counts of pixels.
+    """
+    data = run.evaluation
+    names = ("intersection", "predicted_pixels", "true_pixels")
+    if data is None or data.task != "segmentation" or not set(names) <= data.arrays.keys():
+        return None
+    hits, called, of_class = (data.arrays[name].sum(0, dtype=np.int64) for name in names)
+    totals = (of_class + called - hits).tolist()
+    values = [hit / total if total else None for hit, total in zip(hits.tolist(), totals)]
+    labels = data.class_names or [str(label) for label in range(len(values))]
+    where = "by trainkit evaluate" if data.step is None else f"after step {data.step:,}"
+    return {
+        "title": "IoU of each class",
+        "metric": "IoU",
+        "sizes": "pixels",
+        "note": f"{number(len(values))} classes, the lowest first; measured {where}.",
+        "rows": _rows(labels, values, of_class.tolist(), data.palette),
+    }
+
+
 def classes(
     names: Sequence[str], matrix: np.ndarray, palette: Sequence[str], task: str, where: str
 ) -> dict[str, Any]:

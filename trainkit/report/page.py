@@ -157,6 +157,7 @@ def _classes(run: RunData) -> dict[str, Any]:
         found["classes"] = class_results.classes(names, matrix, palette, run.task, where)
         found["confusion"] = class_results.confusion(names, matrix, run.task)
     found["classes"] = found["classes"] or class_results.of_labels(run)
+    found["classes"] = found["classes"] or class_results.of_masks(run)
     if run.evaluation is not None:
         found["calibration"] = class_results.calibration(run.evaluation)
     return found

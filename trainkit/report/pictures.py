@@ -91,6 +91,28 @@ def overlaid(
     return mixed if known.all() else Image.composite(mixed, _hatched(image), _as_mask(known))
 
 
+def overlaid_masks(
+    image: Image.Image, masks: np.ndarray, colours: np.ndarray, cover: float = COVER
+) -> Image.Image:
+    """An image under the colours of masks that may overlap; where they do, under their mean.
+
+    Args:
+        image: RGB.
+        masks: integers (C, H, W) of any size, above 0 where a pixel is of the class; a pixel of
+            which nothing is known of any class, below 0, is hatched.
+        colours: uint8 (C, 3).
+        cover: share of the colours, in [0, 1].
+    """
+    masks = np.stack([labels_of_size(each, image.size) for each in masks])
+    there = (masks > 0).astype(np.float64)
+    number = there.sum(0)  # (H, W)
+    mean = np.einsum("chw,ck->hwk", there, colours[: len(masks)].astype(np.float64))
+    laid = Image.fromarray(np.rint(mean / np.maximum(number, 1)[..., None]).astype(np.uint8))
+    mixed = Image.composite(Image.blend(image, laid, cover), image, _as_mask(number > 0))
+    known = masks.max(0) >= 0
+    return mixed if known.all() else Image.composite(mixed, _hatched(image), _as_mask(known))
+
+
 def error_map(image: Image.Image, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
     """An image in grey where a mask is right, red where it is wrong, hatched where it is ignored.
 
@@ -105,6 +127,24 @@ def error_map(image: Image.Image, target: np.ndarray, prediction: np.ndarray) ->
     shown = Image.composite(grey, wrong, _as_mask(target == prediction))
     ignored = target < 0
     return Image.composite(_hatched(image), shown, _as_mask(ignored)) if ignored.any() else shown
+
+
+def error_of_masks(image: Image.Image, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
+    """`error_map` of masks (C, H, W) that may overlap: red where one of any class is wrong."""
+    wrong = ((target > 0) != (prediction > 0)) & (target >= 0)
+    marked = np.where((target < 0).all(0), -1, wrong.any(0))  # -1: of no class is it known
+    return error_map(image, marked, np.zeros_like(marked))
+
+
+def as_percent(value: float | None) -> str:
+    """A fraction as a text, without digits behind the point."""
+    return "unknown" if value is None else f"{100 * value:.0f} %"
+
+
+def as_colour(value: np.ndarray) -> Colour:
+    """A colour from an array (3,)."""
+    red, green, blue = (int(part) for part in value)
+    return red, green, blue
 
 
 def _as_mask(truth: np.ndarray) -> Image.Image:

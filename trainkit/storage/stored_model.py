@@ -23,12 +23,20 @@ from trainkit.tasks.base import Task
 from trainkit.tasks.dense_regression import DenseRegression
 from trainkit.tasks.mask_classification import MaskClassification
 from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
 TASKS = {
     each.__name__: each
-    for each in (Recognition, MultiLabel, Segmentation, MaskClassification, DenseRegression)
+    for each in (
+        Recognition,
+        MultiLabel,
+        Segmentation,
+        MaskClassification,
+        MultiLabelSegmentation,
+        DenseRegression,
+    )
 }
 # of training, and of evaluations of the validation data
 NOT_REBUILT = ("loss", "extra_metrics")

@@ -13,8 +13,14 @@ from trainkit.errors import UserError
 from trainkit.losses.base import CheckedCriteria, Criterion, side_by_side, weighted
 from trainkit.losses.dense_regression import L1, MapLoss
 from trainkit.losses.functional import check_num_outputs
-from trainkit.metrics.dense_regression import MapErrors
-from trainkit.metrics.named import value_metrics
+from trainkit.metrics.dense_regression import (
+    REGIONS,
+    MapErrors,
+    Region,
+    scaled_by_median,
+    within_region,
+)
+from trainkit.metrics.named import ValueMetric, value_metrics
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
 from trainkit.tasks.base import Task
 
@@ -39,6 +45,10 @@ class DenseRegression(Task):
             are written as .npy.
         extra_metrics: of one's own, `trainkit.metrics.base.Counting`, given values (N, H, W), or
             names, such as torchmetrics:R2Score: see `trainkit.metrics.named.ValueMetric`.
+        eval_region: part of a map that metrics are of, by a published protocol, see
+            `trainkit.metrics.dense_regression.region_of`; None: all of it. The loss is of all.
+        median_scaling: metrics are of predictions times median(target) / median(prediction) of each
+            image, for depth whose scale is not known; the limits are applied after that.
 
     Raises:
         UserError: the losses cannot be used, or a value is out of range.
@@ -49,6 +59,8 @@ class DenseRegression(Task):
     limits: tuple[float, float] | None = None
     scale: float | None = None
     extra_metrics: Sequence[Any] = ()
+    eval_region: Region | None = None
+    median_scaling: bool = False
 
     headline = "rmse"
     higher_is_better = False
@@ -62,6 +74,10 @@ class DenseRegression(Task):
             raise UserError(f"limits are {self.limits}; give the least and the largest value")
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"scale is {self.scale}; it must be above 0, such as 0.001")
+        if self.eval_region is not None and self.eval_region not in REGIONS:
+            raise UserError(
+                f"eval_region is {self.eval_region!r}; it is one of {', '.join(REGIONS)}, or None"
+            )
         if self.output == "linear" and any(each.name == "silog" for each in self._criteria):
             raise UserError(
                 "the loss is silog, of logarithms of positive values, and output linear, which may"
@@ -107,7 +123,9 @@ class DenseRegression(Task):
         return maps if self.output == "linear" else maps.clamp(-LARGEST_LOG, LARGEST_LOG).exp()
 
     def _limited(self, values: Tensor) -> Tensor:
-        return values if self.limits is None else values.clamp(*self.limits)
+        # scaled first, the metrics limit them
+        limits = None if self.median_scaling else self.limits
+        return values if limits is None else values.clamp(*limits)
 
     def _map(self, outputs: Any) -> Tensor:
         logits = main_logits(outputs)
@@ -163,7 +181,16 @@ class DenseRegression(Task):
 
     def metrics(self) -> list:
         """Make the errors of values, then the recipe's own."""
-        return [_OfKnown(self), *value_metrics(self.extra_metrics, self.limits)]
+        own = value_metrics(self.extra_metrics, self.limits)
+        return [_OfKnown(self), *(_prepared(self, each) for each in own)]
+
+    def measured(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and targets (N, H, W) as metrics compare them, NaN where nothing is measured."""
+        known = within_region(self._known(references), self.eval_region)
+        if self.median_scaling:
+            predictions = scaled_by_median(predictions, known)
+            predictions = predictions if self.limits is None else predictions.clamp(*self.limits)
+        return predictions, known
 
 
 class _OfKnown(MapErrors):
@@ -174,4 +201,11 @@ class _OfKnown(MapErrors):
         self._task = task
 
     def _kept(self, predictions: Tensor, references: Tensor) -> tuple[Tensor, ...]:
-        return super()._kept(predictions, self._task._known(references))
+        return super()._kept(*self._task.measured(predictions, references))
+
+
+def _prepared(task: DenseRegression, metric: Any) -> Any:
+    """A named metric of what the task measures; others are given values and targets as they are."""
+    if isinstance(metric, ValueMetric):
+        metric.prepare = task.measured
+    return metric

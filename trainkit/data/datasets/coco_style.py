@@ -129,6 +129,29 @@ def coco_labels(mask: Path, names: Sequence[str]) -> Tensor:
     return torch.from_numpy(labels)
 
 
+def coco_class_masks(mask: Path, names: Sequence[str]) -> Tensor:
+    """Draw the objects of an image as a mask of each class, which may overlap: int8 (C, H, W).
+
+    Args:
+        mask: the file, MARK and the number of the image in it.
+        names: of the classes, in the order of their ids; objects of other categories are left out.
+
+    Raises:
+        UserError: a class is none of the categories, or an object has a box alone.
+    """
+    file, _, number = str(mask).rpartition(MARK)
+    index, table = _opened(Path(file), tuple(names))
+    image = int(number)
+    masks = np.zeros((len(names), index["heights"][image], index["widths"][image]), dtype=np.int8)
+    try:
+        for place, _, drawn in masks_of(index, image):
+            if table[place] != IGNORED:
+                masks[table[place]] |= drawn
+    except UserError as error:
+        raise UserError(f"{name_of(index, image)} in {file}: {error}") from error
+    return torch.from_numpy(masks)
+
+
 def drawn_labels(mask: Path, names: Sequence[str]) -> Tensor:
     """Draw a mask as train ids, uint8 (H, W): an image of COCO's kind, or a file of LabelMe."""
     return coco_labels(mask, names) if is_of_coco(mask) else labelme_labels(mask, names)

@@ -64,16 +64,9 @@ THINGS = {
     115: Appearance((90, 60, 150), 22, 5, 2.3),  # tent
 }
 # As recognition classes: the things, by name.
-THING_NAMES = {
-    5: "tree",
-    13: "person",
-    16: "table",
-    20: "chair",
-    21: "car",
-    42: "box",
-    77: "boat",
-    115: "tent",
-}
+THING_NAMES = dict(
+    zip(THINGS, ("tree", "person", "table", "chair", "car", "box", "boat", "tent"), strict=True)
+)
 
 
 def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
@@ -81,14 +74,14 @@ def ade20k(num_train: int = 160, num_val: int = 32) -> Path:
 
     def write(root: Path) -> None:
         for split, count in (("training", num_train), ("validation", num_val)):
-            images, masks = _made(root / "images" / split), _made(root / "annotations" / split)
+            images, masks = made(root / "images" / split), made(root / "annotations" / split)
             for index in range(count):
                 name = f"ADE_{'train' if split == 'training' else 'val'}_{index + 1:08d}"
                 image, mask = scene(np.random.default_rng([VERSION, len(split), index]), (96, 144))
                 image.save(images / f"{name}.jpg", quality=90)
                 mask.save(masks / f"{name}.png")
 
-    return _written("ade20k", f"{num_train}-{num_val}", write)
+    return written("ade20k", f"{num_train}-{num_val}", write)
 
 
 def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
@@ -103,7 +96,7 @@ def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
 
     def write(root: Path) -> None:
         for split, count in (("train", num_train), ("val", num_val)):
-            images, masks = _made(root / "images" / split), _made(root / "annotations" / split)
+            images, masks = made(root / "images" / split), made(root / "annotations" / split)
             for index in range(count):
                 image, mask = scene(
                     np.random.default_rng([VERSION, 7, len(split), index]), (96, 120)
@@ -111,7 +104,7 @@ def mask_folder(num_train: int = 120, num_val: int = 24) -> tuple[Path, int]:
                 image.save(images / f"{index:04d}.jpg", quality=90)
                 Image.fromarray(ids[np.asarray(mask)]).save(masks / f"{index:04d}.png")
 
-    return _written("mask_folder", f"{num_train}-{num_val}", write), len(BACK) + len(GROUND) + len(
+    return written("mask_folder", f"{num_train}-{num_val}", write), len(BACK) + len(GROUND) + len(
         THINGS
     )
 
@@ -143,12 +136,12 @@ def class_folder(num_train: int = 60, num_val: int = 12, size: int = 64) -> Path
     def write(root: Path) -> None:
         for split, count in (("train", num_train), ("val", num_val)):
             for label, (thing, name) in enumerate(THING_NAMES.items()):
-                folder = _made(root / split / name)
+                folder = made(root / split / name)
                 for index in range(count):
                     random = np.random.default_rng([VERSION, 11, len(split), label, index])
                     portrait(random, thing, size).save(folder / f"{index:04d}.jpg", quality=90)
 
-    return _written("class_folder", f"{num_train}-{num_val}-{size}", write)
+    return written("class_folder", f"{num_train}-{num_val}-{size}", write)
 
 
 def depth_folder(num_train: int = 120, num_val: int = 24) -> Path:
@@ -159,14 +152,14 @@ def depth_folder(num_train: int = 120, num_val: int = 24) -> Path:
 
     def write(root: Path) -> None:
         for split, count in (("train", num_train), ("val", num_val)):
-            images, maps = _made(root / "images" / split), _made(root / "depth" / split)
+            images, maps = made(root / "images" / split), made(root / "depth" / split)
             for index in range(count):
                 random = np.random.default_rng([VERSION, 19, len(split), index])
                 image, mask = scene(random, (96, 120))
                 image.save(images / f"{index:04d}.jpg", quality=90)
                 Image.fromarray(_depth(np.asarray(mask))).save(maps / f"{index:04d}.png")
 
-    return _written("depth_folder", f"{num_train}-{num_val}", write)
+    return written("depth_folder", f"{num_train}-{num_val}", write)
 
 
 def _depth(mask: np.ndarray) -> np.ndarray:
@@ -190,7 +183,7 @@ def label_list(num_train: int = 240, num_val: int = 60) -> Path:
     """
 
     def write(root: Path) -> None:
-        images = _made(root / "images")
+        images = made(root / "images")
         for split, count in (("train", num_train), ("val", num_val)):
             lines = ["path,label"]
             for index in range(count):
@@ -204,7 +197,7 @@ def label_list(num_train: int = 240, num_val: int = 60) -> Path:
                 lines.append(f"images/{name},{';'.join(labels)}")
             (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
 
-    return _written("label_list", f"{num_train}-{num_val}", write)
+    return written("label_list", f"{num_train}-{num_val}", write)
 
 
 def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
@@ -235,11 +228,11 @@ def parquet(num_train: int = 800, num_val: int = 160, size: int = 32) -> Path:
                 rows["image"].append({"bytes": file.getvalue(), "path": None})
                 rows["label"].append(index % len(things))
             Dataset.from_dict(rows, features).to_parquet(
-                _made(root) / f"{split}-00000-of-00001.parquet"
+                made(root) / f"{split}-00000-of-00001.parquet"
             )
         enable_progress_bars()
 
-    return _written("parquet", f"{num_train}-{num_val}-{size}", write)
+    return written("parquet", f"{num_train}-{num_val}-{size}", write)
 
 
 def scene(
@@ -320,19 +313,20 @@ def _with_unlabelled_edges(mask: Image.Image) -> Image.Image:
     return Image.fromarray(labels)
 
 
-def _made(folder: Path) -> Path:
+def made(folder: Path) -> Path:
+    """The folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _written(name: str, size: str, write: Callable[[Path], None]) -> Path:
+def written(name: str, size: str, write: Callable[[Path], None]) -> Path:
     """name-version-size in the cache, written by `write` unless it is there."""
     folder = default_folder() / "sample"
     root = folder / f"{name}-v{VERSION}-{size}"
     if root.is_dir():
         return root
     try:
-        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=_made(folder)))
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=made(folder)))
     except OSError as error:
         raise UserError(
             f"generated data cannot be written to {folder} ({error.strerror}): set XDG_CACHE_HOME"

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,7 +182,7 @@ class ValueMapSource:
             known_targets=COLUMNS,
         )
         if whole is None:
-            whole = _of_folders(source, self.held_out)
+            whole = of_pairs(source, self.held_out, KINDS, _paired)
         return whole.divided(self.held_out)
 
 
@@ -199,30 +199,49 @@ def holds_maps(folder: Path) -> bool | None:
     return any(name in pairs for name in SPLITS["val"]) if pairs else None
 
 
-def _of_folders(folder: Path, settings: SplitSettings) -> Whole:
-    """Images and maps in folders, divided by their names, or not yet."""
+def of_pairs(
+    folder: Path,
+    settings: SplitSettings,
+    kinds: Sequence[str],
+    paired: Callable[[Path, str, str, SplitSettings], Whole],
+    what: str = "maps",
+) -> Whole:
+    """Images and maps or masks in folders, divided by their names, or not yet.
+
+    Args:
+        folder: with images/train/ and <kind>/train/, train/images/ and train/<kind>/, or images/
+            and <kind>/.
+        settings: what is held out.
+        kinds: names that the folder of maps may have.
+        paired: finds the images and their maps in two folders below `folder`.
+        what: the maps, in messages.
+
+    Raises:
+        MissingFileError: there are no such folders.
+        UserError: the data is divided already.
+    """
     parts: dict[str, tuple[str, str]] = {}
     for side, names in SPLITS.items():
         for name in names:
             for layout in ("{kind}/{name}", "{name}/{kind}"):
                 images = layout.format(kind=IMAGES, name=name)
                 if side not in parts and (folder / images).is_dir():
-                    parts[side] = images, _maps_of(folder, layout, name)
+                    parts[side] = images, _maps_of(folder, layout, name, kinds, what)
     if settings.is_asked and "val" in parts:
         raise UserError(
-            f"{folder} is divided already: leave {settings.words} out, or give images/ and depth/"
-            " that are not"
+            f"{folder} is divided already: leave {settings.words} out, or give images/ and"
+            f" {kinds[0]}/ that are not"
         )
     if not parts and (folder / IMAGES).is_dir():
         if not settings.is_asked:
             raise MissingFileError(f"{folder} has {IMAGES}/ without train/ and val/: {HOLD_OUT}")
-        parts["train"] = IMAGES, _maps_of(folder, "{kind}", "")
+        parts["train"] = IMAGES, _maps_of(folder, "{kind}", "", kinds, what)
     if not parts:
         raise MissingFileError(
-            f"no images with maps in {folder.resolve()}: looked for {IMAGES}/train/ and"
-            f" {KINDS[0]}/train/, train/{IMAGES}/ and train/{KINDS[0]}/, and train.csv"
+            f"no images with {what} in {folder.resolve()}: looked for {IMAGES}/train/ and"
+            f" {kinds[0]}/train/, train/{IMAGES}/ and train/{kinds[0]}/, and train.csv"
         )
-    wholes = {side: _paired(folder, *pair, settings) for side, pair in parts.items()}
+    wholes = {side: paired(folder, *pair, settings) for side, pair in parts.items()}
     if settings.is_asked:
         return wholes["train"]
     files = [each for part in wholes.values() for each in part.names]
@@ -231,13 +250,13 @@ def _of_folders(folder: Path, settings: SplitSettings) -> Whole:
     return with_sides(Whole(folder, files, maps, ("path", "mask"), [""] * len(files)), sides)
 
 
-def _maps_of(folder: Path, layout: str, name: str) -> str:
-    asked = [layout.format(kind=kind, name=name) for kind in KINDS]
+def _maps_of(folder: Path, layout: str, name: str, kinds: Sequence[str], what: str) -> str:
+    asked = [layout.format(kind=kind, name=name) for kind in kinds]
     there = [each for each in asked if (folder / each).is_dir()]
     if len(there) != 1:
         found = f"has {' and '.join(there)}: remove all but one" if there else "has none of them"
         raise MissingFileError(
-            f"the maps of {folder / layout.format(kind=IMAGES, name=name)} are looked for in"
+            f"the {what} of {folder / layout.format(kind=IMAGES, name=name)} are looked for in"
             f" {', '.join(asked)}, and {folder.resolve()} {found}"
         )
     return there[0]

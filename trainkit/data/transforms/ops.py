@@ -1,7 +1,7 @@
 """Transforms of an image, or of one together with its mask, as torchvision v2 transforms.
 
-Images are `tv_tensors.Image`, uint8 or float (3, H, W), masks `tv_tensors.Mask`, (H, W), resized to
-the nearest label, so that no new one ever appears.
+Images are `tv_tensors.Image`, uint8 or float (3, H, W), masks `tv_tensors.Mask`, (H, W) or of
+overlapping classes (C, H, W), resized to the nearest label, so that no new one ever appears.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def nearest_region(
     for the other.
 
     Args:
-        mask: (H, W).
+        mask: (H, W) or (C, H, W).
         top: of the region, in pixels.
         left: of the region, in pixels.
         height: of the region, in pixels.
@@ -90,16 +90,16 @@ def nearest_region(
         mirrored: whether left and right change sides.
 
     Returns:
-        `size`.
+        `size`, or (C, *size).
     """
     rows, columns = (
         (2 * np.arange(to) + 1) * stored // (2 * to) for to, stored in zip(size, (height, width))
     )
-    labels = mask.as_subclass(Tensor)[top : top + height, left : left + width].numpy()
+    labels = mask.as_subclass(Tensor)[..., top : top + height, left : left + width].numpy()
     columns = columns[::-1] if mirrored else columns
     if len(rows) < height:
-        return torch.from_numpy(labels.take(rows, 0).take(columns, 1))
-    return torch.from_numpy(labels.take(columns, 1).take(rows, 0))
+        return torch.from_numpy(labels.take(rows, -2).take(columns, -1))
+    return torch.from_numpy(labels.take(columns, -1).take(rows, -2))
 
 
 class RandomScaleCrop(v2.Transform):
@@ -197,7 +197,7 @@ class RandomScaleCrop(v2.Transform):
         shown = resized(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
         if (rows, columns) != (self.crop, self.crop):
             if is_mask:
-                whole = shown.new_full((self.crop, self.crop), self.ignore)
+                whole = shown.new_full((*shown.shape[:-2], self.crop, self.crop), self.ignore)
             else:
                 whole = shown.new_zeros((self.crop, self.crop, len(shown))).permute(2, 0, 1)
             whole[..., above : above + rows, before : before + columns] = shown
