@@ -205,7 +205,8 @@ class PredictOptions(InferenceOptions, WeightsOptions):
     top_k: int = 5
     """classes named for each image: the most probable ones; of a mask the largest ones"""
     threshold: float | None = None
-    """multi-label: probability above which a class is named; default: the best found, else 0.5"""
+    """multi-label: probability above which a class is named, or a pixel is of it; default: the best
+    found, else 0.5; of pixels that of training"""
     overlay: bool = False
     """also write each image with its classes: names drawn on, or covered by colours"""
     probabilities: bool = False

@@ -37,7 +37,7 @@ def test_micro_batches_and_processes_change_nothing(tmp_path, together, name):
     assert_one_curve(tmp_path / "one", together / name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(NAMES[0], marks=pytest.mark.nightly), NAMES[1]])
 def test_resumed_bit_equal(tmp_path, name):
     process = start(tmp_path, name)
     wait_for(tmp_path / name, checkpoint_of(4), process)

@@ -144,7 +144,7 @@ def _with_thresholds(info: ModelInfo, weights: Path, asked: PredictOptions) -> M
     if not isinstance(info.task, (MultiLabel, MultiLabelSegmentation)):
         if is_asked:
             raise UserError(
-                f"--threshold is of the tasks MultiLabel and MultiLabelSegmentation, any number of"
+                f"--threshold is of the task MultiLabel or MultiLabelSegmentation, any number of"
                 f" classes per image or pixel, and this is {type(info.task.given).__name__}: leave"
                 " it out"
             )
