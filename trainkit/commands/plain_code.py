@@ -44,6 +44,7 @@ def plain_code(described: Mapping[str, Any] | None, weights: Path) -> list[str] 
     ends = {
         "Segmentation": '["out"].argmax(1))  # class ids',
         "MultiLabelSegmentation": '["out"].sigmoid())  # a mask of each class',
+        "DenseRegression": '["out"])  # values, or with output="log" their logarithms',
     }
     last = ends.get(kind, activation)
     return [
