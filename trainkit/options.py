@@ -185,10 +185,24 @@ class EvaluateOptions(InferenceOptions, WeightsOptions):
     """write report.html anew into the run's folder, with these results"""
     eval_batch: int | None = None
     """images per forward pass; default: the recipe's eval_batch_size"""
+    eval_data: Path | None = None
+    """recognition: a folder of class folders in place of the recipe's images, such as ImageNet-V2,
+    -A or -R; where it has some of the classes, predictions are restricted to them"""
+    label_sets: Path | None = None
+    """recognition: JSON with any number of labels for each of ImageNet's validation images, as
+    real.json of ImageNet-ReaL"""
     pictures: bool = True
     """draw predictions and the worst images into the folder of results.json"""
 
     def __post_init__(self) -> None:
+        for name in ("eval_data", "label_sets"):  # also given as strings, from Python
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        if self.eval_data is not None and self.label_sets is not None:
+            raise UserError(
+                f"eval_data is {self.eval_data} and label_sets is {self.label_sets}: these are of"
+                " the recipe's own validation images; leave one of the two out"
+            )
         _require_at_least(self, {"workers": 0, "eval_batch": 1})
         if self.precise_bn:  # 0: off
             _require_at_least(self, {"precise_bn": 16})

@@ -154,6 +154,8 @@ class Recipe:
                 f"{name} {' '.join(f'{each:g}' for each in getattr(self, name))}"
                 for name in ("mean", "std")
             ]
+        if self.task.evaluation_words is not None:
+            words.append(self.task.evaluation_words)
         if self.task.is_dense:
             words.append((self.inference or Inference()).label)
             divisor = size_divisor(self.model)

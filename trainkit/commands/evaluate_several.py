@@ -164,6 +164,8 @@ def _load(entry: Entry, readings: list[Reading], note: Callable[[str], None]) ->
     entry.step = loaded.step
     run = entry.measurement.run
     asked = None if run is None else read_recorded(run).get("options", {}).get("headline")
+    if entry.measurement.asked.label_sets is not None:
+        asked = None  # of which there is one metric
     chosen = with_headline(recipe, asked)
     entry.headline = chosen.headline, chosen.higher_is_better
     entry.percent = declared(recipe.task, "percent")

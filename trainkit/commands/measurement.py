@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainkit.commands.other_labels import with_images, with_labels
 from trainkit.data.seeding import seed_host
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
@@ -61,9 +62,11 @@ class Measurement:
         asked = self.asked
         seed_host(self.how.seed)
         recipe = self.build()
+        recipe = with_images(recipe, asked.eval_data)
         if asked.as_stored:
             recipe = recipe.as_stored()
         recipe = with_crops(recipe, asked.crops)
+        recipe = with_labels(recipe, asked.label_sets)
         recipe = replace(recipe, inference=asked.inference(recipe.inference))
         if asked.eval_batch is not None:
             recipe = replace(recipe, eval_batch_size=asked.eval_batch)

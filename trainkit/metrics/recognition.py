@@ -167,6 +167,46 @@ class MacroAverages(Counting):
         return {name: each[occurs].mean().item() for name, each in zip(self.percent, of_class)}
 
 
+class ListedTop1(Counting):
+    """Fraction of images whose most probable class is one of several right ones: {"top1": ...}.
+
+    Predictions are scores (N, C). References are rows (N, C), above 0 for each right class; images
+    without one are not counted.
+
+    Source:
+        Beyer et al., 2020, Are we done with ImageNet?
+    """
+
+    name = "listed_top1"
+    percent = ("top1",)
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2, dtype=torch.int64)  # images, hits
+
+    def _rows(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """Whether each image counts, and is a hit: int64 (N, 2)."""
+        right = references > 0
+        called = predictions.topk(1, dim=1).indices
+        return torch.stack([right.any(1), right.gather(1, called)[:, 0]], 1).long()
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        return self._rows(predictions, references).sum(0)
+
+    def per_image(self, name: str) -> PerImage:
+        """Counts of each image, with a statistic where `name` is this metric."""
+
+        def share(sums: Tensor) -> Tensor:
+            return sums[:, 1] / sums[:, 0].clamp(min=1)
+
+        is_own = name == "top1"
+        return PerImage(self._rows, share if is_own else None, is_share=is_own)
+
+    def _results(self) -> dict:
+        images, hits = self.counts.tolist()
+        return {"top1": hits / images if images else None}
+
+
 class CalibrationError(Counting):
     """Expected calibration error: {"calibration_error": ...}, in [0, 1].
 

@@ -273,6 +273,11 @@ class Task:
         return getattr(self, "raw_ids", None)
 
     @property
+    def evaluation_words(self) -> str | None:
+        """What its evaluations do beside the usual, for the protocol; None for nothing."""
+        return None
+
+    @property
     def ignored_label(self) -> int | None:
         """The attribute `ignore`; None where it has none."""
         return getattr(self, "ignore", None)
