@@ -12,6 +12,7 @@ from helpers import toy_recipes
 from helpers.processes import TESTS, torchrun
 from helpers.toy_recipes import Images
 from trainkit.cli import main
+from trainkit.commands import evaluate_several
 from trainkit.data.to_device import MEAN, STD, ToDevice
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.evaluating_together import Reading, parted, taking_turns
@@ -99,7 +100,7 @@ def test_each_has_the_numbers_of_a_call_of_its_own(runs, tmp_path, monkeypatch, 
     assert values[found["best"]] == max(values.values())
     shown = capsys.readouterr().out
     assert "best by top1 (*)" in shown and f"{found['best']} *" in " ".join(shown.split())
-    assert "evaluated together, the validation data read once: x, y, x/checkpoints" in shown
+    assert "evaluated, the validation data read once: x, y, x/checkpoints" in shown
 
 
 def test_weights_of_a_recipe_and_out(runs, tmp_path):
@@ -122,7 +123,18 @@ def test_other_validation_data_is_read_apart(runs, capsys):
     assert found["rows"][1]["num_images"] == 5
     assert found["rows"][1]["top1"] == alone(runs / "other")["top1"]
     shown = capsys.readouterr().out
-    assert "(val_data.targets differs)" in shown and "evaluated together" in shown
+    assert "(val_data.targets differs)" in shown and f"evaluated: {runs / 'other'}" in shown
+
+
+def test_networks_without_room_for_each_other_are_evaluated_one_by_one(runs, tmp_path, monkeypatch):
+    """They are built again then, and the numbers are the same."""
+    monkeypatch.setattr(evaluate_several, "SHARE", 0)
+    words = ["evaluate", str(runs / "x"), str(runs / "y"), "--out", str(tmp_path)]
+    before = Images.reads
+    assert main([*words, *QUIET]) == 0
+    assert Images.reads - before >= 3 * 13  # of x twice, with its EMA weights
+    for row, name in zip(table(tmp_path)["rows"], ("x", "y"), strict=True):
+        assert row["top1"] == alone(runs / name)["top1"] and row["read_with"] == 1
 
 
 def test_an_unreadable_one_is_refused_before_the_first_image(runs, tmp_path, capsys):

@@ -133,7 +133,8 @@ def _measure(entries: Sequence[Entry], out: Path | None) -> None:
         for part in parted([entry.size for entry in group], room):
             chosen = [group[place] for place in part]
             names = ", ".join(entry.name for entry in chosen)
-            display.note(f"evaluated together, the validation data read once: {names}")
+            once = ", the validation data read once" if len(chosen) > 1 else ""
+            display.note(f"evaluated{once}: {names}")
             _together(chosen, accelerator, display)
             accelerator.free_memory()  # it keeps the networks
     if accelerator.is_main_process:
