@@ -297,7 +297,7 @@ def test_names_of_other_programs_lead_to_ours(ours, others):
     """Which is a flag somewhere; where a command has none such, or the other name, nothing is."""
     kinds = [each for kind in OPTIONS.values() for each in fields(kind)]
     known = {each.name for each in kinds}
-    for name in ("recog_folder", "seg_folder"):
+    for name in ("recog_folder", "recog_imagenet", "seg_folder"):
         for setting in inspect.signature(load_recipe(find_recipe(name))).parameters.values():
             kind = setting.annotation
             known |= {each.name for each in fields(kind)} if is_dataclass(kind) else {setting.name}
