@@ -107,6 +107,27 @@ def test_images_with_maps(tmp_path, pairs, settings, what):
     assert layout_of(tmp_path) == ("depth_folder", settings, what)
 
 
+@pytest.mark.parametrize("parts, settings, divided", [
+    ([""], {"--val-share": "0.2"}, "not divided"), (["train", "val"], {}, "divided"),
+])  # fmt: skip
+def test_a_folder_of_masks_for_each_class(tmp_path, parts, settings, divided):
+    for part in parts:
+        for folder in ("images", "masks"):
+            for label in ("liver", "tumour") if folder == "masks" else ("",):
+                pictures(tmp_path / folder / part / label, 2)
+    what = f"images with masks of 2 classes (liver, tumour), {divided}"
+    assert layout_of(tmp_path) == ("seg_multilabel", settings, what)
+
+
+def test_folders_of_masks_that_images_have_too_are_of_no_class(tmp_path):
+    for folder in ("images", "masks"):
+        for scene in ("one", "two"):
+            (tmp_path / folder / scene).mkdir(parents=True)
+            for place in range(2):
+                Image.new("L", (9, 8)).save(tmp_path / folder / scene / f"{place}.png")
+    assert layout_of(tmp_path)[0] == "seg_folder"
+
+
 def test_a_dataset_among_the_folders(tmp_path):
     for folder in ("photographs", "pets/cat", "pets/dog", "ships/one"):
         pictures(tmp_path / folder, 2)

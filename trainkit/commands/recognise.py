@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from trainkit.commands.recipe_names import known_recipes
+from trainkit.data.datasets.class_mask_source import class_masks_in_words
 from trainkit.data.datasets.coco_style import categories_of, coco_files
 from trainkit.data.datasets.divided import SPLITS
 from trainkit.data.datasets.inventory import some
@@ -44,12 +45,9 @@ GROUPS = ("patient", "patient_id", "subject", "subject_id", "scene", "group", "c
 LOOKED_AT = 20  # masks
 WHITE = 255
 # networks that need no weights from elsewhere: reading the data takes none
-SMALL = {
-    "recog_folder": ["--model", "small"],
-    "recog_multilabel": ["--model", "small"],
-    "depth_folder": ["--model", "lraspp", "--backbone", "small"],
-    "seg_folder": ["--model", "lraspp", "--backbone", "small"],
-}
+LRASPP = ["--model", "lraspp", "--backbone", "small"]
+SMALL = dict.fromkeys(("recog_folder", "recog_multilabel"), ["--model", "small"])
+SMALL |= dict.fromkeys(("depth_folder", "seg_folder", "seg_multilabel"), LRASPP)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def recognise(source: Path) -> Layout:
         return _packed(source)
     if not source.is_dir():
         raise UserError(f"{source} is neither a folder nor a list (.csv, .jsonl)")
-    for look in (_maps, _masks, _classes, _lists, _tables):
+    for look in (_maps, _class_masks, _masks, _classes, _lists, _tables):
         found = look(source)
         if found is not None:
             return found
@@ -180,6 +178,11 @@ def _maps(folder: Path) -> Layout | None:
     what = f"images with maps of numbers, {'divided' if has_val else 'not divided'}"
     hint = "--scale says what one step of the maps is worth, such as 0.001 of millimetres"
     return Layout(what, "depth_folder", {} if has_val else SHARE, [hint])
+
+
+def _class_masks(folder: Path) -> Layout | None:
+    found = class_masks_in_words(folder)
+    return found and Layout(found[0], "seg_multilabel", {} if found[1] else SHARE)
 
 
 def _masks(folder: Path) -> Layout | None:

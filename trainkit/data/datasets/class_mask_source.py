@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trainkit.data.datasets.coco_style import categories_of, coco_files, of_coco
 from trainkit.data.datasets.divided import SPLITS, Division, Whole
 from trainkit.data.datasets.held_out import NO_SPLIT, SplitSettings
 from trainkit.data.datasets.inventory import some
-from trainkit.data.datasets.layouts import HOLD_OUT, MASKS
+from trainkit.data.datasets.layouts import HOLD_OUT, IMAGES, MASKS
 from trainkit.data.datasets.listing import list_images
 from trainkit.data.datasets.lists import is_list
 from trainkit.data.datasets.undivided import groups_of_folders, of_lists
@@ -234,6 +235,24 @@ def _class_folders(folder: Path) -> list[str]:
             if names and not set(SPLIT_FOLDERS) & set(names):
                 return names
     return []
+
+
+def class_masks_in_words(folder: Path) -> tuple[str, bool] | None:
+    """What folders of masks for each class hold, and whether some are for validation.
+
+    None where there are none; folders below masks/ that images/ has too are of no class.
+    """
+    names, found = _class_folders(folder), set()
+    for part, kind, order in product(SPLIT_FOLDERS, KINDS, ("{0}/{1}", "{1}/{0}")):
+        masks, images = (folder / order.format(each, part) for each in (kind, IMAGES))
+        inside = [name for name in names if (masks / name).is_dir()]
+        if images.is_dir() and any(not (images / name).is_dir() for name in inside):
+            found.add(part)
+    if not found:
+        return None
+    has_val = any(part in found for part in SPLITS["val"])
+    divided = "divided" if has_val else "not divided"
+    return f"images with masks of {len(names)} classes ({some(names)}), {divided}", has_val
 
 
 def _is_json(file: Path) -> bool:
