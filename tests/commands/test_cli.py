@@ -333,6 +333,25 @@ def test_a_run_meant_by_another_word(words, message, trained, monkeypatch, capsy
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "words, example",
+    [
+        (("predict", "runs/recog_folder", "data"), "predictions"),
+        (("predict", "runs/recog_folder", "dota"), "predictions"),
+        (("export", "runs/recog_folder"), "model.onnx"),
+        (("average", "runs/recog_folder"), "averaged"),
+        (("pack", "recog_folder", "--sample"), "packed"),
+    ],
+)
+def test_a_command_that_is_not_told_where_to_write(words, example, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained[0])
+    assert main(list(words)) == 2
+    expected = (
+        f"trainkit {words[0]} is not told where to write: give --out, such as --out {example}"
+    )
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
 def test_training_says_what_it_does(trained):
     folder, done = trained
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "trainkit" / "sample"

@@ -220,7 +220,7 @@ def test_a_folder_and_the_command_for_it(tmp_path, monkeypatch, capsys):
     assert main(["doctor", "my", "--workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert "my: folders of 2 classes (rare, usual), not divided\n" in shown
-    assert "to train on it: trainkit recog_folder --data my --val-share 0.2\n" in shown
+    assert "to train on it: trainkit recog_folder --data my --val-share 0.2 --size 8\n" in shown
     report = json.loads((tmp_path / "runs" / "recog_folder-doctor" / "doctor.json").read_text())
     counts = [row["images"] for row in report["train"]["classes"]]
     assert counts == [5, 19] and report["val"]["num_images"] == 6
@@ -248,7 +248,7 @@ def test_a_folder_and_the_command_for_it(tmp_path, monkeypatch, capsys):
 
     capsys.readouterr()
     assert main(["doctor", "my", "--workers", "0", "--fold", "1/3"]) == 0
-    assert "recog_folder --data my --fold 1/3\n" in capsys.readouterr().out
+    assert "recog_folder --data my --fold 1/3 --size 8\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -184,7 +184,7 @@ def test_which_images_are_shown():
         "probability": np.array([0.9, 0.2, 0.99, 0.8, 0.7, 0.95]),
     }
     found = chosen(arrays, 2)
-    assert found == {"worst": [3, 4], "median": [4, 0], "mistake": [0, 3]}
+    assert found == {"worst": [3, 4], "median": [0], "mistake": [0, 3]}
     assert chosen(arrays, 16)["mistake"] == [0, 3, 4], "three of a class, ignored ones none"
     assert chosen({"ids": np.arange(3)}, 4) == {}
     assert worst_by(arrays) == "the highest loss"

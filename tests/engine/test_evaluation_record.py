@@ -245,11 +245,41 @@ def test_the_table_of_results(tmp_path):
     for row, evaluation in zip(found, evaluations, strict=True):
         for name in ("val_loss", "top1", "top5", "macro_f1"):
             assert float(row[name]) == evaluation[name]
-    losses = {row["step"]: row["loss"] for row in steps}  # after 3, 6, 9 and 10 steps
-    assert float(found[0]["train_loss"]) == losses[3]
-    assert float(found[1]["train_loss"]) == losses[6]
-    assert float(found[2]["train_loss"]) == pytest.approx((3 * losses[9] + losses[10]) / 4)
     assert float(found[2]["lr"]) == steps[-1]["lr"]
+
+
+class FailsOnce(Recognition):
+    """Once, in training step `at`, counted over all trainings."""
+
+    steps, at = 0, 0
+
+    def losses(self, outputs, targets):
+        FailsOnce.steps += torch.is_grad_enabled()
+        if FailsOnce.steps == FailsOnce.at:
+            raise ValueError("the loss cannot be computed")
+        return super().losses(outputs, targets)
+
+
+@pytest.mark.parametrize("log_every, fails_at", [(1, 0), (3, 0), (3, 6), (4, 0), (9, 0), (9, 8)])
+def test_the_training_loss_is_of_the_steps_since_the_last_evaluation(
+    tmp_path, log_every, fails_at, monkeypatch
+):
+    """Wherever rows of the log fall, two evaluations before one too, and on a resume in between."""
+    monkeypatch.setattr(FailsOnce, "steps", 0)
+    monkeypatch.setattr(FailsOnce, "at", fails_at)
+    torch.manual_seed(1)
+    train(recognition(), Options(out=tmp_path / "each", workers=0, log_every=1))
+    losses = [row["loss"] for row in rows(tmp_path / "each")]
+    how = Options(out=tmp_path / "run", workers=0, log_every=log_every, checkpoint_every=1)
+    task = FailsOnce(CLASSES, label_smoothing=0.1)
+    torch.manual_seed(1)
+    if fails_at:
+        with pytest.raises(ValueError, match="cannot be computed"):
+            train(recognition(task=task), how)
+    train(recognition(task=task), how)
+    found = [float(row["train_loss"]) for row in table(tmp_path / "run")]
+    means = [sum(part) / len(part) for part in (losses[:4], losses[4:8], losses[8:])]
+    assert found == pytest.approx(means, rel=1e-6)
 
 
 @pytest.mark.parametrize("reads", [30, 45, 62, 75])

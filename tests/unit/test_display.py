@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from trainkit.display import terminal as display_terminal
 from trainkit.display.result_tables import ALL_CLASSES, FEW_CLASSES
 from trainkit.display.terminal import Display
 from trainkit.metrics.base import declared
@@ -188,3 +189,26 @@ def test_the_tasks_say_which_of_their_results_are_fractions_and_which_are_of_the
         ),
     ):
         assert declared(task, "percent") == percent and declared(task, "per_class") == per_class
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+def test_lines_are_broken_between_words_on_a_terminal_alone(is_error, monkeypatch):
+    """A path that is wider stays whole, and so does a command; what is piped is one line."""
+    words = "the linear rule proposes 0.0025, which is not applied; see"
+    text = f"{words} runs/a-path-that-is-wider-than-the-screen/log.jsonl  and more"
+    command = "next: trainkit predict runs/a-long-name IMAGES --out FOLDER"
+    for has_screen in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, width=30, force_terminal=has_screen, no_color=True)
+        if is_error:
+            monkeypatch.setattr(display_terminal, "_console", lambda _, shown_on=console: shown_on)
+            display_terminal.error(f"{text}\n{command}")
+        else:
+            Display(console=console).note(f"{text}\n{command}")
+        *shown, last = out.getvalue().splitlines()
+        assert last == command
+        assert " ".join(shown).split() == text.split()
+        if has_screen:
+            assert len(shown) == 5 and all(len(line) <= 30 for line in shown if "/" not in line)
+        else:
+            assert shown == [text]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import dropwhile
 from pathlib import Path
@@ -24,6 +24,7 @@ from trainkit.commands.help_text import help_of, shown
 from trainkit.commands.option_checks import check_finite, check_names
 from trainkit.commands.pack_options import PackOptions
 from trainkit.commands.word_checks import check_flags, check_flags_without_value, check_values
+from trainkit.errors import UserError
 from trainkit.options import (
     DoctorOptions,
     ExportOptions,
@@ -130,6 +131,12 @@ TAKE_SETTINGS = (
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})
+WHERE_TO = {  # for commands that must be told
+    "predict": "--out predictions",
+    "export": "--out model.onnx",
+    "average": "--out averaged",
+    "pack": "--out packed",
+}
 NOTHING_RECORDED: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -158,9 +165,20 @@ def show_help(command: str, first: str) -> None:
 
 def read_known_options(command: str, prog: str, words: list[str]) -> tuple[Any, list[str]]:
     """The options of a command alone, and the other words, such as settings of a recipe."""
+    _require_out(command, words)
     known: Any
     known, unknown = tyro.cli(OPTIONS[command], prog=prog, args=words, return_unknown_args=True)
     return _checked(known), unknown
+
+
+def _require_out(command: str, words: Sequence[str]) -> None:
+    """Raise UserError where a command is not told where to write; tyro would show its usage."""
+    given = any(word.partition("=")[0] == "--out" for word in words)
+    if command in WHERE_TO and not given and not asks_for_help(list(words)):
+        raise UserError(
+            f"trainkit {command} is not told where to write: give --out, such as"
+            f" {WHERE_TO[command]}"
+        )
 
 
 def flags(command: str) -> list[str]:
@@ -186,6 +204,8 @@ def read_settings_and_options(
     signature = inspect.signature(recipe_file)
     check_names(signature.parameters, OPTIONS[command_name])
     asked_settings, asked_options = _from_file(command_name, signature, words)
+    if "out" not in asked_options:
+        _require_out(command_name, words)
     sampled = "--sample" in words or asked_settings.get("sample") is True
     samples = recipe_file.sample_settings() if sampled else {}
     recorded = read_settings_as(recorded, signature, recipe_file.path)

@@ -208,8 +208,8 @@ def median_and_extreme_sizes(sizes: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def suggested_size(sizes: Mapping[str, Sequence[int]], settings: Mapping[str, Any]) -> str:
-    """A line that proposes the recipe's settings of size where its images are smaller than these.
+def smaller_size(sizes: Mapping[str, Sequence[int]], settings: Mapping[str, Any]) -> str:
+    """Flags that set the recipe's size to that of its images; empty where these are as large.
 
     Args:
         sizes: see `median_and_extreme_sizes`, of the training images.
@@ -219,19 +219,25 @@ def suggested_size(sizes: Mapping[str, Sequence[int]], settings: Mapping[str, An
         return ""
     width, height = sizes["median"]
     if {"long_side", "crop"} <= settings.keys():
-        long_side, crop = max(width, height), settings["crop"]
+        long_side = max(width, height)
         if long_side >= settings["long_side"]:
             return ""
-        fitting = _multiple(crop * long_side / settings["long_side"])
-        now = f"long_side is {settings['long_side']} and crop {crop}"
-        proposed = f"--long-side {long_side} --crop {fitting}"
-    elif isinstance(settings.get("size"), int):
-        if min(width, height) >= settings["size"]:
-            return ""
-        now = f"size is {settings['size']}"
-        proposed = f"--size {_multiple(min(width, height))}"
-    else:
+        crop = _multiple(settings["crop"] * long_side / settings["long_side"])
+        return f"--long-side {long_side} --crop {crop}"
+    if isinstance(settings.get("size"), int) and min(width, height) < settings["size"]:
+        return f"--size {_multiple(min(width, height))}"
+    return ""
+
+
+def suggested_size(sizes: Mapping[str, Sequence[int]], settings: Mapping[str, Any]) -> str:
+    """A line that proposes `smaller_size`; empty where that is."""
+    proposed = smaller_size(sizes, settings)
+    if not proposed:
         return ""
+    width, height = sizes["median"]
+    now = f"size is {settings.get('size')}"
+    if "--crop" in proposed:
+        now = f"long_side is {settings['long_side']} and crop {settings['crop']}"
     return (
         f"the median image has {width}x{height} pixels, and {now}: they would be enlarged;"
         f" {proposed} costs less time and memory"

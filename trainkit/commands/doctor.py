@@ -21,6 +21,7 @@ from trainkit.commands.dataset_check import (
     Examiner,
     equal_digests,
     median_and_extreme_sizes,
+    smaller_size,
     suggested_size,
     suggested_weights,
 )
@@ -71,7 +72,8 @@ def run(recipe: str, words: list[str]) -> int:
     if report["num_errors"]:
         return 2
     if command is not None:
-        Display().note(f"to train on it: {command}")
+        words = [command, smaller_size(report["train"]["sizes"], settings)]
+        Display().note(f"to train on it: {' '.join(filter(None, words))}")
     return 0
 
 

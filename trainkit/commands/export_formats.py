@@ -168,12 +168,12 @@ def require_suffix(file: Path, asked: str | None) -> None:
         asked: the format that was given; None: the suffix says it.
     """
     if asked is None:
-        if file.suffix in ("", *SUFFIXES.values()):
+        if file.suffix in SUFFIXES.values():
             return
         known = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
         raise UserError(
             f"out is {file}, and its suffix is of no format: a file's suffix says how it is"
-            f" written, {known}"
+            f" written, {known}. Without one, give --format too"
         )
     if file.suffix in {".pth", ".pt", *SUFFIXES.values()} - {SUFFIXES[asked]}:
         raise UserError(

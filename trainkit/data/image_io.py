@@ -201,7 +201,8 @@ def _most(image: ImageFile) -> int:
 def _labels(data: bytes) -> Tensor:
     if data.startswith(JPEG):
         raise _NotAMaskError(
-            "saved as JPEG, which blurs labels: save it anew as grey or palette PNG"
+            "saved as JPEG, which blurs labels: save it anew as grey or palette PNG. Where it is a"
+            " photograph, images and masks are swapped"
         )
     if data.startswith(PNG) and notes() is None:
         decoded = decode_grey(data)

@@ -4,7 +4,9 @@ Only the main process shows it.
 """
 
 import multiprocessing
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ Batch = TypeVar("Batch", bound=Sequence)
 REFRESH_S = 0.2
 LINE_S = 10.0  # between two lines where there is no bar
 WORD = 24  # columns; a longer word of a table may be broken
+COMMAND = re.compile(r"([\w ]+: | *)(trainkit|accelerate launch) ")  # a line that is copied
 
 
 class Display:
@@ -56,11 +59,13 @@ class Display:
         self._notes: Sequence[str] = ()
 
     def note(self, text: str) -> None:
-        """Show a line of text."""
+        """Show a line of text: whole, but where a terminal would break it within a word."""
         if self.active and self.is_notebook:
             sys.stdout.write(f"{text}\n")  # the cell wraps it
         elif self.active:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                _wrapped(text, self.console), markup=False, highlight=False, soft_wrap=True
+            )
 
     @property
     def is_notebook(self) -> bool:
@@ -304,7 +309,10 @@ def of_launcher() -> Display:
 
 def error(text: str) -> None:
     """Write one message to standard error."""
-    _console(sys.stderr).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    console = _console(sys.stderr)
+    console.print(
+        _wrapped(text, console), style="red", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _console(stream: TextIO | None) -> Console:
@@ -326,3 +334,16 @@ def _console(stream: TextIO | None) -> Console:
 
 def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _wrapped(text: str, console: Console) -> str:
+    """Text as wide as a terminal, broken between words; commands, paths and files stay whole."""
+    if not console.is_terminal:
+        return text
+    lines = [
+        line
+        if COMMAND.match(line)
+        else textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    ]
+    return "\n".join(lines)

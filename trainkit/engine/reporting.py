@@ -196,8 +196,13 @@ class Reporter:
             **results,
         }
         state.restore_evaluation(row)
+        unlogged = self.read_unlogged()
+        good = [numbers.loss for numbers in unlogged if numbers.is_finite]
+        if good:  # for the training loss between two evaluations
+            mean = sum(good) / len(good)
+            self.log({"event": "unlogged", "step": state.step, "loss": mean})
         self.log(row)
-        self.screen.evaluation(results, improved, self.read_unlogged())
+        self.screen.evaluation(results, improved, unlogged)
         if not self._evaluation_warned:
             for line in evaluation_warnings(results, task):
                 self.note(f"warning: {line}")

@@ -53,7 +53,9 @@ def chosen(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, list[int]
         return {}
     number = min(number, len(order))
     middle = max(0, (len(order) - number) // 2)
-    found = {"worst": order[:number].tolist(), "median": order[middle : middle + number].tolist()}
+    worst = order[:number].tolist()
+    median = [index for index in order[middle : middle + number].tolist() if index not in worst]
+    found = {"worst": worst, "median": median}
     if "predicted" in arrays:
         found["mistake"] = _mistakes(arrays, MOST_MISTAKES if number >= 16 else number)
     return found

@@ -27,7 +27,10 @@ class ResultsTable:
     def __init__(self, run: Path):
         self.run = run
         self._read = 0  # bytes of the log
-        self._losses: list[tuple[float, int]] = []  # since the last evaluation: loss, steps
+        self._sum, self._steps = 0.0, 0  # of the losses since the last evaluation
+        # of those since the last row of the log that an evaluation has counted
+        self._counted_sum, self._counted_steps = 0.0, 0
+        self._unlogged: dict[str, Any] | None = None
         self._step = 0  # of the last row of the log
         self._lr: float | None = None
         self._rows: list[dict[str, Any]] = []
@@ -35,8 +38,8 @@ class ResultsTable:
     def write(self) -> None:
         """Write the table, where there is a row of it; None and values of classes are left out.
 
-        "train_loss" is the mean over the steps since the last evaluation, as far as they are in the
-        log; "lr" is that of its last row before the evaluation.
+        "train_loss" is the mean over the steps since the last evaluation; "lr" is that of the log's
+        last row before the evaluation.
 
         Raises:
             OSError: it cannot be read or written.
@@ -68,16 +71,29 @@ class ResultsTable:
             return
         if row.get("event") == "step":
             if row["loss"] is not None:
-                self._losses.append((row["loss"], row["step"] - self._step))
+                self._count(row["loss"], row["step"] - self._step)
+            self._counted_sum, self._counted_steps = 0.0, 0
             self._step, self._lr = row["step"], row["lr"]
+        elif row.get("event") == "unlogged":
+            self._unlogged = row
         elif row.get("event") == "evaluate":
-            steps = sum(number for _, number in self._losses)
-            mean = sum(loss * number for loss, number in self._losses) / steps if steps else None
-            numbers = {
-                name: value
-                for name, value in row.items()
-                if name not in NOT_RESULTS and is_number(value)
-            }
-            table = {**numbers, "train_loss": mean, "lr": self._lr}
-            self._rows.append({name: value for name, value in table.items() if value is not None})
-            self._losses.clear()
+            self._add_evaluation(row)
+
+    def _count(self, loss: float, steps: int) -> None:
+        """Count the mean loss of the steps since the last row, but for those counted before."""
+        self._sum += loss * steps - self._counted_sum
+        self._steps += steps - self._counted_steps
+        self._counted_sum, self._counted_steps = loss * steps, steps
+
+    def _add_evaluation(self, row: dict[str, Any]) -> None:
+        if self._unlogged is not None and self._unlogged["step"] == row["step"]:
+            self._count(self._unlogged["loss"], row["step"] - self._step)
+        mean = self._sum / self._steps if self._steps else None
+        self._sum, self._steps, self._unlogged = 0.0, 0, None
+        numbers = {
+            name: value
+            for name, value in row.items()
+            if name not in NOT_RESULTS and is_number(value)
+        }
+        table = {**numbers, "train_loss": mean, "lr": self._lr}
+        self._rows.append({name: value for name, value in table.items() if value is not None})
