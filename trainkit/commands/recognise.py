@@ -305,15 +305,15 @@ def _ids_of(masks: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
         hint = f"{seen}: two classes; --classes names them"
         return {"--classes": "background,object", "--mask-values": "0,255"}, [hint]
     ignored = f", {WHITE} counts nowhere" if WHITE in found else ""
-    names = "--classes takes their names, too"
+    further = "--classes takes their names, too"
     if not ignored:
-        names += ", and --ignore LABEL leaves out what is no class (void)"
+        further += ", and --ignore LABEL leaves out what is no class (void)"
     number = max(ids) + 1
     if len(ids) < number / 2:
         values = ",".join(map(str, ids))
-        hint = f"{seen}: {len(ids)} classes{ignored}; {names}"
+        hint = f"{seen}: {len(ids)} classes{ignored}; {further}"
         return {"--classes": str(len(ids)), "--mask-values": values}, [hint]
-    hint = f"{seen}: classes 0 to {number - 1}{ignored}; {names}"
+    hint = f"{seen}: classes 0 to {number - 1}{ignored}; {further}"
     return {"--classes": str(number)}, [hint]
 
 
