@@ -12,7 +12,7 @@ With random weights and two small images each: built; a step, saved as a trainin
 into a network that is built anew, and the second step bit-equal to that without the stop; evaluated
 at odd sides, those of training + 3 and + 29, or in windows or at one size where a network takes no
 other; exported to ONNX with the logits that the network has. What is done is written after each
-network: the same command does the rest.
+network: the same command does the rest, the smallest first.
 """
 
 import argparse
@@ -53,7 +53,7 @@ SIDES = {
     "pan ": 128, "halonet": 256, "crossvit": 240, "efficientformer": 224, "inception_": 128,
     "eva02": 56, "maxvit": 256,
 }  # fmt: skip
-SECONDS = 150  # of one network, after which it is given up
+SECONDS = 150  # of the processor for one network, after which it is given up
 LARGEST = 60_000_000  # parameters
 WORDS = (
     "test", "femto", "zepto", "atto", "nano", "pico", "xxs", "xxtiny", "micro", "mini", "nano",
@@ -359,18 +359,18 @@ def exported(case: Case, network: nn.Module, folder: Path) -> str:
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Context manager: raises TimeoutError inside after so many seconds."""
+    """Context manager: raises TimeoutError inside after so many seconds of the processor."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"longer than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def tried(case: Case, onnx: bool) -> dict[str, str]:
@@ -403,6 +403,12 @@ def tried(case: Case, onnx: bool) -> dict[str, str]:
     return found
 
 
+def weights(case: Case, known: dict[str, dict[str, str]]) -> int:
+    """How many a network had when it was tried; 0 of one that was not."""
+    number = known.get(f"{case.kind}: {case.name}", {}).get("parameters", "0")
+    return int(number.replace(",", ""))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -426,7 +432,7 @@ def main() -> None:
         for row in json.loads(file.read_text())["measurements"]:
             known.setdefault(row["row"], {})[row["column"]] = row["value"]
     begun, number = time.monotonic(), 0
-    for case in cases():
+    for case in sorted(cases(), key=lambda case: weights(case, known)):
         label = f"{case.kind}: {case.name}"
         wanted = asked.only is None or any(
             each == case.kind or each in case.name for each in asked.only
