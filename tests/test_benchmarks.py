@@ -23,6 +23,7 @@ SMALL = {
     "optimizers": "torch.optim.AdamW",
     "scaling": "--images 3 --gb 0.001 --rounds 1 --steps 10",
     "reports": "--rows 200 --images 50 --rounds 1",
+    "sharded_checkpoint": "--mib 2 --rounds 1 --processes 2",
     "sliding_window": "--images 1 --rounds 1 --batches 1 4 --window 32",
     "startup": "--rounds 1",
     "step_overhead": "--work mlp --loops bare trainkit_held --seconds 1 --batch 4",
@@ -58,6 +59,7 @@ def test_reading_is_compared(tmp_path):
 LONG = {"compare_commits", "confusion_counts", "crash_recovery", "gpu", "input_pipeline", "memory"}
 LONG |= {"scaling", "startup", "step_overhead", "checkpoint", "damaged_images", "optimizers"}
 LONG |= {"activation_checkpointing", "all_networks", "index_reads", "sliding_window"}
+LONG |= {"sharded_checkpoint"}
 
 
 @pytest.mark.parametrize(
