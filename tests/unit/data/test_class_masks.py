@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from trainkit.data.datasets.class_mask_source import ClassMaskSource
+from trainkit.data.datasets.class_masks import read_masks
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.image_io import MaskSizeError
 from trainkit.data.transforms.ops import nearest_region
@@ -121,6 +122,16 @@ def test_an_ignored_value(tmp_path):
     assert masks.tolist() == [[[0, 1, -1], [1, -1, 0]]]
 
 
+def test_bands_of_floats(tmp_path):
+    """NaN is not known, and a fraction is no mask."""
+    stored = np.array([[[0, 1, np.nan]]], dtype=np.float32)
+    np.save(tmp_path / "a.npy", stored)
+    assert read_masks(tmp_path / "a.npy", ["liver"]).tolist() == [[[0, 1, -1]]]
+    np.save(tmp_path / "a.npy", stored / 3)
+    with pytest.raises(DataError, match=r"a.npy.*masks hold fractions: save whole numbers"):
+        read_masks(tmp_path / "a.npy", ["liver"])
+
+
 def test_polygons_that_overlap(tmp_path):
     """Of COCO's kind: a tumour in a liver is both; so is what two objects of a class share."""
     pytest.importorskip("pycocotools")
@@ -182,6 +193,9 @@ def test_what_is_refused(tmp_path):
         ClassMaskSource(tmp_path, NAMES).open("val")[0]
     with pytest.raises(MaskSizeError, match="is 12x9 and its masks are 12x4"):
         ClassMaskSource(tmp_path, ["liver"]).open("val")[0]
+    save(tmp_path / "masks" / "val" / "spleen" / "x1.png", MASKS[0, 0])
+    with pytest.raises(MissingFileError, match="spleen is called as an image, such as x1: masks"):
+        ClassMaskSource(tmp_path, [*NAMES, "spleen"]).open("val")
     arrays(tmp_path / "other", "val", "npy")
     with pytest.raises(DataError, match=r"a.npy is of shape \(9, 12, 2\): there are 3 classes"):
         ClassMaskSource(tmp_path / "other", [*NAMES, "spleen"]).open("val")[0]

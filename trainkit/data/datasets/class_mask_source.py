@@ -188,7 +188,9 @@ def _in_class_folders(
     images = set(stems)
     found: dict[str, dict[str, str]] = {}
     for label in classes:
-        for name, file in _files(folder / label, OF_CLASS).items():
+        files = _files(folder / label, OF_CLASS)
+        unlike = len(files)
+        for name, file in files.items():
             image = name
             while image and image not in images:  # such as 0001_liver of image 0001
                 image = (
@@ -205,6 +207,12 @@ def _in_class_folders(
                     f" {os.path.join(label, file)}: put them into one, or remove one"
                 )
             of_image[label] = os.path.join(label, file)
+            unlike -= 1
+        if files and unlike == len(files):
+            raise MissingFileError(
+                f"no file in {folder / label} is called as an image, such as {some(files)}: masks"
+                f" are called as their images, such as {some(stems)}"
+            )
     return found
 
 

@@ -99,7 +99,7 @@ def read_masks(file: Path, classes: Sequence[str], ignore: int | None = None) ->
             there are classes, first or last; or .npz with such an array, or with one (H, W) named
             after each class, where a class that is lacking has no pixel.
         classes: their names.
-        ignore: stored value that says that nothing is known; None: none.
+        ignore: stored value that says that nothing is known, as NaN does; None: none.
 
     Raises:
         DataError: it cannot be read, or has other bands.
@@ -151,7 +151,12 @@ def _bands(array: np.ndarray, classes: Sequence[str], file: Path) -> np.ndarray:
 def _multi_hot(stored: np.ndarray, ignore: int | None) -> Tensor:
     if stored.dtype.kind not in "biuf":
         raise DataError(f"masks are numbers, and these are {stored.dtype}")
-    masks = (stored != 0).astype(np.int8)
+    known = np.isfinite(stored)
+    if stored.dtype.kind == "f" and (stored[known] % 1 != 0).any():
+        raise DataError(
+            "masks hold fractions: save whole numbers, 0 where a pixel is not of the class"
+        )
+    masks = np.where(known, stored != 0, IGNORED).astype(np.int8)
     if ignore is not None:
         masks[stored == ignore] = IGNORED
     return torch.from_numpy(masks)
