@@ -200,7 +200,9 @@ PUBLISHED = {  # optimizer and schedule of each; nesterov is SGD with it
     "recog_minc": ("sgd", "multistep"),
     "depth_folder": ("adamw", "poly"),
     "seg_ade20k_eomt": ("adamw", "poly"),
+    "seg_ade20k_dinov3": ("adamw", "one_cycle"),
     "seg_ade20k_segformer": ("adamw", "poly:power=1.0"),
+    "seg_ade20k_upernet": ("adamw", "poly:power=1.0"),
     "recog_imagenet_convnextv2": ("adamw", "cos"),
     **dict.fromkeys(
         (
@@ -223,12 +225,14 @@ def test_what_a_recipe_has_published_stays_its_default(path):
     parameters = inspect.signature(load_recipe(path)).parameters
     named = parameters["optimizer"].default, parameters["schedule"].default
     assert named == PUBLISHED.get(path.stem, ("sgd", "poly"))
-    assert parameters["freeze"].default == ()
+    frozen = ("backbone",) if path.stem == "seg_ade20k_dinov3" else ()
+    assert parameters["freeze"].default == frozen
     for name in ("momentum", "betas"):
         assert parameters[name].default is None
     ema = 0.9999 if path.stem == "recog_imagenet_convnextv2" else None
     assert parameters["ema"].default == ema
-    assert parameters["clip_norm"].default == (0.01 if path.stem == "seg_ade20k_eomt" else None)
+    clipped = {"seg_ade20k_eomt": 0.01, "seg_ade20k_dinov3": 35.0}
+    assert parameters["clip_norm"].default == clipped.get(path.stem)
     assert parameters["metrics"].default == ()
     if path.stem not in UNSAMPLED:
         assert parameters["sampler"].default == "shuffle"

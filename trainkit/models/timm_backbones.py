@@ -138,8 +138,8 @@ def _of_one_size(
     if fault is not None:
         raise UserError(
             f"backbone {name} takes no images of {size[0]} x {size[1]} in timm ({reason}): give"
-            f" --crop {usual[0]} and --eval-window {usual[0]} {2 * usual[0] // 3}, or take another,"
-            f" such as {OTHERS}"
+            f" --crop {usual[0]} and --eval-window {usual[0]} {2 * usual[0] // 3}, a multiple of 32"
+            f" where it takes others, or take another, such as {OTHERS}"
         ) from fault
     body.image_size = size
     return body
