@@ -45,7 +45,8 @@ def smp_network(
     Args:
         name: one of `DECODERS`.
         num_classes: how many classes there are.
-        encoder: one of SMP's, such as "resnet34" or "mit_b0", or "timm:" and a name of timm's.
+        encoder: one of SMP's, such as "resnet34" or "mit_b0", or "timm:", or SMP's "tu-", and a
+            name of timm's.
         pretrained: start the encoder from published weights: ImageNet's, else the first ones that
             SMP lists for it.
         image_channels: of the images, to which SMP and timm adapt the weights.
@@ -55,6 +56,8 @@ def smp_network(
         UserError: SMP, the encoder or its weights are missing, or the decoder does not take it.
     """
     library = _library(name)
+    if encoder.startswith("tu-"):  # SMP's word for timm's
+        encoder = f"timm:{encoder.removeprefix('tu-')}"
     weights = "imagenet" if encoder.startswith("timm:") else _published(library, name, encoder)
     arguments: dict[str, Any] = {"classes": num_classes, "in_channels": image_channels}
     if out_indices is not None:
@@ -145,6 +148,12 @@ def _fit(network: Any, name: str, encoder: str, image_channels: int) -> None:
     DPT halves the map of a vision transformer's patches once more, and says so of no size.
     """
     divisor = size_divisor(network)
+    if name == "dpt" and divisor % 2**3:
+        raise UserError(
+            f"dpt of segmentation_models_pytorch does not take the backbone {encoder}: its patches"
+            f" are of {divisor} pixels, and dpt is made for 16. Take one of these, such as"
+            " timm:vit_small_patch16_dinov3, or --model upernet on this backbone"
+        )
     side = -(-TRIAL_SIDE // (2 * divisor)) * 2 * divisor
     try:
         size = _size_of_masks(network, image_channels, side, side)

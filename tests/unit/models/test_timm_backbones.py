@@ -92,7 +92,7 @@ def test_chosen_blocks_under_upernet():
 def test_chosen_blocks_under_dpt():
     """They are SMP's."""
     smp = pytest.importorskip("segmentation_models_pytorch")
-    network = segmenter("dpt", 3, "timm:test_vit", False, out_indices=(1, 2, -3, -1)).eval()
+    network = segmenter("dpt", 3, "tu-test_vit", False, out_indices=(1, 2, -3, -1)).eval()
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         found = network(images)
@@ -210,6 +210,10 @@ LINEAR = ("linear", "timm:test_vit")
         ("hf:segformer", "small", {"stochastic_depth": 0.1}, "--model-args drop_path_rate=0.1"),
         ("linear", "timm:cait_xxs24_224", {"image_size": 100}, "crop is 100: give a multiple"),
         ("upernet", "timm:pit_ti_224", {}, "wanted are four, .*: take another, such as timm:conv"),
+        pytest.param(
+            "dpt", "timm:vit_small_patch14_dinov2", {}, "patches are of 14 pixels, .*--model upern",
+            marks=pytest.mark.nightly,
+        ),
         pytest.param(
             "upernet", "timm:efficientformer_l1", {"image_size": 96},
             "takes no images of 96 x 96 in timm .*: give --crop 224", marks=pytest.mark.nightly,
