@@ -46,9 +46,9 @@ from trainkit.tasks.multilabel_segmentation import (
 SAMPLE = {
     "model": "lraspp",
     "backbone": "small",
+    "lr": 0.05,
     "pretrained": False,
     "epochs": 6,
-    "lr": 0.05,
     "batch_size": 8,
     "long_side": 112,
     "crop": 88,
