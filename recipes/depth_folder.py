@@ -81,6 +81,7 @@ def recipe(
     eval_flip: bool = False,
     eval_region: Region | None = None,
     median_scaling: bool = False,
+    eval_batch_size: int = 4,
     sample: bool = False,
 ) -> Recipe:
     """Own images with depth, height or other numbers.
@@ -117,6 +118,7 @@ def recipe(
             600 of NYU Depth v2; kitti_eigen or kitti_garg, of KITTI; None: all of it
         median_scaling: measure predictions times median(target) / median(prediction) of each image,
             for networks that do not know the scale
+        eval_batch_size: images of one size in a forward pass of an evaluation, per process
         sample: train a small network on generated scenes in the same layout, in under a minute
     """
     source = generated.depth_folder() if sample else data
@@ -144,6 +146,7 @@ def recipe(
         **optimizer.build(network, decay_vectors=False),
         **schedule.build(),
         batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
         inference=inference,
         note=f"generated data: scenes with depth in {source}" if sample else None,
     )

@@ -106,6 +106,7 @@ def segmentation(
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
     eval_crop: int | None = None,
+    eval_batch_size: int = 4,
     sample: bool = False,
 ) -> Recipe:
     """What the recipes for segmentation have in common.
@@ -162,6 +163,7 @@ def segmentation(
         eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
         eval_crop: evaluate centre crops of this side, as older code does; None for both: whole
             images
+        eval_batch_size: images of one size in a forward pass of an evaluation, per process
         sample: train a small network on generated scenes, in under a minute
     """
     train = train_transform(
@@ -227,6 +229,7 @@ def segmentation(
         **schedule.build(),
         batch_size=batch_size,
         inference=Inference.windows(eval_window),
+        eval_batch_size=eval_batch_size,
         sync_batch_norm=sync_batch_norm,
         drop_last=True,
         sampler=per_class.sampler,
