@@ -343,7 +343,7 @@ def test_a_run_meant_by_another_word(words, message, trained, monkeypatch, capsy
         (("pack", "recog_folder", "--sample"), "packed"),
     ],
 )
-def test_a_command_that_is_not_told_where_to_write(words, example, trained, monkeypatch, capsys):
+def test_a_command_that_lacks_where_to_write(words, example, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained[0])
     assert main(list(words)) == 2
     expected = (

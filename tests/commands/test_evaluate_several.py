@@ -9,11 +9,15 @@ from torch import nn
 
 import trainkit
 from helpers import toy_recipes
-from helpers.processes import TESTS, torchrun
-from helpers.toy_recipes import Images
+from helpers.processes import ROOT, TESTS, torchrun
+from helpers.toy_recipes import Images, write_parquet
 from trainkit.cli import main
 from trainkit.commands import evaluate_several
+from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.data.datasets.class_source import ClassSource
+from trainkit.data.likeness import difference
 from trainkit.data.to_device import MEAN, STD, ToDevice
+from trainkit.data.transforms.recognition import eval_transform
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.evaluating_together import Reading, parted, taking_turns
 from trainkit.engine.evaluator import Evaluator
@@ -214,6 +218,24 @@ def test_readings_are_compared():
     assert one.difference(other) is None
     other = Reading.of(toy_recipes.recognition(eval_batch_size=3))
     assert one.difference(other) == "eval_batch_size"
+
+
+@pytest.mark.parametrize("name", ["recog_imagenet", "seg_folder"])
+def test_what_a_recipe_builds_twice_is_read_alike(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = load_recipe(ROOT / "recipes" / f"{name}.py")
+    settings = {**file.sample_settings(), "sample": True}
+    one, other = (Reading.of(build(file, settings)) for _ in range(2))
+    assert one.val_data is not other.val_data and one.difference(other) is None
+
+
+@pytest.mark.parametrize("stream", [None, 2])
+def test_parquet_files_are_read_alike(stream, tmp_path):
+    source = ClassSource(write_parquet(tmp_path), stream=stream)
+    names = source.open("train").classes
+    one, other, smaller = (source.open("val", eval_transform(n), names) for n in (32, 32, 24))
+    assert difference(one, other, "val") is None
+    assert difference(one, smaller, "val") == "val.transform.transforms[0].size[0]"
 
 
 def test_parts_fit_the_room():

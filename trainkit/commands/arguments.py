@@ -131,7 +131,7 @@ TAKE_SETTINGS = (
 WITH_SETTINGS = "The settings of a recipe are options too: `trainkit RECIPE --help` lists them.\n"
 SETTINGS = "Recipe settings"
 HELP_FLAGS = frozenset({"-h", "--help"})
-WHERE_TO = {  # for commands that must be told
+WHERE_TO = {  # for commands that need it
     "predict": "--out predictions",
     "export": "--out model.onnx",
     "average": "--out averaged",

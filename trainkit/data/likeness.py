@@ -20,7 +20,7 @@ def difference(one: Any, other: Any, name: str = "") -> str | None:
     """The first part in which two objects differ, by attributes and items; None for none.
 
     What cannot be looked into, such as an open file or a generator of random numbers, differs
-    unless it is one and the same object.
+    unless it is one and the same object, or compares itself, as the schema of a table does.
 
     Args:
         one: any object.
@@ -44,13 +44,23 @@ def _difference(one: Any, other: Any, name: str, seen: set[tuple[int, int]]) -> 
     if isinstance(one, (*PLAIN, *UNORDERED)):
         return None if one == other else name
     ours, theirs = _parts(one), _parts(other)
-    if ours is None or theirs is None or list(ours) != list(theirs):
+    if ours is None or theirs is None:
+        return None if _says_equal(one, other) else name
+    if list(ours) != list(theirs):
         return name
     for part, value in ours.items():
         found = _difference(value, theirs[part], name + part, seen)
         if found is not None:
             return found
     return None
+
+
+def _says_equal(one: Any, other: Any) -> bool:
+    """Whether an object that cannot be looked into compares itself, and finds the other equal."""
+    try:
+        return (one == other) is True
+    except Exception:  # whatever a library raises
+        return False
 
 
 def _is_same_array(one: Any, other: Any) -> bool:

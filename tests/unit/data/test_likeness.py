@@ -1,11 +1,13 @@
 """In what two objects differ, by attributes and items."""
 
 import random
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -71,6 +73,8 @@ def test_the_part_that_differs(changes, where):
         (Slotted(1), Slotted(1), Slotted(2)),
         ({1, 2}, {2, 1}, {1}),
         (1, 1, True),
+        (re.compile("a"), re.compile("a"), re.compile("b")),
+        (pa.schema({"a": pa.int8()}), pa.schema({"a": pa.int8()}), pa.schema({"b": pa.int8()})),
         (random.Random(1), None, random.Random(1)),  # whose state cannot be seen
         (np.random.default_rng(1), None, np.random.default_rng(1)),
     ],
