@@ -2,10 +2,12 @@
 
 Source: Siméoni et al., DINOv3, 2025, as the authors' dinov3/eval/segmentation/config.py trains it:
 batch norm and a linear layer on the last map, normalised, of a frozen network; AdamW 1e-3 for 16
-images, weight decay 0.01, one cycle over 40,000 steps (32 epochs), clipping at 35, evaluated in
-windows of 512 every 341 pixels; crops of 512 are DINOv2's. There the head has a dropout of 0.1, and
-sizes are by the short side, 512; here long_side is 683, which is that of 3:4. Takes timm: pip
-install ".[timm]".
+images, weight decay 0.01, a cosine over 40,000 steps (32 epochs; their WarmupOneCycleLR has no
+rising phase but its warm-up, whose length is in a configuration that was not read: none here),
+clipping at 35, photometric distortion, at most 75 % of a crop of one class, evaluated in windows of
+512 every 341 pixels; crops of 512 are DINOv2's. There the head has a dropout of 0.1, and sizes are
+by the short side, 512; here long_side is 683, which is that of 3:4. Takes timm: pip install
+".[timm]".
 
 Launch: trainkit seg_ade20k_dinov3 --data /path/to/ADEChallengeData2016
 
@@ -41,10 +43,12 @@ SAMPLE = {"backbone": "timm:test_vit", "pretrained": False, "epochs": 5, "lr": 3
     weight_decay=0.01,
     head_lr_mult=1.0,
     clip_norm=35.0,
-    schedule="one_cycle",
+    schedule="cos",
     epochs=32,
     long_side=683,
     crop=512,
+    photometric=True,
+    cat_max_ratio=0.75,
     eval_window=(512, 341),
 )
 def recipe(**settings: Any) -> Recipe:

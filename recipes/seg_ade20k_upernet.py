@@ -9,11 +9,15 @@ Launch: trainkit seg_ade20k_upernet --data /path/to/ADEChallengeData2016
 
 ConvNeXt-T (Liu et al., A ConvNet for the 2020s, CVPR 2022): --backbone timm:convnext_tiny.fb_in1k
 --lr 1e-4 --weight-decay 0.05 --stochastic-depth 0.4 --layer-decay 0.97 --eval-window 512 341;
-the authors decay by 0.9 from stage to stage, in six of them, here it is from block to block.
+the authors decay the rate by 0.9 from group to group, to 0.73 in the last stage and 0.48 in the
+first layers; here it is from block to block, 0.94 and 0.56.
 DINOv3 with BEiT's pyramid: --backbone timm:vit_base_patch16_dinov3 --layer-decay 0.8
 --stochastic-depth 0.1 --eval-window 512 341, for which no figure is published.
 
 On several processes: accelerate launch -m trainkit seg_ade20k_upernet ...
+
+Not as published: scales of norms and biases decay too, and the four maps go to the decoder without
+a norm of their own, which both have; another crop than 224 shifts windows in all stages.
 
 Hardware and time: not yet measured; the authors used eight GPUs.
 

@@ -214,9 +214,9 @@ def test_turns_have_random_numbers_of_their_own():
 
 
 def test_readings_are_compared():
-    one, other = (Reading.of(toy_recipes.recognition()) for _ in range(2))
+    one, other = (Reading.of(toy_recipes.recognition(), 0) for _ in range(2))
     assert one.difference(other) is None
-    other = Reading.of(toy_recipes.recognition(eval_batch_size=3))
+    other = Reading.of(toy_recipes.recognition(eval_batch_size=3), 0)
     assert one.difference(other) == "eval_batch_size"
 
 
@@ -225,7 +225,7 @@ def test_what_a_recipe_builds_twice_is_read_alike(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = load_recipe(ROOT / "recipes" / f"{name}.py")
     settings = {**file.sample_settings(), "sample": True}
-    one, other = (Reading.of(build(file, settings)) for _ in range(2))
+    one, other = (Reading.of(build(file, settings), 0) for _ in range(2))
     assert one.val_data is not other.val_data and one.difference(other) is None
 
 
@@ -241,3 +241,74 @@ def test_parquet_files_are_read_alike(stream, tmp_path):
 def test_parts_fit_the_room():
     assert parted([3, 4, 2, 9, 1, 1], room=7) == [[0, 1], [2], [3], [4, 5]]
     assert parted([], room=7) == []
+
+
+def copies(runs, folder):
+    """Two files of weights that are of no run."""
+    weights = runs / "y" / "best.safetensors"
+    return [shutil.copy(weights, folder / f"{name}.safetensors") for name in ("a", "b")]
+
+
+def test_files_of_a_recipe_with_ema_have_one_set_of_weights(runs, tmp_path):
+    weights = copies(runs, tmp_path)
+    words = ["--weights", *map(str, weights), "--out", str(tmp_path / "out"), *QUIET]
+    assert main(["evaluate", str(runs / "mine.py"), *words]) == 0
+    found = table(tmp_path / "out")
+    assert found["by"] == "best by top1" and found["best"] is not None
+    assert [row["headline"] for row in found["rows"]] == ["top1", "top1"]
+
+
+COUNTS_IMAGES = """
+from trainkit.metrics.base import Counting
+from trainkit.tasks.recognition import Recognition
+
+
+class CountsImages(Counting):
+    name = "counted"
+
+    def __init__(self):
+        self.counts = torch.zeros(1, dtype=torch.int64)
+
+    def _count(self, predictions, references):
+        return torch.tensor([len(references)])
+
+    def _results(self):
+        return {"counted": int(self.counts)}
+
+
+METRIC = CountsImages()
+
+
+"""
+
+
+def test_what_a_recipe_makes_outside_of_its_function(runs, tmp_path, capsys):
+    """One metric counts for each run alone; one model cannot have the weights of both."""
+    text = RECIPE.format(tests=str(TESTS)).replace("def recipe(", f"{COUNTS_IMAGES}def recipe(")
+    text = text.replace("epochs=1,", "epochs=1, task=Recognition(CLASSES, extra_metrics=[METRIC]),")
+    for name, code in (
+        ("metric", text),
+        ("model", text.replace("METRIC =", 'NETWORK = classifier("small", CLASSES)\nMETRIC =')
+            .replace('    network = classifier("small", CLASSES)\n', "    network = NETWORK\n")),
+    ):  # fmt: skip
+        file = tmp_path / f"{name}.py"
+        file.write_text(code)
+        words = list(map(str, copies(runs, tmp_path)))
+        done = main(
+            ["evaluate", str(file), "--weights", *words, "--out", str(tmp_path / "out"), *QUIET]
+        )
+        if name == "model":
+            assert done == 2
+            assert "have one model" in " ".join(capsys.readouterr().err.split())
+        else:
+            assert done == 0
+            assert [row["counted"] for row in table(tmp_path / "out")["rows"]] == [13, 13]
+
+
+def test_seeds_count_where_validation_images_are_drawn():
+    still, drawn = Images(27, augment=False), Images(27)
+    for data, expected in ((still, None), (drawn, "seed")):
+        recipe = toy_recipes.recognition(val_data=data)
+        one, other = (Reading.of(recipe, seed) for seed in (0, 1))
+        assert one.difference(other) == expected
+        assert one.difference(Reading.of(recipe, 0)) is None

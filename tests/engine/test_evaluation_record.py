@@ -31,6 +31,7 @@ from trainkit.storage.evaluation_files import (
     strays,
     write_evaluation,
 )
+from trainkit.storage.results_table import ResultsTable
 from trainkit.tasks.recognition import Recognition
 
 
@@ -335,3 +336,20 @@ def test_names_of_files(tmp_path):
     arrays, about, _ = measured(recipe, tmp_path / "out")
     assert arrays["names"].tolist()[:3] == ["a/0.jpg", "b/1.jpg", "a/2.jpg"]
     assert about["classes"] == list(task.classes)
+
+
+def test_steps_that_were_left_out_are_in_no_training_loss(tmp_path):
+    """Of 10 steps the first 4 were skipped; an evaluation lies between the rows."""
+    evaluation = {"event": "evaluate", "epoch": 1, "best": None, "best_step": None}
+    log = [
+        {"event": "unlogged", "step": 5, "loss": 10.0, "finite_steps": 1},
+        {**evaluation, "step": 5},
+        {"event": "step", "step": 10, "loss": (10 + 5) / 6, "lr": 0.1, "skipped_steps": 4},
+        {**evaluation, "step": 10},
+        {"event": "step", "step": 12, "loss": 3.0, "lr": 0.1, "skipped_steps": 4},
+        {"event": "step", "step": 14, "loss": None, "lr": 0.1, "skipped_steps": 6},
+        {**evaluation, "step": 14},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    ResultsTable(tmp_path).write()
+    assert [float(row["train_loss"]) for row in table(tmp_path)] == pytest.approx([10, 1, 3])

@@ -13,6 +13,7 @@ from trainkit.commands.evaluate_options import EvaluateCommandOptions
 from trainkit.commands.measurement import Measurement
 from trainkit.commands.recipe_file import RecipeFile
 from trainkit.commands.trained import Trained, is_recipe, read_trained
+from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.workers import worker_deaths_reported
 from trainkit.display.result_tables import in_words, width_of
 from trainkit.display.terminal import Display
@@ -53,6 +54,8 @@ class Entry:
     """in what that differs from the first"""
     headline: tuple[str, bool] = ("", True)
     """that selects the best checkpoint, and whether more of it is better"""
+    of_data: tuple[int | None, str | None] = (None, None)
+    """number of classes, and the validation data's fingerprint where it has one"""
     percent: frozenset[str] = frozenset()
     """names of results that are shown so"""
     step: int | None = None
@@ -126,6 +129,7 @@ def _measure(entries: Sequence[Entry], out: Path | None) -> None:
     for entry in entries:
         display.note(f"{entry.name}:")
         loaded = _load(entry, readings, display.note)
+        _refuse_shared(entry, loaded.recipe, entries)
         held += entry.size
         entry.recipe = loaded.recipe if held <= room else None
     for number in range(1, len(readings) + 1):
@@ -147,6 +151,16 @@ def _measure(entries: Sequence[Entry], out: Path | None) -> None:
             display.note(f"the table: {out / COMPARISON}")
 
 
+def _refuse_shared(entry: Entry, recipe: Recipe, entries: Sequence[Entry]) -> None:
+    """Raise UserError where the recipe gives an entry the model of another one."""
+    for other in entries:
+        if other.recipe is not None and other.recipe.model is recipe.model:
+            raise UserError(
+                f"{entry.name} and {other.name} have one model, which their recipe makes outside of"
+                " its function: make it in the function, or evaluate them one by one"
+            )
+
+
 def _room(accelerator: Accelerator) -> int:
     """Bytes for weights that are in memory together: as many in all processes."""
     free = min(free_bytes(accelerator.device), free_bytes(torch.device("cpu")))
@@ -159,6 +173,8 @@ def _load(entry: Entry, readings: list[Reading], note: Callable[[str], None]) ->
     loaded = entry.measurement.loaded(note)
     recipe = loaded.recipe
     averages = loaded.averages()
+    if averages is None:  # a file has one set of weights, whatever its training averaged
+        recipe = replace(recipe, ema=None)
     tensors = [*recipe.model.state_dict().values()]
     tensors += [] if averages is None else averages.averages
     entry.size = sum(each.nbytes for each in tensors)
@@ -170,7 +186,9 @@ def _load(entry: Entry, readings: list[Reading], note: Callable[[str], None]) ->
     chosen = with_headline(recipe, asked)
     entry.headline = chosen.headline, chosen.higher_is_better
     entry.percent = declared(recipe.task, "percent")
-    reading = Reading.of(recipe)
+    fingerprint = DatasetInfo.of(recipe.val_data).fingerprint
+    entry.of_data = recipe.task.known_num_classes, fingerprint
+    reading = Reading.of(recipe, entry.measurement.how.seed)
     differences = [each.difference(reading) for each in readings]
     if None not in differences:
         readings.append(reading)
@@ -210,7 +228,9 @@ def _best(entries: Sequence[Entry]) -> tuple[Entry | None, str]:
     if len(headlines) > 1:
         names = " and ".join(sorted(name for name, _ in headlines))
         return None, f"no best one: the best checkpoints are chosen by {names}"
-    of_data = {(entry.results["split"], entry.results["num_images"]) for entry in entries}
+    of_data = {
+        (entry.results["split"], entry.results["num_images"], *entry.of_data) for entry in entries
+    }
     if len(of_data) > 1:
         return None, "no best one: these are results of different validation images"
     ((name, higher),) = headlines

@@ -30,15 +30,17 @@ def difference(one: Any, other: Any, name: str = "") -> str | None:
     Returns:
         A path, such as "val_data.transform.size".
     """
-    return _difference(one, other, name, set())
+    return _difference(one, other, name, {})
 
 
-def _difference(one: Any, other: Any, name: str, seen: set[tuple[int, int]]) -> str | None:
+def _difference(
+    one: Any, other: Any, name: str, seen: dict[tuple[int, int], tuple[Any, Any]]
+) -> str | None:
     if one is other or (id(one), id(other)) in seen:
         return None
     if type(one) is not type(other):
         return name
-    seen.add((id(one), id(other)))
+    seen[id(one), id(other)] = one, other  # held: a freed object's id may be another's next
     if isinstance(one, (Tensor, np.ndarray)):
         return None if _is_same_array(one, other) else name
     if isinstance(one, (*PLAIN, *UNORDERED)):
@@ -75,7 +77,7 @@ def _parts(value: Any) -> dict[str, Any] | None:
     """What an object consists of, by name; None where nothing shows it."""
     if isinstance(value, types.FunctionType):
         # those that one piece of code has made differ in what they hold
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        cells = [_held(cell) for cell in value.__closure__ or ()]
         held = {"code": id(value.__code__), "closure": cells}
         return {**held, "defaults": value.__defaults__, "keywords": value.__kwdefaults__}
     if isinstance(value, types.MethodType):
@@ -101,9 +103,21 @@ def _parts(value: Any) -> dict[str, Any] | None:
 
 def _slots(kind: type) -> list[str]:
     """Names of attributes that an object's `__dict__` does not hold."""
-    given = [each.__dict__.get("__slots__", ()) for each in kind.__mro__]
-    names = [name for each in given for name in ([each] if isinstance(each, str) else each)]
+    names = []
+    for each in kind.__mro__:
+        given = each.__dict__.get("__slots__", ())
+        for name in [given] if isinstance(given, str) else given:
+            is_private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{each.__name__.lstrip('_')}{name}" if is_private else name)
     return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _held(cell: types.CellType) -> Any:
+    """What a closure's cell holds; of one that was never filled a text."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "nothing yet"
 
 
 def _holds_more(kind: type) -> bool:

@@ -8,13 +8,18 @@ from typing import Any, Self
 import psutil
 import torch
 
-from trainkit.data.dataset_info import SizedDataset
+from trainkit.data.dataset_info import DatasetInfo, SizedDataset
 from trainkit.data.likeness import difference
-from trainkit.data.seeding import GeneratorStates
+from trainkit.data.reader import Reader
+from trainkit.data.repeatability import value_digest
+from trainkit.data.sampler import EVALUATION
+from trainkit.data.seeding import GeneratorStates, generators_kept
 from trainkit.data.to_device import WHOLE
 from trainkit.engine.evaluator import Evaluator, Results
 from trainkit.inference import Inference
 from trainkit.recipe import Recipe
+
+NUM_READ = 16  # images that are read under two seeds
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,40 @@ class Reading:
     inference: Inference | None
     check: Callable | None
     """that workers make of each target"""
+    seed: int
+    """which counts where reading an image draws random numbers"""
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Self:
+    def of(cls, recipe: Recipe, seed: int) -> Self:
         """That of a recipe's evaluations."""
         check = recipe.task.own_check
-        return cls(recipe.val_data, recipe.eval_batch_size, recipe.inference, check)
+        return cls(recipe.val_data, recipe.eval_batch_size, recipe.inference, check, seed)
 
     def difference(self, other: "Reading") -> str | None:
         """In what another one differs, such as "val_data.transform.size"; None for nothing."""
         for each in fields(self):
+            if each.name == "seed":
+                continue
             found = difference(getattr(self, each.name), getattr(other, each.name), each.name)
             if found is not None:
                 return found
+        if self.seed != other.seed and _draws(self.val_data, [self.seed, other.seed]):
+            return "seed"
         return None
+
+
+def _draws(data: SizedDataset, seeds: Sequence[int]) -> bool:
+    """Whether some of the images, read under each of the seeds, are not the same."""
+    if DatasetInfo.of(data).draws_nothing:
+        return False
+    readers = [Reader(data, seed) for seed in seeds]
+    number = min(NUM_READ, len(data))
+    with generators_kept():
+        for place in range(number):
+            key = EVALUATION, len(data) * place // number
+            if len({value_digest(list(reader[key][:2])) for reader in readers}) > 1:
+                return True
+    return False
 
 
 def free_bytes(device: torch.device) -> int:

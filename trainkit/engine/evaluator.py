@@ -1,5 +1,6 @@
 """An evaluation: every image of the validation data exactly once, on any number of processes."""
 
+import copy
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -181,6 +182,8 @@ class Evaluator:
         metrics = recipe.task.metrics()
         if self.thorough:
             metrics = [*metrics, *recipe.task.thorough_metrics()]
+        if self.reading is not None:  # a recipe may give several runs one object, which counts
+            metrics = copy.deepcopy(metrics)
         single = [one for metric in metrics for one in each_metric(metric)]
         counting = [metric for metric in single if hasattr(metric, "counts")]
         gathered = [metric for metric in single if hasattr(metric, "take_up")]

@@ -18,6 +18,7 @@ from trainkit.data.reader import is_unusable
 from trainkit.tasks.base import Task
 from trainkit.tasks.multilabel import MultiLabel
 from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
+from trainkit.tasks.recognition_protocols import AmongSome
 
 # of an evaluation's results: names of classes, where there are such
 WITHOUT = "classes_without_targets"
@@ -41,7 +42,11 @@ def classes_without_targets(counts: Tensor, task: Task) -> dict[str, list[str]]:
     names = names_of(task)
     if len(names) != len(counts):
         return {}
-    without = [name for name, count in zip(names, counts.tolist()) if not count]
+    measured: Sequence[int] = range(len(names))
+    if isinstance(task, AmongSome):
+        measured = task.allowed
+    numbers = counts.tolist()
+    without = [names[label] for label in measured if not numbers[label]]
     return {WITHOUT: without} if without else {}
 
 

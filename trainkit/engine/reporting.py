@@ -200,7 +200,9 @@ class Reporter:
         good = [numbers.loss for numbers in unlogged if numbers.is_finite]
         if good:  # for the training loss between two evaluations
             mean = sum(good) / len(good)
-            self.log({"event": "unlogged", "step": state.step, "loss": mean})
+            self.log(
+                {"event": "unlogged", "step": state.step, "loss": mean, "finite_steps": len(good)}
+            )
         self.log(row)
         self.screen.evaluation(results, improved, unlogged)
         if not self._evaluation_warned:

@@ -1,7 +1,6 @@
 """Refuses validation images whose file ends too early, before the first step of a training."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from trainkit.data.dataset_info import DatasetInfo, SizedDataset
@@ -34,18 +33,17 @@ def refuse_torn(data: SizedDataset, seed: int) -> None:
     info = DatasetInfo.of(data)
     if info.locality is not None:
         return  # streamed
+    labelled = info.labelled if isinstance(info.labelled, MaskFiles) else None
+    places = info.labelled_indices if labelled is not None else ()
     number = min(NUM_IMAGES, len(data))
     for place in range(number):
         index = len(data) * place // number
-        if any(_may_be_torn(file) for file in _files(info, index)):
+        files = [Path(info.name_of(index))]
+        if labelled is not None:
+            files.append(Path(labelled.masks[places[index]]))
+        if any(map(_may_be_torn, files)):
             with generators_kept():
                 Reader(data, seed, remedy=REMEDY)[EVALUATION, index]
-
-
-def _files(info: DatasetInfo, index: int) -> Iterator[Path]:
-    yield Path(info.name_of(index))
-    if isinstance(info.labelled, MaskFiles):
-        yield Path(info.labelled.masks[info.labelled_indices[index]])
 
 
 def _may_be_torn(file: Path) -> bool:

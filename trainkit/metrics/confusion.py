@@ -100,7 +100,8 @@ def _choose_in_columns(scores: Tensor, chosen: Tensor) -> None:
         np.multiply(as_numbers, number, out=candidates)
         np.maximum(found, candidates, out=found)
     if np.isnan(best).any():  # which nothing is larger than
-        chosen.copy_(scores.argmax(0))
+        # not torch's `copy_`: threads of their own are outside inference mode
+        chosen.numpy()[:] = scores.argmax(0).numpy()
     else:
         chosen.numpy()[:] = found
 

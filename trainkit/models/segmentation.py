@@ -236,6 +236,11 @@ def _lraspp(
     if backbone != MOBILE:
         body = named_backbone(backbone, pretrained, 8, **asked)
         return LRASPP(body, body.channels[0], body.channels[-1], num_classes)
+    if asked.get("stochastic_depth") is not None:
+        raise UserError(
+            f"stochastic_depth is {asked['stochastic_depth']}, and backbone {backbone} has none:"
+            " leave it out"
+        )
     network = get_model(
         f"lraspp_{MOBILE}", weights=None, weights_backbone=None, num_classes=num_classes
     )

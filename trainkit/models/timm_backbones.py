@@ -69,7 +69,7 @@ def timm_pyramid(
     dilated = {} if stride == 32 else {"output_stride": stride}
     given = {**settings, "features_only": True, **dilated}
     try:
-        net, least = _of_any_size(name, pretrained, given)
+        net, least = _of_any_size(name, pretrained, given, image_size is not None)
     except (TypeError, AssertionError, NotImplementedError) as error:
         if "drop_path_rate" in str(error):
             raise UserError(
@@ -95,13 +95,19 @@ def timm_pyramid(
     return _of_one_size(name, pretrained, image_size, given)
 
 
-def _of_any_size(name: str, pretrained: bool, settings: dict[str, Any]) -> tuple[Any, int]:
-    """A network for images of any size, where it is built for one (Swin), and its size divisor."""
+def _of_any_size(
+    name: str, pretrained: bool, settings: dict[str, Any], always_shifted: bool
+) -> tuple[Any, int]:
+    """A network for images of any size, where it is built for one (Swin), and its size divisor.
+
+    Windows are shifted in all stages where `always_shifted`: networks of earlier versions, whose
+    model.json has no image_size, were trained without it.
+    """
     timm, short = timm_with(name)
     known = timm.models.get_pretrained_cfg(short)
     if known is None or not known.fixed_input_size:
         return timm_network(name, pretrained, **settings), 1
-    for asked in ANY_SIZE[:-1]:
+    for asked in ANY_SIZE[:-1] if always_shifted else ANY_SIZE[1:-1]:
         try:
             net = timm_network(name, pretrained, **asked, **settings)
         except TypeError:  # it does not know one of the words

@@ -98,7 +98,13 @@ class Shards:
             failed = error
         said = None if failed is None else f"process {self.rank}: {failed}"
         answers: list[Any] = [None] * self.count
-        dist.all_gather_object(answers, (value, said), group=self.group)
+        try:
+            dist.all_gather_object(answers, (value, said), group=self.group)
+        except RuntimeError as error:  # a process is gone, or took longer than the group waits
+            raise OSError(
+                "the processes did not hear of each other's parts of the checkpoint in time:"
+                f" {error}. Where the disk is slow, raise --timeout-s"
+            ) from error
         if failed is not None:
             raise failed
         faults = [fault for _, fault in answers if fault is not None]

@@ -31,7 +31,7 @@ class ResultsTable:
         # of those since the last row of the log that an evaluation has counted
         self._counted_sum, self._counted_steps = 0.0, 0
         self._unlogged: dict[str, Any] | None = None
-        self._step = 0  # of the last row of the log
+        self._step = self._skipped = 0  # of the last row of the log
         self._lr: float | None = None
         self._rows: list[dict[str, Any]] = []
 
@@ -70,24 +70,25 @@ class ResultsTable:
         except ValueError:  # a line that was cut short as it was written
             return
         if row.get("event") == "step":
+            skipped = row.get("skipped_steps", 0)  # of all steps so far
             if row["loss"] is not None:
-                self._count(row["loss"], row["step"] - self._step)
+                self._count(row["loss"], row["step"] - self._step - (skipped - self._skipped))
             self._counted_sum, self._counted_steps = 0.0, 0
-            self._step, self._lr = row["step"], row["lr"]
+            self._step, self._lr, self._skipped = row["step"], row["lr"], skipped
         elif row.get("event") == "unlogged":
             self._unlogged = row
         elif row.get("event") == "evaluate":
             self._add_evaluation(row)
 
     def _count(self, loss: float, steps: int) -> None:
-        """Count the mean loss of the steps since the last row, but for those counted before."""
+        """Count the mean loss of finite steps since the last row, but for those counted before."""
         self._sum += loss * steps - self._counted_sum
         self._steps += steps - self._counted_steps
         self._counted_sum, self._counted_steps = loss * steps, steps
 
     def _add_evaluation(self, row: dict[str, Any]) -> None:
         if self._unlogged is not None and self._unlogged["step"] == row["step"]:
-            self._count(self._unlogged["loss"], row["step"] - self._step)
+            self._count(self._unlogged["loss"], self._unlogged["finite_steps"])
         mean = self._sum / self._steps if self._steps else None
         self._sum, self._steps, self._unlogged = 0.0, 0, None
         numbers = {

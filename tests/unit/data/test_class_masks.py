@@ -201,3 +201,14 @@ def test_what_is_refused(tmp_path):
         ClassMaskSource(tmp_path / "other", [*NAMES, "spleen"]).open("val")[0]
     with pytest.raises(UserError, match="no folder of masks for each class that names them"):
         ClassMaskSource(tmp_path / "other").open("val")
+
+
+def test_one_way_for_the_masks_of_all_images(tmp_path):
+    """Images whose masks are told in another way would be of no class."""
+    folders(tmp_path, "val", "{name}_{label}.png")
+    (name, *_) = sorted(each.stem for each in (tmp_path / "images" / "val").iterdir())
+    for file in (tmp_path / "masks" / "val").glob(f"{name}_*"):
+        file.unlink()
+    np.savez(tmp_path / "masks" / "val" / f"{name}.npz", MASKS[0])
+    with pytest.raises(UserError, match=f"files of one class each, and {name}.npz of all classes"):
+        ClassMaskSource(tmp_path, NAMES).open("val")

@@ -89,3 +89,32 @@ def test_kinds_of_values(one, same, other):
 def test_functions_of_other_code_differ():
     assert difference(shift, data, "it") is not None
     assert difference(Data, Slotted, "it") == "it"
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_every_function_of_a_list_is_compared(place):
+    """What is compared is made on the spot, and its memory may be another's next."""
+    ours, theirs = ([shift(number) for number in range(5)] for _ in range(2))
+    theirs[place] = shift(-1)
+    assert difference(ours, theirs, "it") is not None
+
+
+def test_what_hides_is_compared():
+    class Private:
+        __slots__ = ("__size",)
+
+        def __init__(self, size):
+            self.__size = size
+
+    assert difference(Private(1), Private(2), "it") == "it._Private__size"
+    assert difference(Private(1), Private(1), "it") is None
+
+    def late():
+        def held():
+            return value
+
+        if len(str(held)) < 0:
+            value = 1
+        return held
+
+    assert difference(late(), late(), "it") is None

@@ -192,3 +192,16 @@ def test_rows_of_images_are_counts_of_their_pixels():
         prediction, reference = prediction[reference != 255], reference[reference != 255]
         for found, ids in zip(row, (reference[prediction == reference], reference, prediction)):
             assert found.tolist() == [(ids == c).sum() for c in range(4)]
+
+
+def test_nan_in_threads_of_inference_mode():
+    """The threads are outside the mode that the scores were made in."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            scores = torch.randn(1, 3, 2 * confusion.SCORES_AT_ONCE)
+            scores[0, 1, ::5] = torch.nan
+            assert torch.equal(confusion.argmax_labels(scores), scores.argmax(1))
+    finally:
+        torch.set_num_threads(before)

@@ -204,6 +204,7 @@ LINEAR = ("linear", "timm:test_vit")
         ("fcn", "small", {"out_indices": (1,)}, "fcn takes none: they are of linear, upernet"),
         ("linear", "small", {"out_indices": (1,)}, "is no plain vision transformer of timm"),
         ("upernet", "small", {"stochastic_depth": 0.1}, "backbone small has none"),
+        ("lraspp", "mobilenet_v3_large", {"stochastic_depth": 0.1}, "mobilenet_v3_large has none"),
         ("upernet", "timm:vgg11", {"stochastic_depth": 0.1}, "timm:vgg11 has none in timm"),
         ("upernet", "timm:test_vit", {"stochastic_depth": 1.0}, "must be in .0, 1."),
         ("unet", "resnet18", {"stochastic_depth": 0.1}, "unet takes none here: leave it out"),
@@ -239,3 +240,21 @@ def test_deepseeks_encoder_is_a_backbone():
             segmenter("linear", 3, "timm:deepseek_vit_412m", pretrained=False)
         network = segmenter("linear", 3, "timm:deepseek_vit_412m_enc", pretrained=False).eval()
         assert network(torch.zeros(1, 3, 33, 45))["out"].shape == (1, 3, 33, 45)
+
+
+def test_a_swin_without_an_image_size_is_as_it_was_published():
+    """As the model.json of earlier versions rebuilds it: the last stage shifts no windows."""
+    torch.manual_seed(0)
+    name = "swin_tiny_patch4_window7_224"
+    earlier = timm_pyramid(f"timm:{name}", False, 32, None, SWIN).eval()
+    reference = timm.create_model(
+        name, pretrained=False, features_only=True, dynamic_img_size=True, **SWIN
+    ).eval()
+    reference.load_state_dict(earlier.net.state_dict())
+    now = timm_pyramid(f"timm:{name}", False, 32, 256, SWIN).eval()
+    now.load_state_dict(earlier.state_dict())
+    images = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected = reference(images)[-1].permute(0, 3, 1, 2)
+        assert torch.equal(earlier(images)["c4"], expected)
+        assert not torch.allclose(now(images)["c4"], expected)

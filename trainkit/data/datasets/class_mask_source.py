@@ -162,7 +162,15 @@ def _targets(
             there = {label: single[name] for label, name in names if name in single}
             if there:
                 found[image] = there
-    several = {} if found else _files(folder, OF_ALL)
+    several = _files(folder, OF_ALL)
+    if found:
+        mixed = [image for image in stems if image in several and image not in found]
+        if mixed:
+            raise UserError(
+                f"{folder} has files of one class each, and {several[mixed[0]]} of all classes:"
+                " give the masks of all images in one way"
+            )
+        several = {}
     targets: list[str | None] = []
     for image in stems:
         if image in several:
