@@ -168,7 +168,7 @@ def require_suffix(file: Path, asked: str | None) -> None:
         asked: the format that was given; None: the suffix says it.
     """
     if asked is None:
-        if file.suffix in SUFFIXES.values():
+        if file.suffix in SUFFIXES.values() or file.is_dir():  # which is reported as a folder
             return
         known = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
         raise UserError(

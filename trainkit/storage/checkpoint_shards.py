@@ -100,7 +100,7 @@ class Shards:
         answers: list[Any] = [None] * self.count
         try:
             dist.all_gather_object(answers, (value, said), group=self.group)
-        except RuntimeError as error:  # a process is gone, or took longer than the group waits
+        except RuntimeError as error:  # a rank failed, or took longer than the group waits
             raise OSError(
                 "the processes did not hear of each other's parts of the checkpoint in time:"
                 f" {error}. Where the disk is slow, raise --timeout-s"
