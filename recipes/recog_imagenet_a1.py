@@ -33,7 +33,7 @@ SAMPLE = {**OF_IMAGENET, "stochastic_depth": None, "batch_size": 36, "lr": 0.01,
     bag_of_tricks,
     model="timm:resnet50",
     epochs=200,
-    warmup_epochs=5 / 3,
+    warmup_epochs=1.6666666666666667,  # 5 of the paper's
     optimizer="lamb",
     lr=5e-3,
     weight_decay=0.01,

@@ -1,4 +1,4 @@
-"""Segmentation with overlapping classes: a mask of its own for each class, on your own images.
+"""Overlapping classes, a mask of its own for each, on your own images.
 
 The layout is images/{train,val} and masks/{train,val}, with a folder for each class in which masks
 are named as their images, or files <image>_<class>.png, or one .npz, .npy or TIFF of as many bands

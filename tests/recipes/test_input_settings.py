@@ -79,7 +79,7 @@ def as_then(run: Path, **settings) -> Path:
         for name in ADDED:
             del content[name]
         content["settings"] = {
-            n: v for n, v in content["settings"].items() if n not in INPUT
+            n: v for n, v in content["settings"].items() if n not in {*INPUT, "pretrained"}
         } | settings
 
     for manifest in run.glob("checkpoints/*/manifest.json"):

@@ -27,17 +27,11 @@ from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.adapters import ADAPTER, ADAPTER_CONFIG, ADAPTER_FILES
 from trainkit.storage.checked_json import Fault
-from trainkit.storage.checkpoint_shards import (
-    ALONE,
-    SHARD,
-    Shards,
-    file_name,
-    file_names,
-    read_tensors,
-)
+from trainkit.storage.checkpoint_shards import ALONE, Shards, read_tensors
 from trainkit.storage.checkpoint_snapshot import Snapshot
 from trainkit.storage.packing import unpack
 from trainkit.storage.run_files import MANIFEST, MODEL_JSON, STRUCTURE, read_manifest
+from trainkit.storage.tensor_files import SHARD, file_name, file_names
 
 # 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted
 # as timm does. Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a

@@ -6,7 +6,6 @@ parts, by the same name in the files of the ranks, are joined in their order. Wh
 have alike, such as buffers, is in the files of rank 1.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,29 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainkit.distributed.fsdp import is_part, local
-
-KINDS = ("model", "state")
-SHARD = re.compile(r"(?:model|state)-rank-([0-9]{5,})-of-([0-9]{5,})\.safetensors")
+from trainkit.storage.tensor_files import file_name
 
 Value = TypeVar("Value")
-
-
-def file_name(kind: str, rank: int = 0, count: int | None = None) -> str:
-    """What a file of tensors is called.
-
-    Args:
-        kind: one of KINDS.
-        rank: of the process that writes it, from 0.
-        count: of all processes; None for one file of whole tensors.
-    """
-    if count is None:
-        return f"{kind}.safetensors"
-    return f"{kind}-rank-{rank + 1:05d}-of-{count:05d}.safetensors"
-
-
-def file_names(count: int | None) -> list[str]:
-    """All files of tensors in a checkpoint that `count` processes wrote, or one (None)."""
-    return [file_name(kind, rank, count) for rank in range(count or 1) for kind in KINDS]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from trainkit.storage.checked_json import (
     require,
     short,
 )
-from trainkit.storage.checkpoint_shards import file_names
+from trainkit.storage.tensor_files import file_names
 
 MANIFEST = "manifest.json"
 STRUCTURE = "state.json"

@@ -16,7 +16,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from trainkit.errors import UserError
 from trainkit.storage.checkpoint import in_memory
-from trainkit.storage.checkpoint_shards import SHARD
+from trainkit.storage.tensor_files import SHARD
 
 # where trainers keep the weights
 NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")

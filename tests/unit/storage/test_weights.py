@@ -315,9 +315,9 @@ def test_other_groups_of_an_older_run_are_reported(tmp_path):
 
 def test_a_newer_format_is_not_read(tmp_path):
     path = write_checkpoint(tmp_path, 1, {"w": torch.ones(1)}, {})
-    rewrite(path, format=3)
+    rewrite(path, format=checkpoint.SHARDED_FORMAT + 1)
     with pytest.raises(
-        ValueError, match="is of format 3, of a newer trainkit; this one reads up to 2"
+        ValueError, match="is of format 4, of a newer trainkit; this one reads up to 3"
     ):
         checkpoint.load(path)
 
