@@ -45,6 +45,7 @@ def assert_used_without_its_source(folder, start, **env):
     assert settings["input"]["mean"] == [0.5] * 3 and settings["input"]["std"] == [0.25] * 3
 
 
+@pytest.mark.nightly
 def test_a_folder_that_is_gone(network, tmp_path):
     printed = forked("seg_folder", "--model", "hf:network", *SHORT, cwd=tmp_path).stdout
     assert f"random at first, for 16 classes, published for {CLASSES} classes" in printed

@@ -71,7 +71,21 @@ def test_docstring_and_settings(path):
         )
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+# further variants of recipes that others of the suite train
+AT_NIGHT = (
+    *(f"recog_imagenet_{name}" for name in ("a2", "a3", "convnextv2")),
+    *(f"seg_ade20k_{name}" for name in ("dinov3", "encnet", "upernet")),
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[night] if path.stem in AT_NIGHT else [])
+        for path in FILES
+        for night in [pytest.mark.nightly]
+    ],
+)
 def test_a_few_steps_on_generated_data(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     warmup = (
