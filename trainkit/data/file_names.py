@@ -112,7 +112,8 @@ def image_extensions() -> frozenset[str]:
 
     Pillow is asked once for its own.
     """
-    absent = {kind for kind, feature in _BUILT_IN.items() if not features.check(feature)}
+    supported = features.get_supported()  # `features.check` warns of what a Pillow never had
+    absent = {kind for kind, feature in _BUILT_IN.items() if feature not in supported}
     known = Image.registered_extensions()  # which loads all of Pillow's decoders
     kinds = Image.OPEN.keys() - _NO_PICTURES - absent
     opened = {suffix for suffix, kind in known.items() if kind in kinds}
