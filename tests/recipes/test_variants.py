@@ -200,7 +200,7 @@ PUBLISHED = {  # optimizer and schedule of each; nesterov is SGD with it
     "recog_minc": ("sgd", "multistep"),
     "depth_folder": ("adamw", "poly"),
     "seg_ade20k_eomt": ("adamw", "poly"),
-    "seg_ade20k_dinov3": ("adamw", "one_cycle"),
+    "seg_ade20k_dinov3": ("adamw", "cos"),
     "seg_ade20k_segformer": ("adamw", "poly:power=1.0"),
     "seg_ade20k_upernet": ("adamw", "poly:power=1.0"),
     "recog_imagenet_convnextv2": ("adamw", "cos"),
