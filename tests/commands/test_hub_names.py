@@ -62,6 +62,7 @@ def blob(cache: Path, server: HubServer) -> Path:
     return cache / "models--me--model" / "blobs" / server.models["me/model"][WEIGHTS].etag
 
 
+@pytest.mark.nightly
 def test_a_command_fetches_from_the_endpoint(hub, tmp_path):
     """As a person types it, with HF_ENDPOINT; each file once, and no pickle nor what else lies
     there."""

@@ -215,13 +215,14 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name, number, to_group",
     [
         ("torchrun", signal.SIGTERM, False),
-        pytest.param("torchrun", signal.SIGINT, True, marks=pytest.mark.nightly),
-        pytest.param("accelerate", signal.SIGINT, True, marks=pytest.mark.nightly),
-        pytest.param("accelerate", signal.SIGTERM, False, marks=pytest.mark.nightly),
+        ("torchrun", signal.SIGINT, True),
+        ("accelerate", signal.SIGINT, True),
+        ("accelerate", signal.SIGTERM, False),
     ],
 )
 def test_below_a_launcher(folder, name, number, to_group):

@@ -9,7 +9,6 @@ from helpers.logs import assert_bit_equal
 from helpers.processes import PATIENCE, ROOT, TESTS, torchrun
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.ipynb"))
-IN_THE_GATE = "own_images"
 SLOW = """
 import time
 import trainkit
@@ -53,14 +52,8 @@ def test_there_are_four_without_outputs():
             assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(each, id=each.stem, marks=[] if each.stem == IN_THE_GATE else nightly)
-        for nightly in [pytest.mark.nightly]
-        for each in EXAMPLES
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_the_notebook_runs(file, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

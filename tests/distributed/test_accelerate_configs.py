@@ -69,6 +69,7 @@ def test_config(path):
     )
 
 
+@pytest.mark.nightly
 def test_two_cpu_processes_really_start_as_two(tmp_path):
     """And train together: one run, of which each has a half of every batch."""
     words = ["-m", "accelerate.commands.launch", "--config_file", str(FOLDER / "cpu_2.yaml")]

@@ -215,6 +215,7 @@ def test_modules_that_are_gathered_on_their_own():
     assert Sharding(classes=frozenset({"Sequential"})).units(net) == [net.blocks[1], net.blocks[0]]
 
 
+@pytest.mark.nightly
 def test_the_config_starts_it(tmp_path):
     words = [
         "-m",
@@ -333,6 +334,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_a_linear_probe_is_that_of_one_process(tmp_path):
     """With a backbone that gets gradients all the same, and with a frozen one.
 

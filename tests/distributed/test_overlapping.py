@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers.cases import at_night, collected
 from helpers.interruptions import checkpoint_of, kill_all, resume, start, wait_for
 from helpers.logs import assert_bit_equal, rows, weights
 from helpers.processes import TOYS, torchrun
@@ -12,10 +13,10 @@ NAMES = ("segmentation-mixup", "overlapping")
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(request, tmp_path_factory):
     """Each training on two processes."""
     folder = tmp_path_factory.mktemp("together")
-    torchrun(2, TOYS, folder, *NAMES)
+    torchrun(2, TOYS, folder, *collected(request))
     return folder
 
 
@@ -29,7 +30,7 @@ def assert_one_curve(one, other):
         torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", at_night(*NAMES, day=("overlapping",)))
 def test_micro_batches_and_processes_change_nothing(tmp_path, together, name):
     run(name, tmp_path / "one")
     run(f"{name}-2", tmp_path / "parts")
@@ -37,7 +38,7 @@ def test_micro_batches_and_processes_change_nothing(tmp_path, together, name):
     assert_one_curve(tmp_path / "one", together / name)
 
 
-@pytest.mark.parametrize("name", [pytest.param(NAMES[0], marks=pytest.mark.nightly), NAMES[1]])
+@pytest.mark.parametrize("name", at_night(*NAMES, day=("overlapping",)))
 def test_resumed_bit_equal(tmp_path, name):
     process = start(tmp_path, name)
     wait_for(tmp_path / name, checkpoint_of(4), process)

@@ -33,6 +33,7 @@ NAMES = (
     "streamed",
 )
 NORMS = ("batch-norm", "batch-norm-averaged", "batch-norm-windows")
+NUMBERS = (pytest.param(2, marks=pytest.mark.nightly), 3)  # of processes
 LONELY = ("recognition-lonely", "segmentation-lonely")  # a last batch of one image
 
 
@@ -55,17 +56,20 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Folders of the same trainings in 2 and in 3 processes."""
-    folders = {}
-    for number in (2, 3):
-        folders[number] = tmp_path_factory.mktemp(f"together-{number}")
-        cache = str(tmp_path_factory.mktemp("cache"))
-        torchrun(
-            number, TOYS, folders[number], *NAMES, *LONELY, *NORMS, "errors", ERRORS_CACHE=cache
-        )
-    return folders
+
+    class Folders(dict):
+        def __missing__(self, number: int):
+            folder = tmp_path_factory.mktemp(f"together-{number}")
+            cache = str(tmp_path_factory.mktemp("cache"))
+            names = (*NAMES, *LONELY, *NORMS, "errors")
+            torchrun(number, TOYS, folder, *names, ERRORS_CACHE=cache)
+            self[number] = folder
+            return folder
+
+    return Folders()
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("name", [*NAMES, *LONELY])
 def test_processes_do_not_change_the_training(alone, together, name, number):
     assert_same_training(alone / name / "run", together[number] / name)
@@ -73,7 +77,7 @@ def test_processes_do_not_change_the_training(alone, together, name, number):
     assert settings["num_processes"] == number
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_processes_do_not_change_the_pixels(alone, together, name, number):
     """Together they were trained on the same images, and in every batch on a part each."""
@@ -95,7 +99,7 @@ def test_processes_do_not_change_the_pixels(alone, together, name, number):
     assert one[:2] == many[0][:2], "the first process has the beginning of the batch"
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", NUMBERS)
 def test_every_image_is_evaluated_once(alone, together, number):
     for name in NAMES:
         mine, theirs = (
@@ -107,7 +111,7 @@ def test_every_image_is_evaluated_once(alone, together, number):
             assert other["num_images"] == 13
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("name", NORMS)
 def test_an_evaluation_sees_one_model(together, number, name):
     """All processes evaluate with the first one's batch norm, averaged or not, which is what the
@@ -119,7 +123,7 @@ def test_an_evaluation_sees_one_model(together, number, name):
     assert_same_results({key: value for key, value in measured.items() if key in final}, final)
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", NUMBERS)
 def test_metrics_of_evaluate_see_every_image_once(together, number):
     for row in rows(together[number] / "errors", "evaluate"):
         assert row["labels"] == 13 and row["errors"] == round(13 * (1 - row["top1"]))
@@ -152,6 +156,7 @@ def test_accelerate_launch_starts_two_that_train_together(tmp_path):
     assert json.loads((tmp_path / "recognition" / "summary.json").read_text())["num_processes"] == 2
 
 
+@pytest.mark.nightly
 def test_threads_are_the_launchers_only_where_somebody_asked(tmp_path):
     """`accelerate launch` without a config sets OMP_NUM_THREADS=1; a user who sets it means it."""
     script = tmp_path / "threads.py"
@@ -208,6 +213,7 @@ def test_an_error_of_all_processes_is_reported_before_one_has_ended(tmp_path):
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.nightly
 def test_an_error_of_ours_ends_all_processes(tmp_path):
     """The main process alone opens the folder.
 
@@ -278,6 +284,7 @@ for function in (found, taken, broken, found):
         assert own == ["found: 0", "taken: the folder is taken", f"broken: {failed}", "found: 0"]
 
 
+@pytest.mark.nightly
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
     """As on two hosts without a common disk: here by two working folders and a relative path."""
     script = tmp_path / "script.py"

@@ -3,12 +3,15 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torchvision import tv_tensors
 
 import trainkit
+from helpers.cases import at_night, collected
 from helpers.logs import assert_bit_equal, assert_same_training
 from helpers.mask_recipes import CLASSES, RUNS, SIDE, masks, run
 from helpers.processes import TESTS, torchrun
@@ -39,28 +42,34 @@ SPLIT = [name for name, (kind, _) in RUNS.items() if name != kind]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
+    """Trains by name in one process, each once; the folder of its run."""
     folder = tmp_path_factory.mktemp("alone")
-    for name in RUNS:
+
+    @cache
+    def trained(name: str) -> Path:
         run(name, folder / name)
-    return folder
+        return folder / name
+
+    return trained
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(request, tmp_path_factory):
     """In two processes, the last batch of three images on both."""
     folder = tmp_path_factory.mktemp("together")
-    torchrun(2, SCRIPT, folder, *TOGETHER)
+    names = [name for name in TOGETHER if name in collected(request)]
+    torchrun(2, SCRIPT, folder, *names)
     return folder
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", at_night(*SPLIT, day=("eomt-1",)))
 def test_micro_batches_do_not_change_the_training(alone, name):
-    assert_same_training(alone / RUNS[name][0], alone / name)
+    assert_same_training(alone(RUNS[name][0]), alone(name))
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("name", at_night(*TOGETHER, day=("eomt-1",)))
 def test_processes_do_not_change_the_training(alone, together, name):
-    assert_same_training(alone / name, together / name)
+    assert_same_training(alone(name), together / name)
 
 
 @pytest.mark.nightly
@@ -68,7 +77,7 @@ def test_processes_do_not_change_the_training(alone, together, name):
 def test_sharded_parameters_do_not_change_the_training(alone, tmp_path, kind):
     """FSDP2 with units so small that queries and projections would be some of their own."""
     torchrun(2, SCRIPT, tmp_path, kind, **FSDP)
-    assert_same_training(alone / kind, tmp_path / kind)
+    assert_same_training(alone(kind), tmp_path / kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,12 +94,12 @@ def test_a_resume_is_bit_equal(alone, tmp_path, kind):
     (out / "log.jsonl").write_text("".join(log[:first]))
     (out / "summary.json").unlink()
     run(kind, out, checkpoint_every=3)
-    assert_bit_equal(alone / kind, out)
+    assert_bit_equal(alone(kind), out)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_masking_fades_with_the_step_and_is_never_averaged(alone, kind):
-    for checkpoint in list_checkpoints(alone / kind / "checkpoints"):
+    for checkpoint in list_checkpoints(alone(kind) / "checkpoints"):
         model, state = load(checkpoint)
         step = int(checkpoint.name.rpartition("-")[2])
         # written before the evaluation that follows, of which the probabilities are those of `step`
@@ -103,7 +112,7 @@ def test_masking_fades_with_the_step_and_is_never_averaged(alone, kind):
 def test_windows_average_the_scores_of_images(alone, kind):
     """Of an image as large as a window they are the network's own, and so are the masks."""
     recipe = masks(kind)
-    take_weights(recipe.model, list_checkpoints(alone / kind / "checkpoints")[-1])
+    take_weights(recipe.model, list_checkpoints(alone(kind) / "checkpoints")[-1])
     info = ModelInfo.of(recipe, for_other_images=False)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (1, 3, SIDE, SIDE + 20), dtype=torch.uint8, generator=generator)
@@ -125,7 +134,7 @@ def test_windows_average_the_scores_of_images(alone, kind):
 def test_eomt_is_exported_for_images_of_its_size(alone, tmp_path, capsys):
     """Of larger images a window of it is taken to try the file on."""
     recipe = masks("eomt", ema=None)
-    weights = list_checkpoints(alone / "eomt" / "checkpoints")[-1]
+    weights = list_checkpoints(alone("eomt") / "checkpoints")[-1]
     asked = ExportOptions(out=tmp_path / "m.pt2", images=2)
     export(recipe, weights, asked)
     assert f"input ['batch', 3, {SIDE}, {SIDE}]" in capsys.readouterr().out

@@ -4,9 +4,7 @@ Alone and in two processes, in passes, against the plain float32 training.
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -50,8 +48,7 @@ for number in (1, 2):  # compiling takes long
 def test_it_is_the_same_training(tmp_path, plain, way, processes):
     """Losses and evaluations within what the precision leaves; weights under their own names."""
     if processes == 1:
-        words = [sys.executable, str(TOYS), str(tmp_path), *NAMES]
-        subprocess.run(words, env={**os.environ, **WAYS[way]}, check=True, capture_output=True)
+        forked_script(TOYS, tmp_path, *NAMES, **WAYS[way])
     else:
         torchrun(processes, TOYS, tmp_path, *NAMES, **WAYS[way])
     for name in NAMES:

@@ -33,9 +33,7 @@ PATIENCE = 240
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch", "torchvision.transforms.v2", "accelerate", "trainkit.commands.api"]
-)
+FORKS.set_forkserver_preload(["helpers.preloaded"])
 
 
 def run(

@@ -71,7 +71,7 @@ class Images(Dataset):
         return image
 
     def __getitem__(self, index: int):
-        time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
+        pause()
         Images.reads += 1
         if Images.reads == 1 and "TOY_BEGUN" in os.environ:
             print("first image after", time.time() - float(os.environ["TOY_BEGUN"]), "s")
@@ -82,11 +82,17 @@ class Images(Dataset):
         return self.change(self.images[index]), self.targets[index]
 
 
+def pause() -> None:
+    """As an image on a slow disk; not at all where nothing is said, as 0 s may last long too."""
+    if "TOY_SLEEP" in os.environ:
+        time.sleep(float(os.environ["TOY_SLEEP"]))
+
+
 class Maps(Images):
     """The same with a label map, of which a random part, up to nearly all, is ignored."""
 
     def __getitem__(self, index: int):
-        time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
+        pause()
         image = self.change(self.images[index])
         generator = torch.Generator().manual_seed(index)
         target = (image[0].long() // 37 % CLASSES).to(torch.uint8)

@@ -61,7 +61,12 @@ def exported_as_loaded(image, with_onnx):
 
 
 @pytest.mark.parametrize(
-    "write, channels, bits", [(rgba, 4, 8), (grey_of_12_bits, 1, 16), (bands, 5, 16)]
+    "write, channels, bits",
+    [
+        (rgba, 4, 8),
+        pytest.param(grey_of_12_bits, 1, 16, marks=pytest.mark.nightly),
+        pytest.param(bands, 5, 16, marks=pytest.mark.nightly),
+    ],
 )
 def test_classes(here, write, channels, bits, capsys):
     random = np.random.default_rng(0)
@@ -98,6 +103,7 @@ def test_classes(here, write, channels, bits, capsys):
     assert "my/" in message
 
 
+@pytest.mark.nightly
 def test_masks_of_bands(here):
     random = np.random.default_rng(1)
     (here / "my" / "images").mkdir(parents=True)

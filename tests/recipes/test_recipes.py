@@ -73,8 +73,13 @@ def test_docstring_and_settings(path):
 
 # further variants of recipes that others of the suite train
 AT_NIGHT = (
-    *(f"recog_imagenet_{name}" for name in ("a2", "a3", "convnextv2")),
-    *(f"seg_ade20k_{name}" for name in ("dinov3", "encnet", "upernet")),
+    *(f"recog_imagenet_{name}" for name in ("a1", "a2", "a3", "convnextv2", "deit3")),
+    "recog_imagenet_resnest",
+    *(f"seg_ade20k_{name}" for name in ("dinov3", "encnet", "eomt", "segformer", "upernet")),
+    "seg_ade20k",  # which .ci/run trains for longer
+    "seg_cityscapes",
+    "seg_coco",
+    "seg_pcontext",
 )
 
 

@@ -42,7 +42,12 @@ def unstopped(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name, processes, workers", [("all", 1, 0), ("all-dense", 1, 2), ("all", 2, 2)]
+    "name, processes, workers",
+    [
+        ("all", 1, 0),
+        ("all-dense", 1, 2),
+        pytest.param("all", 2, 2, marks=pytest.mark.nightly),
+    ],
 )
 def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
     process = start(tmp_path, name, processes, workers, interpreter=True)
@@ -155,6 +160,7 @@ def evaluations(folder: Path) -> list:
     return rows(folder, "evaluate") if (folder / "log.jsonl").exists() else []
 
 
+@pytest.mark.nightly
 def test_an_orphan_stops(tmp_path, unstopped):
     """The single-process launcher dies of SIGTERM and does not pass it on."""
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",

@@ -81,7 +81,8 @@ def start(folder, method, *words, code=0):
     )
 
 
-@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_recipe_with_classes_of_its_own(folder, method):
     printed = start(folder, method).stdout
     assert "num_images 12" in printed, printed

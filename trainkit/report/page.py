@@ -7,13 +7,14 @@ is one person's, and an extra would leave those without it with less. SVG is dra
 not here, because log scale, zoom and smoothing need the points there anyway.
 """
 
+import functools
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from trainkit import __version__
@@ -116,10 +117,9 @@ def render_comparison(subjects: Sequence[Subject]) -> bytes:
     return rendered([run for run, _ in runs], [name for _, name in runs], context)
 
 
-def rendered(runs: Sequence[RunData], names: Sequence[str], context: dict[str, Any]) -> bytes:
-    """A page with the curves of runs and what else `context` has for the template."""
-    drawn = curves(runs, names)
-    kinds = {mark["kind"] for run in drawn["runs"] for mark in run["marks"]}
+@functools.cache  # compiling it takes longer than writing most reports
+def template() -> Template:
+    """The page, with places for what `render` finds."""
     parts = files("trainkit.report")
     environment = Environment(
         loader=DictLoader({name: parts.joinpath(name).read_text() for name in TEMPLATES}),
@@ -127,10 +127,18 @@ def rendered(runs: Sequence[RunData], names: Sequence[str], context: dict[str, A
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    return environment.get_template("report.html.j2")
+
+
+def rendered(runs: Sequence[RunData], names: Sequence[str], context: dict[str, Any]) -> bytes:
+    """A page with the curves of runs and what else `context` has for the template."""
+    drawn = curves(runs, names)
+    kinds = {mark["kind"] for run in drawn["runs"] for mark in run["marks"]}
+    parts = files("trainkit.report")
     confusion = context["confusion"]
     if confusion and confusion["matrix"]:
         confusion["matrix"] = Markup(class_results.as_json(confusion["matrix"]))
-    text = environment.get_template("report.html.j2").render(
+    text = template().render(
         **context,
         has_curves=bool(drawn["charts"]),
         is_thinned=any(

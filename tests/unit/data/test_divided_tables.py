@@ -307,6 +307,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.nightly
 def test_datasets_on_the_hub(tmp_path):
     """Over HTTP, by the libraries' own code, in a process that takes the Hub for its server."""
     write(tmp_path / "photos", rows(), [20, 27])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from helpers.cases import at_night
 from helpers.hf_recipes import TINY, recipe, run, tiny
 from helpers.logs import assert_bit_equal, assert_same_training
 from helpers.processes import TESTS, torchrun
@@ -32,14 +33,6 @@ from trainkit.tasks.segmentation import Segmentation
 transformers = pytest.importorskip("transformers")
 
 OPTIONS = {"workers": 0, "log_every": 1, "report": False, "pictures": False}
-
-
-def at_night(*values, day):
-    """Those of the suite, and the others nightly."""
-    return [
-        value if value in day else pytest.param(value, marks=pytest.mark.nightly)
-        for value in values
-    ]
 
 
 def own(network, auto="AutoModelForSemanticSegmentation"):
@@ -162,7 +155,8 @@ def test_a_training_resumes_bit_equal(kind, tmp_path):
         assert torch.equal(main_logits(network.eval()(images)), expected)
 
 
-@pytest.mark.parametrize("kind", at_night("segformer", "upernet", "beit", "dpt", day="segformer"))
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["segformer", "upernet", "beit", "dpt"])
 def test_processes_and_micro_batches_do_not_change_the_training(kind, tmp_path):
     run(kind, tmp_path / "one")
     run(kind, tmp_path / "micro", micro_batch=2)

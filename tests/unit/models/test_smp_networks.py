@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from helpers.cases import at_night
 from helpers.logs import assert_bit_equal
 from helpers.processes import run as command
 from helpers.toy_recipes import CLASSES, Maps, segmentation
@@ -35,19 +36,10 @@ PAIRS = {
     "segformer": "mit_b0",
     "dpt": "timm:vit_tiny_patch16_224",
 }
+DAY = ("unet", "deeplabv3plus")
 
 
-def at_night(*values):
-    """Those of the suite, and the others nightly."""
-    return [
-        value
-        if value in ("unet", "deeplabv3plus")
-        else pytest.param(value, marks=pytest.mark.nightly)
-        for value in values
-    ]
-
-
-@pytest.mark.parametrize("name", at_night(*DECODERS))
+@pytest.mark.parametrize("name", at_night(*DECODERS, day=DAY))
 def test_it_is_the_librarys_network(name):
     """Of its class, with its names of weights, the same weights for a seed and the same logits."""
     encoder = PAIRS[name]
@@ -68,7 +60,7 @@ def test_it_is_the_librarys_network(name):
         assert torch.equal(network.eval()(images), own.eval()(images))
 
 
-@pytest.mark.parametrize("name", at_night("unet", "dpt"))
+@pytest.mark.parametrize("name", at_night("unet", "dpt", day=DAY))
 def test_its_head_is_all_but_the_encoder(name):
     network = segmenter(name, 3, PAIRS[name], False)
     groups = param_groups(network, lr=0.1, weight_decay=0.0, head_lr_mult=10.0)
