@@ -674,7 +674,8 @@ def recipe():
 """
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.nightly), 1])
+@pytest.mark.nightly
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_package_that_reading_needs_is_reported(tmp_path, workers):
     """Of labels as MATLAB writes them, without scipy: an empty one is before the real one here."""
     (tmp_path / "empty" / "scipy").mkdir(parents=True)

@@ -157,6 +157,7 @@ def test_an_unreadable_one_is_refused_before_the_first_image(runs, tmp_path, cap
     assert Images.reads == before and not (tmp_path / "out" / "comparison.json").exists()
 
 
+@pytest.mark.nightly
 def test_processes_agree(runs, tmp_path):
     script = tmp_path / "evaluate.py"
     script.write_text("import sys\nfrom trainkit.cli import main\nsys.exit(main(sys.argv[1:]))\n")

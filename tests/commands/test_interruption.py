@@ -190,6 +190,7 @@ def test_predictions_of_an_earlier_call_stay(folder, number):
     assert len(partial.read_text().splitlines()) < PHOTOS
 
 
+@pytest.mark.nightly
 def test_an_ignored_signal_stays_ignored(folder):
     """SIGINT of what runs in the background of a shell."""
     words = ["-c", "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"

@@ -199,7 +199,7 @@ class Ending(Images):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_dataset_that_stops_iterating_finishes_no_run(tmp_path, workers):
     with pytest.raises(
         ValueError, match=r"image 5 \(number 5 of Ending\): reading it raised StopIteration"

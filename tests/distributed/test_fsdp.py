@@ -262,6 +262,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_state_that_was_made_with_the_optimizer(tmp_path):
     """Adagrad's sums, which are there before anything is sharded.
 

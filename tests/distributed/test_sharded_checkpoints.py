@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import trainkit
+from helpers.cases import at_night
 from helpers.logs import assert_bit_equal, rows
 from helpers.processes import FSDP, TESTS, TOYS, Script, torchrun
 from helpers.toy_recipes import recognition
@@ -85,7 +86,7 @@ def test_each_process_writes_its_rows(trained):
         assert all(map(torch.equal, (one[name], two[name]), whole[name].chunk(2)))
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", at_night(False, True, day=(True,)))
 def test_killed_and_resumed_bit_for_bit(tmp_path, trained, background):
     extra = {"TOY_ASYNC": "1"} if background else {}
     torchrun(2, TOYS, tmp_path, "all", **SHARDED, **extra, TOY_READS="70", code=None)
@@ -98,7 +99,12 @@ def test_killed_and_resumed_bit_for_bit(tmp_path, trained, background):
 
 
 @pytest.mark.parametrize(
-    "processes, env", [(1, {}), (2, FSDP), (3, SHARDED)], ids=["one", "whole again", "three"]
+    "processes, env",
+    [
+        pytest.param(1, {}, id="one"),
+        pytest.param(2, FSDP, id="whole again", marks=pytest.mark.nightly),
+        pytest.param(3, SHARDED, id="three", marks=pytest.mark.nightly),
+    ],
 )
 def test_resumed_otherwise(tmp_path, trained, processes, env):
     """By one process without FSDP, in the other format, by three: as from a whole checkpoint."""

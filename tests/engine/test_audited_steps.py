@@ -80,7 +80,9 @@ def test_an_optimizer_whose_state_is_not_saved_is_named_after_a_resume(tmp_path)
     assert found.first != found.other and "state_dict() lacks" in in_words(found)
 
 
-@pytest.mark.parametrize("fault, kind", [("worker", "image"), ("order", "target")])
+@pytest.mark.parametrize(
+    "fault, kind", [("worker", "image"), pytest.param("order", "target", marks=pytest.mark.nightly)]
+)
 def test_data_that_depend_on_the_worker_are_named(tmp_path, fault, kind):
     trained(tmp_path, "first", fault, workers=1)
     assert trained(tmp_path, "again", fault, workers=1) is None

@@ -99,6 +99,7 @@ def test_it_stops_and_the_schedule_is_as_planned(stopped, tmp_path, capsys):
     assert json.loads((stopped / "summary.json").read_text()) == summary
 
 
+@pytest.mark.nightly
 def test_a_larger_patience_resumes_it(tmp_path):
     """Bit for bit the run that had it from the start, and so without any."""
     run("patient", tmp_path / "grown", patience=2)

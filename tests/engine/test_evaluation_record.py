@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from helpers.cases import at_night
 from helpers.interruptions import resume
 from helpers.logs import rows
 from helpers.network_recipes import in_windows
@@ -283,7 +284,7 @@ def test_the_training_loss_is_of_the_steps_since_the_last_evaluation(
     assert found == pytest.approx(means, rel=1e-6)
 
 
-@pytest.mark.parametrize("reads", [30, 45, 62, 75])
+@pytest.mark.parametrize("reads", at_night(30, 45, 62, 75, day=(45,)))
 def test_a_kill_anywhere_gives_the_same_files(tmp_path, reads):
     """Killed as an image is read, of a training, of an evaluation, or for what is shown."""
     resume(tmp_path / "whole", "all")

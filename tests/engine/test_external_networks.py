@@ -240,6 +240,7 @@ def test_blocks_that_change_their_input_are_refused():
         model(torch.randn(2, 4, 5, 5))
 
 
+@pytest.mark.nightly
 def test_blocks_are_not_stages_nor_whole_backbones():
     """What is computed again at once is a block, however deep it stands, and whatever a stage is
     made of."""

@@ -131,6 +131,7 @@ def test_windows_average_the_scores_of_images(alone, kind):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, SIDE, SIDE + 20))
 
 
+@pytest.mark.nightly
 def test_eomt_is_exported_for_images_of_its_size(alone, tmp_path, capsys):
     """Of larger images a window of it is taken to try the file on."""
     recipe = masks("eomt", ema=None)

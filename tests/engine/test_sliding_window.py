@@ -201,6 +201,7 @@ Path(sys.argv[1]).write_text(json.dumps(found))
             assert theirs["num_images"] == 13
 
 
+@pytest.mark.nightly
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(ROOT / "recipes" / "seg_folder.py"), "--sample", "--workers", "0"]

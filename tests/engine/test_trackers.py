@@ -231,6 +231,7 @@ def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
     assert notes == ["42 rows were dropped, as it was slower than the training"]
 
 
+@pytest.mark.nightly
 def test_a_missing_package_is_refused_before_anything_else(tmp_path):
     """In a process to which all installed packages but this one are there."""
     name, packages = "mlflow", tmp_path / "packages"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
@@ -106,6 +107,7 @@ class Script:
         self._reader, writer = FORKS.Pipe(duplex=False)
         arguments = [str(word) for word in words], environment, writer, own_session
         self._process = FORKS.Process(target=_be_the_script, args=arguments)
+        _start_forkserver()
         self._process.start()
         writer.close()
         self.pid, self.kill, self.terminate = (
@@ -150,10 +152,28 @@ class Script:
         self._process.join()
 
 
+def _start_forkserver() -> None:
+    """Before the first fork.
+
+    Python 3.11's does not search sys.path of this process for what it is to import first, and
+    goes on without.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def _be_the_script(
     words: list[str], env: dict[str, str], printed: Connection, own_session: bool
 ) -> None:
     """In a process that has printed nothing and done nothing yet."""
+    assert "helpers.preloaded" in sys.modules, "each fork would import torch anew"
     # what runs in the background of a shell ignores it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if own_session:

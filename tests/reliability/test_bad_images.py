@@ -280,6 +280,7 @@ class Deadly(Images):
 # torch raises anywhere in the main thread, also where another thread is being started, which then
 # has not come to be.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.nightly
 def test_a_killed_worker_is_reported(tmp_path):
     """torch notices a death by a signal, which names it, or by itself; either may come first.
 

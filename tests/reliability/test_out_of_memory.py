@@ -59,6 +59,7 @@ def test_oom_halves_the_micro_batch_and_is_remembered(tmp_path, small_micro_batc
     assert_equal(tmp_path / "hungry", small_micro_batches / "hungry-4")
 
 
+@pytest.mark.nightly
 def test_not_even_one_image(tmp_path):
     done = run(*ALONE, str(tmp_path), "hungry", TOY_MEMORY_GIB="0.9", code=1)
     message = done.stderr.splitlines()[-1]

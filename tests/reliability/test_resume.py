@@ -276,7 +276,7 @@ def test_going_on_from_every_step(tmp_path, name):
             )
 
 
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 4)])
+@pytest.mark.parametrize("before, after", [(2, 1), pytest.param(1, 4, marks=pytest.mark.nightly)])
 def test_going_on_with_another_number_of_processes(tmp_path, before, after):
     """The same images in the same batches; losses within float tolerance."""
     name = "recognition-mixup"

@@ -119,6 +119,7 @@ def test_images_on_a_device_are_augmented_anew():
     assert not torch.equal(once, again) and held.read(1, 0, [8])[1] == held.targets[3]
 
 
+@pytest.mark.nightly
 def test_a_killed_run_is_resumed_bit_for_bit(tmp_path):
     resume(tmp_path / "whole", "balanced", others=["balanced-plain"])
     process = start(tmp_path / "cut", "balanced", sleep=0.02)

@@ -21,7 +21,13 @@ ENCODERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), ENCODERS.items())
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(*each, marks=[pytest.mark.nightly] if "giant" in each[0] else [])
+        for each in ENCODERS.items()
+    ],
+)
 @torch.no_grad()
 def test_an_encoder_gives_the_same_in_eomt(name, kind):
     """All tokens after the last norm, of random weights that are nowhere 0 or 1."""
