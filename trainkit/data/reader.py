@@ -77,13 +77,14 @@ class Reader(Dataset):
         if self.held is not None:
             (epoch, *_), indices = zip(*keys)
             return *self.held.read(self.seeded.seed, epoch, indices), []
-        return [self._read(*key) for key in keys]
+        read = self._read
+        return [read(epoch, index) for epoch, index in keys]
 
     def _read(self, epoch: int, index: int) -> tuple[Any, Any, list[str]]:
         faults: list[str] = []
         while True:
             try:
-                image, target = self._item(epoch, index)
+                image, target = self.seeded.read(epoch, index)
                 if type(target) is int and target in self._valid_ids:
                     return image, target, faults
                 checked = as_target(target)
@@ -95,12 +96,15 @@ class Reader(Dataset):
                 if len(self._valid_ids) < MOST_IDS:
                     self._valid_ids.add(target)
                 return image, target, faults
-            except Exception as error:
+            except Exception as raised:
+                error = self._reported(raised, index)
                 if not is_unusable(error):
                     raise
                 name = name_of(self.seeded.data, index)
                 if self.replacement is None:
                     if _ends_as_it_is(error) and not (self.remedy and isinstance(error, DataError)):
+                        if error is not raised:
+                            raise error from raised
                         raise
                     message = (
                         str(error) if isinstance(error, ReportedError) else _naming(error, name)
@@ -118,19 +122,14 @@ class Reader(Dataset):
                     ) from error
             index = self.replacement(epoch, index)
 
-    def _item(self, epoch: int, index: int) -> tuple[Any, Any]:
-        """What the dataset gives.
-
-        Raises UserError for a StopIteration, which would silently end the epoch.
-        """
-        try:
-            return self.seeded[epoch, index]
-        except StopIteration as error:
-            name = name_of(self.seeded.data, index)
-            raise DataError(
-                f"image {index} ({name}): reading it raised StopIteration, as `next` does where"
-                " nothing is left"
-            ) from error
+    def _reported(self, error: Exception, index: int) -> Exception:
+        """The error itself, or a DataError for a StopIteration: it would silently end the epoch."""
+        if not isinstance(error, StopIteration):
+            return error
+        return DataError(
+            f"image {index} ({name_of(self.seeded.data, index)}): reading it raised StopIteration,"
+            " as `next` does where nothing is left"
+        )
 
 
 def _ends_as_it_is(error: Exception) -> bool:

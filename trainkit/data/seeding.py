@@ -189,7 +189,10 @@ class Seeded(Dataset):
         return len(self.data)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
+        return self.read(*key)
+
+    def read(self, epoch: int, index: int) -> Any:
+        """The item of a key, without packing one."""
         if self._seeds:
             seed_host(self.seed, IMAGE, epoch, index)
             for number, seed_held in enumerate(self.held):
