@@ -11,8 +11,9 @@ Each way of reading is a process of its own with one thread and `--workers` data
 the rounds go through all ways in turn, the first warms up, and medians are taken of the rest.
 Photos and masks are those of the folder that TRAINKIT_DATA names, and generated ones of the same
 sizes where it is not set. "decoding alone" is torchvision's decoder of JPEG with nothing after it:
-what no way that decodes whole images can pass. "regions" is what trainkit would take if
-nvImageCodec (nvidia-nvimgcodec-cu12, on the CPU) decoded no more than the crop; it and timm's
+what no way that decodes whole images can pass. "trainkit" decodes whole images, "turbojpeg" is
+trainkit where libturbojpeg 3 decodes no more than the crop (`trainkit[region]`), and "regions" is
+what it would take if nvImageCodec (nvidia-nvimgcodec-cu12, on the CPU) did; these and timm's
 create_loader are shown where they are installed. With --packed trainkit also reads the same images
 packed (`trainkit pack`): as files' bytes, and as raw pixels, photos with a short side of 256.
 """
@@ -48,12 +49,14 @@ from _results import Results, add_option
 from trainkit import Recipe
 from trainkit.commands.pack import pack
 from trainkit.commands.pack_options import PackOptions
+from trainkit.data import first_crop
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.datasets.packed import PackedImages, PackedMasks
 from trainkit.data.image_io import read_image
 from trainkit.data.loader import make_loader
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.data.transforms.segmentation import train_transform as train_pairs
+from trainkit.data.turbojpeg import turbojpeg
 from trainkit.distributed.accelerator import use_whole_host
 from trainkit.schedules import cos
 from trainkit.tasks.base import Task
@@ -64,6 +67,7 @@ SIZES = {"segment-jpeg": (683, 512), "segment-png": (240, 180), "segment-png-lar
 ROWS = {
     "references": "torchvision references",
     "timm": "timm create_loader",
+    "turbojpeg": "trainkit, crops decoded alone by TurboJPEG",
     "regions": "trainkit's crops of regions decoded by nvImageCodec",
     "decoding": "decoding alone",
     "packed": "trainkit, packed: the files' bytes",
@@ -87,7 +91,7 @@ def long_side(size: tuple[int, int]) -> int:
 
 def pairs(case: str) -> dict[str, Callable[[Path], Dataset]]:
     """The ways of a segmentation."""
-    transform = train_pairs(long_side(SIZES[case]), CROP)
+    transform = transform_of(case)
     ways = {
         "references": ReferencePairs,
         "trainkit": lambda root: MaskFolder(root / "images", root / "masks", 254, transform),
@@ -106,6 +110,8 @@ def photos(
         "decoding alone": lambda root: ClassFolder(root, lambda image: image[:, :1, :1]),
         "trainkit": lambda root: ClassFolder(root, transform),
     }
+    if training and turbojpeg() is not None:
+        ways["turbojpeg"] = lambda root: ClassFolder(root, transform)
     if training and is_installed("nvidia.nvimgcodec"):
         ways["regions"] = RegionPhotos
     if is_installed("timm"):
@@ -125,11 +131,12 @@ def with_packed(
     ways: dict[str, Callable[[Path], Dataset]], case: str
 ) -> dict[str, Callable[[Path], Dataset]]:
     """Those that are compared with a packed folder, and the two ways of it."""
-    ways = {way: ways[way] for way in ("references", "trainkit")}
+    ways = {way: ways[way] for way in ("references", "trainkit", "turbojpeg") if way in ways}
+    transform = transform_of(case)
     kind = PackedImages if case in ("train", "evaluate") else PackedMasks
     for way, encoding in (("packed", "original"), ("packed raw", "raw")):
         ways[way] = lambda root, encoding=encoding: kind(
-            Path(PACKED.name) / f"{case}-{encoding}", "train", ways["trainkit"](root).transform
+            Path(PACKED.name) / f"{case}-{encoding}", "train", transform
         )
     return ways
 
@@ -163,12 +170,18 @@ def ways_of(case: str) -> dict[str, Callable[[Path], Dataset]]:
     """Name -> what makes the dataset of a folder."""
     if case == "train":
         steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-        return photos(steps, train_transform(224), True)
+        return photos(steps, transform_of(case), True)
     if case == "evaluate":
-        return photos(
-            [transforms.Resize(256), transforms.CenterCrop(224)], eval_transform(224), False
-        )
+        steps = [transforms.Resize(256), transforms.CenterCrop(224)]
+        return photos(steps, transform_of(case), False)
     return pairs(case)
+
+
+def transform_of(case: str) -> Callable:
+    """What trainkit does with the images of a case."""
+    if case in SIZES:
+        return train_pairs(long_side(SIZES[case]), CROP)
+    return train_transform(224) if case == "train" else eval_transform(224)
 
 
 def serve(
@@ -178,8 +191,10 @@ def serve(
 
     Read the images in its order, and send back the milliseconds an image took.
     """
-    if way in ("trainkit", "regions", "packed", "packed raw"):
+    if way in ("trainkit", "turbojpeg", "regions", "packed", "packed raw"):
         use_whole_host()
+    if way != "turbojpeg":  # in this process alone
+        first_crop.turbojpeg = lambda: None
     torch.set_num_threads(1)
     ways = with_packed(ways_of(case), case) if asked.packed else ways_of(case)
     data, part = ways[way](root), 1 if case in ("train", "evaluate") else 4

@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from trainkit.errors import UserError
 
@@ -27,8 +29,11 @@ _DEFLATED_BYTES_PER_BYTE = 1032  # what deflate can do at best: 258 bytes by two
 
 # A baseline or progressive JPEG spends at least one bit on the 64 pixels of a block: 512 pixels a
 # byte.
-_JPEG_PIXELS_PER_BYTE = 512
+JPEG_PIXELS_PER_BYTE = 512
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
+_PICTURE_BEGINS = 0xDA  # after the last segment of the header
+_EXIF = (0xE1, b"Exif\0\0")  # the segment, and how it begins
+_ORIENTATION = 274  # tag of EXIF
 
 
 def checked_png(data: bytes | bytearray) -> tuple[bytes, list[str]]:
@@ -152,6 +157,82 @@ def png_bits(data: bytes | bytearray) -> int:
     return data[24]
 
 
+class JpegFrame(NamedTuple):
+    """What the header of a JPEG says.
+
+    Attributes:
+        bits: of a channel.
+        height: of the pixels as they are stored.
+        width: of the pixels as they are stored.
+        channels: 1 of grey, 3 of colours, 4 of inks.
+        sampling: how many pixels share a sample of the other channels than the first, across and
+            down; (0, 0) where these differ.
+        orientation: of its EXIF, 1 where it has none, 0 where that cannot be read.
+    """
+
+    bits: int
+    height: int
+    width: int
+    channels: int
+    sampling: tuple[int, int]
+    orientation: int
+
+
+def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
+    """Read the header of a JPEG; None for one of other codes than Huffman's, or that is damaged."""
+    frame, orientation = None, 1
+    for marker, place in _jpeg_segments(data):
+        if marker == _PICTURE_BEGINS:
+            return None if frame is None else frame._replace(orientation=orientation)
+        if marker in _FRAMES and frame is None:
+            try:
+                frame = _frame(data, place)
+            except IndexError:  # the file ends there
+                return None
+        elif marker == _EXIF[0] and data[place + 2 : place + 8] == _EXIF[1]:
+            length = int.from_bytes(data[place : place + 2], "big")
+            orientation = _orientation(bytes(data[place + 8 : place + length]))
+    return None
+
+
+def _jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """The marker of each segment of a JPEG's header, and where its length is."""
+    place, end = 2, len(data) - 9
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+            continue
+        yield marker, place + 2
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
+def _frame(data: bytes | bytearray, place: int) -> JpegFrame:
+    bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 2)
+    own = place + 8
+    samples = [divmod(data[own + 3 * channel + 1], 16) for channel in range(channels)]
+    first = samples[0] if samples else (0, 0)
+    shared = channels == 1 or set(samples[1:]) == {(1, 1)}
+    sampling = (1, 1) if channels == 1 else first if shared else (0, 0)
+    return JpegFrame(bits, height, width, channels, sampling, 1)
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation of EXIF, 1 where it has none, 0 where it cannot be read."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 0
+    try:
+        place = struct.unpack_from(f"{order}I", exif, 4)[0]
+        for entry in range(struct.unpack_from(f"{order}H", exif, place)[0]):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, place + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return value
+    except struct.error:
+        return 0
+    return 1
+
+
 def require_jpeg_room(data: bytes | bytearray) -> None:
     """Check that a JPEG's header promises no more pixels than its bytes can hold.
 
@@ -160,17 +241,14 @@ def require_jpeg_room(data: bytes | bytearray) -> None:
     Raises:
         UserError: it does.
     """
-    place, end = 2, len(data) - 9
-    while place < end and data[place] == 0xFF:
-        marker = data[place + 1]
+    for marker, place in _jpeg_segments(data):
         if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            if height * width > _JPEG_PIXELS_PER_BYTE * len(data):
+            height, width = struct.unpack_from(">HH", data, place + 3)
+            if height * width > JPEG_PIXELS_PER_BYTE * len(data):
                 raise UserError(
                     f"its header says {width}x{height} pixels, which {len(data)} bytes cannot hold"
                 )
             return
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
 
 
 def may_be_cut_short(head: bytes, tail: bytes, size: int) -> bool:

@@ -7,6 +7,7 @@ Images of other channels or bits than RGB of 8 bits are read by bands.py.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from trainkit.errors import DataError, MissingPackageError
 
 # torchvision 0.29 announces that its decoders will move to torchcodec one day; until then the one
 # of JPEG is the fastest at hand, and a user can do nothing about the warning.
+
+Read = TypeVar("Read")  # what is made of a file's content
 
 _BITS, _WHITE_IS_ZERO = 258, (262, 0)  # tags of TIFF: bits of a channel; how grey is stored
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -101,8 +104,8 @@ def read_color_mask(source: str | Path | bytes, name: str | None = None) -> tv_t
 
 
 def read_with(
-    source: str | Path | bytes, decode: Callable[[bytes], Tensor], name: str | None = None
-) -> Tensor:
+    source: str | Path | bytes, decode: Callable[[bytes], Read], name: str | None = None
+) -> Read:
     """What `decode` makes of a file's content, or of its bytes.
 
     Raises:
@@ -111,9 +114,7 @@ def read_with(
     return _read(source, name, decode)
 
 
-def _read(
-    source: str | Path | bytes, name: str | None, decode: Callable[[bytes], Tensor]
-) -> Tensor:
+def _read(source: str | Path | bytes, name: str | None, decode: Callable[[bytes], Read]) -> Read:
     """Decode the content; whatever a decoder raises becomes an error that names the file."""
     try:
         return decode(_content(source))

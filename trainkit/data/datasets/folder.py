@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
+from trainkit.data.bands import USUAL, PixelSettings, as_stored
 from trainkit.data.datasets.inventory import Inventory, images_of, no_image
 from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.listing import ListingCache, Names, class_files, list_images
 from trainkit.data.datasets.mask_files import MaskFiles
 from trainkit.data.file_names import EXTENSIONS, composed, stem
+from trainkit.data.first_crop import read_transformed
 from trainkit.errors import MissingFileError, UserError
 
 
@@ -94,9 +95,7 @@ class ClassFiles(Dataset):
 
     def read(self, file: str) -> Tensor:
         """Read the image in a file, changed by the transform: (C, H, W)."""
-        image = read_pixels(file, self.pixels)
-        if self.transform is not None:
-            image = self.transform(image)
+        image = read_transformed(file, self.pixels, self.transform)
         return as_stored(image, self.pixels).as_subclass(Tensor)
 
 

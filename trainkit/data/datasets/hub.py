@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel
 from torch import Tensor
 
-from trainkit.data.bands import read_image_like
+from trainkit.data.bands import USUAL, read_image_like
 from trainkit.data.datasets.columns import choose_image, choose_image_and_mask, choose_label
 from trainkit.data.datasets.hub_tables import as_stored, load_rows, values_of
 from trainkit.data.datasets.inventory import no_image
@@ -17,7 +17,7 @@ from trainkit.data.datasets.label_tables import IGNORED
 from trainkit.data.datasets.parquet import ParquetTable
 from trainkit.data.datasets.segmentation import MaskDataset
 from trainkit.data.datasets.table_rows import TAKE_OUT, Rows
-from trainkit.data.image_io import read_image
+from trainkit.data.first_crop import read_transformed
 from trainkit.errors import UserError
 
 
@@ -142,14 +142,13 @@ class HubImages(Rows):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.row(index)
-        image = read_image(*self.encoded(row, index, self.image_column))
+        content, name = self.encoded(row, index, self.image_column)
         label = row[self.label_column]
         if label is None:
             raise UserError(
                 f"{self.name_of(index)} is null in the column {self.label_column!r}; {TAKE_OUT}"
             )
-        if self.transform is not None:
-            image = self.transform(image)
+        image = read_transformed(content, USUAL, self.transform, name)
         # others are the task's to tell
         return image.as_subclass(Tensor), torch.tensor(self.ids.get(label, label))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainkit.data.bands import USUAL, PixelSettings, as_stored, read_pixels
+from trainkit.data.bands import USUAL, PixelSettings, as_stored
 from trainkit.data.datasets.divided import Division, in_order
 from trainkit.data.datasets.folder import FileList, require_different
 from trainkit.data.datasets.held_out import NO_SPLIT, SplitSettings
@@ -27,6 +27,7 @@ from trainkit.data.datasets.lists import is_list
 from trainkit.data.datasets.multi_hot import IGNORED
 from trainkit.data.datasets.undivided import of_lists
 from trainkit.data.file_names import composed
+from trainkit.data.first_crop import read_transformed
 from trainkit.display.wording import counted
 from trainkit.errors import MissingFileError, UserError
 
@@ -101,9 +102,7 @@ class LabelSets(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_pixels(self.files.path(index), self.pixels)
-        if self.transform is not None:
-            image = self.transform(image)
+        image = read_transformed(self.files.path(index), self.pixels, self.transform)
         return as_stored(image, self.pixels).as_subclass(Tensor), self.targets[index]
 
 

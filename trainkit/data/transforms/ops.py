@@ -56,6 +56,8 @@ def resized_region(
 class RandomResizedCrop(v2.RandomResizedCrop):
     """torchvision's RandomResizedCrop, of images only, by `resized_region`: the same crops."""
 
+    cuts_out = True  # its `transform` may be given the region alone, see `begins_with_crop`
+
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut the region out and resize it."""
         return resized_region(inpt, **params, size=self.size, interpolation=self.interpolation)

@@ -1,0 +1,221 @@
+"""Crops that are decoded alone are those of the whole image, bit for bit."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from trainkit.data.bands import USUAL, PixelSettings, read_pixels
+from trainkit.data.datasets.folder import ClassFolder
+from trainkit.data.first_crop import begins_with_crop, read_transformed
+from trainkit.data.image_headers import jpeg_frame
+from trainkit.data.seeding import Seeded
+from trainkit.data.transforms.ops import RandomResizedCrop
+from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.data.turbojpeg import TurboJpeg, agrees, has_region, turbojpeg
+from trainkit.errors import DataError
+
+needs_library = pytest.mark.skipif(
+    turbojpeg() is None, reason='needs libturbojpeg 3, as of pip install "trainkit[region]"'
+)
+SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+
+
+def photo(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """A picture with large shapes and noise."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 255, (6, 7, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    noisy = smooth + draw.normal(0, 12, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def jpeg(image: Image.Image, **settings) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **{"quality": 90, **settings})
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+def kinds() -> dict[str, bytes]:
+    """JPEGs of every kind, with sides that are no multiples of a block's."""
+    found = {
+        f"{name}, {how}": jpeg(photo(123, 97), subsampling=number, progressive=how == "progressive")
+        for name, number in SAMPLINGS.items()
+        for how in ("baseline", "progressive")
+    }
+    found |= {f"EXIF {way}": jpeg(photo(75, 90), exif=turned(way)) for way in range(1, 9)}
+    damaged = turned(6).tobytes()
+    return found | {
+        "grey": jpeg(photo(101, 64, "L")),
+        "inks": jpeg(photo(50, 41, "CMYK")),
+        "one pixel": jpeg(photo(1, 1)),
+        "a row": jpeg(photo(200, 1)),
+        "restart markers": jpeg(photo(90, 70), restart_marker_blocks=3),
+        "damaged EXIF": jpeg(photo(60, 70), exif=damaged[:9] + b"?" + damaged[10:]),
+        "an appendix": jpeg(photo(61, 47)) + b"more",
+    }
+
+
+KINDS = kinds()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crops_and_draws_are_those_of_the_whole_image(kind):
+    transform, data = train_transform(24, jitter=(0.4,)), KINDS[kind]
+    for seed in range(12):
+        torch.manual_seed(seed)
+        expected = transform(read_pixels(data, USUAL))
+        drawn = torch.rand(3)
+        torch.manual_seed(seed)
+        found = read_transformed(data, USUAL, transform)
+        assert torch.equal(found, expected) and type(found) is type(expected)
+        assert torch.equal(torch.rand(3), drawn)
+
+
+def test_class_folders_give_the_same_images(tmp_path):
+    for number, kind in enumerate(("4:2:0, baseline", "grey", "EXIF 6", "inks")):
+        file = tmp_path / f"class{number % 2}" / f"{number}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(KINDS[kind])
+    photo(40, 30).save(tmp_path / "class0" / "other.png")
+    transform = train_transform(16)
+    data = ClassFolder(tmp_path, transform)
+    whole = ClassFolder(tmp_path, lambda image: transform(image))
+    for epoch in range(3):
+        for index in range(len(data)):
+            first, again, other = (Seeded(each, 7)[epoch, index] for each in (data, data, whole))
+            assert torch.equal(first[0], again[0]) and torch.equal(first[0], other[0])
+            assert first[1] == other[1]
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, -2])
+def test_files_that_end_too_early_are_refused_with_their_name(tmp_path, kept):
+    data = KINDS["4:2:0, baseline"]
+    file = tmp_path / "torn.jpg"
+    file.write_bytes(data[: kept if kept < 0 else int(kept * len(data))])
+    for seed in range(8):  # wherever the crop is
+        torch.manual_seed(seed)
+        with pytest.raises(DataError, match=r"cannot read .*torn\.jpg: .*; replace the file"):
+            read_transformed(file, USUAL, train_transform(16))
+    with pytest.raises(DataError, match=r"cannot read .*none\.jpg: No such file"):
+        read_transformed(tmp_path / "none.jpg", USUAL, train_transform(16))
+
+
+def test_only_our_own_first_crop_decides_what_is_decoded():
+    crop = train_transform(16)
+    assert begins_with_crop(crop) and not begins_with_crop(eval_transform(16))
+    assert not begins_with_crop(v2.Compose([v2.RandomHorizontalFlip(), *crop.transforms]))
+    assert not begins_with_crop(v2.Compose([v2.RandomResizedCrop(16)]))
+
+    class WithMore(RandomResizedCrop):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(255 - image)
+
+    assert not begins_with_crop(v2.Compose([WithMore(16)]))
+    assert not begins_with_crop(crop.transforms[0]) and not begins_with_crop(lambda image: image)
+
+
+def test_images_of_other_channels_are_read_whole():
+    grey, pixels = train_transform(16), PixelSettings(channels=1)
+    torch.manual_seed(3)
+    expected = grey(read_pixels(KINDS["grey"], pixels))
+    torch.manual_seed(3)
+    found = read_transformed(KINDS["grey"], pixels, grey)
+    assert found.shape == (1, 16, 16) and torch.equal(found, expected)
+
+
+def whole(data: bytes) -> Tensor:
+    return read_pixels(data, USUAL).as_subclass(Tensor)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] == "4" or kind == "grey"])
+def test_every_region_is_that_of_the_whole(kind):
+    data, library = KINDS[kind], turbojpeg()
+    frame = jpeg_frame(data)
+    assert has_region(data, frame)
+    draw = np.random.default_rng(1)
+    for _ in range(40):
+        top, left = int(draw.integers(frame.height)), int(draw.integers(frame.width))
+        height = int(draw.integers(1, frame.height - top + 1))
+        width = int(draw.integers(1, frame.width - left + 1))
+        region = library.region(data, frame, top, left, height, width)
+        expected = whole(data)[:, top : top + height, left : left + width]
+        assert torch.equal(region, expected), (top, left, height, width)
+        assert region.stride(0) == 1
+
+
+@needs_library
+def test_regions_are_read_in_threads():
+    library = turbojpeg()
+
+    def read(number: int) -> bool:
+        data = KINDS[f"4:2:{2 * (number % 2)}, baseline"]
+        region = library.region(data, jpeg_frame(data), 9, number, 50, 60)
+        return torch.equal(region, whole(data)[:, 9:59, number : number + 60])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(read, range(40)))
+
+
+def test_kinds_that_are_decoded_whole():
+    regions = {
+        kind: (frame := jpeg_frame(data)) is not None and has_region(data, frame)
+        for kind, data in KINDS.items()
+    }
+    refused = {kind for kind, has in regions.items() if not has}
+    turns = {f"EXIF {way}" for way in range(2, 9)}
+    assert refused == {"inks", "damaged EXIF", "an appendix", *turns}
+    data = KINDS["4:2:0, baseline"]
+    frame = jpeg_frame(data)
+    assert not has_region(data[:-1], frame) and not has_region(data[:-300], frame)
+    assert has_region(data + bytes(9), frame)  # zeros after the end, as some writers leave
+    huge = data[:600] + data[-40:]
+    assert not has_region(huge, frame._replace(height=60000, width=60000))
+    assert jpeg_frame(data[:180]) is None and jpeg_frame(b"\xff\xd8\xff") is None
+
+
+@needs_library
+def test_a_library_of_other_pixels_is_not_used():
+    class Brighter(TurboJpeg):
+        def region(self, *place) -> Tensor:
+            return super().region(*place) // 2
+
+    class Refusing(TurboJpeg):
+        def region(self, *place) -> None:
+            return None
+
+    path = turbojpeg().path
+    assert agrees(TurboJpeg(path)) and not agrees(Brighter(path)) and not agrees(Refusing(path))
+
+
+@needs_library
+def test_what_the_library_refuses_is_none():
+    data = bytearray(KINDS["4:2:0, baseline"])
+    frame = jpeg_frame(data)
+    place = data.index(b"\xff\xc4")  # a table of codes that are none
+    data[place + 5 : place + 21] = b"\xff" * 16
+    assert has_region(bytes(data), frame)
+    assert turbojpeg().region(bytes(data), frame, 0, 0, 20, 20) is None
+    with pytest.raises(DataError, match=r"cannot read \d+ bytes"):
+        read_transformed(bytes(data), USUAL, train_transform(16))
+
+
+def test_a_file_that_is_no_library_is_passed_over(tmp_path):
+    (tmp_path / "libturbojpeg.so.0").write_bytes(b"text")
+    with pytest.raises(OSError):
+        TurboJpeg(str(tmp_path / "libturbojpeg.so.0"))
+    with pytest.raises(AttributeError, match="tj3Init"):
+        TurboJpeg(str(Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"))

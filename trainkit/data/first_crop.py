@@ -1,0 +1,112 @@
+"""Reads and transforms an image, and no more of it than the crop that the transform begins with."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from trainkit.data.bands import PixelSettings, read_pixels
+from trainkit.data.image_headers import JPEG, jpeg_frame
+from trainkit.data.image_io import read_with
+from trainkit.data.pillow_decoder import notes
+from trainkit.data.turbojpeg import has_region, turbojpeg
+
+
+def read_transformed(
+    source: str | Path | bytes,
+    pixels: PixelSettings,
+    transform: Callable[[Any], Any] | None,
+    name: str | None = None,
+) -> Tensor:
+    """`transform(read_pixels(source, pixels, name=name))`, and sooner where that can be.
+
+    That is where the transform `begins_with_crop`: what v2 wraps around an image is left out, and
+    of a JPEG the crop alone is decoded where `turbojpeg` finds a library. The same numbers are
+    drawn, and the same pixels come out.
+
+    Args:
+        source: a file, or the bytes of one.
+        pixels: channels and bits of the image.
+        transform: of the image.
+        name: what to call it in an error; None for the file's name.
+
+    Returns:
+        (C, H, W), see `read_pixels`.
+
+    Raises:
+        DataError: the file cannot be read; the message names it.
+    """
+    if transform is None or not begins_with_crop(transform):
+        image = read_pixels(source, pixels, name=name)
+        return image if transform is None else transform(image)
+    name = name or (None if isinstance(source, bytes) else str(source))
+    library = turbojpeg() if pixels.usual else None
+    if library is not None and notes() is None:  # a region leaves a decoder's warnings out
+        source = read_with(source, bytes, name)
+        frame = jpeg_frame(source) if source.startswith(JPEG) else None
+        if frame is not None and has_region(source, frame):
+            data = source
+
+            def region(top: int, left: int, height: int, width: int) -> Tensor:
+                found = library.region(data, frame, top, left, height, width)
+                if found is None:  # the whole is decoded, or refused with the reason
+                    found = _part(read_pixels(data, pixels, name=name), top, left, height, width)
+                return found
+
+            return of_first_crop(frame.height, frame.width, region, transform)
+    whole = read_pixels(source, pixels, name=name)
+    height, width = whole.shape[-2:]
+    return of_first_crop(height, width, partial(_part, whole), transform)
+
+
+def _part(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    return image.as_subclass(Tensor)[:, top : top + height, left : left + width]
+
+
+def begins_with_crop(transform: Any) -> bool:
+    """Whether the first that a transform does is to cut a region out and resize it.
+
+    That is so of a v2.Compose of a transform that says so itself, as our `RandomResizedCrop` does
+    by `cuts_out`, and others. A subclass may do more first.
+    """
+    return (
+        type(transform) is v2.Compose
+        and len(transform.transforms) > 0
+        and vars(type(transform.transforms[0])).get("cuts_out", False)
+    )
+
+
+def of_first_crop(
+    height: int, width: int, region: Callable[[int, int, int, int], Tensor], transform: v2.Compose
+) -> Tensor:
+    """Transform an image of which no more is read than the crop.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        region: top, left, height and width in pixels -> that part of the image, (3, height, width),
+            as `read_image` lays it out.
+        transform: one that `begins_with_crop`.
+
+    Returns:
+        What the transform makes of the whole image.
+    """
+    crop, *others = transform.transforms
+    box = crop.make_params([torch.empty(3, height, width, device="meta")])
+    part = region(box["top"], box["left"], box["height"], box["width"])
+    image = crop.transform(part, {**box, "top": 0, "left": 0})
+    for step in others:
+        image = _flipped(image, step.p) if type(step) is v2.RandomHorizontalFlip else step(image)
+    return image
+
+
+def _flipped(image: Tensor, probability: float) -> Tensor:
+    """As v2.RandomHorizontalFlip, without what it wraps around an image, which takes longer."""
+    if torch.rand(1) >= probability:
+        return image
+    return image.as_subclass(Tensor).flip(-1).as_subclass(tv_tensors.Image)
