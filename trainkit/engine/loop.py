@@ -92,8 +92,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train in the open folder, from what was found in it, to the summary."""
     display, options = setup.display, setup.options
-    if found.path is None:
-        setup.load_initial_weights()
+    initial_weights = setup.load_initial_weights() if found.path is None else []
     training = Training(setup, run)
     training.resume(found)
     training.record.tidy(training.state)
@@ -108,7 +107,7 @@ def _train(
             display.note(line)
     plan = setup.plan
     display.start(plan.total_steps, training.state.step, plan.order.steps_per_epoch)
-    record_start(reporter)
+    record_start(reporter, initial_weights)
     with (
         reporting_failure(reporter),
         training.stop,

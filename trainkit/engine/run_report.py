@@ -1,6 +1,6 @@
 """What a training leaves for its report: its starts, and at its end the report itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,8 +10,8 @@ from trainkit.errors import NonFiniteError
 from trainkit.storage import starts
 
 
-def record_start(reporter: Reporter) -> None:
-    """Record this start of the run in the main process, see `trainkit.storage.starts`."""
+def record_start(reporter: Reporter, initial_weights: Sequence[str] = ()) -> None:
+    """Record this start of the run in the main process, see `trainkit.storage.starts.add_start`."""
     accelerator = reporter.accelerator
     if not accelerator.is_main_process:
         return
@@ -25,6 +25,7 @@ def record_start(reporter: Reporter) -> None:
             num_processes=accelerator.num_processes,
             device=device,
             precision=accelerator.mixed_precision,
+            initial_weights=initial_weights,
         )
 
 

@@ -95,12 +95,19 @@ class Setup:
             return {**self.plan.resume_invariants(), "teacher": None}
         return {**self.plan.resume_invariants(), **self.distillation.resume_invariants}
 
-    def load_initial_weights(self) -> None:
-        """Load the weights of `--init-from` where there is one; call it before a `Training`."""
+    def load_initial_weights(self) -> list[str]:
+        """Load the weights of `--init-from` where there is one; call it before a `Training`.
+
+        Returns:
+            What was shown of them.
+        """
         weights = self.options.init_from
-        if weights is not None:
-            for line in start_from(self.recipe.model, weights, self.options.weights_key):
-                self.display.note(line)
+        if weights is None:
+            return []
+        lines = start_from(self.recipe.model, weights, self.options.weights_key)
+        for line in lines:
+            self.display.note(line)
+        return lines
 
 
 def _require_shards(options: Options) -> None:

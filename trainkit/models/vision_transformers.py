@@ -2,7 +2,8 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -125,6 +126,14 @@ def vision_transformer(
     return ViTMaps(net, blocks, norm=last_alone, image_size=only)
 
 
+@contextmanager
+def without_interpolation_warnings() -> Iterator[None]:
+    """Context manager: torch does not warn of how timm interpolates relative positions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(searchsorted|non-tuple sequence)")
+        yield
+
+
 def _blocks(name: str, out_indices: Sequence[int], depth: int) -> list[int]:
     """The blocks, all counted from 0."""
     found = [each + depth if each < 0 else each for each in out_indices]
@@ -151,9 +160,7 @@ def _set_size(name: str, net: Any, image_size: int | None) -> tuple[int, int]:
             f" and crop is {image_size}: give a multiple of that"
         )
     if hasattr(net, "set_input_size"):  # BEiT and relative positions
-        with warnings.catch_warnings():
-            # torch's of how timm interpolates
-            warnings.filterwarnings("ignore", message=".*(searchsorted|non-tuple sequence)")
+        with without_interpolation_warnings():
             net.set_input_size(img_size=size)
         return size
     from timm.layers import resample_abs_pos_embed

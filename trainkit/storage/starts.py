@@ -6,7 +6,7 @@ The log tells nothing of them: that of a resumed run is the log of one that was 
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,14 @@ START = {
 }
 
 
-def add_start(run: Path, step: int, num_processes: int, device: str, precision: str) -> None:
+def add_start(
+    run: Path,
+    step: int,
+    num_processes: int,
+    device: str,
+    precision: str,
+    initial_weights: Sequence[str] = (),
+) -> None:
     """Add a line about a start that is now.
 
     Args:
@@ -44,6 +51,8 @@ def add_start(run: Path, step: int, num_processes: int, device: str, precision: 
         num_processes: of the training, over all machines.
         device: name of the accelerator of a process, or "cpu".
         precision: as accelerate calls it.
+        initial_weights: lines on those of --init-from, and what of them was resized or left out;
+            left out where there are none.
 
     Raises:
         OSError: the file cannot be written.
@@ -56,6 +65,8 @@ def add_start(run: Path, step: int, num_processes: int, device: str, precision: 
         "precision": precision,
         "machine": _machine(),
     }
+    if initial_weights:
+        start["initial_weights"] = list(initial_weights)
     file = run / NAME
     before = file.read_bytes() if file.is_file() else b""
     line = json.dumps(start) + "\n"

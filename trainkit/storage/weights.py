@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainkit.distributed.fsdp import part
 from trainkit.errors import UserError
+from trainkit.models.positions import resized_positions
 from trainkit.storage import checkpoint
 from trainkit.storage.adapters import fitted
 from trainkit.storage.lookup import find_weights
@@ -35,6 +36,8 @@ class Fit:
     """names in both whose values the model cannot hold, such as complex ones, with both types"""
     renamed: str | None = None
     """how the file's names were read, where not as they are"""
+    resized: tuple[str, ...] = ()
+    """names of position embeddings that were resized to the model's images, with both shapes"""
 
     @property
     def exact(self) -> bool:
@@ -54,16 +57,21 @@ class Fit:
         ]
 
 
-def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+def fit(model: nn.Module, weights: Mapping[str, Tensor], resize: bool = False) -> Fit:
     """Match names, shapes and types, the file's names read in the way that fits most of them.
 
-    See `_readings`. Adapters (LoRA) that the model has not are merged into their layers.
+    See `_readings`. Adapters (LoRA) that the model has not are merged into their layers. With
+    `resize`, position embeddings of images of another size are resized, see `resized_positions`.
     """
     ours = model.state_dict()
     weights, merging = fitted(ours, weights)
     reported, names = _best_reading(model, ours, weights)
     reported = ", and ".join(each for each in (merging, reported) if each) or None
     named = {new: weights[old] for old, new in names.items()}
+    before = named
+    resized: list[str] = []
+    if resize:
+        named, resized = resized_positions(model, before)
     shared = [name for name in ours if name in named]
     shape_mismatches = [name for name in shared if not _in_shape(named[name], ours[name])]
     mistyped = [
@@ -80,13 +88,15 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
         [name for name in named if name not in ours],
         # Files older than batch norm's counter lack it, as torch allows.
         [name for name in ours if name not in named and not name.endswith(".num_batches_tracked")],
-        [
-            f"{name} (file {list(named[name].shape)}, model {list(ours[name].shape)})"
-            for name in shape_mismatches
-        ],
+        [_shapes(name, named[name], ours[name]) for name in shape_mismatches],
         [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
         reported,
+        tuple(_shapes(name, before[name], ours[name]) for name in resized),
     )
+
+
+def _shapes(name: str, theirs: Tensor, ours: Tensor) -> str:
+    return f"{name} (file {list(theirs.shape)}, model {list(ours.shape)})"
 
 
 def named_as(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,7 +201,11 @@ def _holds(ours: Tensor, value: Tensor) -> bool:
 
 
 def load_model(
-    model: nn.Module, weights: Mapping[str, Tensor], path: Path, partial: bool = False
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    partial: bool = False,
+    resize: bool = False,
 ) -> Fit:
     """Load weights and return how they fit.
 
@@ -200,11 +214,12 @@ def load_model(
         weights: tensors by name.
         path: where they were read, for messages.
         partial: whether some may not fit.
+        resize: whether position embeddings are resized to the model's images.
 
     Raises:
         UserError: they do not fit, or none does; the message lists the names.
     """
-    found = fit(model, weights)
+    found = fit(model, weights, resize)
     what = f"the weights in {path} do not fit {type(model).__name__}"
     if not found.matched:
         raise UserError(
@@ -237,21 +252,27 @@ def take_weights(
 def start_from(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
     """Begin a training with the weights at `path`, a run or what `evaluate --weights` takes.
 
-    What does not fit, such as the last layer for other classes, stays as it is.
+    What does not fit, such as the last layer for other classes, stays as it is; position embeddings
+    of images of another size are resized, see `resized_positions`.
 
     Returns:
         Lines to report.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing fits, or position embeddings cannot be resized.
         MissingFileError: there is nothing.
     """
     file, _ = find_weights(path)
     weights, lines = read_weights(file, key)
-    found = load_model(model, weights, file, partial=True)
+    found = load_model(model, weights, file, partial=True, resize=True)
     renamed = [f"{file.name}: {found.renamed}"] if found.renamed else []
     left = [f"left as they are, {line}" for line in found.lines()]
-    return [f"starting from the weights in {file}", *lines, *renamed, *left]
+    resized = [
+        f"resized to the model's images, {len(found.resized)} position embeddings:"
+        f" {_first(found.resized)}"
+    ]
+    more = [*lines, *renamed, *(resized if found.resized else []), *left]
+    return [f"starting from the weights in {file}", *more]
 
 
 def read_weights(
