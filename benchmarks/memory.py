@@ -1,6 +1,7 @@
 """What a training step takes beside its weights.
 
-The loss of a segmentation mask, a ResNet's activations, and what LoRA leaves out of a ViT's step.
+The loss of a segmentation mask, a ResNet's activations, what LoRA leaves out of a ViT's step, DDP's
+gradients, and an optimizer's update.
 
     python benchmarks/memory.py                  # the table of docs/results.md
     python benchmarks/memory.py --size 64        # the same, small
@@ -20,9 +21,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.distributed as dist
 from _results import Results, add_option
 from _timing import versions
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet50
 
 from trainkit.distributed.accelerator import use_whole_host
@@ -81,6 +84,38 @@ def adapters(rank: int | None, size: int) -> Callable[[], None]:
     return work
 
 
+def gradients(as_views: bool, size: int) -> Callable[[], None]:
+    """ResNet-50's gradients under DDP, of one small image: as views of what is sent, or beside it.
+
+    One gloo process is enough: its buckets are those of any number.
+    """
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    model, image = resnet50().eval(), torch.randn(1, 3, max(32, size // 16), max(32, size // 16))
+
+    def work() -> None:
+        model.zero_grad()
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=as_views)
+        wrapped(image).sum().backward()
+
+    return work
+
+
+def updates(way: str, _size: int) -> Callable[[], None]:
+    """Two updates of ResNet-50's weights by AdamW, whose gradients are there."""
+    model = resnet50()
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    kinds = {"fused": {"fused": True}, "foreach": {"foreach": True}}
+    optimizer = torch.optim.AdamW(model.parameters(), **kinds.get(way, {"foreach": False}))
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()  # imports torch's compiler
+
+    def work() -> None:
+        for _ in range(2):  # the second one beside the optimizer's state
+            optimizer.step()
+
+    return work
+
+
 WAYS = {
     "loss, bfloat16: F.cross_entropy": lambda size: pixels("torch", torch.bfloat16, size),
     "loss, bfloat16: trainkit": lambda size: pixels("trainkit", torch.bfloat16, size),
@@ -90,6 +125,11 @@ WAYS = {
     "ResNet-50: --activation-checkpointing": lambda size: activations("checkpointed", size // 2),
     "ViT-S: all trained": lambda size: adapters(None, size),
     "ViT-S: --lora 16": lambda size: adapters(16, size),
+    "DDP: gradients beside the buckets": lambda size: gradients(False, size),
+    "DDP: gradients as views of the buckets": lambda size: gradients(True, size),
+    "AdamW: fused": lambda size: updates("fused", size),
+    "AdamW: foreach": lambda size: updates("foreach", size),
+    "AdamW: weight by weight": lambda size: updates("single", size),
 }
 
 
@@ -154,6 +194,8 @@ def main() -> None:
         "loss": Results("memory-loss", "torch"),
         "ResNet-50": Results("memory-resnet50", "torch", rounds=asked.rounds),
         "ViT-S": Results("memory-lora", "torch", "timm", "peft"),
+        "DDP": Results("memory-ddp", "torch"),
+        "AdamW": Results("memory-adamw", "torch"),
     }
     for way in [each for each in WAYS if each in chosen]:
         size = ["--size", str(asked.size), "--rounds", str(asked.rounds)]
@@ -167,6 +209,8 @@ def main() -> None:
         elif kind == "ResNet-50":
             parts[kind].put(program, "peak", "MiB", mib)
             parts[kind].put(program, "time of forward and backward", "s", seconds)
+        elif kind in ("DDP", "AdamW"):
+            parts[kind].put(program, "peak", "MiB", mib)
         else:
             row = f"4 x 150 x {asked.size} x {asked.size}, {kind.removeprefix('loss, ')}"
             parts["loss"].put(row, program, "MiB", mib)

@@ -26,6 +26,7 @@ SMALL = {
     "sharded_checkpoint": "--mib 2 --rounds 1 --processes 2",
     "sliding_window": "--images 1 --rounds 1 --batches 1 4 --window 32",
     "startup": "--rounds 1",
+    "step_lines": "--steps 600",
     "step_overhead": "--work mlp --loops bare trainkit_held --seconds 1 --batch 4",
 }
 
@@ -58,7 +59,7 @@ def test_reading_is_compared(tmp_path):
 # interpreters of their own, again and again, or what takes over ten seconds at its tiniest
 LONG = {"compare_commits", "confusion_counts", "crash_recovery", "gpu", "input_pipeline", "memory"}
 LONG |= {"scaling", "startup", "step_overhead", "checkpoint", "damaged_images", "optimizers"}
-LONG |= {"activation_checkpointing", "all_networks", "index_reads", "sliding_window"}
+LONG |= {"step_lines", "activation_checkpointing", "all_networks", "index_reads", "sliding_window"}
 LONG |= {"sharded_checkpoint"}
 
 

@@ -350,3 +350,16 @@ def test_a_factor_scales_loss_and_gradient(factor):
     summed = F.cross_entropy(expected, IDS, ignore_index=-1, reduction="sum")
     (factor * summed).backward()
     assert loss == factor * summed and torch.equal(logits.grad, expected.grad)
+
+
+@pytest.mark.parametrize("loss", [None, CrossEntropy(), CrossEntropy([1.0] * 5), Focal()])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_images_with_a_class_are_counted_alike(loss, dtype):
+    """Of plain cross-entropy in fewer operations; every negative id is of no class."""
+    task = Recognition(5, loss=loss)
+    for ids in ([3, -1, 0, -7, 4], [-1, -2], [2], []):
+        counts = task.counts(torch.tensor(ids, dtype=dtype))
+        assert counts.dtype == torch.float32
+        assert counts.tolist() == [sum(each >= 0 for each in ids)]
+    if loss is None or isinstance(loss, CrossEntropy):
+        assert task.counts(SOFT).tolist() == pytest.approx([6])
