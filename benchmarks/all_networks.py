@@ -209,9 +209,11 @@ def cases() -> list[Case]:
     for names, encoders in ((OURS, ENCODERS), (SMP, SMP_ENCODERS)):
         for name in names:
             for encoder in encoders:
+                if name == "dpt":  # on timm: it is trainkit's
+                    encoder = encoder.replace("timm:", "tu-")
                 add("decoders", f"{name} {encoder}", name, encoder)
     for name in DENSE:
-        for head in ("linear", "upernet") if name in DENSE[:8] else ("upernet",):
+        for head in ("linear", "upernet", "dpt") if name in DENSE[:8] else ("upernet",):
             add("dense", f"{head} timm:{name}", head, f"timm:{name}")
     for name in classifiers():
         found.append(Case("classifiers", f"timm:{name}", _timm(name), False))

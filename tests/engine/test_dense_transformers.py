@@ -16,7 +16,10 @@ pytest.importorskip("timm")
 
 HEADS = [
     "linear",
-    *(pytest.param(head, marks=pytest.mark.nightly) for head in ("upernet", "linear4", "maxvit")),
+    *(
+        pytest.param(head, marks=pytest.mark.nightly)
+        for head in ("upernet", "dpt", "linear4", "maxvit")
+    ),
 ]
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
@@ -49,7 +52,7 @@ def test_a_frozen_backbone_stays_as_it_is(head, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("head", ["linear", "upernet", "linear4", "maxvit"])
+@pytest.mark.parametrize("head", ["linear", "upernet", "dpt", "linear4", "maxvit"])
 def test_processes_and_micro_batches_do_not_change_the_training(head, tmp_path):
     script = TESTS / "helpers" / "vit_recipes.py"
     run(without_norms(head), tmp_path / "one")
@@ -61,7 +64,7 @@ def test_processes_and_micro_batches_do_not_change_the_training(head, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("head", ["linear", "upernet"])
+@pytest.mark.parametrize("head", ["linear", "upernet", "dpt"])
 def test_onnx_at_odd_sides(head, tmp_path):
     """Filled up as the file's description says, and as the network does itself."""
     pytest.importorskip("onnxruntime")
@@ -69,7 +72,7 @@ def test_onnx_at_odd_sides(head, tmp_path):
     built = network(head).eval()
     images = torch.randn(1, 3, 67, 93, generator=torch.Generator().manual_seed(0))
     filled = fill_up(images, size_divisor(built))
-    assert filled.shape[-2:] == (80, 96)
+    assert filled.shape[-2:] == ((96, 96) if head == "dpt" else (80, 96))
     model = Logits(built).eval()
     write(model, filled, (), tmp_path / "network.onnx", "{}")
     found = load(tmp_path / "network.onnx", model)(filled)[..., :67, :93]

@@ -1,6 +1,6 @@
 """Recipes with a dense head on a tiny vision transformer of timm, or on one of its pyramids.
 
-HEAD is linear, upernet, linear4 (on the last four blocks), or maxvit (UPerNet on a network for
+HEAD is linear, upernet, dpt, linear4 (on the last four blocks), or maxvit (UPerNet on a network for
 images of one size, evaluated in windows).
 
 Run as a script it trains one of them in the processes it is started in:
@@ -48,6 +48,7 @@ def network(head: str) -> nn.Module:
 def recipe(head: str, model: nn.Module | None = None, **settings) -> Recipe:
     """Two steps an epoch; evaluated on images of 67 x 93."""
     model = network(head) if model is None else model
+    without_aux = head in ("linear", "linear4", "dpt")
     windows = {"inference": Inference(window=64, stride=40)} if head == "maxvit" else {}
     given = {
         "optimizer": "adamw",
@@ -59,7 +60,7 @@ def recipe(head: str, model: nn.Module | None = None, **settings) -> Recipe:
     }
     return segmentation(
         **{
-            "task": Segmentation(CLASSES, aux_weight=0.0 if "linear" in head else 0.4),
+            "task": Segmentation(CLASSES, aux_weight=0.0 if without_aux else 0.4),
             "model": model,
             "train_data": Larger(8),
             "val_data": Odd(3, augment=False),

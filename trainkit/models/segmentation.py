@@ -13,6 +13,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from trainkit.errors import UserError, did_you_mean
 from trainkit.models.backbones import RESNETS
 from trainkit.models.backbones import backbone as named_backbone
+from trainkit.models.dpt import DPT
 from trainkit.models.encnet import EncNet
 from trainkit.models.hf_networks import hf_segmenter, is_hf
 from trainkit.models.image_channels import take_channels
@@ -23,16 +24,16 @@ from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.smp_networks import DECODERS, TRIAL_SIDE, smp_network
 from trainkit.models.upernet import UPerNet
-from trainkit.models.vision_transformers import is_vision_transformer
+from trainkit.models.vision_transformers import ViTMaps, is_vision_transformer
 from trainkit.settings.rebuildable import rebuildable
 
 Segmenter = Literal[
     "fcn", "deeplabv3", "encnet", "pspnet", "upernet", "lraspp", "linear",
-    # of segmentation_models_pytorch
+    # of segmentation_models_pytorch, dpt on the backbones of timm of ours
     "unet", "unetplusplus", "fpn", "manet", "linknet", "pan", "deeplabv3plus", "segformer", "dpt",
 ]  # fmt: skip
 
-ON_TRANSFORMERS = ("linear", "upernet")  # of ours; SMP's dpt takes its own
+ON_TRANSFORMERS = ("linear", "upernet", "dpt")
 MOBILE = "mobilenet_v3_large"  # torchvision dilates it for LR-ASPP alone
 
 
@@ -58,7 +59,7 @@ def segmenter(
 
     On a vision transformer of timm they are at the stride of its patches: UPerNet with the pyramid
     that BEiT makes of four of its maps, linear, DINOv2's protocol, on its last one alone, or on
-    several, concatenated.
+    several, concatenated, and dpt as in `trainkit.models.dpt`; on "tu-NAME" dpt is SMP's.
 
     Those of `trainkit.models.smp_networks` are built as segmentation_models_pytorch has them, and
     "hf:..." as transformers has it, see `trainkit.models.hf_networks` and, of those that segment by
@@ -84,8 +85,7 @@ def segmenter(
             `trainkit.models.lora.add_adapters`; None: all is trained.
         out_indices: of linear, upernet and dpt on a vision transformer of timm: its blocks whose
             maps the head takes, counted from 0 or, below 0, from the end; linear takes any number,
-            the others four. None: the last one for linear, four evenly spaced ones for upernet, and
-            SMP's for dpt.
+            the others four. None: the last one for linear, four evenly spaced ones for the others.
         image_size: side of the images of a backbone of timm's that takes one size alone, see
             `trainkit.models.backbones`, as the network's attribute of this name then says.
         stochastic_depth: of a backbone of timm's: rate of its last block; None: as timm has it.
@@ -135,7 +135,7 @@ def _without_adapters(
     body: Mapping[str, Any],
 ) -> nn.Module:
     """The network of `segmenter`, without adapters."""
-    _check_body(name, body)
+    _check_body(name, backbone, body)
     if is_mask_network(name, model_args, config):
         encoder = backbone if backbone.startswith(("timm:", "hf:")) else None
         return mask_network(
@@ -153,7 +153,7 @@ def _without_adapters(
             f"model_args is {' '.join(model_args)}, and {name} takes none: they are of networks of"
             " transformers (hf:...)"
         )
-    if name in DECODERS:
+    if _is_smps(name, backbone):
         return smp_network(
             name, num_classes, backbone, pretrained, image_channels, body["out_indices"]
         )
@@ -165,19 +165,24 @@ def _without_adapters(
     return network
 
 
-def _check_body(name: str, body: Mapping[str, Any]) -> None:
+def _is_smps(name: str, backbone: str) -> bool:
+    """Whether it is a network of segmentation_models_pytorch; dpt on timm's backbones is ours."""
+    return name in DECODERS and not (name == "dpt" and backbone.startswith("timm:"))
+
+
+def _check_body(name: str, backbone: str, body: Mapping[str, Any]) -> None:
     """Refuse settings of a backbone that the network cannot have."""
     chosen, rate = body["out_indices"], body["stochastic_depth"]
-    if chosen is not None and name not in (*ON_TRANSFORMERS, "dpt"):
+    if chosen is not None and name not in ON_TRANSFORMERS:
         raise UserError(
             f"out_indices is {' '.join(map(str, chosen))}, and {name} takes none: they are of"
-            f" {', '.join(ON_TRANSFORMERS)} and dpt on a vision transformer of timm. Leave it out"
+            f" {', '.join(ON_TRANSFORMERS)} on a vision transformer of timm. Leave it out"
         )
     if chosen is not None and name != "linear" and len(chosen) != 4:
         raise UserError(
             f"out_indices is {' '.join(map(str, chosen))}, and {name} takes the maps of four blocks"
         )
-    if rate is not None and (name in DECODERS or is_hf(name)):
+    if rate is not None and (_is_smps(name, backbone) or is_hf(name)):
         its_own = ": set what its configuration has, such as --model-args drop_path_rate=0.1"
         raise UserError(
             f"stochastic_depth is {rate}, and {name} takes none here"
@@ -208,7 +213,12 @@ def _for_three_channels(
     if is_vision_transformer(backbone) and name not in ON_TRANSFORMERS:
         raise UserError(
             f"{name} takes maps of several sizes, and backbone {backbone} has maps of one: take"
-            f" {', '.join(ON_TRANSFORMERS)} or dpt on it, or another backbone"
+            f" {', '.join(ON_TRANSFORMERS)} on it, or another backbone"
+        )
+    if name == "dpt" and not is_vision_transformer(backbone):
+        raise UserError(
+            f"dpt takes maps of one size, and backbone {backbone} has a pyramid: take a vision"
+            " transformer of timm, such as timm:vit_small_patch14_reg4_dinov2, or --model upernet"
         )
     if name == "lraspp":
         return _lraspp(num_classes, backbone, pretrained, asked)
@@ -216,6 +226,8 @@ def _for_three_channels(
     body = named_backbone(backbone, pretrained, stride, name == "linear", **asked)
     if name == "linear":
         return Linear(body, num_classes)
+    if isinstance(body, ViTMaps) and name == "dpt":
+        return DPT(body, num_classes)
     if name == "encnet":
         return EncNet(body, num_classes, channels, aux=aux, se=se, lateral=lateral)
     if name in ("pspnet", "upernet"):

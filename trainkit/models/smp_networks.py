@@ -46,7 +46,7 @@ def smp_network(
         name: one of `DECODERS`.
         num_classes: how many classes there are.
         encoder: one of SMP's, such as "resnet34" or "mit_b0", or "timm:", or SMP's "tu-", and a
-            name of timm's.
+            name of timm's (of dpt "tu-" alone: "timm:" is `trainkit.models.dpt`).
         pretrained: start the encoder from published weights: ImageNet's, else the first ones that
             SMP lists for it.
         image_channels: of the images, to which SMP and timm adapt the weights.
@@ -138,7 +138,7 @@ def _refusal(name: str, encoder: str, error: Exception) -> Exception:
     reason = first_line(error)
     return UserError(
         f"{name} of segmentation_models_pytorch does not take the backbone {encoder} ({reason}):"
-        " take another, such as resnet34, or of dpt timm:vit_small_patch16_dinov3"
+        " take another, such as resnet34, or of dpt tu-vit_small_patch16_dinov3"
     )
 
 
@@ -152,7 +152,7 @@ def _fit(network: Any, name: str, encoder: str, image_channels: int) -> None:
         raise UserError(
             f"dpt of segmentation_models_pytorch does not take the backbone {encoder}: its patches"
             f" are of {divisor} pixels, and dpt is made for 16. Take one of these, such as"
-            " timm:vit_small_patch16_dinov3, or --model upernet on this backbone"
+            f" tu-vit_small_patch16_dinov3, or trainkit's dpt, --backbone {encoder}"
         )
     side = -(-TRIAL_SIDE // (2 * divisor)) * 2 * divisor
     try:

@@ -1,5 +1,6 @@
 """timm's vision transformers as backbones: maps of one size, that of their patches, by block."""
 
+import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ class ViTMaps(Backbone):
         patch_size: side of a patch in pixels, by which those of images must be divisible.
         size_divisor: the same, as `trainkit.models.outputs.size_divisor` looks for it.
         channels: of the maps.
+        has_class_token: whether the network has one and gives it after each block.
+        with_tokens: whether `forward` returns it as well.
     """
 
     def __init__(
@@ -66,13 +69,25 @@ class ViTMaps(Backbone):
         self.patch_size = self.size_divisor = int(net.feature_info[0]["reduction"])
         self.image_size = image_size
         self.channels = (net.num_features,) * len(self.out_indices)
+        known = inspect.signature(net.forward_intermediates).parameters
+        gives_tokens = "return_prefix_tokens" in known
+        self.has_class_token = gives_tokens and getattr(net, "cls_token", None) is not None
+        self.with_tokens = False
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) -> maps c1, c2 and so on, (N, C, H / patch, W / patch) each."""
-        maps = self.net.forward_intermediates(
-            x, indices=self.out_indices, norm=self.norm, intermediates_only=True
+        """Images (N, 3, H, W) -> maps c1, c2 and so on, (N, C, H / patch, W / patch) each.
+
+        With class tokens t1, t2 and so on (N, C) after them, where `with_tokens`.
+        """
+        more = {"return_prefix_tokens": True} if self.with_tokens else {}
+        found = self.net.forward_intermediates(
+            x, indices=self.out_indices, norm=self.norm, intermediates_only=True, **more
         )
-        return OrderedDict((f"c{number}", each) for number, each in enumerate(maps, 1))
+        maps = [each[0] for each in found] if self.with_tokens else found
+        named = OrderedDict((f"c{number}", each) for number, each in enumerate(maps, 1))
+        if self.with_tokens:  # the class token is the first of those before the patches
+            named.update((f"t{number}", each[1][:, 0]) for number, each in enumerate(found, 1))
+        return named
 
 
 def vision_transformer(

@@ -34,7 +34,7 @@ PAIRS = {
     "pan": "timm:mobilenetv3_small_050",
     "deeplabv3plus": "resnet18",
     "segformer": "mit_b0",
-    "dpt": "timm:vit_tiny_patch16_224",
+    "dpt": "tu-vit_tiny_patch16_224",
 }
 DAY = ("unet", "deeplabv3plus")
 

@@ -212,7 +212,7 @@ LINEAR = ("linear", "timm:test_vit")
         ("linear", "timm:cait_xxs24_224", {"image_size": 100}, "crop is 100: give a multiple"),
         ("upernet", "timm:pit_ti_224", {}, "wanted are four, .*: take another, such as timm:conv"),
         pytest.param(
-            "dpt", "timm:vit_small_patch14_dinov2", {}, "patches are of 14 pixels, .*--model upern",
+            "dpt", "tu-vit_small_patch14_dinov2", {}, "patches are of 14 pixels, .*trainkit's dpt",
             marks=pytest.mark.nightly,
         ),
         pytest.param(

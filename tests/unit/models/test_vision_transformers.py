@@ -58,17 +58,21 @@ def test_maps_are_those_of_timm(name):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("model", ["linear", "upernet"])
+@pytest.mark.parametrize("model", ["linear", "upernet", "dpt"])
 def test_sides_that_patches_do_not_divide(model):
-    """Padded at the bottom and on the right with the mean colour, and cut again."""
+    """Padded at the bottom and on the right with the mean colour, and cut again.
+
+    DPT takes an even number of patches.
+    """
     torch.manual_seed(0)
     network = segmenter(model, 3, "timm:vit_tiny_patch16_224", pretrained=False, channels=16).eval()
     images = torch.randn(1, 3, 77, 112)
-    assert size_divisor(network) == 16
+    assert size_divisor(network) == (32 if model == "dpt" else 16)
+    padding = (0, 16, 0, 19) if model == "dpt" else (0, 0, 0, 3)
     with torch.no_grad():
         found = network(images)["out"]
-        whole = network(F.pad(images, (0, 0, 0, 3)))["out"]
-    assert found.shape == (1, 3, 77, 112) and torch.equal(found, whole[..., :77, :])
+        whole = network(F.pad(images, padding))["out"]
+    assert found.shape == (1, 3, 77, 112) and torch.equal(found, whole[..., :77, :112])
 
 
 def test_the_linear_head_by_hand():
@@ -119,7 +123,7 @@ def test_layers_are_those_of_timm(name):
     assert body["head.classify.weight"] == max(found.values())
 
 
-@pytest.mark.parametrize("model", ["linear", "upernet"])
+@pytest.mark.parametrize("model", ["linear", "upernet", "dpt"])
 def test_it_is_rebuilt(model):
     torch.manual_seed(0)
     network = segmenter(model, 3, "timm:vit_tiny_patch16_224", pretrained=False, channels=16).eval()
@@ -145,6 +149,7 @@ def test_bands_and_other_backbones():
         ("fcn", "timm:vit_tiny_patch16_224", "fcn takes maps of several sizes"),
         ("lraspp", "timm:vit_tiny_patch16_224", "lraspp takes maps of several sizes"),
         ("encnet", "timm:beit_base_patch16_224", "encnet takes maps of several sizes"),
+        ("dpt", "timm:convnext_atto", "dpt takes maps of one size, .* --model upernet"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, backbone, match):
