@@ -72,7 +72,7 @@ def begins_with_crop(transform: Any) -> bool:
     """Whether the first that a transform does is to cut a region out and resize it.
 
     That is so of a v2.Compose of a transform that says so itself, as our `RandomResizedCrop` does
-    by `cuts_out`, and others. A subclass may do more first.
+    by `cuts_out`, and draws the region by `box`, and others. A subclass may do more first.
     """
     return (
         type(transform) is v2.Compose
@@ -97,16 +97,17 @@ def of_first_crop(
         What the transform makes of the whole image.
     """
     crop, *others = transform.transforms
-    box = crop.make_params([torch.empty(3, height, width, device="meta")])
+    box = crop.box(height, width)
     part = region(box["top"], box["left"], box["height"], box["width"])
     image = crop.transform(part, {**box, "top": 0, "left": 0})
     for step in others:
-        image = _flipped(image, step.p) if type(step) is v2.RandomHorizontalFlip else step(image)
+        is_usual_flip = type(step) is v2.RandomHorizontalFlip and step.p == 0.5
+        image = _perhaps_flipped(image) if is_usual_flip else step(image)
     return image
 
 
-def _flipped(image: Tensor, probability: float) -> Tensor:
+def _perhaps_flipped(image: Tensor) -> Tensor:
     """As v2.RandomHorizontalFlip, without what it wraps around an image, which takes longer."""
-    if torch.rand(1) >= probability:
+    if torch.rand(1).item() >= 0.5:
         return image
     return image.as_subclass(Tensor).flip(-1).as_subclass(tv_tensors.Image)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 from trainkit.data.bands import USUAL, PixelSettings, read_pixels
 from trainkit.data.datasets.folder import ClassFolder
@@ -18,6 +19,7 @@ from trainkit.data.image_headers import jpeg_frame
 from trainkit.data.seeding import Seeded
 from trainkit.data.transforms.ops import RandomResizedCrop
 from trainkit.data.transforms.recognition import eval_transform, train_transform
+from trainkit.data.transforms.region import resized
 from trainkit.data.turbojpeg import TurboJpeg, agrees, has_region, turbojpeg
 from trainkit.errors import DataError
 
@@ -125,6 +127,43 @@ def test_only_our_own_first_crop_decides_what_is_decoded():
 
     assert not begins_with_crop(v2.Compose([WithMore(16)]))
     assert not begins_with_crop(crop.transforms[0]) and not begins_with_crop(lambda image: image)
+
+
+def test_regions_are_drawn_as_torchvision_draws_them():
+    sizes = [(375, 500), (500, 375), (4, 400), (400, 4), (1, 1), (256, 256), (37, 41)]
+    for seed in range(400):
+        height, width = sizes[seed % len(sizes)]
+        for scale in ((0.08, 1.0), (0.9, 1.6)):  # the last rarely fits in ten tries
+            image = [torch.empty(3, height, width, device="meta")]
+            torch.manual_seed(seed)
+            expected, drawn = v2.RandomResizedCrop(9, scale).make_params(image), torch.rand(1)
+            torch.manual_seed(seed)
+            assert RandomResizedCrop(9, scale).make_params(image) == expected
+            assert torch.rand(1) == drawn
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_regions_are_resized_as_torchvision_resizes_them(mode, channels):
+    pixels = torch.randint(256, (61, 83, channels), dtype=torch.uint8).permute(2, 0, 1)
+    for image in (pixels, pixels.float()):
+        for size in ((24, 24), (61, 83), (100, 30), (130, 170)):
+            expected = functional.resize(image, size, InterpolationMode(mode), antialias=True)
+            found = resized(image, size, InterpolationMode(mode))
+            assert torch.equal(found, expected) and found.dtype == expected.dtype
+            assert found.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.3, 1.0])
+def test_flips_are_those_of_torchvision(probability):
+    steps = [RandomResizedCrop(16), v2.RandomHorizontalFlip(probability)]
+    image = read_pixels(KINDS["4:2:2, baseline"], USUAL)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        expected = v2.Compose([v2.RandomResizedCrop(16, antialias=True), steps[1]])(image)
+        torch.manual_seed(seed)
+        found = read_transformed(KINDS["4:2:2, baseline"], USUAL, v2.Compose(steps))
+        assert torch.equal(found, expected)
 
 
 def test_images_of_other_channels_are_read_whole():

@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from trainkit.data.to_device import MEAN, STD
+from trainkit.data.transforms.region import draw_region, resized
 from trainkit.errors import UserError
 
 
@@ -49,14 +50,22 @@ def resized_region(
     """
     region = image.as_subclass(Tensor)[:, top : top + height, left : left + width].permute(1, 2, 0)
     region = (region.flip(1) if mirrored else region).contiguous().permute(2, 0, 1)
-    resized = functional.resize(region, list(size), interpolation, antialias=True)
-    return resized.as_subclass(tv_tensors.Image)  # in a seventh of its constructor's time
+    found = resized(region, size, interpolation)
+    return found.as_subclass(tv_tensors.Image)  # in a seventh of its constructor's time
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
     """torchvision's RandomResizedCrop, of images only, by `resized_region`: the same crops."""
 
     cuts_out = True  # its `transform` may be given the region alone, see `begins_with_crop`
+
+    def box(self, height: int, width: int) -> dict[str, int]:
+        """Draw the region of an image of this size."""
+        return draw_region(height, width, self.scale, self._log_ratio, self.ratio)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the region."""
+        return self.box(*v2.query_size(flat_inputs))
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut the region out and resize it."""
@@ -195,8 +204,8 @@ class RandomScaleCrop(v2.Transform):
             "mirrored": params["mirrored"],
         }
         is_mask = isinstance(inpt, tv_tensors.Mask)
-        resized = nearest_region if is_mask else resized_region
-        shown = resized(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
+        cut = nearest_region if is_mask else resized_region
+        shown = cut(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
         if (rows, columns) != (self.crop, self.crop):
             if is_mask:
                 whole = shown.new_full((*shown.shape[:-2], self.crop, self.crop), self.ignore)
