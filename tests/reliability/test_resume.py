@@ -60,7 +60,12 @@ def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
 
 @pytest.mark.parametrize(
     "number, code, processes",
-    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 138, 1)],
+    [
+        (signal.SIGTERM, 143, 1),
+        (signal.SIGINT, 130, 1),
+        (signal.SIGUSR1, 138, 1),
+        (signal.SIGHUP, 129, 1),
+    ],
 )
 def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
     process = start(tmp_path, "all", processes, workers=1)

@@ -169,7 +169,7 @@ def _train_to_the_end(training: Training, begun: float, watch: Watch | None) -> 
         training.reporter.step(stats, bad_images)
         if state.step % options.log_every == 0 or state.step == plan.total_steps:
             training.reporter.log_row()
-        stopped_by = training.stop.agreed() or _save_and_evaluate(training)
+        stopped_by = training.stop.agreed_in_step() or _save_and_evaluate(training)
         if not stopped_by and training.checkpointer.saved == state.step:
             stopped_by = training.stop.agreed()  # a save that failed costs no further step
         if stopped_by or (state.evaluated == state.step and _ends_early(training)):
@@ -189,6 +189,10 @@ def _save_and_evaluate(training: Training) -> int:
     is_last = step == plan.total_steps
     save_every = options.checkpoint_every or steps_per_epoch
     if step and checkpointer.saved != step and (is_last or step % save_every == 0):
+        # such as for a row of the log that could not be written
+        stopped_by = training.stop.agreed()
+        if stopped_by:
+            return stopped_by
         with record_function(BETWEEN):
             checkpointer.save()
     is_due = is_last or step % (options.evaluate_every * steps_per_epoch) == 0
@@ -197,7 +201,7 @@ def _save_and_evaluate(training: Training) -> int:
     reporter.read_unlogged()  # non-finite weights are not worth an evaluation
     steps, keep = (step, plan.total_steps), training.record.of_step(step, is_last)
     with record_function(BETWEEN):
-        results = training.evaluator.run(training.stop.agreed, steps, keep)
+        results = training.evaluator.run(training.stop.agreed_lately, steps, keep)
     if results is None:
         return training.stop.last_answer
     improved = reporter.evaluation(results, training.evaluator.loss_fault)

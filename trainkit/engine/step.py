@@ -2,7 +2,7 @@
 
 Its gradient is that of sum(loss) / count over the valid targets of the whole batch, in any number
 of micro-batches: the counts are summed over the processes before the first backward pass, so no
-mean of means occurs.
+mean of means occurs. They are on their way while the first forward pass runs.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,14 @@ from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
 from trainkit.distributed.unwrapping import without_compile
 from trainkit.engine.clipping import clipper
 from trainkit.engine.ema import EMA
+from trainkit.engine.exchange import Exchange
 from trainkit.engine.oom import OomFallback
 from trainkit.engine.optimizer_state import of_torch, set_lr, trained_and_others
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.rollback import StepSnapshot
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import StepStats, TrainState
+from trainkit.engine.stop_signal import StopFlag
 from trainkit.engine.task_module import set_images, set_step
 from trainkit.errors import UserError, is_out_of_memory, may_fail_alone
 from trainkit.models.freezing import FrozenPart
@@ -52,6 +54,7 @@ class Stepper:
         frozen: FrozenPart | None,
         state: TrainState,
         reporter: Reporter,
+        stop: StopFlag,
     ):
         """Keep the parts of a step.
 
@@ -63,6 +66,7 @@ class Stepper:
             frozen: what is not trained before some step, or None.
             state: where the start of an update is recorded.
             reporter: of smaller micro-batches after running out of memory.
+            stop: told in each step whether a process is asked to stop.
         """
         self.recipe = recipe = setup.recipe
         self.options = options = setup.options
@@ -93,6 +97,7 @@ class Stepper:
         # what does not change is asked for once, as a property of accelerate's takes 0.3 us
         self._num_processes = setup.accelerator.num_processes
         self._rank = setup.accelerator.process_index
+        self._exchange = Exchange(self._num_processes, stop)
         self._count = (recipe.task if setup.distillation is None else setup.distillation).counts
         self._changes_with_step = recipe.task.provides("at_step")
         self._prepares_targets = recipe.task.provides("prepare")
@@ -136,9 +141,9 @@ class Stepper:
             self.show_batch = None
         if self._prepares_targets:
             targets = self._prepared(step, images, targets)
-        counts = self._counts(step, targets)  # (K,), of the batch
+        self._start_counting(step, targets)
         # forward, loss and backward, which is `_forward_backward`: (K,), this process's part
-        losses = self._gradients(step, images, targets, counts)
+        losses = self._gradients(step, images, targets)
 
         self.state.updating = True
         if self.frozen is not None:
@@ -150,7 +155,7 @@ class Stepper:
         grad_norm = gathered(norm).view(1).to(losses)
         if self._num_processes > 1:
             grad_norm = grad_norm / self._num_processes
-        stats = StepStats(losses, grad_norm, counts)
+        stats = StepStats(losses, grad_norm, self._exchange.counts())
         if self.clip is not None:
             self.clip(weights, norm)
         skipped = self._update(self._is_to_skip(stats))
@@ -176,24 +181,21 @@ class Stepper:
         with torch.no_grad():
             return self.recipe.task.prepare(images, targets)
 
-    def _counts(self, step: int, targets: Tensor) -> Tensor:
-        """Valid targets of each loss in the whole batch: (K,)."""
-        counts = self._count(targets)
-        if self._num_processes == 1:
-            return counts
+    def _start_counting(self, step: int, targets: Tensor) -> None:
+        """Begin to sum the valid targets of each loss over the processes."""
+        counts = self._count(targets)  # (K,)
         # a padding sample, counted nowhere
-        if not sum(self.plan.order.passes(step, self._rank)):
+        if self._num_processes > 1 and not sum(self.plan.order.passes(step, self._rank)):
             counts = counts * 0
-        return self.accelerator.reduce(counts, "sum")
+        self._exchange.start(counts)
 
-    def _gradients(self, step: int, images: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    def _gradients(self, step: int, images: Tensor, targets: Tensor) -> Tensor:
         """Run `_forward_backward` over this process's share, by way of `self.oom`.
 
         Out of memory, it is called again with smaller micro-batches. After an error no gradient is
         left.
         """
-        counts = torch.threshold(counts, 0, 1)  # a batch without a valid target has loss 0
-        forward_backward = partial(self._forward_backward, step, images, targets, counts)
+        forward_backward = partial(self._forward_backward, step, images, targets)
         try:
             while self._left_to_settle:
                 self.oom.gradients(step, forward_backward)
@@ -206,7 +208,7 @@ class Stepper:
             raise
 
     def _forward_backward(
-        self, step: int, images: Tensor, targets: Tensor, counts: Tensor, task_module: nn.Module
+        self, step: int, images: Tensor, targets: Tensor, task_module: nn.Module
     ) -> tuple[Tensor, str | None]:
         """Compute loss and gradients of this process's share, micro-batch by micro-batch.
 
@@ -220,6 +222,7 @@ class Stepper:
         begin = self.plan.order.share(step, self._rank).start if self._draws_by_image else 0
         seed_step(self.options.seed, step, self._rank)
         losses: list[Tensor] = []  # (K,) of each micro-batch
+        counts: Tensor | None = None  # (K,), of the batch
         first = 0
         try:
             for number, size in enumerate(sizes, 1):
@@ -237,7 +240,11 @@ class Stepper:
                 else:
                     syncing = no_sync(accelerator, self.task_module)
                 with syncing:
-                    terms = task_module(*parts) / counts  # (K,)
+                    sums = task_module(*parts)  # (K,)
+                    if counts is None:
+                        # 1 where no target is valid: such a batch has loss 0
+                        counts = torch.threshold(self._exchange.counts(), 0, 1)
+                    terms = sums / counts
                     if not size:
                         terms = terms * 0
                     loss = terms if terms.numel() == 1 else terms.sum()
@@ -251,7 +258,7 @@ class Stepper:
             if not is_out_of_memory(error):
                 raise
             # not the error itself: it holds on to what was allocated
-            return counts, str(error).splitlines()[0]
+            return images.new_empty(0), str(error).splitlines()[0]
         return reduce(torch.add, losses), None
 
     def _with_gradients(self, step: int) -> tuple[list[nn.Parameter], list[Tensor]]:

@@ -19,14 +19,14 @@ STOPPING = tuple(
     if hasattr(signal, name)
 )
 PASSED_ON_S = 2.0  # in which a launcher passes on a signal; it looks every 0.1 s
-FAILED = 1  # no signal: one process cannot continue, and all stop with this exit code
+FAILED = 1000  # no signal's number: one process cannot continue, and all stop with exit code 1
 
 
 class Stopped(SystemExit):
     """A run stopped by a signal, its state saved; exit code 128 + the signal's number."""
 
     def __init__(self, number: int):
-        super().__init__(number if number == FAILED else 128 + number)
+        super().__init__(1 if number == FAILED else 128 + number)
         self.number = number
 
 
@@ -53,10 +53,11 @@ class StopFlag:
         self._number = 0
         self._interrupted: float | None = None  # when the first SIGINT came
         self.last_answer = 0
-        """what `agreed` said the last time"""
+        """the last that all agreed on"""
         self._launcher = launcher()
         self._before: dict[int, Any] = {}
-        self._asked: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+        self._heard: torch.Tensor | None = None
+        self._heard_late, self._answers = _Late(), _Late()  # on a GPU
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is not threading.main_thread():
@@ -92,27 +93,72 @@ class StopFlag:
             self._number = int(signal.SIGTERM)
         return self._number
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process is to stop, which the others may not know."""
+        return self._mine() != 0
+
+    def hear(self, asked: torch.Tensor) -> None:
+        """Take how many processes were to stop when they began a step: (1,), on the device."""
+        if self.device.type != "cuda":
+            self._heard = asked
+            return
+        self._heard_late.add(asked)
+
+    def agreed_in_step(self) -> int:
+        """The signal that all processes stop for after this step, or 0.
+
+        Of several processes, one that came before the step began, as `hear` has it; on a GPU before
+        the step two before, so that asking does not wait for the device.
+        """
+        if self.num_processes == 1:
+            self.last_answer = self._mine()
+            return self.last_answer
+        if self.device.type == "cuda":
+            someone = self._heard_late.oldest()
+        else:
+            someone = 0 if self._heard is None else int(self._heard)
+        return self.agreed() if someone else 0
+
     def agreed(self) -> int:
         """The signal that all processes stop for now, or 0.
 
-        Each must call this as often as the others. On a GPU the answer is that of two calls ago, so
-        that asking does not wait for the device.
+        Each must call this as often as the others; they wait for each other.
         """
-        self.last_answer = self._agreed()
+        self.last_answer = self._mine()
+        if self.num_processes > 1:
+            self.last_answer = int(self._largest())
         return self.last_answer
 
-    def _agreed(self) -> int:
-        if self.num_processes == 1:
-            return self._mine()
-        on_cuda = self.device.type == "cuda"
+    def agreed_lately(self) -> int:
+        """As `agreed`, but on a GPU the answer of two calls ago, which it need not wait for."""
+        if self.num_processes == 1 or self.device.type != "cuda":
+            return self.agreed()
+        self._answers.add(self._largest())
+        self.last_answer = self._answers.oldest()
+        return self.last_answer
+
+    def _largest(self) -> torch.Tensor:
+        """The processes' largest number, (1,), on the device."""
         number = torch.full((1,), self._mine(), device=self.device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
-        if not on_cuda:
-            return int(number)
+        return number
+
+
+class _Late:
+    """Numbers on a GPU, read when two more have been added, by when they are there."""
+
+    def __init__(self) -> None:
+        self._asked: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+
+    def add(self, number: torch.Tensor) -> None:
         event = torch.cuda.Event()
         copy = torch.empty(1, dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
         event.record()
         self._asked.append((copy, event))
+
+    def oldest(self) -> int:
+        """The one before the last two, which is taken away; 0 where there is none."""
         if len(self._asked) < 3:
             return 0
         copy, event = self._asked.popleft()

@@ -90,7 +90,7 @@ class Training:
         failures = FailureRecorder(setup, run, writer)
         self.reporter = Reporter(setup, run, writer, failures, self.state, self.stop)
         self.stepper = Stepper(
-            setup, task_module, to_device, ema, frozen, self.state, self.reporter
+            setup, task_module, to_device, ema, frozen, self.state, self.reporter, self.stop
         )
         self.checkpointer = Checkpointer(setup, writer, ema, self.state, self.reporter)
         self.evaluator = Evaluator(

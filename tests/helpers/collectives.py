@@ -1,0 +1,54 @@
+"""Trains a toy in the processes it is started in, and writes the collectives of each step.
+
+python tests/helpers/collectives.py OUT NAME [STEP]        (under torchrun)
+
+OUT/collectives-RANK.json has a list for each step: operation and shapes of what it was given. With
+STEP the last process gets a SIGTERM before that step, counted from 0.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def collectives(event) -> list:
+    """Operation and shapes, such as ["allreduce_", [[2]]]."""
+    shapes = [shape for shape in event.input_shapes if shape]
+    return [event.name.removeprefix("c10d::"), shapes]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for helpers
+    from helpers.toy_recipes import RUNS
+    from trainkit import Options
+    from trainkit.data.seeding import seed_host
+    from trainkit.engine.loop import train
+
+    out, name, *rest = sys.argv[1:]
+    rank, last = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
+    steps: list[list] = []
+
+    def watch(training, batches):
+        for step, batch in enumerate(batches):
+            if rest == [str(step)] and rank == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+                yield batch
+            events = sorted(profiled.events(), key=lambda event: event.time_range.start)
+            steps.append([collectives(each) for each in events if each.name.startswith("c10d::")])
+
+    build, options = RUNS[name]
+    seed_host(5)
+    changes = {"log_every": 100, "checkpoint_every": 100, "evaluate_every": 100}
+    try:
+        train(
+            build(),
+            Options(**{**options, "out": Path(out), "seed": 5, "workers": 0, **changes}),
+            watch=watch,
+        )
+    finally:
+        (Path(out) / f"collectives-{rank}.json").write_text(json.dumps(steps))
