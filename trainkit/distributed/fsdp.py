@@ -258,6 +258,27 @@ def is_part(tensor: Tensor) -> bool:
     return True
 
 
+def own_rows(like: Tensor) -> slice:
+    """The rows that this process holds of a tensor sharded as `like` is, see `is_part`."""
+    assert isinstance(like, DTensor)
+    in_each = -(-like.shape[0] // like.device_mesh.size())  # as torch.chunk cuts
+    start = min(in_each * like.device_mesh.get_local_rank(), like.shape[0])
+    return slice(start, start + like.to_local().shape[0])
+
+
+def from_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """The tensor sharded as `like` is of which this process has `rows`, see `own_rows`."""
+    assert isinstance(like, DTensor)
+    return DTensor.from_local(
+        rows.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """All of a tensor, where it is. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -305,9 +326,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def part(value: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's shard of a whole tensor, sharded as `like` is."""
+    """This rank's shard of a whole tensor, or of one that was read so, sharded as `like` is."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
+    if isinstance(value, DTensor):
+        return value.to(like.dtype)
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 

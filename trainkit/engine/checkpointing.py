@@ -1,6 +1,7 @@
 """Checkpoints of a training: saved, resumed from, and rehearsed before the first step."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from trainkit.storage import checkpoint, packing
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.old_names import renamed_state
 from trainkit.storage.weights import load_model, require_same_names
+
+# names of tensors in a checkpoint's state, see `Checkpointer._state`: laid out as weights are
+OF_WEIGHT = re.compile(r"state\.(?:in_training\.(\d+)|optimizer\.state_dict\.state\.(\d+)\.[^.]+)")
+AVERAGES = "state.ema.averages."
 
 
 class Checkpointer:
@@ -134,14 +139,20 @@ class Checkpointer:
             )
         packing.require_savable(model, {"model": model.state_dict(), **self._state(None)})
 
-    def restore(self, path: Path, evaluation: Mapping[str, Any] | None = None) -> None:
-        """Restore a checkpoint.
+    def restore(
+        self,
+        path: Path,
+        evaluation: Mapping[str, Any] | None = None,
+        verified: bool = False,
+    ) -> None:
+        """Restore a checkpoint, of which each process reads what it holds.
 
         Args:
             path: of the checkpoint.
             evaluation: the last one that the log has, a row of it.
+            verified: whether the processes have verified it between them.
         """
-        weights, saved = checkpoint.load(path)
+        weights, saved = checkpoint.load(path, self._likes(), verified)
         saved = renamed_state(saved)
         require_same_names(self.recipe.model, weights, path)
         load_model(self.recipe.model, weights, path)
@@ -165,6 +176,21 @@ class Checkpointer:
         self.reporter.note(
             f"resuming from step-{self.state.step:09d} of {self.plan.total_steps} steps"
         )
+
+    def _likes(self) -> dict[str, Callable[[str], Tensor | None]]:
+        """For model and state, the tensor here as which one there is sharded, by its name there."""
+        ours = self.recipe.model.state_dict()
+        groups = self.recipe.optimizer.param_groups
+        weights = [weight for group in groups for weight in group["params"]]
+
+        def of_state(name: str) -> Tensor | None:
+            numbered = OF_WEIGHT.fullmatch(name)
+            if numbered is None:
+                return ours.get(name.removeprefix(AVERAGES)) if name.startswith(AVERAGES) else None
+            number = int(numbered[1] or numbered[2])
+            return weights[number] if number < len(weights) else None
+
+        return {"model": ours.get, "state": of_state}
 
     def _state(self, in_training: list[Tensor] | None) -> dict[str, Any]:
         """What a checkpoint holds besides the model.

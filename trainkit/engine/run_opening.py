@@ -3,8 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +88,7 @@ def open_run(
     options, accelerator = setup.options, setup.accelerator
     lists = DatasetInfo.of(setup.recipe.train_data).lists
 
-    def open_here() -> tuple[RunFolder, Found, Path]:
+    def open_here() -> tuple[RunFolder, int, Path]:
         recorded = options.out is not None and (options.out / "settings.json").is_file()
         if options.out is not None and recorded and options.resume != "never":
             setup.plan.use_order(read_order(options.out))
@@ -102,29 +102,65 @@ def open_run(
             )
         except OSError as error:
             raise _unwritable(options.out, error) from error
-        try:
+        with _closed_on_error(run):
             run.keep_lists(lists)
-            path, damaged = run.last_checkpoint()
-            evaluation = run.log.forget_after(checkpoint.step_of(path) if path else 0)
-            for line in (*notes, *damaged):
+            for line in notes:
                 setup.display.note(line)
             mark = run.folder / f".seen-{uuid4().hex}"
             if accelerator.num_processes > 1:
                 mark.touch()
-            order = setup.plan.order.version
-            return run, Found(path, order, evaluation, read_memory(run.folder)), mark
-        except OSError as error:
-            run.close()
-            raise _unwritable(options.out, error) from error
-        except Exception:
-            run.close()
-            raise
+            return run, setup.plan.order.version, mark
 
-    run, found, mark = on_main_process(accelerator, open_here)
-    setup.plan.use_order(found.order)
+    run, order, mark = on_main_process(accelerator, open_here)
+    setup.plan.use_order(order)
     if accelerator.num_processes > 1:
         _all_see(accelerator, run, mark)
-    return run, found
+    with _closed_on_error(run):
+        return run, _find(setup, run, order)
+
+
+@contextmanager
+def _closed_on_error(run: RunFolder) -> Iterator[None]:
+    """Context manager: an error closes the run; one of the file system becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        run.close()
+        if isinstance(error, UserError):
+            raise
+        raise _unwritable(run.folder, error) from error
+    except Exception:
+        run.close()
+        raise
+
+
+def _find(setup: Setup, run: RunFolder, order: int) -> Found:
+    """Find where the run in an open folder resumes, and take later rows out of its log."""
+    accelerator = setup.accelerator
+    path, damaged = _last_checkpoint(accelerator, run)
+
+    def forget() -> Found:
+        with _closed_on_error(run):
+            evaluation = run.log.forget_after(checkpoint.step_of(path) if path else 0)
+            for line in damaged:
+                setup.display.note(line)
+            return Found(path, order, evaluation, read_memory(run.folder))
+
+    return on_main_process(accelerator, forget)
+
+
+def _last_checkpoint(accelerator: Accelerator, run: RunFolder) -> tuple[Path | None, list[str]]:
+    """`RunFolder.last_checkpoint`, of several processes, each of which hashes some of the files."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if processes == 1:
+        return run.last_checkpoint()
+
+    def verified(path: Path) -> str | None:
+        faults = gather_object([checkpoint.verify(path, rank, processes)])
+        return next((fault for fault in faults if fault is not None), None)
+
+    paths = on_main_process(accelerator, lambda: checkpoint.list_checkpoints(run.checkpoints))
+    return run.last_checkpoint(paths=paths, verified=verified)
 
 
 def _unwritable(folder: Path | None, error: OSError) -> UserError:

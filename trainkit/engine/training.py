@@ -131,7 +131,7 @@ class Training:
                 " (OOM) before; --micro-batch changes it"
             )
         if found.path is not None:
-            self.checkpointer.restore(found.path, found.evaluation)
+            self.checkpointer.restore(found.path, found.evaluation, verified=True)
         self.checkpointer.require_savable()
 
 

@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from trainkit.errors import UserError
 from trainkit.files import flush, reason, save_tensors
 from trainkit.storage.adapters import ADAPTER, ADAPTER_CONFIG, ADAPTER_FILES
 from trainkit.storage.checked_json import Fault
-from trainkit.storage.checkpoint_shards import ALONE, Shards, read_tensors
+from trainkit.storage.checkpoint_shards import ALONE, Like, Shards, read_tensors
 from trainkit.storage.checkpoint_snapshot import Snapshot
 from trainkit.storage.packing import unpack
 from trainkit.storage.run_files import MANIFEST, MODEL_JSON, STRUCTURE, read_manifest
-from trainkit.storage.tensor_files import SHARD, file_name, file_names
+from trainkit.storage.tensor_files import KINDS, SHARD, file_name, file_names
 
 # 2: a network has its own names, as `fine_tuned` and EMA weights keep them, and layers are counted
 # as timm does. Weights of format 1 are read by evaluate, predict and export (see `weights.fit`); a
@@ -228,36 +229,63 @@ def _manifest_fault(path: Path) -> str | None:
     return None
 
 
-def verify(path: Path) -> str | None:
-    """Why the checkpoint at `path` cannot be used, or None."""
+def verify(path: Path, turn: int = 0, turns: int = 1) -> str | None:
+    """Why the checkpoint at `path` cannot be used, or None.
+
+    Args:
+        path: of the checkpoint.
+        turn: which of the shares of its files is read, from 0.
+        turns: shares, of about as many bytes each.
+    """
     fault = _manifest_fault(path)
     if fault is not None:
         return fault
-    for name, expected in read_manifest(path)["files"].items():
+    files = read_manifest(path)["files"]
+    for name in _shares(files, turns)[turn]:
         try:
             if not stat.S_ISREG((path / name).stat().st_mode):  # to read a FIFO would wait for ever
                 return f"{name} is not a regular file"
-            if _described(path / name) != expected:
+            if _described(path / name) != files[name]:
                 return f"{name} is not what was written (size or SHA-256 differs)"
         except OSError as error:
             return f"{name} cannot be read: {reason(error)}"
     return None
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _shares(files: Mapping[str, Mapping[str, Any]], count: int) -> list[list[str]]:
+    """The files of a manifest in so many shares: each, the largest first, goes to the smallest."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    sizes = [(0, index) for index in range(count)]
+    for name in sorted(files, key=lambda name: files[name]["bytes"], reverse=True):
+        size, index = heappop(sizes)
+        shares[index].append(name)
+        heappush(sizes, (size + files[name]["bytes"], index))
+    return shares
+
+
+def load(
+    path: Path, likes: Mapping[str, Like] | None = None, verified: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load model weights and state of a checkpoint, on the CPU.
+
+    Args:
+        path: of the checkpoint.
+        likes: for "model" and "state", tensors here that those there are sharded like, see
+            `read_tensors`; none is sharded by default.
+        verified: whether the processes have verified it between them.
 
     Raises:
         UserError: it does not verify.
     """
-    reason = verify(path)
+    reason = None if verified else verify(path)
     if reason:
         raise UserError(f"checkpoint {path} is damaged: {reason}")
+    of_model, of_state = ((likes or {}).get(kind) for kind in KINDS)
     try:
         count = read_manifest(path).get("shards")
-        tensors = read_tensors(path, "state", count)
+        tensors = read_tensors(path, "state", count, of_state)
         state = unpack(json.loads((path / STRUCTURE).read_bytes()), tensors)
-        return read_tensors(path, "model", count), state
+        return read_tensors(path, "model", count, of_model), state
     except (
         SafetensorError,
         ValueError,

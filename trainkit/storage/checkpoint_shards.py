@@ -6,7 +6,7 @@ parts, by the same name in the files of the ranks, are joined in their order. Wh
 have alike, such as buffers, is in the files of rank 1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
-from trainkit.distributed.fsdp import is_part, local
+from trainkit.distributed.fsdp import from_rows, is_part, local, own_rows
 from trainkit.storage.tensor_files import file_name
 
 Value = TypeVar("Value")
+Like = Callable[[str], Tensor | None]  # of the name of a tensor in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,73 @@ class Shards:
 ALONE = Shards()
 
 
-def read_tensors(folder: Path, kind: str, count: int | None) -> dict[str, Tensor]:
-    """The whole tensors of a checkpoint, in memory of their own: its files may be removed.
+def read_tensors(
+    folder: Path, kind: str, count: int | None, like: Like | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, in memory of their own: its files may be removed.
 
     Args:
         folder: of the checkpoint.
         kind: one of KINDS.
         count: of the processes that wrote it; None for one file.
+        like: a tensor here for a name there, or None. Where it is sharded, and of the same shape,
+            the result is sharded as it is, and no more is read than the rows that this process
+            holds. All others are read whole.
     """
-    parts: dict[str, list[Tensor]] = {}
-    for rank in range(count or 1):
-        for name, part in load_file(folder / file_name(kind, rank, count)).items():
-            parts.setdefault(name, []).append(part)
-    return {
-        name: torch.cat(each) if len(each) > 1 else each[0].clone() for name, each in parts.items()
-    }
+    files = [folder / file_name(kind, rank, count) for rank in range(count or 1)]
+    lengths: dict[str, list[tuple[Path, list[int]]]] = {}  # file and shape of each part
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                lengths.setdefault(name, []).append((path, file.get_slice(name).get_shape()))
+    likes = {name: _sharded_like(name, each, like) for name, each in lengths.items()}
+    wanted: dict[Path, list[tuple[str, slice | None]]] = {path: [] for path in files}
+    for name, each in lengths.items():
+        own = likes[name]
+        for path, rows in _needed(each, None if own is None else own_rows(own)):
+            wanted[path].append((name, rows))
+    pieces: dict[str, list[Tensor]] = {name: [] for name in lengths}
+    for path, names in wanted.items():
+        if not names:
+            continue
+        with safe_open(path, "pt") as file:
+            for name, rows in names:
+                pieces[name].append(
+                    file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+                )
+    found = {}
+    for name, own in likes.items():
+        read = pieces.pop(name)
+        tensor = torch.cat(read) if len(read) > 1 else read[0].clone()
+        found[name] = tensor if own is None else from_rows(tensor, own)
+    return found
+
+
+def _sharded_like(
+    name: str, parts: Sequence[tuple[Path, list[int]]], like: Like | None
+) -> Tensor | None:
+    """The tensor here as which one of these parts is to be sharded; None: it is read whole."""
+    own = None if like is None else like(name)
+    if own is None or not is_part(own):
+        return None
+    shape = list(parts[0][1])
+    shape[:1] = [sum(length for _, (length, *_) in parts)] if shape else []
+    return own if shape == list(own.shape) else None
+
+
+def _needed(
+    parts: Sequence[tuple[Path, list[int]]], rows: slice | None
+) -> Iterator[tuple[Path, slice | None]]:
+    """Yield the files that hold `rows`, and which of each; None for all."""
+    if rows is None:
+        yield from ((path, None) for path, _ in parts)
+        return
+    begin, found = 0, False
+    for path, (length, *_) in parts:
+        first, end = max(rows.start, begin), min(rows.stop, begin + length)
+        if first < end:
+            yield path, slice(first - begin, end - begin)
+            found = True
+        begin += length
+    if not found:  # this process holds none, of its type
+        yield parts[0][0], slice(0, 0)

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -212,11 +212,18 @@ class RunFolder:
         """
         return read_summary(self.folder)
 
-    def last_checkpoint(self, until: int | None = None) -> tuple[Path | None, list[str]]:
+    def last_checkpoint(
+        self,
+        until: int | None = None,
+        paths: Sequence[Path] | None = None,
+        verified: Callable[[Path], str | None] = verify,
+    ) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line about each newer one that does not.
 
         Args:
             until: the newest step that is asked for.
+            paths: of the checkpoints, the oldest first; all in the folder by default.
+            verified: says why one cannot be used, or None.
 
         Raises:
             UserError: there are checkpoints and none verifies.
@@ -224,11 +231,11 @@ class RunFolder:
         damaged: list[str] = []
         paths = [
             path
-            for path in list_checkpoints(self.checkpoints)
+            for path in (list_checkpoints(self.checkpoints) if paths is None else paths)
             if until is None or step_of(path) <= until
         ]
         for path in reversed(paths):
-            reason = verify(path)
+            reason = verified(path)
             if reason is None:
                 return path, damaged
             damaged.append(f"checkpoint {path.name} is damaged and skipped: {reason}")

@@ -81,7 +81,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], resize: bool = False) -
     ]
     return Fit(
         {
-            n: named[n].reshape(ours[n].shape)
+            n: _reshaped(named[n], ours[n])
             for n in shared
             if n not in shape_mismatches and n not in mistyped
         },
@@ -190,6 +190,11 @@ def _as_compiled(name: str, ours: Mapping[str, Tensor]) -> str:
 def _in_shape(value: Tensor, ours: Tensor) -> bool:
     """Whether a tensor has our shape; a linear layer's (N, C) is a convolution's (N, C, 1, 1)."""
     return value.shape == ours.shape or (ours.ndim == 4 and (*value.shape, 1, 1) == ours.shape)
+
+
+def _reshaped(value: Tensor, ours: Tensor) -> Tensor:
+    """In our shape; of the same shape as it is, in whatever way it is sharded."""
+    return value if value.shape == ours.shape else value.reshape(ours.shape)
 
 
 def _holds(ours: Tensor, value: Tensor) -> bool:
