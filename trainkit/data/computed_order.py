@@ -1,5 +1,7 @@
 """The order of an epoch that is computed for the places asked for, not drawn whole."""
 
+from typing import Protocol
+
 import numpy as np
 
 from trainkit.data.permutation import Permutation
@@ -8,8 +10,18 @@ from trainkit.data.seeding import ORDER, fold
 ROUNDS = 12
 
 
+class Places(Protocol):
+    """A permutation of images, and its inverse."""
+
+    def at(self, places: np.ndarray, /) -> np.ndarray:
+        """The images at places, int64 (P,) both."""
+
+    def places_of(self, images: np.ndarray, /) -> np.ndarray:
+        """The places of images, int64 (P,) both."""
+
+
 class ComputedOrder:
-    """An epoch's uniform order of any number of images: a `Permutation` keyed by (seed, epoch).
+    """An epoch's order of any number of images: a `Permutation` keyed by (seed, epoch), uniform.
 
     Args:
         num_images: of the dataset, with the copies of `repeats`.
@@ -17,13 +29,24 @@ class ComputedOrder:
         repeats: how often an image is in a batch, which has its images once, then once more.
         seed: of the run.
         epoch: from 0.
+        permutation: of the images without copies, in place of that one.
     """
 
-    def __init__(self, num_images: int, batch_size: int, repeats: int, seed: int, epoch: int):
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        repeats: int,
+        seed: int,
+        epoch: int,
+        permutation: Places | None = None,
+    ):
         self.num_images, self.batch_size, self.repeats = num_images, batch_size, repeats
         self._distinct, self._together = num_images // repeats, batch_size // repeats
-        keys = [fold(seed, ORDER, epoch, number) for number in range(ROUNDS)]
-        self._permutation = Permutation(self._distinct, keys)
+        if permutation is None:
+            keys = [fold(seed, ORDER, epoch, number) for number in range(ROUNDS)]
+            permutation = Permutation(self._distinct, keys)
+        self._permutation = permutation
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """The image indices at `places` of the order: int64 of the same shape (P,)."""

@@ -73,12 +73,18 @@ class Permutation:
 
 def _below(base: np.uint64, key: np.uint64, digits: np.ndarray) -> np.ndarray:
     """A hash of key and digit, evenly below `base`, which is at most 2^31."""
-    state = (digits ^ key) + GOLDEN
+    state = hashed(digits, key)
+    state >>= HALF
+    state *= base
+    state >>= HALF
+    return state
+
+
+def hashed(values: np.ndarray, key: int | np.uint64) -> np.ndarray:
+    """A hash of a key and each value: uint64 of the same shape."""
+    state = (values ^ np.uint64(key)) + GOLDEN
     for shift, factor in zip(SHIFTS, FACTORS):
         state ^= state >> shift
         state *= factor
     state ^= state >> SHIFTS[-1]
-    state >>= HALF
-    state *= base
-    state >>= HALF
     return state

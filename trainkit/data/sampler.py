@@ -18,7 +18,9 @@ from itertools import islice
 import numpy as np
 import torch
 
+from trainkit.data.balanced_draws import Balanced, ComputedDraws
 from trainkit.data.computed_order import ComputedOrder
+from trainkit.data.local_order import Locality
 from trainkit.data.seeding import ORDER, fold
 from trainkit.errors import UserError
 
@@ -45,80 +47,6 @@ def _end(num_images: int, parts: int, unit: int, number: int) -> int:
 
 
 @dataclass(frozen=True)
-class Locality:
-    """Images stored in groups that are read whole, and an order that needs few groups at a time.
-
-    Args:
-        lengths: images of each group, in the order of their indices.
-        num_interleaved: number of interleaved groups.
-    """
-
-    lengths: tuple[int, ...]
-    num_interleaved: int
-
-    def permutation(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        """Every index once: int64 (sum of lengths,).
-
-        The groups are shuffled uniformly and dealt out to interleaved sequences; a sequence has its
-        groups one after another, each with its images shuffled. All sequences advance alike, so
-        that a batch has an equal part of each, and lists its images sequence by sequence: a
-        process's slice of every batch is of the same few sequences. The order is not fully uniform:
-        images of one group lie within a span of about as many groups' images as there are
-        sequences.
-
-        Args:
-            batch_size: images of a batch over all processes.
-            generator: draws the order.
-        """
-        lengths = torch.tensor(self.lengths)
-        # of each image's group
-        rank = torch.randperm(len(lengths), generator=generator).repeat_interleave(lengths)
-        order = torch.randperm(len(rank), generator=generator)
-        rank = rank[order]
-        sequence = rank % self.num_interleaved
-        by_sequence = (sequence * len(lengths) + rank).argsort(stable=True)
-        order, sequence = order[by_sequence], sequence[by_sequence]
-        size = sequence.bincount(minlength=self.num_interleaved)
-        place = torch.arange(len(sequence)) - (size.cumsum(0) - size)[sequence]  # in its sequence
-        alike = ((place.double() + 0.5) / size[sequence]).argsort(stable=True)
-        batch = torch.arange(len(sequence)).div(batch_size, rounding_mode="floor")
-        return order[alike][(batch * self.num_interleaved + sequence[alike]).argsort(stable=True)]
-
-
-@dataclass(frozen=True)
-class Balanced:
-    """Draws with replacement: a class, all alike, then one of its images, all alike.
-
-    Args:
-        images: those of the first class, then of the next, and so on: int64 (M,).
-        members: how many images each class has: int64 (C,); one without an image is not drawn.
-        name: what a resume must find again.
-    """
-
-    images: torch.Tensor
-    members: torch.Tensor
-    name: str = "balanced"
-
-    def draw(self, num_images: int, generator: torch.Generator) -> torch.Tensor:
-        """As many indices as there are images, int64 (num_images,).
-
-        Draw k of image i, counted from 0, is i + k * num_images: as the seed of an image is drawn
-        from its index, draws of one image are augmented differently.
-        """
-        present = self.members.nonzero()[:, 0]
-        starts = self.members.cumsum(0) - self.members
-        chosen = present[torch.randint(len(present), (num_images,), generator=generator)]
-        share = torch.rand(num_images, generator=generator, dtype=torch.float64)
-        images = self.images[starts[chosen] + (share * self.members[chosen]).long()]
-        by_image = images.argsort(stable=True)
-        counts = images.bincount(minlength=num_images)
-        first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        earlier = torch.empty_like(images)
-        earlier[by_image] = torch.arange(num_images) - first
-        return images + earlier * num_images
-
-
-@dataclass(frozen=True)
 class TrainOrder:
     """The order of a whole run: batch -> process -> micro-batch.
 
@@ -137,9 +65,9 @@ class TrainOrder:
             k n is then copy k of image i of n.
         locality: of data that is stored in groups.
         balanced: draws with replacement.
-        version: how a uniform order is made. 1: `torch.randperm`, whole in each process. 2: a
-            `ComputedOrder`, of the places asked for alone. A run keeps its version; a new one has
-            `newest_version`.
+        version: how an order is made. 1: drawn whole in each process. 2: computed for the places
+            asked for alone, see `ComputedOrder`, `LocalOrder` and `ComputedDraws`. A run keeps its
+            version; a new one has `newest_version`.
 
     Raises:
         UserError: a value is out of range, or they do not fit together.
@@ -188,14 +116,12 @@ class TrainOrder:
 
     @property
     def newest_version(self) -> int:
-        """The version of a new run: 2 above 2^22 different images in a uniform order, else 1."""
-        is_uniform = self.locality is None and self.balanced is None
-        many = self.num_images // self.repeats > MOST_DRAWN
-        return COMPUTED if is_uniform and many else DRAWN
+        """The version of a new run: 2 above 2^22 different images, else 1."""
+        return COMPUTED if self.num_images // self.repeats > MOST_DRAWN else DRAWN
 
     @property
     def _is_computed(self) -> bool:
-        return self.version == COMPUTED and self.locality is None and self.balanced is None
+        return self.version == COMPUTED
 
     def num_images_of(self, step: int) -> int:
         """Images in the batch of `step`, over all processes."""
@@ -252,8 +178,15 @@ class TrainOrder:
             return self._computed(epoch).at(places).tolist()
         return self.epoch(epoch)[torch.from_numpy(places)].tolist()
 
-    def _computed(self, epoch: int) -> ComputedOrder:
-        return ComputedOrder(self.num_images, self.batch_size, self.repeats, self.seed, epoch)
+    def _computed(self, epoch: int) -> ComputedOrder | ComputedDraws:
+        if self.balanced is not None:
+            return self.balanced.computed(self.num_images, fold(self.seed, ORDER, epoch))
+        sizes = self.num_images, self.batch_size, self.repeats
+        if self.locality is None:
+            return ComputedOrder(*sizes, self.seed, epoch)
+        key = fold(self.seed, ORDER, epoch)
+        local = self.locality.computed(self.batch_size // self.repeats, key)
+        return ComputedOrder(*sizes, self.seed, epoch, local)
 
     def replacement(self, epoch: int, index: int) -> int:
         """The image after `index` in the order of `epoch`; after the last comes the first."""
