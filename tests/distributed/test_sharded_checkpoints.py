@@ -14,6 +14,7 @@ import trainkit
 from helpers.cases import at_night
 from helpers.logs import assert_bit_equal, rows
 from helpers.processes import FSDP, TESTS, TOYS, Script, torchrun
+from helpers.reading_parts import LARGE, write
 from helpers.toy_recipes import recognition
 from trainkit import Options, train
 from trainkit.cli import main
@@ -197,6 +198,38 @@ def test_without_fsdp_it_is_refused(tmp_path):
     with pytest.raises(UserError, match="checkpoint_format is sharded, and without FSDP each"):
         train(recognition(), options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
+def test_each_process_reads_its_rows(tmp_path, processes):
+    """Of parts of four: the rows that torch cuts for it, and no more than them is in its memory."""
+    write(tmp_path)
+    script = TESTS / "helpers" / "reading_parts.py"
+    printed = torchrun(processes, script, tmp_path).stdout
+    taken = [int(line.split()[0]) for line in printed.splitlines() if line.endswith("MiB")]
+    # what is mapped from the files, and a copy
+    assert len(taken) == processes and max(taken) < 2.5 * LARGE / processes, printed
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 9])
+def test_processes_hash_the_files_between_them(tmp_path, trained, turns):
+    """Each file in one of the shares: damage of any is found by one process, and by no other."""
+    path = shutil.copytree(newest(trained / "sharded" / "all"), tmp_path / "step-000000012")
+    assert [verify(path, turn, turns) for turn in range(turns)] == [None] * turns
+    sizes = {
+        name: (path / name).stat().st_size
+        for name in json.loads((path / "manifest.json").read_text())["files"]
+    }
+    loads = [0] * turns
+    for name, size in sizes.items():
+        data = (path / name).read_bytes()
+        (path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        found = [verify(path, turn, turns) for turn in range(turns)]
+        (finder,) = (turn for turn, fault in enumerate(found) if fault is not None)
+        assert name in found[finder]
+        loads[finder] += size
+        (path / name).write_bytes(data)
+    assert max(loads) <= max(*sizes.values(), 2 * sum(sizes.values()) / turns)
 
 
 RECIPE = """

@@ -16,9 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def collectives(event) -> list:
-    """Operation and shapes, such as ["allreduce_", [[2]]]."""
-    shapes = [shape for shape in event.input_shapes if shape]
-    return [event.name.removeprefix("c10d::"), shapes]
+    """Operation and shapes, such as ["all_reduce", [[2]]]."""
+    return [event.name.removeprefix("gloo:"), event.input_shapes]
 
 
 if __name__ == "__main__":
@@ -39,7 +38,7 @@ if __name__ == "__main__":
             with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
                 yield batch
             events = sorted(profiled.events(), key=lambda event: event.time_range.start)
-            steps.append([collectives(each) for each in events if each.name.startswith("c10d::")])
+            steps.append([collectives(each) for each in events if each.name.startswith("gloo:")])
 
     build, options = RUNS[name]
     seed_host(5)
@@ -50,5 +49,7 @@ if __name__ == "__main__":
             Options(**{**options, "out": Path(out), "seed": 5, "workers": 0, **changes}),
             watch=watch,
         )
+    except SystemExit as stopped:
+        print(f"exit code {stopped.code}")
     finally:
         (Path(out) / f"collectives-{rank}.json").write_text(json.dumps(steps))
