@@ -152,6 +152,7 @@ class _Late:
         self._asked: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def add(self, number: torch.Tensor) -> None:
+        """Begin to copy a number, (1,), to the host."""
         event = torch.cuda.Event()
         copy = torch.empty(1, dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
         event.record()
