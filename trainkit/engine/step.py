@@ -66,7 +66,7 @@ class Stepper:
             frozen: what is not trained before some step, or None.
             state: where the start of an update is recorded.
             reporter: of smaller micro-batches after running out of memory.
-            stop: told in each step whether a process is asked to stop.
+            stop: hears in each step whether a process is asked to stop.
         """
         self.recipe = recipe = setup.recipe
         self.options = options = setup.options
