@@ -7,8 +7,8 @@ The work is that of `step_overhead.py --work mlp`. The functions that make a ste
 more with a note of the time after each of their statements; what lies between two notes belongs to
 the second one, so that everything counts somewhere: a statement that is not noted itself, or is in
 another function, to the next one that is. A note's own time is taken off. A figure is the tenth
-percentile of the steps, which other programs disturb least, or the mean where a statement is not
-reached in every step, such as of a row of the log.
+percentile of the steps, which other programs disturb least; of a statement that is not reached in
+every step, such as a row of the log, its share of a step.
 """
 
 import argparse
@@ -174,10 +174,8 @@ def by_statement(notes: Notes, begin: int) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)  # the same text may stand in two places
     for number in numbers:
         taken = [each[number] for each in counted if number in each]
-        often = len(taken) > len(counted) / 2
-        found[notes.texts[number]] += (
-            float(np.percentile(taken, 10)) if often else sum(taken) / len(counted)
-        ) / 1000
+        share = len(taken) / len(counted)
+        found[notes.texts[number]] += float(np.percentile(taken, 10)) * share / 1000
     return found
 
 

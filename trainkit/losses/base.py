@@ -96,15 +96,20 @@ class CheckedCriteria:
 
     def __init__(self) -> None:
         self._last: tuple[Criterion, ...] = ()
+        self._single: Criterion | None = None  # the only one, given by itself, of the last call
 
     def __call__(
         self, loss: Criterion | Sequence[Criterion], num_classes: int
     ) -> tuple[Criterion, ...]:
         """See `as_criteria`."""
+        if self._single is not None and loss is self._single:
+            return self._last
         criteria = tuple(loss) if isinstance(loss, Sequence) else (loss,)
         same = len(criteria) == len(self._last) and all(map(is_, criteria, self._last))
         if not same or not criteria:
             self._last = as_criteria(criteria, num_classes)
+        # a list may change
+        self._single = None if isinstance(loss, Sequence) else loss
         return self._last
 
 
