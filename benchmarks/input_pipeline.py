@@ -96,6 +96,8 @@ def pairs(case: str) -> dict[str, Callable[[Path], Dataset]]:
         "references": ReferencePairs,
         "trainkit": lambda root: MaskFolder(root / "images", root / "masks", 254, transform),
     }
+    if case == "segment-jpeg" and turbojpeg() is not None:
+        ways["turbojpeg"] = ways["trainkit"]
     if case == "segment-jpeg" and is_installed("nvidia.nvimgcodec"):
         ways["regions"] = lambda root: RegionPairs(root, transform)
     return ways

@@ -10,11 +10,14 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from trainkit.data.bands import PixelSettings, read_pixels
+from trainkit.data.bands import USUAL, PixelSettings, read_pixels
 from trainkit.data.image_headers import JPEG, jpeg_frame
 from trainkit.data.image_io import read_with
 from trainkit.data.pillow_decoder import notes
 from trainkit.data.turbojpeg import has_region, turbojpeg
+
+# top, left, height and width in pixels -> that part of an image
+Region = Callable[[int, int, int, int], Tensor]
 
 
 def read_transformed(
@@ -45,23 +48,73 @@ def read_transformed(
         image = read_pixels(source, pixels, name=name)
         return image if transform is None else transform(image)
     name = name or (None if isinstance(source, bytes) else str(source))
-    library = turbojpeg() if pixels.usual else None
-    if library is not None and notes() is None:  # a region leaves a decoder's warnings out
+    if pixels.usual and may_read_regions():
         source = read_with(source, bytes, name)
-        frame = jpeg_frame(source) if source.startswith(JPEG) else None
-        if frame is not None and has_region(source, frame):
-            data = source
-
-            def region(top: int, left: int, height: int, width: int) -> Tensor:
-                found = library.region(data, frame, top, left, height, width)
-                if found is None:  # the whole is decoded, or refused with the reason
-                    found = _part(read_pixels(data, pixels, name=name), top, left, height, width)
-                return found
-
-            return of_first_crop(frame.height, frame.width, region, transform)
+        found = jpeg_regions(source, name)
+        if found is not None:
+            return of_first_crop(*found, transform)
     whole = read_pixels(source, pixels, name=name)
     height, width = whole.shape[-2:]
     return of_first_crop(height, width, partial(_part, whole), transform)
+
+
+def may_read_regions() -> bool:
+    """Whether a region of a file can be decoded alone here: it leaves a decoder's warnings out."""
+    return turbojpeg() is not None and notes() is None
+
+
+def jpeg_regions(data: bytes, name: str | None) -> tuple[int, int, Region] | None:
+    """What reads regions of a file in memory, where `may_read_regions`.
+
+    Args:
+        data: the bytes of the file.
+        name: what to call it in an error.
+
+    Returns:
+        Height and width of the image, and what gives a region of it, see `of_first_crop`; None for
+        a file that is decoded whole.
+    """
+    library, frame = turbojpeg(), jpeg_frame(data) if data.startswith(JPEG) else None
+    if library is None or frame is None or not has_region(data, frame):
+        return None
+
+    def region(top: int, left: int, height: int, width: int) -> Tensor:
+        found = library.region(data, frame, top, left, height, width)
+        if found is None:  # the whole is decoded, or refused with the reason
+            found = _part(read_pixels(data, USUAL, name=name), top, left, height, width)
+        return found
+
+    return frame.height, frame.width, region
+
+
+def pair_of_first_crop(region: Region, mask: Tensor, transform: Any) -> tuple[Tensor, Tensor]:
+    """Transform an image and its mask, where no more is read of the image than the crop.
+
+    Args:
+        region: see `of_first_crop`.
+        mask: a tv_tensors.Mask of the image's size.
+        transform: one that `begins_with_pairs_crop`.
+
+    Returns:
+        What the transform makes of the whole image, and of the mask.
+    """
+    crop, *others = transform.transforms if type(transform) is v2.Compose else [transform]
+    drawn = crop.make_params([mask])
+    (top, height, *down), (left, width, *across) = drawn["rows"], drawn["columns"]
+    part = region(top, left, height, width).as_subclass(tv_tensors.Image)
+    moved = {**drawn, "rows": (0, height, *down), "columns": (0, width, *across)}
+    pair = crop.transform(part, moved), crop.transform(mask, drawn)
+    for step in others:
+        pair = step(*pair)
+    return pair
+
+
+def begins_with_pairs_crop(transform: Any) -> bool:
+    """Whether a transform of pairs begins by cutting a region out, as our `RandomScaleCrop`."""
+    first = transform
+    if type(transform) is v2.Compose and transform.transforms:
+        first = transform.transforms[0]
+    return vars(type(first)).get("cuts_pairs_out", False)
 
 
 def _part(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
@@ -81,9 +134,7 @@ def begins_with_crop(transform: Any) -> bool:
     )
 
 
-def of_first_crop(
-    height: int, width: int, region: Callable[[int, int, int, int], Tensor], transform: v2.Compose
-) -> Tensor:
+def of_first_crop(height: int, width: int, region: Region, transform: v2.Compose) -> Tensor:
     """Transform an image of which no more is read than the crop.
 
     Args:

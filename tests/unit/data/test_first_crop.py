@@ -13,13 +13,18 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from trainkit.data.bands import USUAL, PixelSettings, read_pixels
-from trainkit.data.datasets.folder import ClassFolder
-from trainkit.data.first_crop import begins_with_crop, read_transformed
+from trainkit.data.datasets.folder import ClassFolder, MaskFolder
+from trainkit.data.first_crop import (
+    begins_with_crop,
+    begins_with_pairs_crop,
+    read_transformed,
+)
 from trainkit.data.image_headers import jpeg_frame
 from trainkit.data.seeding import Seeded
 from trainkit.data.transforms.ops import RandomResizedCrop
 from trainkit.data.transforms.recognition import eval_transform, train_transform
 from trainkit.data.transforms.region import resized
+from trainkit.data.transforms.segmentation import train_transform as pairs_transform
 from trainkit.data.turbojpeg import TurboJpeg, agrees, has_region, turbojpeg
 from trainkit.errors import DataError
 
@@ -131,7 +136,7 @@ def test_only_our_own_first_crop_decides_what_is_decoded():
 
 def test_regions_are_drawn_as_torchvision_draws_them():
     sizes = [(375, 500), (500, 375), (4, 400), (400, 4), (1, 1), (256, 256), (37, 41)]
-    for seed in range(400):
+    for seed in range(140):
         height, width = sizes[seed % len(sizes)]
         for scale in ((0.08, 1.0), (0.9, 1.6)):  # the last rarely fits in ten tries
             image = [torch.empty(3, height, width, device="meta")]
@@ -258,3 +263,42 @@ def test_a_file_that_is_no_library_is_passed_over(tmp_path):
         TurboJpeg(str(tmp_path / "libturbojpeg.so.0"))
     with pytest.raises(AttributeError, match="tj3Init"):
         TurboJpeg(str(Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"photometric": True}, {"cat_max_ratio": 0.6}])
+def test_pairs_are_those_of_whole_images(tmp_path, settings):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    kinds = ("4:2:0, baseline", "4:2:2, progressive", "grey", "EXIF 6", "EXIF 1", "inks")
+    for number, kind in enumerate(kinds):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(KINDS[kind])
+        size = read_pixels(KINDS[kind], USUAL).shape[-2:]
+        labels = np.random.default_rng(number).integers(0, 3, size, dtype=np.uint8)
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{number}.png")
+    transform = pairs_transform(100, 48, **settings)
+    folders = tmp_path / "images", tmp_path / "masks", 3
+    data = MaskFolder(*folders, transform)
+    whole = MaskFolder(*folders, lambda *pair: transform(*pair))
+    assert begins_with_pairs_crop(transform) and not begins_with_pairs_crop(whole.transform)
+    for epoch in range(6):
+        for index in range(len(kinds)):
+            (image, mask), (other, labels) = (
+                Seeded(each, 5)[epoch, index] for each in (data, whole)
+            )
+            assert torch.equal(image, other) and torch.equal(mask, labels)
+            assert type(image) is type(mask) is Tensor and image.stride() == other.stride()
+
+
+def test_pairs_are_refused_by_name(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    data = KINDS["4:2:0, baseline"]
+    (tmp_path / "images" / "torn.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "images" / "wide.jpg").write_bytes(data)
+    for name in ("torn", "wide"):
+        Image.new("L", (123, 97 if name == "torn" else 96)).save(tmp_path / "masks" / f"{name}.png")
+    pairs = MaskFolder(tmp_path / "images", tmp_path / "masks", 3, pairs_transform(100, 48))
+    with pytest.raises(DataError, match=r"cannot read .*torn\.jpg: .*; replace the file"):
+        pairs[0]
+    with pytest.raises(DataError, match=r"wide\.png is 123x96 and its image .*wide\.jpg is 123x97"):
+        pairs[1]

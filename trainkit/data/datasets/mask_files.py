@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchvision import tv_tensors
 
 from trainkit.data.bands import read_image_like
 from trainkit.data.datasets.segmentation import MaskDataset
+from trainkit.data.first_crop import (
+    begins_with_pairs_crop,
+    jpeg_regions,
+    may_read_regions,
+    pair_of_first_crop,
+)
+from trainkit.data.image_io import read_with
 
 
 class MaskFiles(MaskDataset):
@@ -65,5 +73,21 @@ class MaskFiles(MaskDataset):
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """See `MaskDataset`."""
         labels = self.labels_of(index)
-        size, file = tuple(labels.shape), self.images[index]
-        return read_image_like(file, size, self.upright, pixels=self.pixels), labels
+        return self._image(self.images[index], labels), labels
+
+    def _image(self, source: Path | bytes, labels: Tensor, name: str | None = None) -> Tensor:
+        size = tuple(labels.shape)
+        return read_image_like(source, size, self.upright, name, self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        own = type(self).read is MaskFiles.read and self.pixels.usual
+        if not (own and begins_with_pairs_crop(self.transform) and may_read_regions()):
+            return super().__getitem__(index)
+        labels, name = self.labels_of(index), str(self.images[index])
+        content = read_with(self.images[index], bytes)
+        found = jpeg_regions(content, name)
+        if found is None or found[:2] != tuple(labels.shape):
+            return self.item_of(self._image(content, labels, name), labels, index)
+        mask = tv_tensors.Mask(self.train_ids(labels.as_subclass(Tensor), index))
+        image, mask = pair_of_first_crop(found[2], mask, self.transform)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)

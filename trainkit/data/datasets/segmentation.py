@@ -192,7 +192,10 @@ class MaskDataset(Dataset):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = self.read(index)
+        return self.item_of(*self.read(index), index)
+
+    def item_of(self, image: Tensor, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """An item of what `read` gave."""
         if image.shape[-2:] != labels.shape[-2:]:
             raise MaskSizeError(
                 f"{self.mask_name(index)} is {_size(labels)} and its image {self.name_of(index)} is"

@@ -136,6 +136,8 @@ class RandomScaleCrop(v2.Transform):
         UserError: a value is out of range.
     """
 
+    cuts_pairs_out = True  # its `transform` may be given the region alone, see `first_crop`
+
     def __init__(
         self,
         long_side: int,
