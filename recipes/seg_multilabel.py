@@ -24,6 +24,7 @@ from trainkit.data.bands import PixelSettings
 from trainkit.data.dataset_info import LazyDataset
 from trainkit.data.datasets.class_mask_source import ClassMaskSource
 from trainkit.data.datasets.class_names import read_classes
+from trainkit.data.datasets.composed import composed
 from trainkit.data.datasets.held_out import SplitSettings
 from trainkit.data.datasets.multi_hot import IGNORED
 from trainkit.data.datasets.pixel_statistics import mean_and_std
@@ -79,6 +80,8 @@ def recipe(
     long_side: int = 520,
     crop: int = 480,
     photometric: bool = False,
+    mosaic: float = 0.0,
+    copy_paste: float = 0.0,
     orientation: OrientationSettings = OrientationSettings(),
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
@@ -106,13 +109,17 @@ def recipe(
         lr: learning rate of the backbone
         head_lr_mult: factor of the learning rate outside the backbone, when it is pretrained
         batch_size: images of one step, over all processes
-        loss: bce, dice, tversky, focal, asl, or several of them
+        loss: bce, dice, tversky, focal, asl, boundary, or several of them
         pos_weight: of bce, weight of the pixels of each class
         mask_threshold: probability above which a pixel is of a class
-        metrics: further ones of torchmetrics, such as torchmetrics:HammingDistance
+        metrics: further ones: boundary_iou, and of torchmetrics, such as
+            torchmetrics:HammingDistance
         long_side: long side of an image before the random scale of 0.5 to 2, and in evaluation
         crop: side of the crops in training
         photometric: distort brightness, contrast, saturation and hue of the crops
+        mosaic: probability that a training image is put together from four crops, such as 0.5
+        copy_paste: probability that half of the classes of another training image are pasted into
+            one, such as 0.5
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
         eval_window: side and stride of windows in evaluation, such as 480 320; None: whole images
         eval_flip: also predict the flipped image in evaluation, and average
@@ -163,7 +170,7 @@ def recipe(
             names, named_losses(loss, pos_weight), mask_threshold, extra_metrics=metrics
         ),
         model=network,
-        train_data=train_data,
+        train_data=composed(train_data, mosaic, copy_paste),
         val_data=masks.open("val", eval_transform(long_side)),
         **optimizer.build(network),
         **schedule.build(),

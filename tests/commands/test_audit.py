@@ -6,6 +6,7 @@ import tempfile
 import pytest
 
 from helpers.processes import TESTS
+from helpers.teachers import write_teacher
 from trainkit.cli import main
 
 RECIPE = str(TESTS / "helpers" / "audited_recipes.py")
@@ -62,6 +63,21 @@ def test_sound_recipes_of_both_tasks(tmp_path, words):
     assert found["processes"]["why"] is None and len(found) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "temporary"]
     assert not list((tmp_path / "temporary").glob("trainkit*")), "no run is left"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dense", [False, True])
+def test_with_a_teacher(tmp_path, dense):
+    """It is read again by each training, the resumed one and both processes too."""
+    write_teacher(tmp_path / "teacher", dense)
+    words = ("--dense",) if dense else ()
+    found = audited(*words, "--teacher", "teacher", "--distill", "0.4", "--out", "kept", code=0)
+    assert all(each["equal"] and not each["difference"] for each in found.values())
+    assert len(found) == 4 and found["processes"]["why"] is None
+    for name in ("first", *found):
+        rows = map(json.loads, (tmp_path / "kept" / name / "log.jsonl").read_text().splitlines())
+        losses = [row["loss_distillation"] for row in rows if row["event"] == "step"]
+        assert len(losses) == 6 and min(losses) > 0
 
 
 @pytest.mark.nightly

@@ -16,6 +16,7 @@ from helpers.toy_recipes import (
     Maps,
     depths,
     labels,
+    overlapping,
     recognition,
     run,
     segmentation,
@@ -122,6 +123,29 @@ def test_classes_in_another_order_are_mapped_by_name(tmp_path):
     assert module(images, targets)[1].item() == pytest.approx(distance.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_of_any_number_of_classes_by_hand(dense, tmp_path):
+    """Each class's probability of its own, of what is known alone."""
+    recipe, classes = (overlapping(), 3) if dense else (labels(), CLASSES)
+    folder = write_teacher(tmp_path / "teacher", dense, classes=classes, any_number=True, **OTHER)
+    distillation, module = in_training(recipe, folder, distill=0.3, temperature=2.0)
+    read, targets = batch(recipe.train_data, range(8))
+    images, _ = ToDevice(torch.device("cpu"), recipe.mean, recipe.std)(read, targets)
+    teacher = teacher_logits(distillation, read, *OTHER.values())
+    teacher = teacher["out"] if dense else teacher
+    found = module(images, targets).detach()
+    with torch.no_grad():
+        student = recipe.model(images)
+        own = recipe.task.losses(student, targets)
+    p, q = (teacher / 2).double().sigmoid(), (student / 2).double().sigmoid()
+    each = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    wanted = 4 * each[targets >= 0].sum().item()
+    assert found[-1].item() == pytest.approx(0.3 * wanted, rel=1e-4)
+    torch.testing.assert_close(found[:-1], 0.7 * own)
+    counts = distillation.counts(targets)
+    assert counts[-1].item() == (targets >= 0).sum() and len(counts) == len(found)
+
+
 def test_the_teacher_is_no_part_of_what_is_trained(tmp_path):
     recipe = recognition()
     alone = TaskModule(recipe.model, recipe.task)
@@ -195,7 +219,8 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
         assert not (tmp_path / "run").exists(), "refused before the first step"
 
     good = write_teacher(tmp_path / "good")
-    refused(labels(), "--teacher does not work with task MultiLabel", good)
+    refused(labels(), f"teacher {good} is of task Recognition, and this is MultiLabel", good)
+    refused(overlapping(), f"teacher {good} is of task Recognition, and this is MultiL", good)
     refused(depths(), "--teacher does not work with task DenseRegression", good)
     masks = MaskClassification(CLASSES, num_queries=4)
     refused(segmentation(task=masks), "--teacher does not work with task MaskClassification", good)

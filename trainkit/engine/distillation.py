@@ -18,6 +18,8 @@ from trainkit.storage.lookup import COUNTED, read_precise_bn, trained_steps
 from trainkit.storage.stored_model import StoredModel
 from trainkit.storage.weights import take_weights
 from trainkit.tasks.base import Task
+from trainkit.tasks.multilabel import MultiLabel
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 from trainkit.tasks.recognition import Recognition
 from trainkit.tasks.segmentation import Segmentation
 
@@ -177,8 +179,8 @@ def _require_distillable(task: Task) -> None:
     if not (task.provides("distillation_loss") and task.provides("distillation_count")):
         raise UserError(
             f"--teacher does not work with task {type(task.given).__name__}: distillation is of"
-            " recognition with one class per image and of segmentation by pixels; a task of one's"
-            " own has methods distillation_count and distillation_loss"
+            " recognition and of segmentation by pixels, of one class or of any number; a task of"
+            " one's own has methods distillation_count and distillation_loss"
         )
     if TERM in task.terms:
         raise UserError(
@@ -193,7 +195,7 @@ def _class_order(teacher: Task, student: Task, named: Path) -> list[int] | None:
     Raises:
         UserError: the two do different things, or their classes differ.
     """
-    for kind in (Recognition, Segmentation):
+    for kind in (Recognition, Segmentation, MultiLabel, MultiLabelSegmentation):
         if isinstance(teacher, kind) != isinstance(student.given, kind):
             raise UserError(
                 f"teacher {named} is of task {type(teacher).__name__}, and this is"

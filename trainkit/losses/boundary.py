@@ -19,6 +19,9 @@ class Boundary:
     It is the sum of p_c d_c over the classes c that an image's labels have. d_c is the distance in
     pixels to the class's outline, see `signed_distances`: above 0 outside, so that probability
     costs the more the farther off it lies, and below 0 inside, so that the loss may be negative.
+    Of masks (N, C, H, W) of overlapping classes p_c is the class's sigmoid, and the mean is over
+    valid pairs of pixel and class.
+
     It says little where nothing is found yet: use it beside another loss, such as
     `[Dice(), Boundary()]`, with a small factor, as distances are large numbers. `at_step` of a
     task of one's own may raise it with the step (docs/recipes.md).
@@ -38,6 +41,8 @@ class Boundary:
     def __call__(self, logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
         """See `Criterion`; waits for the device once, for which classes there are."""
         check_maps(self, logits)
+        if targets.ndim == 4:
+            return self._of_masks(logits, targets)
         present = class_presence(targets, logits.shape[1], ignore).cpu()
         total = torch.zeros((), device=logits.device)
         for image, target, row in zip(logits, targets, present):
@@ -48,9 +53,25 @@ class Boundary:
             )
         return total
 
+    def _of_masks(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Sum over masks (N, C, H, W): 1, 0, or below 0 where it is not known."""
+        total = torch.zeros((), device=logits.device)
+        for image, mask in zip(logits, masks):
+            with torch.no_grad():
+                distances = distances_to_outlines(mask > 0, mask >= 0)
+            total = total + checkpoint(
+                _of_classes, image, distances, use_reentrant=False, preserve_rng_state=False
+            )
+        return total
+
     def count(self, targets: Tensor, ignore: int, num_classes: int) -> Tensor:
-        """Valid pixels."""
-        return num_valid(targets, ignore)
+        """Valid pixels, or of masks of overlapping classes valid pairs of pixel and class."""
+        return (targets >= 0).sum().float() if targets.ndim == 4 else num_valid(targets, ignore)
+
+
+def _of_classes(logits: Tensor, distances: Tensor) -> Tensor:
+    """Sum over one image of overlapping classes: logits and distances (C, H, W)."""
+    return (logits.float().sigmoid() * distances).sum()
 
 
 def _of_image(logits: Tensor, ids: Tensor, distances: Tensor) -> Tensor:
@@ -76,7 +97,19 @@ def signed_distances(target: Tensor, ids: Tensor, ignore: int) -> Tensor:
         float32 (K, H, W), in pixels.
     """
     valid = is_valid(target, ignore)
-    inside = (target == ids.view(-1, 1, 1)) & valid  # (K, H, W)
+    return distances_to_outlines((target == ids.view(-1, 1, 1)) & valid, valid)
+
+
+def distances_to_outlines(inside: Tensor, valid: Tensor) -> Tensor:
+    """`signed_distances` of classes by the pixels that are of them.
+
+    Args:
+        inside: bool (K, H, W), pixels of each class, valid ones.
+        valid: bool (H, W), or (K, H, W) of each class.
+
+    Returns:
+        float32 (K, H, W), in pixels.
+    """
     outside = ~inside & valid
     outlined = inside.flatten(1).any(1) & outside.flatten(1).any(1)  # (K,)
     # what has no outline is as near as can be: the search ends sooner

@@ -42,6 +42,37 @@ def distillation_sum(
     return torch.where(counted > 0, each * counted, 0).sum() * temperature**2
 
 
+def binary_distillation_sum(
+    logits: Tensor, teacher: Tensor, targets: Tensor, temperature: float
+) -> Tensor:
+    """Sum of T² KL(teacher || student) in nats over pairs with a class whose target is known.
+
+    Both are probabilities of yes and no, the sigmoid of logits that are divided by T. The count to
+    divide by is `num_known`.
+
+    Args:
+        logits: of the student, (N, C) or (N, C, H, W).
+        teacher: its teacher's, in the same shape; they get no gradient.
+        targets: in the same shape; below 0 where nothing is known, which adds nothing.
+        temperature: T, above 0.
+
+    Returns:
+        A float32 scalar.
+    """
+    ours, theirs = logits.float() / temperature, teacher.detach().float() / temperature
+    wanted = theirs.sigmoid()
+    crossed, least = (
+        F.binary_cross_entropy_with_logits(each, wanted, reduction="none")
+        for each in (ours, theirs)
+    )
+    return torch.where(targets >= 0, crossed - least, 0).sum() * temperature**2
+
+
+def num_known(targets: Tensor) -> Tensor:
+    """How many targets are not below 0: float32 ()."""
+    return (targets >= 0).sum().float()
+
+
 def _divergences(logits: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
     """KL(teacher || student) of softened logits, float32; `dim`: of the classes, summed over."""
     ours = (logits.float() / temperature).log_softmax(dim)

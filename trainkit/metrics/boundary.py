@@ -59,8 +59,7 @@ class BoundaryIoU(Counting):
 
     def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
         """Pixels of each class: in both boundaries, in that of the reference, of the prediction."""
-        height, width = references.shape[-2:]
-        distance = max(1, round(self.width * math.hypot(height, width)))
+        distance = self._distance(references)
         valid = (references >= 0) & (references < self.num_classes) & (references != self.ignore)
         truth = torch.where(valid, references.long(), OUTSIDE)
         found = torch.where(valid, predictions.long(), OUTSIDE)
@@ -68,6 +67,11 @@ class BoundaryIoU(Counting):
         both = of_truth & of_found & (truth == found)
         groups = ((truth, both), (truth, of_truth), (found, of_found))
         return torch.cat([self._per_class(labels, which) for labels, which in groups])
+
+    def _distance(self, references: Tensor) -> int:
+        """How far from an outline a pixel still is near it."""
+        height, width = references.shape[-2:]
+        return max(1, round(self.width * math.hypot(height, width)))
 
     def _per_class(self, labels: Tensor, which: Tensor) -> Tensor:
         """How many pixels of each class are in `which`: (C,); nothing waits for a GPU."""

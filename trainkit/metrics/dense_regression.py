@@ -1,4 +1,4 @@
-"""Errors of a number for each pixel: RMSE, MAE, AbsRel and the shares within a factor."""
+"""Errors of a number for each pixel: RMSE, relative ones, and the shares within a factor."""
 
 import math
 from typing import Any, Literal
@@ -91,19 +91,22 @@ def _median(values: Tensor) -> Tensor:
 
 
 class MapErrors(Gathered):
-    """{"rmse", "mae", "abs_rel", "delta1", "delta2", "delta3"} over all valid pixels of the split.
+    """Errors of values by Eigen et al., over all valid pixels of the split.
 
-    rmse and mae are in the unit of the targets. abs_rel is the mean of |error| / target, delta1 the
-    share of pixels whose prediction and target differ by a factor below 1.25 (its square, its
-    cube): of pixels with a target above 0; None where there is none. Predictions are (N, H, W),
-    references likewise, NaN where nothing is known. Sums of each image, in float64, are kept; their
-    sum is exact, whatever the order of images and processes.
+    "rmse" and "mae" are in the unit of the targets. Of pixels with a target t above 0, None where
+    there is none: "abs_rel" and "sq_rel" are the means of |p - t| / t and (p - t)² / t, "rmse_log"
+    is the root of the mean of (ln p - ln t)², "log10" the mean of |log10 p - log10 t|, "delta1" the
+    share whose p and t differ by a factor below 1.25 (its square, its cube). Where a prediction p
+    is not above 0 its logarithm is none, and "rmse_log" and "log10" are None. Predictions are
+    (N, H, W), references likewise, NaN where nothing is known. Sums of each image, in float64, are
+    kept; their sum is exact, whatever the order of images and processes.
 
     Args:
         headline: of which `details` gives the interval.
 
     Source:
-        Eigen et al., 2014, whose means are over all pixels of the test images.
+        Eigen et al., 2014, whose means are over all pixels of the test images; log10 as in Saxena
+        et al., 2009, Make3D.
     """
 
     name = "map_errors"
@@ -130,11 +133,14 @@ class MapErrors(Gathered):
         ratio = torch.where(guess > 0, torch.maximum(guess / safe, safe / guess), torch.inf)
         columns = [valid, error.abs(), error.square(), positive, error.abs() / safe * positive]
         columns += [positive & (ratio < FACTOR**power) for power in (1, 2, 3)]
-        return (torch.stack([each.double().sum(1) for each in columns], 1),)  # (N, 8)
+        log = torch.where(guess > 0, guess / safe, 1).log()  # 0 where it is not counted
+        columns += [error.square() / safe * positive, log.square(), log.abs() / math.log(10)]
+        columns.append(positive & (guess <= 0))
+        return (torch.stack([each.double().sum(1) for each in columns], 1),)  # (N, WIDTH)
 
     def _rows(self) -> np.ndarray:
         kept = self.all_kept()
-        return np.zeros((0, 8)) if kept is None else kept[0]
+        return np.zeros((0, WIDTH)) if kept is None else kept[0]
 
     def _results(self) -> dict:
         sums = np.array([math.fsum(column) for column in self._rows().T])
@@ -143,13 +149,13 @@ class MapErrors(Gathered):
     def details(self) -> dict:
         """The 95 % interval of the headline metric, by the bootstrap over images."""
         rows = self._rows()
-        if self.headline not in _PLACES:
+        if self.headline not in _PLACES or _has_no_logarithm(self.headline, rows.sum(0)):
             return {}
 
         def statistic(sums: Tensor) -> Tensor:
             above, below = _PLACES[self.headline]
             found = sums[:, above] / sums[:, below].clamp(min=1)
-            return found.sqrt() if self.headline == "rmse" else found
+            return found.sqrt() if self.headline in ROOTS else found
 
         return bounds_or_reason(f"{self.headline}_95", interval(torch.from_numpy(rows), statistic))
 
@@ -157,13 +163,20 @@ class MapErrors(Gathered):
 # the columns of sums whose quotient is a result
 _PLACES = {
     "rmse": (2, 0), "mae": (1, 0), "abs_rel": (4, 3), "delta1": (5, 3), "delta2": (6, 3),
-    "delta3": (7, 3),
+    "delta3": (7, 3), "sq_rel": (8, 3), "rmse_log": (9, 3), "log10": (10, 3),
 }  # fmt: skip
+WIDTH = 12  # columns
+ROOTS = ("rmse", "rmse_log")
+NO_LOGARITHM = 11  # of the pixels whose prediction is not above 0
 
 
 def _value(name: str, sums: np.ndarray) -> Any:
     above, below = _PLACES[name]
-    if not sums[below]:
+    if not sums[below] or _has_no_logarithm(name, sums):
         return None
     found = float(sums[above] / sums[below])
-    return math.sqrt(found) if name == "rmse" else found
+    return math.sqrt(found) if name in ROOTS else found
+
+
+def _has_no_logarithm(name: str, sums: np.ndarray) -> bool:
+    return name in ("rmse_log", "log10") and bool(sums[NO_LOGARITHM])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainkit.errors import UserError
 from trainkit.metrics.base import Counting, PerImage
+from trainkit.metrics.boundary import OUTSIDE, BoundaryIoU, near_outline
 from trainkit.metrics.segmentation import mean_and_each
 
 
@@ -48,12 +49,7 @@ class OverlappingIoU(Counting):
         Raises:
             UserError: the masks are no (N, C, H, W), or not of one shape.
         """
-        shape = tuple(references.shape)
-        if predictions.shape != references.shape or len(shape) != 4 or shape[1] != self.num_classes:
-            raise UserError(
-                f"OverlappingIoU: predictions are {tuple(predictions.shape)} and references"
-                f" {shape}; both must be (N, {self.num_classes}, H, W), a mask for each class"
-            )
+        _check_masks(self, predictions, references)
         there = references > 0
         found = (predictions > 0) & (references >= 0)
         parts = (there & found, found, there)
@@ -92,3 +88,50 @@ class OverlappingIoU(Counting):
 
     def _named(self, values: list[int]) -> Any:
         return values if self.class_names is None else dict(zip(self.class_names, values))
+
+
+class OverlappingBoundaryIoU(BoundaryIoU):
+    """`BoundaryIoU` of each class's own mask, and its mean over classes.
+
+    A pixel of a class is near its outline where a pixel that is not of it, one that is not known or
+    the border of the image is as near as there. Predictions and references are as of
+    `OverlappingIoU`.
+
+    Args:
+        num_classes: how many classes there are.
+        class_names: names for "BoundaryIoU".
+        width: as of `BoundaryIoU`.
+    """
+
+    name = "overlapping_boundary_iou"
+
+    def __init__(
+        self, num_classes: int, class_names: Sequence[str] | None = None, width: float = 0.02
+    ):
+        super().__init__(num_classes, width=width, class_names=class_names)
+
+    def _count(self, predictions: Tensor, references: Tensor) -> Tensor:
+        _check_masks(self, predictions, references)
+        valid = references >= 0
+        truth, found = (
+            torch.where(valid, (each > 0).long(), OUTSIDE) for each in (references, predictions)
+        )
+        distance = self._distance(references)
+        of_truth, of_found = (
+            (near_outline(each.flatten(0, 1), distance).view(each.shape)) & (each == 1)
+            for each in (truth, found)
+        )
+        parts = (of_truth & of_found, of_truth, of_found)
+        return torch.cat([each.sum((0, 2, 3)) for each in parts])
+
+
+def _check_masks(
+    metric: OverlappingIoU | OverlappingBoundaryIoU, predictions: Tensor, references: Tensor
+) -> None:
+    """Raise UserError where these are no masks (N, C, H, W) of one shape."""
+    shape = tuple(references.shape)
+    if predictions.shape != references.shape or len(shape) != 4 or shape[1] != metric.num_classes:
+        raise UserError(
+            f"{type(metric).__name__}: predictions are {tuple(predictions.shape)} and references"
+            f" {shape}; both must be (N, {metric.num_classes}, H, W), a mask for each class"
+        )

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
-from trainkit.losses.base import CheckedCriteria, Criterion, side_by_side, weighted
+from trainkit.losses.base import Criterion, side_by_side, weighted
 from trainkit.losses.dense_regression import L1, MapLoss
 from trainkit.losses.functional import check_num_outputs
 from trainkit.metrics.dense_regression import (
@@ -22,13 +21,13 @@ from trainkit.metrics.dense_regression import (
 )
 from trainkit.metrics.named import ValueMetric, value_metrics
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
-from trainkit.tasks.base import Task
+from trainkit.tasks.of_losses import TaskOfLosses
 
 LARGEST_LOG = 20.0  # e^20 is 5e8, of any unit
 
 
 @dataclass(frozen=True)
-class DenseRegression(Task):
+class DenseRegression(TaskOfLosses):
     """A number for each pixel; RMSE, MAE, AbsRel, and the shares within factors of 1.25.
 
     Outputs of the model: one map (N, 1, h, w), resized to the targets. Targets: float (N, H, W),
@@ -85,17 +84,8 @@ class DenseRegression(Task):
             )
 
     @property
-    def _criteria(self) -> tuple[Criterion, ...]:
-        return self._checked(self.loss, 1)
-
-    @cached_property
-    def _checked(self) -> CheckedCriteria:
-        return CheckedCriteria()
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the loss's terms."""
-        return tuple(each.name for each in self._criteria)
+    def _num_outputs(self) -> int:
+        return 1
 
     def check(self, target: Any) -> str | None:
         """Say what is wrong with the map of one image; None if nothing."""

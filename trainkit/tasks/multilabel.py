@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -12,19 +11,20 @@ from torch.nn import functional as F
 from trainkit.data.datasets.multi_hot import IGNORED
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
-from trainkit.losses.base import CheckedCriteria, Criterion, side_by_side, weighted
+from trainkit.losses.base import Criterion, side_by_side, weighted
+from trainkit.losses.distillation import binary_distillation_sum, num_known
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.multilabel import BCEWithLogits, PairLoss
 from trainkit.metrics.multilabel import MultiLabelAveragePrecision, MultiLabelF1
 from trainkit.metrics.named import multilabel_metrics
 from trainkit.models.outputs import class_logits
-from trainkit.tasks.base import Task
+from trainkit.tasks.of_losses import TaskOfClasses
 
 THRESHOLD = 0.5  # probability above which a class is called where no better one is known
 
 
 @dataclass(frozen=True)
-class MultiLabel(Task):
+class MultiLabel(TaskOfClasses):
     """Any number of classes per image, none of them too; mAP, and F1 (micro and macro).
 
     Outputs of the model: logits (N, C), or what holds them, see
@@ -46,7 +46,7 @@ class MultiLabel(Task):
     """
 
     classes: int | Sequence[str]
-    loss: Criterion | Sequence[Criterion] | None = None
+    loss: Criterion | Sequence[Criterion] | None = None  # type: ignore[assignment]  # None: BCE
     pos_weight: Sequence[float] | None = None
     label_smoothing: float = 0.0
     extra_metrics: Sequence[Any] = ()
@@ -56,35 +56,14 @@ class MultiLabel(Task):
     _bce: ClassVar[BCEWithLogits | None] = None  # of the settings, once it is made
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise UserError("MultiLabel: no classes; there must be at least one")
         for name in ("pos_weight", "label_smoothing"):
             value = getattr(self, name)
             if self.loss is not None and value:
                 raise UserError(f"{name} is {value} beside a loss; give it to BCEWithLogits alone")
-        for each in self._criteria:
-            weight = getattr(each, "pos_weight", None)
-            if weight is not None and len(weight) != self.num_classes:
-                raise UserError(
-                    f"{type(each).__name__}: {len(weight)} numbers of pos_weight for"
-                    f" {self.num_classes} classes; give one per class"
-                )
+        self._check_any_number()
 
     @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-    @property
-    def _criteria(self) -> tuple[Criterion, ...]:
-        return self._checked(self._loss, self.num_classes)
-
-    @cached_property
-    def _checked(self) -> CheckedCriteria:
-        return CheckedCriteria()
-
-    @property
-    def _loss(self) -> Criterion | Sequence[Criterion]:
+    def _given_losses(self) -> Criterion | Sequence[Criterion]:
         if self.loss is not None:
             return self.loss
         weight, smoothing = self.pos_weight, self.label_smoothing
@@ -94,11 +73,6 @@ class MultiLabel(Task):
             made = BCEWithLogits(weight, smoothing)
             object.__setattr__(self, "_bce", made)
         return made
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the loss's terms."""
-        return tuple(each.name for each in self._criteria)
 
     def check(self, target: Any) -> str | None:
         """Say what is wrong with a target, a row (C,); None if nothing."""
@@ -127,6 +101,16 @@ class MultiLabel(Task):
         return side_by_side(
             [weighted(each, each(outputs, targets, IGNORED)) for each in self._criteria]
         )
+
+    def distillation_count(self, targets: Tensor) -> Tensor:
+        """See `Task`: valid pairs of image and class."""
+        return num_known(targets)
+
+    def distillation_loss(
+        self, outputs: Any, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """See `Task`: T² KL(teacher || student) of each class's probability, of valid pairs."""
+        return binary_distillation_sum(self._logits(outputs), teacher, targets, temperature)
 
     def _logits(self, outputs: Any) -> Tensor:
         outputs = class_logits(outputs)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -11,25 +10,27 @@ from torch import Tensor
 from trainkit.data.datasets.multi_hot import IGNORED
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
-from trainkit.losses.base import CheckedCriteria, Criterion, side_by_side, weighted
+from trainkit.losses.base import Criterion, side_by_side, weighted
 from trainkit.losses.boundary import Boundary
+from trainkit.losses.distillation import binary_distillation_sum, num_known
 from trainkit.losses.functional import check_num_outputs
 from trainkit.losses.multilabel import AsymmetricLoss, BCEWithLogits, SigmoidFocal
 from trainkit.losses.pixelwise import OHEM, CrossEntropy, Focal
 from trainkit.losses.region import Dice, Lovasz, Tversky
+from trainkit.metrics.boundary import BoundaryIoU
 from trainkit.metrics.named import multilabel_metrics
-from trainkit.metrics.overlapping import OverlappingIoU
+from trainkit.metrics.overlapping import OverlappingBoundaryIoU, OverlappingIoU
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
-from trainkit.tasks.base import Task
+from trainkit.tasks.of_losses import TaskOfClasses
 
-OverlappingLoss = Literal["bce", "dice", "tversky", "focal", "asl"]
+OverlappingLoss = Literal["bce", "dice", "tversky", "focal", "asl", "boundary"]
 THRESHOLD = 0.5
 # of one class per pixel, whose softmax means nothing here
-OF_ONE_CLASS = (CrossEntropy, Focal, OHEM, Lovasz, Boundary)
+OF_ONE_CLASS = (CrossEntropy, Focal, OHEM, Lovasz)
 
 
 @dataclass(frozen=True)
-class MultiLabelSegmentation(Task):
+class MultiLabelSegmentation(TaskOfClasses):
     """Any number of classes per pixel, none of them too, such as organs and the lesions in them.
 
     Each class has a mask of its own, by the sigmoid of its logit. Results: IoU and Dice of each
@@ -42,11 +43,11 @@ class MultiLabelSegmentation(Task):
 
     Args:
         classes: how many, or their names in the order of their ids; one will do.
-        loss: of trainkit.losses.multilabel, `Dice` or `Tversky`, or several.
+        loss: of trainkit.losses.multilabel, `Dice`, `Tversky` or `Boundary`, or several.
         threshold: probability above which a pixel is of a class.
         palette: (red, green, blue) of each class in pictures, 0 to 255; None: colours of ours.
         extra_metrics: of one's own, `trainkit.metrics.base.Counting`, given masks (N, C, H, W), and
-            names such as "torchmetrics:HammingDistance".
+            names: "boundary_iou", and such as "torchmetrics:HammingDistance".
 
     Raises:
         UserError: there is no class, a value is out of range, or the losses cannot be used.
@@ -62,8 +63,7 @@ class MultiLabelSegmentation(Task):
     higher_is_better = True
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise UserError("MultiLabelSegmentation: no classes; there must be at least one")
+        self._check_any_number()
         if not 0 < self.threshold < 1:
             raise UserError(f"threshold is {self.threshold}; it must be between 0 and 1")
         if self.palette is not None and len(self.palette) != self.num_classes:
@@ -75,32 +75,8 @@ class MultiLabelSegmentation(Task):
             if isinstance(each, OF_ONE_CLASS):
                 raise UserError(
                     f"loss {each.name} is of one class per pixel, and classes overlap here: take"
-                    " bce, dice, tversky, focal (SigmoidFocal) or asl (AsymmetricLoss)"
+                    " bce, dice, tversky, boundary, focal (SigmoidFocal) or asl (AsymmetricLoss)"
                 )
-            weight = getattr(each, "pos_weight", None)
-            if weight is not None and len(weight) != self.num_classes:
-                raise UserError(
-                    f"{type(each).__name__}: {len(weight)} numbers of pos_weight for"
-                    f" {self.num_classes} classes; give one per class"
-                )
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-    @property
-    def _criteria(self) -> tuple[Criterion, ...]:
-        return self._checked(self.loss, self.num_classes)
-
-    @cached_property
-    def _checked(self) -> CheckedCriteria:
-        return CheckedCriteria()
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the loss's terms."""
-        return tuple(each.name for each in self._criteria)
 
     def check(self, target: Any) -> str | None:
         """Say what is wrong with the masks of one image; None if nothing."""
@@ -140,6 +116,18 @@ class MultiLabelSegmentation(Task):
         return side_by_side(
             [weighted(each, each(logits, targets, IGNORED)) for each in self._criteria]
         )
+
+    def distillation_count(self, targets: Tensor) -> Tensor:
+        """See `Task`: valid pairs of pixel and class."""
+        return num_known(targets)
+
+    def distillation_loss(
+        self, outputs: Any, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """See `Task`: T² KL(teacher || student) of each class's mask, at the targets' size."""
+        logits = resized_to_targets(self._logits(outputs), targets)
+        teacher = resized(teacher, targets.shape[-2:])
+        return binary_distillation_sum(logits, teacher, targets, temperature)
 
     def _logits(self, outputs: Any) -> Tensor:
         logits = main_logits(outputs)
@@ -190,7 +178,11 @@ class MultiLabelSegmentation(Task):
     def metrics(self) -> list:
         """IoU and Dice of each class, then the recipe's own."""
         names = None if isinstance(self.classes, int) else list(self.classes)
-        own = multilabel_metrics(self.extra_metrics, self.num_classes)
+        others = [
+            OverlappingBoundaryIoU(self.num_classes, names) if each == BoundaryIoU.name else each
+            for each in self.extra_metrics
+        ]
+        own = multilabel_metrics(others, self.num_classes)
         return [OverlappingIoU(self.num_classes, names), *own]
 
 
@@ -214,5 +206,6 @@ def named_losses(
         "tversky": Tversky(),
         "focal": SigmoidFocal(),
         "asl": AsymmetricLoss(),
+        "boundary": Boundary(),
     }
     return [known[name] for name in names]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -11,12 +10,7 @@ from torch import Tensor
 from trainkit.data.mixup import mixed_masks, weighted_sum
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
-from trainkit.losses.base import (
-    CheckedCriteria,
-    Criterion,
-    side_by_side,
-    weighted,
-)
+from trainkit.losses.base import Criterion, side_by_side, weighted
 from trainkit.losses.boundary import Boundary
 from trainkit.losses.distillation import distillation_sum
 from trainkit.losses.functional import (
@@ -32,13 +26,13 @@ from trainkit.metrics.confusion import argmax_labels
 from trainkit.metrics.named import from_confusion
 from trainkit.metrics.segmentation import DiceOfClasses, MeanIoU
 from trainkit.models.outputs import main_logits, resized, resized_to_targets
-from trainkit.tasks.base import Task
+from trainkit.tasks.of_losses import TaskOfClasses
 
 Loss = Literal["cross_entropy", "focal", "ohem", "dice", "tversky", "lovasz", "boundary"]
 
 
 @dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(TaskOfClasses):
     """Cross-entropy over pixels or other losses, with auxiliary and semantic-encoding terms.
 
     Outputs of the model: a tensor of logits (N, C, H, W), or a mapping with it as "out" as
@@ -110,19 +104,6 @@ class Segmentation(Task):
             **settings: further arguments of the class.
         """
         return cls(data.classes, palette=data.palette, raw_ids=data.raw_ids, **settings)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-    @property
-    def _criteria(self) -> tuple[Criterion, ...]:
-        return self._checked(self.loss, self.num_classes)
-
-    @cached_property
-    def _checked(self) -> CheckedCriteria:
-        return CheckedCriteria()
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -64,6 +64,55 @@ def test_a_mosaic_shows_four_images_that_meet_at_a_point():
     assert len(points) > 8
 
 
+def masks_of(labels: Tensor) -> Tensor:
+    """A mask of each of 36 classes, int8, -1 where a label is void."""
+    masks = (labels == torch.arange(36).view(-1, 1, 1)).to(torch.int8)
+    return torch.where(labels == 255, -1, masks)
+
+
+class OfClasses(Numbered):
+    """The same with a mask of each class."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = super().__getitem__(index)
+        return image, masks_of(mask)
+
+
+@pytest.mark.parametrize("chances", [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
+def test_masks_of_each_class_go_the_way_of_labels(chances):
+    for seed in range(20):
+        seed_host(seed)
+        image, labels = Composed(Numbered(), *chances)[5]
+        seed_host(seed)
+        other, masks = Composed(OfClasses(), *chances)[5]
+        assert torch.equal(image, other) and torch.equal(masks, masks_of(labels))
+        assert masks.dtype == torch.int8
+
+
+def test_pasted_where_classes_overlap_is_all_that_is_known_there():
+    """Of the chosen class, and of others that the same pixels are of."""
+
+    class Overlapping(Numbered):
+        def __getitem__(self, index):
+            image, _ = super().__getitem__(index)
+            masks = torch.zeros(3, 8, 8, dtype=torch.int8)
+            masks[0, 2:6], masks[1, 4:] = 1, 1  # rows 4 and 5 are of both
+            masks[2] = -1
+            return image, masks if index != 5 else torch.zeros_like(masks)
+
+    found = set()
+    for seed in range(20):
+        data = Overlapping()
+        seed_host(seed)
+        image, masks = Composed(data, copy_paste=1.0)[5]
+        if data.read[1] != 5:
+            rows = (image[0] != 5).all(1).nonzero()[:, 0].tolist()
+            found.add(tuple(rows))
+            assert torch.equal(masks[:, rows], data[data.read[1]][1][:, rows])
+            assert not masks[:, [row for row in range(8) if row not in rows]].any()
+    assert found == {(2, 3, 4, 5), (4, 5, 6, 7)}
+
+
 def test_pasted_are_half_of_the_classes_and_never_void():
     kept = set()
     for seed in range(40):

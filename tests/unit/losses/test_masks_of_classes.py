@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from trainkit.errors import UserError
+from trainkit.losses.boundary import Boundary
+from trainkit.losses.distillation import binary_distillation_sum, num_known
 from trainkit.losses.multilabel import AsymmetricLoss, BCEWithLogits, SigmoidFocal
 from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.losses.region import Dice, Lovasz, Tversky
@@ -75,7 +77,44 @@ def test_a_pixel_is_as_an_image_of_any_number_of_classes(loss):
     assert loss.count(MASKS, -1, 4) == loss.count(rows[1], -1, 4) == (MASKS >= 0).sum()
 
 
-@pytest.mark.parametrize("loss", [BCEWithLogits(), Dice(), Tversky()])
+def test_boundary_is_that_of_each_mask_alone():
+    """By scipy's distances to known pixels that are, and are not, of the class."""
+    distances = pytest.importorskip("scipy.ndimage").distance_transform_edt
+    total = 0.0
+    for p, mask in zip(LOGITS.sigmoid().flatten(0, 1).double().numpy(), MASKS.flatten(0, 1)):
+        inside, outside = (mask > 0).numpy(), (mask == 0).numpy()
+        if inside.any() and outside.any():
+            total += (p * distances(~inside))[outside].sum()
+            total += (p * (1 - distances(~outside)))[inside].sum()
+    task = MultiLabelSegmentation(4, [BCEWithLogits(), Boundary(0.5)])
+    assert task.losses(LOGITS, MASKS)[1].item() == pytest.approx(0.5 * total, rel=1e-5)
+    assert task.counts(MASKS).tolist() == [(MASKS >= 0).sum()] * 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_distillation_is_torchs_divergence_of_two_outcomes(temperature):
+    """Of (yes, no) each, in float64; unknown pairs count nowhere, NaN of theirs too."""
+    teacher = torch.randn(LOGITS.shape, generator=torch.Generator().manual_seed(3))
+
+    def logs(logits):
+        logits = logits.double() / temperature
+        return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)])
+
+    each = F.kl_div(logs(LOGITS), logs(teacher), reduction="none", log_target=True).sum(0)
+    wanted = temperature**2 * each[MASKS >= 0].sum()
+    teacher[MASKS < 0] = torch.nan
+    found = binary_distillation_sum(LOGITS, teacher, MASKS, temperature)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert num_known(MASKS).item() == (MASKS >= 0).sum()
+    task = MultiLabelSegmentation(4)
+    assert task.distillation_loss({"out": LOGITS}, teacher, MASKS, temperature) == found
+    assert task.distillation_count(MASKS) == num_known(MASKS)
+    student = LOGITS.clone().requires_grad_()
+    binary_distillation_sum(student, LOGITS, MASKS, temperature).backward()
+    assert not student.grad.any()  # of a student that is its teacher
+
+
+@pytest.mark.parametrize("loss", [BCEWithLogits(), Dice(), Tversky(), Boundary()])
 def test_gradients_and_parts(loss):
     """Gradients by differences in float64's place, none of unknown pixels; parts add up."""
     logits = LOGITS.clone().requires_grad_()
@@ -102,8 +141,8 @@ def test_evaluations_have_the_loss_of_each_image():
 
 
 def test_named():
-    assert named_losses(("bce", "tversky", "focal", "asl"), [1.0, 2.0]) == [
-        BCEWithLogits([1.0, 2.0]), Tversky(), SigmoidFocal(), AsymmetricLoss(),
+    assert named_losses(("bce", "tversky", "focal", "asl", "boundary"), [1.0, 2.0]) == [
+        BCEWithLogits([1.0, 2.0]), Tversky(), SigmoidFocal(), AsymmetricLoss(), Boundary(),
     ]  # fmt: skip
     assert MultiLabelSegmentation(1).terms == ("bce", "dice")
 

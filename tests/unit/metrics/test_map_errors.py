@@ -38,6 +38,10 @@ def test_as_numpy(seed):
     positive = wanted > 0
     found, wanted = found[positive], wanted[positive]
     assert results["abs_rel"] == pytest.approx(np.mean(np.abs(found - wanted) / wanted))
+    assert results["sq_rel"] == pytest.approx(np.mean((found - wanted) ** 2 / wanted))
+    logs = np.log(found) - np.log(wanted)
+    assert results["rmse_log"] == pytest.approx(np.sqrt(np.mean(logs**2)))
+    assert results["log10"] == pytest.approx(np.mean(np.abs(np.log10(found) - np.log10(wanted))))
     ratio = np.maximum(found / wanted, wanted / found)
     for power in (1, 2, 3):
         assert results[f"delta{power}"] == pytest.approx(np.mean(ratio < 1.25**power))
@@ -60,12 +64,18 @@ def test_order_and_processes_change_nothing():
 
 
 def test_values_that_are_not_positive():
-    """A prediction of 0 or below is within no factor; targets of 0 have no ratio."""
+    """A prediction of 0 or below is within no factor and has no logarithm, as no target of 0."""
     found = torch.tensor([[[0.0, -1.0, 2.0, 7.0]]])
     wanted = torch.tensor([[[1.0, 1.0, 2.0, 0.0]]])
     results = computed(found, wanted)
     assert results["delta1"] == results["delta3"] == pytest.approx(1 / 3)
     assert results["abs_rel"] == pytest.approx(1.0) and results["mae"] == pytest.approx(2.5)
+    assert results["sq_rel"] == pytest.approx(5 / 3)
+    assert results["log10"] is results["rmse_log"] is None
+    metric = MapErrors("log10")
+    metric.add_batch(predictions=found, references=wanted)
+    assert metric.details() == {}
+    assert computed(found[..., 2:], wanted[..., 2:])["log10"] == 0.0
 
 
 def results_of(task, predictions, references):
@@ -101,6 +111,7 @@ def test_eigens_protocol_by_hand():
     p, t = np.clip(found, 0.001, 10)[known].astype(float), wanted[known].astype(float)
     assert results["rmse"] == pytest.approx(np.sqrt(np.mean((p - t) ** 2)), rel=1e-6)
     assert results["abs_rel"] == pytest.approx(np.mean(np.abs(p - t) / t), rel=1e-6)
+    assert results["log10"] == pytest.approx(np.mean(np.abs(np.log10(p / t))), rel=1e-6)
     assert results["delta1"] == pytest.approx(np.mean(np.maximum(p / t, t / p) < 1.25), abs=1e-6)
     (other,) = (value for name, value in results.items() if "MeanAbsoluteError" in name)
     assert other == pytest.approx(np.mean(np.abs(p - t)), rel=1e-6) == results["mae"]

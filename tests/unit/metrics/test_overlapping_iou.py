@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from trainkit.errors import UserError
-from trainkit.metrics.overlapping import OverlappingIoU
+from trainkit.metrics.boundary import BoundaryIoU
+from trainkit.metrics.overlapping import OverlappingBoundaryIoU, OverlappingIoU
+from trainkit.tasks.multilabel_segmentation import MultiLabelSegmentation
 
 GENERATOR = torch.Generator().manual_seed(0)
 FOUND = torch.randint(2, (5, 3, 7, 6), generator=GENERATOR).to(torch.uint8)
@@ -57,6 +59,38 @@ def test_images_add_up():
     assert metric.class_counts().tolist() == (TRUTH > 0).sum((0, 2, 3)).tolist()
 
 
+def squares(seed):
+    """Masks (4, 2, 30, 40) of two rectangles each, some pixels unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(4, 2, 30, 40, dtype=torch.int8)
+    for mask in masks.flatten(0, 1):
+        top, left = torch.randint(12, (2,), generator=generator).tolist()
+        mask[top : top + 14, left : left + 20] = 1
+    masks[torch.rand(masks.shape, generator=generator) < 0.02] = -1
+    return masks
+
+
+def test_boundary_iou_is_that_of_each_mask_alone():
+    """As of two classes, one of which is the rest."""
+    truth, found = squares(0), squares(1).clamp(min=0)
+    (_, metric) = MultiLabelSegmentation(["a", "b"], extra_metrics=["boundary_iou"]).metrics()
+    assert isinstance(metric, OverlappingBoundaryIoU)
+    for part in (slice(0, 1), slice(1, None)):
+        metric.add_batch(predictions=found[part], references=truth[part])
+    results = metric.compute()
+    expected = {}
+    for number, name in enumerate("ab"):
+        alone = BoundaryIoU(2)
+        labels = truth[:, number].long()
+        labels[labels < 0] = 255
+        alone.add_batch(predictions=found[:, number].long(), references=labels)
+        expected[name] = alone.compute()["BoundaryIoU"][1]
+    assert results["BoundaryIoU"] == pytest.approx(expected) and 0.05 < expected["a"] < 0.9
+    assert results["mBoundaryIoU"] == pytest.approx(sum(expected.values()) / 2)
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(UserError, match=r"both must be \(N, 3, H, W\), a mask for each class"):
         OverlappingIoU(3).add_batch(predictions=FOUND[:, 0], references=TRUTH[:, 0])
+    with pytest.raises(UserError, match=r"OverlappingBoundaryIoU: .* both must be \(N, 2, H, W\)"):
+        OverlappingBoundaryIoU(2).add_batch(predictions=FOUND, references=TRUTH)

@@ -26,10 +26,13 @@ class Composed(Wrapper):
 
     Mosaic: four images meet at a point of the middle half of each side, each cut there. Copy-paste:
     half of another image's classes, rounded down and drawn anew each time, are pasted with their
-    pixels at the same place; what the other image ignores is never pasted.
+    pixels at the same place; what the other image ignores is never pasted. Of masks (K, H, W) of
+    classes that overlap, half of those that the other image has are pasted, and a pixel with what
+    the other image says of all classes there.
 
     Args:
-        data: with images (C, H, W) and masks (H, W) of one shape, as a random crop has them.
+        data: with images (C, H, W) and masks (H, W) or (K, H, W) of one shape, as a random crop has
+            them.
         mosaic: probability of a mosaic.
         copy_paste: probability of pasted parts, also into a mosaic.
         ignore: the label that is never pasted.
@@ -90,6 +93,10 @@ class Composed(Wrapper):
 
     def _pasted(self, mask: Tensor) -> Tensor:
         """Where the labels of half of the classes in a mask are, a boolean (H, W)."""
+        if mask.ndim == 3:
+            classes = (mask > 0).flatten(1).any(1).nonzero()[:, 0]
+            chosen = torch.randperm(len(classes))[: len(classes) // 2]
+            return (mask[classes[chosen]] > 0).any(0)
         classes = mask.unique()
         classes = classes[classes != self.ignore]
         chosen = torch.randperm(len(classes))[: len(classes) // 2]
@@ -142,7 +149,7 @@ def _joined(parts: tuple[Tensor, ...], down: float, across: float) -> Tensor:
 
 def _require_one_shape(pairs: list[tuple[Tensor, Tensor]]) -> None:
     shapes = {(tuple(image.shape), tuple(mask.shape)) for image, mask in pairs}
-    if len(shapes) > 1 or any(image.shape[-2:] != mask.shape for image, mask in pairs):
+    if len(shapes) > 1 or any(image.shape[-2:] != mask.shape[-2:] for image, mask in pairs):
         listed = ", ".join(f"{image} with masks {mask}" for image, mask in sorted(shapes))
         raise UserError(
             f"mosaic and copy_paste take images and masks of one size, and these are {listed}: let"
