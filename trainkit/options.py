@@ -128,7 +128,9 @@ class InferenceOptions:
     flip: bool = False
     """segmentation: also predict the horizontally flipped image (TTA)"""
     window: int | None = None
-    """segmentation: sliding-window inference with square windows of this side; default: none"""
+    """segmentation: sliding-window inference with windows of this side; default: none"""
+    window_width: int | None = None
+    """width of the windows, whose height --window is; default: squares"""
     stride: int | None = None
     """pixels from one window to the next; default: two thirds of the window"""
     window_batch: int | None = None
@@ -145,9 +147,11 @@ class InferenceOptions:
         Returns:
             `recipes` itself, which may be None, where no option of inference is given.
         """
-        names = ("scales", "window", "stride", "window_batch")
+        names = ("scales", "window", "window_width", "stride", "window_batch")
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         asked |= {"flip": True} if self.flip else {}
+        if self.window is not None:  # the recipe's width is of its own windows
+            asked["window_width"] = self.window_width
         return replace(recipes or Inference(), **asked) if asked else recipes
 
 

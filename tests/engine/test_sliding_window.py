@@ -42,6 +42,8 @@ WAYS = {
     "windows, scales, flip": Inference(
         scales=(0.5, 1.0, 1.75), flip=True, window=24, window_batch=5
     ),
+    "wide windows, flip": Inference(window=24, stride=16, window_width=40, flip=True),
+    "narrow windows": Inference(window=30, window_width=18, window_batch=3),
     "one window at a time": Inference(scales=(0.75, 1.5), window=32, stride=32, window_batch=1),
 }
 
@@ -71,14 +73,15 @@ def plainly(net: nn.Module, image: Tensor, size: tuple[int, int], way: Inference
             image.double(), (height, width), mode="bilinear", align_corners=False, antialias=True
         )
         side = way.window or 0
-        full = BLACK.double().expand(3, max(height, side), max(width, side)).clone()[None]
+        across = way.window_width or side
+        full = BLACK.double().expand(3, max(height, side), max(width, across)).clone()[None]
         full[:, :, :height, :width] = scaled
         sums, seen = (
             torch.zeros(1, CLASSES, *full.shape[-2:], dtype=torch.float64),
             torch.zeros(full.shape[-2:]),
         )
-        tall, wide = (side, side) if side else full.shape[-2:]
-        stride = way.stride or max(1, -(-2 * side // 3))
+        tall, wide = (side, across) if side else full.shape[-2:]
+        stride = way.stride or max(1, -(-2 * min(side, across) // 3))
         for top in {
             min(y, full.shape[-2] - tall) for y in range(0, full.shape[-2], stride or 1 << 30)
         }:
@@ -126,7 +129,10 @@ def test_probabilities_are_those_of_one_window_at_a_time(net, name):
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 64))
 def test_windows_cover_every_pixel(length, window, stride):
     stride, length = min(stride, window), max(length, window)
-    starts = Inference(window=window, stride=stride).starts(length)
+    other = Inference(window=7, stride=1, window_width=9).starts((20, 30))
+    assert other == (list(range(14)), list(range(22)))
+    starts, across = Inference(window=window, stride=stride).starts((length, window))
+    assert across == [0]
     assert set().union(*(range(start, start + window) for start in starts)) == set(range(length))
     assert len(set(starts)) == len(starts) and all(
         b - a <= stride for a, b in zip(starts, starts[1:])
@@ -138,6 +144,8 @@ def test_what_is_refused():
         ({"scales": ()}, "scales are"), ({"scales": (0.0,)}, "scales are"),
         ({"window": 0}, "window is 0"), ({"stride": 3}, "stride is 3 without a window"),
         ({"window": 8, "stride": 9}, "pixels would be left out"),
+        ({"window": 8, "stride": 7, "window_width": 6}, "above the window of 6: pixels would be"),
+        ({"window_width": 8}, "window_width is 8 without a window"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Inference(**words)

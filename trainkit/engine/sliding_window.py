@@ -178,25 +178,17 @@ class SlidingWindowInferer:
                     images, size, mode="bilinear", align_corners=False, antialias=True
                 )
             image = image[0]
-            if inference.window is not None and min(size) < inference.window:
-                full = self.black.expand(
-                    -1, *(max(length, inference.window) for length in size)
-                ).clone()
+            least = inference.sides or size
+            if rows < least[0] or columns < least[1]:
+                full = self.black.expand(-1, max(rows, least[0]), max(columns, least[1])).clone()
                 full[:, : size[0], : size[1]] = image
                 image = full
-            places = [
-                (top, left)
-                for top in inference.starts(image.shape[1])
-                for left in inference.starts(image.shape[2])
-            ]
+            down, across = inference.starts(image.shape[1:])
+            places = [(top, left) for top in down for left in across]
             scaled = _Scaled(
                 whole, size, (image.shape[1], image.shape[2]), len(places) * (1 + inference.flip)
             )
-            height, width = (
-                (inference.window, inference.window)
-                if inference.window is not None
-                else image.shape[1:]
-            )
+            height, width = inference.sides or image.shape[1:]
             for top, left in places:
                 pixels = image[:, top : top + height, left : left + width]
                 for flipped in (False, True)[: 1 + inference.flip]:

@@ -120,31 +120,39 @@ def size_divisor(model: nn.Module) -> int:
     return least
 
 
-def check_only_size(model: nn.Module, crop: int, window: int | None) -> None:
+def check_only_size(
+    model: nn.Module, crop: int | tuple[int, int], window: int | tuple[int, int] | None
+) -> None:
     """Check that a segmenter that takes images of one size gets no others.
 
     A network says so by an attribute `image_size`: height and width.
 
     Args:
         model: any network.
-        crop: side of the images in training.
-        window: side of the windows or crops of an evaluation; None for whole images.
+        crop: side of the images in training, or height and width.
+        window: likewise of the windows or crops of an evaluation; None for whole images.
 
     Raises:
         UserError: it gets others.
     """
     only = getattr(model, "image_size", None)
-    if only is None or (crop, crop) == only == (window, window):
+    crop = crop if isinstance(crop, tuple) else (crop, crop)
+    window = (window, window) if isinstance(window, int) else window
+    if only is None or crop == only == window:
         return
     height, width = only
-    said = "whole images" if window is None else f"windows of {window}"
+    said = "whole images" if window is None else f"windows of {_sides(window)}"
     # of transformers; ours are built for the crop
     other = ", or build it for another size (--model-args image_size=SIDE)"
     raise UserError(
-        f"{type(model).__name__} takes images of {height} x {width} alone, and crop is {crop} and"
-        f" an evaluation has {said}: give --crop {height} and --eval-window {height}"
-        f" {2 * height // 3}{other if hasattr(model, 'config') else ''}"
+        f"{type(model).__name__} takes images of {height} x {width} alone, and crop is"
+        f" {_sides(crop)} and an evaluation has {said}: give --crop {height} and --eval-window"
+        f" {height} {2 * height // 3}{other if hasattr(model, 'config') else ''}"
     )
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]}" if size[0] == size[1] else f"{size[0]} x {size[1]}"
 
 
 def only_window(model: nn.Module, images: Tensor) -> Tensor:

@@ -33,13 +33,14 @@ class Blocks:
     def are_needed(self, size: tuple[int, int]) -> bool:
         """Whether the scores of an image of this height and width are more than one block's."""
         scores = self.num_classes * size[0] * size[1]
-        return min(size) >= self.window and scores > self.scores_at_once
+        fits = all(length >= side for length, side in zip(size, self.window))
+        return fits and scores > self.scores_at_once
 
     @property
-    def window(self) -> int:
-        """Side of the windows."""
-        assert self.inference.window is not None
-        return self.inference.window
+    def window(self) -> tuple[int, int]:
+        """Height and width of the windows."""
+        assert self.inference.sides is not None
+        return self.inference.sides
 
     @torch.inference_mode()
     def mask(self, image: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Blocks:
 
     def _side(self) -> int:
         """Of a block, at least a window's, as a smaller one would run most windows many times."""
-        return max(self.window, int((self.scores_at_once / self.num_classes) ** 0.5))
+        return max(*self.window, int((self.scores_at_once / self.num_classes) ** 0.5))
 
     def _scores(self, image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Sums over the windows that see a block, (C, height, width).
@@ -81,15 +82,16 @@ class Blocks:
         self, size: torch.Size, top: int, bottom: int, left: int, right: int
     ) -> list[tuple[int, int]]:
         """Where the windows begin that see a block."""
-        window = self.window
-        rows = [row for row in self.inference.starts(size[0]) if top - window < row < bottom]
-        columns = [each for each in self.inference.starts(size[1]) if left - window < each < right]
+        height, width = self.window
+        down, across = self.inference.starts(size)
+        rows = [row for row in down if top - height < row < bottom]
+        columns = [each for each in across if left - width < each < right]
         return [(row, column) for row in rows for column in columns]
 
     def _forward(self, image: Tensor, places: list[tuple[int, int]]) -> Iterator[Tensor]:
         """Scores (C, h, w) of the windows at these places, added up with the flipped ones."""
-        window = self.window
-        cut = [image[:, row : row + window, column : column + window] for row, column in places]
+        height, width = self.window
+        cut = [image[:, row : row + height, column : column + width] for row, column in places]
         pixels, _ = self.to_device(torch.stack(cut), torch.empty(len(cut)))
         scores = self.task_module(pixels, None)
         if self.inference.flip:

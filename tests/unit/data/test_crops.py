@@ -77,14 +77,23 @@ def untied(stored: int, shown: int) -> list[int]:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("base, crop", [(640, 150), (200, 150), (320, 150), (100, 150), (190, 150)])
-def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
-    """Larger, smaller, as it is; smaller than the crop on both sides, and on one."""
+@pytest.mark.parametrize(
+    "base, crop, wide",
+    [
+        (640, 150, None), (200, 150, None), (320, 150, None), (100, 150, None), (190, 150, None),
+        (640, 150, 290), (200, 180, 90),
+    ],
+)  # fmt: skip
+def test_scaled_crops_are_pillows(tmp_path, base, crop, wide, mirrored):
+    """Larger, smaller, as it is; smaller than the crop on both sides, and on one; no squares."""
     file = write_photo(tmp_path / "a.jpg")
     image, stored = read_image(file), Image.open(file).convert("RGB")
     labels = np.random.default_rng(0).choice(np.array([3, 7, 200], dtype=np.uint8), (240, 320))
     mask = tv_tensors.Mask(torch.from_numpy(labels))
-    transform = RandomScaleCrop(base, crop, (1.0, 1.0), 255, hflip_prob=float(mirrored))
+    transform = RandomScaleCrop(
+        base, crop, (1.0, 1.0), 255, hflip_prob=float(mirrored), crop_width=wide
+    )
+    wide = wide or crop
     for seed in range(6):
         torch.manual_seed(seed)
         params = transform.make_params([image, mask])
@@ -94,12 +103,12 @@ def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
         )
         box, size = (left, top, left + width, top + height), (columns, rows)
         assert abs(columns / width - base / 320) <= base / 320 / width and 0 <= left <= 320 - width
-        assert (columns, rows) == (min(crop, base), min(crop, base * 3 // 4))
+        assert (columns, rows) == (min(wide, base), min(crop, base * 3 // 4))
         torch.manual_seed(seed)
         shown, ids = transform(image, mask)
         assert (
-            shown.shape == (3, crop, crop)
-            and ids.shape == (crop, crop)
+            shown.shape == (3, crop, wide)
+            and ids.shape == (crop, wide)
             and ids.dtype == torch.uint8
         )
         inside = np.s_[..., above : above + rows, before : before + columns]
@@ -115,7 +124,7 @@ def test_scaled_crops_are_pillows(tmp_path, base, crop, mirrored):
             "Pillow's labels"
         )
         assert set(ids.unique().tolist()) <= {3, 7, 200, 255}
-        outside = torch.ones(crop, crop, dtype=torch.bool)
+        outside = torch.ones(crop, wide, dtype=torch.bool)
         outside[inside] = False
         assert (
             (ids[outside] == 255).all()

@@ -123,7 +123,7 @@ class RandomScaleCrop(v2.Transform):
 
     Args:
         long_side: long side of the scaled image in pixels, before the factor.
-        crop: side of the crop in pixels.
+        crop: side of the crop in pixels, its height where there is a `crop_width`.
         scale: least and largest factor, drawn uniformly.
         ignore: the label of what lies outside of the image.
         cat_max_ratio: draw the crop again, up to `tries` times, while one class has more than this
@@ -131,6 +131,7 @@ class RandomScaleCrop(v2.Transform):
             valid pixels is drawn again too; the last one is kept whatever it shows.
         tries: see `cat_max_ratio`.
         hflip_prob: probability that left and right change sides.
+        crop_width: of the crop; None: a square.
 
     Raises:
         UserError: a value is out of range.
@@ -147,6 +148,7 @@ class RandomScaleCrop(v2.Transform):
         cat_max_ratio: float | None = None,
         tries: int = 10,
         hflip_prob: float = 0.0,
+        crop_width: int | None = None,
     ):
         super().__init__()
         if not 0 < scale[0] <= scale[1]:
@@ -158,7 +160,8 @@ class RandomScaleCrop(v2.Transform):
             )
         if not 0 <= hflip_prob <= 1:
             raise UserError(f"hflip_prob is {hflip_prob}; it must be from 0 to 1")
-        self.long_side, self.crop, self.scale, self.ignore = long_side, crop, scale, ignore
+        self.long_side, self.scale, self.ignore = long_side, scale, ignore
+        self.crop = crop, crop if crop_width is None else crop_width
         self.cat_max_ratio, self.tries, self.hflip_prob = cat_max_ratio, tries, hflip_prob
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -170,21 +173,13 @@ class RandomScaleCrop(v2.Transform):
         for _ in range(1 if self.cat_max_ratio is None else self.tries + 1):
             down, across = torch.rand(2).tolist()
             rows, columns = (
-                self._shown(height, scaled[0], down),
-                self._shown(width, scaled[1], across),
+                _shown(height, scaled[0], self.crop[0], down),
+                _shown(width, scaled[1], self.crop[1], across),
             )
             params = {"rows": rows, "columns": columns, "mirrored": side < self.hflip_prob}
             if self.cat_max_ratio is None or self._is_balanced(flat_inputs, params):
                 break
         return params
-
-    def _shown(self, stored: int, scaled: int, drawn: float) -> tuple[int, int, int, int]:
-        """Along one side: first pixel cut out and how many, first in the crop and how many."""
-        place = int(drawn * (abs(scaled - self.crop) + 1))
-        if scaled <= self.crop:
-            return 0, stored, place, scaled
-        length = max(1, round(self.crop * stored / scaled))
-        return min(round(place * stored / scaled), stored - length), length, 0, self.crop
 
     def _is_balanced(self, flat_inputs: list[Any], params: dict[str, Any]) -> bool:
         mask = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
@@ -208,14 +203,23 @@ class RandomScaleCrop(v2.Transform):
         is_mask = isinstance(inpt, tv_tensors.Mask)
         cut = nearest_region if is_mask else resized_region
         shown = cut(inpt, **region, size=(rows, columns)).as_subclass(Tensor)
-        if (rows, columns) != (self.crop, self.crop):
+        if (rows, columns) != self.crop:
             if is_mask:
-                whole = shown.new_full((*shown.shape[:-2], self.crop, self.crop), self.ignore)
+                whole = shown.new_full((*shown.shape[:-2], *self.crop), self.ignore)
             else:
-                whole = shown.new_zeros((self.crop, self.crop, len(shown))).permute(2, 0, 1)
+                whole = shown.new_zeros((*self.crop, len(shown))).permute(2, 0, 1)
             whole[..., above : above + rows, before : before + columns] = shown
             shown = whole
         return tv_tensors.wrap(shown, like=inpt)
+
+
+def _shown(stored: int, scaled: int, crop: int, drawn: float) -> tuple[int, int, int, int]:
+    """Along one side: first pixel cut out and how many, first in the crop and how many."""
+    place = int(drawn * (abs(scaled - crop) + 1))
+    if scaled <= crop:
+        return 0, stored, place, scaled
+    length = max(1, round(crop * stored / scaled))
+    return min(round(place * stored / scaled), stored - length), length, 0, crop
 
 
 class LongSide(v2.Transform):

@@ -22,6 +22,7 @@ def train_transform(
     cat_max_ratio: float | None = None,
     vflip: float = 0.0,
     rotate90: float = 0.0,
+    crop_width: int | None = None,
 ) -> v2.Transform:
     """Long side to long_side times a random scale, random crop, flip, of image and mask.
 
@@ -29,7 +30,7 @@ def train_transform(
 
     Args:
         long_side: in pixels.
-        crop: side of the crop in pixels.
+        crop: side of the crop in pixels, its height where there is a `crop_width`.
         scale: least and largest factor of `long_side`.
         ignore: the label that is never counted.
         photometric: distort brightness, contrast, saturation and hue, and swap channels, of the
@@ -37,9 +38,10 @@ def train_transform(
         cat_max_ratio: largest share of one class in a crop, see `RandomScaleCrop`.
         vflip: probability that top and bottom change sides.
         rotate90: probability of a turn by 90, 180 or 270 degrees.
+        crop_width: of the crop in pixels; None: a square.
 
     Returns:
-        (image (3, H, W), mask (H, W)) -> (image (3, crop, crop), mask (crop, crop)).
+        (image (3, H, W), mask (H, W)) -> the same, of the size of the crop.
 
     Raises:
         UserError: a side is not above 0, or a value is out of range.
@@ -47,8 +49,15 @@ def train_transform(
     Source:
         Photometric distortion: Liu et al., 2016, SSD, as torchvision has it.
     """
-    _check_sides(long_side=long_side, crop=crop)
-    scaled = RandomScaleCrop(long_side, crop, scale, ignore, cat_max_ratio, hflip_prob=0.5)
+    _check_sides(long_side=long_side, crop=crop, crop_width=crop_width)
+    if rotate90 and crop_width not in (None, crop):
+        raise UserError(
+            f"rotate90 is {rotate90} and crops are {crop} x {crop_width}, which a turn makes others"
+            " of: leave out one of rotate90 and crop_width"
+        )
+    scaled = RandomScaleCrop(
+        long_side, crop, scale, ignore, cat_max_ratio, hflip_prob=0.5, crop_width=crop_width
+    )
     further = orientations(vflip, rotate90)
     if photometric:
         further.append(v2.RandomPhotometricDistort())
